@@ -1,0 +1,238 @@
+"""The neutral vocabulary of paging, and what an ISA must say to describe its page tables.
+
+One page table (`mm.page.PageTable`) serves many formats. A format is data (levels, index widths,
+leaf sizes, rules) plus an entry codec. Levels are numbered from the leaf up: level 1 holds the
+smallest pages, and the root is the highest number. Intel's PT is level 1; Arm's "level 3" table
+is level 1 here, and each format names its own levels for people (`level_name`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import Enum, IntEnum, IntFlag
+
+from aether_emu.errors import EncodingError
+
+
+class PageFlags(IntFlag):
+    """What a mapping permits and what was observed of it, without any ISA's bits."""
+
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4  # by the privilege that USER names
+    USER = 8  # reachable from the unprivileged level
+    GLOBAL = 16  # survives an address-space switch
+    ACCESSED = 32
+    DIRTY = 64
+
+
+class MemoryType(IntEnum):
+    """Cacheability of a mapping. Unicorn has no caches: encoded genuinely, modelled in effect."""
+
+    WRITE_BACK = 0
+    WRITE_THROUGH = 1
+    UNCACHED_MINUS = 2
+    UNCACHED = 3
+    WRITE_COMBINING = 4
+    WRITE_PROTECTED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """Everything a leaf says besides its address."""
+
+    flags: PageFlags
+    memory: MemoryType = MemoryType.WRITE_BACK
+    key: int = 0  # protection key; 0 where the format has none
+    software: int = 0  # bits the MMU ignores
+
+
+class Access(IntFlag):
+    """One access as a fault reports it. Plain ints with these bits travel the fault path."""
+
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4
+    USER = 8  # issued at the unprivileged level
+    PRESENT = 16  # the translation existed and forbade the access
+    MALFORMED = 32  # a reserved bit was set
+    KEY = 64  # a protection key forbade the access
+
+
+class HeldKind(Enum):
+    """Why an entry is not present although its page is known."""
+
+    SWAP = 1
+    MIGRATION = 2
+    POISON = 3
+    USERFAULT = 4
+    NO_ACCESS = 5  # the page is resident, its area permits nothing (PROT_NONE); value is its frame number
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A present entry that ends the walk. `address` is the physical start of the page."""
+
+    address: int
+    attributes: Attributes
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A present entry that points at the next table. `flags` restrict everything below it."""
+
+    address: int
+    flags: PageFlags
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """An entry that maps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A typed non-present entry: the MMU faults, software knows what stood there."""
+
+    kind: HeldKind
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A present entry with reserved bits set; `bits` are the offending ones."""
+
+    bits: int
+
+
+Entry = Leaf | Table | Absent | Held | Malformed
+
+
+@dataclass(frozen=True, slots=True)
+class BitField:
+    """One named field of an entry: `width` bits from bit `low` up."""
+
+    name: str
+    low: int
+    width: int
+    meaning: str
+
+    @property
+    def mask(self) -> int:
+        return ((1 << self.width) - 1) << self.low
+
+    def get(self, word: int) -> int:
+        return (word >> self.low) & ((1 << self.width) - 1)
+
+    def put(self, value: int) -> int:
+        """The field's bits holding `value`. Raises ValueError when it does not fit."""
+        if value >> self.width:
+            raise ValueError(f"{self.name} has {self.width} bit(s); {value:#x} does not fit")
+        return value << self.low
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a page table: `1 << bits` entries, each covering `1 << shift` bytes."""
+
+    shift: int
+    bits: int
+    leaf: bool  # a leaf may stand here
+    name: str
+
+    @property
+    def entries(self) -> int:
+        return 1 << self.bits
+
+    @property
+    def size(self) -> int:
+        """Bytes that one entry of this level covers."""
+        return 1 << self.shift
+
+
+class PageTableFormat(ABC):
+    """An ISA's page-table format: data, and a codec for single entries.
+
+    `levels[0]` is level 1 (the smallest page). Entries are 8 bytes, little endian.
+    """
+
+    name: str
+    levels: tuple[Level, ...]
+    address_mask: int  # where a level-1 leaf keeps its physical address
+    present_mask: int  # an entry with one of these bits set takes part in a walk
+    physical_bits: int
+    break_before_make: bool  # the architecture forbids changing a live entry into another live one
+    hardware_accessed: bool  # the MMU sets ACCESSED itself
+    hardware_dirty: bool  # the MMU sets DIRTY itself
+
+    @property
+    def top(self) -> int:
+        """The root's level number."""
+        return len(self.levels)
+
+    @property
+    def page_shift(self) -> int:
+        return self.levels[0].shift
+
+    @property
+    def page_size(self) -> int:
+        return 1 << self.levels[0].shift
+
+    @property
+    def virtual_bits(self) -> int:
+        root = self.levels[-1]
+        return root.shift + root.bits
+
+    def leaf_sizes(self) -> tuple[int, ...]:
+        """Bytes of each leaf the format allows, smallest first."""
+        return tuple(level.size for level in self.levels if level.leaf)
+
+    def level_name(self, level: int) -> str:
+        return self.levels[level - 1].name
+
+    @abstractmethod
+    def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
+        """The bits of a leaf except its address: `address | leaf_bits` is the entry.
+
+        Raises EncodingError when the format cannot express the attributes.
+        """
+
+    @abstractmethod
+    def table_entry(self, address: int) -> int:
+        """An entry that points at the table at physical `address`, restricting nothing."""
+
+    @abstractmethod
+    def held_entry(self, held: Held) -> int:
+        """A non-present entry that keeps `held`. Raises EncodingError when the value does not fit."""
+
+    @abstractmethod
+    def decode(self, entry: int, level: int) -> Entry:
+        """What the MMU makes of `entry` at `level`."""
+
+    @abstractmethod
+    def fields(self, level: int) -> tuple[BitField, ...]:
+        """The layout of a present entry at `level`, for printing and documentation."""
+
+    @abstractmethod
+    def write_protect(self, entry: int) -> int:
+        """`entry`, a leaf, without permission to write."""
+
+    @abstractmethod
+    def leaf_address(self, entry: int, level: int) -> int:
+        """The physical address a present leaf points at."""
+
+    def leaf_entry(self, address: int, attributes: Attributes, level: int = 1) -> int:
+        """A leaf at `level`. Raises EncodingError for a misaligned or too wide address."""
+        size = self.levels[level - 1].size
+        if address & (size - 1) or address >> self.physical_bits:
+            raise EncodingError(
+                f"{self.name}: {address:#x} is no address of a {size:#x} byte leaf "
+                f"within {self.physical_bits} physical bits"
+            )
+        return address | self.leaf_bits(attributes, level)
+
+    def describe(self, entry: int, level: int) -> str:
+        """One line for people: the decoded fields of `entry`."""
+        parts = [f"{f.name}={f.get(entry):#x}" for f in self.fields(level) if f.get(entry)]
+        return f"{self.level_name(level)} {entry:#018x} " + " ".join(parts)

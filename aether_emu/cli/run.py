@@ -1,0 +1,149 @@
+"""`aether run`: execute one program under the memory manager."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aether_emu.cli.interrupts import Interrupts
+from aether_emu.cli.main import app
+from aether_emu.errors import ConfigError, ProgramError
+
+if TYPE_CHECKING:
+    from aether_emu.linux.process import Ended
+    from aether_emu.linux.vfs.mounts import Bind
+
+_INTERRUPTED, _TIMED_OUT = 130, 124
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def run(  # noqa: PLR0914  # an option is a parameter here
+    program: Annotated[str, typer.Argument(help="The ELF program; its header names the ISA.")],
+    args: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Emulated RAM, such as 512M.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The one source of all chance.")] = None,
+    no_aslr: Annotated[bool, typer.Option("--no-aslr", help="Do not randomise addresses.")] = False,
+    config: Annotated[Path | None, typer.Option(help="A TOML file of parameters.")] = None,
+    root: Annotated[Path | None, typer.Option(help="A host directory that becomes the guest's /.")] = None,
+    bind: Annotated[list[str] | None, typer.Option(help="HOST:GUEST[:rw], may be repeated.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="K=V, may be repeated.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Stop after that many seconds (exit 124).")] = None,
+    stats: Annotated[bool, typer.Option("--stats", help="A table of what happened, on stderr.")] = False,
+    stats_json: Annotated[Path | None, typer.Option(help="The same as JSON, into a file.")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+) -> None:
+    """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
+    del debug  # read by `main`, which must know it before anything can fail
+    from aether_emu.config import Config
+    from aether_emu.observe import stats as statistics
+    from aether_emu.system import Grants, Machine
+
+    if timeout is not None and timeout <= 0:
+        raise ConfigError("timeout", timeout, "more than 0 seconds")
+    overrides = {"ram": ram, "seed": seed, "aslr": False if no_aslr else None}
+    parameters = Config.load(config, overrides)
+    grants = Grants(root, [_bind(text) for text in bind or []])
+    environment = dict(_variable(text) for text in env or [])
+    pauses = _Pauses()
+    machine = Machine(_isa_of(program, root), config=parameters, pause=pauses.pause)
+    wanted = stats or stats_json is not None
+    status = 125
+    try:
+        machine.load(program, [program, *(args or [])], env=environment, grants=grants)
+        if wanted:
+            statistics.prepare(machine)
+        started = time.perf_counter()
+        with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
+            pauses.interrupts = interrupts
+            ended = _run(machine.run)
+        if wanted:
+            data = statistics.collect(machine, time.perf_counter() - started)
+            if stats_json is not None:
+                _write(stats_json, statistics.as_json(data))
+            if stats:
+                from rich.console import Console
+
+                Console(stderr=True).print(statistics.as_table(data))
+        status = _status(ended, interrupts, program)
+    finally:
+        machine.close()
+    raise typer.Exit(status)
+
+
+class _Pauses:
+    """Sleeps a little while the guest waits for input; ends the run when it was interrupted."""
+
+    interrupts: Interrupts | None = None
+
+    def pause(self) -> None:
+        from aether_emu.linux.kernel import Interrupted
+
+        if self.interrupts is not None and self.interrupts.reason is not None:
+            raise Interrupted
+        time.sleep(0.005)
+
+
+def _run(run: object) -> Ended | None:
+    """The end of the program, or None when the run was stopped from outside."""
+    from aether_emu.linux.kernel import Interrupted
+
+    assert callable(run)
+    try:
+        ended: Ended = run()
+    except Interrupted:
+        return None
+    return ended
+
+
+def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
+    if ended is None:
+        if interrupts.reason == "timeout":
+            print(f"aether: {program}: stopped by --timeout", file=sys.stderr)
+            return _TIMED_OUT
+        return _INTERRUPTED
+    if ended.signal:
+        print(f"aether: {program}: killed by {ended.why}", file=sys.stderr)
+    return ended.status
+
+
+def _isa_of(program: str, root: Path | None) -> str:
+    """The ISA that the program's header names, on the host or below --root. ProgramError if it cannot be read."""
+    from aether_emu.linux.elf import read_image
+
+    host = Path(program) if root is None else root / program.lstrip("/")
+    try:
+        with host.open("rb") as file:
+            return read_image(file, program).isa
+    except FileNotFoundError:
+        if root is not None:
+            return "x86_64"  # a link that only the guest's own / can follow
+        raise ProgramError(f"{program}: no such file", 127) from None
+    except OSError as error:
+        raise ProgramError(f"{program}: {error.strerror}") from None
+
+
+def _bind(text: str) -> Bind:
+    from aether_emu.linux.vfs.mounts import Bind
+
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(parts) or parts[2:] not in ([], ["rw"], ["ro"]):
+        raise ConfigError("bind", text, "HOST:GUEST or HOST:GUEST:rw")
+    return Bind(Path(parts[0]), parts[1], writable=parts[2:] == ["rw"])
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals or "\0" in text:
+        raise ConfigError("env", text, "NAME=VALUE")
+    return name, value
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise ConfigError("stats-json", str(path), f"cannot be written: {error.strerror}") from None

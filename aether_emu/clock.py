@@ -1,0 +1,89 @@
+"""Virtual time: executed blocks at a documented cost each, plus the costs of events. Never the wall clock.
+
+A run is repeatable only if its clocks are, so every clock a guest can read answers from here:
+
+    guest time = costs of events so far + (blocks executed since the first read) * cost of a block
+
+Blocks count from the *first guest read of any clock*, the origin, and not from the start. Counting
+blocks slows the engine, so it counts only from when somebody needs the number, and a program must
+not be able to tell whether somebody else (statistics, a trace) had needed it earlier. Events are
+always counted, hence a first read sees the costs of the events before it and nothing else.
+
+The costs are `ClockCosts` in `config`; they give plausible time, not a model of a processor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aether_emu.config import ClockCosts
+
+EPOCH_NS = 1_577_836_800 * 10**9
+"""2020-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts."""
+
+TSC_HZ = 10**9
+"""Frequency of the x86_64 time-stamp counter: one cycle is one nanosecond of virtual time."""
+
+COUNTER_HZ = 62_500_000
+"""Frequency of ARM64's CNTVCT_EL0, as CNTFRQ_EL0 tells it (Arm ARM D12.1): one tick each 16 ns."""
+
+
+@dataclass(slots=True)
+class VirtualClock:
+    """The one clock of a machine. All state is in its plain fields, so copying them is capturing it."""
+
+    costs: ClockCosts
+    event_ns: int = 0
+    """Sum of the costs of all events since the start."""
+    blocks: int = 0
+    """The newest block count that the engine reported. Never decreases."""
+    origin: int | None = None
+    """The block count at the first guest read; None as long as the guest has read no clock."""
+
+    def advance(self, cost_ns: int) -> None:
+        """Charge an event (a fault, a system call, idling until a timer): `cost_ns` >= 0 nanoseconds."""
+        if cost_ns < 0:
+            raise ValueError(f"virtual time cannot go back by {-cost_ns} ns")
+        self.event_ns += cost_ns
+
+    def observe(self, blocks: int) -> int:
+        """The guest reads a clock, at an engine count of `blocks` executed: guest time in ns.
+
+        Every path by which a guest learns the time goes through here first (RDTSC, CNTVCT_EL0,
+        clock_gettime, a timer's deadline), then may use the other readings. Raises ValueError if
+        `blocks` is less than reported before.
+        """
+        if blocks < self.blocks:
+            raise ValueError(f"block count went back from {self.blocks} to {blocks}")
+        self.blocks = blocks
+        if self.origin is None:
+            self.origin = blocks
+        return self.now_ns
+
+    @property
+    def now_ns(self) -> int:
+        """Guest time in ns since the start, as of the newest block count. Before the first read: events."""
+        if self.origin is None:
+            return self.event_ns
+        return self.event_ns + (self.blocks - self.origin) * self.costs.block
+
+    @property
+    def realtime_ns(self) -> int:
+        """Guest wall-clock time in ns since 1970 (CLOCK_REALTIME)."""
+        return EPOCH_NS + self.now_ns
+
+    @property
+    def total_ns(self) -> int:
+        """Virtual time in ns with all blocks counted, those before the first read too: for statistics only.
+
+        It depends on when counting began, so nothing that a guest can see may depend on it.
+        """
+        return self.event_ns + self.blocks * self.costs.block
+
+    def ticks(self, frequency_hz: int) -> int:
+        """What a free-running counter of `frequency_hz` shows, 0 at the start, rounded down."""
+        return self.now_ns * frequency_hz // 10**9
+
+    def tsc(self) -> int:
+        """What RDTSC reads (Intel SDM 3B 18.17), in cycles of `TSC_HZ`."""
+        return self.ticks(TSC_HZ)

@@ -1,0 +1,341 @@
+"""Every parameter of a machine in one frozen, validated `Config`: defaults, then TOML, then options.
+
+A parameter is declared once, as a field with a rule. The rule parses what a file or an option says,
+refuses what is not allowed and describes itself for the documentation, so the three cannot disagree.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from aether_emu.errors import ConfigError
+
+KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
+
+_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
+_SIZE = re.compile(r"([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
+_SIZE_FORMS = "a number of bytes, or one with K, M, G or T (powers of 1024), such as 512M"
+
+
+def parse_size(text: str | int, name: str = "size") -> int:
+    """Bytes meant by `512M`, `2 GiB`, `64k`, `4096` or `0x1000`: units are powers of 1024. An int is kept.
+
+    Raises ConfigError for the parameter `name` on anything else (fractions and signs too).
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        return text
+    if isinstance(text, str):
+        stripped = text.strip()
+        if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", stripped):
+            return int(stripped, 16)
+        if match := _SIZE.fullmatch(stripped):
+            return int(match[1]) * _UNITS[(match[2] or "").upper()]
+    raise ConfigError(name, text, _SIZE_FORMS)
+
+
+def format_size(size: int) -> str:
+    """`size` bytes in the largest unit that divides them, such as `512M`. `parse_size` gives it back."""
+    for unit in "TGMK":
+        if size and size % _UNITS[unit] == 0:
+            return f"{size // _UNITS[unit]}{unit}"
+    return str(size)
+
+
+class _Rule(ABC):
+    """What a parameter may be. `allowed` says it in words, for errors and documentation."""
+
+    @property
+    @abstractmethod
+    def allowed(self) -> str: ...
+
+    @abstractmethod
+    def check(self, value: object) -> bool:
+        """Whether a value, of whatever type, is allowed."""
+
+    def parse(self, name: str, value: object) -> object:
+        """The value meant by what a file or an option says. Need not be allowed."""
+        return value
+
+    def format(self, value: object) -> str:
+        return str(value)
+
+
+@dataclass(frozen=True)
+class _Whole(_Rule):
+    """A whole number from `low` to `high`. Other than a plain number it is written with units or in hex."""
+
+    low: int
+    high: int
+    multiple: int = 1
+    power_of_two: bool = False
+    page_aligned: bool = False
+    optional: bool = False
+    written: Literal["number", "size", "address"] = "number"
+
+    @property
+    def allowed(self) -> str:
+        kind = "a whole number"
+        if self.power_of_two:
+            kind = "a power of two"
+        elif self.page_aligned:
+            kind = "a multiple of page_size"
+        elif self.multiple > 1:
+            kind = f"a multiple of {self.format(self.multiple)}"
+        text = f"{kind} from {self.format(self.low)} to {self.format(self.high)}"
+        return f"{text}, or left out for no limit" if self.optional else text
+
+    def check(self, value: object) -> bool:
+        if value is None:
+            return self.optional
+        if not isinstance(value, int) or isinstance(value, bool):
+            return False
+        if self.power_of_two and value & (value - 1):
+            return False
+        return self.low <= value <= self.high and value % self.multiple == 0
+
+    def parse(self, name: str, value: object) -> object:
+        return parse_size(value, name) if self.written != "number" and isinstance(value, str) else value
+
+    def format(self, value: object) -> str:
+        if value is None:
+            return "unlimited"
+        if not isinstance(value, int) or self.written == "number":
+            return str(value)
+        return format_size(value) if self.written == "size" else hex(value)
+
+
+@dataclass(frozen=True)
+class _Choice(_Rule):
+    """One of a few sizes."""
+
+    values: tuple[int, ...]
+
+    @property
+    def allowed(self) -> str:
+        return "one of " + ", ".join(map(str, self.values))
+
+    def check(self, value: object) -> bool:
+        return value in self.values
+
+    def parse(self, name: str, value: object) -> object:
+        return parse_size(value, name) if isinstance(value, str) else value
+
+
+class _Flag(_Rule):
+    """True or false."""
+
+    allowed = "true or false"
+
+    def check(self, value: object) -> bool:
+        return isinstance(value, bool)
+
+    def format(self, value: object) -> str:
+        return str(value).lower()
+
+
+class _HostName(_Rule):
+    """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
+
+    allowed = "1 to 64 letters, digits, '.' and '-', the first a letter or a digit"
+
+    def check(self, value: object) -> bool:
+        return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", value) is not None
+
+
+def _parameter(default: Any, rule: _Rule, meaning: str) -> Any:
+    """A dataclass field under `rule`. `meaning` is the documentation, with the unit."""
+    return field(default=default, metadata={"rule": rule, "meaning": meaning})
+
+
+def _cost(default: int, meaning: str, low: int = 0) -> Any:
+    return _parameter(default, _Whole(low, 10**12), meaning)
+
+
+def _validate(parameters: ClockCosts | Config, prefix: str = "") -> None:
+    for parameter in fields(parameters):
+        rule: _Rule | None = parameter.metadata.get("rule")
+        value = getattr(parameters, parameter.name)
+        if rule is not None and not rule.check(value):
+            raise ConfigError(prefix + parameter.name, value, rule.allowed)
+
+
+class Parameter(NamedTuple):
+    """One row of the documentation of the parameters."""
+
+    name: str
+    default: str
+    allowed: str
+    meaning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockCosts:
+    """What each event adds to virtual time, in ns (the TOML table `[clock]`).
+
+    They have the magnitudes of a server of about 2020 and are there to make time plausible and
+    repeatable. They are not measurements of this machine and nothing should be tuned by them.
+    """
+
+    # Never 0: a program that waits by reading a clock in a loop must get somewhere.
+    block: int = _cost(2, "ns for each executed block (a straight run of about five instructions)", low=1)
+    fault_minor: int = _cost(
+        500, "ns for a fault that needs no copy and no storage: demand-zero, a page found present"
+    )
+    fault_copy: int = _cost(1_000, "ns for a fault that copies a page (copy-on-write)")
+    fault_major: int = _cost(
+        50_000, "ns for a fault that waits for storage: swap, a file's page not in the aperture"
+    )
+    fault_denied: int = _cost(1_500, "ns for a fault that ends in a signal")
+    system_call: int = _cost(100, "ns for a system call, whatever it does")
+    flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
+    flush_all: int = _cost(500, "ns for a full TLB flush")
+
+    def __post_init__(self) -> None:
+        _validate(self, "clock.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The parameters of one machine. Invalid ones cannot be constructed: ConfigError says what is allowed.
+
+    A TOML file names them as the fields here: all at the top level, except the costs of the clock,
+    which stand in the table `[clock]`. Sizes and addresses may be text with a unit.
+
+        ram = "1G"
+        seed = 7
+        aslr = false
+
+        [clock]
+        fault_major = 80_000
+    """
+
+    ram: int = _parameter(
+        512 * MIB, _Whole(2 * MIB, TIB, page_aligned=True, written="size"), "bytes of RAM of the machine"
+    )
+    aperture: int = _parameter(
+        GIB,
+        _Whole(2 * MIB, TIB, multiple=2 * MIB, written="size"),
+        "bytes of physical address space in which file contents appear; address space, not memory",
+    )
+    page_size: int = _parameter(4096, _Choice((4096,)), "bytes in a base page (the granule)")
+    kernel_base: int = _parameter(
+        0xFFFF_8000_0000_0000,
+        _Whole(0xFFFF_8000_0000_0000, 0xFFFF_FFFF_8000_0000, page_aligned=True, written="address"),
+        "first virtual address that belongs to the supervisor",
+    )
+    user_base: int = _parameter(
+        0x1_0000,
+        _Whole(0, 1 << 46, page_aligned=True, written="address"),
+        "lowest virtual address a program may map (Linux: vm.mmap_min_addr)",
+    )
+    max_mmap_areas: int = _parameter(
+        65_530, _Whole(16, 2**31 - 1), "areas in one address space; the next mapping gets ENOMEM"
+    )
+    stack_limit: int = _parameter(
+        8 * MIB,
+        _Whole(128 * KIB, TIB, page_aligned=True, written="size"),
+        "bytes to which the initial stack may grow (RLIMIT_STACK)",
+    )
+    memory_limit: int | None = _parameter(
+        None,
+        _Whole(MIB, 1 << 47, page_aligned=True, optional=True, written="size"),
+        "bytes of address space a process may map (RLIMIT_AS)",
+    )
+    open_files: int = _parameter(1024, _Whole(8, 1 << 20), "file descriptors of one process (RLIMIT_NOFILE)")
+    fault_around: int = _parameter(
+        16,
+        _Whole(1, 512, power_of_two=True),
+        "pages of a file that one read fault maps, the wanted one included; 1 is off",
+    )
+    aslr: bool = _parameter(True, _Flag(), "whether addresses are randomised, from the seed")
+    seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
+    uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")
+    gid: int = _parameter(1000, _Whole(0, 2**32 - 2), "group id that programs see")
+    hostname: str = _parameter(
+        "aether",
+        _HostName(),
+        "node name that uname tells",
+    )
+    clock: ClockCosts = field(default_factory=ClockCosts)
+
+    def __post_init__(self) -> None:
+        _validate(self)
+        if not isinstance(self.clock, ClockCosts):
+            raise ConfigError("clock", self.clock, "a table of costs")
+        for parameter in fields(self):
+            rule: _Rule | None = parameter.metadata.get("rule")
+            value = getattr(self, parameter.name)
+            if (
+                isinstance(rule, _Whole)
+                and rule.page_aligned
+                and value is not None
+                and value % self.page_size
+            ):
+                raise ConfigError(
+                    parameter.name, rule.format(value), f"{rule.allowed}, which is {self.page_size}"
+                )
+
+    @classmethod
+    def load(
+        cls, toml_path: str | Path | None = None, overrides: Mapping[str, object] | None = None
+    ) -> Config:
+        """Defaults, replaced by what `toml_path` says, replaced by what `overrides` says.
+
+        `overrides` has the shape of the file: `{"ram": "1G", "clock": {"block": 3}}`. A None in it
+        stands for an option that was not given and changes nothing. Raises ConfigError on a bad value,
+        an unknown name, and a file that cannot be read or is not TOML.
+        """
+        values: dict[str, Any] = {}
+        costs: dict[str, Any] = {}
+        for source in (_read_toml(toml_path) if toml_path is not None else {}, overrides or {}):
+            table = source.get("clock")
+            if isinstance(table, Mapping):
+                costs |= _parse_table(ClockCosts, table, "clock.")
+            elif table is not None:
+                raise ConfigError("clock", table, "a table of costs")
+            values |= _parse_table(cls, {name: value for name, value in source.items() if name != "clock"})
+        return cls(**values, clock=ClockCosts(**costs))
+
+    @classmethod
+    def describe(cls) -> list[Parameter]:
+        """A row for each parameter in the order of the fields, the clock's last as `clock.NAME`."""
+        rows = []
+        for prefix, owner in (("", cls), ("clock.", ClockCosts)):
+            for parameter in fields(owner):
+                rule: _Rule | None = parameter.metadata.get("rule")
+                if rule is not None:
+                    default = rule.format(parameter.default)
+                    meaning = parameter.metadata["meaning"]
+                    rows.append(Parameter(prefix + parameter.name, default, rule.allowed, meaning))
+        return rows
+
+
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError("config", str(path), f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError("config", str(path), f"not TOML: {error}") from error
+
+
+def _parse_table(
+    owner: type[ClockCosts | Config], table: Mapping[str, object], prefix: str = ""
+) -> dict[str, Any]:
+    """The given values under `owner`'s rules, parsed and checked. Refuses names it does not have."""
+    rules: dict[str, _Rule] = {f.name: f.metadata["rule"] for f in fields(owner) if "rule" in f.metadata}
+    parsed: dict[str, object] = {}
+    for name, value in table.items():
+        if name not in rules:
+            raise ConfigError(prefix + name, value, f"no such parameter; known are {', '.join(rules)}")
+        if value is not None:
+            parsed[name] = rules[name].parse(prefix + name, value)
+            if not rules[name].check(parsed[name]):
+                raise ConfigError(prefix + name, value, rules[name].allowed)
+    return parsed

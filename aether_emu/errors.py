@@ -1,0 +1,72 @@
+"""Every error the package raises on purpose, each carrying the values its reader needs.
+
+One root, `AetherError`: the command line prints such an error as one line and keeps the traceback
+for `--debug`. Anything else that escapes is a bug. `Refused` is the guest's kind of error: it
+carries the POSIX errno that a system call returns.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class AetherError(Exception):
+    """Root of all errors raised on purpose. `str()` is one line, fit for a terminal."""
+
+
+class ConfigError(AetherError):
+    """A parameter has a bad value. Names the parameter, the value and what is allowed."""
+
+    def __init__(self, name: str, value: object, allowed: str) -> None:
+        self.name, self.value, self.allowed = name, value, allowed
+        super().__init__(f"{name}={value!r} is not allowed: {allowed}")
+
+
+class AddressError(AetherError, ValueError):
+    """A number is not a valid address of its kind."""
+
+    def __init__(self, kind: str, value: int, why: str) -> None:
+        self.kind, self.value = kind, value
+        super().__init__(f"{value:#x} is no {kind}: {why}")
+
+
+class FrameError(AetherError):
+    """The frame allocator was asked for something that would corrupt it (a double free, a wild frame)."""
+
+
+class OutOfFrames(AetherError):
+    """No frame is left. Physical memory is exhausted (or an injected failure says so)."""
+
+    def __init__(self, wanted: int = 1) -> None:
+        self.wanted = wanted
+        super().__init__(f"out of physical memory: {wanted} frame(s) wanted")
+
+
+class EncodingError(AetherError):
+    """An entry cannot be encoded in this page-table format."""
+
+
+class MappingError(AetherError):
+    """A page-table operation would break a rule of the table (overwrites a live entry, splits a leaf...)."""
+
+
+class EngineError(AetherError):
+    """The emulated CPU stopped for a reason that is the engine's, not the guest's."""
+
+
+class ProgramError(AetherError):
+    """The program cannot be run. `exit_status` follows the shell: 126 cannot execute, 127 not found."""
+
+    def __init__(self, message: str, exit_status: int = 126) -> None:
+        self.exit_status = exit_status
+        super().__init__(message)
+
+
+class Refused(AetherError):
+    """An operation the guest asked for is refused with a POSIX errno (`errno` is positive)."""
+
+    def __init__(self, errno: int, why: str = "") -> None:
+        self.errno = errno
+        name = _errno.errorcode.get(errno, str(errno))
+        super().__init__(f"{name}: {why or os.strerror(errno)}")

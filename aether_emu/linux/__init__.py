@@ -1,0 +1,1 @@
+"""The Linux personality: what the guest programs take for a kernel."""

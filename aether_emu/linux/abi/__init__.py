@@ -1,0 +1,57 @@
+"""What differs between the ISAs in Linux's interface to programs: one `Abi` each.
+
+Everything else in `linux/` is written once. An `Abi` carries the system-call numbers, the encodings
+that Linux lays out per ISA, the signal frame, and what a program is told about the machine.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from aether_emu.linux.vfs.stat import Stat
+from aether_emu.machine.cpu import Cpu, Trap
+from aether_emu.policy.aslr import Entropy
+
+if TYPE_CHECKING:
+    from aether_emu.linux.signals import Delivery, Restored, SignalInfo
+
+
+class Abi(ABC):
+    """One ISA's Linux interface."""
+
+    isa: str
+    machine: str  # uname -m, and AT_PLATFORM
+    system_calls: Mapping[int, str]  # number -> name
+    system_call_size: int  # bytes of the instruction, to issue a call again
+    user_end: int  # TASK_SIZE: the end of the user half
+    entropy: Entropy
+
+    @abstractmethod
+    def encode_stat(self, stat: Stat) -> bytes:
+        """`struct stat`."""
+
+    @abstractmethod
+    def hardware_capabilities(self, cpu: Cpu) -> tuple[int, int]:
+        """AT_HWCAP and AT_HWCAP2, as true of the emulated CPU."""
+
+    @abstractmethod
+    def start(self, cpu: Cpu, entry: int, stack_pointer: int) -> None:
+        """Set every register for a new program."""
+
+    # ---- signals
+
+    minimum_signal_stack: int  # AT_MINSIGSTKSZ
+
+    @abstractmethod
+    def trap_signal(self, cpu: Cpu, trap: Trap) -> SignalInfo:
+        """The signal that an exception becomes."""
+
+    @abstractmethod
+    def push_frame(self, cpu: Cpu, delivery: Delivery) -> None:
+        """Build the signal frame on the user stack and enter the handler. Raises UserFault."""
+
+    @abstractmethod
+    def pop_frame(self, cpu: Cpu) -> Restored:
+        """rt_sigreturn: put the registers of the frame back. Raises UserFault or Refused (a bad frame)."""

@@ -1,0 +1,241 @@
+"""The kernel's entry points: faults, traps and system calls of the running process.
+
+    CPU --on_fault--> space.fault --Resolved--> guest goes on
+                                  \\-AccessError, BusError, OutOfMemory--> signals
+    CPU --on_system_call--> table[number](arguments)
+    CPU --on_trap--> signals
+
+`run` is the scheduler, the outermost loop: it enters the CPU, and looks at why it came back.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from aether_emu.clock import VirtualClock
+from aether_emu.config import Config
+from aether_emu.errors import AetherError, EngineError, Refused
+from aether_emu.linux.abi import Abi
+from aether_emu.linux.calls import build_table
+from aether_emu.linux.process import Ended, Process
+from aether_emu.linux.signals import (
+    BUS_ADRERR,
+    SEGV_ACCERR,
+    SEGV_MAPERR,
+    SIGBUS,
+    SIGKILL,
+    SIGSEGV,
+    SignalInfo,
+)
+from aether_emu.machine.cpu import Cpu, ExitReason, Trap, UserFault
+from aether_emu.mm.backing import FileBacking, FileTable
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import RESOLVED, AccessError, BusError, OutOfMemory
+from aether_emu.mm.physical import Physical
+from aether_emu.random import Streams
+
+if TYPE_CHECKING:
+    from aether_emu.linux.waiting import Waiter
+
+_MINOR = (
+    Event.FAULT_ZERO_PAGE,
+    Event.FAULT_DEMAND_ZERO,
+    Event.FAULT_UPGRADE,
+    Event.FAULT_FILE,
+    Event.FAULT_SHARED,
+    Event.FAULT_SPURIOUS,
+)
+RESOLVED_FAULTS = (*_MINOR, Event.FAULT_COPY)
+_UNKNOWN = 512  # slot of the counter for numbers without a call
+
+
+class Interrupted(Exception):
+    """The run was ended from outside (Ctrl-C, a timeout)."""
+
+
+class Deadlock(AetherError):
+    """The only process waits for something that nobody can bring about."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the program waits for {what} that nobody can change")
+
+
+class Kernel:
+    """One machine's kernel, with the one process it runs."""
+
+    def __init__(
+        self,
+        cpu: Cpu,
+        physical: Physical,
+        abi: Abi,
+        config: Config,
+        clock: VirtualClock,
+        streams: Streams,
+        waiter: Waiter,
+    ) -> None:
+        self.cpu, self.physical, self.abi, self.config = cpu, physical, abi, config
+        self.clock, self.streams, self.waiter = clock, streams, waiter
+        self.process: Process
+        self.file_backings = FileTable(physical)
+        self.calls_made = [0] * (_UNKNOWN + 1)
+        self._calls: list[Callable[..., int | None] | None] = []
+        self._charged = 0
+        self._deadlock = ""
+        costs = config.clock
+        self._costs = {
+            **dict.fromkeys(_MINOR, costs.fault_minor),
+            Event.FAULT_COPY: costs.fault_copy,
+            Event.FAULT_ACCESS: costs.fault_denied,
+            Event.FAULT_BUS: costs.fault_denied,
+            Event.FLUSH_PAGE: costs.flush_page,
+            Event.FLUSH_ALL: costs.flush_all,
+        }
+        cpu.on_fault = self._fault
+        cpu.resolve = self._resolve
+        cpu.on_trap = self._trap
+        cpu.on_system_call = self._system_call
+
+    def adopt(self, process: Process) -> None:
+        """Run `process` from now on."""
+        self.process = process
+        self._calls = build_table(process)
+        self._space_fault = process.space.fault
+        self.cpu.set_root(process.space.table.root)
+
+    # ---- entry points
+
+    def _fault(self, va: int, access: int) -> None:
+        outcome = self._space_fault(va, access)
+        if outcome is not RESOLVED:
+            self._refuse(outcome, va, access)
+
+    def _resolve(self, va: int, access: int) -> bool:
+        outcome = self._space_fault(va, access)
+        if isinstance(outcome, OutOfMemory):
+            self._out_of_memory()
+        return outcome is RESOLVED
+
+    def _refuse(self, outcome: object, va: int, access: int) -> None:
+        signals = self.process.signals
+        match outcome:
+            case AccessError(_, mapped):
+                code = SEGV_ACCERR if mapped else SEGV_MAPERR
+                signals.force(SignalInfo(SIGSEGV, code, va, access=access))
+            case BusError():
+                signals.force(SignalInfo(SIGBUS, BUS_ADRERR, va, access=access))
+            case OutOfMemory():
+                self._out_of_memory()
+            case _:
+                raise AssertionError(f"fault outcome {outcome!r}")
+
+    def _out_of_memory(self) -> None:
+        self.process.end(Ended(signal=SIGKILL, why="out of memory"))
+
+    def _trap(self, trap: Trap) -> None:
+        self.process.signals.force(self.abi.trap_signal(self.cpu, trap))
+
+    def _system_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int | None:
+        number &= 0xFFFF_FFFF
+        try:
+            call = self._calls[number]
+            self.calls_made[number] += 1
+            if call is None:
+                return -errno.ENOSYS
+            return call(a, b, c, d, e, f)
+        except Refused as refused:
+            return -refused.errno
+        except UserFault:
+            return -errno.EFAULT
+        except IndexError:
+            if number < len(self._calls):
+                raise
+            self.calls_made[_UNKNOWN] += 1
+            return -errno.ENOSYS
+
+    # ---- time and accounts
+
+    def observe_time(self) -> int:
+        """The guest reads a clock: virtual ns. From the first reading on, executed blocks count."""
+        self.cpu.count_blocks()
+        self.charge()
+        return self.clock.observe(self.cpu.blocks)
+
+    def charge(self) -> None:
+        """Add the costs of the events since the last call to virtual time."""
+        n, costs = self.physical.counters.n, self.config.clock
+        total = (
+            sum(n[event] * cost for event, cost in self._costs.items())
+            + sum(self.calls_made) * costs.system_call
+        )
+        self.clock.advance(total - self._charged)
+        self._charged = total
+
+    def file_identity(self, backing: FileBacking) -> tuple[str, int]:
+        """Device and inode number of a mapped file, as the guest sees them."""
+        return "00:20", self.process.files.namespace.inodes.of(backing.file.key).number
+
+    def calls_by_name(self) -> dict[str, int]:
+        """How often each system call was made, by name, in the order of their numbers."""
+        names = self.abi.system_calls
+        counts = {names.get(i, f"call {i}"): c for i, c in enumerate(self.calls_made[:_UNKNOWN]) if c}
+        if self.calls_made[_UNKNOWN]:
+            counts["unknown"] = self.calls_made[_UNKNOWN]
+        return counts
+
+    def peak_memory(self) -> int:
+        """The most RAM in use at any time so far, in bytes."""
+        return self.physical.peak_frames() << self.physical.frames.page_shift
+
+    def minor_faults(self) -> int:
+        """Faults that were resolved."""
+        return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
+
+    def deadlock(self, what: str) -> None:
+        """The process waits for something that nobody can bring about: the run ends."""
+        self._deadlock = what
+        self.cpu.stop()
+
+    # ---- the scheduler
+
+    def run(self) -> Ended:
+        """Run the process to its end. Raises Interrupted, Deadlock, EngineError."""
+        process = self.process
+        while process.ended is None:
+            if process.blocked is not None:
+                self._wait(process)
+            self.physical.tlb.consume(0)
+            ended = self.cpu.run()
+            match ended.reason:
+                case ExitReason.STOPPED:
+                    if self._deadlock:
+                        raise Deadlock(self._deadlock)
+                case ExitReason.INTERRUPTED:
+                    raise Interrupted
+                case ExitReason.BUS:
+                    self._bus(ended.address)
+                case _:
+                    raise EngineError(f"at {self.cpu.pc:#x}: {ended.detail}")
+        return process.ended
+
+    def _wait(self, process: Process) -> None:
+        reason, process.blocked = process.blocked, None
+        assert reason is not None
+        if not self.waiter.wait(reason):
+            raise Deadlock(f"a {reason.file.kind}")
+
+    def _bus(self, _address: int) -> None:
+        """A file window lost its page under the guest, or an entry pointed at no memory."""
+        lost = self.waiter.lost_pages()
+        address = self.cpu.pc
+        for file, page in lost:
+            for area in self.process.space.areas:
+                backing = area.backing
+                if backing is not None and getattr(backing, "file", None) is file:
+                    self.process.space.zap_backing(backing, page, 1)
+                    offset = page - area.offset << self.process.space.table.format.page_shift
+                    if 0 <= offset < area.length:
+                        address = area.start + offset
+        self.physical.counters.n[Event.FAULT_BUS] += 1
+        self.process.signals.force(SignalInfo(SIGBUS, BUS_ADRERR, address))

@@ -1,0 +1,296 @@
+"""Starting a program: map its segments, its interpreter, and build the initial stack (execve(2)).
+
+    high    strings: program name, environment, arguments
+            platform, 16 random bytes
+            auxiliary vector, environment pointers, argument pointers
+    sp ->   argument count
+    low     (the stack grows down)
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from dataclasses import dataclass
+
+from aether_emu.errors import OutOfFrames, ProgramError, Refused
+from aether_emu.linux.elf import Image, Segment, read_image
+from aether_emu.linux.process import Process
+from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.vfs.host_file import HostData
+from aether_emu.machine.cpu import Cpu, UserFault
+from aether_emu.mm.address_space import STACK_GUARD_PAGES, AddressSpace
+from aether_emu.mm.backing import Backing
+from aether_emu.mm.protection import Protection
+from aether_emu.policy.aslr import AddressLayout, choose_layout
+
+(
+    AT_NULL, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY, AT_UID, AT_EUID, AT_GID,
+    AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_MINSIGSTKSZ,
+) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 51)  # fmt: skip
+_INITIAL_STACK = 132 << 10
+_RW = Protection.READ | Protection.WRITE
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """One ELF file in memory: what was added to its addresses, and its parsed image."""
+
+    image: Image
+    bias: int
+    name: bytes
+
+    @property
+    def entry(self) -> int:
+        return self.image.entry + self.bias
+
+    @property
+    def end(self) -> int:
+        return self.image.high + self.bias
+
+    @property
+    def headers(self) -> int:
+        """Where the program headers are in memory (0 when no segment holds them)."""
+        for segment in self.image.segments:
+            if segment.offset <= self.image.header_offset < segment.offset + segment.file_size:
+                return segment.address + self.bias + self.image.header_offset - segment.offset
+        return 0
+
+
+def load_program(process: Process) -> None:
+    """Map the program that `process.program` names and set the registers to start it.
+
+    Raises ProgramError with the shell's exit status when it cannot be run.
+    """
+    program = process.program
+    name = program.path.decode("utf-8", "backslashreplace")
+    try:
+        _load(process, name)
+    except Refused as refused:
+        status = 127 if refused.errno == errno.ENOENT else 126
+        raise ProgramError(f"{name}: {refused}", status) from refused
+    except (OutOfFrames, UserFault) as error:
+        raise ProgramError(f"{name}: does not fit into {process.config.ram} bytes of RAM") from error
+
+
+def _load(process: Process, name: str) -> None:
+    config, abi, space = process.config, process.abi, process.space
+    stream = process.kernel.streams.stream("aslr") if config.aslr else None
+    layout = choose_layout(
+        abi.entropy,
+        user_end=abi.user_end,
+        stack_limit=config.stack_limit,
+        guard=STACK_GUARD_PAGES * space.page_size,
+        page_size=space.page_size,
+        stream=stream,
+    )
+    space.mmap_base = layout.mmap_base
+    image, backing = _open(process, process.program.path)
+    if image.isa != abi.isa:
+        backing.release()
+        raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
+    main = _map_main(process, image, backing, layout)
+    interpreter = None
+    if image.interpreter is not None:
+        interpreter = _load_interpreter(process, image.interpreter)
+    _place_heap(space, main, layout, static_pie=image.position_independent and interpreter is None)
+    _map_stack(space, layout, executable=image.executable_stack)
+    process.program.entry = interpreter.entry if interpreter is not None else main.entry
+    builder = _StackBuilder(process, layout)
+    process.program.stack_pointer = builder.build(main, interpreter)
+    abi.start(process.cpu, process.program.entry, process.program.stack_pointer)
+
+
+def _open(process: Process, path: bytes) -> tuple[Image, Backing]:
+    """Parse an ELF file of the guest's file system and attach it to memory."""
+    name = path.decode("utf-8", "backslashreplace")
+    fd = process.files.open(fl.AT_FDCWD, path, fl.O_RDONLY)
+    try:
+        file = process.files.table.file(fd)
+        if not isinstance(file, HostData):
+            raise ProgramError(f"{name}: is not a regular file")
+        with open(file.host_fd, "rb", closefd=False) as stream:
+            stream.seek(0)
+            image = read_image(stream, name)
+        backings = process.kernel.file_backings
+        return image, backings.open(file.host_fd, file.key, name, writable=False)
+    finally:
+        process.files.close(fd)
+
+
+def _map_main(process: Process, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:
+    space = process.space
+    if not image.position_independent:
+        bias = 0
+    elif image.interpreter is not None:
+        bias = (layout.image_base & -max(image.align, space.page_size)) - _page_down(space, image.low)
+    else:
+        bias = _free_place(space, image)
+    return _map_image(process, _Loaded(image, bias, process.program.path), backing)
+
+
+def _load_interpreter(process: Process, path: bytes) -> _Loaded:
+    name = path.decode("utf-8", "backslashreplace")
+    try:
+        image, backing = _open(process, path)
+    except Refused as refused:
+        raise ProgramError(
+            f"needs the interpreter {name}, which is not visible ({refused}); give it with --root or --bind"
+        ) from refused
+    if image.isa != process.abi.isa:
+        backing.release()
+        raise ProgramError(f"the interpreter {name} is for {image.isa}")
+    return _map_image(process, _Loaded(image, _free_place(process.space, image), path), backing)
+
+
+def _page_down(space: AddressSpace, address: int) -> int:
+    return address & -space.page_size
+
+
+def _free_place(space: AddressSpace, image: Image) -> int:
+    """The bias that puts an image at the top of the free space below `mmap_base`."""
+    low = _page_down(space, image.low)
+    align = max(image.align, space.page_size)
+    length = space.page_up(image.high) - low
+    found = space.areas.gap_below(length + align - space.page_size, space.limits.user_base, space.mmap_base)
+    if found is None:
+        raise Refused(errno.ENOMEM, "no room for the image")
+    return (found + align - 1 & -align) - low
+
+
+def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
+    space = process.space
+    low, high = loaded.image.low + loaded.bias, loaded.end
+    name = loaded.name.decode("utf-8", "backslashreplace")
+    if low < space.limits.user_base or high > space.limits.user_end:
+        if not backing.spaces:
+            backing.release()
+        raise ProgramError(f"{name}: a segment lies outside the user address space")
+    try:
+        for segment in loaded.image.segments:
+            _map_segment(process, segment, loaded.bias, backing)
+    except Refused:
+        if not backing.spaces:
+            backing.release()
+        raise
+    return loaded
+
+
+def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing) -> None:
+    """File pages in place, the rest of the last one cleared, whole zero pages behind it."""
+    space = process.space
+    start = segment.address + bias
+    first = _page_down(space, start)
+    file_end, memory_end = start + segment.file_size, start + segment.memory_size
+    mapped_end = space.page_up(file_end) if segment.file_size else first
+    if segment.file_size:
+        offset = _page_down(space, segment.offset) >> space.table.format.page_shift
+        space.unmap(first, mapped_end)
+        space.insert(
+            space.new_area(
+                first,
+                mapped_end,
+                segment.protection,
+                backing=backing,
+                offset=offset,
+                name=backing.name,
+            )
+        )
+    if memory_end > mapped_end:
+        end = space.page_up(memory_end)
+        space.unmap(mapped_end, end)
+        space.insert(space.new_area(mapped_end, end, segment.protection, name=""))
+    if segment.memory_size > segment.file_size and file_end < mapped_end:
+        tail = bytes(min(mapped_end, memory_end) - file_end)
+        if segment.protection & Protection.WRITE:
+            process.cpu.copy_to_user(file_end, tail)
+
+
+def _place_heap(space: AddressSpace, main: _Loaded, layout: AddressLayout, *, static_pie: bool) -> None:
+    """The heap follows the image; a static position-independent program's stands where images go."""
+    start = layout.image_base if static_pie else space.page_up(main.end)
+    space.heap_start = space.heap_end = start + layout.heap_offset
+
+
+def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:
+    protection = _RW | Protection.EXECUTE if executable else _RW
+    start = layout.stack_top - _INITIAL_STACK & -space.page_size
+    area = space.new_area(start, layout.stack_top, protection, grows_down=True, name="[stack]")
+    space.insert(area)
+
+
+class _StackBuilder:
+    """Writes the initial stack through the CPU, as the kernel's own user accesses."""
+
+    def __init__(self, process: Process, layout: AddressLayout) -> None:
+        self._process = process
+        self._cpu: Cpu = process.cpu
+        self._sp = layout.stack_top - 8
+        self._layout = layout
+
+    def build(self, main: _Loaded, interpreter: _Loaded | None) -> int:
+        """Returns the stack pointer of the program's first instruction."""
+        program = self._process.program
+        size = sum(len(text) + 9 for text in (*program.arguments, *program.environment))
+        if size > self._process.config.stack_limit // 4:
+            raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
+        executed = self._string(program.path)
+        environment = self._strings(program.environment)
+        top = self._sp
+        arguments = self._strings(program.arguments)
+        program.argument_area = (self._sp, top)
+        self._sp = (self._sp - self._layout.stack_offset) & -16
+        platform = self._string(self._process.abi.machine.encode())
+        random = self._push(self._process.kernel.streams.stream("at_random").bytes(16))
+        auxiliary = self._auxiliary(main, interpreter, executed, platform, random)
+        program.auxiliary = auxiliary
+        pointers = struct.pack(
+            f"<Q{len(arguments)}QQ{len(environment)}QQ", len(arguments), *arguments, 0, *environment, 0
+        )
+        self._sp = self._sp - len(auxiliary) - len(pointers) & -16
+        self._cpu.copy_to_user(self._sp, pointers + auxiliary)
+        return self._sp
+
+    def _push(self, data: bytes) -> int:
+        self._sp -= len(data)
+        self._cpu.copy_to_user(self._sp, data)
+        return self._sp
+
+    def _string(self, text: bytes) -> int:
+        return self._push(text + b"\0")
+
+    def _strings(self, texts: list[bytes]) -> list[int]:
+        """Addresses of the texts, which lie in memory in the order given."""
+        return [self._string(text) for text in reversed(texts)][::-1]
+
+    def _auxiliary(
+        self, main: _Loaded, interpreter: _Loaded | None, executed: int, platform: int, random: int
+    ) -> bytes:
+        process = self._process
+        config = process.config
+        hwcap, hwcap2 = process.abi.hardware_capabilities(process.cpu)
+        vector = (
+            (AT_HWCAP, hwcap),
+            (AT_PAGESZ, process.space.page_size),
+            (AT_CLKTCK, 100),
+            (AT_PHDR, main.headers),
+            (AT_PHENT, 56),
+            (AT_PHNUM, main.image.header_count),
+            (AT_BASE, interpreter.bias if interpreter is not None else 0),
+            (AT_FLAGS, 0),
+            (AT_ENTRY, main.entry),
+            (AT_UID, config.uid),
+            (AT_EUID, config.uid),
+            (AT_GID, config.gid),
+            (AT_EGID, config.gid),
+            (AT_SECURE, 0),
+            (AT_RANDOM, random),
+            (AT_HWCAP2, hwcap2),
+            (AT_EXECFN, executed),
+            (AT_PLATFORM, platform),
+            (AT_MINSIGSTKSZ, process.abi.minimum_signal_stack),
+            (AT_NULL, 0),
+        )
+        return b"".join(struct.pack("<QQ", *pair) for pair in vector)
+
+

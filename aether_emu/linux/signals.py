@@ -1,0 +1,207 @@
+"""Signals of one process: actions, mask, pending set, delivery (signal(7), sigaction(2)).
+
+Faults are *forced*: a program that blocks or ignores the signal of its own fault dies by it, as
+under Linux. Others are posted, and delivered when the guest is about to go on. The frame that a
+handler sees is the ISA's business (`abi`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from aether_emu.linux.process import Ended
+from aether_emu.machine.cpu import UserFault
+
+if TYPE_CHECKING:
+    from aether_emu.linux.process import Process
+
+SIGHUP, SIGINT, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGKILL = range(1, 10)
+SIGUSR1, SIGSEGV, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM = range(10, 16)
+SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG = range(17, 24)
+SIGXCPU, SIGWINCH = 24, 28
+SIGNALS = 64
+
+SEGV_MAPERR, SEGV_ACCERR = 1, 2
+BUS_ADRALN, BUS_ADRERR = 1, 2
+FPE_INTDIV, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 2, 1, 2
+SI_USER, SI_KERNEL, SI_TKILL, SI_QUEUE = 0, 0x80, -6, -1
+
+SA_ONSTACK, SA_RESTART, SA_NODEFER, SA_RESETHAND, SA_RESTORER = (
+    0x0800_0000,
+    0x1000_0000,
+    0x4000_0000,
+    0x8000_0000,
+    0x0400_0000,
+)
+SA_SIGINFO = 4
+SS_ONSTACK, SS_DISABLE = 1, 2
+SIG_DFL, SIG_IGN = 0, 1
+SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK = 0, 1, 2
+
+_IGNORED = frozenset({SIGCHLD, SIGCONT, SIGURG, SIGWINCH})
+_STOPS = frozenset({SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU})
+UNBLOCKABLE = 1 << SIGKILL - 1 | 1 << SIGSTOP - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SignalInfo:
+    """One signal on its way. `address` for faults, `pid`/`uid` for sent ones, `value` for queued ones.
+
+    `trap` and `error` are the ISA's exception numbers, `access` the neutral access of a page fault.
+    """
+
+    number: int
+    code: int = SI_USER
+    address: int = 0
+    pid: int = 0
+    uid: int = 0
+    value: int = 0
+    trap: int = 0
+    error: int = 0
+    access: int | None = None
+
+    @property
+    def is_fault(self) -> bool:
+        """Whether siginfo carries an address."""
+        return self.number in (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP) and self.code > 0
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What a program asked for one signal (struct sigaction)."""
+
+    handler: int = SIG_DFL
+    flags: int = 0
+    restorer: int = 0
+    mask: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AlternateStack:
+    """sigaltstack(2)."""
+
+    start: int = 0
+    flags: int = SS_DISABLE
+    size: int = 0
+
+    def contains(self, stack_pointer: int) -> bool:
+        return bool(self.size) and self.start < stack_pointer <= self.start + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the frame needs: the signal, its action, the mask to come back to, the alternate stack."""
+
+    info: SignalInfo
+    action: Action
+    mask: int
+    stack: AlternateStack
+    switch: bool  # start at the top of the alternate stack
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What rt_sigreturn read from a frame besides registers."""
+
+    mask: int
+    stack: AlternateStack
+
+
+@dataclass
+class Signals:
+    """The signal state of a process. Masks have bit N-1 for signal N."""
+
+    process: Process
+    actions: list[Action] = field(default_factory=lambda: [Action()] * (SIGNALS + 1))
+    blocked: int = 0
+    pending: dict[int, SignalInfo] = field(default_factory=dict)
+    stack: AlternateStack = AlternateStack()
+
+    # ---- sending
+
+    def force(self, info: SignalInfo) -> None:
+        """A fault of the program itself: deliver now, or die by it when that is not possible."""
+        action = self.actions[info.number]
+        if action.handler in (SIG_DFL, SIG_IGN) or self.blocked >> info.number - 1 & 1:
+            self._die(info)
+        else:
+            self._enter(info, action)
+
+    def post(self, info: SignalInfo) -> None:
+        """Send a signal; it is delivered when the guest is about to go on and does not block it."""
+        if self.is_ignored(info.number) and not self.blocked >> info.number - 1 & 1:
+            return
+        self.pending.setdefault(info.number, info)
+        self.update()
+
+    def update(self) -> None:
+        """Tell the CPU whether there is something to deliver when the system call returns."""
+        work = any(not self.blocked >> number - 1 & 1 for number in self.pending)
+        self.process.cpu.return_work = self.deliver if work else None
+
+    # ---- delivering
+
+    def deliver(self) -> None:
+        """Enter the handlers of what is pending and not blocked, or do the default."""
+        while self.process.ended is None:
+            ready = [number for number in sorted(self.pending) if not self.blocked >> number - 1 & 1]
+            if not ready:
+                break
+            info = self.pending.pop(ready[0])
+            action = self.actions[info.number]
+            if action.handler == SIG_DFL:
+                if info.number not in _IGNORED and info.number not in _STOPS:
+                    self._die(info)
+            elif action.handler != SIG_IGN:
+                self._enter(info, action)
+        self.update()
+
+    def is_ignored(self, number: int) -> bool:
+        """Whether the signal has no effect under its present action."""
+        handler = self.actions[number].handler
+        return handler == SIG_IGN or (handler == SIG_DFL and number in _IGNORED)
+
+    def _enter(self, info: SignalInfo, action: Action) -> None:
+        cpu = self.process.cpu
+        on_stack = self.stack.contains(cpu.sp)
+        switch = bool(action.flags & SA_ONSTACK) and not self.stack.flags & SS_DISABLE and not on_stack
+        try:
+            self.process.abi.push_frame(cpu, Delivery(info, action, self.blocked, self.stack, switch))
+        except UserFault:
+            self._die(SignalInfo(SIGSEGV, SI_KERNEL, info.address))
+            return
+        if action.flags & SA_RESETHAND:
+            self.actions[info.number] = Action(SIG_DFL, action.flags, action.restorer, action.mask)
+        self.blocked |= action.mask & ~UNBLOCKABLE
+        if not action.flags & SA_NODEFER:
+            self.blocked |= 1 << info.number - 1
+        self.update()
+
+    def restore(self) -> None:
+        """rt_sigreturn(2): a bad frame is SIGSEGV."""
+        try:
+            restored = self.process.abi.pop_frame(self.process.cpu)
+        except UserFault:
+            self.force(SignalInfo(SIGSEGV, SI_KERNEL))
+            return
+        self.blocked = restored.mask & ~UNBLOCKABLE
+        if not self.stack.contains(self.process.cpu.sp):
+            self.stack = restored.stack
+        self.update()
+
+    def _die(self, info: SignalInfo) -> None:
+        where = f" at {info.address:#x}" if info.is_fault else ""
+        self.process.end(Ended(signal=info.number, why=f"{name_of(info.number)}{where}"))
+
+
+_NAMES = {
+    SIGHUP: "SIGHUP", SIGINT: "SIGINT", SIGQUIT: "SIGQUIT", SIGILL: "SIGILL", SIGTRAP: "SIGTRAP",
+    SIGABRT: "SIGABRT", SIGBUS: "SIGBUS", SIGFPE: "SIGFPE", SIGKILL: "SIGKILL", SIGUSR1: "SIGUSR1",
+    SIGSEGV: "SIGSEGV", SIGUSR2: "SIGUSR2", SIGPIPE: "SIGPIPE", SIGALRM: "SIGALRM", SIGTERM: "SIGTERM",
+}  # fmt: skip
+
+
+def name_of(number: int) -> str:
+    """SIGSEGV for 11."""
+    return _NAMES.get(number, f"signal {number}")

@@ -1,0 +1,1 @@
+"""The guest's file system: host files inside the grants, synthetic nodes, and descriptors."""

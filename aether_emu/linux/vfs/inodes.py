@@ -1,0 +1,79 @@
+"""Inode numbers and times that do not depend on the host.
+
+A number is given at first sight and stays; all names of one host file share it, because the table is
+keyed by the host's (device, inode). Synthetic nodes are keyed by their guest path. Times are one
+constant until the guest changes something; from then on they are virtual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+EPOCH_NS = 1_577_836_800 * 10**9
+"""2020-01-01 00:00:00 UTC: every time of a file that the guest has not changed, in nanoseconds."""
+
+FileKey = tuple[int, int]
+"""(st_dev, st_ino) on the host: the identity of a host file."""
+
+
+@dataclass(slots=True)
+class Inode:
+    """A file's number and times (nanoseconds), shared by all its open files and names."""
+
+    number: int
+    atime: int = EPOCH_NS
+    mtime: int = EPOCH_NS
+    ctime: int = EPOCH_NS
+
+
+class InodeTable:
+    """All inodes seen so far. `now` is the virtual clock in nanoseconds."""
+
+    def __init__(self, now: Callable[[], int]) -> None:
+        self._now = now
+        self._next = 1
+        self._by_key: dict[FileKey | tuple[bytes, ...], Inode] = {}
+
+    def of(self, key: FileKey | tuple[bytes, ...]) -> Inode:
+        """The inode of what is known by `key`; a new number at first sight."""
+        inode = self._by_key.get(key)
+        if inode is None:
+            inode = self._by_key[key] = Inode(self._take())
+        return inode
+
+    def created(self, key: FileKey | None = None) -> Inode:
+        """The inode of something the guest just made. A host number used before is not mistaken for it."""
+        now = self._now()
+        inode = Inode(self._take(), now, now, now)
+        if key is not None:
+            self._by_key[key] = inode
+        return inode
+
+    def forget(self, key: FileKey) -> None:
+        """The last name of a file is gone: the host may give its number to another file."""
+        self._by_key.pop(key, None)
+
+    def modified(self, inode: Inode) -> None:
+        """The contents changed now."""
+        inode.mtime = inode.ctime = self._now()
+
+    def changed(self, inode: Inode) -> None:
+        """Mode, owner or links changed now."""
+        inode.ctime = self._now()
+
+    def capture(self) -> dict[str, object]:
+        """The table as plain data."""
+        rows = [[list(key), i.number, i.atime, i.mtime, i.ctime] for key, i in self._by_key.items()]
+        return {"next": self._next, "inodes": rows}
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Become the table that `capture` described."""
+        following, rows = state["next"], state["inodes"]
+        assert isinstance(following, int) and isinstance(rows, list)
+        self._next = following
+        self._by_key = {tuple(key): Inode(*numbers) for key, *numbers in rows}
+
+    def _take(self) -> int:
+        self._next += 1
+        return self._next - 1

@@ -1,0 +1,174 @@
+"""The emulated CPU as the rest of the project sees it: run it, stop it, look at it.
+
+Nothing above this folder knows which engine executes. A kernel plugs itself in by these
+attributes, which are called while the guest stands still at the event:
+
+    on_fault(va, access)    a page fault; repair the mapping, change the registers, or `stop()`
+    on_system_call(number, a, b, c, d, e, f) -> result, or None when the registers are already right
+    on_trap(trap)           any other exception
+    resolve(va, access)     a fault of the kernel's own access to user memory: repaired or not
+    on_rewrite(va, length)  user memory was written behind the engine's back (None: nobody cares)
+    return_work()           called once a system call's result is in place (None: nothing to do)
+
+When they return the guest goes on, unless `stop()` was called. `run` is re-entered by the
+scheduler alone; hooks never switch tasks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+
+class ExitReason(Enum):
+    """Why `run` returned."""
+
+    STOPPED = "the kernel asked"
+    BUDGET = "the block budget is used up"
+    INTERRUPTED = "somebody outside asked (Ctrl-C, a timeout)"
+    BUS = "a physical access met nothing"
+    ENGINE = "the engine gave up"
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """What `run` returns. `address` is physical for BUS, else 0; `detail` is for people."""
+
+    reason: ExitReason
+    address: int = 0
+    detail: str = ""
+
+
+class TrapKind(Enum):
+    """An exception other than a page fault, in neutral words."""
+
+    DIVIDE = "integer division"
+    DEBUG = "single step or hardware breakpoint"
+    BREAKPOINT = "breakpoint instruction"
+    OVERFLOW = "overflow"
+    ILLEGAL = "undefined instruction"
+    PROTECTION = "privileged instruction or bad descriptor"
+    NON_CANONICAL = "address outside the virtual address space"
+    ALIGNMENT = "misaligned access"
+    FLOAT = "floating point"
+
+
+@dataclass(frozen=True, slots=True)
+class Trap:
+    """One such exception. `vector` and `error` are the ISA's own numbers, for signal frames."""
+
+    kind: TrapKind
+    vector: int
+    error: int = 0
+
+
+class UserFault(Exception):
+    """`copy_from_user`/`copy_to_user` met an address that the MMU refuses: the guest gets EFAULT."""
+
+
+class Cpu(ABC):
+    """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`."""
+
+    isa: str
+    on_fault: Callable[[int, int], None]
+    on_system_call: Callable[[int, int, int, int, int, int, int], int | None]
+    on_trap: Callable[[Trap], None]
+    resolve: Callable[[int, int], bool]
+    on_rewrite: Callable[[int, int], None] | None
+    return_work: Callable[[], None] | None
+
+    # ---- running
+
+    @abstractmethod
+    def run(self, budget: int | None = None) -> Exit:
+        """Execute until something ends it. `budget` is in blocks; None is no limit."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """From inside a callback: leave `run` with STOPPED as soon as the callback returns."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """From any thread: leave `run` with INTERRUPTED. Stays pending until `run` has seen it."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> int:
+        """Blocks executed since `count_blocks`."""
+
+    @abstractmethod
+    def count_blocks(self) -> None:
+        """Start counting executed blocks, from now on. Idempotent."""
+
+    # ---- address translation
+
+    @abstractmethod
+    def set_root(self, root: int) -> None:
+        """Walk the page table at physical `root` from now on; every TLB entry is dropped."""
+
+    @abstractmethod
+    def flush_page(self, va: int) -> None:
+        """Drop what the TLB holds for one page."""
+
+    @abstractmethod
+    def flush_all(self) -> None:
+        """Drop the whole TLB."""
+
+    @abstractmethod
+    def flush_code(self) -> None:
+        """Drop every translated block: some code changed without the engine seeing it."""
+
+    # ---- registers (names are the ISA's, lower case)
+
+    @abstractmethod
+    def read(self, name: str) -> int:
+        """One register, vector registers as one wide integer. Raises KeyError for an unknown name."""
+
+    @abstractmethod
+    def write(self, name: str, value: int) -> None:
+        """Set one register. Raises KeyError for an unknown name."""
+
+    @property
+    @abstractmethod
+    def pc(self) -> int:
+        """Where the guest goes on: inside a system call, behind the instruction."""
+
+    @pc.setter
+    @abstractmethod
+    def pc(self, value: int) -> None: ...
+
+    @property
+    @abstractmethod
+    def sp(self) -> int: ...
+
+    @sp.setter
+    @abstractmethod
+    def sp(self, value: int) -> None: ...
+
+    @abstractmethod
+    def set_thread_pointer(self, value: int) -> None:
+        """The register that user code finds its thread-local storage by."""
+
+    @abstractmethod
+    def registers(self) -> dict[str, int]:
+        """Every register a user program can observe, by name."""
+
+    @abstractmethod
+    def load_registers(self, values: dict[str, int]) -> None:
+        """Set what `registers` returned."""
+
+    # ---- user memory, by the MMU's own rules at the user's privilege
+
+    @abstractmethod
+    def copy_from_user(self, va: int, length: int) -> bytes:
+        """Bytes of user memory; pages are faulted in on the way. Raises UserFault."""
+
+    @abstractmethod
+    def copy_to_user(self, va: int, data: bytes | bytearray | memoryview) -> None:
+        """Write user memory likewise. Raises UserFault; what came before the bad page is written."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the engine and its memory. Safe twice."""

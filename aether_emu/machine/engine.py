@@ -1,0 +1,115 @@
+"""The Unicorn library behind typed bare calls.
+
+The Python wrapper costs more than the engine does (facts: a wrapped hook with register reads is
+seven times a bare one), so CPUs register ctypes callbacks themselves and call the C functions
+here. Calls that return at once hold the interpreter lock (`PyDLL`); `emu_start` releases it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
+from typing import Any, Literal
+
+import unicorn
+from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
+from unicorn.unicorn_py3.unicorn import uclib
+
+from aether_emu.errors import EngineError
+
+_quick = ctypes.PyDLL(uclib._name)
+_long = ctypes.CDLL(uclib._name)
+
+
+def _bind(library: Any, name: str, *arguments: Any) -> Any:
+    function = library[name]
+    function.restype = c_int
+    function.argtypes = arguments
+    return function
+
+
+emu_start = _bind(_long, "uc_emu_start", c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
+emu_start_nested = _bind(_quick, "uc_emu_start", c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
+emu_stop = _bind(_quick, "uc_emu_stop", c_void_p)
+reg_read = _bind(_quick, "uc_reg_read", c_void_p, c_int, c_void_p)
+reg_write = _bind(_quick, "uc_reg_write", c_void_p, c_int, c_void_p)
+context_save = _bind(_quick, "uc_context_save", c_void_p, c_void_p)
+context_restore = _bind(_quick, "uc_context_restore", c_void_p, c_void_p)
+vmem_read = _bind(_quick, "uc_vmem_read", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
+vmem_write = _bind(_quick, "uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
+vmem_translate = _bind(_quick, "uc_vmem_translate", c_void_p, c_uint64, c_uint32, c_void_p)
+
+EMU_STOP_ADDRESS: int = ctypes.cast(_long["uc_emu_stop"], c_void_p).value or 0
+
+
+class TranslatedBlock(ctypes.Structure):
+    """`uc_tb`: what UC_HOOK_EDGE_GENERATED says of a block that was just translated."""
+
+    _fields_ = (("pc", c_uint64), ("instructions", c_uint16), ("size", c_uint16))
+
+
+INTERRUPT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
+INSTRUCTION = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
+SKIPPABLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
+INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_void_p)
+PORT_IN = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
+PORT_OUT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
+EDGE = ctypes.CFUNCTYPE(
+    None, c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.POINTER(TranslatedBlock), c_void_p
+)
+
+_hook_add = _long["uc_hook_add"]
+
+
+def hook_add(handle: int, kind: int, callback: Any, *extra: int, user_data: int = 0) -> None:
+    """Register a ctypes callback (or a code address as int) for the whole address space.
+
+    The caller keeps the callback alive. Raises EngineError when the engine refuses.
+    """
+    slot = c_size_t()
+    target = c_void_p(callback) if isinstance(callback, int) else callback
+    code = _hook_add(
+        c_void_p(handle),
+        ctypes.byref(slot),
+        c_int(kind),
+        target,
+        c_void_p(user_data),
+        c_uint64(1),
+        c_uint64(0),
+        *map(c_int, extra),
+    )
+    if code:
+        raise EngineError(f"the engine refuses hook {kind}: error {code}")
+
+
+def open_engine(arch: int, mode: int, model: int) -> Any:
+    """A CPU of `model` (the wrapper is untyped), or an EngineError that says why there is none."""
+    wrapper: Any = unicorn
+    try:
+        return wrapper.Uc(arch, mode, model)
+    except wrapper.UcError as error:
+        raise EngineError(f"the engine cannot make CPU model {model}: {error}") from None
+
+
+def handle_of(uc: Any) -> int:
+    """The engine's C handle."""
+    value = uc._uch
+    return int(getattr(value, "value", value))
+
+
+def flush_tlb(uc: Any) -> None:
+    """Drop every TLB entry (the wrapper has no method for it)."""
+    uc.ctl(UC_CTL_TLB_FLUSH, UC_CTL_IO_WRITE)
+
+
+def view(address: int, code: Literal["Q", "I", "i"], count: int) -> memoryview:
+    """`count` numbers of struct code Q, I or i at host `address`, read and written in place."""
+    kinds: dict[str, Any] = {"Q": c_uint64, "I": c_uint32, "i": c_int}
+    array = (kinds[code] * count).from_address(address)
+    return memoryview(array).cast("B").cast(code)
+
+
+def error_text(code: int) -> str:
+    """The engine's words for an error number."""
+    wrapper: Any = unicorn
+    return str(wrapper.UcError(code))

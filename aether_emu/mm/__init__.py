@@ -1,0 +1,1 @@
+"""What is common to all architectures: page tables, areas, faults, frames."""

@@ -1,0 +1,267 @@
+"""Areas of an address space (Linux calls them VMAs), in an ordered map with gap search.
+
+Invariants: areas are page aligned, never empty and never overlap; `starts` mirrors the areas'
+start addresses in order; the count never exceeds the limit. Splitting and merging keep, for every
+page, what it maps.
+"""
+
+from __future__ import annotations
+
+import errno
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from aether_emu.errors import Refused
+from aether_emu.mm.protection import LeafBits, Protection
+
+if TYPE_CHECKING:
+    from aether_emu.mm.backing import Backing
+
+
+class Area:
+    """A stretch of addresses with one protection and one backing.
+
+    `backing` None is private anonymous memory. `offset` is the page of the backing at `start`.
+    `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
+    `denied` and `bits` are computed from the protection, `simple` says that the area is private,
+    anonymous and not executable: the fault path reads the three.
+    """
+
+    __slots__ = (
+        "backing",
+        "bits",
+        "denied",
+        "end",
+        "grows_down",
+        "maximum",
+        "name",
+        "no_reserve",
+        "offset",
+        "protection",
+        "shared",
+        "simple",
+        "start",
+        "was_writable_executable",
+    )
+
+    def __init__(
+        self,
+        start: int,
+        end: int,
+        protection: Protection,
+        *,
+        denied: int,
+        bits: LeafBits,
+        shared: bool = False,
+        backing: Backing | None = None,
+        offset: int = 0,
+        maximum: Protection = Protection.READ | Protection.WRITE | Protection.EXECUTE,
+        grows_down: bool = False,
+        no_reserve: bool = False,
+        name: str = "",
+    ) -> None:
+        self.start, self.end = start, end
+        self.backing = backing
+        self.set_protection(protection, denied, bits)
+        self.shared, self.offset = shared, offset
+        self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
+        self.was_writable_executable = False
+
+    def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
+        """Change the protection and what follows from it."""
+        self.protection, self.denied, self.bits = protection, denied, bits
+        self.simple = self.backing is None and not protection & Protection.EXECUTE
+
+    def __repr__(self) -> str:
+        flags = "".join(c if self.protection & p else "-" for c, p in (("r", 1), ("w", 2), ("x", 4)))
+        return f"Area({self.start:#x}-{self.end:#x} {flags}{'s' if self.shared else 'p'} {self.name})"
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+    def piece(self, start: int, end: int, page_shift: int) -> Area:
+        """A copy that covers only `[start, end)`."""
+        part = Area.__new__(Area)
+        for slot in Area.__slots__:
+            setattr(part, slot, getattr(self, slot))
+        part.start, part.end = start, end
+        if self.backing is not None:
+            part.offset = self.offset + (start - self.start >> page_shift)
+        return part
+
+    def piece_after(self, end: int, page_shift: int) -> Area:
+        """A copy for what follows this area, up to `end`."""
+        more = self.piece(self.start, self.end, page_shift)
+        more.start, more.end = self.end, end
+        if self.backing is not None:
+            more.offset = self.offset + (self.length >> page_shift)
+        return more
+
+    def continues(self, other: Area, page_shift: int) -> bool:
+        """Whether `other`, which begins where this area ends, can become part of it."""
+        return (
+            self.end == other.start
+            and self.protection == other.protection
+            and self.shared == other.shared
+            and self.backing is other.backing
+            and self.maximum == other.maximum
+            and self.no_reserve == other.no_reserve
+            and self.name == other.name
+            and not self.grows_down
+            and not other.grows_down
+            and self.was_writable_executable == other.was_writable_executable
+            and (self.backing is None or self.offset + (self.length >> page_shift) == other.offset)
+        )
+
+
+class Placed(NamedTuple):
+    """What `insert` made of an area: the area that covers it now, and how many were merged away."""
+
+    area: Area
+    absorbed: int
+
+
+class AreaMap:
+    """The areas of one address space, ordered by address. Raises Refused(ENOMEM) over `limit`.
+
+    Gap search keeps `guard` bytes free below an area that grows down.
+    """
+
+    def __init__(self, page_shift: int, limit: int, guard: int = 0) -> None:
+        self._shift, self._limit, self._guard = page_shift, limit, guard
+        self._starts: list[int] = []
+        self._areas: list[Area] = []
+
+    def __len__(self) -> int:
+        return len(self._areas)
+
+    def __iter__(self) -> Iterator[Area]:
+        return iter(self._areas)
+
+    def find(self, va: int) -> Area | None:
+        """The area that contains `va`."""
+        index = bisect_right(self._starts, va) - 1
+        if index >= 0 and va < (area := self._areas[index]).end:
+            return area
+        return None
+
+    def following(self, va: int) -> Area | None:
+        """The first area that ends above `va`: the one that contains it, or the next."""
+        index = bisect_right(self._starts, va) - 1
+        if index >= 0 and va < self._areas[index].end:
+            return self._areas[index]
+        return self._areas[index + 1] if index + 1 < len(self._areas) else None
+
+    def preceding(self, va: int) -> Area | None:
+        """The last area that ends at or below `va`."""
+        index = bisect_left(self._starts, va) - 1
+        while index >= 0 and self._areas[index].end > va:
+            index -= 1
+        return self._areas[index] if index >= 0 else None
+
+    def overlapping(self, start: int, end: int) -> list[Area]:
+        """The areas that meet `[start, end)`, in order."""
+        index = bisect_right(self._starts, start) - 1
+        if index < 0 or self._areas[index].end <= start:
+            index += 1
+        return self._areas[index : bisect_left(self._starts, end)]
+
+    def covered(self, start: int, end: int) -> bool:
+        """Whether every address of `[start, end)` lies in an area."""
+        for area in self.overlapping(start, end):
+            if area.start > start:
+                return False
+            start = area.end
+        return start >= end
+
+    def insert(self, area: Area) -> Placed:
+        """Add `area`, merged with neighbours that it continues.
+
+        The range must be free. Raises Refused(ENOMEM) over the limit, with nothing changed.
+        """
+        index = bisect_left(self._starts, area.start)
+        before = self._areas[index - 1] if index else None
+        after = self._areas[index] if index < len(self._areas) else None
+        assert before is None or before.end <= area.start, f"{area} overlaps {before}"
+        assert after is None or area.end <= after.start, f"{area} overlaps {after}"
+        if before is not None and before.continues(area, self._shift):
+            before.end = area.end
+            if after is not None and before.continues(after, self._shift):
+                before.end = after.end
+                del self._starts[index], self._areas[index]
+                return Placed(before, 2)
+            return Placed(before, 1)
+        if after is not None and area.continues(after, self._shift):
+            after.start, after.offset = area.start, area.offset
+            self._starts[index] = area.start
+            return Placed(after, 1)
+        self.require_room(1)
+        self._starts.insert(index, area.start)
+        self._areas.insert(index, area)
+        return Placed(area, 0)
+
+    def require_room(self, more: int) -> None:
+        """Raise Refused(ENOMEM) unless `more` areas still fit the limit."""
+        if len(self._areas) + more > self._limit:
+            raise Refused(errno.ENOMEM, f"an address space holds at most {self._limit} areas")
+
+    def remove(self, start: int, end: int) -> list[Area]:
+        """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.
+
+        Raises Refused(ENOMEM) when splitting would exceed the limit, with nothing changed.
+        """
+        touched = self.overlapping(start, end)
+        if not touched:
+            return []
+        if len(touched) == 1 and touched[0].start < start and touched[0].end > end:
+            self.require_room(1)
+        index = bisect_left(self._starts, touched[0].start)
+        pieces: list[Area] = []
+        kept: list[Area] = []
+        for area in touched:
+            low, high = max(area.start, start), min(area.end, end)
+            pieces.append(
+                area if (low, high) == (area.start, area.end) else area.piece(low, high, self._shift)
+            )
+            if area.start < start:
+                kept.append(area.piece(area.start, start, self._shift))
+            if area.end > end:
+                kept.append(area.piece(end, area.end, self._shift))
+        self._areas[index : index + len(touched)] = kept
+        self._starts[index : index + len(touched)] = [area.start for area in kept]
+        return pieces
+
+    def grow_down(self, area: Area, start: int) -> None:
+        """Move the start of `area` down to `start`; the space must be free."""
+        index = bisect_left(self._starts, area.start)
+        area.start = start
+        self._starts[index] = start
+
+    def gap_below(self, length: int, floor: int, ceiling: int) -> int | None:
+        """The highest start of a free gap of `length` bytes inside `[floor, ceiling)`."""
+        high = ceiling
+        index = bisect_left(self._starts, ceiling) - 1
+        while index >= 0:
+            area = self._areas[index]
+            if high - max(area.end, floor) >= length:
+                return high - length
+            high = min(high, self.lowest(area))
+            if high <= floor:
+                return None
+            index -= 1
+        return high - length if high - floor >= length else None
+
+    def gap_above(self, length: int, floor: int, ceiling: int) -> int | None:
+        """The lowest start of a free gap of `length` bytes inside `[floor, ceiling)`."""
+        low = floor
+        for area in self.overlapping(floor, ceiling):
+            if self.lowest(area) - low >= length:
+                return low
+            low = max(low, area.end)
+        return low if ceiling - low >= length else None
+
+    def lowest(self, area: Area) -> int:
+        """The lowest address that belongs to an area or to the guard it keeps below itself."""
+        return area.start - self._guard if area.grows_down else area.start

@@ -1,0 +1,39 @@
+"""What the memory manager counts: one list of ints, indexed by `Event`, bumped on the hot paths."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Event(IntEnum):
+    """One countable event. The first block are faults by how they ended."""
+
+    FAULT_ZERO_PAGE = 0  # a read of untouched anonymous memory: the shared zero page
+    FAULT_DEMAND_ZERO = 1  # a write to untouched memory: a zeroed frame
+    FAULT_UPGRADE = 2  # a write to a page that was ours alone: permission only
+    FAULT_COPY = 3  # copy-on-write
+    FAULT_FILE = 4  # a page of a file, mapped in place
+    FAULT_SHARED = 5  # a page of shared anonymous memory
+    FAULT_STACK = 6  # the stack grew (the page itself is counted too)
+    FAULT_SPURIOUS = 7  # the entry was fine by the time it was looked at
+    FAULT_ACCESS = 8  # refused: SIGSEGV
+    FAULT_BUS = 9  # nothing behind the page: SIGBUS
+    FAULT_OUT_OF_MEMORY = 10
+    FILE_AROUND = 11  # pages of a file mapped beside the one that faulted
+    FLUSH_PAGE = 12
+    FLUSH_ALL = 13
+    FLUSH_CODE = 14
+    COPIED_PAGES = 15  # pages whose bytes were copied by the memory manager
+    ZEROED_PAGES = 16  # frames cleared because they had been used before
+    WRITABLE_EXECUTABLE = 17  # mappings that are or were both writable and executable
+
+
+class Counters:
+    """The list, and its names."""
+
+    def __init__(self) -> None:
+        self.n = [0] * len(Event)
+
+    def as_dict(self) -> dict[str, int]:
+        """Every count by lower-case name, in the order of `Event`."""
+        return {event.name.lower(): self.n[event] for event in Event}

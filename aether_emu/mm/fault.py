@@ -1,0 +1,331 @@
+"""The decision about a page fault: one straight line for the common case, everything else behind it.
+
+    fault(va, access) -> RESOLVED | AccessError | BusError | OutOfMemory
+
+`access` is an int of `arch.paging.Access` bits. The straight line serves a first write to private
+anonymous memory: find the area, pop a frame, write `frame | bits`, account, return. It allocates
+nothing itself. Whatever it cannot decide falls to `_Slow`, in the order Linux asks: is there an
+area, does it permit the access, is an entry there already, where does the page come from.
+
+An entry's bits come precomputed from the area. A page that only adds permission or presence needs
+no flush; one that changes its frame is flushed through a gather.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from aether_emu.arch.paging import Access
+from aether_emu.errors import OutOfFrames
+from aether_emu.machine.aperture import ApertureFull, BackingFailed, BeyondEnd
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames import Flags, Kind
+from aether_emu.mm.page import Found
+from aether_emu.mm.protection import Protection
+
+if TYPE_CHECKING:
+    from aether_emu.mm.address_space import AddressSpace
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The access will succeed when it is tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessError:
+    """No area (`mapped` false), or the area does not permit it. Linux: SIGSEGV."""
+
+    address: int
+    mapped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BusError:
+    """The area permits the access, but there is no page behind it. Linux: SIGBUS."""
+
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutOfMemory:
+    """No frame is left for it. Linux: the out-of-memory killer."""
+
+    address: int
+
+
+Outcome = Resolved | AccessError | BusError | OutOfMemory
+RESOLVED = Resolved()
+
+_PRESENT, _WRITE, _EXECUTE = int(Access.PRESENT), int(Access.WRITE), int(Access.EXECUTE)
+_ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
+
+
+def make_fault(space: AddressSpace) -> Callable[[int, int], Outcome]:
+    """The fault function of one address space.
+
+    It closes over views and tables, not over state: everything it changes lives in them.
+    """
+    slow = _Slow(space)
+    physical = space.physical
+    words, frames, cache = physical.ram.words, physical.frames, physical.buddy.cache
+    kind, owner, index = frames.kind, frames.owner, frames.index
+    refs, maps, flags = frames.refs, frames.maps, frames.flags
+    leaf_tables, n = space.table.leaf_tables, physical.counters.n
+    span_shift, page_shift = space.table.leaf_span_shift, space.table.format.page_shift
+    entry_mask = space.table.format.levels[0].entries - 1
+    base, number = frames.base, space.number
+    demand_zero = int(Event.FAULT_DEMAND_ZERO)
+
+    def fault(va: int, access: int) -> Outcome:
+        area = space.last_area
+        if not area.start <= va < area.end:
+            found = space.areas.find(va)
+            if found is None:
+                return slow.outside(va, access)
+            area = space.last_area = found
+        if access & area.denied:
+            return slow.denied(va)
+        if access & _WRITE and area.simple:
+            table = leaf_tables.get(va >> span_shift)
+            if table is not None and cache:
+                slot = table + (va >> page_shift & entry_mask)
+                if not words[slot]:
+                    frame = cache.pop()
+                    kind[frame] = _ANON
+                    owner[frame] = number
+                    index[frame] = va >> page_shift
+                    refs[frame] = maps[frame] = 1
+                    if flags[frame]:
+                        physical.prepare(frame)
+                    else:
+                        flags[frame] = _DIRTY
+                    words[slot] = base + (frame << page_shift) | area.bits.write
+                    n[demand_zero] += 1
+                    return RESOLVED
+        return slow.present_or_absent(area, va, access)
+
+    return fault
+
+
+class _Slow:
+    """Every other fault."""
+
+    def __init__(self, space: AddressSpace) -> None:
+        self._space = space
+        self._physical = space.physical
+        self._table = space.table
+        self._n = space.physical.counters.n
+
+    # ---- refusals
+
+    def outside(self, va: int, access: int) -> Outcome:
+        """No area contains `va`: the stack may grow down to it."""
+        area = self._space.grow_stack(va)
+        if area is None:
+            return self.denied(va, mapped=False)
+        self._n[Event.FAULT_STACK] += 1
+        if access & area.denied:
+            return self.denied(va)
+        return self.present_or_absent(area, va, access)
+
+    def denied(self, va: int, *, mapped: bool = True) -> Outcome:
+        self._n[Event.FAULT_ACCESS] += 1
+        return AccessError(va, mapped)
+
+    # ---- an area that permits the access
+
+    def present_or_absent(self, area: Area, va: int, access: int) -> Outcome:
+        page = va & -self._table.format.page_size
+        try:
+            found = self._table.find(page)
+            if found is None:
+                return self._absent(area, page, access)
+            if not found.entry & self._table.format.present_mask:
+                return self.denied(va)  # held: PROT_NONE, or a kind that nobody here resolves
+            return self._present(area, page, access, found)
+        except (BeyondEnd, BackingFailed):
+            self._n[Event.FAULT_BUS] += 1
+            return BusError(va)
+        except (OutOfFrames, ApertureFull):
+            self._n[Event.FAULT_OUT_OF_MEMORY] += 1
+            return OutOfMemory(va)
+
+    def _absent(self, area: Area, page: int, access: int) -> Outcome:
+        backing = area.backing
+        write = bool(access & _WRITE)
+        if backing is None:
+            if write:
+                self._map_fresh(area, page, Event.FAULT_DEMAND_ZERO)
+            else:
+                physical = self._physical
+                slot = self._table.leaf_slot(page)
+                zero = physical.frames.address(physical.zero_frame)
+                physical.ram.words[slot] = zero | area.bits.read
+                self._n[Event.FAULT_ZERO_PAGE] += 1
+            return RESOLVED
+        if write and not area.shared:
+            self._copy_from_backing(area, page)
+            return RESOLVED
+        if backing.in_place:
+            self._map_around(area, page, access)
+        else:
+            frame, _count = backing.frames(self._index(area, page), 1, write=write)
+            self._install(area, page, frame, area.bits.write)
+            self._n[Event.FAULT_SHARED] += 1
+        return RESOLVED
+
+    def _present(self, area: Area, page: int, access: int, found: Found) -> Outcome:
+        """A translation exists. Only a write to a read-only entry is news; the rest is stale or raced."""
+        table, physical = self._table, self._physical
+        fmt = table.format
+        if not access & _WRITE or fmt.write_protect(found.entry) != found.entry:
+            self._n[Event.FAULT_SPURIOUS] += 1
+            physical.tlb.flush_pages(self._space.cpu_mask, [page])
+            return RESOLVED
+        address = fmt.leaf_address(found.entry, found.level)
+        frame = physical.frames.number(address)
+        words = physical.ram.words
+        if area.shared:
+            if area.backing is not None and area.backing.in_place:
+                area.backing.frames(self._index(area, page), 1, write=True)
+            words[found.slot] = address | area.bits.write
+            self._n[Event.FAULT_UPGRADE] += 1
+            return RESOLVED
+        if frame == physical.zero_frame:
+            words[found.slot] = 0
+            self._map_fresh(area, page, Event.FAULT_UPGRADE)
+        elif physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
+            self._copy_frame(area, page, found, frame)
+            return RESOLVED
+        else:
+            words[found.slot] = address | area.bits.write
+            self._n[Event.FAULT_UPGRADE] += 1
+            return RESOLVED
+        physical.tlb.flush_pages(self._space.cpu_mask, [page])  # readers held the zero page
+        return RESOLVED
+
+    # ---- pages
+
+    def _index(self, area: Area, page: int) -> int:
+        return area.offset + (page - area.start >> self._table.format.page_shift)
+
+    def _map_fresh(self, area: Area, page: int, event: Event) -> int:
+        """A zeroed frame of this address space at `page`, writable."""
+        space = self._space
+        slot = self._table.leaf_slot(page)
+        frame = self._physical.take(Kind.ANON, space.number, page >> self._table.format.page_shift)
+        self._physical.frames.maps[frame] = 1
+        self._mark_code(area, frame)
+        address = self._physical.frames.address(frame)
+        self._physical.ram.words[slot] = address | area.bits.write
+        self._n[event] += 1
+        return frame
+
+    def _copy_from_backing(self, area: Area, page: int) -> None:
+        """A write is the first access to a private page of a file or object: straight to a copy."""
+        assert area.backing is not None
+        physical = self._physical
+        slot = self._table.leaf_slot(page)
+        number = page >> self._table.format.page_shift
+        frame = physical.take(Kind.ANON, self._space.number, number)
+        try:
+            area.backing.copy_page(self._index(area, page), physical.page_bytes(frame))
+        except BaseException:
+            physical.frames.refs[frame] = 0
+            physical.give_back([frame])
+            raise
+        physical.frames.maps[frame] = 1
+        self._mark_code(area, frame)
+        physical.ram.words[slot] = physical.frames.address(frame) | area.bits.write
+        self._n[Event.FAULT_COPY] += 1
+        self._n[Event.COPIED_PAGES] += 1
+
+    def _copy_frame(self, area: Area, page: int, found: Found, old: int) -> None:
+        """Copy-on-write: replace the entry's frame by a private copy, flush, let the old one go."""
+        physical, space = self._physical, self._space
+        number = page >> self._table.format.page_shift
+        frame = physical.take(Kind.ANON, space.number, number)
+        if physical.frames.kind[old] == Kind.FILE:
+            assert area.backing is not None
+            try:
+                area.backing.copy_page(self._index(area, page), physical.page_bytes(frame))
+            except BaseException:
+                physical.frames.refs[frame] = 0
+                physical.give_back([frame])
+                raise
+        else:
+            physical.page_bytes(frame)[:] = physical.page_bytes(old)
+        physical.frames.maps[frame] = 1
+        self._mark_code(area, frame)
+        space.replace_entry(page, found.slot, physical.frames.address(frame) | area.bits.write, old)
+        self._n[Event.FAULT_COPY] += 1
+        self._n[Event.COPIED_PAGES] += 1
+
+    def _install(self, area: Area, page: int, frame: int, bits: int) -> None:
+        slot = self._table.leaf_slot(page)
+        frames = self._physical.frames
+        frames.refs[frame] += 1
+        frames.maps[frame] += 1
+        self._mark_code(area, frame)
+        self._physical.ram.words[slot] = frames.address(frame) | bits
+
+    def _mark_code(self, area: Area, frame: int) -> None:
+        """A RAM frame that will be executable: its translations must follow its bytes."""
+        if area.protection & Protection.EXECUTE:
+            self._physical.code.written(frame)
+            self._physical.code.executable(frame, mutable=True)
+
+    def _map_around(self, area: Area, page: int, access: int) -> None:
+        """Map a page of a file in place, and its neighbours that are there anyway (fault-around)."""
+        backing = area.backing
+        assert backing is not None
+        table, physical, fmt = self._table, self._physical, self._table.format
+        write = bool(access & _WRITE)
+        shift = fmt.page_shift
+        first, last = page, page + fmt.page_size
+        if not write:
+            window = self._space.fault_around << shift
+            first = max(page & -window, area.start)
+            last = min((page & -window) + window, area.end)
+        index = self._index(area, first)
+        frame, count = self._frames_around(area, first, last, page, write)
+        if count == 1:
+            first, index = page, self._index(area, page)
+        base = table.leaf_slot(first)
+        table_words = physical.ram.array
+        entries = table_words[base : base + count]
+        absent = entries == 0
+        size = fmt.page_size
+        start = physical.frames.address(frame) | (area.bits.write if write else area.bits.read)
+        fresh = np.arange(start, start + count * size, size, dtype=np.uint64)
+        entries[absent] = fresh[absent]
+        numbers = np.arange(frame, frame + count)[absent]
+        physical.frames.refs_array[numbers] += 1
+        physical.frames.maps_array[numbers] += 1
+        if area.protection & Protection.EXECUTE:
+            physical.code.executable(
+                frame, count, mutable=bool(area.maximum & Protection.WRITE and area.shared)
+            )
+        self._n[Event.FAULT_FILE] += 1
+        self._n[Event.FILE_AROUND] += int(np.count_nonzero(absent)) - 1
+
+    def _frames_around(self, area: Area, first: int, last: int, page: int, write: bool) -> tuple[int, int]:
+        """Frames for `[first, last)`, or for `page` alone when the file does not reach that far in a row."""
+        backing = area.backing
+        assert backing is not None
+        shift = self._table.format.page_shift
+        if last - first >> shift > 1:
+            try:
+                frame, count = backing.frames(self._index(area, first), last - first >> shift, write=write)
+                if first + (count << shift) > page:
+                    return frame, count
+            except (BeyondEnd, BackingFailed):
+                pass
+        frame, _count = backing.frames(self._index(area, page), 1, write=write)
+        return frame, 1

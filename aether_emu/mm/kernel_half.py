@@ -1,0 +1,63 @@
+"""The supervisor's half of the address space: a direct map of RAM, and the CPU's own two pages.
+
+    kernel_base + pa       all of RAM: read-write, never executable, global, in the largest leaves that fit
+    TEXT                   the CPU's stubs: read-execute
+    DATA                   the CPU's tables and stack: read-write
+
+No entry has the user bit, so a program reaches none of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
+from aether_emu.mm.frames import Kind
+from aether_emu.mm.page import PageTable
+from aether_emu.mm.physical import Physical
+
+TEXT = 0xFFFF_FFFF_8000_0000
+DATA = 0xFFFF_FFFF_8020_0000
+
+_COMMON = PageFlags.READ | PageFlags.GLOBAL | PageFlags.ACCESSED
+_DATA = Attributes(_COMMON | PageFlags.WRITE | PageFlags.DIRTY)
+_TEXT = Attributes(_COMMON | PageFlags.EXECUTE)
+
+
+class KernelHalf:
+    """Built once for a machine; every address space borrows it or the CPU walks it by its own root."""
+
+    def __init__(
+        self,
+        physical: Physical,
+        fmt: PageTableFormat,
+        base: int,
+        text: bytes,
+        data: Callable[[int], bytes],
+    ) -> None:
+        self.base = base
+        self._physical = physical
+        self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, owner=0)
+        ram = physical.ram
+        size = ram.size & -fmt.page_size
+        self.table.map(base + ram.base, ram.base, size, _DATA, largest=fmt.leaf_sizes()[-1])
+        self.pages = (TEXT, DATA)  # where the CPU finds its own two pages
+        self._frames = [self._page(TEXT, text, _TEXT), self._page(DATA, data(DATA), _DATA)]
+
+    def _page(self, va: int, content: bytes, attributes: Attributes) -> int:
+        physical = self._physical
+        frame = physical.take(Kind.KERNEL, 0, 0)
+        physical.page_bytes(frame)[: len(content)] = content
+        physical.frames.maps[frame] = 1
+        size = self.table.format.page_size
+        self.table.map(va, physical.frames.address(frame), size, attributes)
+        return frame
+
+    def close(self) -> None:
+        """Give back tables and pages."""
+        frames = self._physical.frames
+        for frame in self._frames:
+            frames.maps[frame] = 0
+            frames.refs[frame] = 0
+            self._physical.buddy.free(frame)
+        self.table.destroy()

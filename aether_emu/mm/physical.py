@@ -1,0 +1,96 @@
+"""The physical side that all address spaces of a machine share: RAM, aperture, frames, zero page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aether_emu.machine.aperture import Aperture
+from aether_emu.machine.cpu import Cpu
+from aether_emu.machine.ram import Ram
+from aether_emu.mm.buddy import Buddy
+from aether_emu.mm.code_frames import CodeFrames
+from aether_emu.mm.counters import Counters, Event
+from aether_emu.mm.frames import Flags, FrameTable, Kind
+from aether_emu.mm.tlb import Tlb
+from aether_emu.ports import NO_TRACE, Trace
+
+
+class Physical:
+    """One machine's memory. `zero_frame` backs every untouched page that was only read.
+
+    `owners` numbers address spaces and backing objects for the frame table; 0 is the machine itself.
+    """
+
+    def __init__(
+        self,
+        ram: Ram,
+        aperture: Aperture,
+        frames: FrameTable,
+        buddy: Buddy,
+        cpus: Sequence[Cpu],
+        *,
+        trace: Trace = NO_TRACE,
+        flush_ceiling: int = 8,
+    ) -> None:
+        self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
+        self.counters = Counters()
+        self.trace = trace
+        self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
+        self.code = CodeFrames(frames, cpus, self.counters)
+        self.ram_frames = ram.size >> frames.page_shift
+        self._next_owner = 0
+        self.zero_frame = buddy.alloc()
+        self.prepare(self.zero_frame)
+        frames.kind[self.zero_frame] = Kind.ZERO
+        frames.refs[self.zero_frame] = 1
+
+    def new_owner(self) -> int:
+        """A number for a new address space or backing object, never used before."""
+        self._next_owner += 1
+        return self._next_owner
+
+    def take(self, kind: Kind, owner: int, index: int) -> int:
+        """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""
+        frame = self.buddy.alloc()
+        self.prepare(frame)
+        frames = self.frames
+        frames.kind[frame] = kind
+        frames.owner[frame] = owner
+        frames.index[frame] = index
+        frames.refs[frame] = 1
+        return frame
+
+    def prepare(self, frame: int) -> None:
+        """Make a frame fresh from the allocator read as zero; it counts as written from now on."""
+        flags = self.frames.flags
+        if flags[frame] & Flags.DIRTY:
+            self.ram.zero(self.frames.address(frame), self.ram.page_size)
+            self.counters.n[Event.ZEROED_PAGES] += 1
+        flags[frame] |= Flags.DIRTY
+
+    def page_bytes(self, frame: int) -> memoryview:
+        """The bytes of a RAM frame, writable in place."""
+        start = self.frames.address(frame) - self.ram.base
+        return self.ram.bytes[start : start + self.ram.page_size]
+
+    def give_back(self, unused: list[int]) -> None:
+        """Free RAM frames that nothing references any more."""
+        if not unused:
+            return
+        self.code.retire(unused)
+        if len(unused) > 32:
+            self.buddy.free_bulk(unused)
+            return
+        for frame in unused:
+            self.buddy.free(frame)
+
+    def close(self) -> None:
+        """Give back what the machine itself held, so that the frame table must now be empty."""
+        self.frames.refs[self.zero_frame] = 0
+        self.frames.maps[self.zero_frame] = 0
+        self.buddy.free(self.zero_frame)
+
+    def peak_frames(self) -> int:
+        """The most RAM frames that were in use at once."""
+        stats = self.buddy.stats()
+        return stats.total - stats.lowest_free

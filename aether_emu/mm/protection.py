@@ -1,0 +1,60 @@
+"""Permissions of areas: what a program asks for, what an entry grants, what a fault is denied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+
+from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, PageFlags, PageTableFormat
+
+
+class Protection(IntFlag):
+    """The PROT_* bits of mmap, with Linux's values."""
+
+    NONE = 0
+    READ = 1
+    WRITE = 2
+    EXECUTE = 4
+
+
+_KINDS = Access.READ | Access.WRITE | Access.EXECUTE
+READABLE = Protection.READ | Protection.WRITE | Protection.EXECUTE
+
+
+def denied_accesses(protection: Protection) -> int:
+    """The `Access` bits that an area of this protection refuses. Any permission implies reading."""
+    denied = int(_KINDS | Access.MALFORMED)
+    if protection & READABLE:
+        denied &= ~Access.READ
+    if protection & Protection.WRITE:
+        denied &= ~Access.WRITE
+    if protection & Protection.EXECUTE:
+        denied &= ~Access.EXECUTE
+    return denied
+
+
+@dataclass(frozen=True, slots=True)
+class LeafBits:
+    """The bits of user leaves for one protection: an entry is `address | bits`.
+
+    `read` never permits writing. `write` is `read` where the protection does not permit it. Both
+    come accessed, `write` dirty too, so that the first access needs no second look.
+    """
+
+    read: int
+    write: int
+    present: bool
+
+
+def leaf_bits(fmt: PageTableFormat, protection: Protection) -> LeafBits:
+    """The entry bits for a protection, computed once when an area is made."""
+    if not protection & READABLE:
+        held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
+        return LeafBits(held, held, False)
+    flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
+    if protection & Protection.EXECUTE:
+        flags |= PageFlags.EXECUTE
+    read = fmt.leaf_bits(Attributes(flags))
+    if not protection & Protection.WRITE:
+        return LeafBits(read, read, True)
+    return LeafBits(read, fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY)), True)

@@ -1,0 +1,1 @@
+"""Tools that look at a machine without changing what it does."""

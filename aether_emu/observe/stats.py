@@ -1,0 +1,103 @@
+"""What a run did, as plain data (`--stats-json`) and as a table for people (`--stats`).
+
+Everything but `wall_seconds` is the same, byte for byte, on every repetition with one seed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames import Kind
+from aether_emu.system import Machine
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_STATES = {Kind.ANON: "anonymous", Kind.FILE: "file", Kind.ZERO: "zero page"}
+_FAULTS = [event for event in Event if event.name.startswith("FAULT_")]
+
+
+def prepare(machine: Machine) -> None:
+    """Call before the run: virtual time then counts every executed block."""
+    machine.cpu.count_blocks()
+
+
+def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
+    """The statistics of a finished run; call it before `machine.close()`."""
+    process, kernel = machine.process, machine.kernel
+    assert process is not None, "nothing was loaded"
+    kernel.charge()
+    machine.clock.blocks = machine.cpu.blocks
+    n = machine.physical.counters.n
+    resident = process.space.resident()
+    buddy = machine.buddy.stats()
+    page = machine.config.page_size
+    ended = process.ended
+    return {
+        "program": process.program.path.decode("utf-8", "backslashreplace"),
+        "isa": machine.abi.isa,
+        "page_table_format": machine.format.name,
+        "exit_status": ended.status if ended is not None else None,
+        "faults": {event.name.removeprefix("FAULT_").lower(): n[event] for event in _FAULTS},
+        "file_pages_mapped_around": n[Event.FILE_AROUND],
+        "pages": {
+            "by_state": {name: resident[kind] for kind, name in _STATES.items()},
+            "by_size": {str(page): sum(resident.values())},
+        },
+        "page_table_pages": process.space.table.tables,
+        "areas": len(process.space.areas),
+        "writable_executable_areas": n[Event.WRITABLE_EXECUTABLE],
+        "copied_pages": n[Event.COPIED_PAGES],
+        "zeroed_pages": n[Event.ZEROED_PAGES],
+        "flushes": {
+            "single_page": n[Event.FLUSH_PAGE],
+            "full": n[Event.FLUSH_ALL],
+            "code": n[Event.FLUSH_CODE],
+        },
+        "system_calls": kernel.calls_by_name(),
+        "memory": {
+            "ram_bytes": machine.config.ram,
+            "peak_bytes": (buddy.total - buddy.lowest_free) * page,
+        },
+        "blocks_executed": machine.cpu.blocks,
+        "virtual_ns": machine.clock.total_ns,
+        "wall_seconds": round(wall_seconds, 6),
+    }
+
+
+def as_json(statistics: dict[str, Any]) -> str:
+    """The data as indented JSON, keys in their own order, with a final newline."""
+    return json.dumps(statistics, indent=2) + "\n"
+
+
+def as_table(statistics: dict[str, Any]) -> Table:
+    """The data for a terminal. Rows of zeros are left out."""
+    from rich.table import Table  # heavy, and only needed when somebody looks
+
+    table = Table(title=f"{statistics['program']} ({statistics['isa']})", show_header=False)
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    calls = statistics["system_calls"]
+    rows: list[tuple[str, object]] = [
+        *((f"faults: {name.replace('_', ' ')}", count) for name, count in statistics["faults"].items()),
+        ("file pages mapped around faults", statistics["file_pages_mapped_around"]),
+        *((f"pages: {name}", count) for name, count in statistics["pages"]["by_state"].items()),
+        ("page-table pages", statistics["page_table_pages"]),
+        ("areas", statistics["areas"]),
+        ("writable and executable areas", statistics["writable_executable_areas"]),
+        ("pages copied", statistics["copied_pages"]),
+        ("used frames cleared", statistics["zeroed_pages"]),
+        *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
+        ("system calls", sum(calls.values())),
+        *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),
+        ("peak memory, KiB", statistics["memory"]["peak_bytes"] >> 10),
+        ("blocks executed", statistics["blocks_executed"]),
+        ("virtual time, us", statistics["virtual_ns"] // 1000),
+    ]
+    for name, value in rows:
+        if value:
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    table.add_row("wall time, ms", f"{statistics['wall_seconds'] * 1000:.1f}")
+    return table

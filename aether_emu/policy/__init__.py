@@ -1,0 +1,1 @@
+"""Layer 3: decisions that the memory manager asks for, each replaceable."""

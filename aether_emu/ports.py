@@ -1,0 +1,58 @@
+"""The questions that any layer may ask of the tools around it, each with an answer for when no tool is there.
+
+A layer never imports the tools below it (traces, injectors). It takes one of these protocols as an argument,
+with the null object as default, and a tool passes its own. The null objects are the only ones of their kind:
+copying or unpickling one gives the same object back, so that `is NO_TRACE` stays true in a restored system.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Trace(Protocol):
+    """Listens to what happens. Must not change what it observes."""
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anyone listens: hot paths ask this before they gather the fields of an event."""
+
+    def event(self, name: str, /, **fields: int | str) -> None:
+        """Record that `name` ("fault", "tlb.flush", ...) happened now (in virtual time), with its fields."""
+
+
+class FailurePoints(Protocol):
+    """Decides which of the operations that can fail do fail."""
+
+    def fails(self, point: str) -> bool:
+        """Whether the operation passing `point` ("buddy.alloc", ...) has to fail this time.
+
+        Called once for each operation that passes the point, so that a campaign can name the n-th one.
+        """
+
+
+class NoTrace:
+    """Nobody listens."""
+
+    enabled = False
+
+    def event(self, name: str, /, **fields: int | str) -> None:
+        """Drop the event."""
+
+    def __reduce__(self) -> str:
+        return "NO_TRACE"
+
+
+class NeverFails:
+    """No failure is injected."""
+
+    def fails(self, point: str) -> bool:
+        """Let every operation go on."""
+        return False
+
+    def __reduce__(self) -> str:
+        return "NEVER_FAILS"
+
+
+NO_TRACE = NoTrace()
+NEVER_FAILS = NeverFails()

@@ -1,0 +1,258 @@
+"""Assembly: one place wires a machine from a `Config`, runs a program on it, and takes it apart.
+
+    Machine
+      Ram, Aperture ---- FrameTable ---- Buddy          (what there is, who has it)
+      Cpu                                               (who executes)
+      Physical ---- KernelHalf                          (what all address spaces share)
+      Kernel ---- Process ---- AddressSpace, Files, Signals
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from aether_emu.arch.paging import PageTableFormat
+from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.clock import VirtualClock
+from aether_emu.config import Config
+from aether_emu.errors import AetherError, ConfigError, OutOfFrames, ProgramError
+from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi.x86_64 import X86Abi
+from aether_emu.linux.calls.mappable import before_truncate
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.loader import load_program
+from aether_emu.linux.process import Ended, Process, Program
+from aether_emu.linux.procfs import ProcessTexts
+from aether_emu.linux.signals import Signals
+from aether_emu.linux.vfs.files import Files
+from aether_emu.linux.vfs.mounts import Bind
+from aether_emu.linux.vfs.namespace import Namespace
+from aether_emu.linux.vfs.streams import DescriptorStream, Stream
+from aether_emu.linux.waiting import HostWaiter
+from aether_emu.machine import engine
+from aether_emu.machine.aperture import Aperture, ApertureFile
+from aether_emu.machine.bus_guard import BusGuard
+from aether_emu.machine.ram import Ram
+from aether_emu.machine.unicorn_x86 import X86Cpu
+from aether_emu.mm.address_space import AddressSpace, Limits
+from aether_emu.mm.buddy import Buddy, Zone
+from aether_emu.mm.frames import FrameTable, Leak
+from aether_emu.mm.kernel_half import KernelHalf
+from aether_emu.mm.physical import Physical
+from aether_emu.ports import NO_TRACE, Trace
+from aether_emu.random import Streams
+
+RAM_BASE = 1 << 30
+_APERTURE_ALIGN = 1 << 30
+_LOW_ZONE = 16 << 20
+
+
+class LeakError(AetherError):
+    """Frames were still held after everything was given back."""
+
+    def __init__(self, leaks: list[Leak]) -> None:
+        self.leaks = leaks
+        first = ", ".join(f"frame {x.frame} ({x.kind.name}, owner {x.owner})" for x in leaks[:3])
+        super().__init__(f"{len(leaks)} frame(s) leaked: {first}")
+
+
+@dataclass
+class Grants:
+    """What of the host a guest may see. `cwd` None is the host's working directory, read-only."""
+
+    root: Path | None = None
+    binds: list[Bind] = field(default_factory=list)
+    cwd: Path | None = None
+
+
+def standard_streams() -> dict[str, Stream]:
+    """The host's own stdin, stdout and stderr."""
+    return {name: DescriptorStream(fd) for fd, name in enumerate(("stdin", "stdout", "stderr"))}
+
+
+class Machine:
+    """An emulated computer. Options are `Config` fields; sizes may be text such as "256M".
+
+    >>> machine = Machine(arch="x86_64", ram="256M", seed=7)      # doctest: +SKIP
+    >>> process = machine.load("guest/bin/x86_64/tour", ["tour"])
+    >>> ended = machine.run()
+    >>> machine.close()
+
+    `pause` is called again and again while the guest waits for input; it may raise to end the run.
+    """
+
+    def __init__(
+        self,
+        arch: str = "x86_64",
+        *,
+        config: Config | None = None,
+        trace: Trace = NO_TRACE,
+        live_state: bool = True,
+        pause: Callable[[], None] = lambda: None,
+        **options: object,
+    ) -> None:
+        if arch != "x86_64":
+            raise ConfigError("arch", arch, "x86_64")
+        self.config = config if config is not None else Config.load(overrides=options)
+        self.format: PageTableFormat = X86Format()
+        self.abi: Abi = X86Abi()
+        self.streams = Streams(self.config.seed)
+        self.clock = VirtualClock(self.config.clock)
+        page = self.config.page_size
+        self.ram = Ram(RAM_BASE, self.config.ram, page)
+        self.aperture = Aperture(
+            RAM_BASE + (-(-self.config.ram // _APERTURE_ALIGN)) * _APERTURE_ALIGN, self.config.aperture, page
+        )
+        size = self.aperture.base + self.aperture.size - RAM_BASE
+        self.frames = FrameTable(RAM_BASE, size, self.format.page_shift)
+        self.buddy = Buddy(self.frames, _zones(self.config.ram, page))
+        ranges = [
+            (self.ram.base, self.ram.host_address, self.ram.size),
+            (self.aperture.base, self.aperture.host_address, self.aperture.size),
+        ]
+        self.cpu = X86Cpu(
+            ranges,
+            time_stamp=self._time_stamp,
+            random=self.streams.stream("rdrand").u64,
+            live_state=live_state,
+        )
+        self._guard = BusGuard.instance()
+        self._guard_token = self._guard.register(
+            self.aperture.host_address, self.aperture.size, engine.EMU_STOP_ADDRESS, self.cpu.handle
+        )
+        try:
+            self.physical = Physical(self.ram, self.aperture, self.frames, self.buddy, [self.cpu], trace=trace)
+            self.kernel_half = KernelHalf(
+                self.physical, self.format, self.config.kernel_base, self.cpu.text_page(), self.cpu.data_page
+            )
+        except OutOfFrames as error:
+            raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
+        self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
+        waiter = HostWaiter(pause, self._lost_pages)
+        self.kernel = Kernel(
+            self.cpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter
+        )
+        self.namespace: Namespace | None = None
+        self.process: Process | None = None
+
+    def load(
+        self,
+        program: str | os.PathLike[str],
+        argv: Sequence[str | bytes] | None = None,
+        *,
+        env: Mapping[str, str] | None = None,
+        grants: Grants | None = None,
+        streams: Mapping[str, Stream] | None = None,
+    ) -> Process:
+        """Load a program of the host, ready to run. `argv[0]` is its name.
+
+        With `grants.root` the program is looked up there first, as the guest would; otherwise it is
+        granted read-only under its own absolute path. Raises ProgramError, ConfigError.
+        """
+        grants = grants or Grants()
+        path, binds, cwd = _visible(os.fspath(program), grants)
+        arguments = [os.fsencode(a) for a in (argv if argv is not None else [os.fspath(program)])]
+        environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
+        space = self._new_space()
+        process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
+        self.process = process
+        process.signals = Signals(process)
+        self.namespace = Namespace(
+            grants.root,
+            binds,
+            cwd,
+            random=self.streams.stream("urandom").bytes,
+            now=lambda: self.clock.realtime_ns,
+            uid=self.config.uid,
+            gid=self.config.gid,
+        )
+        self.namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
+        process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
+        process.files.attach(streams if streams is not None else standard_streams())
+        self.kernel.adopt(process)
+        load_program(process)
+        return process
+
+    def run(self) -> Ended:
+        """Run the loaded program to its end. Raises `kernel.Interrupted`, Deadlock, EngineError."""
+        return self.kernel.run()
+
+    def close(self) -> None:
+        """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
+
+        Safe twice. The engine and the host's memory are released in any case.
+        """
+        if self._guard_token < 0:
+            return
+        token, self._guard_token = self._guard_token, -1
+        try:
+            if self.process is not None:
+                self.cpu.set_root(self.kernel_half.table.root)
+                self.process.space.destroy()
+                if hasattr(self.process, "files"):
+                    self.process.files.close_all()
+            if self.namespace is not None:
+                self.namespace.close()
+            self.kernel_half.close()
+            self.physical.close()
+            leaks = self.frames.leaks()
+        finally:
+            self.cpu.close()
+            self._guard.unregister(token)
+            self.aperture.close()
+            self.ram.close()
+        if leaks:
+            raise LeakError(leaks)
+
+    # ---- inside
+
+    def _new_space(self) -> AddressSpace:
+        config = self.config
+        limits = Limits(
+            user_base=config.user_base,
+            user_end=self.abi.user_end,
+            areas=config.max_mmap_areas,
+            stack=config.stack_limit,
+            address_space=config.memory_limit,
+            fault_around=config.fault_around,
+        )
+        try:
+            return AddressSpace(
+                self.physical, self.format, limits, (self.kernel_half.table, self.config.kernel_base)
+            )
+        except OutOfFrames as error:
+            raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
+
+    def _time_stamp(self) -> int:
+        self.kernel.observe_time()
+        return self.clock.tsc()
+
+    def _lost_pages(self) -> list[tuple[ApertureFile, int]]:
+        return [self.aperture.lost(address) for address in self._guard.drain(self._guard_token)]
+
+
+def _zones(ram: int, page: int) -> list[Zone]:
+    """The general zone, falling back to the low one when there is enough memory for two."""
+    count, low = ram // page, _LOW_ZONE // page
+    if count < 2 * low:
+        return [Zone("normal", 0, count)]
+    return [Zone("normal", low, count - low), Zone("low", 0, low)]
+
+
+def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
+    """(guest path of the program, binds, guest working directory)."""
+    if grants.root is not None:
+        return program, list(grants.binds), "/"
+    host = Path(program).absolute()
+    if not host.exists():
+        raise ProgramError(f"{program}: no such file", 127)
+    if host.is_dir():
+        raise ProgramError(f"{program}: is a directory")
+    cwd = (grants.cwd or Path.cwd()).absolute()
+    binds = [Bind(cwd, str(cwd))]
+    if not host.is_relative_to(cwd):
+        binds.append(Bind(host, str(host)))
+    return str(host), [*binds, *grants.binds], str(cwd)
