@@ -1,10 +1,10 @@
 """Assembly: one place wires a machine from a `Config`, runs a program on it, and takes it apart.
 
-    Machine
-      Ram, Aperture ---- FrameTable ---- Buddy          (what there is, who has it)
-      Cpu                                               (who executes)
-      Physical ---- KernelHalf                          (what all address spaces share)
-      Kernel ---- Process ---- AddressSpace, Files, Signals
+Machine
+  Ram, Aperture ---- FrameTable ---- Buddy          (what there is, who has it)
+  Cpu                                               (who executes)
+  Physical ---- KernelHalf                          (what all address spaces share)
+  Kernel ---- Process ---- AddressSpace, Files, Signals
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.clock import VirtualClock
+from aether_emu.clock import COUNTER_HZ, TSC_HZ, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, ConfigError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi.arm64 import ArmAbi
 from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.calls.mappable import before_truncate
 from aether_emu.linux.kernel import Kernel
@@ -36,6 +38,7 @@ from aether_emu.machine import engine
 from aether_emu.machine.aperture import Aperture, ApertureFile
 from aether_emu.machine.bus_guard import BusGuard
 from aether_emu.machine.ram import Ram
+from aether_emu.machine.unicorn_arm64 import ArmCpu
 from aether_emu.machine.unicorn_x86 import X86Cpu
 from aether_emu.mm.address_space import AddressSpace, Limits
 from aether_emu.mm.buddy import Buddy, Zone
@@ -48,6 +51,35 @@ from aether_emu.random import Streams
 RAM_BASE = 1 << 30
 _APERTURE_ALIGN = 1 << 30
 _LOW_ZONE = 16 << 20
+
+
+_Ranges = list[tuple[int, int, int]]
+
+
+def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
+    random = machine.streams.stream("rdrand").u64
+    return X86Cpu(ranges, time_stamp=lambda: machine.ticks(TSC_HZ), random=random, live_state=live_state)
+
+
+def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
+    ticks = lambda: machine.ticks(COUNTER_HZ)  # noqa: E731  # the CPU keeps the callable
+    return ArmCpu(ranges, time_stamp=ticks, frequency=COUNTER_HZ, live_state=live_state)
+
+
+@dataclass(frozen=True, slots=True)
+class _Isa:
+    """What one instruction set brings: its parts, and whether one root holds both halves."""
+
+    format: Callable[[], PageTableFormat]
+    abi: Callable[[], Abi]
+    cpu: Callable[[Machine, _Ranges, bool], X86Cpu | ArmCpu]
+    shared_root: bool
+
+
+_ISAS: dict[str, _Isa] = {
+    "x86_64": _Isa(X86Format, X86Abi, _x86_cpu, shared_root=True),
+    "arm64": _Isa(ArmFormat, ArmAbi, _arm_cpu, shared_root=False),
+}
 
 
 class LeakError(AetherError):
@@ -94,11 +126,12 @@ class Machine:
         pause: Callable[[], None] = lambda: None,
         **options: object,
     ) -> None:
-        if arch != "x86_64":
-            raise ConfigError("arch", arch, "x86_64")
+        if arch not in _ISAS:
+            raise ConfigError("arch", arch, " or ".join(_ISAS))
         self.config = config if config is not None else Config.load(overrides=options)
-        self.format: PageTableFormat = X86Format()
-        self.abi: Abi = X86Abi()
+        isa = _ISAS[arch]
+        self.format: PageTableFormat = isa.format()
+        self.abi: Abi = isa.abi()
         self.streams = Streams(self.config.seed)
         self.clock = VirtualClock(self.config.clock)
         page = self.config.page_size
@@ -113,28 +146,24 @@ class Machine:
             (self.ram.base, self.ram.host_address, self.ram.size),
             (self.aperture.base, self.aperture.host_address, self.aperture.size),
         ]
-        self.cpu = X86Cpu(
-            ranges,
-            time_stamp=self._time_stamp,
-            random=self.streams.stream("rdrand").u64,
-            live_state=live_state,
-        )
+        self.cpu: X86Cpu | ArmCpu = isa.cpu(self, ranges, live_state)
         self._guard = BusGuard.instance()
         self._guard_token = self._guard.register(
             self.aperture.host_address, self.aperture.size, engine.EMU_STOP_ADDRESS, self.cpu.handle
         )
         try:
-            self.physical = Physical(self.ram, self.aperture, self.frames, self.buddy, [self.cpu], trace=trace)
+            self.physical = Physical(
+                self.ram, self.aperture, self.frames, self.buddy, [self.cpu], trace=trace
+            )
             self.kernel_half = KernelHalf(
                 self.physical, self.format, self.config.kernel_base, self.cpu.text_page(), self.cpu.data_page
             )
+            self._shared_half = isa.shared_root
         except OutOfFrames as error:
             raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
         self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
         waiter = HostWaiter(pause, self._lost_pages)
-        self.kernel = Kernel(
-            self.cpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter
-        )
+        self.kernel = Kernel(self.cpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
 
@@ -219,16 +248,16 @@ class Machine:
             address_space=config.memory_limit,
             fault_around=config.fault_around,
         )
+        shared = (self.kernel_half.table, self.config.kernel_base) if self._shared_half else None
         try:
-            return AddressSpace(
-                self.physical, self.format, limits, (self.kernel_half.table, self.config.kernel_base)
-            )
+            return AddressSpace(self.physical, self.format, limits, shared)
         except OutOfFrames as error:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
 
-    def _time_stamp(self) -> int:
+    def ticks(self, frequency: int) -> int:
+        """The guest reads a counter of `frequency` Hz."""
         self.kernel.observe_time()
-        return self.clock.tsc()
+        return self.clock.ticks(frequency)
 
     def _lost_pages(self) -> list[tuple[ApertureFile, int]]:
         return [self.aperture.lost(address) for address in self._guard.drain(self._guard_token)]

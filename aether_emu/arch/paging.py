@@ -211,8 +211,8 @@ class PageTableFormat(ABC):
         """What the MMU makes of `entry` at `level`."""
 
     @abstractmethod
-    def fields(self, level: int) -> tuple[BitField, ...]:
-        """The layout of a present entry at `level`, for printing and documentation."""
+    def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
+        """The layout of a present `entry` (a leaf's, or a table's) at `level`, for printing it."""
 
     @abstractmethod
     def write_protect(self, entry: int) -> int:
@@ -233,6 +233,13 @@ class PageTableFormat(ABC):
         return address | self.leaf_bits(attributes, level)
 
     def describe(self, entry: int, level: int) -> str:
-        """One line for people: the decoded fields of `entry`."""
-        parts = [f"{f.name}={f.get(entry):#x}" for f in self.fields(level) if f.get(entry)]
+        """One line for people: the fields of `entry`, or what software keeps where there is no page."""
+        match self.decode(entry, level):
+            case Absent():
+                parts = ["absent"]
+            case Held(kind, value):
+                parts = [kind.name, f"{value:#x}"]
+            case _:
+                fields = self.fields(entry, level)
+                parts = [f"{field.name}={field.get(entry):#x}" for field in fields if field.get(entry)]
         return f"{self.level_name(level)} {entry:#018x} " + " ".join(parts)

@@ -21,7 +21,7 @@ _INTERRUPTED, _TIMED_OUT = 130, 124
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
-def run(  # noqa: PLR0914  # an option is a parameter here
+def run(  # an option is a parameter here
     program: Annotated[str, typer.Argument(help="The ELF program; its header names the ISA.")],
     args: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
     ram: Annotated[str | None, typer.Option(help="Emulated RAM, such as 512M.")] = None,
@@ -111,7 +111,7 @@ def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
 
 
 def _isa_of(program: str, root: Path | None) -> str:
-    """The ISA that the program's header names, on the host or below --root. ProgramError if it cannot be read."""
+    """The ISA that the program's header names. Raises ProgramError when there is none to read."""
     from aether_emu.linux.elf import read_image
 
     host = Path(program) if root is None else root / program.lstrip("/")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, BinaryIO
 
 from elftools.common.exceptions import ELFError, ELFParseError
@@ -122,9 +123,9 @@ def _read(elf: Any, size: int, refuse: Any) -> Image:
                 _check_properties(elf, header, size, refuse)
     if not segments:
         raise refuse("has nothing to load")
-    if any(b.address <= a.address for a, b in zip(segments, segments[1:], strict=False)):
+    if any(b.address <= a.address for a, b in pairwise(segments)):
         raise refuse("its segments are not in ascending order")
-    for low, high in zip(segments, segments[1:], strict=False):
+    for low, high in pairwise(segments):
         if low.address + low.memory_size > high.address:
             raise refuse("its segments overlap")
     if segments[-1].address + segments[-1].memory_size - segments[0].address > _HIGHEST >> 1:

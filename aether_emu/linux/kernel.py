@@ -174,7 +174,7 @@ class Kernel:
 
     def file_identity(self, backing: FileBacking) -> tuple[str, int]:
         """Device and inode number of a mapped file, as the guest sees them."""
-        return "00:20", self.process.files.namespace.inodes.of(backing.file.key).number
+        return "00:20", self.process.files.namespace.inodes.of(backing.key).number
 
     def calls_by_name(self) -> dict[str, int]:
         """How often each system call was made, by name, in the order of their numbers."""

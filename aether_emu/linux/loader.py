@@ -1,10 +1,10 @@
 """Starting a program: map its segments, its interpreter, and build the initial stack (execve(2)).
 
-    high    strings: program name, environment, arguments
-            platform, 16 random bytes
-            auxiliary vector, environment pointers, argument pointers
-    sp ->   argument count
-    low     (the stack grows down)
+high    strings: program name, environment, arguments
+        platform, 16 random bytes
+        auxiliary vector, environment pointers, argument pointers
+sp ->   argument count
+low     (the stack grows down)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from aether_emu.linux.process import Process
 from aether_emu.linux.vfs import flags as fl
 from aether_emu.linux.vfs.host_file import HostData
 from aether_emu.machine.cpu import Cpu, UserFault
+from aether_emu.mm import mapping
 from aether_emu.mm.address_space import STACK_GUARD_PAGES, AddressSpace
 from aether_emu.mm.backing import Backing
 from aether_emu.mm.protection import Protection
@@ -95,6 +96,7 @@ def _load(process: Process, name: str) -> None:
         interpreter = _load_interpreter(process, image.interpreter)
     _place_heap(space, main, layout, static_pie=image.position_independent and interpreter is None)
     _map_stack(space, layout, executable=image.executable_stack)
+    _map_signal_return(process)
     process.program.entry = interpreter.entry if interpreter is not None else main.entry
     builder = _StackBuilder(process, layout)
     process.program.stack_pointer = builder.build(main, interpreter)
@@ -219,6 +221,21 @@ def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) 
     space.insert(area)
 
 
+def _map_signal_return(process: Process) -> None:
+    """A page of code that handlers return to, on an ISA whose kernel provides it in its vDSO."""
+    code, space = process.abi.signal_return, process.space
+    if not code:
+        return
+    start = space.areas.gap_below(space.page_size, space.limits.user_base, space.mmap_base)
+    if start is None:
+        raise Refused(errno.ENOMEM, "no room for the signal return page")
+    area = space.new_area(start, start + space.page_size, _RW, name="[vdso]")
+    space.insert(area)
+    process.cpu.copy_to_user(start, code)
+    mapping.protect_memory(space, start, space.page_size, int(Protection.READ | Protection.EXECUTE))
+    process.signals.signal_return = start
+
+
 class _StackBuilder:
     """Writes the initial stack through the CPU, as the kernel's own user accesses."""
 
@@ -292,5 +309,3 @@ class _StackBuilder:
             (AT_NULL, 0),
         )
         return b"".join(struct.pack("<QQ", *pair) for pair in vector)
-
-

@@ -37,10 +37,12 @@ class ProcessTexts:
             "self/environ": lambda: b"".join(text + b"\0" for text in program.environment),
             "self/comm": lambda: self._process.name + b"\n",
             "meminfo": self._meminfo,
-            "version": lambda: f"Linux version {RELEASE} (aether_emu) #1 SMP\n".encode(),
+            "version": f"Linux version {RELEASE} (aether_emu) #1 SMP\n".encode,
             "uptime": self._uptime,
             "loadavg": lambda: b"0.00 0.00 0.00 1/1 %d\n" % self._process.pid,
-            "cpuinfo": lambda: b"processor\t: 0\nmodel name\t: emulated %s\n" % self._process.abi.isa.encode(),
+            "cpuinfo": lambda: (
+                b"processor\t: 0\nmodel name\t: emulated %s\n" % self._process.abi.isa.encode()
+            ),
             "sys/vm/overcommit_memory": lambda: b"0\n",
             "sys/kernel/randomize_va_space": lambda: b"2\n" if self._process.config.aslr else b"0\n",
             "sys/vm/max_map_count": lambda: b"%d\n" % self._process.config.max_mmap_areas,

@@ -98,6 +98,7 @@ class Delivery:
     mask: int
     stack: AlternateStack
     switch: bool  # start at the top of the alternate stack
+    signal_return: int  # address of the kernel's own return code, 0 where there is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Signals:
     blocked: int = 0
     pending: dict[int, SignalInfo] = field(default_factory=dict)
     stack: AlternateStack = AlternateStack()
+    signal_return: int = 0
 
     # ---- sending
 
@@ -166,8 +168,9 @@ class Signals:
         cpu = self.process.cpu
         on_stack = self.stack.contains(cpu.sp)
         switch = bool(action.flags & SA_ONSTACK) and not self.stack.flags & SS_DISABLE and not on_stack
+        delivery = Delivery(info, action, self.blocked, self.stack, switch, self.signal_return)
         try:
-            self.process.abi.push_frame(cpu, Delivery(info, action, self.blocked, self.stack, switch))
+            self.process.abi.push_frame(cpu, delivery)
         except UserFault:
             self._die(SignalInfo(SIGSEGV, SI_KERNEL, info.address))
             return

@@ -26,9 +26,7 @@ class HostWaiter:
     `lost` names the file pages that the bus guard had to replace.
     """
 
-    def __init__(
-        self, pause: Callable[[], None], lost: Callable[[], list[tuple[ApertureFile, int]]]
-    ) -> None:
+    def __init__(self, pause: Callable[[], None], lost: Callable[[], list[tuple[ApertureFile, int]]]) -> None:
         self._pause, self._lost = pause, lost
 
     def wait(self, reason: WouldBlock) -> bool:

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -25,6 +23,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.format import NX, P, U, W
 from aether_emu.errors import EngineError
 from aether_emu.machine import engine
+from aether_emu.machine.locate import SENTINELS, locate, only, places
 
 MODEL = x86_const.UC_CPU_X86_EPYC_ROME
 
@@ -39,7 +38,6 @@ GENERAL = (
     x86_const.UC_X86_REG_RDI,
     *(x86_const.UC_X86_REG_R8 + i for i in range(8)),
 )
-_SENTINELS = tuple(0x5EED_C0DE_0000_1111 * (i + 3) & (1 << 64) - 1 for i in range(16))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,18 +138,6 @@ def enable_paging(uc: Any, root: int) -> None:
     uc.ctl_set_exits([])
 
 
-def _places(dump: bytes, kind: str, test: Callable[[int], bool]) -> set[int]:
-    size = struct.calcsize(kind)
-    count = len(dump) // size
-    return {i * size for i, value in enumerate(struct.unpack_from(f"<{count}{kind}", dump)) if test(value)}
-
-
-def _only(name: str, places: set[int]) -> int:
-    if len(places) != 1:
-        raise EngineError(f"calibration: {len(places)} places behave like {name}")
-    return places.pop()
-
-
 @lru_cache(maxsize=1)
 def measure() -> Layout:
     """Find every field on a scratch CPU. Raises EngineError when one cannot be told apart.
@@ -160,22 +146,22 @@ def measure() -> Layout:
     """
     scratch = _Scratch()
     saved = scratch.uc.context_save()
-    for register, value in zip(GENERAL, _SENTINELS, strict=True):
+    for register, value in zip(GENERAL, SENTINELS, strict=True):
         scratch.uc.reg_write(register, value)
-    base = scratch.dump().find(struct.pack("<16Q", *_SENTINELS))
+    base = scratch.dump().find(struct.pack("<16Q", *SENTINELS))
     scratch.uc.context_restore(saved)
     if base < 0:
         raise EngineError("calibration: no general registers in a saved context")
     ring0 = scratch.dump()
-    quiet = _places(ring0, "i", lambda value: value == -1)
+    quiet = places(ring0, "i", lambda value: value == -1)
     scratch.enter_user()
     ring3 = scratch.dump()
-    old = _old_exception(scratch, quiet & _places(ring3, "i", lambda value: value == 14))
-    hflags = _only(
+    old = _old_exception(scratch, quiet & places(ring3, "i", lambda value: value == 14))
+    hflags = only(
         "hflags",
         {
             place
-            for place in _places(ring3, "I", lambda value: value & 3 == 3)
+            for place in places(ring3, "I", lambda value: value & 3 == 3)
             if (word := struct.unpack_from("<I", ring0, place)[0]) & 3 == 0
             and word | 3 == struct.unpack_from("<I", ring3, place)[0]
             and word >> 4  # hflags says more than the privilege
@@ -199,7 +185,7 @@ def _old_exception(scratch: _Scratch, candidates: set[int]) -> int:
             good.add(place)
         else:
             scratch.patch(place, struct.pack("<i", -1))
-    return _only("old_exception", good)
+    return only("old_exception", good)
 
 
 def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
@@ -224,64 +210,23 @@ def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
         scratch.start(pc)
         dump = scratch.dump()
         wanted = scratch.CODE + rip
-        found = _places(dump, "Q", lambda value, wanted=wanted: value == wanted)  # type: ignore[misc]
+        found = places(dump, "Q", lambda value, wanted=wanted: value == wanted)  # type: ignore[misc]
         rips = found if rips is None else rips & found
-        flag = _places(dump, "i", lambda value, soft=error is None: value == int(soft))  # type: ignore[misc]
+        flag = places(dump, "i", lambda value, soft=error is None: value == int(soft))  # type: ignore[misc]
         ints = flag if ints is None else ints & flag
         if error is not None:
-            found = _places(dump, "Q", lambda value, cr2=rdi + 16: value == cr2)  # type: ignore[misc]
+            found = places(dump, "Q", lambda value, cr2=rdi + 16: value == cr2)  # type: ignore[misc]
             cr2s = found if cr2s is None else cr2s & found
-            found = _places(dump, "i", lambda value, error=error: value == error)  # type: ignore[misc]
+            found = places(dump, "i", lambda value, error=error: value == error)  # type: ignore[misc]
             errors = found if errors is None else errors & found
     return (
-        _only("rip", rips or set()),
-        _only("cr2", cr2s or set()),
-        _only("the error code", errors or set()),
-        _only("is_int", ints or set()),
+        only("rip", rips or set()),
+        only("cr2", cr2s or set()),
+        only("the error code", errors or set()),
+        only("is_int", ints or set()),
     )
 
 
-def locate(uc: Any, layout: Layout) -> int | None:
-    """Host address of the general registers inside the live CPU state of `uc`, or None.
-
-    The engine's structure points at its CPU; the registers are found there by sentinels, read
-    through /proc/self/mem so that a wrong pointer is an error and not a crash, and the place
-    must follow a register write.
-    """
-    try:
-        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    saved = uc.context_save()
-    try:
-        for register, value in zip(GENERAL, _SENTINELS, strict=True):
-            uc.reg_write(register, value)
-        return _search(uc, memory)
-    finally:
-        os.close(memory)
-        uc.context_restore(saved)
-
-
-def _search(uc: Any, memory: int) -> int | None:
-    def read(address: int, length: int) -> bytes:
-        try:
-            return os.pread(memory, length, address)
-        except (OSError, OverflowError):
-            return b""
-
-    pattern = struct.pack("<16Q", *_SENTINELS)
-    head = read(engine.handle_of(uc), 0x1000)
-    for (pointer,) in struct.iter_unpack("<Q", head[: len(head) & ~7]):
-        if not 0x1000 < pointer < 1 << 47:
-            continue
-        block = read(pointer, 0x10000)
-        place = block.find(pattern)
-        while place >= 0:
-            changed = _SENTINELS[0] ^ 0xFFFF
-            uc.reg_write(GENERAL[0], changed)
-            live: bool = read(pointer + place, 8) == struct.pack("<Q", changed)
-            uc.reg_write(GENERAL[0], _SENTINELS[0])
-            if live:
-                return int(pointer + place)
-            place = block.find(pattern, place + 1)
-    return None
+def find_state(uc: Any) -> int | None:
+    """Host address of rax in the live CPU state of `uc`, or None."""
+    return locate(uc, GENERAL)

@@ -50,7 +50,7 @@ class LiveState:
         self.hflags: Field = engine.view(base + layout.hflags, "I", 1)
 
 
-class _Register:
+class RegisterField:
     """Registers by API number."""
 
     def __init__(self, handle: int, numbers: tuple[int, ...]) -> None:
@@ -67,7 +67,7 @@ class _Register:
         engine.reg_write(self._handle, self._numbers[index], self._pointer)
 
 
-class _Hidden:
+class HiddenField:
     """One field of a saved context."""
 
     def __init__(self, handle: int, context: int, address: int, kind: str) -> None:
@@ -95,11 +95,11 @@ class ContextState:
         base = context + layout.context
 
         def hidden(offset: int, kind: str) -> Field:
-            return _Hidden(handle, context, base + offset, kind)
+            return HiddenField(handle, context, base + offset, kind)
 
-        self.general: Field = _Register(handle, GENERAL)
+        self.general: Field = RegisterField(handle, GENERAL)
         self.rip: Field = hidden(layout.rip, "Q")
-        self.cr2: Field = _Register(handle, (x86_const.UC_X86_REG_CR2,))
+        self.cr2: Field = RegisterField(handle, (x86_const.UC_X86_REG_CR2,))
         self.error_code: Field = hidden(layout.error_code, "i")
         self.is_int: Field = hidden(layout.is_int, "i")
         self.old_exception: Field = hidden(layout.old_exception, "i")

@@ -87,7 +87,7 @@ class X86Cpu(UnicornCpu):
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL), ranges)
         self._time_stamp, self._random = time_stamp, random
         layout = calibrate.measure()
-        base = calibrate.locate(self._uc, layout) if live_state else None
+        base = calibrate.find_state(self._uc) if live_state else None
         self.live_state = base is not None
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self.general = self._state.general

@@ -83,8 +83,8 @@ class AddressSpace:
         return self.table.format.page_size
 
     def page_up(self, value: int) -> int:
-        """`value` rounded up to a page."""
-        return value + self.page_size - 1 & -self.page_size
+        """`value` rounded up to a page, in 64 bits: the last page's worth of values gives 0."""
+        return value + self.page_size - 1 & -self.page_size & (1 << 64) - 1
 
     def walk(self, va: int) -> Walk:
         """Translate `va` in Python, every level's entry decoded. The CPU is not involved."""
@@ -117,9 +117,12 @@ class AddressSpace:
         bits, denied = self.bits_for(protection), denied_accesses(protection)
         return Area(start, end, protection, denied=denied, bits=bits, **more)  # type: ignore[arg-type]
 
-    def insert(self, area: Area) -> None:
-        """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing."""
-        self.require(area.length)
+    def insert(self, area: Area, grows_by: int | None = None) -> None:
+        """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing.
+
+        `grows_by` is what the address space grows by in the end, when that is not the area's length.
+        """
+        self.require(area.length if grows_by is None else grows_by)
         self._place(area)
         if area.backing is not None:
             area.backing.attach(self)
@@ -160,11 +163,14 @@ class AddressSpace:
 
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
         """Change `[start, end)` of one area, entries included. Raises Refused(ENOMEM), changing nothing."""
-        self.areas.require_room((area.start < start) + (area.end > end))
-        (piece,) = self.take_out(start, end)
+        piece = area.piece(start, end, self.table.format.page_shift)
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
+        self._note_writable_executable(piece)
+        self.areas.require_room(self.areas.growth(area, piece))
+        self.take_out(start, end)
         gather = self.gather()
-        self._reprotect(gather, piece)
+        # Entries that never permitted writing, and now lose nothing, leave no translation to fear.
+        self._reprotect(gather, piece, adds=not area.protection & (~protection | Protection.WRITE))
         self.finish(gather)
         self._place(piece)
         if piece.backing is not None:
@@ -240,47 +246,48 @@ class AddressSpace:
                 self._clear(gather, start, start + (high - low << shift), files_only=not copies)
         self.finish(gather)
 
-    def replace_entry(self, page: int, slot: int, entry: int, old_frame: int) -> None:
-        """Point a live entry at another frame: break first where the architecture demands it."""
+    def replace_entry(self, page: int, slot: int, entry: int, old_frame: int | None) -> None:
+        """Point a live entry at another frame: break first where the architecture demands it.
+
+        `old_frame` loses the entry's reference; None for the zero page, which counts none.
+        """
         words = self.physical.ram.words
         gather = self.gather()
-        if self.table.format.break_before_make:
-            words[slot] = 0
-            gather.page(page)
-            gather.drop(old_frame)
-            self.finish(gather)
-            words[slot] = entry
-            return
-        words[slot] = entry
         gather.page(page)
-        gather.drop(old_frame)
+        if old_frame is not None:
+            gather.drop(old_frame)
+        words[slot] = 0 if self.table.format.break_before_make else entry
         self.finish(gather)
+        words[slot] = entry
 
     def move_entries(self, start: int, end: int, to: int) -> None:
-        """Move every entry of `[start, end)` to the range at `to`, which has none; flush the old place."""
+        """Move every entry of `[start, end)` to the range at `to`, which has none; flush the old place.
+
+        Raises OutOfFrames, with nothing moved, when a table for the target cannot be had.
+        """
         table, array, fmt = self.table, self.physical.ram.array, self.table.format
         frames, shift = self.physical.frames, fmt.page_shift
-        gather = self.gather()
         span = 1 << table.leaf_span_shift
+        moves: list[tuple[int, int, int, int]] = []  # va, its slot, the target's slot, pages
         for va, slot, pages in list(table.spans(start, end)):
             done = 0
             while done < pages:
                 target_va = to + (va - start) + (done << shift)
                 room = (span - (target_va & span - 1)) >> shift
                 count = min(pages - done, room)
-                source = array[slot + done : slot + done + count]
-                if source.any():
-                    target = table.leaf_slot(target_va)
-                    array[target : target + count] = source
-                    numbers = self._frame_numbers(source[source != 0])
-                    own = numbers[
-                        (frames.kind_array[numbers] == Kind.ANON)
-                        & (frames.owner_array[numbers] == self.number)
-                    ]
-                    frames.index_array[own] += np.uint64((to - start >> shift) & (1 << 64) - 1)
-                    source[:] = 0
-                    gather.pages(va + (done << shift), count)
+                if array[slot + done : slot + done + count].any():
+                    moves.append((va + (done << shift), slot + done, table.leaf_slot(target_va), count))
                 done += count
+        gather = self.gather()
+        for va, slot, target, count in moves:
+            source = array[slot : slot + count]
+            array[target : target + count] = source
+            used = source.nonzero()[0]
+            numbers = self._frame_numbers(source[used])
+            own = (frames.kind_array[numbers] == Kind.ANON) & (frames.owner_array[numbers] == self.number)
+            frames.index_array[numbers[own]] += np.uint64((to - start >> shift) & (1 << 64) - 1)
+            source[:] = 0
+            gather.pages(va, used)
         self.finish(gather)
 
     def destroy(self) -> None:
@@ -300,7 +307,7 @@ class AddressSpace:
         return (addresses - base >> np.uint64(self.table.format.page_shift)).astype(np.int64)
 
     def _clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
-        array, fmt = self.physical.ram.array, self.table.format
+        array, present = self.physical.ram.array, np.uint64(self.table.format.present_mask)
         zero, kinds = self.physical.zero_frame, self.physical.frames.kind_array
         for va, slot, pages in self.table.spans(start, end):
             entries = array[slot : slot + pages]
@@ -313,27 +320,26 @@ class AddressSpace:
                 used, numbers = used[chosen], numbers[chosen]
                 if not used.size:
                     continue
+            gather.pages(va, used[entries[used] & present != 0])
             entries[used] = 0
-            if used.size <= 2:
-                for offset in used.tolist():
-                    gather.page(va + (offset << fmt.page_shift))
-            else:
-                low = int(used[0])
-                gather.pages(va + (low << fmt.page_shift), int(used[-1]) - low + 1)
             gather.drop_many(numbers[numbers != zero])
 
-    def _reprotect(self, gather: Gather, area: Area) -> None:
-        """Give the present entries of an area its new bits. Writing is granted again by a fault."""
+    def _reprotect(self, gather: Gather, area: Area, *, adds: bool) -> None:
+        """Give the entries of an area its new bits. Writing is granted again by a fault.
+
+        Unless the change only `adds` permission, what was present and became another entry is flushed.
+        """
         array, fmt = self.physical.ram.array, self.table.format
+        present = np.uint64(fmt.present_mask)
         for va, slot, pages in self.table.spans(area.start, area.end):
             entries = array[slot : slot + pages]
             used = entries.nonzero()[0]
             if not used.size:
                 continue
-            addresses = entries[used] & np.uint64(fmt.address_mask)
-            entries[used] = addresses | np.uint64(area.bits.read)
-            low = int(used[0])
-            gather.pages(va + (low << fmt.page_shift), int(used[-1]) - low + 1)
+            old = entries[used]
+            entries[used] = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
+            if not adds:
+                gather.pages(va, used[(old & present != 0) & (old != entries[used])])
             if area.protection & Protection.EXECUTE:
                 for frame in self._frame_numbers(entries[used]).tolist():
                     self.physical.code.executable(frame, mutable=True)

@@ -109,8 +109,7 @@ class Area:
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
             and self.name == other.name
-            and not self.grows_down
-            and not other.grows_down
+            and self.grows_down == other.grows_down
             and self.was_writable_executable == other.was_writable_executable
             and (self.backing is None or self.offset + (self.length >> page_shift) == other.offset)
         )
@@ -162,7 +161,9 @@ class AreaMap:
         return self._areas[index] if index >= 0 else None
 
     def overlapping(self, start: int, end: int) -> list[Area]:
-        """The areas that meet `[start, end)`, in order."""
+        """The areas that meet `[start, end)`, in order; an empty range meets none."""
+        if start >= end:
+            return []
         index = bisect_right(self._starts, start) - 1
         if index < 0 or self._areas[index].end <= start:
             index += 1
@@ -201,6 +202,16 @@ class AreaMap:
         self._starts.insert(index, area.start)
         self._areas.insert(index, area)
         return Placed(area, 0)
+
+    def growth(self, area: Area, part: Area) -> int:
+        """How many more areas there are once `part`, cut out of `area` and changed, is back in its place."""
+        more = (area.start < part.start) + (area.end > part.end)
+        before, after = self.find(part.start - 1), self.find(part.end)
+        if before is not None and before is not area and before.continues(part, self._shift):
+            more -= 1
+        if after is not None and after is not area and part.continues(after, self._shift):
+            more -= 1
+        return more
 
     def require_room(self, more: int) -> None:
         """Raise Refused(ENOMEM) unless `more` areas still fit the limit."""
@@ -241,7 +252,7 @@ class AreaMap:
 
     def gap_below(self, length: int, floor: int, ceiling: int) -> int | None:
         """The highest start of a free gap of `length` bytes inside `[floor, ceiling)`."""
-        high = ceiling
+        high = self._highest(ceiling)
         index = bisect_left(self._starts, ceiling) - 1
         while index >= 0:
             area = self._areas[index]
@@ -260,7 +271,12 @@ class AreaMap:
             if self.lowest(area) - low >= length:
                 return low
             low = max(low, area.end)
-        return low if ceiling - low >= length else None
+        return low if self._highest(ceiling) - low >= length else None
+
+    def _highest(self, ceiling: int) -> int:
+        """Where free addresses below `ceiling` end for the guard of the first area from there on."""
+        index = bisect_left(self._starts, ceiling)
+        return min(ceiling, self.lowest(self._areas[index])) if index < len(self._areas) else ceiling
 
     def lowest(self, area: Area) -> int:
         """The lowest address that belongs to an area or to the guard it keeps below itself."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from aether_emu.machine.aperture import ApertureFile
+from aether_emu.machine.aperture import ApertureFile, BeyondEnd
 from aether_emu.mm.frames import Kind
 from aether_emu.mm.physical import Physical
 
@@ -38,7 +38,7 @@ class Backing(ABC):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
 
-        Raises BackingError (an AetherError) when there is no such page, OutOfFrames.
+        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, ApertureFull.
         """
 
     @abstractmethod
@@ -71,9 +71,11 @@ class FileBacking(Backing):
 
     in_place = True
 
-    def __init__(self, physical: Physical, file: ApertureFile, name: str, files: FileTable) -> None:
+    def __init__(
+        self, physical: Physical, file: ApertureFile, key: tuple[int, int], name: str, files: FileTable
+    ) -> None:
         super().__init__(physical)
-        self.file = file
+        self.file, self.key = file, key
         self._name = name
         self._files = files
 
@@ -118,7 +120,7 @@ class FileTable:
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
-        backing = FileBacking(self._physical, file, name, self)
+        backing = FileBacking(self._physical, file, key, name, self)
         self._by_key[key] = backing
         self._by_number[backing.number] = backing
         return backing
@@ -129,7 +131,7 @@ class FileTable:
 
     def forget(self, backing: FileBacking) -> None:
         """Called by a backing that is being released."""
-        del self._by_key[backing.file.key]
+        del self._by_key[backing.key]
         del self._by_number[backing.number]
 
     def unmap_pages(self, backing: FileBacking, first: int, count: int) -> None:
@@ -152,7 +154,10 @@ class FileTable:
 
 
 class SharedMemory(Backing):
-    """Shared anonymous memory: frames by page index, kept until the last area goes."""
+    """Shared anonymous memory of `pages` pages, each with a frame from its first touch to the end.
+
+    An area that mremap made longer than the object shows nothing there: SIGBUS, as on Linux.
+    """
 
     in_place = False
 
@@ -173,6 +178,8 @@ class SharedMemory(Backing):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         frame = self._frames.get(index)
         if frame is None:
+            if index >= self.pages:
+                raise BeyondEnd(index, f"the object has {self.pages} pages")
             frame = self._frames[index] = self.physical.take(Kind.ANON, self.number, index)
         return frame, 1
 

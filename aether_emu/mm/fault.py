@@ -160,11 +160,13 @@ class _Slow:
         backing = area.backing
         write = bool(access & _WRITE)
         if backing is None:
+            physical = self._physical
+            slot = self._table.leaf_slot(page)
             if write:
-                self._map_fresh(area, page, Event.FAULT_DEMAND_ZERO)
+                fresh = physical.frames.address(self._fresh(area, page))
+                physical.ram.words[slot] = fresh | area.bits.write
+                self._n[Event.FAULT_DEMAND_ZERO] += 1
             else:
-                physical = self._physical
-                slot = self._table.leaf_slot(page)
                 zero = physical.frames.address(physical.zero_frame)
                 physical.ram.words[slot] = zero | area.bits.read
                 self._n[Event.FAULT_ZERO_PAGE] += 1
@@ -176,7 +178,7 @@ class _Slow:
             self._map_around(area, page, access)
         else:
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
-            self._install(area, page, frame, area.bits.write)
+            self._install(area, page, frame, area.bits.write if area.shared else area.bits.read)
             self._n[Event.FAULT_SHARED] += 1
         return RESOLVED
 
@@ -197,17 +199,15 @@ class _Slow:
             words[found.slot] = address | area.bits.write
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
-        if frame == physical.zero_frame:
-            words[found.slot] = 0
-            self._map_fresh(area, page, Event.FAULT_UPGRADE)
-        elif physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
+        if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
             self._copy_frame(area, page, found, frame)
             return RESOLVED
+        if frame == physical.zero_frame:
+            fresh = physical.frames.address(self._fresh(area, page))
+            self._space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
             words[found.slot] = address | area.bits.write
-            self._n[Event.FAULT_UPGRADE] += 1
-            return RESOLVED
-        physical.tlb.flush_pages(self._space.cpu_mask, [page])  # readers held the zero page
+        self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED
 
     # ---- pages
@@ -215,16 +215,12 @@ class _Slow:
     def _index(self, area: Area, page: int) -> int:
         return area.offset + (page - area.start >> self._table.format.page_shift)
 
-    def _map_fresh(self, area: Area, page: int, event: Event) -> int:
-        """A zeroed frame of this address space at `page`, writable."""
-        space = self._space
-        slot = self._table.leaf_slot(page)
-        frame = self._physical.take(Kind.ANON, space.number, page >> self._table.format.page_shift)
+    def _fresh(self, area: Area, page: int) -> int:
+        """A zeroed frame of this address space that is about to be mapped at `page`."""
+        number = page >> self._table.format.page_shift
+        frame = self._physical.take(Kind.ANON, self._space.number, number)
         self._physical.frames.maps[frame] = 1
         self._mark_code(area, frame)
-        address = self._physical.frames.address(frame)
-        self._physical.ram.words[slot] = address | area.bits.write
-        self._n[event] += 1
         return frame
 
     def _copy_from_backing(self, area: Area, page: int) -> None:
@@ -289,14 +285,13 @@ class _Slow:
         write = bool(access & _WRITE)
         shift = fmt.page_shift
         first, last = page, page + fmt.page_size
-        if not write:
-            window = self._space.fault_around << shift
+        if not write:  # never over the end of a leaf table
+            window = min(self._space.fault_around, fmt.levels[0].entries) << shift
             first = max(page & -window, area.start)
             last = min((page & -window) + window, area.end)
-        index = self._index(area, first)
         frame, count = self._frames_around(area, first, last, page, write)
         if count == 1:
-            first, index = page, self._index(area, page)
+            first = page
         base = table.leaf_slot(first)
         table_words = physical.ram.array
         entries = table_words[base : base + count]

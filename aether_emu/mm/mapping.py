@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.backing import Backing, SharedMemory
@@ -34,6 +34,7 @@ PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
+_MOVE_ROOM = 4  # areas that a move may add on its way: what it makes, and cuts at both ends and the target
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 
 MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE = 0, 1, 2, 3, 4, 8
@@ -82,7 +83,8 @@ def map_memory(space: AddressSpace, request: Request) -> int:
     shared, maximum = _check_kind(request)
     if not shared and not flags & MAP_NORESERVE and protection & Protection.WRITE:
         _check_commit(space, length)
-    space.require(length)
+    fixed = bool(flags & MAP_FIXED)
+    space.require(length - (_mapped(space, address, address + length) if fixed else 0))
     backing: Backing | None = None
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))
@@ -101,22 +103,30 @@ def map_memory(space: AddressSpace, request: Request) -> int:
         no_reserve=bool(flags & MAP_NORESERVE),
         name=backing.name if backing is not None else "",
     )
-    _insert(space, area, replace=bool(flags & MAP_FIXED))
-    if flags & (MAP_POPULATE | MAP_LOCKED) and protection:
+    _insert(space, area, replace=fixed)
+    if (flags & MAP_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE) and protection:
         populate(space, address, address + length, write=_prefers_write(area))
     return address
 
 
 def _insert(space: AddressSpace, area: Area, *, replace: bool) -> None:
     """Put an area in, after what it replaces is gone. A backing nobody shows is let go on refusal."""
+    backing = area.backing
+    if backing is not None:  # the last area that shows it may be the one that is replaced
+        backing.attach(space)
     try:
         if replace:
             space.unmap(area.start, area.end)
         space.insert(area)
-    except Refused:
-        if area.backing is not None and not area.backing.spaces:
-            area.backing.release()
-        raise
+    finally:
+        if backing is not None:
+            backing.detach(space)
+
+
+def _mapped(space: AddressSpace, start: int, end: int) -> int:
+    """Bytes of `[start, end)` that lie in areas."""
+    areas = space.areas.overlapping(start, end)
+    return sum(min(area.end, end) - max(area.start, start) for area in areas)
 
 
 def _prefers_write(area: Area) -> bool:
@@ -137,17 +147,20 @@ def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
         if flags & MAP_FIXED_NOREPLACE and space.areas.overlapping(address, address + length):
             raise Refused(errno.EEXIST, "something is mapped there")
         return address
-    hint = space.page_up(address) & (1 << 64) - 1
-    if limits.user_base <= hint <= limits.user_end - length and not flags & MAP_32BIT:
+    lowest = max(limits.user_base, space.page_size)  # nobody is given the null page unasked
+    hint = address & -space.page_size
+    if hint:
+        hint = max(hint, lowest)
         following = space.areas.following(hint)
-        if following is None or hint + length <= space.areas.lowest(following):
+        within = hint <= (_LOW[1] if flags & MAP_32BIT else limits.user_end) - length
+        if within and (following is None or hint + length <= space.areas.lowest(following)):
             return hint
     if flags & MAP_32BIT:
         found = space.areas.gap_above(length, *_LOW)
     else:
-        found = space.areas.gap_below(length, limits.user_base, space.mmap_base)
+        found = space.areas.gap_below(length, lowest, space.mmap_base)
         if found is None:  # Linux then searches upwards from the bottom
-            found = space.areas.gap_above(length, limits.user_base, limits.user_end)
+            found = space.areas.gap_above(length, lowest, limits.user_end)
     if found is None:
         raise Refused(errno.ENOMEM, "no free range is long enough")
     return found
@@ -207,7 +220,7 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
     if length == 0:
         return
     end = address + space.page_up(length)
-    if space.page_up(length) == 0 or end > 1 << 64:
+    if space.page_up(length) == 0 or end >= 1 << 64:
         raise Refused(errno.ENOMEM, "the range wraps around")
     if protection & ~(_PROT | PROT_SEM):
         raise Refused(errno.EINVAL, f"unknown protection bits {protection:#x}")
@@ -261,45 +274,49 @@ def remap_memory(space: AddressSpace, request: Remap) -> int:
     area = space.areas.find(address)
     if area is None:
         raise Refused(errno.EFAULT, "nothing is mapped there")
-    if flags & MREMAP_FIXED:
-        _check_target(space, request.new_address, address, old, new)
-    elif flags & MREMAP_DONTUNMAP == 0 and 0 < new <= old:
-        if new < old:
-            space.unmap(address + new, address + old)
-        return address
-    if flags & MREMAP_FIXED and old > new:
-        space.unmap(address + new, address + old)
+    moves = bool(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
+    if moves:
+        _check_target(space, request, old, new)
+        space.areas.require_room(_MOVE_ROOM)
+    if new < old:
+        unmap_memory(space, address + new, old - new)
         old = new
-        found = space.areas.find(address)
-        if found is None:
-            raise Refused(errno.EFAULT, "nothing is mapped there")
-        area = found
+        area = space.areas.find(address)
+        assert area is not None, "the part that stays is never empty"
+    if new == old and not moves:
+        return address
     _check_resize(space, area, address, old, new)
-    if (
-        not flags & (MREMAP_FIXED | MREMAP_DONTUNMAP)
-        and old
-        and _grow_in_place(space, area, address, old, new)
-    ):
+    keep = bool(flags & MREMAP_DONTUNMAP)
+    grows_by = new if keep else new - old
+    space.require(grows_by)
+    if not moves and old and _grow_in_place(space, area, address, old, new):
         return address
     if not flags & MREMAP_MAYMOVE:
         raise Refused(errno.ENOMEM, "no room to grow in place")
+    space.areas.require_room(_MOVE_ROOM)
+    hint = request.new_address if moves else 0
     if flags & MREMAP_FIXED:
-        target = request.new_address
+        target = hint
         space.unmap(target, target + new)
     else:
-        wanted = Request(0, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
+        wanted = Request(hint, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
         target = _choose_address(space, wanted, new)
-    return _move(space, area, address, old, target, new, keep=bool(flags & MREMAP_DONTUNMAP))
+    _move(space, area.piece(address, address + old, space.table.format.page_shift), target, new, grows_by)
+    if old and not keep:
+        space.unmap(address, address + old)
+    return target
 
 
-def _check_target(space: AddressSpace, target: int, address: int, old: int, new: int) -> None:
+def _check_target(space: AddressSpace, request: Remap, old: int, new: int) -> None:
+    """The checks of an address to move to; without MREMAP_FIXED it is a hint, but checked as well."""
+    address, target = request.address, request.new_address
     if target & space.page_size - 1:
         raise Refused(errno.EINVAL, "the new address is not page aligned")
     if new > space.limits.user_end or target > space.limits.user_end - new:
         raise Refused(errno.EINVAL, "the target leaves the user half")
     if address + old > target and target + new > address:
         raise Refused(errno.EINVAL, "source and target overlap")
-    if target < space.limits.user_base:
+    if request.flags & MREMAP_FIXED and target < space.limits.user_base:
         raise Refused(errno.EPERM, f"below the lowest address {space.limits.user_base:#x}")
 
 
@@ -308,10 +325,8 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
         raise Refused(errno.EINVAL, "only a shared mapping can be duplicated")
     if old > area.end - address:
         raise Refused(errno.EFAULT, "the range crosses areas")
-    if new > old:
-        space.require(new - old)
-        if not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
-            _check_commit(space, new - old)
+    if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
+        _check_commit(space, new - old)
 
 
 def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new: int) -> bool:
@@ -319,26 +334,26 @@ def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new:
         return False
     end = address + new
     following = space.areas.following(area.end)
-    if end > space.limits.user_end or (following is not None and space.areas.lowest(following) < end):
+    if end > space.limits.user_end or (following is not None and following.start < end):
         return False
     space.insert(area.piece_after(end, space.table.format.page_shift))
     return True
 
 
-def _move(
-    space: AddressSpace, area: Area, address: int, old: int, target: int, new: int, *, keep: bool
-) -> int:
-    """Move `[address, address+old)` of one area to `target`, `new` bytes long there."""
-    shift = space.table.format.page_shift
-    moved = area.piece(address, address + old, shift) if old else area.piece(address, address, shift)
+def _move(space: AddressSpace, source: Area, target: int, new: int, grows_by: int) -> None:
+    """Show what `source` (a copy of the area, cut to the old range) shows at `target`, `new` bytes long.
+
+    Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
+    """
+    moved = source.piece(source.start, source.end, space.table.format.page_shift)
     moved.start, moved.end = target, target + new
-    moved.grows_down = False
-    space.insert(moved)
-    if old:
-        space.move_entries(address, address + old, target)
-        if not keep:
-            space.unmap(address, address + old)
-    return target
+    moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
+    space.insert(moved, grows_by)
+    try:
+        space.move_entries(source.start, source.end, target)
+    except OutOfFrames:
+        space.unmap(target, target + new)
+        raise Refused(errno.ENOMEM, "no memory for page tables") from None
 
 
 def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -> None:
@@ -348,7 +363,7 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
     if address & space.page_size - 1:
         raise Refused(errno.EINVAL, "the address is not page aligned")
     rounded = space.page_up(length)
-    if (length and not rounded) or address + rounded > 1 << 64:
+    if (length and not rounded) or address + rounded >= 1 << 64:
         raise Refused(errno.EINVAL, "the range wraps around")
     end = address + rounded
     if rounded == 0:
@@ -370,7 +385,7 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
         area = space.areas.find(address)
         if area is None:
             raise Refused(errno.ENOMEM, "part of the range is not mapped")
-        if not area.protection & (Protection.WRITE if write else _PROT):
+        if not area.protection & (Protection.WRITE if write else Protection.READ):
             raise Refused(errno.EINVAL, "the area does not permit the access")
         upto = min(area.end, end)
         outcome = populate(space, address, upto, write=write)
@@ -401,12 +416,12 @@ def populate(
 
 def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> None:
     """msync(2)."""
-    if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or flags & MS_ASYNC and flags & MS_SYNC:
+    if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or (flags & MS_ASYNC and flags & MS_SYNC):
         raise Refused(errno.EINVAL, "bad flags")
     if address & space.page_size - 1:
         raise Refused(errno.EINVAL, "the address is not page aligned")
     rounded = space.page_up(length)
-    if (length and not rounded) or address + rounded > 1 << 64:
+    if (length and not rounded) or address + rounded >= 1 << 64:
         raise Refused(errno.ENOMEM, "the range wraps around")
     synced: list[Backing] = []
     for area in space.areas.overlapping(address, address + rounded):
@@ -434,7 +449,12 @@ def set_break(space: AddressSpace, address: int) -> int:
         return old
     old_page, new_page = space.page_up(old), space.page_up(address)
     if new_page < old_page:
-        space.unmap(new_page, old_page)
+        if not space.areas.overlapping(new_page, old_page):
+            return old
+        try:
+            space.unmap(new_page, old_page)
+        except Refused:
+            return old
     elif new_page > old_page:
         following = space.areas.following(old_page)
         if following is not None and space.areas.lowest(following) < new_page + space.page_size:

@@ -118,8 +118,10 @@ class PageTable:
         self.owner = owner
         self._ram, self._frames, self._buddy = ram, frames, buddy
         self.tables = 0  # table pages taken, the root included
-        self.leaf_tables: dict[int, int] = {}  # va >> leaf_span_shift -> slot of the leaf table's first entry
+        # Truncated va >> leaf_span_shift -> slot of the leaf table's first entry.
+        self.leaf_tables: dict[int, int] = {}
         self.leaf_span_shift = fmt.levels[0].shift + fmt.levels[0].bits
+        self._width = (1 << fmt.virtual_bits) - 1  # the bits of an address that a walk looks at
         self._borrowed: frozenset[int] = frozenset()  # root slots whose subtrees belong to another table
         self.root = self._new_table(fmt.top)
 
@@ -130,10 +132,10 @@ class PageTable:
 
         Raises OutOfFrames, or MappingError when a large leaf stands in the way.
         """
-        base = self.leaf_tables.get(va >> self.leaf_span_shift)
+        key = self._key(va)
+        base = self.leaf_tables.get(key)
         if base is None:
-            base = self._descend(va, 1)
-            self.leaf_tables[va >> self.leaf_span_shift] = base
+            base = self.leaf_tables[key] = self._descend(va, 1)
         return base + (va >> self.format.page_shift & self.format.levels[0].entries - 1)
 
     def slot(self, va: int, level: int) -> int:
@@ -160,12 +162,16 @@ class PageTable:
         return None
 
     def walk(self, va: int) -> Walk:
-        """Translate `va` as the MMU would, keeping every entry read."""
+        """Translate `va` as the MMU would, keeping every entry read.
+
+        A damaged entry may name a table outside RAM: that reads as zeroes, as a hole in the bus does.
+        """
         steps: list[Step] = []
+        words = self._ram.words
         table, granted = self.root, _RESTRICTED
         for level in range(self.format.top, 0, -1):
             slot = self._slot_in(table, va, level)
-            entry = self._ram.words[slot]
+            entry = words[slot] if 0 <= slot < len(words) else 0
             steps.append(Step(level, self._ram.base + (slot << 3), entry))
             match self.format.decode(entry, level):
                 case Table(address, flags):
@@ -190,13 +196,14 @@ class PageTable:
     ) -> None:
         """Map `[va, va+length)` to physical `[address, ...)` with leaves of at most `largest` bytes.
 
-        `largest` defaults to one page. All three numbers are multiples of the page size. Raises
-        MappingError when an entry of the range is in use, OutOfFrames when a table cannot be had;
-        either way nothing of the range stays mapped.
+        `largest` defaults to one page. All three numbers are multiples of the page size. Where an
+        emptied table still stands, smaller leaves fill it. Raises MappingError when an entry of the
+        range is in use, OutOfFrames when a table cannot be had, EncodingError as the format does;
+        whichever it is, nothing of the range stays mapped (tables made on the way stay, empty).
         """
         self._check_range(va, length)
-        if address & (self.format.page_size - 1):
-            raise MappingError(f"physical address {address:#x} is not page aligned")
+        if address & (self.format.page_size - 1) or address + length - 1 >> self.format.physical_bits:
+            raise MappingError(f"physical {address:#x}+{length:#x} is misaligned or wider than the format's")
         start, end, limit = va, va + length, largest or self.format.page_size
         try:
             while va < end:
@@ -208,9 +215,14 @@ class PageTable:
                     va, address = upto, address + upto - va
                     continue
                 slot = self.slot(va, level)
-                if self._ram.words[slot]:
+                entry = self._ram.words[slot]
+                if isinstance(self.format.decode(entry, level), Table):
+                    smaller = self.format.levels[level - 2].size
+                    self.map(va, address, size, attributes, largest=smaller)
+                elif entry:
                     raise MappingError(f"{va:#x} is already mapped at level {level}")
-                self._ram.words[slot] = self.format.leaf_entry(address, attributes, level)
+                else:
+                    self._ram.words[slot] = self.format.leaf_entry(address, attributes, level)
                 va, address = va + size, address + size
         except BaseException:
             self._forget(start, va)
@@ -248,7 +260,8 @@ class PageTable:
 
         The entry just returned may be changed while iterating. Absent subtrees cost one read.
         """
-        yield from self._visit(self.root, self.format.top, start, end)
+        if start < end:
+            yield from self._visit(self.root, self.format.top, start, end)
 
     def spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(va, slot, pages) of each stretch of level-1 entries of `[start, end)` whose table exists.
@@ -258,6 +271,8 @@ class PageTable:
         """
         entries, shift = self.format.levels[0].entries, self.format.page_shift
         span = 1 << self.leaf_span_shift
+        origin = start & ~self._width
+        start, end = start - origin, end - origin
         if end - start > span * len(self.leaf_tables):
             keys = sorted(k for k in self.leaf_tables if k << self.leaf_span_shift < end)
         else:
@@ -267,7 +282,7 @@ class PageTable:
             low = max(start, key << self.leaf_span_shift)
             high = min(end, (key + 1) << self.leaf_span_shift)
             if base is not None and low < high:
-                yield low, base + (low >> shift & entries - 1), (high - low) >> shift
+                yield origin + low, base + (low >> shift & entries - 1), (high - low) >> shift
 
     def prune(self, start: int, end: int, floor: int, ceiling: int) -> list[int]:
         """Detach tables that serve only addresses within `[floor, ceiling)` and meet `[start, end)`.
@@ -314,6 +329,10 @@ class PageTable:
     def _index(self, va: int, level: int) -> int:
         spec = self.format.levels[level - 1]
         return va >> spec.shift & spec.entries - 1
+
+    def _key(self, va: int) -> int:
+        """The key of `va` in `leaf_tables`."""
+        return (va & self._width) >> self.leaf_span_shift
 
     def _base_slot(self, table: int) -> int:
         return (table - self._ram.base) >> 3
@@ -387,7 +406,7 @@ class PageTable:
         runs = self._runs(va, count, fresh)
         for slot, done, run in runs:
             # A table made just now is empty; reading it would touch its host memory once more.
-            if (va + done * size) >> self.leaf_span_shift not in fresh and words[slot : slot + run].any():
+            if self._key(va + done * size) not in fresh and words[slot : slot + run].any():
                 raise MappingError(f"{va + done * size:#x} and {run} pages on: already mapped")
         for slot, done, run in runs:
             begin = first_entry + done * size
@@ -404,7 +423,7 @@ class PageTable:
         while done < count:
             slot = self.leaf_slot(va + done * size)
             run = min(count - done, entries - (slot & entries - 1))
-            key = (va + done * size) >> self.leaf_span_shift
+            key = self._key(va + done * size)
             adjacent = runs and runs[-1][0] + runs[-1][2] == slot
             if adjacent and key in fresh and key - 1 in fresh:
                 runs[-1] = (runs[-1][0], runs[-1][1], runs[-1][2] + run)
@@ -418,9 +437,9 @@ class PageTable:
 
         Returns their keys in `leaf_tables`.
         """
-        span, shift = 1 << self.leaf_span_shift, self.leaf_span_shift
-        wanted = [va for va in range(start & -span, end, span) if va >> shift not in self.leaf_tables]
-        slots = [(va >> shift, slot) for va in wanted if not self._ram.words[slot := self.slot(va, 2)]]
+        span = 1 << self.leaf_span_shift
+        wanted = [va for va in range(start & -span, end, span) if self._key(va) not in self.leaf_tables]
+        slots = [(self._key(va), slot) for va in wanted if not self._ram.words[slot := self.slot(va, 2)]]
         if not slots:
             return set()
         frames, table = self._buddy.alloc_bulk(len(slots)), self._frames
@@ -439,13 +458,16 @@ class PageTable:
         return {key for key, _slot in slots}
 
     def _forget(self, start: int, end: int) -> None:
-        """Undo a failed `map`: what it had written so far is exactly `[start, end)`."""
+        """Undo a failed `map`: what it had written so far is exactly `[start, end)`, maybe nothing."""
         for item in list(self.cursor(start, end)):
             self._ram.words[item.slot] = 0
 
     def _check_range(self, va: int, length: int) -> None:
         if length <= 0 or (va | length) & (self.format.page_size - 1):
             raise MappingError(f"range {va:#x}+{length:#x} is empty or not page aligned")
+        if (va ^ va + length - 1) & ~self._width:
+            bits = self.format.virtual_bits
+            raise MappingError(f"range {va:#x}+{length:#x} is not within {bits} virtual bits")
 
     def _refuse_partial(self, found: list[Found], start: int, end: int) -> None:
         for item in found:
@@ -492,4 +514,4 @@ class PageTable:
                 words[slot] = 0
                 pruned.detached.append(self._frames.number(decoded.address))
                 if level == 2:
-                    self.leaf_tables.pop(va >> spec.shift, None)
+                    self.leaf_tables.pop(self._key(va), None)

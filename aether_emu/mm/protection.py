@@ -22,8 +22,11 @@ READABLE = Protection.READ | Protection.WRITE | Protection.EXECUTE
 
 
 def denied_accesses(protection: Protection) -> int:
-    """The `Access` bits that an area of this protection refuses. Any permission implies reading."""
-    denied = int(_KINDS | Access.MALFORMED)
+    """The `Access` bits that an area of this protection refuses. Any permission implies reading.
+
+    A protection key refuses whatever the area says: looking again would find nothing to repair.
+    """
+    denied = int(_KINDS | Access.MALFORMED | Access.KEY)
     if protection & READABLE:
         denied &= ~Access.READ
     if protection & Protection.WRITE:

@@ -94,13 +94,13 @@ class Gather:
         else:
             self._pages.append(va)
 
-    def pages(self, va: int, count: int) -> None:
-        """As `page`, for `count` adjacent pages."""
-        if count + len(self._pages) > self._tlb.ceiling:
+    def pages(self, va: int, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+        """As `page`, for the pages with these numbers, counted from the one at `va`."""
+        if numbers.size + len(self._pages) > self._tlb.ceiling:
             self._all = True
         else:
-            size = self._table.format.page_size
-            self._pages.extend(range(va, va + count * size, size))
+            shift = self._table.format.page_shift
+            self._pages.extend(va + (number << shift) for number in numbers.tolist())
 
     def drop(self, frame: int) -> None:
         """An entry no longer points at `frame`: its reference and map count go after the flush."""

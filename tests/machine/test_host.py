@@ -140,6 +140,18 @@ def test_a_mapping_refusal_is_known_beforehand(tmp_path: Path) -> None:
     os.close(directory)
 
 
+def test_a_file_of_huge_pages_is_refused_and_leaves_nothing_mapped() -> None:
+    try:
+        fd = os.memfd_create("huge", os.MFD_HUGETLB)
+    except OSError:
+        return  # this host has no such files, so there is nothing to refuse
+    before = Path("/proc/self/maps").read_text().count("\n")
+    assert host.mapping_refusal(fd, shared=True) == errno.EINVAL
+    assert host.mapping_refusal(fd, shared=False) == errno.EINVAL
+    assert Path("/proc/self/maps").read_text().count("\n") == before
+    os.close(fd)
+
+
 def test_code_is_executable_and_not_writable() -> None:
     address = host.map_code(b"\xc3" * 5000)
     assert protection_at(address) == protection_at(address + 4999) == "r-xp"

@@ -138,7 +138,7 @@ class ArmFormat(PageTableFormat):
             Attributes(_leaf_flags(entry), _MEMORY_OF[attr], 0, entry >> _SOFTWARE_SHIFT & 15),
         )
 
-    def fields(self, level: int) -> tuple[BitField, ...]:
+    def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
         return _FIELDS
 
 

@@ -165,8 +165,10 @@ class X86Format(PageTableFormat):
             mask |= (self.levels[level - 1].size - 1) & ~0x1FFF  # below the leaf's size, above PAT
         return mask
 
-    def fields(self, level: int) -> tuple[BitField, ...]:
-        return _FIELDS if level == 1 else _LARGE_FIELDS
+    def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
+        if level == 1:
+            return _PAGE_FIELDS
+        return _LARGE_FIELDS[level] if entry & PS else _TABLE_FIELDS
 
     @staticmethod
     def _decode_absent(entry: int) -> Entry:
@@ -185,27 +187,32 @@ _LOW_FIELDS = (
     BitField("PWT", 3, 1, "memory type bit 0"),
     BitField("PCD", 4, 1, "memory type bit 1"),
     BitField("A", 5, 1, "accessed"),
-    BitField("D", 6, 1, "dirty"),
 )
-_HIGH_FIELDS = (
+_LEAF_FIELDS = (
+    *_LOW_FIELDS,
+    BitField("D", 6, 1, "dirty"),
+    BitField("G", 8, 1, "global"),
+    BitField("SWL", 9, 3, "software"),
     BitField("SWH", 52, 7, "software"),
     BitField("PKEY", 59, 4, "protection key"),
     BitField("NX", 63, 1, "no execute"),
 )
-_FIELDS = (
-    *_LOW_FIELDS,
+_PAGE_FIELDS = (
+    *_LEAF_FIELDS,
     BitField("PAT", 7, 1, "memory type bit 2"),
-    BitField("G", 8, 1, "global"),
-    BitField("SWL", 9, 3, "software"),
     BitField("ADDR", 12, 40, "physical page"),
-    *_HIGH_FIELDS,
 )
-_LARGE_FIELDS = (
+_LARGE_FIELDS = {
+    level: (
+        *_LEAF_FIELDS,
+        BitField("PS", 7, 1, "this is a large leaf"),
+        BitField("PAT", 12, 1, "memory type bit 2"),
+        BitField("ADDR", shift, 52 - shift, "physical page"),
+    )
+    for level, shift in ((2, 21), (3, 30), (4, 39), (5, 48))  # from level 4 on PS is reserved
+}
+_TABLE_FIELDS = (
     *_LOW_FIELDS,
-    BitField("PS", 7, 1, "this is a large leaf"),
-    BitField("G", 8, 1, "global"),
-    BitField("SWL", 9, 3, "software"),
-    BitField("PATL", 12, 1, "memory type bit 2 of a large leaf"),
-    BitField("ADDR", 12, 40, "physical table or page"),
-    *_HIGH_FIELDS,
+    BitField("ADDR", 12, 40, "physical table"),
+    BitField("NX", 63, 1, "no execute"),
 )

@@ -43,6 +43,7 @@ class Abi(ABC):
     # ---- signals
 
     minimum_signal_stack: int  # AT_MINSIGSTKSZ
+    signal_return: bytes = b""  # code that handlers return to, where the ISA's kernel provides it
 
     @abstractmethod
     def trap_signal(self, cpu: Cpu, trap: Trap) -> SignalInfo:

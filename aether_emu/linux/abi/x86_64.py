@@ -15,6 +15,7 @@ from aether_emu.arch.x86_64 import syndrome
 from aether_emu.errors import Refused
 from aether_emu.linux import signals as sig
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.vfs.stat import Stat, encode_stat_x86_64
 from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
@@ -26,7 +27,7 @@ _CONTEXT = (
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
     "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "rflags",
 )  # fmt: skip
-_UCONTEXT, _SIGCONTEXT, _SIGINFO, _FRAME, _FXSAVE = 304, 256, 128, 440, 512
+_UCONTEXT, _SIGCONTEXT, _FRAME, _FXSAVE = 304, 256, 440, 512
 _UC_FLAGS = 2 | 4  # UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
 _RED_ZONE = 128
 _MXCSR_VALID = 0xFFFF
@@ -145,16 +146,6 @@ def _encode_context(state: dict[str, int], info: sig.SignalInfo, mask: int, imag
         *segments,
         *(error, trap, mask, address, image),
     )
-
-
-def encode_siginfo(info: sig.SignalInfo) -> bytes:
-    """siginfo_t, 128 bytes: the same layout on every 64-bit ISA."""
-    head = struct.pack("<iiii", info.number, 0, info.code, 0)
-    if info.is_fault:
-        body = struct.pack("<Q", info.address)
-    else:
-        body = struct.pack("<iIQ", info.pid, info.uid, info.value)
-    return (head + body).ljust(_SIGINFO, b"\0")
 
 
 def encode_fxsave(state: dict[str, int]) -> bytes:

@@ -1,4 +1,4 @@
-"""Calls that show and set what a file is: stat(2), access(2), chmod(2), chown(2), times, extended attributes."""
+"""Calls that show and set what a file is: stat(2), access(2), chmod(2), chown(2), times, xattr(7)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,11 @@ class AttributeCalls(FileFamily):
         return self._stat(result, self._files.stat(fl.AT_FDCWD, self._path(path)))
 
     def sys_lstat(self, path: int, result: int, *_: int) -> int:
-        return self._stat(
-            result, self._files.stat(fl.AT_FDCWD, self._path(path), fl.AT_SYMLINK_NOFOLLOW)
-        )
+        return self._stat(result, self._files.stat(fl.AT_FDCWD, self._path(path), fl.AT_SYMLINK_NOFOLLOW))
 
     def sys_newfstatat(self, dirfd: int, path: int, result: int, flags: int, *_: int) -> int:
         flags = s32(flags)
-        return self._stat(
-            result, self._files.stat(s32(dirfd), self._optional_path(path, flags), flags)
-        )
+        return self._stat(result, self._files.stat(s32(dirfd), self._optional_path(path, flags), flags))
 
     def _stat(self, result: int, stat: Stat) -> int:
         self._cpu.copy_to_user(result, self._process.abi.encode_stat(stat))

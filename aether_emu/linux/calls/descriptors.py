@@ -154,7 +154,7 @@ class DescriptorCalls(FileFamily):
         return self.sys_fsync(fd)
 
     def sys_sync(self, *_: int) -> int:
-        """sync(2), of the files that are open for writing: nothing else on the host is the guest's to sync."""
+        """sync(2), of the files that are open for writing: no others on the host are the guest's."""
         for descriptor in self._files.table.descriptors.values():
             if isinstance(descriptor.file, HostData) and descriptor.file.writable:
                 descriptor.file.sync()

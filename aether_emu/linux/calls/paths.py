@@ -38,7 +38,7 @@ class PathCalls(FileFamily):
         return self._files.open(dirfd, self._path(path), self._open_flags(u32(flags)), mode & _OPEN_MODE)
 
     def sys_openat2(self, dirfd: int, path: int, how: int, size: int, *_: int) -> int:
-        """openat2(2): flags, mode and resolve are checked strictly; what a longer struct adds must be zero."""
+        """openat2(2): flags, mode and resolve are checked strictly; what a longer struct adds is zero."""
         if size < _HOW_SIZE:
             raise Refused(errno.EINVAL, f"struct open_how of {size} bytes")
         if size > _HOW_MOST:

@@ -138,7 +138,8 @@ class TransferCalls(FileFamily):
         count = min(wanted, _most_there(file))
         ready = file.poll() & (POLLIN | POLLHUP)
         if wanted and not ready and isinstance(file, StreamFile):
-            return self._wait(file.wait_for(POLLIN))  # not read: something may have come meanwhile
+            self._wait(file.wait_for(POLLIN))  # not read: something may have come meanwhile
+            return None
         if count and ready:
             deliverable = user.writable(self._cpu, pieces, count)
             if deliverable < count and isinstance(file, EventCounter):
@@ -148,7 +149,8 @@ class TransferCalls(FileFamily):
             count = min(wanted, 1)
         data = file.read(count)
         if isinstance(data, WouldBlock):
-            return self._wait(data)
+            self._wait(data)
+            return None
         self._took(file)
         return user.scatter(self._cpu, pieces, data)
 
@@ -213,7 +215,8 @@ class TransferCalls(FileFamily):
         reason, done = result
         if done:
             self._begun = (call, done)
-        return self._wait(reason)
+        self._wait(reason)
+        return None
 
     def _write_at(self, file: OpenFile, pieces: list[Piece], offset: int) -> int:
         done = self._store(file, pieces, lambda data, done: file.pwrite(data, offset + done), 0)
@@ -284,7 +287,8 @@ class TransferCalls(FileFamily):
             if change is not None:
                 change.done()
         if isinstance(moved, WouldBlock):
-            return self._wait(moved)
+            self._wait(moved)
+            return None
         self._gave(writing)
         if at is not None:
             write_struct(self._cpu, offset, "q", at + moved)
@@ -327,4 +331,6 @@ def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
     if isinstance(file, PipeEnd):
         return file.available()
-    return _COUNTER_SIZE if isinstance(file, EventCounter) else _STREAM_CHUNK
+    if isinstance(file, StreamFile):
+        return _STREAM_CHUNK
+    return _COUNTER_SIZE if isinstance(file, EventCounter) else 0

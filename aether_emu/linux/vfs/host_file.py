@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from aether_emu.linux.vfs.namespace import Namespace
 
 _FALLOC_KEEP_SIZE = 1
-_KNOWN_FALLOC = 0x01 | 0x02 | 0x08 | 0x10 | 0x20 | 0x40
+_FALLOC_PUNCH_HOLE = 2
+_FALLOC_ZERO_RANGE = 0x10
 
 
 class HostData(Seekable):
@@ -87,10 +88,10 @@ class HostData(Seekable):
         self.namespace.inodes.modified(self.inode)
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
-        """See `OpenFile.allocate`. Whether a mode works is the host file system's to say."""
+        """See `OpenFile.allocate`. Modes that shift bytes are refused, as on many file systems."""
         if offset < 0 or length <= 0 or offset > LARGEST_OFFSET - length:
             raise Refused(errno.EINVAL, f"offset {offset}, length {length}")
-        if mode & ~_KNOWN_FALLOC:
+        if mode & ~(_FALLOC_KEEP_SIZE | _FALLOC_PUNCH_HOLE | _FALLOC_ZERO_RANGE):
             raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x}")
         before = self.size()
         if not mode & _FALLOC_KEEP_SIZE:
@@ -189,6 +190,13 @@ class MemoryFile(HostData):
     def make_room(self, size: int) -> None:
         """See `HostData.make_room`."""
         self.memory.charge(max(size, self.memory.charged))
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        """See `OpenFile.allocate`. No memory behind the end: the limit counts sizes."""
+        beyond = offset + length > self.size()
+        if mode & _FALLOC_KEEP_SIZE and not mode & _FALLOC_PUNCH_HOLE and beyond:
+            raise Refused(errno.EOPNOTSUPP, "memory behind the end of a memory file")
+        super().allocate(mode, offset, length)
 
     def resized(self) -> None:
         """See `HostData.resized`."""

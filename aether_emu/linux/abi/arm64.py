@@ -1,0 +1,139 @@
+"""Linux/arm64: numbers, limits, the start of a program, and the signal frame.
+
+The frame is the kernel's `struct rt_sigframe_user_layout` (arch/arm64/kernel/signal.c): siginfo,
+ucontext with an FPSIMD record and an ESR record in its reserved space, then a frame record.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from aether_emu.arch.arm64 import syndrome
+from aether_emu.arch.paging import Access
+from aether_emu.linux import signals as sig
+from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
+from aether_emu.linux.abi.siginfo import SIZE as _SIGINFO
+from aether_emu.linux.abi.siginfo import encode_siginfo
+from aether_emu.linux.vfs.stat import Stat, encode_stat_arm64
+from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
+from aether_emu.policy.aslr import Entropy
+
+_GENERAL = tuple(f"x{i}" for i in range(31))
+_CONTEXT_AT = 176  # of the sigcontext inside the ucontext
+_RESERVED_AT = _CONTEXT_AT + 288
+_UCONTEXT = _RESERVED_AT + 4096
+_FRAME = _SIGINFO + _UCONTEXT
+_FPSIMD_MAGIC, _ESR_MAGIC = 0x4650_8001, 0x4553_5201
+_FPSIMD_SIZE, _ESR_SIZE = 528, 16
+_HWCAP_FP, _HWCAP_ASIMD, _HWCAP_AES, _HWCAP_PMULL = 1, 2, 8, 16
+_HWCAP_SHA1, _HWCAP_SHA2, _HWCAP_CRC32, _HWCAP_ATOMICS = 32, 64, 128, 256
+
+
+class ArmAbi(Abi):
+    """The arm64 interface."""
+
+    isa = "arm64"
+    machine = "aarch64"
+    system_calls = SYSTEM_CALLS
+    system_call_size = 4
+    user_end = 1 << 48
+    entropy = Entropy(
+        mmap_bits=18,
+        stack_bits=18,
+        stack_offset_bytes=8192,
+        heap_bytes=1 << 30,
+        image_base=0xAAAA_AAAA_A000,
+    )
+    minimum_signal_stack = _FRAME + 16
+    # mov x8, #139 (rt_sigreturn); svc #0 -- where handlers return to when they name no restorer
+    signal_return = bytes.fromhex("681180d2010000d4")
+
+    def encode_stat(self, stat: Stat) -> bytes:
+        return encode_stat_arm64(stat)
+
+    def hardware_capabilities(self, cpu: Cpu) -> tuple[int, int]:
+        """FP, ASIMD and what model MAX executes correctly; no ID-register access is announced."""
+        crypto = _HWCAP_AES | _HWCAP_PMULL | _HWCAP_SHA1 | _HWCAP_SHA2 | _HWCAP_CRC32
+        return _HWCAP_FP | _HWCAP_ASIMD | crypto | _HWCAP_ATOMICS, 0
+
+    def start(self, cpu: Cpu, entry: int, stack_pointer: int) -> None:
+        values = dict.fromkeys((*_GENERAL, "nzcv", "tpidr_el0", "fpcr", "fpsr"), 0)
+        values |= {f"v{i}": 0 for i in range(32)}
+        cpu.load_registers(values | {"pc": entry, "sp": stack_pointer})
+
+    # ---- signals
+
+    def trap_signal(self, cpu: Cpu, trap: Trap) -> sig.SignalInfo:
+        pc = cpu.pc
+        number, code = {
+            TrapKind.BREAKPOINT: (sig.SIGTRAP, sig.TRAP_BRKPT),
+            TrapKind.ALIGNMENT: (sig.SIGBUS, sig.BUS_ADRALN),
+        }.get(trap.kind, (sig.SIGILL, 1))
+        return sig.SignalInfo(number, code, pc, trap=trap.vector, error=trap.error)
+
+    def push_frame(self, cpu: Cpu, delivery: sig.Delivery) -> None:
+        state, stack = cpu.registers(), delivery.stack
+        top = stack.start + stack.size if delivery.switch else state["sp"]
+        record = (top & -16) - 16
+        frame = record - _FRAME & -16
+        if delivery.switch and frame < stack.start:
+            raise UserFault("the alternate stack is too small")
+        info, action = delivery.info, delivery.action
+        flags = stack.flags | (sig.SS_ONSTACK if stack.contains(state["sp"]) else 0)
+        ucontext = struct.pack("<QQQiiQ", 0, 0, stack.start, flags, 0, stack.size)
+        ucontext += struct.pack("<Q", delivery.mask).ljust(_CONTEXT_AT - len(ucontext), b"\0")
+        ucontext += _encode_context(state, info)
+        cpu.copy_to_user(frame, (encode_siginfo(info) + ucontext).ljust(_FRAME, b"\0"))
+        cpu.copy_to_user(record, struct.pack("<QQ", state["x29"], state["x30"]))
+        cpu.load_registers(
+            {
+                "x0": info.number,
+                "x1": frame,
+                "x2": frame + _SIGINFO,
+                "x29": record,
+                "x30": action.restorer or delivery.signal_return,
+                "sp": frame,
+                "pc": action.handler,
+            }
+        )
+
+    def pop_frame(self, cpu: Cpu) -> sig.Restored:
+        raw = cpu.copy_from_user(cpu.sp + _SIGINFO, _UCONTEXT)
+        start, flags, size = struct.unpack_from("<QixxxxQ", raw, 16)
+        (mask,) = struct.unpack_from("<Q", raw, 40)
+        words = struct.unpack_from("<31QQQQ", raw, _CONTEXT_AT + 8)
+        values = dict(zip((*_GENERAL, "sp", "pc"), words[:33], strict=True))
+        values["nzcv"] = words[33] & 0xF000_0000
+        magic, length, fpsr, fpcr = struct.unpack_from("<IIII", raw, _RESERVED_AT)
+        if magic == _FPSIMD_MAGIC and length == _FPSIMD_SIZE:
+            values |= {"fpsr": fpsr, "fpcr": fpcr}
+            for i in range(32):
+                at = _RESERVED_AT + 16 + 16 * i
+                values[f"v{i}"] = int.from_bytes(raw[at : at + 16], "little")
+        cpu.load_registers(values)
+        return sig.Restored(mask, sig.AlternateStack(start, flags & ~sig.SS_ONSTACK, size))
+
+
+def _encode_context(state: dict[str, int], info: sig.SignalInfo) -> bytes:
+    """struct sigcontext: registers, then records up to a zero one."""
+    address, esr = 0, 0
+    if info.access is not None:
+        address, esr = info.address, _syndrome_of(info.access)
+    elif info.is_fault:
+        esr = info.error
+    context = struct.pack("<Q31Q", address, *(state[name] for name in _GENERAL))
+    context += struct.pack("<QQQ", state["sp"], state["pc"], state["nzcv"] & 0xF000_0000)
+    context = context.ljust(_RESERVED_AT - _CONTEXT_AT, b"\0")
+    context += struct.pack("<IIII", _FPSIMD_MAGIC, _FPSIMD_SIZE, state["fpsr"], state["fpcr"])
+    context += b"".join(state[f"v{i}"].to_bytes(16, "little") for i in range(32))
+    if esr:
+        context += struct.pack("<IIQ", _ESR_MAGIC, _ESR_SIZE, esr)
+    return context
+
+
+def _syndrome_of(access: int) -> int:
+    """The syndrome that an EL0 abort would show, its level taken as the last (Arm ARM D19.2.37)."""
+    kind = syndrome.EC_FETCH_LOWER if access & Access.EXECUTE else syndrome.EC_DATA_LOWER
+    status = syndrome.FSC_PERMISSION if access & Access.PRESENT else syndrome.FSC_TRANSLATION
+    return kind << 26 | 1 << 25 | bool(access & Access.WRITE) << 6 | status | 3

@@ -1,0 +1,19 @@
+"""siginfo_t: the same 128 bytes on every 64-bit ISA (Linux include/uapi/asm-generic/siginfo.h)."""
+
+from __future__ import annotations
+
+import struct
+
+from aether_emu.linux.signals import SignalInfo
+
+SIZE = 128
+
+
+def encode_siginfo(info: SignalInfo) -> bytes:
+    """The bytes that a handler finds behind its second argument."""
+    head = struct.pack("<iiii", info.number, 0, info.code, 0)
+    if info.is_fault:
+        body = struct.pack("<Q", info.address)
+    else:
+        body = struct.pack("<iIQ", info.pid, info.uid, info.value)
+    return (head + body).ljust(SIZE, b"\0")

@@ -1,0 +1,102 @@
+"""The demand-zero fault: `touch` on the machine beside a callback that only writes a prepared entry.
+
+`touch PAGES 2` writes every page, then asks for the pages to be dropped (madvise), then writes
+them again. Neither side drops them: the answer comes from here. So the second round is the same
+loop without faults, and what the first round took beyond it is the price of the faults.
+
+    mmap returns --[ PAGES faults + loop ]-- madvise --[ loop ]-- madvise
+
+Each fault of either side is the first touch of its host page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_emu.machine import floors
+from aether_emu.mm.counters import Event
+from aether_emu.observe.bench import guests
+from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+
+_ROUNDS = 2
+
+
+class Windows:
+    """Wraps a system-call callback: notes the time at mmap and madvise, and lets madvise do nothing."""
+
+    def __init__(self, isa: str, kernel: floors.SystemCall) -> None:
+        self._kernel = kernel
+        self._mmap, self._madvise = guests.numbers(isa, "mmap", "madvise")
+        self.marks: list[float] = []
+
+    def __call__(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int | None:
+        if number == self._madvise:
+            self.marks.append(now())
+            return 0
+        result = self._kernel(number, a, b, c, d, e, f)
+        if number == self._mmap:
+            self.marks.append(now())
+        return result
+
+    def per_fault(self, pages: int) -> float:
+        """CPU seconds for each fault."""
+        if len(self.marks) != 1 + _ROUNDS:
+            raise BenchError(f"touch: {len(self.marks)} marks instead of {1 + _ROUNDS}")
+        mapped, first, second = self.marks
+        return (first - mapped - (second - first)) / pages
+
+
+def figure(isa: str, goal: float, *, pages: int = 16_384, repetitions: int = 9) -> Figure:
+    """The figure for first writes to `pages` pages."""
+    arguments = (pages, _ROUNDS)
+    printed: dict[str, bytes] = {}
+    program = guests.command("touch", arguments)
+
+    def ours() -> float:
+        with guests.on_machine(isa, "touch", arguments) as loaded:
+            counts, cpu = loaded.machine.physical.counters.n, loaded.machine.cpu
+            before = counts[Event.FAULT_DEMAND_ZERO]
+            windows = Windows(isa, cpu.on_system_call)
+            cpu.on_system_call = windows
+            with collector_off():
+                loaded.run()
+            if counts[Event.FAULT_DEMAND_ZERO] - before < pages:
+                raise BenchError(f"{program}: fewer faults than pages")
+            printed["ours"] = loaded.output
+            return windows.per_fault(pages)
+
+    return Figure(
+        name="fault",
+        what="demand-zero fault by a guest's write",
+        program=program,
+        floor_is="a bare interrupt hook that writes a prepared entry",
+        unit="fault",
+        ours=ours,
+        floor=_floor(isa, pages, printed),
+        repetitions=repetitions,
+        goal=goal,
+    )
+
+
+def _floor(isa: str, pages: int, printed: dict[str, bytes]) -> Callable[[], float]:
+    arguments = (pages, _ROUNDS)
+    program = guests.for_floor(isa, "touch")
+
+    def run() -> float:
+        size = floors.FREE + pages * floors.PAGE
+        floor = floors.PagedFloor(program, guests.encoded("touch", arguments), size)
+        try:
+            kernel = guests.LeastKernel(isa, guests.reader(floor))
+            windows = Windows(isa, kernel)
+            floor.on_system_call = windows
+            floor.serve_faults(floors.FREE, pages)
+            with collector_off():
+                floor.run()
+            if floor.prepared:
+                raise BenchError(f"touch: {len(floor.prepared)} of {pages} prepared entries are left")
+            guests.same_output(guests.command("touch", arguments), printed["ours"], bytes(kernel.output))
+            return windows.per_fault(pages)
+        finally:
+            floor.close()
+
+    return run

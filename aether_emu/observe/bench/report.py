@@ -1,0 +1,92 @@
+"""Measured figures as a table for people, and as JSON from which two commits can be compared."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from aether_emu.observe.bench.figure import Result
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+
+
+def versions(package: str) -> dict[str, str]:
+    """Versions of everything that decides a figure; `package` is this package's."""
+    return {
+        "aether_emu": package,
+        "python": platform.python_version(),
+        "unicorn": version("unicorn"),
+        "numpy": version("numpy"),
+    }
+
+
+def as_data(results: Sequence[Result], isa: str, used: Mapping[str, str]) -> dict[str, Any]:
+    """Everything measured as plain data. All times are CPU seconds per `unit`."""
+    return {
+        "schema": SCHEMA,
+        "isa": isa,
+        "versions": dict(used),
+        "host": {"system": platform.system(), "release": platform.release(), "machine": platform.machine()},
+        "figures": [
+            {
+                "name": result.figure.name,
+                "what": result.figure.what,
+                "program": result.figure.program,
+                "floor_is": result.figure.floor_is,
+                "unit": result.figure.unit,
+                "ours": result.ours,
+                "floor": result.floor,
+                "ratio": {
+                    "median": result.ratio,
+                    "min": min(result.ratios),
+                    "max": max(result.ratios),
+                },
+                "goal": result.figure.goal,
+                "met": result.met,
+                "pairs": [list(pair) for pair in result.pairs],
+            }
+            for result in results
+        ],
+    }
+
+
+def as_json(data: Mapping[str, Any]) -> str:
+    """The data as indented JSON with a final newline."""
+    return json.dumps(data, indent=2) + "\n"
+
+
+def as_table(results: Sequence[Result]) -> Table:
+    """The figures for a terminal: medians, and the range of the pairs' ratios."""
+    from rich.table import Table  # heavy, and only needed when somebody looks
+
+    table = Table(title="CPU time beside its floor; ratio is the median of alternating pairs")
+    table.add_column("name", no_wrap=True)
+    table.add_column("what")
+    for name in ("ours", "floor", "ratio", "min..max", "target"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for result in results:
+        figure = result.figure
+        table.add_row(
+            figure.name,
+            f"{figure.what}\n{figure.program}\nfloor: {figure.floor_is}",
+            duration(result.ours),
+            duration(result.floor),
+            f"{result.ratio:.2f}",
+            f"{min(result.ratios):.2f}..{max(result.ratios):.2f}",
+            f"<= {figure.goal:g} {'met' if result.met else 'MISSED'}",
+        )
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that keeps one to three digits before the point."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 1e-9:.3g} ns"

@@ -1,0 +1,61 @@
+"""The start of a run: CPU time of `aether run hello` beside that of importing what it needs.
+
+Both are child processes; their time is user and system time as wait4 reports it. One run of each
+goes before, so that the files and compiled modules are in the host's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from aether_emu.observe.bench import guests
+from aether_emu.observe.bench.figure import BenchError, Figure
+
+IMPORTS = "import unicorn, numpy, typer, elftools.elf.elffile"
+
+
+def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
+    """The figure for `hello`."""
+    hello = str(guests.path_of(isa, "hello"))
+    warm: set[str] = set()
+
+    def child(*arguments: str) -> float:
+        if arguments[-1] not in warm:
+            cpu_seconds(arguments)
+            warm.add(arguments[-1])
+        return cpu_seconds(arguments)
+
+    return Figure(
+        name="start",
+        what="whole process, CPU time",
+        program="aether run hello",
+        floor_is=f'python -c "{IMPORTS}"',
+        unit="process",
+        ours=lambda: child("-m", "aether_emu.cli.main", "run", hello),
+        floor=lambda: child("-c", IMPORTS),
+        repetitions=repetitions,
+        goal=goal,
+    )
+
+
+def cpu_seconds(arguments: tuple[str, ...]) -> float:
+    """User and system seconds of this Python with `arguments`, package on its path. BenchError if it fails."""
+    paths = [str(guests.SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stderr is not None, "stderr is a pipe"
+        complaint = process.stderr.read().decode(errors="replace").strip()
+        _pid, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = complaint.splitlines()[-1:] or [f"exit status {process.returncode}"]
+        raise BenchError(f"{' '.join(arguments)}: {last[0]}")
+    return usage.ru_utime + usage.ru_stime
