@@ -182,32 +182,26 @@ class Machine:
         granted read-only under its own absolute path. Raises ProgramError, ConfigError.
         """
         grants = grants or Grants()
-        path, binds, cwd = _visible(os.fspath(program), grants)
+        path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(a) for a in (argv if argv is not None else [os.fspath(program)])]
         environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
-        space = self._new_space()
+        space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
         process.signals = Signals(process)
-        self.namespace = Namespace(
-            grants.root,
-            binds,
-            cwd,
-            random=self.streams.stream("urandom").bytes,
-            now=lambda: self.clock.realtime_ns,
-            uid=self.config.uid,
-            gid=self.config.gid,
-        )
-        self.namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
+        self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
         process.files.attach(streams if streams is not None else standard_streams())
         self.kernel.adopt(process)
         load_program(process)
         return process
 
-    def run(self) -> Ended:
-        """Run the loaded program to its end. Raises `kernel.Interrupted`, Deadlock, EngineError."""
-        return self.kernel.run()
+    def run(self, budget: int | None = None) -> Ended | None:
+        """Run the loaded program to its end, or for `budget` executed blocks (then None; run again).
+
+        Raises `kernel.Interrupted`, Deadlock, EngineError.
+        """
+        return self.kernel.run(budget)
 
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
@@ -229,16 +223,41 @@ class Machine:
             self.physical.close()
             leaks = self.frames.leaks()
         finally:
-            self.cpu.close()
-            self._guard.unregister(token)
-            self.aperture.close()
-            self.ram.close()
+            self._release_host(token)
         if leaks:
             raise LeakError(leaks)
 
-    # ---- inside
+    def abandon(self) -> None:
+        """Let go of the engine and the host's memory without accounts, after a failed start."""
+        if self._guard_token >= 0:
+            token, self._guard_token = self._guard_token, -1
+            self._release_host(token)
 
-    def _new_space(self) -> AddressSpace:
+    def _release_host(self, token: int) -> None:
+        self.cpu.close()
+        self._guard.unregister(token)
+        self.aperture.close()
+        self.ram.close()
+
+    # ---- parts
+
+    def new_namespace(self, program: str, grants: Grants) -> Namespace:
+        """The guest's view of the host's files for one program, with the machine's clock and chance."""
+        _path, binds, cwd = _visible(program, grants)
+        namespace = Namespace(
+            grants.root,
+            binds,
+            cwd,
+            random=self.streams.stream("urandom").bytes,
+            now=lambda: self.clock.realtime_ns,
+            uid=self.config.uid,
+            gid=self.config.gid,
+        )
+        namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
+        return namespace
+
+    def new_space(self) -> AddressSpace:
+        """An empty address space on this machine. Raises ProgramError when RAM does not hold its table."""
         config = self.config
         limits = Limits(
             user_base=config.user_base,

@@ -81,7 +81,7 @@ class Kernel:
         self.file_backings = FileTable(physical)
         self.calls_made = [0] * (_UNKNOWN + 1)
         self._calls: list[Callable[..., int | None] | None] = []
-        self._charged = 0
+        self.charged = 0
         self._deadlock = ""
         costs = config.clock
         self._costs = {
@@ -94,6 +94,7 @@ class Kernel:
         }
         cpu.on_fault = self._fault
         cpu.resolve = self._resolve
+        cpu.on_rewrite = self._rewritten
         cpu.on_trap = self._trap
         cpu.on_system_call = self._system_call
 
@@ -116,6 +117,12 @@ class Kernel:
         if isinstance(outcome, OutOfMemory):
             self._out_of_memory()
         return outcome is RESOLVED
+
+    def _rewritten(self, va: int, length: int) -> None:
+        """The kernel wrote user memory: code in it, under this or another address, must not run stale."""
+        code = self.physical.code
+        if code.mutable:
+            self.process.space.written(va, length)
 
     def _refuse(self, outcome: object, va: int, access: int) -> None:
         signals = self.process.signals
@@ -169,8 +176,8 @@ class Kernel:
             sum(n[event] * cost for event, cost in self._costs.items())
             + sum(self.calls_made) * costs.system_call
         )
-        self.clock.advance(total - self._charged)
-        self._charged = total
+        self.clock.advance(total - self.charged)
+        self.charged = total
 
     def file_identity(self, backing: FileBacking) -> tuple[str, int]:
         """Device and inode number of a mapped file, as the guest sees them."""
@@ -199,18 +206,24 @@ class Kernel:
 
     # ---- the scheduler
 
-    def run(self) -> Ended:
-        """Run the process to its end. Raises Interrupted, Deadlock, EngineError."""
+    def run(self, budget: int | None = None) -> Ended | None:
+        """Run the process to its end, or for `budget` blocks (then None).
+
+        Raises Interrupted, Deadlock, EngineError.
+        """
+        limit = None if budget is None else self.cpu.blocks + budget
         process = self.process
         while process.ended is None:
             if process.blocked is not None:
                 self._wait(process)
             self.physical.tlb.consume(0)
-            ended = self.cpu.run()
+            ended = self.cpu.run(None if limit is None else limit - self.cpu.blocks)
             match ended.reason:
                 case ExitReason.STOPPED:
                     if self._deadlock:
                         raise Deadlock(self._deadlock)
+                case ExitReason.BUDGET:
+                    return None
                 case ExitReason.INTERRUPTED:
                     raise Interrupted
                 case ExitReason.BUS:

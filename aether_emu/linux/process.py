@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aether_emu.config import Config
@@ -60,6 +60,8 @@ class Process:
         self.ended: Ended | None = None
         self.blocked: WouldBlock | None = None
         self.clear_child_tid = 0
+        self.no_new_privileges = 0
+        self.limits: dict[int, tuple[int, int]] = {}  # resource -> (soft, hard), as getrlimit shows them
 
     @property
     def cpu(self) -> Cpu:
@@ -86,10 +88,3 @@ class Process:
         self.blocked = reason
         self.cpu.pc = self.cpu.pc - self.abi.system_call_size
         self.cpu.stop()
-
-
-@dataclass
-class Limits:
-    """Resource limits that a program reads and sets (getrlimit): name -> (soft, hard)."""
-
-    values: dict[int, tuple[int, int]] = field(default_factory=dict)

@@ -142,6 +142,18 @@ class UnicornCpu(Cpu):
             return self._blocks_before
         return self._blocks_before + self._counter_start - self._counter.value
 
+    def blocks_state(self) -> tuple[bool, int]:
+        """(counting, blocks executed), for capture."""
+        return self._counter is not None, self.blocks
+
+    def restore_blocks(self, state: tuple[bool, int]) -> None:
+        """Go on counting where a captured CPU stood."""
+        counting, blocks = state
+        if counting:
+            self.count_blocks()
+        self._set_counter(_UNLIMITED)
+        self._blocks_before = blocks
+
     # ---- translation
 
     def flush_all(self) -> None:

@@ -20,7 +20,7 @@ from aether_emu.mm.allocation import Area, AreaMap
 from aether_emu.mm.backing import Backing
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import Outcome, make_fault
-from aether_emu.mm.frames import Kind
+from aether_emu.mm.frames import Flags, Kind
 from aether_emu.mm.page import PageTable, Walk
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
@@ -128,6 +128,17 @@ class AddressSpace:
             area.backing.attach(self)
             self._detach_absorbed(area.backing)
 
+    def adopt(self, area: Area) -> None:
+        """Put a captured area back: it is accounted for already, and merges with nothing."""
+        self.areas.insert(area)
+        if area.backing is not None:
+            area.backing.attach(self)
+
+    def rebuild_fault(self) -> None:
+        """Make the fault function anew, after the numbers it closes over were restored."""
+        self.last_area = self.nowhere
+        self.fault = make_fault(self)
+
     def require(self, more: int) -> None:
         """Raise Refused(ENOMEM) unless `more` bytes still fit the address-space limit."""
         limit = self.limits.address_space
@@ -228,6 +239,17 @@ class AddressSpace:
         gather = self.gather()
         self._clear(gather, start, end)
         self.finish(gather)
+
+    def written(self, va: int, length: int) -> None:
+        """Bytes changed without the engine's notice: drop translations if a page of them held code."""
+        fmt, frames = self.table.format, self.physical.frames
+        for page in range(va & -fmt.page_size, va + length, fmt.page_size):
+            found = self.table.find(page)
+            if found is not None and found.entry & fmt.present_mask:
+                frame = frames.number(fmt.leaf_address(found.entry, found.level) & -fmt.page_size)
+                if frames.flags[frame] & Flags.EXECUTABLE:
+                    self.physical.code.flush()
+                    return
 
     def zap_backing(self, backing: Backing, first: int, count: int, *, copies: bool = False) -> None:
         """Remove the entries that show pages `[first, first + count)` of `backing`.

@@ -108,7 +108,6 @@ class FileTable:
     def __init__(self, physical: Physical) -> None:
         self._physical = physical
         self._by_key: dict[object, FileBacking] = {}
-        self._by_number: dict[int, FileBacking] = {}
         physical.aperture.on_evict = self._evict
 
     def open(self, fd: int, key: tuple[int, int], name: str, *, writable: bool) -> FileBacking:
@@ -122,7 +121,6 @@ class FileTable:
         file = self._physical.aperture.attach(fd, key, writable=writable)
         backing = FileBacking(self._physical, file, key, name, self)
         self._by_key[key] = backing
-        self._by_number[backing.number] = backing
         return backing
 
     def find(self, key: tuple[int, int]) -> FileBacking | None:
@@ -132,7 +130,6 @@ class FileTable:
     def forget(self, backing: FileBacking) -> None:
         """Called by a backing that is being released."""
         del self._by_key[backing.key]
-        del self._by_number[backing.number]
 
     def unmap_pages(self, backing: FileBacking, first: int, count: int) -> None:
         """Remove every entry that shows pages `[first, first + count)` of a file, and flush."""
@@ -170,10 +167,14 @@ class SharedMemory(Backing):
     def name(self) -> str:
         return "/dev/zero (deleted)"
 
-    @property
-    def resident(self) -> int:
-        """Pages that have a frame."""
-        return len(self._frames)
+    def frames_by_page(self) -> dict[int, int]:
+        """The frame of each page that has one, for capture."""
+        return dict(self._frames)
+
+    def restore(self, number: int, frames: dict[int, int]) -> None:
+        """Become the object that was captured; the frame table already counts its references."""
+        self.number = number
+        self._frames = dict(frames)
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         frame = self._frames.get(index)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -312,6 +313,23 @@ class PageTable:
                 words[self._base_slot(self.root) + index] = entry
                 borrowed.append(self._base_slot(self.root) + index)
         self._borrowed = frozenset(borrowed)
+
+    def capture(self) -> dict[str, object]:
+        """What this object knows beyond the bytes in RAM."""
+        return {
+            "root": self.root,
+            "owner": self.owner,
+            "tables": self.tables,
+            "leaf_tables": dict(self.leaf_tables),
+            "borrowed": sorted(self._borrowed),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured table, whose bytes are in RAM and whose frames are accounted for."""
+        self.root, self.owner, self.tables = state["root"], state["owner"], state["tables"]
+        self.leaf_tables.clear()
+        self.leaf_tables.update(state["leaf_tables"])
+        self._borrowed = frozenset(state["borrowed"])
 
     def destroy(self) -> None:
         """Give back every table page. Leaves must have been unmapped (their frames are the caller's)."""

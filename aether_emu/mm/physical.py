@@ -38,7 +38,7 @@ class Physical:
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)
         self.ram_frames = ram.size >> frames.page_shift
-        self._next_owner = 0
+        self.next_owner = 0
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -46,8 +46,8 @@ class Physical:
 
     def new_owner(self) -> int:
         """A number for a new address space or backing object, never used before."""
-        self._next_owner += 1
-        return self._next_owner
+        self.next_owner += 1
+        return self.next_owner
 
     def take(self, kind: Kind, owner: int, index: int) -> int:
         """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""

@@ -5,6 +5,8 @@
 #ifndef AETHER_H
 #define AETHER_H
 
+#pragma GCC visibility push(hidden) /* names are reached directly, not through a table of addresses */
+
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;

@@ -1,4 +1,4 @@
-"""The committed guest programs are small, well-formed, baseline ELF files, and are what their sources build."""
+"""The committed guest programs are small, well-formed, baseline ELF files, and what their sources build."""
 
 from __future__ import annotations
 
@@ -37,9 +37,17 @@ LSE = ("cas", "swp", *(f"{kind}{op}" for kind in ("ld", "st") for op in ("add", 
 LSE += tuple(f"{kind}{op}" for kind in ("ld", "st") for op in ("smax", "smin", "umax", "umin"))
 
 
+def isa_of(program: str) -> str:
+    return program.partition("/")[0]
+
+
+def name_of(program: str) -> str:
+    return program.partition("/")[2]
+
+
 def elf(program: str) -> ELFFile:
     """One committed program, read whole."""
-    return ELFFile.load_from_path(GUEST / "bin" / program)
+    return ELFFile.load_from_path(str(GUEST / "bin" / program))
 
 
 def loads(program: str) -> list[Any]:
@@ -49,7 +57,7 @@ def loads(program: str) -> list[Any]:
 def instructions(program: str) -> list[Any]:
     """Every instruction of the code segment, in order."""
     (code,) = (segment for segment in loads(program) if segment["p_flags"] & EXECUTE)
-    if program.startswith("x86_64/"):
+    if isa_of(program) == "x86_64":
         decoder = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_64)
     else:
         decoder = capstone.Cs(capstone.CS_ARCH_ARM64, capstone.CS_MODE_ARM)
@@ -86,7 +94,7 @@ class TestProgram:
     def test_is_a_static_executable_of_its_isa(self, program: str) -> None:
         file = elf(program)
         assert (file.elfclass, file.little_endian) == (64, True)
-        assert (file["e_type"], file["e_machine"]) == ("ET_EXEC", MACHINES[program.split("/")[0]][0])
+        assert (file["e_type"], file["e_machine"]) == ("ET_EXEC", MACHINES[isa_of(program)][0])
         kinds = {segment["p_type"] for segment in file.iter_segments()}
         assert kinds == {"PT_LOAD", "PT_GNU_STACK"}
 
@@ -98,7 +106,7 @@ class TestProgram:
         assert stack["p_flags"] == READ | WRITE
 
     def test_keeps_its_segments_in_pages_of_their_own_whatever_the_granule(self, program: str) -> None:
-        granule = MACHINES[program.split("/")[0]][1]
+        granule = MACHINES[isa_of(program)][1]
         pages: set[int] = set()
         for segment in loads(program):
             assert segment["p_align"] == granule
@@ -129,11 +137,11 @@ class TestProgram:
     def test_uses_the_baseline_of_its_isa(self, program: str) -> None:
         decoded = instructions(program)
         assert any(instruction.mnemonic in ("syscall", "svc") for instruction in decoded)
-        if program.startswith("x86_64/"):
+        if isa_of(program) == "x86_64":
             beyond = [i for i in decoded if i.id and BEYOND_BASELINE.intersection(i.groups)]
         else:
             beyond = [i for i in decoded if i.mnemonic.startswith(LSE)]
-        assert bool(beyond) == (program.split("/")[1] in X86_64_ONLY), [str(i) for i in beyond]
+        assert bool(beyond) == (name_of(program) in X86_64_ONLY), [str(i) for i in beyond]
 
 
 def test_recorded_outputs_belong_to_programs() -> None:

@@ -37,14 +37,19 @@ class ProcessCalls:
         self._config = process.config
         self._random = process.kernel.streams.stream("getrandom")
         self._pid, self._parent = process.pid, process.parent_pid
-        self._no_new_privileges = 0
-        self._limits = dict.fromkeys(range(_RLIMITS), (_RLIM_INFINITY, _RLIM_INFINITY))
-        space = process.space.limits
-        self._limits[RLIMIT_STACK] = (space.stack, _RLIM_INFINITY)
-        self._limits[RLIMIT_NPROC] = (1, 1)
-        self._limits[RLIMIT_NOFILE] = (self._config.open_files, self._config.open_files)
+        self._limits = process.limits
+        if not self._limits:
+            self._limits.update(self._initial_limits())
+
+    def _initial_limits(self) -> dict[int, tuple[int, int]]:
+        limits = dict.fromkeys(range(_RLIMITS), (_RLIM_INFINITY, _RLIM_INFINITY))
+        space = self._process.space.limits
+        limits[RLIMIT_STACK] = (space.stack, _RLIM_INFINITY)
+        limits[RLIMIT_NPROC] = (1, 1)
+        limits[RLIMIT_NOFILE] = (self._config.open_files, self._config.open_files)
         if space.address_space is not None:
-            self._limits[RLIMIT_AS] = (space.address_space, space.address_space)
+            limits[RLIMIT_AS] = (space.address_space, space.address_space)
+        return limits
 
     # ---- the end
 
@@ -188,9 +193,9 @@ class ProcessCalls:
         elif option == _PR_GET_DUMPABLE:
             return 1
         elif option == _PR_SET_NO_NEW_PRIVS and argument == 1:
-            self._no_new_privileges = 1
+            self._process.no_new_privileges = 1
         elif option == _PR_GET_NO_NEW_PRIVS:
-            return self._no_new_privileges
+            return self._process.no_new_privileges
         else:
             raise Refused(errno.EINVAL, f"no option {option}")
         return 0

@@ -154,12 +154,12 @@ def _describe_memory(file: MemoryFile) -> State:
         "name": memory.name,
         "stat": list(astuple(memory.stat)),
         "inode": list(astuple(memory.inode)),
-        "content": read_whole(file),
+        "content": _read_whole(file),
         "seals": file.seals,
     }
 
 
-def read_whole(file: MemoryFile) -> bytes:
+def _read_whole(file: MemoryFile) -> bytes:
     """Everything in a memory file, whatever its description was opened for."""
     fd = os.open(host.by_descriptor(file.host_fd), os.O_RDONLY | os.O_CLOEXEC)
     try:

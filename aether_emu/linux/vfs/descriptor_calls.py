@@ -156,10 +156,15 @@ class DescriptorCalls:
         begin = source.position if source_offset is None else source_offset
         moved, count = 0, min(count, _COPY_MOST)
         while moved < count:
-            data = source.pread(min(_COPY_STEP, count - moved), begin + moved)
-            if not data:
+            try:
+                data = source.pread(min(_COPY_STEP, count - moved), begin + moved)
+                if not data:
+                    break
+                done = out.write(data) if out_offset is None else out.pwrite(data, out_offset + moved)
+            except Refused:
+                if not moved:
+                    raise
                 break
-            done = out.write(data) if out_offset is None else out.pwrite(data, out_offset + moved)
             if isinstance(done, WouldBlock):
                 if not moved:
                     return done

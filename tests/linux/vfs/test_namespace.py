@@ -149,8 +149,8 @@ def test_a_grant_of_everything_does_not_include_the_hosts_proc() -> None:
 
 
 def test_listings_are_sorted_and_numbers_follow_first_sight(guest: Guest) -> None:
-    for name in ("z", "b", "B", "a"):
-        (guest.w / name).touch()
+    for host_name in ("z", "b", "B", "a"):
+        (guest.w / host_name).touch()
     os.link(guest.w / "z", guest.w / "c")
     fd = guest.files.open(CWD, b".", fl.O_RDONLY)
     found = parse_entries(guest.files.getdents64(fd, 4096))

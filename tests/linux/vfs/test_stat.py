@@ -22,9 +22,9 @@ _NATIVE = {"x86_64": (5, 332, encode_stat_x86_64, 144), "aarch64": (80, 291, enc
 _FSTAT, _STATX, _encode_native, _NATIVE_SIZE = _NATIVE[platform.machine()]
 
 _SAMPLE = Stat(
-    dev=os.makedev(0, 33), ino=7, mode=0o100644, nlink=2, uid=1000, gid=1001, rdev=os.makedev(5, 1), size=5000,
-    atime=10**9 + 1, mtime=2 * 10**9 + 2, ctime=3 * 10**9 + 3,
-)  # fmt: skip
+    *(os.makedev(0, 33), 7, 0o100644, 2, 1000, 1001, os.makedev(5, 1), 5000),
+    *(10**9 + 1, 2 * 10**9 + 2, 3 * 10**9 + 3),
+)
 
 
 def host_stat(path: Path) -> Stat:

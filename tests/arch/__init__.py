@@ -1,0 +1,1 @@
+"""Tests of what the manuals say, as data and pure functions."""
