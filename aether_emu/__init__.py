@@ -7,4 +7,21 @@ The folders are described in CONTRIBUTING.md, in the order in which they may imp
 
 from __future__ import annotations
 
+from importlib import import_module
+
+_PUBLIC = {
+    "Config": "aether_emu.config",
+    "Grants": "aether_emu.system",
+    "Machine": "aether_emu.system",
+    "Protection": "aether_emu.mm.protection",
+    "Refused": "aether_emu.errors",
+}
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """The public face, imported when it is first asked for: `import aether_emu` stays cheap."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)

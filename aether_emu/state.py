@@ -1,6 +1,6 @@
 """The whole state of a machine between two runs, as plain data, and a machine made of it again.
 
-    snapshot = capture(machine)             # after machine.run(budget=...) came back with None
+    snapshot = capture(machine)             # after machine.run_for(...) came back with None
     other = restore(snapshot, grants=..., streams=...)
     other.run()                             # goes on as the first would have
 

@@ -196,12 +196,15 @@ class Machine:
         load_program(process)
         return process
 
-    def run(self, budget: int | None = None) -> Ended | None:
-        """Run the loaded program to its end, or for `budget` executed blocks (then None; run again).
+    def run(self) -> Ended:
+        """Run the loaded program to its end. Raises `kernel.Interrupted`, Deadlock, EngineError."""
+        ended = self.kernel.run()
+        assert ended is not None, "a run without a limit came back before its end"
+        return ended
 
-        Raises `kernel.Interrupted`, Deadlock, EngineError.
-        """
-        return self.kernel.run(budget)
+    def run_for(self, blocks: int) -> Ended | None:
+        """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
+        return self.kernel.run(blocks)
 
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
@@ -269,9 +272,11 @@ class Machine:
         )
         shared = (self.kernel_half.table, self.config.kernel_base) if self._shared_half else None
         try:
-            return AddressSpace(self.physical, self.format, limits, shared)
+            space = AddressSpace(self.physical, self.format, limits, shared)
         except OutOfFrames as error:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
+        space.files = self.kernel.file_backings
+        return space
 
     def ticks(self, frequency: int) -> int:
         """The guest reads a counter of `frequency` Hz."""

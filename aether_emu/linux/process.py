@@ -64,6 +64,11 @@ class Process:
         self.limits: dict[int, tuple[int, int]] = {}  # resource -> (soft, hard), as getrlimit shows them
 
     @property
+    def mm(self) -> AddressSpace:
+        """Its memory, under the name that the Python API documents."""
+        return self.space
+
+    @property
     def cpu(self) -> Cpu:
         """The CPU that runs it."""
         return self.kernel.cpu

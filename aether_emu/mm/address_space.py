@@ -10,14 +10,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
 from collections.abc import Callable
+from typing import IO
 
 import numpy as np
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
-from aether_emu.mm.backing import Backing
+from aether_emu.mm.backing import Backing, FileTable
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import Outcome, make_fault
 from aether_emu.mm.frames import Flags, Kind
@@ -28,6 +31,7 @@ from aether_emu.mm.tlb import Gather
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
+_EVERYTHING = Protection.READ | _WX
 
 
 class Limits:
@@ -72,6 +76,7 @@ class AddressSpace:
         self.fault_around = limits.fault_around
         self.mmap_base = limits.user_end
         self.heap_start = self.heap_end = 0
+        self.files: FileTable | None = None  # the machine's files, for `map_file`
         self.reserved = 0  # bytes of all areas
         self._absorbed = 0  # areas merged away by the last placement
         self.fault: Callable[[int, int], Outcome] = make_fault(self)
@@ -138,6 +143,44 @@ class AddressSpace:
         """Make the fault function anew, after the numbers it closes over were restored."""
         self.last_area = self.nowhere
         self.fault = make_fault(self)
+
+    def map_file(
+        self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
+    ) -> int:
+        """Show `size` bytes of an open host file at `address`, without copying; returns the address.
+
+        The mapping is shared: what the program stores is in the file at once, if the file is open for
+        writing. `address`, `size` and `offset` are in bytes and rounded to pages as mmap does with
+        MAP_FIXED (what was there is replaced); the file may be closed afterwards. Raises
+        Refused(EINVAL, ENOMEM, EACCES, ENODEV).
+        """
+        assert self.files is not None, "this address space belongs to no machine"
+        length, fd = self.page_up(size), file.fileno()
+        if (address | offset) & self.page_size - 1 or length <= 0:
+            raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
+        if not self.limits.user_base <= address <= self.limits.user_end - length:
+            raise Refused(errno.ENOMEM, "the range leaves the user half")
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if access == os.O_WRONLY or (protection & Protection.WRITE and access != os.O_RDWR):
+            raise Refused(errno.EACCES, "the file is not open for that")
+        status = os.fstat(fd)
+        key, name = (status.st_dev, status.st_ino), str(getattr(file, "name", "file"))
+        backing = self.files.open(fd, key, name, writable=access == os.O_RDWR)
+        maximum = _EVERYTHING if access == os.O_RDWR else _EVERYTHING & ~Protection.WRITE
+        self.unmap(address, address + length)
+        self.insert(
+            self.new_area(
+                address,
+                address + length,
+                protection,
+                shared=True,
+                backing=backing,
+                offset=offset >> self.table.format.page_shift,
+                maximum=maximum,
+                name=name,
+            )
+        )
+        return address
 
     def require(self, more: int) -> None:
         """Raise Refused(ENOMEM) unless `more` bytes still fit the address-space limit."""

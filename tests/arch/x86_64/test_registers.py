@@ -34,7 +34,7 @@ def test_msr_numbers_are_the_manuals() -> None:
 
 
 def test_the_pat_is_the_one_linux_programs() -> None:
-    """WB WC UC- UC WB WP UC- WT, index 0 in the lowest byte (Intel SDM 3A 12.12.2; Linux arch/x86 pat_bp_init)."""
+    """WB WC UC- UC WB WP UC- WT, index 0 in the lowest byte (Intel SDM 3A 12.12.2)."""
     assert regs.PAT_VALUE == 0x0407_0506_0007_0106
 
 
@@ -70,7 +70,7 @@ def test_selectors_index_the_descriptors_they_are_named_after() -> None:
     ):
         assert regs.GDT[selector >> 3] == regs.segment_descriptor(code=code, privilege=privilege)
         assert selector & 3 == privilege
-    assert regs.TASK_STATE >> 3 == len(regs.GDT)
+    assert len(regs.GDT) == regs.TASK_STATE >> 3
 
 
 def test_a_task_state_descriptor_spreads_its_base_over_two_words() -> None:

@@ -1,0 +1,223 @@
+"""One small machine for tests of `mm`: RAM, aperture, frames, CPUs and what all address spaces share.
+
+`WatchedBuddy` takes a frame back only when no CPU can reach it any more: nothing is freed before it is flushed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from aether_emu.arch.paging import Access, PageTableFormat
+from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.machine.aperture import Aperture
+from aether_emu.machine.ram import Ram
+from aether_emu.machine.unicorn_x86 import X86Cpu
+from aether_emu.mm.address_space import AddressSpace, Limits
+from aether_emu.mm.backing import FileBacking, FileTable, SharedMemory
+from aether_emu.mm.buddy import Buddy, Zone
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import RESOLVED, Outcome
+from aether_emu.mm.frames import FrameTable, Kind
+from aether_emu.mm.kernel_half import KernelHalf
+from aether_emu.mm.page import PageTable
+from aether_emu.mm.physical import Physical
+from tests.mm.reference_cpu import ReferenceCpu
+
+RAM_BASE = 1 << 30
+KERNEL_BASE = 0xFFFF_8000_0000_0000
+MIB = 1 << 20
+
+
+class WatchedBuddy(Buddy):
+    """Checks each frame that comes back. `reachable` says who could still get at a physical address, or ""."""
+
+    reachable: Callable[[int], str] = staticmethod(lambda _physical: "")
+
+    def free(self, frame: int, order: int = 0) -> None:
+        self._check([frame])
+        super().free(frame, order)
+
+    def free_bulk(self, frames: npt.ArrayLike) -> None:
+        self._check(np.asarray(frames).tolist())
+        super().free_bulk(frames)
+
+    def _check(self, frames: list[int]) -> None:
+        for frame in frames:
+            who = self.reachable(self.frames.address(frame))
+            assert not who, f"frame {frame} is freed while {who} can reach it"
+
+
+@dataclass
+class GrantedFile:
+    """An open file as mmap needs it."""
+
+    board: Board
+    path: Path
+    readable: bool = True
+    writable: bool = True
+
+    def open_backing(self, *, shared_writable: bool) -> FileBacking:
+        fd = os.open(self.path, os.O_RDWR if shared_writable else os.O_RDONLY)
+        try:
+            status = os.fstat(fd)
+            key = (status.st_dev, status.st_ino)
+            return self.board.files.open(fd, key, str(self.path), writable=shared_writable)
+        finally:
+            os.close(fd)
+
+
+class Board:
+    """The machine. With `fmt` a real X86Format and `execute` set, the CPU is Unicorn's; else the reference CPU."""
+
+    def __init__(
+        self,
+        fmt: PageTableFormat,
+        *,
+        ram: int = 16 * MIB,
+        aperture: int = 8 * MIB,
+        cpus: int = 1,
+        execute: bool = False,
+        flush_ceiling: int = 8,
+        page_size: int | None = None,
+    ) -> None:
+        self.format = fmt
+        size = page_size or fmt.page_size
+        self.ram = Ram(RAM_BASE, ram, size)
+        self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, size)
+        self.frames = FrameTable(RAM_BASE, self.aperture.base + aperture - RAM_BASE, fmt.page_shift)
+        self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)])
+        self.execute = execute
+        self.cpus: list[Any] = [self._new_cpu() for _ in range(cpus)]
+        self.physical = Physical(
+            self.ram, self.aperture, self.frames, self.buddy, self.cpus, flush_ceiling=flush_ceiling
+        )
+        self.files = FileTable(self.physical)
+        self.spaces: list[AddressSpace] = []
+        self.objects: list[SharedMemory] = []
+        self.kernel: KernelHalf | None = None
+        self.outcome: Outcome | None = None
+        if execute:
+            cpu = self.cpus[0]
+            self.kernel = KernelHalf(self.physical, fmt, KERNEL_BASE, cpu.text_page(), cpu.data_page)
+            cpu.boot(self.kernel.table.root, *self.kernel.pages)
+        else:
+            self.buddy.reachable = self._reachable  # type: ignore[method-assign]  # an attribute here
+
+    def _new_cpu(self) -> ReferenceCpu | X86Cpu:
+        if not self.execute:
+            return ReferenceCpu(self.format, self.ram, self.aperture)
+        ram, aperture = self.ram, self.aperture
+        ranges = [
+            (ram.base, ram.host_address, ram.size),
+            (aperture.base, aperture.host_address, aperture.size),
+        ]
+        return X86Cpu(ranges, time_stamp=lambda: 0, random=lambda: 0)
+
+    def _reachable(self, physical: int) -> str:
+        pending = self.physical.tlb.pending
+        holders = [i for i, cpu in enumerate(self.cpus) if not pending >> i & 1 and cpu.holds(physical)]
+        return f"CPU {holders[0]}" if holders else ""
+
+    @property
+    def cpu(self) -> Any:
+        """The CPU that runs: a ReferenceCpu, or an X86Cpu when this board executes."""
+        return self.cpus[self.physical.tlb.running]
+
+    def space(self, **limits: Any) -> AddressSpace:
+        """A new address space. Keywords as `Limits`."""
+        half = 1 << self.format.virtual_bits - 1
+        chosen = {"user_base": 0x1_0000, "user_end": half - self.format.page_size, "areas": 65_530}
+        chosen |= {"stack": 8 * MIB} | limits
+        kernel = (self.kernel.table, KERNEL_BASE) if self.kernel is not None else None
+        space = AddressSpace(self.physical, self.format, Limits(**chosen), kernel)
+        self.spaces.append(space)
+        return space
+
+    def run_on(self, space: AddressSpace) -> None:
+        """Let the running CPU use `space`; `outcome` is what its last fault ended in, None if there was none."""
+        cpu = self.cpu
+        cpu.set_root(space.table.root)
+
+        def resolve(va: int, access: int) -> bool:
+            self.outcome = space.fault(va, access)
+            return self.outcome is RESOLVED
+
+        cpu.resolve = resolve
+
+    def events(self) -> Counter[Event]:
+        """All counters, to subtract an earlier reading from."""
+        return Counter({event: self.physical.counters.n[event] for event in Event})
+
+    def close(self) -> None:
+        """Take everything apart. AssertionError when a frame is left over or a rule of the format was broken."""
+        for cpu in self.cpus:
+            cpu.set_root(self.kernel.table.root if self.kernel is not None else 0)
+        try:
+            for space in self.spaces:
+                space.destroy()
+            if self.kernel is not None:
+                self.kernel.close()
+            self.physical.close()
+            assert self.frames.leaks() == []
+            assert self.buddy.free_frames == self.buddy.total
+            for cpu in self.cpus:
+                assert self.execute or cpu.broken_rules == []
+        finally:
+            for cpu in self.cpus:
+                cpu.close()
+            self.aperture.close()
+            self.ram.close()
+
+
+def entries_of(table: PageTable, start: int, end: int, zero_frame: int, frames: FrameTable) -> Counter[int]:
+    """How many entries of `[start, end)` name each frame, the zero frame aside."""
+    fmt, shown: PageTableFormat, Counter[int] = table.format, Counter()
+    for found in table.cursor(start, end):
+        assert found.level == 1
+        shown[frames.number(found.entry & fmt.address_mask)] += 1
+    shown.pop(zero_frame, None)
+    return shown
+
+
+def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
+    """Every reference and map count is explained by an entry, an object, a table or the machine itself."""
+    frames = board.frames
+    refs: Counter[int] = Counter({board.physical.zero_frame: 1})
+    maps: Counter[int] = Counter()
+    tables = 0
+    for space in board.spaces:
+        shown = entries_of(space.table, 0, space.limits.user_end, board.physical.zero_frame, frames)
+        refs.update(shown)
+        maps.update(shown)
+        tables += space.table.tables
+        owned = (frames.kind_array == Kind.TABLE) & (frames.owner_array == space.number)
+        assert int(owned.sum()) == space.table.tables
+    if board.kernel is not None:
+        tables += board.kernel.table.tables
+    for memory in objects:
+        refs.update(memory.held_frames())
+    in_tables = np.flatnonzero(frames.kind_array == Kind.TABLE).tolist()
+    assert len(in_tables) == tables
+    refs.update(in_tables)
+    if board.kernel is not None:
+        kernel = np.flatnonzero(frames.kind_array == Kind.KERNEL).tolist()
+        refs.update(kernel)
+        maps.update(kernel)
+    assert {f: frames.refs[f] for f in np.flatnonzero(frames.refs_array).tolist()} == dict(refs)
+    assert {f: frames.maps[f] for f in np.flatnonzero(frames.maps_array).tolist()} == dict(maps)
+
+
+USER_READ, USER_WRITE = int(Access.READ | Access.USER), int(Access.WRITE | Access.USER)
+
+
+def x86_board(**options: Any) -> Board:
+    """A board whose CPU is the real engine."""
+    return Board(X86Format(), execute=True, **options)
