@@ -25,7 +25,7 @@ from aether_emu.linux.abi.arm64 import ArmAbi
 from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.calls.mappable import before_truncate
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.loader import load_program
+from aether_emu.linux.loader import load_program, program_image
 from aether_emu.linux.process import Ended, Process, Program
 from aether_emu.linux.procfs import ProcessTexts
 from aether_emu.linux.signals import Signals
@@ -93,7 +93,12 @@ class LeakError(AetherError):
 
 @dataclass
 class Grants:
-    """What of the host a guest may see. `cwd` None is the host's working directory, read-only."""
+    """What of the host a guest may see.
+
+    `root` becomes the guest's /, read-only, and the guest starts there. Without it the guest stands in
+    `cwd`, granted read-only: None is the host's working directory, unless that is /, for standing
+    there is no reason to show everything. `binds` are added to either.
+    """
 
     root: Path | None = None
     binds: list[Bind] = field(default_factory=list)
@@ -160,6 +165,7 @@ class Machine:
             )
             self._shared_half = isa.shared_root
         except OutOfFrames as error:
+            self.abandon()
             raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
         self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
         waiter = HostWaiter(pause, self._lost_pages)
@@ -178,15 +184,18 @@ class Machine:
     ) -> Process:
         """Load a program of the host, ready to run. `argv[0]` is its name.
 
-        With `grants.root` the program is looked up there first, as the guest would; otherwise it is
-        granted read-only under its own absolute path. Raises ProgramError, ConfigError.
+        With `grants.root` the program is looked up in the guest, as the guest would; otherwise it is
+        granted read-only under its own absolute path, links resolved. Raises ProgramError, ConfigError.
         """
+        if self.process is not None:
+            raise ProgramError(f"{os.fspath(program)}: the machine has a program already")
         grants = grants or Grants()
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(a) for a in (argv if argv is not None else [os.fspath(program)])]
         environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
+        process.name = os.fsencode(os.path.basename(program))[:15]
         self.process = process
         process.signals = Signals(process)
         self.namespace = self.new_namespace(os.fspath(program), grants)
@@ -295,17 +304,49 @@ def _zones(ram: int, page: int) -> list[Zone]:
     return [Zone("normal", low, count - low), Zone("low", 0, low)]
 
 
+class _Nobody:
+    """What /proc shows of a process before there is one."""
+
+    pid = 0
+    texts: Mapping[str, Callable[[], bytes]] = {}  # never written
+
+
+def program_isa(program: str | os.PathLike[str], grants: Grants | None = None) -> str:
+    """The ISA that a program's header names; it is found where `Machine.load` will find it.
+
+    Raises ProgramError, ConfigError as that.
+    """
+    grants = grants or Grants()
+    path, binds, cwd = _visible(os.fspath(program), grants)
+    namespace = Namespace(grants.root, binds, cwd, random=bytes)
+    try:
+        files = Files(namespace, _Nobody())
+        try:
+            return program_image(files, os.fsencode(path)).isa
+        finally:
+            files.close_all()
+    finally:
+        namespace.close()
+
+
 def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     """(guest path of the program, binds, guest working directory)."""
     if grants.root is not None:
         return program, list(grants.binds), "/"
-    host = Path(program).absolute()
-    if not host.exists():
-        raise ProgramError(f"{program}: no such file", 127)
-    if host.is_dir():
-        raise ProgramError(f"{program}: is a directory")
-    cwd = (grants.cwd or Path.cwd()).absolute()
-    binds = [Bind(cwd, str(cwd))]
-    if not host.is_relative_to(cwd):
+    try:
+        host = Path(program).resolve(strict=True)
+        if host.is_dir():
+            raise ProgramError(f"{program}: is a directory")
+    except FileNotFoundError:
+        raise ProgramError(f"{program}: no such file", 127) from None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
+        raise ProgramError(f"{program}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        cwd = (grants.cwd or Path.cwd()).resolve()
+    except OSError as error:
+        raise ConfigError("cwd", str(grants.cwd or "."), f"the host says {error.strerror}") from None
+    granted = grants.cwd is not None or cwd != Path("/")
+    binds = [Bind(cwd, str(cwd))] if granted else []
+    if not (granted and host.is_relative_to(cwd)):
         binds.append(Bind(host, str(host)))
     return str(host), [*binds, *grants.binds], str(cwd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -20,6 +21,9 @@ app = typer.Typer(
 )
 
 
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Click's, which typer may carry inside itself
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"aether_emu {__version__}")
@@ -35,30 +39,62 @@ def _root(
     """Options before the subcommand."""
 
 
+class _Errors:
+    """Whether an error shows where it came from."""
+
+    traceback = False
+
+
+def show_tracebacks(wanted: bool) -> None:
+    """`--debug`: a subcommand calls this first. What is wrong with the options never has a traceback."""
+    _Errors.traceback = wanted
+
+
+def complain(text: str) -> None:
+    """Say on stderr, in one line, what is wrong. Names may hold anything: controls are escaped."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    print(f"aether: {line}", file=sys.stderr)
+
+
 def main() -> None:
     """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
     from aether_emu.cli import run  # noqa: F401  # registers its command
 
-    debug = "--debug" in sys.argv[1:]
+    _fill_standard_streams()
     try:
-        app(prog_name="aether")
-    except ProgramError as error:
-        status = _complain(error, debug, error.exit_status)
-    except ConfigError as error:
-        status = _complain(error, debug, 2)
+        status = app(sys.argv[1:] or ["--help"], prog_name="aether", standalone_mode=False) or 0
+    except _UsageError as error:
+        complain(f"{error.format_message().rstrip(chr(46))} (see aether --help)")  # type: ignore[attr-defined]  # see above
+        status = 2
+    except (KeyboardInterrupt, typer.Abort):
+        status = 130
     except AetherError as error:
-        status = _complain(error, debug, 125)
-    else:
-        status = 0
+        if _Errors.traceback:
+            raise
+        complain(str(error))
+        status = _status(error)
     sys.exit(status)
 
 
-def _complain(error: AetherError, debug: bool, status: int) -> int:
-    if debug:
-        raise error
-    print(f"aether: {error}", file=sys.stderr)
-    return status
+def _status(error: AetherError) -> int:
+    match error:
+        case ProgramError():
+            return error.exit_status
+        case ConfigError():
+            return 2
+    return 125
+
+
+def _fill_standard_streams() -> None:
+    """A descriptor that was closed must not become one of the machine's own: the guest has it as a stream."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number
 
 
 if __name__ == "__main__":
-    main()
+    from aether_emu.cli.main import main as entry  # this file is __main__; commands register at the module
+
+    entry()

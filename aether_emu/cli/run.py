@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aether_emu.cli.interrupts import Interrupts
-from aether_emu.cli.main import app
-from aether_emu.errors import ConfigError, ProgramError
+from aether_emu.cli.main import app, complain, show_tracebacks
+from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
     from aether_emu.linux.process import Ended
@@ -37,10 +36,10 @@ def run(  # an option is a parameter here
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
 ) -> None:
     """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
-    del debug  # read by `main`, which must know it before anything can fail
+    show_tracebacks(debug)
     from aether_emu.config import Config
     from aether_emu.observe import stats as statistics
-    from aether_emu.system import Grants, Machine
+    from aether_emu.system import Grants, Machine, program_isa
 
     if timeout is not None and timeout <= 0:
         raise ConfigError("timeout", timeout, "more than 0 seconds")
@@ -49,7 +48,7 @@ def run(  # an option is a parameter here
     grants = Grants(root, [_bind(text) for text in bind or []])
     environment = dict(_variable(text) for text in env or [])
     pauses = _Pauses()
-    machine = Machine(_isa_of(program, root), config=parameters, pause=pauses.pause)
+    machine = Machine(program_isa(program, grants), config=parameters, pause=pauses.pause)
     wanted = stats or stats_json is not None
     status = 125
     try:
@@ -102,28 +101,12 @@ def _run(run: object) -> Ended | None:
 def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
     if ended is None:
         if interrupts.reason == "timeout":
-            print(f"aether: {program}: stopped by --timeout", file=sys.stderr)
+            complain(f"{program}: stopped by --timeout")
             return _TIMED_OUT
         return _INTERRUPTED
     if ended.signal:
-        print(f"aether: {program}: killed by {ended.why}", file=sys.stderr)
+        complain(f"{program}: killed by {ended.why}")
     return ended.status
-
-
-def _isa_of(program: str, root: Path | None) -> str:
-    """The ISA that the program's header names. Raises ProgramError when there is none to read."""
-    from aether_emu.linux.elf import read_image
-
-    host = Path(program) if root is None else root / program.lstrip("/")
-    try:
-        with host.open("rb") as file:
-            return read_image(file, program).isa
-    except FileNotFoundError:
-        if root is not None:
-            return "x86_64"  # a link that only the guest's own / can follow
-        raise ProgramError(f"{program}: no such file", 127) from None
-    except OSError as error:
-        raise ProgramError(f"{program}: {error.strerror}") from None
 
 
 def _bind(text: str) -> Bind:

@@ -95,6 +95,7 @@ class Kernel:
         cpu.on_fault = self._fault
         cpu.resolve = self._resolve
         cpu.on_rewrite = self._rewritten
+        cpu.code_changes = lambda: physical.code.mutable
         cpu.on_trap = self._trap
         cpu.on_system_call = self._system_call
 

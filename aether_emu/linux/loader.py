@@ -9,14 +9,17 @@ low     (the stack grows down)
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aether_emu.errors import OutOfFrames, ProgramError, Refused
 from aether_emu.linux.elf import Image, Segment, read_image
 from aether_emu.linux.process import Process
 from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.vfs.files import Files
 from aether_emu.linux.vfs.host_file import HostData
 from aether_emu.machine.cpu import Cpu, UserFault
 from aether_emu.mm import mapping
@@ -63,15 +66,34 @@ def load_program(process: Process) -> None:
 
     Raises ProgramError with the shell's exit status when it cannot be run.
     """
-    program = process.program
-    name = program.path.decode("utf-8", "backslashreplace")
+    name = _shown(process.program.path)
     try:
         _load(process, name)
     except Refused as refused:
-        status = 127 if refused.errno == errno.ENOENT else 126
-        raise ProgramError(f"{name}: {refused}", status) from refused
+        raise _unloadable(name, refused) from refused
     except (OutOfFrames, UserFault) as error:
         raise ProgramError(f"{name}: does not fit into {process.config.ram} bytes of RAM") from error
+
+
+def program_image(files: Files, path: bytes) -> Image:
+    """The parsed header of a program of the guest's file system. Raises ProgramError as `load_program`."""
+    try:
+        with _opened(files, path) as (image, _file):
+            return image
+    except Refused as refused:
+        raise _unloadable(_shown(path), refused) from refused
+
+
+def _unloadable(name: str, refused: Refused) -> ProgramError:
+    if refused.errno == errno.ENOENT:
+        return ProgramError(f"{name}: no such file in the guest", 127)
+    return ProgramError(f"{name}: {refused}")
+
+
+def _shown(path: bytes) -> str:
+    """A path for a message of one line."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _load(process: Process, name: str) -> None:
@@ -103,21 +125,27 @@ def _load(process: Process, name: str) -> None:
     abi.start(process.cpu, process.program.entry, process.program.stack_pointer)
 
 
-def _open(process: Process, path: bytes) -> tuple[Image, Backing]:
-    """Parse an ELF file of the guest's file system and attach it to memory."""
-    name = path.decode("utf-8", "backslashreplace")
-    fd = process.files.open(fl.AT_FDCWD, path, fl.O_RDONLY)
+@contextlib.contextmanager
+def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
+    """An ELF file of the guest's file system, parsed, open while the context is."""
+    fd = files.open(fl.AT_FDCWD, path, fl.O_RDONLY | fl.O_NONBLOCK)
     try:
-        file = process.files.table.file(fd)
+        file = files.table.file(fd)
         if not isinstance(file, HostData):
-            raise ProgramError(f"{name}: is not a regular file")
+            raise ProgramError(f"{_shown(path)}: is not a regular file")
         with open(file.host_fd, "rb", closefd=False) as stream:
             stream.seek(0)
-            image = read_image(stream, name)
-        backings = process.kernel.file_backings
-        return image, backings.open(file.host_fd, file.key, name, writable=False)
+            image = read_image(stream, _shown(path))
+        yield image, file
     finally:
-        process.files.close(fd)
+        files.close(fd)
+
+
+def _open(process: Process, path: bytes) -> tuple[Image, Backing]:
+    """Parse an ELF file of the guest's file system and attach it to memory."""
+    with _opened(process.files, path) as (image, file):
+        name = path.decode("utf-8", "backslashreplace")
+        return image, process.kernel.file_backings.open(file.host_fd, file.key, name, writable=False)
 
 
 def _map_main(process: Process, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:
@@ -132,7 +160,7 @@ def _map_main(process: Process, image: Image, backing: Backing, layout: AddressL
 
 
 def _load_interpreter(process: Process, path: bytes) -> _Loaded:
-    name = path.decode("utf-8", "backslashreplace")
+    name = _shown(path)
     try:
         image, backing = _open(process, path)
     except Refused as refused:
@@ -163,7 +191,7 @@ def _free_place(space: AddressSpace, image: Image) -> int:
 def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
     space = process.space
     low, high = loaded.image.low + loaded.bias, loaded.end
-    name = loaded.name.decode("utf-8", "backslashreplace")
+    name = _shown(loaded.name)
     if low < space.limits.user_base or high > space.limits.user_end:
         if not backing.spaces:
             backing.release()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from aether_emu.errors import Refused
 from aether_emu.linux.process import Ended
 from aether_emu.machine.cpu import UserFault
 
@@ -21,10 +22,11 @@ SIGUSR1, SIGSEGV, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM = range(10, 16)
 SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG = range(17, 24)
 SIGXCPU, SIGWINCH = 24, 28
 SIGNALS = 64
+FIRST_REAL_TIME = 32
 
 SEGV_MAPERR, SEGV_ACCERR = 1, 2
 BUS_ADRALN, BUS_ADRERR = 1, 2
-FPE_INTDIV, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 2, 1, 2
+FPE_INTDIV, ILL_ILLOPC, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 1, 2, 1, 2
 SI_USER, SI_KERNEL, SI_TKILL, SI_QUEUE = 0, 0x80, -6, -1
 
 SA_ONSTACK, SA_RESTART, SA_NODEFER, SA_RESETHAND, SA_RESTORER = (
@@ -35,7 +37,7 @@ SA_ONSTACK, SA_RESTART, SA_NODEFER, SA_RESETHAND, SA_RESTORER = (
     0x0400_0000,
 )
 SA_SIGINFO = 4
-SS_ONSTACK, SS_DISABLE = 1, 2
+SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
 SIG_DFL, SIG_IGN = 0, 1
 SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK = 0, 1, 2
 
@@ -86,7 +88,8 @@ class AlternateStack:
     size: int = 0
 
     def contains(self, stack_pointer: int) -> bool:
-        return bool(self.size) and self.start < stack_pointer <= self.start + self.size
+        """Whether a handler runs there. Nobody is said to on a stack that is disarmed on entry."""
+        return not self.flags & SS_AUTODISARM and self.start < stack_pointer <= self.start + self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,8 @@ class Signals:
     process: Process
     actions: list[Action] = field(default_factory=lambda: [Action()] * (SIGNALS + 1))
     blocked: int = 0
-    pending: dict[int, SignalInfo] = field(default_factory=dict)
+    pending: dict[int, tuple[SignalInfo, ...]] = field(default_factory=dict)  # none is empty
+    suspended_mask: int | None = None  # what rt_sigsuspend is to put back
     stack: AlternateStack = AlternateStack()
     signal_return: int = 0
 
@@ -134,7 +138,9 @@ class Signals:
         """Send a signal; it is delivered when the guest is about to go on and does not block it."""
         if self.is_ignored(info.number) and not self.blocked >> info.number - 1 & 1:
             return
-        self.pending.setdefault(info.number, info)
+        waiting = self.pending.get(info.number, ())
+        if not waiting or info.number >= FIRST_REAL_TIME:  # only real-time signals are counted
+            self.pending[info.number] = (*waiting, info)
         self.update()
 
     def update(self) -> None:
@@ -150,14 +156,30 @@ class Signals:
             ready = [number for number in sorted(self.pending) if not self.blocked >> number - 1 & 1]
             if not ready:
                 break
-            info = self.pending.pop(ready[0])
+            info = self._take(ready[0])
             action = self.actions[info.number]
             if action.handler == SIG_DFL:
                 if info.number not in _IGNORED and info.number not in _STOPS:
                     self._die(info)
             elif action.handler != SIG_IGN:
                 self._enter(info, action)
+        if self.suspended_mask is not None:
+            self.blocked, self.suspended_mask = self.suspended_mask, None
         self.update()
+
+    def _take(self, number: int) -> SignalInfo:
+        info, *others = self.pending.pop(number)
+        if others:
+            self.pending[number] = tuple(others)
+        return info
+
+    def suspend(self, mask: int) -> bool:
+        """rt_sigsuspend(2): block `mask` instead until a handler has run. False if none ever will."""
+        ready = [n for n in self.pending if not mask >> n - 1 & 1 and not self.is_ignored(n)]
+        if ready:
+            self.suspended_mask, self.blocked = self.blocked, mask & ~UNBLOCKABLE
+            self.update()
+        return bool(ready)
 
     def is_ignored(self, number: int) -> bool:
         """Whether the signal has no effect under its present action."""
@@ -168,12 +190,20 @@ class Signals:
         cpu = self.process.cpu
         on_stack = self.stack.contains(cpu.sp)
         switch = bool(action.flags & SA_ONSTACK) and not self.stack.flags & SS_DISABLE and not on_stack
-        delivery = Delivery(info, action, self.blocked, self.stack, switch, self.signal_return)
+        mask = self.blocked if self.suspended_mask is None else self.suspended_mask
+        delivery = Delivery(info, action, mask, self.stack, switch, self.signal_return)
         try:
             self.process.abi.push_frame(cpu, delivery)
         except UserFault:
-            self._die(SignalInfo(SIGSEGV, SI_KERNEL, info.address))
+            failed = SignalInfo(SIGSEGV, SI_KERNEL)
+            if info.number == SIGSEGV:
+                self._die(failed)
+            else:
+                self.force(failed)
             return
+        self.suspended_mask = None
+        if self.stack.flags & SS_AUTODISARM:
+            self.stack = AlternateStack()
         if action.flags & SA_RESETHAND:
             self.actions[info.number] = Action(SIG_DFL, action.flags, action.restorer, action.mask)
         self.blocked |= action.mask & ~UNBLOCKABLE
@@ -185,7 +215,7 @@ class Signals:
         """rt_sigreturn(2): a bad frame is SIGSEGV."""
         try:
             restored = self.process.abi.pop_frame(self.process.cpu)
-        except UserFault:
+        except (UserFault, Refused):
             self.force(SignalInfo(SIGSEGV, SI_KERNEL))
             return
         self.blocked = restored.mask & ~UNBLOCKABLE

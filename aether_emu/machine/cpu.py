@@ -8,6 +8,7 @@ attributes, which are called while the guest stands still at the event:
     on_trap(trap)           any other exception
     resolve(va, access)     a fault of the kernel's own access to user memory: repaired or not
     on_rewrite(va, length)  user memory was written behind the engine's back (None: nobody cares)
+    code_changes() -> bool  whether any code exists that guest stores could reach
     return_work()           called once a system call's result is in place (None: nothing to do)
 
 When they return the guest goes on, unless `stop()` was called. `run` is re-entered by the
@@ -57,11 +58,15 @@ class TrapKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Trap:
-    """One such exception. `vector` and `error` are the ISA's own numbers, for signal frames."""
+    """One such exception. `vector` and `error` are the ISA's own numbers, for signal frames.
+
+    `address` is the data address of a misaligned access, where the ISA reports one.
+    """
 
     kind: TrapKind
     vector: int
     error: int = 0
+    address: int = 0
 
 
 class UserFault(Exception):
@@ -77,6 +82,7 @@ class Cpu(ABC):
     on_trap: Callable[[Trap], None]
     resolve: Callable[[int, int], bool]
     on_rewrite: Callable[[int, int], None] | None
+    code_changes: Callable[[], bool]
     return_work: Callable[[], None] | None
 
     # ---- running

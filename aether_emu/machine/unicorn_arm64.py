@@ -135,7 +135,7 @@ class ArmCpu(UnicornCpu):
                     self._other(number)
             except BaseException as failure:
                 self._fail(failure)
-            if self._exit is not None:
+            if self._exit is not None or self._interrupted:
                 engine.emu_stop(handle)
 
         return exception
@@ -146,7 +146,7 @@ class ArmCpu(UnicornCpu):
         if number == _BREAKPOINT:
             self.on_trap(Trap(TrapKind.BREAKPOINT, kind, word))
         elif number in (_DATA_ABORT, _FETCH_ABORT):
-            self.on_trap(Trap(TrapKind.ALIGNMENT, kind, word))
+            self.on_trap(Trap(TrapKind.ALIGNMENT, kind, word, self._address[0]))
         elif kind == syndrome.EC_SYSREG and self._emulate(word):
             self.pc = self.pc + _INSTRUCTION
         elif kind == syndrome.EC_WFX:

@@ -45,6 +45,7 @@ class UnicornCpu(Cpu):
         self.on_trap = self._unplugged_trap
         self.resolve = lambda _va, _access: False
         self.on_rewrite = None
+        self.code_changes = lambda: True
         self.return_work = None
 
     @staticmethod
@@ -70,7 +71,11 @@ class UnicornCpu(Cpu):
             action()
         except BaseException as failure:
             self._fail(failure)
-        if self._exit is not None:
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """At the end of every callback. A nested run inside it may have swallowed an interrupt's stop."""
+        if self._exit is not None or self._interrupted:
             engine.emu_stop(self._handle)
 
     # ---- running
@@ -174,8 +179,7 @@ class UnicornCpu(Cpu):
         if length <= BUFFER:
             address = self._buffer_address
             if engine.vmem_read(self._handle, va, PROT_READ, address, length):
-                self._fault_in(va, length, PROT_READ)
-                self._again(engine.vmem_read, va, PROT_READ, length)
+                self._retry(engine.vmem_read, va, PROT_READ, length)
             return bytes(self._buffer_view[:length])
         out = bytearray()
         while len(out) < length:
@@ -187,8 +191,7 @@ class UnicornCpu(Cpu):
         if length <= BUFFER:
             self._buffer_view[:length] = data
             if engine.vmem_write(self._handle, va, PROT_WRITE, self._buffer_address, length):
-                self._fault_in(va, length, PROT_WRITE)
-                self._again(engine.vmem_write, va, PROT_WRITE, length)
+                self._retry(engine.vmem_write, va, PROT_WRITE, length)
             if self.on_rewrite is not None:
                 self.on_rewrite(va, length)
             return
@@ -196,9 +199,17 @@ class UnicornCpu(Cpu):
         for start in range(0, length, BUFFER):
             self.copy_to_user(va + start & MASK, view[start : start + BUFFER])
 
-    def _again(self, access: Callable[..., int], va: int, kind: int, length: int) -> None:
-        if access(self._handle, va, kind, self._buffer_address, length):
-            raise UserFault(f"{va:#x}+{length:#x} cannot be accessed")
+    def _forget_probe(self) -> None:
+        """Clear what a failed access by the host leaves behind in the engine."""
+
+    def _retry(self, access: Callable[..., int], va: int, kind: int, length: int) -> None:
+        """Resolve the faults of an access that the MMU refused, and make it again."""
+        try:
+            self._fault_in(va, length, kind)
+            if access(self._handle, va, kind, self._buffer_address, length):
+                raise UserFault(f"{va:#x}+{length:#x} cannot be accessed")
+        finally:
+            self._forget_probe()
 
     def _fault_in(self, va: int, length: int, kind: int) -> None:
         """Resolve the faults of an access page by page, asking the MMU itself each time."""

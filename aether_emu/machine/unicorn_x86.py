@@ -9,12 +9,16 @@ Engine behaviour handled here (unicorn 2.1.4):
 - a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
 - `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2.
 - `in` and `out` never raise #GP at ring 3: their hooks stop the run and deliver it.
+- `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
+- a store through one address makes code of another stale if its TLB entry is older than the code:
+  where such stores can be, every new block drops the TLB.
 - the FPU starts with zeros; CS/SS written by register keep CPL 0; `until` faults behind our back.
 - VEX code runs wrongly, RDRAND is the host's, RDTSC is the host's: see `x86_blocks`.
 """
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,13 +33,14 @@ from unicorn import (
     x86_const,
 )
 
+from aether_emu.arch.paging import Access
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate, engine, x86_blocks
-from aether_emu.machine.cpu import Trap, TrapKind
+from aether_emu.machine.cpu import Trap, TrapKind, UserFault
 from aether_emu.machine.state_views import ContextState, LiveState, State
-from aether_emu.machine.unicorn_cpu import BUFFER, MASK, PROT_EXECUTE, UnicornCpu
+from aether_emu.machine.unicorn_cpu import MASK, PROT_EXECUTE, UnicornCpu
 from aether_emu.machine.x86_registers import (
     CONTROL,
     GENERAL_NAMES,
@@ -44,7 +49,9 @@ from aether_emu.machine.x86_registers import (
     X87_NUMBERS,
 )
 
+_CODE_BUFFER = 1 << 14  # more than the engine puts into one block
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
+_IRETQ = b"\x48\xcf"
 
 _TRAPS: dict[int, TrapKind] = {
     syndrome.VECTOR_DIVIDE: TrapKind.DIVIDE,
@@ -57,6 +64,10 @@ _TRAPS: dict[int, TrapKind] = {
     syndrome.VECTOR_ALIGNMENT: TrapKind.ALIGNMENT,
     syndrome.VECTOR_SIMD: TrapKind.FLOAT,
 }
+
+
+def _ignore(_va: int, _access: int) -> None:
+    """A fault that nobody made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +107,10 @@ class X86Cpu(UnicornCpu):
         self._new_special: tuple[int, int, x86_blocks.Found] | None = None
         self._specials: dict[int, x86_blocks.Found] = {}
         self._text = 0
+        # Translation happens inside nested runs too, while the other buffer holds somebody's data.
+        self._code = ctypes.create_string_buffer(_CODE_BUFFER)
+        self._code_address = ctypes.addressof(self._code)
+        self._code_view = memoryview(self._code).cast("B")
 
     # ---- bring-up
 
@@ -163,18 +178,22 @@ class X86Cpu(UnicornCpu):
     def _interrupt_hook(self) -> Callable[[int, int, int], None]:
         state, handle = self._state, self._handle
         old, is_int, cr2, error = state.old_exception, state.is_int, state.cr2, state.error_code
-        access_of = syndrome.ACCESS_OF_ERROR
+        access_of, user, hflags = syndrome.ACCESS_OF_ERROR, syndrome.USER, state.hflags
 
         def interrupt(_uc: int, vector: int, _data: int) -> None:
             old[0] = -1
             try:
                 if vector == 14 and not is_int[0]:
-                    self.on_fault(cr2[0], access_of[error[0] & 63])
+                    code = error[0]
+                    if code & user or not hflags[0] & 3:
+                        self.on_fault(cr2[0], access_of[code & 63])
+                    else:
+                        self._far_return()
                 else:
                     self._exception(vector)
             except BaseException as failure:
                 self._fail(failure)
-            if self._exit is not None:
+            if self._exit is not None or self._interrupted:
                 engine.emu_stop(handle)
 
         return interrupt
@@ -196,7 +215,7 @@ class X86Cpu(UnicornCpu):
             except BaseException as failure:
                 self._fail(failure)
             self._bias = 0
-            if self._exit is not None:
+            if self._exit is not None or self._interrupted:
                 engine.emu_stop(handle)
 
         return system_call
@@ -216,6 +235,25 @@ class X86Cpu(UnicornCpu):
         if kind is None:
             raise EngineError(f"unexpected exception vector {vector:#x} at {state.rip[0]:#x}")
         self.on_trap(Trap(kind, vector, state.error_code[0] if vector == 13 else 0))
+
+    def _far_return(self) -> None:
+        """A user's `iretq`, by the user's rights (Intel SDM 2A IRET); what else gets here is a #GP."""
+        protection = syndrome.VECTOR_PROTECTION
+        try:
+            if self.copy_from_user(self.pc, 2) != _IRETQ:
+                self.on_trap(Trap(TrapKind.PROTECTION, protection))
+                return
+            frame = struct.unpack("<5Q", self.copy_from_user(self.sp, 40))
+        except UserFault:
+            self.on_fault(self.sp, int(Access.USER | Access.READ))
+            return
+        rip, code, flags, rsp, stack = frame
+        if (code & 0xFFFF, stack & 0xFFFF) != (regs.USER_CODE, regs.USER_DATA):
+            wrong = stack if code & 0xFFFF == regs.USER_CODE else code
+            self.on_trap(Trap(TrapKind.PROTECTION, protection, wrong & 0xFFFC))
+            return
+        self.pc, self.sp = rip, rsp
+        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_USER | flags & regs.RFLAGS_USER)
 
     def _invalid(self, _uc: int, _data: int) -> bool:
         self._state.old_exception[0] = -1
@@ -251,11 +289,13 @@ class X86Cpu(UnicornCpu):
 
     def _translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
         """A block was translated and is about to run for the first time."""
+        if self.code_changes():
+            self.flush_all()
         current = block.contents  # type: ignore[attr-defined]  # a ctypes pointer
         pc, size = current.pc, current.size
-        if size > BUFFER or engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._buffer_address, size):
+        if size > _CODE_BUFFER or engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
             return
-        code = bytes(self._buffer_view[:size])
+        code = bytes(self._code_view[:size])
         if not x86_blocks.suspicious(code):
             return
         found = x86_blocks.first_special(code, pc)
@@ -302,17 +342,20 @@ class X86Cpu(UnicornCpu):
         pc = self._state.rip[0]
         code = b""
         for size in (15, *range(14, 2, -1)):  # the longest instruction, less near the end of a page
-            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._buffer_address, size):
-                code = bytes(self._buffer_view[:size])
+            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
+                code = bytes(self._code_view[:size])
                 break
+            self._forget_probe()
         found = x86_blocks.first_special(code, pc)
         if found is None or found.offset:
             del self._specials[pc]
             self._retranslate(pc, 1)
         elif found.special is x86_blocks.Special.ILLEGAL:
             self._guarded(lambda: self.on_trap(Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)))
+        elif found.special is x86_blocks.Special.PRIVILEGED:
+            self._guarded(lambda: self.on_trap(Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION)))
         else:
-            self._answer_random(found)
+            self._guarded(lambda: self._answer_random(found))
 
     def _answer_random(self, found: x86_blocks.Found) -> None:
         """RDRAND and RDSEED always succeed: CF=1, the other arithmetic flags 0 (Intel SDM 2)."""
@@ -343,6 +386,22 @@ class X86Cpu(UnicornCpu):
         self.general[7] = rdi
         if code:
             raise EngineError(f"invlpg stub: engine error {code}")
+
+    def _forget_probe(self) -> None:
+        """A failed `uc_vmem_*` leaves its page fault pending: it would arrive at the engine's next stop.
+
+        A run of a stub takes delivery of it here, where it is ignored.
+        """
+        state = self._state
+        flags, rip = state.hflags[0], state.rip[0]
+        self.on_fault, kernel = _ignore, self.on_fault
+        state.hflags[0] = flags & ~3
+        code = engine.emu_start_nested(self._handle, self._text + stubs.HALT.offset, 0, 0, 0)
+        self.on_fault = kernel
+        state.hflags[0] = flags
+        state.rip[0] = rip
+        if code:
+            raise EngineError(f"halt stub: engine error {code}")
 
     def supervisor(self, stub: stubs.Stub, *, rdi: int = 0, rax: int = 0) -> SupervisorResult:
         """Run a ring-0 stub, with EFLAGS.AC clear as a kernel entry leaves it; all registers survive."""

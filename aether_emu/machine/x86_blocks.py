@@ -2,11 +2,13 @@
 
 The engine decodes VEX prefixes but executes them as two-operand SSE: a wrong result without an
 error. No CPU model here announces AVX, so such an instruction is #UD, as on a CPU without it.
-RDRAND and RDSEED would answer from the host's entropy: they answer from the seed instead.
+RDRAND and RDSEED would answer from the host's entropy: they answer from the seed instead. String
+I/O touches memory before it asks for the right to, and some privileged ones raise #UD: all are #GP.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -16,12 +18,16 @@ _PREFIXES = frozenset(b"\xf2\xf3\x66\x67\x2e\x36\x3e\x26\x64\x65\xf0")
 # VEX-encoded general-register instructions (BMI1, BMI2): correct in the engine and announced.
 _BMI = frozenset({(2, 0xF2), (2, 0xF3), (2, 0xF5), (2, 0xF6), (2, 0xF7), (3, 0xF0)})
 
+_STRING_IO = b"\x6c\x6d\x6e\x6f"  # ins, outs
+_PRIVILEGED = (b"\x0f\x33", b"\x0f\x35")  # rdpmc (CR4.PCE is 0), sysexit
+
 
 class Special(Enum):
     """What is to be done instead of executing the instruction."""
 
     ILLEGAL = 1
     RANDOM = 2
+    PRIVILEGED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +42,12 @@ class Found:
 
 
 _decoder = Cs(CS_ARCH_X86, CS_MODE_64)
+_SUSPICIOUS = re.compile(rb"[\xc4\xc5\x6c-\x6f]|\x0f[\x33\x35\xc7]")
 
 
 def suspicious(code: bytes) -> bool:
     """Whether the bytes could hold a special instruction at all (one in a few blocks)."""
-    return b"\xc4" in code or b"\xc5" in code or b"\x0f\xc7" in code
+    return _SUSPICIOUS.search(code) is not None
 
 
 def first_special(code: bytes, address: int) -> Found | None:
@@ -63,6 +70,8 @@ def _classify(instruction: bytes, offset: int) -> Found | None:
         rex = instruction[at]
         at += 1
     rest = instruction[at:]
+    if len(rest) == 1 and rest[0] in _STRING_IO or rest in _PRIVILEGED:
+        return Found(offset, size, Special.PRIVILEGED)
     if len(rest) >= 3 and rest[0] == 0xC5 and not rex:
         return Found(offset, size, Special.ILLEGAL)
     if len(rest) >= 4 and rest[0] == 0xC4 and not rex:

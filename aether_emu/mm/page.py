@@ -467,7 +467,7 @@ class PageTable:
         table.owner_array[frames] = self.owner
         table.index_array[frames] = 1
         table.refs_array[frames] = 1
-        table.flags_array[frames] |= Flags.DIRTY
+        table.flags_array[frames] |= np.uint8(Flags.DIRTY)
         self.tables += len(slots)
         for (key, slot), frame in zip(slots, frames.tolist(), strict=True):
             address = table.address(frame)

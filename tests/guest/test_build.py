@@ -22,6 +22,9 @@ X86_64_ONLY = {"avx"}
 SIZE_LIMIT = 40 << 10
 READ, WRITE, EXECUTE = 4, 2, 1  # p_flags
 
+# The builds share a compiler cache, so one test process runs them all.
+pytestmark = pytest.mark.xdist_group("guests")
+
 SOURCES = {path.stem for path in (GUEST / "src").glob("*.c")}
 PROGRAMS = sorted(path.relative_to(GUEST / "bin").as_posix() for path in (GUEST / "bin").glob("*/*"))
 

@@ -1,6 +1,6 @@
 """One small machine for tests of `mm`: RAM, aperture, frames, CPUs and what all address spaces share.
 
-`WatchedBuddy` takes a frame back only when no CPU can reach it any more: nothing is freed before it is flushed.
+`WatchedBuddy` takes a frame back only when no CPU can reach it any more: nothing is freed before its flush.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aether_emu.arch.paging import Access, PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.paging import PageTableFormat
 from aether_emu.machine.aperture import Aperture
 from aether_emu.machine.ram import Ram
 from aether_emu.machine.unicorn_x86 import X86Cpu
@@ -37,7 +36,7 @@ MIB = 1 << 20
 
 
 class WatchedBuddy(Buddy):
-    """Checks each frame that comes back. `reachable` says who could still get at a physical address, or ""."""
+    """Checks each frame that comes back. `reachable` says who could still get at a physical address."""
 
     reachable: Callable[[int], str] = staticmethod(lambda _physical: "")
 
@@ -75,7 +74,7 @@ class GrantedFile:
 
 
 class Board:
-    """The machine. With `fmt` a real X86Format and `execute` set, the CPU is Unicorn's; else the reference CPU."""
+    """The machine. With `execute` set, and `fmt` x86_64's, the CPU is Unicorn's; else the reference CPU."""
 
     def __init__(
         self,
@@ -86,12 +85,10 @@ class Board:
         cpus: int = 1,
         execute: bool = False,
         flush_ceiling: int = 8,
-        page_size: int | None = None,
     ) -> None:
         self.format = fmt
-        size = page_size or fmt.page_size
-        self.ram = Ram(RAM_BASE, ram, size)
-        self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, size)
+        self.ram = Ram(RAM_BASE, ram, fmt.page_size)
+        self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, fmt.page_size)
         self.frames = FrameTable(RAM_BASE, self.aperture.base + aperture - RAM_BASE, fmt.page_shift)
         self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)])
         self.execute = execute
@@ -101,7 +98,6 @@ class Board:
         )
         self.files = FileTable(self.physical)
         self.spaces: list[AddressSpace] = []
-        self.objects: list[SharedMemory] = []
         self.kernel: KernelHalf | None = None
         self.outcome: Outcome | None = None
         if execute:
@@ -109,7 +105,7 @@ class Board:
             self.kernel = KernelHalf(self.physical, fmt, KERNEL_BASE, cpu.text_page(), cpu.data_page)
             cpu.boot(self.kernel.table.root, *self.kernel.pages)
         else:
-            self.buddy.reachable = self._reachable  # type: ignore[method-assign]  # an attribute here
+            self.buddy.reachable = self._reachable
 
     def _new_cpu(self) -> ReferenceCpu | X86Cpu:
         if not self.execute:
@@ -142,7 +138,7 @@ class Board:
         return space
 
     def run_on(self, space: AddressSpace) -> None:
-        """Let the running CPU use `space`; `outcome` is what its last fault ended in, None if there was none."""
+        """Let the running CPU use `space`. `outcome` becomes what each fault ended in."""
         cpu = self.cpu
         cpu.set_root(space.table.root)
 
@@ -157,7 +153,7 @@ class Board:
         return Counter({event: self.physical.counters.n[event] for event in Event})
 
     def close(self) -> None:
-        """Take everything apart. AssertionError when a frame is left over or a rule of the format was broken."""
+        """Take everything apart. AssertionError when a frame is left over or a format's rule was broken."""
         for cpu in self.cpus:
             cpu.set_root(self.kernel.table.root if self.kernel is not None else 0)
         try:
@@ -179,7 +175,8 @@ class Board:
 
 def entries_of(table: PageTable, start: int, end: int, zero_frame: int, frames: FrameTable) -> Counter[int]:
     """How many entries of `[start, end)` name each frame, the zero frame aside."""
-    fmt, shown: PageTableFormat, Counter[int] = table.format, Counter()
+    fmt = table.format
+    shown: Counter[int] = Counter()
     for found in table.cursor(start, end):
         assert found.level == 1
         shown[frames.number(found.entry & fmt.address_mask)] += 1
@@ -203,7 +200,7 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
     if board.kernel is not None:
         tables += board.kernel.table.tables
     for memory in objects:
-        refs.update(memory.held_frames())
+        refs.update(memory._frames.values())
     in_tables = np.flatnonzero(frames.kind_array == Kind.TABLE).tolist()
     assert len(in_tables) == tables
     refs.update(in_tables)
@@ -213,11 +210,3 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
         maps.update(kernel)
     assert {f: frames.refs[f] for f in np.flatnonzero(frames.refs_array).tolist()} == dict(refs)
     assert {f: frames.maps[f] for f in np.flatnonzero(frames.maps_array).tolist()} == dict(maps)
-
-
-USER_READ, USER_WRITE = int(Access.READ | Access.USER), int(Access.WRITE | Access.USER)
-
-
-def x86_board(**options: Any) -> Board:
-    """A board whose CPU is the real engine."""
-    return Board(X86Format(), execute=True, **options)

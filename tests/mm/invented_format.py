@@ -98,4 +98,8 @@ class InventedFormat(PageTableFormat):
         return Leaf(self.leaf_address(entry, level), Attributes(flags, memory, key, software))
 
     def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
-        return (BitField("RO", 0, 1, "read-only"), BitField("ADDR", 14, 26, "page or table"), BitField("P", 63, 1, "present"))
+        return (
+            BitField("RO", 0, 1, "read-only"),
+            BitField("ADDR", 14, 26, "page or table"),
+            BitField("P", 63, 1, "present"),
+        )

@@ -1,4 +1,4 @@
-"""A CPU that executes nothing but translates addresses as the worst MMU might: no stale entry ever goes by itself.
+"""A CPU that executes nothing but translates as the worst MMU might: no stale entry ever goes by itself.
 
 It walks the tables of whatever format it is given, keeps each translation it made until somebody flushes it,
 and remembers which table pages its walks went through. So a forgotten flush is a wrong byte here, a frame

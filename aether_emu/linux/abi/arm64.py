@@ -65,23 +65,21 @@ class ArmAbi(Abi):
     # ---- signals
 
     def trap_signal(self, cpu: Cpu, trap: Trap) -> sig.SignalInfo:
-        pc = cpu.pc
-        number, code = {
-            TrapKind.BREAKPOINT: (sig.SIGTRAP, sig.TRAP_BRKPT),
-            TrapKind.ALIGNMENT: (sig.SIGBUS, sig.BUS_ADRALN),
-        }.get(trap.kind, (sig.SIGILL, 1))
-        return sig.SignalInfo(number, code, pc, trap=trap.vector, error=trap.error)
+        if trap.kind is TrapKind.ALIGNMENT:
+            return sig.SignalInfo(sig.SIGBUS, sig.BUS_ADRALN, trap.address, error=trap.error)
+        if trap.kind is TrapKind.BREAKPOINT:  # for this and what is undefined, frames show no syndrome
+            return sig.SignalInfo(sig.SIGTRAP, sig.TRAP_BRKPT, cpu.pc)
+        return sig.SignalInfo(sig.SIGILL, sig.ILL_ILLOPC, cpu.pc)
 
     def push_frame(self, cpu: Cpu, delivery: sig.Delivery) -> None:
         state, stack = cpu.registers(), delivery.stack
         top = stack.start + stack.size if delivery.switch else state["sp"]
         record = (top & -16) - 16
         frame = record - _FRAME & -16
-        if delivery.switch and frame < stack.start:
+        if (delivery.switch or stack.contains(state["sp"])) and frame < stack.start:
             raise UserFault("the alternate stack is too small")
         info, action = delivery.info, delivery.action
-        flags = stack.flags | (sig.SS_ONSTACK if stack.contains(state["sp"]) else 0)
-        ucontext = struct.pack("<QQQiiQ", 0, 0, stack.start, flags, 0, stack.size)
+        ucontext = struct.pack("<QQQIIQ", 0, 0, stack.start, stack.flags, 0, stack.size)
         ucontext += struct.pack("<Q", delivery.mask).ljust(_CONTEXT_AT - len(ucontext), b"\0")
         ucontext += _encode_context(state, info)
         cpu.copy_to_user(frame, (encode_siginfo(info) + ucontext).ljust(_FRAME, b"\0"))
@@ -99,8 +97,10 @@ class ArmAbi(Abi):
         )
 
     def pop_frame(self, cpu: Cpu) -> sig.Restored:
+        if cpu.sp & 15:
+            raise UserFault("a frame is aligned to 16 bytes")
         raw = cpu.copy_from_user(cpu.sp + _SIGINFO, _UCONTEXT)
-        start, flags, size = struct.unpack_from("<QixxxxQ", raw, 16)
+        start, flags, size = struct.unpack_from("<QIxxxxQ", raw, 16)
         (mask,) = struct.unpack_from("<Q", raw, 40)
         words = struct.unpack_from("<31QQQQ", raw, _CONTEXT_AT + 8)
         values = dict(zip((*_GENERAL, "sp", "pc"), words[:33], strict=True))

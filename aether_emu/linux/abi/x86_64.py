@@ -86,12 +86,13 @@ class X86Abi(Abi):
         top = stack.start + stack.size if delivery.switch else state["rsp"] - _RED_ZONE
         image = (top - _FXSAVE) & -64
         frame = ((image - _FRAME) & -16) - 8
-        if delivery.switch and frame < stack.start:
+        if (delivery.switch or stack.contains(state["rsp"])) and frame < stack.start:
             raise UserFault("the alternate stack is too small")
         info, action = delivery.info, delivery.action
+        if not action.flags & sig.SA_RESTORER:
+            raise UserFault("the handler has nothing to return to")
         cpu.copy_to_user(image & _MASK, encode_fxsave(state))
-        flags = stack.flags | (sig.SS_ONSTACK if stack.contains(state["rsp"]) else 0)
-        ucontext = struct.pack("<QQQiiQ", _UC_FLAGS, 0, stack.start, flags, 0, stack.size)
+        ucontext = struct.pack("<QQQIIQ", _UC_FLAGS, 0, stack.start, stack.flags, 0, stack.size)
         ucontext += _encode_context(state, info, delivery.mask, image)
         ucontext += struct.pack("<Q", delivery.mask)
         content = struct.pack("<Q", action.restorer) + ucontext + encode_siginfo(info)
@@ -113,7 +114,7 @@ class X86Abi(Abi):
     def pop_frame(self, cpu: Cpu) -> sig.Restored:
         ucontext = cpu.sp  # the handler's `ret` has popped the return address
         raw = cpu.copy_from_user(ucontext, _UCONTEXT)
-        start, flags, size = struct.unpack_from("<QixxxxQ", raw, 16)
+        start, flags, size = struct.unpack_from("<QIxxxxQ", raw, 16)
         words = struct.unpack_from("<18Q", raw, 40)
         (image,) = struct.unpack_from("<Q", raw, 40 + 184)
         (mask,) = struct.unpack_from("<Q", raw, 40 + _SIGCONTEXT)
@@ -140,6 +141,8 @@ def _encode_context(state: dict[str, int], info: sig.SignalInfo, mask: int, imag
     if info.access is not None:
         trap, error = syndrome.VECTOR_PAGE_FAULT, syndrome.error_of(info.access)
         address = info.address
+        if address >= X86Abi.user_end:  # Linux never tells what of the kernel's half is mapped
+            error |= syndrome.PRESENT
     return struct.pack(
         "<18Q4H5Q64x",
         *(state[name] & _MASK for name in _CONTEXT),

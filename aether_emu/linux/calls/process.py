@@ -7,9 +7,18 @@ import struct
 from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.user import read_string, read_struct, s32, u32, write_struct
+from aether_emu.linux.calls.user import (
+    read_string,
+    read_struct,
+    require_user,
+    s32,
+    scatter,
+    u32,
+    write_struct,
+)
 from aether_emu.linux.process import Ended
 from aether_emu.linux.vfs.open_file import MOST_PER_CALL
+from aether_emu.machine.cpu import UserFault
 
 if TYPE_CHECKING:
     from aether_emu.linux.process import Process
@@ -24,7 +33,8 @@ _PR_GET_DUMPABLE = 3
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _FUTEX_WAIT, _FUTEX_WAKE, _FUTEX_REQUEUE, _FUTEX_CMP_REQUEUE = 0, 1, 3, 4
 _FUTEX_WAKE_OP, _FUTEX_WAIT_BITSET, _FUTEX_WAKE_BITSET = 5, 9, 10
-_FUTEX_FLAGS = 128 | 256  # PRIVATE, CLOCK_REALTIME
+_FUTEX_PRIVATE = 128
+_FUTEX_FLAGS = _FUTEX_PRIVATE | 256  # and CLOCK_REALTIME
 _GRND_KNOWN = 7
 
 
@@ -209,12 +219,18 @@ class ProcessCalls:
     def sys_futex(self, address: int, operation: int, value: int, timeout: int, *_: int) -> int:
         """With one thread there is nobody to wake and nobody who could wake."""
         kind = s32(operation) & ~_FUTEX_FLAGS
+        waits = kind in (_FUTEX_WAIT, _FUTEX_WAIT_BITSET)
+        seconds, rest = read_struct(self._cpu, timeout, "qq") if waits and timeout else (0, 0)
+        if seconds < 0 or not 0 <= rest < 10**9:
+            raise Refused(errno.EINVAL, "no such time")
         if address & 3:
             raise Refused(errno.EINVAL, "a futex is aligned to four bytes")
+        require_user(address, 4, self._process.abi.user_end)
         if kind in (_FUTEX_WAKE, _FUTEX_WAKE_BITSET, _FUTEX_REQUEUE, _FUTEX_CMP_REQUEUE, _FUTEX_WAKE_OP):
-            read_struct(self._cpu, address, "I")
+            if not operation & _FUTEX_PRIVATE:  # a shared one is named by what is mapped there
+                read_struct(self._cpu, address, "I")
             return 0
-        if kind not in (_FUTEX_WAIT, _FUTEX_WAIT_BITSET):
+        if not waits:
             raise Refused(errno.ENOSYS, f"futex operation {kind}")
         if read_struct(self._cpu, address, "I")[0] != u32(value):
             raise Refused(errno.EAGAIN, "the value has changed")
@@ -222,9 +238,6 @@ class ProcessCalls:
         if not timeout:
             kernel.deadlock("a futex")
             return 0
-        seconds, rest = read_struct(self._cpu, timeout, "qq")
-        if seconds < 0 or not 0 <= rest < 10**9:
-            raise Refused(errno.EINVAL, "no such time")
         length = seconds * 10**9 + rest
         kernel.clock.advance(length if kind == _FUTEX_WAIT else max(0, length - kernel.observe_time()))
         raise Refused(errno.ETIMEDOUT, "nobody woke it")
@@ -332,10 +345,15 @@ class ProcessCalls:
     def sys_getrandom(self, address: int, length: int, flags: int, *_: int) -> int:
         if u32(flags) & ~_GRND_KNOWN or u32(flags) & 6 == 6:
             raise Refused(errno.EINVAL, "unknown flags")
+        require_user(address, length, self._process.abi.user_end)
         length = min(length, MOST_PER_CALL)
         done = 0
         while done < length:
             part = self._random.bytes(min(1 << 16, length - done))
-            self._cpu.copy_to_user(address + done, part)
-            done += len(part)
-        return length
+            written = scatter(self._cpu, [(address + done, len(part))], part)
+            done += written
+            if written < len(part):
+                if not done:
+                    raise UserFault(f"{address:#x} cannot be written")
+                break
+        return done

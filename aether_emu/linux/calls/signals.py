@@ -77,6 +77,14 @@ class SignalCalls:
         self._cpu.copy_to_user(result, struct.pack("<Q", mask)[:size])
         return 0
 
+    def sys_rt_sigsuspend(self, mask: int, size: int, *_: int) -> int:
+        if size != _SET_SIZE:
+            raise Refused(errno.EINVAL, "the set has another size")
+        (wanted,) = struct.unpack("<Q", self._cpu.copy_from_user(mask, 8))
+        if not self._signals.suspend(wanted):
+            self._process.kernel.deadlock("a signal")
+        raise Refused(errno.EINTR, "a handler runs")
+
     def sys_rt_sigreturn(self, *_: int) -> None:
         self._signals.restore()
 
@@ -86,22 +94,23 @@ class SignalCalls:
         on_it = before.contains(stack_pointer)
         change = None
         if new:
-            start, flags, size = struct.unpack("<QixxxxQ", self._cpu.copy_from_user(new, 24))
+            start, flags, size = struct.unpack("<QIxxxxQ", self._cpu.copy_from_user(new, 24))
+            mode = flags & ~sig.SS_AUTODISARM
             if on_it:
                 raise Refused(errno.EPERM, "the program runs on the alternate stack")
-            if flags & ~(sig.SS_DISABLE | sig.SS_ONSTACK) or flags == sig.SS_DISABLE | sig.SS_ONSTACK:
+            if mode not in (0, sig.SS_DISABLE, sig.SS_ONSTACK):
                 raise Refused(errno.EINVAL, "unknown flags")
-            if flags & sig.SS_DISABLE:
-                change = sig.AlternateStack()
+            if mode == sig.SS_DISABLE:
+                change = sig.AlternateStack(flags=flags)
             elif size < _MINIMUM_STACK:
                 raise Refused(errno.ENOMEM, f"at least {_MINIMUM_STACK} bytes")
             else:
-                change = sig.AlternateStack(start, 0, size)
+                change = sig.AlternateStack(start, flags, size)
         if change is not None:
             signals.stack = change
         if old:
-            flags = sig.SS_ONSTACK if on_it else before.flags
-            self._cpu.copy_to_user(old, struct.pack("<QixxxxQ", before.start, flags, before.size))
+            flags = before.flags & (sig.SS_AUTODISARM | sig.SS_DISABLE) | (sig.SS_ONSTACK if on_it else 0)
+            self._cpu.copy_to_user(old, struct.pack("<QIxxxxQ", before.start, flags, before.size))
         return 0
 
     def sys_kill(self, pid: int, number: int, *_: int) -> int:

@@ -194,3 +194,26 @@ def test_a_name_that_comes_and_goes_on_the_host_ends_the_call(
     monkeypatch.setattr(os, "open", taken)
     with refused(errno.EBUSY):
         guest.files.open(CWD, b"f", fl.O_CREAT | fl.O_WRONLY, 0o666)
+
+
+def test_a_removed_name_is_not_revived_by_a_namesake(guest: Guest) -> None:
+    """The file lives on under its other name, so its link count does not tell."""
+    files = guest.files
+    fd = guest.create(b"a")
+    files.link(CWD, b"a", CWD, b"other")
+    files.unlink(CWD, b"a")
+    files.close(guest.create(b"a"))
+    files.rename(CWD, b"a", CWD, b"moved")
+    assert files.readlink(CWD, b"/proc/self/fd/%d" % fd, 99) == b"/w/a (deleted)"
+
+
+def test_nothing_is_remembered_of_files_that_are_gone(guest: Guest) -> None:
+    files = guest.files
+    before = guest.namespace.inodes.capture()["inodes"]
+    files.close(guest.create(b"f"))
+    files.mkdir(CWD, b"d", 0o777)
+    files.unlink(CWD, b"f")
+    files.rmdir(CWD, b"d")
+    after = guest.namespace.inodes.capture()["inodes"]
+    assert isinstance(before, list) and isinstance(after, list)
+    assert len(after) <= len(before) + 1, "only the directory that held them is new"

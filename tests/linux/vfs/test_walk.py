@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from aether_emu.errors import Refused
 from aether_emu.linux.vfs import flags as fl
 from aether_emu.linux.vfs import walk
-from tests.linux.vfs.conftest import CWD, Guest, guest_in, refused
+from tests.linux.vfs.conftest import CWD, Guest, guest_in, host_descriptors, refused
 
 
 def test_a_link_is_resolved_in_the_guests_namespace(guest: Guest) -> None:
@@ -50,6 +51,18 @@ def test_many_dot_dot_at_any_depth(guest: Guest, depth: int) -> None:
     guest.files.chdir(down)
     assert guest.read_all(up + b"/file") == b"top"
     assert guest.files.getcwd() == b"/w/" + down
+
+
+def test_a_long_way_down_needs_few_host_descriptors(guest: Guest) -> None:
+    path = b"/".join([b"d"] * 150)
+    (guest.w / os.fsdecode(path)).mkdir(parents=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(fd) for fd in host_descriptors())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + walk._TRAIL + 10, hard))
+    try:
+        assert guest.files.stat(CWD, path).is_directory
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_forty_links_are_followed_and_no_more(guest: Guest) -> None:

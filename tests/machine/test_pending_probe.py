@@ -1,0 +1,38 @@
+"""A failed host access to user memory leaves no fault behind that would arrive later as the guest's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.machine.cpu import UserFault
+from aether_emu.system import Machine
+
+HELLO = Path(__file__).parents[2] / "guest" / "bin"
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+@pytest.mark.parametrize("live_state", [True, False])
+def test_a_refused_copy_is_not_delivered_at_the_next_stop(isa: str, live_state: bool) -> None:
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    machine = Machine(isa, live_state=live_state)
+    machine.load(HELLO / isa / "hello", ["hello"], streams=streams)
+    faults: list[int] = []
+    handler = machine.cpu.on_fault
+
+    def record(va: int, access: int) -> None:
+        faults.append(va)
+        handler(va, access)
+
+    machine.cpu.on_fault = record
+    for _ in range(40):  # a stop after every block: each could deliver what is pending
+        with pytest.raises(UserFault):
+            machine.cpu.copy_to_user(0x1234_5000, b"x")
+        with pytest.raises(UserFault):
+            machine.cpu.copy_from_user(0x2345_6000, 8)
+        assert machine.run_for(1) is None
+    assert not {0x1234_5000, 0x2345_6000} & set(faults)
+    assert machine.run().status == 0
+    machine.close()

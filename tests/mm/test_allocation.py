@@ -1,0 +1,388 @@
+"""Areas and the gaps between them: rules one by one, and random sequences beside a plain list."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from aether_emu.errors import Refused
+from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.backing import Backing
+from aether_emu.mm.protection import LeafBits, Protection
+
+PAGE = 4096
+GUARD = 3 * PAGE
+BITS = LeafBits(1, 3, True)
+FILE, OTHER = cast(Backing, "a file"), cast(Backing, "another file")  # only their identity counts here
+READ, WRITE = Protection.READ, Protection.WRITE
+
+
+def make(first: int, last: int, protection: Protection = READ, **more: Any) -> Area:
+    """An area of the pages [first, last)."""
+    return Area(first * PAGE, last * PAGE, protection, denied=0, bits=BITS, **more)
+
+
+def pages(areas: Any) -> list[tuple[int, int]]:
+    return [(area.start // PAGE, area.end // PAGE) for area in areas]
+
+
+def filled(*areas: Area, limit: int = 100, guard: int = GUARD) -> AreaMap:
+    made = AreaMap(12, limit, guard)
+    for area in areas:
+        made.insert(area)
+    return made
+
+
+# ---- merging
+
+
+def test_neighbours_that_say_the_same_become_one_area() -> None:
+    areas = filled(make(1, 3), make(5, 7))
+    placed = areas.insert(make(3, 5))
+    assert pages(areas) == [(1, 7)]
+    assert placed.absorbed == 2
+    assert areas.find(2 * PAGE) is placed.area
+
+
+@pytest.mark.parametrize("where", [(1, 3), (5, 7)])
+def test_one_neighbour_absorbs_an_area_that_continues_it(where: tuple[int, int]) -> None:
+    areas = filled(make(3, 5))
+    assert areas.insert(make(*where)).absorbed == 1
+    assert len(areas) == 1
+    assert (areas.find(where[0] * PAGE), len(areas)) == (areas.find(3 * PAGE), 1) if where[1] == 3 else True
+
+
+DIFFERENT: list[dict[str, Any]] = [
+    {"protection": READ | WRITE},
+    {"shared": True},
+    {"backing": FILE},
+    {"maximum": READ},
+    {"no_reserve": True},
+    {"grows_down": True},
+    {"name": "[heap]"},
+]
+
+
+@pytest.mark.parametrize("difference", DIFFERENT, ids=lambda d: next(iter(d)))
+def test_neighbours_that_differ_stay_apart(difference: dict[str, Any]) -> None:
+    for first, second in (({}, difference), (difference, {})):
+        areas = filled(make(1, 3, **{"protection": READ} | first))
+        assert areas.insert(make(3, 5, **{"protection": READ} | second)).absorbed == 0
+        assert pages(areas) == [(1, 3), (3, 5)]
+
+
+@pytest.mark.parametrize("same", DIFFERENT, ids=lambda d: next(iter(d)))
+def test_neighbours_that_share_a_peculiarity_merge(same: dict[str, Any]) -> None:
+    """Parts of a stack that mprotect changed back become one again, for example."""
+    offset = {"offset": 7} if "backing" in same else {}
+    areas = filled(make(1, 3, **{"protection": READ} | same))
+    more = {"offset": 2} if offset else {}
+    assert areas.insert(make(3, 5, **{"protection": READ} | same | more)).absorbed == 1
+    assert pages(areas) == [(1, 5)]
+
+
+@pytest.mark.parametrize(
+    ("backing", "offset", "merges"), [(FILE, 12, True), (FILE, 11, False), (OTHER, 12, False)]
+)
+def test_file_areas_merge_only_where_the_file_goes_on(backing: Backing, offset: int, merges: bool) -> None:
+    areas = filled(make(1, 3, backing=FILE, offset=10))
+    areas.insert(make(3, 5, backing=backing, offset=offset))
+    assert (len(areas) == 1) is merges
+    lower = filled(make(3, 5, backing=backing, offset=offset))
+    placed = lower.insert(make(1, 3, backing=FILE, offset=10))
+    assert (len(lower) == 1) is merges
+    assert placed.area.offset == 10
+
+
+def test_areas_do_not_merge_over_a_hole() -> None:
+    assert pages(filled(make(1, 3), make(4, 5))) == [(1, 3), (4, 5)]
+
+
+# ---- removing
+
+
+def test_a_hole_in_the_middle_leaves_both_ends_with_their_offsets() -> None:
+    areas = filled(make(10, 20, backing=FILE, offset=100))
+    (piece,) = areas.remove(13 * PAGE, 15 * PAGE)
+    assert (pages([piece]), piece.offset) == ([(13, 15)], 103)
+    assert [(p, a.offset) for p, a in zip(pages(areas), areas, strict=True)] == [
+        ((10, 13), 100),
+        ((15, 20), 105),
+    ]
+
+
+def test_removing_returns_the_pieces_in_order_and_leaves_the_rest() -> None:
+    areas = filled(make(1, 4), make(5, 6, WRITE), make(8, 12, backing=FILE, offset=3))
+    pieces = areas.remove(2 * PAGE, 10 * PAGE)
+    assert pages(pieces) == [(2, 4), (5, 6), (8, 10)]
+    assert [piece.offset for piece in pieces] == [0, 0, 3]
+    assert pages(areas) == [(1, 2), (10, 12)]
+    assert areas.remove(2 * PAGE, 10 * PAGE) == []
+
+
+def test_an_empty_range_meets_nothing_and_removes_nothing() -> None:
+    areas = filled(make(1, 4))
+    assert areas.overlapping(2 * PAGE, 2 * PAGE) == []
+    assert areas.remove(2 * PAGE, 2 * PAGE) == []
+    assert pages(areas) == [(1, 4)]
+    assert areas.covered(9 * PAGE, 9 * PAGE)
+
+
+# ---- the limit
+
+
+def test_the_area_over_the_limit_is_refused_and_changes_nothing() -> None:
+    areas = filled(make(1, 2), make(3, 4), limit=2)
+    with pytest.raises(Refused) as refused:
+        areas.insert(make(8, 9))
+    assert refused.value.errno == errno.ENOMEM
+    assert pages(areas) == [(1, 2), (3, 4)]
+    areas.insert(make(2, 3))  # merges: the number goes down
+    assert pages(areas) == [(1, 4)]
+
+
+def test_cutting_a_hole_at_the_limit_is_refused_but_cutting_an_end_is_not() -> None:
+    areas = filled(make(1, 9), limit=1)
+    with pytest.raises(Refused):
+        areas.remove(3 * PAGE, 4 * PAGE)
+    assert pages(areas) == [(1, 9)]
+    areas.remove(7 * PAGE, 9 * PAGE)
+    areas.remove(0, 2 * PAGE)
+    assert pages(areas) == [(2, 7)]
+
+
+@pytest.mark.parametrize(
+    ("part", "protection", "growth"),
+    [
+        ((2, 8), WRITE, 0),  # all of it
+        ((2, 4), WRITE, 1),
+        ((6, 8), WRITE, 1),
+        ((4, 6), WRITE, 2),
+        ((2, 4), READ | WRITE, 0),  # goes over to the area below
+        ((6, 8), READ | WRITE, 0),  # or above
+        ((2, 8), READ | WRITE, -2),  # joins both
+    ],
+)
+def test_growth_counts_what_a_changed_part_adds(
+    part: tuple[int, int], protection: Protection, growth: int
+) -> None:
+    areas = filled(make(0, 2, READ | WRITE), make(2, 8), make(8, 10, READ | WRITE))
+    area = areas.find(2 * PAGE)
+    assert area is not None
+    changed = area.piece(part[0] * PAGE, part[1] * PAGE, 12)
+    changed.set_protection(protection, 0, BITS)
+    before, expected = len(areas), areas.growth(area, changed)
+    assert expected == growth
+    areas.remove(changed.start, changed.end)
+    areas.insert(changed)
+    assert len(areas) == before + growth
+
+
+# ---- gaps
+
+
+def test_the_highest_gap_below_and_the_lowest_above() -> None:
+    areas = filled(make(2, 4), make(6, 8), make(10, 12))
+    for length, below, above in ((1, 12, 0), (2, 12, 0), (4, 12, 12), (5, None, None)):
+        ceiling = 16 * PAGE
+        found = (areas.gap_below(length * PAGE, 0, ceiling), areas.gap_above(length * PAGE, 0, ceiling))
+        if length == 2:
+            assert found == (14 * PAGE, 0)
+        elif length == 1:
+            assert found == (15 * PAGE, 0)
+        else:
+            assert found == tuple(None if at is None else at * PAGE for at in (below, above))
+
+
+def test_a_gap_ends_at_floor_and_ceiling_even_inside_an_area() -> None:
+    areas = filled(make(2, 6), make(9, 12))
+    assert areas.gap_below(2 * PAGE, 4 * PAGE, 10 * PAGE) == 7 * PAGE
+    assert areas.gap_above(2 * PAGE, 4 * PAGE, 10 * PAGE) == 6 * PAGE
+    assert areas.gap_below(4 * PAGE, 4 * PAGE, 10 * PAGE) is None
+    assert areas.gap_above(4 * PAGE, 4 * PAGE, 10 * PAGE) is None
+
+
+def test_an_area_that_grows_down_keeps_its_guard_free() -> None:
+    areas = filled(make(10, 12, grows_down=True))
+    assert areas.gap_below(PAGE, 0, 12 * PAGE) == 6 * PAGE
+    assert areas.gap_above(8 * PAGE, 0, 12 * PAGE) is None
+    assert areas.gap_above(7 * PAGE, 0, 12 * PAGE) == 0
+
+
+@pytest.mark.parametrize("start", [10, 11, 12])
+def test_the_guard_of_an_area_above_the_ceiling_reaches_below_it(start: int) -> None:
+    """A search that ends at 10 pages must leave free what the area at `start` may grow into."""
+    areas = filled(make(start, start + 2, grows_down=True))
+    highest = min(10, start - 3)
+    assert areas.gap_below(2 * PAGE, 0, 10 * PAGE) == (highest - 2) * PAGE
+    assert areas.gap_above(highest * PAGE, 0, 10 * PAGE) == 0
+    assert areas.gap_above((highest + 1) * PAGE, 0, 10 * PAGE) is None
+
+
+# ---- the model
+
+SPACE = 48  # pages
+
+
+@dataclass(frozen=True)
+class Plain:
+    """An area of the model."""
+
+    first: int
+    last: int
+    protection: Protection
+    backing: Backing | None
+    offset: int
+    grows_down: bool
+
+    def continued_by(self, other: Plain) -> bool:
+        moved = other.first - self.first if self.backing else 0
+        return (
+            self.last == other.first
+            and replace(self, first=other.first, last=other.last, offset=self.offset + moved) == other
+        )
+
+
+class AreaMapMachine(RuleBasedStateMachine):
+    """`plain` is the list of areas, in order, with nothing clever about it."""
+
+    @initialize(limit=st.sampled_from([3, 6, 100]))
+    def build(self, limit: int) -> None:
+        self.limit = limit
+        self.areas = AreaMap(12, limit, GUARD)
+        self.plain: list[Plain] = []
+
+    def owner(self, page: int) -> Plain | None:
+        return next((p for p in self.plain if p.first <= page < p.last), None)
+
+    @rule(
+        first=st.integers(0, SPACE - 1),
+        length=st.integers(1, 6),
+        protection=st.sampled_from([READ, READ | WRITE]),
+        backing=st.sampled_from([None, None, FILE]),
+        offset=st.integers(0, 2),
+        grows_down=st.booleans(),
+    )
+    def insert(
+        self,
+        first: int,
+        length: int,
+        protection: Protection,
+        backing: Backing | None,
+        offset: int,
+        grows_down: bool,
+    ) -> None:
+        """File offsets follow the address, more or less, so that neighbours often continue each other."""
+        if any(self.owner(page) for page in range(first, first + length)):
+            return
+        offset = first + offset if backing else 0
+        new = Plain(first, first + length, protection, backing, offset, grows_down)
+        before = next((p for p in self.plain if p.continued_by(new)), None)
+        after = next((p for p in self.plain if new.continued_by(p)), None)
+        area = make(first, first + length, protection, backing=backing, offset=offset, grows_down=grows_down)
+        kept = [p for p in self.plain if p not in (before, after)]
+        if len(kept) + 1 > self.limit:
+            with pytest.raises(Refused):
+                self.areas.insert(area)
+            return
+        placed = self.areas.insert(area)
+        merged = replace(before or new, last=(after or new).last)
+        self.plain = sorted([*kept, merged], key=lambda p: p.first)
+        assert placed.absorbed == (before is not None) + (after is not None)
+        assert pages([placed.area]) == [(merged.first, merged.last)]
+
+    @rule(first=st.integers(0, SPACE), length=st.integers(0, 20))
+    def remove(self, first: int, length: int) -> None:
+        last = first + length
+        pieces: list[Plain] = []
+        left: list[Plain] = []
+        for p in self.plain:
+            for low, high, into in (
+                (p.first, min(p.last, first), left),
+                (max(p.first, first), min(p.last, last), pieces),
+                (max(p.first, last), p.last, left),
+            ):
+                if low < high:
+                    offset = p.offset + (low - p.first if p.backing else 0)
+                    into.append(replace(p, first=low, last=high, offset=offset))
+        if not length:
+            left, pieces = self.plain, []
+        if len(left) > self.limit:
+            with pytest.raises(Refused):
+                self.areas.remove(first * PAGE, last * PAGE)
+            return
+        assert [self.plainly(a) for a in self.areas.remove(first * PAGE, last * PAGE)] == pieces
+        self.plain = left
+
+    @rule(which=st.integers(0, 9), by=st.integers(1, 4))
+    def grow_down(self, which: int, by: int) -> None:
+        """An area may come to touch another one by growing, and does not merge with it."""
+        growing = [p for p in self.plain if p.grows_down]
+        if not growing:
+            return
+        p = growing[which % len(growing)]
+        if p.first - by < 0 or any(self.owner(page) for page in range(p.first - by, p.first)):
+            return
+        area = self.areas.find(p.first * PAGE)
+        assert area is not None
+        self.areas.grow_down(area, (p.first - by) * PAGE)
+        self.plain[self.plain.index(p)] = replace(p, first=p.first - by)
+
+    @rule(first=st.integers(0, SPACE), length=st.integers(0, 20))
+    def look(self, first: int, length: int) -> None:
+        last = first + length
+        meets = [p for p in self.plain if p.first < last and first < p.last] if length else []
+        assert [self.plainly(a) for a in self.areas.overlapping(first * PAGE, last * PAGE)] == meets
+        whole = all(self.owner(page) for page in range(first, last))
+        assert self.areas.covered(first * PAGE, last * PAGE) is whole
+
+    @rule(length=st.integers(1, 8), floor=st.integers(0, 10), ceiling=st.integers(20, SPACE))
+    def search(self, length: int, floor: int, ceiling: int) -> None:
+        """A place is free when no page of it has an area, and the next area's guard is not touched."""
+
+        def free(at: int) -> bool:
+            if any(self.owner(page) for page in range(at, at + length)):
+                return False
+            above = next((p for p in self.plain if p.first >= at + length), None)
+            return above is None or not above.grows_down or at + length <= above.first - GUARD // PAGE
+
+        places = [at for at in range(floor, ceiling - length + 1) if free(at)]
+        bounds = (length * PAGE, floor * PAGE, ceiling * PAGE)
+        assert self.areas.gap_below(*bounds) == (places[-1] * PAGE if places else None)
+        assert self.areas.gap_above(*bounds) == (places[0] * PAGE if places else None)
+
+    @staticmethod
+    def plainly(area: Area) -> Plain:
+        return Plain(
+            area.start // PAGE, area.end // PAGE, area.protection, area.backing, area.offset, area.grows_down
+        )
+
+    @invariant()
+    def the_same_areas_in_the_same_order(self) -> None:
+        if hasattr(self, "areas"):
+            assert [self.plainly(area) for area in self.areas] == self.plain
+            assert len(self.areas) == len(self.plain)
+
+    @invariant()
+    def every_page_is_found(self) -> None:
+        if not hasattr(self, "areas"):
+            return
+        for page in range(-1, SPACE + 8):
+            va = page * PAGE + 5
+            found, following = self.areas.find(va), self.areas.following(va)
+            preceding = self.areas.preceding(page * PAGE)
+            ending_above = [p for p in self.plain if p.last > page]
+            ended = [p for p in self.plain if p.last <= page]
+            assert (self.plainly(found) if found else None) == self.owner(page)
+            assert (self.plainly(following) if following else None) == (ending_above or [None])[0]
+            assert (self.plainly(preceding) if preceding else None) == (ended or [None])[-1]
+
+
+TestAreaMapModel = AreaMapMachine.TestCase
+TestAreaMapModel.settings = settings(max_examples=40, stateful_step_count=30)
