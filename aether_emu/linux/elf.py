@@ -22,7 +22,7 @@ from aether_emu.mm.protection import Protection
 
 MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "arm64"}
 _MOST_HEADERS = 512
-_HIGHEST = 1 << 47
+_HIGHEST = 1 << 48  # of any ISA; the loader knows the exact end
 _X86_ISA_1_NEEDED = 0xC000_8002
 _V3, _V4 = 4, 8  # x86-64-v3 needs AVX, v4 AVX-512
 
@@ -115,7 +115,7 @@ def _read(elf: Any, size: int, refuse: Any) -> Image:
             case "PT_LOAD":
                 if header["p_memsz"]:
                     segments.append(_segment(header, size, refuse))
-            case "PT_INTERP":
+            case "PT_INTERP" if interpreter is None:  # Linux takes the first
                 interpreter = _interpreter(elf, header, size, refuse)
             case "PT_GNU_STACK":
                 executable_stack = bool(header["p_flags"] & 1)

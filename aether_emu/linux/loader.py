@@ -108,11 +108,11 @@ def _load(process: Process, name: str) -> None:
         stream=stream,
     )
     space.mmap_base = layout.mmap_base
-    image, backing = _open(process, process.program.path)
-    if image.isa != abi.isa:
-        backing.release()
-        raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
-    main = _map_main(process, image, backing, layout)
+    with _opened(process.files, process.program.path) as (image, file), _attached(process, file) as backing:
+        if image.isa != abi.isa:
+            raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
+        process.program.path = file.link()
+        main = _map_main(process, image, backing, layout)
     interpreter = None
     if image.interpreter is not None:
         interpreter = _load_interpreter(process, image.interpreter)
@@ -141,11 +141,16 @@ def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
         files.close(fd)
 
 
-def _open(process: Process, path: bytes) -> tuple[Image, Backing]:
-    """Parse an ELF file of the guest's file system and attach it to memory."""
-    with _opened(process.files, path) as (image, file):
-        name = path.decode("utf-8", "backslashreplace")
-        return image, process.kernel.file_backings.open(file.host_fd, file.key, name, writable=False)
+@contextlib.contextmanager
+def _attached(process: Process, file: HostData) -> Iterator[Backing]:
+    """The file in memory. Held while it is mapped: one segment may replace all that shows of another."""
+    name = file.link().decode("utf-8", "backslashreplace")
+    backing = process.kernel.file_backings.open(file.host_fd, file.key, name, writable=False)
+    backing.attach(process.space)
+    try:
+        yield backing
+    finally:
+        backing.detach(process.space)
 
 
 def _map_main(process: Process, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:
@@ -160,17 +165,18 @@ def _map_main(process: Process, image: Image, backing: Backing, layout: AddressL
 
 
 def _load_interpreter(process: Process, path: bytes) -> _Loaded:
-    name = _shown(path)
+    name, program = _shown(path), _shown(process.program.path)
     try:
-        image, backing = _open(process, path)
+        with _opened(process.files, path) as (image, file), _attached(process, file) as backing:
+            if image.isa != process.abi.isa:
+                raise ProgramError(f"{program}: its interpreter {name} is for {image.isa}")
+            return _map_image(process, _Loaded(image, _free_place(process.space, image), path), backing)
     except Refused as refused:
+        if refused.errno == errno.ENOMEM:
+            raise
         raise ProgramError(
-            f"needs the interpreter {name}, which is not visible ({refused}); give it with --root or --bind"
+            f"{program}: its interpreter {name} is not visible to it; give it with --root or --bind"
         ) from refused
-    if image.isa != process.abi.isa:
-        backing.release()
-        raise ProgramError(f"the interpreter {name} is for {image.isa}")
-    return _map_image(process, _Loaded(image, _free_place(process.space, image), path), backing)
 
 
 def _page_down(space: AddressSpace, address: int) -> int:
@@ -193,16 +199,9 @@ def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
     low, high = loaded.image.low + loaded.bias, loaded.end
     name = _shown(loaded.name)
     if low < space.limits.user_base or high > space.limits.user_end:
-        if not backing.spaces:
-            backing.release()
         raise ProgramError(f"{name}: a segment lies outside the user address space")
-    try:
-        for segment in loaded.image.segments:
-            _map_segment(process, segment, loaded.bias, backing)
-    except Refused:
-        if not backing.spaces:
-            backing.release()
-        raise
+    for segment in loaded.image.segments:
+        _map_segment(process, segment, loaded.bias, backing)
     return loaded
 
 
@@ -245,6 +244,8 @@ def _place_heap(space: AddressSpace, main: _Loaded, layout: AddressLayout, *, st
 def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:
     protection = _RW | Protection.EXECUTE if executable else _RW
     start = layout.stack_top - _INITIAL_STACK & -space.page_size
+    if space.areas.overlapping(start, layout.stack_top):
+        raise Refused(errno.ENOMEM, "a segment lies where the stack goes")
     area = space.new_area(start, layout.stack_top, protection, grows_down=True, name="[stack]")
     space.insert(area)
 

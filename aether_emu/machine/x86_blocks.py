@@ -70,7 +70,7 @@ def _classify(instruction: bytes, offset: int) -> Found | None:
         rex = instruction[at]
         at += 1
     rest = instruction[at:]
-    if len(rest) == 1 and rest[0] in _STRING_IO or rest in _PRIVILEGED:
+    if (len(rest) == 1 and rest[0] in _STRING_IO) or rest in _PRIVILEGED:
         return Found(offset, size, Special.PRIVILEGED)
     if len(rest) >= 3 and rest[0] == 0xC5 and not rex:
         return Found(offset, size, Special.ILLEGAL)

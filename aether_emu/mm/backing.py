@@ -184,6 +184,12 @@ class SharedMemory(Backing):
             frame = self._frames[index] = self.physical.take(Kind.ANON, self.number, index)
         return frame, 1
 
+    def remove(self, first: int, count: int) -> None:
+        """Forget pages that no entry shows any more: the next touch finds zeros."""
+        table = self.physical.frames
+        held = [self._frames.pop(index) for index in range(first, first + count) if index in self._frames]
+        self.physical.give_back([frame for frame in held if table.put(frame)])
+
     def copy_page(self, index: int, into: memoryview) -> None:
         frame, _count = self.frames(index, 1, write=False)
         into[:] = self.physical.page_bytes(frame)

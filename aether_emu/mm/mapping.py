@@ -38,9 +38,14 @@ _MOVE_ROOM = 4  # areas that a move may add on its way: what it makes, and cuts 
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 
 MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE = 0, 1, 2, 3, 4, 8
+MADV_REMOVE = 9
+MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT = 10, 11, 20, 21
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
-_HINTS = (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL)
-_ADVICE = (*_HINTS, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE, MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+_HINTS = (
+    MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT,
+)  # fmt: skip
+_DROPS = (MADV_DONTNEED, MADV_FREE)
+_ADVICE = (*_HINTS, MADV_WILLNEED, *_DROPS, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 
 
 class Mappable(Protocol):
@@ -374,10 +379,26 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
     for area in space.areas.overlapping(address, end):
         if advice == MADV_FREE and area.backing is not None:
             raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
-        if advice in (MADV_DONTNEED, MADV_FREE):
+        if advice in _DROPS:
             space.discard(max(area.start, address), min(area.end, end))
+        elif advice == MADV_REMOVE:
+            _remove(space, area, max(area.start, address), min(area.end, end))
     if not space.areas.covered(address, end):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
+
+
+def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """MADV_REMOVE on a piece of an area: the object itself loses the pages."""
+    backing, shift = area.backing, space.table.format.page_shift
+    if backing is None:
+        raise Refused(errno.EINVAL, "private memory has no object behind it")
+    if not area.shared or not area.protection & Protection.WRITE:
+        raise Refused(errno.EACCES, "the area is not shared and writable")
+    if not isinstance(backing, SharedMemory):
+        raise Refused(errno.EOPNOTSUPP, "files here have no holes")
+    first, count = area.offset + (start - area.start >> shift), end - start >> shift
+    space.zap_backing(backing, first, count, copies=True)
+    backing.remove(first, count)
 
 
 def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool) -> None:
@@ -420,8 +441,8 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         raise Refused(errno.EINVAL, "bad flags")
     if address & space.page_size - 1:
         raise Refused(errno.EINVAL, "the address is not page aligned")
-    rounded = space.page_up(length)
-    if (length and not rounded) or address + rounded >= 1 << 64:
+    rounded = space.page_up(length)  # a length that rounds to 2**64 is none at all, as in Linux
+    if address + rounded >= 1 << 64:
         raise Refused(errno.ENOMEM, "the range wraps around")
     synced: list[Backing] = []
     for area in space.areas.overlapping(address, address + rounded):
@@ -437,7 +458,7 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     if address & space.page_size - 1:
         raise Refused(errno.EINVAL, "the address is not page aligned")
     end = address + space.page_up(length)
-    if end > space.limits.user_end or not space.areas.covered(address, end):
+    if address + length > space.limits.user_end or not space.areas.covered(address, end):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
     return bytes(space.table.find(va) is not None for va in range(address, end, space.page_size))
 

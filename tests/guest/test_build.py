@@ -206,6 +206,5 @@ def test_a_source_that_does_not_compile_is_named(cache: Path, tmp_path: Path) ->
 def test_without_the_compiler_it_says_in_one_line_how_to_get_it() -> None:
     done = build_guests("--check", flags=("-S",))
     assert done.returncode == 1
-    assert done.stderr == (
-        f"build_guests: no compiler; install it with: {sys.executable} -m pip install ziglang==0.13.0\n"
-    )
+    install = f"{sys.executable} -m pip install ziglang==0.13.0"
+    assert done.stderr == f"build_guests: needs ziglang 0.13.0, found none; install it with: {install}\n"
