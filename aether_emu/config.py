@@ -7,7 +7,6 @@ refuses what is not allowed and describes itself for the documentation, so the t
 from __future__ import annotations
 
 import re
-import tomllib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -317,6 +316,8 @@ class Config:
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
+    import tomllib  # noqa: PLC0415  # most runs have no file
+
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

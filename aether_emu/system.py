@@ -13,16 +13,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.clock import COUNTER_HZ, TSC_HZ, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, ConfigError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.abi.arm64 import ArmAbi
-from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.calls.mappable import before_truncate
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.loader import load_program, program_image
@@ -38,8 +35,6 @@ from aether_emu.machine import engine
 from aether_emu.machine.aperture import Aperture, ApertureFile
 from aether_emu.machine.bus_guard import BusGuard
 from aether_emu.machine.ram import Ram
-from aether_emu.machine.unicorn_arm64 import ArmCpu
-from aether_emu.machine.unicorn_x86 import X86Cpu
 from aether_emu.mm.address_space import AddressSpace, Limits
 from aether_emu.mm.buddy import Buddy, Zone
 from aether_emu.mm.frames import FrameTable, Leak
@@ -48,38 +43,56 @@ from aether_emu.mm.physical import Physical
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 
+if TYPE_CHECKING:
+    from aether_emu.machine.unicorn_arm64 import ArmCpu
+    from aether_emu.machine.unicorn_x86 import X86Cpu
+
 RAM_BASE = 1 << 30
 _APERTURE_ALIGN = 1 << 30
 _LOW_ZONE = 16 << 20
 
 
 _Ranges = list[tuple[int, int, int]]
+ISAS = ("x86_64", "arm64")
+
+
+@dataclass(frozen=True)
+class _Isa:
+    """What one instruction set brings: its parts, and whether one root holds both halves."""
+
+    format: PageTableFormat
+    abi: Abi
+    cpu: Callable[[Machine, _Ranges, bool], X86Cpu | ArmCpu]
+    shared_root: bool
+
+
+def _isa(name: str) -> _Isa:
+    """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick."""
+    if name == "x86_64":
+        from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415
+        from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415
+
+        return _Isa(X86Format(), X86Abi(), _x86_cpu, shared_root=True)
+    if name == "arm64":
+        from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415
+        from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415
+
+        return _Isa(ArmFormat(), ArmAbi(), _arm_cpu, shared_root=False)
+    raise ConfigError("arch", name, " or ".join(ISAS))
 
 
 def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
+    from aether_emu.machine.unicorn_x86 import X86Cpu  # noqa: PLC0415  # as in `_isa`
+
     random = machine.streams.stream("rdrand").u64
     return X86Cpu(ranges, time_stamp=lambda: machine.ticks(TSC_HZ), random=random, live_state=live_state)
 
 
 def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
+    from aether_emu.machine.unicorn_arm64 import ArmCpu  # noqa: PLC0415  # as in `_isa`
+
     ticks = lambda: machine.ticks(COUNTER_HZ)  # noqa: E731  # the CPU keeps the callable
     return ArmCpu(ranges, time_stamp=ticks, frequency=COUNTER_HZ, live_state=live_state)
-
-
-@dataclass(frozen=True, slots=True)
-class _Isa:
-    """What one instruction set brings: its parts, and whether one root holds both halves."""
-
-    format: Callable[[], PageTableFormat]
-    abi: Callable[[], Abi]
-    cpu: Callable[[Machine, _Ranges, bool], X86Cpu | ArmCpu]
-    shared_root: bool
-
-
-_ISAS: dict[str, _Isa] = {
-    "x86_64": _Isa(X86Format, X86Abi, _x86_cpu, shared_root=True),
-    "arm64": _Isa(ArmFormat, ArmAbi, _arm_cpu, shared_root=False),
-}
 
 
 class LeakError(AetherError):
@@ -131,12 +144,9 @@ class Machine:
         pause: Callable[[], None] = lambda: None,
         **options: object,
     ) -> None:
-        if arch not in _ISAS:
-            raise ConfigError("arch", arch, " or ".join(_ISAS))
+        isa = _isa(arch)
         self.config = config if config is not None else Config.load(overrides=options)
-        isa = _ISAS[arch]
-        self.format: PageTableFormat = isa.format()
-        self.abi: Abi = isa.abi()
+        self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
         self.clock = VirtualClock(self.config.clock)
         page = self.config.page_size

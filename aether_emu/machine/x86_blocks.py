@@ -11,8 +11,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-
-from capstone import CS_ARCH_X86, CS_MODE_64, Cs
+from functools import cache
+from typing import Any
 
 _PREFIXES = frozenset(b"\xf2\xf3\x66\x67\x2e\x36\x3e\x26\x64\x65\xf0")
 # VEX-encoded general-register instructions (BMI1, BMI2): correct in the engine and announced.
@@ -41,7 +41,13 @@ class Found:
     width: int = 8
 
 
-_decoder = Cs(CS_ARCH_X86, CS_MODE_64)
+@cache
+def _decoder() -> Any:
+    from capstone import CS_ARCH_X86, CS_MODE_64, Cs  # noqa: PLC0415  # most programs never need it
+
+    return Cs(CS_ARCH_X86, CS_MODE_64)
+
+
 _SUSPICIOUS = re.compile(rb"[\xc4\xc5\x6c-\x6f]|\x0f[\x33\x35\xc7]")
 
 
@@ -52,7 +58,7 @@ def suspicious(code: bytes) -> bool:
 
 def first_special(code: bytes, address: int) -> Found | None:
     """The first special instruction of a block, in execution order."""
-    for start, size, _mnemonic, _operands in _decoder.disasm_lite(code, address):
+    for start, size, _mnemonic, _operands in _decoder().disasm_lite(code, address):
         offset = start - address
         found = _classify(code[offset : offset + size], offset)
         if found is not None:

@@ -25,7 +25,10 @@ _TEXT = Attributes(_COMMON | PageFlags.EXECUTE)
 
 
 class KernelHalf:
-    """Built once for a machine; every address space borrows it or the CPU walks it by its own root."""
+    """Built once for a machine; every address space borrows it or the CPU walks it by its own root.
+
+    Raises OutOfFrames, and MappingError when RAM does not fit above `base`, taking nothing.
+    """
 
     def __init__(
         self,
@@ -38,20 +41,25 @@ class KernelHalf:
         self.base = base
         self._physical = physical
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, owner=0)
-        ram = physical.ram
-        size = ram.size & -fmt.page_size
-        self.table.map(base + ram.base, ram.base, size, _DATA, largest=fmt.leaf_sizes()[-1])
         self.pages = (TEXT, DATA)  # where the CPU finds its own two pages
-        self._frames = [self._page(TEXT, text, _TEXT), self._page(DATA, data(DATA), _DATA)]
+        self._frames: list[int] = []
+        ram = physical.ram
+        try:
+            self.table.map(base + ram.base, ram.base, ram.size, _DATA, largest=fmt.leaf_sizes()[-1])
+            self._page(TEXT, text, _TEXT)
+            self._page(DATA, data(DATA), _DATA)
+        except BaseException:
+            self.close()
+            raise
 
-    def _page(self, va: int, content: bytes, attributes: Attributes) -> int:
+    def _page(self, va: int, content: bytes, attributes: Attributes) -> None:
         physical = self._physical
         frame = physical.take(Kind.KERNEL, 0, 0)
+        self._frames.append(frame)
         physical.page_bytes(frame)[: len(content)] = content
         physical.frames.maps[frame] = 1
         size = self.table.format.page_size
         self.table.map(va, physical.frames.address(frame), size, attributes)
-        return frame
 
     def close(self) -> None:
         """Give back tables and pages."""

@@ -141,6 +141,6 @@ class Gather:
             np.subtract.at(frames.refs_array, many, 1)
             np.subtract.at(frames.maps_array, many, 1)
             idle = many[(frames.refs_array[many] == 0) & (frames.kind_array[many] != Kind.FILE)]
-            unused.extend(np.unique(idle).tolist())
+            unused.extend(dict.fromkeys(idle.tolist()))  # np.unique would import numpy.ma for this
         self._dropped, self._dropped_many = [], []
         return unused

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aether_emu.config import Config
 from aether_emu.linux.process import Ended
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.system import Grants, Machine
@@ -43,10 +44,10 @@ def run_guest(
 ) -> Ran:
     """Run `argv[0]` of guest/bin in the host folder `cwd`. Raises LeakError when a frame is left.
 
-    `before` sees the machine with the program loaded.
+    `before` sees the machine with the program loaded; `options` are those of `Config`.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    machine = Machine(arch, live_state=live_state, **options)
+    machine = Machine(arch, config=Config.load(overrides=options), live_state=live_state)
     try:
         path = program(arch, argv[0])
         machine.load(path, list(argv), streams=streams, grants=Grants(cwd=cwd))

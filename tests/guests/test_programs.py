@@ -20,7 +20,7 @@ DEATHS = [
     for arch in ISAS
     for name, signal_name in (line.split()[:2] for line in expected(arch, "faults-all").splitlines())
 ]
-# What only a strict CPU checks, and this engine tells wrongly or not at all (see docs).
+# Of what only a strict CPU checks, the part whose signal this engine gets right.
 STRICT_KNOWN = {
     "x86_64": {"noncanonicaljump": "SIGSEGV", "readmodifywild": "SIGSEGV"},
     "arm64": {},

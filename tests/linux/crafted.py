@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from aether_emu.config import Config
 from aether_emu.errors import ProgramError
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.system import Grants, Machine
@@ -78,13 +79,13 @@ def data_header(kind: int, length: int) -> Header:
     return Header(kind, READ, 0x900, 0x400900, length, length, 8)
 
 
-def outcome(path: Path, isa: str, *, blocks: int = 4000, **options: object) -> str:
+def outcome(path: Path, isa: str, *, blocks: int = 4000, options: Mapping[str, object] | None = None) -> str:
     """Run a file for at most so many blocks: "exit N", "signal N", "budget", or "refused: why".
 
     Any other exception, a frame that is not given back included, comes through.
     """
-    settings: dict[str, object] = {"ram": "8M", "aperture": "4M", **options}
-    machine = Machine(isa, **settings)  # type: ignore[arg-type]  # the options are fields of Config
+    config = Config.load(overrides={"ram": "8M", "aperture": "4M", **(options or {})})
+    machine = Machine(isa, config=config)
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     try:
         machine.load(path, ["program"], grants=Grants(cwd=path.parent), streams=streams)

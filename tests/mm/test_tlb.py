@@ -184,7 +184,7 @@ def test_a_copy_on_write_flushes_its_page_and_obeys_break_before_make(place: Pla
     assert place.flushed() == [("page", 7)]
     assert place.read(7) == b"x"
     start = (shared << board.frames.page_shift) % board.ram.size
-    assert board.ram.bytes[start : start + 1] == b"w"
+    assert bytes(board.ram.bytes[start : start + 1]) == b"w"
     board.frames.put(shared)
     board.physical.give_back([shared])
 

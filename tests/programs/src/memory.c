@@ -1,5 +1,5 @@
 // The allocator of a real C library: brk, mmap, mremap, madvise and mprotect as malloc uses them.
-#include <malloc.h>
+#define _GNU_SOURCE
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
