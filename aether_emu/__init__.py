@@ -8,6 +8,14 @@ The folders are described in CONTRIBUTING.md, in the order in which they may imp
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aether_emu.config import Config as Config
+    from aether_emu.errors import Refused as Refused
+    from aether_emu.mm.protection import Protection as Protection
+    from aether_emu.system import Grants as Grants
+    from aether_emu.system import Machine as Machine
 
 _PUBLIC = {
     "Config": "aether_emu.config",

@@ -38,6 +38,7 @@ def access_of(syndrome: int) -> Access:
 
 def is_translation_abort(syndrome: int) -> bool:
     """Whether the fault is one that page tables decide (not alignment, not an external abort)."""
-    return syndrome >> 26 in (EC_FETCH_LOWER, EC_FETCH_SAME, EC_DATA_LOWER, EC_DATA_SAME) and (
-        syndrome & 0x3F
-    ) < 0x10
+    return (
+        syndrome >> 26 in (EC_FETCH_LOWER, EC_FETCH_SAME, EC_DATA_LOWER, EC_DATA_SAME)
+        and (syndrome & 0x3F) < 0x10
+    )

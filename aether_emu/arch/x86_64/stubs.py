@@ -28,4 +28,6 @@ FPU_RESET = Stub(0x070, "fninit; hlt", bytes.fromhex("dbe3f4"))
 FEATURES = Stub(0x080, "mov eax, 1; cpuid; mov eax, edx; hlt", bytes.fromhex("b8010000000fa289d0f4"))
 HALT = Stub(0x090, "hlt", bytes.fromhex("f4"))
 
-ALL: tuple[Stub, ...] = (IRET, INVLPG, LOAD, STORE, LOAD_ALLOWED, STORE_ALLOWED, JUMP, FPU_RESET, FEATURES, HALT)
+ALL: tuple[Stub, ...] = (
+    *(IRET, INVLPG, LOAD, STORE, LOAD_ALLOWED, STORE_ALLOWED, JUMP, FPU_RESET, FEATURES, HALT),
+)

@@ -9,7 +9,7 @@ from aether_emu.observe.bench import calls, execution, faults, guests, startup, 
 from aether_emu.observe.bench.figure import Figure
 
 GOALS: Mapping[str, Mapping[str, float]] = {
-    "fault": {"fault": 4.0},
+    "fault": {"fault": 4.0, "fault-resident": 4.0},
     "syscall": {"syscall": 3.0},
     "exec": {"exec-alu": 1.05, "exec-stream": 1.0, "exec-randload": 1.5},
     "map": {"map": 5.0},
@@ -41,6 +41,8 @@ def _make(name: str, isa: str, goal: float) -> Figure:
     match name:
         case "fault":
             return faults.figure(isa, goal)
+        case "fault-resident":
+            return faults.figure(isa, goal, resident=True)
         case "syscall":
             return calls.figure(isa, goal)
         case "map":

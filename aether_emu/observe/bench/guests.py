@@ -64,10 +64,10 @@ class Loaded:
 
 
 @contextmanager
-def on_machine(isa: str, name: str, arguments: Sequence[int]) -> Iterator[Loaded]:
-    """The program on a machine with default parameters."""
+def on_machine(isa: str, name: str, arguments: Sequence[int], **options: object) -> Iterator[Loaded]:
+    """The program on a machine with default parameters, or with other `options` of `Config`."""
     path, output = path_of(isa, name), BufferStream()
-    machine = Machine(arch=isa)
+    machine = Machine(isa, **options)
     try:
         streams = {"stdin": BufferStream(), "stdout": output, "stderr": output}
         machine.load(path, [name, *map(str, arguments)], streams=streams)

@@ -128,6 +128,15 @@ def test_fallocate_makes_punches_and_refuses(guest: Guest) -> None:
         files.fallocate(files.eventfd(0), 0, 0, 1)
 
 
+def test_fsync_is_for_what_is_on_storage(guest: Guest) -> None:
+    files = guest.files
+    files.fsync(guest.create(b"f"))
+    files.fsync(files.open(CWD, b".", fl.O_RDONLY))
+    for fd in (0, files.pipe()[0], files.open(CWD, b"/dev/null", fl.O_RDONLY)):
+        with refused(errno.EINVAL):
+            files.fsync(fd)
+
+
 def test_the_hosts_refusals_reach_the_guest(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
     fd = guest.create(b"f", b"abc")
 

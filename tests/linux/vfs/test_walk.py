@@ -256,7 +256,7 @@ _PATHS = st.lists(
 ).map("/".join)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(objects=_OBJECTS, paths=st.lists(_PATHS, min_size=1, max_size=6))
 def test_no_tree_and_no_path_reaches_the_secret(
     objects: list[tuple[str, str, str]], paths: list[str]
