@@ -116,7 +116,12 @@ def _load(process: Process, name: str) -> None:
     interpreter = None
     if image.interpreter is not None:
         interpreter = _load_interpreter(process, image.interpreter)
-    _place_heap(space, main, layout, static_pie=image.position_independent and interpreter is None)
+    # The heap follows the image; a static position-independent program's stands where images go.
+    static_pie = image.position_independent and interpreter is None
+    space.heap_start = (
+        abi.entropy.image_base if static_pie else space.page_up(main.end)
+    ) + layout.heap_offset
+    space.heap_end = space.heap_start
     _map_stack(space, layout, executable=image.executable_stack)
     _map_signal_return(process)
     process.program.entry = interpreter.entry if interpreter is not None else main.entry
@@ -230,15 +235,9 @@ def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing
         space.unmap(mapped_end, end)
         space.insert(space.new_area(mapped_end, end, segment.protection, name=""))
     if segment.memory_size > segment.file_size and file_end < mapped_end:
-        tail = bytes(min(mapped_end, memory_end) - file_end)
         if segment.protection & Protection.WRITE:
-            process.cpu.copy_to_user(file_end, tail)
-
-
-def _place_heap(space: AddressSpace, main: _Loaded, layout: AddressLayout, *, static_pie: bool) -> None:
-    """The heap follows the image; a static position-independent program's stands where images go."""
-    start = layout.image_base if static_pie else space.page_up(main.end)
-    space.heap_start = space.heap_end = start + layout.heap_offset
+            # To the end of the page, not of the segment: glibc's ld.so allocates from what is left of it.
+            process.cpu.copy_to_user(file_end, bytes(mapped_end - file_end))
 
 
 def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:

@@ -56,7 +56,7 @@ def enable_paging(uc: Any, root: int) -> None:
         (regs.TTBR0_EL1, root),
         (regs.TTBR1_EL1, root),
         (regs.CNTKCTL_EL1, 0),  # EL0 reads of the host's counter trap and answer from virtual time
-        (regs.SCTLR_EL1, uc.cpr_read(*regs.SCTLR_EL1) | regs.SCTLR_KERNEL),
+        (regs.SCTLR_EL1, uc.cpr_read(*regs.SCTLR_EL1) & ~regs.SCTLR_TRAPS | regs.SCTLR_KERNEL),
     ):
         uc.cpr_write(*register, value)
     engine.flush_tlb(uc)

@@ -52,8 +52,7 @@ INTERRUPT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 INSTRUCTION = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 SKIPPABLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_void_p)
-PORT_IN = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
-PORT_OUT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
+CODE = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
 EDGE = ctypes.CFUNCTYPE(
     None, c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.POINTER(TranslatedBlock), c_void_p
 )
@@ -61,8 +60,10 @@ EDGE = ctypes.CFUNCTYPE(
 _hook_add = _long["uc_hook_add"]
 
 
-def hook_add(handle: int, kind: int, callback: Any, *extra: int, user_data: int = 0) -> None:
-    """Register a ctypes callback (or a code address as int) for the whole address space.
+def hook_add(
+    handle: int, kind: int, callback: Any, *extra: int, user_data: int = 0, only_at: int | None = None
+) -> None:
+    """Register a ctypes callback (or a code address as int) for one address or all.
 
     The caller keeps the callback alive. Raises EngineError when the engine refuses.
     """
@@ -74,8 +75,8 @@ def hook_add(handle: int, kind: int, callback: Any, *extra: int, user_data: int 
         c_int(kind),
         target,
         c_void_p(user_data),
-        c_uint64(1),
-        c_uint64(0),
+        c_uint64(1 if only_at is None else only_at),  # a range that ends before it begins is all
+        c_uint64(0 if only_at is None else only_at),
         *map(c_int, extra),
     )
     if code:

@@ -184,6 +184,7 @@ class ArmCpu(UnicornCpu):
     def supervisor(self, stub: stubs.Stub, *, x0: int = 0, x1: int = 0, pan: bool = True) -> SupervisorResult:
         """Run an EL1 stub, with PAN set unless told otherwise; all registers survive."""
         saved = self._uc.context_save()
+        flags = self.read("nzcv")
         faults: list[tuple[int, int]] = []
 
         def record(va: int, access: int) -> None:
@@ -198,7 +199,7 @@ class ArmCpu(UnicornCpu):
         self.on_fault = kernel
         self._uc.context_restore(saved)
         calibrate_arm64.enter_el(self._uc, regs.PSTATE_EL0)
-        self.write("nzcv", self.read("nzcv"))
+        self.write("nzcv", flags)
         if code:
             raise EngineError(f"stub at {stub.offset:#x}: engine error {code}")
         return SupervisorResult(result, faults[0] if faults else None)

@@ -105,9 +105,13 @@ class UnicornCpu(Cpu):
             if self._exit is not None:
                 return self._exit
             if not handled and not self._interrupted:
-                if self._counter is not None and self._counter.spent:
+                if self._spent():
                     return Exit(ExitReason.BUDGET)
                 return self._unexplained(code)
+
+    def _spent(self) -> bool:
+        """Whether the last stop was the block counter's."""
+        return self._counter is not None and self._counter.spent
 
     @staticmethod
     def _unexplained(code: int) -> Exit:

@@ -8,12 +8,11 @@ Engine behaviour handled here (unicorn 2.1.4):
 - `old_exception` is never cleared: reset before every run and in every exception hook.
 - a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
 - `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2.
-- `in` and `out` never raise #GP at ring 3: their hooks stop the run and deliver it.
 - `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
 - the FPU starts with zeros; CS/SS written by register keep CPL 0; `until` faults behind our back.
-- VEX code runs wrongly, RDRAND is the host's, RDTSC is the host's: see `x86_blocks`.
+- VEX code runs wrongly, port I/O is allowed, RDRAND and RDTSC are the host's: see `x86_blocks`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from dataclasses import dataclass
 
 from unicorn import (
     UC_ARCH_X86,
+    UC_HOOK_CODE,
     UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
@@ -70,6 +70,11 @@ def _ignore(_va: int, _access: int) -> None:
     """A fault that nobody made."""
 
 
+def _forged(vector: int) -> Trap:
+    """`int vector` by a user, whom its gate does not admit (Intel SDM 3A 7.12.1.2)."""
+    return Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION, vector * 8 + 2)
+
+
 @dataclass(frozen=True, slots=True)
 class SupervisorResult:
     """What a ring-0 stub left: rax, and the fault that ended it as (va, access), if any."""
@@ -103,9 +108,10 @@ class X86Cpu(UnicornCpu):
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self.general = self._state.general
         self._bias = 0  # what the engine adds to rip after the current callback
-        self._refused_at: tuple[int, int, int] | None = None  # (rip, rax, rdx) of an I/O instruction
         self._new_special: tuple[int, int, x86_blocks.Found] | None = None
-        self._specials: dict[int, x86_blocks.Found] = {}
+        self._specials: set[int] = set()  # addresses, each with a hook that stops in front
+        self._stop_before = engine.CODE(self._before_special)
+        self._let_pass = -1
         self._text = 0
         # Translation happens inside nested runs too, while the other buffer holds somebody's data.
         self._code = ctypes.create_string_buffer(_CODE_BUFFER)
@@ -166,9 +172,6 @@ class X86Cpu(UnicornCpu):
             (UC_HOOK_INSN_INVALID, engine.INVALID(self._invalid), ()),
             (insn, engine.SKIPPABLE(self._rdtsc), (x86_const.UC_X86_INS_RDTSC,)),
             (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
-            (insn, engine.PORT_IN(self._port_in), (x86_const.UC_X86_INS_IN,)),
-            (insn, engine.PORT_OUT(self._port_out), (x86_const.UC_X86_INS_OUT,)),
-            (insn, engine.INSTRUCTION(self._sysenter), (x86_const.UC_X86_INS_SYSENTER,)),
             (UC_HOOK_EDGE_GENERATED, engine.EDGE(self._translated), ()),
         ):
             self._add_hook(kind, callback, *extra)
@@ -229,7 +232,7 @@ class X86Cpu(UnicornCpu):
                 self.on_trap(Trap(_TRAPS[vector], vector))
                 return
             state.rip[0] = state.rip[0] - 2 & MASK  # a fault, so at the instruction
-            self.on_trap(Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION, vector * 8 + 2))
+            self.on_trap(_forged(vector))
             return
         kind = _TRAPS.get(vector)
         if kind is None:
@@ -257,7 +260,11 @@ class X86Cpu(UnicornCpu):
 
     def _invalid(self, _uc: int, _data: int) -> bool:
         self._state.old_exception[0] = -1
-        self._guarded(lambda: self.on_trap(Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)))
+        trap = Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)
+        if self._state.is_int[0]:  # `int 6`
+            self._state.is_int[0] = 0
+            trap = _forged(syndrome.VECTOR_INVALID_OPCODE)
+        self._guarded(lambda: self.on_trap(trap))
         return True
 
     def _rdtsc(self, _uc: int, _data: int) -> int:
@@ -272,20 +279,11 @@ class X86Cpu(UnicornCpu):
         self.general[1] = 0
         return self._rdtsc(uc, data)
 
-    def _port_in(self, _uc: int, _port: int, _size: int, _data: int) -> int:
-        self._refuse_port()
-        return 0
-
-    def _port_out(self, _uc: int, _port: int, _size: int, _value: int, _data: int) -> None:
-        self._refuse_port()
-
-    def _refuse_port(self) -> None:
-        self._refused_at = (self._state.rip[0], self.general[0], self.general[2])
-        engine.emu_stop(self._handle)
-
-    def _sysenter(self, _uc: int, _data: int) -> None:
-        self._refused_at = (self._state.rip[0], self.general[0], self.general[2])
-        engine.emu_stop(self._handle)
+    def _before_special(self, _uc: int, pc: int, _size: int, _data: int) -> None:
+        if pc == self._let_pass:
+            self._let_pass = -1
+        else:
+            engine.emu_stop(self._handle)
 
     def _translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
         """A block was translated and is about to run for the first time."""
@@ -309,47 +307,36 @@ class X86Cpu(UnicornCpu):
         self._state.old_exception[0] = -1
 
     def _after_entry(self, code: int) -> bool:
-        if self._refused_at is not None:
-            self._deliver_refused()
-        elif self._new_special is not None:
+        if self._new_special is not None:
             self._plant_special()
-        elif not code and self._exit is None and self._state.rip[0] in self._specials:
+        elif not code and self._exit is None and not self._spent() and self._state.rip[0] in self._specials:
             self._meet_special()
         else:
             return False
         return True
 
-    def _deliver_refused(self) -> None:
-        refused, self._refused_at = self._refused_at, None
-        assert refused is not None
-        self._state.rip[0], self.general[0], self.general[2] = refused
-        self._guarded(lambda: self.on_trap(Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION)))
-
     def _plant_special(self) -> None:
+        """Translate a block again, now with a stop in front of its first special instruction."""
         planted, self._new_special = self._new_special, None
         assert planted is not None
         pc, size, found = planted
-        self._specials[pc + found.offset] = found
-        self._retranslate(pc, size)
-
-    def _retranslate(self, pc: int, size: int) -> None:
-        """Translate a block again, now ending at every special instruction."""
-        self._uc.ctl_set_exits(sorted(self._specials))
+        place = pc + found.offset
+        self._specials.add(place)
+        engine.hook_add(self._handle, UC_HOOK_CODE, self._stop_before, only_at=place)
         self._uc.ctl_remove_cache(pc, pc + size)
 
     def _meet_special(self) -> None:
         """The run stopped in front of a special instruction; look again, code may have changed."""
         pc = self._state.rip[0]
         code = b""
-        for size in (15, *range(14, 2, -1)):  # the longest instruction, less near the end of a page
-            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
-                code = bytes(self._code_view[:size])
+        for size in (15, *range(14, 0, -1)):  # the longest instruction, less near the end of a page
+            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._buffer_address, size):
+                code = bytes(self._buffer_view[:size])
                 break
             self._forget_probe()
         found = x86_blocks.first_special(code, pc)
         if found is None or found.offset:
-            del self._specials[pc]
-            self._retranslate(pc, 1)
+            self._let_pass = pc
         elif found.special is x86_blocks.Special.ILLEGAL:
             self._guarded(lambda: self.on_trap(Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)))
         elif found.special is x86_blocks.Special.PRIVILEGED:

@@ -18,7 +18,7 @@ _PREFIXES = frozenset(b"\xf2\xf3\x66\x67\x2e\x36\x3e\x26\x64\x65\xf0")
 # VEX-encoded general-register instructions (BMI1, BMI2): correct in the engine and announced.
 _BMI = frozenset({(2, 0xF2), (2, 0xF3), (2, 0xF5), (2, 0xF6), (2, 0xF7), (3, 0xF0)})
 
-_STRING_IO = b"\x6c\x6d\x6e\x6f"  # ins, outs
+_PORT_IO = frozenset(b"\x6c\x6d\x6e\x6f\xe4\xe5\xe6\xe7\xec\xed\xee\xef")  # ins, outs, in, out
 _PRIVILEGED = (b"\x0f\x33", b"\x0f\x35")  # rdpmc (CR4.PCE is 0), sysexit
 
 
@@ -48,7 +48,7 @@ def _decoder() -> Any:
     return Cs(CS_ARCH_X86, CS_MODE_64)
 
 
-_SUSPICIOUS = re.compile(rb"[\xc4\xc5\x6c-\x6f]|\x0f[\x33\x35\xc7]")
+_SUSPICIOUS = re.compile(rb"[\xc4\xc5\x6c-\x6f\xe4-\xe7\xec-\xef]|\x0f[\x33\x35\xc7]")
 
 
 def suspicious(code: bytes) -> bool:
@@ -76,7 +76,7 @@ def _classify(instruction: bytes, offset: int) -> Found | None:
         rex = instruction[at]
         at += 1
     rest = instruction[at:]
-    if (len(rest) == 1 and rest[0] in _STRING_IO) or rest in _PRIVILEGED:
+    if rest[0] in _PORT_IO or rest in _PRIVILEGED:
         return Found(offset, size, Special.PRIVILEGED)
     if len(rest) >= 3 and rest[0] == 0xC5 and not rex:
         return Found(offset, size, Special.ILLEGAL)

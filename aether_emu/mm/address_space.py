@@ -133,6 +133,18 @@ class AddressSpace:
             area.backing.attach(self)
             self._detach_absorbed(area.backing)
 
+    def replace(self, area: Area) -> None:
+        """As `insert`, after what stands in the way is unmapped. A backing nobody shows then is let go."""
+        backing = area.backing
+        if backing is not None:  # the last area that shows it may be among those that go
+            backing.attach(self)
+        try:
+            self.unmap(area.start, area.end)
+            self.insert(area)
+        finally:
+            if backing is not None:
+                backing.detach(self)
+
     def adopt(self, area: Area) -> None:
         """Put a captured area back: it is accounted for already, and merges with nothing."""
         self.areas.insert(area)
@@ -167,19 +179,17 @@ class AddressSpace:
         key, name = (status.st_dev, status.st_ino), str(getattr(file, "name", "file"))
         backing = self.files.open(fd, key, name, writable=access == os.O_RDWR)
         maximum = _EVERYTHING if access == os.O_RDWR else _EVERYTHING & ~Protection.WRITE
-        self.unmap(address, address + length)
-        self.insert(
-            self.new_area(
-                address,
-                address + length,
-                protection,
-                shared=True,
-                backing=backing,
-                offset=offset >> self.table.format.page_shift,
-                maximum=maximum,
-                name=name,
-            )
+        area = self.new_area(
+            address,
+            address + length,
+            protection,
+            shared=True,
+            backing=backing,
+            offset=offset >> self.table.format.page_shift,
+            maximum=maximum,
+            name=name,
         )
+        self.replace(area)
         return address
 
     def require(self, more: int) -> None:

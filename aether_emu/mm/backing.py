@@ -187,7 +187,8 @@ class SharedMemory(Backing):
     def remove(self, first: int, count: int) -> None:
         """Forget pages that no entry shows any more: the next touch finds zeros."""
         table = self.physical.frames
-        held = [self._frames.pop(index) for index in range(first, first + count) if index in self._frames]
+        gone = sorted(index for index in self._frames if first <= index < first + count)
+        held = [self._frames.pop(index) for index in gone]
         self.physical.give_back([frame for frame in held if table.put(frame)])
 
     def copy_page(self, index: int, into: memoryview) -> None:

@@ -108,24 +108,10 @@ def map_memory(space: AddressSpace, request: Request) -> int:
         no_reserve=bool(flags & MAP_NORESERVE),
         name=backing.name if backing is not None else "",
     )
-    _insert(space, area, replace=fixed)
+    space.replace(area)
     if (flags & MAP_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE) and protection:
         populate(space, address, address + length, write=_prefers_write(area))
     return address
-
-
-def _insert(space: AddressSpace, area: Area, *, replace: bool) -> None:
-    """Put an area in, after what it replaces is gone. A backing nobody shows is let go on refusal."""
-    backing = area.backing
-    if backing is not None:  # the last area that shows it may be the one that is replaced
-        backing.attach(space)
-    try:
-        if replace:
-            space.unmap(area.start, area.end)
-        space.insert(area)
-    finally:
-        if backing is not None:
-            backing.detach(space)
 
 
 def _mapped(space: AddressSpace, start: int, end: int) -> int:
@@ -392,12 +378,13 @@ def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     backing, shift = area.backing, space.table.format.page_shift
     if backing is None:
         raise Refused(errno.EINVAL, "private memory has no object behind it")
-    if not area.shared or not area.protection & Protection.WRITE:
-        raise Refused(errno.EACCES, "the area is not shared and writable")
+    if not area.shared or not area.maximum & Protection.WRITE:
+        raise Refused(errno.EACCES, "the area is not shared, or never writable")
     if not isinstance(backing, SharedMemory):
         raise Refused(errno.EOPNOTSUPP, "files here have no holes")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
-    space.zap_backing(backing, first, count, copies=True)
+    for shown in list(backing.spaces):
+        shown.zap_backing(backing, first, count, copies=True)
     backing.remove(first, count)
 
 
@@ -460,7 +447,16 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     end = address + space.page_up(length)
     if address + length > space.limits.user_end or not space.areas.covered(address, end):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
-    return bytes(space.table.find(va) is not None for va in range(address, end, space.page_size))
+    shift = space.table.format.page_shift
+    if end - address >> shift > space.physical.ram.size:
+        raise Refused(errno.EFAULT, "no vector is that long")
+    resident = bytearray(end - address >> shift)
+    for found in space.table.cursor(address, end):
+        size = space.table.format.levels[found.level - 1].size
+        first = max(found.start, address) - address >> shift
+        last = min(found.start + size, end) - address >> shift
+        resident[first:last] = b"\1" * (last - first)
+    return bytes(resident)
 
 
 def set_break(space: AddressSpace, address: int) -> int:

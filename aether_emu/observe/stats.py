@@ -5,7 +5,6 @@ Everything but `wall_seconds` is the same, byte for byte, on every repetition wi
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from aether_emu.mm.counters import Event
@@ -69,6 +68,8 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
 
 def as_json(statistics: dict[str, Any]) -> str:
     """The data as indented JSON, keys in their own order, with a final newline."""
+    import json  # only needed when somebody asks for it
+
     return json.dumps(statistics, indent=2) + "\n"
 
 

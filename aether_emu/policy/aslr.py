@@ -47,9 +47,9 @@ def choose_layout(
 
     stack_top = user_end - pages(entropy.stack_bits)
     stack_offset = stream.below(entropy.stack_offset_bytes) & -16 if stream is not None else 0
-    random_gap = (1 << entropy.stack_bits) * page_size if stream is not None else 0
+    random_gap = ((1 << entropy.stack_bits) - 1) * page_size if stream is not None else 0
     gap = min(max(stack_limit + guard + random_gap, _MIN_GAP), user_end // 6 * 5)
-    mmap_base = user_end - gap - pages(entropy.mmap_bits) & page
+    mmap_base = user_end - gap - pages(entropy.mmap_bits) + page_size - 1 & page
     image_base = entropy.image_base + pages(entropy.mmap_bits) & page
     heap_offset = stream.below(entropy.heap_bytes // page_size) * page_size if stream is not None else 0
     return AddressLayout(image_base, stack_top & page, stack_offset, mmap_base, heap_offset)

@@ -22,6 +22,17 @@ _EXIT_7 = {
     "x86_64": bytes.fromhex("bf07000000b83c0000000f05"),
     "arm64": bytes.fromhex("e00080d2a80b80d2010000d4"),
 }
+# exit(read(0, sp - 64, 16))
+READ_STDIN = {
+    "x86_64": bytes.fromhex("31ff488d7424c0ba1000000031c00f0589c7b83c0000000f05"),
+    "arm64": bytes.fromhex("000080d2e10301d1020280d2e80780d2010000d4a80b80d2010000d4"),
+}
+# exit(-openat(AT_FDCWD, argv[1], O_RDONLY)): the errno, or 253 for descriptor 3
+OPEN_ARGUMENT = {
+    "x86_64": bytes.fromhex("488b742410bf9cffffff31d2b8010100000f0589c7f7dfb83c0000000f05"),
+    "arm64": bytes.fromhex("e10b40f9600c8092020080d2080780d2010000d4e00300cba80b80d2010000d4"),
+}
+OPENED = 253
 CODE = 0x800
 
 
@@ -57,8 +68,12 @@ def crafted(
     count: int | None = None,
     header_offset: int = 64,
     machine: int | None = None,
+    code: bytes | None = None,
 ) -> bytes:
-    """A file of one page: headers, at `CODE` an exit with status 7, at 0x900 `data`; `count` is e_phnum."""
+    """A file of one page: headers, at `CODE` some code (by default an exit with status 7), at 0x900 `data`.
+
+    `count` is e_phnum, where it is not to be the truth.
+    """
     ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
     number = _MACHINES[isa] if machine is None else machine
     counted = len(headers) if count is None else count
@@ -69,7 +84,8 @@ def crafted(
     table = head + b"".join(header.packed() for header in headers)
     assert len(table) <= CODE, "too many headers for one page"
     body[: len(table)] = table
-    body[CODE : CODE + len(_EXIT_7[isa])] = _EXIT_7[isa]
+    code = _EXIT_7[isa] if code is None else code
+    body[CODE : CODE + len(code)] = code
     body[0x900 : 0x900 + len(data)] = data
     return bytes(body)
 

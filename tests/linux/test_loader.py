@@ -152,7 +152,7 @@ def _with_interpreter(name: bytes, isa: str) -> bytes:
 def test_the_interpreter_starts_in_the_programs_place(tmp_path: Path, isa: str) -> None:
     (tmp_path / "ld.so").write_bytes(crafted(isa=isa, kind=3))
     content = _with_interpreter(bytes(tmp_path / "ld.so"), isa)
-    damaged = content[:CODE] + bytes(16) + damaged[CODE + 16 :]
+    damaged = content[:CODE] + bytes(16) + content[CODE + 16 :]
     assert _outcome(tmp_path, damaged, isa) == "exit 7"
 
 

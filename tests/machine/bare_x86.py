@@ -39,6 +39,7 @@ class BareX86:
         self.cpu = X86Cpu([(0, host, MEMORY)], time_stamp=time_stamp, random=random, live_state=live_state)
         self.fill(self.map(TEXT, P), X86Cpu.text_page())
         self.fill(self.map(TABLES, P | W | NX), X86Cpu.data_page(TABLES))
+        self.slot(CODE)  # makes the tables, so that the two pages of code lie together
         self.code = self.map(CODE, READ_EXECUTE)
         self.map(CODE2, READ_EXECUTE)
         self.data = self.map(DATA, READ_WRITE)

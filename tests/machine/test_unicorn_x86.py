@@ -1,9 +1,10 @@
-"""The x86_64 CPU as programs and kernels meet it: each engine trap has a test that fails without its handling."""
+"""The x86_64 CPU: each thing that the engine does wrongly has a test that fails without its handling."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -224,7 +225,12 @@ class TestSystemCalls:
 
     def test_work_before_the_return_sees_the_result_in_place(self, bare: BareX86) -> None:
         seen: list[tuple[int, int]] = []
-        bare.cpu.on_system_call = lambda *_arguments: bare.cpu.stop() or 99
+
+        def call(*_arguments: int) -> int:
+            bare.cpu.stop()
+            return 99
+
+        bare.cpu.on_system_call = call
 
         def work() -> None:
             seen.append((bare["rax"], bare.cpu.pc))
@@ -254,8 +260,7 @@ class TestStaleCode:
         bare.map(CODE, ANY, pa=bare.code)
         bare.cpu.flush_all()
         bare["rdi"] = CODE
-        bare.run("mov byte ptr [rdi + 4], 7\nmov ebx, 1\nsyscall")
-        bare.run("mov byte ptr [rdi + 10], 7\njmp over\nover: .byte 0xbb, 1, 0, 0, 0\nsyscall")
+        bare.run("mov byte ptr [rdi + 7], 7\njmp over\nover: .byte 0xbb, 1, 0, 0, 0\nsyscall")
         assert bare["rbx"] == 7
 
     def test_a_store_through_an_old_translation_of_another_address_takes_effect(self, bare: BareX86) -> None:
@@ -295,8 +300,12 @@ class TestTranslations:
         bare.run("mov rax, [rdi]\nmov [rdi + 8], rax\nsyscall")
         fresh = bare.map(DATA, READ_WRITE)
         bare.fill(fresh, b"\x55" * 8)
-        {"page": lambda: bare.cpu.flush_page(DATA), "all": bare.cpu.flush_all,
-         "root": lambda: bare.cpu.set_root(bare.root)}[flush]()  # fmt: skip
+        if flush == "page":
+            bare.cpu.flush_page(DATA)
+        elif flush == "all":
+            bare.cpu.flush_all()
+        else:
+            bare.cpu.set_root(bare.root)
         bare.go()
         assert bare["rax"] == bare.words[fresh + 8 >> 3] == 0x5555_5555_5555_5555
 
@@ -453,7 +462,7 @@ class TestRunning:
         first, again = stops(), stops()
         assert first == again
         assert len(first) > 100
-        assert {before[1] - after[1] for before, after in zip(first, first[1:], strict=False)} == {7}
+        assert {before[1] - after[1] for before, after in pairwise(first)} == {7}
 
     def test_counting_blocks_changes_nothing_that_the_guest_sees(self) -> None:
         plain, counted = BareX86(), BareX86()
@@ -466,6 +475,14 @@ class TestRunning:
         bare.cpu.interrupt()
         assert bare.run("syscall").reason is ExitReason.INTERRUPTED
         assert bare.cpu.run().reason is ExitReason.STOPPED
+
+    def test_a_budget_that_ends_in_front_of_a_special_instruction_is_kept(self, bare: BareX86) -> None:
+        loop = b"\xeb\x00" + b"\x0f\xc7\xf3" + b"\xff\xc1" + b"\xeb\xf9"  # rdrand ebx; inc ecx
+        places = [(bare.run(loop, budget=1).reason, bare["rip"] - CODE, bare["rcx"])]
+        places += [(bare.cpu.run(1).reason, bare["rip"] - CODE, bare["rcx"]) for _ in range(4)]
+        assert {reason for reason, _rip, _rcx in places} == {ExitReason.BUDGET}
+        assert {rip for _reason, rip, _rcx in places} <= {2, 5}
+        assert places[-1][2] - places[0][2] <= 4
 
     def test_a_spinning_guest_is_interrupted_from_another_thread(self, bare: BareX86) -> None:
         over = threading.Event()
@@ -521,6 +538,18 @@ class TestRunning:
         bare.words[bare.slot(CODE2)] = 0
         bare.run("mov ebx, 5", at=CODE + 0xFFD)
         assert bare.faults == [(CODE2, int(Access.USER | Access.EXECUTE), CODE + 0xFFD)]
+
+
+@pytest.mark.parametrize("prefix", [b"", b"\x0f", b"\x48", b"\xf0"], ids=["plain", "0f", "rex", "lock"])
+def test_no_opcode_ends_the_run_by_itself(prefix: bytes) -> None:
+    bare = BareX86()
+    for opcode in range(256):
+        for operand in (b"\x07", b"\xc3", b"\x3f", b"\xf8", b"\xd0"):
+            for register in ("rax", "rbx", "rsi", "rdi"):
+                bare[register] = DATA + 0x100
+            bare["rcx"], bare["rflags"], bare.cpu.sp = 2, 0x202, TOP - 0x100
+            ended = bare.run(prefix + bytes([opcode]) + operand + b"\x0f\x05", budget=50)
+            assert ended.reason in (ExitReason.STOPPED, ExitReason.BUDGET), (prefix, opcode, operand)
 
 
 def test_two_cpus_on_one_memory_see_each_others_stores_and_new_code_after_a_flush() -> None:

@@ -22,8 +22,11 @@ SCTLR_C = 1 << 2
 SCTLR_I = 1 << 12
 SCTLR_DZE = 1 << 14  # EL0 may `dc zva`
 SCTLR_UCT = 1 << 15  # EL0 may read CTR_EL0
+SCTLR_NTWI = 1 << 16  # EL0 may wait for an interrupt
+SCTLR_NTWE = 1 << 18  # EL0 may wait for an event
 SCTLR_SPAN = 1 << 23  # PAN is left alone on exception entry
 SCTLR_KERNEL = SCTLR_M | SCTLR_C | SCTLR_I | SCTLR_DZE | SCTLR_UCT | SCTLR_SPAN
+SCTLR_TRAPS = SCTLR_NTWI | SCTLR_NTWE  # cleared: a wait would end the run of the engine
 
 SCR_KERNEL = 0x5B1  # NS, SMD, HCE, RW: without RW the walker takes EL1 for AArch32
 HCR_RW = 1 << 31  # EL1 is AArch64

@@ -15,9 +15,9 @@ from typing import Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.host import is_kernel_interface, refusals
+from aether_emu.linux.vfs.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.vfs.mounts import Mount, MountTable
-from aether_emu.linux.vfs.place import NAME_MAX, Entry, GuestPath, Place, text
+from aether_emu.linux.vfs.place import Entry, GuestPath, Place, text
 from aether_emu.linux.vfs.proc import Viewer
 from aether_emu.linux.vfs.synthetic import Directory, Link, Opened
 
@@ -106,6 +106,7 @@ class Walk:
             raise Refused(errno.ENOTDIR, f"{text(here.path)!r} is no directory")
         name = self._pending.pop()
         if name in (b".", b".."):
+            self._require_search(here)
             if name == b"..":
                 self._go_up()
             here = self._here
@@ -161,8 +162,6 @@ class Walk:
 
     def _step(self, here: Place, name: bytes) -> Place | None:
         """What `name` is in the directory `here`: a mount, a node or a host object; None if nothing."""
-        if len(name) > NAME_MAX:
-            return None
         if len(here.path) >= DEEPEST:
             raise Refused(errno.ENAMETOOLONG, f"{len(here.path)} directories deep")
         path = (*here.path, name)
@@ -189,8 +188,9 @@ class Walk:
         except FileNotFoundError:
             return None
         except OSError as error:
-            assert error.errno is not None
-            raise Refused(error.errno, f"{text(path)!r} can't be reached") from None
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # `Entry.absent` says so, at the time when Linux does
+            raise refused(error, text(path).decode(errors="backslashreplace")) from None
         status = os.fstat(fd)
         if not self._gate.closed(fd, status.st_dev):
             return Place(here.mount, path, fd=fd, status=status, owned=True)
@@ -198,6 +198,12 @@ class Walk:
         if not stat.S_ISDIR(status.st_mode):
             raise Refused(errno.EACCES, f"{text(path)!r} is an interface to the host's kernel")
         return Place(here.mount, path, node=NO_CHILDREN)
+
+    def _require_search(self, here: Place) -> None:
+        """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
+        if here.status is not None and here.status.st_mode & 0o111 != 0o111:
+            with refusals(f"directory {text(here.path)!r}"):
+                os.close(os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=here.fd))
 
     def _enter(self, place: Place) -> None:
         self._trail.append(self._here)

@@ -1,7 +1,7 @@
 """The start of a run: CPU time of `aether run hello` beside that of importing what it needs.
 
 Both are child processes; their time is user and system time as wait4 reports it. One run of each
-goes before, so that the files and compiled modules are in the host's cache.
+goes before, so that modules are compiled and everything is in the host's cache.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def cpu_seconds(arguments: tuple[str, ...]) -> float:
     """User and system seconds of this Python with `arguments`, package on its path. BenchError if it fails."""
     paths = [str(guests.SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else one side would be compiled anew each time
     with subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,

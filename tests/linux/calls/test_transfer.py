@@ -374,7 +374,8 @@ places = st.one_of(
     st.sampled_from([PAGE - 1, PAGE, EDGE - PAGE, EDGE, EDGE + PAGE]),
 )
 lengths = st.one_of(st.integers(0, 40), st.sampled_from([4095, 4096, 4097, 5000]))
-offsets = st.one_of(st.integers(-3, 50), st.sampled_from([4096, 9_990, 10_000, 20_000]))
+offsets = st.one_of(st.integers(-3, 50), st.sampled_from([4096, 9_990, 10_000]))
+"""Inside the files: a write from a bad address behind the end makes the file longer on some kernels."""
 pieces = st.lists(st.tuples(places, lengths), max_size=4)
 steps = st.one_of(
     st.tuples(st.sampled_from(["read", "write"]), st.sampled_from(FILES), places, lengths),
@@ -383,11 +384,12 @@ steps = st.one_of(
     ),
     st.tuples(st.sampled_from(["readv", "writev"]), st.sampled_from(FILES), pieces),
     st.tuples(st.sampled_from(["preadv", "pwritev"]), st.sampled_from(FILES), pieces, offsets),
-    st.tuples(st.just("lseek"), st.sampled_from(FILES), offsets, st.integers(0, 2)),
+    st.tuples(st.just("lseek"), st.sampled_from(FILES), offsets, st.just(os.SEEK_SET)),
+    st.tuples(st.just("lseek"), st.sampled_from(FILES), st.integers(-20_000, 0), st.integers(0, 2)),
     # Of a counter only what no version of Linux treats in another way.
     st.tuples(st.just("read"), st.just("counter"), st.integers(0, 200), lengths),
     st.tuples(st.just("write"), st.just("counter"), st.integers(0, 200), st.integers(0, 8)),
-    st.tuples(st.just("ftruncate"), st.sampled_from(("f", "log")), offsets),
+    st.tuples(st.just("ftruncate"), st.sampled_from(("f", "log", "ro", "r")), st.integers(10_000, 20_000)),
 )
 
 
@@ -408,13 +410,14 @@ def perform(twin: Twin, step: tuple[object, ...]) -> None:
 
 
 def numbers(values: list[object]) -> list[int]:
-    """The same, as numbers."""
-    assert all(isinstance(value, int) for value in values)
-    return [value for value in values if isinstance(value, int)]
+    """The same, known to be numbers."""
+    found = [value for value in values if isinstance(value, int)]
+    assert len(found) == len(values)
+    return found
 
 
 def drain(twin: Twin) -> None:
-    """Empty the pipe, and the counter, which a partly forbidden buffer treats differently (see above)."""
+    """Empty the pipe."""
     while twin.call("read", F("r"), A(0), PAGE) > 0:
         pass
 

@@ -283,7 +283,7 @@ class Twin:
     def call(self, name: str, *arguments: Argument) -> int:
         """Both answers, which must be equal, as must be the memories afterwards."""
         ours, theirs = self._raw(name, arguments)
-        assert show(ours) == show(theirs), f"{name}{arguments}"
+        assert show(ours) == show(theirs), f"{name}{arguments}: {show(ours)}, the kernel {show(theirs)}"
         self._compare_memories(f"{name}{arguments}")
         assert isinstance(ours, int)
         return ours

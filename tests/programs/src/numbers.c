@@ -37,11 +37,8 @@ int main(void) {
         printf("round %d %a %a %.0f %ld\n", i, third, -one / three, rint(2.5), lrint(-3.5));
     }
     fesetround(FE_TONEAREST);
-    feclearexcept(FE_ALL_EXCEPT);
-    volatile double zero = one - one, infinite = one / zero;
-    printf("flags %d %d %d\n", !!fetestexcept(FE_DIVBYZERO), !!fetestexcept(FE_INVALID), isinf(infinite) != 0);
-    volatile double nan = zero / zero;
-    printf("flags %d %d\n", !!fetestexcept(FE_INVALID), isnan(nan) != 0);
+    volatile double zero = one - one, infinite = one / zero, nan = zero / zero;
+    printf("special %d %d %f\n", isinf(infinite) != 0, isnan(nan) != 0, -infinite);
 
     printf("%d %ld %llu %hhd %zu %jd %05d|%-6d|%+d|%#x|%#o|%c|%10.3s|\n", -5, 1L << 40, ~0ull, (char)200, sizeof(int),
            (intmax_t)-1, 42, 42, 42, 255, 8, 'x', "truncated");

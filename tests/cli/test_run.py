@@ -1,0 +1,240 @@
+"""`aether run` as users meet it: streams, status, options, and how it is stopped."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, start
+from tests.linux.crafted import OPEN_ARGUMENT, OPENED, READ_STDIN, crafted
+
+_HELLO = "hello, world\nargc = {}\n"
+
+
+def _program(tmp_path: Path, code: dict[str, bytes], isa: str = "x86_64", name: str = "p") -> Path:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(crafted(isa=isa, code=code[isa]))
+    return path
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_program_runs_and_the_isa_is_its_own(isa: str) -> None:
+    result = aether("run", PROGRAMS / isa / "hello", "one", "--two", "--debug")
+    assert (result.stdout.decode(), result.returncode, result.stderr) == (_HELLO.format(4), 0, b"")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_status_is_the_programs_and_stdin_reaches_it(tmp_path: Path, isa: str) -> None:
+    program = _program(tmp_path, READ_STDIN, isa)
+    assert aether("run", program, stdin=b"12345").returncode == 5
+    assert aether("run", program).returncode == 0
+
+
+def test_death_by_a_signal_is_said_in_one_line() -> None:
+    result = aether("run", "--ram", "4M", PROGRAMS / "x86_64" / "hog")
+    assert result.returncode == 128 + signal.SIGKILL
+    assert b"killed by out of memory" in result.stderr
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_timeout_ends_a_spinning_program(isa: str) -> None:
+    result = aether("run", "--timeout", "0.2", PROGRAMS / isa / "spin")
+    assert result.returncode == 124
+    assert result.stderr.endswith(b"spin: stopped by --timeout\n")
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_timeout_ends_a_program_that_waits(tmp_path: Path) -> None:
+    child = start("run", "--timeout", "0.2", _program(tmp_path, READ_STDIN))
+    try:
+        assert child.wait(PATIENCE) == 124, "its stdin is open and empty"
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_an_interrupt_ends_a_spinning_program(isa: str) -> None:
+    child = start("run", PROGRAMS / isa / "spin")
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"spinning\n"
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(PATIENCE) == 130
+        assert child.stderr is not None
+        assert child.stderr.read() == b""
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_an_interrupt_ends_a_program_that_waits(tmp_path: Path) -> None:
+    """The program waits once it has taken the first input: it reads, and the wrapper sees it asleep."""
+    program = _program(tmp_path, READ_STDIN)
+    code = (
+        "import sys\n"
+        "from aether_emu.cli import run\n"
+        "pause = run._Pauses.pause\n"
+        "def said(self):\n"
+        "    sys.stderr.write('waiting\\n') if not hasattr(self, 'said') else None\n"
+        "    self.said = True\n"
+        "    pause(self)\n"
+        "run._Pauses.pause = said\n"
+        "from aether_emu.cli.main import main\n"
+        "main()\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "run", str(program)],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=environment(),
+    )
+    try:
+        assert child.stderr is not None
+        assert child.stderr.readline() == b"waiting\n"
+        os.killpg(child.pid, signal.SIGINT)
+        assert child.wait(PATIENCE) == 130
+        assert child.stderr.read() == b""
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_broken_pipe_kills_the_program_as_it_would_natively() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*COMMAND, "run", str(PROGRAMS / "x86_64" / "hello")]
+    result = subprocess.run(
+        command, stdout=write, stderr=subprocess.PIPE, timeout=PATIENCE, env=environment(), check=False
+    )
+    os.close(write)
+    assert result.returncode == 128 + signal.SIGPIPE
+    assert result.stderr.endswith(b"killed by SIGPIPE\n")
+    assert result.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_stream_is_none_of_our_own_descriptors(tmp_path: Path, closed: int) -> None:
+    """Otherwise the guest would read or write the file that happened to get the number."""
+    program = _program(tmp_path, READ_STDIN) if closed == 0 else PROGRAMS / "x86_64" / "hello"
+    shell = f'exec "$@" {closed}<&-'
+    command = ["sh", "-c", shell, "sh", *COMMAND, "run", str(program)]
+    result = subprocess.run(
+        command, input=b"", capture_output=True, timeout=PATIENCE, env=environment(), check=False
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert result.stdout == (_HELLO.format(1).encode() if closed == 2 else b"")
+
+
+def test_the_working_directory_is_visible_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    _program(tmp_path, OPEN_ARGUMENT)
+    assert aether("run", "./p", "file", cwd=tmp_path).returncode == OPENED
+    assert aether("run", "./p", "/etc/passwd", cwd=tmp_path).returncode == errno.ENOENT
+
+
+def test_bind_shows_one_more_directory(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("shown")
+    program = _program(tmp_path, OPEN_ARGUMENT)
+    result = aether("run", "--bind", f"{tmp_path}/other:/data:rw", program, "/data/file")
+    assert result.returncode == OPENED
+
+
+def test_root_becomes_the_guests_root(tmp_path: Path) -> None:
+    """The program is a path of the guest, so an absolute link leads to what the root holds."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "file").write_text("the guest's")
+    (root / "bin" / "open").write_bytes(crafted(isa="arm64", code=OPEN_ARGUMENT["arm64"]))
+    (root / "bin" / "linked").symlink_to("/bin/open")
+    assert aether("run", "--root", root, "bin/linked", "file").returncode == OPENED, "it stands in /"
+
+
+def test_environment_variables_are_those_given(tmp_path: Path) -> None:
+    """openat(argv[1]) becomes openat(envp[0]) without an argument: "K=V" names a file."""
+    (tmp_path / "K=V").write_text("")
+    moved = OPEN_ARGUMENT["x86_64"].replace(
+        bytes([0x48, 0x8B, 0x74, 0x24, 16]), bytes([0x48, 0x8B, 0x74, 0x24, 24])
+    )
+    (tmp_path / "p").write_bytes(crafted(code=moved))
+    assert aether("run", "--env", "K=V", "p", cwd=tmp_path).returncode == OPENED
+    assert aether("run", "--env", "K=W", "p", cwd=tmp_path).returncode == errno.ENOENT
+    assert aether("run", "p", cwd=tmp_path).returncode == errno.EFAULT, "nothing is inherited"
+
+
+def test_a_configuration_file_counts_and_an_option_counts_more(tmp_path: Path) -> None:
+    config, report = tmp_path / "c.toml", tmp_path / "stats.json"
+    config.write_text('ram = "6M"\nseed = 3\n')
+
+    def ram(*options: str) -> int:
+        result = aether(
+            "run", "--config", config, "--stats-json", report, *options, PROGRAMS / "x86_64" / "hello"
+        )
+        assert result.returncode == 0, result.stderr
+        size = json.loads(report.read_text())["memory"]["ram_bytes"]
+        assert isinstance(size, int)
+        return size
+
+    assert ram() == 6 << 20
+    assert ram("--ram", "7M") == 7 << 20
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_statistics_are_the_same_on_every_run_with_one_seed(tmp_path: Path, isa: str) -> None:
+    def report(seed: int) -> dict[str, object]:
+        path = tmp_path / "stats.json"
+        program = PROGRAMS / isa / "tour"
+        result = aether("run", "--seed", str(seed), "--stats-json", path, program, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        data = json.loads(path.read_text())
+        assert isinstance(data, dict)
+        assert data.pop("wall_seconds") > 0
+        return data
+
+    assert report(1) == report(1)
+
+
+def test_stats_are_a_table_on_stderr() -> None:
+    result = aether("run", "--stats", PROGRAMS / "x86_64" / "hello")
+    assert result.stdout.decode() == _HELLO.format(1)
+    for words in (b"page-table pages", b"system calls", b"wall time"):
+        assert words in result.stderr
+
+
+def test_an_interrupted_run_still_has_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "stats.json"
+    assert (
+        aether("run", "--timeout", "0.2", "--stats-json", path, PROGRAMS / "x86_64" / "spin").returncode
+        == 124
+    )
+    data = json.loads(path.read_text())
+    assert data["exit_status"] is None
+    assert data["blocks_executed"] > 1000
+
+
+def test_the_callers_signal_settings_come_back() -> None:
+    """`Interrupts` undoes what it did, so that a caller keeps its own Ctrl-C."""
+    from aether_emu.cli.interrupts import Interrupts  # noqa: PLC0415  # keeps the other tests free of it
+
+    assert threading.current_thread() is threading.main_thread()
+    before, wakeup = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    descriptors = set(os.listdir("/proc/self/fd"))
+    with Interrupts(lambda: None, None) as interrupts:
+        assert signal.getsignal(signal.SIGINT) is not before
+    assert interrupts.reason is None
+    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+    assert set(os.listdir("/proc/self/fd")) == descriptors
