@@ -234,10 +234,10 @@ def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing
         end = space.page_up(memory_end)
         space.unmap(mapped_end, end)
         space.insert(space.new_area(mapped_end, end, segment.protection, name=""))
-    if segment.memory_size > segment.file_size and file_end < mapped_end:
-        if segment.protection & Protection.WRITE:
-            # To the end of the page, not of the segment: glibc's ld.so allocates from what is left of it.
-            process.cpu.copy_to_user(file_end, bytes(mapped_end - file_end))
+    has_tail = segment.memory_size > segment.file_size and file_end < mapped_end
+    if has_tail and segment.protection & Protection.WRITE:
+        # To the end of the page, not of the segment: glibc's ld.so allocates from what is left of it.
+        process.cpu.copy_to_user(file_end, bytes(mapped_end - file_end))
 
 
 def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:

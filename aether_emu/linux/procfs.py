@@ -119,12 +119,13 @@ class ProcessTexts:
             ("MemFree", buddy.free_frames * kib),
             ("MemAvailable", buddy.free_frames * kib),
             ("Buffers", 0),
-            ("Cached", census[Kind.FILE] * kib),
+            ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
             ("SwapCached", 0),
             ("SwapTotal", 0),
             ("SwapFree", 0),
             ("AnonPages", census[Kind.ANON] * kib),
             ("Mapped", census[Kind.FILE] * kib),
+            ("SReclaimable", 0),
             ("PageTables", census[Kind.TABLE] * kib),
         )
         return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()

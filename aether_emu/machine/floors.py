@@ -171,7 +171,7 @@ class FlatFloor(_Floor):
 
 
 class PagedFloor(_Floor):
-    """The program at ring 3 behind identity page tables. One of three ways to meet faults and calls:
+    """The program at ring 3 behind identity page tables, with one of two ways to meet faults and calls:
 
     - `serve_faults(first, count)`: a fault costs one callback that writes a prepared entry; calls
       go to `on_system_call`;
@@ -233,6 +233,8 @@ class PagedFloor(_Floor):
                 old[0] = -1
             except IndexError:
                 self._fail(EngineError(f"a fault at {cr2[0]:#x} beyond those prepared"))
+            except BaseException as failure:  # Ctrl-C arrives between two bytecodes
+                self._fail(failure)
 
         self._hook(UC_HOOK_INTR, engine.INTERRUPT(fault))
         self._hook_calls()
@@ -245,8 +247,11 @@ class PagedFloor(_Floor):
                 self._map(number, 0)
 
         def call(_uc: int, _data: int) -> None:
-            _arguments = (g[0], g[7], g[6], g[2], g[10], g[8], g[9])
-            g[0] = answer
+            try:
+                _arguments = (g[0], g[7], g[6], g[2], g[10], g[8], g[9])
+                g[0] = answer
+            except BaseException as failure:  # Ctrl-C arrives between two bytecodes
+                self._fail(failure)
 
         def end(_uc: int, _vector: int, _data: int) -> None:
             if any(cr2[0] // PAGE in piece.pages() for piece in self._constants):

@@ -227,7 +227,6 @@ class X86Cpu(UnicornCpu):
         """Everything but a genuine page fault."""
         state = self._state
         if state.is_int[0]:
-            state.is_int[0] = 0
             if vector in (syndrome.VECTOR_BREAKPOINT, syndrome.VECTOR_OVERFLOW, syndrome.VECTOR_DEBUG):
                 self.on_trap(Trap(_TRAPS[vector], vector))
                 return
@@ -262,7 +261,6 @@ class X86Cpu(UnicornCpu):
         self._state.old_exception[0] = -1
         trap = Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)
         if self._state.is_int[0]:  # `int 6`
-            self._state.is_int[0] = 0
             trap = _forged(syndrome.VECTOR_INVALID_OPCODE)
         self._guarded(lambda: self.on_trap(trap))
         return True

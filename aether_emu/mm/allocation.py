@@ -258,9 +258,9 @@ class AreaMap:
             area = self._areas[index]
             if high - max(area.end, floor) >= length:
                 return high - length
-            high = min(high, self.lowest(area))
-            if high <= floor:
+            if area.start <= floor:
                 return None
+            high = min(ceiling, self.lowest(area))
             index -= 1
         return high - length if high - floor >= length else None
 

@@ -133,12 +133,14 @@ class SpaceModel:
         """Whether a search may answer with this place."""
         if at < self.lowest or at + count > self.end or any(n in self.pages for n in range(at, at + count)):
             return False
-        return all(taken >= at + count for taken, first in self._starts() if first >= at + count)
+        return at + count <= next((taken for taken, first in self._starts() if first >= at + count), self.end)
 
     def _search(self, count: int) -> int | None:
-        places = (at for at in range(self.end - count, self.lowest - 1, -1))
-        blocked = [(taken, run.last) for (taken, _), run in zip(self._starts(), self.runs(), strict=True)]
-        return next((at for at in places if all(at + count <= a or at >= b for a, b in blocked)), None)
+        """The highest place that is free: below the next area and its guard, and above the one before."""
+        limits = [*self._starts(), (self.end, self.end)]
+        befores = [self.lowest, *(run.last for run in self.runs())]
+        gaps = zip(befores, (taken for taken, _first in limits), strict=True)
+        return max((high - count for low, high in gaps if high - low >= count), default=None)
 
     def _drop(self, first: int, last: int) -> None:
         for number in range(first, last):

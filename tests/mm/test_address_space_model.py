@@ -12,12 +12,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
@@ -41,11 +43,12 @@ WINDOW = 4 * SPAN
 HEAP = 2 * SPAN + 100
 LOAD, STORE = b"\x8a\x07\x0f\x05", b"\x88\x07\x0f\x05"  # mov al, [rdi]; mov [rdi], al; each then syscall
 
-PLACES = st.builds(lambda corner, offset: corner * SPAN + offset, st.integers(1, 3), st.integers(-6, 6))
-COUNTS = st.integers(1, 8) | st.just(SPAN + 3)
-PROTECTIONS = st.sampled_from(
-    [0, READ, READ | WRITE, READ | WRITE, READ | EXECUTE, WRITE, READ | WRITE | EXECUTE]
-)
+PLACES = st.integers(0, 4095)  # see `page_at`
+COUNTS = st.sampled_from([*range(1, 8)] * 2 + [SPAN + 3])
+RIGHTS = [0, READ, READ | WRITE, READ | WRITE, READ | EXECUTE, WRITE, READ | WRITE | EXECUTE]
+PROTECTIONS = st.sampled_from(RIGHTS)
+SHORT = range(1, 8)
+OPTIONS = (mapping.MAP_NORESERVE, mapping.MAP_GROWSDOWN, mapping.MAP_POPULATE)
 FAILURES = st.none() | st.none() | st.integers(0, 2)
 
 
@@ -57,7 +60,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     @initialize()
     def build(self) -> None:
         fmt = X86Format() if self.executes else InventedFormat()
-        self.board = Board(fmt, aperture=4 * MIB, execute=self.executes)
+        self.board = Board(fmt, ram=64 * MIB, aperture=4 * MIB, execute=self.executes)
         self.size = fmt.page_size
         self.base = 8 * SPAN
         first, end = self.base * self.size, (self.base + WINDOW) * self.size
@@ -78,6 +81,21 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             self.files.append((thing, GrantedFile(self.board, path, writable=writable)))
         if self.executes:
             self._plant_code()
+        for corner, protection, source, shared in (
+            (1, READ | WRITE, "private", False),
+            (2, READ | WRITE, 0, False),
+            (3, READ | WRITE, 2, True),
+        ):
+            self._mmap(self.base + corner * SPAN - 3, 7, protection, source, shared=shared, how="fixed")
+
+    def page_at(self, place: int) -> int:
+        """A page number: three times out of four one near an end of an area, else one where tables meet."""
+        which, near = place >> 2, (place >> 6) % 13 - 6
+        runs = [run for run in self.model.runs() if run.page.name != "code"]
+        if not place & 3 or not runs:
+            return self.base + (which % 3 + 1) * SPAN + near
+        run = runs[which % len(runs)]
+        return max(run.last + near, run.first) if near < 0 else min(run.first + near, run.last - 1)
 
     def _plant_code(self) -> None:
         """A page of code at the bottom of the window, which no rule touches."""
@@ -143,7 +161,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def load_or_store(
         self, place: int, offset: int, byte: bytes | None, by_program: bool, fails: int | None
     ) -> None:
-        number = self.base + place
+        number = self.page_at(place)
         page = self.model.pages.get(number)
         if byte is not None and page is not None and page.shared and page.thing is not None:
             offset = 0  # a store behind the end of a file stays in the page cache as long as it likes
@@ -162,7 +180,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     @rule(place=PLACES, write=st.booleans())
     def access_every_page_around(self, place: int, write: bool) -> None:
-        for number in range(self.base + place, self.base + place + 5):
+        for number in range(self.page_at(place), self.page_at(place) + 5):
             self.load_or_store_quietly(number, b"z" if write else None)
 
     def load_or_store_quietly(self, number: int, byte: bytes | None) -> None:
@@ -176,7 +194,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     @rule(place=PLACES)
     def fetch(self, place: int) -> None:
         """Whether a page may be executed; its bytes are not, they are nobody's code."""
-        number = self.base + place
+        number = self.page_at(place)
         page = self.model.pages.get(number)
         if page is None or not page.protection:
             return
@@ -213,9 +231,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         shared=st.booleans(),
         offset=st.integers(0, 3),
         how=st.sampled_from(["hint", "fixed", "fixed", "noreplace"]),
-        grows_down=st.sampled_from([False, False, False, True]),
-        no_reserve=st.sampled_from([False, False, False, True]),
-        populate=st.sampled_from([False, False, True]),
+        options=st.sets(st.sampled_from(list(OPTIONS))),
     )
     def mmap(
         self,
@@ -226,39 +242,46 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         shared: bool,
         offset: int,
         how: str,
-        grows_down: bool,
-        no_reserve: bool,
-        populate: bool,
+        options: set[int],
+    ) -> None:
+        at = self.page_at(place)
+        self._mmap(at, count, protection, source, shared=shared, offset=offset, how=how, options=sum(options))
+
+    def _mmap(
+        self,
+        at: int,
+        count: int,
+        protection: int,
+        source: str | int,
+        *,
+        how: str,
+        shared: bool = False,
+        offset: int = 0,
+        options: int = 0,
     ) -> None:
         flags, file, thing = mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS, None, None
-        name, index = "", 0
-        if isinstance(source, int):
-            (thing, file), grows_down, index = self.files[source], False, offset
-            flags, name = mapping.MAP_SHARED if shared else mapping.MAP_PRIVATE, thing.name
-        elif source == "shared":
-            grows_down, name = False, "/dev/zero (deleted)"
-            thing = Thing(bytearray(count * self.size), count)
-            flags = mapping.MAP_SHARED | mapping.MAP_ANONYMOUS
+        page = Page(protection, no_reserve=bool(options & mapping.MAP_NORESERVE))
+        if source == "private":
+            page = replace(page, grows_down=bool(options & mapping.MAP_GROWSDOWN))
+        else:
+            options &= ~mapping.MAP_GROWSDOWN
+            if isinstance(source, int):
+                thing, file = self.files[source]
+                flags = mapping.MAP_SHARED if shared else mapping.MAP_PRIVATE
+            else:
+                thing, offset = Thing(bytearray(count * self.size), count, name="/dev/zero (deleted)"), 0
+                flags = mapping.MAP_SHARED | mapping.MAP_ANONYMOUS
+            is_shared = bool(flags & mapping.MAP_SHARED)
+            page = replace(page, shared=is_shared, thing=thing, index=offset, name=thing.name)
         flags |= {"hint": 0, "fixed": mapping.MAP_FIXED, "noreplace": mapping.MAP_FIXED_NOREPLACE}[how]
-        flags |= mapping.MAP_GROWSDOWN if grows_down else 0
-        flags |= mapping.MAP_NORESERVE if no_reserve else 0
-        flags |= mapping.MAP_POPULATE if populate else 0
-        is_shared = bool(flags & mapping.MAP_SHARED)
-        page = Page(
-            protection,
-            is_shared,
-            thing,
-            index,
-            grows_down=grows_down,
-            no_reserve=no_reserve,
-            name=name,
+        size = self.size
+        request = mapping.Request(
+            at * size, count * size, protection, flags | options, file, page.index * size
         )
-        at = (self.base + place) * self.size
-        request = mapping.Request(at, count * self.size, protection, flags, file, index * self.size)
-        expected = self.model.mmap(page, self.base + place, count, how, populate)
-        self.check(expected, lambda: mapping.map_memory(self.space, request) // self.size)
+        expected = self.model.mmap(page, at, count, how, bool(options & mapping.MAP_POPULATE))
+        self.check(expected, lambda: mapping.map_memory(self.space, request) // size)
         if source == "shared" and isinstance(expected, int):
-            area = self.space.areas.find(expected * self.size)
+            area = self.space.areas.find(expected * size)
             assert area is not None
             assert isinstance(area.backing, SharedMemory)
             assert thing is not None
@@ -266,15 +289,16 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     @rule(place=PLACES, count=COUNTS)
     def munmap(self, place: int, count: int) -> None:
-        at = self.base + place
+        at = self.page_at(place)
         expected = self.model.munmap(at, count)
         self.check(expected, lambda: mapping.unmap_memory(self.space, at * self.size, count * self.size))
 
     @rule(place=PLACES, count=COUNTS, protection=PROTECTIONS)
     def mprotect(self, place: int, count: int, protection: int) -> None:
-        at = (self.base + place) * self.size
-        expected = self.model.mprotect(self.base + place, count, protection)
-        self.check(expected, lambda: mapping.protect_memory(self.space, at, count * self.size, protection))
+        at = self.page_at(place)
+        expected = self.model.mprotect(at, count, protection)
+        start, length = at * self.size, count * self.size
+        self.check(expected, lambda: mapping.protect_memory(self.space, start, length, protection))
 
     @rule(
         place=PLACES,
@@ -285,7 +309,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         fails=FAILURES,
     )
     def mremap(self, place: int, old: int, new: int, to: int, flags: int, fails: int | None) -> None:
-        at, to = self.base + place, self.base + to
+        at, to = self.page_at(place), self.page_at(to)
         board, size = self.board, self.size
         request = mapping.Remap(at * size, old * size, new * size, flags, to * size)
         failures = FailsAt(3 if fails is None else fails)
@@ -304,13 +328,13 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     @rule(place=PLACES, count=COUNTS, free=st.booleans())
     def discard(self, place: int, count: int, free: bool) -> None:
-        at, advice = self.base + place, mapping.MADV_FREE if free else mapping.MADV_DONTNEED
+        at, advice = self.page_at(place), mapping.MADV_FREE if free else mapping.MADV_DONTNEED
         expected = self.model.discard(at, count, only_anonymous=free)
         self._advise(expected, at, count, advice)
 
     @rule(place=PLACES, count=st.integers(1, 8), write=st.booleans())
     def populate(self, place: int, count: int, write: bool) -> None:
-        at = self.base + place
+        at = self.page_at(place)
         advice = mapping.MADV_POPULATE_WRITE if write else mapping.MADV_POPULATE_READ
         expected = self.model.populate(at, count, WRITE if write else READ)
         self._advise(expected, at, count, advice)
@@ -433,16 +457,91 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             self.board.close()
             shutil.rmtree(self.folder)
 
+    # ---- a walk without hypothesis, which spends its time on choosing
+
+    def walk(self, random: Random, steps: int) -> None:
+        """`steps` rules with arguments of `random`, all invariants after each."""
+        rules: list[Callable[[], None]] = [
+            *[lambda: self._random_access(random)] * 8,
+            *[lambda: self._random_mmap(random)] * 4,
+            *[lambda: self.mprotect(random.randrange(4096), random.choice(SHORT), random.choice(RIGHTS))] * 3,
+            *[lambda: self._random_mremap(random)] * 3,
+            *[lambda: self.munmap(random.randrange(4096), random.choice(SHORT))] * 2,
+            lambda: self.access_every_page_around(random.randrange(4096), random.random() < 0.5),
+            lambda: self.fetch(random.randrange(4096)),
+            lambda: self.discard(random.randrange(4096), random.choice(SHORT), random.random() < 0.5),
+            lambda: self.populate(random.randrange(4096), random.choice(SHORT), random.random() < 0.5),
+            lambda: self.brk(random.randint(-2, 12), random.choice((0, 5))),
+            lambda: self.somebody_else_writes_the_file(
+                random.randrange(3), random.randrange(3000), random.randbytes(5)
+            ),
+        ]
+        for _ in range(steps):
+            random.choice(rules)()
+            self.the_areas_are_the_models()
+            self.every_entry_shows_the_models_bytes_and_permissions()
+            self.every_reference_is_explained()
+            self.files_hold_what_was_stored()
+
+    def _random_access(self, random: Random) -> None:
+        byte = random.choice((None, random.randbytes(1)))
+        fails = random.choice((*[None] * 9, 0, 1))
+        self.load_or_store(random.randrange(4096), random.choice((0, 77)), byte, random.random() < 0.5, fails)
+
+    def _random_mmap(self, random: Random) -> None:
+        self.mmap(
+            random.randrange(4096),
+            random.choice(SHORT),
+            random.choice(RIGHTS),
+            random.choice(("private", "private", "shared", 0, 1, 2)),
+            random.random() < 0.5,
+            random.randrange(4),
+            random.choice(("hint", "fixed", "fixed", "noreplace")),
+            {option for option in OPTIONS if random.random() < 0.25},
+        )
+
+    def _random_mremap(self, random: Random) -> None:
+        old, grows = random.randrange(7), random.randint(-3, 4)
+        places = random.randrange(4096), random.randrange(4096)
+        flags, fails = random.choice((0, 1, 1, 3, 3, 5, 7)), random.choice((*[None] * 5, 0, 1))
+        new = old if flags & 4 and random.random() < 0.8 else max(0, old + grows)
+        self.mremap(places[0], old, new, places[1], flags, fails)
+
 
 def machine(*, executes: bool, examples: int, steps: int) -> Any:
     """The test case on one of the two CPUs."""
     name = "OnTheEngine" if executes else "OnTheReferenceCpu"
     made: Any = type(name, (AddressSpaceMachine,), {"executes": executes})
-    made.TestCase.settings = settings(max_examples=examples, stateful_step_count=steps)
+    # Without shrinking, which takes minutes here: the same steps fail again, and name what they did.
+    made.TestCase.settings = settings(
+        max_examples=examples, stateful_step_count=steps, phases=(Phase.generate,)
+    )
     return made.TestCase
 
 
-TestOnTheEngine = machine(executes=True, examples=30, steps=30)
-TestOnTheReferenceCpu = machine(executes=False, examples=30, steps=30)
+TestOnTheEngine = machine(executes=True, examples=15, steps=30)
+TestOnTheReferenceCpu = machine(executes=False, examples=15, steps=30)
 TestOnTheEngineForLong = pytest.mark.slow(machine(executes=True, examples=1000, steps=60))
 TestOnTheReferenceCpuForLong = pytest.mark.slow(machine(executes=False, examples=1000, steps=60))
+
+
+def take_a_walk(*, executes: bool, seed: int, steps: int) -> None:
+    machine: Any = type("Walking", (AddressSpaceMachine,), {"executes": executes})()
+    machine.build()
+    try:
+        machine.walk(Random(seed), steps)
+    finally:
+        machine.teardown()
+
+
+@pytest.mark.parametrize("executes", [True, False], ids=["engine", "reference"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_walk(executes: bool, seed: int) -> None:
+    take_a_walk(executes=executes, seed=seed, steps=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executes", [True, False], ids=["engine", "reference"])
+@pytest.mark.parametrize("seed", range(100, 200))
+def test_many_long_walks(executes: bool, seed: int) -> None:
+    take_a_walk(executes=executes, seed=seed, steps=1000)

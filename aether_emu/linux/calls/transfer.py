@@ -147,11 +147,13 @@ class TransferCalls(FileFamily):
             count = deliverable
         elif not count:
             count = min(wanted, 1)
+        makes_room = not isinstance(file, PipeEnd) or not file.pipe.room
         data = file.read(count)
         if isinstance(data, WouldBlock):
             self._wait(data)
             return None
-        self._took(file)
+        if makes_room:
+            self._took(file)
         return user.scatter(self._cpu, pieces, data)
 
     # ---- writing
@@ -321,7 +323,7 @@ class TransferCalls(FileFamily):
     # ---- what edge-triggered waiting wants to hear (see `epolling`)
 
     def _took(self, file: OpenFile) -> None:
-        """Bytes were taken out of a pipe, stream or counter."""
+        """Bytes were taken out of a stream, a counter or a pipe that was full."""
 
     def _gave(self, file: OpenFile) -> None:
         """Bytes were put into a file."""

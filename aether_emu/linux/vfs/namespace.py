@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.errors import ConfigError, Refused
-from aether_emu.linux.vfs.host import is_kernel_interface, refusals
+from aether_emu.linux.vfs.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.vfs.inodes import EPOCH_NS, FileKey, Inode, InodeTable
 from aether_emu.linux.vfs.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
 from aether_emu.linux.vfs.place import Dentry, Entry, GuestPath, Place, text
@@ -296,7 +296,7 @@ class Namespace:
         assert place.status is not None
         found: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
         with refusals(f"directory {text(place.path)!r}"):
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd)
+            fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with os.scandir(fd) as entries:
                     for item in entries:
@@ -313,8 +313,10 @@ class Namespace:
             return self.inode(self.root_of(mount, None)).number
         if place.status is None or self.mounts.at(place.path) is not None:
             return self.inodes.of(above).number
-        with refusals(f"directory {text(above)!r}"):
+        try:
             status = os.stat(b"..", dir_fd=place.fd)
+        except OSError:  # a directory may be listed that can't be searched
+            return self.inodes.of(above).number
         return self.inodes.of((status.st_dev, status.st_ino)).number
 
     # Names of what is held open

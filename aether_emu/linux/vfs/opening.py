@@ -98,7 +98,7 @@ def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirec
     fd = -1
     if place.fd >= 0:
         with host.refusals(f"{text(place.path)!r}"):
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd)
+            fd = os.open(host.by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return OpenDirectory(namespace, place, fd, flags)
 
 

@@ -54,8 +54,6 @@ def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     _require_new(entry)
     if source.mount is not entry.parent.mount or source.fd < 0:
         raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another grant")
-    if source.is_directory:
-        raise Refused(errno.EPERM, f"{text(source.path)!r} is a directory")
     with host.refusals(f"link {text(entry.path)!r}"):
         os.link(
             host.by_descriptor(source.fd), entry.host_name, dst_dir_fd=entry.parent.fd, follow_symlinks=True

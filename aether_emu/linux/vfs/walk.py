@@ -26,9 +26,9 @@ PATH_MAX = 4096
 MOST_LINKS = 40
 """Links followed in one walk (Linux MAXSYMLINKS)."""
 DEEPEST = 4096
-"""Most components of a canonical path. Linux has no such limit; here it bounds the work of one `..`."""
+"""Most components of a canonical path. Linux has no such limit; here it bounds the work of `..`."""
 _TRAIL = 32
-"""Directories kept open behind a walk, so that most `..` are free."""
+"""Directories kept open behind a walk, so that most `..` are free. The others begin at the root again."""
 
 NO_CHILDREN = Directory(dict)
 
@@ -221,26 +221,18 @@ class Walk:
             self._trail.pop().close()
 
     def _go_up(self) -> None:
-        """Leave as many directories as `..` follow one another, along the guest's path."""
-        count = 1
-        while self._pending and self._pending[-1] == b"..":
-            self._pending.pop()
-            count += 1
-        room = len(self._here.path) - (len(self._base.path) if self._base else 0)
-        if count > room:
+        """`..` along the guest's path: to the directory come from, else down to it from the root."""
+        here = self._here
+        if len(here.path) == (len(self._base.path) if self._base else 0):
             if self._resolve & fl.RESOLVE_BENEATH:
                 raise Refused(errno.EXDEV, "the path leaves the directory it must stay beneath")
-            count = room
-        mount = self._here.mount
-        target = self._here.path[: len(self._here.path) - count]
-        if count and count <= len(self._trail):
-            for _ in range(count - 1):
-                self._trail.pop().close()
-            self._here.close()
+            return
+        if self._trail:
+            here.close()
             self._here = self._trail.pop()
-        elif count:
-            self._descend(target)
-        if self._resolve & fl.RESOLVE_NO_XDEV and self._here.mount is not mount:
+        else:
+            self._descend(here.path[:-1])
+        if self._resolve & fl.RESOLVE_NO_XDEV and self._here.mount is not here.mount:
             raise Refused(errno.EXDEV, f"{text(self._here.path)!r} is another mount")
 
     def _descend(self, path: GuestPath) -> None:

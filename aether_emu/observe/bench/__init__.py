@@ -1,8 +1,8 @@
 """Benchmarks: each figure beside its floor, in the same run, on equally fresh memory.
 
-    figure       what a figure is, and how alternating pairs become a ratio
-    guests       the guest programs, on the machine and on bare engines
-    faults calls execution tables startup     one family of figures each
-    catalogue    all of them by name, with the project's goals
-    report       a table for people, JSON for comparing two commits
+figure       what a figure is, and how alternating pairs become a ratio
+guests       the guest programs, on the machine and on bare engines
+faults calls execution tables startup     one family of figures each
+catalogue    all of them by name, with the project's goals
+report       a table for people, JSON for comparing two commits
 """

@@ -37,6 +37,7 @@ def figure(isa: str, goal: float, *, calls: int = 200_000, repetitions: int = 9)
 
     return Figure(
         name="syscall",
+        isa=isa,
         what="system call that only returns a number",
         program=guests.command("getppid", arguments),
         floor_is="a bare hook that reads seven registers and writes one",

@@ -28,7 +28,7 @@ class Work:
 WORKS: tuple[Work, ...] = (
     Work("alu", "integer work in registers", (1,), (60_000_000,)),
     Work("stream", "stores one after another, 16 MiB", (16, 1), (16, 9), 16 << 20),
-    Work("randload", "loads that depend on each other, random over 64 MiB", (64, 1), (64, 3_000_000), 64 << 20),
+    Work("randload", "dependent loads at random, 64 MiB", (64, 1), (64, 3_000_000), 64 << 20),
 )
 
 
@@ -56,15 +56,14 @@ def figure(isa: str, work: Work, goal: float, *, repetitions: int = 5) -> Figure
                 start = now()
                 engine.run()
                 spent = now() - start
-            guests.same_output(
-                guests.command(work.name, arguments), printed[arguments], bytes(kernel.output)
-            )
+            guests.same_output(guests.command(work.name, arguments), printed[arguments], bytes(kernel.output))
             return spent
         finally:
             engine.close()
 
     return Figure(
         name=f"exec-{work.name}",
+        isa=isa,
         what=work.what,
         program=f"{guests.command(work.name, work.much)} less {guests.command(work.name, work.little)}",
         floor_is="the same code on the engine without paging",

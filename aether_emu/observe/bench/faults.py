@@ -75,6 +75,7 @@ def figure(
 
     return Figure(
         name="fault-resident" if resident else "fault",
+        isa=isa,
         what=f"demand-zero fault by a guest's write, {'resident' if resident else 'fresh'} host memory",
         program=program,
         floor_is="a bare interrupt hook that writes a prepared entry",

@@ -29,6 +29,7 @@ class Figure:
     """What is measured. `ours` and `floor` do the work once and return its CPU seconds per `unit`."""
 
     name: str
+    isa: str
     what: str
     program: str  # with its arguments, which are the size
     floor_is: str

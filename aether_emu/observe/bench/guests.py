@@ -64,10 +64,10 @@ class Loaded:
 
 
 @contextmanager
-def on_machine(isa: str, name: str, arguments: Sequence[int], **options: object) -> Iterator[Loaded]:
-    """The program on a machine with default parameters, or with other `options` of `Config`."""
+def on_machine(isa: str, name: str, arguments: Sequence[int], *, ram: int | None = None) -> Iterator[Loaded]:
+    """The program on a machine with default parameters, or with other RAM (bytes)."""
     path, output = path_of(isa, name), BufferStream()
-    machine = Machine(isa, **options)
+    machine = Machine(isa, ram=ram)
     try:
         streams = {"stdin": BufferStream(), "stdout": output, "stderr": output}
         machine.load(path, [name, *map(str, arguments)], streams=streams)

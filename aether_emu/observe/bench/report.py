@@ -26,16 +26,16 @@ def versions(package: str) -> dict[str, str]:
     }
 
 
-def as_data(results: Sequence[Result], isa: str, used: Mapping[str, str]) -> dict[str, Any]:
+def as_data(results: Sequence[Result], used: Mapping[str, str]) -> dict[str, Any]:
     """Everything measured as plain data. All times are CPU seconds per `unit`."""
     return {
         "schema": SCHEMA,
-        "isa": isa,
         "versions": dict(used),
         "host": {"system": platform.system(), "release": platform.release(), "machine": platform.machine()},
         "figures": [
             {
                 "name": result.figure.name,
+                "isa": result.figure.isa,
                 "what": result.figure.what,
                 "program": result.figure.program,
                 "floor_is": result.figure.floor_is,
@@ -62,24 +62,23 @@ def as_json(data: Mapping[str, Any]) -> str:
 
 
 def as_table(results: Sequence[Result]) -> Table:
-    """The figures for a terminal: medians, and the range of the pairs' ratios."""
+    """The figures for people: medians; below a ratio the range of the pairs' ratios."""
     from rich.table import Table  # heavy, and only needed when somebody looks
 
-    table = Table(title="CPU time beside its floor; ratio is the median of alternating pairs")
+    table = Table(title="CPU time beside its floor; ratio: median of alternating pairs", show_lines=True)
     table.add_column("name", no_wrap=True)
     table.add_column("what")
-    for name in ("ours", "floor", "ratio", "min..max", "target"):
+    for name in ("ours", "floor", "ratio", "target"):
         table.add_column(name, justify="right", no_wrap=True)
     for result in results:
         figure = result.figure
         table.add_row(
             figure.name,
-            f"{figure.what}\n{figure.program}\nfloor: {figure.floor_is}",
+            f"{figure.what}\n{figure.program} ({figure.isa})\nfloor: {figure.floor_is}",
             duration(result.ours),
             duration(result.floor),
-            f"{result.ratio:.2f}",
-            f"{min(result.ratios):.2f}..{max(result.ratios):.2f}",
-            f"<= {figure.goal:g} {'met' if result.met else 'MISSED'}",
+            f"{result.ratio:.2f}\n{min(result.ratios):.2f}..{max(result.ratios):.2f}",
+            f"<= {figure.goal:g}\n{'met' if result.met else 'MISSED'}",
         )
     return table
 

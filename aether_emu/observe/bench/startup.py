@@ -29,6 +29,7 @@ def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
 
     return Figure(
         name="start",
+        isa=isa,
         what="whole process, CPU time",
         program="aether run hello",
         floor_is=f'python -c "{IMPORTS}"',
@@ -41,7 +42,7 @@ def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
 
 
 def cpu_seconds(arguments: tuple[str, ...]) -> float:
-    """User and system seconds of this Python with `arguments`, package on its path. BenchError if it fails."""
+    """User and system seconds of a child Python that finds the package. Raises BenchError if it fails."""
     paths = [str(guests.SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else one side would be compiled anew each time

@@ -65,6 +65,7 @@ def figure(isa: str, goal: float, *, length: int = 1 << 30, repetitions: int = 2
 
     return Figure(
         name="map",
+        isa=isa,
         what=f"map {length >> 20} MiB as {page >> 10}K pages: {length // page:,} entries, tables included",
         program="mm.page.PageTable.map",
         floor_is=f"{tables} numpy stores of {entries * 8 >> 10} KiB",

@@ -385,7 +385,7 @@ steps = st.one_of(
     st.tuples(st.sampled_from(["readv", "writev"]), st.sampled_from(FILES), pieces),
     st.tuples(st.sampled_from(["preadv", "pwritev"]), st.sampled_from(FILES), pieces, offsets),
     st.tuples(st.just("lseek"), st.sampled_from(FILES), offsets, st.just(os.SEEK_SET)),
-    st.tuples(st.just("lseek"), st.sampled_from(FILES), st.integers(-20_000, 0), st.integers(0, 2)),
+    st.tuples(st.just("lseek"), st.sampled_from(("f", "log", "r")), st.integers(-20_000, 0), st.integers(0, 2)),
     # Of a counter only what no version of Linux treats in another way.
     st.tuples(st.just("read"), st.just("counter"), st.integers(0, 200), lengths),
     st.tuples(st.just("write"), st.just("counter"), st.integers(0, 200), st.integers(0, 8)),
@@ -422,7 +422,7 @@ def drain(twin: Twin) -> None:
         pass
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.lists(steps, max_size=12))
 def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory() as base, twin_in(Path(base)) as twin:

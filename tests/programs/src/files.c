@@ -63,6 +63,35 @@ static void mapped(void) {
     close(file);
 }
 
+static void written(void) {
+    FILE *scratch = fopen("scratch", "w+");
+    if (!scratch) {
+        perror("scratch");
+        return;
+    }
+    fprintf(scratch, "%d %s\n", 42, "kept");
+    rewind(scratch);
+    int number = 0;
+    char word[16] = {0};
+    printf("read back %d", fscanf(scratch, "%d %15s", &number, word));
+    printf(" %d %s\n", number, word);
+    printf("grown %d\n", ftruncate(fileno(scratch), 10000));
+    char *shared = mmap(0, 10000, PROT_READ | PROT_WRITE, MAP_SHARED, fileno(scratch), 0);
+    memcpy(shared + 9000, "mapped", 6);
+    msync(shared, 10000, MS_SYNC);
+    printf("through the file %zd", pread(fileno(scratch), word, 6, 9000));
+    printf(" %.6s\n", word);
+    fclose(scratch);
+    memcpy(shared, "17", 2);
+    munmap(shared, 10000);
+    printf("renamed %d", rename("scratch", "tree/moved"));
+    scratch = fopen("tree/moved", "r");
+    printf(" %d", fscanf(scratch, "%d", &number));
+    printf(" %d\n", number);
+    fclose(scratch);
+    printf("removed %d %d %d\n", unlink("tree/moved"), access("tree/moved", F_OK), errno == ENOENT);
+}
+
 int main(int count, char **arguments) {
     list(".", 0);
     mapped();
@@ -79,16 +108,7 @@ int main(int count, char **arguments) {
     printf("not a directory: %d %d\n", open("text/x", O_RDONLY), errno == ENOTDIR);
     char target[64] = {0};
     printf("link %zd %s\n", readlink("tree/link", target, sizeof target - 1), target);
-    FILE *temporary = tmpfile();
-    if (temporary) {
-        fprintf(temporary, "%d %s\n", 42, "kept");
-        rewind(temporary);
-        int number = 0;
-        char word[16] = {0};
-        printf("temporary %d", fscanf(temporary, "%d %15s", &number, word));
-        printf(" %d %s\n", number, word);
-        fclose(temporary);
-    }
+    written();
     int ends[2];
     if (!pipe(ends)) {
         printf("pipe %zd", write(ends[1], "through", 7));

@@ -1,0 +1,59 @@
+"""`aether bench` as users meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.cli.command import COMMAND, PATIENCE, aether, environment, one_line
+
+
+def test_a_figure_is_measured_printed_and_kept(tmp_path: Path) -> None:
+    result = aether("bench", "map", "--json", tmp_path / "figures.json")
+    assert (result.returncode, result.stderr) == (0, b""), "no progress in a pipe"
+    table = result.stdout.decode()
+    for words in ("name", "what", "ours", "floor", "ratio", "target", "map", "262,144 entries", "<= 5"):
+        assert words in table
+    data = json.loads((tmp_path / "figures.json").read_text())
+    (figure,) = data["figures"]
+    assert figure["name"] == "map"
+    assert len(figure["pairs"]) >= 5
+    assert figure["ratio"]["min"] <= figure["ratio"]["median"] <= figure["ratio"]["max"]
+    assert f"{figure['ratio']['median']:.2f}" in table, "both tell the same measurement"
+    assert set(data["versions"]) == {"aether_emu", "python", "unicorn", "numpy"}
+
+
+def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
+    terminal, stderr = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "bench", "exec"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        env={**environment(), "TERM": "xterm"},
+        start_new_session=True,
+    ) as process:
+        os.close(stderr)
+        told = b""
+        while b"exec-alu" not in told:
+            told += os.read(terminal, 4096)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=PATIENCE)
+    os.close(terminal)
+    assert (process.returncode, output) == (130, b"")
+
+
+def test_an_unknown_figure_is_refused() -> None:
+    one_line(
+        aether("bench", "map", "nonesuch"), 2, ["benchmark='nonesuch'", "fault, syscall, exec, map, start"]
+    )
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    one_line(
+        aether("bench", "start", "--json", tmp_path / "missing" / "f"), 2, ["json=", "cannot be written"]
+    )

@@ -1,0 +1,292 @@
+"""epoll sets, beside the real kernel's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import struct
+import tempfile
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aether_emu.linux.vfs.streams import BufferStream, StreamFile
+from tests.linux.calls.conftest import twin_in
+from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin
+from tests.linux.vfs.conftest import Guest
+
+ADD, DEL, MOD = 1, 2, 3
+IN, OUT, ET, ONESHOT, EXCLUSIVE = 1, 4, 1 << 31, 1 << 30, 1 << 28
+NATIVE = struct.Struct("<IQ") if os.uname().machine == "x86_64" else struct.Struct("<I4xQ")
+GUEST = struct.Struct("<IQ")
+RESULT = 4096
+
+
+class Sets:
+    """An epoll set "e" in a twin; structures have the layout of each side."""
+
+    def __init__(self, twin: Twin) -> None:
+        self.twin = twin
+        twin.open("e", "epoll_create1", 0)
+
+    def control(self, operation: int, name: str, events: int, data: int, of: str = "e") -> int:
+        """epoll_ctl(2)."""
+        self.twin.served.put(0, GUEST.pack(events, data))
+        self.twin.native.content[: NATIVE.size] = NATIVE.pack(events, data)
+        result = self.twin.call_apart("epoll_ctl", F(of), operation, F(name), A(0))
+        self.twin.put(0, bytes(16))
+        return result
+
+    def wait(self, of: str = "e", most: int = 16) -> list[tuple[int, int]]:
+        """epoll_wait(2) with no time to wait: (data, events) in the order of the data."""
+        count = self.twin.call_apart("epoll_pwait", F(of), A(RESULT), most, 0, 0, 8)
+        ours = [GUEST.unpack_from(self.twin.served.memory.content, RESULT + 12 * i) for i in range(count)]
+        theirs = [
+            NATIVE.unpack_from(self.twin.native.content, RESULT + NATIVE.size * i) for i in range(count)
+        ]
+        self.twin.put(RESULT, bytes(16 * 16))
+        if most >= len(ours):
+            assert sorted(ours, key=lambda e: e[1]) == sorted(theirs, key=lambda e: e[1])
+        return sorted((data, events) for events, data in ours)
+
+
+def test_level_and_edge(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.pipe("r", "w")
+    twin.open("counter", "eventfd2", 0, os.O_NONBLOCK)
+    assert sets.control(ADD, "r", IN, 1) == 0
+    assert sets.control(ADD, "counter", IN | ET, 2) == 0
+    assert sets.wait() == []
+    twin.put(100, struct.pack("<Q", 1))
+    twin.call("write", F("w"), A(100), 8)
+    twin.call("write", F("counter"), A(100), 8)
+    assert sets.wait() == [(1, IN), (2, IN)]
+    assert sets.wait() == [(1, IN)]  # the level stays, the edge was shown
+    twin.call("write", F("counter"), A(100), 8)
+    assert sets.wait() == [(1, IN), (2, IN)]  # never read, and yet a new edge
+    twin.call("read", F("r"), A(100), 8)
+    assert sets.wait() == []
+
+
+def test_a_counter_read_and_written_again_is_a_new_edge(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.open("counter", "eventfd2", 1, os.O_NONBLOCK)
+    sets.control(ADD, "counter", IN | ET, 2)
+    assert sets.wait() == [(2, IN)]
+    twin.call("read", F("counter"), A(100), 8)
+    twin.put(100, struct.pack("<Q", 1))
+    twin.call("write", F("counter"), A(100), 8)
+    assert sets.wait() == [(2, IN)]
+
+
+def test_a_oneshot_interest_waits_to_be_armed(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.pipe("r", "w")
+    sets.control(ADD, "w", OUT | ONESHOT, 7)
+    assert sets.wait() == [(7, OUT)]
+    assert sets.wait() == []
+    sets.control(MOD, "w", OUT | ONESHOT, 8)
+    assert sets.wait() == [(8, OUT)]
+
+
+def test_hanging_up_is_always_told(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.pipe("r", "w")
+    sets.control(ADD, "r", 0, 1)
+    sets.control(ADD, "w", OUT | ET, 2)
+    assert sets.wait() == [(2, OUT)]
+    twin.close_descriptor("r")
+    assert sets.wait() == [(2, OUT | select.POLLERR)]
+    assert sets.wait() == []
+
+
+def test_a_closed_file_leaves_the_set_with_its_last_descriptor(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.open("counter", "eventfd2", 1, 0)
+    sets.control(ADD, "counter", IN, 1)
+    twin.open("copy", "dup", F("counter"))
+    twin.close_descriptor("counter")
+    assert sets.wait() == [(1, IN)]
+    twin.close_descriptor("copy")
+    assert sets.wait() == []
+
+
+def test_refusals(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.pipe("r", "w")
+    twin.open("other", "epoll_create1", 0)
+    assert sets.control(ADD, "r", IN, 1) == 0
+    assert sets.control(ADD, "r", IN, 1) == -errno.EEXIST
+    assert sets.control(MOD, "w", IN, 1) == -errno.ENOENT
+    assert sets.control(DEL, "w", IN, 1) == -errno.ENOENT
+    assert sets.control(9, "r", IN, 1) == -errno.EINVAL
+    assert sets.control(ADD, "dir", IN, 1) == -errno.EPERM
+    assert sets.control(ADD, "e", IN, 1) == -errno.EINVAL
+    assert sets.control(ADD, "r", IN, 1, of="w") == -errno.EINVAL
+    assert sets.control(MOD, "r", IN | EXCLUSIVE, 1) == -errno.EINVAL
+    assert sets.control(ADD, "other", IN | EXCLUSIVE, 1) == -errno.EINVAL
+    assert sets.control(ADD, "w", OUT | EXCLUSIVE, 1) == 0
+    assert sets.control(MOD, "w", OUT, 1) == -errno.EINVAL
+    twin.forbid(5)
+    assert twin.call_apart("epoll_ctl", F("e"), ADD, F("w"), A(5 * 4096)) == -errno.EFAULT
+    assert twin.call("epoll_ctl", 999, DEL, F("w"), 0) == -errno.EBADF
+    assert twin.call("epoll_ctl", F("e"), DEL, 999, 0) == -errno.EBADF
+    assert twin.call("epoll_pwait", F("e"), A(0), 0, 0, 0, 8) == -errno.EINVAL
+    assert twin.call("epoll_pwait", F("e"), A(0), -1, 0, 0, 8) == -errno.EINVAL
+    assert twin.call("epoll_pwait", F("r"), A(0), 1, 0, 0, 8) == -errno.EINVAL
+    assert twin.call("epoll_pwait", F("e"), A(0), 1, 0, A(100), 4) == -errno.EINVAL
+    assert twin.call("epoll_pwait", F("e"), A(5 * 4096), 1, 0, 0, 8) == -errno.EFAULT
+    assert twin.call("epoll_create1", 5) == -errno.EINVAL
+    assert twin.call("read", F("e"), A(5 * 4096), 8) == -errno.EINVAL
+    assert twin.call("write", F("e"), A(0), 8) == -errno.EINVAL
+
+
+def test_sets_in_sets(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.open("outer", "epoll_create1", 0)
+    twin.open("counter", "eventfd2", 0, 0)
+    assert sets.control(ADD, "e", IN, 5, of="outer") == 0
+    assert sets.control(ADD, "outer", IN, 5) == -errno.ELOOP
+    sets.control(ADD, "counter", IN, 6)
+    assert sets.wait("outer") == []
+    twin.put(100, struct.pack("<Q", 1))
+    twin.call("write", F("counter"), A(100), 8)
+    assert sets.wait("outer") == [(5, IN)]
+    for depth in range(6):
+        twin.open(f"outer{depth}", "epoll_create1", 0)
+        below = f"outer{depth - 1}" if depth else "outer"
+        assert sets.control(ADD, below, IN, 1, of=f"outer{depth}") == (-errno.ELOOP if depth == 4 else 0)
+
+
+def test_every_ready_member_gets_its_turn(served: Served) -> None:
+    fd = served("epoll_create1", 0)
+    assert isinstance(fd, int)
+    for data in range(3):
+        counter = served("eventfd2", 1, 0)
+        assert isinstance(counter, int)
+        served.put(0, GUEST.pack(IN, data))
+        assert served("epoll_ctl", fd, ADD, counter, BASE) == 0
+    turns = []
+    for _ in range(6):
+        assert served("epoll_wait", fd, BASE, 1, 0) == 1
+        turns.append(GUEST.unpack(served.get(0, 12))[1])
+    assert turns == [0, 1, 2, 0, 1, 2]
+
+
+def test_events_that_cannot_be_delivered_stay(served: Served) -> None:
+    fd, counter = served("epoll_create1", 0), served("eventfd2", 1, 0)
+    assert isinstance(fd, int) and isinstance(counter, int)
+    served.put(0, GUEST.pack(IN | ONESHOT, 3))
+    assert served("epoll_ctl", fd, ADD, counter, BASE) == 0
+    served.memory.protection[5] = PROT_NONE
+    assert served("epoll_wait", fd, BASE + 5 * 4096, 1, 0) == -errno.EFAULT
+    assert served("epoll_wait", fd, BASE, 1, 0) == 1
+
+
+def test_waiting_takes_virtual_time_or_waits_for_the_stream(guest: Guest, served: Served) -> None:
+    fd, counter = served("epoll_create", 1), served("eventfd2", 0, 0)
+    assert isinstance(fd, int) and isinstance(counter, int)
+    served.put(0, GUEST.pack(IN, 3))
+    assert served("epoll_ctl", fd, ADD, counter, BASE) == 0
+    before = served.process.kernel.clock.now_ns
+    assert served("epoll_wait", fd, BASE, 1, 250) == 0
+    assert served.process.kernel.clock.now_ns - before == 250 * 10**6
+    served.put(0, struct.pack("<qq", 3, 5))
+    assert served("epoll_pwait2", fd, BASE, 1, BASE, 0, 8) == 0
+    assert served.process.kernel.clock.now_ns - before == 3_250_000_005
+    assert served("epoll_wait", fd, BASE, 1, -1) == BLOCKED
+    assert served.process.blocked is not None
+    assert served.process.blocked.file is guest.files.table.file(counter)
+
+    class Quiet(BufferStream):
+        def ready(self) -> bool:
+            return False
+
+    stdin = guest.files.table.file(0)
+    assert isinstance(stdin, StreamFile)
+    stdin.stream = Quiet()
+    served.put(0, GUEST.pack(IN, 4))
+    assert served("epoll_ctl", fd, ADD, 0, BASE) == 0
+    assert served("epoll_wait", fd, BASE, 1, -1) == BLOCKED
+    assert served.process.blocked is not None and served.process.blocked.file is stdin
+
+
+def test_what_the_host_brings_after_a_read_is_a_new_edge(guest: Guest, served: Served) -> None:
+    class Arriving(BufferStream):
+        def ready(self) -> bool:
+            return bool(self.source)
+
+    stdin = guest.files.table.file(0)
+    assert isinstance(stdin, StreamFile)
+    stdin.stream = stream = Arriving(b"abc")
+    fd = served("epoll_create1", 0)
+    assert isinstance(fd, int)
+    served.put(0, GUEST.pack(IN | ET, 4))
+    assert served("epoll_ctl", fd, ADD, 0, BASE) == 0
+    assert served("epoll_wait", fd, BASE, 1, 0) == 1
+    assert served("epoll_wait", fd, BASE, 1, 0) == 0
+    assert served("read", 0, BASE, 100) == 3
+    stream.source += b"def"
+    assert served("epoll_wait", fd, BASE, 1, 0) == 1
+
+
+names = st.sampled_from(["r", "w", "counter"])
+flags = st.tuples(
+    st.sampled_from([0, IN, OUT, IN | OUT, IN | select.POLLRDNORM]), st.sampled_from([0, ET, ONESHOT, ET | ONESHOT])
+).map(sum)
+steps = st.one_of(
+    st.tuples(st.sampled_from([ADD, MOD, DEL]), names, flags),
+    st.tuples(st.just("write"), st.sampled_from(["w", "counter"])),
+    st.tuples(st.just("read"), st.sampled_from(["r", "counter"])),
+    st.tuples(st.just("wait")),
+)
+
+
+@settings(max_examples=150)
+@given(st.lists(steps, min_size=3, max_size=25))
+def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as base, twin_in(Path(base)) as twin:
+        sets = Sets(twin)
+        twin.pipe("r", "w")
+        twin.open("counter", "eventfd2", 0, os.O_NONBLOCK)
+        twin.put(100, struct.pack("<Q", 1))
+        for data, (name, *rest) in enumerate(sequence):
+            if isinstance(name, int):
+                file, events = rest
+                assert isinstance(file, str) and isinstance(events, int)
+                sets.control(name, file, events, data)
+            elif name == "wait":
+                sets.wait()
+            else:
+                assert isinstance(name, str) and isinstance(rest[0], str)
+                twin.call(name, F(rest[0]), A(100 if name == "write" else 200), 8)
+        sets.wait()
+
+
+def test_a_set_is_restored_with_its_members(guest: Guest, served: Served) -> None:
+    from aether_emu.linux.vfs.capture import capture, restore
+    from aether_emu.linux.vfs.epoll import restore_epoll
+    from tests.linux.vfs.conftest import Source
+
+    fd, shown, fresh = served("epoll_create1", 0), served("eventfd2", 1, 0), served("eventfd2", 1, 0)
+    assert isinstance(fd, int) and isinstance(shown, int) and isinstance(fresh, int)
+    for number, counter in enumerate((shown, fresh)):
+        served.put(0, GUEST.pack(IN | ET, number))
+        assert served("epoll_ctl", fd, ADD, counter, BASE) == 0
+        if counter == shown:
+            assert served("epoll_wait", fd, BASE, 8, 0) == 1
+    state = capture([guest.files])
+    guest.files.close_all()
+    restored = restore(
+        state, guest.namespace, [Source()], guest.streams, {"eventpoll": restore_epoll}
+    )
+    (files,) = restored.processes
+    again = Served(files)
+    assert again("epoll_wait", fd, BASE, 8, 0) == 1
+    assert GUEST.unpack(again.get(0, 12)) == (IN, 1)
+    again.put(0, struct.pack("<Q", 1))
+    assert again("write", shown, BASE, 8) == 8
+    assert again("epoll_wait", fd, BASE, 8, 0) == 1
+    guest.files = files

@@ -1,0 +1,311 @@
+"""The benchmarks' arithmetic, and that each side of each figure does the work that it is timed for."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from aether_emu.errors import ConfigError, ProgramError
+from aether_emu.machine import floors
+from aether_emu.machine.ram import Ram
+from aether_emu.mm import page
+from aether_emu.mm.counters import Event
+from aether_emu.observe.bench import calls, catalogue, execution, faults, guests, report, startup, tables
+from aether_emu.observe.bench.figure import BenchError, Figure, Result, collector_off, measure
+
+ISA = "x86_64"
+
+
+def _figure(
+    ours: Callable[[], float] = lambda: 1.0,
+    floor: Callable[[], float] = lambda: 1.0,
+    *,
+    repetitions: int = 1,
+    goal: float = 3.0,
+) -> Figure:
+    return Figure(
+        "name", ISA, "what is done", "program 5", "the floor", "unit", ours, floor, repetitions, goal
+    )
+
+
+# ---- figures
+
+
+def test_the_sides_take_turns_and_the_ratio_is_the_median_of_the_pairs_ratios() -> None:
+    order: list[str] = []
+    times: dict[str, Iterator[float]] = {"ours": iter([2.0, 9.0, 8.0]), "floor": iter([1.0, 3.0, 1.0])}
+
+    def side(name: str) -> Callable[[], float]:
+        def once() -> float:
+            order.append(name)
+            return next(times[name])
+
+        return once
+
+    result = measure(_figure(side("ours"), side("floor"), repetitions=3), lambda: order.append("step"))
+    assert order == ["ours", "floor", "step"] * 3
+    assert result.pairs == ((2.0, 1.0), (9.0, 3.0), (8.0, 1.0))
+    assert (result.ratios, result.ratio) == ([2.0, 3.0, 8.0], 3.0)
+    assert (result.ours, result.floor) == (8.0, 1.0), "medians of each side"
+
+
+@pytest.mark.parametrize(("ours", "met"), [(2.9, True), (3.0, True), (3.1, False)])
+def test_a_goal_is_met_up_to_the_ratio_it_names(ours: float, met: bool) -> None:
+    assert Result(_figure(goal=3.0), ((ours, 1.0),)).met is met
+
+
+def test_a_side_that_takes_no_time_did_nothing() -> None:
+    with pytest.raises(BenchError, match="name: no time passed"):
+        measure(_figure(floor=lambda: 0.0))
+
+
+def test_the_collector_is_off_only_while_the_clock_runs() -> None:
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="x"), collector_off():
+        assert not gc.isenabled()
+        raise ValueError("x")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with collector_off():
+            pass
+        assert not gc.isenabled(), "the caller's setting stays"
+    finally:
+        gc.enable()
+
+
+# ---- what the sides do
+
+
+def test_a_round_without_faults_is_taken_off_a_round_with_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 107.0, 109.0])
+    monkeypatch.setattr(faults, "now", lambda: next(clock))
+    mmap, madvise, write = guests.numbers(ISA, "mmap", "madvise", "write")
+    asked: list[int] = []
+
+    def kernel(number: int, *_: int) -> int:
+        asked.append(number)
+        return 5
+
+    windows = faults.Windows(ISA, kernel)
+    answers = [windows(number, 0, 0, 0, 0, 0, 0) for number in (write, mmap, madvise, madvise, write)]
+    assert answers == [5, 5, 0, 0, 5]
+    assert asked == [write, mmap, write], "madvise must not reach the kernel: the pages stay"
+    assert windows.per_fault(10) == pytest.approx((7.0 - 2.0) / 10)
+    windows.marks.pop()
+    with pytest.raises(BenchError, match="2 marks"):
+        windows.per_fault(10)
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_both_sides_of_a_fault_figure_fault_once_for_each_page(
+    resident: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touched: list[Ram] = []
+    monkeypatch.setattr(faults, "_touch", touched.append)
+    figure = faults.figure(ISA, 4.0, resident=resident, pages=64)
+    assert figure.program == "touch 64 2"
+    figure.ours()
+    figure.floor()  # compares the outputs, and that no prepared entry is left
+    assert len(touched) == (2 if resident else 0)
+
+
+def test_a_machine_that_does_not_fault_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faults, "Event", SimpleNamespace(FAULT_DEMAND_ZERO=Event.FAULT_BUS))
+    with pytest.raises(BenchError, match="fewer faults than pages"):
+        faults.figure(ISA, 4.0, pages=64).ours()
+
+
+def test_touching_makes_memory_resident_and_keeps_it() -> None:
+    ram = Ram(0, 64 * floors.PAGE, floors.PAGE)
+    ram.words[5] = 77
+    assert ram.resident_bytes() == floors.PAGE
+    faults._touch(ram)
+    assert (ram.resident_bytes(), ram.words[5]) == (ram.size, 77)
+    ram.close()
+
+
+def test_every_call_of_a_call_figure_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = calls.figure(ISA, 3.0, calls=50)
+    assert figure.program == "getppid 50"
+    figure.ours()
+    figure.floor()
+    monkeypatch.setattr(guests.Loaded, "output", b"31\n")  # hexadecimal: 49
+    with pytest.raises(BenchError, match="of 50 calls"):
+        figure.ours()
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        execution.Work("alu", "", (1,), (20,)),
+        execution.Work("stream", "", (1, 1), (1, 2), 1 << 20),
+        execution.Work("randload", "", (1, 1), (1, 50), 1 << 20),
+    ],
+    ids=lambda work: work.name,
+)
+def test_both_sides_of_an_execution_figure_compute_the_same(work: execution.Work) -> None:
+    figure = execution.figure(ISA, work, 1.0)
+    assert figure.name == f"exec-{work.name}"
+    figure.ours()
+    figure.floor()  # compares the outputs
+
+
+def test_the_measured_works_are_the_ones_with_goals_and_ask_for_enough_memory() -> None:
+    assert [f"exec-{work.name}" for work in execution.WORKS] == list(catalogue.GOALS["exec"])
+    for work in execution.WORKS:
+        assert len(work.little) == len(work.much)
+        assert work.memory == (work.much[0] << 20 if len(work.much) == 2 else 0)
+
+
+def test_outputs_that_differ_are_refused() -> None:
+    guests.same_output("p", b"1\n", b"1\n")
+    for ours, floor in ((b"1\n", b"2\n"), (b"", b"")):
+        with pytest.raises(BenchError, match="p: printed"):
+            guests.same_output("p", ours, floor)
+
+
+def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    figure = tables.figure(ISA, 5.0, length=8 << 20)
+    assert "2,048 entries" in figure.what
+    assert figure.floor_is == "4 numpy stores of 4 KiB"
+    figure.ours()
+    rams: list[Ram] = []
+
+    class Kept(Ram):
+        def close(self) -> None:
+            rams.append(self)
+
+    monkeypatch.setattr(tables, "Ram", Kept)
+    figure.floor()
+    (ram,) = rams
+    assert ram.resident_bytes() == 4 * floors.PAGE, "before anything is read"
+    assert int((ram.array != 0).sum()) == 2048
+    Ram.close(ram)
+    monkeypatch.setattr(page.PageTable, "map", lambda *_: None)
+    with pytest.raises(BenchError, match="last page is not mapped"):
+        figure.ours()
+
+
+def test_a_child_finds_the_package_and_may_keep_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    program = "import sys, aether_emu; assert not sys.dont_write_bytecode"
+    assert startup.cpu_seconds(("-c", program)) > 0
+
+
+def test_a_child_that_fails_is_not_measured() -> None:
+    with pytest.raises(BenchError, match="ValueError: why"):
+        startup.cpu_seconds(("-c", "raise ValueError('why')"))
+    with pytest.raises(BenchError, match="exit status 3"):
+        startup.cpu_seconds(("-c", "raise SystemExit(3)"))
+
+
+def test_a_start_figure_warms_each_side_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def child(arguments: tuple[str, ...]) -> float:
+        ran.append("ours" if "run" in arguments else "floor")
+        return 1.0
+
+    monkeypatch.setattr(startup, "cpu_seconds", child)
+    figure = startup.figure(ISA, 1.6, repetitions=2)
+    measure(figure)
+    assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
+
+
+# ---- guests
+
+
+def test_a_missing_guest_program_is_named() -> None:
+    with pytest.raises(ProgramError, match="checkout") as refused:
+        guests.path_of(ISA, "nonesuch")
+    assert refused.value.exit_status == 127
+
+
+def test_the_least_kernel_knows_its_calls_and_no_more() -> None:
+    mmap, write, leave = guests.numbers(ISA, "mmap", "write", "exit_group")
+    kernel = guests.LeastKernel(ISA, lambda address, length: b"%d+%d" % (address, length))
+    assert kernel(mmap, 0, 5000, 0, 0, 0, 0) == floors.FREE
+    assert kernel(mmap, 0, 1, 0, 0, 0, 0) == floors.FREE + 2 * floors.PAGE
+    assert kernel(write, 1, 40, 7, 0, 0, 0) == 7
+    assert kernel.output == b"40+7"
+    assert kernel(leave, 0, 0, 0, 0, 0, 0) is None
+    with pytest.raises(BenchError, match="40\\+7"):
+        kernel(leave, 1, 0, 0, 0, 0, 0)
+    with pytest.raises(BenchError, match="system call 4096"):
+        kernel(4096, 0, 0, 0, 0, 0, 0)
+
+
+def test_a_program_that_fails_on_the_machine_is_not_measured() -> None:
+    with guests.on_machine(ISA, "alu", ()) as loaded, pytest.raises(BenchError, match="status 1"):
+        loaded.run()
+
+
+# ---- catalogue and report
+
+
+def test_names_mean_figures_and_none_means_all() -> None:
+    assert [figure.name for figure in catalogue.figures(["map", "exec"])] == [*catalogue.GOALS["exec"], "map"]
+    everything = catalogue.figures()
+    goals = {name: goal for group in catalogue.GOALS.values() for name, goal in group.items()}
+    assert {figure.name: figure.goal for figure in everything} == goals
+    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "start"]
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"benchmark='walk'.*fault, syscall, exec, map, start"):
+        catalogue.figures(["fault", "walk"])
+    with pytest.raises(ConfigError, match="isa='vax'"):
+        catalogue.figures(isa="vax")
+
+
+def test_json_holds_every_pair_and_the_versions() -> None:
+    result = Result(_figure(), ((4e-6, 1e-6), (2e-6, 1e-6), (6e-6, 1e-6)))
+    data = json.loads(report.as_json(report.as_data([result], report.versions("1.2.3"))))
+    assert data["versions"]["aether_emu"] == "1.2.3"
+    assert all(data["versions"][name] for name in ("python", "unicorn", "numpy"))
+    (row,) = data["figures"]
+    assert row["pairs"] == [[4e-6, 1e-6], [2e-6, 1e-6], [6e-6, 1e-6]]
+    assert row["ratio"] == {"median": 4.0, "min": 2.0, "max": 6.0}
+    named = {key: row[key] for key in ("name", "isa", "what", "program", "floor_is", "unit", "goal", "met")}
+    assert named == {
+        "name": "name",
+        "isa": ISA,
+        "what": "what is done",
+        "program": "program 5",
+        "floor_is": "the floor",
+        "unit": "unit",
+        "goal": 3.0,
+        "met": False,
+    }
+    assert (row["ours"], row["floor"]) == (4e-6, 1e-6)
+
+
+def test_the_table_says_what_program_and_whether_the_target_is_met() -> None:
+    missed = Result(_figure(goal=3.0), ((4e-6, 1e-6),))
+    met = Result(_figure(goal=5.0), ((4e-6, 1e-6),))
+    console = Console(width=120, file=io.StringIO())
+    console.print(report.as_table([missed, met]))
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    for words in ("what is done", "program 5 (x86_64)", "floor: the floor", "4 us", "1 us", "4.00..4.00"):
+        assert text.count(words) == 2, words
+    assert text.index("MISSED") < text.index("met")
+    assert "<= 3" in text
+    assert "<= 5" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.5, "2.5 s"), (0.4567, "457 ms"), (1e-3, "1 ms"), (2.345e-6, "2.35 us"), (3.2e-8, "32 ns")],
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert report.duration(seconds) == text

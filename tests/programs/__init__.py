@@ -1,0 +1,1 @@
+"""Whole programs, as their makers ship them, print here exactly what they print on the host."""

@@ -1,0 +1,66 @@
+"""Running a program twice: on the host itself and on the emulated machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.system import Grants, Machine
+
+HOST_ISA = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]
+ISAS = ("x86_64", "arm64")
+ENVIRONMENT = {"PATH": "/nowhere", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind: `status` is the exit status, or minus the signal that ended it."""
+
+    status: int
+    output: bytes
+    errors: bytes
+
+
+def run_natively(program: Path, arguments: list[str], directory: Path, source: bytes = b"") -> Outcome:
+    """Run on the host, with `directory` as the working directory and `source` on stdin."""
+    done = subprocess.run(
+        [program.name, *arguments],
+        executable=program,
+        cwd=directory,
+        env=ENVIRONMENT,
+        input=source,
+        capture_output=True,
+        check=False,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def run_emulated(
+    program: Path | str,
+    arguments: list[str],
+    grants: Grants,
+    source: bytes = b"",
+    *,
+    isa: str = HOST_ISA,
+    live_state: bool = True,
+) -> Outcome:
+    """Run on a fresh machine of the ISA, under the host's own user; closing it fails if a frame leaks."""
+    output, errors = BufferStream(), BufferStream()
+    machine = Machine(isa, ram="256M", seed=7, uid=os.getuid(), gid=os.getgid(), live_state=live_state)
+    try:
+        machine.load(
+            program,
+            [Path(program).name, *arguments],
+            env=ENVIRONMENT,
+            grants=grants,
+            streams={"stdin": BufferStream(source), "stdout": output, "stderr": errors},
+        )
+        ended = machine.run()
+    finally:
+        machine.close()
+    status = -ended.signal if ended.signal else ended.code
+    return Outcome(status, bytes(output.written), bytes(errors.written))

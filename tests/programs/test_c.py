@@ -1,0 +1,47 @@
+"""C programs with a real C library: both ISAs print what the host prints."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from aether_emu.linux.vfs.mounts import Bind
+from aether_emu.system import Grants
+from tests.programs.run import HOST_ISA, ISAS, Outcome, run_emulated, run_natively
+from tests.programs.workplace import furnish
+
+_HERE = Path(__file__).resolve().parent
+_SOURCE = b"1 2 3\n"
+_STATUS = {"memory": 0, "numbers": 0, "control": -signal.SIGABRT, "files": 37}
+_ERRORS = {"files": b"to stderr\n"}
+PROGRAMS = sorted(_STATUS)
+
+
+def _expected(name: str) -> Outcome:
+    output = (_HERE / "expected" / f"{name}.txt").read_bytes()
+    return Outcome(_STATUS[name], output, _ERRORS.get(name, b""))
+
+
+def test_every_source_is_run() -> None:
+    assert sorted(path.stem for path in (_HERE / "src").glob("*.c")) == PROGRAMS
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_host_prints_what_is_expected(name: str, tmp_path: Path) -> None:
+    furnish(tmp_path)
+    program = _HERE / "bin" / HOST_ISA / name
+    assert run_natively(program, ["a b"], tmp_path, _SOURCE) == _expected(name)
+
+
+@pytest.mark.parametrize("live_state", [True, False], ids=["live", "copied"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_the_machine_prints_what_the_host_prints(
+    name: str, isa: str, live_state: bool, tmp_path: Path
+) -> None:
+    furnish(tmp_path)
+    program = _HERE / "bin" / isa / name
+    grants = Grants(cwd=tmp_path, binds=[Bind(tmp_path, str(tmp_path), writable=True)])
+    assert run_emulated(program, ["a b"], grants, _SOURCE, isa=isa, live_state=live_state) == _expected(name)
