@@ -34,6 +34,11 @@ class Backing(ABC):
     def name(self) -> str:
         """What /proc/self/maps shows."""
 
+    @property
+    @abstractmethod
+    def writable(self) -> bool:
+        """Whether any mapping may store into the pages."""
+
     @abstractmethod
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
@@ -83,6 +88,10 @@ class FileBacking(Backing):
     def name(self) -> str:
         return self._name
 
+    @property
+    def writable(self) -> bool:
+        return self.file.writable
+
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         address, count = self.file.frames(index, count, write=write)
         table = self.physical.frames
@@ -116,6 +125,7 @@ class FileTable:
         if known is not None:
             if writable and not known.file.writable:
                 known.file = self._physical.aperture.attach(fd, key, writable=True)
+                self._physical.code.mutable = True  # code of it may be mapped already
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
@@ -166,6 +176,10 @@ class SharedMemory(Backing):
     @property
     def name(self) -> str:
         return "/dev/zero (deleted)"
+
+    @property
+    def writable(self) -> bool:
+        return True
 
     def frames_by_page(self) -> dict[int, int]:
         """The frame of each page that has one, for capture."""

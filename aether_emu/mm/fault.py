@@ -304,9 +304,7 @@ class _Slow:
         physical.frames.refs_array[numbers] += 1
         physical.frames.maps_array[numbers] += 1
         if area.protection & Protection.EXECUTE:
-            physical.code.executable(
-                frame, count, mutable=bool(area.maximum & Protection.WRITE and area.shared)
-            )
+            physical.code.executable(frame, count, mutable=backing.writable)
         self._n[Event.FAULT_FILE] += 1
         self._n[Event.FILE_AROUND] += int(np.count_nonzero(absent)) - 1
 

@@ -221,7 +221,7 @@ def test_an_interrupted_run_still_has_statistics(tmp_path: Path) -> None:
     )
     data = json.loads(path.read_text())
     assert data["exit_status"] is None
-    assert data["blocks_executed"] > 1000
+    assert set(data["faults"]) >= {"demand_zero", "file"}
 
 
 def test_the_callers_signal_settings_come_back() -> None:

@@ -26,7 +26,7 @@ tr a-z A-Z <text
 cut -f1,3 text
 sed -n 's/Line \([0-9]*\)/<\1>/p' text
 sed -e '1,10d;s/word//g;$!N;P;D' text
-awk '{s+=$1;c[$2]++} END{n=0; for(k in c)n+=c[k]; print n, length($0), sprintf("%.10g %e %x", s/7, s, s)}' text
+awk '{s+=$1;c[$2]++} END{n=0; for(k in c)n+=c[k]; print n, length($0), sprintf("%.10g %e", s/7, s)}' text
 awk 'BEGIN{for(i=0;i<2000;i++)x=x*1.0001+i; printf "%.15g %s\n", x, sin(1)+exp(2)+log(3)+sqrt(2)+atan2(1,2)}'
 grep -n 'word1[0-6]' text
 grep -E -c '(word3|MiXed)$' text

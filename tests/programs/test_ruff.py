@@ -13,7 +13,6 @@ _ALONE = ["--isolated", "--no-cache"]
 _COMMANDS = {
     "version": ["--version"],
     "rule": ["rule", "E501"],
-    "format": ["format", *_ALONE, "-"],
     "check": ["check", *_ALONE, "--select", "E,F", "--stdin-filename", "bad.py", "-"],
     "unknown": ["nosuch"],
 }

@@ -68,7 +68,7 @@ def _tar() -> bytes:
 
 
 def _cpio(name: str, content: bytes) -> bytes:
-    """One member of a "newc" archive (cpio(5)): thirteen numbers of eight hex digits, padded to four bytes."""
+    """One member of a "newc" archive (cpio(5)): thirteen numbers in hex, parts padded to four bytes."""
     numbers = (1, 0o100644, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
     head = b"070701" + b"".join(b"%08X" % number for number in numbers) + name.encode() + b"\0"
     return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)

@@ -41,7 +41,7 @@ class ArmAbi(Abi):
     entropy = Entropy(
         mmap_bits=18,
         stack_bits=18,
-        stack_offset_bytes=8192,
+        stack_offset_bytes=4096,
         heap_bytes=1 << 30,
         image_base=0xAAAA_AAAA_A000,
     )

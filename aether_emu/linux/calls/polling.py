@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
-from aether_emu.linux.vfs.epoll import EpollFile, Waited, expanded
+from aether_emu.linux.vfs.epoll import EpollFile, Waited, polled
 from aether_emu.linux.vfs.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, WouldBlock
 from aether_emu.linux.vfs.streams import StreamFile
 from aether_emu.machine.cpu import UserFault
@@ -67,7 +67,14 @@ class PollCalls(FileFamily):
 
     def _events(self, fd: int, wanted: int) -> int:
         """What poll answers for one entry."""
-        return 0 if fd < 0 else expanded(self._files.poll(fd)) & (wanted | _ALWAYS | POLLNVAL)
+        return 0 if fd < 0 else self._polled(fd) & (wanted | _ALWAYS | POLLNVAL)
+
+    def _polled(self, fd: int) -> int:
+        """The events that hold on a descriptor now; POLLNVAL if it is not open."""
+        try:
+            return polled(self._files.table.file(fd))
+        except Refused:
+            return POLLNVAL
 
     # ---- select
 
@@ -103,7 +110,7 @@ class PollCalls(FileFamily):
         count = min(count, self._files.table.limit)
         size = -(-count // _WORD_BITS) * (_WORD_BITS // 8)
         asked = [self._set(address, size, count) for address in addresses]
-        events = {fd: self._files.poll(fd) for fd in sorted(set().union(*asked))}
+        events = {fd: self._polled(fd) for fd in sorted(set().union(*asked))}
         if any(bits & POLLNVAL for bits in events.values()):
             raise Refused(errno.EBADF, "a descriptor of the sets is not open")
         found = [[fd for fd in fds if events[fd] & bits] for fds, bits in zip(asked, _SELECTED, strict=True)]

@@ -18,7 +18,7 @@ from aether_emu.linux.vfs import flags as fl
 from aether_emu.linux.vfs.directory import OpenDirectory
 from aether_emu.linux.vfs.host_file import HostData
 from aether_emu.linux.vfs.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile
-from aether_emu.linux.vfs.pipe import Pipe, PipeEnd
+from aether_emu.linux.vfs.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.vfs.stat import Stat
 from aether_emu.linux.vfs.synthetic import DeviceFile, TextFile
 from aether_emu.linux.vfs.table import FileTable
@@ -36,8 +36,14 @@ _NEVER_WAIT = (HostData, OpenDirectory, TextFile, DeviceFile)
 _POLLRDNORM, _POLLWRNORM = 0x40, 0x100
 
 
-def expanded(events: int) -> int:
-    """With POLLRDNORM and POLLWRNORM, which come with POLLIN and POLLOUT."""
+def polled(file: OpenFile) -> int:
+    """The events that hold on a file now, with POLLRDNORM and POLLWRNORM where Linux has them."""
+    events = file.poll()
+    return events if isinstance(file, EventCounter) else with_normal(events)
+
+
+def with_normal(events: int) -> int:
+    """Events with POLLRDNORM beside POLLIN and POLLWRNORM beside POLLOUT."""
     return events | (_POLLRDNORM if events & POLLIN else 0) | (_POLLWRNORM if events & POLLOUT else 0)
 
 
@@ -150,7 +156,7 @@ class EpollFile(OpenFile):
         """The events to report for one member now."""
         if not interest.events & ~_HOW:
             return 0  # disabled by EPOLLONESHOT
-        events = expanded(file.poll()) & (interest.events | POLLERR | POLLHUP)
+        events = polled(file) & (interest.events | POLLERR | POLLHUP)
         interest.shown &= events
         if interest.events & EPOLLET and not events & ~interest.shown:
             return 0
@@ -160,7 +166,7 @@ class EpollFile(OpenFile):
         """Bytes came (POLLIN) or went (POLLOUT) in a file or pipe: an edge for whoever waits for that."""
         for (_, file), interest in self._interests.items():
             if file is source or (isinstance(file, PipeEnd) and file.pipe is source):
-                interest.shown &= ~expanded(events)
+                interest.shown &= ~with_normal(events)
 
     def waited(self) -> list[Waited]:
         """Everything that the set waits for."""

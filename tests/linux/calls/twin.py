@@ -293,6 +293,12 @@ class Twin:
         assert isinstance(ours, int)
         return ours
 
+    def one_side(self, name: str, side: int, *arguments: Argument) -> int:
+        """The answer of the served process (0) or the real one (1) to a call that they get differently."""
+        answer = self._serve(name, arguments) if side == 0 else self._really(name, arguments)
+        assert isinstance(answer, int)
+        return answer
+
     def open(self, result: str, name: str, *arguments: Argument) -> None:
         """A call that returns a descriptor, known as `result` from now on."""
         ours, theirs = self._raw(name, arguments)
@@ -318,19 +324,24 @@ class Twin:
         return self._descriptors[name]
 
     def _raw(self, name: str, arguments: Sequence[Argument]) -> tuple[int | str, int]:
-        ours, theirs = [], []
-        for argument in arguments:
-            if isinstance(argument, F):
-                guest, native = self._descriptors[argument.name]
-            elif isinstance(argument, A):
-                guest, native = BASE + argument.offset, self.native.start + argument.offset
-            else:
-                guest = native = argument
-            ours.append(guest)
-            theirs.append(ctypes.c_ulong(native & (1 << 64) - 1))
+        theirs = self._really(name, arguments)
+        return self._serve(name, arguments), theirs
+
+    def _serve(self, name: str, arguments: Sequence[Argument]) -> int | str:
+        return self.served(name, *(self._translate(argument, 0, BASE) for argument in arguments))
+
+    def _really(self, name: str, arguments: Sequence[Argument]) -> int:
+        values = [self._translate(argument, 1, self.native.start) for argument in arguments]
         ctypes.set_errno(0)
-        result = _libc.syscall(ctypes.c_long(NUMBERS[name]), *theirs)
-        return self.served(name, *ours), result if result != -1 else -ctypes.get_errno()
+        number = ctypes.c_long(NUMBERS[name])
+        result = _libc.syscall(number, *(ctypes.c_ulong(value & (1 << 64) - 1) for value in values))
+        assert isinstance(result, int)
+        return result if result != -1 else -ctypes.get_errno()
+
+    def _translate(self, argument: Argument, side: int, start: int) -> int:
+        if isinstance(argument, F):
+            return self._descriptors[argument.name][side]
+        return start + argument.offset if isinstance(argument, A) else argument
 
     def _compare_memories(self, what: str) -> None:
         ours, theirs = bytes(self.served.memory.content[:DATA]), bytes(self.native.content[:DATA])
