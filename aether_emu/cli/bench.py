@@ -38,7 +38,7 @@ def bench(
 
     figures = catalogue.figures(name or [])
     if json_file is not None:
-        _write(json_file, "")  # refused now rather than in some minutes
+        _write(json_file, "", "a")  # refused now rather than in some minutes, an older file still whole
     results = measure_all(figures)
     console = Console()
     if not console.is_terminal:
@@ -73,8 +73,9 @@ def measure_all(figures: Sequence[Figure]) -> list[Result]:
         return results
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, text: str, mode: str = "w") -> None:
     try:
-        path.write_text(text)
+        with path.open(mode) as file:
+            file.write(text)
     except OSError as error:
         raise ConfigError("json", str(path), f"cannot be written: {error.strerror}") from None

@@ -181,6 +181,7 @@ class PagedFloor(_Floor):
 
     def __init__(self, program: Program, arguments: Sequence[bytes], size: int) -> None:
         super().__init__(program, arguments, size)
+        self.prepared: list[int] = []  # entries that faults have yet to write, the next one last
         self._constants = [piece for piece in program.pieces if not piece.writable and not piece.executable]
         self._build_tables(program)
         page = _SUPERVISOR

@@ -46,7 +46,7 @@ def numbers(isa: str, *names: str) -> tuple[int, ...]:
 
 
 class Loaded:
-    """A program on a fresh machine, ready to run. `output` is what it has printed."""
+    """A program on a fresh machine, ready to run."""
 
     def __init__(self, machine: Machine, output: BufferStream) -> None:
         self.machine = machine
@@ -54,6 +54,7 @@ class Loaded:
 
     @property
     def output(self) -> bytes:
+        """What the program has written to its standard streams."""
         return bytes(self._output.written)
 
     def run(self) -> None:
