@@ -58,7 +58,7 @@ def complain(text: str) -> None:
 
 def main() -> None:
     """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
-    from aether_emu.cli import run  # noqa: F401  # registers its command
+    from aether_emu.cli import bench, run  # noqa: F401  # register their commands
 
     _fill_standard_streams()
     try:

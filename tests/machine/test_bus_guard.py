@@ -171,7 +171,7 @@ def test_an_access_inside_a_c_function_stops_the_guest_at_the_next_access_or_blo
     survives(scenario)
 
 
-def test_a_lost_page_is_recovered_and_the_next_access_to_it_is_beyond_the_end() -> None:
+def test_a_lost_page_is_recovered_and_the_next_access_to_it_is_beyond_the_end(handler_kind: str) -> None:
     def scenario() -> None:
         scene = Scene("mov rax, [rdi]; nop")
         scene.truncate(PAGE)

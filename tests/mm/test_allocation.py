@@ -215,6 +215,14 @@ def test_an_area_that_grows_down_keeps_its_guard_free() -> None:
     assert areas.gap_above(7 * PAGE, 0, 12 * PAGE) == 0
 
 
+def test_a_guard_binds_the_gap_next_to_its_area_only() -> None:
+    """What was put into a guard on purpose has free space right below itself, as in Linux."""
+    areas = filled(make(10, 12, grows_down=True), make(8, 9))
+    assert areas.gap_below(PAGE, 0, 12 * PAGE) == 7 * PAGE
+    assert areas.gap_above(8 * PAGE, 0, 12 * PAGE) == 0
+    assert areas.gap_above(9 * PAGE, 0, 12 * PAGE) is None
+
+
 @pytest.mark.parametrize("start", [10, 11, 12])
 def test_the_guard_of_an_area_above_the_ceiling_reaches_below_it(start: int) -> None:
     """A search that ends at 10 pages must leave free what the area at `start` may grow into."""

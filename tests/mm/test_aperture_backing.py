@@ -223,9 +223,10 @@ def test_fault_around_ends_with_the_leaf_table(tmp_path: Path) -> None:
     board = Board(InventedFormat(), aperture=32 * MIB)
     entries = board.format.levels[0].entries
     shown = Shown(board, tmp_path, entries + 40, fault_around=2 * entries)
-    at = shown.map(entries + 40, READ, MAP_PRIVATE, at=4 * entries * shown.page)
-    for page in (entries - 3, entries + 3):
+    at = shown.map(entries + 40, READ, MAP_PRIVATE, at=(5 * entries - 20) * shown.page)
+    for page in (3, 25, entries + 30):
         assert shown.read(at + page * shown.page, 1) == shown.content[page * shown.page :][:1]
+    assert mapping.residency(shown.space, at, 20 * shown.page) == b"\1" * 20
     check_accounts(board, [])
     board.close()
 

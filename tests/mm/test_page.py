@@ -12,7 +12,7 @@ from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.errors import EncodingError, MappingError, OutOfFrames
 from aether_emu.machine.ram import Ram
 from aether_emu.mm.buddy import Buddy, Zone
-from aether_emu.mm.frames import FrameTable, Kind
+from aether_emu.mm.frames import Flags, FrameTable, Kind
 from aether_emu.mm.page import Found, HeldAt, MalformedAt, Mapped, NotMapped, PageTable
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.invented_format import InventedFormat
@@ -481,11 +481,11 @@ def test_a_borrowed_half_is_shared_and_never_pruned_or_destroyed(bench: Bench) -
 
 def test_a_table_takes_zeroed_frames_even_after_others_used_them(bench: Bench) -> None:
     words = bench.page // 8
-    used = [bench.buddy.alloc() for _ in range(40)]
+    used = [bench.buddy.alloc() for _ in range(bench.buddy.free_frames)]
     for frame in used:
         start = frame * words
         bench.ram.array[start : start + words] = (1 << 64) - 1
-        bench.frames.flags[frame] |= 1  # DIRTY
+        bench.frames.flags[frame] |= Flags.DIRTY
     bench.buddy.free_bulk(used)
     bench.table.map(0, 0, 9 * bench.leaf_span, DATA)
     bench.table.map(bench.format.levels[-1].size, 0, bench.page, DATA)

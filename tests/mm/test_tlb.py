@@ -92,6 +92,17 @@ def test_permission_to_write_is_added_without_a_flush(place: Place) -> None:
     assert place.read(0) == b"x"
 
 
+def test_permission_to_execute_is_added_without_a_flush(place: Place) -> None:
+    place.read(0)
+    place.protect(0, 1, READ)
+    place.flushed()
+    place.protect(0, 1, RX)
+    assert place.flushed() == []
+    place.board.cpu.fetch(place.at(0))
+    place.protect(0, 1, READ)
+    assert place.flushed() == [("page", 0)]
+
+
 def test_what_was_forbidden_altogether_is_permitted_without_a_flush(place: Place) -> None:
     place.write(0)
     place.protect(0, 1, NONE)

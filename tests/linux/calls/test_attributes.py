@@ -167,7 +167,9 @@ def test_refusals_of_times(named: Twin) -> None:
 # Extended attributes
 
 
-@pytest.mark.parametrize("call", ["getxattr", "lgetxattr", "setxattr", "lsetxattr", "removexattr", "lremovexattr"])
+@pytest.mark.parametrize(
+    "call", ["getxattr", "lgetxattr", "setxattr", "lsetxattr", "removexattr", "lremovexattr"]
+)
 def test_files_have_no_extended_attributes(guest: Guest, served: Served, call: str) -> None:
     (guest.w / "f").write_bytes(b"")
     served.memory.protection[5] = PROT_NONE

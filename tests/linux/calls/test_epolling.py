@@ -12,10 +12,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aether_emu.linux.vfs.capture import capture, restore
+from aether_emu.linux.vfs.epoll import restore_epoll
 from aether_emu.linux.vfs.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest
+from tests.linux.vfs.conftest import Guest, Source
 
 ADD, DEL, MOD = 1, 2, 3
 IN, OUT, ET, ONESHOT, EXCLUSIVE = 1, 4, 1 << 31, 1 << 30, 1 << 28
@@ -234,7 +236,8 @@ def test_what_the_host_brings_after_a_read_is_a_new_edge(guest: Guest, served: S
 
 names = st.sampled_from(["r", "w", "counter"])
 flags = st.tuples(
-    st.sampled_from([0, IN, OUT, IN | OUT, IN | select.POLLRDNORM]), st.sampled_from([0, ET, ONESHOT, ET | ONESHOT])
+    st.sampled_from([0, IN, OUT, IN | OUT, IN | select.POLLRDNORM]),
+    st.sampled_from([0, ET, ONESHOT, ET | ONESHOT]),
 ).map(sum)
 steps = st.one_of(
     st.tuples(st.sampled_from([ADD, MOD, DEL]), names, flags),
@@ -266,10 +269,6 @@ def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) 
 
 
 def test_a_set_is_restored_with_its_members(guest: Guest, served: Served) -> None:
-    from aether_emu.linux.vfs.capture import capture, restore
-    from aether_emu.linux.vfs.epoll import restore_epoll
-    from tests.linux.vfs.conftest import Source
-
     fd, shown, fresh = served("epoll_create1", 0), served("eventfd2", 1, 0), served("eventfd2", 1, 0)
     assert isinstance(fd, int) and isinstance(shown, int) and isinstance(fresh, int)
     for number, counter in enumerate((shown, fresh)):
@@ -278,9 +277,7 @@ def test_a_set_is_restored_with_its_members(guest: Guest, served: Served) -> Non
         if counter == shown:
             assert served("epoll_wait", fd, BASE, 8, 0) == 1
     state = capture([guest.files])
-    restored = restore(
-        state, guest.namespace, [Source()], guest.streams, {"eventpoll": restore_epoll}
-    )
+    restored = restore(state, guest.namespace, [Source()], guest.streams, {"eventpoll": restore_epoll})
     (files,) = restored.processes
     again = Served(files)
     assert again("epoll_wait", fd, BASE, 8, 0) == 1

@@ -78,7 +78,9 @@ def how(flags: int = 0, mode: int = 0, resolve: int = 0, more: bytes = b"") -> b
 def test_openat2_is_strict(names: Twin) -> None:
     def answer(content: bytes, size: int | None = None, path: bytes = b"d/f") -> int:
         place = names.put(0, content)
-        return names.call("openat2", F("dir"), names.text(path), place, len(content) if size is None else size)
+        return names.call(
+            "openat2", F("dir"), names.text(path), place, len(content) if size is None else size
+        )
 
     names.put(0, how())
     names.open("two", "openat2", F("dir"), names.text(b"d/f"), A(0), 24)
@@ -129,7 +131,10 @@ def test_links(names: Twin) -> None:
     assert names.call("linkat", F("dir"), old, F("dir"), new, 0) == 0
     assert names.call("linkat", F("dir"), old, F("dir"), new, 0) == -errno.EEXIST
     assert names.call("linkat", F("dir"), old, F("dir"), new, 1) == -errno.EINVAL
-    assert names.call("linkat", F("dir"), names.text(b"d"), F("dir"), names.text(b"x", SECOND), 0) == -errno.EPERM
+    assert (
+        names.call("linkat", F("dir"), names.text(b"d"), F("dir"), names.text(b"x", SECOND), 0)
+        == -errno.EPERM
+    )
 
 
 def test_removing_and_renaming(names: Twin) -> None:

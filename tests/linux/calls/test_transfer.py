@@ -7,7 +7,6 @@ import mmap
 import os
 import struct
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from aether_emu.linux.calls.transfer import CHUNK
 from aether_emu.linux.signals import SIGPIPE
 from aether_emu.linux.vfs.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
-from tests.linux.calls.twin import ARGUMENTS, BASE, BLOCKED, PAGE, PROT_NONE, A, F, Served, Twin
+from tests.linux.calls.twin import BASE, BLOCKED, PAGE, PROT_NONE, A, F, Served, Twin
 from tests.linux.vfs.conftest import Guest
 
 AT_FDCWD = -100
@@ -317,8 +316,6 @@ def test_more_than_a_chunk_is_one_call(guest: Guest, served: Served) -> None:
     assert isinstance(fd, int)
     served.memory.content = bytearray(size + 8 * PAGE)
     served.memory.protection = [mmap.PROT_READ | mmap.PROT_WRITE] * (size // PAGE + 8)
-    pages = len(served.memory.protection)
-    served.memory.pages = pages
     assert served("read", fd, BASE, size) == size
     assert served.get(0, size) == (pattern(1000) * (size // 1000 + 1))[:size]
     out = served("openat", AT_FDCWD, served.text(b"copy", size), os.O_RDWR | os.O_CREAT, 0o600)
@@ -379,13 +376,13 @@ offsets = st.one_of(st.integers(-3, 50), st.sampled_from([4096, 9_990, 10_000]))
 pieces = st.lists(st.tuples(places, lengths), max_size=4)
 steps = st.one_of(
     st.tuples(st.sampled_from(["read", "write"]), st.sampled_from(FILES), places, lengths),
-    st.tuples(
-        st.sampled_from(["pread64", "pwrite64"]), st.sampled_from(FILES), places, lengths, offsets
-    ),
+    st.tuples(st.sampled_from(["pread64", "pwrite64"]), st.sampled_from(FILES), places, lengths, offsets),
     st.tuples(st.sampled_from(["readv", "writev"]), st.sampled_from(FILES), pieces),
     st.tuples(st.sampled_from(["preadv", "pwritev"]), st.sampled_from(FILES), pieces, offsets),
     st.tuples(st.just("lseek"), st.sampled_from(FILES), offsets, st.just(os.SEEK_SET)),
-    st.tuples(st.just("lseek"), st.sampled_from(("f", "log", "r")), st.integers(-20_000, 0), st.integers(0, 2)),
+    st.tuples(
+        st.just("lseek"), st.sampled_from(("f", "log", "r")), st.integers(-20_000, 0), st.integers(0, 2)
+    ),
     # Of a counter only what no version of Linux treats in another way.
     st.tuples(st.just("read"), st.just("counter"), st.integers(0, 200), lengths),
     st.tuples(st.just("write"), st.just("counter"), st.integers(0, 200), st.integers(0, 8)),

@@ -1,4 +1,4 @@
-"""The same system call twice: served by `FileCalls` over a plain memory, and by the kernel that runs the test.
+"""The same system call twice: served by `FileCalls` over a plain memory, and by the kernel under the test.
 
     twin.call("read", F("pipe"), A(4090), 100)
 
@@ -23,6 +23,7 @@ from typing import Any, cast
 from aether_emu.clock import VirtualClock
 from aether_emu.config import ClockCosts, Config
 from aether_emu.errors import Refused
+from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.calls.files import FileCalls
@@ -82,6 +83,7 @@ class F:
 
 
 Argument = int | A | F
+Memory = bytearray | mmap.mmap
 
 
 class PlainMemory:
@@ -176,10 +178,10 @@ class FakeKernel:
 class FakeProcess:
     """A process with files and a plain memory."""
 
-    def __init__(self, files: Files) -> None:
+    def __init__(self, files: Files, abi: Abi) -> None:
         self.files = files
         self.cpu = PlainMemory()
-        self.abi = X86Abi()
+        self.abi = abi
         self.kernel = FakeKernel()
         self.signals = FakeSignals()
         self.config = Config()
@@ -194,8 +196,8 @@ class FakeProcess:
 class Served:
     """System calls by name on a guest's files, answered as the kernel's entry point answers."""
 
-    def __init__(self, files: Files) -> None:
-        self.process = FakeProcess(files)
+    def __init__(self, files: Files, abi: Abi | None = None) -> None:
+        self.process = FakeProcess(files, abi or X86Abi())
         self.memory = self.process.cpu
         self.calls = FileCalls(cast(Process, self.process))
 
@@ -249,6 +251,11 @@ class Twin:
         for _, native in self._descriptors.values():
             os.close(native)
         self.native.close()
+
+    @property
+    def memories(self) -> tuple[Memory, Memory]:
+        """The contents of both."""
+        return self.served.memory.content, self.native.content
 
     def protect(self, page: int, protection: int) -> None:
         """Set the protection of one page in both memories."""

@@ -1,0 +1,307 @@
+"""Files and their mappings, on a whole machine, where calls are made for a program that stands still."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aether_emu.errors import Refused
+from aether_emu.linux.calls import build_table
+from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.vfs.mounts import Bind
+from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.machine.cpu import UserFault
+from aether_emu.mm.counters import Event
+from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED
+from aether_emu.system import Grants, Machine
+
+PROGRAM = Path(__file__).parents[3] / "guest/bin/x86_64/hello"
+PAGE = 4096
+SCRATCH = 0x2000_0000
+READ, WRITE, EXECUTE = 1, 2, 4
+ANONYMOUS, FIXED = 0x20, 0x10
+RDWR = fl.O_RDWR | fl.O_CREAT
+
+
+class Guest:
+    """A loaded program's memory and system calls. `/w` is the host's directory `w`."""
+
+    def __init__(self, machine: Machine, w: Path) -> None:
+        self.machine, self.w = machine, w
+        assert machine.process is not None
+        self.process, self.cpu = machine.process, machine.cpu
+        self._calls = dict(
+            zip(machine.abi.system_calls.values(), self._by_number(), strict=True),
+        )
+        scratch = self.call("mmap", SCRATCH, 16 * PAGE, READ | WRITE, MAP_PRIVATE | ANONYMOUS | FIXED, -1, 0)
+        assert scratch == SCRATCH
+
+    def _by_number(self) -> list[object]:
+        table = build_table(self.process)
+        return [table[number] for number in self.machine.abi.system_calls]
+
+    def call(self, name: str, *arguments: int) -> int:
+        """The answer, or a negative errno."""
+        served = self._calls[name]
+        assert callable(served), name
+        six = [argument & (1 << 64) - 1 for argument in arguments] + [0] * (6 - len(arguments))
+        try:
+            answer = served(*six)
+        except Refused as refused:
+            return -refused.errno
+        except UserFault:
+            return -errno.EFAULT
+        assert isinstance(answer, int)
+        return answer
+
+    def text(self, text: bytes) -> int:
+        """A string in the scratch memory."""
+        self.cpu.copy_to_user(SCRATCH + 15 * PAGE, text + b"\0")
+        return SCRATCH + 15 * PAGE
+
+    def open(self, path: bytes, flags: int = RDWR) -> int:
+        """A descriptor."""
+        fd = self.call("open", self.text(path), flags, 0o644)
+        assert fd >= 0, errno.errorcode[-fd]
+        return fd
+
+    def map(self, fd: int, protection: int, kind: int, pages: int = 4) -> int:
+        """The address of a mapping, or a negative errno."""
+        return self.call("mmap", 0, pages * PAGE, protection, kind, fd, 0)
+
+    def write(self, fd: int, data: bytes, offset: int) -> int:
+        """pwrite64(2)."""
+        self.cpu.copy_to_user(SCRATCH, data)
+        return self.call("pwrite64", fd, SCRATCH, len(data), offset)
+
+    def load(self, address: int, length: int = 1) -> bytes | None:
+        """Bytes through the MMU; None where a program would get a signal."""
+        try:
+            return self.cpu.copy_from_user(address, length)
+        except UserFault:
+            return None
+
+    def store(self, address: int, data: bytes) -> bool:
+        """Store through the MMU; False where a program would get a signal."""
+        try:
+            self.cpu.copy_to_user(address, data)
+        except UserFault:
+            return False
+        return True
+
+    def code_flushes(self) -> int:
+        """How often translations of code were dropped."""
+        return self.machine.physical.counters.n[Event.FLUSH_CODE]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    """A guest with a writable /w in which "f" has three pages and a half: a, b, c, d."""
+    (tmp_path / "f").write_bytes(b"a" * PAGE + b"b" * PAGE + b"c" * PAGE + b"d" * (PAGE // 2))
+    machine = Machine("x86_64", ram="32M")
+    try:
+        streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+        grants = Grants(binds=[Bind(tmp_path, "/w", writable=True)])
+        machine.load(PROGRAM, ["hello"], streams=streams, grants=grants)
+        yield Guest(machine, tmp_path)
+    finally:
+        machine.close()  # LeakError if a frame or a file is still held
+
+
+# What may be mapped
+
+
+def test_a_shared_mapping_is_the_file(guest: Guest) -> None:
+    fd = guest.open(b"/w/f")
+    address = guest.map(fd, READ | WRITE, MAP_SHARED)
+    assert guest.load(address + PAGE, 3) == b"bbb"
+    assert guest.store(address + PAGE, b"new")
+    assert (guest.w / "f").read_bytes()[PAGE : PAGE + 4] == b"newb"
+    assert guest.write(fd, b"old", PAGE) == 3
+    assert guest.load(address + PAGE, 4) == b"oldb"
+
+
+def test_a_private_mapping_is_not(guest: Guest) -> None:
+    fd = guest.open(b"/w/f", fl.O_RDONLY)
+    address = guest.map(fd, READ | WRITE, MAP_PRIVATE)
+    assert guest.store(address, b"mine")
+    assert (guest.w / "f").read_bytes()[:4] == b"aaaa"
+
+
+def test_a_mapping_outlives_its_descriptor_and_its_name(guest: Guest) -> None:
+    fd = guest.open(b"/w/f")
+    address = guest.map(fd, READ | WRITE, MAP_SHARED)
+    assert guest.call("close", fd) == 0
+    assert guest.call("unlink", guest.text(b"/w/f")) == 0
+    assert guest.load(address + 2 * PAGE) == b"c"
+    assert guest.store(address, b"x")
+
+
+def test_the_descriptor_says_what_is_allowed(guest: Guest) -> None:
+    read_only, write_only = guest.open(b"/w/f", fl.O_RDONLY), guest.open(b"/w/f", fl.O_WRONLY)
+    assert guest.map(read_only, READ | WRITE, MAP_SHARED) == -errno.EACCES
+    assert guest.map(write_only, READ, MAP_SHARED) == -errno.EACCES
+    assert guest.map(write_only, READ, MAP_PRIVATE) == -errno.EACCES
+    shared = guest.map(read_only, READ, MAP_SHARED)
+    assert not guest.store(shared, b"x")
+    assert guest.call("mprotect", shared, PAGE, READ | WRITE) == -errno.EACCES
+
+
+def test_what_has_no_pages_is_not_mapped(guest: Guest) -> None:
+    assert guest.call("pipe", SCRATCH) == 0
+    pipe = int.from_bytes(guest.cpu.copy_from_user(SCRATCH, 4), "little")
+    paths = (b"/w", b"/dev/null", b"/proc/self/maps")
+    for fd in (pipe, *(guest.open(path, fl.O_RDONLY) for path in paths)):
+        assert guest.map(fd, READ, MAP_PRIVATE) == -errno.ENODEV
+    assert guest.map(guest.open(b"/w/f", fl.O_PATH), READ, MAP_PRIVATE) == -errno.EBADF
+    assert guest.map(999, READ, MAP_PRIVATE) == -errno.EBADF
+
+
+@pytest.mark.parametrize("kind", [MAP_PRIVATE, MAP_SHARED])
+def test_the_zero_device_is_anonymous_memory(guest: Guest, kind: int) -> None:
+    fd = guest.open(b"/dev/zero", fl.O_RDWR)
+    address = guest.map(fd, READ | WRITE, kind)
+    assert guest.load(address + 3 * PAGE, 2) == b"\0\0"
+    assert guest.store(address + 3 * PAGE, b"xy")
+    assert guest.load(address + 3 * PAGE, 2) == b"xy"
+    write_only = guest.open(b"/dev/zero", fl.O_WRONLY)
+    assert guest.map(write_only, READ, kind) == -errno.EACCES
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("way", ["ftruncate", "truncate", "O_TRUNC"])
+def test_what_is_cut_off_is_gone_from_every_mapping(guest: Guest, way: str) -> None:
+    fd = guest.open(b"/w/f")
+    shared, private = guest.map(fd, READ | WRITE, MAP_SHARED), guest.map(fd, READ | WRITE, MAP_PRIVATE)
+    for page in range(4):
+        assert (
+            guest.load(shared + page * PAGE) == guest.load(private + page * PAGE) == b"abcd"[page : page + 1]
+        )
+    assert guest.store(private + PAGE, b"copy") and guest.store(private + 2 * PAGE, b"copy")
+    size = 0 if way == "O_TRUNC" else PAGE + 10
+    if way == "ftruncate":
+        assert guest.call("ftruncate", fd, size) == 0
+    elif way == "truncate":
+        assert guest.call("truncate", guest.text(b"/w/f"), size) == 0
+    else:
+        guest.open(b"/w/f", fl.O_RDWR | fl.O_TRUNC)
+    if size:
+        assert guest.load(shared + PAGE, 11) == b"b" * 10 + b"\0"
+        assert guest.load(private + PAGE, 5) == b"copyb", "the copy of the page with the end stays"
+    else:
+        assert guest.load(shared) is None and guest.load(private + PAGE) is None
+    for page in (2, 3):
+        assert guest.load(shared + page * PAGE) is None
+        assert guest.load(private + page * PAGE) is None
+        assert not guest.store(shared + page * PAGE, b"x")
+    assert guest.call("ftruncate", fd, 4 * PAGE) == 0
+    for page in (2, 3):
+        assert guest.load(shared + page * PAGE) == guest.load(private + page * PAGE) == b"\0"
+
+
+@pytest.mark.parametrize("way", ["write", "writev", "sendfile", "copy_file_range", "fallocate", "ftruncate"])
+def test_what_a_file_grows_by_is_there(guest: Guest, way: str) -> None:
+    fd = guest.open(b"/w/f")
+    address = guest.map(fd, READ | WRITE, MAP_SHARED, pages=6)
+    assert guest.load(address + 4 * PAGE) is None
+    guest.call("lseek", fd, 4 * PAGE, 0)
+    source = guest.open(b"/w/source")
+    assert guest.write(source, b"grown", 0) == 5
+    if way == "write":
+        assert guest.call("write", fd, SCRATCH, 5) == 5
+    elif way == "writev":
+        guest.cpu.copy_to_user(SCRATCH + PAGE, b"".join(n.to_bytes(8, "little") for n in (SCRATCH, 5)))
+        assert guest.call("writev", fd, SCRATCH + PAGE, 1) == 5
+    elif way == "sendfile":
+        assert guest.call("sendfile", fd, source, 0, 5) == 5
+    elif way == "copy_file_range":
+        assert guest.call("copy_file_range", source, 0, fd, 0, 5, 0) == 5
+    elif way == "fallocate":
+        assert guest.call("fallocate", fd, 0, 0, 4 * PAGE + 5) == 0
+    else:
+        assert guest.call("ftruncate", fd, 4 * PAGE + 5) == 0
+    grown = bytes(5) if way in ("fallocate", "ftruncate") else b"grown"
+    assert guest.load(address + 4 * PAGE, 6) == grown + b"\0"
+    assert guest.load(address + 5 * PAGE) is None
+
+
+# Code
+
+
+@pytest.mark.parametrize(
+    "way", ["pwrite", "write", "sendfile", "copy_file_range", "fallocate", "ftruncate", "truncate", "O_TRUNC"]
+)
+def test_code_in_a_file_is_forgotten_when_the_file_changes(guest: Guest, way: str) -> None:
+    fd = guest.open(b"/w/f")
+    address = guest.map(fd, READ | EXECUTE, MAP_PRIVATE)
+    source = guest.open(b"/w/source")
+    assert guest.write(source, b"code", 0) == 4
+    assert guest.load(address) == b"a"
+    before = guest.code_flushes()
+    if way == "pwrite":
+        guest.write(fd, b"x", 5)
+    elif way == "write":
+        guest.call("write", fd, SCRATCH, 5)
+    elif way == "sendfile":
+        guest.call("sendfile", fd, source, 0, 4)
+    elif way == "copy_file_range":
+        guest.call("copy_file_range", source, 0, fd, 0, 4, 0)
+    elif way == "fallocate":
+        guest.call("fallocate", fd, 3, 0, PAGE)  # a hole, the size kept
+    elif way == "ftruncate":
+        guest.call("ftruncate", fd, 10)
+    elif way == "truncate":
+        guest.call("truncate", guest.text(b"/w/f"), 10)
+    else:
+        guest.open(b"/w/f", fl.O_RDWR | fl.O_TRUNC)
+    assert guest.code_flushes() > before
+
+
+def test_writing_files_without_code_forgets_nothing(guest: Guest) -> None:
+    fd = guest.open(b"/w/f")
+    guest.load(guest.map(fd, READ | WRITE, MAP_SHARED))
+    before = guest.code_flushes()
+    assert guest.write(fd, b"x", 5) == 1
+    assert guest.call("ftruncate", fd, 10) == 0
+    assert guest.code_flushes() == before
+
+
+# Memory files
+
+
+def test_a_mapped_memory_file_takes_of_the_limit_until_it_is_unmapped(guest: Guest) -> None:
+    namespace = guest.process.files.namespace
+    fd = guest.call("memfd_create", guest.text(b"m"), 0)
+    assert guest.call("ftruncate", fd, 5 * PAGE) == 0
+    first = guest.map(fd, READ | WRITE, MAP_SHARED)
+    second = guest.map(fd, READ, MAP_PRIVATE)
+    assert guest.store(first + PAGE, b"kept")
+    assert guest.call("close", fd) == 0
+    assert namespace.memory_used == 5 * PAGE
+    assert guest.call("munmap", first, 4 * PAGE) == 0
+    assert guest.load(second + PAGE, 4) == b"kept"
+    assert namespace.memory_used == 5 * PAGE
+    assert guest.call("munmap", second, 4 * PAGE) == 0
+    assert namespace.memory_used == 0
+
+
+def test_a_sealed_memory_file_is_not_mapped_for_writing(guest: Guest) -> None:
+    fd = guest.call("memfd_create", guest.text(b"m"), 2)
+    assert guest.call("ftruncate", fd, PAGE) == 0
+    assert guest.call("fcntl", fd, 1033, 8) == 0  # F_ADD_SEALS, F_SEAL_WRITE
+    assert guest.map(fd, READ | WRITE, MAP_SHARED, pages=1) == -errno.EPERM
+    assert guest.load(guest.map(fd, READ, MAP_PRIVATE, pages=1)) == b"\0"
+
+
+def test_a_name_that_is_no_text_is_shown_as_it_is(guest: Guest) -> None:
+    fd = guest.open(b"/w/\xff\xfe")
+    assert guest.write(fd, b"x", 0) == 1
+    guest.map(fd, READ, MAP_PRIVATE, pages=1)
+    maps = guest.open(b"/proc/self/maps", fl.O_RDONLY)
+    size = guest.call("read", maps, SCRATCH, 8 * PAGE)
+    assert b"/w/\xff\xfe\n" in guest.cpu.copy_from_user(SCRATCH, size)
