@@ -210,6 +210,14 @@ class PageTableFormat(ABC):
     def decode(self, entry: int, level: int) -> Entry:
         """What the MMU makes of `entry` at `level`."""
 
+    def next_table(self, entry: int, level: int) -> int | None:
+        """Physical address of the table that `entry` points at; None for a leaf or anything else.
+
+        What `decode` says, without making an object: descents ask it for every entry.
+        """
+        decoded = self.decode(entry, level)
+        return decoded.address if isinstance(decoded, Table) else None
+
     @abstractmethod
     def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
         """The layout of a present `entry` (a leaf's, or a table's) at `level`, for printing it."""

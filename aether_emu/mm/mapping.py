@@ -289,6 +289,8 @@ def remap_memory(space: AddressSpace, request: Remap) -> int:
     if flags & MREMAP_FIXED:
         target = hint
         space.unmap(target, target + new)
+        if space.areas.find(address) is None:  # a duplicate may be wanted where its source is
+            raise Refused(errno.EFAULT, "the target replaced the source")
     else:
         wanted = Request(hint, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
         target = _choose_address(space, wanted, new)

@@ -153,9 +153,9 @@ class PageTable:
             slot = self._slot_in(table, va, level)
             entry = words[slot]
             if level > 1:
-                decoded = fmt.decode(entry, level)
-                if isinstance(decoded, Table):
-                    table = decoded.address
+                below = fmt.next_table(entry, level)
+                if below is not None:
+                    table = below
                     continue
             if not entry:
                 return None
@@ -217,7 +217,7 @@ class PageTable:
                     continue
                 slot = self.slot(va, level)
                 entry = self._ram.words[slot]
-                if isinstance(self.format.decode(entry, level), Table):
+                if self.format.next_table(entry, level) is not None:
                     smaller = self.format.levels[level - 2].size
                     self.map(va, address, size, attributes, largest=smaller)
                 elif entry:
@@ -386,10 +386,10 @@ class PageTable:
                 table = self._new_table(level - 1)
                 words[slot] = fmt.table_entry(table)
                 continue
-            decoded = fmt.decode(entry, level)
-            if not isinstance(decoded, Table):
+            below = fmt.next_table(entry, level)
+            if below is None:
                 raise MappingError(f"{va:#x} is already mapped by a leaf at level {level}")
-            table = decoded.address
+            table = below
         return self._base_slot(table)
 
     def _largest_level(self, va: int, address: int, length: int, limit: int) -> int:
@@ -505,9 +505,9 @@ class PageTable:
             slot = base + first + offset
             entry = words[slot]
             va = origin + ((first + offset) << spec.shift)
-            decoded = fmt.decode(entry, level) if level > 1 else None
-            if isinstance(decoded, Table):
-                yield from self._visit(decoded.address, level - 1, max(va, start), min(va + spec.size, end))
+            below = fmt.next_table(entry, level) if level > 1 else None
+            if below is not None:
+                yield from self._visit(below, level - 1, max(va, start), min(va + spec.size, end))
             elif entry:
                 yield Found(va, level, slot, entry)
 
@@ -523,13 +523,13 @@ class PageTable:
             slot = base + index
             if not words[slot] or slot in self._borrowed:
                 continue
-            decoded = fmt.decode(words[slot], level)
-            if not isinstance(decoded, Table):
+            below = fmt.next_table(words[slot], level)
+            if below is None:
                 continue
             va = origin + (index << spec.shift)
-            self._prune(decoded.address, level - 1, max(va, start), min(va + spec.size, end), pruned)
+            self._prune(below, level - 1, max(va, start), min(va + spec.size, end), pruned)
             if pruned.floor <= va and va + spec.size <= pruned.ceiling:
                 words[slot] = 0
-                pruned.detached.append(self._frames.number(decoded.address))
+                pruned.detached.append(self._frames.number(below))
                 if level == 2:
                     self.leaf_tables.pop(self._key(va), None)

@@ -251,6 +251,8 @@ class SpaceModel:
             return "ENOMEM"
         if fixed:
             self._drop(target, target + new)
+            if at not in self.pages:
+                return "EFAULT"
         else:
             hint = target if keep else 0
             place = hint if hint and self.free(hint, new) else self._search(new)

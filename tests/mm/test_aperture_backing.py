@@ -389,6 +389,15 @@ def test_a_duplicate_of_shared_memory_shows_the_same_pages(make: Make) -> None:
     check_accounts(shown.board, [memory])
 
 
+def test_a_duplicate_wanted_where_its_source_is_finds_no_source(make: Make) -> None:
+    shown = make(1)
+    for at in (shared(shown, 1)[0], shown.map(1, READ, MAP_SHARED)):
+        with pytest.raises(Refused) as refused:
+            mapping.remap_memory(shown.space, Remap(at, 0, shown.page, 3, at))
+        assert refused.value.errno == errno.EFAULT
+    assert list(shown.space.areas) == []
+
+
 def test_shared_memory_ends_where_it_was_made_to_end_however_long_its_area(make: Make) -> None:
     """Linux: the object behind a shared anonymous mapping does not grow with mremap."""
     shown = make()

@@ -6,18 +6,13 @@ The expected values were observed on Linux (6.18) where they are not in the manu
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 
 from aether_emu.arch.paging import Access
-from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.errors import OutOfFrames
 from aether_emu.mm import mapping
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.fault import RESOLVED, AccessError, OutOfMemory
 from aether_emu.mm.mapping import (
     MADV_DONTNEED,
@@ -31,10 +26,7 @@ from aether_emu.mm.mapping import (
     MAP_NONBLOCK,
     MAP_NORESERVE,
     MAP_POPULATE,
-    MAP_PRIVATE,
     MAP_SHARED,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
     MREMAP_MAYMOVE,
     Remap,
     Request,
@@ -42,54 +34,12 @@ from aether_emu.mm.mapping import (
 from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import MIB, Board, check_accounts
+from tests.mm.calls import ANONYMOUS, PAGE, RW, TOP, Make, areas, mmap, mremap, refusal
 from tests.mm.invented_format import InventedFormat
 from tests.mm.test_page import FailsAt
 
 READ, WRITE, EXECUTE = Protection.READ, Protection.WRITE, Protection.EXECUTE
-RW = READ | WRITE
-ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
-PAGE = 4096
-TOP = (1 << 47) - PAGE
 USER_READ, USER_WRITE = int(Access.READ | Access.USER), int(Access.WRITE | Access.USER)
-Make = Callable[..., AddressSpace]
-
-
-@pytest.fixture
-def board() -> Iterator[Board]:
-    """x86_64's format on a CPU that forgets nothing: these rules are the same on every format."""
-    made = Board(X86Format())
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def make(board: Board) -> Make:
-    def made(**limits: Any) -> AddressSpace:
-        space = board.space(**limits)
-        board.run_on(space)
-        return space
-
-    return made
-
-
-def mmap(space: AddressSpace, at: int, pages: int, protection: int = RW, flags: int = ANONYMOUS) -> int:
-    return mapping.map_memory(space, Request(at, pages * PAGE, protection, flags, None, 0))
-
-
-def mremap(space: AddressSpace, at: int, old: int, new: int, flags: int = 0, target: int = 0) -> int:
-    """Lengths in pages."""
-    return mapping.remap_memory(space, Remap(at, old * PAGE, new * PAGE, flags, target))
-
-
-def refusal(action: Callable[[], object]) -> str:
-    with pytest.raises(Refused) as refused:
-        action()
-    return errno.errorcode[refused.value.errno]
-
-
-def areas(space: AddressSpace) -> list[tuple[int, int]]:
-    """(first page, pages) of each area."""
-    return [(area.start // PAGE, area.length // PAGE) for area in space.areas]
 
 
 # ---- mmap: where
@@ -238,12 +188,12 @@ def test_populating_maps_every_page_at_once(make: Make, protection: int, flags: 
     assert mapping.residency(space, at, 3 * PAGE) == bytes([resident]) * 3
 
 
-def test_populating_without_memory_maps_what_it_can_and_is_no_error(make: Make, board: Board) -> None:
+def test_populating_without_memory_maps_what_it_can_and_is_no_error(make: Make, plain: Board) -> None:
     space = make()
     mmap(space, 0x1_0000, 1, RW, ANONYMOUS | MAP_FIXED | MAP_POPULATE)
-    board.buddy.failures = FailsAt(1)
+    plain.buddy.failures = FailsAt(1)
     at = mmap(space, 0x1_1000, 3, RW, ANONYMOUS | MAP_FIXED | MAP_POPULATE)
-    board.buddy.failures = NEVER_FAILS
+    plain.buddy.failures = NEVER_FAILS
     assert mapping.residency(space, at, 3 * PAGE) == b"\1\0\0"
 
 
@@ -320,170 +270,27 @@ def test_a_stack_does_not_grow_over_the_limit_of_the_address_space_or_the_lowest
     assert at == 0x1_2000
 
 
-# ---- mremap
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "flags", "target", "expected"),
-    [
-        (2, 2, 8, 0, "EINVAL"),
-        (2, 2, MREMAP_FIXED, 0x500_0000, "EINVAL"),
-        (2, 3, MREMAP_DONTUNMAP | MREMAP_MAYMOVE, 0, "EINVAL"),
-        (2, 2, MREMAP_DONTUNMAP, 0, "EINVAL"),
-        (2, 0, MREMAP_MAYMOVE, 0, "EINVAL"),
-        (0, 2, MREMAP_MAYMOVE, 0, "EINVAL"),  # only shared memory is duplicated
-        (3, 4, MREMAP_MAYMOVE, 0, "EFAULT"),
-        (2, 3, 0, 0, "ENOMEM"),  # an area follows
-        (2, 2, MREMAP_FIXED | MREMAP_MAYMOVE, 0x500_0001, "EINVAL"),
-        (2, 2, MREMAP_FIXED | MREMAP_MAYMOVE, 0x100_1000, "EINVAL"),  # overlaps itself
-        (2, 2, MREMAP_FIXED | MREMAP_MAYMOVE, TOP, "EINVAL"),
-        (2, 2, MREMAP_FIXED | MREMAP_MAYMOVE, 0x1000, "EPERM"),
-        (2, 2, MREMAP_DONTUNMAP | MREMAP_MAYMOVE, 0x500_0001, "EINVAL"),  # a hint, but checked
-        (1 << 50, 1, 0, 0, "EINVAL"),  # would unmap beyond the user half
-    ],
-)
-def test_what_mremap_refuses(make: Make, old: int, new: int, flags: int, target: int, expected: str) -> None:
-    space = make()
-    at = mmap(space, 0x100_0000, 2)
-    mmap(space, at + 2 * PAGE, 1, READ)
-    before = areas(space)
-    assert refusal(lambda: mremap(space, at, old, new, flags, target)) == expected
-    assert areas(space) == before
-
-
-def test_lengths_that_wrap_around_are_no_lengths(make: Make) -> None:
-    space = make()
-    at = mmap(space, 0x100_0000, 2)
-    for old, new in (((1 << 64) - 1, PAGE), (PAGE, (1 << 64) - 1)):
-        request = Remap(at, old, new, MREMAP_MAYMOVE, 0)
-        assert refusal(partial(mapping.remap_memory, space, request)) == "EINVAL"
-    assert refusal(lambda: mapping.remap_memory(space, Remap(at + 1, PAGE, PAGE, 0, 0))) == "EINVAL"
-    assert refusal(lambda: mremap(space, at + 9 * PAGE, 1, 1)) == "EFAULT"
-
-
-def test_growing_in_place_may_reach_a_growing_area_itself(make: Make) -> None:
-    space = make()
-    stack = mmap(space, 0x1000_0000, 1, RW, ANONYMOUS | MAP_GROWSDOWN)
-    at = mmap(space, stack - 16 * PAGE, 1, RW, ANONYMOUS | MAP_FIXED)
-    assert mremap(space, at, 1, 16) == at
-    assert refusal(lambda: mremap(space, at, 16, 17)) == "ENOMEM"
-
-
-def test_moving_takes_pages_along_and_leaves_nothing(make: Make, board: Board) -> None:
-    space = make()
-    at = mmap(space, 0x100_0000, 2)
-    mmap(space, at + 2 * PAGE, 1, READ)
-    board.cpu.copy_to_user(at + PAGE, b"moved")
-    to = mremap(space, at, 2, 5, MREMAP_MAYMOVE)
-    assert board.cpu.copy_from_user(to + PAGE, 6) == b"moved\0"
-    assert space.areas.find(at) is None
-    assert space.fault(at + PAGE, USER_READ) == AccessError(at + PAGE, mapped=False)
-    check_accounts(board, [])
-
-
-def test_moving_without_unmapping_leaves_an_empty_area_and_takes_the_hint(make: Make, board: Board) -> None:
-    space = make()
-    at = mmap(space, 0x100_0000, 2)
-    board.cpu.copy_to_user(at, b"moved")
-    hint = 0x3100_0000_0000
-    assert mremap(space, at, 2, 2, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, hint) == hint
-    assert board.cpu.copy_from_user(hint, 5) == b"moved"
-    assert board.cpu.copy_from_user(at, 5) == bytes(5)
-
-
-def test_a_move_onto_another_part_of_the_same_area(make: Make, board: Board) -> None:
-    space = make()
-    at = mmap(space, 0x100_0000, 8)
-    for page in range(8):
-        board.cpu.copy_to_user(at + page * PAGE, b"%d" % page)
-    assert mremap(space, at, 2, 2, MREMAP_MAYMOVE | MREMAP_FIXED, at + 5 * PAGE) == at + 5 * PAGE
-    seen = [board.cpu.copy_from_user(at + page * PAGE, 1) for page in range(2, 8)]
-    assert seen == [b"2", b"3", b"4", b"0", b"1", b"7"]
-    assert areas(space) == [(0x1002, 6)]
-
-
-def test_a_move_needs_only_what_it_adds_of_the_limits(make: Make) -> None:
-    space = make(address_space=8 * PAGE)
-    at = mmap(space, 0x100_0000, 5)
-    mmap(space, at + 5 * PAGE, 1, READ)
-    assert refusal(lambda: mremap(space, at, 5, 8, MREMAP_MAYMOVE)) == "ENOMEM"
-    to = mremap(space, at, 5, 7, MREMAP_MAYMOVE)
-    assert to != at
-    assert space.reserved == 8 * PAGE
-    assert refusal(lambda: mremap(space, to, 7, 7, MREMAP_MAYMOVE | MREMAP_DONTUNMAP)) == "ENOMEM"
-
-
-@pytest.mark.parametrize("limit", range(1, 8))
-def test_a_move_that_needs_too_many_areas_moves_nothing(make: Make, board: Board, limit: int) -> None:
-    space = make(areas=limit)
-    at = mmap(space, 0x100_0000, 6)
-    board.cpu.copy_to_user(at + 2 * PAGE, b"stays")
-    try:
-        to = mremap(space, at + 2 * PAGE, 1, 2, MREMAP_MAYMOVE)
-    except Refused as refused:
-        assert refused.errno == errno.ENOMEM
-        assert areas(space) == [(0x1000, 6)]
-        to = at + 2 * PAGE
-    else:
-        assert limit >= 3
-        assert len(space.areas) == 3
-    assert board.cpu.copy_from_user(to, 5) == b"stays"
-
-
-@pytest.mark.parametrize("fails", range(4))
-@pytest.mark.parametrize("fixed", [False, True])
-def test_a_move_without_memory_for_tables_moves_nothing(
-    make: Make, board: Board, fails: int, fixed: bool
-) -> None:
-    """Source and target span two leaf tables: the second allocation fails after the first succeeded."""
-    space, span = make(), 512 * PAGE
-    at = mmap(space, 16 * span - 2 * PAGE, 4)
-    mmap(space, at + 4 * PAGE, 1, READ)
-    for page in range(4):
-        board.cpu.copy_to_user(at + page * PAGE, b"%d" % page)
-    target = (1 << 40) - 2 * PAGE
-    flags = MREMAP_MAYMOVE | (MREMAP_FIXED if fixed else MREMAP_DONTUNMAP)
-    board.buddy.failures = FailsAt(fails)
-    try:
-        at = mremap(space, at, 4, 4, flags, target)
-    except Refused as refused:
-        assert refused.errno == errno.ENOMEM
-        assert [n for _first, n in areas(space)] == [4, 1]
-    finally:
-        board.buddy.failures = NEVER_FAILS
-    assert b"".join(board.cpu.copy_from_user(at + page * PAGE, 1) for page in range(4)) == b"0123"
-    check_accounts(board, [])
-
-
-def test_what_moves_out_of_the_heap_is_no_heap(make: Make) -> None:
-    space = make()
-    space.heap_start = space.heap_end = 0x100_0000
-    mapping.set_break(space, 0x100_4000)
-    to = mremap(space, 0x100_0000, 1, 1, MREMAP_MAYMOVE | MREMAP_FIXED, 0x200_0000)
-    assert [(area.start, area.name) for area in space.areas] == [(0x100_1000, "[heap]"), (to, "")]
-
-
 # ---- madvise, msync, mincore
 
 
-def test_advice_for_a_range_that_wraps_is_refused_before_it_is_taken(make: Make, board: Board) -> None:
+def test_advice_for_a_range_that_wraps_is_refused_before_it_is_taken(make: Make, plain: Board) -> None:
     space = make()
     at = mmap(space, 0x100_0000, 1)
-    board.cpu.copy_to_user(at, b"kept")
+    plain.cpu.copy_to_user(at, b"kept")
     for start, length in ((0, (1 << 64) - 1), (0x1000, (1 << 64) - 0x1000), (at + 1, PAGE)):
         assert refusal(partial(mapping.advise_memory, space, start, length, MADV_DONTNEED)) == "EINVAL"
     assert refusal(lambda: mapping.advise_memory(space, at, PAGE, 99)) == "EINVAL"
-    assert board.cpu.copy_from_user(at, 4) == b"kept"
+    assert plain.cpu.copy_from_user(at, 4) == b"kept"
 
 
-def test_advice_over_a_hole_is_taken_for_the_rest_and_reported(make: Make, board: Board) -> None:
+def test_advice_over_a_hole_is_taken_for_the_rest_and_reported(make: Make, plain: Board) -> None:
     space = make()
     at = mmap(space, 0x100_0000, 1)
     mmap(space, at + 2 * PAGE, 1)
     for page in (0, 2):
-        board.cpu.copy_to_user(at + page * PAGE, b"gone")
+        plain.cpu.copy_to_user(at + page * PAGE, b"gone")
     assert refusal(lambda: mapping.advise_memory(space, at, 3 * PAGE, MADV_DONTNEED)) == "ENOMEM"
-    assert [board.cpu.copy_from_user(at + page * PAGE, 4) for page in (0, 2)] == [bytes(4)] * 2
+    assert [plain.cpu.copy_from_user(at + page * PAGE, 4) for page in (0, 2)] == [bytes(4)] * 2
 
 
 @pytest.mark.parametrize(
@@ -509,21 +316,21 @@ def test_populating_by_advice_follows_the_areas_own_permission(
     assert refusal(lambda: mapping.advise_memory(space, at - PAGE, PAGE, advice)) == "ENOMEM"
 
 
-def test_a_populated_zero_page_that_finds_no_frame_reads_the_same_later(make: Make, board: Board) -> None:
+def test_a_populated_zero_page_that_finds_no_frame_reads_the_same_later(make: Make, plain: Board) -> None:
     """The zero page is mapped; the frame that should replace it cannot be had; nothing is lost by trying."""
     space = make()
     at = mmap(space, 0, 1)
-    assert board.cpu.copy_from_user(at, 1) == b"\0"
-    board.buddy.failures = FailsAt(0)
+    assert plain.cpu.copy_from_user(at, 1) == b"\0"
+    plain.buddy.failures = FailsAt(0)
     assert space.fault(at, USER_WRITE | int(Access.PRESENT)) == OutOfMemory(at)
-    board.buddy.failures = FailsAt(0)
+    plain.buddy.failures = FailsAt(0)
     assert refusal(lambda: mapping.advise_memory(space, at, PAGE, MADV_POPULATE_WRITE)) == "ENOMEM"
-    board.buddy.failures = NEVER_FAILS
-    assert board.cpu.copy_from_user(at, 1) == b"\0"
+    plain.buddy.failures = NEVER_FAILS
+    assert plain.cpu.copy_from_user(at, 1) == b"\0"
     assert space.fault(at, USER_WRITE) is RESOLVED  # not through the CPU: what it has cached must go now
-    frame = board.frames.number(space.table.walk(at).address)  # type: ignore[union-attr]  # mapped
-    board.physical.page_bytes(frame)[:3] = b"new"
-    assert board.cpu.copy_from_user(at, 3) == b"new"
+    frame = plain.frames.number(space.table.walk(at).address)  # type: ignore[union-attr]  # mapped
+    plain.physical.page_bytes(frame)[:3] = b"new"
+    assert plain.cpu.copy_from_user(at, 3) == b"new"
 
 
 def test_residency_is_asked_of_mapped_memory_only_and_of_no_more_than_memory_can_hold(make: Make) -> None:
@@ -573,12 +380,12 @@ def test_what_munmap_refuses(make: Make, address: int, length: int, expected: st
     assert refusal(lambda: mapping.unmap_memory(make(), address, length)) == expected
 
 
-def test_an_address_space_that_finds_no_root_takes_nothing(board: Board) -> None:
-    board.buddy.failures = FailsAt(0)
+def test_an_address_space_that_finds_no_root_takes_nothing(plain: Board) -> None:
+    plain.buddy.failures = FailsAt(0)
     with pytest.raises(OutOfFrames):
-        board.space()
-    board.buddy.failures = NEVER_FAILS
-    assert board.spaces == []
+        plain.space()
+    plain.buddy.failures = NEVER_FAILS
+    assert plain.spaces == []
 
 
 def test_the_invented_format_knows_the_same_rules() -> None:

@@ -141,6 +141,11 @@ class ArmFormat(PageTableFormat):
     def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
         return _FIELDS
 
+    def next_table(self, entry: int, level: int) -> int | None:
+        if level == 1 or entry & (TABLE | VALID) != TABLE | VALID:
+            return None
+        return entry & _ADDRESS
+
 
 def _leaf_flags(entry: int) -> PageFlags:
     user = bool(entry & USER) or not entry & UXN

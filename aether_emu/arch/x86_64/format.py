@@ -156,6 +156,11 @@ class X86Format(PageTableFormat):
         key = entry >> _KEY_SHIFT & 15 if self.keys else 0
         return Leaf(self.leaf_address(entry, level), Attributes(flags, PAT_LAYOUT[pat], key, software))
 
+    def next_table(self, entry: int, level: int) -> int | None:
+        if level == 1 or entry & (P | PS) != P or entry & self._reserved_high:
+            return None
+        return entry & self.address_mask
+
     def reserved_mask(self, entry: int, level: int) -> int:
         """Bits of a present `entry` that the MMU answers with RSVD (Intel SDM 3A 4.5.4)."""
         mask = self._reserved_high

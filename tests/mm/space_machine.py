@@ -1,0 +1,454 @@
+"""An address space beside its model: the steps that can be taken, and what must be true after each.
+
+What each call answers; every byte and permission of every page that is mapped; the list of areas; and that
+each reference in the frame table is explained. Loads and stores go through the MMU, as the kernel's copies
+or, on the engine, as instructions of a program. Now and then an allocation fails.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags
+from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.errors import Refused
+from aether_emu.machine.cpu import ExitReason, UserFault
+from aether_emu.mm import mapping
+from aether_emu.mm.backing import FileBacking, SharedMemory
+from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, OutOfMemory
+from aether_emu.mm.frames import Kind
+from aether_emu.mm.protection import Protection
+from aether_emu.ports import NEVER_FAILS
+from tests.mm.board import MIB, Board, GrantedFile, check_accounts
+from tests.mm.invented_format import InventedFormat
+from tests.mm.space_model import EXECUTE, READ, WRITE, Page, Run, SpaceModel, Thing
+from tests.mm.test_page import FailsAt
+
+SPAN = 512  # pages of a leaf table, in both formats
+WINDOW = 4 * SPAN
+HEAP = 2 * SPAN + 100
+LOAD, STORE = b"\x8a\x07\x0f\x05", b"\x88\x07\x0f\x05"  # mov al, [rdi]; mov [rdi], al; each then syscall
+
+PLACES = st.integers(0, 4095)  # see `page_at`
+COUNTS = st.sampled_from([*range(1, 8)] * 2 + [SPAN + 3])
+RIGHTS = [0, READ, READ | WRITE, READ | WRITE, READ | EXECUTE, WRITE, READ | WRITE | EXECUTE]
+PROTECTIONS = st.sampled_from(RIGHTS)
+SHORT = range(1, 8)
+OPTIONS = (mapping.MAP_NORESERVE, mapping.MAP_GROWSDOWN, mapping.MAP_POPULATE)
+FAILURES = st.none() | st.none() | st.integers(0, 2)
+
+
+class AddressSpaceMachine(RuleBasedStateMachine):
+    """`base` is the first page of the window in which everything happens."""
+
+    executes: bool
+
+    @initialize()
+    def build(self) -> None:
+        fmt = X86Format() if self.executes else InventedFormat()
+        self.board = Board(fmt, ram=64 * MIB, aperture=4 * MIB, execute=self.executes)
+        self.size = fmt.page_size
+        self.base = 8 * SPAN
+        first, end = self.base * self.size, (self.base + WINDOW) * self.size
+        self.space = self.board.space(user_base=first, user_end=end, stack=1 << 40, fault_around=4)
+        self.model = SpaceModel(self.size, self.base, self.base + WINDOW)
+        self.space.heap_start = self.space.heap_end = (self.base + HEAP) * self.size + 5
+        self.model.heap_start = self.model.heap_end = self.space.heap_start
+        self.board.run_on(self.space)
+        self.memories: dict[Thing, SharedMemory] = {}
+        self.folder = Path(tempfile.mkdtemp(prefix="aether-model-"))
+        self.files: list[tuple[Thing, GrantedFile]] = []
+        for name, length, writable in (("a", 2.5, True), ("b", 5, False), ("c", 0.3, True)):
+            content = bytes((97 + n * 7 + len(name)) % 251 for n in range(int(length * self.size)))
+            path = self.folder / name
+            path.write_bytes(content)
+            pages = -(-len(content) // self.size)
+            thing = Thing(bytearray(content.ljust(pages * self.size, b"\0")), pages, not writable, str(path))
+            self.files.append((thing, GrantedFile(self.board, path, writable=writable)))
+        if self.executes:
+            self._plant_code()
+        for corner, protection, source, shared in (
+            (1, READ | WRITE, "private", False),
+            (2, READ | WRITE, 0, False),
+            (3, READ | WRITE, 2, True),
+        ):
+            self._mmap(self.base + corner * SPAN - 3, 7, protection, source, shared=shared, how="fixed")
+
+    def page_at(self, place: int) -> int:
+        """A page number: three times out of four one near an end of an area, else one where tables meet."""
+        which, near = place >> 2, (place >> 6) % 13 - 6
+        runs = [run for run in self.model.runs() if run.page.name != "code"]
+        if not place & 3 or not runs:
+            return self.base + (which % 3 + 1) * SPAN + near
+        run = runs[which % len(runs)]
+        return max(run.last + near, run.first) if near < 0 else min(run.first + near, run.last - 1)
+
+    def _plant_code(self) -> None:
+        """A page of code at the bottom of the window, which no rule touches."""
+        space, cpu, at = self.space, self.board.cpu, self.base * self.size
+        area = space.new_area(at, at + self.size, Protection(7), name="code")
+        space.insert(area)
+        self.model.pages[self.base] = Page(7, name="code", was_writable_executable=True)
+        cpu.copy_to_user(at, LOAD.ljust(16, b"\xf4") + STORE)
+        self.model.copies[self.base] = bytearray((LOAD.ljust(16, b"\xf4") + STORE).ljust(self.size, b"\0"))
+        cpu.on_system_call = lambda *_arguments: cpu.stop()
+
+        def on_fault(va: int, access: int) -> None:
+            self.board.outcome = space.fault(va, access)
+            if self.board.outcome is not RESOLVED:
+                cpu.stop()
+
+        cpu.on_fault = on_fault
+
+    # ---- loads and stores
+
+    def touch(self, va: int, write: bytes | None, by_program: bool) -> tuple[str, bytes]:
+        """One byte stored, or one loaded: how it ended, and the byte."""
+        board = self.board
+        board.outcome = None
+        try:
+            if by_program and self.executes:
+                value = self._execute(va, write)
+            elif write is None:
+                value = bytes(board.cpu.copy_from_user(va, 1))
+            else:
+                board.cpu.copy_to_user(va, write)
+                value = write
+        except UserFault:
+            return self.name_of(board.outcome), b""
+        return ("ok", value) if board.outcome in (None, RESOLVED) else (self.name_of(board.outcome), b"")
+
+    def _execute(self, va: int, write: bytes | None) -> bytes:
+        cpu = self.board.cpu
+        cpu.write("rdi", va)
+        cpu.write("rax", 0 if write is None else write[0])
+        cpu.pc = self.base * self.size + (0 if write is None else 16)
+        assert cpu.run().reason is ExitReason.STOPPED
+        return bytes([cpu.read("rax") & 0xFF])
+
+    @staticmethod
+    def name_of(outcome: Outcome | None) -> str:
+        match outcome:
+            case AccessError(_, mapped):
+                return "denied" if mapped else "unmapped"
+            case BusError():
+                return "bus"
+            case OutOfMemory():
+                return "no memory"
+        raise AssertionError(f"an access failed with {outcome}")
+
+    @rule(
+        place=PLACES,
+        offset=st.sampled_from([0, 1, 100, 4095]),
+        byte=st.none() | st.binary(min_size=1, max_size=1),
+        by_program=st.booleans(),
+        fails=FAILURES,
+    )
+    def load_or_store(
+        self, place: int, offset: int, byte: bytes | None, by_program: bool, fails: int | None
+    ) -> None:
+        number = self.page_at(place)
+        page = self.model.pages.get(number)
+        if byte is not None and page is not None and page.shared and page.thing is not None:
+            offset = 0  # a store behind the end of a file stays in the page cache as long as it likes
+        self.board.buddy.failures = NEVER_FAILS if fails is None else FailsAt(fails)
+        outcome, value = self.touch(number * self.size + offset, byte, by_program)
+        self.board.buddy.failures = NEVER_FAILS
+        if outcome == "no memory":
+            assert fails is not None
+            self.model.access(number, 0)  # a stack may have grown all the same
+            return
+        assert outcome == self.model.access(number, READ if byte is None else WRITE)
+        if outcome == "ok":
+            if byte is not None:
+                self.model.store(number, offset, byte)
+            assert value == self.model.content(number)[offset : offset + 1]
+
+    @rule(place=PLACES, write=st.booleans())
+    def access_every_page_around(self, place: int, write: bool) -> None:
+        for number in range(self.page_at(place), self.page_at(place) + 5):
+            self.load_or_store_quietly(number, b"z" if write else None)
+
+    def load_or_store_quietly(self, number: int, byte: bytes | None) -> None:
+        outcome, value = self.touch(number * self.size, byte, by_program=False)
+        assert outcome == self.model.access(number, READ if byte is None else WRITE)
+        if outcome == "ok":
+            if byte is not None:
+                self.model.store(number, 0, byte)
+            assert value == self.model.content(number)[:1]
+
+    @rule(place=PLACES)
+    def fetch(self, place: int) -> None:
+        """Whether a page may be executed; its bytes are not, they are nobody's code."""
+        number = self.page_at(place)
+        page = self.model.pages.get(number)
+        if page is None or not page.protection:
+            return
+        va, cpu = number * self.size, self.board.cpu
+        self.board.outcome = None
+        if not self.executes:
+            try:
+                cpu.fetch(va)
+            except UserFault:
+                assert self.name_of(self.board.outcome) == self.model.access(number, EXECUTE)
+            else:
+                assert self.model.access(number, EXECUTE) == "ok"
+        elif not page.protection & EXECUTE:
+            cpu.pc = va
+            assert cpu.run().reason is ExitReason.STOPPED
+            assert self.name_of(self.board.outcome) == self.model.access(number, EXECUTE) == "denied"
+
+    # ---- calls
+
+    def check(self, expected: int | str, call: Callable[[], int | None]) -> None:
+        """`call` answers, or refuses, as the model expects. No answer is 0."""
+        try:
+            answer = call()
+        except Refused as refused:
+            assert f"{refused}".split(":")[0] == expected
+        else:
+            assert (answer or 0) == expected
+
+    @rule(
+        place=PLACES,
+        count=COUNTS,
+        protection=PROTECTIONS,
+        source=st.sampled_from(["private", "private", "shared", 0, 1, 2]),
+        shared=st.booleans(),
+        offset=st.integers(0, 3),
+        how=st.sampled_from(["hint", "fixed", "fixed", "noreplace"]),
+        options=st.sets(st.sampled_from(list(OPTIONS))),
+    )
+    def mmap(
+        self,
+        place: int,
+        count: int,
+        protection: int,
+        source: str | int,
+        shared: bool,
+        offset: int,
+        how: str,
+        options: set[int],
+    ) -> None:
+        at = self.page_at(place)
+        self._mmap(at, count, protection, source, shared=shared, offset=offset, how=how, options=sum(options))
+
+    def _mmap(
+        self,
+        at: int,
+        count: int,
+        protection: int,
+        source: str | int,
+        *,
+        how: str,
+        shared: bool = False,
+        offset: int = 0,
+        options: int = 0,
+    ) -> None:
+        flags, file, thing = mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS, None, None
+        page = Page(protection, no_reserve=bool(options & mapping.MAP_NORESERVE))
+        if source == "private":
+            page = replace(page, grows_down=bool(options & mapping.MAP_GROWSDOWN))
+        else:
+            options &= ~mapping.MAP_GROWSDOWN
+            if isinstance(source, int):
+                thing, file = self.files[source]
+                flags = mapping.MAP_SHARED if shared else mapping.MAP_PRIVATE
+            else:
+                thing, offset = Thing(bytearray(count * self.size), count, name="/dev/zero (deleted)"), 0
+                flags = mapping.MAP_SHARED | mapping.MAP_ANONYMOUS
+            is_shared = bool(flags & mapping.MAP_SHARED)
+            page = replace(page, shared=is_shared, thing=thing, index=offset, name=thing.name)
+        flags |= {"hint": 0, "fixed": mapping.MAP_FIXED, "noreplace": mapping.MAP_FIXED_NOREPLACE}[how]
+        size = self.size
+        request = mapping.Request(
+            at * size, count * size, protection, flags | options, file, page.index * size
+        )
+        expected = self.model.mmap(page, at, count, how, bool(options & mapping.MAP_POPULATE))
+        self.check(expected, lambda: mapping.map_memory(self.space, request) // size)
+        if source == "shared" and isinstance(expected, int):
+            area = self.space.areas.find(expected * size)
+            assert area is not None
+            assert isinstance(area.backing, SharedMemory)
+            assert thing is not None
+            self.memories[thing] = area.backing
+
+    @rule(place=PLACES, count=COUNTS)
+    def munmap(self, place: int, count: int) -> None:
+        at = self.page_at(place)
+        expected = self.model.munmap(at, count)
+        self.check(expected, lambda: mapping.unmap_memory(self.space, at * self.size, count * self.size))
+
+    @rule(place=PLACES, count=COUNTS, protection=PROTECTIONS)
+    def mprotect(self, place: int, count: int, protection: int) -> None:
+        at = self.page_at(place)
+        expected = self.model.mprotect(at, count, protection)
+        start, length = at * self.size, count * self.size
+        self.check(expected, lambda: mapping.protect_memory(self.space, start, length, protection))
+
+    @rule(
+        place=PLACES,
+        old=st.integers(0, 6),
+        new=st.integers(0, 8),
+        to=PLACES,
+        flags=st.sampled_from([0, 1, 1, 3, 3, 5, 7]),
+        fails=FAILURES,
+    )
+    def mremap(self, place: int, old: int, new: int, to: int, flags: int, fails: int | None) -> None:
+        at, to = self.page_at(place), self.page_at(to)
+        board, size = self.board, self.size
+        request = mapping.Remap(at * size, old * size, new * size, flags, to * size)
+        failures = FailsAt(3 if fails is None else fails)
+        board.buddy.failures = NEVER_FAILS if fails is None else failures
+        try:
+            answer: int | str = mapping.remap_memory(self.space, request) // size
+        except Refused as refused:
+            answer = f"{refused}".split(":")[0]
+        finally:
+            board.buddy.failures = NEVER_FAILS
+        failed = fails is not None and failures.left < 0
+        may_move, fixed, keep = bool(flags & 1), bool(flags & 2), bool(flags & 4)
+        assert answer == self.model.mremap(
+            at, old, new, to, may_move=may_move, fixed=fixed, keep=keep, no_tables=failed
+        )
+
+    @rule(place=PLACES, count=COUNTS, free=st.booleans())
+    def discard(self, place: int, count: int, free: bool) -> None:
+        at, advice = self.page_at(place), mapping.MADV_FREE if free else mapping.MADV_DONTNEED
+        expected = self.model.discard(at, count, only_anonymous=free)
+        self._advise(expected, at, count, advice)
+
+    @rule(place=PLACES, count=st.integers(1, 8), write=st.booleans())
+    def populate(self, place: int, count: int, write: bool) -> None:
+        at = self.page_at(place)
+        advice = mapping.MADV_POPULATE_WRITE if write else mapping.MADV_POPULATE_READ
+        expected = self.model.populate(at, count, WRITE if write else READ)
+        self._advise(expected, at, count, advice)
+
+    def _advise(self, expected: int | str, at: int, count: int, advice: int) -> None:
+        start, length = at * self.size, count * self.size
+        self.check(expected, lambda: mapping.advise_memory(self.space, start, length, advice))
+
+    @rule(to=st.integers(-2, 12), rest=st.sampled_from([0, 5, 100]))
+    def brk(self, to: int, rest: int) -> None:
+        address = (self.base + HEAP + to) * self.size + rest
+        assert mapping.set_break(self.space, address) == self.model.brk(address)
+
+    @rule(which=st.integers(0, 2), at=st.integers(0, 3000), data=st.binary(min_size=1, max_size=9))
+    def somebody_else_writes_the_file(self, which: int, at: int, data: bytes) -> None:
+        """Inside it: mappings show the page cache, whoever wrote to it."""
+        thing, file = self.files[which]
+        data = data[: max(0, file.path.stat().st_size - at)]
+        with file.path.open("r+b") as writing:
+            writing.seek(at)
+            writing.write(data)
+        thing.content[at : at + len(data)] = data
+
+    # ---- after each step
+
+    @invariant()
+    def the_areas_are_the_models(self) -> None:
+        if not hasattr(self, "space"):
+            return
+        seen: list[Run] = []
+        for area in self.space.areas:
+            first, last = area.start // self.size, area.end // self.size
+            row = Page(
+                int(area.protection),
+                area.shared,
+                self.thing_of(area.backing),
+                area.offset if area.backing else 0,
+                int(area.maximum),
+                area.grows_down,
+                area.no_reserve,
+                area.name,
+                area.was_writable_executable,
+            )
+            if seen and area.grows_down and (seen[-1].last, seen[-1].page) == (first, row):
+                first = seen.pop().first  # an area that grew until it touched the next one stays its own
+            seen.append(Run(first, last, row))
+        assert seen == self.model.runs()
+        assert self.space.reserved == len(self.model.pages) * self.size
+
+    def thing_of(self, backing: object) -> Thing | None:
+        if isinstance(backing, SharedMemory):
+            return next(thing for thing, memory in self.memories.items() if memory is backing)
+        if isinstance(backing, FileBacking):
+            return next(thing for thing, _file in self.files if thing.name == backing.name)
+        return None
+
+    @invariant()
+    def every_entry_shows_the_models_bytes_and_permissions(self) -> None:
+        if not hasattr(self, "space"):
+            return
+        board, fmt, frames = self.board, self.board.format, self.board.frames
+        resident = set()
+        for found in self.space.table.cursor(self.base * self.size, (self.base + WINDOW) * self.size):
+            number = found.start // self.size
+            page = self.model.pages[number]
+            resident.add(number)
+            address = found.entry & fmt.address_mask
+            kind = frames.kind[frames.number(address)]
+            assert self.bytes_at(address) == self.model.content(number)
+            if number in self.model.copies:
+                assert kind == Kind.ANON
+            match fmt.decode(found.entry, 1):
+                case Leaf(_, attributes):
+                    flags = attributes.flags
+                    assert page.protection
+                    assert flags & PageFlags.USER
+                    assert bool(flags & PageFlags.EXECUTE) is bool(page.protection & EXECUTE)
+                    if flags & PageFlags.WRITE:
+                        assert page.protection & WRITE
+                        assert page.shared or number in self.model.copies
+                        assert kind != Kind.ZERO
+                case Held(HeldKind.NO_ACCESS, value):
+                    assert not page.protection
+                    assert value == address // self.size
+                case other:
+                    raise AssertionError(f"{found.start:#x}: {other}")
+        assert self.model.copies.keys() <= resident
+        assert board.physical.page_bytes(board.physical.zero_frame).tobytes() == bytes(self.size)
+
+    def bytes_at(self, address: int) -> bytes:
+        ram, aperture = self.board.ram, self.board.aperture
+        if address < aperture.base:
+            return bytes(ram.bytes[address - ram.base : address - ram.base + self.size])
+        return ctypes.string_at(aperture.host_address + address - aperture.base, self.size)
+
+    @invariant()
+    def every_reference_is_explained(self) -> None:
+        if not hasattr(self, "space"):
+            return
+        alive = [memory for memory in self.memories.values() if memory.spaces]
+        check_accounts(self.board, alive)
+        assert not any(memory._frames for memory in self.memories.values() if not memory.spaces)
+        held = {area.backing for area in self.space.areas if area.backing is not None}
+        for backing in held:
+            count = sum(area.backing is backing for area in self.space.areas)
+            assert backing.spaces == {self.space: count}
+        files = {backing.name for backing in held if isinstance(backing, FileBacking)}
+        mapped = np.flatnonzero(self.board.frames.kind_array == Kind.FILE)
+        assert files or not mapped.size
+
+    @invariant()
+    def files_hold_what_was_stored(self) -> None:
+        for thing, file in getattr(self, "files", []):
+            with file.path.open("rb") as reading:
+                written = os.pread(reading.fileno(), len(thing.content), 0)
+            assert written == bytes(thing.content[: len(written)])
+
+    def teardown(self) -> None:
+        if hasattr(self, "board"):
+            self.board.close()
+            shutil.rmtree(self.folder)
