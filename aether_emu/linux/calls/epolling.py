@@ -14,7 +14,7 @@ from aether_emu.linux.calls.user import require_user, s32, writable
 from aether_emu.linux.vfs import flags as fl
 from aether_emu.linux.vfs.epoll import EPOLL_CTL_DEL, EpollFile
 from aether_emu.linux.vfs.open_file import POLLIN, POLLOUT, OpenFile
-from aether_emu.linux.vfs.pipe import PipeEnd
+from aether_emu.linux.vfs.pipe import Pipe, PipeEnd
 from aether_emu.linux.vfs.streams import StreamFile
 from aether_emu.machine.cpu import UserFault
 
@@ -60,24 +60,24 @@ class EpollCalls(PollCalls, TransferCalls):
         return 0
 
     def sys_epoll_wait(self, epfd: int, events: int, most: int, timeout: int, *_: int) -> int | None:
-        milliseconds = s32(timeout)
-        limit = milliseconds * 10**6 if milliseconds >= 0 else None
-        return self._epoll_wait(epfd, events, s32(most), limit)
+        return self.sys_epoll_pwait(epfd, events, most, timeout, 0, 0)
 
     def sys_epoll_pwait(
         self, epfd: int, events: int, most: int, timeout: int, mask: int, mask_size: int
     ) -> int | None:
-        self._check_mask(mask, mask_size)
-        return self.sys_epoll_wait(epfd, events, most, timeout)
+        milliseconds = s32(timeout)
+        limit = milliseconds * 10**6 if milliseconds >= 0 else None
+        return self._epoll_wait(epfd, events, s32(most), limit, self._mask(mask, mask_size))
 
     def sys_epoll_pwait2(
         self, epfd: int, events: int, most: int, timeout: int, mask: int, mask_size: int
     ) -> int | None:
         limit = self._timespec(timeout)
-        self._check_mask(mask, mask_size)
-        return self._epoll_wait(epfd, events, s32(most), limit)
+        return self._epoll_wait(epfd, events, s32(most), limit, self._mask(mask, mask_size))
 
-    def _epoll_wait(self, epfd: int, address: int, most: int, timeout: int | None) -> int | None:
+    def _epoll_wait(
+        self, epfd: int, address: int, most: int, timeout: int | None, mask: int | None
+    ) -> int | None:
         if not 0 < most <= _MOST_EVENTS:
             raise Refused(errno.EINVAL, f"room for {most} events")
         require_user(address, most * self._event.size, self._user_end)
@@ -87,6 +87,8 @@ class EpollCalls(PollCalls, TransferCalls):
             raise Refused(errno.EINVAL, f"descriptor {s32(epfd)} is no epoll set")
         if watched.poll():
             return self._report(watched, address, most)
+        if timeout != 0:
+            self._let_in(mask)
         if timeout is None:
             self._wait_for(watched.waited())
             return None
@@ -125,5 +127,14 @@ class EpollCalls(PollCalls, TransferCalls):
             self._stir(file, POLLIN)
 
     def _stir(self, file: OpenFile, events: int) -> None:
-        for watched in self._all_sets():
-            watched.stirred(file.pipe if isinstance(file, PipeEnd) else file, events)
+        """An edge in a file, and so in the sets that have it, and in the sets that have those."""
+        stirred = {watched for watched in self._all_sets() if watched.stirred(_source(file), events)}
+        while stirred:
+            stirred = {
+                outer for outer in self._all_sets() for inner in stirred if outer.stirred(inner, POLLIN)
+            }
+
+
+def _source(file: OpenFile) -> OpenFile | Pipe:
+    """What the two ends of a pipe have in common; any other file itself."""
+    return file.pipe if isinstance(file, PipeEnd) else file

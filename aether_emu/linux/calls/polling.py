@@ -3,8 +3,7 @@
 Timeouts are in virtual time, where nothing can happen while the only process waits: when nothing is ready
 now and the timeout is finite, the clock goes on by the timeout and the answer is that it has passed. What
 the host brings to a standard stream in the meantime is seen by the next call. Without a timeout the
-process waits for a stream. A signal mask is checked and has no effect: signals come only from the process
-itself, before it waits.
+process waits for a stream. A signal that only the mask given for the call lets in ends the call (EINTR).
 """
 
 from __future__ import annotations
@@ -39,14 +38,13 @@ class PollCalls(FileFamily):
 
     def sys_poll(self, fds: int, count: int, timeout: int, *_: int) -> int | None:
         milliseconds = s32(timeout)
-        return self._poll(fds, u32(count), milliseconds * 10**6 if milliseconds >= 0 else None, 0)
+        return self._poll(fds, u32(count), milliseconds * 10**6 if milliseconds >= 0 else None, None, 0)
 
     def sys_ppoll(self, fds: int, count: int, timeout: int, mask: int, mask_size: int, *_: int) -> int | None:
         limit = self._timespec(timeout)
-        self._check_mask(mask, mask_size)
-        return self._poll(fds, u32(count), limit, timeout)
+        return self._poll(fds, u32(count), limit, self._mask(mask, mask_size), timeout)
 
-    def _poll(self, fds: int, count: int, timeout: int | None, left: int) -> int | None:
+    def _poll(self, fds: int, count: int, timeout: int | None, mask: int | None, left: int) -> int | None:
         """`timeout` in ns, None for ever; what is left of it is written to the timespec at `left`."""
         if count > self._files.table.limit:
             raise Refused(errno.EINVAL, f"{count} descriptors")
@@ -55,6 +53,8 @@ class PollCalls(FileFamily):
         ]
         found = [self._events(fd, events) for fd, events in wanted]
         ready = sum(map(bool, found))
+        if not ready:
+            self._let_in(mask)
         if not ready and timeout is None:
             self._wait_for_any([(fd, events | _ALWAYS) for fd, events in wanted if fd >= 0])
             return None
@@ -86,7 +86,7 @@ class PollCalls(FileFamily):
             seconds, microseconds = read_struct(self._cpu, timeout, "qq")
             more, microseconds = divmod(microseconds, 10**6) if microseconds >= 0 else (0, -1)
             limit = self._limit(seconds + more, microseconds * 1000)
-        answer = self._select(count, (reading, writing, special), limit)
+        answer = self._select(count, (reading, writing, special), limit, None)
         if answer is not None and timeout:
             seconds, nanoseconds = divmod(limit or 0, _SECOND) if answer else (0, 0)
             self._tell_left(timeout, "qq", (seconds, nanoseconds // 1000))
@@ -96,14 +96,15 @@ class PollCalls(FileFamily):
         self, count: int, reading: int, writing: int, special: int, timeout: int, mask: int
     ) -> int | None:
         limit = self._timespec(timeout)
-        if mask:
-            self._check_mask(*read_struct(self._cpu, mask, "QQ"))
-        answer = self._select(count, (reading, writing, special), limit)
+        blocked = self._mask(*read_struct(self._cpu, mask, "QQ")) if mask else None
+        answer = self._select(count, (reading, writing, special), limit, blocked)
         if answer is not None and timeout:
             self._tell_left(timeout, "qq", divmod(limit or 0, _SECOND) if answer else (0, 0))
         return answer
 
-    def _select(self, count: int, addresses: tuple[int, int, int], timeout: int | None) -> int | None:
+    def _select(
+        self, count: int, addresses: tuple[int, int, int], timeout: int | None, mask: int | None
+    ) -> int | None:
         count = s32(count)
         if count < 0:
             raise Refused(errno.EINVAL, f"{count} descriptors")
@@ -115,6 +116,8 @@ class PollCalls(FileFamily):
             raise Refused(errno.EBADF, "a descriptor of the sets is not open")
         found = [[fd for fd in fds if events[fd] & bits] for fds, bits in zip(asked, _SELECTED, strict=True)]
         ready = sum(map(len, found))
+        if not ready:
+            self._let_in(mask)
         if not ready and timeout is None:
             waits = zip(asked, _SELECT_WAITS, strict=True)
             self._wait_for_any([(fd, bits) for fds, bits in waits for fd in fds])
@@ -122,15 +125,16 @@ class PollCalls(FileFamily):
         self._pass(timeout, ready)
         for address, fds in zip(addresses, found, strict=True):
             if address:
-                self._cpu.copy_to_user(address, sum(1 << fd for fd in fds).to_bytes(size, "little"))
+                self._cpu.copy_to_user(address, _fd_set(fds, size))
         return ready
 
     def _set(self, address: int, size: int, count: int) -> list[int]:
         """The descriptors below `count` in an fd_set."""
         if not address:
             return []
-        bits = int.from_bytes(self._cpu.copy_from_user(address, size), "little")
-        return [fd for fd in range(count) if bits >> fd & 1]
+        chunks = enumerate(self._cpu.copy_from_user(address, size))
+        chosen = [8 * at + bit for at, byte in chunks if byte for bit in range(8) if byte >> bit & 1]
+        return [fd for fd in chosen if fd < count]
 
     # ---- time and waiting
 
@@ -145,12 +149,18 @@ class PollCalls(FileFamily):
         timeout = seconds * _SECOND + nanoseconds
         return timeout if timeout < _FOREVER else None
 
-    def _check_mask(self, mask: int, size: int) -> None:
-        """The signal mask of a call that has one: EINVAL for another size, EFAULT."""
-        if mask:
-            if size != _SET_SIZE:
-                raise Refused(errno.EINVAL, f"a signal set of {size} bytes")
-            self._cpu.copy_from_user(mask, size)
+    def _mask(self, address: int, size: int) -> int | None:
+        """The signals that a call blocks instead of the usual ones: EINVAL for another size, EFAULT."""
+        if not address:
+            return None
+        if size != _SET_SIZE:
+            raise Refused(errno.EINVAL, f"a signal set of {size} bytes")
+        return int(read_struct(self._cpu, address, "Q")[0])
+
+    def _let_in(self, mask: int | None) -> None:
+        """EINTR if a signal is pending that the call's own mask does not block; its handler runs first."""
+        if mask is not None and self._process.signals.suspend(mask):
+            raise Refused(errno.EINTR, "a handler runs")
 
     def _pass(self, timeout: int | None, ready: int) -> None:
         """Let the timeout pass if nothing is ready."""
@@ -170,7 +180,7 @@ class PollCalls(FileFamily):
 
     def _wait_for(self, waited: list[Waited]) -> None:
         """Wait for a stream of the host if there is one, else for the first file, which nobody changes."""
-        sources = [source for wait in waited for source in _sources(wait)]
+        sources = _sources(waited)
         for file, events in sources:
             if isinstance(file, StreamFile) and file.readable and events & POLLIN:
                 self._wait(WouldBlock(file, POLLIN))
@@ -181,8 +191,19 @@ class PollCalls(FileFamily):
         self._process.kernel.deadlock("an event")
 
 
-def _sources(wait: Waited) -> list[Waited]:
-    """What a wait comes down to: an epoll set's members instead of the set."""
-    if isinstance(wait.file, EpollFile):
-        return [source for member in wait.file.waited() for source in _sources(member)] or [wait]
-    return [wait]
+def _fd_set(fds: list[int], size: int) -> bytes:
+    """An fd_set of `size` bytes."""
+    raw = bytearray(size)
+    for fd in fds:
+        raw[fd >> 3] |= 1 << (fd & 7)
+    return bytes(raw)
+
+
+def _sources(waited: list[Waited]) -> list[Waited]:
+    """What a wait comes down to: an epoll set's members beside the set, those of each set once."""
+    found, seen = list(waited), set()
+    for wait in found:  # which grows on the way
+        if isinstance(wait.file, EpollFile) and wait.file not in seen:
+            seen.add(wait.file)
+            found += wait.file.waited()
+    return [wait for wait in found if not isinstance(wait.file, EpollFile)] or found

@@ -20,7 +20,7 @@ from aether_emu.linux.signals import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.linux.vfs import flags as fl
 from aether_emu.linux.vfs.host_file import HostData
 from aether_emu.linux.vfs.open_file import POLLHUP, POLLIN, OpenFile, Seekable, WouldBlock
-from aether_emu.linux.vfs.pipe import EventCounter, PipeEnd
+from aether_emu.linux.vfs.pipe import PIPE_BUF, EventCounter, PipeEnd
 from aether_emu.linux.vfs.streams import StreamFile
 from aether_emu.machine.cpu import UserFault
 
@@ -122,7 +122,7 @@ class TransferCalls(FileFamily):
                 if not done:
                     raise
                 return done
-            moved = user.scatter(self._cpu, user.behind(pieces, done), data)
+            moved = user.scatter(self._cpu, user.behind(pieces, done) if done else pieces, data)
             done += moved
             if moved < len(data):
                 give_back(len(data) - moved)
@@ -147,7 +147,7 @@ class TransferCalls(FileFamily):
             count = deliverable
         elif not count:
             count = min(wanted, 1)
-        makes_room = not isinstance(file, PipeEnd) or not file.pipe.room
+        makes_room = not isinstance(file, PipeEnd) or file.pipe.room < PIPE_BUF
         data = file.read(count)
         if isinstance(data, WouldBlock):
             self._wait(data)
@@ -238,7 +238,7 @@ class TransferCalls(FileFamily):
         try:
             while True:
                 step = min(CHUNK, wanted - done)
-                data = self._gather(file, user.behind(pieces, done), step)
+                data = self._gather(file, user.behind(pieces, done) if done else pieces, step)
                 took = put(data, done)
                 if isinstance(took, WouldBlock):
                     return took, done
@@ -323,7 +323,7 @@ class TransferCalls(FileFamily):
     # ---- what edge-triggered waiting wants to hear (see `epolling`)
 
     def _took(self, file: OpenFile) -> None:
-        """Bytes were taken out of a stream, a counter or a pipe that was full."""
+        """Bytes were taken out of a stream, a counter or a pipe that was full to writers."""
 
     def _gave(self, file: OpenFile) -> None:
         """Bytes were put into a file."""

@@ -9,7 +9,8 @@ not shown since the last edge: `stirred` is told when bytes are put into or take
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ class EpollFile(OpenFile):
         super().__init__(fl.O_RDWR, stat)
         self._interests: dict[tuple[int, OpenFile], Interest] = {}
         self._unbound: list[tuple[int, Interest]] = []
+        self._containing: weakref.WeakSet[EpollFile] = weakref.WeakSet()
 
     def __len__(self) -> int:
         """How many members there are."""
@@ -86,14 +88,16 @@ class EpollFile(OpenFile):
         if file is self:
             raise Refused(errno.EINVAL, "a set can't contain itself")
         key = (fd, file)
-        known = dict(self._living()).get(key)
+        known = self._interests.get(key)
         if operation == EPOLL_CTL_ADD:
             self._check_exclusive(file, events)
-            if isinstance(file, EpollFile) and (self in file.nested() or self._too_deep(file)):
-                raise Refused(errno.ELOOP, "sets within sets go round or too deep")
+            if isinstance(file, EpollFile):
+                self._check_nesting(file)
             if known is not None:
                 raise Refused(errno.EEXIST, f"descriptor {fd} is in the set")
             self._interests[key] = Interest(events, data)
+            if isinstance(file, EpollFile):
+                file._containing.add(self)
             return
         if operation not in (EPOLL_CTL_MOD, EPOLL_CTL_DEL):
             raise Refused(errno.EINVAL, f"operation {operation}")
@@ -102,29 +106,47 @@ class EpollFile(OpenFile):
         if known is None:
             raise Refused(errno.ENOENT, f"descriptor {fd} is not in the set")
         if operation == EPOLL_CTL_DEL:
-            del self._interests[key]
+            self._remove(key)
             return
         if known.events & EPOLLEXCLUSIVE:
             raise Refused(errno.EINVAL, "an exclusive interest can't be changed")
         self._interests[key] = Interest(events, data)
+
+    def _remove(self, key: tuple[int, OpenFile]) -> None:
+        del self._interests[key]
+        file = key[1]
+        if isinstance(file, EpollFile) and file not in self._inner():
+            file._containing.discard(self)
+
+    def release(self) -> None:
+        """See `OpenFile.release`: a closed set contains nothing."""
+        for key in list(self._interests):
+            self._remove(key)
 
     @staticmethod
     def _check_exclusive(file: OpenFile, events: int) -> None:
         if events & EPOLLEXCLUSIVE and (isinstance(file, EpollFile) or events & ~_EXCLUSIVE_OK):
             raise Refused(errno.EINVAL, "EPOLLEXCLUSIVE goes with plain files and few flags")
 
-    def nested(self) -> list[EpollFile]:
-        """The sets in this one, at any depth, and itself."""
-        inner = [file for (_, file), _ in self._living() if isinstance(file, EpollFile)]
-        return [self, *(deeper for file in inner for deeper in file.nested())]
+    def _check_nesting(self, inner: EpollFile) -> None:
+        below, above = inner._generations(EpollFile._inner), self._generations(EpollFile._outer)
+        if any(self in sets for sets in below) or len(below) + len(above) > _DEEPEST:
+            raise Refused(errno.ELOOP, "sets within sets go round or too deep")
 
-    def depth(self) -> int:
-        """1 for a set without sets."""
-        inner = [file.depth() for (_, file), _ in self._living() if isinstance(file, EpollFile)]
-        return 1 + max(inner, default=0)
+    def _generations(self, following: Callable[[EpollFile], set[EpollFile]]) -> list[set[EpollFile]]:
+        """This set, those next to it in one direction, those next to them: as many as the way is long."""
+        found = [{self}]
+        while found[-1] and len(found) <= _DEEPEST:
+            found.append({other for one in found[-1] for other in following(one)})
+        return [sets for sets in found if sets]
 
-    def _too_deep(self, file: EpollFile) -> bool:
-        return file.depth() + 1 > _DEEPEST
+    def _inner(self) -> set[EpollFile]:
+        """The sets that are members."""
+        return {file for (_, file), _ in self._living() if isinstance(file, EpollFile)}
+
+    def _outer(self) -> set[EpollFile]:
+        """The sets that this one is a member of."""
+        return set(self._containing)
 
     def _living(self) -> Iterator[tuple[tuple[int, OpenFile], Interest]]:
         """The members whose file is still open somewhere; the others are gone from the set, as in Linux."""
@@ -137,10 +159,11 @@ class EpollFile(OpenFile):
     def ready(self, most: int) -> list[tuple[int, int]]:
         """Up to `most` (events, data) to report now. What was reported goes to the end of the queue."""
         found: list[tuple[int, int]] = []
+        known: dict[EpollFile, int] = {}
         for key, interest in list(self._living()):
             if len(found) == most:
                 break
-            events = self._due(key[1], interest)
+            events = self._due(key[1], interest, known)
             if not events:
                 continue
             found.append((events, interest.data))
@@ -152,21 +175,25 @@ class EpollFile(OpenFile):
         return found
 
     @staticmethod
-    def _due(file: OpenFile, interest: Interest) -> int:
-        """The events to report for one member now."""
+    def _due(file: OpenFile, interest: Interest, known: dict[EpollFile, int]) -> int:
+        """The events to report for one member now. `known` are sets that were already looked into."""
         if not interest.events & ~_HOW:
             return 0  # disabled by EPOLLONESHOT
-        events = polled(file) & (interest.events | POLLERR | POLLHUP)
+        events = with_normal(file._look(known)) if isinstance(file, EpollFile) else polled(file)
+        events &= interest.events | POLLERR | POLLHUP
         interest.shown &= events
         if interest.events & EPOLLET and not events & ~interest.shown:
             return 0
         return events
 
-    def stirred(self, source: OpenFile | Pipe, events: int) -> None:
-        """Bytes came (POLLIN) or went (POLLOUT) in a file or pipe: an edge for whoever waits for that."""
+    def stirred(self, source: OpenFile | Pipe, events: int) -> bool:
+        """Bytes came (POLLIN) or went (POLLOUT) in a file or pipe: an edge. Whether it is a member."""
+        found = False
         for (_, file), interest in self._interests.items():
             if file is source or (isinstance(file, PipeEnd) and file.pipe is source):
                 interest.shown &= ~with_normal(events)
+                found = True
+        return found
 
     def waited(self) -> list[Waited]:
         """Everything that the set waits for."""
@@ -178,7 +205,14 @@ class EpollFile(OpenFile):
 
     def poll(self) -> int:
         """See `OpenFile.poll`: readable while a member is ready."""
-        return POLLIN if any(self._due(file, interest) for (_, file), interest in self._living()) else 0
+        return self._look({})
+
+    def _look(self, known: dict[EpollFile, int]) -> int:
+        """`poll`, but once for each set, in however many ways it is a member."""
+        if self not in known:
+            due = any(self._due(file, interest, known) for (_, file), interest in self._living())
+            known[self] = POLLIN if due else 0
+        return known[self]
 
     # ---- state
 
@@ -194,6 +228,8 @@ class EpollFile(OpenFile):
             descriptor = table.descriptors.get(fd)
             if descriptor is not None:
                 self._interests[fd, descriptor.file] = interest
+                if isinstance(descriptor.file, EpollFile):
+                    descriptor.file._containing.add(self)
         self._unbound.clear()
 
     def expect(self, members: list[tuple[int, Interest]]) -> None:

@@ -98,6 +98,9 @@ def test_owners(guest: Guest, served: Served) -> None:
     assert served("fchown", fd, (1 << 32) - 1, -1) == 0
     assert served("fchown", fd, 0, 0) == -errno.EPERM
     assert served("fchown", 999, 0, 0) == -errno.EBADF
+    path_only = served("open", served.text(b"f"), os.O_PATH, 0)
+    assert isinstance(path_only, int)
+    assert served("fchown", path_only, -1, -1) == -errno.EBADF
     assert served("fchownat", AT_FDCWD, served.text(b"f"), -1, -1, 0x100) == 0
     assert served("fchownat", AT_FDCWD, served.text(b"f"), -1, -1, 0x10) == -errno.EINVAL
 
@@ -105,6 +108,7 @@ def test_owners(guest: Guest, served: Served) -> None:
 def test_truncating_by_name(named: Twin) -> None:
     assert named.served("truncate", named.served.text(b"f"), 300) == 0
     assert named.served("truncate", named.served.text(b"f"), -1) == -errno.EINVAL
+    assert named.call("truncate", A(5 * PAGE), -1) == -errno.EINVAL
     assert named.served("truncate", named.served.text(b"."), 1) == -errno.EISDIR
     size = named.served("lseek", named.pair("f")[0], 0, os.SEEK_END)
     assert size == 300

@@ -122,11 +122,13 @@ def test_an_arm64_guest_has_its_own_flags(guest: Guest) -> None:
         isa = "arm64"
 
     served = Served(guest.files, Arm64())
-    directory, nofollow, large = 0o40000, 0o100000, 0o400000
+    directory, nofollow, direct, large = 0o40000, 0o100000, 0o200000, 0o400000
     fd = served("openat", AT_FDCWD, served.text(b"/w"), directory, 0)
     assert isinstance(fd, int) and fd >= 0
     assert served("openat", AT_FDCWD, served.text(b"/r/file"), directory, 0) == -errno.ENOTDIR
     assert served("fcntl", fd, fcntl.F_GETFL, 0) == directory | large
+    assert served("fcntl", fd, fcntl.F_SETFL, direct) == 0
+    assert served("fcntl", fd, fcntl.F_GETFL, 0) == directory | large | direct
     assert served("symlinkat", served.text(b"/r/file"), fd, served.text(b"l", 4096 * 8)) == 0
     assert served("openat", fd, served.text(b"l"), nofollow, 0) == -errno.ELOOP
     how = struct.pack("<QQQ", nofollow, 0, 0)

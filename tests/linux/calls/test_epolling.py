@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import select
 import struct
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_emu.linux.vfs.capture import capture, restore
 from aether_emu.linux.vfs.epoll import restore_epoll
+from aether_emu.linux.vfs.pipe import EventCounter
 from aether_emu.linux.vfs.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin
@@ -83,6 +86,20 @@ def test_a_counter_read_and_written_again_is_a_new_edge(twin: Twin) -> None:
     assert sets.wait() == [(2, IN)]
 
 
+def test_taking_from_a_pipe_is_an_edge_only_if_it_was_full(twin: Twin) -> None:
+    sets = Sets(twin)
+    twin.pipe("r", "w")
+    assert twin.call("fcntl", F("w"), 1031, 8192) == 8192
+    sets.control(ADD, "w", OUT | ET, 2)
+    assert sets.wait() == [(2, OUT)]
+    twin.call("write", F("w"), A(100), 100)
+    twin.call("read", F("r"), A(300), 100)
+    assert sets.wait() == []
+    twin.call("write", F("w"), A(8192), 8192)
+    twin.call("read", F("r"), A(8192), 8192)
+    assert sets.wait() == [(2, OUT)]
+
+
 def test_a_oneshot_interest_waits_to_be_armed(twin: Twin) -> None:
     sets = Sets(twin)
     twin.pipe("r", "w")
@@ -102,6 +119,23 @@ def test_hanging_up_is_always_told(twin: Twin) -> None:
     twin.close_descriptor("r")
     assert sets.wait() == [(2, OUT | select.POLLERR)]
     assert sets.wait() == []
+
+
+def test_hanging_up_again_is_a_new_edge(served: Served) -> None:
+    fd = served("epoll_create1", 0)
+    assert served("pipe2", BASE, os.O_NONBLOCK) == 0
+    reading, writing = served.unpack("ii", 0)
+    assert isinstance(fd, int)
+    served.put(0, GUEST.pack(IN | ET, 1))
+    assert served("epoll_ctl", fd, ADD, reading, BASE) == 0
+    served("close", writing)
+    assert served("epoll_wait", fd, BASE, 8, 0) == 1
+    again = served("open", served.text(b"/proc/self/fd/%d" % reading), os.O_WRONLY, 0)
+    assert isinstance(again, int) and again >= 0
+    assert served("epoll_wait", fd, BASE, 8, 0) == 0
+    served("close", again)
+    assert served("epoll_wait", fd, BASE, 8, 0) == 1
+    assert GUEST.unpack(served.get(0, 12)) == (select.POLLHUP, 1)
 
 
 def test_a_closed_file_leaves_the_set_with_its_last_descriptor(twin: Twin) -> None:
@@ -156,10 +190,67 @@ def test_sets_in_sets(twin: Twin) -> None:
     twin.put(100, struct.pack("<Q", 1))
     twin.call("write", F("counter"), A(100), 8)
     assert sets.wait("outer") == [(5, IN)]
+    assert sets.control(MOD, "e", IN | ET, 5, of="outer") == 0
+    assert sets.wait("outer") == [(5, IN)]
+    assert sets.wait("outer") == []
+    twin.call("read", F("counter"), A(200), 8)
+    twin.call("write", F("counter"), A(100), 8)
+    assert sets.wait("outer") == [(5, IN)]
     for depth in range(6):
         twin.open(f"outer{depth}", "epoll_create1", 0)
         below = f"outer{depth - 1}" if depth else "outer"
         assert sets.control(ADD, below, IN, 1, of=f"outer{depth}") == (-errno.ELOOP if depth == 3 else 0)
+
+
+def nest(served: Served, outer: int, inner: int) -> int | str:
+    """Make one set a member of another."""
+    served.put(0, GUEST.pack(IN, inner))
+    return served("epoll_ctl", outer, ADD, inner, BASE)
+
+
+def test_sets_in_sets_from_the_outermost_on(served: Served) -> None:
+    chain = [served("epoll_create1", 0) for _ in range(7)]
+    fds = [fd for fd in chain if isinstance(fd, int)]
+    answers = [nest(served, outer, inner) for outer, inner in itertools.pairwise(fds)]
+    assert answers == [0, 0, 0, 0, -errno.ELOOP, 0]
+
+
+def test_a_way_that_is_gone_no_longer_counts(served: Served) -> None:
+    made = [served("epoll_create1", 0) for _ in range(3)]
+    first, second, third = (fd for fd in made if isinstance(fd, int))
+    assert nest(served, first, second) == 0
+    assert nest(served, second, first) == -errno.ELOOP
+    assert served("epoll_ctl", first, DEL, second, 0) == 0
+    assert nest(served, second, first) == 0
+    assert nest(served, third, second) == 0
+    assert nest(served, first, third) == -errno.ELOOP
+    assert served("close", second) == 0
+    assert nest(served, first, third) == 0
+
+
+def test_many_ways_through_sets_are_looked_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def poll(counter: EventCounter) -> int:
+        looks.append(counter)
+        return IN if counter.value else 0
+
+    monkeypatch.setattr(EventCounter, "poll", poll)
+    layers = [[served("epoll_create1", 0) for _ in range(10)] for _ in range(5)]
+    for above, below in itertools.pairwise(layers):
+        for outer in above:
+            for inner in below:
+                assert isinstance(outer, int) and isinstance(inner, int)
+                assert nest(served, outer, inner) == 0
+    counter, top, bottom = served("eventfd2", 0, 0), layers[0][0], layers[-1][0]
+    assert isinstance(counter, int) and isinstance(top, int) and isinstance(bottom, int)
+    assert nest(served, bottom, counter) == 0
+    assert served("epoll_wait", top, BASE, 100, 0) == 0
+    assert len(looks) == 1
+    assert served("epoll_wait", top, BASE, 100, -1) == BLOCKED
+    served.put(0, struct.pack("<Q", 1))
+    assert served("write", counter, BASE, 8) == 8
+    assert served("epoll_wait", top, BASE, 100, -1) == 10
 
 
 def test_every_ready_member_gets_its_turn(served: Served) -> None:

@@ -123,6 +123,7 @@ def test_links(names: Twin) -> None:
     assert names.call("readlinkat", F("dir"), link, A(10), 2) == 2
     assert names.call("readlinkat", F("dir"), link, A(0), 0) == -errno.EINVAL
     assert names.call("readlinkat", F("dir"), link, A(0), -1) == -errno.EINVAL
+    assert names.call("readlinkat", F("dir"), A(5 * PAGE), A(0), 0) == -errno.EINVAL
     assert names.call("readlinkat", F("dir"), link, A(5 * PAGE), 10) == -errno.EFAULT
     assert names.call("readlinkat", F("dir"), names.text(b"d"), A(0), 10) == -errno.EINVAL
     assert names.call("symlinkat", names.text(b""), F("dir"), names.text(b"m", SECOND)) == -errno.ENOENT

@@ -186,6 +186,38 @@ def test_without_a_timeout_the_process_waits(guest: Guest, served: Served) -> No
     assert served("ppoll", BASE, 1, BASE + 100, 0, 8) == BLOCKED, "more than can pass is for ever"
 
 
+@pytest.mark.parametrize("call", ["ppoll", "pselect6", "epoll_pwait", "epoll_pwait2"])
+def test_a_signal_that_the_mask_of_the_call_lets_in_ends_it(served: Served, call: str) -> None:
+    epoll, counter = served("epoll_create1", 0), served("eventfd2", 0, 0)
+    assert isinstance(epoll, int) and isinstance(counter, int)
+    mask, second, pair, wanted = BASE, BASE + 8, BASE + 32, BASE + 64
+    served.put(8, struct.pack("<qq", 1, 0))
+    served.put(32, struct.pack("<QQ", mask, 8))
+
+    def answer() -> int | str:
+        if call == "ppoll":
+            served.put(64, struct.pack("<iHH", counter, IN, 0))
+            return served(call, wanted, 1, second, mask, 8)
+        if call == "pselect6":
+            served.put(64, struct.pack("<Q", 1 << counter))
+            return served(call, counter + 1, wanted, 0, 0, second, pair)
+        return served(call, epoll, wanted, 1, 1000 if call == "epoll_pwait" else second, mask, 8)
+
+    served.process.signals.pending = 1 << 9
+    served.put(0, struct.pack("<Q", 1 << 9))
+    assert answer() == 0
+    served.put(0, struct.pack("<Q", 1 << 5))
+    served.put(8, struct.pack("<qq", 1, 0))
+    before = served.process.kernel.clock.now_ns
+    assert answer() == -errno.EINTR
+    assert served.process.kernel.clock.now_ns == before
+    served.put(64, struct.pack("<IQ", IN, 1))
+    assert served("epoll_ctl", epoll, 1, counter, wanted) == 0
+    served.put(100, struct.pack("<Q", 1))
+    assert served("write", counter, BASE + 100, 8) == 8
+    assert answer() == 1, "what is ready comes first"
+
+
 def test_nothing_to_wait_for_is_the_end(served: Served) -> None:
     assert served("poll", 0, 0, -1) == BLOCKED
     assert served.process.kernel.dead is not None

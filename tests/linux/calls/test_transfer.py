@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -96,6 +97,23 @@ def test_reading_a_stream_keeps_what_could_not_be_delivered(guest: Guest, served
     assert served("read", 0, BASE + EDGE, 300) == -errno.EFAULT
     assert served("read", 0, BASE + EDGE - 7, 300) == 7
     assert served("read", 0, BASE, 300) == 293
+
+
+def test_a_stream_that_gets_something_meanwhile_keeps_it(guest: Guest, served: Served) -> None:
+    class Late(BufferStream):
+        answers = iter((False, True, True, True))
+
+        def ready(self) -> bool:
+            return next(self.answers)
+
+    stdin = guest.files.table.file(0)
+    assert isinstance(stdin, StreamFile)
+    stdin.stream = late = Late(b"abc")
+    served.memory.protection[BAD] = PROT_NONE
+    assert served("read", 0, BASE + EDGE - 1, 3) == BLOCKED
+    assert late.source == b"abc"
+    assert served("read", 0, BASE + EDGE - 1, 3) == 1
+    assert late.source == b"bc"
 
 
 def test_reading_a_counter_keeps_its_value_when_it_cannot_be_delivered(served: Served) -> None:
@@ -218,6 +236,7 @@ def test_flags_of_the_second_vector_calls(prepared: Twin) -> None:
     assert prepared.call("lseek", F("f"), 0, os.SEEK_END) == 10_035
     assert prepared.call("pwritev2", F("f"), vector, 2, -1, 0, 0x10 | 4) == 35
     assert prepared.call("lseek", F("f"), 0, os.SEEK_CUR) == 10_070
+    assert prepared.call("fcntl", F("f"), fcntl.F_GETFL, 0) & os.O_APPEND == 0
     assert prepared.call("pwritev2", F("f"), vector, 2, 0, 0, 2) == 35
     assert prepared.call("preadv2", F("f"), vector, 2, -2, 0, 0) == -errno.EINVAL
     assert prepared.call("preadv2", F("f"), vector, 2, 0, 0, 0x4000_0000) == -errno.EOPNOTSUPP

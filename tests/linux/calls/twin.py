@@ -149,10 +149,16 @@ class FakeSignals:
     """Keeps what is posted."""
 
     posted: list[SignalInfo] = field(default_factory=list)
+    pending: int = 0
+    """Blocked signals that wait, as a mask."""
 
     def post(self, info: SignalInfo) -> None:
         """See `Signals.post`."""
         self.posted.append(info)
+
+    def suspend(self, mask: int) -> bool:
+        """See `Signals.suspend`."""
+        return bool(self.pending & ~mask)
 
 
 class FakeBackings:
