@@ -14,8 +14,6 @@ from hypothesis import Phase, settings
 
 from tests.mm.space_machine import OPTIONS, RIGHTS, SHORT, AddressSpaceMachine
 
-pytestmark = pytest.mark.slow  # minutes on a busy machine
-
 
 class Walker(AddressSpaceMachine):
     """The machine without hypothesis."""
