@@ -26,6 +26,7 @@ from aether_emu.linux.procfs import ProcessTexts
 from aether_emu.linux.signals import Signals
 from aether_emu.linux.vfs import capture as files_capture
 from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.vfs.epoll import restore_epoll
 from aether_emu.linux.vfs.host_file import HostData
 from aether_emu.linux.vfs.streams import Stream
 from aether_emu.mm.address_space import AddressSpace
@@ -106,7 +107,9 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     process.signals = _restore_signals(process, state["signals"])
     machine.namespace = machine.new_namespace(process.program.path.decode(), grants)
     sources = [ProcessTexts(process)]
-    (process.files,) = files_capture.restore(state["files"], machine.namespace, sources, streams).processes
+    others = {"eventpoll": restore_epoll}
+    restored = files_capture.restore(state["files"], machine.namespace, sources, streams, others)
+    (process.files,) = restored.processes
     # From here on the machine's own first allocations are overwritten by what was captured.
     for name, column in machine.frames.columns().items():
         column[:] = state["frames"][name]

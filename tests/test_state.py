@@ -79,3 +79,20 @@ def test_a_finished_machine_is_refused() -> None:
     with pytest.raises(state.StateError):
         state.capture(machine)
     machine.close()
+
+
+def test_an_epoll_set_is_restored() -> None:
+    machine, _ = _loaded("x86_64", "hello")
+    assert machine.process is not None
+    calls = {name: number for number, name in machine.abi.system_calls.items()}
+    table = machine.kernel.calls_by_number
+    epoll = table[calls["epoll_create1"]]
+    assert epoll is not None
+    fd = epoll(0, 0, 0, 0, 0, 0)
+    snapshot = state.capture(machine)
+    restored = state.restore(snapshot, streams=_streams())
+    assert restored.process is not None and fd is not None
+    assert restored.process.files.table.file(fd).kind == "eventpoll"
+    for each in (restored, machine):
+        each.run()
+        each.close()

@@ -80,7 +80,7 @@ class Kernel:
         self.process: Process
         self.file_backings = FileTable(physical)
         self.calls_made = [0] * (_UNKNOWN + 1)
-        self._calls: list[Callable[..., int | None] | None] = []
+        self.calls_by_number: list[Callable[..., int | None] | None] = []
         self.charged = 0
         self._deadlock = ""
         costs = config.clock
@@ -102,7 +102,7 @@ class Kernel:
     def adopt(self, process: Process) -> None:
         """Run `process` from now on."""
         self.process = process
-        self._calls = build_table(process)
+        self.calls_by_number = build_table(process)
         self._space_fault = process.space.fault
         self.cpu.set_root(process.space.table.root)
 
@@ -147,7 +147,7 @@ class Kernel:
     def _system_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int | None:
         number &= 0xFFFF_FFFF
         try:
-            call = self._calls[number]
+            call = self.calls_by_number[number]
             self.calls_made[number] += 1
             if call is None:
                 return -errno.ENOSYS
@@ -157,7 +157,7 @@ class Kernel:
         except UserFault:
             return -errno.EFAULT
         except IndexError:
-            if number < len(self._calls):
+            if number < len(self.calls_by_number):
                 raise
             self.calls_made[_UNKNOWN] += 1
             return -errno.ENOSYS
