@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aether_emu import __version__
-from aether_emu.cli.main import app, show_tracebacks
+from aether_emu.cli.main import app, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def bench(
 
     from aether_emu.observe.bench import catalogue, report
 
+    settle()
     figures = catalogue.figures(name or [])
     if json_file is not None:
         _write(json_file, "", "a")  # refused now rather than in some minutes, an older file still whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Annotated
@@ -58,6 +59,7 @@ def complain(text: str) -> None:
 
 def main() -> None:
     """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
+    gc.disable()  # importing makes many objects and no garbage; `settle` ends this
     from aether_emu.cli import bench, run  # noqa: F401  # register their commands
 
     _fill_standard_streams()
@@ -73,7 +75,15 @@ def main() -> None:
             raise
         complain(str(error))
         status = _status(error)
+    finally:
+        gc.enable()
     sys.exit(status)
+
+
+def settle() -> None:
+    """Everything is imported: collect garbage from now on, but never look at what is there already."""
+    gc.freeze()
+    gc.enable()
 
 
 def _status(error: AetherError) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aether_emu.cli.interrupts import Interrupts
-from aether_emu.cli.main import app, complain, show_tracebacks
+from aether_emu.cli.main import app, complain, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def run(  # an option is a parameter here
     """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
     show_tracebacks(debug)
     from aether_emu.config import Config
-    from aether_emu.observe import stats as statistics
     from aether_emu.system import Grants, Machine, program_isa
 
     if timeout is not None and timeout <= 0:
@@ -50,6 +49,9 @@ def run(  # an option is a parameter here
     pauses = _Pauses()
     machine = Machine(program_isa(program, grants), config=parameters, pause=pauses.pause)
     wanted = stats or stats_json is not None
+    if wanted:
+        from aether_emu.observe import stats as statistics
+    settle()
     status = 125
     try:
         machine.load(program, [program, *(args or [])], env=environment, grants=grants)
