@@ -187,9 +187,6 @@ class ClockCosts:
         500, "ns for a fault that needs no copy and no storage: demand-zero, a page found present"
     )
     fault_copy: int = _cost(1_000, "ns for a fault that copies a page (copy-on-write)")
-    fault_major: int = _cost(
-        50_000, "ns for a fault that waits for storage: swap, a file's page not in the aperture"
-    )
     fault_denied: int = _cost(1_500, "ns for a fault that ends in a signal")
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
@@ -211,7 +208,7 @@ class Config:
         aslr = false
 
         [clock]
-        fault_major = 80_000
+        fault_copy = 2_000
     """
 
     ram: int = _parameter(

@@ -21,6 +21,7 @@ from typing import Any
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
 from aether_emu.linux import signals as sig
+from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.process import Process
 from aether_emu.linux.procfs import ProcessTexts
 from aether_emu.linux.signals import Signals
@@ -207,8 +208,7 @@ def _restore_backing(process: Process, described: State) -> Backing:
         file = process.files.table.file(fd)
         if not isinstance(file, HostData) or file.key != described["key"]:
             raise StateError(f"{described['name']}, which is mapped, is another file now")
-        backings = process.kernel.file_backings
-        backing = backings.open(file.host_fd, file.key, described["name"], writable=writable)
+        backing = file_backing(process.kernel, file, writable=writable)
         backing.number = described["number"]
         return backing
     finally:

@@ -38,7 +38,7 @@ from aether_emu.machine.ram import Ram
 from aether_emu.mm.address_space import AddressSpace, Limits
 from aether_emu.mm.buddy import Buddy, Zone
 from aether_emu.mm.frames import FrameTable, Leak
-from aether_emu.mm.kernel_half import KernelHalf
+from aether_emu.mm.kernel_half import TEXT, KernelHalf
 from aether_emu.mm.physical import Physical
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
@@ -69,13 +69,13 @@ class _Isa:
 def _isa(name: str) -> _Isa:
     """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick."""
     if name == "x86_64":
-        from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415
-        from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415
+        from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415  # as said above
+        from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
         return _Isa(X86Format(), X86Abi(), _x86_cpu, shared_root=True)
     if name == "arm64":
-        from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415
-        from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415
+        from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415  # as said above
+        from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
 
         return _Isa(ArmFormat(), ArmAbi(), _arm_cpu, shared_root=False)
     raise ConfigError("arch", name, " or ".join(ISAS))
@@ -91,8 +91,12 @@ def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
 def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
     from aether_emu.machine.unicorn_arm64 import ArmCpu  # noqa: PLC0415  # as in `_isa`
 
-    ticks = lambda: machine.ticks(COUNTER_HZ)  # noqa: E731  # the CPU keeps the callable
-    return ArmCpu(ranges, time_stamp=ticks, frequency=COUNTER_HZ, live_state=live_state)
+    return ArmCpu(
+        ranges,
+        time_stamp=lambda: machine.ticks(COUNTER_HZ),
+        frequency=COUNTER_HZ,
+        live_state=live_state,
+    )
 
 
 class LeakError(AetherError):
@@ -146,6 +150,9 @@ class Machine:
     ) -> None:
         isa = _isa(arch)
         self.config = config if config is not None else Config.load(overrides=options)
+        if self.config.kernel_base + RAM_BASE + self.config.ram > TEXT:
+            lower = f"low enough for a direct map of {self.config.ram} bytes of RAM below {TEXT:#x}"
+            raise ConfigError("kernel_base", hex(self.config.kernel_base), lower)
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
         self.clock = VirtualClock(self.config.clock)

@@ -245,6 +245,8 @@ def test_a_machine_that_cannot_be_made_says_why() -> None:
         Machine("riscv")
     with pytest.raises(ConfigError, match="ram="):
         Machine(ram="1M")
+    with pytest.raises(ConfigError, match="kernel_base="):
+        Machine(kernel_base=0xFFFF_FFFF_0000_0000, ram="2G")
     with pytest.raises(ConfigError, match="no such parameter"):
         Machine(rum="1G")
 

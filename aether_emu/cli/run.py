@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,16 +89,14 @@ class _Pauses:
         time.sleep(0.005)
 
 
-def _run(run: object) -> Ended | None:
+def _run(run: Callable[[], Ended]) -> Ended | None:
     """The end of the program, or None when the run was stopped from outside."""
     from aether_emu.linux.kernel import Interrupted
 
-    assert callable(run)
     try:
-        ended: Ended = run()
+        return run()
     except Interrupted:
         return None
-    return ended
 
 
 def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:

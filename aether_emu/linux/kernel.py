@@ -30,7 +30,7 @@ from aether_emu.linux.signals import (
     SignalInfo,
 )
 from aether_emu.machine.cpu import Cpu, ExitReason, Trap, UserFault
-from aether_emu.mm.backing import FileBacking, FileTable
+from aether_emu.mm.backing import FileTable
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, OutOfMemory
 from aether_emu.mm.physical import Physical
@@ -180,10 +180,6 @@ class Kernel:
         self.clock.advance(total - self.charged)
         self.charged = total
 
-    def file_identity(self, backing: FileBacking) -> tuple[str, int]:
-        """Device and inode number of a mapped file, as the guest sees them."""
-        return "00:20", self.process.files.namespace.inodes.of(backing.key).number
-
     def calls_by_name(self) -> dict[str, int]:
         """How often each system call was made, by name, in the order of their numbers."""
         names = self.abi.system_calls
@@ -227,8 +223,10 @@ class Kernel:
                     return None
                 case ExitReason.INTERRUPTED:
                     raise Interrupted
-                case ExitReason.BUS:
-                    self._bus(ended.address)
+                case ExitReason.BUS:  # an entry points at no memory: the engine does not say which
+                    self._bus(self.cpu.pc)
+                case ExitReason.STRAY:
+                    self._lose_pages()
                 case _:
                     raise EngineError(f"at {self.cpu.pc:#x}: {ended.detail}")
         return process.ended
@@ -239,17 +237,17 @@ class Kernel:
         if not self.waiter.wait(reason):
             raise Deadlock(f"a {reason.file.kind}")
 
-    def _bus(self, _address: int) -> None:
-        """A file window lost its page under the guest, or an entry pointed at no memory."""
-        lost = self.waiter.lost_pages()
-        address = self.cpu.pc
-        for file, page in lost:
-            for area in self.process.space.areas:
-                backing = area.backing
-                if backing is not None and getattr(backing, "file", None) is file:
-                    self.process.space.zap_backing(backing, page, 1)
-                    offset = page - area.offset << self.process.space.table.format.page_shift
-                    if 0 <= offset < area.length:
-                        address = area.start + offset
+    def _lose_pages(self) -> None:
+        """Pages of files that the host took away under the guest: unmap them, SIGBUS for the last one."""
+        for file, page in self.waiter.lost_pages():
+            backing = self.file_backings.showing(file)
+            if backing is None:
+                continue
+            self.file_backings.unmap_pages(backing, page, 1)
+            address = self.process.space.address_of(backing, page)
+            if address is not None:
+                self._bus(address)
+
+    def _bus(self, address: int) -> None:
         self.physical.counters.n[Event.FAULT_BUS] += 1
         self.process.signals.force(SignalInfo(SIGBUS, BUS_ADRERR, address))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aether_emu.errors import OutOfFrames, ProgramError, Refused
+from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.elf import Image, Segment, read_image
 from aether_emu.linux.process import Process
 from aether_emu.linux.vfs import flags as fl
@@ -149,8 +150,7 @@ def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
 @contextlib.contextmanager
 def _attached(process: Process, file: HostData) -> Iterator[Backing]:
     """The file in memory. Held while it is mapped: one segment may replace all that shows of another."""
-    name = file.link().decode("utf-8", "backslashreplace")
-    backing = process.kernel.file_backings.open(file.host_fd, file.key, name, writable=False)
+    backing = file_backing(process.kernel, file, writable=False)
     backing.attach(process.space)
     try:
         yield backing
@@ -219,21 +219,13 @@ def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing
     mapped_end = space.page_up(file_end) if segment.file_size else first
     if segment.file_size:
         offset = _page_down(space, segment.offset) >> space.table.format.page_shift
-        space.unmap(first, mapped_end)
-        space.insert(
-            space.new_area(
-                first,
-                mapped_end,
-                segment.protection,
-                backing=backing,
-                offset=offset,
-                name=backing.name,
-            )
+        shown = space.new_area(
+            first, mapped_end, segment.protection, backing=backing, offset=offset, name=backing.name
         )
+        space.replace(shown)
     if memory_end > mapped_end:
         end = space.page_up(memory_end)
-        space.unmap(mapped_end, end)
-        space.insert(space.new_area(mapped_end, end, segment.protection, name=""))
+        space.replace(space.new_area(mapped_end, end, segment.protection))
     has_tail = segment.memory_size > segment.file_size and file_end < mapped_end
     if has_tail and segment.protection & Protection.WRITE:
         # To the end of the page, not of the segment: glibc's ld.so allocates from what is left of it.
@@ -281,9 +273,7 @@ class _StackBuilder:
             raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
         executed = self._string(program.path)
         environment = self._strings(program.environment)
-        top = self._sp
         arguments = self._strings(program.arguments)
-        program.argument_area = (self._sp, top)
         self._sp = (self._sp - self._layout.stack_offset) & -16
         platform = self._string(self._process.abi.machine.encode())
         random = self._push(self._process.kernel.streams.stream("at_random").bytes(16))

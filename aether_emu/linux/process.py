@@ -43,7 +43,6 @@ class Program:
     auxiliary: bytes = b""
     entry: int = 0
     stack_pointer: int = 0
-    argument_area: tuple[int, int] = (0, 0)
 
 
 class Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 from aether_emu.linux.calls.process import RELEASE
@@ -150,7 +151,8 @@ def _line(process: Process, space: AddressSpace, area: Area) -> bytes:
     offset, device, inode = 0, "00:00", 0
     if isinstance(area.backing, FileBacking):
         offset = area.offset << space.table.format.page_shift
-        device, inode = process.kernel.file_identity(area.backing)
+        number, inode = area.backing.identity
+        device = f"{os.major(number):02x}:{os.minor(number):02x}"
     head = f"{area.start:08x}-{area.end:08x} {flags} {offset:08x} {device} {inode}"
     name = area.name.replace("\n", "\\012")
     line = f"{head:<72} {name}" if name else head + " "

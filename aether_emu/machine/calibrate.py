@@ -210,14 +210,14 @@ def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
         scratch.start(pc)
         dump = scratch.dump()
         wanted = scratch.CODE + rip
-        found = places(dump, "Q", lambda value, wanted=wanted: value == wanted)  # type: ignore[misc]
+        found = places(dump, "Q", wanted.__eq__)
         rips = found if rips is None else rips & found
-        flag = places(dump, "i", lambda value, soft=error is None: value == int(soft))  # type: ignore[misc]
+        flag = places(dump, "i", int(error is None).__eq__)
         ints = flag if ints is None else ints & flag
         if error is not None:
-            found = places(dump, "Q", lambda value, cr2=rdi + 16: value == cr2)  # type: ignore[misc]
+            found = places(dump, "Q", (rdi + 16).__eq__)
             cr2s = found if cr2s is None else cr2s & found
-            found = places(dump, "i", lambda value, error=error: value == error)  # type: ignore[misc]
+            found = places(dump, "i", error.__eq__)
             errors = found if errors is None else errors & found
     return (
         only("rip", rips or set()),

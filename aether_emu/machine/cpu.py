@@ -30,15 +30,15 @@ class ExitReason(Enum):
     BUDGET = "the block budget is used up"
     INTERRUPTED = "somebody outside asked (Ctrl-C, a timeout)"
     BUS = "a physical access met nothing"
+    STRAY = "stopped from outside Python: the bus guard, or a stop meant for an earlier run"
     ENGINE = "the engine gave up"
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """What `run` returns. `address` is physical for BUS, else 0; `detail` is for people."""
+    """What `run` returns. `detail` is for people."""
 
     reason: ExitReason
-    address: int = 0
     detail: str = ""
 
 
@@ -152,10 +152,6 @@ class Cpu(ABC):
     @sp.setter
     @abstractmethod
     def sp(self, value: int) -> None: ...
-
-    @abstractmethod
-    def set_thread_pointer(self, value: int) -> None:
-        """The register that user code finds its thread-local storage by."""
 
     @abstractmethod
     def registers(self) -> dict[str, int]:

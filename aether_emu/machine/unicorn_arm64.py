@@ -233,8 +233,5 @@ class ArmCpu(UnicornCpu):
     def sp(self, value: int) -> None:
         self.write("sp", value & MASK)
 
-    def set_thread_pointer(self, value: int) -> None:
-        self.write("tpidr_el0", value)
-
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("pc", *NUMBERS)}

@@ -115,12 +115,12 @@ class UnicornCpu(Cpu):
 
     @staticmethod
     def _unexplained(code: int) -> Exit:
-        """The engine came back by itself: an access to a hole, the bus guard's stop, or its own limit."""
+        """The engine came back by itself: an access to a hole, somebody's stop, or its own limit."""
         if code in (6, 7, 8):  # UC_ERR_READ/WRITE/FETCH_UNMAPPED
             return Exit(ExitReason.BUS, detail="physical address without memory")
         if code:
             return Exit(ExitReason.ENGINE, detail=engine.error_text(code))
-        return Exit(ExitReason.BUS, detail="stopped by the bus guard")
+        return Exit(ExitReason.STRAY)
 
     def stop(self) -> None:
         if self._exit is None:

@@ -457,8 +457,5 @@ class X86Cpu(UnicornCpu):
     def sp(self, value: int) -> None:
         self.general[4] = value & MASK
 
-    def set_thread_pointer(self, value: int) -> None:
-        self.write("fs_base", value)
-
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("rip", *NUMBERS, *X87_NAMES)}

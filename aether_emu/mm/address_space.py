@@ -120,7 +120,7 @@ class AddressSpace:
     def new_area(self, start: int, end: int, protection: Protection, **more: object) -> Area:
         """An area that is not in the map yet; keywords as `Area`."""
         bits, denied = self.bits_for(protection), denied_accesses(protection)
-        return Area(start, end, protection, denied=denied, bits=bits, **more)  # type: ignore[arg-type]
+        return Area(start, end, protection, denied=denied, bits=bits, **more)  # type: ignore[arg-type]  # Area names them
 
     def insert(self, area: Area, grows_by: int | None = None) -> None:
         """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing.
@@ -320,6 +320,14 @@ class AddressSpace:
                 start = area.start + (low - area.offset << shift)
                 self._clear(gather, start, start + (high - low << shift), files_only=not copies)
         self.finish(gather)
+
+    def address_of(self, backing: Backing, page: int) -> int | None:
+        """Where the lowest area that shows page `page` of `backing` shows it."""
+        shift = self.table.format.page_shift
+        for area in self.areas:
+            if area.backing is backing and 0 <= page - area.offset < area.length >> shift:
+                return area.start + (page - area.offset << shift)
+        return None
 
     def replace_entry(self, page: int, slot: int, entry: int, old_frame: int | None) -> None:
         """Point a live entry at another frame: break first where the architecture demands it.

@@ -81,6 +81,7 @@ class FileBacking(Backing):
     ) -> None:
         super().__init__(physical)
         self.file, self.key = file, key
+        self.identity = (0, 0)
         self._name = name
         self._files = files
 
@@ -119,8 +120,19 @@ class FileTable:
         self._by_key: dict[object, FileBacking] = {}
         physical.aperture.on_evict = self._evict
 
-    def open(self, fd: int, key: tuple[int, int], name: str, *, writable: bool) -> FileBacking:
-        """The backing of a host file; `fd` may be closed afterwards. Raises what the aperture refuses."""
+    def open(
+        self,
+        fd: int,
+        key: tuple[int, int],
+        name: str,
+        *,
+        writable: bool,
+        identity: tuple[int, int] = (0, 0),
+    ) -> FileBacking:
+        """The backing of a host file; `fd` may be closed afterwards. Raises what the aperture refuses.
+
+        `identity` are the device and inode number under which programs know the file.
+        """
         known = self._by_key.get(key)
         if known is not None:
             if writable and not known.file.writable:
@@ -130,8 +142,14 @@ class FileTable:
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
         backing = FileBacking(self._physical, file, key, name, self)
+        backing.identity = identity
         self._by_key[key] = backing
         return backing
+
+    def showing(self, file: ApertureFile) -> FileBacking | None:
+        """The backing of a file of the aperture."""
+        found = self._by_key.get(file.key)
+        return found if found is not None and found.file is file else None
 
     def find(self, key: tuple[int, int]) -> FileBacking | None:
         """The backing of a file that some area shows now."""

@@ -33,7 +33,3 @@ class Counters:
 
     def __init__(self) -> None:
         self.n = [0] * len(Event)
-
-    def as_dict(self) -> dict[str, int]:
-        """Every count by lower-case name, in the order of `Event`."""
-        return {event.name.lower(): self.n[event] for event in Event}

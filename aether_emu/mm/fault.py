@@ -62,7 +62,7 @@ class OutOfMemory:
 Outcome = Resolved | AccessError | BusError | OutOfMemory
 RESOLVED = Resolved()
 
-_PRESENT, _WRITE, _EXECUTE = int(Access.PRESENT), int(Access.WRITE), int(Access.EXECUTE)
+_WRITE = int(Access.WRITE)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
 
@@ -225,43 +225,38 @@ class _Slow:
 
     def _copy_from_backing(self, area: Area, page: int) -> None:
         """A write is the first access to a private page of a file or object: straight to a copy."""
-        assert area.backing is not None
-        physical = self._physical
         slot = self._table.leaf_slot(page)
-        number = page >> self._table.format.page_shift
-        frame = physical.take(Kind.ANON, self._space.number, number)
-        try:
-            area.backing.copy_page(self._index(area, page), physical.page_bytes(frame))
-        except BaseException:
-            physical.frames.refs[frame] = 0
-            physical.give_back([frame])
-            raise
-        physical.frames.maps[frame] = 1
-        self._mark_code(area, frame)
+        frame = self._private_copy(area, page, None)
+        physical = self._physical
         physical.ram.words[slot] = physical.frames.address(frame) | area.bits.write
-        self._n[Event.FAULT_COPY] += 1
-        self._n[Event.COPIED_PAGES] += 1
 
     def _copy_frame(self, area: Area, page: int, found: Found, old: int) -> None:
         """Copy-on-write: replace the entry's frame by a private copy, flush, let the old one go."""
-        physical, space = self._physical, self._space
-        number = page >> self._table.format.page_shift
-        frame = physical.take(Kind.ANON, space.number, number)
-        if physical.frames.kind[old] == Kind.FILE:
-            assert area.backing is not None
-            try:
+        in_file = self._physical.frames.kind[old] == Kind.FILE
+        frame = self._private_copy(area, page, None if in_file else old)
+        entry = self._physical.frames.address(frame) | area.bits.write
+        self._space.replace_entry(page, found.slot, entry, old)
+
+    def _private_copy(self, area: Area, page: int, source: int | None) -> int:
+        """A frame for `page` with the bytes of RAM frame `source`, or of the area's backing.
+
+        Raises what the backing raises, and OutOfFrames, with nothing taken.
+        """
+        physical = self._physical
+        frame = self._fresh(area, page)
+        try:
+            if source is not None:
+                physical.page_bytes(frame)[:] = physical.page_bytes(source)
+            else:
+                assert area.backing is not None
                 area.backing.copy_page(self._index(area, page), physical.page_bytes(frame))
-            except BaseException:
-                physical.frames.refs[frame] = 0
-                physical.give_back([frame])
-                raise
-        else:
-            physical.page_bytes(frame)[:] = physical.page_bytes(old)
-        physical.frames.maps[frame] = 1
-        self._mark_code(area, frame)
-        space.replace_entry(page, found.slot, physical.frames.address(frame) | area.bits.write, old)
+        except BaseException:
+            physical.frames.maps[frame] = physical.frames.refs[frame] = 0
+            physical.give_back([frame])
+            raise
         self._n[Event.FAULT_COPY] += 1
         self._n[Event.COPIED_PAGES] += 1
+        return frame
 
     def _install(self, area: Area, page: int, frame: int, bits: int) -> None:
         slot = self._table.leaf_slot(page)

@@ -70,8 +70,6 @@ class Flags(IntFlag):
     it clears it. It survives freeing: a frame that comes without it needs no zeroing."""
     EXECUTABLE = 2
     """Was mapped executable, so that a CPU may hold translations of its bytes."""
-    REWRITTEN = 4
-    """An EXECUTABLE frame's bytes have changed since: its translations are stale."""
 
 
 class Leak(NamedTuple):

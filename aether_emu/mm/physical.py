@@ -37,7 +37,6 @@ class Physical:
         self.trace = trace
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)
-        self.ram_frames = ram.size >> frames.page_shift
         self.next_owner = 0
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)

@@ -11,6 +11,7 @@ import pytest
 from aether_emu import Protection
 from aether_emu.linux.signals import SIGBUS
 from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.machine.cpu import Exit, ExitReason
 from aether_emu.system import Machine
 
 GUESTS = Path(__file__).parents[2] / "guest" / "bin"
@@ -62,4 +63,21 @@ def test_a_file_that_grows_back_is_mapped_again(isa: str, tmp_path: Path) -> Non
     assert machine.run_for(1000) is None
     result = machine.cpu.read("rax" if isa == "x86_64" else "x0")
     assert result == int.from_bytes(b"y" * 8, "little")
+    machine.close()
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_a_stop_that_nobody_meant_does_not_hurt_the_guest(isa: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"z" * 8192)
+    machine = _spinning(isa, file)
+    run, entries = machine.cpu.run, []
+
+    def stray_first(budget: int | None = None) -> Exit:
+        entries.append(budget)
+        return Exit(ExitReason.STRAY) if len(entries) == 1 else run(budget)
+
+    machine.cpu.run = stray_first  # type: ignore[method-assign]  # an engine that came back for no reason
+    assert machine.run_for(1000) is None
+    assert len(entries) == 2
     machine.close()

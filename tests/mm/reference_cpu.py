@@ -205,9 +205,6 @@ class ReferenceCpu(Cpu):
     def sp(self, value: int) -> None:
         raise AssertionError("this CPU executes nothing")
 
-    def set_thread_pointer(self, value: int) -> None:
-        raise AssertionError("this CPU executes nothing")
-
     def registers(self) -> dict[str, int]:
         return {}
 

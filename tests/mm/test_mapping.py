@@ -18,6 +18,7 @@ from aether_emu.mm.mapping import (
     MADV_DONTNEED,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
+    MADV_REMOVE,
     MAP_32BIT,
     MAP_ANONYMOUS,
     MAP_FIXED,
@@ -291,6 +292,27 @@ def test_advice_over_a_hole_is_taken_for_the_rest_and_reported(make: Make, plain
         plain.cpu.copy_to_user(at + page * PAGE, b"gone")
     assert refusal(lambda: mapping.advise_memory(space, at, 3 * PAGE, MADV_DONTNEED)) == "ENOMEM"
     assert [plain.cpu.copy_from_user(at + page * PAGE, 4) for page in (0, 2)] == [bytes(4)] * 2
+
+
+def test_removing_takes_pages_out_of_the_shared_object_itself(make: Make, plain: Board) -> None:
+    space = make()
+    at = mmap(space, 0x100_0000, 3, flags=MAP_SHARED | MAP_ANONYMOUS)
+    for page in range(3):
+        plain.cpu.copy_to_user(at + page * PAGE, b"here")
+    before = plain.buddy.free_frames
+    mapping.advise_memory(space, at + PAGE, PAGE, MADV_REMOVE)
+    assert plain.buddy.free_frames == before + 1
+    assert [plain.cpu.copy_from_user(at + page * PAGE, 4) for page in range(3)] == [
+        b"here",
+        bytes(4),
+        b"here",
+    ]
+
+
+def test_removing_needs_a_shared_writable_object(make: Make) -> None:
+    space = make()
+    private = mmap(space, 0x100_0000, 1)
+    assert refusal(lambda: mapping.advise_memory(space, private, PAGE, MADV_REMOVE)) == "EINVAL"
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,7 @@ STORE = Stub(0x030, "mov [rdi], rax; hlt", bytes.fromhex("488907f4"))
 LOAD_ALLOWED = Stub(0x040, "stac; mov rax, [rdi]; clac; hlt", bytes.fromhex("0f01cb488b070f01caf4"))
 STORE_ALLOWED = Stub(0x050, "stac; mov [rdi], rax; clac; hlt", bytes.fromhex("0f01cb4889070f01caf4"))
 JUMP = Stub(0x060, "jmp rdi", bytes.fromhex("ffe7"))
-FPU_RESET = Stub(0x070, "fninit; hlt", bytes.fromhex("dbe3f4"))
 FEATURES = Stub(0x080, "mov eax, 1; cpuid; mov eax, edx; hlt", bytes.fromhex("b8010000000fa289d0f4"))
 HALT = Stub(0x090, "hlt", bytes.fromhex("f4"))
 
-ALL: tuple[Stub, ...] = (
-    *(IRET, INVLPG, LOAD, STORE, LOAD_ALLOWED, STORE_ALLOWED, JUMP, FPU_RESET, FEATURES, HALT),
-)
+ALL: tuple[Stub, ...] = (*(IRET, INVLPG, LOAD, STORE, LOAD_ALLOWED, STORE_ALLOWED, JUMP, FEATURES, HALT),)

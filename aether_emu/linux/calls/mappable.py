@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _ZERO_DEVICE = os.makedev(1, 5)
 
 
+def file_backing(kernel: Kernel, file: HostData, *, writable: bool) -> FileBacking:
+    """The pages of an open file, known to /proc/self/maps as `stat` knows it. Refused as the host refuses."""
+    shown = file.stat()
+    name, identity = os.fsdecode(file.link()), (shown.dev, shown.ino)
+    return kernel.file_backings.open(file.host_fd, file.key, name, writable=writable, identity=identity)
+
+
 class MappedFile:
     """An open file as `mm.mapping.Mappable`: what its descriptor allows, and its pages."""
 
@@ -41,7 +48,7 @@ class MappedFile:
             raise Refused(errno.ENODEV, f"a {file.kind} can't be mapped")
         known = backings.find(file.key)
         writable = shared_writable and file.writable_grant
-        backing = backings.open(file.host_fd, file.key, os.fsdecode(file.link()), writable=writable)
+        backing = file_backing(self._kernel, file, writable=writable)
         if known is None and isinstance(file, MemoryFile):
             # What is mapped still takes of the limit on memory files when the last descriptor is closed.
             file.hold()
