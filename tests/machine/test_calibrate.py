@@ -7,7 +7,7 @@ import os
 import pytest
 
 from aether_emu.errors import EngineError
-from aether_emu.machine import calibrate, calibrate_arm64, locate
+from aether_emu.machine import calibrate, calibrate_arm64, engine, locate
 from tests.machine.bare_x86 import BareX86
 
 
@@ -61,3 +61,22 @@ def test_a_place_that_does_not_follow_the_registers_is_not_taken(monkeypatch: py
 def test_a_field_that_cannot_be_told_apart_is_an_error(places: set[int]) -> None:
     with pytest.raises(EngineError, match="behave like rip"):
         locate.only("rip", places)
+
+
+def test_an_end_address_leaves_no_fault_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine translates what is before `until` when a run ends; with exits listed it does not."""
+    start = engine.emu_start
+
+    def with_an_end(handle: int, pc: int, _until: int, timeout: int, count: int) -> int:
+        return int(start(handle, pc, 0x1234_5001, timeout, count))
+
+    monkeypatch.setattr(engine, "emu_start", with_an_end)
+    calibrate.measure.cache_clear()
+    try:
+        bare = BareX86()
+        bare["rdi"] = 0x2345_6000
+        bare.run("mov rax, [rdi]")
+        assert bare["cr2"] == 0x2345_6000
+    finally:
+        monkeypatch.undo()
+        calibrate.measure.cache_clear()
