@@ -74,7 +74,7 @@ class _Whole(_Rule):
     multiple: int = 1
     power_of_two: bool = False
     page_aligned: bool = False
-    optional: bool = False
+    absent: str = ""  # what leaving it out means; "": it has a value
     written: Literal["number", "size", "address"] = "number"
 
     @property
@@ -87,11 +87,11 @@ class _Whole(_Rule):
         elif self.multiple > 1:
             kind = f"a multiple of {self.format(self.multiple)}"
         text = f"{kind} from {self.format(self.low)} to {self.format(self.high)}"
-        return f"{text}, or left out for no limit" if self.optional else text
+        return f"{text}, or left out for {self.absent}" if self.absent else text
 
     def check(self, value: object) -> bool:
         if value is None:
-            return self.optional
+            return bool(self.absent)
         if not isinstance(value, int) or isinstance(value, bool):
             return False
         if self.power_of_two and value & (value - 1):
@@ -103,7 +103,7 @@ class _Whole(_Rule):
 
     def format(self, value: object) -> str:
         if value is None:
-            return "unlimited"
+            return self.absent
         if not isinstance(value, int) or self.written == "number":
             return str(value)
         return format_size(value) if self.written == "size" else hex(value)
@@ -114,13 +114,18 @@ class _Choice(_Rule):
     """One of a few sizes."""
 
     values: tuple[int, ...]
+    absent: str = ""  # as for a whole number
 
     @property
     def allowed(self) -> str:
-        return "one of " + ", ".join(map(str, self.values))
+        text = "one of " + ", ".join(map(str, self.values))
+        return f"{text}, or left out for {self.absent}" if self.absent else text
 
     def check(self, value: object) -> bool:
-        return value in self.values
+        return value in self.values or (value is None and bool(self.absent))
+
+    def format(self, value: object) -> str:
+        return self.absent if value is None else str(value)
 
     def parse(self, name: str, value: object) -> object:
         return parse_size(value, name) if isinstance(value, str) else value
@@ -219,11 +224,26 @@ class Config:
         _Whole(2 * MIB, TIB, multiple=2 * MIB, written="size"),
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
-    page_size: int = _parameter(4096, _Choice((4096,)), "bytes in a base page (the granule)")
-    kernel_base: int = _parameter(
-        0xFFFF_8000_0000_0000,
-        _Whole(0xFFFF_8000_0000_0000, 0xFFFF_FFFF_8000_0000, page_aligned=True, written="address"),
-        "first virtual address that belongs to the supervisor",
+    page_size: int = _parameter(
+        4096,
+        _Choice((4 * KIB, 16 * KIB, 64 * KIB)),
+        "bytes in a base page, the granule; x86_64 has 4096 alone",
+    )
+    virtual_bits: int | None = _parameter(
+        None,
+        _Choice((39, 42, 47, 48), absent="48"),
+        "width of the addresses in either half; arm64 has 39 (pages of 4K), 42 (64K), 47 (16K) and 48",
+    )
+    kernel_base: int | None = _parameter(
+        None,
+        _Whole(
+            0xFFFF_8000_0000_0000,
+            0xFFFF_FFFF_8000_0000,
+            page_aligned=True,
+            absent="the middle of the upper half, 0xffff800000000000 with 48 bits",
+            written="address",
+        ),
+        "first virtual address that belongs to the supervisor: RAM's direct map stands above it",
     )
     user_base: int = _parameter(
         0x1_0000,
@@ -240,7 +260,7 @@ class Config:
     )
     memory_limit: int | None = _parameter(
         None,
-        _Whole(MIB, 1 << 47, page_aligned=True, optional=True, written="size"),
+        _Whole(MIB, 1 << 47, page_aligned=True, absent="no limit", written="size"),
         "bytes of address space a process may map (RLIMIT_AS)",
     )
     open_files: int = _parameter(1024, _Whole(8, 1 << 20), "file descriptors of one process (RLIMIT_NOFILE)")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import COUNTER_HZ, TSC_HZ, VirtualClock
 from aether_emu.config import Config
-from aether_emu.errors import AetherError, ConfigError, OutOfFrames, ProgramError
+from aether_emu.errors import AetherError, ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import before_truncate
 from aether_emu.linux.kernel import Kernel
@@ -66,9 +66,17 @@ class _Isa:
     shared_root: bool
 
 
-def _isa(name: str) -> _Isa:
-    """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick."""
+def _isa(name: str, config: Config) -> _Isa:
+    """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick.
+
+    Raises ConfigError for a page size or a width of addresses that the ISA does not have.
+    """
+    page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
+        if page != 4096:
+            raise ConfigError("page_size", page, "4096 on x86_64")
+        if bits != 48:
+            raise ConfigError("virtual_bits", bits, "48 on x86_64")
         from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
@@ -77,7 +85,10 @@ def _isa(name: str) -> _Isa:
         from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
 
-        return _Isa(ArmFormat(), ArmAbi(), _arm_cpu, shared_root=False)
+        try:
+            return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), _arm_cpu, shared_root=False)
+        except EncodingError:
+            raise ConfigError("virtual_bits", bits, f"48, or what a granule of {page} gives") from None
     raise ConfigError("arch", name, " or ".join(ISAS))
 
 
@@ -95,8 +106,25 @@ def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
         ranges,
         time_stamp=lambda: machine.ticks(COUNTER_HZ),
         frequency=COUNTER_HZ,
+        random=machine.streams.stream("rndr").u64,
+        granule=machine.config.page_size,
+        virtual_bits=machine.format.virtual_bits,
         live_state=live_state,
     )
+
+
+def _kernel_base(config: Config, fmt: PageTableFormat) -> int:
+    """Where the supervisor's half begins. ConfigError where RAM's direct map does not fit above it."""
+    lowest = (1 << 64) - (1 << fmt.virtual_bits - 1)
+    base = lowest if config.kernel_base is None else config.kernel_base
+    if base < lowest:
+        raise ConfigError(
+            "kernel_base", hex(base), f"at least {lowest:#x} with {fmt.virtual_bits} virtual bits"
+        )
+    if base + RAM_BASE + config.ram > TEXT:
+        lower = f"low enough for a direct map of {config.ram} bytes of RAM below {TEXT:#x}"
+        raise ConfigError("kernel_base", hex(base), lower)
+    return base
 
 
 class LeakError(AetherError):
@@ -148,11 +176,9 @@ class Machine:
         pause: Callable[[], None] = lambda: None,
         **options: object,
     ) -> None:
-        isa = _isa(arch)
         self.config = config if config is not None else Config.load(overrides=options)
-        if self.config.kernel_base + RAM_BASE + self.config.ram > TEXT:
-            lower = f"low enough for a direct map of {self.config.ram} bytes of RAM below {TEXT:#x}"
-            raise ConfigError("kernel_base", hex(self.config.kernel_base), lower)
+        isa = _isa(arch, self.config)
+        self.kernel_base = _kernel_base(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
         self.clock = VirtualClock(self.config.clock)
@@ -178,7 +204,7 @@ class Machine:
                 self.ram, self.aperture, self.frames, self.buddy, [self.cpu], trace=trace
             )
             self.kernel_half = KernelHalf(
-                self.physical, self.format, self.config.kernel_base, self.cpu.text_page(), self.cpu.data_page
+                self.physical, self.format, self.kernel_base, self.cpu.text_page(), self.cpu.data_page
             )
             self._shared_half = isa.shared_root
         except OutOfFrames as error:
@@ -296,7 +322,7 @@ class Machine:
             address_space=config.memory_limit,
             fault_around=config.fault_around,
         )
-        shared = (self.kernel_half.table, self.config.kernel_base) if self._shared_half else None
+        shared = (self.kernel_half.table, self.kernel_base) if self._shared_half else None
         try:
             space = AddressSpace(self.physical, self.format, limits, shared)
         except OutOfFrames as error:

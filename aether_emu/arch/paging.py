@@ -11,8 +11,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
+from typing import Any, TypeVar
+
+import numpy as np
 
 from aether_emu.errors import EncodingError
+
+Entries = np.ndarray[tuple[int], np.dtype[np.uint64]]
+"""A stretch of a table, as `ram.array` shows it."""
+
+E = TypeVar("E", int, np.ndarray[Any, Any])
+"""One entry, or many of them in an array of uint64: bit arithmetic without negative masks serves both."""
+
+WORD = (1 << 64) - 1
 
 
 class PageFlags(IntFlag):
@@ -25,6 +36,7 @@ class PageFlags(IntFlag):
     GLOBAL = 16  # survives an address-space switch
     ACCESSED = 32
     DIRTY = 64
+    GUARDED = 128  # indirect branches may only land on landing pads
 
 
 class MemoryType(IntEnum):
@@ -46,6 +58,7 @@ class Attributes:
     memory: MemoryType = MemoryType.WRITE_BACK
     key: int = 0  # protection key; 0 where the format has none
     software: int = 0  # bits the MMU ignores
+    contiguous: bool = False  # a hint: one of `Level.contiguous` like entries in a row
 
 
 class Access(IntFlag):
@@ -80,10 +93,22 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A present entry that points at the next table. `flags` restrict everything below it."""
+    """A present entry that points at the next table.
+
+    `flags` are what it leaves to user leaves below it, `supervisor` what to the others (None: the same).
+    """
 
     address: int
     flags: PageFlags
+    supervisor: PageFlags | None = None
+
+
+class Reach(Enum):
+    """Whom the leaves below a table may serve: a second lock behind the leaves' own bits."""
+
+    ANY = "everybody"
+    USER = "user leaves: the supervisor does not execute below"
+    SUPERVISOR = "supervisor leaves: users neither access nor execute below"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +165,7 @@ class Level:
     bits: int
     leaf: bool  # a leaf may stand here
     name: str
+    contiguous: int = 1  # how many adjacent, aligned, like leaves the contiguous hint joins; 1: no hint
 
     @property
     def entries(self) -> int:
@@ -162,9 +188,12 @@ class PageTableFormat(ABC):
     address_mask: int  # where a level-1 leaf keeps its physical address
     present_mask: int  # an entry with one of these bits set takes part in a walk
     physical_bits: int
-    break_before_make: bool  # the architecture forbids changing a live entry into another live one
-    hardware_accessed: bool  # the MMU sets ACCESSED itself
-    hardware_dirty: bool  # the MMU sets DIRTY itself
+    frozen_bits: (
+        int  # in which two present entries in one place must not differ without an absent one between
+    )
+    contiguous_bit: int  # the bit of a leaf that is the contiguous hint; 0: none
+    hardware_accessed: bool  # the MMU sets ACCESSED itself; else it faults where that is clear
+    hardware_dirty: bool  # the MMU sets DIRTY itself; else it faults on a write where that is clear
 
     @property
     def top(self) -> int:
@@ -199,8 +228,8 @@ class PageTableFormat(ABC):
         """
 
     @abstractmethod
-    def table_entry(self, address: int) -> int:
-        """An entry that points at the table at physical `address`, restricting nothing."""
+    def table_entry(self, address: int, reach: Reach = Reach.ANY) -> int:
+        """An entry that points at the table at physical `address`, restricting nothing but its reach."""
 
     @abstractmethod
     def held_entry(self, held: Held) -> int:
@@ -222,9 +251,41 @@ class PageTableFormat(ABC):
     def fields(self, entry: int, level: int) -> tuple[BitField, ...]:
         """The layout of a present `entry` (a leaf's, or a table's) at `level`, for printing it."""
 
+    # ---- what a leaf remembers of accesses (for one leaf, or an array of them)
+
     @abstractmethod
-    def write_protect(self, entry: int) -> int:
-        """`entry`, a leaf, without permission to write."""
+    def writable(self, entry: E) -> E:
+        """1 where the leaf permits writing, be it only after a fault that notes DIRTY; else 0."""
+
+    @abstractmethod
+    def accessed(self, entry: E) -> E:
+        """1 where the leaf was accessed since that was last cleared; else 0."""
+
+    @abstractmethod
+    def dirty(self, entry: E) -> E:
+        """1 where the page was written since that was last cleared; else 0."""
+
+    @abstractmethod
+    def touch(self, entry: E) -> E:
+        """The leaf with ACCESSED set."""
+
+    @abstractmethod
+    def soil(self, entry: E) -> E:
+        """The leaf with DIRTY set; its permissions stay."""
+
+    @abstractmethod
+    def age(self, entry: E) -> E:
+        """The leaf with ACCESSED clear. What the TLB keeps of it must go, or nothing is noticed."""
+
+    @abstractmethod
+    def clean(self, entry: E) -> E:
+        """The leaf with DIRTY clear, as writable as before. As for `age`, the TLB must forget it."""
+
+    @abstractmethod
+    def write_protect(self, entry: E) -> E:
+        """The leaf without permission to write, as dirty as before."""
+
+    # ----
 
     @abstractmethod
     def leaf_address(self, entry: int, level: int) -> int:

@@ -46,6 +46,7 @@ _MINOR = (
     Event.FAULT_FILE,
     Event.FAULT_SHARED,
     Event.FAULT_SPURIOUS,
+    Event.FAULT_ACCESS_FLAG,
 )
 RESOLVED_FAULTS = (*_MINOR, Event.FAULT_COPY)
 _UNKNOWN = 512  # slot of the counter for numbers without a call

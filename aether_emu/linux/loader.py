@@ -14,6 +14,7 @@ import errno
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from aether_emu.errors import OutOfFrames, ProgramError, Refused
 from aether_emu.linux.calls.mappable import file_backing
@@ -34,6 +35,7 @@ from aether_emu.policy.aslr import AddressLayout, choose_layout
     AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_MINSIGSTKSZ,
 ) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 51)  # fmt: skip
 _INITIAL_STACK = 132 << 10
+_SMALLEST_PAGE = 4096  # with these, programs may rely on what Linux makes of such a page
 _RW = Protection.READ | Protection.WRITE
 
 
@@ -205,9 +207,24 @@ def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
     name = _shown(loaded.name)
     if low < space.limits.user_base or high > space.limits.user_end:
         raise ProgramError(f"{name}: a segment lies outside the user address space")
+    _check_granule(space, loaded.image, name)
     for segment in loaded.image.segments:
         _map_segment(process, segment, loaded.bias, backing)
     return loaded
+
+
+def _check_granule(space: AddressSpace, image: Image, name: str) -> None:
+    """Refuse an image whose segments were laid out for smaller pages than these."""
+    page = space.page_size
+    kib = f"{page >> 10}K"
+    if any((segment.address - segment.offset) & page - 1 for segment in image.segments):
+        raise ProgramError(f"{name}: its segments are not aligned to pages of {kib} (see --granule)")
+    for low, high in pairwise(image.segments):
+        shared = _page_down(space, high.address) < space.page_up(low.address + low.memory_size)
+        if shared and page > _SMALLEST_PAGE and low.protection != high.protection:
+            raise ProgramError(
+                f"{name}: two segments with different permissions share a page of {kib} (see --granule)"
+            )
 
 
 def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing) -> None:

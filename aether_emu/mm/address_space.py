@@ -17,17 +17,18 @@ from typing import IO
 
 import numpy as np
 
-from aether_emu.arch.paging import PageTableFormat
+from aether_emu.arch.paging import Entries, PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
 from aether_emu.mm.backing import Backing, FileTable
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import Outcome, make_fault
 from aether_emu.mm.frames import Flags, Kind
-from aether_emu.mm.page import PageTable, Walk
+from aether_emu.mm.page import Found, PageTable
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
 from aether_emu.mm.tlb import Gather
+from aether_emu.mm.walk import Walk
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
@@ -63,7 +64,7 @@ class AddressSpace:
     ) -> None:
         self.physical, self.limits = physical, limits
         self.number = physical.new_owner()
-        self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number)
+        self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
         if kernel is not None:
             table, start = kernel
             self.table.borrow_upper(table, start)
@@ -334,14 +335,12 @@ class AddressSpace:
 
         `old_frame` loses the entry's reference; None for the zero page, which counts none.
         """
-        words = self.physical.ram.words
         gather = self.gather()
         gather.page(page)
         if old_frame is not None:
             gather.drop(old_frame)
-        words[slot] = 0 if self.table.format.break_before_make else entry
-        self.finish(gather)
-        words[slot] = entry
+        found = Found(page, 1, slot, self.physical.ram.words[slot])
+        self.table.exchange(found, entry, lambda: self.finish(gather))
 
     def move_entries(self, start: int, end: int, to: int) -> None:
         """Move every entry of `[start, end)` to the range at `to`, which has none; flush the old place.
@@ -381,9 +380,7 @@ class AddressSpace:
 
     # ---- inside
 
-    def _frame_numbers(
-        self, entries: np.ndarray[tuple[int], np.dtype[np.uint64]]
-    ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    def _frame_numbers(self, entries: Entries) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         """Frames of non-zero entries. A PROT_NONE entry keeps the address where a leaf keeps it."""
         addresses = entries & np.uint64(self.table.format.address_mask)
         base = np.uint64(self.physical.frames.base)
@@ -408,8 +405,9 @@ class AddressSpace:
             gather.drop_many(numbers[numbers != zero])
 
     def _reprotect(self, gather: Gather, area: Area, *, adds: bool) -> None:
-        """Give the entries of an area its new bits. Writing is granted again by a fault.
+        """Give the entries of an area its new bits, as accessed and dirty as before.
 
+        Writing is granted again by a fault.
         Unless the change only `adds` permission, what was present and became another entry is flushed.
         """
         array, fmt = self.physical.ram.array, self.table.format
@@ -419,12 +417,18 @@ class AddressSpace:
             used = entries.nonzero()[0]
             if not used.size:
                 continue
-            old = entries[used]
-            entries[used] = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
+            old, fresh = entries[used], entries.copy()
+            new = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
+            was_present = old & present != 0
+            if area.bits.present:
+                new = np.where(was_present & (fmt.accessed(old) == 0), fmt.age(new), new)
+                new = np.where(was_present & (fmt.dirty(old) != 0), fmt.soil(new), new)
+            fresh[used] = new
+            self.table.replace_many(va, slot, fresh)
             if not adds:
-                gather.pages(va, used[(old & present != 0) & (old != entries[used])])
+                gather.pages(va, used[was_present & (old != new)])
             if area.protection & Protection.EXECUTE:
-                for frame in self._frame_numbers(entries[used]).tolist():
+                for frame in self._frame_numbers(new).tolist():
                     self.physical.code.executable(frame, mutable=True)
 
     def _prune(self, gather: Gather, start: int, end: int) -> None:

@@ -26,6 +26,8 @@ class Event(IntEnum):
     COPIED_PAGES = 15  # pages whose bytes were copied by the memory manager
     ZEROED_PAGES = 16  # frames cleared because they had been used before
     WRITABLE_EXECUTABLE = 17  # mappings that are or were both writable and executable
+    FAULT_ACCESS_FLAG = 18  # an access to note where the MMU notes none itself: ACCESSED or DIRTY
+    WRITTEN_BACK = 19  # dirty pages of files that msync made clean
 
 
 class Counters:

@@ -182,21 +182,30 @@ class _Slow:
             self._n[Event.FAULT_SHARED] += 1
         return RESOLVED
 
+    def _permitted(self, page: int, access: int, found: Found) -> Outcome:
+        """The entry permits the access: note it, where the MMU leaves that to software; else it was stale."""
+        fmt, entry = self._table.format, found.entry
+        noted = fmt.soil(fmt.touch(entry)) if access & _WRITE else fmt.touch(entry)
+        if noted != entry:
+            self._table.replace(page, found, noted)
+            self._n[Event.FAULT_ACCESS_FLAG] += 1
+            return RESOLVED
+        self._n[Event.FAULT_SPURIOUS] += 1
+        self._physical.tlb.flush_pages(self._space.cpu_mask, [page])
+        return RESOLVED
+
     def _present(self, area: Area, page: int, access: int, found: Found) -> Outcome:
-        """A translation exists. Only a write to a read-only entry is news; the rest is stale or raced."""
+        """A translation exists. Only a write to a read-only entry asks for another one."""
         table, physical = self._table, self._physical
         fmt = table.format
-        if not access & _WRITE or fmt.write_protect(found.entry) != found.entry:
-            self._n[Event.FAULT_SPURIOUS] += 1
-            physical.tlb.flush_pages(self._space.cpu_mask, [page])
-            return RESOLVED
+        if not access & _WRITE or fmt.writable(found.entry):
+            return self._permitted(page, access, found)
         address = fmt.leaf_address(found.entry, found.level)
         frame = physical.frames.number(address)
-        words = physical.ram.words
         if area.shared:
             if area.backing is not None and area.backing.in_place:
                 area.backing.frames(self._index(area, page), 1, write=True)
-            words[found.slot] = address | area.bits.write
+            table.replace(page, found, address | area.bits.write)
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
         if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
@@ -206,7 +215,7 @@ class _Slow:
             fresh = physical.frames.address(self._fresh(area, page))
             self._space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
-            words[found.slot] = address | area.bits.write
+            table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED
 

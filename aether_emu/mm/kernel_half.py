@@ -1,7 +1,7 @@
 """The supervisor's half of the address space: a direct map of RAM, and the CPU's own two pages.
 
     kernel_base + pa       all of RAM: read-write, never executable, global, in the largest leaves that fit
-    TEXT                   the CPU's stubs: read-execute
+    TEXT                   the CPU's stubs: read-execute, and read-only in the direct map too
     DATA                   the CPU's tables and stack: read-write
 
 No entry has the user bit, so a program reaches none of it.
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
+from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat, Reach
 from aether_emu.mm.frames import Kind
+from aether_emu.mm.hugepage import split_down
 from aether_emu.mm.page import PageTable
 from aether_emu.mm.physical import Physical
 
@@ -40,19 +41,27 @@ class KernelHalf:
     ) -> None:
         self.base = base
         self._physical = physical
-        self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, owner=0)
+        self.table = PageTable(
+            fmt, physical.ram, physical.frames, physical.buddy, owner=0, reach=Reach.SUPERVISOR
+        )
         self.pages = (TEXT, DATA)  # where the CPU finds its own two pages
         self._frames: list[int] = []
         ram = physical.ram
         try:
             self.table.map(base + ram.base, ram.base, ram.size, _DATA, largest=fmt.leaf_sizes()[-1])
-            self._page(TEXT, text, _TEXT)
+            self._seal(self._page(TEXT, text, _TEXT))
             self._page(DATA, data(DATA), _DATA)
         except BaseException:
             self.close()
             raise
 
-    def _page(self, va: int, content: bytes, attributes: Attributes) -> None:
+    def _seal(self, frame: int) -> None:
+        """Nobody writes code by its other address. The tables are not live yet: there is nothing to flush."""
+        va = self.base + self._physical.frames.address(frame)
+        split_down(self.table, self._physical.ram, va, lambda: None)
+        self.table.protect(va, self.table.format.page_size, Attributes(_COMMON))
+
+    def _page(self, va: int, content: bytes, attributes: Attributes) -> int:
         physical = self._physical
         frame = physical.take(Kind.KERNEL, 0, 0)
         self._frames.append(frame)
@@ -60,6 +69,7 @@ class KernelHalf:
         physical.frames.maps[frame] = 1
         size = self.table.format.page_size
         self.table.map(va, physical.frames.address(frame), size, attributes)
+        return frame
 
     def close(self) -> None:
         """Give back tables and pages."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.mm import ageing
 from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.backing import Backing, SharedMemory
@@ -414,10 +415,9 @@ def populate(
     fmt = space.table.format
     for va in range(start, end, space.page_size):
         found = space.table.find(va)
-        if found is not None and found.entry & fmt.present_mask:
-            writable = fmt.write_protect(found.entry) != found.entry
-            if not write or writable:
-                continue
+        present = found is not None and found.entry & fmt.present_mask
+        if found is not None and present and (not write or fmt.writable(found.entry)):
+            continue
         outcome = space.fault(va, access)
         if isinstance(outcome, BusError | AccessError | OutOfMemory):
             return outcome
@@ -435,9 +435,11 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         raise Refused(errno.ENOMEM, "the range wraps around")
     synced: list[Backing] = []
     for area in space.areas.overlapping(address, address + rounded):
-        if flags & MS_SYNC and area.shared and area.backing is not None and area.backing not in synced:
-            area.backing.sync()
-            synced.append(area.backing)
+        if flags & MS_SYNC and area.shared and area.backing is not None:
+            ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))
+            if area.backing not in synced:
+                area.backing.sync()
+                synced.append(area.backing)
     if not space.areas.covered(address, address + rounded):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
 

@@ -13,79 +13,24 @@ Flushing is not this file's business: `mm.tlb` decides what an edit obliges.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from aether_emu.arch.paging import (
-    Absent,
     Attributes,
-    Held,
-    Leaf,
-    Malformed,
-    PageFlags,
+    Entries,
     PageTableFormat,
-    Table,
+    Reach,
 )
-from aether_emu.errors import MappingError
+from aether_emu.errors import BreakBeforeMake, MappingError
 from aether_emu.machine.ram import Ram
 from aether_emu.mm.buddy import Buddy
 from aether_emu.mm.frames import Flags, FrameTable, Kind
-
-_RESTRICTED = PageFlags.WRITE | PageFlags.USER | PageFlags.EXECUTE
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One entry that a walk read: its level, its physical address and its value."""
-
-    level: int
-    address: int
-    entry: int
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """The address translates: `address` is physical, `size` the leaf's bytes.
-
-    `attributes` are effective, that is, restricted by every table on the way.
-    """
-
-    address: int
-    size: int
-    attributes: Attributes
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NotMapped:
-    """The walk ended at an absent entry of `level`."""
-
-    level: int
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HeldAt:
-    """The walk ended at a typed non-present entry."""
-
-    level: int
-    what: Held
-    steps: tuple[Step, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MalformedAt:
-    """The walk ended at an entry with reserved `bits` set."""
-
-    level: int
-    bits: int
-    steps: tuple[Step, ...]
-
-
-Walk = Mapped | NotMapped | HeldAt | MalformedAt
+from aether_emu.mm.walk import Walk, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +55,23 @@ class _Pruned:
 class PageTable:
     """One tree of tables. `owner` is written into the frame table for every table page it takes.
 
-    Addresses are plain ints whose bits above the format's virtual width are ignored, so that a
-    canonical kernel address and its truncated form mean the same entry.
+    `reach` says whom its leaves serve; tables then lock the others out once more. Addresses are plain
+    ints whose bits above the format's virtual width are ignored, so that a canonical kernel address and
+    its truncated form mean the same entry.
     """
 
-    def __init__(self, fmt: PageTableFormat, ram: Ram, frames: FrameTable, buddy: Buddy, owner: int) -> None:
+    def __init__(
+        self,
+        fmt: PageTableFormat,
+        ram: Ram,
+        frames: FrameTable,
+        buddy: Buddy,
+        owner: int,
+        reach: Reach = Reach.ANY,
+    ) -> None:
         self.format = fmt
         self.owner = owner
+        self.reach = reach
         self._ram, self._frames, self._buddy = ram, frames, buddy
         self.tables = 0  # table pages taken, the root included
         # Truncated va >> leaf_span_shift -> slot of the leaf table's first entry.
@@ -124,7 +79,7 @@ class PageTable:
         self.leaf_span_shift = fmt.levels[0].shift + fmt.levels[0].bits
         self._width = (1 << fmt.virtual_bits) - 1  # the bits of an address that a walk looks at
         self._borrowed: frozenset[int] = frozenset()  # root slots whose subtrees belong to another table
-        self.root = self._new_table(fmt.top)
+        self.root = self.new_table(fmt.top)
 
     # ---- single entries
 
@@ -163,32 +118,41 @@ class PageTable:
         return None
 
     def walk(self, va: int) -> Walk:
-        """Translate `va` as the MMU would, keeping every entry read.
+        """Translate `va` as the MMU would, keeping every entry read."""
+        return walk(self.format, self._ram, self.root, va)
 
-        A damaged entry may name a table outside RAM: that reads as zeroes, as a hole in the bus does.
+    def replace(self, va: int, found: Found, entry: int) -> None:
+        """Make the present leaf or table `found`, which decides about `va`, another entry at once.
+
+        Raises BreakBeforeMake, with nothing changed, where the architecture demands that the entry is
+        absent, and flushed, in between: see `exchange`.
         """
-        steps: list[Step] = []
+        self._refuse_live(va, found.level, self._ram.words[found.slot], entry)
+        self._ram.words[found.slot] = entry
+
+    def exchange(self, found: Found, entry: int, flush: Callable[[], object]) -> None:
+        """Make the live entry `found` another one, and drop what TLBs hold of it by `flush`.
+
+        Where the architecture demands it the entry is absent, and flushed, in between.
+        """
         words = self._ram.words
-        table, granted = self.root, _RESTRICTED
-        for level in range(self.format.top, 0, -1):
-            slot = self._slot_in(table, va, level)
-            entry = words[slot] if 0 <= slot < len(words) else 0
-            steps.append(Step(level, self._ram.base + (slot << 3), entry))
-            match self.format.decode(entry, level):
-                case Table(address, flags):
-                    table, granted = address, granted & flags
-                case Leaf(address, attributes):
-                    size = self.format.levels[level - 1].size
-                    flags = attributes.flags & ~(_RESTRICTED & ~granted)
-                    effective = Attributes(flags, attributes.memory, attributes.key, attributes.software)
-                    return Mapped(address | va & size - 1, size, effective, tuple(steps))
-                case Held() as held:
-                    return HeldAt(level, held, tuple(steps))
-                case Malformed(bits):
-                    return MalformedAt(level, bits, tuple(steps))
-                case Absent():
-                    return NotMapped(level, tuple(steps))
-        raise AssertionError("level 1 decodes to a table")
+        words[found.slot] = 0 if self.format.frozen_bits else entry
+        flush()
+        words[found.slot] = entry
+
+    def replace_many(self, va: int, slot: int, entries: Entries) -> None:
+        """As `replace`, for the level-1 entries of the pages from `va` on, whose first slot is `slot`.
+
+        Absent entries among the old or the new ones are no obstacle.
+        """
+        old = self._ram.array[slot : slot + entries.size]
+        if self.format.frozen_bits:
+            present = old & entries & np.uint64(self.format.present_mask)
+            broken = ((old ^ entries) & np.uint64(self.format.frozen_bits) != 0) & (present != 0)
+            if broken.any():
+                at = int(broken.argmax())
+                self._refuse_live(va + (at << self.format.page_shift), 1, int(old[at]), int(entries[at]))
+        old[:] = entries
 
     # ---- ranges
 
@@ -198,7 +162,8 @@ class PageTable:
         """Map `[va, va+length)` to physical `[address, ...)` with leaves of at most `largest` bytes.
 
         `largest` defaults to one page. All three numbers are multiples of the page size. Where an
-        emptied table still stands, smaller leaves fill it. Raises MappingError when an entry of the
+        emptied table still stands, smaller leaves fill it. Whole runs of large leaves carry the
+        contiguous hint, where the format has one. Raises MappingError when an entry of the
         range is in use, OutOfFrames when a table cannot be had, EncodingError as the format does;
         whichever it is, nothing of the range stays mapped (tables made on the way stay, empty).
         """
@@ -223,7 +188,11 @@ class PageTable:
                 elif entry:
                     raise MappingError(f"{va:#x} is already mapped at level {level}")
                 else:
-                    self._ram.words[slot] = self.format.leaf_entry(address, attributes, level)
+                    if not self._within_run(va, address, start, end, level):
+                        chosen = attributes
+                    else:
+                        chosen = dataclasses.replace(attributes, contiguous=True)
+                    self._ram.words[slot] = self.format.leaf_entry(address, chosen, level)
                 va, address = va + size, address + size
         except BaseException:
             self._forget(start, va)
@@ -245,15 +214,20 @@ class PageTable:
     def protect(self, va: int, length: int, attributes: Attributes) -> list[Found]:
         """Give every present leaf of the range new attributes, keeping its address.
 
-        Returns the entries as they were. Raises MappingError as `unmap`.
+        Returns the entries as they were. Raises MappingError as `unmap`, and BreakBeforeMake, with
+        nothing changed, where the architecture forbids the change of a live entry (its memory type).
         """
         self._check_range(va, length)
         found = [f for f in self.cursor(va, va + length) if f.entry & self.format.present_mask]
         self._refuse_partial(found, va, va + length)
-        words = self._ram.words
-        for item in found:
-            address = self.format.leaf_address(item.entry, item.level)
-            words[item.slot] = address | self.format.leaf_bits(attributes, item.level)
+        fresh = [
+            self.format.leaf_address(item.entry, item.level) | self.format.leaf_bits(attributes, item.level)
+            for item in found
+        ]
+        for item, entry in zip(found, fresh, strict=True):
+            self._refuse_live(item.start, item.level, item.entry, entry)
+        for item, entry in zip(found, fresh, strict=True):
+            self._ram.words[item.slot] = entry
         return found
 
     def cursor(self, start: int, end: int) -> Iterator[Found]:
@@ -331,6 +305,11 @@ class PageTable:
         self.leaf_tables.update(state["leaf_tables"])
         self._borrowed = frozenset(state["borrowed"])
 
+    def note_leaf_table(self, va: int, level: int, slot: int) -> None:
+        """A table of `level` for `va`, whose first entry is `slot`, was put in a large leaf's place."""
+        if level == 1:
+            self.leaf_tables[self._key(va)] = slot
+
     def destroy(self) -> None:
         """Give back every table page. Leaves must have been unmapped (their frames are the caller's)."""
         for slot in sorted(self._borrowed):
@@ -358,7 +337,7 @@ class PageTable:
     def _slot_in(self, table: int, va: int, level: int) -> int:
         return self._base_slot(table) + self._index(va, level)
 
-    def _new_table(self, level: int) -> int:
+    def new_table(self, level: int) -> int:
         """Physical address of a fresh, zeroed table. The frame's index keeps `level` for inspection."""
         frames = self._frames
         frame = self._buddy.alloc()
@@ -383,8 +362,8 @@ class PageTable:
             if not entry & fmt.present_mask:
                 if entry:
                     raise MappingError(f"{va:#x}: a held entry stands at level {level}")
-                table = self._new_table(level - 1)
-                words[slot] = fmt.table_entry(table)
+                table = self.new_table(level - 1)
+                words[slot] = fmt.table_entry(table, self.reach)
                 continue
             below = fmt.next_table(entry, level)
             if below is None:
@@ -399,6 +378,13 @@ class PageTable:
             if level.leaf and fits:
                 best = number
         return best
+
+    def _within_run(self, va: int, address: int, start: int, end: int, level: int) -> bool:
+        """Whether the leaf at `va` is one of a whole run that `[start, end)` maps with such leaves."""
+        spec = self.format.levels[level - 1]
+        run = spec.contiguous * spec.size
+        first = va & -run
+        return spec.contiguous > 1 and not (va - address) & run - 1 and start <= first and first + run <= end
 
     def _next_larger(self, va: int, address: int, end: int, limit: int) -> int:
         """Where a run of pages that starts at `va` gives way to a larger leaf, at the latest `end`."""
@@ -471,7 +457,7 @@ class PageTable:
         self.tables += len(slots)
         for (key, slot), frame in zip(slots, frames.tolist(), strict=True):
             address = table.address(frame)
-            self._ram.words[slot] = self.format.table_entry(address)
+            self._ram.words[slot] = self.format.table_entry(address, self.reach)
             self.leaf_tables[key] = self._base_slot(address)
         return {key for key, _slot in slots}
 
@@ -487,11 +473,20 @@ class PageTable:
             bits = self.format.virtual_bits
             raise MappingError(f"range {va:#x}+{length:#x} is not within {bits} virtual bits")
 
+    def _refuse_live(self, va: int, level: int, old: int, new: int) -> None:
+        fmt = self.format
+        if old & new & fmt.present_mask and (old ^ new) & fmt.frozen_bits:
+            raise BreakBeforeMake(va, fmt.describe(old, level), fmt.describe(new, level))
+
     def _refuse_partial(self, found: list[Found], start: int, end: int) -> None:
         for item in found:
-            size = self.format.levels[item.level - 1].size
-            if item.start < start or item.start + size > end:
-                raise MappingError(f"a {size:#x} byte leaf at {item.start:#x} reaches out of the range")
+            spec, what = self.format.levels[item.level - 1], "leaf"
+            first, size = item.start, spec.size
+            if item.entry & self.format.contiguous_bit and item.entry & self.format.present_mask:
+                what, size = "run of contiguous leaves", spec.size * spec.contiguous
+                first &= -size
+            if first < start or first + size > end:
+                raise MappingError(f"a {size:#x} byte {what} at {first:#x} reaches out of the range")
 
     def _visit(self, table: int, level: int, start: int, end: int) -> Iterator[Found]:
         fmt, words = self.format, self._ram.words

@@ -14,9 +14,11 @@ An entry without P that is not zero is held: value in 55..14, kind in 3..0.
 from __future__ import annotations
 
 from aether_emu.arch.paging import (
+    WORD,
     Absent,
     Attributes,
     BitField,
+    E,
     Entry,
     Held,
     HeldKind,
@@ -26,6 +28,7 @@ from aether_emu.arch.paging import (
     MemoryType,
     PageFlags,
     PageTableFormat,
+    Reach,
     Table,
 )
 from aether_emu.errors import EncodingError
@@ -47,7 +50,8 @@ class InventedFormat(PageTableFormat):
     address_mask = _ADDRESS
     present_mask = P
     physical_bits = 40
-    break_before_make = True
+    frozen_bits = _ADDRESS | T
+    contiguous_bit = 0
     hardware_accessed = False
     hardware_dirty = False
 
@@ -56,6 +60,8 @@ class InventedFormat(PageTableFormat):
             raise EncodingError(f"{self.name}: no such leaf at level {level}")
         if attributes.key >> 2 or attributes.software >> 4:
             raise EncodingError(f"{self.name}: the key or the software bits do not fit")
+        if attributes.flags & PageFlags.GUARDED or attributes.contiguous:
+            raise EncodingError(f"{self.name}: no guarded pages, no contiguous hint")
         bits = P | attributes.key << 60 | attributes.software << 10 | attributes.memory << 6
         for flag, bit in _GRANTED:
             bits |= bit if attributes.flags & flag else 0
@@ -63,8 +69,8 @@ class InventedFormat(PageTableFormat):
             bits |= 0 if attributes.flags & flag else bit
         return bits
 
-    def table_entry(self, address: int) -> int:
-        return address | P | T | USER | EXEC
+    def table_entry(self, address: int, reach: Reach = Reach.ANY) -> int:
+        return address | P | T | EXEC | (0 if reach is Reach.SUPERVISOR else USER)
 
     def held_entry(self, held: Held) -> int:
         if held.value >> 42:
@@ -74,7 +80,28 @@ class InventedFormat(PageTableFormat):
     def leaf_address(self, entry: int, level: int) -> int:
         return entry & _ADDRESS & -self.levels[level - 1].size
 
-    def write_protect(self, entry: int) -> int:
+    def writable(self, entry: E) -> E:
+        return entry & 1 ^ 1
+
+    def accessed(self, entry: E) -> E:
+        return entry >> 9 & 1
+
+    def dirty(self, entry: E) -> E:
+        return entry >> 4 & 1
+
+    def touch(self, entry: E) -> E:
+        return entry | A
+
+    def soil(self, entry: E) -> E:
+        return entry | D
+
+    def age(self, entry: E) -> E:
+        return entry & (WORD ^ A)
+
+    def clean(self, entry: E) -> E:
+        return entry & (WORD ^ D)
+
+    def write_protect(self, entry: E) -> E:
         return entry | READ_ONLY
 
     def decode(self, entry: int, level: int) -> Entry:

@@ -123,7 +123,7 @@ class ReferenceCpu(Cpu):
     def _note_change(self, va: int) -> None:
         """Break before make: what is cached must be gone from the table, or still stand there."""
         known = self.tlb.get(va >> self.format.page_shift)
-        if known is None or not self.format.break_before_make:
+        if known is None or not self.format.frozen_bits:
             return
         now = self._walk(va)
         if isinstance(now, Translation) and now.address != known.address:

@@ -15,8 +15,8 @@ from aether_emu.machine.cpu import ExitReason, UserFault
 from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.fault import AccessError
 from aether_emu.mm.kernel_half import DATA, TEXT, KernelHalf
-from aether_emu.mm.page import Mapped
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.walk import Mapped
 from tests.mm.board import KERNEL_BASE, MIB, RAM_BASE, Board
 
 USER = int(Access.USER | Access.PRESENT)
@@ -144,6 +144,21 @@ def test_the_stubs_are_not_writable_even_by_ring_0(guest: Guest) -> None:
     assert guest.cpu.supervisor(stubs.LOAD, rdi=TEXT).fault is None
 
 
+def test_nor_is_their_frame_by_its_address_in_the_direct_map(guest: Guest) -> None:
+    assert guest.board.kernel is not None
+    text = guest.board.kernel.table.walk(TEXT)
+    assert isinstance(text, Mapped)
+    alias = KERNEL_BASE + text.address
+    before = bytes(guest.board.physical.page_bytes(guest.board.frames.number(text.address)))
+    assert guest.cpu.supervisor(stubs.STORE, rax=0x90, rdi=alias + 64).fault == (
+        alias + 64,
+        WRITE | int(Access.PRESENT),
+    )
+    assert bytes(guest.board.physical.page_bytes(guest.board.frames.number(text.address))) == before
+    free = KERNEL_BASE + RAM_BASE + 8 * MIB
+    assert guest.cpu.supervisor(stubs.STORE, rax=1, rdi=free).fault is None
+
+
 def test_smep_ring_0_executes_no_user_page(guest: Guest) -> None:
     assert guest.runs(LOAD, guest.data) == []
     assert guest.cpu.supervisor(stubs.JUMP, rdi=CODE).fault == (CODE, int(Access.EXECUTE | Access.PRESENT))
@@ -194,7 +209,18 @@ def leaves(ram: int) -> Counter[int]:
     walk = half.table.walk(start + ram - 1)
     assert isinstance(walk, Mapped)
     assert walk.address == RAM_BASE + ram - 1
-    sizes = Counter(board.format.levels[f.level - 1].size for f in found)
+    text = half.table.walk(TEXT)
+    assert isinstance(text, Mapped)
+    whole = next(
+        size
+        for size in (G, M, K)
+        if RAM_BASE <= text.address & -size and (text.address & -size) + size <= RAM_BASE + ram
+    )
+    first = KERNEL_BASE + (text.address & -whole)  # this leaf was split, for the code in it to be sealed
+    sizes = Counter(
+        board.format.levels[f.level - 1].size for f in found if not first <= f.start < first + whole
+    )
+    sizes[whole] += 1
     half.close()
     board.close()
     return sizes

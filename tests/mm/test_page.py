@@ -13,7 +13,8 @@ from aether_emu.errors import EncodingError, MappingError, OutOfFrames
 from aether_emu.machine.ram import Ram
 from aether_emu.mm.buddy import Buddy, Zone
 from aether_emu.mm.frames import Flags, FrameTable, Kind
-from aether_emu.mm.page import Found, HeldAt, MalformedAt, Mapped, NotMapped, PageTable
+from aether_emu.mm.page import Found, PageTable
+from aether_emu.mm.walk import HeldAt, MalformedAt, Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.invented_format import InventedFormat
 

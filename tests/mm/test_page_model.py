@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from aether_emu.arch.paging import Attributes, MemoryType, PageFlags, PageTableFormat
 from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.errors import MappingError, OutOfFrames
-from aether_emu.mm.page import Mapped, NotMapped
+from aether_emu.mm.walk import Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.invented_format import InventedFormat
 from tests.mm.test_page import Bench, FailsAt

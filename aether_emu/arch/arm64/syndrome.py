@@ -12,6 +12,7 @@ ESR: tuple[BitField, ...] = (
     BitField("EC", 26, 6, "exception class"),
 )
 
+IL = 1 << 25
 EC_UNKNOWN, EC_WFX, EC_SVC, EC_SYSREG = 0x00, 0x01, 0x15, 0x18
 EC_FETCH_LOWER, EC_FETCH_SAME, EC_DATA_LOWER, EC_DATA_SAME = 0x20, 0x21, 0x24, 0x25
 EC_PC_ALIGNMENT, EC_SP_ALIGNMENT, EC_BREAKPOINT = 0x22, 0x26, 0x3C

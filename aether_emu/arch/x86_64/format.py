@@ -12,17 +12,19 @@ The present bit clear makes the rest of an entry software's. Here a non-zero one
     63..12  value      11..5  zero      4..1  kind      0  P=0
 
 Lossless from neutral attributes to bits, but: every present entry is readable, so attributes
-without READ are refused; ACCESSED and DIRTY exist in every leaf; a key other than 0 is refused
-without protection keys. From bits to neutral attributes, two PAT encodings of one memory type
+without READ are refused; a key other than 0 is refused without protection keys; GUARDED and the
+contiguous hint do not exist. From bits to neutral attributes, two PAT encodings of one memory type
 become the same type.
 """
 
 from __future__ import annotations
 
 from aether_emu.arch.paging import (
+    WORD,
     Absent,
     Attributes,
     BitField,
+    E,
     Entry,
     Held,
     HeldKind,
@@ -32,6 +34,7 @@ from aether_emu.arch.paging import (
     MemoryType,
     PageFlags,
     PageTableFormat,
+    Reach,
     Table,
 )
 from aether_emu.errors import EncodingError
@@ -78,7 +81,7 @@ _FLAG_BITS: tuple[tuple[PageFlags, int], ...] = (
 class X86Format(PageTableFormat):
     """One paging mode of x86_64. `levels` is 4 or 5, `physical_bits` is MAXPHYADDR (at most 52)."""
 
-    break_before_make = False
+    frozen_bits = contiguous_bit = 0
     hardware_accessed = True
     hardware_dirty = True
     present_mask = P
@@ -106,6 +109,8 @@ class X86Format(PageTableFormat):
             raise EncodingError(f"{self.name}: no leaf at level {level} ({self.level_name(level)})")
         if attributes.key >> 4 or (attributes.key and not self.keys):
             raise EncodingError(f"{self.name}: protection key {attributes.key} does not exist")
+        if flags & PageFlags.GUARDED or attributes.contiguous:
+            raise EncodingError(f"{self.name}: there are no guarded pages and no contiguous hint")
         if attributes.software >> 10:
             raise EncodingError(f"{self.name}: 10 software bits, {attributes.software:#x} does not fit")
         bits = P | (PS if level > 1 else 0)
@@ -121,8 +126,8 @@ class X86Format(PageTableFormat):
         software = (attributes.software & 7) << _SOFTWARE_LOW | (attributes.software >> 3) << _SOFTWARE_HIGH
         return bits | software | attributes.key << _KEY_SHIFT
 
-    def table_entry(self, address: int) -> int:
-        return address | P | W | U
+    def table_entry(self, address: int, reach: Reach = Reach.ANY) -> int:
+        return address | P | W | (0 if reach is Reach.SUPERVISOR else U)
 
     def held_entry(self, held: Held) -> int:
         if held.value >> (64 - _VALUE_SHIFT):
@@ -132,8 +137,29 @@ class X86Format(PageTableFormat):
     def leaf_address(self, entry: int, level: int) -> int:
         return entry & self.address_mask & -self.levels[level - 1].size
 
-    def write_protect(self, entry: int) -> int:
-        return entry & ~W
+    def writable(self, entry: E) -> E:
+        return entry >> 1 & 1
+
+    def accessed(self, entry: E) -> E:
+        return entry >> 5 & 1
+
+    def dirty(self, entry: E) -> E:
+        return entry >> 6 & 1
+
+    def touch(self, entry: E) -> E:
+        return entry | A
+
+    def soil(self, entry: E) -> E:
+        return entry | D
+
+    def age(self, entry: E) -> E:
+        return entry & (WORD ^ A)
+
+    def clean(self, entry: E) -> E:
+        return entry & (WORD ^ D)
+
+    def write_protect(self, entry: E) -> E:
+        return entry & (WORD ^ W)
 
     def decode(self, entry: int, level: int) -> Entry:
         if not entry & P:

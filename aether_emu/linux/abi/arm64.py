@@ -29,6 +29,8 @@ _FPSIMD_SIZE, _ESR_SIZE = 528, 16
 _HWCAP_FP, _HWCAP_ASIMD, _HWCAP_AES, _HWCAP_PMULL = 1, 2, 8, 16
 _HWCAP_SHA1, _HWCAP_SHA2, _HWCAP_CRC32, _HWCAP_ATOMICS = 32, 64, 128, 256
 
+_RANDOM_PAGE_BITS = {4096: 18, 16384: 16, 65536: 14}  # Linux: CONFIG_ARCH_MMAP_RND_BITS, STACK_RND_MASK
+
 
 class ArmAbi(Abi):
     """The arm64 interface."""
@@ -37,17 +39,20 @@ class ArmAbi(Abi):
     machine = "aarch64"
     system_calls = SYSTEM_CALLS
     system_call_size = 4
-    user_end = 1 << 48
-    entropy = Entropy(
-        mmap_bits=18,
-        stack_bits=18,
-        stack_offset_bytes=4096,
-        heap_bytes=1 << 30,
-        image_base=0xAAAA_AAAA_A000,
-    )
     minimum_signal_stack = _FRAME + 16
     # mov x8, #139 (rt_sigreturn); svc #0 -- where handlers return to when they name no restorer
     signal_return = bytes.fromhex("681180d2010000d4")
+
+    def __init__(self, page_size: int = 4096, virtual_bits: int = 48) -> None:
+        self.user_end = 1 << virtual_bits
+        bits = _RANDOM_PAGE_BITS[page_size]
+        self.entropy = Entropy(
+            mmap_bits=bits,
+            stack_bits=bits,
+            stack_offset_bytes=page_size,
+            heap_bytes=1 << 30,
+            image_base=2 * self.user_end // 3 & -page_size,
+        )
 
     def encode_stat(self, stat: Stat) -> bytes:
         return encode_stat_arm64(stat)

@@ -1,0 +1,85 @@
+"""What a program touched and wrote since the last look: accessed and dirty state of its pages.
+
+Leaves come accessed (and dirty, if they permit writing), so that a first access costs one fault. A
+scan clears the state and flushes; after it x86_64's MMU sets the bits again by itself, and where the
+format says that the MMU does not, the next access faults and `mm.fault` notes it. Either way the
+same calls here see the same pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from aether_emu.arch.paging import Entries
+from aether_emu.mm.address_space import AddressSpace
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.counters import Event
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """How many pages of a range are present, and how many of those were accessed and written."""
+
+    present: int
+    accessed: int
+    dirty: int
+
+
+def survey(space: AddressSpace, start: int, end: int) -> Survey:
+    """Count the pages of `[start, end)`, changing nothing."""
+    fmt, present = space.table.format, np.uint64(space.table.format.present_mask)
+    counts = [0, 0, 0]
+    for _va, slot, pages in space.table.spans(start, end):
+        entries = space.physical.ram.array[slot : slot + pages]
+        leaves = entries[entries & present != 0]
+        counts[0] += leaves.size
+        counts[1] += int(fmt.accessed(leaves).sum())
+        counts[2] += int(fmt.dirty(leaves).sum())
+    return Survey(*counts)
+
+
+def forget_accesses(space: AddressSpace, start: int, end: int) -> int:
+    """Clear ACCESSED on `[start, end)` and flush what it was set on. Returns how many pages that were.
+
+    What a later `survey` counts as accessed is the working set of the time between.
+    """
+    fmt = space.table.format
+    return _change(space, start, end, fmt.accessed, fmt.age)
+
+
+def clean(space: AddressSpace, start: int, end: int) -> int:
+    """Clear DIRTY on `[start, end)`, which stays writable, and flush. Returns how many pages were dirty."""
+    fmt = space.table.format
+    return _change(space, start, end, fmt.dirty, fmt.clean)
+
+
+def write_back(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """The pages of `[start, end)` of a shared area are about to be written to its file: they become clean."""
+    if area.backing is not None and area.backing.in_place:
+        space.physical.counters.n[Event.WRITTEN_BACK] += clean(space, start, end)
+
+
+def _change(
+    space: AddressSpace,
+    start: int,
+    end: int,
+    wanted: Callable[[Entries], Entries],
+    change: Callable[[Entries], Entries],
+) -> int:
+    """`change` the present leaves for which `wanted` is 1, and flush them."""
+    present, gather, changed = np.uint64(space.table.format.present_mask), space.gather(), 0
+    for va, slot, pages in space.table.spans(start, end):
+        entries = space.physical.ram.array[slot : slot + pages]
+        used = (entries & present != 0).nonzero()[0]
+        chosen = used[wanted(entries[used]) != 0]
+        if chosen.size:
+            fresh = entries.copy()
+            fresh[chosen] = change(entries[chosen])
+            space.table.replace_many(va, slot, fresh)
+            gather.pages(va, chosen)
+            changed += chosen.size
+    space.finish(gather)
+    return changed
