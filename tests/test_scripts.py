@@ -6,8 +6,10 @@ They run in invented trees whose lock file names one small wheel, so no network 
 from __future__ import annotations
 
 import hashlib
+import importlib.machinery
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -328,6 +330,106 @@ def test_any_failing_check_fails_the_run_and_the_others_still_run(checked: Tree,
         status, _, _ = checked.aether(script=checked.root / script)
         assert status != 0
         assert len((checked.root / "log").read_text().splitlines()) == len(CHECKS)
+
+
+APT_GET = """\
+#!/bin/sh
+here=${APT_CONFIG%/*}
+cat "$APT_CONFIG" >"$here/../../config"
+echo "$@" >>"$here/../../log"
+case $1 in
+update) [ -z "$OFFLINE" ] && touch "$here/state/lists/main_Packages" || echo "W: no server in reach" >&2 ;;
+download) touch "$2.deb" ;;
+install) touch "$here/cache/archives/coreutils.deb" ;;
+esac
+"""
+DPKG_DEB = """\
+#!/bin/sh
+mkdir -p "$3/bin" && echo "${2##*/}" >"$3/bin/content"
+"""
+
+
+@pytest.fixture
+def fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """`fetch_programs` with a cache of its own, on an x86_64 Debian with stand-ins for its commands.
+
+    The one for apt-get notes in the cache what it is called with and the settings that it is given.
+    """
+    loader = importlib.machinery.SourceFileLoader(
+        "fetch_programs", str(REPOSITORY / "scripts/fetch_programs")
+    )
+    spec = importlib.util.spec_from_loader("fetch_programs", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, script in (("apt-get", APT_GET), ("dpkg-deb", DPKG_DEB)):
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    monkeypatch.setenv("OFFLINE", "")
+    monkeypatch.setattr(module, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(module, "HOST", "x86_64")
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "debian"})
+    monkeypatch.setattr(sys, "argv", ["fetch_programs", "static"])
+    return module
+
+
+def asked(module: ModuleType) -> list[str]:
+    """What apt-get was called for, a line each."""
+    return [str(line) for line in (module.CACHE / "log").read_text().splitlines()]
+
+
+def test_static_programs_are_fetched_for_both_isas_at_once(fetch: ModuleType) -> None:
+    assert fetch.main() == 0
+    names = ("update", "download busybox-static:amd64 bash-static:amd64")
+    assert asked(fetch) == [*names, "download busybox-static:arm64 bash-static:arm64"]
+    for isa, architecture in (("x86_64", "amd64"), ("arm64", "arm64")):
+        content = fetch.CACHE / "static" / isa / "bin/content"
+        assert content.read_text() == f"busybox-static:{architecture}.deb\n"
+    assert fetch.main() == 0
+    assert len(asked(fetch)) == 3
+
+
+def test_fetching_keeps_what_it_writes_out_of_the_hosts_folders(fetch: ModuleType) -> None:
+    assert fetch.main() == 0
+    settings = (fetch.CACHE / "config").read_text()
+    folders = dict(re.findall(r'^Dir::(\S+) "(.*)";$', settings, re.MULTILINE))
+    assert folders.pop("Etc::parts") == "/dev/null"
+    assert set(folders) == {"State", "State::status", "Cache"}
+    assert all(Path(folder).is_relative_to(fetch.CACHE) for folder in folders.values())
+    assert "#clear APT::Update;" in settings
+
+
+def test_other_distributions_give_programs_for_the_hosts_isa_only(
+    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "freedesktop_os_release", lambda: {"ID": "ubuntu"})
+    assert fetch.main() == 0
+    assert asked(fetch) == ["update", "download busybox-static:amd64 bash-static:amd64"]
+    assert [path.name for path in (fetch.CACHE / "static").iterdir()] == ["x86_64"]
+
+
+def test_dynamic_programs_are_fetched_for_the_other_isa(
+    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fetch_programs", "dynamic"])
+    assert fetch.main() == 0
+    assert asked(fetch)[1].startswith("install --download-only ")
+    assert [path.name for path in (fetch.CACHE / "dynamic").iterdir()] == ["arm64"]
+    root = fetch.CACHE / "dynamic/arm64"
+    assert (root / "bin").readlink() == Path("usr/bin")
+    assert (root / "usr/bin/content").read_text() == "coreutils.deb\n"
+
+
+def test_a_fetch_without_a_server_says_so_and_leaves_nothing(
+    fetch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OFFLINE", "yes")
+    assert fetch.main() == 1
+    assert capsys.readouterr().err == "fetch_programs: W: no server in reach\n"
+    assert sorted(path.name for path in fetch.CACHE.iterdir()) == ["config", "log"]
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:

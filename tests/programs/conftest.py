@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import platform
 import shutil
 import subprocess
 import sys
@@ -10,25 +11,49 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs.run import HOST_ISA
 from tests.programs.workplace import add_archives, furnish
 
 _ROOT = Path(__file__).resolve().parents[2]
 _CACHE = _ROOT / ".cache" / "programs"
 
 
+def _distribution() -> str:
+    """The host's distribution, as it names itself in os-release(5)."""
+    try:
+        return platform.freedesktop_os_release()["ID"]
+    except OSError:
+        return "unknown"
+
+
+def _missing() -> str:
+    """Which of Debian's programs cannot be had here, and why. Nothing when all can."""
+    if not shutil.which("apt-get"):
+        return "there is no apt-get here, tests of Debian's programs are deselected"
+    if _distribution() != "debian":
+        return f"{_distribution()} has programs for {HOST_ISA} only, tests of others are deselected"
+    return ""
+
+
+def _is_missing(item: pytest.Item) -> bool:
+    if item.get_closest_marker("debian") is None:
+        return False
+    foreign = isinstance(item, pytest.Function) and item.callspec.params["isa"] != HOST_ISA
+    return foreign or not shutil.which("apt-get")
+
+
 def pytest_report_collectionfinish() -> list[str]:
-    if shutil.which("apt-get"):
-        return []
-    return ["tests/programs: there is no apt-get here, tests of Debian's programs are deselected"]
+    missing = _missing()
+    return [f"tests/programs: {missing}"] if missing else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if shutil.which("apt-get"):
+    if not _missing():
         return
-    foreign = [item for item in items if item.get_closest_marker("debian")]
-    if foreign:
-        config.hook.pytest_deselected(items=foreign)
-        items[:] = [item for item in items if item not in foreign]
+    missing = [item for item in items if _is_missing(item)]
+    if missing:
+        config.hook.pytest_deselected(items=missing)
+        items[:] = [item for item in items if item not in missing]
 
 
 def _fetched(group: str) -> Path:
@@ -44,9 +69,15 @@ def _fetched(group: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def debian() -> Path:
-    """The folder that Debian's packages were unpacked into."""
-    return _fetched("debian")
+def static() -> Path:
+    """The folder with one folder for each ISA, which holds Debian's static programs."""
+    return _fetched("static")
+
+
+@pytest.fixture(scope="session")
+def dynamic() -> Path:
+    """The folder with one folder for each ISA but the host's: the root of a system with shared libraries."""
+    return _fetched("dynamic")
 
 
 @pytest.fixture(scope="session")

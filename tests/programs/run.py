@@ -8,11 +8,14 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.system import Grants, Machine
 
 HOST_ISA = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]
 ISAS = ("x86_64", "arm64")
+LARGER_PAGES = [pytest.param("arm64", 16384, id="arm64-16K"), pytest.param("arm64", 65536, id="arm64-64K")]
 ENVIRONMENT = {"PATH": "/nowhere", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
@@ -46,11 +49,16 @@ def run_emulated(
     source: bytes = b"",
     *,
     isa: str = HOST_ISA,
+    granule: int = 4096,
     live_state: bool = True,
 ) -> Outcome:
-    """Run on a fresh machine of the ISA, under the host's own user; closing it fails if a frame leaks."""
+    """Run on a fresh machine with pages of `granule` bytes, under the host's own user.
+
+    Closing the machine fails if a frame leaks.
+    """
     output, errors = BufferStream(), BufferStream()
-    machine = Machine(isa, ram="256M", seed=7, uid=os.getuid(), gid=os.getgid(), live_state=live_state)
+    user, group = os.getuid(), os.getgid()
+    machine = Machine(isa, page_size=granule, ram="256M", seed=7, uid=user, gid=group, live_state=live_state)
     try:
         machine.load(
             program,

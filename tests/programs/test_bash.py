@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.system import Grants
-from tests.programs.run import run_emulated, run_natively
+from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, run_emulated, run_natively
 
 pytestmark = pytest.mark.debian
 
@@ -152,7 +152,7 @@ type echo; type -t f cd; declare -i n=5+5; echo $n; declare -r c=1; c=2; echo no
 help -s echo
 umask
 ulimit -s
-echo $SHLVL $BASH_VERSION $OSTYPE $MACHTYPE
+echo $SHLVL $BASH_VERSION $OSTYPE
 declare -f
 alias a=b
 alias
@@ -229,18 +229,38 @@ f() { (( $1 > 0 )) && f $(($1-1)); return 0; }; f 150; echo done
 _SAMPLE = ("arith", "assoc", "trap", "killed", "expand")
 
 
-def _check(name: str, debian: Path, workplace: Path, *, live_state: bool) -> None:
-    bash, arguments = debian / "bin" / "bash-static", ["-c", _SCRIPTS[name].strip()]
-    source = b"input line\n"
-    native = run_natively(bash, arguments, workplace, source)
-    assert run_emulated(bash, arguments, Grants(cwd=workplace), source, live_state=live_state) == native
+def _check(
+    name: str, static: Path, workplace: Path, isa: str, granule: int = 4096, live_state: bool = True
+) -> None:
+    arguments, source = ["-c", _SCRIPTS[name].strip()], b"input line\n"
+    native = run_natively(static / HOST_ISA / "bin" / "bash-static", arguments, workplace, source)
+    emulated = run_emulated(
+        static / isa / "bin" / "bash-static",
+        arguments,
+        Grants(cwd=workplace),
+        source,
+        isa=isa,
+        granule=granule,
+        live_state=live_state,
+    )
+    assert emulated == native
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", _SCRIPTS)
-def test_a_script_works_as_on_the_host(name: str, debian: Path, workplace: Path) -> None:
-    _check(name, debian, workplace, live_state=True)
+def test_a_script_works_as_on_the_host(name: str, isa: str, static: Path, workplace: Path) -> None:
+    _check(name, static, workplace, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", _SAMPLE)
-def test_a_script_works_with_copied_state(name: str, debian: Path, workplace: Path) -> None:
-    _check(name, debian, workplace, live_state=False)
+def test_a_script_works_with_copied_state(name: str, isa: str, static: Path, workplace: Path) -> None:
+    _check(name, static, workplace, isa, live_state=False)
+
+
+@pytest.mark.parametrize(("isa", "granule"), LARGER_PAGES)
+@pytest.mark.parametrize("name", _SAMPLE)
+def test_a_script_works_on_larger_pages(
+    name: str, isa: str, granule: int, static: Path, workplace: Path
+) -> None:
+    _check(name, static, workplace, isa, granule)

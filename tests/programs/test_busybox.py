@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.system import Grants
-from tests.programs.run import run_emulated, run_natively
+from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, run_emulated, run_natively
 
 pytestmark = pytest.mark.debian
 
@@ -74,7 +74,6 @@ realpath tree/a/../a/one
 basename /a/b/c.txt .txt
 dirname /a/b/c.txt
 env
-uname -m
 date -u -d @1000000000
 date -u -d @1000000000 +%Y-%m-%dT%H:%M:%S
 gzip -c text
@@ -118,26 +117,52 @@ dos2unix <text
 lzma -c text
 """.strip().splitlines()
 
-# Every group of applets once, for the machine that copies the CPU's state instead of sharing it.
+# Every group of applets once, for the machines that differ from the usual ones.
 _SAMPLE = [
     line for line in _COMMANDS if line.split()[0] in ("awk", "dc", "sha512sum", "tar", "xzcat", "find")
 ]
 
 
-def _check(line: str, debian: Path, workplace: Path, *, live_state: bool) -> None:
+def _check(
+    line: str, static: Path, workplace: Path, isa: str, granule: int = 4096, live_state: bool = True
+) -> None:
     words, source = shlex.split(line), b""
     if words[-1].startswith("<"):
         source = (workplace / words.pop()[1:]).read_bytes()
-    busybox = debian / "bin" / "busybox"
-    native = run_natively(busybox, words, workplace, source)
-    assert run_emulated(busybox, words, Grants(cwd=workplace), source, live_state=live_state) == native
+    native = run_natively(static / HOST_ISA / "bin" / "busybox", words, workplace, source)
+    emulated = run_emulated(
+        static / isa / "bin" / "busybox",
+        words,
+        Grants(cwd=workplace),
+        source,
+        isa=isa,
+        granule=granule,
+        live_state=live_state,
+    )
+    assert emulated == native
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("line", _COMMANDS)
-def test_an_applet_works_as_on_the_host(line: str, debian: Path, workplace: Path) -> None:
-    _check(line, debian, workplace, live_state=True)
+def test_an_applet_works_as_on_the_host(line: str, isa: str, static: Path, workplace: Path) -> None:
+    _check(line, static, workplace, isa)
 
 
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("line", _SAMPLE)
-def test_an_applet_works_with_copied_state(line: str, debian: Path, workplace: Path) -> None:
-    _check(line, debian, workplace, live_state=False)
+def test_an_applet_works_with_copied_state(line: str, isa: str, static: Path, workplace: Path) -> None:
+    _check(line, static, workplace, isa, live_state=False)
+
+
+@pytest.mark.parametrize(("isa", "granule"), LARGER_PAGES)
+@pytest.mark.parametrize("line", _SAMPLE)
+def test_an_applet_works_on_larger_pages(
+    line: str, isa: str, granule: int, static: Path, workplace: Path
+) -> None:
+    _check(line, static, workplace, isa, granule)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_uname_names_the_emulated_machine(isa: str, static: Path, workplace: Path) -> None:
+    busybox, names = static / isa / "bin" / "busybox", {"x86_64": b"x86_64\n", "arm64": b"aarch64\n"}
+    assert run_emulated(busybox, ["uname", "-m"], Grants(cwd=workplace), isa=isa).output == names[isa]

@@ -9,23 +9,39 @@ import pytest
 
 from aether_emu.linux.vfs.mounts import Bind
 from aether_emu.system import Grants
-from tests.programs.run import HOST_ISA, ISAS, Outcome, run_emulated, run_natively
+from tests.programs.build import WITH_GLIBC
+from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, Outcome, run_emulated, run_natively
 from tests.programs.workplace import furnish
 
 _HERE = Path(__file__).resolve().parent
 _SOURCE = b"1 2 3\n"
 _STATUS = {"memory": 0, "numbers": 0, "control": -signal.SIGABRT, "files": 37}
 _ERRORS = {"files": b"to stderr\n"}
-PROGRAMS = sorted(_STATUS)
+PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 
-def _expected(name: str) -> Outcome:
+def _expected(program: str) -> Outcome:
+    """The same with either C library."""
+    name = program.removesuffix("-glibc")
     output = (_HERE / "expected" / f"{name}.txt").read_bytes()
     return Outcome(_STATUS[name], output, _ERRORS.get(name, b""))
 
 
+def _check(name: str, directory: Path, isa: str, granule: int = 4096, live_state: bool = True) -> None:
+    furnish(directory)
+    program = _HERE / "bin" / isa / name
+    grants = Grants(cwd=directory, binds=[Bind(directory, str(directory), writable=True)])
+    outcome = run_emulated(program, ["a b"], grants, _SOURCE, isa=isa, granule=granule, live_state=live_state)
+    assert outcome == _expected(name)
+
+
 def test_every_source_is_run() -> None:
-    assert sorted(path.stem for path in (_HERE / "src").glob("*.c")) == PROGRAMS
+    assert sorted(path.stem for path in (_HERE / "src").glob("*.c")) == sorted(_STATUS)
+
+
+def test_every_program_is_run() -> None:
+    for isa in ISAS:
+        assert sorted(path.name for path in (_HERE / "bin" / isa).iterdir()) == PROGRAMS
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -41,7 +57,10 @@ def test_the_host_prints_what_is_expected(name: str, tmp_path: Path) -> None:
 def test_the_machine_prints_what_the_host_prints(
     name: str, isa: str, live_state: bool, tmp_path: Path
 ) -> None:
-    furnish(tmp_path)
-    program = _HERE / "bin" / isa / name
-    grants = Grants(cwd=tmp_path, binds=[Bind(tmp_path, str(tmp_path), writable=True)])
-    assert run_emulated(program, ["a b"], grants, _SOURCE, isa=isa, live_state=live_state) == _expected(name)
+    _check(name, tmp_path, isa, live_state=live_state)
+
+
+@pytest.mark.parametrize(("isa", "granule"), LARGER_PAGES)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_larger_pages_change_nothing(name: str, isa: str, granule: int, tmp_path: Path) -> None:
+    _check(name, tmp_path, isa, granule)

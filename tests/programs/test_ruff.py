@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.system import Grants
-from tests.programs.run import HOST_ISA, ISAS, run_emulated, run_natively
+from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, run_emulated, run_natively
 
 _ALONE = ["--isolated", "--no-cache"]
 _COMMANDS = {
@@ -18,11 +18,20 @@ _COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
-def test_ruff_works_as_on_the_host(command: str, ruff: Path, workplace: Path) -> None:
-    arguments = _COMMANDS[command]
+def _check(command: str, ruff: Path, workplace: Path, isa: str, granule: int = 4096) -> None:
+    arguments, grants = _COMMANDS[command], Grants(cwd=workplace)
     source = (workplace / "bad.py").read_bytes() if "-" in arguments else b""
     native = run_natively(ruff / HOST_ISA / "ruff", arguments, workplace, source)
-    for isa in ISAS:
-        program = ruff / isa / "ruff"
-        assert run_emulated(program, arguments, Grants(cwd=workplace), source, isa=isa) == native, isa
+    program = ruff / isa / "ruff"
+    assert run_emulated(program, arguments, grants, source, isa=isa, granule=granule) == native
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_ruff_works_as_on_the_host(command: str, isa: str, ruff: Path, workplace: Path) -> None:
+    _check(command, ruff, workplace, isa)
+
+
+@pytest.mark.parametrize(("isa", "granule"), LARGER_PAGES)
+def test_ruff_works_on_larger_pages(isa: str, granule: int, ruff: Path, workplace: Path) -> None:
+    _check("check", ruff, workplace, isa, granule)

@@ -57,7 +57,7 @@ static void faults(void) {
     sigaction(SIGBUS, &action, 0);
     char *page = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *targets[] = {page + 123, (char *)64};
-    for (int i = 0; i < 2; i++) {
+    for (volatile int i = 0; i < 2; i++) {
         wanted = targets[i];
         if (!sigsetjmp(recovery, 1))
             *(volatile char *)wanted = 1;
@@ -66,7 +66,7 @@ static void faults(void) {
     action.sa_sigaction = repair;
     sigaction(SIGSEGV, &action, 0);
     seen = 0;
-    page[5] = 77;
+    *(volatile char *)(page + 5) = 77;
     printf("repaired %d after %d\n", page[5], (int)seen);
 }
 
@@ -101,7 +101,8 @@ int main(void) {
     printf("seen %d\n", (int)seen);
 
     faults();
-    printf("close %d %d\n", close(77), errno == EBADF);
+    int closed = close(77);
+    printf("close %d %d\n", closed, errno == EBADF);
     atexit(at_end);
     fflush(stdout);
     signal(SIGSEGV, SIG_DFL);

@@ -11,6 +11,10 @@
 #include <time.h>
 #include <unistd.h>
 
+static void tell(const char *what, int result, int wanted) {
+    printf("%s %d %d\n", what, result, errno == wanted);
+}
+
 static int by_name(const void *left, const void *right) {
     return strcmp(*(char *const *)left, *(char *const *)right);
 }
@@ -50,16 +54,18 @@ static void mapped(void) {
     for (long i = 0; i < status.st_size; i++)
         sum = sum * 131 + bytes[i];
     printf("%lld bytes %lx and zeros behind %d\n", (long long)status.st_size, sum, bytes[status.st_size]);
-    unsigned char *own = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 4096);
+    long page = sysconf(_SC_PAGESIZE), at = page < status.st_size ? page : 0;
+    unsigned char *own = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, at);
     unsigned char before = own[0];
     own[0] = (unsigned char)~before;
-    printf("private %d %d\n", own[0] == (unsigned char)~before, bytes[4096] == before);
-    printf("shared for writing %d %d\n",
-           mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0) == MAP_FAILED, errno == EACCES);
+    printf("private %d %d\n", own[0] == (unsigned char)~before, bytes[at] == before);
+    void *shared = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    tell("shared for writing", shared == MAP_FAILED, EACCES);
     char first[8] = {0}, second[8] = {0};
     struct iovec pieces[] = {{first, 4}, {second, 7}};
     printf("readv %zd", readv(file, pieces, 2));
-    printf(" <%s> <%s> pread %zd seek %lld\n", first, second, pread(file, first, 4, 100), (long long)lseek(file, 0, SEEK_CUR));
+    printf(" <%s> <%s>", first, second);
+    printf(" pread %zd seek %lld\n", pread(file, first, 4, 100), (long long)lseek(file, 0, SEEK_CUR));
     close(file);
 }
 
@@ -89,7 +95,8 @@ static void written(void) {
     printf(" %d", fscanf(scratch, "%d", &number));
     printf(" %d\n", number);
     fclose(scratch);
-    printf("removed %d %d %d\n", unlink("tree/moved"), access("tree/moved", F_OK), errno == ENOENT);
+    printf("removed %d", unlink("tree/moved"));
+    tell("", access("tree/moved", F_OK), ENOENT);
 }
 
 int main(int count, char **arguments) {
@@ -102,10 +109,11 @@ int main(int count, char **arguments) {
         lines++;
     printf("%d lines, end %d, last %s", lines, feof(text) != 0, line);
     fseek(text, -5, SEEK_END);
-    printf("tail %zu %ld\n", fread(line, 1, sizeof line, text), ftell(text));
+    printf("tail %zu", fread(line, 1, sizeof line, text));
+    printf(" %ld\n", ftell(text));
     fclose(text);
-    printf("missing: %d %d\n", open("gone", O_RDONLY), errno == ENOENT);
-    printf("not a directory: %d %d\n", open("text/x", O_RDONLY), errno == ENOTDIR);
+    tell("missing:", open("gone", O_RDONLY), ENOENT);
+    tell("not a directory:", open("text/x", O_RDONLY), ENOTDIR);
     char target[64] = {0};
     printf("link %zd %s\n", readlink("tree/link", target, sizeof target - 1), target);
     written();

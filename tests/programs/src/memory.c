@@ -99,10 +99,11 @@ int main(void) {
     sort();
     large();
     void *aligned = 0;
-    printf("aligned %d %d\n", posix_memalign(&aligned, 1 << 16, 100), (int)((uintptr_t)aligned & 0xffff));
+    printf("aligned %d", posix_memalign(&aligned, 1 << 16, 100));
+    printf(" %d\n", (int)((uintptr_t)aligned & 0xffff));
     free(aligned);
-    void *start = sbrk(0);
-    printf("huge %d\n", malloc((size_t)1 << 47) == NULL);
+    void *start = sbrk(0), *volatile huge = malloc((size_t)1 << 47);
+    printf("huge %d\n", huge == NULL);
     printf("break %d\n", start != (void *)-1);
     return 0;
 }

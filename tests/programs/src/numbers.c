@@ -10,12 +10,14 @@
 #include <string.h>
 #include <wchar.h>
 
-static volatile double one = 1.0, three = 3.0;
+static volatile double one = 1.0, three = 3.0, halfway = 2.5;
 
 int main(void) {
     double values[] = {0.0, -0.0, 1.0 / 3, 1e300 * 1e10, -DBL_MIN / 8, 123456789.125, 6.02214076e23, NAN};
     for (size_t i = 0; i < sizeof values / sizeof *values; i++)
-        printf("%f %e %g %a %.0f %+.3e\n", values[i], values[i], fabs(values[i]), values[i], values[i], values[i]);
+        printf("%f %e %g %a %.0f %+.3e\n", values[i], values[i], fabs(values[i]),
+               ldexp(values[i], 8),  // C leaves open how %a prints a subnormal number
+               values[i], values[i]);
 
     long double ten = 10.0L, root = sqrtl(2.0L);
     printf("%.15Lf %.15Lg %Le\n", root, ten / 7, powl(ten, 300));
@@ -34,7 +36,7 @@ int main(void) {
     for (int i = 0; i < 4; i++) {
         fesetround(modes[i]);
         double third = one / three;
-        printf("round %d %a %a %.0f %ld\n", i, third, -one / three, rint(2.5), lrint(-3.5));
+        printf("round %d %a %a %.0f %ld\n", i, third, -one / three, rint(halfway), lrint(-halfway - one));
     }
     fesetround(FE_TONEAREST);
     volatile double zero = one - one, infinite = one / zero, nan = zero / zero;
@@ -44,7 +46,8 @@ int main(void) {
            (intmax_t)-1, 42, 42, 42, 255, 8, 'x', "truncated");
     int a, b;
     char word[16];
-    printf("scanned %d: %d %d %s\n", sscanf("12 0x1f rest", "%d %i %15s", &a, &b, word), a, b, word);
+    printf("scanned %d:", sscanf("12 0x1f rest", "%d %i %15s", &a, &b, word));
+    printf(" %d %d %s\n", a, b, word);
     printf("%ls %lc\n", L"wide", (wint_t)L'w');
     __int128 product = (__int128)INT64_MAX * INT64_MAX;
     printf("%llx %llx\n", (unsigned long long)(product >> 64), (unsigned long long)product);
