@@ -1,0 +1,1 @@
+"""Verification: what a specification, the engine's MMU and silicon make of the same page tables."""

@@ -1,0 +1,212 @@
+"""VMSAv8-64 stage 1 of the EL1&0 regime by the Arm ARM (DDI 0487 K.a), chapter D8, on arrays.
+
+Without LPA, LPA2, HAFDBS and the second stage. `translate` walks (D8.2, D8.3), `judge` says what an
+access makes of the translation (D8.4: permissions; D8.5.1: access flag; D8.15: faults and their order).
+Levels here are Arm's: 0 to 3, the page at 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+Bits = np.ndarray[Any, np.dtype[np.bool_]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
+
+Fetch = Callable[[int, Words, Numbers], Words]
+"""(Arm's level, physical addresses of descriptors of that level, the cases they belong to) -> descriptors."""
+
+
+class Ended(IntEnum):
+    """How a walk ends; all but MAPPED are faults of the walk itself."""
+
+    MAPPED = 0
+    TRANSLATION = 1
+    ADDRESS_SIZE = 2
+
+
+class Access(IntEnum):
+    """What an instruction does to the address."""
+
+    READ = 0
+    WRITE = 1
+    FETCH = 2
+
+
+_BLOCKS = {12: (1, 2), 14: (2,), 16: (2,)}  # levels with block descriptors, by granule (D8.3.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """TCR_EL1 (D19.2.147): TG, TnSZ as widths, IPS as a width, TBIn, EPDn and HPDn for n in 0, 1."""
+
+    granule_shift: int = 12
+    virtual_bits: tuple[int, int] = (48, 48)
+    physical_bits: int = 48
+    top_byte_ignored: tuple[bool, bool] = (False, False)
+    walk_disabled: tuple[bool, bool] = (False, False)
+    hierarchy_disabled: tuple[bool, bool] = (False, False)
+
+
+@dataclass(frozen=True, slots=True)
+class Controls:
+    """What decides about an access: SCTLR_EL1.WXN, PSTATE.PAN, PSTATE.UAO; bools, or one a case."""
+
+    wxn: Bits | bool = False
+    pan: Bits | bool = False
+    uao: Bits | bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """One element a case. Where the walk did not end MAPPED, only `ended`, `level`, `entries` mean something.
+
+    `level` is the one a fault reports. `entries[k]` is what was read at Arm's level k, 0 elsewhere.
+    The four rights are after the hierarchical bits (D8.4.3); `shift` is the page's size.
+    """
+
+    ended: Numbers
+    level: Numbers
+    physical: Words
+    shift: Numbers
+    user_data: Bits  # AP[1]: EL0 may read
+    writable: Bits  # not AP[2]
+    user_execute: Bits  # not UXN
+    privileged_execute: Bits  # not PXN
+    is_global: Bits
+    accessed: Bits
+    memory: Numbers  # AttrIndx
+    shareability: Numbers
+    entries: list[Words]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an access ends in. `status` is DFSC or IFSC (D19.2.37), 0 with no fault; `write` its WnR."""
+
+    fault: Bits
+    status: Numbers
+    write: Bits
+
+
+def _bit(words: Words, position: int) -> Bits:
+    return np.asarray((words >> np.uint64(position) & np.uint64(1)) != 0)
+
+
+def _mask(high: int, low: int) -> np.uint64:
+    """Bits high..low; none when high is below low."""
+    return np.uint64((1 << high + 1) - (1 << low) if high >= low else 0)
+
+
+def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode) -> Translation:
+    """Walk each address from TTBR0_EL1 or TTBR1_EL1, whose table addresses are `roots` (D8.2.4)."""
+    n, g = addresses.size, mode.granule_shift
+    stride = g - 3
+    upper = _bit(addresses, 55)
+
+    def by_half(pair: tuple[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.asarray(np.where(upper, pair[1], pair[0]))
+
+    width = by_half(mode.virtual_bits).astype(np.int64)
+    # The bits from the width up to 63, or to 55 where the top byte is ignored, must all equal bit 55.
+    top = np.where(by_half(mode.top_byte_ignored), 56, 64).astype(np.int64)
+    ones = np.uint64((1 << 64) - 1)
+    checked = _below(top) & ~_below(width)
+    in_range = (addresses & checked) == np.where(upper, ones, np.uint64(0)) & checked
+    walking = in_range & ~by_half(mode.walk_disabled).astype(bool)
+    start = 4 - -(-(width - g) // stride)
+    offset_in = addresses & _below(width)
+    ended = np.full(n, Ended.TRANSLATION, np.int64)
+    level_at = np.zeros(n, np.int64)
+    physical, shift, leaf = np.zeros(n, np.uint64), np.zeros(n, np.int64), np.zeros(n, np.uint64)
+    entries = [np.zeros(n, np.uint64) for _ in range(4)]
+    locks = np.zeros(n, np.uint64)  # hierarchical bits of the tables on the way
+    hierarchy = ~by_half(mode.hierarchy_disabled).astype(bool)
+    table = by_half(roots).astype(np.uint64)
+    beyond, output = _mask(47, mode.physical_bits), _mask(47, g)
+    for level in range(4):
+        here = walking & (start <= level)
+        if not here.any():
+            continue
+        at = g + stride * (3 - level)
+        index = np.where(
+            start == level, offset_in >> np.uint64(at), offset_in >> np.uint64(at) & _mask(stride - 1, 0)
+        )
+        entry = np.zeros(n, np.uint64)
+        cases = here.nonzero()[0]
+        entry[cases] = fetch(level, (table + (index << np.uint64(3)))[cases], cases)
+        entries[level] = entry
+        level_at[here] = level
+        valid = here & _bit(entry, 0)
+        second = _bit(entry, 1)
+        is_table = valid & second & np.bool_(level < 3)
+        is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in _BLOCKS[g]))
+        too_far = (is_table | is_leaf) & ((entry & beyond) != 0)
+        ended[too_far] = Ended.ADDRESS_SIZE
+        is_table, is_leaf = is_table & ~too_far, is_leaf & ~too_far
+        ended[is_leaf] = Ended.MAPPED
+        inside = np.uint64((1 << at) - 1)
+        physical = np.where(is_leaf, entry & output & ~inside | addresses & inside, physical)
+        shift[is_leaf] = at
+        leaf = np.where(is_leaf, entry, leaf)
+        locks |= np.where(is_table & hierarchy, entry & _mask(62, 59), np.uint64(0))
+        table = np.where(is_table, entry & output, table)
+        walking = (walking & (start > level)) | is_table
+    return Translation(
+        ended,
+        level_at,
+        physical,
+        shift,
+        _bit(leaf, 6) & ~_bit(locks, 61),
+        ~_bit(leaf, 7) & ~_bit(locks, 62),
+        ~_bit(leaf, 54) & ~_bit(locks, 60),
+        ~_bit(leaf, 53) & ~_bit(locks, 59),
+        ~_bit(leaf, 11),
+        _bit(leaf, 10),
+        (leaf >> np.uint64(2) & np.uint64(7)).astype(np.int64),
+        (leaf >> np.uint64(8) & np.uint64(3)).astype(np.int64),
+        entries,
+    )
+
+
+def _below(positions: Numbers) -> Words:
+    """A word for each position, of all bits below it (positions up to 64)."""
+    full = np.uint64((1 << 64) - 1)
+    return np.where(
+        positions >= 64, full, (np.uint64(1) << np.minimum(positions, 63).astype(np.uint64)) - np.uint64(1)
+    )
+
+
+def judge(
+    found: Translation, access: Numbers, by_user: Bits, controls: Controls, unprivileged: Bits | bool = False
+) -> Verdict:
+    """What each access (an `Access`; `by_user` at EL0) ends in.
+
+    `unprivileged` marks LDTR and STTR at EL1, which are judged as EL0's unless PSTATE.UAO is 1 (D8.4.1).
+    """
+    write, fetch = access == Access.WRITE, access == Access.FETCH
+    as_user = by_user | (np.asarray(unprivileged) & ~np.asarray(controls.uao))
+    wxn = np.asarray(controls.wxn)
+    user_write = found.user_data & found.writable
+    # D8.4.1 and D8.4.2: data accesses.
+    user_denied = np.where(write, ~user_write, ~found.user_data)
+    privileged_denied = write & ~found.writable | found.user_data & np.asarray(controls.pan)
+    # D8.4.2: what EL0 can write, EL1 never executes; WXN forbids executing what is writable at that level.
+    user_fetch = found.user_execute & ~(wxn & user_write)
+    privileged_fetch = found.privileged_execute & ~user_write & ~(wxn & found.writable)
+    denied = np.where(
+        fetch,
+        np.where(by_user, ~user_fetch, ~privileged_fetch),
+        np.where(as_user, user_denied, privileged_denied),
+    )
+    mapped = found.ended == Ended.MAPPED
+    kind = np.where(found.ended == Ended.TRANSLATION, 0b000100, 0b000000)
+    kind = np.where(mapped & ~found.accessed, 0b001000, kind)
+    kind = np.where(mapped & found.accessed & denied, 0b001100, kind)
+    fault = ~mapped | ~found.accessed | denied
+    return Verdict(fault, np.where(fault, kind | found.level, 0).astype(np.int64), fault & write)
