@@ -32,6 +32,8 @@ class Operation(IntEnum):
     MODIFY = 3  # locked read-modify-write
     CROSS_READ = 4  # the same at 4 bytes in front of the page: its second half is in the page
     CROSS_WRITE = 5
+    UNPRIVILEGED_READ = 6  # by the supervisor with a user's rights (Arm's ldtr and sttr)
+    UNPRIVILEGED_WRITE = 7
 
 
 CROSSING = 4
@@ -51,7 +53,8 @@ class Happened(IntEnum):
 class Attempts:
     """One element an access. `code` is x86's error code or Arm's syndrome; `address` the fault address.
 
-    For a HOLE `address` is physical. `value` is what a READ that was DONE loaded.
+    For a HOLE `address` is physical. `value` is what a READ or MODIFY that was DONE loaded. WRITE stores
+    the address that it accesses, MODIFY adds it.
     """
 
     happened: Numbers

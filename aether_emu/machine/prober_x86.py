@@ -48,7 +48,10 @@ _SOURCES: dict[Operation, tuple[str, bytes]] = {
     Operation.READ: ("mov rbx, [rax]; mov [rdi], rbx", bytes.fromhex("488b1848891f")),
     Operation.WRITE: ("mov [rax], rax", bytes.fromhex("488900")),
     Operation.FETCH: ("jmp rax", bytes.fromhex("ffe0")),
-    Operation.MODIFY: ("lock add qword ptr [rax], 0", bytes.fromhex("f048830000")),
+    Operation.MODIFY: (
+        "mov rbx, rax; lock xadd [rax], rbx; mov [rdi], rbx",
+        bytes.fromhex("4889c3f0480fc11848891f"),
+    ),
 }
 _SOURCES[Operation.CROSS_READ] = _SOURCES[Operation.READ]  # the address makes the difference
 _SOURCES[Operation.CROSS_WRITE] = _SOURCES[Operation.WRITE]
@@ -70,7 +73,7 @@ def _routine(operation: Operation) -> tuple[bytes, int]:
     return _KEYS[1] + body + end, len(_KEYS[1] + head)
 
 
-_RESUME = {operation: _routine(operation)[1] for operation in Operation}
+_RESUME = {operation: _routine(operation)[1] for operation in _SOURCES}
 
 
 class X86Prober:
@@ -106,7 +109,7 @@ class X86Prober:
             supervisor_slot: self._build(0, levels, 0),
             user_slot: self._build(1, levels, U),
         }
-        for operation in Operation:
+        for operation in _SOURCES:
             code, _resume = _routine(operation)
             self._scratch[operation * _STRIDE : operation * _STRIDE + len(code)] = code
         self._resume = 0

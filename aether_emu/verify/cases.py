@@ -26,7 +26,8 @@ class Chunk:
 
     `words[k]` are the entries of level k+1 without the path's own address, which is laid over them by
     exclusive or: a bit set there is a bit of the address that is wrong on purpose. `features` names
-    what is under test, `feature` is each case's index into it.
+    what is under test, `feature` is each case's index into it. `stray` is laid over the accessed
+    addresses in the same way.
     """
 
     leaf: Numbers
@@ -36,6 +37,7 @@ class Chunk:
     controls: Mapping[str, int]
     features: tuple[str, ...]
     feature: Numbers
+    stray: int = 0
 
     @property
     def size(self) -> int:
@@ -48,7 +50,8 @@ class Answers:
 
     `physical` is where the access went, in a hole or not; `after[k]` the entries of level k+1 afterwards.
     `loose[k]` are bits of those that the architecture leaves open. `astray` marks cases whose altered
-    entries led into the memory of other cases' tables: they say nothing.
+    entries led into the memory of other cases' tables: they say nothing. Who is `blind` cannot tell where
+    an access that went through to memory went.
     """
 
     fault: Bits
@@ -59,15 +62,17 @@ class Answers:
     after: list[Words]
     loose: list[Words] = field(default_factory=list)
     astray: Bits | None = None
+    blind: bool = False
 
 
 def differing(expected: Answers, observed: Answers) -> Bits:
     """The cases whose answers are not the same."""
     different = expected.fault != observed.fault
     different |= expected.fault & ((expected.code != observed.code) | (expected.where != observed.where))
-    different |= ~expected.fault & (
-        (expected.hole != observed.hole) | (expected.physical != observed.physical)
-    )
+    elsewhere = expected.physical != observed.physical
+    if expected.blind or observed.blind:
+        elsewhere &= expected.hole
+    different |= ~expected.fault & ((expected.hole != observed.hole) | elsewhere)
     for one, other, loose in zip(expected.after, observed.after, expected.loose, strict=True):
         different |= (one ^ other) & ~loose != 0
     return np.asarray(different)

@@ -14,23 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
 from aether_emu.verify.cases import Answers, Bits, Chunk, Words, differing
-
-
-class Laboratory(Protocol):
-    """One format: where its cases stand, and who answers."""
-
-    name: str
-    known: str  # the name of what `predicted` knows
-
-    def place(self, chunk: Chunk) -> tuple[list[Words], Words]: ...
-    def expected(self, chunk: Chunk, entries: list[Words], addresses: Words) -> Answers: ...
-    def predicted(self, chunk: Chunk, entries: list[Words], addresses: Words) -> Answers | None: ...
-    def observed(self, chunk: Chunk, entries: list[Words], addresses: Words) -> Answers: ...
+from aether_emu.verify.laboratory import Laboratory
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,7 @@ class Tally:
     cases: int = 0
     set_aside: int = 0
     known: Counter[str] = field(default_factory=Counter)
-    gone: int = 0
+    gone: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     different: int = 0
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -63,7 +51,7 @@ class Tally:
     @property
     def clean(self) -> bool:
         """Whether nothing is left to explain."""
-        return not self.different and not self.gone
+        return not self.different and not self.gone.total()
 
 
 _KEPT = 100
@@ -82,11 +70,13 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
             tally.set_aside += int(aside.sum())
         predicted = laboratory.predicted(chunk, entries, addresses)
         observed = laboratory.observed(chunk, entries, addresses)
-        different = differing(predicted or expected, observed)
-        if predicted is not None:
-            apart = differing(expected, predicted)
-            tally.known[laboratory.known] += int((apart & ~different).sum())
-            tally.gone += int((apart & different & ~differing(expected, observed)).sum())
+        different = differing(predicted[-1].answers if predicted else expected, observed)
+        before = expected
+        for known in predicted:
+            apart = differing(before, known.answers)
+            tally.known[known.name] += int((apart & ~different).sum())
+            tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
+            before = known.answers
         _count(tally, chunk, different)
         tally.different += int(different.sum())
         for index in different.nonzero()[0][: _KEPT - len(tally.differences)].tolist():

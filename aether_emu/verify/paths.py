@@ -47,12 +47,21 @@ class Geometry:
 class Paths:
     """`count` paths through tables of `geometry` in `memory`, whose word 0 is physical address 0.
 
-    `landing` is code for fetches, put into every page at `landing_offset`. Slot 0 and the last slot of
-    the root stay free. ConfigError when root or memory have no room.
+    `landing` is code for fetches, put into every page at `landing_offset`. The root's slots below
+    `first_slot` and its last `first_slot` slots stay free. ConfigError when root or memory have no room.
+    `high` is laid over every address: the bits that choose the half.
     """
 
     def __init__(
-        self, memory: Words, geometry: Geometry, count: int, landing: bytes, landing_offset: int
+        self,
+        memory: Words,
+        geometry: Geometry,
+        count: int,
+        landing: bytes,
+        landing_offset: int,
+        *,
+        first_slot: int = 0,
+        high: int = 0,
     ) -> None:
         page, levels = geometry.page, geometry.levels
         self.memory, self.geometry, self.count = memory, geometry, count
@@ -60,7 +69,7 @@ class Paths:
         self.data = self.size // 2
         tables_end = (2 + count * (levels - 1)) * page
         roomy = tables_end <= self.data and 2 * count * page <= self.data
-        if not 0 < count <= (1 << geometry.widths[-1]) - 2 or not roomy:
+        if not 0 < count <= (1 << geometry.widths[-1]) - 2 * first_slot or not roomy:
             raise ConfigError(
                 "paths", count, f"what a root of {geometry.widths[-1]} bits and memory have room for"
             )
@@ -71,7 +80,8 @@ class Paths:
         self.root = page
         case = np.arange(count, dtype=np.uint64)
         self.pages: Words = np.uint64(self.data) + (np.uint64(2) * case + np.uint64(1)) * np.uint64(page)
-        self.addresses: Words = (case + np.uint64(1) << np.uint64(geometry.shifts[-1])) | self.pages
+        slot = case + np.uint64(first_slot)
+        self.addresses: Words = np.uint64(high) | (slot << np.uint64(geometry.shifts[-1])) | self.pages
         first = np.uint64(2 * page) + case * np.uint64((levels - 1) * page)
         tables = [first + np.uint64(k * page) for k in range(levels - 1)]
         # links[k]: what the entry of level k+1 points at; slots[k]: the word of memory where it stands.

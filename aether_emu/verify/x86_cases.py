@@ -13,6 +13,7 @@ import numpy as np
 
 from aether_emu.machine.prober import Operation
 from aether_emu.verify.cases import Bits, Chunk, Numbers, Words
+from aether_emu.verify.laboratory import CROSSES
 from aether_emu.verify.x86_64 import X86Laboratory
 
 _GOOD, _LARGE = 0x67, 0xE7  # present, writable, user, accessed, dirty; and PS
@@ -21,13 +22,12 @@ _RESERVED = 1 << 51  # beyond every emulated CPU's physical width
 _KEY = 1 << 59  # protection key 1 in the leaf
 _SIZES = {1: "4K", 2: "2M", 3: "1G"}
 _NAMES = ("PT", "PD", "PDPT", "PML4", "PML5")
-_CROSSES = (Operation.CROSS_READ, Operation.CROSS_WRITE)
 _LEAVES = (1, 2, 3)
 
 
 def _operations(leaf: int) -> list[Operation]:
     """Crossing accesses come with 4K pages alone: the neighbour is another entry of the same table."""
-    return [operation for operation in Operation if leaf == 1 or operation not in _CROSSES]
+    return [operation for operation in X86Laboratory.operations if leaf == 1 or operation not in CROSSES]
 
 
 def _base(laboratory: X86Laboratory, leaf: Numbers) -> list[Words]:
@@ -83,8 +83,8 @@ def _single_bits(laboratory: X86Laboratory) -> Iterator[Chunk]:
 
 
 def _random_bits(laboratory: X86Laboratory, rng: np.random.Generator, count: int) -> Chunk:
-    operation = Operation(int(rng.integers(len(Operation))))
-    leaf = np.ones(count, np.int64) if operation in _CROSSES else rng.integers(1, 4, count)
+    operation = laboratory.operations[int(rng.integers(len(laboratory.operations)))]
+    leaf = np.ones(count, np.int64) if operation in CROSSES else rng.integers(1, 4, count)
     words = _base(laboratory, leaf)
     for level in range(1, laboratory.levels + 1):
         flips = np.zeros(count, np.uint64)

@@ -51,6 +51,7 @@ class Mode:
     top_byte_ignored: tuple[bool, bool] = (False, False)
     walk_disabled: tuple[bool, bool] = (False, False)
     hierarchy_disabled: tuple[bool, bool] = (False, False)
+    blocks: tuple[int, ...] | None = None  # levels with block descriptors; None: the granule's (D8.3.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,7 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
     """Walk each address from TTBR0_EL1 or TTBR1_EL1, whose table addresses are `roots` (D8.2.4)."""
     n, g = addresses.size, mode.granule_shift
     stride = g - 3
+    blocks = _BLOCKS[g] if mode.blocks is None else mode.blocks
     upper = _bit(addresses, 55)
 
     def by_half(pair: tuple[Any, Any]) -> np.ndarray[Any, Any]:
@@ -145,7 +147,7 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         valid = here & _bit(entry, 0)
         second = _bit(entry, 1)
         is_table = valid & second & np.bool_(level < 3)
-        is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in _BLOCKS[g]))
+        is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in blocks))
         too_far = (is_table | is_leaf) & ((entry & beyond) != 0)
         ended[too_far] = Ended.ADDRESS_SIZE
         is_table, is_leaf = is_table & ~too_far, is_leaf & ~too_far
@@ -172,6 +174,14 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         (leaf >> np.uint64(8) & np.uint64(3)).astype(np.int64),
         entries,
     )
+
+
+def branch_target(addresses: Words, mode: Mode) -> Words:
+    """Where a branch to an address fetches from: without the tag, where the top byte is ignored (D1.3.1)."""
+    upper = _bit(addresses, 55)
+    ignored = np.where(upper, mode.top_byte_ignored[1], mode.top_byte_ignored[0])
+    tag = np.uint64(0xFF << 56)
+    return np.where(ignored, np.where(upper, addresses | tag, addresses & ~tag), addresses)
 
 
 def _below(positions: Numbers) -> Words:
