@@ -231,8 +231,9 @@ class Config:
     )
     virtual_bits: int | None = _parameter(
         None,
-        _Choice((39, 42, 47, 48), absent="48"),
-        "width of the addresses in either half; arm64 has 39 (pages of 4K), 42 (64K), 47 (16K) and 48",
+        _Choice((39, 42, 47, 48, 57), absent="48"),
+        "width of virtual addresses: x86_64 has 48 and 57 (five levels); arm64, for either half, 48, and 39 "
+        "with pages of 4K, 47 of 16K, 42 of 64K",
     )
     kernel_base: int | None = _parameter(
         None,

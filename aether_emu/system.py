@@ -75,12 +75,12 @@ def _isa(name: str, config: Config) -> _Isa:
     if name == "x86_64":
         if page != 4096:
             raise ConfigError("page_size", page, "4096 on x86_64")
-        if bits != 48:
-            raise ConfigError("virtual_bits", bits, "48 on x86_64")
+        if bits not in (48, 57):
+            raise ConfigError("virtual_bits", bits, "48 or 57 on x86_64")
         from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
-        return _Isa(X86Format(), X86Abi(), _x86_cpu, shared_root=True)
+        return _Isa(X86Format(5 if bits == 57 else 4), X86Abi(bits), _x86_cpu, shared_root=True)
     if name == "arm64":
         from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
@@ -88,7 +88,9 @@ def _isa(name: str, config: Config) -> _Isa:
         try:
             return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), _arm_cpu, shared_root=False)
         except EncodingError:
-            raise ConfigError("virtual_bits", bits, f"48, or what a granule of {page} gives") from None
+            raise ConfigError(
+                "virtual_bits", bits, f"48, or what pages of {page} bytes give on arm64"
+            ) from None
     raise ConfigError("arch", name, " or ".join(ISAS))
 
 
@@ -96,7 +98,13 @@ def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
     from aether_emu.machine.unicorn_x86 import X86Cpu  # noqa: PLC0415  # as in `_isa`
 
     random = machine.streams.stream("rdrand").u64
-    return X86Cpu(ranges, time_stamp=lambda: machine.ticks(TSC_HZ), random=random, live_state=live_state)
+    return X86Cpu(
+        ranges,
+        time_stamp=lambda: machine.ticks(TSC_HZ),
+        random=random,
+        levels=machine.format.top,
+        live_state=live_state,
+    )
 
 
 def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
@@ -321,6 +329,7 @@ class Machine:
             stack=config.stack_limit,
             address_space=config.memory_limit,
             fault_around=config.fault_around,
+            window=self.abi.window,
         )
         shared = (self.kernel_half.table, self.kernel_base) if self._shared_half else None
         try:

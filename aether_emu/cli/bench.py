@@ -28,8 +28,9 @@ def bench(
 ) -> None:
     """Measure each figure beside its floor, in alternating pairs, and print the ratios.
 
-    NAME is fault, syscall, exec, map or start; without one all are measured. That takes minutes, and
-    more when the host is busy with something else.
+    NAME is fault, syscall, exec, map or start, for every ISA, or one of them with the ISA, such as
+    fault/arm64; without a NAME all are measured. That takes minutes, and more when the host is busy
+    with something else.
     """
     show_tracebacks(debug)
     from rich.console import Console
@@ -69,7 +70,7 @@ def measure_all(figures: Sequence[Figure]) -> list[Result]:
 
         results = []
         for figure in figures:
-            progress.update(task, description=figure.name, refresh=True)
+            progress.update(task, description=figure.label, refresh=True)
             results.append(measure(figure, step))
         return results
 

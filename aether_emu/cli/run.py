@@ -27,6 +27,7 @@ def run(  # an option is a parameter here
     ram: Annotated[str | None, typer.Option(help="Emulated RAM, such as 512M.")] = None,
     seed: Annotated[int | None, typer.Option(help="The one source of all chance.")] = None,
     granule: Annotated[str | None, typer.Option(help="Page size on ARM64: 4K, 16K or 64K.")] = None,
+    la57: Annotated[bool, typer.Option("--la57", help="Five levels of page tables on x86_64.")] = False,
     no_aslr: Annotated[bool, typer.Option("--no-aslr", help="Do not randomise addresses.")] = False,
     config: Annotated[Path | None, typer.Option(help="A TOML file of parameters.")] = None,
     root: Annotated[Path | None, typer.Option(help="A host directory that becomes the guest's /.")] = None,
@@ -44,7 +45,13 @@ def run(  # an option is a parameter here
 
     if timeout is not None and timeout <= 0:
         raise ConfigError("timeout", timeout, "more than 0 seconds")
-    overrides = {"ram": ram, "seed": seed, "page_size": granule, "aslr": False if no_aslr else None}
+    overrides = {
+        "ram": ram,
+        "seed": seed,
+        "page_size": granule,
+        "virtual_bits": 57 if la57 else None,
+        "aslr": False if no_aslr else None,
+    }
     parameters = Config.load(config, overrides)
     grants = Grants(root, [_bind(text) for text in bind or []])
     environment = dict(_variable(text) for text in env or [])

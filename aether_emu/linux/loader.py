@@ -104,7 +104,7 @@ def _load(process: Process, name: str) -> None:
     stream = process.kernel.streams.stream("aslr") if config.aslr else None
     layout = choose_layout(
         abi.entropy,
-        user_end=abi.user_end,
+        user_end=abi.window,
         stack_limit=config.stack_limit,
         guard=STACK_GUARD_PAGES * space.page_size,
         page_size=space.page_size,
@@ -214,16 +214,25 @@ def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
 
 
 def _check_granule(space: AddressSpace, image: Image, name: str) -> None:
-    """Refuse an image whose segments were laid out for smaller pages than these."""
+    """Refuse an image whose segments were laid out for smaller pages than these.
+
+    Of a page that two segments share, the later one decides (Linux maps each by MAP_FIXED). That is well
+    where it permits and shows all that the earlier one has in that page.
+    """
     page = space.page_size
     kib = f"{page >> 10}K"
     if any((segment.address - segment.offset) & page - 1 for segment in image.segments):
         raise ProgramError(f"{name}: its segments are not aligned to pages of {kib} (see --granule)")
-    for low, high in pairwise(image.segments):
-        shared = _page_down(space, high.address) < space.page_up(low.address + low.memory_size)
-        if shared and page > _SMALLEST_PAGE and low.protection != high.protection:
+    for low, high in pairwise(image.segments) if page > _SMALLEST_PAGE else ():
+        if _page_down(space, high.address) >= space.page_up(low.address + low.memory_size):
+            continue
+        if low.protection & ~high.protection:
             raise ProgramError(
                 f"{name}: two segments with different permissions share a page of {kib} (see --granule)"
+            )
+        if low.memory_size > low.file_size or low.address - low.offset != high.address - high.offset:
+            raise ProgramError(
+                f"{name}: two segments with different contents share a page of {kib} (see --granule)"
             )
 
 

@@ -123,9 +123,10 @@ class _Scratch:
         return self.CODE + offset
 
 
-def enable_paging(uc: Any, root: int) -> None:
+def enable_paging(uc: Any, root: int, levels: int = 4) -> None:
     """Bring a fresh 64-bit engine up with our control registers (facts: by reg_write, any order)."""
-    uc.reg_write(x86_const.UC_X86_REG_CR4, regs.CR4_KERNEL)
+    five = regs.CR4_LA57 if levels == 5 else 0
+    uc.reg_write(x86_const.UC_X86_REG_CR4, regs.CR4_KERNEL | five)
     uc.reg_write(x86_const.UC_X86_REG_MSR, (regs.EFER, regs.EFER_KERNEL))
     uc.reg_write(x86_const.UC_X86_REG_MSR, (regs.MSR_PAT, regs.PAT_VALUE))
     uc.reg_write(x86_const.UC_X86_REG_CR3, root)

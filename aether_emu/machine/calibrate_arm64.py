@@ -32,7 +32,7 @@ from aether_emu.machine import engine
 from aether_emu.machine.locate import SENTINELS, locate, only, places
 
 MODEL = arm64_const.UC_CPU_ARM64_MAX
-PAGE_SIZE = 4096
+_GRANULE, _VIRTUAL_BITS = 4096, 48  # of the scratch CPU
 GENERAL = tuple(arm64_const.UC_ARM64_REG_X0 + i for i in range(16))
 
 
@@ -46,17 +46,20 @@ class Layout:
     address: int
 
 
-def enable_paging(uc: Any, root: int) -> None:
-    """Bring a fresh engine up with our system registers, in the order that facts found reliable."""
+def enable_paging(uc: Any, root: int, translation: int) -> None:
+    """Bring a fresh engine up with our system registers, in the order that facts found reliable.
+
+    `translation` is the value of TCR_EL1; `root` serves both halves.
+    """
     for register, value in (
-        (regs.SCR_EL3, regs.SCR_KERNEL),
-        (regs.HCR_EL2, regs.HCR_RW),
-        (regs.MAIR_EL1, regs.MAIR_VALUE),
-        (regs.TCR_EL1, regs.TCR_VALUE),
+        (regs.SCR_EL3.encoding, regs.SCR_VALUE),
+        (regs.HCR_EL2.encoding, regs.HCR_VALUE),
+        (regs.MAIR_EL1.encoding, regs.MAIR_VALUE),
+        (regs.TCR_EL1.encoding, translation),
         (regs.TTBR0_EL1, root),
         (regs.TTBR1_EL1, root),
         (regs.CNTKCTL_EL1, 0),  # EL0 reads of the host's counter trap and answer from virtual time
-        (regs.SCTLR_EL1, uc.cpr_read(*regs.SCTLR_EL1) & ~regs.SCTLR_TRAPS | regs.SCTLR_KERNEL),
+        (regs.SCTLR_EL1.encoding, regs.SCTLR_VALUE),
     ):
         uc.cpr_write(*register, value)
     engine.flush_tlb(uc)
@@ -65,13 +68,17 @@ def enable_paging(uc: Any, root: int) -> None:
 def enter_el(uc: Any, pstate: int) -> None:
     """Change the exception level: only a system-register write makes the engine look at PSTATE."""
     uc.reg_write(arm64_const.UC_ARM64_REG_PSTATE, pstate)
-    uc.cpr_write(*regs.CPACR_EL1, regs.CPACR_FPEN)
+    uc.cpr_write(*regs.CPACR_EL1.encoding, regs.CPACR_VALUE)
 
 
-def open_cpu() -> Any:
-    """A CPU of our model with 4 KiB target pages (the default of 1 KiB makes every TLBI a full flush)."""
+def open_cpu(page_size: int) -> Any:
+    """A CPU of our model whose TLB entries hold `page_size` bytes: the granule.
+
+    With a smaller size (the default is 1 KiB) a page counts as a large one, and every TLBI near one is a
+    full flush. All sizes of Arm's granules work; memory is then mapped in multiples of that size.
+    """
     uc = engine.open_engine(UC_ARCH_ARM64, UC_MODE_ARM, MODEL)
-    uc.ctl_set_page_size(PAGE_SIZE)
+    uc.ctl_set_page_size(page_size)
     return uc
 
 
@@ -80,14 +87,14 @@ def measure() -> Layout:
     """Find every field on a scratch CPU. Raises EngineError when one cannot be told apart."""
     code = 0x10_0000
     memory = mmap.mmap(-1, 0x10000)
-    uc = open_cpu()
+    uc = open_cpu(_GRANULE)
     handle = engine.handle_of(uc)
     uc.mem_map_ptr(0, 0x10000, UC_PROT_ALL, ctypes.addressof(ctypes.c_char.from_buffer(memory)))
     for at, entry in ((0x1000, 0x2000), (0x2000, 0x3000), (0x3000, 0x4000)):
         struct.pack_into("<Q", memory, at, entry | TABLE | VALID)
     leaf = TABLE | VALID | ACCESSED | INNER_SHAREABLE | USER | READ_ONLY | NOT_GLOBAL | PXN
     struct.pack_into("<Q", memory, 0x4000 + (code >> 12 & 511) * 8, 0x8000 | leaf)
-    enable_paging(uc, 0x1000)
+    enable_paging(uc, 0x1000, regs.tcr_value(_GRANULE, _VIRTUAL_BITS))
     context = uc.context_save()
     address = int(ctypes.cast(context.context, ctypes.c_void_p).value or 0)
 

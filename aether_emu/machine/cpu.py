@@ -123,6 +123,10 @@ class Cpu(ABC):
         """Drop the whole TLB."""
 
     @abstractmethod
+    def widen_tlb(self) -> None:
+        """The guest has come to use many pages: let the engine's TLB grow. No flush is owed or counted."""
+
+    @abstractmethod
     def flush_code(self) -> None:
         """Drop every translated block: some code changed without the engine seeing it."""
 

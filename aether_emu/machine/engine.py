@@ -53,6 +53,7 @@ INSTRUCTION = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
 SKIPPABLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_void_p)
 CODE = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+UNMAPPED = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_int, c_uint64, c_int, ctypes.c_int64, c_void_p)
 EDGE = ctypes.CFUNCTYPE(
     None, c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.POINTER(TranslatedBlock), c_void_p
 )

@@ -1,45 +1,52 @@
 """Bare engines with the least around them that still runs a program: what benchmarks compare with.
 
-    FlatFloor     no paging: the program's addresses are physical
-    PagedFloor    ring 3 behind the smallest page tables; a fault or a call costs one short callback
+    Flat      no paging: the program's addresses are physical
+    Paged     user level behind the smallest page tables; a fault or a call costs one short callback
 
-Both keep the program where its file says, at the same guest-physical address, and call back for
-system calls with plain ints. Nothing here is part of the machine that `aether run` uses.
+Here is what ISAs share; `floors_x86` and `floors_arm64` have an engine of each kind. They keep the
+program where its file says, at the same guest-physical address, and call back for system calls with
+plain ints. Nothing here is part of the machine that `aether run` uses.
 
     0x00_1000  root, then one table of each level on the way down     (paged only)
-    0x00_4000  supervisor page: descriptors, `iretq` and its frame    (paged only)
+    0x00_4000  supervisor page, of an ISA that needs one              (paged only)
     0x10_0000  leaf tables, adjacent, so that they are one array indexed by page number
     0x40_0000  the program
     0x80_0000  top of its stack
     0x100_0000 free, up to the size asked for
+
+Without paging no page refuses execution, and this engine sends each store to a page that could hold
+code down a slow path, on both ISAs. So a flat engine is a floor for arithmetic and for loads; the
+floor for stores is a paged one, whose data pages cannot be executed.
 """
 
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, x86_const
+from unicorn import UC_PROT_ALL
 
-from aether_emu.arch.x86_64 import registers as regs
-from aether_emu.arch.x86_64 import stubs
-from aether_emu.arch.x86_64.format import NX, A, D, P, U, W
+from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
 from aether_emu.errors import EngineError
-from aether_emu.machine import calibrate, engine
+from aether_emu.machine import engine
 from aether_emu.machine.ram import Ram
-from aether_emu.machine.state_views import ContextState, LiveState, State
 
 PAGE = 4096
 FREE = 16 << 20
 """First address that neither the program nor its surroundings use."""
 
-_ROOT, _SUPERVISOR, _LEAVES = 0x1000, 0x4000, 1 << 20
-_STUB, _FRAME = 0x100, 0x800  # offsets in the supervisor page
+MASK = (1 << 64) - 1
+ROOT, SUPERVISOR = 0x1000, 0x4000
+LEAVES = 1 << 20
 _PROGRAM, _STACK_LOW, _STACK_TOP = 4 << 20, 7 << 20, 8 << 20
 _LARGEST = 1 << 30  # what one table of the second level covers
-_MASK = (1 << 64) - 1
 _AT_NULL, _AT_PAGESZ = 0, 6
+
+USED = PageFlags.READ | PageFlags.ACCESSED
+DATA = USED | PageFlags.USER | PageFlags.WRITE | PageFlags.DIRTY
 
 SystemCall = Callable[[int, int, int, int, int, int, int], int | None]
 """(number, six arguments) -> result, or None to end the run."""
@@ -68,7 +75,7 @@ class Program:
     pieces: tuple[Piece, ...]
 
 
-class _Floor:
+class Floor(ABC):
     """Memory, an engine of the machine's own CPU model, and a program in both.
 
     `size` is the bytes of guest-physical memory, `arguments` the program's, its name first.
@@ -79,12 +86,9 @@ class _Floor:
         if not FREE < size <= _LARGEST or size % PAGE:
             raise EngineError(f"a bare engine has more than {FREE} and at most {_LARGEST} bytes, not {size}")
         self.ram = Ram(0, size, PAGE)
-        self._uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL)
+        self._uc = self._open()
         self._handle = engine.handle_of(self._uc)
         self._uc.mem_map_ptr(0, size, UC_PROT_ALL, self.ram.host_address)
-        layout = calibrate.measure()
-        base = calibrate.find_state(self._uc)
-        self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         for piece in program.pieces:
             if piece.address < _PROGRAM or piece.address + piece.size > _STACK_LOW:
                 raise EngineError(f"a segment at {piece.address:#x} does not fit a bare engine")
@@ -96,8 +100,18 @@ class _Floor:
         self._stopped = False
         self._keep: list[object] = []
 
+    @abstractmethod
+    def _open(self) -> Any:
+        """An engine without memory (the wrapper is untyped)."""
+
+    @abstractmethod
+    def run(self) -> None:
+        """Execute from the program's entry to its end: a system call that answers None, or the end of
+        the way chosen on a `Paged` engine. Raises what a callback raised, or EngineError.
+        """
+
     def _place_arguments(self, arguments: Sequence[bytes]) -> int:
-        """What a program finds on its stack (System V ABI, x86-64, 3.4.1); the stack pointer."""
+        """What a program finds on its stack (System V gABI, process initialization); the stack pointer."""
         texts = b"".join(text + b"\0" for text in arguments)
         at = _STACK_TOP - len(texts)
         self.ram.bytes[at:_STACK_TOP] = texts
@@ -113,24 +127,6 @@ class _Floor:
     def _hook(self, kind: int, callback: object, *extra: int) -> None:
         engine.hook_add(self._handle, kind, callback, *extra)
         self._keep.append(callback)
-
-    def _hook_calls(self) -> None:
-        """Let `on_system_call` answer."""
-        general = self._state.general
-
-        def call(_uc: int, _data: int) -> None:
-            try:
-                g = general
-                result = self.on_system_call(g[0], g[7], g[6], g[2], g[10], g[8], g[9])
-            except BaseException as failure:
-                self._fail(failure)
-                return
-            if result is None:
-                self._stop()
-            else:
-                general[0] = result & _MASK
-
-        self._hook(UC_HOOK_INSN, engine.INSTRUCTION(call), x86_const.UC_X86_INS_SYSCALL)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -155,23 +151,8 @@ class _Floor:
         self.ram.close()
 
 
-class FlatFloor(_Floor):
-    """The program on an engine without paging. Every address can be read, written and executed."""
-
-    def __init__(self, program: Program, arguments: Sequence[bytes], size: int) -> None:
-        super().__init__(program, arguments, size)
-        self._uc.ctl_exits_enabled(True)  # else `until` would be translated
-        self._uc.ctl_set_exits([])
-        self._hook_calls()
-        self._state.general[4] = self._stack
-
-    def run(self) -> None:
-        """Execute until a system call answers None. Raises what the callback raised, or EngineError."""
-        self._execute(self._entry)
-
-
-class PagedFloor(_Floor):
-    """The program at ring 3 behind identity page tables, with one of two ways to meet faults and calls:
+class Paged(Floor):
+    """The program at user level behind identity page tables, with one of two ways to meet faults and calls:
 
     - `serve_faults(first, count)`: a fault costs one callback that writes a prepared entry; calls
       go to `on_system_call`;
@@ -182,88 +163,56 @@ class PagedFloor(_Floor):
     def __init__(self, program: Program, arguments: Sequence[bytes], size: int) -> None:
         super().__init__(program, arguments, size)
         self.prepared: list[int] = []  # entries that faults have yet to write, the next one last
-        self._constants = [piece for piece in program.pieces if not piece.writable and not piece.executable]
+        constants = (piece for piece in program.pieces if not piece.writable and not piece.executable)
+        self._constants = frozenset(number for piece in constants for number in piece.pages())
+        self._format = self._make_format()
         self._build_tables(program)
-        page = _SUPERVISOR
-        gdt = struct.pack(f"<{len(regs.GDT)}Q", *regs.GDT)
-        frame = struct.pack(
-            "<5Q",
-            self._entry,
-            regs.USER_CODE,
-            regs.RFLAGS_FIXED | regs.RFLAGS_IF,
-            self._stack,
-            regs.USER_DATA,
-        )
-        for offset, content in ((0, gdt), (_STUB, stubs.IRET.code), (_FRAME, frame)):
-            self.ram.bytes[page + offset : page + offset + len(content)] = content
-        calibrate.enable_paging(self._uc, _ROOT)
-        self._uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, page, len(gdt) - 1, 0))
-        self._state.general[4] = page + _FRAME
+
+    @abstractmethod
+    def _make_format(self) -> PageTableFormat:
+        """The ISA's tables of four levels and pages of 4 KiB."""
+
+    @abstractmethod
+    def _hook_faults(self) -> None:
+        """Let a fault write the next entry of `prepared`, and `on_system_call` answer calls."""
+
+    @abstractmethod
+    def _hook_calls_only(self, answer: int) -> None:
+        """Let a call get `answer`, and a fault end the run by `_end_at`."""
 
     def _build_tables(self, program: Program) -> None:
         """Every leaf table gets its entry above; only those of what is there now are touched."""
-        words = self.ram.words
-        upper = P | W | U | A
-        words[_ROOT >> 3] = _ROOT + PAGE | upper
-        words[_ROOT + PAGE >> 3] = _ROOT + 2 * PAGE | upper
+        words, table = self.ram.words, self._format.table_entry
+        words[ROOT >> 3] = table(ROOT + PAGE)
+        words[ROOT + PAGE >> 3] = table(ROOT + 2 * PAGE)
         for number in range(-(-self.ram.size // (512 * PAGE))):
-            words[(_ROOT + 2 * PAGE >> 3) + number] = _LEAVES + number * PAGE | upper
-        self._map(_SUPERVISOR // PAGE, P | W | A | D)
+            words[(ROOT + 2 * PAGE >> 3) + number] = table(LEAVES + number * PAGE)
         for piece in program.pieces:
-            bits = P | U | A | (W | D if piece.writable else 0) | (0 if piece.executable else NX)
-            for number in piece.pages():
-                self._map(number, bits)
-        for number in range(_STACK_LOW // PAGE, _STACK_TOP // PAGE):
-            self._map(number, P | U | W | A | D | NX)
+            flags = DATA if piece.writable else USED | PageFlags.USER
+            self._map(piece.pages(), flags | (PageFlags.EXECUTE if piece.executable else PageFlags(0)))
+        self._map(range(_STACK_LOW // PAGE, _STACK_TOP // PAGE), DATA)
 
-    def _map(self, number: int, bits: int) -> None:
-        self.ram.words[(_LEAVES >> 3) + number] = number * PAGE | bits
+    def _map(self, numbers: range, flags: PageFlags) -> None:
+        bits = self._format.leaf_bits(Attributes(flags))
+        for number in numbers:
+            self.ram.words[(LEAVES >> 3) + number] = number * PAGE | bits
 
     def serve_faults(self, first: int, count: int) -> None:
         """Prepare entries for `count` pages from address `first` on, to be written in that order."""
-        words, cr2, old = self.ram.words, self._state.cr2, self._state.old_exception
-        leaves = _LEAVES >> 3
+        bits = self._format.leaf_bits(Attributes(DATA))
         start = first // PAGE
-        bits = P | U | W | A | D | NX
         self.prepared = [number * PAGE | bits for number in range(start + count - 1, start - 1, -1)]
-        pop = self.prepared.pop
-
-        def fault(_uc: int, _vector: int, _data: int) -> None:
-            try:
-                words[leaves + (cr2[0] >> 12)] = pop()
-                old[0] = -1
-            except IndexError:
-                self._fail(EngineError(f"a fault at {cr2[0]:#x} beyond those prepared"))
-            except BaseException as failure:  # Ctrl-C arrives between two bytecodes
-                self._fail(failure)
-
-        self._hook(UC_HOOK_INTR, engine.INTERRUPT(fault))
-        self._hook_calls()
+        self._hook_faults()
 
     def serve_calls(self, answer: int) -> None:
         """Answer every system call with `answer`."""
-        g, cr2 = self._state.general, self._state.cr2
-        for piece in self._constants:
-            for number in piece.pages():
-                self._map(number, 0)
+        for number in self._constants:
+            self.ram.words[(LEAVES >> 3) + number] = 0
+        self._hook_calls_only(answer)
 
-        def call(_uc: int, _data: int) -> None:
-            try:
-                _arguments = (g[0], g[7], g[6], g[2], g[10], g[8], g[9])
-                g[0] = answer
-            except BaseException as failure:  # Ctrl-C arrives between two bytecodes
-                self._fail(failure)
-
-        def end(_uc: int, _vector: int, _data: int) -> None:
-            if any(cr2[0] // PAGE in piece.pages() for piece in self._constants):
-                self._stop()
-            else:
-                self._fail(EngineError(f"a fault at {cr2[0]:#x}, not at the program's constants"))
-
-        self._hook(UC_HOOK_INSN, engine.INSTRUCTION(call), x86_const.UC_X86_INS_SYSCALL)
-        self._hook(UC_HOOK_INTR, engine.INTERRUPT(end))
-
-    def run(self) -> None:
-        """Execute from the program's entry to the end of the way chosen. Raises as `FlatFloor.run`."""
-        self._state.old_exception[0] = -1
-        self._execute(_SUPERVISOR + _STUB)
+    def _end_at(self, address: int) -> None:
+        """A fault of a run that only serves calls."""
+        if address // PAGE in self._constants:
+            self._stop()
+        else:
+            self._fail(EngineError(f"a fault at {address:#x}, not at the program's constants"))

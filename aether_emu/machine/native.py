@@ -1,7 +1,8 @@
-"""Two machine-code routines for x86_64 hosts, as bytes beside their assembly, and the same in Python.
+"""Machine-code routines for x86_64 hosts, as bytes beside their assembly, and the same in Python.
 
-Both run in places where Python is too slow or too dangerous: in front of every block the guest executes, and
-inside a SIGBUS handler. The bytes are what keystone makes of the sources; a test assembles them again.
+They run in places where Python is too slow or too dangerous: in front of every block the guest executes, for
+every system register it reads, and inside a SIGBUS handler. The bytes are what keystone makes of the sources;
+a test assembles them again.
 Where `available()` is False, callers get Python callbacks with the same signature and behaviour.
 """
 
@@ -11,6 +12,7 @@ import ctypes
 import functools
 import platform
 import sys
+from collections.abc import Callable
 
 from aether_emu.machine import host
 
@@ -95,6 +97,198 @@ class BlockCounter:
     def spent(self) -> bool:
         """Whether the counter stopped the engine since `value` was set."""
         return self._count.spent
+
+
+RANDOM_FILTER_SOURCE = """
+    movabs rax, 0x400000002         # rdx: a SystemAccess; its CRm and CRn
+    cmp [rdx], rax
+    jne pass
+    movabs rax, 0x300000003         # op1 and op0
+    cmp [rdx + 8], rax
+    jne pass
+    cmp dword ptr [rdx + 16], 1     # op2: 0 is RNDR, 1 is RNDRRS
+    ja pass
+    jmp [rcx]                       # user_data: the address of the callback, which gets our arguments
+pass:
+    xor eax, eax                    # the engine executes the instruction itself
+    ret
+"""
+RANDOM_FILTER_CODE = bytes.fromhex(
+    "48b80200000004000000483902751848b80300000003000000483942087508837a10017702ff2131c0c3"
+)
+
+
+class SystemAccess(ctypes.Structure):
+    """`uc_arm64_cp_reg`: the register that an `mrs` is about to read."""
+
+    _fields_ = (
+        ("crn", ctypes.c_uint32),
+        ("crm", ctypes.c_uint32),
+        ("op0", ctypes.c_uint32),
+        ("op1", ctypes.c_uint32),
+        ("op2", ctypes.c_uint32),
+        ("value", ctypes.c_uint64),
+    )
+    crn: int
+    crm: int
+    op0: int
+    op1: int
+    op2: int
+
+
+_ReadCallback = ctypes.CFUNCTYPE(
+    ctypes.c_uint32, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p
+)
+
+
+def _filter_read(engine: int, target: int, access: int, user_data: int) -> int:
+    read = SystemAccess.from_address(access)
+    if (read.op0, read.op1, read.crn, read.crm) != (3, 3, 2, 4) or read.op2 > 1:
+        return 0
+    callback = _ReadCallback(ctypes.c_uint64.from_address(user_data).value)
+    return int(callback(engine, target, access, user_data))
+
+
+_python_filter = _ReadCallback(_filter_read)
+
+
+@functools.cache
+def _random_filter_address() -> int:
+    if available():
+        return host.map_code(RANDOM_FILTER_CODE)
+    return ctypes.cast(_python_filter, ctypes.c_void_p).value or 0
+
+
+class RandomReads:
+    """Answers a guest's RNDR and RNDRRS by `answer` and lets every other `mrs` pass (Arm ARM D19.2, RNDR).
+
+    Install `callback` and `user_data`, two addresses, by `uc_hook_add` as a UC_HOOK_INSN for
+    UC_ARM64_INS_MRS, and keep this object as long as the engine. `answer` gets the engine's number of the
+    target register; the instruction itself is skipped. It must not raise.
+    """
+
+    def __init__(self, answer: Callable[[int], None]) -> None:
+        def read(_engine: int, target: int, _access: int, _user_data: int) -> int:
+            answer(target)
+            return 1
+
+        self._read = _ReadCallback(read)
+        self._pointer = ctypes.c_uint64(ctypes.cast(self._read, ctypes.c_void_p).value or 0)
+        self.callback = _random_filter_address()
+        self.user_data = ctypes.addressof(self._pointer)
+
+
+CODE_BUFFER = 1 << 13  # more than the engine puts into one block
+
+BLOCK_SCAN_SOURCE = f"""
+    push rbx
+    push r12
+    push r13                        # three pushes: the stack is aligned for the call below
+    mov rbx, rcx                    # user_data: a Scan
+    mov r12, rdi
+    mov r13, rsi                    # the block: its address, its instructions, its size
+    test byte ptr [r13], 3          # a misaligned address
+    jnz found
+    movzx r8d, word ptr [r13 + 10]
+    cmp r8d, {CODE_BUFFER}
+    ja done
+    lea rcx, [rbx + 16]
+    mov edx, 4                      # as the CPU fetches: UC_PROT_EXEC
+    mov rsi, [r13]
+    call [rbx]                      # uc_vmem_read(engine, address, access, buffer, size)
+    test eax, eax
+    jnz done
+    movzx ecx, word ptr [r13 + 10]
+    shr ecx, 2
+    jz done
+    lea rdi, [rbx + 16]
+next:
+    mov eax, [rdi]
+    and eax, -64                    # without op2's low bit and the target
+    cmp eax, 0xd53b2400             # mrs of RNDR or RNDRRS
+    je found
+    add rdi, 4
+    dec ecx
+    jnz next
+done:
+    pop r13
+    pop r12
+    pop rbx
+    ret
+found:
+    mov rdi, r12
+    mov rsi, r13
+    mov rcx, rbx
+    mov rax, [rbx + 8]
+    pop r13
+    pop r12
+    pop rbx
+    jmp rax
+"""
+BLOCK_SCAN_CODE = bytes.fromhex(
+    "53415441554889cb4989fc4989f541f64500037549450fb7450a4181f8002000007735488d4b10ba04000000498b7500"
+    "ff1385c07522410fb74d0ac1e9027418488d7b108b0783e0c03d00243bd5740e4883c704ffc975ec415d415c5bc34c89"
+    "e74c89ee4889d9488b4308415d415c5bffe0"
+)
+
+
+class Scan(ctypes.Structure):
+    """What the scan's user data points to: `read` is the address of `uc_vmem_read`."""
+
+    _fields_ = (
+        ("read", ctypes.c_uint64),
+        ("found", ctypes.c_uint64),
+        ("code", ctypes.c_uint8 * CODE_BUFFER),
+    )
+    read: int
+    found: int
+
+
+_EdgeCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_ReadFunction = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p, ctypes.c_size_t
+)
+
+
+def _scan_block(engine: int, block: int, previous: int, user_data: int) -> None:
+    scan = Scan.from_address(user_data)
+    address = ctypes.c_uint64.from_address(block).value
+    size = ctypes.c_uint16.from_address(block + 10).value
+    code = user_data + Scan.code.offset
+    found = bool(address & 3)
+    if not found and size <= CODE_BUFFER and not _ReadFunction(scan.read)(engine, address, 4, code, size):
+        words = (ctypes.c_uint32 * (size // 4)).from_address(code)
+        found = any(word & -64 & 0xFFFF_FFFF == 0xD53B_2400 for word in words)
+    if found:
+        _EdgeCallback(scan.found)(engine, block, previous, user_data)
+
+
+_python_scan = _EdgeCallback(_scan_block)
+
+
+@functools.cache
+def _block_scan_address() -> int:
+    if available():
+        return host.map_code(BLOCK_SCAN_CODE)
+    return ctypes.cast(_python_scan, ctypes.c_void_p).value or 0
+
+
+class BlockScan:
+    """Looks at each freshly translated ARM64 block before it runs.
+
+    `found` gets the address of one that starts misaligned, or that reads RNDR or RNDRRS. It must not raise.
+    `read_function` is the address of `uc_vmem_read`. Install `callback` and `user_data`, two addresses, by
+    `uc_hook_add` as a UC_HOOK_EDGE_GENERATED, and keep this object as long as the engine.
+    """
+
+    def __init__(self, read_function: int, found: Callable[[int], None]) -> None:
+        def call(_engine: int, block: int, _previous: int, _user_data: int) -> None:
+            found(ctypes.c_uint64.from_address(block).value)
+
+        self._found = _EdgeCallback(call)
+        self._scan = Scan(read_function, ctypes.cast(self._found, ctypes.c_void_p).value or 0)
+        self.callback = _block_scan_address()
+        self.user_data = ctypes.addressof(self._scan)
 
 
 TABLE_PLACEHOLDER = 0x7AB1E_7AB1E_7AB1E

@@ -168,6 +168,9 @@ class UnicornCpu(Cpu):
     def flush_all(self) -> None:
         engine.flush_tlb(self._uc)
 
+    def widen_tlb(self) -> None:
+        engine.flush_tlb(self._uc)  # it starts with 256 entries, and doubles a TLB that is full at a flush
+
     def flush_code(self) -> None:
         self._uc.ctl_flush_tb()
 

@@ -86,7 +86,7 @@ class SupervisorResult:
 class X86Cpu(UnicornCpu):
     """One x86_64 CPU. `ranges` are (guest-physical start, host address, length), mapped once.
 
-    `time_stamp` and `random` answer RDTSC and RDRAND. `live_state=False` forces the slower state
+    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57). `live_state=False` forces the slower state
     access that needs nothing but the engine's API.
     """
 
@@ -98,10 +98,11 @@ class X86Cpu(UnicornCpu):
         *,
         time_stamp: Callable[[], int],
         random: Callable[[], int],
+        levels: int = 4,
         live_state: bool = True,
     ) -> None:
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL), ranges)
-        self._time_stamp, self._random = time_stamp, random
+        self._time_stamp, self._random, self._levels = time_stamp, random, levels
         layout = calibrate.measure()
         base = calibrate.find_state(self._uc) if live_state else None
         self.live_state = base is not None
@@ -143,7 +144,7 @@ class X86Cpu(UnicornCpu):
     def boot(self, root: int, text: int, data: int) -> None:
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
-        calibrate.enable_paging(uc, root)
+        calibrate.enable_paging(uc, root, self._levels)
         uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, 8 * len(regs.GDT) + 15, 0))
         uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
         self._text = text

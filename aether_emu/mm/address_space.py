@@ -36,7 +36,11 @@ _EVERYTHING = Protection.READ | _WX
 
 
 class Limits:
-    """What an address space may take. All in bytes but `areas`; addresses are half-open."""
+    """What an address space may take. All in bytes but `areas`; addresses are half-open.
+
+    Mappings are placed below `window` unless a hint asks for more: programs may use the top bits of
+    pointers that nobody told them about (Linux's rule for addresses wider than 47 bits).
+    """
 
     def __init__(
         self,
@@ -47,8 +51,10 @@ class Limits:
         stack: int,
         address_space: int | None = None,
         fault_around: int = 16,
+        window: int | None = None,
     ) -> None:
         self.user_base, self.user_end, self.areas = user_base, user_end, areas
+        self.window = user_end if window is None else window
         self.stack, self.address_space, self.fault_around = stack, address_space, fault_around
 
 
@@ -75,7 +81,7 @@ class AddressSpace:
         self.last_area = self.nowhere
         self.cpu_mask = physical.tlb.everyone
         self.fault_around = limits.fault_around
-        self.mmap_base = limits.user_end
+        self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: FileTable | None = None  # the machine's files, for `map_file`
         self.reserved = 0  # bytes of all areas

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries
 from aether_emu.mm.address_space import AddressSpace
@@ -26,6 +28,33 @@ class Survey:
     present: int
     accessed: int
     dirty: int
+
+
+class Seen(NamedTuple):
+    """The pages of a range that have memory, in the order of their addresses: three arrays alike."""
+
+    frames: NDArray[np.int64]
+    accessed: NDArray[np.bool_]
+    dirty: NDArray[np.bool_]
+
+
+def look(space: AddressSpace, start: int, end: int) -> Seen:
+    """Which frames `[start, end)` shows, and what is known of each page. Changes nothing.
+
+    A page that no access is permitted to (PROT_NONE) has a frame, and is neither accessed nor dirty.
+    """
+    fmt, frames, parts = space.table.format, space.physical.frames, [np.zeros(0, np.uint64)]
+    for _va, slot, pages in space.table.spans(start, end):
+        entries = space.physical.ram.array[slot : slot + pages]
+        parts.append(entries[entries != 0])
+    entries = np.concatenate(parts)
+    present = entries & np.uint64(fmt.present_mask) != 0
+    offsets = (entries & np.uint64(fmt.address_mask)) - np.uint64(frames.base)
+    return Seen(
+        (offsets >> np.uint64(fmt.page_shift)).astype(np.int64),
+        present & (fmt.accessed(entries) != 0),
+        present & (fmt.dirty(entries) != 0),
+    )
 
 
 def survey(space: AddressSpace, start: int, end: int) -> Survey:

@@ -16,6 +16,8 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames import Flags, FrameTable
 
+_EXECUTABLE = int(Flags.EXECUTABLE)  # asked for each frame that is freed: no enum in the way
+
 
 class CodeFrames:
     """Marks and consequences. `mutable` turns true once code exists outside read-only files."""
@@ -38,10 +40,10 @@ class CodeFrames:
     def retire(self, frames: Sequence[int]) -> None:
         """Frames go back to the allocator: drop translations of them, once for all."""
         flags = self._frames.flags
-        code = [frame for frame in frames if flags[frame] & Flags.EXECUTABLE]
+        code = [frame for frame in frames if flags[frame] & _EXECUTABLE]
         if code:
             for frame in code:
-                flags[frame] &= ~Flags.EXECUTABLE
+                flags[frame] &= ~_EXECUTABLE
             self.flush()
 
     def flush(self) -> None:

@@ -141,18 +141,24 @@ def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
         return address
     lowest = max(limits.user_base, space.page_size)  # nobody is given the null page unasked
     hint = address & -space.page_size
+    asks_for_more = hint > limits.window
     if hint:
         hint = max(hint, lowest)
         following = space.areas.following(hint)
         within = hint <= (_LOW[1] if flags & MAP_32BIT else limits.user_end) - length
-        if within and (following is None or hint + length <= space.areas.lowest(following)):
+        if (
+            within
+            and asks_for_more == (hint + length > limits.window)
+            and (following is None or hint + length <= space.areas.lowest(following))
+        ):
             return hint
     if flags & MAP_32BIT:
         found = space.areas.gap_above(length, *_LOW)
     else:
-        found = space.areas.gap_below(length, lowest, space.mmap_base)
+        more = limits.user_end - limits.window if asks_for_more else 0
+        found = space.areas.gap_below(length, lowest, space.mmap_base + more)
         if found is None:  # Linux then searches upwards from the bottom
-            found = space.areas.gap_above(length, lowest, limits.user_end)
+            found = space.areas.gap_above(length, lowest, limits.window + more)
     if found is None:
         raise Refused(errno.ENOMEM, "no free range is long enough")
     return found

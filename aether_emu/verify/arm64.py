@@ -27,6 +27,7 @@ _UNPRIVILEGED = (Operation.UNPRIVILEGED_READ, Operation.UNPRIVILEGED_WRITE)
 _DEFAULT = {"wxn": 0, "pan": 0, "uao": 0, "tbi": 0, "epd": 0, "hpd": 0}
 _DATA, _FETCH_CLASS = 0x24, 0x20  # exception classes of aborts from a lower level; one more from the same
 _WRITE_NOT_READ = 1 << 6
+_DOUBLE_WORD = np.uint64(((1 << 64) - 1) ^ 7)
 _ENGINE_BLOCKS = (0, 1, 2)
 _COUNTS = {12: 200, 14: 200, 16: 60}
 """Paths by granule: as many as tables of that size have room for."""
@@ -126,15 +127,16 @@ class ArmLaboratory(Laboratory):
             front = [np.full(n, self.neighbour, np.uint64), *entries[1:]]
             before = spec.translate(self._fetch(front, np.zeros(n, bool)), roots, addresses, mode)
             first = spec.judge(before, kinds, users, controls, unprivileged)
+            halfway = self._physical(before, quirks)
             where = np.where(first.fault, addresses, page)
             status = np.where(first.fault, first.status, status)
             fault = fault | first.fault
         kind = (_FETCH_CLASS if access is spec.Access.FETCH else _DATA) + (not chunk.user)
         write = _WRITE_NOT_READ if access is spec.Access.WRITE else 0
         code = status.astype(np.uint64) | np.uint64(kind << 26 | write)
-        physical = found.physical
-        if quirks.low_bits:
-            physical = physical | self._low_bits(found)
+        physical = self._physical(found, quirks)
+        if crossing:  # both halves may be in one block now, the first of them in a hole
+            physical = np.where(halfway >= np.uint64(self.paths.size), halfway & _DOUBLE_WORD, physical)
         astray |= ~fault & (physical < np.uint64(self.paths.data))
         return Answers(
             fault,
@@ -147,13 +149,15 @@ class ArmLaboratory(Laboratory):
             astray,
         )
 
-    def _low_bits(self, found: spec.Translation) -> Words:
-        """The bits of block descriptors between the page's size and the block's: RES0 (D8.3.1)."""
+    def _physical(self, found: spec.Translation, quirks: _Quirks) -> Words:
+        """Where translations lead. A block's bits between a page's size and its own are RES0 (D8.3.1)."""
+        if not quirks.low_bits:
+            return found.physical
         leaf = np.zeros_like(found.physical)
         for level, entries in enumerate(found.entries):
             leaf = np.where(found.level == level, entries, leaf)
         inside = (np.uint64(1) << found.shift.astype(np.uint64)) - np.uint64(1)
-        return leaf & inside & np.uint64(-(1 << self._shift) & (1 << 64) - 1)
+        return found.physical | leaf & inside & np.uint64(-(1 << self._shift) & (1 << 64) - 1)
 
     def _mode(self, on: dict[str, int], blocks: tuple[int, ...] | None) -> spec.Mode:
         def of_our_half(flag: int) -> tuple[bool, bool]:

@@ -89,31 +89,35 @@ class Laboratory(ABC):
 
     def observed(self, chunk: Chunk, entries: list[Words], addresses: Words) -> Answers:
         """What happens on the emulated CPU."""
-        n, step = chunk.size, self.paths.count
-        fault, hole = np.zeros(n, bool), np.zeros(n, bool)
-        code, where, physical = (np.zeros(n, np.uint64) for _ in range(3))
-        after = [np.zeros(n, np.uint64) for _ in entries]
-        for start in range(0, n, step):
-            part = slice(start, min(n, start + step))
+        step = self.paths.count
+        parts = []
+        for start in range(0, chunk.size, step):
+            part = slice(start, start + step)
             self.paths.install([words[part] for words in entries], self.neighbour, self.prober.own_entries)
             tried = self.attempt(chunk, addresses[part])
-            fault[part] = (tried.happened == Happened.FAULT) | (tried.happened == Happened.OTHER)
-            hole[part] = tried.happened == Happened.HOLE
-            code[part] = tried.code
-            where[part] = np.where(fault[part], tried.address, np.uint64(0))
-            # The engine stores the bytes of a crossing access one by one: a hole shows at one of eight.
-            in_hole = tried.address & np.uint64(_ONES ^ 7)
-            landed = self._landed(chunk, tried.value, addresses[part])
-            done = tried.happened == Happened.DONE
-            physical[part] = np.where(hole[part], in_hole, np.where(done, landed, np.uint64(0)))
-            for words, now in zip(after, self.paths.read_back(part.stop - start), strict=True):
-                words[part] = now
-        blind = chunk.operation is Operation.FETCH  # it came back: there was a landing, but whose?
-        return Answers(fault, code, where, hole, physical, after, blind=blind)
+            parts.append(self.answers(chunk.operation, tried, addresses[part]))
+        return joined(parts)
 
-    def _landed(self, chunk: Chunk, values: Words, addresses: Words) -> Words:
+    def answers(self, operation: Operation, tried: Attempts, addresses: Words) -> Answers:
+        """What one batch that was tried says. Words that it stored to get their old contents back."""
+        fault = (tried.happened == Happened.FAULT) | (tried.happened == Happened.OTHER)
+        hole, done = tried.happened == Happened.HOLE, tried.happened == Happened.DONE
+        # The engine stores the bytes of a crossing access one by one: a hole shows at one of eight.
+        in_hole = tried.address & np.uint64(_ONES ^ 7)
+        landed = self._landed(operation, tried.value, addresses)
+        return Answers(
+            fault,
+            tried.code,
+            np.where(fault, tried.address, np.uint64(0)),
+            hole,
+            np.where(hole, in_hole, np.where(done, landed, np.uint64(0))),
+            self.paths.read_back(addresses.size),
+            blind=operation is Operation.FETCH,  # it came back: there was a landing, but whose?
+        )
+
+    def _landed(self, operation: Operation, values: Words, addresses: Words) -> Words:
         """Where accesses that went through went to, as memory and registers tell it."""
-        pages, operation = self.paths.pages[: addresses.size], chunk.operation
+        pages = self.paths.pages[: addresses.size]
         if operation in READS:
             # Every word holds its own address; a crossing load has the low half of the page's first one.
             return values >> np.uint64(32) if operation is Operation.CROSS_READ else values
@@ -153,6 +157,19 @@ class Laboratory(ABC):
     def close(self) -> None:
         """Let go of the engine."""
         self.prober.close()
+
+
+def joined(parts: list[Answers]) -> Answers:
+    """The answers to one batch after the other."""
+    return Answers(
+        np.concatenate([part.fault for part in parts]),
+        np.concatenate([part.code for part in parts]),
+        np.concatenate([part.where for part in parts]),
+        np.concatenate([part.hole for part in parts]),
+        np.concatenate([part.physical for part in parts]),
+        [np.concatenate(words) for words in zip(*(part.after for part in parts), strict=True)],
+        blind=parts[0].blind,
+    )
 
 
 def first_of(one: Answers, other: Answers) -> Answers:

@@ -22,6 +22,7 @@ _ACCESS = {
 _DEFAULT = {"wp": 1, "smep": 0, "smap": 0, "ac": 0, "pke": 0, "pkru": 0, "nxe": 1}
 _GENERAL_PROTECTION = 13
 _ACCESSED = np.uint64(1 << 5)
+_DOUBLE_WORD = np.uint64(((1 << 64) - 1) ^ 7)
 
 
 class X86Laboratory(Laboratory):
@@ -78,6 +79,7 @@ class X86Laboratory(Laboratory):
             first = spec.judge(before, kinds, users, controls, mode)
             where, error = np.where(first.fault, addresses, page), np.where(first.fault, first.error, error)
             fault = fault | first.fault
+            halfway = before.physical
         protection = verdict.general_protection
         code = np.where(protection, np.uint64(_GENERAL_PROTECTION), error)
         after = [
@@ -86,13 +88,16 @@ class X86Laboratory(Laboratory):
         ]
         # 4.8: a walk that ends in a fault may have set accessed flags on its way.
         loose = [np.where(fault, _ACCESSED, np.uint64(0)) for _ in entries]
-        astray |= ~fault & (found.physical < np.uint64(self.paths.data))
+        physical = found.physical
+        if crossing:  # both halves may be in one large page now, the first of them in a hole
+            physical = np.where(halfway >= np.uint64(self.paths.size), halfway & _DOUBLE_WORD, physical)
+        astray |= ~fault & (physical < np.uint64(self.paths.data))
         return Answers(
             fault,
             np.where(fault, code, np.uint64(0)),
             np.where(fault & ~protection, where, np.uint64(0)),
-            ~fault & (found.physical >= np.uint64(self.paths.size)),
-            np.where(fault, np.uint64(0), found.physical),
+            ~fault & (physical >= np.uint64(self.paths.size)),
+            np.where(fault, np.uint64(0), physical),
             after,
             loose,
             astray,

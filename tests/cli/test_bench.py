@@ -13,14 +13,14 @@ from tests.cli.command import COMMAND, PATIENCE, aether, environment, one_line
 
 
 def test_a_figure_is_measured_printed_and_kept(tmp_path: Path) -> None:
-    result = aether("bench", "map", "--json", tmp_path / "figures.json")
+    result = aether("bench", "map/arm64", "--json", tmp_path / "figures.json")
     assert (result.returncode, result.stderr) == (0, b""), "no progress in a pipe"
     table = result.stdout.decode()
-    for words in ("name", "what", "ours", "floor", "ratio", "target", "map", "262,144 entries", "<= 5"):
+    for words in ("name", "what", "ours", "floor", "ratio", "target", "map/arm64", "262,144 entries", "<= 5"):
         assert words in table
     data = json.loads((tmp_path / "figures.json").read_text())
     (figure,) = data["figures"]
-    assert figure["name"] == "map"
+    assert (figure["name"], figure["isa"]) == ("map", "arm64")
     assert len(figure["pairs"]) >= 5
     assert figure["ratio"]["min"] <= figure["ratio"]["median"] <= figure["ratio"]["max"]
     assert f"{figure['ratio']['median']:.2f}" in table, "both tell the same measurement"
@@ -39,7 +39,7 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
     ) as process:
         os.close(stderr)
         told = b""
-        while b"exec-alu" not in told:
+        while b"exec-alu/x86_64" not in told:
             told += os.read(terminal, 4096)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=PATIENCE)
@@ -49,7 +49,7 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
 
 def test_an_unknown_figure_is_refused() -> None:
     one_line(
-        aether("bench", "map", "nonesuch"), 2, ["benchmark='nonesuch'", "fault, syscall, exec, map, start"]
+        aether("bench", "map", "map/vax"), 2, ["benchmark='map/vax'", "fault, syscall, exec, map, start"]
     )
 
 

@@ -67,7 +67,7 @@ def sliced(rounds: int, budget: int) -> tuple[list[tuple[int, int, int, int]], i
     return trace, blocks
 
 
-@pytest.mark.parametrize("name", ["BLOCK_COUNTER", "BUS_HANDLER"])
+@pytest.mark.parametrize("name", ["BLOCK_COUNTER", "RANDOM_FILTER", "BLOCK_SCAN", "BUS_HANDLER"])
 def test_the_bytes_are_what_keystone_makes_of_the_source(name: str) -> None:
     assert getattr(native, f"{name}_CODE") == assemble(getattr(native, f"{name}_SOURCE"))
 

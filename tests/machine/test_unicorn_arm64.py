@@ -8,19 +8,22 @@ from collections.abc import Iterator
 import pytest
 
 from aether_emu.arch.arm64 import stubs, syndrome
-from aether_emu.arch.arm64.format import ACCESSED, PXN, READ_ONLY, UXN
 from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import ExitReason, TrapKind, UserFault
 from tests.machine.bare_arm64 import (
+    ACCESSED,
     ANY_LEAF,
     CODE,
     CODE2,
     DATA,
     KERNEL_DATA_LEAF,
+    PXN,
     READ_EXECUTE_LEAF,
+    READ_ONLY,
     READ_ONLY_LEAF,
     READ_WRITE_LEAF,
     TEXT,
+    UXN,
     BareArm64,
     assemble,
 )

@@ -4,13 +4,16 @@ It walks the tables of whatever format it is given, keeps each translation it ma
 and remembers which table pages its walks went through. So a forgotten flush is a wrong byte here, a frame
 freed too early is caught by `holds`, and a live entry that became another live one (which formats with
 break-before-make forbid) is written down when the page is flushed, or walked again.
+
+Where the format says that hardware keeps accessed and dirty state, this CPU writes it into the tables, and
+trusts what it cached of it; where not, it faults when the state that an access would leave is not there.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aether_emu.arch.paging import Access, Leaf, Malformed, PageFlags, PageTableFormat, Table
 from aether_emu.machine.aperture import Aperture
@@ -33,6 +36,7 @@ class Translation:
     address: int
     size: int
     flags: PageFlags
+    path: tuple[tuple[int, int], ...]  # (slot, entry) of each entry read, from the root on
 
 
 class ReferenceCpu(Cpu):
@@ -83,6 +87,9 @@ class ReferenceCpu(Cpu):
         self.tlb.clear()
         self.walked.clear()
 
+    def widen_tlb(self) -> None:
+        """There is always room."""
+
     def flush_code(self) -> None:
         self.flushes.append(("code", 0))
 
@@ -90,30 +97,51 @@ class ReferenceCpu(Cpu):
         """The physical address, or the access with what a fault adds to it."""
         known = self.tlb.get(va >> self.format.page_shift)
         needs = _NEEDS[access] | PageFlags.USER
-        if known is None or known.flags & needs != needs:
+        noted = PageFlags.ACCESSED | (PageFlags.DIRTY if access & Access.WRITE else PageFlags(0))
+        if known is None or known.flags & (needs | noted) != needs | noted:
             self._note_change(va)
             self.tlb.pop(va >> self.format.page_shift, None)
             walked = self._walk(va)
             if not isinstance(walked, Translation):
                 return access | walked | Access.USER
-            if walked.flags & needs != needs:
+            if walked.flags & needs != needs or self._must_be_noted(walked, noted):
                 return access | Access.PRESENT | Access.USER
-            known = self.tlb[va >> self.format.page_shift] = walked
+            known = self.tlb[va >> self.format.page_shift] = self._note(walked, noted)
         return known.address + (va & known.size - 1)
+
+    def _must_be_noted(self, walked: Translation, noted: PageFlags) -> PageFlags:
+        """What an access would leave behind, and only software can write down."""
+        fmt, missing = self.format, noted & ~walked.flags
+        hardware = PageFlags.ACCESSED if fmt.hardware_accessed else PageFlags(0)
+        return missing & ~(hardware | (PageFlags.DIRTY if fmt.hardware_dirty else PageFlags(0)))
+
+    def _note(self, walked: Translation, noted: PageFlags) -> Translation:
+        """Set in the leaf what the access leaves behind; nothing is written that stands there already."""
+        if walked.flags & noted == noted:
+            return walked
+        slot, entry = walked.path[-1]
+        entry = self.format.touch(entry)
+        if noted & PageFlags.DIRTY:
+            entry = self.format.soil(entry)
+        self._ram.words[slot] = entry
+        return replace(walked, flags=walked.flags | noted, path=(*walked.path[:-1], (slot, entry)))
 
     def _walk(self, va: int) -> Translation | Access:
         table, granted = self.root, _RESTRICTING
+        path: list[tuple[int, int]] = []
         for number in range(self.format.top, 0, -1):
             self.walked.add(table)
             level = self.format.levels[number - 1]
             index = va >> level.shift & level.entries - 1
-            entry = self._ram.words[(table - self._ram.base >> 3) + index]
+            slot = (table - self._ram.base >> 3) + index
+            entry = self._ram.words[slot]
+            path.append((slot, entry))
             match self.format.decode(entry, number):
                 case Table(address, flags):
                     table, granted = address, granted & flags
                 case Leaf(address, attributes):
                     flags = attributes.flags & ~(_RESTRICTING & ~granted)
-                    return Translation(address, level.size, flags)
+                    return Translation(address, level.size, flags, tuple(path))
                 case Malformed():
                     return Access.PRESENT | Access.MALFORMED
                 case _:
@@ -121,13 +149,19 @@ class ReferenceCpu(Cpu):
         return Access(0)
 
     def _note_change(self, va: int) -> None:
-        """Break before make: what is cached must be gone from the table, or still stand there."""
+        """Break before make: what is cached must be gone from the tables, or still stand there.
+
+        Of an entry that is not present any more, what is below it does not matter.
+        """
         known = self.tlb.get(va >> self.format.page_shift)
-        if known is None or not self.format.frozen_bits:
-            return
-        now = self._walk(va)
-        if isinstance(now, Translation) and now.address != known.address:
-            self.broken_rules.append(f"{va:#x} went from {known.address:#x} to {now.address:#x} alive")
+        fmt = self.format
+        for slot, entry in known.path if known is not None and fmt.frozen_bits else ():
+            now = self._ram.words[slot]
+            if not now & fmt.present_mask:
+                return
+            if (now ^ entry) & fmt.frozen_bits:
+                self.broken_rules.append(f"{va:#x} went from {entry:#x} to {now:#x} alive")
+                return
 
     # ---- user memory
 

@@ -21,6 +21,8 @@ from aether_emu.observe.bench.figure import BenchError, Figure, Result, collecto
 
 ISA = "x86_64"
 
+on_each_isa = pytest.mark.parametrize("isa", guests.ABIS)
+
 
 def _figure(
     ours: Callable[[], float] = lambda: 1.0,
@@ -61,7 +63,7 @@ def test_a_goal_is_met_up_to_the_ratio_it_names(ours: float, met: bool) -> None:
 
 
 def test_a_side_that_takes_no_time_did_nothing() -> None:
-    with pytest.raises(BenchError, match="name: no time passed"):
+    with pytest.raises(BenchError, match="name/x86_64: no time passed"):
         measure(_figure(floor=lambda: 0.0))
 
 
@@ -83,17 +85,20 @@ def test_the_collector_is_off_only_while_the_clock_runs() -> None:
 # ---- what the sides do
 
 
-def test_a_round_without_faults_is_taken_off_a_round_with_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_each_isa
+def test_a_round_without_faults_is_taken_off_a_round_with_faults(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter([100.0, 107.0, 109.0])
     monkeypatch.setattr(faults, "now", lambda: next(clock))
-    mmap, madvise, write = guests.numbers(ISA, "mmap", "madvise", "write")
+    mmap, madvise, write = guests.numbers(isa, "mmap", "madvise", "write")
     asked: list[int] = []
 
     def kernel(number: int, *_: int) -> int:
         asked.append(number)
         return 5
 
-    windows = faults.Windows(ISA, kernel)
+    windows = faults.Windows(isa, kernel)
     answers = [windows(number, 0, 0, 0, 0, 0, 0) for number in (write, mmap, madvise, madvise, write)]
     assert answers == [5, 5, 0, 0, 5]
     assert asked == [write, mmap, write], "madvise must not reach the kernel: the pages stay"
@@ -103,23 +108,25 @@ def test_a_round_without_faults_is_taken_off_a_round_with_faults(monkeypatch: py
         windows.per_fault(10)
 
 
+@on_each_isa
 @pytest.mark.parametrize("resident", [False, True])
 def test_both_sides_of_a_fault_figure_fault_once_for_each_page(
-    resident: bool, monkeypatch: pytest.MonkeyPatch
+    resident: bool, isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touched: list[Ram] = []
     monkeypatch.setattr(faults, "_touch", touched.append)
-    figure = faults.figure(ISA, 4.0, resident=resident, pages=64)
+    figure = faults.figure(isa, 4.0, resident=resident, pages=64)
     assert figure.program == "touch 64 2"
     figure.ours()
     figure.floor()  # compares the outputs, and that no prepared entry is left
     assert len(touched) == (2 if resident else 0)
 
 
-def test_a_machine_that_does_not_fault_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_each_isa
+def test_a_machine_that_does_not_fault_is_not_measured(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "Event", SimpleNamespace(FAULT_DEMAND_ZERO=Event.FAULT_BUS))
     with pytest.raises(BenchError, match="fewer faults than pages"):
-        faults.figure(ISA, 4.0, pages=64).ours()
+        faults.figure(isa, 4.0, pages=64).ours()
 
 
 def test_touching_makes_memory_resident_and_keeps_it() -> None:
@@ -131,8 +138,9 @@ def test_touching_makes_memory_resident_and_keeps_it() -> None:
     ram.close()
 
 
-def test_every_call_of_a_call_figure_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = calls.figure(ISA, 3.0, calls=50)
+@on_each_isa
+def test_every_call_of_a_call_figure_is_made(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = calls.figure(isa, 3.0, calls=50)
     assert figure.program == "getppid 50"
     figure.ours()
     figure.floor()
@@ -141,18 +149,25 @@ def test_every_call_of_a_call_figure_is_made(monkeypatch: pytest.MonkeyPatch) ->
         figure.ours()
 
 
+@on_each_isa
 @pytest.mark.parametrize(
     "work",
     [
-        execution.Work("alu", "", (1,), (20,)),
-        execution.Work("stream", "", (1, 1), (1, 2), 1 << 20),
-        execution.Work("randload", "", (1, 1), (1, 50), 1 << 20),
+        execution.Work("alu", "", "alu", (1,), (20,)),
+        execution.Work("stream", "", "stream", (1, 1), (1, 2), 1 << 20),
+        execution.Work("stream-paged", "", "stream", (1, 1), (1, 2), 1 << 20, paged=True),
+        execution.Work("randload", "", "randload", (1, 1), (1, 50), 1 << 20),
     ],
     ids=lambda work: work.name,
 )
-def test_both_sides_of_an_execution_figure_compute_the_same(work: execution.Work) -> None:
-    figure = execution.figure(ISA, work, 1.0)
-    assert figure.name == f"exec-{work.name}"
+def test_both_sides_of_an_execution_figure_compute_the_same(
+    work: execution.Work, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = execution.figure(isa, work, 1.0)
+    assert (figure.name, figure.isa) == (f"exec-{work.name}", isa)
+    assert ("page tables" in figure.floor_is) is work.paged
+    other = guests.FLAT if work.paged else guests.PAGED
+    monkeypatch.delitem(other, isa)
     figure.ours()
     figure.floor()  # compares the outputs
 
@@ -164,6 +179,12 @@ def test_the_measured_works_are_the_ones_with_goals_and_ask_for_enough_memory() 
         assert work.memory == (work.much[0] << 20 if len(work.much) == 2 else 0)
 
 
+def test_stores_have_a_floor_of_the_same_work_whose_data_cannot_be_executed() -> None:
+    flat, paged = (work for work in execution.WORKS if work.program == "stream")
+    assert (flat.paged, paged.paged) == (False, True)
+    assert (flat.little, flat.much) == (paged.little, paged.much)
+
+
 def test_outputs_that_differ_are_refused() -> None:
     guests.same_output("p", b"1\n", b"1\n")
     for ours, floor in ((b"1\n", b"2\n"), (b"", b"")):
@@ -171,10 +192,12 @@ def test_outputs_that_differ_are_refused() -> None:
             guests.same_output("p", ours, floor)
 
 
+@on_each_isa
 def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
+    isa: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    figure = tables.figure(ISA, 5.0, length=8 << 20)
+    figure = tables.figure(isa, 5.0, length=8 << 20)
     assert "2,048 entries" in figure.what
     assert figure.floor_is == "4 numpy stores of 4 KiB"
     figure.ours()
@@ -208,15 +231,16 @@ def test_a_child_that_fails_is_not_measured() -> None:
         startup.cpu_seconds(("-c", "raise SystemExit(3)"))
 
 
-def test_a_start_figure_warms_each_side_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@on_each_isa
+def test_a_start_figure_warms_each_side_once(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[str] = []
 
     def child(arguments: tuple[str, ...]) -> float:
-        ran.append("ours" if "run" in arguments else "floor")
+        ran.append("ours" if arguments[-2:] == ("run", str(guests.path_of(isa, "hello"))) else "floor")
         return 1.0
 
     monkeypatch.setattr(startup, "cpu_seconds", child)
-    figure = startup.figure(ISA, 1.6, repetitions=2)
+    figure = startup.figure(isa, 1.6, repetitions=2)
     measure(figure)
     assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
 
@@ -230,9 +254,10 @@ def test_a_missing_guest_program_is_named() -> None:
     assert refused.value.exit_status == 127
 
 
-def test_the_least_kernel_knows_its_calls_and_no_more() -> None:
-    mmap, write, leave = guests.numbers(ISA, "mmap", "write", "exit_group")
-    kernel = guests.LeastKernel(ISA, lambda address, length: b"%d+%d" % (address, length))
+@on_each_isa
+def test_the_least_kernel_knows_its_calls_and_no_more(isa: str) -> None:
+    mmap, write, leave = guests.numbers(isa, "mmap", "write", "exit_group")
+    kernel = guests.LeastKernel(isa, lambda address, length: b"%d+%d" % (address, length))
     assert kernel(mmap, 0, 5000, 0, 0, 0, 0) == floors.FREE
     assert kernel(mmap, 0, 1, 0, 0, 0, 0) == floors.FREE + 2 * floors.PAGE
     assert kernel(write, 1, 40, 7, 0, 0, 0) == 7
@@ -244,27 +269,44 @@ def test_the_least_kernel_knows_its_calls_and_no_more() -> None:
         kernel(4096, 0, 0, 0, 0, 0, 0)
 
 
-def test_a_program_that_fails_on_the_machine_is_not_measured() -> None:
-    with guests.on_machine(ISA, "alu", ()) as loaded, pytest.raises(BenchError, match="status 1"):
+@on_each_isa
+def test_a_program_that_fails_on_the_machine_is_not_measured(isa: str) -> None:
+    with guests.on_machine(isa, "alu", ()) as loaded, pytest.raises(BenchError, match="status 1"):
         loaded.run()
 
 
 # ---- catalogue and report
 
 
-def test_names_mean_figures_and_none_means_all() -> None:
-    assert [figure.name for figure in catalogue.figures(["map", "exec"])] == [*catalogue.GOALS["exec"], "map"]
-    everything = catalogue.figures()
-    goals = {name: goal for group in catalogue.GOALS.values() for name, goal in group.items()}
-    assert {figure.name: figure.goal for figure in everything} == goals
+def _labels(*names: str) -> list[str]:
+    return [figure.label for figure in catalogue.figures(names)]
+
+
+def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
+    both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
+    assert _labels("map", "exec") == both
+    assert _labels() == _labels(*catalogue.GOALS)
     assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "start"]
 
 
+def test_a_name_with_an_isa_means_its_figures_there() -> None:
+    assert _labels("fault/arm64") == ["fault/arm64", "fault-resident/arm64"]
+    assert _labels("map", "start/x86_64", "map/arm64") == ["map/x86_64", "map/arm64", "start/x86_64"]
+
+
+def test_a_figure_has_the_same_goal_on_every_isa() -> None:
+    goals = {name: goal for group in catalogue.GOALS.values() for name, goal in group.items()}
+    for isa in guests.ABIS:
+        found = {figure.name: figure.goal for figure in catalogue.figures() if figure.isa == isa}
+        assert found == goals
+
+
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"benchmark='walk'.*fault, syscall, exec, map, start"):
-        catalogue.figures(["fault", "walk"])
-    with pytest.raises(ConfigError, match="isa='vax'"):
-        catalogue.figures(isa="vax")
+    for name in ("walk", "walk/arm64", "arm64", "map/vax", "map/", "/arm64", "map/arm64/x86_64", ""):
+        with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
+            catalogue.figures(["fault", name])
+        for words in ("fault, syscall, exec, map, start", "/x86_64 or /arm64"):
+            assert words in str(refused.value)
 
 
 def test_json_holds_every_pair_and_the_versions() -> None:
@@ -296,7 +338,15 @@ def test_the_table_says_what_program_and_whether_the_target_is_met() -> None:
     console.print(report.as_table([missed, met]))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    for words in ("what is done", "program 5 (x86_64)", "floor: the floor", "4 us", "1 us", "4.00..4.00"):
+    for words in (
+        "what is done",
+        "name/x86_64",
+        "program 5",
+        "floor: the floor",
+        "4 us",
+        "1 us",
+        "4.00..4.00",
+    ):
         assert text.count(words) == 2, words
     assert text.index("MISSED") < text.index("met")
     assert "<= 3" in text

@@ -116,7 +116,7 @@ class ArmFormat(PageTableFormat):
         self.physical_bits = physical_bits
         self.address_mask = _OUTPUT & -granule
         self.frozen_bits = self.address_mask | TABLE | 7 << _ATTR_SHIFT | NOT_GLOBAL | CONTIGUOUS
-        self._beyond = _OUTPUT & -(1 << physical_bits)
+        self._reserved = _OUTPUT & (-(1 << physical_bits) | granule - 1)
         self._kind_zero = granule - 1 & -0x20
 
     # ---- encoding
@@ -184,7 +184,7 @@ class ArmFormat(PageTableFormat):
         table = level > 1 and bool(entry & TABLE)
         if not table and (not spec.leaf or (level == 1 and not entry & TABLE)):
             return Malformed(entry & (TABLE | VALID))
-        reserved = entry & (self._beyond | _OUTPUT & ~self.address_mask)
+        reserved = entry & self._reserved
         if not table:
             reserved |= entry & _OUTPUT & spec.size - 1 & (~_NT if level > 1 else -1)
         if reserved:
@@ -203,7 +203,7 @@ class ArmFormat(PageTableFormat):
         )
 
     def next_table(self, entry: int, level: int) -> int | None:
-        if level == 1 or entry & (TABLE | VALID) != TABLE | VALID or entry & self._beyond:
+        if level == 1 or entry & (TABLE | VALID) != TABLE | VALID or entry & self._reserved:
             return None
         return entry & self.address_mask
 

@@ -192,3 +192,4 @@ def decode_mrs(word: int) -> tuple[Encoding, int] | None:
 PSTATE_EL0 = 0
 PSTATE_EL1 = 0x3C5  # EL1h, interrupts masked
 PSTATE_PAN = 1 << 22
+PSTATE_UAO = 1 << 23

@@ -25,7 +25,8 @@ class Abi(ABC):
     machine: str  # uname -m, and AT_PLATFORM
     system_calls: Mapping[int, str]  # number -> name
     system_call_size: int  # bytes of the instruction, to issue a call again
-    user_end: int  # TASK_SIZE: the end of the user half
+    user_end: int  # TASK_SIZE_MAX: the end of the user half
+    window: int  # DEFAULT_MAP_WINDOW: where mappings end that no hint puts higher
     entropy: Entropy
 
     @abstractmethod

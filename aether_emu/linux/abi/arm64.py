@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from aether_emu.arch.arm64 import syndrome
+from aether_emu.arch.arm64 import id_registers, syndrome
 from aether_emu.arch.paging import Access
 from aether_emu.linux import signals as sig
 from aether_emu.linux.abi import Abi
@@ -26,8 +26,6 @@ _UCONTEXT = _RESERVED_AT + 4096
 _FRAME = _SIGINFO + _UCONTEXT
 _FPSIMD_MAGIC, _ESR_MAGIC = 0x4650_8001, 0x4553_5201
 _FPSIMD_SIZE, _ESR_SIZE = 528, 16
-_HWCAP_FP, _HWCAP_ASIMD, _HWCAP_AES, _HWCAP_PMULL = 1, 2, 8, 16
-_HWCAP_SHA1, _HWCAP_SHA2, _HWCAP_CRC32, _HWCAP_ATOMICS = 32, 64, 128, 256
 
 _RANDOM_PAGE_BITS = {4096: 18, 16384: 16, 65536: 14}  # Linux: CONFIG_ARCH_MMAP_RND_BITS, STACK_RND_MASK
 
@@ -44,7 +42,7 @@ class ArmAbi(Abi):
     signal_return = bytes.fromhex("681180d2010000d4")
 
     def __init__(self, page_size: int = 4096, virtual_bits: int = 48) -> None:
-        self.user_end = 1 << virtual_bits
+        self.user_end = self.window = 1 << virtual_bits
         bits = _RANDOM_PAGE_BITS[page_size]
         self.entropy = Entropy(
             mmap_bits=bits,
@@ -58,9 +56,8 @@ class ArmAbi(Abi):
         return encode_stat_arm64(stat)
 
     def hardware_capabilities(self, cpu: Cpu) -> tuple[int, int]:
-        """FP, ASIMD and what model MAX executes correctly; no ID-register access is announced."""
-        crypto = _HWCAP_AES | _HWCAP_PMULL | _HWCAP_SHA1 | _HWCAP_SHA2 | _HWCAP_CRC32
-        return _HWCAP_FP | _HWCAP_ASIMD | crypto | _HWCAP_ATOMICS, 0
+        """What the engine executes correctly, and that ID registers may be read (`id_registers`)."""
+        return id_registers.hardware_capabilities()
 
     def start(self, cpu: Cpu, entry: int, stack_pointer: int) -> None:
         values = dict.fromkeys((*_GENERAL, "nzcv", "tpidr_el0", "fpcr", "fpsr"), 0)
@@ -95,7 +92,7 @@ class ArmAbi(Abi):
                 "x1": frame,
                 "x2": frame + _SIGINFO,
                 "x29": record,
-                "x30": action.restorer or delivery.signal_return,
+                "x30": action.restorer if action.flags & sig.SA_RESTORER else delivery.signal_return,
                 "sp": frame,
                 "pc": action.handler,
             }

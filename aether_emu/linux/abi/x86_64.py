@@ -40,7 +40,7 @@ class X86Abi(Abi):
     machine = "x86_64"
     system_calls = SYSTEM_CALLS
     system_call_size = 2
-    user_end = 0x7FFF_FFFF_F000
+    window = (1 << 47) - 4096
     entropy = Entropy(
         mmap_bits=28,
         stack_bits=22,
@@ -49,6 +49,9 @@ class X86Abi(Abi):
         image_base=0x5555_5555_4000,
     )
     minimum_signal_stack = _FRAME + _FXSAVE + _RED_ZONE + 64 + 16
+
+    def __init__(self, virtual_bits: int = 48) -> None:
+        self.user_end = (1 << virtual_bits - 1) - 4096
 
     def encode_stat(self, stat: Stat) -> bytes:
         return encode_stat_x86_64(stat)
@@ -93,7 +96,7 @@ class X86Abi(Abi):
             raise UserFault("the handler has nothing to return to")
         cpu.copy_to_user(image & _MASK, encode_fxsave(state))
         ucontext = struct.pack("<QQQIIQ", _UC_FLAGS, 0, stack.start, stack.flags, 0, stack.size)
-        ucontext += _encode_context(state, info, delivery.mask, image)
+        ucontext += _encode_context(state, info, delivery.mask, image, self.user_end)
         ucontext += struct.pack("<Q", delivery.mask)
         content = struct.pack("<Q", action.restorer) + ucontext + encode_siginfo(info)
         cpu.copy_to_user(frame & _MASK, content)
@@ -134,14 +137,16 @@ def _initial_fpu() -> dict[str, int]:
     return values | {"fpcw": regs.FPU_CONTROL, "fpsw": 0, "fptag": regs.FPU_TAGS, "mxcsr": regs.MXCSR}
 
 
-def _encode_context(state: dict[str, int], info: sig.SignalInfo, mask: int, image: int) -> bytes:
+def _encode_context(
+    state: dict[str, int], info: sig.SignalInfo, mask: int, image: int, user_end: int
+) -> bytes:
     """struct sigcontext, 256 bytes."""
     segments = (regs.USER_CODE, 0, 0, regs.USER_DATA)
     trap, error, address = info.trap, info.error, 0
     if info.access is not None:
         trap, error = syndrome.VECTOR_PAGE_FAULT, syndrome.error_of(info.access)
         address = info.address
-        if address >= X86Abi.user_end:  # Linux never tells what of the kernel's half is mapped
+        if address >= user_end:  # Linux never tells what of the kernel's half is mapped
             error |= syndrome.PRESENT
     return struct.pack(
         "<18Q4H5Q64x",

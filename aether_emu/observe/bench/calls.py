@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_emu.machine import floors
+from aether_emu.machine.floors import FREE
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
 
@@ -25,7 +25,7 @@ def figure(isa: str, goal: float, *, calls: int = 200_000, repetitions: int = 9)
             return spent / calls
 
     def floor() -> float:
-        engine = floors.PagedFloor(program, guests.encoded("getppid", arguments), 2 * floors.FREE)
+        engine = guests.PAGED[isa](program, guests.encoded("getppid", arguments), 2 * FREE)
         try:
             engine.serve_calls(_ANSWER)
             with collector_off():

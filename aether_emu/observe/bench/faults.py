@@ -92,7 +92,7 @@ def _floor(isa: str, pages: int, resident: bool, printed: dict[str, bytes]) -> C
     program = guests.for_floor(isa, "touch")
 
     def run() -> float:
-        floor = floors.PagedFloor(
+        floor = guests.PAGED[isa](
             program, guests.encoded("touch", arguments), floors.FREE + pages * floors.PAGE
         )
         try:

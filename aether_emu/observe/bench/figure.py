@@ -39,6 +39,11 @@ class Figure:
     repetitions: int
     goal: float  # the ratio that the project wants at most
 
+    @property
+    def label(self) -> str:
+        """Name and ISA as people tell figures apart."""
+        return f"{self.name}/{self.isa}"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -82,7 +87,7 @@ def measure(figure: Figure, step: Callable[[], None] = lambda: None) -> Result:
     for _ in range(figure.repetitions):
         pair = (figure.ours(), figure.floor())
         if min(pair) <= 0:
-            raise BenchError(f"{figure.name}: no time passed ({pair[0]:.3g} s and {pair[1]:.3g} s)")
+            raise BenchError(f"{figure.label}: no time passed ({pair[0]:.3g} s and {pair[1]:.3g} s)")
         pairs.append(pair)
         step()
     return Result(figure, tuple(pairs))

@@ -13,17 +13,24 @@ from pathlib import Path
 import aether_emu.linux
 from aether_emu.errors import ProgramError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi.arm64 import ArmAbi
 from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.elf import read_image
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.machine import floors
+from aether_emu.machine.floors_arm64 import ArmFlat, ArmPaged
+from aether_emu.machine.floors_x86 import X86Flat, X86Paged
 from aether_emu.mm.protection import Protection
 from aether_emu.observe.bench.figure import BenchError
 from aether_emu.system import Machine
 
 SOURCE_TREE = Path(aether_emu.linux.__file__).parents[2]
-ABIS: Mapping[str, Callable[[], Abi]] = {"x86_64": X86Abi}
+ABIS: Mapping[str, Callable[[], Abi]] = {"x86_64": X86Abi, "arm64": ArmAbi}
 """The ISAs that have figures."""
+
+FLAT: Mapping[str, type[floors.Floor]] = {"x86_64": X86Flat, "arm64": ArmFlat}
+PAGED: Mapping[str, type[floors.Paged]] = {"x86_64": X86Paged, "arm64": ArmPaged}
+"""Their bare engines."""
 
 
 def path_of(isa: str, name: str) -> Path:
@@ -128,7 +135,7 @@ class LeastKernel:
         raise BenchError(f"system call {number} on a bare engine")
 
 
-def reader(floor: floors.FlatFloor | floors.PagedFloor) -> Callable[[int, int], bytes]:
+def reader(floor: floors.Floor) -> Callable[[int, int], bytes]:
     """Guest memory of a bare engine, whose virtual addresses are physical."""
     return lambda address, length: bytes(floor.ram.bytes[address : address + length])
 

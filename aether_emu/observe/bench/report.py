@@ -73,8 +73,8 @@ def as_table(results: Sequence[Result]) -> Table:
     for result in results:
         figure = result.figure
         table.add_row(
-            figure.name,
-            f"{figure.what}\n{figure.program} ({figure.isa})\nfloor: {figure.floor_is}",
+            figure.label,
+            f"{figure.what}\n{figure.program}\nfloor: {figure.floor_is}",
             duration(result.ours),
             duration(result.floor),
             f"{result.ratio:.2f}\n{min(result.ratios):.2f}..{max(result.ratios):.2f}",

@@ -1,0 +1,1 @@
+"""Tests of what differs between the ISAs in Linux's interface."""
