@@ -34,6 +34,7 @@ class Operation(IntEnum):
     CROSS_WRITE = 5
     UNPRIVILEGED_READ = 6  # by the supervisor with a user's rights (Arm's ldtr and sttr)
     UNPRIVILEGED_WRITE = 7
+    INVALIDATE = 8  # no access: the supervisor drops what the TLB holds for the page
 
 
 CROSSING = 4

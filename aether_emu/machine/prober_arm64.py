@@ -47,6 +47,7 @@ _SOURCES: dict[Operation, tuple[str, str]] = {
     Operation.CROSS_WRITE: ("str x0, [x0]", "000000f9"),
     Operation.UNPRIVILEGED_READ: ("ldtr x5, [x0]; str x5, [x2]", "050840f8450000f9"),
     Operation.UNPRIVILEGED_WRITE: ("sttr x0, [x0]", "000800f8"),
+    Operation.INVALIDATE: ("ubfx x5, x0, #12, #44; tlbi vae1, x5", "05dc4cd3258708d5"),
 }
 _HEAD = ("ldr x0, [x1], #8", "208440f8")
 _NEXT = ("add x2, x2, #8; subs x3, x3, #1", "42200091630400f1")

@@ -53,6 +53,7 @@ _SOURCES: dict[Operation, tuple[str, bytes]] = {
         bytes.fromhex("4889c3f0480fc11848891f"),
     ),
 }
+_SOURCES[Operation.INVALIDATE] = ("invlpg [rax]", bytes.fromhex("0f0138"))
 _SOURCES[Operation.CROSS_READ] = _SOURCES[Operation.READ]  # the address makes the difference
 _SOURCES[Operation.CROSS_WRITE] = _SOURCES[Operation.WRITE]
 _KEYS = (  # in front of the loop, entered only with CR4.PKE on

@@ -14,11 +14,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from aether_emu.arch.paging import Leaf, PageFlags, PageTableFormat
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames import FrameTable, Kind
 from aether_emu.mm.page import PageTable
 from aether_emu.ports import Trace
+
+
+def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: bool) -> bool:
+    """The rule of this file for one leaf that became another entry; `moved` to another page.
+
+    A translation that was present may be cached, unless the MMU faults on it because software notes
+    accesses and has not noted one. What takes a permission from it, or lets accesses go
+    by unnoticed (accessed, dirty), or names another page or memory type, must drop it.
+    """
+    was, now = fmt.decode(old, level), fmt.decode(new, level)
+    if not isinstance(was, Leaf):
+        return False
+    if not fmt.hardware_accessed and not was.attributes.flags & PageFlags.ACCESSED:
+        return False
+    if moved or not isinstance(now, Leaf):
+        return True
+    before, after = was.attributes, now.attributes
+    return bool(before.flags & ~after.flags) or before.memory != after.memory
 
 
 class Tlb:

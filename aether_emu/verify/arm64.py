@@ -183,10 +183,13 @@ class ArmLaboratory(Laboratory):
 
     # ---- the engine
 
-    def attempt(self, chunk: Chunk, addresses: Words) -> Attempts:
+    def invalidate(self, addresses: Words) -> None:
+        self._prober.run(self.paths.root, addresses, Operation.INVALIDATE, user=False, flush=False)
+
+    def attempt(self, chunk: Chunk, addresses: Words, *, flush: bool = True) -> Attempts:
         on = {**_DEFAULT, **chunk.controls}
         self._prober.configure(**{name: bool(on[name]) for name in ("wxn", "tbi", "epd", "hpd")})
         return self._prober.run(
             self.paths.root, addresses, chunk.operation,
-            user=chunk.user, pan=bool(on["pan"]), uao=bool(on["uao"]),
+            user=chunk.user, pan=bool(on["pan"]), uao=bool(on["uao"]), flush=flush,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from aether_emu.machine.prober import Operation
 from aether_emu.verify.arm64 import ArmLaboratory
 from aether_emu.verify.cases import Bits, Chunk, Numbers, Words
 from aether_emu.verify.laboratory import CROSSES
+from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
 
 _TABLE = 0b11
 _PAGE, _BLOCK = 0x743, 0x741  # AF, inner shareable, AP=01, valid; read and written at both levels, executable
@@ -234,3 +235,33 @@ def _describe(leaf: int, state: int) -> str:
     rights = "read-only" if state & 1 << 7 else "writable"
     execute = {0: "executable", _PXN: "PXN", _UXN: "UXN", _PXN | _UXN: "PXN UXN"}[state & (_PXN | _UXN)]
     return f"{who}, {rights}, {execute}"
+
+
+# ---- histories for the TLB
+
+_TLB_EDITS = (
+    Edit("nothing changed"),
+    Edit("made valid", set=_VALID),
+    Edit("valid cleared", clear=_VALID),
+    Edit("another page", moves=True),
+    Edit("write removed", set=1 << 7),
+    Edit("write granted", clear=1 << 7),
+    Edit("user removed", clear=1 << 6),
+    Edit("user granted", set=1 << 6),
+    Edit("PXN set", set=_PXN),
+    Edit("PXN cleared", clear=_PXN),
+    Edit("UXN set", set=_UXN),
+    Edit("UXN cleared", clear=_UXN),
+    Edit("access flag cleared", clear=_AF),
+    Edit("access flag set", set=_AF),
+)
+
+
+def tlb(laboratory: ArmLaboratory, tally: TlbTally, policy: Policy) -> Iterator[int]:
+    """Histories of pages and blocks of each size; see `verify.tlb`."""
+    for leaf in _leaves(laboratory):
+        kind = 3 << 8 | (_TYPE if leaf == 1 else 0)
+        bits = (_VALID, 1 << 6, 1 << 7, _PXN, _UXN, _AF)
+        states = [kind | sum(chosen) for chosen in product(*((0, bit) for bit in bits))]
+        table, wanted = [_TABLE] * laboratory.levels, histories(states, _TLB_EDITS, _VALID)
+        yield from run_histories(laboratory, table, leaf, wanted, tally, policy)

@@ -77,16 +77,31 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
             tally.known[known.name] += int((apart & ~different).sum())
             tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
             before = known.answers
-        _count(tally, chunk, different)
-        tally.different += int(different.sum())
-        for index in different.nonzero()[0][: _KEPT - len(tally.differences)].tolist():
-            tally.differences.append(_difference(chunk, entries, addresses, expected, observed, index))
+        note(tally, chunk, different)
+        keep(tally, chunk, entries, addresses, different, expected, observed)
         tally.cases += chunk.size
         yield chunk.size
 
 
-def _count(tally: Tally, chunk: Chunk, different: Bits) -> None:
+def keep(
+    tally: Tally,
+    chunk: Chunk,
+    entries: list[Words],
+    addresses: Words,
+    different: Bits,
+    expected: Answers,
+    observed: Answers,
+) -> None:
+    """Count differences, and put the first of all into words."""
+    tally.different += int(different.sum())
+    for index in different.nonzero()[0][: max(0, _KEPT - len(tally.differences))].tolist():
+        tally.differences.append(_difference(chunk, entries, addresses, expected, observed, index))
+
+
+def note(tally: Tally, chunk: Chunk, different: Bits, also: str = "") -> None:
+    """Count the cases of a chunk by feature and access, and the different ones among them."""
     access = f"{chunk.operation.name.lower().replace('_', '-')} {'user' if chunk.user else 'supervisor'}"
+    access += f", {also}" if also else ""
     counts = np.bincount(chunk.feature, minlength=len(chunk.features))
     reds = np.bincount(chunk.feature[different], minlength=len(chunk.features))
     for name, count, red in zip(chunk.features, counts.tolist(), reds.tolist(), strict=True):

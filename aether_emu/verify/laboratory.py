@@ -79,13 +79,21 @@ class Laboratory(ABC):
     # ---- the engine
 
     @abstractmethod
-    def attempt(self, chunk: Chunk, addresses: Words) -> Attempts:
-        """Try the accesses of one batch, whose entries are in place. The first of a chunk sets the CPU."""
+    def attempt(self, chunk: Chunk, addresses: Words, *, flush: bool = True) -> Attempts:
+        """Try a batch of accesses, whose entries are in place; with a cold TLB unless `flush` is False."""
 
     @property
     @abstractmethod
     def prober(self) -> Prober:
         """Who tries."""
+
+    @abstractmethod
+    def invalidate(self, addresses: Words) -> None:
+        """Drop what the TLB holds for single pages, by the supervisor's instruction for it."""
+
+    def other_page(self, leaf: int) -> int:
+        """The address bit to another page than a leaf's: the one in front, or for a large leaf a hole."""
+        return self.paths.geometry.page if leaf == 1 else 1 << 30
 
     def observed(self, chunk: Chunk, entries: list[Words], addresses: Words) -> Answers:
         """What happens on the emulated CPU."""
@@ -133,7 +141,10 @@ class Laboratory(ABC):
             stored = before >> np.uint64(32) | stored << np.uint64(32)
             self.paths.restore(pages - np.uint64(8))
         self.paths.restore(pages)
-        return np.where(stored == addresses, pages, np.uint64(0))
+        in_front = pages - np.uint64(self.paths.geometry.page)  # where an edit may have moved the page
+        moved = memory[in_front >> np.uint64(3)] == addresses
+        self.paths.restore(in_front)
+        return np.where(stored == addresses, pages, np.where(moved, in_front, np.uint64(0)))
 
     # ---- for the walkers
 

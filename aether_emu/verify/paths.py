@@ -113,13 +113,16 @@ class Paths:
         `own` are entries of the root.
         """
         count = entries[0].size
-        self.memory[self.slots[0][:count] - np.uint64(1)] = self.pages[:count] - np.uint64(
-            self.geometry.page
-        ) | np.uint64(neighbour)
-        for slots, words in zip(self.slots, entries, strict=True):
-            self.memory[slots[:count]] = words
+        in_front = self.pages[:count] - np.uint64(self.geometry.page)
+        self.memory[self.slots[0][:count] - np.uint64(1)] = in_front | np.uint64(neighbour)
+        self.edit(entries)
         for slot, entry in own.items():
             self.memory[self.root // 8 + slot] = entry
+
+    def edit(self, entries: list[Words]) -> None:
+        """Change the entries of the first paths, level 1 first, and nothing else."""
+        for slots, words in zip(self.slots, entries, strict=True):
+            self.memory[slots[: words.size]] = words
 
     def read_back(self, count: int) -> list[Words]:
         """The entries of the first `count` paths as they are now, level 1 first."""

@@ -113,9 +113,18 @@ class X86Laboratory(Laboratory):
 
     # ---- the engine
 
-    def attempt(self, chunk: Chunk, addresses: Words) -> Attempts:
+    def invalidate(self, addresses: Words) -> None:
+        self._prober.run(self.paths.root, addresses, Operation.INVALIDATE, user=False, flush=False)
+
+    def attempt(self, chunk: Chunk, addresses: Words, *, flush: bool = True) -> Attempts:
         on = {**_DEFAULT, **chunk.controls}
         self._prober.configure(**{name: bool(on[name]) for name in ("wp", "smep", "smap", "pke", "nxe")})
         return self._prober.run(
-            self.paths.root, addresses, chunk.operation, user=chunk.user, ac=bool(on["ac"]), pkru=on["pkru"]
+            self.paths.root,
+            addresses,
+            chunk.operation,
+            user=chunk.user,
+            ac=bool(on["ac"]),
+            pkru=on["pkru"],
+            flush=flush,
         )

@@ -14,6 +14,7 @@ import numpy as np
 from aether_emu.machine.prober import Operation
 from aether_emu.verify.cases import Bits, Chunk, Numbers, Words
 from aether_emu.verify.laboratory import CROSSES
+from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
 from aether_emu.verify.x86_64 import X86Laboratory
 
 _GOOD, _LARGE = 0x67, 0xE7  # present, writable, user, accessed, dirty; and PS
@@ -195,3 +196,30 @@ def _leaf_name(leaf: int, state: int) -> str:
         return f"{size} page: reserved bit"
     rights = ("user" if state & _U else "supervisor", "writable" if state & _W else "read-only")
     return f"{size} page: {rights[0]}, {rights[1]}, {'no-execute' if state & _NX else 'executable'}"
+
+
+# ---- histories for the TLB
+
+_TLB_EDITS = (
+    Edit("nothing changed"),
+    Edit("made present", set=_P),
+    Edit("present cleared", clear=_P),
+    Edit("another page", moves=True),
+    Edit("write removed", clear=_W),
+    Edit("write granted", set=_W),
+    Edit("user removed", clear=_U),
+    Edit("user granted", set=_U),
+    Edit("execute removed", set=_NX),
+    Edit("execute granted", clear=_NX),
+    Edit("accessed cleared", clear=_A),
+    Edit("dirty cleared", clear=_D),
+)
+
+
+def tlb(laboratory: X86Laboratory, tally: TlbTally, policy: Policy) -> Iterator[int]:
+    """Histories of pages of each size; see `verify.tlb`."""
+    for leaf in _LEAVES:
+        size = _PS if leaf > 1 else 0
+        states = [size | sum(bits) for bits in product(*((0, bit) for bit in (_P, _W, _U, _NX, _A, _D)))]
+        table, wanted = [_GOOD] * laboratory.levels, histories(states, _TLB_EDITS, _P)
+        yield from run_histories(laboratory, table, leaf, wanted, tally, policy)
