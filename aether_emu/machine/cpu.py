@@ -157,6 +157,11 @@ class Cpu(ABC):
     @abstractmethod
     def sp(self, value: int) -> None: ...
 
+    @property
+    def syndrome(self) -> int:
+        """The ISA's word on the last exception, while its callback runs; 0 where callbacks carry it all."""
+        return 0
+
     @abstractmethod
     def registers(self) -> dict[str, int]:
         """Every register a user program can observe, by name."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import struct
 
 from aether_emu.arch.arm64 import id_registers, syndrome
-from aether_emu.arch.paging import Access
 from aether_emu.linux import signals as sig
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
@@ -26,6 +25,7 @@ _UCONTEXT = _RESERVED_AT + 4096
 _FRAME = _SIGINFO + _UCONTEXT
 _FPSIMD_MAGIC, _ESR_MAGIC = 0x4650_8001, 0x4553_5201
 _FPSIMD_SIZE, _ESR_SIZE = 528, 16
+_SYNDROME_SHOWN = 0x3F << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x3F  # EC, IL, CM, WnR, status
 
 _RANDOM_PAGE_BITS = {4096: 18, 16384: 16, 65536: 14}  # Linux: CONFIG_ARCH_MMAP_RND_BITS, STACK_RND_MASK
 
@@ -83,7 +83,7 @@ class ArmAbi(Abi):
         info, action = delivery.info, delivery.action
         ucontext = struct.pack("<QQQIIQ", 0, 0, stack.start, stack.flags, 0, stack.size)
         ucontext += struct.pack("<Q", delivery.mask).ljust(_CONTEXT_AT - len(ucontext), b"\0")
-        ucontext += _encode_context(state, info)
+        ucontext += _encode_context(state, info, cpu.syndrome)
         cpu.copy_to_user(frame, (encode_siginfo(info) + ucontext).ljust(_FRAME, b"\0"))
         cpu.copy_to_user(record, struct.pack("<QQ", state["x29"], state["x30"]))
         cpu.load_registers(
@@ -117,11 +117,11 @@ class ArmAbi(Abi):
         return sig.Restored(mask, sig.AlternateStack(start, flags & ~sig.SS_ONSTACK, size))
 
 
-def _encode_context(state: dict[str, int], info: sig.SignalInfo) -> bytes:
-    """struct sigcontext: registers, then records up to a zero one."""
+def _encode_context(state: dict[str, int], info: sig.SignalInfo, word: int) -> bytes:
+    """struct sigcontext: registers, then records up to a zero one. `word` is the last abort's syndrome."""
     address, esr = 0, 0
     if info.access is not None:
-        address, esr = info.address, _syndrome_of(info.access)
+        address, esr = info.address, _shown_syndrome(word, info.address)
     elif info.is_fault:
         esr = info.error
     context = struct.pack("<Q31Q", address, *(state[name] for name in _GENERAL))
@@ -134,8 +134,8 @@ def _encode_context(state: dict[str, int], info: sig.SignalInfo) -> bytes:
     return context
 
 
-def _syndrome_of(access: int) -> int:
-    """The syndrome that an EL0 abort would show, its level taken as the last (Arm ARM D19.2.37)."""
-    kind = syndrome.EC_FETCH_LOWER if access & Access.EXECUTE else syndrome.EC_DATA_LOWER
-    status = syndrome.FSC_PERMISSION if access & Access.PRESENT else syndrome.FSC_TRANSLATION
-    return kind << 26 | 1 << 25 | bool(access & Access.WRITE) << 6 | status | 3
+def _shown_syndrome(word: int, address: int) -> int:
+    """What Linux shows of an abort's syndrome: nothing of the kernel's tables (`set_thread_esr`)."""
+    if not address >> 55 & 1:
+        return word & _SYNDROME_SHOWN
+    return word & _SYNDROME_SHOWN & ~0x3F | syndrome.FSC_TRANSLATION
