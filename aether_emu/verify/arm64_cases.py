@@ -12,7 +12,16 @@ import numpy as np
 
 from aether_emu.machine.prober import Operation
 from aether_emu.verify.arm64 import ArmLaboratory
-from aether_emu.verify.cases import Bits, Chunk, Numbers, Words
+from aether_emu.verify.cases import (
+    Bits,
+    Chunk,
+    Numbers,
+    Setting,
+    Shapes,
+    Words,
+    in_settings,
+    random_flips,
+)
 from aether_emu.verify.laboratory import CROSSES
 from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
 
@@ -129,11 +138,7 @@ def _random_bits(laboratory: ArmLaboratory, rng: np.random.Generator, count: int
     leaf = np.ones(count, np.int64) if operation in CROSSES else places[rng.integers(0, len(places), count)]
     words = _base(laboratory, leaf)
     for level in range(1, laboratory.levels + 1):
-        flips = np.zeros(count, np.uint64)
-        for _ in range(3):
-            flip = np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64)
-            flips ^= np.where(rng.random(count) < 0.25, flip, np.uint64(0))
-        words[level - 1] ^= flips & _harmless(laboratory, level, leaf == level, operation)
+        words[level - 1] ^= random_flips(rng, count) & _harmless(laboratory, level, leaf == level, operation)
     controls = {name: int(rng.integers(2)) for name in ("wxn", "pan", "uao")}
     controls |= {name: int(rng.random() < 0.15) for name in ("tbi", "epd", "hpd")}
     features = tuple(f"{_size(laboratory, place)}: combined bits" for place in places.tolist())
@@ -151,36 +156,23 @@ def permissions(laboratory: ArmLaboratory, count: int | None, seed: int) -> Iter
     privilege x WXN PAN UAO HPD. The rule that prunes: an invalid descriptor ends the walk, so the rest of
     it is taken twice only, all clear and all set.
     """
-    settings = [
-        (leaf, operation, user, controls)
-        for leaf in _leaves(laboratory)
-        for operation, user in _settings(laboratory, leaf)
-        for controls in _controls()
-    ]
-    rng = np.random.default_rng(seed)
     shapes = {leaf: _shapes(laboratory, leaf) for leaf in _leaves(laboratory)}
-    total = sum(shapes[leaf][1].size for leaf, *_rest in settings)
-    share = 1.0 if count is None else min(1.0, count / total)
-    for leaf, operation, user, controls in settings:
-        words, feature, features = shapes[leaf]
-        chosen: slice | Numbers = slice(None)
-        if share < 1:
-            wanted = int(rng.binomial(feature.size, share))
-            if not wanted:
-                continue
-            chosen = rng.choice(feature.size, wanted, replace=False)
-        picked = [word[chosen] for word in words]
-        leaves = np.full(picked[0].size, leaf, np.int64)
-        yield Chunk(leaves, picked, operation, user, controls, features, feature[chosen])
+    return in_settings(_permission_settings(laboratory), shapes, count, seed)
 
 
 def permission_count(laboratory: ArmLaboratory) -> int:
     """How many cases the whole product has."""
-    controls = len(list(_controls()))
-    return sum(
-        _shapes(laboratory, leaf)[1].size * len(_settings(laboratory, leaf)) * controls
+    sizes = {leaf: _shapes(laboratory, leaf).feature.size for leaf in _leaves(laboratory)}
+    return sum(sizes[setting.leaf] for setting in _permission_settings(laboratory))
+
+
+def _permission_settings(laboratory: ArmLaboratory) -> list[Setting]:
+    return [
+        Setting(leaf, operation, user, controls)
         for leaf in _leaves(laboratory)
-    )
+        for operation, user in _settings(laboratory, leaf)
+        for controls in _controls()
+    ]
 
 
 def _controls() -> Iterator[dict[str, int]]:
@@ -203,7 +195,7 @@ def _leaf_states(leaf: int) -> list[int]:
     return [*states, 0, _TYPE, everything, _TYPE | everything]
 
 
-def _shapes(laboratory: ArmLaboratory, leaf: int) -> tuple[list[Words], Numbers, tuple[str, ...]]:
+def _shapes(laboratory: ArmLaboratory, leaf: int) -> Shapes:
     """Every combination of descriptors for one page size, and what each one's leaf is called."""
     leaf_states = _leaf_states(leaf)
     locks = (_PXN_TABLE, _UXN_TABLE, _NO_USER, _READ_ONLY)
@@ -223,7 +215,7 @@ def _shapes(laboratory: ArmLaboratory, leaf: int) -> tuple[list[Words], Numbers,
         words[leaf] = np.array(table_states, np.uint64)[which[1]]
     if leaf + 1 < laboratory.levels:
         words[-1] = np.array(top_states, np.uint64)[which[2]]
-    return words, index[which[0]], names
+    return Shapes(words, index[which[0]], names)
 
 
 def _describe(leaf: int, state: int) -> str:

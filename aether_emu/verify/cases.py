@@ -7,9 +7,9 @@ own code, holes where an access translated to an address without memory, and the
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,3 +76,49 @@ def differing(expected: Answers, observed: Answers) -> Bits:
     for one, other, loose in zip(expected.after, observed.after, expected.loose, strict=True):
         different |= (one ^ other) & ~loose != 0
     return np.asarray(different)
+
+
+class Setting(NamedTuple):
+    """What the cases of a chunk share."""
+
+    leaf: int
+    operation: Operation
+    user: bool
+    controls: Mapping[str, int]
+
+
+class Shapes(NamedTuple):
+    """Combinations of entries for pages of one size, and what each is called: `Chunk`'s fields."""
+
+    words: list[Words]
+    feature: Numbers
+    features: tuple[str, ...]
+
+
+def in_settings(
+    settings: list[Setting], shapes: Mapping[int, Shapes], count: int | None, seed: int
+) -> Iterator[Chunk]:
+    """Every combination of entries in every setting, or of that a seeded sample of about `count` cases."""
+    rng = np.random.default_rng(seed)
+    total = sum(shapes[setting.leaf].feature.size for setting in settings)
+    share = 1.0 if count is None else min(1.0, count / total)
+    for leaf, operation, user, controls in settings:
+        words, feature, features = shapes[leaf]
+        chosen: slice | Numbers = slice(None)
+        if share < 1:
+            wanted = int(rng.binomial(feature.size, share))
+            if not wanted:
+                continue
+            chosen = rng.choice(feature.size, wanted, replace=False)
+        picked = [word[chosen] for word in words]
+        leaves = np.full(picked[0].size, leaf, np.int64)
+        yield Chunk(leaves, picked, operation, user, controls, features, feature[chosen])
+
+
+def random_flips(rng: np.random.Generator, count: int) -> Words:
+    """Up to three bits for each of `count` words, often none."""
+    flips = np.zeros(count, np.uint64)
+    for _ in range(3):
+        flip = np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64)
+        flips ^= np.where(rng.random(count) < 0.25, flip, np.uint64(0))
+    return flips

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from aether_emu.machine.kvm import page_aligned
 from aether_emu.machine.prober import CROSSING, LANDING, Attempts, Operation
+from aether_emu.machine.prober_kvm import KvmProber
 from aether_emu.machine.prober_x86 import LANDING_CODE, X86Prober
 from aether_emu.verify.cases import Answers, Bits, Chunk, Numbers, Words
 from aether_emu.verify.laboratory import CROSSES, MEMORY, Laboratory, Predicted, first_of
@@ -36,14 +38,17 @@ class X86Laboratory(Laboratory):
         self.levels = levels
         self.name = f"x86_64-{levels}level"
         geometry = Geometry(tuple(12 + 9 * k for k in range(levels)), (9,) * levels)
-        memory = np.zeros(MEMORY // 8, np.uint64)
+        memory = page_aligned(MEMORY)
         count = 250 if levels == 4 else 224
         self.paths = Paths(memory, geometry, count, LANDING_CODE, LANDING, first_slot=1)
-        self._prober = X86Prober(memory, levels=levels, live_state=live_state)
+        self._prober = self._open(memory, live_state)
         self.physical_bits = self._prober.physical_bits
 
+    def _open(self, memory: Words, live_state: bool) -> X86Prober | KvmProber:
+        return X86Prober(memory, levels=self.levels, live_state=live_state)
+
     @property
-    def prober(self) -> X86Prober:
+    def prober(self) -> X86Prober | KvmProber:
         return self._prober
 
     # ---- the specification

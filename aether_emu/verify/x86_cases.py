@@ -12,7 +12,16 @@ from itertools import product
 import numpy as np
 
 from aether_emu.machine.prober import Operation
-from aether_emu.verify.cases import Bits, Chunk, Numbers, Words
+from aether_emu.verify.cases import (
+    Bits,
+    Chunk,
+    Numbers,
+    Setting,
+    Shapes,
+    Words,
+    in_settings,
+    random_flips,
+)
 from aether_emu.verify.laboratory import CROSSES
 from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
 from aether_emu.verify.x86_64 import X86Laboratory
@@ -88,11 +97,7 @@ def _random_bits(laboratory: X86Laboratory, rng: np.random.Generator, count: int
     leaf = np.ones(count, np.int64) if operation in CROSSES else rng.integers(1, 4, count)
     words = _base(laboratory, leaf)
     for level in range(1, laboratory.levels + 1):
-        flips = np.zeros(count, np.uint64)
-        for _ in range(3):
-            flip = np.uint64(1) << rng.integers(0, 64, count).astype(np.uint64)
-            flips ^= np.where(rng.random(count) < 0.25, flip, np.uint64(0))
-        words[level - 1] ^= flips & _harmless(laboratory, level, leaf == level)
+        words[level - 1] ^= random_flips(rng, count) & _harmless(laboratory, level, leaf == level)
     controls = {name: int(rng.integers(2)) for name in ("wp", "smep", "smap", "ac", "pke", "nxe")}
     controls["pkru"] = int(rng.integers(1 << 30))
     features = tuple(f"{size} page: combined bits" for size in _SIZES.values())
@@ -105,39 +110,29 @@ def _random_bits(laboratory: X86Laboratory, rng: np.random.Generator, count: int
 def permissions(laboratory: X86Laboratory, count: int | None, seed: int) -> Iterator[Chunk]:
     """The cross product of permissions, whole or a seeded sample of about `count` cases.
 
-    page sizes x leaf (P W U NX A D reserved) x table above it (the same but D) x one above that (all
-    granted, W off, U off, NX on) x operation x privilege x WP SMEP SMAP AC NXE x keys (off, on, on with
-    AD, on with WD). The rule that prunes: an entry that is not present or has a reserved bit set ends
-    the walk, so the rest of it is taken twice only, all clear and all set.
+    page sizes x leaf (P W U NX A D reserved) x table above it (the same but D) x the root (W U NX)
+    x operation x privilege x WP SMEP SMAP AC NXE x keys (off, on, on with AD, on with WD). The rule
+    that prunes: an entry that is not present or has a reserved bit set ends the walk, so the rest of it
+    is taken twice only, all clear and all set.
     """
-    settings = [
-        (leaf, operation, user, controls)
+    shapes = {leaf: _shapes(laboratory, leaf) for leaf in _LEAVES}
+    return in_settings(_permission_settings(), shapes, count, seed)
+
+
+def permission_count(laboratory: X86Laboratory) -> int:
+    """How many cases the whole product has."""
+    sizes = {leaf: _shapes(laboratory, leaf).feature.size for leaf in _LEAVES}
+    return sum(sizes[setting.leaf] for setting in _permission_settings())
+
+
+def _permission_settings() -> list[Setting]:
+    return [
+        Setting(leaf, operation, user, controls)
         for leaf in _LEAVES
         for operation in _operations(leaf)
         for user in (True, False)
         for controls in _controls()
     ]
-    rng = np.random.default_rng(seed)
-    shapes = {leaf: _shapes(laboratory, leaf) for leaf in _LEAVES}
-    total = sum(shapes[leaf][1].size for leaf, *_rest in settings)
-    share = 1.0 if count is None else min(1.0, count / total)
-    for leaf, operation, user, controls in settings:
-        words, feature, features = shapes[leaf]
-        chosen: slice | Numbers = slice(None)
-        if share < 1:
-            wanted = int(rng.binomial(feature.size, share))
-            if not wanted:
-                continue
-            chosen = rng.choice(feature.size, wanted, replace=False)
-        picked = [word[chosen] for word in words]
-        leaves = np.full(picked[0].size, leaf, np.int64)
-        yield Chunk(leaves, picked, operation, user, controls, features, feature[chosen])
-
-
-def permission_count(laboratory: X86Laboratory) -> int:
-    """How many cases the whole product has."""
-    per_setting = 2 * len(list(_controls()))
-    return sum(_shapes(laboratory, leaf)[1].size * len(_operations(leaf)) * per_setting for leaf in _LEAVES)
 
 
 def _controls() -> Iterator[dict[str, int]]:
@@ -168,11 +163,11 @@ def _states(bits: tuple[int, ...]) -> list[int]:
     ]
 
 
-def _shapes(laboratory: X86Laboratory, leaf: int) -> tuple[list[Words], Numbers, tuple[str, ...]]:
+def _shapes(laboratory: X86Laboratory, leaf: int) -> Shapes:
     """Every combination of entries for one page size, and what each one's leaf is called."""
     leaf_states = _states((_P, _W, _U, _NX, _A, _D, _RESERVED))
     table_states = _states((_P, _W, _U, _NX, _A, _RESERVED))
-    above = (_GOOD, _GOOD & ~_W, _GOOD & ~_U, _GOOD | _NX)
+    above = [_P | _A | sum(chosen) for chosen in product((0, _W), (0, _U), (0, _NX))]
     names = tuple(dict.fromkeys(_leaf_name(leaf, state) for state in leaf_states))
     index = np.array([names.index(_leaf_name(leaf, state)) for state in leaf_states], np.int64)
     grid = np.meshgrid(
@@ -185,7 +180,7 @@ def _shapes(laboratory: X86Laboratory, leaf: int) -> tuple[list[Words], Numbers,
     words[leaf] = np.array(table_states, np.uint64)[which[1]]
     top = laboratory.levels - 1
     words[top] = np.where(top == leaf, words[top], np.array(above, np.uint64)[which[2]])
-    return words, index[which[0]], names
+    return Shapes(words, index[which[0]], names)
 
 
 def _leaf_name(leaf: int, state: int) -> str:
