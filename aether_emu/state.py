@@ -54,6 +54,7 @@ def capture(machine: Machine) -> State:
     backings = _backings_of(space)
     return {
         "arch": machine.abi.isa,
+        "format": machine.format.name,
         "config": machine.config,
         "ram": machine.ram.save(),
         "frames": {name: column.copy() for name, column in machine.frames.columns().items()},
@@ -90,6 +91,9 @@ def restore(
     config: Config = state["config"]
     machine = Machine(state["arch"], config=config)
     try:
+        if machine.format.name != state["format"]:
+            tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
+            raise StateError(f"a snapshot with {tables}")
         _fill(machine, state, grants or Grants(), streams if streams is not None else standard_streams())
     except BaseException:
         machine.abandon()

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 from aether_emu import state
+from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.vfs.mounts import Bind
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.observe import stats
-from aether_emu.system import Machine
+from aether_emu.system import Grants, Machine
+from tests.guests.running import TARGETS, Target, expected, program
 
-GUESTS = Path(__file__).parent.parent / "guest" / "bin"
+X86_64 = TARGETS[0]
 
 
 def _streams() -> dict[str, BufferStream]:
     return {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
 
 
-def _loaded(isa: str, program: str) -> tuple[Machine, dict[str, BufferStream]]:
+def _loaded(
+    target: Target, *argv: str, grants: Grants | None = None
+) -> tuple[Machine, dict[str, BufferStream]]:
     streams = _streams()
-    machine = Machine(isa, seed=5)
-    machine.load(GUESTS / isa / program, [program], streams=streams)
+    machine = Machine(target.isa, page_size=target.page_size, seed=5)
+    machine.load(program(target.isa, argv[0]), list(argv), streams=streams, grants=grants)
     stats.prepare(machine)
     return machine, streams
 
 
-def _whole_run(isa: str, program: str) -> tuple[bytes, dict[str, object]]:
-    machine, streams = _loaded(isa, program)
+def _whole_run(target: Target, *argv: str) -> tuple[bytes, dict[str, object]]:
+    machine, streams = _loaded(target, *argv)
     machine.run()
     collected = stats.collect(machine, 0)
     machine.close()
     return bytes(streams["stdout"].written), collected
 
 
-@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
-@pytest.mark.parametrize("part", [0.0, 0.3, 0.6, 0.95])
-def test_output_and_statistics_are_those_of_a_run_without_a_break(isa: str, part: float) -> None:
-    output, expected = _whole_run(isa, "tour")
-    blocks = expected["blocks_executed"]
+# `clock raw` prints what counters, random-number instructions and getrandom answer; addresses are in it too.
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [*(("tour", part) for part in (0.0, 0.3, 0.6, 0.95)), *(("clock raw", part) for part in (0.2, 0.8))],
+)
+def test_output_and_statistics_are_those_of_a_run_without_a_break(
+    target: Target, command: str, part: float
+) -> None:
+    argv = command.split()
+    output, whole = _whole_run(target, *argv)
+    blocks = whole["blocks_executed"]
     assert isinstance(blocks, int)
-    machine, before = _loaded(isa, "tour")
+    machine, before = _loaded(target, *argv)
     assert machine.run_for(max(1, int(blocks * part))) is None
     snapshot = state.capture(machine)
     after = _streams()
@@ -50,14 +63,49 @@ def test_output_and_statistics_are_those_of_a_run_without_a_break(isa: str, part
     restored.close()
     assert ended.status == 0
     assert bytes(before["stdout"].written + after["stdout"].written) == output
-    assert collected == expected
+    assert collected == whole
     machine.run()
     machine.close()
     assert bytes(before["stdout"].written) == output, "capturing changed the machine it captured"
 
 
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_what_was_accessed_and_written_is_part_of_the_state(target: Target, tmp_path: Path) -> None:
+    """`workset` is captured between the lines of its story, each of which counts such pages."""
+    grants = Grants(cwd=tmp_path, binds=[Bind(tmp_path, str(tmp_path), writable=True)])
+    machine, streams = _loaded(target, "workset", "file", grants=grants)
+    written, captures = b"", 0
+    while machine.run_for(2000) is None:
+        if streams["stdout"].written:
+            snapshot = state.capture(machine)
+            machine.close()
+            written += streams["stdout"].written
+            streams, captures = _streams(), captures + 1
+            machine = state.restore(snapshot, grants=grants, streams=streams)
+    machine.close()
+    assert (written + streams["stdout"].written).decode() == expected(target.isa, "workset-file")
+    assert captures >= 5
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_a_snapshot_fits_machines_of_its_own_kind(target: Target) -> None:
+    machine, _ = _loaded(target, "hello")
+    snapshot = state.capture(machine)
+    machine.close()
+    for other in TARGETS:
+        config = dataclasses.replace(snapshot["config"], page_size=other.page_size)
+        changed = snapshot | {"arch": other.isa, "config": config}
+        if other == target:
+            restored = state.restore(changed, streams=_streams())
+            assert restored.run().status == 0
+            restored.close()
+        else:
+            with pytest.raises(state.StateError, match=f"with {target}.* tables does not fit .* {other}"):
+                state.restore(changed, streams=_streams())
+
+
 def test_one_snapshot_can_be_restored_more_than_once() -> None:
-    machine, before = _loaded("x86_64", "tour")
+    machine, before = _loaded(X86_64, "tour")
     machine.run_for(3000)
     snapshot = state.capture(machine)
     outputs = []
@@ -74,7 +122,7 @@ def test_one_snapshot_can_be_restored_more_than_once() -> None:
 
 
 def test_a_finished_machine_is_refused() -> None:
-    machine, _ = _loaded("x86_64", "hello")
+    machine, _ = _loaded(X86_64, "hello")
     machine.run()
     with pytest.raises(state.StateError):
         state.capture(machine)
@@ -82,7 +130,7 @@ def test_a_finished_machine_is_refused() -> None:
 
 
 def test_an_epoll_set_is_restored() -> None:
-    machine, _ = _loaded("x86_64", "hello")
+    machine, _ = _loaded(X86_64, "hello")
     assert machine.process is not None
     calls = {name: number for number, name in machine.abi.system_calls.items()}
     table = machine.kernel.calls_by_number
@@ -95,4 +143,16 @@ def test_an_epoll_set_is_restored() -> None:
     assert restored.process.files.table.file(fd).kind == "eventpoll"
     for each in (restored, machine):
         each.run()
+        each.close()
+
+
+def test_an_open_file_of_proc_that_is_written_is_restored() -> None:
+    machine, _ = _loaded(X86_64, "hello")
+    assert machine.process is not None
+    fd = machine.process.files.open(fl.AT_FDCWD, b"/proc/self/clear_refs", fl.O_WRONLY)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    for each in (machine, restored):
+        assert each.process is not None
+        assert each.process.files.write(fd, b"1") == 1
+        assert each.run().status == 0
         each.close()

@@ -16,11 +16,19 @@ from aether_emu.linux.vfs.mounts import Bind
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.mm.frames import Kind
 from aether_emu.system import Grants, LeakError, Machine, program_isa
+from tests.guests.running import TARGETS, Target
 from tests.linux.crafted import ISAS, OPEN_ARGUMENT, OPENED, PROGRAMS, READ_STDIN, crafted
 
 
 def _machine(isa: str, **options: object) -> Machine:
     return Machine(isa, config=Config.load(overrides={"ram": "8M", "aperture": "4M", **options}))
+
+
+def _of(target: Target) -> Machine:
+    return _machine(target.isa, page_size=target.page_size)
+
+
+every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 
 def _streams(stdin: bytes = b"") -> dict[str, BufferStream]:
@@ -176,10 +184,10 @@ def test_a_program_that_the_root_does_not_hold(tmp_path: Path, program: str) -> 
     assert caught.value.exit_status == 127
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_two_machines_run_at_once(isa: str) -> None:
+@every_target
+def test_two_machines_run_at_once(target: Target) -> None:
     """Interleaved block by block, each with its own memory, streams and end."""
-    machines = [_machine(isa), _machine("x86_64"), _machine("arm64", aslr=False)]
+    machines = [_of(target), _machine("x86_64"), _machine("arm64", aslr=False)]
     streams = [_streams() for _ in machines]
     try:
         for machine, own in zip(machines, streams, strict=True):
@@ -193,10 +201,10 @@ def test_two_machines_run_at_once(isa: str) -> None:
     assert [bytes(own["stdout"].written) for own in streams] == [b"hello, world\nargc = 1\n"] * 3
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_frame_that_is_not_given_back_is_named(isa: str) -> None:
-    machine = _machine(isa)
-    machine.load(PROGRAMS / isa / "hello", streams=_streams())
+@every_target
+def test_a_frame_that_is_not_given_back_is_named(target: Target) -> None:
+    machine = _of(target)
+    machine.load(PROGRAMS / target.isa / "hello", streams=_streams())
     machine.run()
     frame = machine.buddy.alloc()
     machine.frames.claim(frame, 1, Kind.ANON, 77)
@@ -206,19 +214,21 @@ def test_a_frame_that_is_not_given_back_is_named(isa: str) -> None:
     machine.close()
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_target
 @pytest.mark.parametrize("stage", ["new", "loaded", "running", "ended", "refused"])
-def test_close_gives_everything_back_at_any_time_and_twice(isa: str, stage: str, tmp_path: Path) -> None:
-    _close_at("new", isa, tmp_path)  # the first machine of a process opens what all share
+def test_close_gives_everything_back_at_any_time_and_twice(
+    target: Target, stage: str, tmp_path: Path
+) -> None:
+    _close_at("new", target, tmp_path)  # the first machine of a process opens what all share
     before = _host_memory()
-    _close_at(stage, isa, tmp_path)
+    _close_at(stage, target, tmp_path)
     assert _host_memory() == before
 
 
-def _close_at(stage: str, isa: str, tmp_path: Path) -> None:
-    machine = _machine(isa)
+def _close_at(stage: str, target: Target, tmp_path: Path) -> None:
+    machine = _of(target)
     if stage in ("loaded", "running", "ended"):
-        machine.load(PROGRAMS / isa / "hello", streams=_streams())
+        machine.load(PROGRAMS / target.isa / "hello", streams=_streams())
     if stage == "running":
         assert machine.run_for(3) is None
     elif stage == "ended":
@@ -249,6 +259,72 @@ def test_a_machine_that_cannot_be_made_says_why() -> None:
         Machine(kernel_base=0xFFFF_FFFF_0000_0000, ram="2G")
     with pytest.raises(ConfigError, match="no such parameter"):
         Machine(rum="1G")
+
+
+_HELLO = b"hello, world\nargc = 1\n"
+_GEOMETRIES = [(4096, 39), (4096, 48), (16384, 47), (16384, 48), (65536, 42), (65536, 48)]
+
+
+@pytest.mark.parametrize(("page", "bits"), _GEOMETRIES)
+def test_a_program_runs_in_addresses_of_any_width_that_the_granule_gives(page: int, bits: int) -> None:
+    """Up to the very end of them: the stack is there when nothing is randomised."""
+    machine, streams = _machine("arm64", page_size=page, virtual_bits=bits, aslr=False), _streams()
+    try:
+        process = machine.load(PROGRAMS / "arm64" / "hello", ["hello"], streams=streams)
+        assert max(area.end for area in process.space.areas) == 1 << bits
+        assert machine.format.virtual_bits == bits
+        assert machine.run().status == 0
+    finally:
+        machine.close()
+    assert bytes(streams["stdout"].written) == _HELLO
+
+
+@pytest.mark.parametrize(
+    ("isa", "page", "bits", "name"),
+    [
+        *(("x86_64", page, None, "page_size") for page in (16384, 65536)),
+        *(("x86_64", 4096, bits, "virtual_bits") for bits in (39, 42, 47)),
+        *(
+            ("arm64", page, bits, "virtual_bits")
+            for page in (4096, 16384, 65536)
+            for bits in (39, 42, 47)
+            if (page, bits) not in _GEOMETRIES
+        ),
+    ],
+)
+def test_a_geometry_that_the_isa_does_not_have_is_refused(
+    isa: str, page: int, bits: int | None, name: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _machine(isa, page_size=page, virtual_bits=bits)
+    assert (caught.value.name, caught.value.value) == (name, page if name == "page_size" else bits)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("page", "bits"), _GEOMETRIES)
+def test_the_kernels_half_begins_where_it_is_told_within_the_width(page: int, bits: int) -> None:
+    lowest = (1 << 64) - (1 << bits - 1)
+    with pytest.raises(ConfigError, match="kernel_base") as caught:
+        _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest - page)
+    assert f"{lowest:#x}" in str(caught.value) or "from 0xffff800000000000" in str(caught.value)
+    with pytest.raises(ConfigError, match="multiple of page_size"):
+        _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page // 2)
+    machine, streams = (
+        _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page),
+        _streams(),
+    )
+    try:
+        machine.load(PROGRAMS / "arm64" / "hello", ["hello"], streams=streams)
+        assert machine.run().status == 0
+        assert machine.kernel_base == lowest + page
+    finally:
+        machine.close()
+
+
+def test_ram_that_the_kernels_half_cannot_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match="kernel_base") as caught:
+        _machine("arm64", virtual_bits=39, ram="512G")
+    assert "direct map of 549755813888 bytes" in str(caught.value)
 
 
 def test_a_machine_takes_one_program() -> None:

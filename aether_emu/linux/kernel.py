@@ -29,6 +29,7 @@ from aether_emu.linux.signals import (
     SIGSEGV,
     SignalInfo,
 )
+from aether_emu.machine.aperture import BackingFailed, BeyondEnd
 from aether_emu.machine.cpu import Cpu, ExitReason, Trap, UserFault
 from aether_emu.mm.backing import FileTable
 from aether_emu.mm.counters import Event
@@ -239,12 +240,20 @@ class Kernel:
             raise Deadlock(f"a {reason.file.kind}")
 
     def _lose_pages(self) -> None:
-        """Pages of files that the host took away under the guest: unmap them, SIGBUS for the last one."""
+        """Pages of files that the host took away under the guest: unmap them, SIGBUS for those that are gone.
+
+        A page that is larger than the host's may have lost a part only. It goes on from there, with zeros.
+        """
         for file, page in self.waiter.lost_pages():
             backing = self.file_backings.showing(file)
             if backing is None:
                 continue
             self.file_backings.unmap_pages(backing, page, 1)
+            try:
+                backing.frames(page, 1, write=False)
+                continue
+            except (BeyondEnd, BackingFailed):
+                pass
             address = self.process.space.address_of(backing, page)
             if address is not None:
                 self._bus(address)

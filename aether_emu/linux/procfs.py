@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
+from aether_emu.linux import smaps
 from aether_emu.linux.calls.process import RELEASE
 from aether_emu.linux.process import Process
+from aether_emu.linux.vfs.synthetic import Control
 from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.backing import FileBacking
@@ -25,10 +27,13 @@ class ProcessTexts:
         return self._process.pid
 
     @property
-    def texts(self) -> Mapping[str, Callable[[], bytes]]:
-        program = self._process.program
+    def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
+        program, space = self._process.program, self._process.space
         return {
             "self/maps": lambda: maps_text(self._process),
+            "self/smaps": lambda: _smaps_text(self._process),
+            "self/smaps_rollup": lambda: _rollup_text(self._process),
+            "self/clear_refs": Control(lambda data: smaps.clear_refs(space, data)),
             "self/status": self._status,
             "self/statm": self._statm,
             "self/stat": self._stat,
@@ -50,8 +55,9 @@ class ProcessTexts:
             "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.space.limits.user_base,
         }
 
-    def _resident(self) -> dict[Kind, int]:
-        return self._process.space.resident()
+    def _resident(self) -> dict[str, int]:
+        """Bytes by field, as smaps counts them."""
+        return {name: int(counts[0]) for name, counts in smaps.usage(self._process.space, [0]).items()}
 
     def _status(self) -> bytes:
         process, space = self._process, self._process.space
@@ -72,9 +78,10 @@ class ProcessTexts:
             ("Uid", ids[0]),
             ("Gid", ids[1]),
             ("VmSize", f"{space.reserved >> 10:8d} kB"),
-            ("VmRSS", f"{(counts[Kind.ANON] + counts[Kind.FILE]) * kib:8d} kB"),
-            ("RssAnon", f"{counts[Kind.ANON] * kib:8d} kB"),
-            ("RssFile", f"{counts[Kind.FILE] * kib:8d} kB"),
+            ("VmRSS", f"{counts['Rss'] >> 10:8d} kB"),
+            ("RssAnon", f"{counts['Anonymous'] >> 10:8d} kB"),
+            ("RssFile", f"{counts['File'] >> 10:8d} kB"),
+            ("RssShmem", f"{counts['Shmem'] >> 10:8d} kB"),
             ("VmStk", f"{stack >> 10:8d} kB"),
             ("VmPTE", f"{space.table.tables * kib:8d} kB"),
             ("Threads", 1),
@@ -95,15 +102,15 @@ class ProcessTexts:
         total = space.reserved >> shift
         return b"%d %d %d %d 0 %d 0\n" % (
             total,
-            counts[Kind.ANON] + counts[Kind.FILE],
-            counts[Kind.FILE],
+            counts["Rss"] >> shift,
+            counts["File"] + counts["Shmem"] >> shift,
             text,
             data,
         )
 
     def _stat(self) -> bytes:
-        process, counts = self._process, self._resident()
-        resident = counts[Kind.ANON] + counts[Kind.FILE]
+        process = self._process
+        resident = self._resident()["Rss"] >> process.space.table.format.page_shift
         fields = [0] * 52
         fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
         fields[9] = process.kernel.minor_faults()
@@ -139,10 +146,25 @@ class ProcessTexts:
 def maps_text(process: Process) -> bytes:
     """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
     space = process.space
-    return b"".join(_line(process, space, area) for area in space.areas)
+    return b"".join(_line(space, area) for area in space.areas)
 
 
-def _line(process: Process, space: AddressSpace, area: Area) -> bytes:
+def _smaps_text(process: Process) -> bytes:
+    """/proc/self/smaps (proc_pid_smaps(5)): below each of those lines, what memory is behind the area."""
+    space = process.space
+    texts = smaps.area_texts(space)
+    return b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
+
+
+def _rollup_text(process: Process) -> bytes:
+    """/proc/self/smaps_rollup: the same for everything from the first area to the last."""
+    space = process.space
+    areas = list(space.areas)
+    everything = space.new_area(areas[0].start, areas[-1].end, Protection.NONE, name="[rollup]")
+    return _line(space, everything) + smaps.rollup_text(space)
+
+
+def _line(space: AddressSpace, area: Area) -> bytes:
     flags = "".join(
         letter if area.protection & bit else "-"
         for letter, bit in (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EXECUTE))

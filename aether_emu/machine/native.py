@@ -93,6 +93,16 @@ class BlockCounter:
         self._count.spent = False
         self._count.value = blocks
 
+    def suspend(self) -> tuple[int, bool]:
+        """Count nothing until `resume`, to which the result goes."""
+        kept = self._count.value, self._count.spent
+        self._count.value = 1 << 62
+        return kept
+
+    def resume(self, kept: tuple[int, bool]) -> None:
+        """Go on where `suspend` was called."""
+        self._count.value, self._count.spent = kept
+
     @property
     def spent(self) -> bool:
         """Whether the counter stopped the engine since `value` was set."""

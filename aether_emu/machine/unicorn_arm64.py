@@ -301,7 +301,7 @@ class ArmCpu(UnicornCpu):
         self.on_fault, kernel = record, self.on_fault
         calibrate_arm64.enter_el(self._uc, regs.PSTATE_EL1 | (regs.PSTATE_PAN if pan else 0))
         self.general[0], self.general[1] = x0, x1
-        code = engine.emu_start_nested(self._handle, self._text + stub.offset, 0, 0, 0)
+        code = self._run_stub(self._text + stub.offset)
         result = self.general[0]
         self.on_fault = kernel
         self._uc.context_restore(saved)

@@ -366,7 +366,7 @@ class X86Cpu(UnicornCpu):
         flags, rip, rdi = state.hflags[0], state.rip[0], self.general[7]
         state.hflags[0] = flags & ~3
         self.general[7] = va
-        code = engine.emu_start_nested(self._handle, self._text + stubs.INVLPG.offset, 0, 0, 0)
+        code = self._run_stub(self._text + stubs.INVLPG.offset)
         state.hflags[0] = flags
         state.rip[0] = rip
         self.general[7] = rdi
@@ -382,7 +382,7 @@ class X86Cpu(UnicornCpu):
         flags, rip = state.hflags[0], state.rip[0]
         self.on_fault, kernel = _ignore, self.on_fault
         state.hflags[0] = flags & ~3
-        code = engine.emu_start_nested(self._handle, self._text + stubs.HALT.offset, 0, 0, 0)
+        code = self._run_stub(self._text + stubs.HALT.offset)
         self.on_fault = kernel
         state.hflags[0] = flags
         state.rip[0] = rip
@@ -405,7 +405,7 @@ class X86Cpu(UnicornCpu):
         state.hflags[0] = flags & ~3
         self.general[0], self.general[7] = rax, rdi
         state.old_exception[0] = -1
-        code = engine.emu_start_nested(self._handle, self._text + stub.offset, 0, 0, 0)
+        code = self._run_stub(self._text + stub.offset)
         result = self.general[0]
         self.on_fault = kernel
         state.hflags[0] = flags

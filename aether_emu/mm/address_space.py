@@ -26,7 +26,7 @@ from aether_emu.mm.fault import Outcome, make_fault
 from aether_emu.mm.frames import Flags, Kind
 from aether_emu.mm.page import Found, PageTable
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, noted
 from aether_emu.mm.tlb import Gather
 from aether_emu.mm.walk import Walk
 
@@ -418,6 +418,7 @@ class AddressSpace:
         """
         array, fmt = self.physical.ram.array, self.table.format
         present = np.uint64(fmt.present_mask)
+        noted_accessed, noted_dirty = (np.uint64(bit) for bit in noted(fmt))
         for va, slot, pages in self.table.spans(area.start, area.end):
             entries = array[slot : slot + pages]
             used = entries.nonzero()[0]
@@ -426,9 +427,14 @@ class AddressSpace:
             old, fresh = entries[used], entries.copy()
             new = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
             was_present = old & present != 0
+            accessed = np.where(was_present, fmt.accessed(old), old & noted_accessed) != 0
+            dirty = np.where(was_present, fmt.dirty(old), old & noted_dirty) != 0
             if area.bits.present:
-                new = np.where(was_present & (fmt.accessed(old) == 0), fmt.age(new), new)
-                new = np.where(was_present & (fmt.dirty(old) != 0), fmt.soil(new), new)
+                new = np.where(accessed, new, fmt.age(new))
+                new = np.where(dirty, fmt.soil(new), new)
+            else:
+                new |= np.where(accessed, noted_accessed, np.uint64(0))
+                new |= np.where(dirty, noted_dirty, np.uint64(0))
             fresh[used] = new
             self.table.replace_many(va, slot, fresh)
             if not adds:

@@ -31,8 +31,9 @@ class Survey:
 
 
 class Seen(NamedTuple):
-    """The pages of a range that have memory, in the order of their addresses: three arrays alike."""
+    """The pages of a range that have memory, in the order of their addresses: four arrays alike."""
 
+    pages: NDArray[np.int64]  # addresses, in pages
     frames: NDArray[np.int64]
     accessed: NDArray[np.bool_]
     dirty: NDArray[np.bool_]
@@ -43,15 +44,19 @@ def look(space: AddressSpace, start: int, end: int) -> Seen:
 
     A page that no access is permitted to (PROT_NONE) has a frame, and is neither accessed nor dirty.
     """
-    fmt, frames, parts = space.table.format, space.physical.frames, [np.zeros(0, np.uint64)]
-    for _va, slot, pages in space.table.spans(start, end):
-        entries = space.physical.ram.array[slot : slot + pages]
-        parts.append(entries[entries != 0])
+    fmt, shift = space.table.format, np.uint64(space.table.format.page_shift)
+    parts, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for va, slot, pages in space.table.spans(start, end):
+        stretch = space.physical.ram.array[slot : slot + pages]
+        used = stretch.nonzero()[0]
+        parts.append(stretch[used])
+        numbers.append(used + (va >> fmt.page_shift))
     entries = np.concatenate(parts)
     present = entries & np.uint64(fmt.present_mask) != 0
-    offsets = (entries & np.uint64(fmt.address_mask)) - np.uint64(frames.base)
+    addresses = entries & np.uint64(fmt.address_mask)
     return Seen(
-        (offsets >> np.uint64(fmt.page_shift)).astype(np.int64),
+        np.concatenate(numbers),
+        (addresses - np.uint64(space.physical.frames.base) >> shift).astype(np.int64),
         present & (fmt.accessed(entries) != 0),
         present & (fmt.dirty(entries) != 0),
     )

@@ -183,7 +183,8 @@ class _Slow:
             self._map_around(area, page, access)
         else:
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
-            self._install(area, page, frame, area.bits.write if area.shared else area.bits.read)
+            bits = area.bits.write if write else area.bits.clean
+            self._install(area, page, frame, bits if area.shared else area.bits.read)
             self._n[Event.FAULT_SHARED] += 1
         return RESOLVED
 

@@ -41,23 +41,39 @@ class LeafBits:
     """The bits of user leaves for one protection: an entry is `address | bits`.
 
     `read` never permits writing. `write` is `read` where the protection does not permit it. Both
-    come accessed, `write` dirty too, so that the first access needs no second look.
+    come accessed, `write` dirty too, so that the first access needs no second look. `clean` is `write`
+    before the first write, for shared pages that were only read. PROT_NONE has held entries, which
+    remember by `NOTED_ACCESSED` and `NOTED_DIRTY` of their value what the leaf had noted.
     """
 
     read: int
     write: int
+    clean: int
     present: bool
+
+
+NOTED_ACCESSED, NOTED_DIRTY = 1 << 40, 1 << 41  # beyond every frame number
+
+
+def noted(fmt: PageTableFormat) -> tuple[int, int]:
+    """The bits of a NO_ACCESS entry that remember ACCESSED and DIRTY."""
+    nothing = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
+    return (
+        fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_ACCESSED)) ^ nothing,
+        fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_DIRTY)) ^ nothing,
+    )
 
 
 def leaf_bits(fmt: PageTableFormat, protection: Protection) -> LeafBits:
     """The entry bits for a protection, computed once when an area is made."""
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
-        return LeafBits(held, held, False)
+        return LeafBits(held, held, held, False)
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
     read = fmt.leaf_bits(Attributes(flags))
     if not protection & Protection.WRITE:
-        return LeafBits(read, read, True)
-    return LeafBits(read, fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY)), True)
+        return LeafBits(read, read, read, True)
+    write = fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY))
+    return LeafBits(read, write, fmt.clean(write), True)

@@ -38,6 +38,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         "program": process.program.path.decode("utf-8", "backslashreplace"),
         "isa": machine.abi.isa,
         "page_table_format": machine.format.name,
+        "page_size": page,
         "exit_status": ended.status if ended is not None else None,
         "faults": {event.name.removeprefix("FAULT_").lower(): n[event] for event in _FAULTS},
         "file_pages_mapped_around": n[Event.FILE_AROUND],
@@ -50,6 +51,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         "writable_executable_areas": n[Event.WRITABLE_EXECUTABLE],
         "copied_pages": n[Event.COPIED_PAGES],
         "zeroed_pages": n[Event.ZEROED_PAGES],
+        "pages_written_back": n[Event.WRITTEN_BACK],
         "flushes": {
             "single_page": n[Event.FLUSH_PAGE],
             "full": n[Event.FLUSH_ALL],
@@ -82,6 +84,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
     table.add_column("value", justify="right")
     calls = statistics["system_calls"]
     rows: list[tuple[str, object]] = [
+        ("page size, KiB", statistics["page_size"] >> 10),
         *((f"faults: {name.replace('_', ' ')}", count) for name, count in statistics["faults"].items()),
         ("file pages mapped around faults", statistics["file_pages_mapped_around"]),
         *((f"pages: {name}", count) for name, count in statistics["pages"]["by_state"].items()),
@@ -90,6 +93,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         ("writable and executable areas", statistics["writable_executable_areas"]),
         ("pages copied", statistics["copied_pages"]),
         ("used frames cleared", statistics["zeroed_pages"]),
+        ("pages written back", statistics["pages_written_back"]),
         *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

@@ -1,7 +1,7 @@
-/* maps: what Linux answers to mmap, munmap, mprotect, mremap, madvise, msync, mincore and brk, in a table
- * of question and answer. Contents are checked too: what a call leaves behind matters more than what it
- * returns. The questions are those whose answer is the same on every kernel since 5.14, with any file
- * system and any user. */
+/* maps [FILE]: what Linux answers to mmap, munmap, mprotect, mremap, madvise, msync, mincore and brk, in a
+ * table of question and answer, and with FILE what becomes of a file's pages when it is cut and grows.
+ * Contents are checked too: what a call leaves behind matters more than what it returns. The questions are
+ * those whose answer is the same on every kernel since 5.14, with any file system and any user. */
 #include "aether.h"
 
 #define ANON (MAP_PRIVATE | MAP_ANONYMOUS)
@@ -454,8 +454,54 @@ static void about_brk(void) {
     holds("  and nothing is left", !loads((char *)page));
 }
 
+static int ends_by_bus(const char *at) { return streq(touching(code_load, at), "SIGBUS"); }
+
+/* How many bytes of 'a' + 0, 'b' and so on, page by page, stand at `at` before the first that differs. */
+static u64 filled_bytes(const char *at, u64 most) {
+    u64 n = 0;
+    while (n < most && at[n] == (char)('a' + n / PAGE)) n++;
+    return n;
+}
+
+static void about_ends_of_files(const char *path) {
+    section("the end of a file");
+    int fd = (int)open(path, O_RDWR | O_CREAT);
+    if (fd < 0) FAIL("%s: %s", path, answer(fd));
+    fresh(0);
+    row("a new size of 3 pages", (SYSCALL(ftruncate, fd, 0), SYSCALL(ftruncate, fd, 3 * PAGE)));
+    char *shared = map_at(AT(8), 4, RW, MAP_SHARED, fd), *private = map_at(AT(20), 4, RW, MAP_PRIVATE, fd);
+    for (u64 i = 0; i < 3; i++) memset(shared + i * PAGE, 'a' + (int)i, PAGE);
+    private[PAGE - 1] = private[3 * PAGE - 1] = 'p';
+    holds("all of it is there, and nothing behind it", filled_bytes(shared, 3 * PAGE) == 3 * PAGE &&
+                                                           ends_by_bus(shared + 3 * PAGE) &&
+                                                           ends_by_bus(private + 3 * PAGE));
+    row("cut to 1 page and 100 bytes", SYSCALL(ftruncate, fd, PAGE + 100));
+    holds("  these are there", filled_bytes(shared, PAGE + 100) == PAGE + 100);
+    holds("  the rest of their page is zero", is_filled(shared + PAGE + 100, 0, PAGE - 100));
+    holds("  the page behind it is gone", ends_by_bus(shared + 2 * PAGE));
+    holds("  so is a private copy of it", ends_by_bus(private + 2 * PAGE));
+    holds("  but not one of what is left", private[PAGE - 1] == 'p' && private[PAGE - 2] == 'a');
+    holds("  a private page sees the cut", private[PAGE + 99] == 'b' && private[PAGE + 100] == 0);
+    row("a store into the rest of the page", stores(shared + 2 * PAGE - 8) ? 0 : -EFAULT);
+    holds("  does not make the file longer", SYSCALL(lseek, fd, 0, 2) == (i64)PAGE + 100);
+    row("cut to 10 bytes", SYSCALL(ftruncate, fd, 10));
+    holds("  a page of 10 bytes and zeros is left", filled_bytes(shared, PAGE) == 10 &&
+                                                        is_filled(shared + 10, 0, PAGE - 10) &&
+                                                        ends_by_bus(shared + PAGE));
+    SYSCALL(lseek, fd, PAGE - 1, 0);
+    row("a write of the page's last byte", SYSCALL(write, fd, "w", 1));
+    holds("  is in memory at once, behind zeros", shared[PAGE - 1] == 'w' &&
+                                                      filled_bytes(shared, PAGE) == 10 &&
+                                                      is_filled(shared + 10, 0, PAGE - 11));
+    row("a new size of 2 pages", SYSCALL(ftruncate, fd, 2 * PAGE));
+    holds("  the second is back, as zeros",
+          is_filled(shared + PAGE, 0, PAGE) && ends_by_bus(shared + 2 * PAGE));
+    row("cut to nothing", SYSCALL(ftruncate, fd, 0));
+    holds("  no page is left", ends_by_bus(shared) && ends_by_bus(private));
+    SYSCALL(close, fd);
+}
+
 int main(int argc, char **argv) {
-    (void)argc;
     probe_setup();
     self = open_self(argv);
     self_size = (u64)SYSCALL(lseek, self, 0, 2);
@@ -471,6 +517,7 @@ int main(int argc, char **argv) {
     about_msync();
     about_mincore();
     about_brk();
+    if (argc > 1) about_ends_of_files(argv[1]);
     if (broken) FAIL("something does not hold");
     return 0;
 }

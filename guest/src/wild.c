@@ -145,7 +145,7 @@ int main(int argc, char **argv) {
         const char *name;
         char *pointer;
     } columns[] = {{"null", NULL},
-                   {"kernel", (char *)KERNEL_HALF + 0x1000},
+                   {"kernel", (char *)KERNEL_HALF + 0x10000},
                    {"beyond", (char *)(1UL << 56)},
                    {"last", (char *)-8L},
                    {"hole", hole + 64},

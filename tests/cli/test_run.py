@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, start
-from tests.linux.crafted import OPEN_ARGUMENT, OPENED, READ_STDIN, crafted
+from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, one_line, start
+from tests.guests.running import TARGETS, Target
+from tests.linux.crafted import CODE, OPEN_ARGUMENT, OPENED, READ_STDIN, Header, crafted
 
 _HELLO = "hello, world\nargc = {}\n"
 
@@ -191,19 +192,68 @@ def test_a_configuration_file_counts_and_an_option_counts_more(tmp_path: Path) -
     assert ram("--ram", "7M") == 7 << 20
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_statistics_are_the_same_on_every_run_with_one_seed(tmp_path: Path, isa: str) -> None:
-    def report(seed: int) -> dict[str, object]:
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_output_and_statistics_are_the_same_on_every_run_with_one_seed(
+    tmp_path: Path, target: Target
+) -> None:
+    def run(seed: int) -> tuple[bytes, str]:
         path = tmp_path / "stats.json"
-        program = PROGRAMS / isa / "tour"
-        result = aether("run", "--seed", str(seed), "--stats-json", path, program, cwd=tmp_path)
+        options = ("--seed", str(seed), "--granule", str(target.page_size), "--stats-json", str(path))
+        result = aether("run", *options, PROGRAMS / target.isa / "clock", "raw", cwd=tmp_path)
         assert result.returncode == 0, result.stderr
-        data = json.loads(path.read_text())
-        assert isinstance(data, dict)
-        assert data.pop("wall_seconds") > 0
-        return data
+        report, wall = path.read_text().split('"wall_seconds"')
+        assert float(wall.strip(": }\n")) > 0
+        return result.stdout, report
 
-    assert report(1) == report(1)
+    assert run(1) == run(1)
+    assert run(1)[0] != run(2)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("4K", 4096), ("16K", 16384), ("16384", 16384), ("64k", 65536), ("64KiB", 65536)]
+)
+def test_granule_is_the_page_size_of_an_arm64_machine(tmp_path: Path, text: str, size: int) -> None:
+    report = tmp_path / "stats.json"
+    result = aether("run", "--granule", text, "--stats-json", report, PROGRAMS / "arm64" / "hello")
+    assert (result.stdout.decode(), result.returncode, result.stderr) == (_HELLO.format(1), 0, b"")
+    assert json.loads(report.read_text())["page_size"] == size
+
+
+def test_granule_counts_more_than_the_configuration_file(tmp_path: Path) -> None:
+    config, report = tmp_path / "c.toml", tmp_path / "stats.json"
+    config.write_text('page_size = "16K"\n')
+    for options, size in ((("--granule", "64K"), 65536), ((), 16384)):
+        program = PROGRAMS / "arm64" / "hello"
+        result = aether("run", "--config", config, "--stats-json", report, *options, program)
+        assert result.returncode == 0, result.stderr
+        assert json.loads(report.read_text())["page_size"] == size
+
+
+@pytest.mark.parametrize("text", ["8K", "32K", "4X", "0", "", "-4096", "4096.0", "2M"])
+def test_a_granule_that_no_machine_has_is_one_line(text: str) -> None:
+    one_line(aether("run", f"--granule={text}", PROGRAMS / "arm64" / "hello"), 2, ["page_size"])
+
+
+@pytest.mark.parametrize("text", ["16K", "64K"])
+def test_a_granule_that_x86_64_does_not_have_is_one_line(text: str) -> None:
+    words = one_line(aether("run", "--granule", text, PROGRAMS / "x86_64" / "hello"), 2, ["page_size"])
+    assert "4096 on x86_64" in words
+    assert aether("run", "--granule", "4K", PROGRAMS / "x86_64" / "hello").returncode == 0
+
+
+@pytest.mark.parametrize("text", ["16K", "64K"])
+def test_a_program_that_was_laid_out_for_smaller_pages_is_one_line(tmp_path: Path, text: str) -> None:
+    """Linked for 4 KiB alone; then with code and data in one page of the larger kind."""
+    code = Header(address=0x401000)
+    unaligned = crafted([code], isa="arm64", entry=0x401000 + CODE)
+    shared = crafted(
+        [code.but(address=0x400000), Header(flags=6, offset=0x1000, address=0x401000)], isa="arm64"
+    )
+    for content, words in ((unaligned, "not aligned to pages"), (shared + shared, "different permissions")):
+        (tmp_path / "p").write_bytes(content)
+        said = one_line(aether("run", "--granule", text, "p", cwd=tmp_path), 126, [words])
+        assert f"of {text} (see --granule)" in said
+        assert aether("run", "p", cwd=tmp_path).returncode == 7
 
 
 def test_stats_are_a_table_on_stderr() -> None:

@@ -8,11 +8,28 @@ from pathlib import Path
 
 from aether_emu.config import Config
 from aether_emu.linux.process import Ended
+from aether_emu.linux.vfs.mounts import Bind
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.system import Grants, Machine
 
 GUEST = Path(__file__).parents[2] / "guest"
 ISAS = ("x86_64", "arm64")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of machine: an ISA with one size of pages, in bytes."""
+
+    isa: str
+    page_size: int
+
+    def __str__(self) -> str:
+        return self.isa if self.isa == "x86_64" else f"{self.isa}-{self.page_size >> 10}K"
+
+
+TARGETS = (Target("x86_64", 4096), *(Target("arm64", size) for size in (4096, 16384, 65536)))
+"""Parametrise over them with `ids=str`."""
+LARGE_PAGES = TARGETS[2:]
 
 
 @dataclass(frozen=True)
@@ -23,23 +40,24 @@ class Ran:
     output: str
 
 
-def program(arch: str, name: str) -> Path:
+def program(isa: str, name: str) -> Path:
     """Where a guest program lies."""
-    return GUEST / "bin" / arch / name
+    return GUEST / "bin" / isa / name
 
 
-def expected(arch: str, name: str) -> str:
-    """What the program prints under real Linux on that ISA."""
-    own = GUEST / "expected" / arch / f"{name}.txt"
+def expected(isa: str, name: str) -> str:
+    """What the program prints under real Linux on that ISA, whatever the size of its pages."""
+    own = GUEST / "expected" / isa / f"{name}.txt"
     return (own if own.exists() else GUEST / "expected" / f"{name}.txt").read_text()
 
 
 def run_guest(
-    arch: str,
+    target: Target,
     *argv: str,
     cwd: Path,
     before: Callable[[Machine], None] = lambda _machine: None,
     live_state: bool = True,
+    writable: bool = False,
     **options: object,
 ) -> Ran:
     """Run `argv[0]` of guest/bin in the host folder `cwd`. Raises LeakError when a frame is left.
@@ -47,10 +65,11 @@ def run_guest(
     `before` sees the machine with the program loaded; `options` are those of `Config`.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    machine = Machine(arch, config=Config.load(overrides=options), live_state=live_state)
+    config = Config.load(overrides={"page_size": target.page_size, **options})
+    machine = Machine(target.isa, config=config, live_state=live_state)
+    grants = Grants(cwd=cwd, binds=[Bind(cwd, str(cwd), writable=True)] if writable else [])
     try:
-        path = program(arch, argv[0])
-        machine.load(path, list(argv), streams=streams, grants=Grants(cwd=cwd))
+        machine.load(program(target.isa, argv[0]), list(argv), streams=streams, grants=grants)
         before(machine)
         ended = machine.run()
     finally:

@@ -13,6 +13,7 @@ from aether_emu.errors import ProgramError
 from aether_emu.linux import loader
 from aether_emu.linux.vfs.streams import BufferStream
 from aether_emu.system import Grants, Machine
+from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
 from tests.linux.crafted import (
     CODE,
     EXECUTE,
@@ -32,17 +33,20 @@ _SAMPLE, _SWEEP = 150, 10_000
 _TOP = 1 << 64
 _WORDS = (0, 1, 0xFFF, 1 << 31, 1 << 32, (1 << 47) - 4096, 1 << 47, 1 << 48, 1 << 63, _TOP - 1, _TOP - 4096)
 _HEADERS = 64 + 56 * 6
+X86_64, SMALL_PAGES = TARGETS[0], TARGETS[:2]
+
+every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
 
 
-def _outcome(tmp_path: Path, content: bytes, isa: str, **options: object) -> str:
+def _outcome(tmp_path: Path, content: bytes, target: Target, **options: object) -> str:
     (tmp_path / "p").write_bytes(content)
-    return outcome(tmp_path / "p", isa, options=options)
+    return outcome(tmp_path / "p", target.isa, options={"page_size": target.page_size, **options})
 
 
-def _mutated(seed: int) -> tuple[str, bytes]:
+def _mutated(seed: int) -> tuple[Target, bytes]:
     """A guest program cut off, with flipped bits, or with bytes or words of its headers replaced."""
-    programs = [(isa, path) for isa in ISAS for path in sorted((PROGRAMS / isa).iterdir())]
-    isa, path = programs[seed % len(programs)]
+    programs = [(t, path) for t in TARGETS for path in sorted((PROGRAMS / t.isa).iterdir())]
+    target, path = programs[seed % len(programs)]
     chance, content = random.Random(seed), bytearray(path.read_bytes())
     match chance.randrange(4):
         case 0:
@@ -55,17 +59,17 @@ def _mutated(seed: int) -> tuple[str, bytes]:
                 content[chance.randrange(_HEADERS)] = chance.randrange(256)
         case _:
             struct.pack_into("<Q", content, 8 * chance.randrange(_HEADERS // 8), chance.choice(_WORDS))
-    return isa, bytes(content)
+    return target, bytes(content)
 
 
 def _survives(tmp_path: Path, seeds: range) -> set[str]:
     kinds = set()
     for seed in seeds:
-        isa, content = _mutated(seed)
+        target, content = _mutated(seed)
         try:
-            kinds.add(_outcome(tmp_path, content, isa).split(" ")[0])
+            kinds.add(_outcome(tmp_path, content, target).split(" ")[0])
         except Exception as error:
-            raise AssertionError(f"mutation {seed} of {isa}: {error!r}") from error
+            raise AssertionError(f"mutation {seed} for {target}: {error!r}") from error
     return kinds
 
 
@@ -83,7 +87,7 @@ _PLACES = {
     "memory of 1 TiB": (Header(memory_size=1 << 40), "exit 7", "exit 7"),
     "memory of 64 TiB": (Header(memory_size=1 << 46), "exit 7", "exit 7"),
     "at 0": (Header(address=0), "refused", "exit 7"),
-    "below user_base": (Header(address=0xF000), "refused", "exit 7"),
+    "below user_base": (Header(address=0x10000 - 1), "refused", "exit 7"),  # a page below
     "at user_base": (Header(address=0x10000), "exit 7", "exit 7"),
     "alignment 1 GiB": (Header(align=1 << 30), "exit 7", "exit 7"),
     "alignment 0": (Header(align=0), "exit 7", "exit 7"),
@@ -94,66 +98,131 @@ _PLACES = {
 }
 
 
-@pytest.mark.parametrize("isa", ISAS)
+@every_target
 @pytest.mark.parametrize("name", _PLACES)
-def test_a_strange_segment(tmp_path: Path, isa: str, name: str) -> None:
+def test_a_strange_segment(tmp_path: Path, target: Target, name: str) -> None:
     header, fixed, independent = _PLACES[name]
+    header = header.but(address=header.address & -target.page_size)
     entry = header.address + CODE
-    assert _outcome(tmp_path, crafted([header], isa=isa, entry=entry), isa).startswith(
-        fixed if not fixed.startswith("refused") else f"refused: {tmp_path}/p: a segment lies outside"
-    )
-    assert _outcome(tmp_path, crafted([header], isa=isa, entry=entry, kind=3), isa).startswith(independent)
+    if fixed == "refused":
+        fixed = f"refused: {tmp_path}/p: a segment lies outside"
+    content = crafted([header], isa=target.isa, entry=entry)
+    assert _outcome(tmp_path, content, target).startswith(fixed)
+    content = crafted([header], isa=target.isa, entry=entry, kind=3)
+    assert _outcome(tmp_path, content, target).startswith(independent)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("below", [0x1000, 0x4000, 132 << 10])
-def test_a_segment_where_the_stack_goes(tmp_path: Path, isa: str, below: int) -> None:
-    header = Header(address=_END[isa] - below)
-    content = crafted([header], isa=isa, entry=header.address + CODE)
-    assert "where the stack goes" in _outcome(tmp_path, content, isa, aslr=False)
-    under = header.but(address=_END[isa] - (132 << 10) - 0x1000)
-    content = crafted([under], isa=isa, entry=under.address + CODE)
-    assert _outcome(tmp_path, content, isa, aslr=False) == "exit 7"
+@every_target
+def test_a_segment_where_the_stack_goes(tmp_path: Path, target: Target) -> None:
+    """The stack begins with room for 132 KiB, in whole pages."""
+    page, end = target.page_size, _END[target.isa]
+    lowest = end - (132 << 10) & -page
+    for address in (end - page, end - 2 * page, lowest):
+        content = crafted([Header(address=address)], isa=target.isa, entry=address + CODE)
+        assert "where the stack goes" in _outcome(tmp_path, content, target, aslr=False)
+    content = crafted([Header(address=lowest - page)], isa=target.isa, entry=lowest - page + CODE)
+    assert _outcome(tmp_path, content, target, aslr=False) == "exit 7"
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_segment_that_replaces_all_of_another(tmp_path: Path, isa: str) -> None:
+@pytest.mark.parametrize("target", SMALL_PAGES, ids=str)
+def test_a_segment_that_replaces_all_of_another(tmp_path: Path, target: Target) -> None:
     """Two segments in one page: the later decides for all of it (MAP_FIXED in Linux's elf_map)."""
     first = Header(flags=READ | WRITE, file_size=0x100, memory_size=0x100)
     second = Header(offset=CODE, address=0x400000 + CODE, file_size=0x100, memory_size=0x100)
-    assert _outcome(tmp_path, crafted([first, second], isa=isa), isa) == "exit 7"
+    assert _outcome(tmp_path, crafted([first, second], isa=target.isa), target) == "exit 7"
     first, second = first.but(flags=READ | EXECUTE), second.but(flags=READ | WRITE)
-    assert _outcome(tmp_path, crafted([first, second], isa=isa), isa) == "signal 11"
+    assert _outcome(tmp_path, crafted([first, second], isa=target.isa), target) == "signal 11"
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("entry", [0, 0x3FF000, 0x401000, 1 << 47, 1 << 63, 0xFFFF_8000_0000_0000, _TOP - 1])
-def test_an_entry_outside_the_program_kills_it(tmp_path: Path, isa: str, entry: int) -> None:
-    assert _outcome(tmp_path, crafted(isa=isa, entry=entry), isa) == "signal 11"
+@pytest.mark.parametrize("target", LARGE_PAGES, ids=str)
+@pytest.mark.parametrize(
+    ("low", "high", "ends"),
+    [
+        (READ | EXECUTE, READ | EXECUTE, "exit 7"),
+        (READ, READ | EXECUTE, "exit 7"),  # what a linker makes of constants and code: 16K Linux runs it
+        (READ | WRITE, READ | EXECUTE, "permissions"),
+        (READ | EXECUTE, READ | WRITE, "permissions"),
+    ],
+)
+def test_segments_laid_out_for_smaller_pages_share_one_only_if_the_later_gives_what_both_need(
+    tmp_path: Path, target: Target, low: int, high: int, ends: str
+) -> None:
+    """Two segments 4 KiB apart in memory and in the file, the code in the second."""
+    first = Header(flags=low, file_size=0x1000, memory_size=0x1000)
+    second = Header(flags=high, offset=0x1000, address=0x401000)
+    file = crafted([first, second], isa=target.isa, entry=0x401000 + CODE)
+    ended = _outcome(tmp_path, file + file, target)
+    if ends == "permissions":
+        kib = target.page_size >> 10
+        words = f"two segments with different permissions share a page of {kib}K (see --granule)"
+        assert ended == f"refused: {tmp_path}/p: {words}"
+    else:
+        assert ended == ends
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_program_headers_that_claim_more_than_there_are(tmp_path: Path, isa: str) -> None:
-    assert _outcome(tmp_path, crafted(isa=isa, count=2), isa) == "exit 7"
+@pytest.mark.parametrize("target", LARGE_PAGES, ids=str)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (Header(memory_size=0x1800), Header(offset=0x2000, address=0x402000)),
+        (Header(), Header(offset=0x1000 + (64 << 10), address=0x401000)),
+    ],
+    ids=["zeros", "another place in the file"],
+)
+def test_what_the_later_segment_would_not_show_is_refused(
+    tmp_path: Path, target: Target, first: Header, second: Header
+) -> None:
+    content = crafted([first, second], isa=target.isa).ljust(128 << 10, b"\0")
+    words = f"two segments with different contents share a page of {target.page_size >> 10}K"
+    assert words in _outcome(tmp_path, content, target)
+
+
+@pytest.mark.parametrize("target", LARGE_PAGES, ids=str)
+def test_segments_that_are_not_aligned_to_the_page_in_the_file_are_refused(
+    tmp_path: Path, target: Target
+) -> None:
+    content = crafted([Header(address=0x401000)], isa=target.isa, entry=0x401000 + CODE)
+    words = f"its segments are not aligned to pages of {target.page_size >> 10}K (see --granule)"
+    assert _outcome(tmp_path, content, target) == f"refused: {tmp_path}/p: {words}"
+    assert _outcome(tmp_path, content, Target("arm64", 4096)) == "exit 7"
+
+
+@every_target
+@pytest.mark.parametrize("entry", [0, 0x3FF000, None, 1 << 47, 1 << 63, 0xFFFF_8000_0000_0000, _TOP - 4])
+def test_an_entry_outside_the_program_kills_it(tmp_path: Path, target: Target, entry: int | None) -> None:
+    entry = 0x400000 + target.page_size if entry is None else entry
+    assert _outcome(tmp_path, crafted(isa=target.isa, entry=entry), target) == "signal 11"
+
+
+@every_target
+def test_program_headers_that_claim_more_than_there_are(tmp_path: Path, target: Target) -> None:
+    assert _outcome(tmp_path, crafted(isa=target.isa, count=2), target) == "exit 7"
 
 
 def test_a_program_larger_than_the_memory_limit(tmp_path: Path) -> None:
     content = crafted([Header(memory_size=1 << 30)])
-    assert "ENOMEM" in _outcome(tmp_path, content, "x86_64", memory_limit="64M")
+    assert "ENOMEM" in _outcome(tmp_path, content, X86_64, memory_limit="64M")
     content = crafted([Header(memory_size=1 << 30)], kind=3)
-    assert "ENOMEM" in _outcome(tmp_path, content, "x86_64", memory_limit="64M")
+    assert "ENOMEM" in _outcome(tmp_path, content, X86_64, memory_limit="64M")
 
 
 def _with_interpreter(name: bytes, isa: str) -> bytes:
     return crafted([Header(), data_header(INTERP, len(name) + 1)], isa=isa, data=name + b"\0")
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_the_interpreter_starts_in_the_programs_place(tmp_path: Path, isa: str) -> None:
-    (tmp_path / "ld.so").write_bytes(crafted(isa=isa, kind=3))
-    content = _with_interpreter(bytes(tmp_path / "ld.so"), isa)
+@every_target
+def test_the_interpreter_starts_in_the_programs_place(tmp_path: Path, target: Target) -> None:
+    (tmp_path / "ld.so").write_bytes(crafted(isa=target.isa, kind=3))
+    content = _with_interpreter(bytes(tmp_path / "ld.so"), target.isa)
     damaged = content[:CODE] + bytes(16) + content[CODE + 16 :]
-    assert _outcome(tmp_path, damaged, isa) == "exit 7"
+    assert _outcome(tmp_path, damaged, target) == "exit 7"
+
+
+@pytest.mark.parametrize("target", LARGE_PAGES, ids=str)
+def test_an_interpreter_that_was_laid_out_for_smaller_pages_is_named(tmp_path: Path, target: Target) -> None:
+    (tmp_path / "ld.so").write_bytes(crafted([Header(address=0x1000)], isa=target.isa, kind=3, entry=0x1800))
+    words = _outcome(tmp_path, _with_interpreter(bytes(tmp_path / "ld.so"), target.isa), target)
+    assert words.startswith(f"refused: {tmp_path}/ld.so: its segments are not aligned to pages of")
 
 
 @pytest.mark.parametrize(
@@ -170,52 +239,53 @@ def test_the_interpreter_starts_in_the_programs_place(tmp_path: Path, isa: str) 
 )
 def test_an_interpreter_that_is_none(tmp_path: Path, name: bytes, words: str) -> None:
     (tmp_path / "text").write_text("words")
-    assert words in _outcome(tmp_path, _with_interpreter(name, "x86_64"), "x86_64")
+    assert words in _outcome(tmp_path, _with_interpreter(name, "x86_64"), X86_64)
 
 
 def test_an_interpreter_for_another_isa(tmp_path: Path) -> None:
     (tmp_path / "ld.so").write_bytes(crafted(isa="arm64", kind=3))
-    words = _outcome(tmp_path, _with_interpreter(b"ld.so", "x86_64"), "x86_64")
+    words = _outcome(tmp_path, _with_interpreter(b"ld.so", "x86_64"), X86_64)
     assert words == f"refused: {tmp_path}/p: its interpreter ld.so is for arm64"
 
 
 def test_a_program_that_is_its_own_interpreter(tmp_path: Path) -> None:
     content = bytearray(_with_interpreter(b"p", "x86_64"))
     struct.pack_into("<H", content, 16, 3)
-    assert _outcome(tmp_path, bytes(content), "x86_64") == "exit 7"
+    assert _outcome(tmp_path, bytes(content), X86_64) == "exit 7"
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_a_program_for_the_other_isa(tmp_path: Path, isa: str) -> None:
-    other = "arm64" if isa == "x86_64" else "x86_64"
-    words = _outcome(tmp_path, crafted(isa=other), isa)
-    assert words == f"refused: {tmp_path}/p: is a program for {other}, this machine is {isa}"
+@pytest.mark.parametrize("target", SMALL_PAGES, ids=str)
+def test_a_program_for_the_other_isa(tmp_path: Path, target: Target) -> None:
+    (other,) = set(ISAS) - {target.isa}
+    words = _outcome(tmp_path, crafted(isa=other), target)
+    assert words == f"refused: {tmp_path}/p: is a program for {other}, this machine is {target.isa}"
 
 
-_RAM_TRIED = [*range(2048, 2560, 4), *range(2560, 4096, 64)]  # KiB
-
-
-@pytest.mark.parametrize("isa", ISAS)
-def test_ram_that_is_too_small_ends_in_one_line_or_a_death(isa: str) -> None:
+@every_target
+def test_ram_that_is_too_small_ends_in_one_line_or_a_death(target: Target) -> None:
     """From the smallest RAM on, page by page: never another exception, and at last it works."""
-    seen = []
-    for size in _RAM_TRIED:
-        seen.append(outcome(PROGRAMS / isa / "hello", isa, options={"ram": size << 10}, blocks=100_000))
+    seen, page = [], target.page_size
+    for size in (*range(2 << 20, 2560 << 10, page), *range(2560 << 10, 4 << 20, 65536)):
+        options = {"ram": size, "page_size": page}
+        seen.append(outcome(PROGRAMS / target.isa / "hello", target.isa, options=options, blocks=100_000))
         assert seen[-1].startswith(("refused", "signal 9", "exit 0"))
     assert seen[-1] == "exit 0"
 
 
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    machine = Machine(ram="8M", aperture="4M", aslr=False, stack_limit="128K")
+@pytest.fixture(params=TARGETS, ids=str)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    target: Target = request.param
+    machine = Machine(
+        target.isa, page_size=target.page_size, ram="8M", aperture="4M", aslr=False, stack_limit="128K"
+    )
     yield machine
     machine.close()
 
 
 def _load(machine: Machine, argv: list[str], env: dict[str, str] | None = None) -> None:
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    program = PROGRAMS / "x86_64" / "hello"
-    machine.load(program, argv, env=env, grants=Grants(cwd=program.parent), streams=streams)
+    path = program(machine.abi.isa, "hello")
+    machine.load(path, argv, env=env, grants=Grants(cwd=path.parent), streams=streams)
 
 
 @pytest.mark.parametrize("environment", [False, True])
@@ -246,7 +316,7 @@ def test_the_initial_stack_holds_what_execve_promises(machine: Machine) -> None:
         return int.from_bytes(cpu.copy_from_user(at, 8), "little")
 
     def text(at: int) -> bytes:
-        return cpu.copy_from_user(at, min(64, _END["x86_64"] - at)).split(b"\0")[0]
+        return cpu.copy_from_user(at, min(64, _END[machine.abi.isa] - at)).split(b"\0")[0]
 
     assert word(sp) == 4
     assert [text(word(sp + 8 + 8 * i)) for i in range(4)] == [b"hello", b"", b"two words", b"\xff"]
@@ -257,26 +327,27 @@ def test_the_initial_stack_holds_what_execve_promises(machine: Machine) -> None:
     assert vector == process.program.auxiliary
     auxiliary = dict(struct.iter_unpack("<QQ", vector))
     assert vector[-16:] == bytes(16), "AT_NULL is the last"
-    assert auxiliary[loader.AT_PAGESZ] == 4096
+    assert auxiliary[loader.AT_PAGESZ] == machine.config.page_size
     assert auxiliary[loader.AT_ENTRY] == process.program.entry == cpu.pc
     assert auxiliary[loader.AT_UID] == auxiliary[loader.AT_EUID] == machine.config.uid
     assert auxiliary[loader.AT_SECURE] == auxiliary[loader.AT_BASE] == 0
-    assert text(auxiliary[loader.AT_EXECFN]) == bytes(PROGRAMS / "x86_64" / "hello")
-    assert text(auxiliary[loader.AT_PLATFORM]) == b"x86_64"
+    assert text(auxiliary[loader.AT_EXECFN]) == bytes(program(machine.abi.isa, "hello"))
+    assert text(auxiliary[loader.AT_PLATFORM]) == machine.abi.machine.encode()
     headers = cpu.copy_from_user(auxiliary[loader.AT_PHDR], auxiliary[loader.AT_PHNUM] * 56)
-    content = (PROGRAMS / "x86_64" / "hello").read_bytes()
+    content = program(machine.abi.isa, "hello").read_bytes()
     assert headers == content[64 : 64 + len(headers)]
     chance = cpu.copy_from_user(auxiliary[loader.AT_RANDOM], 16)
     assert chance != bytes(16)
 
 
-def test_the_file_reaches_the_guest_byte_for_byte(tmp_path: Path) -> None:
+@every_target
+def test_the_file_reaches_the_guest_byte_for_byte(tmp_path: Path, target: Target) -> None:
     """Segments show the file; what follows the file's bytes in the last page is zero."""
     data = bytes(range(1, 256)) * 8
     header = Header(flags=READ | WRITE | EXECUTE, file_size=0xC00, memory_size=0x2000)
-    (tmp_path / "p").write_bytes(crafted([header], data=data[:0x6F0]))
+    (tmp_path / "p").write_bytes(crafted([header], isa=target.isa, data=data[:0x6F0]))
     content = (tmp_path / "p").read_bytes()
-    machine = Machine(ram="8M", aperture="4M")
+    machine = Machine(target.isa, page_size=target.page_size, ram="8M", aperture="4M")
     try:
         machine.load(tmp_path / "p", grants=Grants(cwd=tmp_path))
         assert machine.cpu.copy_from_user(0x400000, 0x2000) == content[:0xC00] + bytes(0x1400)

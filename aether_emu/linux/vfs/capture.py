@@ -248,7 +248,7 @@ class _Restoring:
             ) as place:
                 if described["kind"] == TextFile.kind:
                     stat, fs = self._namespace.stat(place), self._namespace.statfs(place.mount)
-                    return TextFile(path, described["content"], stat, fs)
+                    return TextFile(path, described["content"], stat, fs, self._namespace)
                 file = opening.open_place(self._namespace, place, described["flags"])
         except Refused as refusal:
             raise CaptureError(

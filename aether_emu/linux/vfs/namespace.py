@@ -50,7 +50,7 @@ class Namespace:
     """The tree. Everything in it is shown as owned by `uid` and `gid`; synthetic nodes are root's.
 
     `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
-    `memory_limit` bounds, in bytes, what all memory files together may hold of the host's memory.
+    `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory.
     Raises ConfigError for a grant that can't be made.
     """
 

@@ -14,7 +14,16 @@ from aether_emu.linux.vfs.host_file import HostFile
 from aether_emu.linux.vfs.namespace import Namespace
 from aether_emu.linux.vfs.open_file import OpenFile
 from aether_emu.linux.vfs.place import Entry, Place, text
-from aether_emu.linux.vfs.synthetic import Device, DeviceFile, Directory, Opened, Text, TextFile
+from aether_emu.linux.vfs.synthetic import (
+    Control,
+    ControlFile,
+    Device,
+    DeviceFile,
+    Directory,
+    Opened,
+    Text,
+    TextFile,
+)
 
 _CREATABLE_MODE = 0o1777
 """Never set-user-id or set-group-id: on the host they would lend out the identity that we run under."""
@@ -109,10 +118,12 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)
     if isinstance(node, Device):
         return DeviceFile(path, node, flags, stat, fs)
+    if isinstance(node, Control):
+        return ControlFile(path, node, fl.O_WRONLY, stat, fs).reopen(flags)
     assert isinstance(node, Text) and not isinstance(node, Directory)
     if wants_write(flags):
         raise Refused(errno.EACCES, f"{path!r} is read-only")
-    return TextFile(path, node.provide(), stat, fs)
+    return TextFile(path, node.provide(), stat, fs, namespace)
 
 
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:

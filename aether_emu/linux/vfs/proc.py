@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from aether_emu.linux.vfs.open_file import OpenFile
-from aether_emu.linux.vfs.synthetic import Directory, Link, Node, Text
+from aether_emu.linux.vfs.synthetic import Control, Directory, Link, Node, Text
 
 _LINKS = frozenset({b"exe", b"cwd", b"root"})
 
@@ -16,8 +16,8 @@ class ProcSource(Protocol):
     """What is behind /proc for one process.
 
     `texts` maps paths below /proc to providers, called when the file is opened: "meminfo", "self/maps",
-    "sys/vm/overcommit_memory", "17/stat" for another process. What begins with "self/" is this process's;
-    its "exe" is a link to the guest path that the provider returns.
+    "sys/vm/overcommit_memory", "17/stat" for another process; or to a control, for what is written. What
+    begins with "self/" is this process's; its "exe" is a link to the guest path that the provider returns.
     """
 
     @property
@@ -25,8 +25,8 @@ class ProcSource(Protocol):
         """The process's number."""
 
     @property
-    def texts(self) -> Mapping[str, Callable[[], bytes]]:
-        """Providers by path."""
+    def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
+        """Providers and controls by path."""
 
 
 class Viewer(Protocol):
@@ -57,7 +57,10 @@ def proc_tree(viewer: Viewer | None) -> Directory:
         first, *rest = name.encode().split(b"/")
         parts = [pid if first == b"self" else first, *rest]
         is_link = len(parts) == 2 and parts[1] in _LINKS
-        _plant(tree, parts, Link(provide) if is_link else Text(provide))
+        if isinstance(provide, Control):
+            _plant(tree, parts, provide)
+        else:
+            _plant(tree, parts, Link(provide) if is_link else Text(provide))
     _plant(tree, [pid, b"fd"], Directory(lambda: _descriptors(viewer), modes.S_IFDIR | 0o500))
     return _directory(tree)
 

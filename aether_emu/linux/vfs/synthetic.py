@@ -7,6 +7,7 @@ import os
 import stat as modes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.vfs import flags as fl
@@ -28,6 +29,17 @@ class Text:
 
     provide: Callable[[], bytes]
     mode: int = modes.S_IFREG | 0o444
+
+
+@dataclass(frozen=True)
+class Control:
+    """A file that does something when it is written, and that nobody reads. Its size shows as 0.
+
+    `accept` gets what one write(2) brings; it returns how many bytes of that it took, or raises Refused.
+    """
+
+    accept: Callable[[bytes], int]
+    mode: int = modes.S_IFREG | 0o200
 
 
 @dataclass(frozen=True)
@@ -61,17 +73,31 @@ class Opened:
         return self.file.stat().mode
 
 
-Node = Directory | Text | Link | Device | Opened
+Node = Directory | Text | Control | Link | Device | Opened
+
+
+class Account(Protocol):
+    """What open texts take of the host's memory, in bytes."""
+
+    memory_limit: int
+    memory_used: int
 
 
 class TextFile(Seekable):
-    """An open `Text`: the contents it had at opening."""
+    """An open `Text`: the contents it had at opening. Refused(ENOMEM) when `account` has no room for them."""
 
     kind = "text"
 
-    def __init__(self, path: bytes, content: bytes, stat: Stat, fs: StatFs) -> None:
+    def __init__(self, path: bytes, content: bytes, stat: Stat, fs: StatFs, account: Account) -> None:
+        if account.memory_used + len(content) > account.memory_limit:
+            raise Refused(errno.ENOMEM, f"open files may hold {account.memory_limit} bytes of memory in all")
         super().__init__(fl.O_RDONLY, stat)
-        self.path, self.content, self._fs = path, content, fs
+        self.path, self.content, self._fs, self._account = path, content, fs, account
+        account.memory_used += len(content)
+
+    def release(self) -> None:
+        """See `OpenFile.release`."""
+        self._account.memory_used -= len(self.content)
 
     def pread(self, count: int, offset: int) -> bytes:
         """See `OpenFile.pread`."""
@@ -99,11 +125,55 @@ class TextFile(Seekable):
         """The same contents from their beginning."""
         if flags & (fl.O_ACCMODE | fl.O_TRUNC):
             raise Refused(errno.EACCES, f"{self.path!r} is read-only")
-        return TextFile(self.path, self.content, self._stat, self._fs)
+        return TextFile(self.path, self.content, self._stat, self._fs, self._account)
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
         return {"path": self.path, "content": self.content}
+
+
+class ControlFile(OpenFile):
+    """An open `Control`. Its position is always 0 (Linux `noop_llseek`)."""
+
+    kind = "control"
+    seekable = True
+
+    def __init__(self, path: bytes, control: Control, flags: int, stat: Stat, fs: StatFs) -> None:
+        super().__init__(flags, stat)
+        self.path, self._control, self._fs = path, control, fs
+
+    def write(self, data: bytes) -> int:
+        """See `OpenFile.write`."""
+        return self._control.accept(data)
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """As `write`, wherever the offset is."""
+        return self._control.accept(data)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Always 0."""
+        return 0
+
+    def truncate(self, size: int) -> None:
+        """See `OpenFile.truncate`: there is nothing to cut off, and Linux says nothing about that."""
+
+    def statfs(self) -> StatFs:
+        """See `OpenFile.statfs`."""
+        return self._fs
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return self.path
+
+    def reopen(self, flags: int) -> OpenFile:
+        """See `OpenFile.reopen`. Raises Refused(EACCES) for reading."""
+        if flags & fl.O_ACCMODE != fl.O_WRONLY:
+            raise Refused(errno.EACCES, f"{self.path!r} is write-only")
+        return ControlFile(self.path, self._control, flags, self._stat, self._fs)
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"path": self.path}
 
 
 class DeviceFile(OpenFile):
