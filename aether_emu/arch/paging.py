@@ -80,7 +80,7 @@ class HeldKind(Enum):
     MIGRATION = 2
     POISON = 3
     USERFAULT = 4
-    NO_ACCESS = 5  # the page is resident, its area permits nothing (PROT_NONE); value is its frame number
+    NO_ACCESS = 5  # resident, but its area permits nothing (PROT_NONE); value: frame number, notes above it
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
+from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.machine.aperture import Aperture
 from aether_emu.machine.ram import Ram
+from aether_emu.machine.unicorn_arm64 import ArmCpu
 from aether_emu.machine.unicorn_x86 import X86Cpu
 from aether_emu.mm.address_space import AddressSpace, Limits
 from aether_emu.mm.backing import FileBacking, FileTable, SharedMemory
@@ -28,11 +31,35 @@ from aether_emu.mm.frames import FrameTable, Kind
 from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.page import PageTable
 from aether_emu.mm.physical import Physical
+from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
+from tests.mm.invented_format import InventedFormat
 from tests.mm.reference_cpu import ReferenceCpu
 
 RAM_BASE = 1 << 30
-KERNEL_BASE = 0xFFFF_8000_0000_0000
 MIB = 1 << 20
+FRAMES = 4096  # of RAM, unless a test says otherwise
+
+ENGINES: dict[str, PageTableFormat] = {
+    "x86_64": X86Format(),
+    "arm64-4K": ArmFormat(4 << 10),
+    "arm64-16K": ArmFormat(16 << 10),
+    "arm64-64K": ArmFormat(64 << 10),
+}
+"""The formats that a CPU executes with."""
+
+FORMATS: dict[str, PageTableFormat] = ENGINES | {"invented": InventedFormat()}
+
+
+def kernel_base(fmt: PageTableFormat) -> int:
+    """The lowest address that the supervisor's half can begin at."""
+    return (1 << 64) - (1 << fmt.virtual_bits - 1)
+
+
+def user_end(fmt: PageTableFormat) -> int:
+    """Where the user's half ends: all of its own root's, or half of a root that is shared, less a page."""
+    if isinstance(fmt, ArmFormat):
+        return 1 << fmt.virtual_bits
+    return (1 << fmt.virtual_bits - 1) - fmt.page_size
 
 
 class WatchedBuddy(Buddy):
@@ -74,24 +101,28 @@ class GrantedFile:
 
 
 class Board:
-    """The machine. With `execute` set, and `fmt` x86_64's, the CPU is Unicorn's; else the reference CPU."""
+    """The machine. With `execute` set the CPU is Unicorn's of the format's ISA; else the reference CPU."""
 
     def __init__(
         self,
         fmt: PageTableFormat,
         *,
-        ram: int = 16 * MIB,
+        ram: int | None = None,
         aperture: int = 8 * MIB,
         cpus: int = 1,
         execute: bool = False,
         flush_ceiling: int = 8,
     ) -> None:
         self.format = fmt
+        ram = FRAMES * fmt.page_size if ram is None else ram
         self.ram = Ram(RAM_BASE, ram, fmt.page_size)
         self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, fmt.page_size)
         self.frames = FrameTable(RAM_BASE, self.aperture.base + aperture - RAM_BASE, fmt.page_shift)
         self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)])
         self.execute = execute
+        self.instructions: Instructions = (
+            ArmInstructions() if isinstance(fmt, ArmFormat) else X86Instructions()
+        )
         self.cpus: list[Any] = [self._new_cpu() for _ in range(cpus)]
         self.physical = Physical(
             self.ram, self.aperture, self.frames, self.buddy, self.cpus, flush_ceiling=flush_ceiling
@@ -102,20 +133,29 @@ class Board:
         self.outcome: Outcome | None = None
         if execute:
             cpu = self.cpus[0]
-            self.kernel = KernelHalf(self.physical, fmt, KERNEL_BASE, cpu.text_page(), cpu.data_page)
+            self.kernel = KernelHalf(self.physical, fmt, kernel_base(fmt), cpu.text_page(), cpu.data_page)
             cpu.boot(self.kernel.table.root, *self.kernel.pages)
         else:
             self.buddy.reachable = self._reachable
 
-    def _new_cpu(self) -> ReferenceCpu | X86Cpu:
+    def _new_cpu(self) -> ReferenceCpu | X86Cpu | ArmCpu:
+        fmt, ram, aperture = self.format, self.ram, self.aperture
         if not self.execute:
-            return ReferenceCpu(self.format, self.ram, self.aperture)
-        ram, aperture = self.ram, self.aperture
+            return ReferenceCpu(fmt, ram, aperture)
         ranges = [
             (ram.base, ram.host_address, ram.size),
             (aperture.base, aperture.host_address, aperture.size),
         ]
-        return X86Cpu(ranges, time_stamp=lambda: 0, random=lambda: 0)
+        if not isinstance(fmt, ArmFormat):
+            return X86Cpu(ranges, time_stamp=lambda: 0, random=lambda: 0)
+        return ArmCpu(
+            ranges,
+            time_stamp=lambda: 0,
+            frequency=1,
+            random=lambda: 0,
+            granule=fmt.page_size,
+            virtual_bits=fmt.virtual_bits,
+        )
 
     def _reachable(self, physical: int) -> str:
         pending = self.physical.tlb.pending
@@ -124,15 +164,16 @@ class Board:
 
     @property
     def cpu(self) -> Any:
-        """The CPU that runs: a ReferenceCpu, or an X86Cpu when this board executes."""
+        """The CPU that runs: a ReferenceCpu, or the engine's when this board executes."""
         return self.cpus[self.physical.tlb.running]
 
     def space(self, **limits: Any) -> AddressSpace:
         """A new address space. Keywords as `Limits`."""
-        half = 1 << self.format.virtual_bits - 1
-        chosen = {"user_base": 0x1_0000, "user_end": half - self.format.page_size, "areas": 65_530}
+        fmt = self.format
+        chosen = {"user_base": 0x1_0000, "user_end": user_end(fmt), "areas": 65_530}
         chosen |= {"stack": 8 * MIB} | limits
-        kernel = (self.kernel.table, KERNEL_BASE) if self.kernel is not None else None
+        shared_root = self.kernel is not None and not isinstance(fmt, ArmFormat)
+        kernel = (self.kernel.table, kernel_base(fmt)) if self.kernel is not None and shared_root else None
         space = AddressSpace(self.physical, self.format, Limits(**chosen), kernel)
         self.spaces.append(space)
         return space

@@ -1,4 +1,4 @@
-"""The memory calls in pages of 4 KiB, as the tests of their rules make them."""
+"""The memory calls in pages, whatever their size, as the tests of their rules make them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ from aether_emu.mm.protection import Protection
 
 RW = Protection.READ | Protection.WRITE
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
-PAGE = 4096
-TOP = (1 << 47) - PAGE
 Make = Callable[..., AddressSpace]
 
 
 def mmap(space: AddressSpace, at: int, pages: int, protection: int = RW, flags: int = ANONYMOUS) -> int:
-    return mapping.map_memory(space, Request(at, pages * PAGE, protection, flags, None, 0))
+    return mapping.map_memory(space, Request(at, pages * space.page_size, protection, flags, None, 0))
 
 
 def mremap(space: AddressSpace, at: int, old: int, new: int, flags: int = 0, target: int = 0) -> int:
     """Lengths in pages."""
-    return mapping.remap_memory(space, Remap(at, old * PAGE, new * PAGE, flags, target))
+    page = space.page_size
+    return mapping.remap_memory(space, Remap(at, old * page, new * page, flags, target))
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -36,5 +35,5 @@ def refusal(action: Callable[[], object]) -> str:
 
 
 def areas(space: AddressSpace) -> list[tuple[int, int]]:
-    """(first page, pages) of each area."""
-    return [(area.start // PAGE, area.length // PAGE) for area in space.areas]
+    """(start, pages) of each area."""
+    return [(area.start, area.length // space.page_size) for area in space.areas]

@@ -1,4 +1,9 @@
-"""The machines that tests of `mm` run on: the real engine, and a reference CPU with an invented format."""
+"""The machines that tests of `mm` run on: the real engine in each ISA and granule, and a reference CPU.
+
+board    all of them, and the reference CPU with the invented format
+engine   those that execute
+plain    the reference CPU, with x86_64's format and with the invented one: for rules about addresses
+"""
 
 from __future__ import annotations
 
@@ -7,27 +12,45 @@ from typing import Any
 
 import pytest
 
-from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.mm.address_space import AddressSpace
-from tests.mm.board import Board
+from tests.mm.board import ENGINES, FORMATS, Board, user_end
 from tests.mm.calls import Make
-from tests.mm.invented_format import InventedFormat
 
 
-@pytest.fixture(params=["engine", "invented"])
+@pytest.fixture(params=FORMATS)
 def board(request: pytest.FixtureRequest) -> Iterator[Board]:
-    """A board of either kind. Taking it apart checks that nothing leaked and no rule was broken."""
-    made = Board(X86Format(), execute=True) if request.param == "engine" else Board(InventedFormat())
+    """A board of any kind. Taking it apart checks that nothing leaked and no rule was broken."""
+    made = Board(FORMATS[request.param], execute=request.param in ENGINES)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Board]:
+    """A board that executes."""
+    made = Board(ENGINES[request.param], execute=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["x86_64", "invented"])
+def plain(request: pytest.FixtureRequest) -> Iterator[Board]:
+    """A format on a CPU that forgets nothing: for rules that are the same on every format."""
+    made = Board(FORMATS[request.param])
     yield made
     made.close()
 
 
 @pytest.fixture
-def plain() -> Iterator[Board]:
-    """x86_64's format on a CPU that forgets nothing: for rules that are the same on every format."""
-    made = Board(X86Format())
-    yield made
-    made.close()
+def page(plain: Board) -> int:
+    """Bytes of a page of `plain`."""
+    return plain.format.page_size
+
+
+@pytest.fixture
+def top(plain: Board) -> int:
+    """Where the user's half of `plain` ends."""
+    return user_end(plain.format)
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 What each call answers; every byte and permission of every page that is mapped; the list of areas; and that
 each reference in the frame table is explained. Loads and stores go through the MMU, as the kernel's copies
-or, on the engine, as instructions of a program. Now and then an allocation fails.
+or, on the engine, as instructions of a program. Now and then an allocation fails, and somebody scans for what
+was accessed and written.
 """
 
 from __future__ import annotations
@@ -20,27 +21,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags
-from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import ExitReason, UserFault
-from aether_emu.mm import mapping
+from aether_emu.mm import ageing, mapping
 from aether_emu.mm.backing import FileBacking, SharedMemory
+from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, OutOfMemory
 from aether_emu.mm.frames import Kind
-from aether_emu.mm.protection import Protection
+from aether_emu.mm.protection import NOTED_ACCESSED, Protection
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import MIB, Board, GrantedFile, check_accounts
-from tests.mm.invented_format import InventedFormat
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts
 from tests.mm.space_model import EXECUTE, READ, WRITE, Page, Run, SpaceModel, Thing
 from tests.mm.test_page import FailsAt
 
-SPAN = 512  # pages of a leaf table, in both formats
-WINDOW = 4 * SPAN
-HEAP = 2 * SPAN + 100
-LOAD, STORE = b"\x8a\x07\x0f\x05", b"\x88\x07\x0f\x05"  # mov al, [rdi]; mov [rdi], al; each then syscall
-
 PLACES = st.integers(0, 4095)  # see `page_at`
-COUNTS = st.sampled_from([*range(1, 8)] * 2 + [SPAN + 3])
+COUNTS = st.sampled_from([*range(1, 8)] * 2 + [515])
 RIGHTS = [0, READ, READ | WRITE, READ | WRITE, READ | EXECUTE, WRITE, READ | WRITE | EXECUTE]
 PROTECTIONS = st.sampled_from(RIGHTS)
 SHORT = range(1, 8)
@@ -51,18 +46,19 @@ FAILURES = st.none() | st.none() | st.integers(0, 2)
 class AddressSpaceMachine(RuleBasedStateMachine):
     """`base` is the first page of the window in which everything happens."""
 
-    executes: bool
+    kind: str  # of `FORMATS`: those that have an engine run on it
 
     @initialize()
     def build(self) -> None:
-        fmt = X86Format() if self.executes else InventedFormat()
-        self.board = Board(fmt, ram=64 * MIB, aperture=4 * MIB, execute=self.executes)
-        self.size = fmt.page_size
-        self.base = 8 * SPAN
-        first, end = self.base * self.size, (self.base + WINDOW) * self.size
+        fmt, self.executes = FORMATS[self.kind], self.kind in ENGINES
+        self.board = Board(fmt, ram=16_384 * fmt.page_size, aperture=4 * MIB, execute=self.executes)
+        self.size, self.span = fmt.page_size, fmt.levels[0].entries
+        self.base, self.end = 8 * self.span, 12 * self.span
+        first, end = self.base * self.size, self.end * self.size
         self.space = self.board.space(user_base=first, user_end=end, stack=1 << 40, fault_around=4)
-        self.model = SpaceModel(self.size, self.base, self.base + WINDOW)
-        self.space.heap_start = self.space.heap_end = (self.base + HEAP) * self.size + 5
+        self.model = SpaceModel(self.size, self.base, self.end)
+        self.heap = self.base + 2 * self.span + 100
+        self.space.heap_start = self.space.heap_end = self.heap * self.size + 5
         self.model.heap_start = self.model.heap_end = self.space.heap_start
         self.board.run_on(self.space)
         self.memories: dict[Thing, SharedMemory] = {}
@@ -82,14 +78,14 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             (2, READ | WRITE, 0, False),
             (3, READ | WRITE, 2, True),
         ):
-            self._mmap(self.base + corner * SPAN - 3, 7, protection, source, shared=shared, how="fixed")
+            self._mmap(self.base + corner * self.span - 3, 7, protection, source, shared=shared, how="fixed")
 
     def page_at(self, place: int) -> int:
         """A page number: three times out of four one near an end of an area, else one where tables meet."""
         which, near = place >> 2, (place >> 6) % 13 - 6
         runs = [run for run in self.model.runs() if run.page.name != "code"]
         if not place & 3 or not runs:
-            return self.base + (which % 3 + 1) * SPAN + near
+            return self.base + (which % 3 + 1) * self.span + near
         run = runs[which % len(runs)]
         return max(run.last + near, run.first) if near < 0 else min(run.first + near, run.last - 1)
 
@@ -99,8 +95,10 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         area = space.new_area(at, at + self.size, Protection(7), name="code")
         space.insert(area)
         self.model.pages[self.base] = Page(7, name="code", was_writable_executable=True)
-        cpu.copy_to_user(at, LOAD.ljust(16, b"\xf4") + STORE)
-        self.model.copies[self.base] = bytearray((LOAD.ljust(16, b"\xf4") + STORE).ljust(self.size, b"\0"))
+        isa = self.board.instructions
+        code = (isa.load_byte + isa.system_call).ljust(16, b"\0") + isa.store_byte + isa.system_call
+        cpu.copy_to_user(at, code)
+        self.model.copies[self.base] = bytearray(code.ljust(self.size, b"\0"))
         cpu.on_system_call = lambda *_arguments: cpu.stop()
 
         def on_fault(va: int, access: int) -> None:
@@ -129,12 +127,12 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         return ("ok", value) if board.outcome in (None, RESOLVED) else (self.name_of(board.outcome), b"")
 
     def _execute(self, va: int, write: bytes | None) -> bytes:
-        cpu = self.board.cpu
-        cpu.write("rdi", va)
-        cpu.write("rax", 0 if write is None else write[0])
+        cpu, isa = self.board.cpu, self.board.instructions
+        cpu.write(isa.address, va)
+        cpu.write(isa.value, 0 if write is None else write[0])
         cpu.pc = self.base * self.size + (0 if write is None else 16)
         assert cpu.run().reason is ExitReason.STOPPED
-        return bytes([cpu.read("rax") & 0xFF])
+        return bytes([cpu.read(isa.value) & 0xFF])
 
     @staticmethod
     def name_of(outcome: Outcome | None) -> str:
@@ -179,13 +177,78 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         for number in range(self.page_at(place), self.page_at(place) + 5):
             self.load_or_store_quietly(number, b"z" if write else None)
 
-    def load_or_store_quietly(self, number: int, byte: bytes | None) -> None:
+    def load_or_store_quietly(self, number: int, byte: bytes | None) -> bool:
+        """Whether the access, which ends as the model has it, succeeded."""
         outcome, value = self.touch(number * self.size, byte, by_program=False)
         assert outcome == self.model.access(number, READ if byte is None else WRITE)
         if outcome == "ok":
             if byte is not None:
                 self.model.store(number, 0, byte)
             assert value == self.model.content(number)[:1]
+        return outcome == "ok"
+
+    # ---- what is known of accesses
+
+    def observed(self, first: int, last: int) -> dict[int, tuple[bool, bool]]:
+        """(accessed, dirty) of each present page of a range, as the table's entries decode."""
+        found = {}
+        for item in self.space.table.cursor(first * self.size, last * self.size):
+            leaf = self.board.format.decode(item.entry, item.level)
+            if isinstance(leaf, Leaf):
+                flags = leaf.attributes.flags
+                found[item.start // self.size] = (
+                    bool(flags & PageFlags.ACCESSED),
+                    bool(flags & PageFlags.DIRTY),
+                )
+        return found
+
+    @rule(
+        place=PLACES,
+        count=COUNTS,
+        cleans=st.booleans(),
+        touches=st.lists(st.tuples(st.integers(0, 8), st.booleans()), max_size=4),
+    )
+    def scan(self, place: int, count: int, cleans: bool, touches: list[tuple[int, bool]]) -> None:
+        """What is accessed, or stored to, after a look at a range is what the next look shows."""
+        first, last = self.page_at(place), self.page_at(place) + count
+        start, end, space = first * self.size, last * self.size, self.space
+        before = self.observed(first, last)
+        assert ageing.forget_accesses(space, start, end) == sum(accessed for accessed, _ in before.values())
+        if cleans:
+            assert ageing.clean(space, start, end) == sum(dirty for _, dirty in before.values())
+        known = {n: (False, dirty and not cleans) for n, (_accessed, dirty) in before.items()}
+        assert self.observed(first, last) == known
+        for offset, write in touches:
+            number = first + offset
+            if self.load_or_store_quietly(number, b"t" if write else None) and number in known:
+                known[number] = (True, known[number][1] or write)
+        after = self.observed(first, last)
+        assert {number: after[number] for number in known} == known
+        assert all(accessed for number, (accessed, _dirty) in after.items() if number not in known)
+        seen = ageing.Survey(len(after), *(sum(state[n] for state in after.values()) for n in (0, 1)))
+        assert ageing.survey(space, start, end) == seen
+
+    @rule(place=PLACES, count=COUNTS)
+    def msync(self, place: int, count: int) -> None:
+        """Dirty pages of shared files are written back, and are clean then; others stay as they were."""
+        first, last = self.page_at(place), self.page_at(place) + count
+        expected = self.observed(first, last)
+        files = {
+            n for n in expected if (page := self.model.pages[n]).shared and page.thing not in self.memories
+        }
+        dirty = sum(expected[n][1] for n in files)
+        expected |= {n: (expected[n][0], False) for n in files}
+        before = self.board.events()[Event.WRITTEN_BACK]
+        mapped = all(n in self.model.pages for n in range(first, last))
+        start, length = first * self.size, count * self.size
+        self.check(
+            0 if mapped else "ENOMEM",
+            lambda: mapping.sync_memory(self.space, start, length, mapping.MS_SYNC),
+        )
+        assert self.observed(first, last) == expected
+        assert self.board.events()[Event.WRITTEN_BACK] == before + dirty
+
+    # ---- fetching
 
     @rule(place=PLACES)
     def fetch(self, place: int) -> None:
@@ -341,7 +404,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     @rule(to=st.integers(-2, 12), rest=st.sampled_from([0, 5, 100]))
     def brk(self, to: int, rest: int) -> None:
-        address = (self.base + HEAP + to) * self.size + rest
+        address = (self.heap + to) * self.size + rest
         assert mapping.set_break(self.space, address) == self.model.brk(address)
 
     @rule(which=st.integers(0, 2), at=st.integers(0, 3000), data=st.binary(min_size=1, max_size=9))
@@ -393,7 +456,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             return
         board, fmt, frames = self.board, self.board.format, self.board.frames
         resident = set()
-        for found in self.space.table.cursor(self.base * self.size, (self.base + WINDOW) * self.size):
+        for found in self.space.table.cursor(self.base * self.size, self.end * self.size):
             number = found.start // self.size
             page = self.model.pages[number]
             resident.add(number)
@@ -414,7 +477,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
                         assert kind != Kind.ZERO
                 case Held(HeldKind.NO_ACCESS, value):
                     assert not page.protection
-                    assert value == address // self.size
+                    assert value & NOTED_ACCESSED - 1 == address // self.size
                 case other:
                     raise AssertionError(f"{found.start:#x}: {other}")
         assert self.model.copies.keys() <= resident

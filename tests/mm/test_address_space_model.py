@@ -1,4 +1,4 @@
-"""Random calls, loads and stores on an address space beside a dict of pages, on both kinds of CPU.
+"""Random calls, loads and stores on an address space beside a dict of pages, on every kind of board.
 
 Twice: as hypothesis chooses them, and as long walks of a seed, which take more steps in the same time.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
+from tests.mm.board import FORMATS
 from tests.mm.space_machine import OPTIONS, RIGHTS, SHORT, AddressSpaceMachine
 
 
@@ -30,6 +31,8 @@ class Walker(AddressSpaceMachine):
             lambda: self.fetch(random.randrange(4096)),
             lambda: self.discard(random.randrange(4096), random.choice(SHORT), random.random() < 0.5),
             lambda: self.populate(random.randrange(4096), random.choice(SHORT), random.random() < 0.5),
+            *[lambda: self._random_scan(random)] * 2,
+            lambda: self.msync(random.randrange(4096), random.choice(SHORT)),
             lambda: self.brk(random.randint(-2, 12), random.choice((0, 5))),
             lambda: self.somebody_else_writes_the_file(
                 random.randrange(3), random.randrange(3000), random.randbytes(5)
@@ -46,6 +49,10 @@ class Walker(AddressSpaceMachine):
         byte = random.choice((None, random.randbytes(1)))
         fails = random.choice((*[None] * 9, 0, 1))
         self.load_or_store(random.randrange(4096), random.choice((0, 77)), byte, random.random() < 0.5, fails)
+
+    def _random_scan(self, random: Random) -> None:
+        touches = [(random.randrange(8), random.random() < 0.5) for _ in range(random.randrange(4))]
+        self.scan(random.randrange(4096), random.choice(SHORT), random.random() < 0.5, touches)
 
     def _random_mmap(self, random: Random) -> None:
         self.mmap(
@@ -67,10 +74,9 @@ class Walker(AddressSpaceMachine):
         self.mremap(places[0], old, new, places[1], flags, fails)
 
 
-def machine(*, executes: bool, examples: int, steps: int) -> Any:
-    """The test case on one of the two CPUs."""
-    name = "OnTheEngine" if executes else "OnTheReferenceCpu"
-    made: Any = type(name, (AddressSpaceMachine,), {"executes": executes})
+def machine(kind: str, *, examples: int, steps: int) -> Any:
+    """The test case on one kind of board."""
+    made: Any = type(f"On_{kind}", (AddressSpaceMachine,), {"kind": kind})
     # Without shrinking, which takes minutes here: the same steps fail again, and name what they did.
     made.TestCase.settings = settings(
         max_examples=examples, stateful_step_count=steps, phases=(Phase.generate,)
@@ -78,14 +84,14 @@ def machine(*, executes: bool, examples: int, steps: int) -> Any:
     return made.TestCase
 
 
-TestOnTheEngine = machine(executes=True, examples=15, steps=30)
-TestOnTheReferenceCpu = machine(executes=False, examples=15, steps=30)
-TestOnTheEngineForLong = pytest.mark.slow(machine(executes=True, examples=300, steps=60))
-TestOnTheReferenceCpuForLong = pytest.mark.slow(machine(executes=False, examples=300, steps=60))
+globals().update((f"TestOn_{kind}", machine(kind, examples=12, steps=30)) for kind in FORMATS)
+globals().update(
+    (f"TestOn_{kind}_ForLong", pytest.mark.slow(machine(kind, examples=300, steps=60))) for kind in FORMATS
+)
 
 
-def take_a_walk(*, executes: bool, seed: int, steps: int) -> None:
-    machine: Any = type("Walking", (Walker,), {"executes": executes})()
+def take_a_walk(kind: str, *, seed: int, steps: int) -> None:
+    machine: Any = type("Walking", (Walker,), {"kind": kind})()
     machine.build()
     try:
         machine.walk(Random(seed), steps)
@@ -93,14 +99,14 @@ def take_a_walk(*, executes: bool, seed: int, steps: int) -> None:
         machine.teardown()
 
 
-@pytest.mark.parametrize("executes", [True, False], ids=["engine", "reference"])
-@pytest.mark.parametrize("seed", range(4))
-def test_a_long_walk(executes: bool, seed: int) -> None:
-    take_a_walk(executes=executes, seed=seed, steps=300)
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("seed", range(2))
+def test_a_long_walk(kind: str, seed: int) -> None:
+    take_a_walk(kind, seed=seed, steps=300)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executes", [True, False], ids=["engine", "reference"])
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("seed", range(100, 120))
-def test_many_long_walks(executes: bool, seed: int) -> None:
-    take_a_walk(executes=executes, seed=seed, steps=1000)
+def test_many_long_walks(kind: str, seed: int) -> None:
+    take_a_walk(kind, seed=seed, steps=1000)

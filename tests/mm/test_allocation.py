@@ -18,7 +18,7 @@ from aether_emu.mm.protection import LeafBits, Protection
 
 PAGE = 4096
 GUARD = 3 * PAGE
-BITS = LeafBits(1, 3, True)
+BITS = LeafBits(1, 3, 2, True)
 FILE, OTHER = cast(Backing, "a file"), cast(Backing, "another file")  # only their identity counts here
 READ, WRITE = Protection.READ, Protection.WRITE
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from aether_emu.arch.paging import Access
-from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping
@@ -22,8 +21,7 @@ from aether_emu.mm.frames import Kind
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Remap, Request
 from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import MIB, Board, GrantedFile, check_accounts
-from tests.mm.invented_format import InventedFormat
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts
 from tests.mm.test_page import FailsAt
 
 READ, WRITE = Protection.READ, Protection.WRITE
@@ -220,7 +218,7 @@ def test_fault_around_stays_inside_the_area_and_the_file_and_keeps_what_is_mappe
 
 def test_fault_around_ends_with_the_leaf_table(tmp_path: Path) -> None:
     """The widest window is more than a table of the invented format holds: what follows is not its own."""
-    board = Board(InventedFormat(), aperture=32 * MIB)
+    board = Board(FORMATS["invented"], aperture=32 * MIB)
     entries = board.format.levels[0].entries
     shown = Shown(board, tmp_path, entries + 40, fault_around=2 * entries)
     at = shown.map(entries + 40, READ, MAP_PRIVATE, at=(5 * entries - 20) * shown.page)
@@ -311,42 +309,46 @@ def test_the_first_writable_use_of_a_file_keeps_what_is_mapped(make: Make) -> No
 # ---- eviction
 
 
-def test_slots_are_reused_when_files_outnumber_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_slots_are_reused_when_files_outnumber_them(name: str, tmp_path: Path) -> None:
     """Two slots of 2 MiB, three files: whatever is touched is right, and private copies survive."""
-    board = Board(X86Format(), aperture=4 * MIB, execute=True)
+    board = Board(FORMATS[name], aperture=4 * MIB, execute=name in ENGINES)
+    size = board.format.page_size
     space = board.space()
     board.run_on(space)
     places = []
     for number in range(3):
         path = tmp_path / str(number)
-        path.write_bytes(bytes([97 + number]) * 8192)
-        request = Request(0, 8192, RW, MAP_PRIVATE, GrantedFile(board, path), 0)
+        path.write_bytes(bytes([97 + number]) * (2 * size))
+        request = Request(0, 2 * size, RW, MAP_PRIVATE, GrantedFile(board, path), 0)
         places.append(mapping.map_memory(space, request))
-        board.cpu.copy_to_user(places[-1] + 4096, b"mine")
+        board.cpu.copy_to_user(places[-1] + size, b"mine")
     area = space.areas.find(places[0])
     assert area is not None
     for _ in range(3):
         for number, at in enumerate(places):
             assert board.cpu.copy_from_user(at, 2) == bytes([97 + number]) * 2
-            assert board.cpu.copy_from_user(at + 4096, 5) == b"mine" + bytes([97 + number])
+            assert board.cpu.copy_from_user(at + size, 5) == b"mine" + bytes([97 + number])
             check_accounts(board, [])
     assert board.frames.census()[Kind.FILE] <= 4
     board.close()
 
 
-def test_entries_that_forbid_access_are_evicted_too(tmp_path: Path) -> None:
-    board = Board(X86Format(), aperture=2 * MIB, execute=True)
+@pytest.mark.parametrize("name", FORMATS)
+def test_entries_that_forbid_access_are_evicted_too(name: str, tmp_path: Path) -> None:
+    board = Board(FORMATS[name], aperture=2 * MIB, execute=name in ENGINES)
+    size = board.format.page_size
     space = board.space()
     board.run_on(space)
     places = []
-    for name in "ab":
-        (tmp_path / name).write_bytes(name.encode() * 4096)
-        request = Request(0, 4096, READ, MAP_PRIVATE, GrantedFile(board, tmp_path / name), 0)
+    for letter in "ab":
+        (tmp_path / letter).write_bytes(letter.encode() * size)
+        request = Request(0, size, READ, MAP_PRIVATE, GrantedFile(board, tmp_path / letter), 0)
         places.append(mapping.map_memory(space, request))
     assert board.cpu.copy_from_user(places[0], 1) == b"a"
-    mapping.protect_memory(space, places[0], 4096, 0)
+    mapping.protect_memory(space, places[0], size, 0)
     assert board.cpu.copy_from_user(places[1], 1) == b"b"
-    mapping.protect_memory(space, places[0], 4096, READ)
+    mapping.protect_memory(space, places[0], size, READ)
     assert board.cpu.copy_from_user(places[0], 1) == b"a"
     check_accounts(board, [])
     board.close()

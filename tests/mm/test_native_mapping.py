@@ -16,7 +16,6 @@ from random import Random
 
 import pytest
 
-from aether_emu.arch.x86_64.format import X86Format
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping
@@ -42,19 +41,24 @@ from aether_emu.mm.mapping import (
 )
 from aether_emu.mm.protection import Protection
 from tests.mm import native_calls
-from tests.mm.board import Board, GrantedFile
-from tests.mm.native_calls import BASE, PAGE, PAGES
+from tests.mm.board import FORMATS, Board, GrantedFile
+from tests.mm.native_calls import PAGE, PAGES
 
-CONTENT = bytes(range(65, 91)) * 395  # two pages and a half
 RIGHTS = (0, 1, 1, 3, 3, 3, 2)
 Call = tuple[str, list[int]]
 
 
+def content(page: int) -> bytes:
+    """A file of two pages and a half."""
+    return (b"A" * page + b"B" * page + b"C" * page)[: page * 5 // 2]
+
+
 class Ours:
-    """The calls of `native_calls.Host`, on an address space of ours."""
+    """The calls of `native_calls.Host`, on an address space of ours, in pages of its own size."""
 
     def __init__(self, board: Board, space: AddressSpace, path: Path) -> None:
         self._board, self._space = board, space
+        self._page, self._base = board.format.page_size, 1 << 36
         self._file = GrantedFile(board, path)
 
     def answer(self, name: str, arguments: list[int]) -> int | str:
@@ -66,7 +70,7 @@ class Ours:
             return "EFAULT"
 
     def _answer(self, name: str, arguments: list[int]) -> int:
-        space, at = self._space, BASE + arguments[0] * PAGE
+        space, at = self._space, self._base + arguments[0] * self._page
         match name, arguments[1:]:
             case "load", []:
                 return int(self._board.cpu.copy_from_user(at, 1)[0])
@@ -74,25 +78,25 @@ class Ours:
                 self._board.cpu.copy_to_user(at, bytes([byte]))
             case "mmap", [count, protection, flags, of_file, offset]:
                 file = self._file if of_file else None
-                request = Request(at, count * PAGE, protection, flags, file, offset * PAGE)
-                return (mapping.map_memory(space, request) - BASE) // PAGE
+                request = Request(at, count * self._page, protection, flags, file, offset * self._page)
+                return (mapping.map_memory(space, request) - self._base) // self._page
             case "munmap", [count]:
-                mapping.unmap_memory(space, at, count * PAGE)
+                mapping.unmap_memory(space, at, count * self._page)
             case "mprotect", [count, protection]:
-                mapping.protect_memory(space, at, count * PAGE, protection)
+                mapping.protect_memory(space, at, count * self._page, protection)
             case "mremap", [old, new, flags, target]:
-                remap = Remap(at, old * PAGE, new * PAGE, flags, BASE + target * PAGE)
-                return (mapping.remap_memory(space, remap) - BASE) // PAGE
+                remap = Remap(at, old * self._page, new * self._page, flags, self._base + target * self._page)
+                return (mapping.remap_memory(space, remap) - self._base) // self._page
             case "madvise", [count, advice]:
-                mapping.advise_memory(space, at, count * PAGE, advice)
+                mapping.advise_memory(space, at, count * self._page, advice)
             case "msync", [count, flags]:
-                mapping.sync_memory(space, at, count * PAGE, flags)
+                mapping.sync_memory(space, at, count * self._page, flags)
         return 0
 
     def permissions(self) -> list[str]:
         found = []
         for number in range(PAGES):
-            area = self._space.areas.find(BASE + number * PAGE)
+            area = self._space.areas.find(self._base + number * self._page)
             if area is None:
                 found.append("")
             else:
@@ -102,12 +106,12 @@ class Ours:
         return found
 
     def mapped(self, at: int) -> bool:
-        return self._space.areas.find(BASE + at * PAGE) is not None
+        return self._space.areas.find(self._base + at * self._page) is not None
 
     def one_area(self, at: int, count: int) -> bool:
         """Whether a range lies in one area, or begins in none."""
-        area = self._space.areas.find(BASE + at * PAGE)
-        return area is None or BASE + (at + count) * PAGE <= area.end
+        area = self._space.areas.find(self._base + at * self._page)
+        return area is None or self._base + (at + count) * self._page <= area.end
 
 
 def choose(random: Random, ours: Ours) -> Call:
@@ -145,11 +149,13 @@ def choose(random: Random, ours: Ours) -> Call:
             return "msync", [at, count, random.choice((0, MS_ASYNC, MS_SYNC, MS_ASYNC | MS_SYNC, 64))]
 
 
+@pytest.mark.parametrize("name", ["x86_64", "invented"])
 @pytest.mark.parametrize("seed", range(12))
-def test_this_kernel_answers_as_the_hosts_does(seed: int, tmp_path: Path) -> None:
-    for name in ("ours", "theirs"):
-        (tmp_path / name).write_bytes(CONTENT)
-    board = Board(X86Format())
+def test_this_kernel_answers_as_the_hosts_does(name: str, seed: int, tmp_path: Path) -> None:
+    board = Board(FORMATS[name])
+    page = board.format.page_size
+    (tmp_path / "ours").write_bytes(content(page))
+    (tmp_path / "theirs").write_bytes(content(PAGE))
     space = board.space()
     board.run_on(space)
     ours, random = Ours(board, space, tmp_path / "ours"), Random(seed)
@@ -168,5 +174,10 @@ def test_this_kernel_answers_as_the_hosts_does(seed: int, tmp_path: Path) -> Non
     for number, (call, answer, expected) in enumerate(zip(calls, answers, theirs["answers"], strict=True)):
         assert answer == expected, f"call {number}, {call}"
     assert ours.permissions() == theirs["permissions"]
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    files = [((tmp_path / who).read_bytes(), size) for who, size in (("ours", page), ("theirs", PAGE))]
+    assert [file[::size] for file, size in files] == [files[0][0][::page]] * 2
+    for file, size in files:  # stores change the first byte of a page
+        assert [file[at + 1 : at + size] for at in range(0, len(file), size)] == [
+            content(size)[at + 1 : at + size] for at in range(0, len(content(size)), size)
+        ]
     board.close()

@@ -1,4 +1,4 @@
-"""The page table on every format: two of x86_64's, and one that was invented to show that the seam holds."""
+"""The page table on every format: those of both ISAs, and one invented to show that the seam holds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from itertools import product
 
 import pytest
 
-from aether_emu.arch.paging import Attributes, Held, HeldKind, Leaf, MemoryType, PageFlags, PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.paging import (
+    Attributes,
+    Held,
+    HeldKind,
+    Leaf,
+    MemoryType,
+    PageFlags,
+    PageTableFormat,
+    Reach,
+    Table,
+)
 from aether_emu.errors import EncodingError, MappingError, OutOfFrames
 from aether_emu.machine.ram import Ram
 from aether_emu.mm.buddy import Buddy, Zone
@@ -16,10 +25,9 @@ from aether_emu.mm.frames import Flags, FrameTable, Kind
 from aether_emu.mm.page import Found, PageTable
 from aether_emu.mm.walk import HeldAt, MalformedAt, Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.invented_format import InventedFormat
+from tests.arch.formats import EVERY_FORMAT
 
 RAM_BASE = 1 << 30
-FORMATS = [X86Format(4), X86Format(5), InventedFormat()]
 DATA = Attributes(PageFlags.READ | PageFlags.WRITE | PageFlags.USER)
 CODE = Attributes(PageFlags.READ | PageFlags.EXECUTE | PageFlags.USER)
 
@@ -27,7 +35,8 @@ CODE = Attributes(PageFlags.READ | PageFlags.EXECUTE | PageFlags.USER)
 class Bench:
     """A table, its memory, and what must be true of both."""
 
-    def __init__(self, fmt: PageTableFormat, ram: int = 4 << 20) -> None:
+    def __init__(self, fmt: PageTableFormat, ram: int | None = None) -> None:
+        ram = 1024 * fmt.page_size if ram is None else ram
         self.format, self.page = fmt, fmt.page_size
         self.ram = Ram(RAM_BASE, ram, self.page)
         self.frames = FrameTable(RAM_BASE, ram, fmt.page_shift)
@@ -72,7 +81,7 @@ class FailsAt:
         return self.left == -1
 
 
-@pytest.fixture(params=FORMATS, ids=lambda fmt: fmt.name)
+@pytest.fixture(params=EVERY_FORMAT, ids=lambda fmt: fmt.name)
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     made = Bench(request.param)
     yield made
@@ -118,13 +127,15 @@ def test_every_combination_of_attributes_survives_mapping_and_protecting(bench: 
         for chosen in product(*((PageFlags(0), flag) for flag in flags))
         for memory in MemoryType
     ]
-    bench.table.map(0, 0, bench.page, DATA)
-    for number, attributes in enumerate(everything, 1):
-        bench.table.map(number * bench.page, bench.page, bench.page, attributes)
-        bench.table.protect(0, bench.page, attributes)
-        assert bench.attributes(number * bench.page) == attributes
-        assert bench.attributes(0) == attributes
-        assert bench.physical(0) == 0
+    live: dict[tuple[MemoryType, PageFlags], int] = {}  # a page for all that a live one may become
+    for number, attributes in enumerate(everything):
+        va = number * bench.page
+        bench.table.map(va, bench.page, bench.page, attributes)
+        first = live.setdefault((attributes.memory, attributes.flags & PageFlags.GLOBAL), va)
+        bench.table.protect(first, bench.page, attributes)
+        for changed in (va, first):
+            assert bench.attributes(changed) == attributes
+            assert bench.physical(changed) == bench.page
 
 
 def test_a_range_crosses_leaf_tables(bench: Bench) -> None:
@@ -223,6 +234,49 @@ def test_half_of_a_large_leaf_is_neither_unmapped_nor_protected(bench: Bench) ->
     assert bench.mapped() == before
 
 
+def runs_of_contiguous_leaves(bench: Bench) -> list[tuple[int, int]]:
+    """(leaf size, leaves) of each run that the contiguous hint can join; pages are mapped without it."""
+    return [
+        (level.size, level.contiguous)
+        for level in bench.format.levels[1:]
+        if level.leaf and level.contiguous > 1
+    ]
+
+
+def test_whole_aligned_runs_of_large_leaves_carry_the_contiguous_hint(bench: Bench) -> None:
+    for size, count in runs_of_contiguous_leaves(bench):
+        run = size * count
+        hinted = Attributes(DATA.flags, contiguous=True)
+        for start, address, leaves, expected in (
+            (run, 0, count, [True] * count),
+            (run, 2 * run, 2 * count, [True] * 2 * count),
+            (run, size, count, [False] * count),  # the frames are no aligned run
+            (run, 0, count - 1, [False] * (count - 1)),
+            (run - size, run - size, count + 2, [False, *[True] * count, False]),
+        ):
+            bench.table.map(start, address, leaves * size, DATA, largest=size)
+            found = bench.mapped()
+            decoded = [bench.format.decode(item.entry, item.level) for item in found]
+            assert decoded == [
+                Leaf(address + n * size, hinted if hint else DATA) for n, hint in enumerate(expected)
+            ]
+            bench.table.unmap(start, leaves * size)
+
+
+def test_part_of_a_run_is_neither_unmapped_nor_protected(bench: Bench) -> None:
+    for size, count in runs_of_contiguous_leaves(bench):
+        run = size * count
+        bench.table.map(run, 0, run, DATA, largest=size)
+        before = bench.mapped()
+        for start, length in ((run, size), (run + size, run - size), (2 * run - size, size), (0, run + size)):
+            with pytest.raises(MappingError, match="run of contiguous leaves at"):
+                bench.table.unmap(start, length)
+            with pytest.raises(MappingError, match="run of contiguous leaves at"):
+                bench.table.protect(start, length, CODE)
+            assert bench.mapped() == before
+        assert bench.table.unmap(run, run) == before
+
+
 def test_pages_fill_an_emptied_table_where_a_large_leaf_would_fit(bench: Bench) -> None:
     bench.table.map(bench.large, 0, bench.page, DATA)
     bench.table.unmap(bench.large, bench.page)
@@ -275,7 +329,7 @@ def test_an_allocation_that_fails_in_the_middle_leaves_nothing_mapped_and_nothin
     """A range that needs tables of every level, and small and large leaves."""
     fmt, page = bench.format, bench.page
     bench.table.map(0, 0, page, CODE)
-    root_span = fmt.levels[-1].size
+    root_span = max(fmt.levels[-1].size, 4 * bench.leaf_span)
     va = root_span - 2 * bench.leaf_span - page
     length = 4 * bench.leaf_span + 2 * page
     bench.buddy.failures = FailsAt(at)
@@ -294,11 +348,11 @@ def test_an_allocation_that_fails_in_the_middle_leaves_nothing_mapped_and_nothin
 
 
 def test_some_allocation_fails_in_the_middle() -> None:
-    """The test above would say nothing if its range needed fewer than two allocations."""
-    for fmt in FORMATS:
+    """The test above would say nothing if its range needed fewer than two: the leaf tables come together."""
+    for fmt in EVERY_FORMAT:
         bench = Bench(fmt)
-        va = fmt.levels[-1].size - 2 * bench.leaf_span
-        bench.buddy.failures = FailsAt(1)
+        va = max(fmt.levels[-1].size, 4 * bench.leaf_span) - 2 * bench.leaf_span
+        bench.buddy.failures = FailsAt(1 if fmt.top > 2 else 0)
         with pytest.raises(OutOfFrames):
             bench.table.map(va, 0, 4 * bench.leaf_span, DATA)
         bench.buddy.failures = NEVER_FAILS
@@ -377,17 +431,28 @@ def test_the_cursor_may_be_edited_under_and_an_empty_range_has_nothing(bench: Be
     assert bench.mapped() == []
 
 
-def test_tables_on_the_way_restrict_what_the_leaf_grants(bench: Bench) -> None:
-    everything = Attributes(PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.USER)
+@pytest.mark.parametrize("reach", Reach)
+@pytest.mark.parametrize("user", [PageFlags.USER, PageFlags(0)], ids=["user", "supervisor"])
+def test_tables_on_the_way_restrict_what_the_leaf_grants(bench: Bench, reach: Reach, user: PageFlags) -> None:
+    everything = Attributes(PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | user)
     bench.table.map(0, 0, bench.page, everything)
     slot = bench.table.slot(0, 2)
-    bench.ram.words[slot] = bench.format.write_protect(bench.ram.words[slot])
-    assert bench.attributes(0) == Attributes(everything.flags & ~PageFlags.WRITE)
+    below = bench.format.next_table(bench.ram.words[slot], 2)
+    assert below is not None
+    bench.ram.words[slot] = bench.format.table_entry(below, reach)
+    table = bench.format.decode(bench.ram.words[slot], 2)
+    assert isinstance(table, Table)
+    others = table.flags if table.supervisor is None else table.supervisor
+    granted = table.flags if user else others
+    assert bench.attributes(0) == Attributes(everything.flags & (granted | PageFlags.READ))
+    serves = reach in (Reach.ANY, Reach.USER if user else Reach.SUPERVISOR)
+    if serves or user:
+        assert (bench.attributes(0) == everything) is serves
 
 
 def test_a_walk_tells_what_is_malformed_and_where(bench: Bench) -> None:
     bench.table.map(0, 0, bench.page, DATA)
-    reserved = 1 << 45  # above the physical width of all three formats
+    reserved = 1 << 45  # above the physical width of every format here
     for level in range(1, bench.format.top + 1):
         slot = bench.table.slot(0, level)
         good = bench.ram.words[slot]
@@ -489,5 +554,5 @@ def test_a_table_takes_zeroed_frames_even_after_others_used_them(bench: Bench) -
         bench.frames.flags[frame] |= Flags.DIRTY
     bench.buddy.free_bulk(used)
     bench.table.map(0, 0, 9 * bench.leaf_span, DATA)
-    bench.table.map(bench.format.levels[-1].size, 0, bench.page, DATA)
+    bench.table.map(16 * max(bench.format.levels[-1].size >> 4, bench.leaf_span), 0, bench.page, DATA)
     assert len(bench.mapped()) == 9 * bench.format.levels[0].entries + 1

@@ -11,18 +11,15 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from aether_emu.arch.paging import Access, PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames import Kind
 from aether_emu.mm.protection import Protection
 from aether_emu.ports import NO_TRACE
-from tests.mm.board import Board
-from tests.mm.invented_format import InventedFormat
+from tests.mm.board import ENGINES, FORMATS, Board
 
-FORMATS: list[PageTableFormat] = [X86Format(4), InventedFormat()]
 READ, WRITE = Protection.READ, Protection.WRITE
 NONE, RW, RX = Protection.NONE, READ | WRITE, READ | Protection.EXECUTE
 
@@ -59,9 +56,9 @@ class Place:
         return told
 
 
-@pytest.fixture(params=FORMATS, ids=lambda fmt: fmt.name)
+@pytest.fixture(params=FORMATS)
 def place(request: pytest.FixtureRequest) -> Iterator[Place]:
-    board = Board(request.param)
+    board = Board(FORMATS[request.param])
     yield Place(board)
     board.close()
 
@@ -234,7 +231,7 @@ def test_events_count_what_the_cpu_was_told(place: Place) -> None:
 
 
 def test_another_cpu_is_marked_and_flushes_before_it_runs() -> None:
-    board = Board(InventedFormat(), cpus=2)
+    board = Board(FORMATS["invented"], cpus=2)
     place = Place(board)
     tlb, (first, second) = board.physical.tlb, board.cpus
     place.write(0, 1)
@@ -254,7 +251,7 @@ def test_another_cpu_is_marked_and_flushes_before_it_runs() -> None:
 
 
 def test_only_the_cpus_of_the_mask_are_flushed() -> None:
-    board = Board(InventedFormat(), cpus=3)
+    board = Board(FORMATS["invented"], cpus=3)
     tlb = board.physical.tlb
     tlb.flush_pages(0b100, [0x4000])
     tlb.flush_all(0b010)
@@ -266,7 +263,7 @@ def test_only_the_cpus_of_the_mask_are_flushed() -> None:
 
 
 def test_flushes_are_traced_when_somebody_listens() -> None:
-    board = Board(InventedFormat())
+    board = Board(FORMATS["invented"])
 
     class Listening:
         enabled = True
@@ -319,7 +316,7 @@ def test_a_large_leaf_is_a_full_flush(place: Place) -> None:
 
 
 def test_a_ceiling_of_none_always_flushes_all() -> None:
-    board = Board(X86Format(), flush_ceiling=0)
+    board = Board(FORMATS["x86_64"], flush_ceiling=0)
     place = Place(board)
     place.write(0, 1)
     place.space.discard(place.at(0), place.at(1))
@@ -330,9 +327,9 @@ def test_a_ceiling_of_none_always_flushes_all() -> None:
 # ---- on the engine: no load or store sees what was
 
 
-@pytest.fixture
-def engine() -> Iterator[Place]:
-    board = Board(X86Format(), execute=True)
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Place]:
+    board = Board(ENGINES[request.param], execute=True)
     yield Place(board)
     board.close()
 
