@@ -6,7 +6,6 @@ end the run for any other exception: on return the engine would go on at the sam
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,11 +15,10 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate_arm64, engine, floors
-from aether_emu.machine.state_views import Field, HiddenField, RegisterField
+from aether_emu.machine.arm64_state import ArmState
 
 _CALL, _DATA_ABORT = 2, 4  # the engine's own numbers of SVC and of a data abort
 _VIRTUAL_BITS = 48  # four levels
-_GENERAL = tuple(arm64_const.UC_ARM64_REG_X0 + i for i in range(9))
 
 
 class _Arm(floors.Floor):
@@ -28,18 +26,8 @@ class _Arm(floors.Floor):
 
     def _open(self) -> Any:
         uc = calibrate_arm64.open_cpu(floors.PAGE)
-        layout, base = calibrate_arm64.measure(), calibrate_arm64.find_state(uc)
-        self._x: Field
-        self._address: Field
-        if base is not None:
-            self._x = engine.view(base, "Q", len(_GENERAL))
-            self._address = engine.view(base + layout.address, "Q", 1)
-        else:
-            handle = engine.handle_of(uc)
-            self._context = uc.context_save()
-            context = int(ctypes.cast(self._context.context, ctypes.c_void_p).value or 0)
-            self._x = RegisterField(handle, _GENERAL)
-            self._address = HiddenField(handle, context, context + layout.context + layout.address, "Q")
+        self._state = ArmState(uc)
+        self._x, self._address = self._state.general, self._state.address
         return uc
 
     def _answer(self) -> None:

@@ -30,8 +30,8 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate_arm64, engine, native
+from aether_emu.machine.arm64_state import ArmState
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
-from aether_emu.machine.state_views import Field, HiddenField, RegisterField
 from aether_emu.machine.unicorn_cpu import MASK, PROT_READ, UnicornCpu
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
@@ -95,26 +95,11 @@ class ArmCpu(UnicornCpu):
         self._translation = regs.tcr_value(granule, virtual_bits)
         super().__init__(calibrate_arm64.open_cpu(granule), ranges)
         self._time_stamp, self._frequency, self._random = time_stamp, frequency, random
-        layout = calibrate_arm64.measure()
-        base = calibrate_arm64.find_state(self._uc) if live_state else None
-        self.live_state = base is not None
-        self.general: Field
-        self._pc: Field
-        self._syndrome: Field
-        self._address: Field
-        if base is not None:
-            self.general = engine.view(base, "Q", 31)
-            self._pc = engine.view(base + layout.pc, "Q", 1)
-            self._syndrome = engine.view(base + layout.syndrome, "I", 1)
-            self._address = engine.view(base + layout.address, "Q", 1)
-        else:
-            self._context = self._uc.context_save()
-            context = int(ctypes.cast(self._context.context, ctypes.c_void_p).value or 0)
-            first = context + layout.context
-            self.general = RegisterField(self._handle, tuple(NUMBERS[f"x{i}"] for i in range(31)))
-            self._pc = RegisterField(self._handle, (arm64_const.UC_ARM64_REG_PC,))
-            self._syndrome = HiddenField(self._handle, context, first + layout.syndrome, "I")
-            self._address = HiddenField(self._handle, context, first + layout.address, "Q")
+        state = ArmState(self._uc, live=live_state)
+        self.live_state = state.live
+        self.general, self._pc = state.general, state.pc
+        self._syndrome, self._address = state.syndrome, state.address
+        self._state = state  # the fields may live in what it keeps
         self._text = 0
         self._physical = ctypes.c_uint64()  # where translations are written that nobody asks for
         self._scan = native.BlockScan(_VMEM_READ_ADDRESS, self._block_found)

@@ -86,8 +86,8 @@ class SupervisorResult:
 class X86Cpu(UnicornCpu):
     """One x86_64 CPU. `ranges` are (guest-physical start, host address, length), mapped once.
 
-    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57). `live_state=False` forces the slower state
-    access that needs nothing but the engine's API.
+    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57).
+    `live_state=False` forces the slower state access that needs nothing but the engine's API.
     """
 
     isa = "x86_64"
