@@ -31,7 +31,8 @@ import sys
 
 from aether_emu.cli.main import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that it spawns import this file
+    sys.exit(main())
 """
 
 

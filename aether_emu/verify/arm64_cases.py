@@ -23,7 +23,7 @@ from aether_emu.verify.cases import (
     random_flips,
 )
 from aether_emu.verify.laboratory import CROSSES
-from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
+from aether_emu.verify.tlb import EVERYTHING, Edit, Policy, Selection, TlbTally, histories, run_histories
 
 _TABLE = 0b11
 _PAGE, _BLOCK = 0x743, 0x741  # AF, inner shareable, AP=01, valid; read and written at both levels, executable
@@ -249,11 +249,13 @@ _TLB_EDITS = (
 )
 
 
-def tlb(laboratory: ArmLaboratory, tally: TlbTally, policy: Policy) -> Iterator[int]:
+def tlb(
+    laboratory: ArmLaboratory, tally: TlbTally, policy: Policy, selection: Selection = EVERYTHING
+) -> Iterator[int]:
     """Histories of pages and blocks of each size; see `verify.tlb`."""
     for leaf in _leaves(laboratory):
         kind = 3 << 8 | (_TYPE if leaf == 1 else 0)
         bits = (_VALID, 1 << 6, 1 << 7, _PXN, _UXN, _AF)
         states = [kind | sum(chosen) for chosen in product(*((0, bit) for bit in bits))]
-        table, wanted = [_TABLE] * laboratory.levels, histories(states, _TLB_EDITS, _VALID)
+        table, wanted = [_TABLE] * laboratory.levels, histories(states, _TLB_EDITS, _VALID, selection)
         yield from run_histories(laboratory, table, leaf, wanted, tally, policy)

@@ -8,7 +8,7 @@ own code, holes where an access translated to an address without memory, and the
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,9 @@ def differing(expected: Answers, observed: Answers) -> Bits:
     return np.asarray(different)
 
 
+_BATCH = 250
+
+
 class Setting(NamedTuple):
     """What the cases of a chunk share."""
 
@@ -98,8 +101,15 @@ class Shapes(NamedTuple):
 def in_settings(
     settings: list[Setting], shapes: Mapping[int, Shapes], count: int | None, seed: int
 ) -> Iterator[Chunk]:
-    """Every combination of entries in every setting, or of that a seeded sample of about `count` cases."""
+    """Every combination of entries in every setting, or of that a seeded sample of about `count` cases.
+
+    A sample takes settings from everywhere in their order, so many that each fills a batch.
+    """
     rng = np.random.default_rng(seed)
+    few = len(settings) if count is None else max(1, count // _BATCH)
+    if few < len(settings):
+        places = (np.arange(few) + rng.random(few)) * len(settings) / few
+        settings = [settings[place] for place in places.astype(np.int64).tolist()]
     total = sum(shapes[setting.leaf].feature.size for setting in settings)
     share = 1.0 if count is None else min(1.0, count / total)
     for leaf, operation, user, controls in settings:
@@ -113,6 +123,18 @@ def in_settings(
         picked = [word[chosen] for word in words]
         leaves = np.full(picked[0].size, leaf, np.int64)
         yield Chunk(leaves, picked, operation, user, controls, features, feature[chosen])
+
+
+def only(chunks: Iterator[Chunk], text: str) -> Iterator[Chunk]:
+    """The cases whose feature's name contains `text`."""
+    for chunk in chunks:
+        named = np.array([text in name for name in chunk.features])
+        kept = named[chunk.feature]
+        if kept.all():
+            yield chunk
+        elif kept.any():
+            words = [word[kept] for word in chunk.words]
+            yield replace(chunk, leaf=chunk.leaf[kept], words=words, feature=chunk.feature[kept])
 
 
 def random_flips(rng: np.random.Generator, count: int) -> Words:

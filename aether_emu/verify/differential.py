@@ -22,14 +22,14 @@ from aether_emu.verify.laboratory import Laboratory
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """One case on which answers differ. Each answer is given in words."""
+class Case:
+    """One case with two answers, in words."""
 
     feature: str
-    operation: str
-    user: bool
+    access: str
     controls: dict[str, int]
     address: int
+    leaf: int  # the level where the page is meant to be
     entries: tuple[int, ...]  # level 1 first
     expected: str
     observed: str
@@ -37,16 +37,20 @@ class Difference:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run found. `cells` counts cases by feature and kind of access."""
+    """What a run found. `cells` counts cases by feature and access, `red` the different ones among them.
+
+    `examples` has a case for each cell, a different one if there is one.
+    """
 
     cases: int = 0
     set_aside: int = 0
     known: Counter[str] = field(default_factory=Counter)
     gone: Counter[str] = field(default_factory=Counter)
-    differences: list[Difference] = field(default_factory=list)
+    differences: list[Case] = field(default_factory=list)
     different: int = 0
     cells: Counter[tuple[str, str]] = field(default_factory=Counter)
     red: Counter[tuple[str, str]] = field(default_factory=Counter)
+    examples: dict[tuple[str, str], Case] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
@@ -77,51 +81,62 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
             tally.known[known.name] += int((apart & ~different).sum())
             tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
             before = known.answers
-        note(tally, chunk, different)
-        keep(tally, chunk, entries, addresses, different, expected, observed)
-        tally.cases += chunk.size
+        record(tally, Asked(chunk, entries, addresses, expected, observed), different)
         yield chunk.size
 
 
-def keep(
-    tally: Tally,
-    chunk: Chunk,
-    entries: list[Words],
-    addresses: Words,
-    different: Bits,
-    expected: Answers,
-    observed: Answers,
-) -> None:
-    """Count differences, and put the first of all into words."""
-    tally.different += int(different.sum())
-    for index in different.nonzero()[0][: max(0, _KEPT - len(tally.differences))].tolist():
-        tally.differences.append(_difference(chunk, entries, addresses, expected, observed, index))
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A chunk, where it stood, and the answers to it. `also` is said of its accesses."""
+
+    chunk: Chunk
+    entries: list[Words]
+    addresses: Words
+    expected: Answers
+    observed: Answers
+    also: str = ""
 
 
-def note(tally: Tally, chunk: Chunk, different: Bits, also: str = "") -> None:
-    """Count the cases of a chunk by feature and access, and the different ones among them."""
-    access = f"{chunk.operation.name.lower().replace('_', '-')} {'user' if chunk.user else 'supervisor'}"
-    access += f", {also}" if also else ""
+def record(tally: Tally, asked: Asked, different: Bits) -> None:
+    """Count the cases of a chunk by feature, and put the first different ones, and examples, into words."""
+    chunk = asked.chunk
+    access = access_of(chunk, asked.also)
     counts = np.bincount(chunk.feature, minlength=len(chunk.features))
     reds = np.bincount(chunk.feature[different], minlength=len(chunk.features))
-    for name, count, red in zip(chunk.features, counts.tolist(), reds.tolist(), strict=True):
-        if count:
-            tally.cells[name, access] += count
-            tally.red[name, access] += red
+    for number, (name, count, red) in enumerate(
+        zip(chunk.features, counts.tolist(), reds.tolist(), strict=True)
+    ):
+        if not count:
+            continue
+        cell = (name, access)
+        if cell not in tally.examples or (red and not tally.red[cell]):
+            among = (chunk.feature == number) & (different if red else True)
+            tally.examples[cell] = _case(asked, int(among.argmax()))
+        tally.cells[cell] += count
+        tally.red[cell] += red
+    for index in different.nonzero()[0][: max(0, _KEPT - len(tally.differences))].tolist():
+        tally.differences.append(_case(asked, index))
+    tally.different += int(different.sum())
+    tally.cases += chunk.size
 
 
-def _difference(
-    chunk: Chunk, entries: list[Words], addresses: Words, expected: Answers, observed: Answers, index: int
-) -> Difference:
-    return Difference(
+def access_of(chunk: Chunk, also: str = "") -> str:
+    """What the accesses of a chunk are called."""
+    name = f"{chunk.operation.name.lower().replace('_', '-')} {'user' if chunk.user else 'supervisor'}"
+    return f"{name}, {also}" if also else name
+
+
+def _case(asked: Asked, index: int) -> Case:
+    chunk = asked.chunk
+    return Case(
         chunk.features[int(chunk.feature[index])],
-        chunk.operation.name.lower(),
-        chunk.user,
+        access_of(chunk, asked.also),
         dict(chunk.controls),
-        int(addresses[index]),
-        tuple(int(words[index]) for words in entries),
-        in_words(expected, index),
-        in_words(observed, index),
+        int(asked.addresses[index]),
+        int(chunk.leaf[index]),
+        tuple(int(words[index]) for words in asked.entries),
+        in_words(asked.expected, index),
+        in_words(asked.observed, index),
     )
 
 

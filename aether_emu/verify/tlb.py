@@ -19,7 +19,7 @@ import numpy as np
 
 from aether_emu.machine.prober import Operation
 from aether_emu.verify.cases import Answers, Bits, Chunk, Numbers, Words, differing
-from aether_emu.verify.differential import Tally, keep, note
+from aether_emu.verify.differential import Asked, Tally, record
 from aether_emu.verify.laboratory import Laboratory, joined
 
 FLUSHES = ("no flush", "page flush", "full flush")
@@ -70,19 +70,34 @@ class TlbTally(Tally):
     findings: dict[str, Finding] = field(default_factory=dict)
 
 
-def histories(states: list[int], edits: tuple[Edit, ...], present: int) -> Histories:
-    """Every edit of every state that changes something in what is or becomes `present`.
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Of all histories those whose edit's name contains `only`, and of these every `step`-th."""
+
+    only: str = ""
+    step: int = 1
+
+
+EVERYTHING = Selection()
+
+
+def histories(
+    states: list[int], edits: tuple[Edit, ...], present: int, selection: Selection
+) -> Histories | None:
+    """Every edit of every state that changes something in what is or becomes `present`; None: no such.
 
     An edit without bits stays, as what changes nothing.
     """
     rows = []
     for kind, edit in enumerate(edits):
-        for state in states:
+        for state in states if selection.only in edit.name else ():
             changed = state & ~edit.clear | edit.set
             effective = changed != state or edit.moves or not edit.clear | edit.set
             if effective and (state | changed) & present:
                 rows.append((state, changed, edit.moves, kind))
-    before, after, moves, kinds = zip(*rows, strict=True)
+    if not rows:
+        return None
+    before, after, moves, kinds = zip(*rows[:: selection.step], strict=True)
     return Histories(
         np.array(before, np.uint64),
         np.array(after, np.uint64),
@@ -93,12 +108,19 @@ def histories(states: list[int], edits: tuple[Edit, ...], present: int) -> Histo
 
 
 def run_histories(
-    laboratory: Laboratory, table: list[int], leaf: int, wanted: Histories, tally: TlbTally, policy: Policy
+    laboratory: Laboratory,
+    table: list[int],
+    leaf: int,
+    wanted: Histories | None,
+    tally: TlbTally,
+    policy: Policy,
 ) -> Iterator[int]:
     """Try histories of leaves at level `leaf`, with every pair of accesses; yields how many as they are done.
 
     `table` are the entries above the leaf and, unused, at and below it; level 1 first.
     """
+    if wanted is None:
+        return
     owed = np.zeros(wanted.kind.size, bool)
     accesses = [
         (operation, user)
@@ -119,9 +141,8 @@ def run_histories(
                 if flush == FLUSHES[0]:
                     allowed |= ~_apart(old, seen)
                     _count_stale(tally, wanted, stale & allowed)
-                note(tally, after, ~allowed, flush)
-                keep(tally, after, *laboratory.place(after), ~allowed, new, seen)
-                tally.cases += wanted.kind.size
+                asked = Asked(after, *laboratory.place(after), new, seen, flush)
+                record(tally, asked, ~allowed)
                 yield wanted.kind.size
     _judge_policy(tally, wanted, leaf, owed, policy)
 

@@ -23,7 +23,7 @@ from aether_emu.verify.cases import (
     random_flips,
 )
 from aether_emu.verify.laboratory import CROSSES
-from aether_emu.verify.tlb import Edit, Policy, TlbTally, histories, run_histories
+from aether_emu.verify.tlb import EVERYTHING, Edit, Policy, Selection, TlbTally, histories, run_histories
 from aether_emu.verify.x86_64 import X86Laboratory
 
 _GOOD, _LARGE = 0x67, 0xE7  # present, writable, user, accessed, dirty; and PS
@@ -211,10 +211,12 @@ _TLB_EDITS = (
 )
 
 
-def tlb(laboratory: X86Laboratory, tally: TlbTally, policy: Policy) -> Iterator[int]:
+def tlb(
+    laboratory: X86Laboratory, tally: TlbTally, policy: Policy, selection: Selection = EVERYTHING
+) -> Iterator[int]:
     """Histories of pages of each size; see `verify.tlb`."""
     for leaf in _LEAVES:
         size = _PS if leaf > 1 else 0
         states = [size | sum(bits) for bits in product(*((0, bit) for bit in (_P, _W, _U, _NX, _A, _D)))]
-        table, wanted = [_GOOD] * laboratory.levels, histories(states, _TLB_EDITS, _P)
+        table, wanted = [_GOOD] * laboratory.levels, histories(states, _TLB_EDITS, _P, selection)
         yield from run_histories(laboratory, table, leaf, wanted, tally, policy)
