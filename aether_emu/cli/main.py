@@ -60,7 +60,7 @@ def complain(text: str) -> None:
 def main() -> None:
     """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
-    from aether_emu.cli import bench, run  # noqa: F401  # register their commands
+    from aether_emu.cli import bench, pt, run, verify  # noqa: F401  # register their commands
 
     _fill_standard_streams()
     try:

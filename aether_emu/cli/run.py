@@ -36,6 +36,9 @@ def run(  # an option is a parameter here
     timeout: Annotated[float | None, typer.Option(help="Stop after that many seconds (exit 124).")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="A table of what happened, on stderr.")] = False,
     stats_json: Annotated[Path | None, typer.Option(help="The same as JSON, into a file.")] = None,
+    core: Annotated[
+        Path | None, typer.Option(help="At the end write all memory there, as an ELF core for aether pt.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
 ) -> None:
     """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
@@ -60,6 +63,10 @@ def run(  # an option is a parameter here
     wanted = stats or stats_json is not None
     if wanted:
         from aether_emu.observe import stats as statistics
+    if core is not None:
+        from aether_emu.observe import core as cores
+
+        cores.check(core)
     settle()
     status = 125
     try:
@@ -70,6 +77,8 @@ def run(  # an option is a parameter here
         with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
             pauses.interrupts = interrupts
             ended = _run(machine.run)
+        if core is not None:
+            cores.write_core(machine, core)
         if wanted:
             data = statistics.collect(machine, time.perf_counter() - started)
             if stats_json is not None:

@@ -62,3 +62,12 @@ class Attempts:
     code: Words
     address: Words
     value: Words
+
+
+Memory = Words | list[tuple[int, Words]]
+"""Words from physical 0 on, or several ranges of them, each with its physical start."""
+
+
+def placed(memory: Memory) -> list[tuple[int, Words]]:
+    """The ranges that a prober maps."""
+    return memory if isinstance(memory, list) else [(0, memory)]

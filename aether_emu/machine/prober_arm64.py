@@ -29,7 +29,7 @@ from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate_arm64, engine
-from aether_emu.machine.prober import BATCH, Attempts, Happened, Operation, Words
+from aether_emu.machine.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
 from aether_emu.machine.state_views import Field, HiddenField, RegisterField
 
 SCRATCH = (1 << 47) - (1 << 20)
@@ -67,7 +67,7 @@ def _routine(operation: Operation) -> tuple[bytes, int]:
 
 
 class ArmProber:
-    """A CPU over `memory`, whose words are guest-physical from 0 on, with one granule and width.
+    """A CPU over `memory` (`placed` tells where it stands), with one granule and width.
 
     `upper` tells which half is under test: the one that TTBR1_EL1 translates, or TTBR0_EL1's.
     """
@@ -75,13 +75,14 @@ class ArmProber:
     physical_bits = 48
 
     def __init__(
-        self, memory: Words, *, granule: int = 4096, virtual_bits: int = 48, upper: bool = False,
+        self, memory: Memory, *, granule: int = 4096, virtual_bits: int = 48, upper: bool = False,
         live_state: bool = True,
     ) -> None:  # fmt: skip
         self._uc = calibrate_arm64.open_cpu(granule)
         self._handle = engine.handle_of(self._uc)
-        self._memory = memory  # the engine keeps no reference
-        self._uc.mem_map_ptr(0, memory.nbytes, UC_PROT_ALL, memory.ctypes.data)
+        self._memory = placed(memory)  # the engine keeps no reference
+        for start, words in self._memory:
+            self._uc.mem_map_ptr(start, words.nbytes, UC_PROT_ALL, words.ctypes.data)
         self._scratch = mmap.mmap(-1, _SIZE)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
         self._uc.mem_map_ptr(SCRATCH, _SIZE, UC_PROT_ALL, host)

@@ -30,7 +30,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.format import A, D, P, U, W
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate, engine
-from aether_emu.machine.prober import BATCH, Attempts, Happened, Operation, Words
+from aether_emu.machine.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
 from aether_emu.machine.state_views import ContextState, LiveState, State
 
 SCRATCH = (1 << 40) - (1 << 20)
@@ -78,7 +78,7 @@ _RESUME = {operation: _routine(operation)[1] for operation in _SOURCES}
 
 
 class X86Prober:
-    """A CPU over `memory`, whose words are guest-physical from 0 on. `levels` is 4 or 5.
+    """A CPU over `memory` (`placed` tells where it stands). `levels` is 4 or 5.
 
     Before a batch the tables under `root` must hold `own_entries` in root slots `user_slot` and
     `supervisor_slot`, and fetchable pages LANDING_CODE at offset LANDING.
@@ -88,7 +88,7 @@ class X86Prober:
 
     def __init__(
         self,
-        memory: Words,
+        memory: Memory,
         *,
         levels: int = 4,
         user_slot: int = 0,
@@ -97,8 +97,9 @@ class X86Prober:
     ) -> None:
         self._uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL)
         self._handle = engine.handle_of(self._uc)
-        self._memory = memory  # the engine keeps no reference
-        self._uc.mem_map_ptr(0, memory.nbytes, UC_PROT_ALL, memory.ctypes.data)
+        self._memory = placed(memory)  # the engine keeps no reference
+        for start, words in self._memory:
+            self._uc.mem_map_ptr(start, words.nbytes, UC_PROT_ALL, words.ctypes.data)
         self._scratch = mmap.mmap(-1, _SIZE)
         host = ctypes.addressof(ctypes.c_char.from_buffer(self._scratch))
         self._uc.mem_map_ptr(SCRATCH, _SIZE, UC_PROT_ALL, host)

@@ -1,0 +1,201 @@
+"""The machine's memory as an ELF core, in the shape of QEMU's dump-guest-memory.
+
+    ELF header, program headers
+    PT_NOTE    CORE/NT_PRSTATUS: the registers; QEMU/0 on x86_64: cr0 to cr4; AETHER/1: what governs paging
+    PT_LOAD    RAM at p_paddr; then each bound slot of the file aperture, so that file pages are there too
+
+AETHER/1 is two words of 32 bits, version 1 and the note's size, and words of 64 bits:
+
+    x86_64     CR0, CR3, CR4, IA32_EFER, IA32_PAT, MAXPHYADDR
+    arm64      SCTLR_EL1, TTBR0_EL1, TTBR1_EL1, TCR_EL1, MAIR_EL1
+
+The file appears under its name when all of it is written. Pages that hold only zeros are holes in it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from aether_emu.arch.arm64 import registers as arm
+from aether_emu.arch.x86_64 import registers as x86
+from aether_emu.errors import AetherError, ConfigError, Refused
+from aether_emu.machine.aperture import SLOT_SIZE
+from aether_emu.system import Machine
+
+_EM = {"x86_64": 62, "arm64": 183}
+_ET_CORE, _PT_LOAD, _PT_NOTE, _NT_PRSTATUS = 4, 1, 4, 1
+_HEADER, _SEGMENT, _ALIGN = 64, 56, 4096
+_MOST = 0xFFFE  # program headers that the ELF header can count
+_GENERAL = (
+    "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi", "rdi",
+)  # fmt: skip
+_QEMU_ORDER = (
+    "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp",
+    "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15", "rip", "rflags",
+)  # fmt: skip
+_CODE_FLAGS, _DATA_FLAGS = 0x00AF_FB00, 0x00CF_F300  # second words of flat user descriptors
+
+
+class CoreError(AetherError):
+    """The core cannot be written; nothing of it is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """A bound slot's physical address and contents, whole pages."""
+
+    address: int
+    data: bytes
+
+
+def check(path: Path) -> None:
+    """Refuse a place where no core can be written, before the program runs. ConfigError."""
+    if path.exists() and not path.is_file():
+        raise ConfigError("core", str(path), "a regular file, or a name that is free")
+    try:
+        part = _part(path)
+        os.close(part[0])
+        os.unlink(part[1])
+    except OSError as error:
+        allowed = f"a file in a folder that can be written ({path.parent}: {error.strerror})"
+        raise ConfigError("core", str(path), allowed) from None
+
+
+def _part(path: Path) -> tuple[int, str]:
+    """A new file beside `path`, which will replace it: its descriptor and name."""
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+
+
+def write_core(machine: Machine, path: Path) -> None:
+    """Write the memory of a machine that is not running. CoreError when the host cannot, leaving nothing."""
+    try:
+        fd, name = _part(path)
+        try:
+            with os.fdopen(fd, "wb") as file:
+                _write(machine, file)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise CoreError(f"core {path}: cannot be written: {error.strerror}") from None
+
+
+def _write(machine: Machine, file: BinaryIO) -> None:
+    notes = _notes(machine)
+    slots = _slots(machine)
+    count = 2 + len(slots)
+    if count > _MOST:
+        raise CoreError(f"core: {count} ranges of memory are more than an ELF header can count")
+    ram = machine.ram
+    at = _HEADER + count * _SEGMENT
+    headers = [_segment(_PT_NOTE, at, 0, len(notes))]
+    start = -(-(at + len(notes)) // _ALIGN) * _ALIGN
+    headers.append(_segment(_PT_LOAD, start, ram.base, ram.size))
+    place = start + ram.size
+    for slot in slots:
+        headers.append(_segment(_PT_LOAD, place, slot.address, len(slot.data)))
+        place += len(slot.data)
+    file.write(_elf_header(machine.abi.isa, count) + b"".join(headers) + notes)
+    for number, page in ram.save().items():
+        file.seek(start + number * ram.page_size - ram.base)
+        file.write(page)
+    file.seek(start + ram.size)
+    for slot in slots:
+        file.write(slot.data)
+    file.truncate(place)
+
+
+def _elf_header(isa: str, count: int) -> bytes:
+    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
+    return ident + struct.pack(
+        "<HHIQQQIHHHHHH", _ET_CORE, _EM[isa], 1, 0, _HEADER, 0, 0, _HEADER, _SEGMENT, count, 0, 0, 0
+    )
+
+
+def _segment(kind: int, offset: int, physical: int, size: int) -> bytes:
+    return struct.pack("<IIQQQQQQ", kind, 0, offset, 0, physical, size, size if kind == _PT_LOAD else 0, 0)
+
+
+def _slots(machine: Machine) -> list[_Slot]:
+    """What the file aperture shows, as the files are now, without what lies behind their ends."""
+    aperture, page = machine.aperture, machine.config.page_size
+    found = []
+    for bound in sorted(aperture.save().bound, key=lambda bound: bound.index):
+        address = aperture.base + bound.index * SLOT_SIZE
+        try:
+            data = aperture.owner_of(address)[0].read(bound.extent * SLOT_SIZE, SLOT_SIZE)
+        except Refused:  # the host cannot read it any more: then it is not there
+            continue
+        if data:
+            found.append(_Slot(address, data.ljust(-(-len(data) // page) * page, b"\0")))
+    return found
+
+
+# ---- notes
+
+
+def _note(name: bytes, kind: int, data: bytes) -> bytes:
+    name += b"\0"
+    head = struct.pack("<III", len(name), len(data), kind)
+    return head + name.ljust(-(-len(name) // 4) * 4, b"\0") + data.ljust(-(-len(data) // 4) * 4, b"\0")
+
+
+def _notes(machine: Machine) -> bytes:
+    space = machine.process.space.table.root if machine.process is not None else None
+    if machine.abi.isa == "x86_64":
+        return _x86_notes(machine, machine.kernel_half.table.root if space is None else space)
+    return _arm_notes(machine, 0 if space is None else space)
+
+
+def _status(registers: bytes) -> bytes:
+    """elf_prstatus of Linux: the process ID of CPU 0 at 32, the registers at 112, pr_fpvalid behind."""
+    data = bytearray(112)
+    struct.pack_into("<I", data, 32, 1)
+    return bytes(data) + registers + bytes(8)
+
+
+def _x86_notes(machine: Machine, root: int) -> bytes:
+    cpu = machine.cpu
+    values = cpu.registers()
+    selectors = (x86.USER_CODE, x86.USER_DATA)
+    general = [values[name] for name in _GENERAL]
+    status = struct.pack(
+        "<27Q", *general, (1 << 64) - 1, values["rip"], selectors[0], values["rflags"], values["rsp"],
+        selectors[1], values["fs_base"], values["gs_base"], 0, 0, 0, 0,
+    )  # fmt: skip
+    control = (cpu.read("cr0"), 0, cpu.read("cr2"), root, cpu.read("cr4"))
+    qemu = struct.pack("<18Q", *(values[name] for name in _QEMU_ORDER))
+    segments = (
+        (selectors[0], _CODE_FLAGS, 0), (0, 0, 0), (0, 0, 0),
+        (0, 0, values["fs_base"]), (0, 0, values["gs_base"]),
+        (selectors[1], _DATA_FLAGS, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0), (0, 0, 0),
+    )  # fmt: skip
+    for selector, flags, base in segments:  # cs ds es fs gs ss ldt tr gdt idt
+        qemu += struct.pack("<IIIIQ", selector, 0xFFFF_FFFF if flags else 0, flags, 0, base)
+    qemu += struct.pack("<6Q", *control, 0)  # kernel_gs_base behind them
+    qemu = struct.pack("<II", 1, 8 + len(qemu)) + qemu
+    ours = (control[0], root, control[4], x86.EFER_KERNEL, x86.PAT_VALUE, machine.format.physical_bits)
+    return _note(b"CORE", _NT_PRSTATUS, _status(status)) + _note(b"QEMU", 0, qemu) + _our_note(ours)
+
+
+def _arm_notes(machine: Machine, root: int) -> bytes:
+    values = machine.cpu.registers()
+    general = [values[f"x{number}"] for number in range(31)]
+    status = struct.pack("<34Q", *general, values["sp"], values["pc"], values["nzcv"])
+    fmt = machine.format
+    ours = (
+        arm.SCTLR_VALUE, root, machine.kernel_half.table.root, arm.tcr_value(fmt.page_size, fmt.virtual_bits),
+        arm.MAIR_VALUE,
+    )  # fmt: skip
+    return _note(b"CORE", _NT_PRSTATUS, _status(status)) + _our_note(ours)
+
+
+def _our_note(words: tuple[int, ...]) -> bytes:
+    data = struct.pack(f"<{len(words)}Q", *words)
+    return _note(b"AETHER", 1, struct.pack("<II", 1, 8 + len(data)) + data)

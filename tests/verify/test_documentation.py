@@ -1,0 +1,45 @@
+"""The example in docs/verify.md is a test file that passes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from aether_emu.verify.lint_rules import Severity
+from tests.cli.command import COMMAND, environment
+
+PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
+
+
+def test_the_example_runs_under_pytest(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "test_example.py").write_text(example)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py"]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stdout
+    assert "5 passed" in done.stdout
+
+
+def test_every_rule_is_documented() -> None:
+    source = (PAGE.parents[1] / "aether_emu" / "verify" / "lint_rules.py").read_text()
+    names = set(re.findall(r'"([a-z]+-[a-z]+(?:-[a-z]+)*)"', source)) - {"execute-disable"}
+    text = PAGE.read_text()
+    assert len(names) > 10
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+    assert all(kind.value in text for kind in Severity)
+
+
+@pytest.mark.parametrize("command", ["show", "walk", "lint"])
+def test_every_option_is_documented(command: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "pt", command, "--help"], capture_output=True, text=True, env=environment(), check=True
+    )
+    options = set(re.findall(r"--[a-z][a-z0-9-]+", done.stdout)) - {"--help", "--debug"}
+    assert len(options) >= 6
+    assert [option for option in sorted(options) if f"`{option}" not in PAGE.read_text()] == []
