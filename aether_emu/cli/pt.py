@@ -39,7 +39,7 @@ _Bits = Annotated[
     int | None, typer.Option(help="Width of physical addresses, else the core's or 52 (48 on arm64).")
 ]
 _Types = Annotated[str | None, typer.Option(help="IA32_PAT or MAIR_EL1, hexadecimal, to name memory types.")]
-_Limit = Annotated[int, typer.Option(min=1, help="The most leaves to look at.")]
+_Limit = Annotated[int, typer.Option(min=1, help="The most entries of one level to look at.")]
 _Execute = Annotated[
     bool, typer.Option("--execute", help="Ask the emulated CPU's MMU the same, page by page, and compare.")
 ]

@@ -55,6 +55,8 @@ def verify(
     for outcome in _perform(wanted, jobs):
         outcomes.append(outcome)
         _say(outcome)
+    if only and not any(outcome.tally.cases for outcome in outcomes):
+        raise ConfigError("only", only, "part of a feature's name, as the report has them")
     if junit is not None:
         _write(junit, junit_xml.as_xml(outcomes))
     if report is not None:

@@ -114,9 +114,8 @@ _MOST_GROUPS = 64  # garbage has reserved bits in every combination: the rest is
 def writable_executable(found: Survey) -> Iterator[Finding]:
     """Memory that can be written and executed by the same privilege."""
     rights = found.leaves.rights
-    user_page = rights & np.uint16(USER) != 0
-    own = (rights & np.uint16(Right.WRITE) != 0) & (rights & np.uint16(Right.EXECUTE) != 0) & ~user_page
     user = (rights & np.uint16(Right.USER_WRITE) != 0) & (rights & np.uint16(Right.USER_EXECUTE) != 0)
+    own = (rights & np.uint16(Right.WRITE) != 0) & (rights & np.uint16(Right.EXECUTE) != 0) & ~user
     rule = "writable-executable"
     yield from _of_leaves(
         found, rule, Severity.ERROR, own, "the kernel can write and execute it",

@@ -47,7 +47,6 @@ def ranges(found: Survey) -> list[Range]:
     follows = leaves.address[1:] == leaves.address[:-1] + sizes[:-1]
     for column in (rights, leaves.memory, leaves.level):
         follows &= column[1:] == column[:-1]
-    follows &= rules.is_upper(leaves.address[1:]) == rules.is_upper(leaves.address[:-1])
     first = np.concatenate([[0], np.flatnonzero(~follows) + 1])
     last = np.concatenate([first[1:], [leaves.count]]) - 1
     breaks = leaves.physical[1:] != leaves.physical[:-1] + sizes[:-1]

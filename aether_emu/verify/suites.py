@@ -1,7 +1,7 @@
 """Which suites there are for which formats, and how one of them is run.
 
 format   a laboratory: x86_64-4level ... arm64-64K-42bit, and x86_64-4level-kvm where the host has it
-suite    entries, permissions, tlb
+suite    encodings, entries, permissions, tlb
 task     one suite of one format: what is run in one piece, whoever runs the others
 """
 
@@ -20,11 +20,12 @@ from aether_emu.verify import arm64_cases, silicon, x86_cases
 from aether_emu.verify.arm64 import ArmLaboratory
 from aether_emu.verify.cases import Chunk, only
 from aether_emu.verify.differential import Tally, run
+from aether_emu.verify.encodings import judge
 from aether_emu.verify.laboratory import Laboratory
 from aether_emu.verify.tlb import Policy, Selection, TlbTally
 from aether_emu.verify.x86_64 import X86Laboratory
 
-SUITES = ("entries", "permissions", "tlb")
+SUITES = ("encodings", "entries", "permissions", "tlb")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,10 @@ FORMATS: dict[str, Format] = {
 }
 
 
+_SAME_ENCODER = ("x86_64-4level-kvm", "arm64-4K-upper")
+"""Formats whose encoder another one has judged already."""
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """One suite of one format. `cases` None is all there are; `only` keeps features that contain it."""
@@ -98,21 +103,25 @@ def tasks(what: str, suite: str, cases: int | None, seed: int, only_features: st
         raise ConfigError("what", what, f"x86_64, arm64, all, or one of {', '.join(FORMATS)}")
     if suite not in (*SUITES, "all"):
         raise ConfigError("suite", suite, f"{', '.join(SUITES)} or all")
-    return [
+    wanted = [
         Task(item.name, name, cases, seed, only_features)
         for item in FORMATS.values()
         if what in (item.isa, item.name, "all")
         for name in SUITES
-        if suite in (name, "all")
+        if suite in (name, "all") and not (name == "encodings" and item.name in _SAME_ENCODER)
     ]
+    if not wanted:
+        raise ConfigError("suite", suite, f"another one for {what}, whose encoder is another format's")
+    return wanted
 
 
 def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -> Outcome:
     """Run one task; `progress` hears how many cases were done. Raises EngineError."""
-    host = task.format.endswith("-kvm")
+    item, host = FORMATS[task.format], task.format.endswith("-kvm")
+    if task.suite == "encodings":
+        return _judged(task, item, progress)
     if host and (reason := silicon.available()) is not None:
         return Outcome(task, Tally(), [reason])
-    item = FORMATS[task.format]
     laboratory = item.open()
     try:
         outcome = Outcome(task, TlbTally() if task.suite == "tlb" else Tally())
@@ -121,6 +130,15 @@ def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -
         return outcome
     finally:
         laboratory.close()
+
+
+def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcome:
+    """This project's own encoder, which no MMU is needed for."""
+    outcome = Outcome(task, Tally())
+    count = _MANY if task.asked is None else task.asked
+    for done in judge(item.ours(), item.isa, count, task.seed, outcome.tally, task.only):
+        progress(done)
+    return outcome
 
 
 def _cases_done(task: Task, item: Format, laboratory: Laboratory, outcome: Outcome) -> Iterator[int]:

@@ -25,7 +25,7 @@ Source = Image | str | os.PathLike[str] | bytes | bytearray | memoryview | Words
 """An image, the path of one, or memory itself from physical 0 on."""
 
 LIMIT = 1 << 23
-"""The most leaves that a survey takes. The tables of a level may have twice as many entries."""
+"""The most entries of one level that a survey reads."""
 
 _CHUNK = 1 << 20  # entries read at once
 _NO_ENTRY = (1 << 64) - 1
@@ -242,11 +242,10 @@ class _Found:
     leaves: list[Leaves] = field(default_factory=list)
     odd: list[Oddities] = field(default_factory=list)
     pages: list[Words] = field(default_factory=list)
-    count: int = 0
 
 
 def survey(found: Tables, *, limit: int = LIMIT) -> Survey:
-    """Go through all tables. Beyond `limit` leaves the rest is not followed, which is told as an oddity."""
+    """Go through all tables. What is beyond `limit` entries of a level is not followed, but told."""
     rules = found.format
     gathered = _Found()
     uses = [0] * rules.levels
@@ -272,11 +271,11 @@ def survey(found: Tables, *, limit: int = LIMIT) -> Survey:
 def _level(found: Tables, half: Half, level: int, uses: _Uses, gathered: _Found, limit: int) -> _Uses:
     """Read all tables of a level; what they lead to on the next one."""
     step = max(_CHUNK >> found.format.widths[level - 1], 1)
-    below = 2 * limit >> found.format.widths[max(level - 2, 0)]
+    below = max(limit >> found.format.widths[max(level - 2, 0)], 1)
     parts, ahead = [], 0
     for start in range(0, uses.table.size, step):
         part = uses.some(slice(start, start + step))
-        if gathered.count > limit or ahead > below:
+        if ahead > below:
             _note(gathered, Odd.LIMIT, level + 1, part.address, part.entry, part.at, part.table)
             break
         parts.append(_read(found, half, level, part, gathered))
@@ -333,7 +332,6 @@ def _read(found: Tables, half: Half, level: int, uses: _Uses, gathered: _Found) 
     if leaf.any():
         every = bool(leaf.all())
         rows, word = (row, entry) if every else (row[leaf], entry[leaf])
-        gathered.count += word.size
         gathered.leaves.append(
             Leaves(
                 address if every else address[leaf],

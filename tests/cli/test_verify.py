@@ -110,9 +110,11 @@ def test_only_chooses_among_edits_too() -> None:
     ("arguments", "complaint"),
     [
         (("riscv",), "what='riscv' is not allowed: x86_64, arm64, all, or one of"),
-        (("--suite", "speed"), "suite='speed' is not allowed: entries, permissions, tlb or all"),
+        (("--suite", "speed"), "suite='speed' is not allowed: encodings, entries, permissions, tlb or all"),
         (("--cases", "0"), "--cases"),
         (("--full", "--cases", "5"), "cases=5 is not allowed: left out with --full"),
+        (("x86_64-4level", "--suite", "tlb", "--only", "nonsense"), "only='nonsense' is not allowed"),
+        (("arm64-4K-upper", "--suite", "encodings"), "suite='encodings' is not allowed: another one"),
         (("x86_64", "--junit", "/nowhere/x.xml"), "cannot be written: No such file or directory"),
     ],
 )

@@ -68,6 +68,16 @@ def test_a_known_difference_of_the_engine_is_reported() -> None:
     assert "kernel read at" in text[1]
 
 
+def test_a_frame_that_is_not_the_specified_one_is_reported() -> None:
+    # It lays bits of a block's address that the architecture has as zero over the address.
+    crafted = Crafted("arm64-4K", 64)
+    crafted.leaf(0, 0x1_2000, level=2)
+    agreement = tried(crafted)
+    assert agreement.differences > 0
+    assert {one.operation for one in agreement.examples} == {Operation.READ, Operation.WRITE}
+    assert all("specified frame" in line for line in list(agreement.lines())[1:])
+
+
 def test_controls_that_the_image_tells_are_used() -> None:
     crafted = Crafted("x86_64-4level")
     crafted.leaf(0x1000, 0x35000)

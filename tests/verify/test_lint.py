@@ -73,6 +73,12 @@ def test_a_page_that_users_may_only_execute_is_reached_too() -> None:
     assert [one.what.split()[2] for one in found(crafted)] == ["execute"]
 
 
+def test_kernel_text_that_users_may_execute_and_the_kernel_may_write_is_both() -> None:
+    crafted = Crafted("arm64-4K")
+    crafted.leaf(UPPER, 0x35000, 0x703)  # as early boot code maps everything
+    assert rules(crafted) == [("user-kernel-memory", ERROR, 1), ("writable-executable", ERROR, 1)]
+
+
 def test_a_table_without_the_user_bit_protects_what_is_below() -> None:
     crafted = Crafted("x86_64-4level")
     crafted.leaf(UPPER, 0x35000, PAGE["x86_64"])
@@ -202,11 +208,11 @@ def test_a_bad_root_is_a_finding_without_an_entry() -> None:
     assert "entry" not in "".join(lines([one]))
 
 
-def split(crafted: Crafted, change: int, number: int = 7) -> None:
+def split(crafted: Crafted, change: int, number: int = 7, at: int = 0x20_0000) -> None:
     """A 2M page in pieces of 4K, one of them changed."""
     for piece in range(512):
         bits = KERNEL[crafted.isa] ^ (change if piece == number else 0)
-        crafted.leaf(UPPER + 0x1000 * piece, 0x20_0000 + 0x1000 * piece, bits)
+        crafted.leaf(UPPER + 0x1000 * piece, at + 0x1000 * piece, bits)
 
 
 def test_a_split_page_whose_pieces_disagree() -> None:
@@ -221,6 +227,12 @@ def test_a_split_page_whose_pieces_disagree() -> None:
 def test_a_split_page_whose_pieces_differ_in_rights_is_what_splitting_is_for() -> None:
     crafted = Crafted("x86_64-4level", 1024)
     split(crafted, 2)
+    assert found(crafted) == []
+
+
+def test_pages_that_cannot_have_been_a_large_page_may_differ() -> None:
+    crafted = Crafted("x86_64-4level", 1024)
+    split(crafted, 0x10, at=0x10_0000)
     assert found(crafted) == []
 
 
@@ -255,10 +267,10 @@ def test_many_pages_without_a_bit_lack_nothing() -> None:
     assert found(crafted) == []
 
 
-def contiguous(crafted: Crafted, length: int) -> None:
+def contiguous(crafted: Crafted, length: int, shift: int = 0) -> None:
     page = crafted.format.page
     for number in range(length):
-        crafted.leaf(page * (length + number), page * (length + number), PAGE["arm64"] | 1 << 52)
+        crafted.leaf(page * (length + number), page * (length + number + shift), PAGE["arm64"] | 1 << 52)
 
 
 @pytest.mark.parametrize(("name", "length"), [("arm64-4K", 16), ("arm64-16K", 128), ("arm64-64K", 32)])
@@ -278,6 +290,9 @@ def test_a_contiguous_run_must_be_whole_aligned_and_alike(name: str, length: int
     assert changed(good ^ 1 << 55) == []
     assert changed(0) == [(rule, ERROR, length - 1)]
     assert changed(good ^ 1 << 52) == [(rule, ERROR, length - 1)]
+    crafted = Crafted(name, 2 * length + 8)
+    contiguous(crafted, length, shift=1)
+    assert rules(crafted) == [(rule, ERROR, length)], "misaligned frames"
     assert changed(good ^ page) == [(rule, ERROR, length)]
     assert changed(good ^ 1 << 7) == [(rule, ERROR, length)]
     assert (rule, ERROR, length) in changed(good ^ 1 << 2)

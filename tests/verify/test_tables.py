@@ -220,7 +220,7 @@ def test_tables_that_lead_back_from_everywhere_stop_at_the_limit(name: str) -> N
     found = surveyed(crafted, limit=1 << 16)
     counts = odd(found)
     assert counts[Odd.LOOP] > 0
-    assert found.leaves.count <= 1 << 21
+    assert found.leaves.count <= 1 << 18
     if crafted.format.levels > 2:
         assert counts[Odd.LIMIT] > 0
 
@@ -229,7 +229,7 @@ def test_more_leaves_than_the_limit_are_not_followed_and_told() -> None:
     crafted = Crafted("x86_64-4level")
     for number in range(8):
         crafted.leaf(number << 21, 0x5000)
-    found = surveyed(crafted, limit=512)
+    found = surveyed(crafted, limit=1024)
     assert (found.leaves.count, odd(found)) == (2, {Odd.LIMIT: 6})
     assert odd(surveyed(crafted)) == {}
 
@@ -258,7 +258,7 @@ def test_garbage_ends(name: str, seed: int, present: bool) -> None:
     memory &= np.uint64((1 << 64) - 1 & ~0x0000_FFFF_FFFF_F000 | 7 * page)
     memory |= np.uint64(present)
     found = survey(open_tables(image_of(memory), root=page, format=name), limit=1 << 14)
-    assert found.leaves.count < 1 << 23
+    assert found.leaves.count <= 1 << 16
 
 
 # ---- what must be told
