@@ -54,7 +54,8 @@ def verify(
     outcomes = []
     for outcome in _perform(wanted, jobs):
         outcomes.append(outcome)
-        _say(outcome)
+        if outcome.tally.cases or not only:
+            _say(outcome)
     if only and not any(outcome.tally.cases for outcome in outcomes):
         raise ConfigError("only", only, "part of a feature's name, as the report has them")
     if junit is not None:
