@@ -114,6 +114,8 @@ class X86Cpu(UnicornCpu):
         self._stop_before = engine.CODE(self._before_special)
         self._let_pass = -1
         self._text = 0
+        self._flags = ctypes.c_uint64()
+        self._flags_address = ctypes.addressof(self._flags)
         # Translation happens inside nested runs too, while the other buffer holds somebody's data.
         self._code = ctypes.create_string_buffer(_CODE_BUFFER)
         self._code_address = ctypes.addressof(self._code)
@@ -366,12 +368,21 @@ class X86Cpu(UnicornCpu):
         flags, rip, rdi = state.hflags[0], state.rip[0], self.general[7]
         state.hflags[0] = flags & ~3
         self.general[7] = va
-        code = self._run_stub(self._text + stubs.INVLPG.offset)
+        code = self._run_quietly(stubs.INVLPG)
         state.hflags[0] = flags
         state.rip[0] = rip
         self.general[7] = rdi
         if code:
             raise EngineError(f"invlpg stub: engine error {code}")
+
+    def _run_quietly(self, stub: stubs.Stub) -> int:
+        """Run a stub inside a hook. Entering the engine anew forgets the arithmetic flags of the outer run."""
+        engine.reg_read(self._handle, x86_const.UC_X86_REG_EFLAGS, self._flags_address)
+        kept = self._flags.value
+        code = self._run_stub(self._text + stub.offset)
+        self._flags.value = kept
+        engine.reg_write(self._handle, x86_const.UC_X86_REG_EFLAGS, self._flags_address)
+        return code
 
     def _forget_probe(self) -> None:
         """A failed `uc_vmem_*` leaves its page fault pending: it would arrive at the engine's next stop.
@@ -382,7 +393,7 @@ class X86Cpu(UnicornCpu):
         flags, rip = state.hflags[0], state.rip[0]
         self.on_fault, kernel = _ignore, self.on_fault
         state.hflags[0] = flags & ~3
-        code = self._run_stub(self._text + stubs.HALT.offset)
+        code = self._run_quietly(stubs.HALT)
         self.on_fault = kernel
         state.hflags[0] = flags
         state.rip[0] = rip

@@ -14,7 +14,8 @@ from aether_emu.system import Machine
 from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Target, expected, program, run_guest
 
 COMMANDS = (
-    *("hello", "tour", "signals", "smc", "wild", "privilege", "clock", "maps", "workset", "faults all"),
+    *("hello", "tour", "signals", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
+    "faults all",
     *("maps file", "workset file"),
 )
 RUNS = [*((target, command) for target in TARGETS for command in COMMANDS), (TARGETS[0], "avx")]

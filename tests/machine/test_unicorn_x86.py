@@ -437,3 +437,26 @@ def test_registers_survive_being_read_and_loaded(bare: BareX86) -> None:
     assert bare.cpu.registers() == values
     with pytest.raises(KeyError):
         bare.cpu.read("r16")
+
+
+@pytest.mark.parametrize("condition", ["z", "c", "s", "o", "p"])
+def test_arithmetic_flags_outlive_a_fault_whose_page_is_flushed(bare: BareX86, condition: str) -> None:
+    """A copy-on-write fault between a comparison and its jump: nobody must see the nested run of `invlpg`."""
+    slot = bare.slot(DATA)
+    for value in (0, 1, 0x80, 0x7F, 0xFF):
+        bare.words[slot] = bare.data | READ_ONLY
+        bare.cpu.flush_all()
+
+        def repair(va: int, _access: int) -> None:
+            bare.words[slot] = bare.data | READ_WRITE
+            bare.cpu.flush_page(va)
+
+        bare.cpu.on_fault = repair
+        source = "mov al, {value}; mov rbx, {data}; mov rcx, [rbx]; cmp al, 0x80; "
+        source += "{store}set{condition} dl; syscall"
+        results = []
+        for store in ("mov [rbx], rbx; ", ""):
+            bare["rdx"] = 0
+            bare.run(source.format(value=value, data=DATA, store=store, condition=condition))
+            results.append(bare["rdx"] & 1)
+        assert results[0] == results[1], f"{value:#x}"
