@@ -376,7 +376,7 @@ class X86Cpu(UnicornCpu):
             raise EngineError(f"invlpg stub: engine error {code}")
 
     def _run_quietly(self, stub: stubs.Stub) -> int:
-        """Run a stub inside a hook. Entering the engine anew forgets the arithmetic flags of the outer run."""
+        """Run a stub inside a hook, keeping the arithmetic flags: entering the engine anew forgets them."""
         engine.reg_read(self._handle, x86_const.UC_X86_REG_EFLAGS, self._flags_address)
         kept = self._flags.value
         code = self._run_stub(self._text + stub.offset)

@@ -33,7 +33,7 @@ from aether_emu.arch.paging import (
 from aether_emu.arch.x86_64.registers import PAT_VALUE
 from aether_emu.errors import EncodingError
 from aether_emu.verify.cases import Bits, Numbers, Words
-from aether_emu.verify.differential import Case, Tally
+from aether_emu.verify.comparison import Case, Tally
 from aether_emu.verify.spec import arm64, x86_64
 
 # What the manuals call the types: Intel SDM 3A table 12-10, Arm ARM D19.2 (MAIR_EL1).

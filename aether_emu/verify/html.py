@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from aether_emu.verify.differential import Case
+from aether_emu.verify.comparison import Case
 from aether_emu.verify.known import KNOWN, NOT_ASKED
 from aether_emu.verify.spec.fields import decode
 from aether_emu.verify.suites import FORMATS, Outcome, verdict

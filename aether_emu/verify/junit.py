@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
-from aether_emu.verify.differential import Case
+from aether_emu.verify.comparison import Case
 from aether_emu.verify.known import KNOWN
 from aether_emu.verify.suites import Outcome
 from aether_emu.verify.tlb import TlbTally

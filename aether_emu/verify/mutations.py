@@ -25,7 +25,7 @@ from aether_emu.arch.paging import (
 )
 from aether_emu.arch.x86_64 import format as x86
 from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.verify.differential import Tally
+from aether_emu.verify.comparison import Tally
 from aether_emu.verify.encodings import judge
 
 _WORD = (1 << 64) - 1

@@ -19,7 +19,7 @@ import numpy as np
 
 from aether_emu.machine.prober import Operation
 from aether_emu.verify.cases import Answers, Bits, Chunk, Numbers, Words, differing
-from aether_emu.verify.differential import Asked, Tally, record
+from aether_emu.verify.comparison import Asked, Tally, record
 from aether_emu.verify.laboratory import Laboratory, joined
 
 FLUSHES = ("no flush", "page flush", "full flush")

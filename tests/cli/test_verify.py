@@ -13,7 +13,7 @@ import pytest
 from aether_emu.machine.prober import Operation
 from aether_emu.machine.prober_x86 import X86Prober
 from aether_emu.verify import html, junit, suites
-from aether_emu.verify.differential import Tally
+from aether_emu.verify.comparison import Tally
 from aether_emu.verify.spec import x86_64 as spec
 from tests.cli.command import aether, one_line
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.errors import ConfigError
+from aether_emu.verify import differential
 from aether_emu.verify.lint_rules import Severity
 from tests.cli.command import COMMAND, environment
 
@@ -43,3 +45,13 @@ def test_every_option_is_documented(command: str) -> None:
     options = set(re.findall(r"--[a-z][a-z0-9-]+", done.stdout)) - {"--help", "--debug"}
     assert len(options) >= 6
     assert [option for option in sorted(options) if f"`{option}" not in PAGE.read_text()] == []
+
+
+def test_the_differential_of_the_page_is_clean() -> None:
+    found = differential("arm64-16K-47bit", "permissions", cases=2_000)
+    assert found.clean
+    assert found.cases > 1_500
+    with pytest.raises(ConfigError, match="format, suite"):
+        differential("arm64-16K-47bit", "speed")
+    with pytest.raises(ConfigError, match="format, suite"):
+        differential("all")

@@ -8,7 +8,7 @@ import pytest
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.verify import mutations, suites
-from aether_emu.verify.differential import Tally
+from aether_emu.verify.comparison import Tally
 from aether_emu.verify.encodings import judge
 from aether_emu.verify.mutations import Mutant
 

@@ -14,7 +14,7 @@ from aether_emu.machine.prober import BATCH, CROSSING, LANDING, Happened, Operat
 from aether_emu.verify import arm64_cases, suites, x86_cases
 from aether_emu.verify.arm64 import ArmLaboratory
 from aether_emu.verify.cases import Chunk, Words, only
-from aether_emu.verify.differential import Tally, run
+from aether_emu.verify.comparison import Tally, run
 from aether_emu.verify.laboratory import Laboratory
 from aether_emu.verify.paths import Geometry, Paths
 from aether_emu.verify.tlb import FLUSHES, TlbTally

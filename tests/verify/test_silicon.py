@@ -14,7 +14,7 @@ from aether_emu.machine import kvm
 from aether_emu.machine.prober import Operation
 from aether_emu.verify import silicon, x86_cases
 from aether_emu.verify.cases import Chunk
-from aether_emu.verify.differential import Tally, run
+from aether_emu.verify.comparison import Tally, run
 from aether_emu.verify.silicon import SiliconLaboratory
 
 ABSENCE = silicon.available()
