@@ -60,7 +60,7 @@ class TrapKind(Enum):
 class Trap:
     """One such exception. `vector` and `error` are the ISA's own numbers, for signal frames.
 
-    `address` is the data address of a misaligned access, where the ISA reports one.
+    `address` is that of a misaligned access, where the ISA reports one, or the misaligned pc.
     """
 
     kind: TrapKind

@@ -21,7 +21,6 @@ from unicorn import (
     UC_HOOK_MEM_READ_UNMAPPED,
     UC_HOOK_MEM_WRITE_UNMAPPED,
     UC_PROT_ALL,
-    arm64_const,
 )
 
 from aether_emu.arch.arm64 import registers as regs
@@ -29,8 +28,8 @@ from aether_emu.arch.arm64.format import ArmFormat
 from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.errors import EngineError
 from aether_emu.machine import calibrate_arm64, engine
+from aether_emu.machine.arm64_state import ArmState
 from aether_emu.machine.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
-from aether_emu.machine.state_views import Field, HiddenField, RegisterField
 
 SCRATCH = (1 << 47) - (1 << 20)
 """Physical address of the prober's own pages: no few wrong bits in an entry lead there."""
@@ -106,7 +105,8 @@ class ArmProber:
         self._address = np.zeros(BATCH, np.uint64)
         self._translation = regs.tcr_value(granule, virtual_bits) & ~regs.TCR_EL1.value(TBI0=1)
         calibrate_arm64.enable_paging(self._uc, own_root, self._translation)
-        self._find_state(live_state)
+        self._state = ArmState(self._uc, live=live_state)
+        self._x = self._state.general
         self._hooks = (engine.INTERRUPT(self._exception_hook()), engine.UNMAPPED(self._unmapped))
         engine.hook_add(self._handle, UC_HOOK_INTR, self._hooks[0])
         for kind in (UC_HOOK_MEM_READ_UNMAPPED, UC_HOOK_MEM_WRITE_UNMAPPED, UC_HOOK_MEM_FETCH_UNMAPPED):
@@ -131,30 +131,9 @@ class ArmProber:
         spec = self._format.levels[level - 1]
         return (table - SCRATCH >> 3) + (self._bases[0] >> spec.shift & spec.entries - 1)
 
-    def _find_state(self, live_state: bool) -> None:
-        layout = calibrate_arm64.measure()
-        base = calibrate_arm64.find_state(self._uc) if live_state else None
-        self._x: Field
-        self._pc: Field
-        self._syndrome: Field
-        self._fault: Field
-        if base is not None:
-            self._x = engine.view(base, "Q", 31)
-            self._pc = engine.view(base + layout.pc, "Q", 1)
-            self._syndrome = engine.view(base + layout.syndrome, "I", 1)
-            self._fault = engine.view(base + layout.address, "Q", 1)
-            return
-        self._context = self._uc.context_save()
-        context = int(ctypes.cast(self._context.context, ctypes.c_void_p).value or 0)
-        first = context + layout.context
-        numbers = tuple(arm64_const.UC_ARM64_REG_X0 + i for i in range(29))
-        self._x = RegisterField(self._handle, numbers)
-        self._pc = RegisterField(self._handle, (arm64_const.UC_ARM64_REG_PC,))
-        self._syndrome = HiddenField(self._handle, context, first + layout.syndrome, "I")
-        self._fault = HiddenField(self._handle, context, first + layout.address, "Q")
-
     def _exception_hook(self) -> Callable[[int, int, int], None]:
-        handle, x, pc, syndrome, fault = self._handle, self._x, self._pc, self._syndrome, self._fault
+        handle, state = self._handle, self._state
+        x, pc, syndrome, fault = state.general, state.pc, state.syndrome, state.address
         happened, code, address = self._happened, self._code, self._address
 
         def exception(_uc: int, number: int, _data: int) -> None:

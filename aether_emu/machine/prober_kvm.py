@@ -26,6 +26,7 @@ from aether_emu.errors import EngineError
 from aether_emu.machine import kvm
 from aether_emu.machine.kvm import ExitReason, Register
 from aether_emu.machine.prober import BATCH, Attempts, Happened, Numbers, Operation, Words
+from aether_emu.machine.prober_x86 import ACCESSES, HEAD, NEXT
 
 LANDING_CODE = bytes.fromhex("41ffe7")  # jmp r15
 
@@ -45,17 +46,6 @@ _STACK = _GDT + _PAGE  # grows down into the page of GDT and TSS
 _TABLES = _STACK
 _KEY = 15 << 59
 
-_ACCESSES: dict[Operation, tuple[str, str]] = {
-    Operation.READ: ("mov rbx, [rax]; mov [rdi], rbx", "488b1848891f"),
-    Operation.WRITE: ("mov [rax], rax", "488900"),
-    Operation.FETCH: ("jmp rax", "ffe0"),
-    Operation.MODIFY: ("mov rbx, rax; lock xadd [rax], rbx; mov [rdi], rbx", "4889c3f0480fc11848891f"),
-}
-_ACCESSES[Operation.CROSS_READ] = _ACCESSES[Operation.READ]  # the address makes the difference
-_ACCESSES[Operation.CROSS_WRITE] = _ACCESSES[Operation.WRITE]
-_ACCESSES[Operation.INVALIDATE] = ("invlpg [rax]", "0f0138")
-_HEAD = ("mov rax, [rsi]", "488b06")
-_NEXT = ("add rsi, 8; add rdi, 8; dec rcx", "4883c6084883c70848ffc9")
 _COLD = ("mov cr3, rdx", "0f22da")
 _WARM = (
     "test r10d, r10d; jz enter; mov eax, r14d; xor ecx, ecx; xor edx, edx; wrpkru;enter: mov rcx, r13; iretq",
@@ -77,8 +67,8 @@ _SECONDS = 20.0
 
 def _routine(operation: Operation) -> tuple[bytes, int]:
     """The code of one operation, and the offset where it goes on after the access."""
-    head = bytes.fromhex(_HEAD[1] + _ACCESSES[operation][1])
-    body = head + bytes.fromhex(_NEXT[1])
+    head = HEAD[1] + ACCESSES[operation][1]
+    body = head + NEXT[1]
     return body + bytes([0x75, -len(body) - 2 & 0xFF, 0xF4]), len(head)  # jnz to the head; hlt
 
 
@@ -133,7 +123,7 @@ class KvmProber:
             user_slot: self._map(levels - 1, levels, _SHARED // _PAGE, U),
         }
         self._resume = {}
-        for operation in _ACCESSES:
+        for operation in ACCESSES:
             code, self._resume[operation] = _routine(operation)
             self._put(operation * _STRIDE, code)
         self._put(_RING0, bytes.fromhex(_COLD[1] + _WARM[1]))

@@ -44,7 +44,7 @@ _PAGES = _RESULTS + BATCH * 8 // _PAGE
 _TABLES = _PAGES  # then the tables: for each privilege one of each level below the root
 _SIZE = 1 << 20
 _KEY = 15 << 59
-_SOURCES: dict[Operation, tuple[str, bytes]] = {
+ACCESSES: dict[Operation, tuple[str, bytes]] = {
     Operation.READ: ("mov rbx, [rax]; mov [rdi], rbx", bytes.fromhex("488b1848891f")),
     Operation.WRITE: ("mov [rax], rax", bytes.fromhex("488900")),
     Operation.FETCH: ("jmp rax", bytes.fromhex("ffe0")),
@@ -53,28 +53,28 @@ _SOURCES: dict[Operation, tuple[str, bytes]] = {
         bytes.fromhex("4889c3f0480fc11848891f"),
     ),
 }
-_SOURCES[Operation.INVALIDATE] = ("invlpg [rax]", bytes.fromhex("0f0138"))
-_SOURCES[Operation.CROSS_READ] = _SOURCES[Operation.READ]  # the address makes the difference
-_SOURCES[Operation.CROSS_WRITE] = _SOURCES[Operation.WRITE]
+ACCESSES[Operation.INVALIDATE] = ("invlpg [rax]", bytes.fromhex("0f0138"))
+ACCESSES[Operation.CROSS_READ] = ACCESSES[Operation.READ]  # the address makes the difference
+ACCESSES[Operation.CROSS_WRITE] = ACCESSES[Operation.WRITE]
 _KEYS = (  # in front of the loop, entered only with CR4.PKE on
     "mov eax, r14d; xor ecx, ecx; xor edx, edx; wrpkru; mov rcx, r13",
     bytes.fromhex("4489f031c931d20f01ef4c89e9"),
 )
-_HEAD = ("mov rax, [rsi]", bytes.fromhex("488b06"))
-_NEXT = ("add rsi, 8; add rdi, 8; dec rcx", bytes.fromhex("4883c6084883c70848ffc9"))
+HEAD = ("mov rax, [rsi]", bytes.fromhex("488b06"))
+NEXT = ("add rsi, 8; add rdi, 8; dec rcx", bytes.fromhex("4883c6084883c70848ffc9"))
 _STRIDE = 64  # bytes of code for each operation
 _PAGE_FAULT, _BREAKPOINT = 14, 3
 
 
 def _routine(operation: Operation) -> tuple[bytes, int]:
     """The code of one operation, and the offset where it goes on after the access."""
-    head = _HEAD[1] + _SOURCES[operation][1]
-    body = head + _NEXT[1]
+    head = HEAD[1] + ACCESSES[operation][1]
+    body = head + NEXT[1]
     end = bytes([0x75, (-len(body) - 2) & 0xFF, 0xCC])  # jnz to the head; int3
     return _KEYS[1] + body + end, len(_KEYS[1] + head)
 
 
-_RESUME = {operation: _routine(operation)[1] for operation in _SOURCES}
+_RESUME = {operation: _routine(operation)[1] for operation in ACCESSES}
 
 
 class X86Prober:
@@ -111,7 +111,7 @@ class X86Prober:
             supervisor_slot: self._build(0, levels, 0),
             user_slot: self._build(1, levels, U),
         }
-        for operation in _SOURCES:
+        for operation in ACCESSES:
             code, _resume = _routine(operation)
             self._scratch[operation * _STRIDE : operation * _STRIDE + len(code)] = code
         self._resume = 0
