@@ -26,6 +26,7 @@ KNOWN: dict[str, str] = {
 NOT_ASKED: tuple[str, ...] = (
     "PCID and ASID tags, global entries: every switch of the engine drops everything",
     "a walk through a hole reads 0 in this engine; a bus would answer with an external abort or all ones",
+    "SCTLR_EL1.EPAN, LPA and LPA2 on ARM64: the engine has none of them",
     "hardware access flag and dirty state on ARM64 (TCR_EL1.HA, HD): the engine has none",
     "memory types have no effect in this engine: they are compared as encodings only",
 )
