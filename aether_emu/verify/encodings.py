@@ -1,10 +1,12 @@
 """An encoder under judgement: does each entry that a format makes mean, by the manual, what was asked for?
 
     encode   every leaf of a product of neutral attributes, below tables of the format's own making, walked
-             by the specification: address, size, rights, accessed, dirty, global, memory type, key
-    decode   random words at every level: what the format takes them for, against the specification
+             by the specification: address, rights of both privileges, accessed, dirty, global, guarded,
+             contiguous, memory type, key; then what is done to leaves later, and what the format reads back
+    tables   every address bit and every reach: where they lead, what they leave
+    decode   random words, and leaves with wrong bits, at every level: what the format takes them for
 
-The judge of both is `verify.spec`; the format may be anybody's. Cases are counted like any others.
+The judge is `verify.spec`; the format may be anybody's. Cases are counted like any others.
 """
 
 from __future__ import annotations
@@ -12,99 +14,116 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
-from aether_emu.arch.arm64.registers import MAIR_VALUE
 from aether_emu.arch.paging import (
+    Absent,
     Attributes,
     Entry,
     Held,
     HeldKind,
     Leaf,
-    Malformed,
     MemoryType,
     PageFlags,
     PageTableFormat,
     Reach,
-    Table,
 )
-from aether_emu.arch.x86_64.registers import PAT_VALUE
 from aether_emu.errors import EncodingError
-from aether_emu.verify.cases import Bits, Numbers, Words
+from aether_emu.machine.prober import Operation
+from aether_emu.verify.cases import Bits, Chunk, Words, random_flips
 from aether_emu.verify.comparison import Case, Tally
-from aether_emu.verify.spec import arm64, x86_64
+from aether_emu.verify.laboratory import Laboratory
+from aether_emu.verify.readings import (
+    RIGHTS,
+    Kind,
+    Meaning,
+    Path,
+    Shape,
+    by_attributes,
+    by_decoding,
+    by_specification,
+    must_be_zero,
+    nothing,
+)
 
-# What the manuals call the types: Intel SDM 3A table 12-10, Arm ARM D19.2 (MAIR_EL1).
-_PAT = {
-    MemoryType.UNCACHED: 0, MemoryType.WRITE_COMBINING: 1, MemoryType.WRITE_THROUGH: 4,
-    MemoryType.WRITE_PROTECTED: 5, MemoryType.WRITE_BACK: 6, MemoryType.UNCACHED_MINUS: 7,
-}  # fmt: skip
-_MAIR = {
-    MemoryType.WRITE_BACK: 0xFF, MemoryType.WRITE_THROUGH: 0xBB, MemoryType.WRITE_COMBINING: 0x44,
-    MemoryType.UNCACHED_MINUS: 0x0C, MemoryType.UNCACHED: 0x00, MemoryType.WRITE_PROTECTED: 0xAA,
-}  # fmt: skip
+RES0 = "res0-is-malformed"
+"""The format reports address bits that must be 0 and that an MMU ignores: counted as known."""
+
 _AT_ONCE = 10_000  # cases that are judged together
-_TABLES = 1 << 20  # where the tables of a path are, one page of 64K each
-
-
-@dataclass(frozen=True, slots=True)
-class Meaning:
-    """What a leaf says, one element a case; whoever says it. Where a case is no leaf, only `leaf` counts."""
-
-    leaf: Bits
-    table: Bits
-    malformed: Bits
-    address: Words
-    size: Numbers
-    user: Bits
-    write: Bits  # by who may, without a fault that notes DIRTY first
-    execute: Bits  # by the privilege that `user` names
-    is_global: Bits
-    accessed: Bits
-    dirty: Bits
-    memory: Numbers  # in the manual's code
-    key: Numbers
+_ONES = (1 << 64) - 1
 
 
 def judge(
-    fmt: PageTableFormat, isa: str, count: int, seed: int, tally: Tally, only: str = ""
+    fmt: PageTableFormat,
+    isa: str,
+    count: int,
+    seed: int,
+    tally: Tally,
+    only: str = "",
+    *,
+    nxe: bool = True,
+    pke: bool = True,
 ) -> Iterator[int]:
     """Judge an encoder by about `count` cases each way; yields how many as they are done.
 
-    Features are kept whose name contains `only`.
+    Features are kept whose name contains `only`. An x86_64 format for EFER.NXE or CR4.PKE clear is
+    judged with `nxe` or `pke` False.
     """
-    rng = np.random.default_rng(seed)
+    shifts = tuple(level.shift for level in fmt.levels)
+    judged = _Judged(
+        fmt, Shape(isa, shifts, fmt.virtual_bits, fmt.physical_bits, nxe, pke),
+        np.random.default_rng(seed), tally, only,
+    )  # fmt: skip
     share = max(1, count // fmt.top)
-    account = _Account(tally, only)
     for level in range(1, fmt.top + 1):
         for start in range(0, share, _AT_ONCE):
             part = min(_AT_ONCE, share - start)
-            yield _encodings(fmt, isa, level, part, rng, account)
-            yield _decodings(fmt, isa, level, part, rng, account)
-    yield _not_present(fmt, isa, account)
+            yield _leaves(judged, level, part)
+            yield _decodings(judged, level, part)
+        yield _tables(judged, level)
+        yield _refusals(judged, level)
+        yield _not_present(judged, level)
 
 
 @dataclass(frozen=True, slots=True)
-class _Account:
-    """Where cases are counted, and which of them."""
+class _Judged:
+    """Who is judged, how its CPU is set, and where cases are counted."""
 
+    fmt: PageTableFormat
+    shape: Shape
+    rng: np.random.Generator
     tally: Tally
     only: str
 
+    def path(self, count: int) -> Path:
+        """Tables anywhere in physical memory, linked by the format's entries; addresses of the lower half."""
+        homes = self.addresses(self.shape.top, self.shape.page).tolist()
+        above = [0, *(self.fmt.table_entry(home) for home in homes[:-1])]
+        bits = min(self.shape.virtual_bits, 62) - (self.shape.isa == "x86_64")
+        return Path(homes, above, self.rng.integers(0, 1 << bits, count, dtype=np.uint64))
 
-# ---- encoding
+    def addresses(self, count: int, size: int) -> Words:
+        """Physical addresses, multiples of `size`: random ones, and such as differ from 0 or all in a bit."""
+        bits = self.shape.physical_bits
+        inside = np.uint64((1 << bits) - 1)
+        random = self.rng.integers(0, 1 << bits, count, dtype=np.uint64)
+        single = np.uint64(1) << self.rng.integers(0, bits, count).astype(np.uint64)
+        which = self.rng.integers(0, 4, count)
+        chosen = np.where(which == 0, single, np.where(which == 1, ~single & inside, random))
+        addresses: Words = chosen & np.uint64(-size & _ONES)
+        return addresses
 
 
-def _encodings(
-    fmt: PageTableFormat, isa: str, level: int, count: int, rng: np.random.Generator, account: _Account
-) -> int:
-    """Leaves at one level, and the tables above them."""
+# ---- leaves
+
+
+def _leaves(judged: _Judged, level: int, count: int) -> int:
+    """Leaves at one level that the format makes, and what is done to them."""
+    fmt, shape = judged.fmt, judged.shape
     asked, entries, addresses = [], [], []
-    for attributes in _attributes(fmt, rng, count):
-        size = fmt.levels[level - 1].size
-        address = int(rng.integers(1 << fmt.physical_bits)) & -size
+    wished = judged.addresses(count, fmt.levels[level - 1].size).tolist()
+    for address, attributes in zip(wished, _attributes(judged.rng, count), strict=True):
         try:
             entries.append(fmt.leaf_entry(address, attributes, level))
         except EncodingError:
@@ -113,323 +132,325 @@ def _encodings(
         addresses.append(address)
     if not asked:
         return 0
-    words = np.array(entries, np.uint64)
-    meant = _meaning(fmt, isa, level, words, [fmt.table_entry(_table(k)) for k in range(fmt.top)])
-    wanted = _asked(fmt, isa, level, asked, np.array(addresses, np.uint64))
-    name = fmt.level_name(level)
-    done = _count(account, f"encode: {name} leaf", level, words, wanted, meant)
-    # What is done to leaves later changes what it says, and nothing else.
+    words, name = np.array(entries, np.uint64), f"{fmt.level_name(level)} leaf"
     granted = np.array([bool(one.flags & PageFlags.WRITE) for one in asked])
-    by_software = not fmt.hardware_dirty
-    no = np.full(words.size, False)
-    for operation, changed, becomes in (
-        ("touch", fmt.touch(words), replace(wanted, accessed=~no)),
-        ("age", fmt.age(words), replace(wanted, accessed=no)),
-        ("soil", fmt.soil(words), replace(wanted, dirty=~no, write=granted if by_software else wanted.write)),
-        ("clean", fmt.clean(words), replace(wanted, dirty=no, write=no if by_software else wanted.write)),
-        ("write-protect", fmt.write_protect(words), replace(wanted, write=no)),
+    soiled = np.array([bool(one.flags & PageFlags.DIRTY) for one in asked])
+    wanted = by_attributes(
+        shape, np.array(addresses, np.uint64), asked, noted=soiled | np.bool_(fmt.hardware_dirty)
+    )
+    path = judged.path(words.size)
+    done = _count(
+        judged, f"encode: {name}", level, words, wanted, by_specification(shape, level, words, path)
+    )
+    for operation, changed, setting, clearing in (
+        ("read back", words, 0, 0),
+        ("touch", fmt.touch(words), PageFlags.ACCESSED, 0),
+        ("age", fmt.age(words), 0, PageFlags.ACCESSED),
+        ("soil", fmt.soil(words), PageFlags.DIRTY, 0),
+        ("clean", fmt.clean(words), 0, PageFlags.DIRTY),
+        ("write-protect", fmt.write_protect(words), 0, PageFlags.WRITE),
     ):
-        after = _meaning(fmt, isa, level, changed, [fmt.table_entry(_table(k)) for k in range(fmt.top)])
-        done += _count(account, f"{operation}: {name} leaf", level, changed, becomes, after)
+        becomes = [replace(one, flags=PageFlags((one.flags | setting) & ~clearing)) for one in asked]
+        if changed is not words:
+            noted = np.array([bool(one.flags & PageFlags.DIRTY) for one in becomes])
+            noted |= np.bool_(fmt.hardware_dirty)
+            expected = by_attributes(shape, wanted.address, becomes, noted=noted)
+            after = by_specification(shape, level, changed, path)
+            done += _count(judged, f"{operation}: {name}", level, changed, expected, after)
+        done += _read_back(judged, f"{operation}: {name}, read back", level, changed, addresses, becomes)
     same = (fmt.writable(words) != 0) == granted
-    done += _tell(account, f"writable: {name} leaf", level, words, same, "as asked", "otherwise")
-    noted = ((fmt.accessed(words) != 0) == wanted.accessed) & ((fmt.dirty(words) != 0) == wanted.dirty)
-    return done + _tell(account, f"noted: {name} leaf", level, words, noted, "as asked", "otherwise")
+    done += _tell(judged, f"writable: {name}", level, words, same, "as asked", "otherwise")
+    noted_now = ((fmt.accessed(words) != 0) == wanted.accessed) & ((fmt.dirty(words) != 0) == soiled)
+    done += _tell(judged, f"noted: {name}", level, words, noted_now, "as asked", "otherwise")
+    return done + _one_by_one(judged, level, words[:50])
 
 
-def _attributes(fmt: PageTableFormat, rng: np.random.Generator, count: int) -> list[Attributes]:
-    """A seeded sample, the same flags for everybody: a format refuses what it cannot say."""
-    flags = [
-        PageFlags.READ | sum(chosen, PageFlags(0))
-        for chosen in product(*((PageFlags(0), flag) for flag in PageFlags if flag is not PageFlags.READ))
-    ]
+def _attributes(rng: np.random.Generator, count: int) -> list[Attributes]:
+    """A seeded sample, the same for everybody: a format refuses what it cannot say."""
+    flags = [sum(chosen, PageFlags(0)) for chosen in product(*((flag, PageFlags(0)) for flag in PageFlags))]
+    readable = [one for one in flags if one & PageFlags.READ]
+    order = [flags[place] for place in rng.permutation(len(flags)).tolist()]
+    first = [readable[place] for place in rng.permutation(len(readable)).tolist()]
     kinds = list(MemoryType)
-    contiguous = any(level.contiguous > 1 for level in fmt.levels)
-    made = []
-    for number in range(count):
-        key = int(rng.integers(16)) if number % 4 == 0 else 0
-        made.append(
-            Attributes(
-                flags[number % len(flags)],
-                kinds[int(rng.integers(len(kinds)))],
-                key,
-                int(rng.integers(8 if number % 2 else 1 << 10)),
-                contiguous and number % 8 == 1,
+    return [
+        Attributes(
+            (order if number % 5 == 4 else first)[number % (len(flags) if number % 5 == 4 else len(first))],
+            kinds[kind],
+            key if number % 4 == 0 else 0,
+            software & (7 if number % 2 else 1023),
+            number % 6 == 1,
+        )
+        for number, (kind, key, software) in enumerate(
+            zip(
+                rng.integers(0, len(kinds), count).tolist(),
+                rng.integers(0, 16, count).tolist(),
+                rng.integers(0, 1024, count).tolist(),
+                strict=True,
             )
         )
-    return made
+    ]
 
 
-def _asked(fmt: PageTableFormat, isa: str, level: int, asked: list[Attributes], addresses: Words) -> Meaning:
-    """What the attributes promise."""
-    n = len(asked)
-
-    def has(flag: PageFlags) -> Bits:
-        return np.array([bool(one.flags & flag) for one in asked])
-
-    codes = _PAT if isa == "x86_64" else _MAIR
-    write = has(PageFlags.WRITE)
-    if not fmt.hardware_dirty:  # software notes the first write
-        write &= has(PageFlags.DIRTY)
-    return Meaning(
-        np.full(n, True),
-        np.full(n, False),
-        np.full(n, False),
-        addresses,
-        np.full(n, fmt.levels[level - 1].size),
-        has(PageFlags.USER),
-        write,
-        has(PageFlags.EXECUTE),
-        has(PageFlags.GLOBAL),
-        has(PageFlags.ACCESSED),
-        has(PageFlags.DIRTY),
-        np.array([codes[one.memory] for one in asked]),
-        np.array([one.key for one in asked]),
+def _read_back(
+    judged: _Judged, feature: str, level: int, words: Words, addresses: list[int], asked: list[Attributes]
+) -> int:
+    """Decoding gives everything that was asked for, bits of software included."""
+    wanted = [Leaf(address, one) for address, one in zip(addresses, asked, strict=True)]
+    decoded = [judged.fmt.decode(word, level) for word in words.tolist()]
+    same = np.array([one == other for one, other in zip(wanted, decoded, strict=True)], bool)
+    return _tell(
+        judged, feature, level, words, same, lambda at: repr(wanted[at]), lambda at: repr(decoded[at])
     )
 
 
-def _not_present(fmt: PageTableFormat, isa: str, account: _Account) -> int:
-    """Held entries are absent to an MMU, and tables of each reach leave what they promise."""
-    held = [fmt.held_entry(Held(kind, value)) for kind in HeldKind for value in (0, 1, 0xABCDE, 1 << 40)]
-    words = np.array([0, *held], np.uint64)
-    nothing = _nothing(words.size)
-    done = 0
-    for level in range(1, fmt.top + 1):
-        meant = _meaning(fmt, isa, level, words, [fmt.table_entry(_table(k)) for k in range(fmt.top)])
-        done += _count(account, "held and absent entries", level, words, nothing, meant)
-    flags = PageFlags.READ | PageFlags.WRITE | PageFlags.DIRTY | PageFlags.ACCESSED | PageFlags.EXECUTE
-    for reach, user in product(Reach, (True, False)):
-        leaf = Attributes(flags | (PageFlags.USER if user else PageFlags(0)))
-        entry = np.array([fmt.leaf_entry(0x4000_0000, leaf)], np.uint64)
-        tables = [fmt.table_entry(_table(k), reach) for k in range(fmt.top)]
-        meant = _meaning(fmt, isa, 1, entry, tables)
-        wanted = _asked(fmt, isa, 1, [leaf], np.array([0x4000_0000], np.uint64))
-        wanted = _behind(wanted, reach, isa)
-        done += _count(account, f"table: {reach.name.lower()}", 1, entry, wanted, meant)
+def _one_by_one(judged: _Judged, level: int, words: Words) -> int:
+    """What is done to an array is done to each of its entries."""
+    fmt = judged.fmt
+    same = np.full(words.size, True)
+    for name in ("touch", "age", "soil", "clean", "write_protect", "writable", "accessed", "dirty"):
+        operation: Callable[..., object] = getattr(fmt, name)
+        single = np.array([operation(word) for word in words.tolist()], np.uint64)
+        same &= single == operation(words)
+    feature = f"one by one: {fmt.level_name(level)} leaf"
+    return _tell(judged, feature, level, words, same, "as in an array", "otherwise")
+
+
+def _refusals(judged: _Judged, level: int) -> int:
+    """What a format must take at levels with leaves, and what no format may."""
+    fmt, shape, spec = judged.fmt, judged.shape, judged.fmt.levels[level - 1]
+    arm = shape.isa == "arm64"
+    always = PageFlags.READ | (PageFlags(0) if arm or shape.nxe else PageFlags.EXECUTE)
+    flags = [
+        always | sum(chosen, PageFlags(0))
+        for chosen in product(*((PageFlags(0), flag) for flag in PageFlags if flag is not PageFlags.GUARDED))
+    ]
+    asked = [Attributes(one, kind) for one, kind in product(dict.fromkeys(flags), MemoryType)]
+    asked += [Attributes(always, key=key) for key in range(1, 16) if shape.pke and not arm]
+    asked += [Attributes(always | PageFlags.GUARDED)] if arm else []
+    asked += [Attributes(PageFlags.EXECUTE | PageFlags.USER)] if arm else []
+    asked += [Attributes(always, contiguous=True)] if spec.contiguous > 1 else []
+    taken = np.array([_accepts(fmt, 0, one, level) for one in asked])
+    numbers = np.zeros(taken.size, np.uint64)
+    done = _tell(
+        judged, f"accepted: {spec.name} leaf", level, numbers, taken == spec.leaf,
+        lambda at: f"a leaf of {asked[at]!r}" if spec.leaf else "no leaves here",
+        lambda at: "taken" if taken[at] else "refused",
+    )  # fmt: skip
+    wrong = [1 << bit for bit in (*range(spec.shift), *range(shape.physical_bits, 64))]
+    refused = np.array([not _accepts(fmt, address, Attributes(always), level) for address in wrong])
+    feature = f"refused addresses: {spec.name} leaf"
+    return done + _tell(judged, feature, level, np.array(wrong, np.uint64), refused, "refused", "taken")
+
+
+def _accepts(fmt: PageTableFormat, address: int, attributes: Attributes, level: int) -> bool:
+    try:
+        fmt.leaf_entry(address, attributes, level)
+    except EncodingError:
+        return False
+    return True
+
+
+# ---- tables, and what is not present
+
+
+def _tables(judged: _Judged, level: int) -> int:
+    """Entries that point at a table by each of its address bits, of every reach."""
+    if level == 1:
+        return 0
+    fmt, shape, done = judged.fmt, judged.shape, 0
+    bits = range(shape.shifts[0], shape.physical_bits)
+    places = [0, *(1 << place for place in bits), *judged.addresses(100, shape.page).tolist()]
+    addresses = np.array(places, np.uint64)
+    path = judged.path(addresses.size)
+    for reach in Reach:
+        words = np.array([fmt.table_entry(place, reach) for place in places], np.uint64)
+        wanted = _promised(shape.isa, addresses, reach)
+        meant = by_specification(shape, level, words, path)
+        feature = f"table, {reach.name.lower()}: {fmt.level_name(level)} entry"
+        done += _count(judged, feature, level, words, wanted, meant, without=("accessed",))
     return done
 
 
-def _behind(wanted: Meaning, reach: Reach, isa: str) -> Meaning:
-    """What tables of a reach leave of a leaf: on x86_64 none keeps the supervisor from executing."""
-    user = wanted.user if reach is not Reach.SUPERVISOR else np.full_like(wanted.user, False)
-    execute = wanted.execute
-    if isa == "arm64":
-        lost = wanted.user if reach is Reach.SUPERVISOR else ~wanted.user
-        execute = execute if reach is Reach.ANY else execute & ~lost
-    return replace(wanted, user=user, execute=execute)
+def _promised(isa: str, addresses: Words, reach: Reach) -> Meaning:
+    """What tables of a reach leave: on x86_64 none keeps the supervisor from executing."""
+    n = addresses.size
+    users = reach is not Reach.SUPERVISOR
+    rights = {name: np.full(n, users or not name.startswith("user")) for name in RIGHTS}
+    if isa == "arm64" and reach is Reach.USER:
+        rights["execute"] = np.full(n, False)
+    return replace(nothing(n), kind=np.full(n, int(Kind.TABLE), np.int64), address=addresses, **rights)
+
+
+def _not_present(judged: _Judged, level: int) -> int:
+    """Held entries are absent to an MMU, and keep what they were given."""
+    fmt = judged.fmt
+    most = (1 << 64 - fmt.page_shift) - 1
+    held = [Held(kind, value) for kind in HeldKind for value in (0, 1, 0xABCDE, 1 << 40, most)]
+    words = np.array([0, *map(fmt.held_entry, held)], np.uint64)
+    meant = by_specification(judged.shape, level, words, judged.path(words.size))
+    name = fmt.level_name(level)
+    done = _count(judged, f"held: {name} entry", level, words, nothing(words.size), meant)
+    wanted: list[Entry] = [Absent(), *held]
+    decoded = [fmt.decode(word, level) for word in words.tolist()]
+    same = np.array([one == other for one, other in zip(wanted, decoded, strict=True)])
+    return done + _tell(
+        judged, f"held: {name} entry, read back", level, words, same,
+        lambda at: repr(wanted[at]), lambda at: repr(decoded[at]),
+    )  # fmt: skip
 
 
 # ---- decoding
 
 
-def _decodings(
-    fmt: PageTableFormat, isa: str, level: int, count: int, rng: np.random.Generator, account: _Account
-) -> int:
-    """Random words at one level."""
+def _words(judged: _Judged, level: int, count: int) -> Words:
+    """Random words; many within the physical width, of those many right but for up to three bits."""
+    fmt, rng = judged.fmt, judged.rng
     words = rng.integers(0, 1 << 64, count, dtype=np.uint64)
     words |= np.where(rng.random(count) < 0.9, np.uint64(1), np.uint64(0))
-    few = np.uint64((1 << fmt.physical_bits) - 1 & fmt.address_mask | 0xFFF | 0xFFF << 52)
-    words = np.where(rng.random(count) < 0.6, words & few, words)
-    large = np.uint64(-fmt.levels[level - 1].size & (1 << 64) - 1 | 0xFFF)
-    words = np.where(rng.random(count) < 0.6, words & large, words)
-    taken = _taken(fmt, isa, level, words)
-    meant = _meaning(fmt, isa, level, words, [fmt.table_entry(_table(k)) for k in range(fmt.top)])
-    if isa == "arm64":  # reported as malformed, ignored by an MMU (see the format)
-        spec = fmt.levels[level - 1]
-        ignored = words & np.uint64((1 << 48) - 1 & spec.size - 1 & -4096)
-        account.tally.set_aside += int((taken.malformed & meant.leaf & (ignored != 0)).sum())
-        res0 = taken.malformed & (meant.leaf | meant.table) & (ignored != 0)
-        meant = _malformed_where(meant, res0)
-    done = _count(account, f"decode: {fmt.level_name(level)} entry", level, words, taken, meant)
-    following = np.array([fmt.next_table(word, level) is not None for word in words.tolist()])
-    feature = f"next table: {fmt.level_name(level)} entry"
-    return done + _tell(account, feature, level, words, following == taken.table, "table", "not one")
+    narrow = (1 << fmt.physical_bits) - 1 & ~(fmt.page_size - 1) | 0xFFF | 0xFFF << 52
+    which = rng.random(count)
+    words = np.where(which < 0.8, words & np.uint64(narrow), words)
+    aligned = np.uint64(-fmt.levels[level - 1].size & _ONES | 0xFFF)
+    words = np.where(which < 0.6, words & aligned, words)
+    return np.where(which < 0.4, words ^ random_flips(rng, count), words)
 
 
-def _taken(fmt: PageTableFormat, isa: str, level: int, words: Words) -> Meaning:
-    """What the format takes entries for."""
-    decoded: list[Entry] = [fmt.decode(word, level) for word in words.tolist()]
-    codes = _PAT if isa == "x86_64" else _MAIR
-    leaves = [one if isinstance(one, Leaf) else None for one in decoded]
-
-    def has(flag: PageFlags) -> Bits:
-        return np.array([one is not None and bool(one.attributes.flags & flag) for one in leaves])
-
-    write = has(PageFlags.WRITE)
-    if not fmt.hardware_dirty:  # where noting DIRTY changes nothing it was noted
-        write &= fmt.soil(words) == words
-    return Meaning(
-        np.array([one is not None for one in leaves]),
-        np.array([isinstance(one, Table) for one in decoded]),
-        np.array([isinstance(one, Malformed) for one in decoded]),
-        np.array([one.address if isinstance(one, Leaf | Table) else 0 for one in decoded], np.uint64),
-        np.array([fmt.levels[level - 1].size if one is not None else 0 for one in leaves]),
-        has(PageFlags.USER),
-        write,
-        has(PageFlags.EXECUTE),
-        has(PageFlags.GLOBAL),
-        has(PageFlags.ACCESSED),
-        has(PageFlags.DIRTY),
-        np.array([codes[one.attributes.memory] if one is not None else 0 for one in leaves]),
-        np.array([one.attributes.key if one is not None else 0 for one in leaves]),
-    )
-
-
-# ---- the specification's reading
-
-
-def _table(level_below: int) -> int:
-    """Where the table of each level of a path is; 0 is the page table's."""
-    return _TABLES + (level_below << 16)
-
-
-def _meaning(fmt: PageTableFormat, isa: str, level: int, words: Words, tables: list[int]) -> Meaning:
-    """What entries at `level` mean below the given table entries (`tables[k]` points at level k+1's)."""
-    n = words.size
-    strayed = np.zeros(n, bool)
-    offset = np.zeros(n, np.uint64)
-
-    def fetch(ours: int, at: Words, cases: Numbers) -> Words:
-        home = np.uint64(_table(ours - 1) >> 16) == at >> np.uint64(16)
-        if ours >= level:
-            strayed[cases] |= ~home
-            return words[cases] if ours == level else np.full(cases.size, tables[ours - 2], np.uint64)
-        below[cases] = True
-        offset[cases] = at
-        return np.zeros(cases.size, np.uint64)
-
-    below = np.zeros(n, bool)
-    addresses = np.zeros(n, np.uint64)
-    if isa == "x86_64":
-        return _x86_meaning(fmt, level, words, fetch, addresses, below, offset, strayed)
-    return _arm_meaning(fmt, level, words, fetch, addresses, below, offset, strayed)
-
-
-def _x86_meaning(
-    fmt: PageTableFormat, level: int, words: Words, fetch: Callable[[int, Words, Numbers], Words],
-    addresses: Words, below: Bits, offset: Words, strayed: Bits,
-) -> Meaning:  # fmt: skip
-    mode = x86_64.Mode(fmt.top, fmt.physical_bits)
-    found = x86_64.translate(fetch, _table(fmt.top - 1), addresses, mode)
-    leaf = (found.ended == x86_64.Ended.MAPPED) & (found.level == level) & ~strayed
-    pat = np.array([PAT_VALUE >> 8 * index & 7 for index in range(8)])
-    return Meaning(
-        leaf,
-        below & ~strayed,
-        (found.ended == x86_64.Ended.RESERVED) & (found.level == level),
-        np.where(leaf, found.physical, np.where(below, offset, np.uint64(0))),
-        np.where(leaf, 1 << found.shift, 0),
-        leaf & found.user,
-        leaf & found.writable,
-        leaf & ~found.no_execute,
-        leaf & found.is_global,
-        leaf & (words >> np.uint64(5) & np.uint64(1) != 0),  # 4.8
-        leaf & found.dirty,
-        np.where(leaf, pat[found.memory], 0),
-        np.where(leaf, found.key, 0),
-    )
-
-
-def _arm_meaning(
-    fmt: PageTableFormat, level: int, words: Words, fetch: Callable[[int, Words, Numbers], Words],
-    addresses: Words, below: Bits, offset: Words, strayed: Bits,
-) -> Meaning:  # fmt: skip
-    bits = fmt.virtual_bits
-    mode = arm64.Mode(fmt.page_shift, (bits, bits), fmt.physical_bits)
-
-    def by_arms_level(theirs: int, at: Words, cases: Numbers) -> Words:
-        return fetch(4 - theirs, at, cases)
-
-    root = _table(fmt.top - 1)
-    found = arm64.translate(by_arms_level, (root, root), addresses, mode)
-    here = found.level == 4 - level
-    leaf = (found.ended == arm64.Ended.MAPPED) & here & ~strayed
-    present = words & np.uint64(1) != 0
-    user = leaf & (found.user_data | found.user_execute)
-    mair = np.array([MAIR_VALUE >> 8 * index & 0xFF for index in range(8)])
-    # Dirty state in software: AP[2] clear, or bit 55, which Arm leaves to software.
-    dirty = (words >> np.uint64(7) & np.uint64(1) == 0) | (words >> np.uint64(55) & np.uint64(1) != 0)
-    return Meaning(
-        leaf,
-        below & ~strayed,
-        (found.ended != arm64.Ended.MAPPED) & here & present & ~below,
-        np.where(leaf, found.physical, np.where(below, offset, np.uint64(0))),
-        np.where(leaf, 1 << found.shift, 0),
-        user,
-        leaf & found.writable & (found.user_data | ~user),
-        leaf & np.where(user, found.user_execute, found.privileged_execute),
-        leaf & found.is_global,
-        leaf & found.accessed,
-        leaf & dirty,
-        np.where(leaf, mair[found.memory], 0),
-        np.zeros(words.size, np.int64),
-    )
-
-
-def _nothing(n: int) -> Meaning:
-    no, zero = np.full(n, False), np.zeros(n, np.int64)
-    return Meaning(no, no, no, np.zeros(n, np.uint64), zero, no, no, no, no, no, no, zero, zero)
-
-
-def _malformed_where(meant: Meaning, chosen: Bits) -> Meaning:
-    def off(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.where(chosen, np.zeros_like(values), values)
-
-    return Meaning(
-        off(meant.leaf), off(meant.table), meant.malformed | chosen, off(meant.address), off(meant.size),
-        off(meant.user), off(meant.write), off(meant.execute), off(meant.is_global), off(meant.accessed),
-        off(meant.dirty), off(meant.memory), off(meant.key),
+def _decodings(judged: _Judged, level: int, count: int) -> int:
+    """What the format takes words at one level for."""
+    fmt, shape, name = judged.fmt, judged.shape, judged.fmt.level_name(level)
+    words = _words(judged, level, count)
+    taken = by_decoding(fmt, shape, words, [fmt.decode(word, level) for word in words.tolist()])
+    meant = by_specification(shape, level, words, judged.path(count))
+    without = ["coherent"]  # what a format shows neither of leaves nor of tables
+    if shape.isa == "arm64":
+        taken, meant = _as_shown(taken), _as_shown(meant)
+        meant = _reported(judged, level, words, taken, meant)
+    meant, taken = _ignoring(meant), _ignoring(taken)
+    done = _count(judged, f"decode: {name} entry", level, words, meant, taken, without=without)
+    following = [fmt.next_table(word, level) for word in words.tolist()]
+    table, leaf = taken.kind == Kind.TABLE, meant.kind == Kind.LEAF
+    right = np.array([one is not None for one in following]) == table
+    right &= ~table | (np.array([one or 0 for one in following], np.uint64) == meant.address)
+    done += _tell(
+        judged, f"next table: {name} entry", level, words, right,
+        lambda at: hex(int(meant.address[at])) if table[at] else "no table",
+        lambda at: "no table" if following[at] is None else hex(following[at] or 0),
     )  # fmt: skip
+    leaves = words[leaf]
+    places = np.array([fmt.leaf_address(word, level) for word in leaves.tolist()], np.uint64)
+    wanted = meant.address[leaf]
+    return done + _tell(
+        judged, f"leaf address: {name} entry", level, leaves, places == wanted,
+        lambda at: hex(int(wanted[at])), lambda at: hex(int(places[at])),
+    )  # fmt: skip
+
+
+def _as_shown(meaning: Meaning) -> Meaning:
+    """Of a user's leaf attributes say nothing about the supervisor (Arm: PXN beside USER is lost)."""
+    named = meaning.user_read | meaning.user_execute
+    others = (meaning.kind != Kind.LEAF) | ~named
+    return replace(
+        meaning,
+        read=meaning.read & others,
+        write=meaning.write & others,
+        execute=meaning.execute & others,
+    )
+
+
+def _ignoring(meaning: Meaning) -> Meaning:
+    """Bits that must be 0 and are ignored are no part of what a leaf or a table says."""
+    malformed = meaning.kind == Kind.MALFORMED
+    return replace(meaning, bits=np.where(malformed, meaning.bits, np.uint64(0)))
+
+
+def _reported(judged: _Judged, level: int, words: Words, taken: Meaning, meant: Meaning) -> Meaning:
+    """Where the format reports exactly the address bits that must be 0: counted, and as it says."""
+    there = (meant.kind == Kind.LEAF) | (meant.kind == Kind.TABLE)
+    stray = must_be_zero(judged.shape, level, words, meant.kind == Kind.TABLE)
+    known = there & (taken.kind == Kind.MALFORMED) & (stray != 0) & (taken.bits == stray)
+    if judged.only in f"decode: {judged.fmt.level_name(level)} entry":
+        judged.tally.known[RES0] += int(known.sum())
+    reported = replace(nothing(words.size), kind=np.full(words.size, int(Kind.MALFORMED)), bits=stray)
+    return Meaning(
+        *(
+            np.where(known, getattr(reported, name), getattr(meant, name))
+            for name in Meaning.__slots__
+        )
+    )  # fmt: skip
+
+
+# ---- the engine
+
+
+def engine_chunks(fmt: PageTableFormat, laboratory: Laboratory, count: int, seed: int) -> Iterator[Chunk]:
+    """About `count` accesses to leaves of the format's making, for `comparison.run`: does an MMU agree?"""
+    rng = np.random.default_rng(seed)
+    leaves = [number for number, level in enumerate(fmt.levels, 1) if level.leaf]
+    settings = list(product(leaves, (Operation.READ, Operation.WRITE, Operation.FETCH), (True, False), Reach))
+    share = max(1, count // len(settings))
+    for leaf, operation, user, reach in settings:
+        words: list[int] = []
+        for attributes in _attributes(rng, 8 * share + 64):
+            if len(words) == share:
+                break
+            try:
+                words.append(fmt.leaf_bits(attributes, leaf))
+            except EncodingError:
+                continue
+        if not words:
+            continue
+        n = len(words)
+        table = np.full(n, fmt.table_entry(0, reach), np.uint64)
+        entries = [table.copy() for _level in fmt.levels]
+        entries[leaf - 1] = np.array(words, np.uint64)
+        feature = (f"engine: {fmt.level_name(leaf)} leaf, tables for {reach.name.lower()}",)
+        yield Chunk(np.full(n, leaf), entries, operation, user, {}, feature, np.zeros(n, np.int64))
 
 
 # ---- accounts
 
 
-def _count(account: _Account, feature: str, level: int, words: Words, wanted: Meaning, meant: Meaning) -> int:
-    same = np.full(words.size, True)
-    for name in Meaning.__slots__:
-        same &= getattr(wanted, name) == getattr(meant, name)
-    return _tell(account, feature, level, words, same, _in_words(wanted), _in_words(meant))
+def _count(
+    judged: _Judged,
+    feature: str,
+    level: int,
+    words: Words,
+    wanted: Meaning,
+    found: Meaning,
+    *,
+    without: tuple[str, ...] | list[str] = (),
+) -> int:
+    same = wanted.agrees(found, without=without)
+    return _tell(judged, feature, level, words, same, wanted.in_words, found.in_words)
 
 
 def _tell(
-    account: _Account,
+    judged: _Judged,
     feature: str,
     level: int,
     words: Words,
     same: Bits,
     wanted: str | Callable[[int], str],
-    meant: str | Callable[[int], str],
+    found: str | Callable[[int], str],
 ) -> int:
-    tally = account.tally
-    if account.only not in feature:
+    """Count cases of a feature; the first different ones, or else an example, are put into words."""
+    tally, n = judged.tally, int(words.size)
+    if judged.only not in feature or not n:
         return 0
-    cell, n = (feature, "format"), int(words.size)
+    cell, wrong = (feature, "format"), (~same).nonzero()[0].tolist()
+
+    def case(at: int) -> Case:
+        expected, observed = (text if isinstance(text, str) else text(at) for text in (wanted, found))
+        return Case(
+            feature, "format", {}, 0, level, (0,) * (level - 1) + (int(words[at]),), expected, observed
+        )
+
+    if cell not in tally.examples or (wrong and not tally.red[cell]):
+        tally.examples[cell] = case(wrong[0] if wrong else 0)
+    if tally.red[cell] == 0:
+        tally.differences += [case(at) for at in wrong[:3]]
     tally.cells[cell] += n
-    tally.red[cell] += int((~same).sum())
-    tally.different += int((~same).sum())
+    tally.red[cell] += len(wrong)
+    tally.different += len(wrong)
     tally.cases += n
-    for index in [*(~same).nonzero()[0][:3].tolist(), 0]:
-        expected, observed = (text if isinstance(text, str) else text(index) for text in (meant, wanted))
-        case = Case(
-            feature, "format", {}, 0, level, (0,) * (level - 1) + (int(words[index]),), expected, observed
-        )
-        tally.examples.setdefault(cell, case)
-        if not same[index]:
-            tally.differences.append(case)
     return n
-
-
-def _in_words(meaning: Meaning) -> Callable[[int], str]:
-    def text(index: int) -> str:
-        if not meaning.leaf[index]:
-            kinds = ("table", meaning.table), ("malformed", meaning.malformed)
-            return next((name for name, where in kinds if where[index]), "nothing")
-        names = ("user", "write", "execute", "is_global", "accessed", "dirty")
-        rights = " ".join(name for name in names if getattr(meaning, name)[index])
-        return (
-            f"leaf of {int(meaning.size[index]):#x} at {int(meaning.address[index]):#x}, {rights}, "
-            f"memory {int(meaning.memory[index]):#x}, key {int(meaning.key[index])}"
-        )
-
-    return text

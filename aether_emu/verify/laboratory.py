@@ -185,7 +185,14 @@ def joined(parts: list[Answers]) -> Answers:
 
 def first_of(one: Answers, other: Answers) -> Answers:
     """Of two accesses in a row: the first where it does not go through, else the second."""
-    first = one.fault | one.hole
+    chosen = chosen_from(one.fault | one.hole, one, other)
+    chosen.loose = [np.where(one.fault | one.hole, a, b) for a, b in zip(one.loose, other.loose, strict=True)]
+    chosen.astray = one.astray
+    return chosen
+
+
+def chosen_from(first: Bits, one: Answers, other: Answers) -> Answers:
+    """The answers of `one` where `first` says so, and of `other` elsewhere."""
     return Answers(
         np.where(first, one.fault, other.fault),
         np.where(first, one.code, other.code),
@@ -193,6 +200,5 @@ def first_of(one: Answers, other: Answers) -> Answers:
         np.where(first, one.hole, other.hole),
         np.where(first, one.physical, other.physical),
         [np.where(first, a, b) for a, b in zip(one.after, other.after, strict=True)],
-        [np.where(first, a, b) for a, b in zip(one.loose, other.loose, strict=True)],
-        one.astray,
+        blind=other.blind,
     )

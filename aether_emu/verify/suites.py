@@ -20,7 +20,7 @@ from aether_emu.verify import arm64_cases, silicon, x86_cases
 from aether_emu.verify.arm64 import ArmLaboratory
 from aether_emu.verify.cases import Chunk, only
 from aether_emu.verify.comparison import Tally, run
-from aether_emu.verify.encodings import judge
+from aether_emu.verify.encodings import engine_chunks, judge
 from aether_emu.verify.laboratory import Laboratory
 from aether_emu.verify.tlb import Policy, Selection, TlbTally
 from aether_emu.verify.x86_64 import X86Laboratory
@@ -146,11 +146,19 @@ def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -
 
 
 def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcome:
-    """This project's own encoder, which no MMU is needed for."""
+    """This project's own encoder: by the specification, and a sample of its leaves by the engine."""
     outcome = Outcome(task, Tally())
     count = _MANY if task.asked is None else task.asked
-    for done in judge(item.ours(), item.isa, count, task.seed, outcome.tally, task.only):
+    fmt = item.ours()
+    for done in judge(fmt, item.isa, count, task.seed, outcome.tally, task.only):
         progress(done)
+    laboratory = item.open()
+    try:
+        chunks = engine_chunks(fmt, laboratory, round(count * item.share) // 4, task.seed)
+        for done in run(laboratory, only(chunks, task.only) if task.only else chunks, outcome.tally):
+            progress(done)
+    finally:
+        laboratory.close()
     return outcome
 
 
