@@ -20,22 +20,22 @@ from typing import Any
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
-from aether_emu.linux import signals as sig
 from aether_emu.linux.calls.mappable import file_backing
-from aether_emu.linux.process import Process
-from aether_emu.linux.procfs import ProcessTexts
-from aether_emu.linux.signals import Signals
-from aether_emu.linux.vfs import capture as files_capture
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.epoll import restore_epoll
-from aether_emu.linux.vfs.host_file import HostData
-from aether_emu.linux.vfs.streams import Stream
-from aether_emu.mm.address_space import AddressSpace
+from aether_emu.linux.files import capture as files_capture
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.epoll import restore_epoll
+from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.streams import Stream
+from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task import signals as sig
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.signals import Signals
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.backing import Backing, FileBacking, SharedMemory
-from aether_emu.mm.buddy import Buddy
-from aether_emu.mm.frames import FrameTable
-from aether_emu.mm.page import PageTable
+from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.frames.table import FrameTable
+from aether_emu.mm.objects.backing import Backing, FileBacking, SharedMemory
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.page import PageTable
 from aether_emu.system import Grants, Machine, standard_streams
 
 State = dict[str, Any]

@@ -21,31 +21,31 @@ from aether_emu.config import Config
 from aether_emu.errors import AetherError, ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import before_truncate
+from aether_emu.linux.exec.loader import load_program, program_image
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.loader import load_program, program_image
-from aether_emu.linux.process import Ended, Process, Program
-from aether_emu.linux.procfs import ProcessTexts
-from aether_emu.linux.signals import Signals
-from aether_emu.linux.vfs.files import Files
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.namespace import Namespace
-from aether_emu.linux.vfs.streams import DescriptorStream, Stream
-from aether_emu.linux.waiting import HostWaiter
-from aether_emu.machine import engine
-from aether_emu.machine.aperture import Aperture, ApertureFile
-from aether_emu.machine.bus_guard import BusGuard
-from aether_emu.machine.ram import Ram
-from aether_emu.mm.address_space import AddressSpace, Limits
-from aether_emu.mm.buddy import Buddy, Zone
-from aether_emu.mm.frames import FrameTable, Leak
+from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.process import Ended, Process, Program
+from aether_emu.linux.task.signals import Signals
+from aether_emu.linux.task.wait import HostWaiter
+from aether_emu.machine.memory.aperture import Aperture, ApertureFile
+from aether_emu.machine.memory.bus_guard import BusGuard
+from aether_emu.machine.memory.ram import Ram
+from aether_emu.machine.unicorn import engine
+from aether_emu.mm.frames.buddy import Buddy, Zone
+from aether_emu.mm.frames.table import FrameTable, Leak
 from aether_emu.mm.kernel_half import TEXT, KernelHalf
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
-    from aether_emu.machine.unicorn_arm64 import ArmCpu
-    from aether_emu.machine.unicorn_x86 import X86Cpu
+    from aether_emu.machine.unicorn.arm64 import ArmCpu
+    from aether_emu.machine.unicorn.x86_64 import X86Cpu
 
 RAM_BASE = 1 << 30
 _APERTURE_ALIGN = 1 << 30
@@ -77,12 +77,12 @@ def _isa(name: str, config: Config) -> _Isa:
             raise ConfigError("page_size", page, "4096 on x86_64")
         if bits not in (48, 57):
             raise ConfigError("virtual_bits", bits, "48 or 57 on x86_64")
-        from aether_emu.arch.x86_64.format import X86Format  # noqa: PLC0415  # as said above
+        from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
         return _Isa(X86Format(5 if bits == 57 else 4), X86Abi(bits), _x86_cpu, shared_root=True)
     if name == "arm64":
-        from aether_emu.arch.arm64.format import ArmFormat  # noqa: PLC0415  # as said above
+        from aether_emu.arch.arm64.stage1 import ArmFormat  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
 
         try:
@@ -95,7 +95,7 @@ def _isa(name: str, config: Config) -> _Isa:
 
 
 def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
-    from aether_emu.machine.unicorn_x86 import X86Cpu  # noqa: PLC0415  # as in `_isa`
+    from aether_emu.machine.unicorn.x86_64 import X86Cpu  # noqa: PLC0415  # as in `_isa`
 
     random = machine.streams.stream("rdrand").u64
     return X86Cpu(
@@ -108,7 +108,7 @@ def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
 
 
 def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
-    from aether_emu.machine.unicorn_arm64 import ArmCpu  # noqa: PLC0415  # as in `_isa`
+    from aether_emu.machine.unicorn.arm64 import ArmCpu  # noqa: PLC0415  # as in `_isa`
 
     return ArmCpu(
         ranges,

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe import stats
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, expected, program

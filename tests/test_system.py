@@ -11,13 +11,13 @@ import pytest
 
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError, ProgramError, Refused
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.streams import BufferStream
-from aether_emu.mm.frames import Kind
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.mm.frames.table import Kind
 from aether_emu.system import Grants, LeakError, Machine, program_isa
 from tests.guests.running import TARGETS, Target
-from tests.linux.crafted import ISAS, OPEN_ARGUMENT, OPENED, PROGRAMS, READ_STDIN, crafted
+from tests.linux.exec.crafted import ISAS, OPEN_ARGUMENT, OPENED, PROGRAMS, READ_STDIN, crafted
 
 
 def _machine(isa: str, **options: object) -> Machine:

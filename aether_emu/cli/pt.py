@@ -15,8 +15,8 @@ from aether_emu.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from aether_emu.verify.show import Range
-    from aether_emu.verify.tables import Survey, Tables
+    from aether_emu.verify.tables.show import Range
+    from aether_emu.verify.tables.survey import Survey, Tables
 
 pt = typer.Typer(help="Look at the page tables in a physical memory image.", no_args_is_help=True)
 app.add_typer(pt, name="pt")
@@ -55,8 +55,8 @@ def show(
 ) -> None:  # fmt: skip
     """Print what is mapped, as ranges of pages that are alike, and totals."""
     show_tracebacks(debug)
-    from aether_emu.verify import show as shown
-    from aether_emu.verify.tables import survey
+    from aether_emu.verify.tables import show as shown
+    from aether_emu.verify.tables.survey import survey
 
     tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
     settle()
@@ -83,8 +83,8 @@ def walk(
     Exit status 1 when an address leads nowhere.
     """
     show_tracebacks(debug)
-    from aether_emu.verify.show import walk_lines
-    from aether_emu.verify.tables import walk as walked
+    from aether_emu.verify.tables.show import walk_lines
+    from aether_emu.verify.tables.survey import walk as walked
 
     tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
     settle()
@@ -107,10 +107,10 @@ def lint(
     Exit status 1 when there are errors.
     """
     show_tracebacks(debug)
-    from aether_emu.verify import lint as findings_of
-    from aether_emu.verify.lint import as_data, counted, lines
-    from aether_emu.verify.lint_rules import Severity
-    from aether_emu.verify.tables import survey
+    from aether_emu.verify.tables.lint import as_data, counted, lines
+    from aether_emu.verify.tables.lint import lint as findings_of
+    from aether_emu.verify.tables.lint_rules import Severity
+    from aether_emu.verify.tables.survey import survey
 
     tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
     settle()
@@ -132,8 +132,8 @@ def _tables(
 ) -> Tables:  # fmt: skip
     from dataclasses import replace
 
-    from aether_emu.verify.images import open_image
-    from aether_emu.verify.tables import open_tables
+    from aether_emu.verify.tables.images import open_image
+    from aether_emu.verify.tables.survey import open_tables
 
     opened = open_image(Path(image), None if base is None else _number("base", base))
     registers = opened.registers
@@ -154,7 +154,7 @@ def _tables(
 
 def _execute(found: Survey, *, error: bool = False) -> int:
     """Compare with the emulated CPU and say so; 1 when it differs."""
-    from aether_emu.verify.execute import execute
+    from aether_emu.verify.tables.execute import execute
 
     agreement = execute(found)
     for line in agreement.lines():
@@ -179,7 +179,7 @@ def _print_table(items: list[Range]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from aether_emu.verify import show as shown
+    from aether_emu.verify.tables import show as shown
 
     table = Table(*shown.COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
     for item in items:

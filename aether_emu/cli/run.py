@@ -14,8 +14,8 @@ from aether_emu.cli.main import app, complain, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Ended
-    from aether_emu.linux.vfs.mounts import Bind
+    from aether_emu.linux.files.mounts import Bind
+    from aether_emu.linux.task.process import Ended
 
 _INTERRUPTED, _TIMED_OUT = 130, 124
 
@@ -128,7 +128,7 @@ def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
 
 
 def _bind(text: str) -> Bind:
-    from aether_emu.linux.vfs.mounts import Bind
+    from aether_emu.linux.files.mounts import Bind
 
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(parts) or parts[2:] not in ([], ["rw"], ["ro"]):

@@ -13,7 +13,7 @@ from aether_emu.cli.main import app, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from aether_emu.verify.suites import Outcome, Task
+    from aether_emu.verify.cases.suites import Outcome, Task
 
 _CASES = 20_000
 
@@ -41,8 +41,9 @@ def verify(
     always runs whole: neither --cases nor --seed has a part in it.
     """
     show_tracebacks(debug)
-    from aether_emu.verify import html, suites
-    from aether_emu.verify import junit as junit_xml
+    from aether_emu.verify.cases import suites
+    from aether_emu.verify.report import html
+    from aether_emu.verify.report import junit as junit_xml
 
     if full and cases is not None:
         raise ConfigError("cases", cases, "left out with --full")
@@ -72,7 +73,7 @@ def _perform(wanted: Sequence[Task], jobs: int) -> Iterator[Outcome]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from aether_emu.verify.suites import perform
+    from aether_emu.verify.cases.suites import perform
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -94,14 +95,14 @@ def _in_processes(wanted: Sequence[Task], jobs: int) -> Iterator[Outcome]:
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from aether_emu.verify.suites import perform
+    from aether_emu.verify.cases.suites import perform
 
     with ProcessPoolExecutor(min(jobs, len(wanted)), get_context("spawn")) as pool:  # engines do not fork
         yield from pool.map(perform, wanted)
 
 
 def _say(outcome: Outcome) -> None:
-    from aether_emu.verify.tlb import TlbTally
+    from aether_emu.verify.cases.tlb import TlbTally
 
     task, tally = outcome.task, outcome.tally
     parts = [f"{tally.cases:>11,} cases", f"{tally.different:,} differences"]
@@ -117,7 +118,7 @@ def _say(outcome: Outcome) -> None:
             if found.missing or found.needless:
                 print(f"  {edit}: flush missing after {found.missing}, needless after {found.needless} edits")
     for case in tally.differences[:3]:
-        from aether_emu.verify.junit import as_text
+        from aether_emu.verify.report.junit import as_text
 
         print(f"  {as_text(case)}")
 

@@ -19,8 +19,8 @@ from aether_emu.config import Config
 from aether_emu.errors import AetherError, EngineError, Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls import build_table
-from aether_emu.linux.process import Ended, Process
-from aether_emu.linux.signals import (
+from aether_emu.linux.task.process import Ended, Process
+from aether_emu.linux.task.signals import (
     BUS_ADRERR,
     SEGV_ACCERR,
     SEGV_MAPERR,
@@ -29,16 +29,16 @@ from aether_emu.linux.signals import (
     SIGSEGV,
     SignalInfo,
 )
-from aether_emu.machine.aperture import BackingFailed, BeyondEnd
 from aether_emu.machine.cpu import Cpu, ExitReason, Trap, UserFault
-from aether_emu.mm.backing import FileTable
+from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, OutOfMemory
+from aether_emu.mm.objects.backing import FileTable
 from aether_emu.mm.physical import Physical
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
-    from aether_emu.linux.waiting import Waiter
+    from aether_emu.linux.task.wait import Waiter
 
 _MINOR = (
     Event.FAULT_ZERO_PAGE,

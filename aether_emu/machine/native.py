@@ -14,7 +14,7 @@ import platform
 import sys
 from collections.abc import Callable
 
-from aether_emu.machine import host
+from aether_emu.machine.memory import host
 
 
 @functools.cache

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
+from aether_emu.mm.space import AddressSpace
 
 
 @dataclass(frozen=True, slots=True)

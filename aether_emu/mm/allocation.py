@@ -16,7 +16,7 @@ from aether_emu.errors import Refused
 from aether_emu.mm.protection import LeafBits, Protection
 
 if TYPE_CHECKING:
-    from aether_emu.mm.backing import Backing
+    from aether_emu.mm.objects.backing import Backing
 
 
 class Area:

@@ -22,15 +22,15 @@ import numpy as np
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames
-from aether_emu.machine.aperture import ApertureFull, BackingFailed, BeyondEnd
+from aether_emu.machine.memory.aperture import ApertureFull, BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
-from aether_emu.mm.frames import Flags, Kind
-from aether_emu.mm.page import Found
+from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.tables.page import Found
 
 if TYPE_CHECKING:
-    from aether_emu.mm.address_space import AddressSpace
+    from aether_emu.mm.space import AddressSpace
 
 
 @dataclass(frozen=True, slots=True)

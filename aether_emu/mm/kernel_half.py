@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat, Reach
-from aether_emu.mm.frames import Kind
-from aether_emu.mm.hugepage import split_down
-from aether_emu.mm.page import PageTable
+from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tables.split import split_down
 
 TEXT = 0xFFFF_FFFF_8000_0000
 DATA = 0xFFFF_FFFF_8020_0000

@@ -14,11 +14,11 @@ from typing import Protocol
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.backing import Backing, SharedMemory
 from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
+from aether_emu.mm.objects.backing import Backing, SharedMemory
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
 
 MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
 MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40

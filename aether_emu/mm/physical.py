@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from aether_emu.machine.aperture import Aperture
 from aether_emu.machine.cpu import Cpu
-from aether_emu.machine.ram import Ram
-from aether_emu.mm.buddy import Buddy
-from aether_emu.mm.code_frames import CodeFrames
+from aether_emu.machine.memory.aperture import Aperture
+from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Counters, Event
-from aether_emu.mm.frames import Flags, FrameTable, Kind
+from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.frames.code import CodeFrames
+from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 

@@ -17,8 +17,8 @@ import numpy as np
 from aether_emu.arch.paging import Leaf, PageFlags, PageTableFormat
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
-from aether_emu.mm.frames import FrameTable, Kind
-from aether_emu.mm.page import PageTable
+from aether_emu.mm.frames.table import FrameTable, Kind
+from aether_emu.mm.tables.page import PageTable
 from aether_emu.ports import Trace
 
 

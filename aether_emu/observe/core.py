@@ -24,7 +24,7 @@ from typing import BinaryIO
 from aether_emu.arch.arm64 import registers as arm
 from aether_emu.arch.x86_64 import registers as x86
 from aether_emu.errors import AetherError, ConfigError, Refused
-from aether_emu.machine.aperture import SLOT_SIZE
+from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.system import Machine
 
 _EM = {"x86_64": 62, "arm64": 183}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aether_emu.mm.counters import Event
-from aether_emu.mm.frames import Kind
+from aether_emu.mm.frames.table import Kind
 from aether_emu.system import Machine
 
 if TYPE_CHECKING:

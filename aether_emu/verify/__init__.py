@@ -6,14 +6,14 @@ For other projects' tests: `open_image` and `image_of` give memory, `walk` one a
 
 from typing import TYPE_CHECKING
 
-from aether_emu.verify.images import Image, ImageError, image_of, open_image
-from aether_emu.verify.lint import lint
-from aether_emu.verify.lint_rules import Finding, Severity
-from aether_emu.verify.tables import Survey, Tables, Walk, open_tables, survey, walk
+from aether_emu.verify.tables.images import Image, ImageError, image_of, open_image
+from aether_emu.verify.tables.lint import lint
+from aether_emu.verify.tables.lint_rules import Finding, Severity
+from aether_emu.verify.tables.survey import Survey, Tables, Walk, open_tables, survey, walk
 
 if TYPE_CHECKING:
-    from aether_emu.verify.encodings import judge
-    from aether_emu.verify.suites import differential
+    from aether_emu.verify.cases.suites import differential
+    from aether_emu.verify.judge.encodings import judge
 
 __all__ = [
     "Finding",
@@ -37,11 +37,11 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """`differential` and `judge` bring the engine with them: imported when somebody asks."""
     if name == "differential":
-        from aether_emu.verify.suites import differential  # noqa: PLC0415  # as said above
+        from aether_emu.verify.cases.suites import differential  # noqa: PLC0415  # as said above
 
         return differential
     if name == "judge":
-        from aether_emu.verify.encodings import judge  # noqa: PLC0415  # as said above
+        from aether_emu.verify.judge.encodings import judge  # noqa: PLC0415  # as said above
 
         return judge
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from aether_emu.arch.arm64.format import ArmFormat
+from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.x86_64.stage1 import X86Format
 from tests.mm.invented_format import InventedFormat
 
 _K = 1 << 10

@@ -27,7 +27,7 @@ from aether_emu.arch.paging import (
     Reach,
     Table,
 )
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.errors import EncodingError
 from aether_emu.random import Stream
 from tests.arch.formats import EVERY_FORMAT

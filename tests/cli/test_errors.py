@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import PROGRAMS, aether, one_line
-from tests.linux.crafted import crafted
+from tests.linux.exec.crafted import crafted
 
 _HELLO = str(PROGRAMS / "x86_64" / "hello")
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, one_line, start
 from tests.guests.running import TARGETS, Target
-from tests.linux.crafted import CODE, OPEN_ARGUMENT, OPENED, READ_STDIN, Header, crafted
+from tests.linux.exec.crafted import CODE, OPEN_ARGUMENT, OPENED, READ_STDIN, Header, crafted
 
 _HELLO = "hello, world\nargc = {}\n"
 

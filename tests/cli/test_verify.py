@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from aether_emu.machine.prober import Operation
-from aether_emu.machine.prober_x86 import X86Prober
-from aether_emu.verify import html, junit, suites
-from aether_emu.verify.comparison import Tally
+from aether_emu.machine.probe.prober import Operation
+from aether_emu.machine.probe.x86_64 import X86Prober
+from aether_emu.verify.cases import suites
+from aether_emu.verify.cases.comparison import Tally
+from aether_emu.verify.report import html, junit
 from aether_emu.verify.spec import x86_64 as spec
 from tests.cli.command import aether, one_line
 

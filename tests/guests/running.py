@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.config import Config
-from aether_emu.linux.process import Ended
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.process import Ended
 from aether_emu.system import Grants, Machine
 
 GUEST = Path(__file__).parents[2] / "guest"

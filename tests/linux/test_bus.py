@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aether_emu import Protection
-from aether_emu.linux.signals import SIGBUS
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.signals import SIGBUS
 from aether_emu.machine.cpu import Exit, ExitReason
 from aether_emu.system import Machine
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.machine import host
-from tests.machine.aperture_files import Files, files_in
+from aether_emu.machine.memory import host
+from tests.machine.memory.aperture_files import Files, files_in
 
 _PR_SET_THP_DISABLE = 41
 

@@ -15,22 +15,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from aether_emu.arch.arm64.format import ArmFormat
+from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.machine.aperture import Aperture
-from aether_emu.machine.ram import Ram
-from aether_emu.machine.unicorn_arm64 import ArmCpu
-from aether_emu.machine.unicorn_x86 import X86Cpu
-from aether_emu.mm.address_space import AddressSpace, Limits
-from aether_emu.mm.backing import FileBacking, FileTable, SharedMemory
-from aether_emu.mm.buddy import Buddy, Zone
+from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.machine.memory.aperture import Aperture
+from aether_emu.machine.memory.ram import Ram
+from aether_emu.machine.unicorn.arm64 import ArmCpu
+from aether_emu.machine.unicorn.x86_64 import X86Cpu
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, Outcome
-from aether_emu.mm.frames import FrameTable, Kind
+from aether_emu.mm.frames.buddy import Buddy, Zone
+from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.kernel_half import KernelHalf
-from aether_emu.mm.page import PageTable
+from aether_emu.mm.objects.backing import FileBacking, FileTable, SharedMemory
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.space import AddressSpace, Limits
+from aether_emu.mm.tables.page import PageTable
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
 from tests.mm.invented_format import InventedFormat
 from tests.mm.reference_cpu import ReferenceCpu

@@ -9,9 +9,9 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.mm import mapping
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE, Remap, Request
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
 
 RW = Protection.READ | Protection.WRITE
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS

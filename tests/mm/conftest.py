@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from aether_emu.mm.address_space import AddressSpace
+from aether_emu.mm.space import AddressSpace
 from tests.mm.board import ENGINES, FORMATS, Board, user_end
 from tests.mm.calls import Make
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from aether_emu.arch.arm64 import stubs as arm_stubs
 from aether_emu.arch.x86_64 import stubs as x86_stubs
-from aether_emu.machine.unicorn_arm64 import SupervisorResult as ArmResult
-from aether_emu.machine.unicorn_x86 import SupervisorResult as X86Result
+from aether_emu.machine.unicorn.arm64 import SupervisorResult as ArmResult
+from aether_emu.machine.unicorn.x86_64 import SupervisorResult as X86Result
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aether_emu.arch.paging import Access, Leaf, Malformed, PageFlags, PageTableFormat, Table
-from aether_emu.machine.aperture import Aperture
 from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
-from aether_emu.machine.ram import Ram
+from aether_emu.machine.memory.aperture import Aperture
+from aether_emu.machine.memory.ram import Ram
 
 _NEEDS = {
     Access.READ: PageFlags.READ,

@@ -24,15 +24,15 @@ from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import ExitReason, UserFault
 from aether_emu.mm import ageing, mapping
-from aether_emu.mm.backing import FileBacking, SharedMemory
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, OutOfMemory
-from aether_emu.mm.frames import Kind
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.backing import FileBacking, SharedMemory
 from aether_emu.mm.protection import NOTED_ACCESSED, Protection
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts
 from tests.mm.space_model import EXECUTE, READ, WRITE, Page, Run, SpaceModel, Thing
-from tests.mm.test_page import FailsAt
+from tests.mm.tables.test_page import FailsAt
 
 PLACES = st.integers(0, 4095)  # see `page_at`
 COUNTS = st.sampled_from([*range(1, 8)] * 2 + [515])

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
-from aether_emu.mm.backing import Backing
+from aether_emu.mm.objects.backing import Backing
 from aether_emu.mm.protection import LeafBits, Protection
 
 PAGE = 4096

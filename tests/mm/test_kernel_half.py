@@ -11,11 +11,11 @@ from aether_emu.arch.arm64 import stubs as arm_stubs
 from aether_emu.arch.paging import Access, Attributes, PageFlags, PageTableFormat
 from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.machine.cpu import ExitReason, UserFault
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.fault import AccessError
 from aether_emu.mm.kernel_half import DATA, TEXT, KernelHalf
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.walk import Mapped
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.walk import Mapped
 from tests.mm.board import ENGINES, FORMATS, RAM_BASE, Board, kernel_base
 
 USER, PRESENT = int(Access.USER | Access.PRESENT), int(Access.PRESENT)

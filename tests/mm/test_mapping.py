@@ -35,7 +35,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import FORMATS, FRAMES, Board
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, mremap, refusal
-from tests.mm.test_page import FailsAt
+from tests.mm.tables.test_page import FailsAt
 
 READ, WRITE = Protection.READ, Protection.WRITE
 FREE = 0x10_0000_0000  # an address far from both ends, on every format

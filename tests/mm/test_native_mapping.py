@@ -19,7 +19,6 @@ import pytest
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.mapping import (
     MADV_DONTNEED,
     MADV_NORMAL,
@@ -40,6 +39,7 @@ from aether_emu.mm.mapping import (
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
 from tests.mm import native_calls
 from tests.mm.board import FORMATS, Board, GrantedFile
 from tests.mm.native_calls import PAGE, PAGES

@@ -23,7 +23,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import Board, check_accounts
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, mremap, refusal
-from tests.mm.test_page import FailsAt
+from tests.mm.tables.test_page import FailsAt
 
 READ = Protection.READ
 USER_READ = int(Access.READ | Access.USER)

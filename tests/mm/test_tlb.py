@@ -13,10 +13,10 @@ import pytest
 
 from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm.address_space import AddressSpace
 from aether_emu.mm.counters import Event
-from aether_emu.mm.frames import Kind
+from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE
 from tests.mm.board import ENGINES, FORMATS, Board
 

@@ -12,10 +12,10 @@ import pytest
 from rich.console import Console
 
 from aether_emu.errors import ConfigError, ProgramError
-from aether_emu.machine import floors
-from aether_emu.machine.ram import Ram
-from aether_emu.mm import page
+from aether_emu.machine.floors import bare as floors
+from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
+from aether_emu.mm.tables import page
 from aether_emu.observe.bench import calls, catalogue, execution, faults, guests, report, startup, tables
 from aether_emu.observe.bench.figure import BenchError, Figure, Result, collector_off, measure
 

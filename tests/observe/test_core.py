@@ -12,7 +12,7 @@ from elftools.elf.elffile import ELFFile
 
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe import core
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, program

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from aether_emu.config import Config
-from aether_emu.linux.procfs import maps_text
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.proc.texts import maps_text
 from aether_emu.observe import stats
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, program

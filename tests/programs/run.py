@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.system import Grants, Machine
 
 HOST_ISA = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]

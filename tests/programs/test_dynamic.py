@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.vfs.mounts import Bind
+from aether_emu.linux.files.mounts import Bind
 from aether_emu.system import Grants
 from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, Outcome, run_emulated, run_natively
 

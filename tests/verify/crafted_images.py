@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from aether_emu.verify.formats import format_of
-from aether_emu.verify.images import Image, image_of
+from aether_emu.verify.tables.formats import format_of
+from aether_emu.verify.tables.images import Image, image_of
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 

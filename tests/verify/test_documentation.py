@@ -11,7 +11,7 @@ import pytest
 
 from aether_emu.errors import ConfigError
 from aether_emu.verify import differential
-from aether_emu.verify.lint_rules import Severity
+from aether_emu.verify.tables.lint_rules import Severity
 from tests.cli.command import COMMAND, environment
 
 PAGE = Path(__file__).parents[2] / "docs" / "verify.md"
@@ -29,7 +29,7 @@ def test_the_example_runs_under_pytest(tmp_path: Path) -> None:
 
 
 def test_every_rule_is_documented() -> None:
-    source = (PAGE.parents[1] / "aether_emu" / "verify" / "lint_rules.py").read_text()
+    source = (PAGE.parents[1] / "aether_emu" / "verify" / "tables" / "lint_rules.py").read_text()
     names = set(re.findall(r'"([a-z]+-[a-z]+(?:-[a-z]+)*)"', source)) - {"execute-disable"}
     text = PAGE.read_text()
     assert len(names) > 10

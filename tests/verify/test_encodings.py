@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from aether_emu.arch.arm64.format import ArmFormat
+from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.verify import encodings, suites
-from aether_emu.verify.comparison import Tally
-from aether_emu.verify.encodings import judge
+from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.verify.cases import suites
+from aether_emu.verify.cases.comparison import Tally
+from aether_emu.verify.judge import encodings
+from aether_emu.verify.judge.encodings import judge
 from aether_emu.verify.spec import x86_64 as spec
 
 TRUE = [item for item in suites.FORMATS.values() if "kvm" not in item.name and "upper" not in item.name]

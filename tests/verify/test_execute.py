@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from aether_emu.machine.prober import Operation
+from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify import open_image, open_tables, survey
-from aether_emu.verify.execute import Agreement, execute
-from aether_emu.verify.notes import Registers
+from aether_emu.verify.tables.execute import Agreement, execute
+from aether_emu.verify.tables.notes import Registers
 from tests.guests.running import TARGETS, Target
 from tests.verify.crafted_images import CODE, KERNEL, PAGE, Crafted
 from tests.verify.guest_cores import stopped_core

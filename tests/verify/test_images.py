@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_emu.errors import AetherError
-from aether_emu.verify.images import Image, ImageError, image_of, open_image
+from aether_emu.verify.tables.images import Image, ImageError, image_of, open_image
 from tests.verify.crafted_images import elf_core, lime, note, qemu_note
 
 PAGE = 4096

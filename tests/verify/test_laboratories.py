@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 
 from aether_emu.errors import ConfigError, EngineError
-from aether_emu.machine.prober import BATCH, CROSSING, LANDING, Happened, Operation
-from aether_emu.verify import arm64_cases, suites, x86_cases
-from aether_emu.verify.arm64 import ArmLaboratory
-from aether_emu.verify.cases import Chunk, Words, only
-from aether_emu.verify.comparison import Tally, run
-from aether_emu.verify.laboratory import Laboratory
-from aether_emu.verify.paths import Geometry, Paths
-from aether_emu.verify.tlb import FLUSHES, TlbTally
-from aether_emu.verify.x86_64 import X86Laboratory
+from aether_emu.machine.probe.prober import BATCH, CROSSING, LANDING, Happened, Operation
+from aether_emu.verify.cases import arm64 as arm64_cases
+from aether_emu.verify.cases import suites
+from aether_emu.verify.cases import x86_64 as x86_cases
+from aether_emu.verify.cases.arm64_laboratory import ArmLaboratory
+from aether_emu.verify.cases.cases import Chunk, Words, only
+from aether_emu.verify.cases.comparison import Tally, run
+from aether_emu.verify.cases.laboratory import Laboratory
+from aether_emu.verify.cases.paths import Geometry, Paths
+from aether_emu.verify.cases.tlb import FLUSHES, TlbTally
+from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
 
 FORMATS = [name for name in suites.FORMATS if "kvm" not in name]
 

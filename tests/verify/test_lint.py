@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from aether_emu.verify import Finding, Severity, lint, open_tables
-from aether_emu.verify.lint import as_data, counted, lines
-from aether_emu.verify.notes import Registers
+from aether_emu.verify import Finding, Severity, open_tables
+from aether_emu.verify.tables.lint import as_data, counted, lines, lint
+from aether_emu.verify.tables.notes import Registers
 from tests.verify.crafted_images import CODE, KERNEL, PAGE, TABLE, Crafted
 
 UPPER = 0xFFFF_FFFF_8000_0000

@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from aether_emu.verify import mutations
-from aether_emu.verify.mutations import Mutant
-from aether_emu.verify.seeded_mutants import seeded
+from aether_emu.verify.judge import mutations
+from aether_emu.verify.judge.mutations import Mutant
+from aether_emu.verify.judge.seeded_mutants import seeded
 
 MUTANTS = mutations.mutants()
 SEEDED = seeded(0, 40)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from aether_emu.verify import open_tables, survey
-from aether_emu.verify.formats import Right
-from aether_emu.verify.notes import Registers
-from aether_emu.verify.show import (
+from aether_emu.verify.tables.formats import Right
+from aether_emu.verify.tables.notes import Registers
+from aether_emu.verify.tables.show import (
     COLUMNS,
     Range,
     columns,

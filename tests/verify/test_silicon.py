@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from aether_emu.machine import kvm
-from aether_emu.machine.prober import Operation
-from aether_emu.verify import silicon, x86_cases
-from aether_emu.verify.cases import Chunk
-from aether_emu.verify.comparison import Tally, run
-from aether_emu.verify.silicon import SiliconLaboratory
+from aether_emu.machine.kvm import vm as kvm
+from aether_emu.machine.probe.prober import Operation
+from aether_emu.verify.cases import silicon
+from aether_emu.verify.cases import x86_64 as x86_cases
+from aether_emu.verify.cases.cases import Chunk
+from aether_emu.verify.cases.comparison import Tally, run
+from aether_emu.verify.cases.silicon import SiliconLaboratory
 
 ABSENCE = silicon.available()
 needs_kvm = pytest.mark.skipif(ABSENCE is not None, reason=str(ABSENCE))

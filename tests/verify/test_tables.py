@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from aether_emu.errors import ConfigError
 from aether_emu.verify import image_of, open_tables, survey, walk
-from aether_emu.verify.formats import ALLOWED, NAMES, Right
-from aether_emu.verify.images import open_image
-from aether_emu.verify.notes import Registers
-from aether_emu.verify.show import walk_lines
-from aether_emu.verify.tables import Odd, Survey
+from aether_emu.verify.tables.formats import ALLOWED, NAMES, Right
+from aether_emu.verify.tables.images import open_image
+from aether_emu.verify.tables.notes import Registers
+from aether_emu.verify.tables.show import walk_lines
+from aether_emu.verify.tables.survey import Odd, Survey
 from tests.verify.crafted_images import CODE, KERNEL, LARGE, PAGE, TABLE, Crafted, Words
 
 UPPER = 0xFFFF_FFFF_8000_0000

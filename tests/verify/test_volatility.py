@@ -14,7 +14,7 @@ from volatility3.framework import contexts
 from volatility3.framework.layers import elf, intel, physical
 
 from aether_emu.verify import open_image, open_tables, survey, walk
-from aether_emu.verify.formats import Right
+from aether_emu.verify.tables.formats import Right
 from tests.guests.running import TARGETS
 from tests.verify.guest_cores import stopped_core
 

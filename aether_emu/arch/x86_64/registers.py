@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aether_emu.arch.paging import MemoryType
-from aether_emu.arch.x86_64.format import PAT_LAYOUT
+from aether_emu.arch.x86_64.stage1 import PAT_LAYOUT
 
 CR0_PE = 1 << 0  # protected mode
 CR0_MP = 1 << 1

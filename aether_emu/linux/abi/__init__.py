@@ -10,12 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from aether_emu.linux.vfs.stat import Stat
+from aether_emu.linux.files.stat import Stat
 from aether_emu.machine.cpu import Cpu, Trap
 from aether_emu.policy.aslr import Entropy
 
 if TYPE_CHECKING:
-    from aether_emu.linux.signals import Delivery, Restored, SignalInfo
+    from aether_emu.linux.task.signals import Delivery, Restored, SignalInfo
 
 
 class Abi(ABC):

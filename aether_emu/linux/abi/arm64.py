@@ -9,12 +9,12 @@ from __future__ import annotations
 import struct
 
 from aether_emu.arch.arm64 import id_registers, syndrome
-from aether_emu.linux import signals as sig
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
 from aether_emu.linux.abi.siginfo import SIZE as _SIGINFO
 from aether_emu.linux.abi.siginfo import encode_siginfo
-from aether_emu.linux.vfs.stat import Stat, encode_stat_arm64
+from aether_emu.linux.files.stat import Stat, encode_stat_arm64
+from aether_emu.linux.task import signals as sig
 from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
 from aether_emu.policy.aslr import Entropy
 

@@ -13,11 +13,11 @@ import struct
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
 from aether_emu.errors import Refused
-from aether_emu.linux import signals as sig
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
-from aether_emu.linux.vfs.stat import Stat, encode_stat_x86_64
+from aether_emu.linux.files.stat import Stat, encode_stat_x86_64
+from aether_emu.linux.task import signals as sig
 from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
 from aether_emu.policy.aslr import Entropy
 

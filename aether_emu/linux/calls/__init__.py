@@ -19,7 +19,7 @@ from aether_emu.linux.calls.signals import SignalCalls
 from aether_emu.linux.calls.time import TimeCalls
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 Call = Callable[..., int | None]
 TABLE_SIZE = 512

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.user import read_string, read_struct, s32, s64, u32
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.stat import Stat, encode_statfs, encode_statx
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.stat import Stat, encode_statfs, encode_statx
 
 _STATX_RESERVED = 0x8000_0000
 _AT_STATX_SYNC_TYPE = 0x6000

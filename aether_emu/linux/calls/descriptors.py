@@ -10,9 +10,9 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.host_file import HostData
-from aether_emu.linux.vfs.stat import encode_statfs
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.stat import encode_statfs
 from aether_emu.machine.cpu import UserFault
 
 _MOST_ENTRIES = 1 << 20  # bytes of directory entries in one call

@@ -1,4 +1,4 @@
-"""epoll_create(2), epoll_ctl(2) and epoll_wait(2). The set itself is `vfs.epoll`; for time see `polling`."""
+"""epoll_create(2), epoll_ctl(2), epoll_wait(2). The set itself is `files.epoll`; for time see `polling`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.polling import PollCalls
 from aether_emu.linux.calls.transfer import TransferCalls
 from aether_emu.linux.calls.user import require_user, s32, writable
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.epoll import EPOLL_CTL_DEL, EpollFile
-from aether_emu.linux.vfs.open_file import POLLIN, POLLOUT, OpenFile
-from aether_emu.linux.vfs.pipe import Pipe, PipeEnd
-from aether_emu.linux.vfs.streams import StreamFile
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.epoll import EPOLL_CTL_DEL, EpollFile
+from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
+from aether_emu.linux.files.pipe import Pipe, PipeEnd
+from aether_emu.linux.files.streams import StreamFile
 from aether_emu.machine.cpu import UserFault
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 _MOST_EVENTS = ((1 << 31) - 1) // 12
 

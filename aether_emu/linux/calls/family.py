@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_string, s32
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.open_file import OpenFile, WouldBlock
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.open_file import OpenFile, WouldBlock
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 
 class FileFamily:
@@ -47,7 +47,7 @@ class FileFamily:
         return file
 
     def _open_flags(self, flags: int) -> int:
-        """O_* flags of the guest's ISA in the numbering of the vfs."""
+        """O_* flags of the guest's ISA in the numbering of `linux.files`."""
         return fl.from_arm64(flags) if self._is_arm64 else flags
 
     def _wait(self, reason: WouldBlock) -> None:

@@ -6,7 +6,7 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
 
-These classes decode arguments and encode results; what the calls mean is in `linux.vfs`.
+These classes decode arguments and encode results; what the calls mean is in `linux.files`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from aether_emu.mm import mapping
 from aether_emu.mm.protection import Protection
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT = 1

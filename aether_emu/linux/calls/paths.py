@@ -8,7 +8,7 @@ import struct
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.user import s32, u32
-from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.files import flags as fl
 
 _AT_REMOVEDIR = 0x200
 _HOW_SIZE = 24  # struct open_how, version 0

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Sequence
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
-from aether_emu.linux.vfs.epoll import EpollFile, Waited, polled
-from aether_emu.linux.vfs.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, WouldBlock
-from aether_emu.linux.vfs.streams import StreamFile
+from aether_emu.linux.files.epoll import EpollFile, Waited, polled
+from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, WouldBlock
+from aether_emu.linux.files.streams import StreamFile
 from aether_emu.machine.cpu import UserFault
 
 _ALWAYS = POLLERR | POLLHUP

@@ -16,12 +16,12 @@ from aether_emu.linux.calls.user import (
     u32,
     write_struct,
 )
-from aether_emu.linux.process import Ended
-from aether_emu.linux.vfs.open_file import MOST_PER_CALL
+from aether_emu.linux.files.open_file import MOST_PER_CALL
+from aether_emu.linux.task.process import Ended
 from aether_emu.machine.cpu import UserFault
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 RELEASE = "6.6.0"
 _RLIM_INFINITY = (1 << 64) - 1

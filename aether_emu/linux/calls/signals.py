@@ -7,11 +7,11 @@ import struct
 from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused
-from aether_emu.linux import signals as sig
 from aether_emu.linux.calls.user import s32
+from aether_emu.linux.task import signals as sig
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 _SET_SIZE = 8
 _MINIMUM_STACK = 2048

@@ -9,7 +9,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, write_struct
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 _SECOND = 10**9
 _REALTIME = (0, 5, 8, 11)  # REALTIME, _COARSE, _ALARM, TAI

@@ -16,16 +16,16 @@ from aether_emu.linux.calls import user
 from aether_emu.linux.calls.family import FileFamily
 from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
-from aether_emu.linux.signals import SI_USER, SIGPIPE, SignalInfo
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.host_file import HostData
-from aether_emu.linux.vfs.open_file import POLLHUP, POLLIN, OpenFile, Seekable, WouldBlock
-from aether_emu.linux.vfs.pipe import PIPE_BUF, EventCounter, PipeEnd
-from aether_emu.linux.vfs.streams import StreamFile
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.open_file import POLLHUP, POLLIN, OpenFile, Seekable, WouldBlock
+from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
+from aether_emu.linux.files.streams import StreamFile
+from aether_emu.linux.task.signals import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.machine.cpu import UserFault
 
 if TYPE_CHECKING:
-    from aether_emu.linux.process import Process
+    from aether_emu.linux.task.process import Process
 
 CHUNK = 1 << 20
 """Bytes that are on their way at once."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_emu.machine.floors import FREE
+from aether_emu.machine.floors.bare import FREE
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aether_emu.machine.floors import FREE, PAGE, Floor, Program
+from aether_emu.machine.floors.bare import FREE, PAGE, Floor, Program
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import Figure, collector_off, now
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aether_emu.machine import floors
-from aether_emu.machine.ram import Ram
+from aether_emu.machine.floors import bare as floors
+from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now

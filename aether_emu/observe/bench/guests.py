@@ -15,11 +15,11 @@ from aether_emu.errors import ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.arm64 import ArmAbi
 from aether_emu.linux.abi.x86_64 import X86Abi
-from aether_emu.linux.elf import read_image
-from aether_emu.linux.vfs.streams import BufferStream
-from aether_emu.machine import floors
-from aether_emu.machine.floors_arm64 import ArmFlat, ArmPaged
-from aether_emu.machine.floors_x86 import X86Flat, X86Paged
+from aether_emu.linux.exec.elf import read_image
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.machine.floors import bare as floors
+from aether_emu.machine.floors.arm64 import ArmFlat, ArmPaged
+from aether_emu.machine.floors.x86_64 import X86Flat, X86Paged
 from aether_emu.mm.protection import Protection
 from aether_emu.observe.bench.figure import BenchError
 from aether_emu.system import Machine

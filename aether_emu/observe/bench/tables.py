@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from aether_emu.arch.arm64.format import ArmFormat
+from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
-from aether_emu.arch.x86_64.format import X86Format
-from aether_emu.machine.ram import Ram
-from aether_emu.mm.buddy import Buddy, Zone
-from aether_emu.mm.frames import FrameTable
-from aether_emu.mm.page import PageTable
-from aether_emu.mm.walk import Mapped
+from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.frames.buddy import Buddy, Zone
+from aether_emu.mm.frames.table import FrameTable
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tables.walk import Mapped
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
 
 FORMATS: Mapping[str, Callable[[], PageTableFormat]] = {"x86_64": X86Format, "arm64": ArmFormat}

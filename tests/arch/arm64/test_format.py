@@ -12,7 +12,7 @@ from operator import or_
 
 import pytest
 
-from aether_emu.arch.arm64.format import ArmFormat
+from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import (
     Absent,
     Attributes,

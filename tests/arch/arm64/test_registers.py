@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aether_emu.arch.arm64 import registers as regs
-from tests.machine.bare_arm64 import BareArm64
+from tests.machine.unicorn.bare_arm64 import BareArm64
 
 REGISTERS = (regs.SCR_EL3, regs.HCR_EL2, regs.CPACR_EL1, regs.SCTLR_EL1, regs.MAIR_EL1, regs.TCR_EL1)
 

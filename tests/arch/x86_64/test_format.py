@@ -23,7 +23,7 @@ from aether_emu.arch.paging import (
     PageFlags,
     Table,
 )
-from aether_emu.arch.x86_64.format import X86Format
+from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.errors import EncodingError
 
 R, W, X, U = PageFlags.READ, PageFlags.WRITE, PageFlags.EXECUTE, PageFlags.USER

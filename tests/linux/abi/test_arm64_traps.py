@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aether_emu.arch.arm64 import id_registers
-from aether_emu.linux import signals as sig
 from aether_emu.linux.abi.arm64 import ArmAbi
-from tests.machine.bare_arm64 import CODE, DATA, BareArm64
+from aether_emu.linux.task import signals as sig
+from tests.machine.unicorn.bare_arm64 import CODE, DATA, BareArm64
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.linux.calls.twin import Served, Twin
-from tests.linux.vfs.conftest import Guest, guest_in
+from tests.linux.files.conftest import Guest, guest_in
 
 
 @contextlib.contextmanager

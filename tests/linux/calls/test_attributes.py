@@ -8,10 +8,10 @@ import struct
 
 import pytest
 
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.stat import encode_statx
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.stat import encode_statx
 from tests.linux.calls.twin import ARGUMENTS, BASE, PAGE, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest
+from tests.linux.files.conftest import Guest
 
 AT_FDCWD = -100
 SECOND = ARGUMENTS + 2048

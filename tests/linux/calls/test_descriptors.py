@@ -11,9 +11,9 @@ import struct
 import pytest
 
 from aether_emu.linux.abi.x86_64 import X86Abi
-from aether_emu.linux.vfs import flags as fl
+from aether_emu.linux.files import flags as fl
 from tests.linux.calls.twin import BASE, PAGE, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest, parse_entries
+from tests.linux.files.conftest import Guest, parse_entries
 
 AT_FDCWD = -100
 RW = os.O_RDWR | os.O_CREAT

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aether_emu.linux.vfs.capture import capture, restore
-from aether_emu.linux.vfs.epoll import restore_epoll
-from aether_emu.linux.vfs.pipe import EventCounter
-from aether_emu.linux.vfs.streams import BufferStream, StreamFile
+from aether_emu.linux.files.capture import capture, restore
+from aether_emu.linux.files.epoll import restore_epoll
+from aether_emu.linux.files.pipe import EventCounter
+from aether_emu.linux.files.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest, Source
+from tests.linux.files.conftest import Guest, Source
 
 ADD, DEL, MOD = 1, 2, 3
 IN, OUT, ET, ONESHOT, EXCLUSIVE = 1, 4, 1 << 31, 1 << 30, 1 << 28

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aether_emu.linux.calls.files import FileCalls
 from tests.linux.calls.twin import ARGUMENTS, BASE, BLOCKED, PAGE, PROT_NONE, Served
-from tests.linux.vfs.conftest import guest_in
+from tests.linux.files.conftest import guest_in
 
 NAMES = sorted(name.removeprefix("sys_") for name in dir(FileCalls) if name.startswith("sys_"))
 LAST = (1 << 64) - 1

@@ -10,9 +10,9 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import build_table
-from aether_emu.linux.vfs import flags as fl
-from aether_emu.linux.vfs.mounts import Bind
-from aether_emu.linux.vfs.streams import BufferStream
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.counters import Event
 from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED

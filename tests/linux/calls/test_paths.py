@@ -9,7 +9,7 @@ import struct
 import pytest
 
 from tests.linux.calls.twin import ARGUMENTS, BASE, PAGE, PAGES, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest
+from tests.linux.files.conftest import Guest
 
 AT_FDCWD = -100
 RW = os.O_RDWR | os.O_CREAT

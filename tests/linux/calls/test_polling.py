@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from aether_emu.linux.vfs.streams import BufferStream, StreamFile
+from aether_emu.linux.files.streams import BufferStream, StreamFile
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest
+from tests.linux.files.conftest import Guest
 
 IN, OUT, ERR, HUP, NVAL, RDNORM, WRNORM = 1, 4, 8, 16, 32, 0x40, 0x100
 NOTHING = struct.pack("<qq", 0, 0)

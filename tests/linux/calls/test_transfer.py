@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_emu.linux.calls.transfer import CHUNK
-from aether_emu.linux.signals import SIGPIPE
-from aether_emu.linux.vfs.streams import BufferStream, StreamFile
+from aether_emu.linux.files.streams import BufferStream, StreamFile
+from aether_emu.linux.task.signals import SIGPIPE
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, PROT_NONE, A, F, Served, Twin
-from tests.linux.vfs.conftest import Guest
+from tests.linux.files.conftest import Guest
 
 AT_FDCWD = -100
 RW = os.O_RDWR | os.O_CREAT

@@ -27,10 +27,10 @@ from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.x86_64 import X86Abi
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.calls.files import FileCalls
-from aether_emu.linux.process import Process
-from aether_emu.linux.signals import SignalInfo
-from aether_emu.linux.vfs.files import Files
-from aether_emu.linux.vfs.open_file import WouldBlock
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.signals import SignalInfo
 from aether_emu.machine.cpu import UserFault
 
 PAGE = 4096

@@ -1,0 +1,1 @@
+"""Programs: ELF files, and the first stack of a process."""

@@ -1,0 +1,278 @@
+"""The files of all processes as plain data, and back: host files are opened again by their guest paths.
+
+What `dup` or `fork` shares stays shared, pipes and memory files keep their contents. What can't be
+found again by its name is refused (`CaptureError`): an unlinked file exists only as long as it is open.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any
+
+from aether_emu.errors import AetherError, Refused
+from aether_emu.linux.files import host, opening
+from aether_emu.linux.files.directory import Located, OpenDirectory
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.host_file import HostFile, Memory, MemoryFile, open_memory
+from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
+from aether_emu.linux.files.place import text
+from aether_emu.linux.files.proc import ProcSource
+from aether_emu.linux.files.stat import Stat
+from aether_emu.linux.files.streams import Stream, StreamFile
+from aether_emu.linux.files.synthetic import TextFile
+
+State = dict[str, Any]
+"""Plain data: numbers, bytes, texts, lists and dictionaries of them."""
+Restorer = Callable[[State], OpenFile]
+"""Makes an open file of a kind that is defined outside this folder from what its `capture` gave."""
+
+
+class CaptureError(AetherError):
+    """An open file can't be described so that it could be opened again, or is not found again."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The processes, and the files of `capture`'s `mapped`, each held once for the caller."""
+
+    processes: list[Files]
+    mapped: list[OpenFile]
+
+
+def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> State:
+    """Everything about the files of `processes`, which share a namespace.
+
+    `mapped` are files that memory areas hold, whether or not a descriptor is left.
+    """
+    seen = _Seen()
+    described = [
+        {
+            "cwd": seen.index(files.working_directory),
+            "mask": files.mask,
+            "limit": files.table.limit,
+            "descriptors": [
+                [fd, seen.index(descriptor.file), descriptor.cloexec]
+                for fd, descriptor in files.table.descriptors.items()
+            ],
+        }
+        for files in processes
+    ]
+    return {
+        "inodes": processes[0].namespace.inodes.capture() if processes else {},
+        "mapped": [seen.index(file) for file in mapped],
+        "pipes": [
+            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": bytes(p.buffer)}
+            for p in seen.pipes
+        ],
+        "memories": [_describe_memory(file) for file in seen.memories],
+        "files": [_describe(file, seen) for file in seen.files],
+        "processes": described,
+    }
+
+
+def restore(
+    state: State,
+    namespace: Namespace,
+    sources: Sequence[ProcSource],
+    streams: Mapping[str, Stream],
+    others: Mapping[str, Restorer] | None = None,
+) -> Restored:
+    """What `capture` described, in a fresh namespace with the same grants.
+
+    `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name,
+    `others` makes open files of foreign kinds.
+    """
+    processes: list[Files] = []
+    if not state["processes"]:
+        return Restored(processes, [])
+    namespace.inodes.restore(state["inodes"])
+    restoring = _Restoring(state, namespace, streams, others or {})
+    try:
+        for described, source in zip(state["processes"], sources, strict=True):
+            files = Files(namespace, source, limit=described["limit"])
+            processes.append(files)
+            restoring.fill(files, described)
+        mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
+        restoring.finish_memories()
+        for file in mapped:
+            file.hold()
+        return Restored(processes, mapped)
+    except BaseException:
+        for files in processes:
+            files.close_all()
+        raise
+    finally:
+        restoring.let_go()
+
+
+class _Seen:
+    """Everything met so far, numbered in the order of first sight."""
+
+    def __init__(self) -> None:
+        self.files: list[OpenFile] = []
+        self.pipes: list[Pipe] = []
+        self.memories: list[MemoryFile] = []
+        self._numbers: dict[int, int] = {}
+
+    def index(self, file: OpenFile) -> int:
+        if id(file) not in self._numbers:
+            self._numbers[id(file)] = len(self.files)
+            self.files.append(file)
+            if isinstance(file, PipeEnd) and id(file.pipe) not in self._numbers:
+                self._numbers[id(file.pipe)] = len(self.pipes)
+                self.pipes.append(file.pipe)
+            if isinstance(file, MemoryFile) and id(file.memory) not in self._numbers:
+                self._numbers[id(file.memory)] = len(self.memories)
+                self.memories.append(file)
+        return self._numbers[id(file)]
+
+    def shared(self, thing: Pipe | Memory) -> int:
+        return self._numbers[id(thing)]
+
+
+def _describe(file: OpenFile, seen: _Seen) -> State:
+    described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
+    if isinstance(file, PipeEnd):
+        described["pipe"] = seen.shared(file.pipe)
+    elif isinstance(file, MemoryFile):
+        described["memory"] = seen.shared(file.memory)
+    elif isinstance(file, EventCounter | StreamFile):
+        described["stat"] = list(astuple(file.stat()))
+    elif isinstance(file, HostFile | Located):
+        _require_name(file)
+    return described
+
+
+def _describe_memory(file: MemoryFile) -> State:
+    memory = file.memory
+    return {
+        "name": memory.name,
+        "stat": list(astuple(memory.stat)),
+        "inode": list(astuple(memory.inode)),
+        "content": _read_whole(file),
+        "seals": file.seals,
+    }
+
+
+def _read_whole(file: MemoryFile) -> bytes:
+    """Everything in a memory file, whatever its description was opened for."""
+    fd = os.open(host.by_descriptor(file.host_fd), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, file.size(), 0)
+    finally:
+        os.close(fd)
+
+
+def _require_name(file: HostFile | Located) -> None:
+    """Refuse unless the file is what its guest path leads to."""
+    place = file.place()
+    if place.node is not None:
+        return
+    shown = text(file.dentry.path).decode(errors="backslashreplace")
+    try:
+        with file.namespace.lookup(file.namespace.root(), text(place.path), follow=False) as found:
+            same = found.key == place.key
+    except Refused:
+        same = False
+    if file.dentry.detached or not same:
+        raise CaptureError(f"{shown} is open but no longer has this name: its state can't be captured")
+
+
+class _Restoring:
+    """Open files by their number in the state, made at first need and held until all is restored."""
+
+    def __init__(
+        self,
+        state: State,
+        namespace: Namespace,
+        streams: Mapping[str, Stream],
+        others: Mapping[str, Restorer],
+    ) -> None:
+        self._state, self._namespace, self._streams, self._others = state, namespace, streams, others
+        self._files: dict[int, OpenFile] = {}
+        self._memories: dict[int, MemoryFile] = {}
+        self._pipes: list[Pipe] = []
+        for described in state["pipes"]:
+            pipe = Pipe(Stat(*described["stat"]), described["capacity"])
+            pipe.buffer += described["content"]
+            self._pipes.append(pipe)
+
+    def let_go(self) -> None:
+        for file in (*self._files.values(), *self._memories.values()):
+            file.let_go()
+
+    def fill(self, files: Files, described: State) -> None:
+        for fd, index, cloexec in described["descriptors"]:
+            files.table.place(fd, self.file(index, files), cloexec=cloexec)
+        cwd = self.file(described["cwd"], files)
+        assert isinstance(cwd, Located), "a working directory is a place"
+        files.take_over(cwd, described["mask"])
+
+    def file(self, index: int, viewer: Files) -> OpenFile:
+        if index not in self._files:
+            described = self._state["files"][index]
+            file = self._make(described, viewer)
+            file.hold()
+            file.position = described["position"]
+            self._files[index] = file
+        return self._files[index]
+
+    def _make(self, described: State, viewer: Files) -> OpenFile:
+        kind, flags = described["kind"], described["flags"]
+        if kind == "pipe":
+            return PipeEnd(self._pipes[described["pipe"]], flags)
+        if kind == "eventfd":
+            return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
+        if kind == "stream":
+            name = described["name"]
+            stream = StreamFile(name, self._streams[name], flags, Stat(*described["stat"]))
+            stream.restore_termios(described["termios"])
+            return stream
+        if kind == "memory":
+            return self._memory(described["memory"]).reopen(flags)
+        if kind in self._others:
+            return self._others[kind](described)
+        return self._find(described, viewer)
+
+    def _find(self, described: State, viewer: Files) -> OpenFile:
+        """Open again by guest path."""
+        path = described["path"]
+        try:
+            with self._namespace.lookup(
+                self._namespace.root(viewer), path, follow=False, viewer=viewer
+            ) as place:
+                if described["kind"] == TextFile.kind:
+                    stat, fs = self._namespace.stat(place), self._namespace.statfs(place.mount)
+                    return TextFile(path, described["content"], stat, fs, self._namespace)
+                file = opening.open_place(self._namespace, place, described["flags"])
+        except Refused as refusal:
+            raise CaptureError(
+                f"{path.decode(errors='backslashreplace')} can't be opened again: {refusal}"
+            ) from None
+        if isinstance(file, OpenDirectory) and described["listing"] is not None:
+            file.listing = [Listed(*line) for line in described["listing"]]
+        return file
+
+    def _memory(self, index: int) -> MemoryFile:
+        if index not in self._memories:
+            described = self._state["memories"][index]
+            memory = Memory(
+                self._namespace, described["name"], Inode(*described["inode"]), Stat(*described["stat"])
+            )
+            file = open_memory(memory, os.MFD_ALLOW_SEALING)
+            file.hold()
+            self._memories[index] = file
+            if described["content"]:
+                file.pwrite(described["content"], 0)
+                memory.inode = file.inode = Inode(*described["inode"])
+        return self._memories[index]
+
+    def finish_memories(self) -> None:
+        """Seal once everything is written and opened."""
+        for index, file in self._memories.items():
+            file.add_seals(self._state["memories"][index]["seals"])

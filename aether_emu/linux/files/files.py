@@ -1,0 +1,302 @@
+"""What one process does with files: its descriptors, its working directory and the calls on them.
+
+One method for each system call, with the kernel's argument order, raising `Refused(errno, why)`. Paths are
+bytes; `dirfd` may be AT_FDCWD; flags are in the x86_64 numbering (`flags.from_arm64` translates). Reads and
+writes of pipes, streams and counters may return `WouldBlock`, which the caller turns into waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+from collections.abc import Callable, Mapping
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files import opening, tree
+from aether_emu.linux.files.descriptor_calls import DescriptorCalls
+from aether_emu.linux.files.directory import Located
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.place import Entry, Place, text
+from aether_emu.linux.files.proc import ProcSource
+from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
+from aether_emu.linux.files.synthetic import Opened
+from aether_emu.linux.files.table import DEFAULT_LIMIT, FileTable
+from aether_emu.linux.files.walk import checked, read_link
+
+_MOST_CREATE_RACES = 40
+_AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
+"""`stat` flags: with AT_NO_AUTOMOUNT and AT_STATX_*, which have nothing to change here."""
+
+
+class Files(DescriptorCalls):
+    """The files of one process. `proc` is what it shows in /proc/self; `limit` is RLIMIT_NOFILE."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        proc: ProcSource,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        parent: Files | None = None,
+    ) -> None:
+        super().__init__(namespace, FileTable(limit) if parent is None else parent.table.fork())
+        self._proc = proc
+        self.mask: int = 0o022 if parent is None else parent.mask
+        if parent is None:
+            with namespace.lookup(namespace.root(self), text(namespace.start), viewer=self) as place:
+                self._cwd: Located = self._anchor(place)
+        else:
+            self._cwd = parent._cwd
+        self._cwd.hold()
+
+    def fork(self, proc: ProcSource) -> Files:
+        """The child's files: the same open files, its own descriptors and working directory."""
+        return Files(self.namespace, proc, parent=self)
+
+    def attach(self, streams: Mapping[str, Stream]) -> None:
+        """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2."""
+        for fd, name in enumerate(("stdin", "stdout", "stderr")):
+            stream = streams[name]
+            terminal = stream.terminal_size() is not None
+            mode = modes.S_IFCHR | 0o620 if terminal else modes.S_IFIFO | 0o600
+            stat = self.namespace.nameless_stat(mode, os.makedev(5, 0) if terminal else 0)
+            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat))
+
+    def close_on_exec(self) -> None:
+        """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""
+        self.table.close_on_exec()
+
+    def close_all(self) -> None:
+        """The process has ended: everything it holds is let go. Nothing can be called afterwards."""
+        self.table.close_all()
+        self._cwd.let_go()
+
+    # What /proc shows of this process (`proc.Viewer`)
+
+    @property
+    def proc(self) -> ProcSource:
+        """The source of its texts."""
+        return self._proc
+
+    def open_files(self) -> Mapping[int, OpenFile]:
+        """Its open files by descriptor."""
+        return {fd: descriptor.file for fd, descriptor in self.table.descriptors.items()}
+
+    def mount_texts(self) -> Mapping[str, Callable[[], bytes]]:
+        """What the namespace tells about itself in /proc."""
+        return {
+            "self/mounts": self.namespace.mounts_text,
+            "self/mountinfo": self.namespace.mountinfo_text,
+            "filesystems": lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n",
+        }
+
+    # From descriptors and paths to places
+
+    def _start(self, dirfd: int, path: bytes, resolve: int = 0) -> Place:
+        if path.startswith(b"/") and not resolve & fl.RESOLVE_IN_ROOT:
+            return self.namespace.root(self)
+        if dirfd == fl.AT_FDCWD:
+            return self._cwd.place()
+        place = self.table.held(dirfd).place()
+        if place is None or not place.is_directory:
+            raise Refused(errno.ENOTDIR, f"descriptor {dirfd} is no directory")
+        return place
+
+    def _entry(
+        self, dirfd: int, path: bytes, *, follow: bool = False, creating: bool = False, resolve: int = 0
+    ) -> Entry:
+        start = self._start(dirfd, path, resolve)
+        return self.namespace.entry(
+            start, path, follow=follow, creating=creating, viewer=self, resolve=resolve
+        )
+
+    def _lookup(self, dirfd: int, path: bytes, *, follow: bool = True, empty: bool = False) -> Place:
+        if empty and not path:
+            return self._cwd.place() if dirfd == fl.AT_FDCWD else self._place_of(self.table.held(dirfd))
+        return self.namespace.lookup(self._start(dirfd, path), path, follow=follow, viewer=self)
+
+    def _place_of(self, file: OpenFile) -> Place:
+        root = self.namespace.root(self)
+        return file.place() or Place(root.mount, (), node=Opened(file))
+
+    def _anchor(self, place: Place) -> Located:
+        """Hold a directory to stand in: needs permission to search it."""
+        if not place.is_directory:
+            raise Refused(errno.ENOTDIR, f"{text(place.path)!r} is no directory")
+        tree.allows(place, os.X_OK)
+        file = opening.open_place(self.namespace, place, fl.O_PATH)
+        assert isinstance(file, Located)
+        return file
+
+    # Opening
+
+    def open(self, dirfd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
+        """openat(2) and, with `resolve`, openat2(2)."""
+        flags = opening.check_flags(flags)
+        self.table.require_room()
+        if resolve & fl.RESOLVE_CACHED:
+            raise Refused(errno.EAGAIN, "RESOLVE_CACHED never finds a path without the host")
+        exclusive = flags & (fl.O_CREAT | fl.O_EXCL) == fl.O_CREAT | fl.O_EXCL
+        follow = not (flags & fl.O_NOFOLLOW or exclusive) or (path.endswith(b"/") and not flags & fl.O_CREAT)
+        for _ in range(_MOST_CREATE_RACES):
+            creating = bool(flags & fl.O_CREAT)
+            with self._entry(dirfd, path, follow=follow, creating=creating, resolve=resolve) as entry:
+                file = opening.open_entry(self.namespace, entry, flags, mode, self.mask)
+            if file is not None:
+                return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+        raise Refused(errno.EBUSY, f"{path!r} comes and goes on the host")
+
+    # Attributes
+
+    def truncate(self, path: bytes, size: int) -> None:
+        """truncate(2)."""
+        if size < 0:
+            raise Refused(errno.EINVAL, f"size {size}")
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            file = opening.open_place(self.namespace, place, fl.O_WRONLY)
+        file.hold()
+        try:
+            file.truncate(size)
+        finally:
+            file.let_go()
+
+    def stat(self, dirfd: int, path: bytes, flags: int = 0) -> Stat:
+        """newfstatat(2) and statx(2); encode with `stat.encode_*`."""
+        if flags & ~_AT_STAT:
+            raise Refused(errno.EINVAL, f"flags {flags:#x}")
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            return self.namespace.stat(place)
+
+    def statfs(self, path: bytes) -> StatFs:
+        """statfs(2)."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            if isinstance(place.node, Opened):
+                return place.node.file.statfs()
+            return self.namespace.statfs(place.mount)
+
+    def access(self, dirfd: int, path: bytes, mode: int, flags: int = 0) -> None:
+        """faccessat2(2)."""
+        if mode & ~7 or flags & ~(fl.AT_EACCESS | fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH):
+            raise Refused(errno.EINVAL, f"mode {mode:#x}, flags {flags:#x}")
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            tree.allows(place, mode)
+
+    def chmod(self, dirfd: int, path: bytes, mode: int, flags: int = 0) -> None:
+        """fchmodat2(2)."""
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            tree.set_mode(self.namespace, place, mode)
+
+    def fchmod(self, fd: int, mode: int) -> None:
+        """fchmod(2)."""
+        tree.set_mode(self.namespace, self._place_of(self.table.file(fd)), mode)
+
+    def chown(self, dirfd: int, path: bytes, uid: int, gid: int, flags: int = 0) -> None:
+        """fchownat(2); fchown(2) is an empty path with AT_EMPTY_PATH."""
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            tree.set_owner(self.namespace, place, uid, gid)
+
+    def utimens(self, dirfd: int, path: bytes, atime: int | None, mtime: int | None, flags: int = 0) -> None:
+        """utimensat(2) in nanoseconds; None for UTIME_OMIT, `namespace.now()` for UTIME_NOW.
+
+        futimens(3) is an empty path with AT_EMPTY_PATH.
+        """
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            tree.set_times(self.namespace, place, atime, mtime)
+
+    # Names
+
+    def readlink(self, dirfd: int, path: bytes, size: int) -> bytes:
+        """readlinkat(2): the target's first `size` bytes. With an empty path, of a link opened by O_PATH."""
+        if size <= 0:
+            raise Refused(errno.EINVAL, f"a buffer of {size} bytes")
+        with self._lookup(dirfd, path, follow=False, empty=dirfd != fl.AT_FDCWD) as place:
+            if not place.is_link:
+                raise Refused(errno.ENOENT if not path else errno.EINVAL, f"{path!r} is no symbolic link")
+            return read_link(place)[:size]
+
+    def getcwd(self) -> bytes:
+        """getcwd(2), without the final NUL."""
+        if self._cwd.is_gone:
+            raise Refused(errno.ENOENT, "the working directory was removed")
+        return text(self._cwd.dentry.path)
+
+    def chdir(self, path: bytes) -> None:
+        """chdir(2)."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            self._stand_in(place)
+
+    def fchdir(self, fd: int) -> None:
+        """fchdir(2)."""
+        self._stand_in(self._place_of(self.table.held(fd)))
+
+    def _stand_in(self, place: Place) -> None:
+        self.take_over(self._anchor(place), self.mask)
+
+    @property
+    def working_directory(self) -> Located:
+        """The working directory, held."""
+        return self._cwd
+
+    def take_over(self, cwd: Located, mask: int) -> None:
+        """Stand in `cwd` from now on, with this umask."""
+        cwd.hold()
+        self._cwd.let_go()
+        self._cwd, self.mask = cwd, mask
+
+    def umask(self, mask: int) -> int:
+        """umask(2): the mask before."""
+        before, self.mask = self.mask, mask & 0o777
+        return before
+
+    def mkdir(self, dirfd: int, path: bytes, mode: int) -> None:
+        """mkdirat(2)."""
+        with self._entry(dirfd, path) as entry:
+            tree.make_directory(self.namespace, entry, mode, self.mask)
+
+    def mknod(self, dirfd: int, path: bytes, mode: int) -> None:
+        """mknodat(2): regular files only (EPERM)."""
+        with self._entry(dirfd, path) as entry:
+            tree.make_file(self.namespace, entry, mode, self.mask)
+
+    def symlink(self, target: bytes, dirfd: int, path: bytes) -> None:
+        """symlinkat(2)."""
+        checked(target)
+        with self._entry(dirfd, path) as entry:
+            tree.make_link(self.namespace, entry, target)
+
+    def link(self, olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int = 0) -> None:
+        """linkat(2)."""
+        if flags & ~(fl.AT_SYMLINK_FOLLOW | fl.AT_EMPTY_PATH):
+            raise Refused(errno.EINVAL, f"flags {flags:#x}")
+        follow, empty = bool(flags & fl.AT_SYMLINK_FOLLOW), bool(flags & fl.AT_EMPTY_PATH)
+        with (
+            self._lookup(olddirfd, old, follow=follow, empty=empty) as source,
+            self._entry(newdirfd, new) as entry,
+        ):
+            tree.add_name(self.namespace, source, entry)
+
+    def unlink(self, dirfd: int, path: bytes) -> None:
+        """unlinkat(2)."""
+        with self._entry(dirfd, path) as entry:
+            tree.remove_name(self.namespace, entry)
+
+    def rmdir(self, dirfd: int, path: bytes) -> None:
+        """unlinkat(2) with AT_REMOVEDIR."""
+        with self._entry(dirfd, path) as entry:
+            tree.remove_directory(self.namespace, entry)
+
+    def rename(self, olddirfd: int, old: bytes, newdirfd: int, new: bytes, flags: int = 0) -> None:
+        """renameat2(2), without RENAME_WHITEOUT (EINVAL)."""
+        if flags not in (0, fl.RENAME_NOREPLACE, fl.RENAME_EXCHANGE):
+            raise Refused(errno.EINVAL, f"rename flags {flags:#x}")
+        with self._entry(olddirfd, old) as source, self._entry(newdirfd, new) as target:
+            tree.rename(self.namespace, source, target, flags)

@@ -1,0 +1,82 @@
+"""What the guest was granted, and at which guest path each grant begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aether_emu.linux.files.proc import Viewer
+from aether_emu.linux.files.synthetic import Node
+
+_FIRST_MINOR = 32
+
+EXT4_MAGIC = 0xEF53
+TMPFS_MAGIC = 0x01021994
+PROC_MAGIC = 0x9FA0
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A grant: the host's file or directory `host` appears as `guest` (absolute), read-only by default."""
+
+    host: Path
+    guest: str
+    writable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Mount:
+    """A tree in the namespace: a granted host object (`fd`, O_PATH), or synthetic (`make` gives its root)."""
+
+    number: int
+    path: tuple[bytes, ...]
+    kind: int
+    writable: bool
+    fd: int = -1
+    make: Callable[[Viewer | None], Node] | None = None
+
+    @property
+    def dev(self) -> int:
+        """`st_dev` of everything in it."""
+        return os.makedev(0, _FIRST_MINOR + self.number)
+
+    @property
+    def kind_name(self) -> bytes:
+        """The file system's name in /proc/mounts."""
+        return {EXT4_MAGIC: b"ext4", TMPFS_MAGIC: b"tmpfs", PROC_MAGIC: b"proc"}[self.kind]
+
+
+class MountTable:
+    """All mounts by canonical path, and the directories that must exist to reach them."""
+
+    def __init__(self) -> None:
+        self._by_path: dict[tuple[bytes, ...], Mount] = {}
+        self._below: dict[tuple[bytes, ...], set[bytes]] = {}
+
+    def add(self, mount: Mount) -> None:
+        """Mount, hiding what was there."""
+        self._by_path[mount.path] = mount
+        for depth in range(len(mount.path)):
+            self._below.setdefault(mount.path[:depth], set()).add(mount.path[depth])
+
+    def at(self, path: tuple[bytes, ...]) -> Mount | None:
+        """The mount whose root is `path`."""
+        return self._by_path.get(path)
+
+    def leads_to_mount(self, path: tuple[bytes, ...]) -> bool:
+        """Whether a mount lies below `path`."""
+        return path in self._below
+
+    def names_below(self, path: tuple[bytes, ...]) -> list[bytes]:
+        """The names directly below `path` that are mounts or lead to some, sorted."""
+        return sorted(self._below.get(path, ()))
+
+    def pins(self, path: tuple[bytes, ...]) -> bool:
+        """Whether `path` can't be removed or renamed (EBUSY): it is a mount or leads to one."""
+        return path in self._by_path or path in self._below
+
+    def all(self) -> list[Mount]:
+        """Every mount in the order of their paths."""
+        return [self._by_path[path] for path in sorted(self._by_path)]

@@ -1,0 +1,380 @@
+"""The guest's tree of names: the grants at their mount points, /dev and /proc, and how each place looks.
+
+    Namespace(root=None,                 the guest's / is synthetic: it shows the way to the grants, no more
+              binds=[Bind(Path("/home/u/w"), "/home/u/w"), Bind(program, str(program)), ...],
+              cwd="/home/u/w")
+
+    guest path --walk.py--> Place (held host object or synthetic node) --opening.py--> OpenFile
+
+A namespace is shared by all processes of a run; what belongs to one process is in `files.Files`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aether_emu.errors import ConfigError, Refused
+from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
+from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
+from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
+from aether_emu.linux.files.proc import Viewer, proc_tree
+from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
+from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
+
+_ANONYMOUS_DEV = os.makedev(0, 12)
+_STORAGE_BLOCKS = (64 << 30) // BLOCK
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One line of a directory: a name, its inode number and its `DT_*` type."""
+
+    name: bytes
+    number: int
+    kind: int
+
+
+def _keep_sizes(key: FileKey, old: int, new: int) -> None:
+    """Nothing is mapped, so nothing needs to know that a file changes its size."""
+
+
+class Namespace:
+    """The tree. Everything in it is shown as owned by `uid` and `gid`; synthetic nodes are root's.
+
+    `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
+    `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory.
+    Raises ConfigError for a grant that can't be made.
+    """
+
+    def __init__(
+        self,
+        root: Path | None,
+        binds: Sequence[Bind],
+        cwd: str,
+        *,
+        random: Callable[[int], bytes],
+        now: Callable[[], int] = lambda: EPOCH_NS,
+        uid: int = 1000,
+        gid: int = 1000,
+        memory_limit: int = 256 << 20,
+    ) -> None:
+        self.uid, self.gid = uid, gid
+        self.now = now
+        self.inodes = InodeTable(now)
+        self.mounts = MountTable()
+        self.memory_limit = memory_limit
+        self.memory_used = 0
+        self.on_truncate: Callable[[FileKey, int, int], None] = _keep_sizes
+        """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
+        self._gate = FileSystemGate()
+        self._dentries: weakref.WeakSet[Dentry] = weakref.WeakSet()
+        try:
+            self._mount_all(root, binds, random)
+            self.start = self._starting_directory(cwd)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
+        for mount in self.mounts.all():
+            if mount.fd >= 0:
+                os.close(mount.fd)
+        self.mounts = MountTable()
+
+    # Mounting
+
+    def _mount_all(self, root: Path | None, binds: Sequence[Bind], random: Callable[[int], bytes]) -> None:
+        if root is None:
+            self._mount((), TMPFS_MAGIC, make=lambda viewer: NO_CHILDREN)
+        else:
+            self._grant("root", root, (), writable=False)
+        for bind in binds:
+            where = self._canonical(bind.guest)
+            self._grant("bind", bind.host, where, bind.writable)
+        devices = device_tree(random)
+        for path, kind, make in (
+            ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
+            ((b"proc",), PROC_MAGIC, proc_tree),
+        ):
+            if self.mounts.at(path) is None:
+                self._mount(path, kind, make=make)
+
+    def _mount(
+        self,
+        path: GuestPath,
+        kind: int,
+        *,
+        writable: bool = False,
+        fd: int = -1,
+        make: Callable[[Viewer | None], Node] | None = None,
+    ) -> None:
+        replaced = self.mounts.at(path)
+        if replaced is not None and replaced.fd >= 0:
+            os.close(replaced.fd)
+        number = replaced.number if replaced else len(self.mounts.all())
+        self.mounts.add(Mount(number, path, kind, writable, fd, make))
+
+    def _grant(self, parameter: str, host: Path, where: GuestPath, writable: bool) -> None:
+        try:
+            fd = os.open(host, os.O_PATH | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConfigError(parameter, str(host), f"the host says {error.strerror}") from None
+        try:
+            if is_kernel_interface(fd):
+                raise ConfigError(parameter, str(host), "it is an interface to the host's kernel")
+            if not where and not modes.S_ISDIR(os.fstat(fd).st_mode):
+                raise ConfigError(parameter, str(host), "the guest's / must be a directory")
+        except BaseException:
+            os.close(fd)
+            raise
+        self._mount(where, EXT4_MAGIC, writable=writable, fd=fd)
+
+    def _canonical(self, guest: str) -> GuestPath:
+        """Where a bind for this guest path begins: its links are resolved among what is mounted so far."""
+        names = [name for name in os.fsencode(guest).split(b"/") if name not in (b"", b".")]
+        if not guest.startswith("/") or b".." in names or b"\0" in os.fsencode(guest):
+            raise ConfigError("bind", guest, "a guest path is absolute and has no ..")
+        for depth in range(len(names), -1, -1):
+            try:
+                with self.lookup(self.root(), text(tuple(names[:depth]))) as place:
+                    return (*place.path, *names[depth:])
+            except Refused as refusal:
+                if refusal.errno != errno.ENOENT:
+                    raise ConfigError("bind", guest, str(refusal)) from None
+        raise AssertionError("the root exists")
+
+    def _starting_directory(self, cwd: str) -> GuestPath:
+        try:
+            with self.lookup(self.root(), os.fsencode(cwd)) as place:
+                if not place.is_directory or not cwd.startswith("/"):
+                    raise ConfigError("cwd", cwd, "it must be the absolute path of a directory")
+                return place.path
+        except Refused as refusal:
+            raise ConfigError("cwd", cwd, f"no grant contains it ({refusal})") from None
+
+    # Walking
+
+    def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
+        """The place where `mount` begins, borrowed."""
+        if mount.make is not None:
+            return Place(mount, mount.path, node=mount.make(viewer))
+        return Place(mount, mount.path, fd=mount.fd, status=os.fstat(mount.fd))
+
+    def root(self, viewer: Viewer | None = None) -> Place:
+        """The guest's /."""
+        mount = self.mounts.at(())
+        assert mount is not None
+        return self.root_of(mount, viewer)
+
+    def entry(
+        self,
+        start: Place,
+        path: bytes,
+        *,
+        follow: bool = False,
+        creating: bool = False,
+        viewer: Viewer | None = None,
+        resolve: int = 0,
+    ) -> Entry:
+        """Walk to the last component of `path`, for calls that make or remove names. The caller closes it.
+
+        `start` is where relative paths begin, `resolve` are flags of openat2. A walk of an open that is
+        `creating` does not follow a link whose name has a slash behind it: no file can be made there.
+        """
+        walk = Walk(self, self._gate, start, viewer, resolve)
+        return walk.entry(checked(path), follow, creating)
+
+    def lookup(
+        self,
+        start: Place,
+        path: bytes,
+        *,
+        follow: bool = True,
+        viewer: Viewer | None = None,
+        resolve: int = 0,
+    ) -> Place:
+        """Walk to an existing object: ENOENT if there is none. The caller closes it."""
+        entry = self.entry(start, path, follow=follow or path.endswith(b"/"), viewer=viewer, resolve=resolve)
+        place = entry.place
+        try:
+            if place is None:
+                raise entry.absent()
+            if entry.slash and not place.is_directory:
+                raise Refused(errno.ENOTDIR, f"{path!r} is no directory")
+        except Refused:
+            entry.__exit__(None, None, None)
+            raise
+        if not entry.is_ordinary:
+            return entry.parent
+        entry.parent.close()
+        return place
+
+    # Looking
+
+    def inode(self, place: Place) -> Inode:
+        """The number and times of what is at `place`."""
+        return place.inode or self.inodes.of(place.key)
+
+    def stat(self, place: Place) -> Stat:
+        """The attributes of what is at `place`."""
+        if place.status is not None:
+            return self.host_stat(place.mount, place.status, self.inode(place))
+        assert place.node is not None
+        if isinstance(place.node, Opened):
+            return place.node.file.stat()
+        node, inode = place.node, self.inode(place)
+        return Stat(
+            *(place.mount.dev, inode.number, node.mode, 1, 0, 0, rdev(node), 0),
+            *(inode.atime, inode.mtime, inode.ctime),
+        )
+
+    def host_stat(self, mount: Mount, status: os.stat_result, inode: Inode) -> Stat:
+        """The attributes of a host object: its type, mode, links and size; our owner, number and times.
+
+        A directory always has 4096 bytes and one link, which `find` takes for "count unknown": hosts differ.
+        """
+        directory = modes.S_ISDIR(status.st_mode)
+        device = modes.S_ISCHR(status.st_mode) or modes.S_ISBLK(status.st_mode)
+        return Stat(
+            *(
+                mount.dev,
+                inode.number,
+                status.st_mode,
+                1 if directory and status.st_nlink else status.st_nlink,
+            ),
+            *(self.uid, self.gid, status.st_rdev if device else 0, BLOCK if directory else status.st_size),
+            *(inode.atime, inode.mtime, inode.ctime),
+        )
+
+    def nameless_stat(self, mode: int, device: int = 0) -> Stat:
+        """The attributes of something new that has no name: a pipe, an eventfd, a stream."""
+        number = self.inodes.created().number
+        return Stat(
+            _ANONYMOUS_DEV, number, mode, 1, self.uid, self.gid, device, 0, EPOCH_NS, EPOCH_NS, EPOCH_NS
+        )
+
+    def statfs(self, mount: Mount) -> StatFs:
+        """The attributes of a mount: half of 64 GiB is free, whatever the host has left."""
+        blocks = _STORAGE_BLOCKS if mount.kind == EXT4_MAGIC else 0
+        return StatFs(mount.kind, mount.number, blocks, blocks // 2, not mount.writable)
+
+    def list(self, place: Place) -> list[Listed]:
+        """What is in a directory: `.` and `..`, then all names in byte order."""
+        kinds: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
+        if place.status is not None:
+            kinds = self._list_host(place)
+        elif isinstance(place.node, Directory):
+            kinds = {name: ((*place.path, name), node.mode) for name, node in place.node.children().items()}
+        for name in self.mounts.names_below(place.path):
+            path = (*place.path, name)
+            mount = self.mounts.at(path)
+            if mount is not None:
+                root = self.root_of(mount, None)
+                kinds[name] = (root.key, root.mode)
+            elif name not in kinds or not modes.S_ISDIR(kinds[name][1]):
+                kinds[name] = (path, modes.S_IFDIR)
+        here = self.inode(place).number
+        listed = [
+            Listed(b".", here, modes.S_IFDIR >> 12),
+            Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
+        ]
+        for name in sorted(kinds):
+            key, mode = kinds[name]
+            listed.append(Listed(name, self.inodes.of(key).number, modes.S_IFMT(mode) >> 12))
+        return listed
+
+    def _list_host(self, place: Place) -> dict[bytes, tuple[tuple[int, int] | GuestPath, int]]:
+        assert place.status is not None
+        found: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
+        with refusals(f"directory {text(place.path)!r}"):
+            fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                with os.scandir(fd) as entries:
+                    for item in entries:
+                        name = os.fsencode(item.name)
+                        found[name] = ((place.status.st_dev, item.inode()), _type_of(item))
+            finally:
+                os.close(fd)
+        return found
+
+    def _above(self, place: Place) -> int:
+        above = place.path[:-1]
+        mount = self.mounts.at(above)
+        if mount is not None:
+            return self.inode(self.root_of(mount, None)).number
+        if place.status is None or self.mounts.at(place.path) is not None:
+            return self.inodes.of(above).number
+        try:
+            status = os.stat(b"..", dir_fd=place.fd)
+        except OSError:  # a directory may be listed that can't be searched
+            return self.inodes.of(above).number
+        return self.inodes.of((status.st_dev, status.st_ino)).number
+
+    # Names of what is held open
+
+    def remember(self, place: Place) -> Dentry:
+        """The name of something that stays open; it follows the guest's renames while it is referenced."""
+        dentry = Dentry(place.mount, place.path)
+        self._dentries.add(dentry)
+        return dentry
+
+    def name_removed(self, path: GuestPath) -> None:
+        """The name at `path` is gone or now another file's."""
+        for dentry in self._dentries:
+            if dentry.path == path:
+                dentry.detached = True
+
+    def name_moved(self, old: GuestPath, new: GuestPath, exchange: bool = False) -> None:
+        """What was at and below `old` is now at `new` (and the other way round)."""
+        for dentry in self._dentries:
+            if dentry.detached:
+                continue
+            if dentry.path[: len(old)] == old:
+                dentry.path = new + dentry.path[len(old) :]
+            elif exchange and dentry.path[: len(new)] == new:
+                dentry.path = old + dentry.path[len(new) :]
+
+    # Texts of /proc
+
+    def mounts_text(self) -> bytes:
+        """/proc/mounts."""
+        lines = []
+        for m in self.mounts.all():
+            mode = b"rw" if m.writable else b"ro"
+            lines.append(b"%s %s %s %s,relatime 0 0\n" % (m.kind_name, _escaped(m.path), m.kind_name, mode))
+        return b"".join(lines)
+
+    def mountinfo_text(self) -> bytes:
+        """/proc/self/mountinfo (proc_pid_mountinfo(5))."""
+        lines = []
+        for m in self.mounts.all():
+            mode = b"rw" if m.writable else b"ro"
+            ids = b"%d %d %d:%d" % (m.number + 20, 1, os.major(m.dev), os.minor(m.dev))
+            fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
+            lines.append(b"%s / %s %s,relatime - %s %s %s\n" % fields)
+        return b"".join(lines)
+
+
+def _escaped(path: GuestPath) -> bytes:
+    """A path as mount tables show it: what separates fields is octal (getmntent(3))."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in text(path))
+
+
+def _type_of(item: os.DirEntry[str]) -> int:
+    """The file type of a host directory's entry, in the place that `st_mode` has it."""
+    if item.is_symlink():
+        return modes.S_IFLNK
+    if item.is_dir(follow_symlinks=False):
+        return modes.S_IFDIR
+    if item.is_file(follow_symlinks=False):
+        return modes.S_IFREG
+    return modes.S_IFMT(item.stat(follow_symlinks=False).st_mode)

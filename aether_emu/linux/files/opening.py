@@ -1,0 +1,152 @@
+"""From a place and flags to an open file: the rules of open(2)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files import host
+from aether_emu.linux.files.directory import OpenDirectory, PathOnly
+from aether_emu.linux.files.host_file import HostFile
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.place import Entry, Place, text
+from aether_emu.linux.files.synthetic import (
+    Control,
+    ControlFile,
+    Device,
+    DeviceFile,
+    Directory,
+    Opened,
+    Text,
+    TextFile,
+)
+
+_CREATABLE_MODE = 0o1777
+"""Never set-user-id or set-group-id: on the host they would lend out the identity that we run under."""
+
+
+def check_flags(flags: int) -> int:
+    """Open flags as Linux understands them (`build_open_flags`), or the errno it gives."""
+    if flags & fl.O_PATH:
+        return flags & (fl.O_PATH | fl.O_DIRECTORY | fl.O_NOFOLLOW | fl.O_CLOEXEC)
+    if flags & fl.O_TMPFILE_BIT:
+        if not flags & fl.O_DIRECTORY or flags & fl.O_ACCMODE == fl.O_RDONLY:
+            raise Refused(errno.EINVAL, "O_TMPFILE needs O_DIRECTORY and writing")
+        raise Refused(errno.EOPNOTSUPP, "O_TMPFILE")
+    if flags & fl.O_CREAT and flags & fl.O_DIRECTORY:
+        raise Refused(errno.EINVAL, "O_CREAT with O_DIRECTORY")
+    if flags & fl.O_ACCMODE == fl.O_ACCMODE:
+        raise Refused(errno.EINVAL, "access mode 3")
+    return flags | fl.O_LARGEFILE
+
+
+def wants_write(flags: int) -> bool:
+    """Whether opening with these flags changes the file."""
+    return flags & fl.O_ACCMODE != fl.O_RDONLY or bool(flags & fl.O_TRUNC)
+
+
+def open_entry(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> OpenFile | None:
+    """Open what a walk ended at, or create it. None: another file took the name meanwhile, walk again."""
+    place = entry.place
+    if flags & fl.O_CREAT:
+        if entry.slash:
+            raise Refused(errno.EISDIR, "only a directory can have this name")
+        if place is not None and flags & fl.O_EXCL:
+            raise Refused(errno.EEXIST, "it exists and O_EXCL is set")
+        if place is None:
+            return _create(namespace, entry, flags, mode, umask)
+    if place is None:
+        raise entry.absent()
+    if entry.slash and not place.is_directory:
+        raise Refused(errno.ENOTDIR, "it is no directory")
+    return open_place(namespace, place, flags)
+
+
+def _create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> HostFile | None:
+    parent, name = entry.parent, entry.host_name
+    if not parent.mount.writable or parent.fd < 0:
+        raise Refused(errno.EROFS, f"{text(parent.path)!r} is read-only")
+    how = fl.to_host(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    try:
+        with host.umask(umask):
+            fd = os.open(name, how, mode & _CREATABLE_MODE, dir_fd=parent.fd)
+    except FileExistsError:
+        return None
+    except OSError as error:
+        raise host.refused(error, f"{text(entry.path)!r}") from None
+    status = os.fstat(fd)
+    namespace.inodes.created((status.st_dev, status.st_ino))
+    namespace.inodes.modified(namespace.inode(parent))
+    return HostFile(namespace, Place(parent.mount, entry.path, fd=fd, status=status), fd, flags)
+
+
+def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
+    """Open what is at `place`; the descriptor made for it is new, the place stays the caller's."""
+    if flags & fl.O_DIRECTORY and not place.is_directory:
+        raise Refused(errno.ENOTDIR, f"{text(place.path)!r} is no directory")
+    if flags & fl.O_PATH:
+        if isinstance(place.node, Opened):
+            raise Refused(errno.EACCES, "a file without a name can't be opened by O_PATH")
+        return PathOnly(namespace, place, os.dup(place.fd) if place.fd >= 0 else -1, flags)
+    if place.is_link:
+        raise Refused(errno.ELOOP, f"{text(place.path)!r} is a symbolic link")
+    if place.is_directory:
+        return _open_directory(namespace, place, flags)
+    if place.node is not None:
+        return _open_node(namespace, place, flags)
+    return _open_host_file(namespace, place, flags)
+
+
+def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
+    if wants_write(flags) or flags & fl.O_CREAT:
+        raise Refused(errno.EISDIR, f"{text(place.path)!r} is a directory")
+    fd = -1
+    if place.fd >= 0:
+        with host.refusals(f"{text(place.path)!r}"):
+            fd = os.open(host.by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return OpenDirectory(namespace, place, fd, flags)
+
+
+def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
+    node, path = place.node, text(place.path)
+    if isinstance(node, Opened):
+        return node.file.reopen(flags)
+    stat, fs = namespace.stat(place), namespace.statfs(place.mount)
+    if isinstance(node, Device):
+        return DeviceFile(path, node, flags, stat, fs)
+    if isinstance(node, Control):
+        return ControlFile(path, node, fl.O_WRONLY, stat, fs).reopen(flags)
+    assert isinstance(node, Text) and not isinstance(node, Directory)
+    if wants_write(flags):
+        raise Refused(errno.EACCES, f"{path!r} is read-only")
+    return TextFile(path, node.provide(), stat, fs, namespace)
+
+
+def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
+    if not modes.S_ISREG(place.mode):
+        raise Refused(errno.EACCES, f"{text(place.path)!r} is a device, FIFO or socket of the host")
+    if wants_write(flags) and not place.mount.writable:
+        raise Refused(errno.EROFS, f"{text(place.path)!r} is in a read-only grant")
+    with host.refusals(f"{text(place.path)!r}"):
+        fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
+    file = HostFile(namespace, place, fd, flags)
+    if flags & fl.O_TRUNC:
+        try:
+            truncate_host(namespace, place, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+    return file
+
+
+def truncate_host(namespace: Namespace, place: Place, fd: int) -> None:
+    """Empty the file at `place` for O_TRUNC, which needs no descriptor open for writing."""
+    status = os.fstat(fd)
+    namespace.on_truncate((status.st_dev, status.st_ino), status.st_size, 0)
+    with host.refusals(f"{text(place.path)!r}"):
+        os.truncate(host.by_descriptor(fd), 0)
+    namespace.inodes.modified(namespace.inode(place))

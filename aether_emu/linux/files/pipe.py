@@ -1,0 +1,161 @@
+"""Pipes and eventfd counters: what tasks wait for one another with. Neither blocks: see `WouldBlock`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.stat import Stat, StatFs
+
+PIPE_BUF = 4096
+"""Writes of up to so many bytes are taken whole or not at all (pipe(7))."""
+DEFAULT_CAPACITY = 65536
+LARGEST_CAPACITY = 1 << 20
+_PIPEFS_MAGIC = 0x50495045
+
+
+class Pipe:
+    """The bytes between the ends, and how many open files are at each."""
+
+    def __init__(self, stat: Stat, capacity: int = DEFAULT_CAPACITY) -> None:
+        self.stat = stat
+        self.capacity = capacity
+        self.buffer = bytearray()
+        self.readers = 0
+        self.writers = 0
+
+    @property
+    def room(self) -> int:
+        """Bytes that still fit."""
+        return max(0, self.capacity - len(self.buffer))
+
+    def resize(self, wanted: int) -> int:
+        """`F_SETPIPE_SZ`: the next power of two of pages. Returns the new capacity."""
+        if wanted > LARGEST_CAPACITY:
+            raise Refused(errno.EPERM, f"a pipe of {wanted} bytes is larger than {LARGEST_CAPACITY}")
+        capacity = max(PIPE_BUF, 1 << max(0, wanted - 1).bit_length())
+        if capacity < len(self.buffer):
+            raise Refused(errno.EBUSY, f"{len(self.buffer)} bytes are in the pipe")
+        self.capacity = capacity
+        return capacity
+
+
+class PipeEnd(OpenFile):
+    """One open end of a pipe; opened for reading and writing it is both."""
+
+    kind = "pipe"
+
+    def __init__(self, pipe: Pipe, flags: int) -> None:
+        super().__init__(flags, pipe.stat)
+        self.pipe = pipe
+        pipe.readers += self.readable
+        pipe.writers += self.writable
+
+    def release(self) -> None:
+        """Leave the pipe: readers see the end, writers EPIPE."""
+        self.pipe.readers -= self.readable
+        self.pipe.writers -= self.writable
+
+    def read(self, count: int) -> bytes | WouldBlock:
+        """What is there; empty once no writer is left."""
+        buffer = self.pipe.buffer
+        if count and not buffer and self.pipe.writers:
+            return self.wait_for(POLLIN)
+        data = bytes(buffer[:count])
+        del buffer[:count]
+        return data
+
+    def write(self, data: bytes) -> int | WouldBlock:
+        """Up to PIPE_BUF bytes whole or not at all; of more, what fits.
+
+        A blocking guest's larger write is complete only when all is taken: the caller goes on with the rest.
+        EPIPE (the caller adds SIGPIPE) when nobody can read any more.
+        """
+        pipe = self.pipe
+        if not data:
+            return 0
+        if not pipe.readers:
+            raise Refused(errno.EPIPE, "no reader is left")
+        if pipe.room < (len(data) if len(data) <= PIPE_BUF else 1):
+            return self.wait_for(POLLOUT)
+        done = min(len(data), pipe.room)
+        pipe.buffer += data[:done]
+        return done
+
+    def available(self) -> int:
+        """See `OpenFile.available`."""
+        return len(self.pipe.buffer)
+
+    def poll(self) -> int:
+        """See `OpenFile.poll`. Writable means room for PIPE_BUF bytes."""
+        events = 0
+        if self.readable:
+            events |= (POLLIN if self.pipe.buffer else 0) | (0 if self.pipe.writers else POLLHUP)
+        if self.writable:
+            events |= (POLLOUT if self.pipe.room >= PIPE_BUF else 0) | (0 if self.pipe.readers else POLLERR)
+        return events
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return b"pipe:[%d]" % self._stat.ino
+
+    def statfs(self) -> StatFs:
+        """See `OpenFile.statfs`."""
+        return StatFs(_PIPEFS_MAGIC, os.minor(self._stat.dev), blocks=0, free=0, read_only=False)
+
+    def reopen(self, flags: int) -> OpenFile:
+        """Another end of the same pipe."""
+        return PipeEnd(self.pipe, flags)
+
+
+_COUNTER_MAX = (1 << 64) - 2
+EFD_SEMAPHORE = 1
+
+
+class EventCounter(OpenFile):
+    """eventfd(2): a 64-bit counter that reading takes and writing adds to."""
+
+    kind = "eventfd"
+
+    def __init__(self, value: int, semaphore: bool, flags: int, stat: Stat) -> None:
+        super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)
+        self.value = value
+        self.semaphore = semaphore
+
+    def read(self, count: int) -> bytes | WouldBlock:
+        """Eight bytes: the counter, or one of it for a semaphore."""
+        if count < 8:
+            raise Refused(errno.EINVAL, "an eventfd is read 8 bytes at a time")
+        if not self.value:
+            return self.wait_for(POLLIN)
+        taken = 1 if self.semaphore else self.value
+        self.value -= taken
+        return struct.pack("<Q", taken)
+
+    def write(self, data: bytes) -> int | WouldBlock:
+        """Add eight bytes' value, waiting while the sum would not fit."""
+        if len(data) < 8:
+            raise Refused(errno.EINVAL, "an eventfd is written 8 bytes at a time")
+        (added,) = struct.unpack_from("<Q", data)
+        if added > _COUNTER_MAX:
+            raise Refused(errno.EINVAL, "an eventfd takes no 0xffffffffffffffff")
+        if self.value + added > _COUNTER_MAX:
+            return self.wait_for(POLLOUT)
+        self.value += added
+        return 8
+
+    def poll(self) -> int:
+        """See `OpenFile.poll`."""
+        return (POLLIN if self.value else 0) | (POLLOUT if self.value < _COUNTER_MAX else 0)
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return b"anon_inode:[eventfd]"
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"value": self.value, "semaphore": self.semaphore}

@@ -1,0 +1,270 @@
+"""Nodes that exist on no disk: directories, texts, links and devices made of callables."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
+from aether_emu.linux.files.stat import Stat, StatFs
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory that lists what `children` gives at the time of asking."""
+
+    children: Callable[[], Mapping[bytes, Node]]
+    mode: int = modes.S_IFDIR | 0o755
+
+
+@dataclass(frozen=True)
+class Text:
+    """A file whose contents are made when it is opened. Its size shows as 0, as in /proc."""
+
+    provide: Callable[[], bytes]
+    mode: int = modes.S_IFREG | 0o444
+
+
+@dataclass(frozen=True)
+class Control:
+    """A file that does something when it is written, and that nobody reads. Its size shows as 0.
+
+    `accept` gets what one write(2) brings; it returns how many bytes of that it took, or raises Refused.
+    """
+
+    accept: Callable[[bytes], int]
+    mode: int = modes.S_IFREG | 0o200
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link. A magic one stands for an open file: following it leads there, not to `target`."""
+
+    target: Callable[[], bytes]
+    file: OpenFile | None = None
+    mode: int = modes.S_IFLNK | 0o777
+
+
+@dataclass(frozen=True)
+class Device:
+    """A character device: what reading and writing it does; None if it can't be opened (ENXIO)."""
+
+    number: tuple[int, int]
+    read: Callable[[int], bytes] | None
+    write: Callable[[bytes], int] | None
+    mode: int = modes.S_IFCHR | 0o666
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a magic link to a file without a name leads to: a pipe, a stream, a memory file."""
+
+    file: OpenFile
+
+    @property
+    def mode(self) -> int:
+        """The open file's mode."""
+        return self.file.stat().mode
+
+
+Node = Directory | Text | Control | Link | Device | Opened
+
+
+class Account(Protocol):
+    """What open texts take of the host's memory, in bytes."""
+
+    memory_limit: int
+    memory_used: int
+
+
+class TextFile(Seekable):
+    """An open `Text`: the contents it had at opening. Refused(ENOMEM) when `account` has no room for them."""
+
+    kind = "text"
+
+    def __init__(self, path: bytes, content: bytes, stat: Stat, fs: StatFs, account: Account) -> None:
+        if account.memory_used + len(content) > account.memory_limit:
+            raise Refused(errno.ENOMEM, f"open files may hold {account.memory_limit} bytes of memory in all")
+        super().__init__(fl.O_RDONLY, stat)
+        self.path, self.content, self._fs, self._account = path, content, fs, account
+        account.memory_used += len(content)
+
+    def release(self) -> None:
+        """See `OpenFile.release`."""
+        self._account.memory_used -= len(self.content)
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """See `OpenFile.pread`."""
+        return self.content[offset : offset + count]
+
+    def seek(self, offset: int, whence: int) -> int:
+        """To an offset or by one; the end of a text in /proc is no place to seek to (Linux `seq_lseek`)."""
+        if whence not in (SEEK_SET, SEEK_CUR):
+            raise Refused(errno.EINVAL, f"whence {whence} on {self.path!r}")
+        return super().seek(offset, whence)
+
+    def size(self) -> int:
+        """See `Seekable.size`."""
+        return len(self.content)
+
+    def statfs(self) -> StatFs:
+        """See `OpenFile.statfs`."""
+        return self._fs
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return self.path
+
+    def reopen(self, flags: int) -> OpenFile:
+        """The same contents from their beginning."""
+        if flags & (fl.O_ACCMODE | fl.O_TRUNC):
+            raise Refused(errno.EACCES, f"{self.path!r} is read-only")
+        return TextFile(self.path, self.content, self._stat, self._fs, self._account)
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"path": self.path, "content": self.content}
+
+
+class ControlFile(OpenFile):
+    """An open `Control`. Its position is always 0 (Linux `noop_llseek`)."""
+
+    kind = "control"
+    seekable = True
+
+    def __init__(self, path: bytes, control: Control, flags: int, stat: Stat, fs: StatFs) -> None:
+        super().__init__(flags, stat)
+        self.path, self._control, self._fs = path, control, fs
+
+    def write(self, data: bytes) -> int:
+        """See `OpenFile.write`."""
+        return self._control.accept(data)
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """As `write`, wherever the offset is."""
+        return self._control.accept(data)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Always 0."""
+        return 0
+
+    def truncate(self, size: int) -> None:
+        """See `OpenFile.truncate`: there is nothing to cut off, and Linux says nothing about that."""
+
+    def statfs(self) -> StatFs:
+        """See `OpenFile.statfs`."""
+        return self._fs
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return self.path
+
+    def reopen(self, flags: int) -> OpenFile:
+        """See `OpenFile.reopen`. Raises Refused(EACCES) for reading."""
+        if flags & fl.O_ACCMODE != fl.O_WRONLY:
+            raise Refused(errno.EACCES, f"{self.path!r} is write-only")
+        return ControlFile(self.path, self._control, flags, self._stat, self._fs)
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"path": self.path}
+
+
+class DeviceFile(OpenFile):
+    """An open device. Its position is always 0."""
+
+    kind = "device"
+    seekable = True
+
+    def __init__(self, path: bytes, device: Device, flags: int, stat: Stat, fs: StatFs) -> None:
+        super().__init__(flags, stat)
+        if device.read is None or device.write is None:
+            raise Refused(errno.ENXIO, f"{path!r} has nothing behind it")
+        self.path, self._read, self._write, self._device, self._fs = (
+            path,
+            device.read,
+            device.write,
+            device,
+            fs,
+        )
+
+    def read(self, count: int) -> bytes:
+        """See `OpenFile.read`."""
+        return self._read(count)
+
+    def write(self, data: bytes) -> int:
+        """See `OpenFile.write`."""
+        return self._write(data)
+
+    def pread(self, count: int, offset: int) -> bytes:
+        """See `OpenFile.pread`."""
+        return self._read(count)
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """See `OpenFile.pwrite`."""
+        return self._write(data)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Always 0 (Linux `null_lseek`)."""
+        return 0
+
+    def statfs(self) -> StatFs:
+        """See `OpenFile.statfs`."""
+        return self._fs
+
+    def link(self) -> bytes:
+        """See `OpenFile.link`."""
+        return self.path
+
+    def reopen(self, flags: int) -> OpenFile:
+        """See `OpenFile.reopen`."""
+        return DeviceFile(self.path, self._device, flags, self._stat, self._fs)
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"path": self.path}
+
+
+_MOST_AT_ONCE = 0x1FFFFFF
+"""One read of /dev/urandom gives at most 32 MiB - 1 (random(4)); here /dev/zero too, to bound our memory."""
+
+
+def device_tree(random: Callable[[int], bytes]) -> Directory:
+    """/dev: the memory devices, and links to the process's own descriptors. `random` gives n bytes."""
+
+    def no_space(data: bytes) -> int:
+        raise Refused(errno.ENOSPC, "/dev/full is full")
+
+    def to(target: bytes) -> Link:
+        return Link(lambda: target)
+
+    def chance(count: int) -> bytes:
+        return random(min(count, _MOST_AT_ONCE))
+
+    def zeros(count: int) -> bytes:
+        return bytes(min(count, _MOST_AT_ONCE))
+
+    nodes: dict[bytes, Node] = {
+        b"null": Device((1, 3), lambda count: b"", len),
+        b"zero": Device((1, 5), zeros, len),
+        b"full": Device((1, 7), zeros, no_space),
+        b"random": Device((1, 8), chance, len),
+        b"urandom": Device((1, 9), chance, len),
+        b"tty": Device((5, 0), None, None),
+        b"fd": to(b"/proc/self/fd"),
+        b"stdin": to(b"/proc/self/fd/0"),
+        b"stdout": to(b"/proc/self/fd/1"),
+        b"stderr": to(b"/proc/self/fd/2"),
+    }
+    return Directory(lambda: nodes)
+
+
+def rdev(node: Node) -> int:
+    """The device number that `stat` shows."""
+    return os.makedev(*node.number) if isinstance(node, Device) else 0

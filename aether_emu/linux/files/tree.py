@@ -1,0 +1,233 @@
+"""Making, removing and renaming names, and changing attributes: what alters the tree.
+
+Each function takes what a walk ended at and passes the host one name below a held directory, to a call that
+follows no link there. Checks come in the order in which Linux makes them (`fs/namei.c`), so that of two
+errors the guest sees the right one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat as modes
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files import host
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
+
+_PERMISSIONS = 0o7777
+_SET_ID = modes.S_ISUID | modes.S_ISGID
+
+
+def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
+    """mkdir(2)."""
+    _require_new(entry, directory=True)
+    with host.refusals(f"mkdir {text(entry.path)!r}"), host.umask(umask):
+        os.mkdir(entry.host_name, mode & 0o1777, dir_fd=entry.parent.fd)
+    _made(namespace, entry)
+
+
+def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
+    """mknod(2) of a regular file. FIFOs, sockets and devices would be the host's: EPERM."""
+    if modes.S_IFMT(mode) not in (0, modes.S_IFREG):
+        if entry.place is not None:
+            raise Refused(errno.EEXIST, "it exists")
+        raise Refused(errno.EPERM, "only regular files can be made")
+    _require_new(entry)
+    with host.refusals(f"mknod {text(entry.path)!r}"), host.umask(umask):
+        os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
+    _made(namespace, entry)
+
+
+def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
+    """symlink(2). The target is only text: it is resolved in the guest's namespace when a walk meets it."""
+    _require_new(entry)
+    with host.refusals(f"symlink {text(entry.path)!r}"):
+        os.symlink(target, entry.host_name, dir_fd=entry.parent.fd)
+    _made(namespace, entry)
+
+
+def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
+    """link(2): another name for the object at `source`, which must be in the same grant."""
+    _require_new(entry)
+    if source.mount is not entry.parent.mount or source.fd < 0:
+        raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another grant")
+    with host.refusals(f"link {text(entry.path)!r}"):
+        os.link(
+            host.by_descriptor(source.fd), entry.host_name, dst_dir_fd=entry.parent.fd, follow_symlinks=True
+        )
+    namespace.inodes.changed(namespace.inode(source))
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def remove_name(namespace: Namespace, entry: Entry) -> None:
+    """unlink(2)."""
+    if not entry.is_ordinary:
+        raise Refused(errno.EISDIR, "a directory")
+    _require_writable(entry.parent)
+    place = _existing(entry)
+    _require_unpinned(namespace, entry.path)
+    with host.refusals(f"unlink {text(entry.path)!r}"):
+        os.unlink(entry.host_name, dir_fd=entry.parent.fd)
+    _removed(namespace, entry.path, place)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def remove_directory(namespace: Namespace, entry: Entry) -> None:
+    """rmdir(2)."""
+    if not entry.is_ordinary:
+        number = {None: errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[entry.name]
+        raise Refused(number, f"{entry.name!r} can't be removed")
+    _require_writable(entry.parent)
+    place = _existing(entry)
+    _require_unpinned(namespace, entry.path)
+    with host.refusals(f"rmdir {text(entry.path)!r}"):
+        os.rmdir(entry.host_name, dir_fd=entry.parent.fd)
+    _removed(namespace, entry.path, place)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
+    """renameat2(2), without RENAME_WHITEOUT."""
+    if old.parent.mount is not new.parent.mount:
+        raise Refused(errno.EXDEV, "the names are in different grants")
+    if not old.is_ordinary:
+        raise Refused(errno.EBUSY, f"{old.name!r} can't be renamed")
+    if not new.is_ordinary:
+        raise Refused(errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{new.name!r} stays")
+    _require_writable(old.parent)
+    _require_writable(new.parent)
+    source, target = _existing(old), new.place
+    if flags & fl.RENAME_NOREPLACE and target is not None:
+        raise Refused(errno.EEXIST, f"{text(new.path)!r} exists")
+    _require_unpinned(namespace, old.path)
+    _require_unpinned(namespace, new.path)
+    with host.refusals(f"rename {text(old.path)!r} to {text(new.path)!r}"):
+        if flags:
+            host.rename_exactly(old.parent.fd, old.host_name, new.parent.fd, new.host_name, flags)
+        else:
+            os.rename(old.host_name, new.host_name, src_dir_fd=old.parent.fd, dst_dir_fd=new.parent.fd)
+    for parent in (old.parent, new.parent):
+        namespace.inodes.modified(namespace.inode(parent))
+    if target is not None and target.key == source.key:
+        return
+    namespace.inodes.changed(namespace.inode(source))
+    exchange = bool(flags & fl.RENAME_EXCHANGE)
+    if target is not None and not exchange:
+        _removed(namespace, new.path, target)
+    namespace.name_moved(old.path, new.path, exchange)
+
+
+def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
+    """chmod(2), for files and directories of writable grants; no set-id bits on files (EPERM).
+
+    On the host they would lend out the identity that we run under.
+    """
+    if place.is_link:
+        raise Refused(errno.EOPNOTSUPP, "a symbolic link has no mode of its own")
+    _require_writable(place)
+    if not (modes.S_ISREG(place.mode) or place.is_directory):
+        raise Refused(errno.EPERM, f"{text(place.path)!r} is a device, FIFO or socket of the host")
+    if mode & _SET_ID and not place.is_directory:
+        raise Refused(errno.EPERM, f"mode {mode:o} would lend out an identity")
+    with host.refusals(f"chmod {text(place.path)!r}"):
+        os.chmod(host.by_descriptor(place.fd), mode & _PERMISSIONS)
+    namespace.inodes.changed(namespace.inode(place))
+
+
+def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
+    """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
+    _require_writable(place)
+    unchanged = (-1, 0xFFFFFFFF)
+    if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
+        raise Refused(errno.EPERM, f"owner {uid}:{gid}")
+    namespace.inodes.changed(namespace.inode(place))
+
+
+def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
+    """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
+    _require_writable(place)
+    assert place.status is not None
+    if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
+        raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
+    inode = namespace.inode(place)
+    if not place.is_link:
+        real = place.status
+        with host.refusals(f"utimensat {text(place.path)!r}"):
+            os.utime(
+                host.by_descriptor(place.fd),
+                ns=(
+                    real.st_atime_ns if atime is None else atime,
+                    real.st_mtime_ns if mtime is None else mtime,
+                ),
+            )
+    inode.atime = inode.atime if atime is None else atime
+    inode.mtime = inode.mtime if mtime is None else mtime
+    namespace.inodes.changed(inode)
+
+
+def allows(place: Place, mode: int) -> None:
+    """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
+    shown = text(place.path)
+    if place.node is not None:
+        granted = modes.S_IMODE(place.node.mode)
+        wanted = mode & (os.R_OK | os.W_OK | os.X_OK)
+        if wanted & ~((granted | granted >> 3 | granted >> 6) & 7) or (
+            wanted & os.W_OK and place.is_directory
+        ):
+            raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+        return
+    if mode & os.W_OK and not place.mount.writable:
+        raise Refused(errno.EROFS, f"{shown!r} is in a read-only grant")
+    if mode and not (modes.S_ISREG(place.mode) or place.is_directory or place.is_link):
+        raise Refused(errno.EACCES, f"{shown!r} is a device, FIFO or socket of the host")
+    if not place.is_link and not os.access(host.by_descriptor(place.fd), mode, effective_ids=True):
+        raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+
+
+def _require_new(entry: Entry, directory: bool = False) -> None:
+    if not entry.is_ordinary or entry.place is not None:
+        raise Refused(errno.EEXIST, "it exists")
+    if entry.slash and not directory:
+        raise Refused(errno.ENOENT, "only a directory can have this name")
+    if len(entry.name or b"") > NAME_MAX:
+        raise entry.absent()
+    _require_writable(entry.parent)
+
+
+def _require_writable(place: Place) -> None:
+    if not place.mount.writable or place.fd < 0:
+        raise Refused(errno.EROFS, f"{text(place.path)!r} is read-only")
+
+
+def _require_unpinned(namespace: Namespace, path: GuestPath) -> None:
+    if namespace.mounts.pins(path):
+        raise Refused(errno.EBUSY, f"{text(path)!r} is or leads to a grant")
+
+
+def _existing(entry: Entry) -> Place:
+    if entry.place is None:
+        raise entry.absent()
+    return entry.place
+
+
+def _made(namespace: Namespace, entry: Entry) -> None:
+    assert entry.name is not None
+    try:
+        status = os.stat(entry.name, dir_fd=entry.parent.fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    namespace.inodes.created((status.st_dev, status.st_ino))
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def _removed(namespace: Namespace, path: GuestPath, place: Place) -> None:
+    namespace.name_removed(path)
+    if place.status is None:
+        return
+    if place.is_directory or os.fstat(place.fd).st_nlink == 0:
+        namespace.inodes.forget((place.status.st_dev, place.status.st_ino))
+    else:
+        namespace.inodes.changed(namespace.inode(place))

@@ -1,0 +1,260 @@
+"""The path walk: the guest's names to the objects behind them, one component at a time.
+
+Each step opens one name below a directory that is already held, with O_PATH and O_NOFOLLOW. Links are read
+and resolved here, in the guest's namespace, and `..` goes back along the guest's own path: the host never
+follows a link, never resolves `..` and never sees more than one component. So whatever the tree holds, and
+whatever it is turned into meanwhile, a walk stays below the roots of the mounts that it crosses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Protocol
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
+from aether_emu.linux.files.mounts import Mount, MountTable
+from aether_emu.linux.files.place import Entry, GuestPath, Place, text
+from aether_emu.linux.files.proc import Viewer
+from aether_emu.linux.files.synthetic import Directory, Link, Opened
+
+PATH_MAX = 4096
+"""Longest path in bytes, the final NUL included."""
+MOST_LINKS = 40
+"""Links followed in one walk (Linux MAXSYMLINKS)."""
+DEEPEST = 4096
+"""Most components of a canonical path. Linux has no such limit; here it bounds the work of `..`."""
+_TRAIL = 32
+"""Directories kept open behind a walk, so that most `..` are free. The others begin at the root again."""
+
+NO_CHILDREN = Directory(dict)
+
+
+class Ground(Protocol):
+    """What a walk needs of the namespace."""
+
+    @property
+    def mounts(self) -> MountTable:
+        """What is mounted where."""
+
+    def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
+        """The place where `mount` begins."""
+
+
+def checked(path: bytes) -> bytes:
+    """A path that the kernel's `getname` would accept."""
+    if b"\0" in path:
+        raise Refused(errno.EINVAL, "a path can't contain NUL")
+    if len(path) >= PATH_MAX:
+        raise Refused(errno.ENAMETOOLONG, f"a path of {len(path)} bytes")
+    if not path:
+        raise Refused(errno.ENOENT, "the path is empty")
+    return path
+
+
+class FileSystemGate:
+    """Remembers which host file systems may be entered, so that each is asked once."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[int, bool] = {}
+
+    def closed(self, fd: int, device: int) -> bool:
+        """Whether the host file system `device`, on which `fd` lies, is none that a grant can include."""
+        verdict = self._verdicts.get(device)
+        if verdict is None:
+            verdict = self._verdicts[device] = is_kernel_interface(fd)
+        return verdict
+
+
+class Walk:
+    """One resolution under way. `here` is always inside the namespace; only it and the trail are open."""
+
+    def __init__(
+        self, ground: Ground, gate: FileSystemGate, start: Place, viewer: Viewer | None, resolve: int
+    ) -> None:
+        self._ground, self._gate, self._viewer, self._resolve = ground, gate, viewer, resolve
+        confined = resolve & (fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT)
+        self._base = start if confined else None
+        self._here = start.borrowed()
+        self._trail: list[Place] = []
+        self._pending: list[bytes] = []
+        self._slash = False
+        self._links = 0
+
+    def entry(self, path: bytes, follow: bool, creating: bool) -> Entry:
+        """Resolve all but the last component, and say what the last one names, following it if asked to."""
+        try:
+            self._extend(path)
+            while True:
+                entry = self._advance(follow and not (creating and self._slash))
+                if entry is not None:
+                    self._here = entry.parent.borrowed()
+                    return entry
+        finally:
+            self._here.close()
+            self._forget_trail()
+
+    def _advance(self, follow: bool) -> Entry | None:
+        """Take one component. Returns the entry when it was the last."""
+        here = self._here
+        if not self._pending:
+            return Entry(here, None, here.borrowed(), self._slash)
+        if not here.is_directory:
+            raise Refused(errno.ENOTDIR, f"{text(here.path)!r} is no directory")
+        name = self._pending.pop()
+        if name in (b".", b".."):
+            self._require_search(here)
+            if name == b"..":
+                self._go_up()
+            here = self._here
+            return None if self._pending else Entry(here, name, here.borrowed(), self._slash)
+        last = not self._pending
+        found = self._step(here, name)
+        if found is None:
+            entry = Entry(here, name, None, self._slash)
+            if not last:
+                raise entry.absent()
+            return entry
+        try:
+            if self._resolve & fl.RESOLVE_NO_XDEV and found.mount is not here.mount:
+                raise Refused(errno.EXDEV, f"{text(found.path)!r} is another mount")
+            if found.is_link and (follow or not last):
+                self._follow(found, last)
+                found.close()
+                return None
+        except BaseException:
+            found.close()
+            raise
+        if last:
+            return Entry(here, name, found, self._slash)
+        self._enter(found)
+        return None
+
+    def _extend(self, path: bytes) -> None:
+        """Put a path's or link's components before what is pending; go to the root if it is absolute."""
+        if not self._pending:
+            self._slash = self._slash or path.endswith(b"/")
+        self._pending += reversed([name for name in path.split(b"/") if name])
+        if path.startswith(b"/"):
+            if self._resolve & fl.RESOLVE_BENEATH:
+                raise Refused(errno.EXDEV, f"{path!r} is absolute")
+            self._jump(self._base.borrowed() if self._base else self._root())
+
+    def _follow(self, link: Place, last: bool) -> None:
+        if self._resolve & fl.RESOLVE_NO_SYMLINKS:
+            raise Refused(errno.ELOOP, f"{text(link.path)!r} is a symbolic link")
+        self._links += 1
+        if self._links > MOST_LINKS:
+            raise Refused(errno.ELOOP, f"more than {MOST_LINKS} symbolic links")
+        if isinstance(link.node, Link) and link.node.file is not None:
+            if self._resolve & (fl.RESOLVE_NO_MAGICLINKS | fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT):
+                raise Refused(errno.ELOOP, f"{text(link.path)!r} is a magic link")
+            place = link.node.file.place()
+            self._jump(place or Place(link.mount, link.path, node=Opened(link.node.file)))
+            return
+        target = read_link(link)
+        if not target:
+            raise Refused(errno.ENOENT, f"{text(link.path)!r} leads nowhere")
+        self._extend(target)
+
+    def _step(self, here: Place, name: bytes) -> Place | None:
+        """What `name` is in the directory `here`: a mount, a node or a host object; None if nothing."""
+        if len(here.path) >= DEEPEST:
+            raise Refused(errno.ENAMETOOLONG, f"{len(here.path)} directories deep")
+        path = (*here.path, name)
+        mount = self._ground.mounts.at(path)
+        if mount is not None:
+            return self._ground.root_of(mount, self._viewer)
+        found = (
+            self._host_child(here, name, path) if here.node is None else self._node_child(here, name, path)
+        )
+        if self._ground.mounts.leads_to_mount(path) and (found is None or not found.is_directory):
+            if found is not None:
+                found.close()
+            return Place(here.mount, path, node=NO_CHILDREN)
+        return found
+
+    def _node_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
+        assert isinstance(here.node, Directory)
+        node = here.node.children().get(name)
+        return None if node is None else Place(here.mount, path, node=node)
+
+    def _host_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None  # `Entry.absent` says so, at the time when Linux does
+            raise refused(error, text(path).decode(errors="backslashreplace")) from None
+        status = os.fstat(fd)
+        if not self._gate.closed(fd, status.st_dev):
+            return Place(here.mount, path, fd=fd, status=status, owned=True)
+        os.close(fd)
+        if not stat.S_ISDIR(status.st_mode):
+            raise Refused(errno.EACCES, f"{text(path)!r} is an interface to the host's kernel")
+        return Place(here.mount, path, node=NO_CHILDREN)
+
+    def _require_search(self, here: Place) -> None:
+        """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
+        if here.status is not None and here.status.st_mode & 0o111 != 0o111:
+            with refusals(f"directory {text(here.path)!r}"):
+                os.close(os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=here.fd))
+
+    def _enter(self, place: Place) -> None:
+        self._trail.append(self._here)
+        self._here = place
+        if len(self._trail) > _TRAIL:
+            self._trail.pop(0).close()
+
+    def _jump(self, place: Place) -> None:
+        self._forget_trail()
+        self._here.close()
+        self._here = place
+
+    def _forget_trail(self) -> None:
+        while self._trail:
+            self._trail.pop().close()
+
+    def _go_up(self) -> None:
+        """`..` along the guest's path: to the directory come from, else down to it from the root."""
+        here = self._here
+        if len(here.path) == (len(self._base.path) if self._base else 0):
+            if self._resolve & fl.RESOLVE_BENEATH:
+                raise Refused(errno.EXDEV, "the path leaves the directory it must stay beneath")
+            return
+        if self._trail:
+            here.close()
+            self._here = self._trail.pop()
+        else:
+            self._descend(here.path[:-1])
+        if self._resolve & fl.RESOLVE_NO_XDEV and self._here.mount is not here.mount:
+            raise Refused(errno.EXDEV, f"{text(self._here.path)!r} is another mount")
+
+    def _descend(self, path: GuestPath) -> None:
+        """Walk down a canonical path from the root. A link on it means that the tree has changed: ENOENT."""
+        self._jump(self._root())
+        for name in path:
+            found = self._step(self._here, name)
+            if found is None or not found.is_directory:
+                if found is not None:
+                    found.close()
+                raise Refused(errno.ENOENT, f"{text(path)!r} is no longer there")
+            self._enter(found)
+
+    def _root(self) -> Place:
+        root = self._ground.mounts.at(())
+        assert root is not None, "a namespace always has a root"
+        return self._ground.root_of(root, self._viewer)
+
+
+def read_link(place: Place) -> bytes:
+    """The target of a symbolic link."""
+    if isinstance(place.node, Link):
+        return place.node.target()
+    with refusals(f"link {text(place.path)!r}"):
+        return os.readlink(b"", dir_fd=place.fd)

@@ -1,0 +1,147 @@
+"""What /proc/self/smaps tells of the pages behind areas, and what clear_refs makes it forget.
+
+Fields, their order and their meaning are those of Linux 6.6 (fs/proc/task_mmu.c, proc_pid_smaps(5)). A page
+is shared when more than one page-table entry shows it; only a frame that a process owns is anonymous.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import numpy as np
+
+from aether_emu.errors import Refused
+from aether_emu.mm import ageing
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
+
+_PSS_SHIFT = 12  # a share of a page is kept in 4096ths of a byte
+_SIZES = ("Size", "KernelPageSize", "MMUPageSize")
+_COMMON = (
+    *("Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced", "Anonymous", "KSM"),
+    *("LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb", "Private_Hugetlb"),
+    *("Swap", "SwapPss", "Locked"),
+)
+_AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
+_PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
+# What does not exist here: merged, lazily freed, huge and swapped pages, and pages locked against swapping.
+_NONE = frozenset(_COMMON[_COMMON.index("KSM") :])
+_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
+_MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
+_BLANKS = b" \t\n\v\f\r"
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.int64]]
+
+
+def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
+    """Bytes of memory by field of smaps, for each of the ranges that begin at `starts`.
+
+    A range reaches up to the next one. `Anonymous`, `File` and `Shmem` are parts of `Rss`. The zero page is
+    nobody's memory and counts nowhere.
+    """
+    seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
+    page_shift, size = space.table.format.page_shift, space.page_size
+    kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
+    own = table.owner_array[seen.frames] == space.number
+    counted, in_memory = kinds != Kind.ZERO, kinds == Kind.ANON
+    anonymous, shared = in_memory & own, maps > 1
+    dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
+    shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
+    group = np.searchsorted(np.array(starts, np.int64) >> page_shift, seen.pages, side="right") - 1
+
+    def total(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
+        return np.bincount(group[pages & counted], minlength=len(starts)) * size
+
+    def share(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
+        chosen = pages & counted  # sums of integers far below 2**53: exact
+        sums = np.bincount(group[chosen], shares[chosen].astype(np.float64), minlength=len(starts))
+        return sums.astype(np.int64) >> _PSS_SHIFT
+
+    return {
+        "Rss": total(counted),
+        "Pss": share(counted),
+        "Pss_Dirty": share(dirty),
+        "Pss_Anon": share(anonymous),
+        "Pss_File": share(kinds == Kind.FILE),
+        "Pss_Shmem": share(in_memory & ~own),
+        "Shared_Clean": total(shared & ~dirty),
+        "Shared_Dirty": total(shared & dirty),
+        "Private_Clean": total(~shared & ~dirty),
+        "Private_Dirty": total(~shared & dirty),
+        "Referenced": total(seen.accessed),
+        "Anonymous": total(anonymous),
+        "File": total(kinds == Kind.FILE),
+        "Shmem": total(in_memory & ~own),
+    }
+
+
+def area_texts(space: AddressSpace) -> Iterator[bytes]:
+    """What stands below the line of each area in /proc/self/smaps, in their order."""
+    areas = list(space.areas)
+    counts = usage(space, [area.start for area in areas])
+    counts["Size"] = np.array([area.length for area in areas], np.int64)
+    counts["KernelPageSize"] = counts["MMUPageSize"] = np.full(len(areas), space.page_size, np.int64)
+    for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
+        text = _template(_AREA_FIELDS) % tuple(sizes)
+        yield f"{text}THPeligible:           0\nVmFlags: {_flags(area)}\n".encode()
+
+
+def rollup_text(space: AddressSpace) -> bytes:
+    """What stands below the line of /proc/self/smaps_rollup: the sums over all areas."""
+    (sizes,) = _kib(_PROCESS_FIELDS, usage(space, [0]))
+    return (_template(_PROCESS_FIELDS) % tuple(sizes)).encode()
+
+
+@cache
+def _template(fields: tuple[str, ...]) -> str:
+    return "".join(f"{name + ':':<16}{'       0' if name in _NONE else '%8d'} kB\n" for name in fields)
+
+
+def _kib(fields: tuple[str, ...], counts: dict[str, Bytes]) -> list[list[int]]:
+    """A row of values for the template from each range."""
+    rows: list[list[int]] = np.stack([counts[name] >> 10 for name in fields if name not in _NONE], 1).tolist()
+    return rows
+
+
+def _flags(area: Area) -> str:
+    """The letters for what an area has here, in the order of their bits (include/linux/mm.h)."""
+    now, ever = area.protection, area.maximum
+    letters = (
+        ("rd", now & Protection.READ),
+        ("wr", now & Protection.WRITE),
+        ("ex", now & Protection.EXECUTE),
+        ("sh", area.shared and ever & Protection.WRITE),
+        ("mr", ever & Protection.READ),
+        ("mw", ever & Protection.WRITE),
+        ("me", ever & Protection.EXECUTE),
+        ("ms", area.shared),
+        ("gd", area.grows_down),
+        ("nr", area.no_reserve),
+    )
+    return "".join(f"{letter} " for letter, has in letters if has)
+
+
+def clear_refs(space: AddressSpace, data: bytes) -> int:
+    """A write to /proc/self/clear_refs: the pages of some areas count as not referenced from now on.
+
+    1 means all areas, 2 the anonymous ones, 3 those of files. 4 forgets nothing, as on a kernel that keeps no
+    soft-dirty bits. Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
+    resident memory) and for what is no number, ERANGE for one of more than 32 bits.
+    """
+    text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
+    if not re.fullmatch(rb"[+-]?[0-9]+", text):
+        raise Refused(errno.EINVAL, f"clear_refs takes a number, not {text!r}")
+    what = int(text)
+    if not -(1 << 31) <= what < 1 << 31:
+        raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
+    if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
+        raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
+    for area in space.areas:
+        if what in (_ALL, _ANONYMOUS if area.backing is None else _MAPPED):
+            ageing.forget_accesses(space, area.start, area.end)
+    return min(len(data), _MOST_TEXT)

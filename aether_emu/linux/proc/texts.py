@@ -1,0 +1,181 @@
+"""What /proc tells of the process and the machine: always the truth of this moment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+from aether_emu.linux.calls.process import RELEASE
+from aether_emu.linux.files.synthetic import Control
+from aether_emu.linux.proc import smaps
+from aether_emu.linux.task.process import Process
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.backing import FileBacking
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
+
+
+class ProcessTexts:
+    """The `ProcSource` for one process."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
+        program, space = self._process.program, self._process.space
+        return {
+            "self/maps": lambda: maps_text(self._process),
+            "self/smaps": lambda: _smaps_text(self._process),
+            "self/smaps_rollup": lambda: _rollup_text(self._process),
+            "self/clear_refs": Control(lambda data: smaps.clear_refs(space, data)),
+            "self/status": self._status,
+            "self/statm": self._statm,
+            "self/stat": self._stat,
+            "self/auxv": lambda: program.auxiliary,
+            "self/exe": lambda: program.path,
+            "self/cmdline": lambda: b"".join(text + b"\0" for text in program.arguments),
+            "self/environ": lambda: b"".join(text + b"\0" for text in program.environment),
+            "self/comm": lambda: self._process.name + b"\n",
+            "meminfo": self._meminfo,
+            "version": f"Linux version {RELEASE} (aether_emu) #1 SMP\n".encode,
+            "uptime": self._uptime,
+            "loadavg": lambda: b"0.00 0.00 0.00 1/1 %d\n" % self._process.pid,
+            "cpuinfo": lambda: (
+                b"processor\t: 0\nmodel name\t: emulated %s\n" % self._process.abi.isa.encode()
+            ),
+            "sys/vm/overcommit_memory": lambda: b"0\n",
+            "sys/kernel/randomize_va_space": lambda: b"2\n" if self._process.config.aslr else b"0\n",
+            "sys/vm/max_map_count": lambda: b"%d\n" % self._process.config.max_mmap_areas,
+            "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.space.limits.user_base,
+        }
+
+    def _resident(self) -> dict[str, int]:
+        """Bytes by field, as smaps counts them."""
+        return {name: int(counts[0]) for name, counts in smaps.usage(self._process.space, [0]).items()}
+
+    def _status(self) -> bytes:
+        process, space = self._process, self._process.space
+        kib = space.page_size >> 10
+        counts = self._resident()
+        signals = process.signals
+        caught = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler > 1)
+        ignored = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler == 1)
+        pending = sum(1 << n - 1 for n in signals.pending)
+        ids = "\t".join([str(process.config.uid)] * 4), "\t".join([str(process.config.gid)] * 4)
+        stack = sum(area.length for area in space.areas if area.name == "[stack]")
+        rows = (
+            ("Name", process.name.decode("utf-8", "replace")),
+            ("State", "R (running)"),
+            ("Tgid", process.pid),
+            ("Pid", process.pid),
+            ("PPid", process.parent_pid),
+            ("Uid", ids[0]),
+            ("Gid", ids[1]),
+            ("VmSize", f"{space.reserved >> 10:8d} kB"),
+            ("VmRSS", f"{counts['Rss'] >> 10:8d} kB"),
+            ("RssAnon", f"{counts['Anonymous'] >> 10:8d} kB"),
+            ("RssFile", f"{counts['File'] >> 10:8d} kB"),
+            ("RssShmem", f"{counts['Shmem'] >> 10:8d} kB"),
+            ("VmStk", f"{stack >> 10:8d} kB"),
+            ("VmPTE", f"{space.table.tables * kib:8d} kB"),
+            ("Threads", 1),
+            ("SigPnd", f"{0:016x}"),
+            ("ShdPnd", f"{pending:016x}"),
+            ("SigBlk", f"{signals.blocked:016x}"),
+            ("SigIgn", f"{ignored:016x}"),
+            ("SigCgt", f"{caught:016x}"),
+            ("Cpus_allowed_list", "0"),
+        )
+        return "".join(f"{name}:\t{value}\n" for name, value in rows).encode()
+
+    def _statm(self) -> bytes:
+        space, counts = self._process.space, self._resident()
+        shift = space.table.format.page_shift
+        text = sum(a.length for a in space.areas if a.protection & Protection.EXECUTE) >> shift
+        data = sum(a.length for a in space.areas if a.backing is None) >> shift
+        total = space.reserved >> shift
+        return b"%d %d %d %d 0 %d 0\n" % (
+            total,
+            counts["Rss"] >> shift,
+            counts["File"] + counts["Shmem"] >> shift,
+            text,
+            data,
+        )
+
+    def _stat(self) -> bytes:
+        process = self._process
+        resident = self._resident()["Rss"] >> process.space.table.format.page_shift
+        fields = [0] * 52
+        fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
+        fields[9] = process.kernel.minor_faults()
+        fields[17:20] = [20, 0, 1]
+        fields[22:25] = [process.space.reserved, resident, (1 << 64) - 1]
+        head = b"%d (%s) R " % (process.pid, process.name)
+        return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
+
+    def _meminfo(self) -> bytes:
+        buddy, kib = self._process.kernel.physical.buddy, self._process.space.page_size >> 10
+        census = self._process.kernel.physical.frames.census()
+        rows = (
+            ("MemTotal", buddy.total * kib),
+            ("MemFree", buddy.free_frames * kib),
+            ("MemAvailable", buddy.free_frames * kib),
+            ("Buffers", 0),
+            ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
+            ("SwapCached", 0),
+            ("SwapTotal", 0),
+            ("SwapFree", 0),
+            ("AnonPages", census[Kind.ANON] * kib),
+            ("Mapped", census[Kind.FILE] * kib),
+            ("SReclaimable", 0),
+            ("PageTables", census[Kind.TABLE] * kib),
+        )
+        return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()
+
+    def _uptime(self) -> bytes:
+        seconds = self._process.kernel.observe_time() / 10**9
+        return b"%.2f %.2f\n" % (seconds, 0.0)
+
+
+def maps_text(process: Process) -> bytes:
+    """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
+    space = process.space
+    return b"".join(_line(space, area) for area in space.areas)
+
+
+def _smaps_text(process: Process) -> bytes:
+    """/proc/self/smaps (proc_pid_smaps(5)): below each of those lines, what memory is behind the area."""
+    space = process.space
+    texts = smaps.area_texts(space)
+    return b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
+
+
+def _rollup_text(process: Process) -> bytes:
+    """/proc/self/smaps_rollup: the same for everything from the first area to the last."""
+    space = process.space
+    areas = list(space.areas)
+    everything = space.new_area(areas[0].start, areas[-1].end, Protection.NONE, name="[rollup]")
+    return _line(space, everything) + smaps.rollup_text(space)
+
+
+def _line(space: AddressSpace, area: Area) -> bytes:
+    flags = "".join(
+        letter if area.protection & bit else "-"
+        for letter, bit in (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EXECUTE))
+    )
+    flags += "s" if area.shared else "p"
+    offset, device, inode = 0, "00:00", 0
+    if isinstance(area.backing, FileBacking):
+        offset = area.offset << space.table.format.page_shift
+        number, inode = area.backing.identity
+        device = f"{os.major(number):02x}:{os.minor(number):02x}"
+    head = f"{area.start:08x}-{area.end:08x} {flags} {offset:08x} {device} {inode}"
+    name = area.name.replace("\n", "\\012")
+    line = f"{head:<72} {name}" if name else head + " "
+    return (line + "\n").encode("utf-8", "surrogateescape")

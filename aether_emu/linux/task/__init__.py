@@ -1,0 +1,1 @@
+"""Tasks and processes: who runs, who waits, what signals they get."""

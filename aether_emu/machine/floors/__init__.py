@@ -1,0 +1,1 @@
+"""Bare engines with the least around them: what benchmarks compare with."""

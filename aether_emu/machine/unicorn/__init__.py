@@ -1,0 +1,1 @@
+"""CPUs whose engine is Unicorn, and what keeps their translated code fresh."""

@@ -1,0 +1,254 @@
+"""What both Unicorn CPUs share: the run loop, the block budget, copying to and from user memory."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+from unicorn import UC_HOOK_BLOCK, UC_PROT_ALL
+
+from aether_emu.arch.paging import Access
+from aether_emu.errors import EngineError
+from aether_emu.machine import native
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
+from aether_emu.machine.unicorn import engine
+
+PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
+MASK = (1 << 64) - 1
+BUFFER = 1 << 16
+_UNLIMITED = 1 << 62
+_FAULT_TRIES = 4  # a page may need: absent, then read-only, then stale; more means no progress
+_ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USER | Access.WRITE)}
+
+
+class UnicornCpu(Cpu):
+    """A CPU whose engine is `uc`. `ranges` are (guest-physical start, host address, length), mapped once."""
+
+    def __init__(self, uc: Any, ranges: list[tuple[int, int, int]]) -> None:
+        self._uc = uc
+        self._handle = engine.handle_of(uc)
+        self.handle = self._handle  # for whoever stops the engine from outside Python
+        for start, host, length in ranges:
+            uc.mem_map_ptr(start, length, UC_PROT_ALL, host)
+        self._buffer = ctypes.create_string_buffer(BUFFER)
+        self._buffer_address = ctypes.addressof(self._buffer)
+        self._buffer_view = memoryview(self._buffer).cast("B")
+        self._exit: Exit | None = None
+        self._failure: BaseException | None = None
+        self._interrupted = False
+        self._counter: native.BlockCounter | None = None
+        self._counter_start = _UNLIMITED
+        self._blocks_before = 0
+        self._hooks: list[object] = []
+        self.on_fault = self._unplugged
+        self.on_system_call = lambda *_arguments: None
+        self.on_trap = self._unplugged_trap
+        self.resolve = lambda _va, _access: False
+        self.on_rewrite = None
+        self.code_changes = lambda: True
+        self.return_work = None
+
+    @staticmethod
+    def _unplugged(va: int, access: int) -> None:
+        raise EngineError(f"fault at {va:#x} (access {access:#x}) before a kernel was plugged in")
+
+    @staticmethod
+    def _unplugged_trap(trap: Trap) -> None:
+        raise EngineError(f"{trap.kind.value} before a kernel was plugged in")
+
+    def _add_hook(self, kind: int, callback: object, *extra: int) -> None:
+        engine.hook_add(self._handle, kind, callback, *extra)
+        self._hooks.append(callback)
+
+    # ---- callbacks (an exception in one is kept and raised by `run`)
+
+    def _fail(self, failure: BaseException) -> None:
+        self._failure = failure
+        self._exit = Exit(ExitReason.STOPPED)
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except BaseException as failure:
+            self._fail(failure)
+        self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """At the end of every callback. A nested run inside it may have swallowed an interrupt's stop."""
+        if self._exit is not None or self._interrupted:
+            engine.emu_stop(self._handle)
+
+    # ---- running
+
+    def _before_entry(self) -> None:
+        """Whatever the engine needs before each entry."""
+
+    def _after_entry(self, _code: int) -> bool:
+        """Handle a stop that the CPU itself asked for; True when that was it."""
+        return False
+
+    def run(self, budget: int | None = None) -> Exit:
+        if budget is not None:
+            self.count_blocks()
+        self._set_counter(_UNLIMITED if budget is None else budget)
+        self._exit = None
+        while True:
+            if self._interrupted:
+                self._interrupted = False
+                return Exit(ExitReason.INTERRUPTED)
+            self._before_entry()
+            code = engine.emu_start(self._handle, self.pc, 0, 0, 0)
+            handled = self._failure is None and self._after_entry(code)
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            if self._exit is not None:
+                return self._exit
+            if not handled and not self._interrupted:
+                if self._spent():
+                    return Exit(ExitReason.BUDGET)
+                return self._unexplained(code)
+
+    def _spent(self) -> bool:
+        """Whether the last stop was the block counter's."""
+        return self._counter is not None and self._counter.spent
+
+    @staticmethod
+    def _unexplained(code: int) -> Exit:
+        """The engine came back by itself: an access to a hole, somebody's stop, or its own limit."""
+        if code in (6, 7, 8):  # UC_ERR_READ/WRITE/FETCH_UNMAPPED
+            return Exit(ExitReason.BUS, detail="physical address without memory")
+        if code:
+            return Exit(ExitReason.ENGINE, detail=engine.error_text(code))
+        return Exit(ExitReason.STRAY)
+
+    def stop(self) -> None:
+        if self._exit is None:
+            self._exit = Exit(ExitReason.STOPPED)
+
+    def interrupt(self) -> None:
+        self._interrupted = True
+        engine.emu_stop(self._handle)
+
+    # ---- counting blocks
+
+    def count_blocks(self) -> None:
+        if self._counter is None:
+            self._counter = native.BlockCounter(engine.EMU_STOP_ADDRESS)
+            self._counter.value = self._counter_start = _UNLIMITED
+            callback, user_data = self._counter.callback, self._counter.user_data
+            engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
+            self.flush_code()  # blocks translated before carry no counter
+
+    def _set_counter(self, value: int) -> None:
+        if self._counter is not None:
+            self._blocks_before += self._counter_start - self._counter.value
+            self._counter.value = self._counter_start = value
+
+    @property
+    def blocks(self) -> int:
+        if self._counter is None:
+            return self._blocks_before
+        return self._blocks_before + self._counter_start - self._counter.value
+
+    def blocks_state(self) -> tuple[bool, int]:
+        """(counting, blocks executed), for capture."""
+        return self._counter is not None, self.blocks
+
+    def restore_blocks(self, state: tuple[bool, int]) -> None:
+        """Go on counting where a captured CPU stood."""
+        counting, blocks = state
+        if counting:
+            self.count_blocks()
+        self._set_counter(_UNLIMITED)
+        self._blocks_before = blocks
+
+    def _run_stub(self, address: int) -> int:
+        """Run supervisor code to its end. It counts no blocks, and no spent budget stops it.
+
+        Returns the engine's error number.
+        """
+        counter = self._counter
+        if counter is None:
+            return int(engine.emu_start_nested(self._handle, address, 0, 0, 0))
+        kept = counter.suspend()
+        code = int(engine.emu_start_nested(self._handle, address, 0, 0, 0))
+        counter.resume(kept)
+        return code
+
+    # ---- translation
+
+    def flush_all(self) -> None:
+        engine.flush_tlb(self._uc)
+
+    def widen_tlb(self) -> None:
+        engine.flush_tlb(self._uc)  # it starts with 256 entries, and doubles a TLB that is full at a flush
+
+    def flush_code(self) -> None:
+        self._uc.ctl_flush_tb()
+
+    # ---- registers
+
+    def load_registers(self, values: dict[str, int]) -> None:
+        for name, value in values.items():
+            self.write(name, value)
+
+    # ---- user memory
+
+    def copy_from_user(self, va: int, length: int) -> bytes:
+        if length <= BUFFER:
+            address = self._buffer_address
+            if engine.vmem_read(self._handle, va, PROT_READ, address, length):
+                self._retry(engine.vmem_read, va, PROT_READ, length)
+            return bytes(self._buffer_view[:length])
+        out = bytearray()
+        while len(out) < length:
+            out += self.copy_from_user(va + len(out) & MASK, min(BUFFER, length - len(out)))
+        return bytes(out)
+
+    def copy_to_user(self, va: int, data: bytes | bytearray | memoryview) -> None:
+        length = len(data)
+        if length <= BUFFER:
+            self._buffer_view[:length] = data
+            if engine.vmem_write(self._handle, va, PROT_WRITE, self._buffer_address, length):
+                self._retry(engine.vmem_write, va, PROT_WRITE, length)
+            if self.on_rewrite is not None:
+                self.on_rewrite(va, length)
+            return
+        view = memoryview(data)
+        for start in range(0, length, BUFFER):
+            self.copy_to_user(va + start & MASK, view[start : start + BUFFER])
+
+    def _forget_probe(self) -> None:
+        """Clear what a failed access by the host leaves behind in the engine."""
+
+    def _retry(self, access: Callable[..., int], va: int, kind: int, length: int) -> None:
+        """Resolve the faults of an access that the MMU refused, and make it again."""
+        try:
+            self._fault_in(va, length, kind)
+            if access(self._handle, va, kind, self._buffer_address, length):
+                raise UserFault(f"{va:#x}+{length:#x} cannot be accessed")
+        finally:
+            self._forget_probe()
+
+    def _fault_in(self, va: int, length: int, kind: int) -> None:
+        """Resolve the faults of an access page by page, asking the MMU itself each time."""
+        spare = ctypes.c_uint64()
+        where = ctypes.addressof(spare)
+        end = va + length
+        if end > 1 << 64:
+            raise UserFault(f"{va:#x}+{length:#x} wraps around")
+        while va < end:
+            for _ in range(_FAULT_TRIES):
+                if not engine.vmem_translate(self._handle, va, kind, where):
+                    break
+                if not self.resolve(va, _ACCESS[kind]):
+                    raise UserFault(f"{va:#x} cannot be accessed")
+            else:
+                raise UserFault(f"{va:#x} cannot be accessed")
+            va = (va | 0xFFF) + 1
+
+    def close(self) -> None:
+        self._hooks.clear()
+        self._uc = None  # the engine is freed when its wrapper goes

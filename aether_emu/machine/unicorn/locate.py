@@ -1,0 +1,71 @@
+"""Finding a CPU's live state in this process, and fields in a dump of it."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from aether_emu.errors import EngineError
+from aether_emu.machine.unicorn import engine
+
+SENTINELS = tuple(0x5EED_C0DE_0000_1111 * (i + 3) & (1 << 64) - 1 for i in range(16))
+
+
+def places(dump: bytes, kind: str, test: Callable[[int], bool]) -> set[int]:
+    size = struct.calcsize(kind)
+    count = len(dump) // size
+    return {i * size for i, value in enumerate(struct.unpack_from(f"<{count}{kind}", dump)) if test(value)}
+
+
+def only(name: str, places: set[int]) -> int:
+    if len(places) != 1:
+        raise EngineError(f"calibration: {len(places)} places behave like {name}")
+    return places.pop()
+
+
+def locate(uc: Any, numbers: tuple[int, ...]) -> int | None:
+    """Host address of the general registers inside the live CPU state of `uc`, or None.
+
+    The engine's structure points at its CPU; the registers are found there by sentinels, read
+    through /proc/self/mem so that a wrong pointer is an error and not a crash, and the place
+    must follow a register write.
+    """
+    try:
+        memory = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    saved = uc.context_save()
+    try:
+        for register, value in zip(numbers, SENTINELS, strict=True):
+            uc.reg_write(register, value)
+        return _search(uc, numbers, memory)
+    finally:
+        os.close(memory)
+        uc.context_restore(saved)
+
+
+def _search(uc: Any, numbers: tuple[int, ...], memory: int) -> int | None:
+    def read(address: int, length: int) -> bytes:
+        try:
+            return os.pread(memory, length, address)
+        except (OSError, OverflowError):
+            return b""
+
+    pattern = struct.pack("<16Q", *SENTINELS)
+    head = read(engine.handle_of(uc), 0x1000)
+    for (pointer,) in struct.iter_unpack("<Q", head[: len(head) & ~7]):
+        if not 0x1000 < pointer < 1 << 47:
+            continue
+        block = read(pointer, 0x10000)
+        place = block.find(pattern)
+        while place >= 0:
+            changed = SENTINELS[0] ^ 0xFFFF
+            uc.reg_write(numbers[0], changed)
+            live: bool = read(pointer + place, 8) == struct.pack("<Q", changed)
+            uc.reg_write(numbers[0], SENTINELS[0])
+            if live:
+                return int(pointer + place)
+            place = block.find(pattern, place + 1)
+    return None

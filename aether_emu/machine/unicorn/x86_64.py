@@ -1,0 +1,468 @@
+"""The x86_64 CPU on Unicorn: bring-up, hooks, and every engine trap that facts have shown.
+
+Ring 3 is entered once, at boot, by a real `iretq`; afterwards the CPU rests at CPL 3 between
+runs, so that user memory is always accessed with user rights. Supervisor code runs as nested
+stubs (`supervisor`) that lower the privilege in the CPU state and put it back.
+
+Engine behaviour handled here (unicorn 2.1.4):
+- `old_exception` is never cleared: reset before every run and in every exception hook.
+- a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
+- `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2.
+- `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
+- a store through one address makes code of another stale if its TLB entry is older than the code:
+  where such stores can be, every new block drops the TLB.
+- the FPU starts with zeros; CS/SS written by register keep CPL 0; `until` faults behind our back.
+- VEX code runs wrongly, port I/O is allowed, RDRAND and RDTSC are the host's: see `x86_blocks`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unicorn import (
+    UC_ARCH_X86,
+    UC_HOOK_CODE,
+    UC_HOOK_EDGE_GENERATED,
+    UC_HOOK_INSN,
+    UC_HOOK_INSN_INVALID,
+    UC_HOOK_INTR,
+    UC_MODE_64,
+    x86_const,
+)
+
+from aether_emu.arch.paging import Access
+from aether_emu.arch.x86_64 import registers as regs
+from aether_emu.arch.x86_64 import stubs, syndrome
+from aether_emu.errors import EngineError
+from aether_emu.machine.cpu import Trap, TrapKind, UserFault
+from aether_emu.machine.unicorn import engine, x86_blocks
+from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn.cpu import MASK, PROT_EXECUTE, UnicornCpu
+from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUMBERS, X87_NAMES, X87_NUMBERS
+from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
+
+_CODE_BUFFER = 1 << 14  # more than the engine puts into one block
+_STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
+_IRETQ = b"\x48\xcf"
+
+_TRAPS: dict[int, TrapKind] = {
+    syndrome.VECTOR_DIVIDE: TrapKind.DIVIDE,
+    syndrome.VECTOR_DEBUG: TrapKind.DEBUG,
+    syndrome.VECTOR_BREAKPOINT: TrapKind.BREAKPOINT,
+    syndrome.VECTOR_OVERFLOW: TrapKind.OVERFLOW,
+    syndrome.VECTOR_INVALID_OPCODE: TrapKind.ILLEGAL,
+    syndrome.VECTOR_PROTECTION: TrapKind.PROTECTION,
+    syndrome.VECTOR_X87: TrapKind.FLOAT,
+    syndrome.VECTOR_ALIGNMENT: TrapKind.ALIGNMENT,
+    syndrome.VECTOR_SIMD: TrapKind.FLOAT,
+}
+
+
+def _ignore(_va: int, _access: int) -> None:
+    """A fault that nobody made."""
+
+
+def _forged(vector: int) -> Trap:
+    """`int vector` by a user, whom its gate does not admit (Intel SDM 3A 7.12.1.2)."""
+    return Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION, vector * 8 + 2)
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorResult:
+    """What a ring-0 stub left: rax, and the fault that ended it as (va, access), if any."""
+
+    rax: int
+    fault: tuple[int, int] | None
+
+
+class X86Cpu(UnicornCpu):
+    """One x86_64 CPU. `ranges` are (guest-physical start, host address, length), mapped once.
+
+    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57).
+    `live_state=False` forces the slower state access that needs nothing but the engine's API.
+    """
+
+    isa = "x86_64"
+
+    def __init__(
+        self,
+        ranges: list[tuple[int, int, int]],
+        *,
+        time_stamp: Callable[[], int],
+        random: Callable[[], int],
+        levels: int = 4,
+        live_state: bool = True,
+    ) -> None:
+        super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL), ranges)
+        self._time_stamp, self._random, self._levels = time_stamp, random, levels
+        layout = calibrate.measure()
+        base = calibrate.find_state(self._uc) if live_state else None
+        self.live_state = base is not None
+        self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
+        self.general = self._state.general
+        self._bias = 0  # what the engine adds to rip after the current callback
+        self._new_special: tuple[int, int, x86_blocks.Found] | None = None
+        self._specials: set[int] = set()  # addresses, each with a hook that stops in front
+        self._stop_before = engine.CODE(self._before_special)
+        self._let_pass = -1
+        self._text = 0
+        self._flags = ctypes.c_uint64()
+        self._flags_address = ctypes.addressof(self._flags)
+        # Translation happens inside nested runs too, while the other buffer holds somebody's data.
+        self._code = ctypes.create_string_buffer(_CODE_BUFFER)
+        self._code_address = ctypes.addressof(self._code)
+        self._code_view = memoryview(self._code).cast("B")
+
+    # ---- bring-up
+
+    @staticmethod
+    def text_page() -> bytes:
+        """The supervisor text page: every stub at its offset."""
+        page = bytearray(b"\xf4" * 4096)
+        for stub in stubs.ALL:
+            page[stub.offset : stub.offset + len(stub.code)] = stub.code
+        return bytes(page)
+
+    @staticmethod
+    def data_page(va: int) -> bytes:
+        """The supervisor data page, to be mapped at `va`: GDT, task state, a stack."""
+        page = bytearray(4096)
+        gdt = [*regs.GDT, *regs.task_state_descriptor(va + _TSS, 0x67)]
+        struct.pack_into(f"<{len(gdt)}Q", page, 0, *gdt)
+        struct.pack_into("<Q", page, _TSS + 4, va + _STACK_TOP)  # RSP0
+        struct.pack_into("<H", page, _TSS + 102, 0x68)  # I/O map base behind the limit: no port allowed
+        iret = (0, regs.USER_CODE, regs.RFLAGS_FIXED | regs.RFLAGS_IF, 0, regs.USER_DATA)
+        struct.pack_into("<5Q", page, _IRET_FRAME, *iret)
+        return bytes(page)
+
+    def boot(self, root: int, text: int, data: int) -> None:
+        """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
+        uc = self._uc
+        calibrate.enable_paging(uc, root, self._levels)
+        uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, 8 * len(regs.GDT) + 15, 0))
+        uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
+        self._text = text
+        self._install_hooks()
+        arrived: list[int] = []
+
+        def expect(va: int, _access: int) -> None:
+            arrived.append(va)
+            engine.emu_stop(self._handle)
+
+        self.on_fault, kernel = expect, self.on_fault
+        self._state.old_exception[0] = -1
+        self.write("rsp", data + _IRET_FRAME)
+        code = engine.emu_start(self._handle, text + stubs.IRET.offset, 0, 0, 0)
+        self.on_fault = kernel
+        if self._failure is not None:
+            raise self._failure
+        if code or arrived != [0] or self._state.hflags[0] & 3 != 3:
+            raise EngineError(f"ring 3 was not reached: engine error {code}, faults {arrived}")
+
+    def _install_hooks(self) -> None:
+        insn = UC_HOOK_INSN
+        for kind, callback, extra in (
+            (UC_HOOK_INTR, engine.INTERRUPT(self._interrupt_hook()), ()),
+            (insn, engine.INSTRUCTION(self._system_call_hook()), (x86_const.UC_X86_INS_SYSCALL,)),
+            (UC_HOOK_INSN_INVALID, engine.INVALID(self._invalid), ()),
+            (insn, engine.SKIPPABLE(self._rdtsc), (x86_const.UC_X86_INS_RDTSC,)),
+            (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
+            (UC_HOOK_EDGE_GENERATED, engine.EDGE(self._translated), ()),
+        ):
+            self._add_hook(kind, callback, *extra)
+
+    # ---- hooks (an exception in one is kept and raised by `run`)
+
+    def _interrupt_hook(self) -> Callable[[int, int, int], None]:
+        state, handle = self._state, self._handle
+        old, is_int, cr2, error = state.old_exception, state.is_int, state.cr2, state.error_code
+        access_of, user, hflags = syndrome.ACCESS_OF_ERROR, syndrome.USER, state.hflags
+
+        def interrupt(_uc: int, vector: int, _data: int) -> None:
+            old[0] = -1
+            try:
+                if vector == 14 and not is_int[0]:
+                    code = error[0]
+                    if code & user or not hflags[0] & 3:
+                        self.on_fault(cr2[0], access_of[code & 63])
+                    else:
+                        self._far_return()
+                else:
+                    self._exception(vector)
+            except BaseException as failure:
+                self._fail(failure)
+            if self._exit is not None or self._interrupted:
+                engine.emu_stop(handle)
+
+        return interrupt
+
+    def _system_call_hook(self) -> Callable[[int, int], None]:
+        state, handle = self._state, self._handle
+        g, rip = state.general, state.rip
+
+        def system_call(_uc: int, _data: int) -> None:
+            self._bias = 2
+            try:
+                result = self.on_system_call(g[0], g[7], g[6], g[2], g[10], g[8], g[9])
+                if result is not None:
+                    g[0] = result & MASK
+                    g[1] = rip[0] + 2
+                    g[11] = 0x202  # arithmetic flags are not reproduced here
+                if self.return_work is not None:
+                    self.return_work()
+            except BaseException as failure:
+                self._fail(failure)
+            self._bias = 0
+            if self._exit is not None or self._interrupted:
+                engine.emu_stop(handle)
+
+        return system_call
+
+    def _exception(self, vector: int) -> None:
+        """Everything but a genuine page fault."""
+        state = self._state
+        if state.is_int[0]:
+            if vector in (syndrome.VECTOR_BREAKPOINT, syndrome.VECTOR_OVERFLOW, syndrome.VECTOR_DEBUG):
+                self.on_trap(Trap(_TRAPS[vector], vector))
+                return
+            state.rip[0] = state.rip[0] - 2 & MASK  # a fault, so at the instruction
+            self.on_trap(_forged(vector))
+            return
+        kind = _TRAPS.get(vector)
+        if kind is None:
+            raise EngineError(f"unexpected exception vector {vector:#x} at {state.rip[0]:#x}")
+        self.on_trap(Trap(kind, vector, state.error_code[0] if vector == 13 else 0))
+
+    def _far_return(self) -> None:
+        """A user's `iretq`, by the user's rights (Intel SDM 2A IRET); what else gets here is a #GP."""
+        protection = syndrome.VECTOR_PROTECTION
+        try:
+            if self.copy_from_user(self.pc, 2) != _IRETQ:
+                self.on_trap(Trap(TrapKind.PROTECTION, protection))
+                return
+            frame = struct.unpack("<5Q", self.copy_from_user(self.sp, 40))
+        except UserFault:
+            self.on_fault(self.sp, int(Access.USER | Access.READ))
+            return
+        rip, code, flags, rsp, stack = frame
+        if (code & 0xFFFF, stack & 0xFFFF) != (regs.USER_CODE, regs.USER_DATA):
+            wrong = stack if code & 0xFFFF == regs.USER_CODE else code
+            self.on_trap(Trap(TrapKind.PROTECTION, protection, wrong & 0xFFFC))
+            return
+        self.pc, self.sp = rip, rsp
+        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_USER | flags & regs.RFLAGS_USER)
+
+    def _invalid(self, _uc: int, _data: int) -> bool:
+        self._state.old_exception[0] = -1
+        trap = Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)
+        if self._state.is_int[0]:  # `int 6`
+            trap = _forged(syndrome.VECTOR_INVALID_OPCODE)
+        self._guarded(lambda: self.on_trap(trap))
+        return True
+
+    def _rdtsc(self, _uc: int, _data: int) -> int:
+        def answer() -> None:
+            now = self._time_stamp()
+            self.general[0], self.general[2] = now & 0xFFFF_FFFF, now >> 32 & 0xFFFF_FFFF
+
+        self._guarded(answer)
+        return 1
+
+    def _rdtscp(self, uc: int, data: int) -> int:
+        self.general[1] = 0
+        return self._rdtsc(uc, data)
+
+    def _before_special(self, _uc: int, pc: int, _size: int, _data: int) -> None:
+        if pc == self._let_pass:
+            self._let_pass = -1
+        else:
+            engine.emu_stop(self._handle)
+
+    def _translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
+        """A block was translated and is about to run for the first time."""
+        if self.code_changes():
+            self.flush_all()
+        current = block.contents  # type: ignore[attr-defined]  # a ctypes pointer
+        pc, size = current.pc, current.size
+        if size > _CODE_BUFFER or engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
+            return
+        code = bytes(self._code_view[:size])
+        if not x86_blocks.suspicious(code):
+            return
+        found = x86_blocks.first_special(code, pc)
+        if found is not None and pc + found.offset not in self._specials:
+            self._new_special = (pc, size, found)
+            engine.emu_stop(self._handle)
+
+    # ---- running
+
+    def _before_entry(self) -> None:
+        self._state.old_exception[0] = -1
+
+    def _after_entry(self, code: int) -> bool:
+        if self._new_special is not None:
+            self._plant_special()
+        elif not code and self._exit is None and not self._spent() and self._state.rip[0] in self._specials:
+            self._meet_special()
+        else:
+            return False
+        return True
+
+    def _plant_special(self) -> None:
+        """Translate a block again, now with a stop in front of its first special instruction."""
+        planted, self._new_special = self._new_special, None
+        assert planted is not None
+        pc, size, found = planted
+        place = pc + found.offset
+        self._specials.add(place)
+        engine.hook_add(self._handle, UC_HOOK_CODE, self._stop_before, only_at=place)
+        self._uc.ctl_remove_cache(pc, pc + size)
+
+    def _meet_special(self) -> None:
+        """The run stopped in front of a special instruction; look again, code may have changed."""
+        pc = self._state.rip[0]
+        code = b""
+        for size in (15, *range(14, 0, -1)):  # the longest instruction, less near the end of a page
+            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._buffer_address, size):
+                code = bytes(self._buffer_view[:size])
+                break
+            self._forget_probe()
+        found = x86_blocks.first_special(code, pc)
+        if found is None or found.offset:
+            self._let_pass = pc
+        elif found.special is x86_blocks.Special.ILLEGAL:
+            self._guarded(lambda: self.on_trap(Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)))
+        elif found.special is x86_blocks.Special.PRIVILEGED:
+            self._guarded(lambda: self.on_trap(Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION)))
+        else:
+            self._guarded(lambda: self._answer_random(found))
+
+    def _answer_random(self, found: x86_blocks.Found) -> None:
+        """RDRAND and RDSEED always succeed: CF=1, the other arithmetic flags 0 (Intel SDM 2)."""
+        value = self._random()
+        if found.width == 8:
+            self.general[found.register] = value
+        elif found.width == 4:
+            self.general[found.register] = value & 0xFFFF_FFFF
+        else:
+            kept = self.general[found.register] & ~0xFFFF
+            self.general[found.register] = kept | value & 0xFFFF
+        self.write("rflags", self.read("rflags") & ~0x8D5 | 1)
+        self._state.rip[0] = self._state.rip[0] + found.size
+
+    # ---- translation
+
+    def set_root(self, root: int) -> None:
+        self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)
+
+    def flush_page(self, va: int) -> None:
+        state = self._state
+        flags, rip, rdi = state.hflags[0], state.rip[0], self.general[7]
+        state.hflags[0] = flags & ~3
+        self.general[7] = va
+        code = self._run_quietly(stubs.INVLPG)
+        state.hflags[0] = flags
+        state.rip[0] = rip
+        self.general[7] = rdi
+        if code:
+            raise EngineError(f"invlpg stub: engine error {code}")
+
+    def _run_quietly(self, stub: stubs.Stub) -> int:
+        """Run a stub inside a hook, keeping the arithmetic flags: entering the engine anew forgets them."""
+        engine.reg_read(self._handle, x86_const.UC_X86_REG_EFLAGS, self._flags_address)
+        kept = self._flags.value
+        code = self._run_stub(self._text + stub.offset)
+        self._flags.value = kept
+        engine.reg_write(self._handle, x86_const.UC_X86_REG_EFLAGS, self._flags_address)
+        return code
+
+    def _forget_probe(self) -> None:
+        """A failed `uc_vmem_*` leaves its page fault pending: it would arrive at the engine's next stop.
+
+        A run of a stub takes delivery of it here, where it is ignored.
+        """
+        state = self._state
+        flags, rip = state.hflags[0], state.rip[0]
+        self.on_fault, kernel = _ignore, self.on_fault
+        state.hflags[0] = flags & ~3
+        code = self._run_quietly(stubs.HALT)
+        self.on_fault = kernel
+        state.hflags[0] = flags
+        state.rip[0] = rip
+        if code:
+            raise EngineError(f"halt stub: engine error {code}")
+
+    def supervisor(self, stub: stubs.Stub, *, rdi: int = 0, rax: int = 0) -> SupervisorResult:
+        """Run a ring-0 stub, with EFLAGS.AC clear as a kernel entry leaves it; all registers survive."""
+        state = self._state
+        kept = [self.general[i] for i in range(16)]
+        flags, rip, rflags = state.hflags[0], state.rip[0], self.read("rflags")
+        faults: list[tuple[int, int]] = []
+
+        def record(va: int, access: int) -> None:
+            faults.append((va, access))
+            engine.emu_stop(self._handle)
+
+        self.on_fault, kernel = record, self.on_fault
+        self.write("rflags", rflags & ~regs.RFLAGS_AC)
+        state.hflags[0] = flags & ~3
+        self.general[0], self.general[7] = rax, rdi
+        state.old_exception[0] = -1
+        code = self._run_stub(self._text + stub.offset)
+        result = self.general[0]
+        self.on_fault = kernel
+        state.hflags[0] = flags
+        for index, value in enumerate(kept):
+            self.general[index] = value
+        self.write("rflags", rflags)
+        state.rip[0] = rip
+        if code:
+            raise EngineError(f"stub at {stub.offset:#x}: engine error {code}")
+        return SupervisorResult(result, faults[0] if faults else None)
+
+    # ---- registers
+
+    def read(self, name: str) -> int:
+        if name == "rip":
+            return self.pc
+        if name == "cpuid_1_edx":
+            return self.supervisor(stubs.FEATURES).rax
+        if name in CONTROL:
+            return int(self._uc.reg_read(CONTROL[name]))
+        if name in X87_NAMES:
+            mantissa, exponent = self._uc.reg_read(X87_NUMBERS[X87_NAMES.index(name)])
+            return int(mantissa) | int(exponent) << 64
+        return int(self._uc.reg_read(NUMBERS[name]))
+
+    def write(self, name: str, value: int) -> None:
+        if name == "rip":
+            self.pc = value
+        elif name in X87_NAMES:
+            number = X87_NUMBERS[X87_NAMES.index(name)]
+            self._uc.reg_write(number, (value & MASK, value >> 64))
+        elif name in GENERAL_NAMES:
+            self.general[GENERAL_NAMES.index(name)] = value & MASK
+        else:
+            self._uc.reg_write(NUMBERS[name], value)
+
+    @property
+    def pc(self) -> int:
+        return self._state.rip[0] + self._bias & MASK
+
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self._state.rip[0] = value - self._bias & MASK
+
+    @property
+    def sp(self) -> int:
+        return self.general[4]
+
+    @sp.setter
+    def sp(self, value: int) -> None:
+        self.general[4] = value & MASK
+
+    def registers(self) -> dict[str, int]:
+        return {name: self.read(name) for name in ("rip", *NUMBERS, *X87_NAMES)}

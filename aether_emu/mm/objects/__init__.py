@@ -1,0 +1,1 @@
+"""Memory objects: what pages belong to, and where they are shown."""

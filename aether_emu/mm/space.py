@@ -1,0 +1,459 @@
+"""One process's memory: its areas, its page table, its fault function. The face of `mm`.
+
+    areas        what the program asked for          (allocation)
+    table        what the MMU is told about it        (page)
+    fault        how the second follows the first     (fault)
+
+`mm.mapping` holds the mmap family on top of the operations here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from typing import IO
+
+import numpy as np
+
+from aether_emu.arch.paging import Entries, PageTableFormat, Reach
+from aether_emu.errors import Refused
+from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import Outcome, make_fault
+from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.objects.backing import Backing, FileTable
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, noted
+from aether_emu.mm.tables.page import Found, PageTable
+from aether_emu.mm.tables.walk import Walk
+from aether_emu.mm.tlb import Gather
+
+STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
+_WX = Protection.WRITE | Protection.EXECUTE
+_EVERYTHING = Protection.READ | _WX
+
+
+class Limits:
+    """What an address space may take. All in bytes but `areas`; addresses are half-open.
+
+    Mappings are placed below `window` unless a hint asks for more: programs may use the top bits of
+    pointers that nobody told them about (Linux's rule for addresses wider than 47 bits).
+    """
+
+    def __init__(
+        self,
+        *,
+        user_base: int,
+        user_end: int,
+        areas: int,
+        stack: int,
+        address_space: int | None = None,
+        fault_around: int = 16,
+        window: int | None = None,
+    ) -> None:
+        self.user_base, self.user_end, self.areas = user_base, user_end, areas
+        self.window = user_end if window is None else window
+        self.stack, self.address_space, self.fault_around = stack, address_space, fault_around
+
+
+class AddressSpace:
+    """The memory of one process, on the machine `physical`, in page-table format `fmt`.
+
+    `kernel` is the table whose upper half every process shares (None on an ISA with a root of its
+    own for the kernel). `mmap_base` is where the search for free addresses starts, downwards.
+    """
+
+    def __init__(
+        self, physical: Physical, fmt: PageTableFormat, limits: Limits, kernel: tuple[PageTable, int] | None
+    ) -> None:
+        self.physical, self.limits = physical, limits
+        self.number = physical.new_owner()
+        self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
+        if kernel is not None:
+            table, start = kernel
+            self.table.borrow_upper(table, start)
+        guard = STACK_GUARD_PAGES << fmt.page_shift
+        self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
+        self._bits: dict[Protection, LeafBits] = {}
+        self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
+        self.last_area = self.nowhere
+        self.cpu_mask = physical.tlb.everyone
+        self.fault_around = limits.fault_around
+        self.mmap_base = limits.window
+        self.heap_start = self.heap_end = 0
+        self.files: FileTable | None = None  # the machine's files, for `map_file`
+        self.reserved = 0  # bytes of all areas
+        self._absorbed = 0  # areas merged away by the last placement
+        self.fault: Callable[[int, int], Outcome] = make_fault(self)
+
+    # ---- looking
+
+    @property
+    def page_size(self) -> int:
+        return self.table.format.page_size
+
+    def page_up(self, value: int) -> int:
+        """`value` rounded up to a page, in 64 bits: the last page's worth of values gives 0."""
+        return value + self.page_size - 1 & -self.page_size & (1 << 64) - 1
+
+    def walk(self, va: int) -> Walk:
+        """Translate `va` in Python, every level's entry decoded. The CPU is not involved."""
+        return self.table.walk(va)
+
+    def bits_for(self, protection: Protection) -> LeafBits:
+        """The entry bits of a protection, computed once."""
+        bits = self._bits.get(protection)
+        if bits is None:
+            bits = self._bits[protection] = leaf_bits(self.table.format, protection)
+        return bits
+
+    def resident(self) -> dict[Kind, int]:
+        """Pages of the user half by the kind of frame they show."""
+        counts = dict.fromkeys(Kind, 0)
+        frames = self.physical.frames
+        for _va, slot, pages in self.table.spans(0, self.limits.user_end):
+            entries = self.physical.ram.array[slot : slot + pages]
+            numbers = self._frame_numbers(entries[entries != 0])
+            for kind, count in enumerate(
+                np.bincount(frames.kind_array[numbers], minlength=len(Kind)).tolist()
+            ):
+                counts[Kind(kind)] += count
+        return counts
+
+    # ---- areas
+
+    def new_area(self, start: int, end: int, protection: Protection, **more: object) -> Area:
+        """An area that is not in the map yet; keywords as `Area`."""
+        bits, denied = self.bits_for(protection), denied_accesses(protection)
+        return Area(start, end, protection, denied=denied, bits=bits, **more)  # type: ignore[arg-type]  # Area names them
+
+    def insert(self, area: Area, grows_by: int | None = None) -> None:
+        """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing.
+
+        `grows_by` is what the address space grows by in the end, when that is not the area's length.
+        """
+        self.require(area.length if grows_by is None else grows_by)
+        self._place(area)
+        if area.backing is not None:
+            area.backing.attach(self)
+            self._detach_absorbed(area.backing)
+
+    def replace(self, area: Area) -> None:
+        """As `insert`, after what stands in the way is unmapped. A backing nobody shows then is let go."""
+        backing = area.backing
+        if backing is not None:  # the last area that shows it may be among those that go
+            backing.attach(self)
+        try:
+            self.unmap(area.start, area.end)
+            self.insert(area)
+        finally:
+            if backing is not None:
+                backing.detach(self)
+
+    def adopt(self, area: Area) -> None:
+        """Put a captured area back: it is accounted for already, and merges with nothing."""
+        self.areas.insert(area)
+        if area.backing is not None:
+            area.backing.attach(self)
+
+    def rebuild_fault(self) -> None:
+        """Make the fault function anew, after the numbers it closes over were restored."""
+        self.last_area = self.nowhere
+        self.fault = make_fault(self)
+
+    def map_file(
+        self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
+    ) -> int:
+        """Show `size` bytes of an open host file at `address`, without copying; returns the address.
+
+        The mapping is shared: what the program stores is in the file at once, if the file is open for
+        writing. `address`, `size` and `offset` are in bytes and rounded to pages as mmap does with
+        MAP_FIXED (what was there is replaced); the file may be closed afterwards. Raises
+        Refused(EINVAL, ENOMEM, EACCES, ENODEV).
+        """
+        assert self.files is not None, "this address space belongs to no machine"
+        length, fd = self.page_up(size), file.fileno()
+        if (address | offset) & self.page_size - 1 or length <= 0:
+            raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
+        if not self.limits.user_base <= address <= self.limits.user_end - length:
+            raise Refused(errno.ENOMEM, "the range leaves the user half")
+        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
+        if access == os.O_WRONLY or (protection & Protection.WRITE and access != os.O_RDWR):
+            raise Refused(errno.EACCES, "the file is not open for that")
+        status = os.fstat(fd)
+        key, name = (status.st_dev, status.st_ino), str(getattr(file, "name", "file"))
+        backing = self.files.open(fd, key, name, writable=access == os.O_RDWR)
+        maximum = _EVERYTHING if access == os.O_RDWR else _EVERYTHING & ~Protection.WRITE
+        area = self.new_area(
+            address,
+            address + length,
+            protection,
+            shared=True,
+            backing=backing,
+            offset=offset >> self.table.format.page_shift,
+            maximum=maximum,
+            name=name,
+        )
+        self.replace(area)
+        return address
+
+    def require(self, more: int) -> None:
+        """Raise Refused(ENOMEM) unless `more` bytes still fit the address-space limit."""
+        limit = self.limits.address_space
+        if limit is not None and self.reserved + more > limit:
+            raise Refused(errno.ENOMEM, f"the address space is limited to {limit} bytes")
+
+    def unmap(self, start: int, end: int) -> None:
+        """Remove every area and entry of `[start, end)`. Raises Refused(ENOMEM) as `AreaMap.remove`."""
+        pieces = self.take_out(start, end)
+        if not pieces:
+            return
+        gather = self.gather()
+        for piece in pieces:
+            self._clear(gather, piece.start, piece.end)
+        self._prune(gather, pieces[0].start, pieces[-1].end)
+        self.finish(gather)
+        for piece in pieces:
+            if piece.backing is not None:
+                piece.backing.detach(self)
+
+    def take_out(self, start: int, end: int) -> list[Area]:
+        """Remove areas but not entries. The caller detaches the pieces' backings when it is done."""
+        cut = [area for area in self.areas.overlapping(start, end) if area.backing is not None]
+        parts = [(area.backing, (area.start < start) + (area.end > end)) for area in cut]
+        pieces = self.areas.remove(start, end)
+        self.last_area = self.nowhere
+        self.reserved -= sum(piece.length for piece in pieces)
+        for backing, more in parts:  # the parts that stay are areas of their own beside the pieces
+            for _ in range(more):
+                assert backing is not None
+                backing.attach(self)
+        return pieces
+
+    def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
+        """Change `[start, end)` of one area, entries included. Raises Refused(ENOMEM), changing nothing."""
+        piece = area.piece(start, end, self.table.format.page_shift)
+        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
+        self._note_writable_executable(piece)
+        self.areas.require_room(self.areas.growth(area, piece))
+        self.take_out(start, end)
+        gather = self.gather()
+        # Entries that never permitted writing, and now lose nothing, leave no translation to fear.
+        self._reprotect(gather, piece, adds=not area.protection & (~protection | Protection.WRITE))
+        self.finish(gather)
+        self._place(piece)
+        if piece.backing is not None:
+            self._detach_absorbed(piece.backing)
+
+    def _place(self, area: Area) -> None:
+        self._note_writable_executable(area)
+        self._absorbed = self.areas.insert(area).absorbed
+        self.reserved += area.length
+        self.last_area = self.nowhere
+
+    def _detach_absorbed(self, backing: Backing) -> None:
+        """Areas that merged into one hold one attachment between them."""
+        for _ in range(self._absorbed):
+            backing.detach(self)
+
+    def grow_stack(self, va: int) -> Area | None:
+        """Extend the growing area above `va` down to it, or None when no rule allows that.
+
+        Linux: within RLIMIT_STACK, and never closer than the guard gap to what lies below.
+        """
+        above = self.areas.following(va)
+        if above is None or not above.grows_down or va < self.limits.user_base:
+            return None
+        start = va & -self.page_size
+        if above.end - start > self.limits.stack:
+            return None
+        below = self.areas.preceding(above.start)
+        guard = STACK_GUARD_PAGES * self.page_size
+        if below is not None and start - below.end < guard and below.protection and not below.grows_down:
+            return None
+        if below is not None and below.end > start:
+            return None
+        try:
+            self.require(above.start - start)
+        except Refused:
+            return None
+        self.reserved += above.start - start
+        self.areas.grow_down(above, start)
+        self.last_area = self.nowhere
+        return above
+
+    # ---- entries
+
+    def gather(self) -> Gather:
+        """A collection for one operation's edits."""
+        return Gather(self.physical.tlb, self.cpu_mask, self.table, self.physical.frames)
+
+    def finish(self, gather: Gather) -> None:
+        """Flush what was gathered and give back what nothing references any more."""
+        self.physical.give_back(gather.finish())
+
+    def discard(self, start: int, end: int) -> None:
+        """Drop the pages of a range; its areas stay, and the next touch starts over."""
+        gather = self.gather()
+        self._clear(gather, start, end)
+        self.finish(gather)
+
+    def written(self, va: int, length: int) -> None:
+        """Bytes changed without the engine's notice: drop translations if a page of them held code."""
+        fmt, frames = self.table.format, self.physical.frames
+        for page in range(va & -fmt.page_size, va + length, fmt.page_size):
+            found = self.table.find(page)
+            if found is not None and found.entry & fmt.present_mask:
+                frame = frames.number(fmt.leaf_address(found.entry, found.level) & -fmt.page_size)
+                if frames.flags[frame] & Flags.EXECUTABLE:
+                    self.physical.code.flush()
+                    return
+
+    def zap_backing(self, backing: Backing, first: int, count: int, *, copies: bool = False) -> None:
+        """Remove the entries that show pages `[first, first + count)` of `backing`.
+
+        Private copies of those pages stay, unless `copies` (truncation takes them too).
+        """
+        shift = self.table.format.page_shift
+        gather = self.gather()
+        for area in self.areas:
+            if area.backing is not backing:
+                continue
+            low = max(first, area.offset)
+            high = min(first + count, area.offset + (area.length >> shift))
+            if low < high:
+                start = area.start + (low - area.offset << shift)
+                self._clear(gather, start, start + (high - low << shift), files_only=not copies)
+        self.finish(gather)
+
+    def address_of(self, backing: Backing, page: int) -> int | None:
+        """Where the lowest area that shows page `page` of `backing` shows it."""
+        shift = self.table.format.page_shift
+        for area in self.areas:
+            if area.backing is backing and 0 <= page - area.offset < area.length >> shift:
+                return area.start + (page - area.offset << shift)
+        return None
+
+    def replace_entry(self, page: int, slot: int, entry: int, old_frame: int | None) -> None:
+        """Point a live entry at another frame: break first where the architecture demands it.
+
+        `old_frame` loses the entry's reference; None for the zero page, which counts none.
+        """
+        gather = self.gather()
+        gather.page(page)
+        if old_frame is not None:
+            gather.drop(old_frame)
+        found = Found(page, 1, slot, self.physical.ram.words[slot])
+        self.table.exchange(found, entry, lambda: self.finish(gather))
+
+    def move_entries(self, start: int, end: int, to: int) -> None:
+        """Move every entry of `[start, end)` to the range at `to`, which has none; flush the old place.
+
+        Raises OutOfFrames, with nothing moved, when a table for the target cannot be had.
+        """
+        table, array, fmt = self.table, self.physical.ram.array, self.table.format
+        frames, shift = self.physical.frames, fmt.page_shift
+        span = 1 << table.leaf_span_shift
+        moves: list[tuple[int, int, int, int]] = []  # va, its slot, the target's slot, pages
+        for va, slot, pages in list(table.spans(start, end)):
+            done = 0
+            while done < pages:
+                target_va = to + (va - start) + (done << shift)
+                room = (span - (target_va & span - 1)) >> shift
+                count = min(pages - done, room)
+                if array[slot + done : slot + done + count].any():
+                    moves.append((va + (done << shift), slot + done, table.leaf_slot(target_va), count))
+                done += count
+        gather = self.gather()
+        for va, slot, target, count in moves:
+            source = array[slot : slot + count]
+            array[target : target + count] = source
+            used = source.nonzero()[0]
+            numbers = self._frame_numbers(source[used])
+            own = (frames.kind_array[numbers] == Kind.ANON) & (frames.owner_array[numbers] == self.number)
+            frames.index_array[numbers[own]] += np.uint64((to - start >> shift) & (1 << 64) - 1)
+            source[:] = 0
+            gather.pages(va, used)
+        self.finish(gather)
+
+    def destroy(self) -> None:
+        """Give back every page, table and backing. The CPU must already walk another root."""
+        for area in list(self.areas):
+            self.unmap(area.start, area.end)
+        self.table.destroy()
+
+    # ---- inside
+
+    def _frame_numbers(self, entries: Entries) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        """Frames of non-zero entries. A PROT_NONE entry keeps the address where a leaf keeps it."""
+        addresses = entries & np.uint64(self.table.format.address_mask)
+        base = np.uint64(self.physical.frames.base)
+        return (addresses - base >> np.uint64(self.table.format.page_shift)).astype(np.int64)
+
+    def _clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
+        array, present = self.physical.ram.array, np.uint64(self.table.format.present_mask)
+        zero, kinds = self.physical.zero_frame, self.physical.frames.kind_array
+        for va, slot, pages in self.table.spans(start, end):
+            entries = array[slot : slot + pages]
+            used = entries.nonzero()[0]
+            if not used.size:
+                continue
+            numbers = self._frame_numbers(entries[used])
+            if files_only:
+                chosen = kinds[numbers] == Kind.FILE
+                used, numbers = used[chosen], numbers[chosen]
+                if not used.size:
+                    continue
+            gather.pages(va, used[entries[used] & present != 0])
+            entries[used] = 0
+            gather.drop_many(numbers[numbers != zero])
+
+    def _reprotect(self, gather: Gather, area: Area, *, adds: bool) -> None:
+        """Give the entries of an area its new bits, as accessed and dirty as before.
+
+        Writing is granted again by a fault.
+        Unless the change only `adds` permission, what was present and became another entry is flushed.
+        """
+        array, fmt = self.physical.ram.array, self.table.format
+        present = np.uint64(fmt.present_mask)
+        noted_accessed, noted_dirty = (np.uint64(bit) for bit in noted(fmt))
+        for va, slot, pages in self.table.spans(area.start, area.end):
+            entries = array[slot : slot + pages]
+            used = entries.nonzero()[0]
+            if not used.size:
+                continue
+            old, fresh = entries[used], entries.copy()
+            new = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
+            was_present = old & present != 0
+            accessed = np.where(was_present, fmt.accessed(old), old & noted_accessed) != 0
+            dirty = np.where(was_present, fmt.dirty(old), old & noted_dirty) != 0
+            if area.bits.present:
+                new = np.where(accessed, new, fmt.age(new))
+                new = np.where(dirty, fmt.soil(new), new)
+            else:
+                new |= np.where(accessed, noted_accessed, np.uint64(0))
+                new |= np.where(dirty, noted_dirty, np.uint64(0))
+            fresh[used] = new
+            self.table.replace_many(va, slot, fresh)
+            if not adds:
+                gather.pages(va, used[was_present & (old != new)])
+            if area.protection & Protection.EXECUTE:
+                for frame in self._frame_numbers(new).tolist():
+                    self.physical.code.executable(frame, mutable=True)
+
+    def _prune(self, gather: Gather, start: int, end: int) -> None:
+        """Detach tables between the neighbours of a freed range."""
+        below, above = self.areas.preceding(end), self.areas.following(start)
+        floor = below.end if below is not None else 0
+        ceiling = above.start if above is not None else self.limits.user_end
+        gather.detach(self.table.prune(start, end, floor, ceiling))
+
+    def _note_writable_executable(self, area: Area) -> None:
+        """Count an area that is writable and executable, now or over time (W^X in the small)."""
+        if area.protection & _WX == _WX and not area.was_writable_executable:
+            area.was_writable_executable = True
+            self.physical.counters.n[Event.WRITABLE_EXECUTABLE] += 1
+            if self.physical.trace.enabled:
+                self.physical.trace.event("area.writable_executable", start=area.start, end=area.end)

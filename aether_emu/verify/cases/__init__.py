@@ -1,0 +1,1 @@
+"""Cases put to a specification and to MMUs, and what they answer."""

@@ -1,0 +1,1 @@
+"""Encoders under judgement, and encoders that are wrong on purpose."""

@@ -1,0 +1,1 @@
+"""Outcomes as files: HTML and JUnit XML."""

@@ -1,0 +1,1 @@
+"""Other people's page tables, read from memory images."""

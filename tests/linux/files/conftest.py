@@ -1,0 +1,137 @@
+"""A guest process over a temporary directory, and what its tests share."""
+
+from __future__ import annotations
+
+import contextlib
+import errno as numbers
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.streams import BufferStream
+
+CWD = fl.AT_FDCWD
+
+
+@dataclass
+class Source:
+    """What /proc shows of a process under test."""
+
+    pid: int = 17
+    texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+
+
+class Clock:
+    """A virtual clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.nanoseconds = 2_000_000_000 * 10**9
+
+    def __call__(self) -> int:
+        return self.nanoseconds
+
+
+@dataclass
+class Guest:
+    """One process in a namespace with /w writable and /r read-only, standing in /w."""
+
+    files: Files
+    namespace: Namespace
+    clock: Clock
+    streams: dict[str, BufferStream]
+    w: Path
+    r: Path
+    outside: Path
+
+    def read_all(self, path: bytes) -> bytes:
+        """A whole file by its guest path."""
+        fd = self.files.open(CWD, path, fl.O_RDONLY)
+        try:
+            data = self.files.read(fd, 1 << 20)
+            assert not isinstance(data, WouldBlock)
+            return data
+        finally:
+            self.files.close(fd)
+
+    def create(self, path: bytes, content: bytes = b"") -> int:
+        """Create a file and leave it open for reading and writing."""
+        fd = self.files.open(CWD, path, fl.O_RDWR | fl.O_CREAT | fl.O_TRUNC, 0o666)
+        assert self.files.write(fd, content) == len(content)
+        return fd
+
+    def names(self, path: bytes) -> list[bytes]:
+        """A directory's names in the order that the guest reads them."""
+        fd = self.files.open(CWD, path, fl.O_RDONLY | fl.O_DIRECTORY)
+        try:
+            return [name for name, _, _ in parse_entries(self.files.getdents64(fd, 1 << 16))]
+        finally:
+            self.files.close(fd)
+
+
+def parse_entries(data: bytes) -> list[tuple[bytes, int, int]]:
+    """(name, inode, type) of each `struct linux_dirent64`."""
+    found = []
+    while data:
+        length = int.from_bytes(data[16:18], "little")
+        found.append((data[19:length].split(b"\0")[0], int.from_bytes(data[:8], "little"), data[18]))
+        data = data[length:]
+    return found
+
+
+def host_descriptors() -> set[str]:
+    """The host descriptors that this test process has open."""
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")}
+
+
+@contextlib.contextmanager
+def refused(*expected: int) -> Iterator[None]:
+    """The block must be refused with one of these errnos."""
+    with pytest.raises(Refused) as caught:
+        yield
+    names = [numbers.errorcode[number] for number in expected]
+    assert caught.value.errno in expected, f"{caught.value} instead of {names}"
+
+
+@contextlib.contextmanager
+def guest_in(base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None) -> Iterator[Guest]:
+    """A guest over fresh directories below `base`; every host descriptor must be back afterwards."""
+    before = host_descriptors()
+    w, r, outside = base / "w", base / "r", base / "outside"
+    for directory in (w, r, outside):
+        directory.mkdir()
+    (r / "file").write_bytes(b"read only")
+    (outside / "secret").write_bytes(b"secret")
+    clock = Clock()
+    namespace = Namespace(
+        None,
+        [Bind(w, "/w", writable=True), Bind(r, "/r")],
+        "/w",
+        random=lambda count: b"\x07" * count,
+        now=clock,
+        memory_limit=1 << 20,
+    )
+    files = Files(namespace, Source(texts=texts or {}))
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    files.attach(streams)
+    try:
+        yield Guest(files, namespace, clock, streams, w, r, outside)
+    finally:
+        files.close_all()
+        namespace.close()
+        assert host_descriptors() == before, "host descriptors leaked"
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    """See `guest_in`."""
+    with guest_in(tmp_path) as made:
+        yield made

@@ -1,0 +1,264 @@
+"""Captured state is plain data, and what is restored goes on as the original would have."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.capture import CaptureError, Restored, State, capture, restore
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile, WouldBlock
+from aether_emu.linux.files.stat import Stat
+from aether_emu.linux.files.streams import BufferStream
+from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
+
+
+class Again:
+    """Restores into fresh namespaces over the same directories, and closes them."""
+
+    def __init__(self, guest: Guest) -> None:
+        self.guest = guest
+        self.made: list[tuple[Namespace, Restored]] = []
+        self.streams = {name: BufferStream(b"more input") for name in ("stdin", "stdout", "stderr")}
+
+    def __call__(self, state: State, sources: int = 1) -> Restored:
+        binds = [Bind(self.guest.w, "/w", writable=True), Bind(self.guest.r, "/r")]
+        namespace = Namespace(None, binds, "/w", random=bytes, now=self.guest.clock, memory_limit=1 << 20)
+        try:
+            restored = restore(state, namespace, [Source(17 + n) for n in range(sources)], self.streams)
+        except BaseException:
+            namespace.close()
+            raise
+        self.made.append((namespace, restored))
+        return restored
+
+    def close(self) -> None:
+        for namespace, restored in self.made:
+            for file in restored.mapped:
+                file.let_go()
+            for files in restored.processes:
+                files.close_all()
+            namespace.close()
+
+
+@pytest.fixture
+def again(guest: Guest) -> Iterator[Again]:
+    """See `Again`. Its descriptors must be back before the guest's are counted."""
+    made = Again(guest)
+    yield made
+    made.close()
+
+
+def assert_plain(value: object) -> None:
+    """Numbers, bytes, texts, None, and lists and dictionaries of them."""
+    json.dumps(value, default=lambda other: other.hex() if isinstance(other, bytes) else 1 / 0)
+
+
+def test_files_go_on_where_they_were(guest: Guest, again: Again) -> None:
+    files = guest.files
+    fd = guest.create(b"f", b"abcdef")
+    twin = files.dup(fd)
+    files.fcntl(twin, 2, 1)
+    files.lseek(fd, 2, 0)
+    files.fcntl(fd, 4, fl.O_APPEND)
+    (guest.w / "d").mkdir()
+    files.chdir(b"d")
+    files.umask(0o77)
+    files.table.limit = 77
+    state = capture([files])
+    assert_plain(state)
+    (restored,) = again(state).processes
+    assert restored.read(fd, 2) == b"cd"
+    assert restored.lseek(twin, 0, 1) == 4
+    restored.write(twin, b"!")
+    assert (guest.w / "f").read_bytes() == b"abcdef!"
+    assert [restored.fcntl(n, 1, 0) for n in (fd, twin)] == [0, 1]
+    assert (restored.getcwd(), restored.umask(0), restored.table.limit) == (b"/w/d", 0o77, 77)
+    assert restored.fstat(fd).ino == files.fstat(fd).ino
+
+
+def test_capturing_twice_through_a_restore_gives_the_same(guest: Guest, again: Again) -> None:
+    files = guest.files
+    guest.create(b"f", b"abc")
+    reading, writing = files.pipe(fl.O_NONBLOCK)
+    files.write(writing, b"in flight")
+    files.eventfd(5, 1)
+    memory = files.memfd_create(b"m", 2)
+    files.write(memory, b"content")
+    files.fcntl(memory, 1033, 8)
+    files.open(CWD, b"/proc/self/fd/%d" % memory, fl.O_RDONLY)
+    listing = files.open(CWD, b"/w", fl.O_RDONLY)
+    files.getdents64(listing, 48)
+    files.open(CWD, b"/proc/mounts", fl.O_RDONLY)
+    files.open(CWD, b"/dev/urandom", fl.O_RDONLY)
+    files.open(CWD, b"/r/file", fl.O_PATH)
+    files.open(CWD, b"/proc/self/fd", fl.O_RDONLY)
+    child = files.fork(Source(18))
+    try:
+        child.close(reading)
+        state = capture([files, child])
+    finally:
+        child.close_all()
+    assert_plain(state)
+    assert capture(again(state, 2).processes) == state
+
+
+def test_pipes_between_processes_keep_contents_and_ends(guest: Guest, again: Again) -> None:
+    files = guest.files
+    reading, writing = files.pipe()
+    files.write(writing, b"in flight")
+    child = files.fork(Source(18))
+    try:
+        child.close(reading)
+        files.close(writing)
+        state = capture([files, child])
+    finally:
+        child.close_all()
+    parent, child = again(state, 2).processes
+    assert parent.read(reading, 100) == b"in flight"
+    assert isinstance(parent.read(reading, 1), WouldBlock)
+    child.write(writing, b"later")
+    child.close(writing)
+    assert (parent.read(reading, 100), parent.read(reading, 1)) == (b"later", b"")
+
+
+def test_memory_files_keep_contents_sharing_and_seals(guest: Guest, again: Again) -> None:
+    files = guest.files
+    fd = files.memfd_create(b"m", 2)
+    files.write(fd, b"content")
+    other = files.open(CWD, b"/proc/self/fd/%d" % fd, fl.O_RDWR)
+    files.fcntl(fd, 1033, 2)
+    (restored,) = again(capture([files])).processes
+    assert restored.pread(other, 9, 0) == b"content"
+    restored.pwrite(other, b"C", 0)
+    assert restored.pread(fd, 9, 0) == b"Content"
+    with refused(errno.EPERM):
+        restored.ftruncate(fd, 0)
+    assert restored.namespace.memory_used == 7
+    assert restored.fstat(fd).ino == files.fstat(fd).ino
+
+
+def test_a_half_read_directory_goes_on_with_what_it_had(guest: Guest, again: Again) -> None:
+    for name in "abc":
+        (guest.w / name).touch()
+    fd = guest.files.open(CWD, b".", fl.O_RDONLY)
+    guest.files.getdents64(fd, 24 * 3)
+    state = capture([guest.files])
+    (guest.w / "aa").touch()
+    (restored,) = again(state).processes
+    assert [name for name, _, _ in parse_entries(restored.getdents64(fd, 4096))] == [b"b", b"c"]
+
+
+def test_streams_are_found_by_name_and_keep_their_modes(guest: Guest, again: Again) -> None:
+    guest.files.dup2(1, 7)
+    (restored,) = again(capture([guest.files])).processes
+    restored.write(7, b"out")
+    assert again.streams["stdout"].written == b"out"
+    assert restored.read(0, 4) == b"more"
+
+
+def test_files_held_only_by_mappings_are_captured_too(guest: Guest, again: Again) -> None:
+    fd = guest.create(b"f", b"abc")
+    file = guest.files.table.file(fd)
+    file.hold()
+    guest.files.close(fd)
+    state = capture([guest.files], [file])
+    restored = again(state)
+    assert restored.mapped[0].pread(3, 0) == b"abc"
+    file.let_go()
+
+
+def test_numbers_go_on_after_a_restore(guest: Guest, again: Again) -> None:
+    state = capture([guest.files])
+    (restored,) = again(state).processes
+    guest.files.close(guest.create(b"f"))
+    first = guest.files.stat(CWD, b"f").ino
+    (guest.w / "f").unlink()
+    restored.close(restored.open(CWD, b"f", fl.O_CREAT | fl.O_WRONLY, 0o666))
+    assert restored.stat(CWD, b"f").ino == first
+
+
+def test_what_has_no_name_any_more_cannot_be_captured(guest: Guest) -> None:
+    fd = guest.create(b"f")
+    guest.files.unlink(CWD, b"f")
+    with pytest.raises(CaptureError, match=r"/w/f is open but no longer has this name"):
+        capture([guest.files])
+    guest.files.close(guest.create(b"f"))
+    with pytest.raises(CaptureError):
+        capture([guest.files])
+    guest.files.close(fd)
+    capture([guest.files])
+    guest.files.mkdir(CWD, b"d", 0o777)
+    guest.files.chdir(b"d")
+    guest.files.rmdir(CWD, b"/w/d")
+    with pytest.raises(CaptureError, match=r"/w/d"):
+        capture([guest.files])
+
+
+def test_a_name_that_the_host_gave_to_another_file_is_noticed(guest: Guest) -> None:
+    guest.create(b"f")
+    (guest.w / "f").rename(guest.w / "g")
+    (guest.w / "f").touch()
+    with pytest.raises(CaptureError):
+        capture([guest.files])
+
+
+def test_a_file_that_is_gone_at_restoring_is_named_and_nothing_leaks(guest: Guest, again: Again) -> None:
+    guest.create(b"f")
+    guest.files.memfd_create(b"m")
+    state = capture([guest.files])
+    (guest.w / "f").unlink()
+    before = host_descriptors()
+    with pytest.raises(CaptureError, match=r"/w/f can't be opened again: ENOENT"):
+        again(state)
+    assert host_descriptors() == before
+
+
+class Foreign(OpenFile):
+    """A kind of file from outside this folder."""
+
+    kind = "foreign"
+
+    def capture(self) -> dict[str, object]:
+        return {"secret": 42}
+
+
+def test_foreign_kinds_are_restored_by_their_own_makers(guest: Guest) -> None:
+    stat = Stat(0, 1, 0o600, 1, 0, 0, 0, 0, 0, 0, 0)
+    fd = guest.files.table.install(Foreign(fl.O_RDWR, stat))
+    state = capture([guest.files])
+    namespace = Namespace(None, [Bind(guest.w, "/w", True), Bind(guest.r, "/r")], "/w", random=bytes)
+    seen: list[State] = []
+
+    def make(described: State) -> OpenFile:
+        seen.append(described)
+        return Foreign(described["flags"], stat)
+
+    (files,) = restore(state, namespace, [Source()], guest.streams, {"foreign": make}).processes
+    assert isinstance(files.table.file(fd), Foreign)
+    assert seen[0]["secret"] == 42
+    files.close_all()
+    namespace.close()
+
+
+def test_nothing_to_capture_is_nothing_to_restore(guest: Guest) -> None:
+    assert restore(capture([]), guest.namespace, [], {}).processes == []
+
+
+def test_a_process_ends_without_leaving_descriptors(guest: Guest) -> None:
+    """Twice the fixture's own check, in the middle of a run."""
+    before = host_descriptors()
+    child: Files = guest.files.fork(Source(18))
+    for path in (b"/w", b"/r/file", b"/proc/mounts", b"/dev/null"):
+        child.open(CWD, path, fl.O_RDONLY)
+    child.pipe()
+    child.memfd_create(b"m")
+    child.chdir(b"/r")
+    child.close_all()
+    assert host_descriptors() == before

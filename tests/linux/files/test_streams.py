@@ -1,0 +1,143 @@
+"""Standard streams: passed through, a terminal only if they are one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pty
+import struct
+import termios
+from collections.abc import Iterator
+
+import pytest
+
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import POLLIN, POLLOUT, WouldBlock
+from aether_emu.linux.files.streams import BufferStream, DescriptorStream, Stream
+from tests.linux.files.conftest import CWD, Guest, Source, refused
+
+TCGETS, TCSETSW, TIOCGPGRP, TIOCGWINSZ, FIONREAD = 0x5401, 0x5403, 0x540F, 0x5413, 0x541B
+
+
+def no_argument(size: int) -> bytes:
+    raise AssertionError(f"{size} bytes of an argument were asked for")
+
+
+def process(stdin: Stream, stdout: Stream) -> Files:
+    namespace = Namespace(None, [], "/", random=bytes)
+    files = Files(namespace, Source())
+    files.attach({"stdin": stdin, "stdout": stdout, "stderr": BufferStream()})
+    return files
+
+
+def end(files: Files) -> None:
+    files.close_all()
+    files.namespace.close()
+
+
+def test_bytes_pass_through(guest: Guest) -> None:
+    guest.streams["stdin"].source += b"typed"
+    assert guest.files.read(0, 3) == b"typ"
+    assert guest.files.read(0, 30) == b"ed"
+    assert guest.files.read(0, 30) == b""
+    assert guest.files.write(1, b"out") == 3 and guest.files.write(2, b"err") == 3
+    assert [bytes(guest.streams[name].written) for name in ("stdout", "stderr")] == [b"out", b"err"]
+
+
+def test_opening_dev_stdout_is_the_same_stream_whatever_the_flags(guest: Guest) -> None:
+    guest.files.write(1, b"first ")
+    for path in (b"/dev/stdout", b"/proc/self/fd/1", b"/dev/fd/1"):
+        fd = guest.files.open(CWD, path, fl.O_WRONLY | fl.O_CREAT | fl.O_TRUNC, 0o666)
+        guest.files.write(fd, b"again ")
+    assert guest.streams["stdout"].written == b"first again again again "
+
+
+def test_a_stream_that_is_no_terminal_is_a_pipe(guest: Guest) -> None:
+    files = guest.files
+    stats = [files.fstat(fd) for fd in range(3)]
+    assert [stat.mode for stat in stats] == [0o10600] * 3
+    assert len({stat.ino for stat in stats}) == 3
+    for request in (TCGETS, TIOCGWINSZ, TIOCGPGRP):
+        with refused(errno.ENOTTY):
+            files.ioctl(1, request, no_argument)
+    with refused(errno.ESPIPE):
+        files.lseek(1, 0, 0)
+    with refused(errno.EBADF):
+        files.read(1, 1)
+    with refused(errno.EBADF):
+        files.write(0, b"x")
+    assert files.readlink(CWD, b"/proc/self/fd/1", 99) == b"pipe:[%d]" % stats[1].ino
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[int, int]]:
+    """Both ends of a host pipe."""
+    reading, writing = os.pipe()
+    yield reading, writing
+    for fd in (reading, writing):
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def test_an_idle_descriptor_would_block_and_its_end_is_read(pair: tuple[int, int]) -> None:
+    files = process(DescriptorStream(pair[0]), BufferStream())
+    waiting = files.read(0, 10)
+    assert isinstance(waiting, WouldBlock) and waiting.events == POLLIN
+    assert (files.poll(0), files.ioctl(0, FIONREAD, no_argument)) == (0, bytes(4))
+    os.write(pair[1], b"now")
+    assert files.poll(0) == POLLIN
+    assert files.read(0, 10) == b"now"
+    files.fcntl(0, 4, fl.O_NONBLOCK)
+    with refused(errno.EAGAIN):
+        files.read(0, 10)
+    os.close(pair[1])
+    assert files.read(0, 10) == b""
+    end(files)
+
+
+def test_a_stream_that_nobody_reads_is_epipe(pair: tuple[int, int]) -> None:
+    files = process(BufferStream(), DescriptorStream(pair[1]))
+    assert files.write(1, b"x") == 1 and files.poll(1) == POLLOUT
+    os.close(pair[0])
+    with refused(errno.EPIPE):
+        files.write(1, b"x")
+    end(files)
+
+
+def test_a_full_device_is_enospc() -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    files = process(BufferStream(), DescriptorStream(full))
+    with refused(errno.ENOSPC):
+        files.write(1, b"x")
+    end(files)
+    os.close(full)
+
+
+def test_a_terminal_answers_as_one_and_its_modes_stay_the_hosts() -> None:
+    leader, terminal = pty.openpty()
+    before = termios.tcgetattr(terminal)
+    files = process(DescriptorStream(terminal), DescriptorStream(terminal))
+    assert files.fstat(1).mode == 0o20620 and files.fstat(1).rdev == os.makedev(5, 0)
+    assert files.ioctl(1, TIOCGWINSZ, no_argument) == struct.pack("<HHHH", 24, 80, 0, 0)
+    fresh = files.ioctl(0, TCGETS, no_argument)
+    assert len(fresh) == 36 and struct.unpack_from("<IIII", fresh) == (0x500, 0x5, 0x4BF, 0x8A3B)
+    raw = bytes(36)
+    files.ioctl(0, TCSETSW, lambda size: raw[:size])
+    assert files.ioctl(0, TCGETS, no_argument) == raw
+    assert termios.tcgetattr(terminal) == before
+    with refused(errno.ENOTTY):
+        files.ioctl(0, TIOCGPGRP, no_argument)
+    assert files.readlink(CWD, b"/proc/self/fd/0", 99) == b"/dev/tty"
+    end(files)
+    os.close(leader)
+    os.close(terminal)
+
+
+def test_the_host_descriptor_stays_open(pair: tuple[int, int]) -> None:
+    files = process(DescriptorStream(pair[0]), DescriptorStream(pair[1]))
+    end(files)
+    assert os.write(pair[1], b"x") == 1

@@ -1,0 +1,394 @@
+"""/proc/self tells the truth about the process: compared with the address space, page by page."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from aether_emu.errors import Refused
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.synthetic import ControlFile
+from aether_emu.linux.task.process import Process
+from aether_emu.mm.objects.backing import SharedMemory
+from aether_emu.mm.protection import Protection
+from aether_emu.system import Grants, Machine
+from tests.guests.running import TARGETS, Target, program
+
+_LINE = re.compile(
+    rb"(?P<start>[0-9a-f]{8,})-(?P<end>[0-9a-f]{8,}) (?P<flags>[r-][w-][x-][ps])"
+    rb" (?P<offset>[0-9a-f]{8,}) (?P<device>[0-9a-f]{2}:[0-9a-f]{2}) (?P<inode>\d+) *(?P<name>.*)"
+)
+
+
+@pytest.fixture(params=TARGETS, ids=str)
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """`hello` with two arguments, loaded."""
+    target: Target = request.param
+    made = Machine(target.isa, page_size=target.page_size, ram="8M", aperture="4M", seed=5)
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    path = program(target.isa, "hello")
+    try:
+        argv = ["hello", "two words", ""]
+        made.load(path, argv, env={"K": "V"}, grants=Grants(cwd=path.parent), streams=streams)
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def fresh(machine: Machine) -> Process:
+    """The process before its first instruction."""
+    assert machine.process is not None
+    return machine.process
+
+
+@pytest.fixture
+def process(machine: Machine, fresh: Process) -> Process:
+    """The process some blocks into its run."""
+    assert machine.run_for(20) is None
+    return fresh
+
+
+def _read(process: Process, name: str) -> bytes:
+    fd = process.files.open(fl.AT_FDCWD, f"/proc/{name}".encode(), fl.O_RDONLY)
+    try:
+        data = process.files.read(fd, 1 << 16)
+        assert not isinstance(data, WouldBlock)
+        return data
+    finally:
+        process.files.close(fd)
+
+
+def _status(process: Process) -> dict[str, str]:
+    rows = (line.split(":\t", 1) for line in _read(process, "self/status").decode().splitlines())
+    return {name: value.strip() for name, value in rows}
+
+
+def _program(process: Process) -> Path:
+    return program(process.abi.isa, "hello")
+
+
+def _new_area(process: Process, pages: int, protection: Protection, **more: object) -> tuple[int, int]:
+    """An area of its own in free space, with nothing behind it yet."""
+    space = process.space
+    length = pages * space.page_size
+    start = space.areas.gap_below(3 * length, space.limits.user_base, space.mmap_base)
+    assert start is not None
+    start += length
+    space.insert(space.new_area(start, start + length, protection, **more))
+    return start, start + length
+
+
+def test_maps_has_a_line_for_each_area(process: Process) -> None:
+    lines = [_LINE.fullmatch(line) for line in _read(process, "self/maps").splitlines()]
+    areas = list(process.space.areas)
+    assert len(lines) == len(areas) > 2
+    for line, area in zip(lines, areas, strict=True):
+        assert line is not None
+        assert (int(line["start"], 16), int(line["end"], 16)) == (area.start, area.end)
+        bits = (Protection.READ, b"r"), (Protection.WRITE, b"w"), (Protection.EXECUTE, b"x")
+        assert line["flags"][:3] == b"".join(c if area.protection & bit else b"-" for bit, c in bits)
+        assert line["name"].decode() == area.name
+
+
+def test_maps_shows_the_files_own_bytes_where_it_says(process: Process) -> None:
+    content, shown = _program(process).read_bytes(), 0
+    for text in _read(process, "self/maps").splitlines():
+        line = _LINE.fullmatch(text)
+        assert line is not None
+        if line["name"] == bytes(_program(process)) and line["flags"][1:2] == b"-":
+            offset, start = int(line["offset"], 16), int(line["start"], 16)
+            piece = content[offset : offset + 4096]
+            assert process.cpu.copy_from_user(start, len(piece)) == piece
+            known = process.files.stat(fl.AT_FDCWD, bytes(_program(process)))
+            device = b"%02x:%02x" % (os.major(known.dev), os.minor(known.dev))
+            assert (int(line["inode"]), line["device"]) == (known.ino, device)
+            shown += 1
+    assert shown
+
+
+def test_maps_names_the_stack_where_the_stack_pointer_is(process: Process) -> None:
+    (line,) = [line for line in _read(process, "self/maps").splitlines() if line.endswith(b"[stack]")]
+    start, end = (int(text, 16) for text in line.split()[0].split(b"-"))
+    assert start <= process.cpu.sp < end
+
+
+def test_maps_follows_what_is_mapped_now(process: Process) -> None:
+    before = _read(process, "self/maps")
+    space = process.space
+    start, end = _new_area(process, 3, Protection.READ, name="[new]")
+    assert f"{start:x}-{end:x} r--p".encode() in _read(process, "self/maps")
+    space.unmap(start, end)
+    assert _read(process, "self/maps") == before
+
+
+def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> None:
+    space = process.space
+    page, areas = space.page_size, space.areas
+    mapped = [va for area in areas for va in range(area.start, area.end, page) if _present(process, va)]
+    size = sum(area.length for area in space.areas)
+    status, statm = _status(process), [int(text) for text in _read(process, "self/statm").split()]
+    assert status["VmSize"] == f"{size >> 10} kB"
+    assert status["VmRSS"] == f"{(page >> 10) * len(mapped)} kB"
+    assert (status["Name"], status["Pid"], status["PPid"]) == ("hello", "1000", "999")
+    assert status["Uid"].split() == ["1000"] * 4
+    assert (statm[0], statm[1], len(statm)) == (size // page, len(mapped), 7)
+    stat = _read(process, "self/stat").decode()
+    fields = stat[stat.rindex(")") + 2 :].split()
+    assert stat.startswith("1000 (hello) R ")
+    assert len(fields) == 50, "fields 3 to 52 of proc_pid_stat(5)"
+    assert (fields[4 - 3], int(fields[23 - 3]), int(fields[24 - 3])) == ("999", size, len(mapped))
+
+
+def _present(process: Process, va: int) -> bool:
+    return type(process.space.walk(va)).__name__ == "Mapped"
+
+
+def test_resident_memory_grows_by_the_page_that_is_touched(process: Process) -> None:
+    before = int(_status(process)["RssAnon"].split()[0])
+    stack = next(area for area in process.space.areas if area.name == "[stack]")
+    assert not _present(process, stack.start)
+    process.cpu.copy_to_user(stack.start, b"x")
+    assert int(_status(process)["RssAnon"].split()[0]) == before + (process.space.page_size >> 10)
+
+
+def test_auxv_is_what_lies_on_the_stack(process: Process) -> None:
+    vector = _read(process, "self/auxv")
+    pairs = list(struct.iter_unpack("<QQ", vector))
+    assert pairs[-1] == (0, 0)
+    pointers = 8 * (1 + 3 + 1 + 1 + 1)  # argc, argv and its end, envp and its end
+    assert process.cpu.copy_from_user(process.program.stack_pointer + pointers, len(vector)) == vector
+
+
+def test_links_and_texts_of_the_program(process: Process) -> None:
+    path = bytes(_program(process))
+    assert process.files.readlink(fl.AT_FDCWD, b"/proc/self/exe", 4096) == path
+    assert process.files.readlink(fl.AT_FDCWD, b"/proc/self/cwd", 4096) == bytes(_program(process).parent)
+    assert _read(process, "self/cmdline") == b"hello\0two words\0\0"
+    assert _read(process, "self/environ") == b"K=V\0"
+    assert _read(process, "self/comm") == b"hello\n"
+    assert _read(process, "1000/cmdline") == _read(process, "self/cmdline")
+    assert _read(process, "self/exe") == _program(process).read_bytes()
+
+
+def test_meminfo_adds_up(process: Process) -> None:
+    rows = dict(re.findall(rb"(\w+): +(\d+) kB", _read(process, "meminfo")))
+    buddy, kib = process.kernel.physical.buddy, process.space.page_size >> 10
+    assert int(rows[b"MemTotal"]) == buddy.total * kib == 8 << 10
+    assert int(rows[b"MemFree"]) == buddy.free_frames * kib
+    assert int(rows[b"PageTables"]) >= process.space.table.tables * kib
+
+
+def test_system_settings_are_those_of_the_machine(process: Process) -> None:
+    assert _read(process, "sys/vm/max_map_count") == b"65530\n"
+    assert _read(process, "sys/vm/mmap_min_addr") == b"65536\n"
+    assert _read(process, "sys/kernel/randomize_va_space") == b"2\n"
+
+
+# ---- smaps and clear_refs
+
+_COMMON = (
+    *("Shared_Clean", "Shared_Dirty", "Private_Clean", "Private_Dirty", "Referenced", "Anonymous", "KSM"),
+    *("LazyFree", "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped", "Shared_Hugetlb"),
+    *("Private_Hugetlb", "Swap", "SwapPss", "Locked"),
+)
+# As Linux 6.18 shows them; the last two fields of an area are no sizes.
+_OF_AREA = ("Size", "KernelPageSize", "MMUPageSize", "Rss", "Pss", "Pss_Dirty", *_COMMON)
+_OF_PROCESS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
+_SIZE_FIELD = re.compile(r"(\w+): +(\d+) kB")
+
+
+def _sizes(lines: list[str]) -> dict[str, int]:
+    """KiB by field, in the order of the lines, each of which must be a size in Linux's columns."""
+    found: dict[str, int] = {}
+    for line in lines:
+        match = _SIZE_FIELD.fullmatch(line)
+        assert match is not None and len(line) == 27, line
+        found[match[1]] = int(match[2])
+    return found
+
+
+def _smaps(process: Process) -> dict[int, tuple[dict[str, int], str]]:
+    """By the areas' starts: the sizes, and the letters of VmFlags."""
+    lines = _read(process, "self/smaps").decode().splitlines()
+    height = 1 + len(_OF_AREA) + 2
+    found = {}
+    for at in range(0, len(lines), height):
+        head, *fields, eligible, flags = lines[at : at + height]
+        assert eligible == "THPeligible:           0"
+        assert flags.startswith("VmFlags: ") and flags.endswith(" ")
+        found[int(head.split("-")[0], 16)] = (_sizes(fields), flags.removeprefix("VmFlags: ").strip())
+    return found
+
+
+def _clear_refs(process: Process, text: bytes) -> int:
+    fd = process.files.open(fl.AT_FDCWD, b"/proc/self/clear_refs", fl.O_WRONLY | fl.O_TRUNC)
+    try:
+        done = process.files.write(fd, text)
+        assert isinstance(done, int)
+        return done
+    finally:
+        process.files.close(fd)
+
+
+def test_smaps_has_linuxs_fields_below_the_lines_of_maps(process: Process) -> None:
+    lines = _read(process, "self/smaps").splitlines(keepends=True)
+    height = 1 + len(_OF_AREA) + 2
+    assert b"".join(lines[::height]) == _read(process, "self/maps")
+    for area in process.space.areas:
+        sizes, _flags = _smaps(process)[area.start]
+        assert tuple(sizes) == _OF_AREA
+        assert sizes["Size"] == area.length >> 10
+        assert sizes["KernelPageSize"] == sizes["MMUPageSize"] == process.space.page_size >> 10
+
+
+def test_smaps_rollup_is_the_sum_of_smaps(process: Process) -> None:
+    head, *fields = _read(process, "self/smaps_rollup").decode().splitlines()
+    areas = list(process.space.areas)
+    span = f"{areas[0].start:08x}-{areas[-1].end:08x}"
+    assert head == f"{span} ---p 00000000 00:00 0".ljust(73) + "[rollup]"
+    total = _sizes(fields)
+    assert tuple(total) == _OF_PROCESS
+    parts = [sizes for sizes, _flags in _smaps(process).values()]
+    for name in set(_OF_AREA) & set(_OF_PROCESS):
+        assert total[name] == sum(sizes[name] for sizes in parts), name
+    status = _status(process)
+    assert f"{total['Rss']} kB" == status["VmRSS"]
+    assert f"{total['Anonymous']} kB" == status["RssAnon"]
+    assert f"{total['Rss'] - total['Anonymous']} kB" == status["RssFile"]
+    assert total["Pss"] == total["Pss_Anon"] + total["Pss_File"] <= total["Rss"]
+    assert total["Pss_Anon"] == total["Anonymous"] > 0, "no entry of another process shows them"
+
+
+def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> None:
+    rw = Protection.READ | Protection.WRITE
+    read_only_file = Protection.READ | Protection.EXECUTE
+    shared, backing = SharedMemory(process.kernel.physical, 1), SharedMemory(process.kernel.physical, 1)
+    wanted = {
+        _new_area(process, 1, rw)[0]: "rd wr mr mw me",
+        _new_area(process, 1, Protection.NONE)[0]: "mr mw me",
+        _new_area(process, 1, rw, no_reserve=True)[0]: "rd wr mr mw me nr",
+        _new_area(process, 1, rw, shared=True, backing=shared)[0]: "rd wr sh mr mw me ms",
+        _new_area(process, 1, Protection.READ, shared=True, backing=backing, maximum=read_only_file)[
+            0
+        ]: "rd mr me ms",
+    }
+    wanted |= {area.start: "rd wr mr mw me gd" for area in process.space.areas if area.name == "[stack]"}
+    shown = _smaps(process)
+    assert {start: shown[start][1] for start in wanted} == wanted
+    assert "rd ex mr mw me" in {flags for _sizes, flags in shown.values()}, "the program's code"
+
+
+def test_a_page_that_was_only_read_is_the_zero_page_and_nobodys_memory(process: Process) -> None:
+    start, _end = _new_area(process, 2, Protection.READ | Protection.WRITE)
+    process.cpu.copy_from_user(start, 1)
+    sizes, _flags = _smaps(process)[start]
+    assert sizes["Rss"] == sizes["Pss"] == sizes["Referenced"] == 0
+    process.cpu.copy_to_user(start, b"x")
+    sizes, _flags = _smaps(process)[start]
+    kib = process.space.page_size >> 10
+    for name in ("Rss", "Pss", "Pss_Dirty", "Private_Dirty", "Referenced", "Anonymous"):
+        assert sizes[name] == kib, name
+
+
+def test_a_page_that_two_entries_show_is_shared_and_counts_half_for_each(process: Process) -> None:
+    rw, kib = Protection.READ | Protection.WRITE, process.space.page_size >> 10
+    backing = SharedMemory(process.kernel.physical, 1)
+    first, second = (_new_area(process, 1, rw, shared=True, backing=backing)[0] for _ in range(2))
+    process.cpu.copy_to_user(first, b"x")
+    assert _smaps(process)[first][0]["Private_Dirty"] == _smaps(process)[first][0]["Pss"] == kib
+    process.cpu.copy_to_user(second, b"x")
+    for start in (first, second):
+        sizes, _flags = _smaps(process)[start]
+        assert (sizes["Rss"], sizes["Pss"], sizes["Shared_Dirty"]) == (kib, kib // 2, kib)
+        assert (sizes["Private_Dirty"], sizes["Anonymous"]) == (0, 0)
+    assert _status(process)["RssShmem"] == f"{2 * kib} kB"
+
+
+def test_a_page_that_nobody_may_touch_still_takes_memory(process: Process) -> None:
+    start, end = _new_area(process, 1, Protection.READ | Protection.WRITE)
+    process.cpu.copy_to_user(start, b"x")
+    area = process.space.areas.find(start)
+    assert area is not None
+    process.space.protect(area, start, end, Protection.NONE)
+    sizes, _flags = _smaps(process)[start]
+    assert sizes["Rss"] == sizes["Private_Dirty"] == process.space.page_size >> 10
+
+
+@pytest.mark.parametrize(("what", "kept"), [(b"1", ""), (b"2\n", "file"), (b" 3", "anon"), (b"4", "both")])
+def test_clear_refs_forgets_areas_of_one_kind(fresh: Process, what: bytes, kept: str) -> None:
+    anonymous, _end = _new_area(fresh, 1, Protection.READ | Protection.WRITE)
+    fresh.cpu.copy_to_user(anonymous, b"x")
+    by_file = next(area.start for area in fresh.space.areas if area.backing is not None)
+    fresh.cpu.copy_from_user(by_file, 1)
+
+    def referenced(start: int) -> bool:
+        return _smaps(fresh)[start][0]["Referenced"] > 0
+
+    assert referenced(anonymous) and referenced(by_file)
+    assert _clear_refs(fresh, what) == len(what)
+    assert referenced(anonymous) == (kept in ("anon", "both"))
+    assert referenced(by_file) == (kept in ("file", "both"))
+    fresh.cpu.copy_to_user(anonymous, b"y")
+    fresh.cpu.copy_from_user(by_file, 1)
+    assert referenced(anonymous) and referenced(by_file)
+
+
+@pytest.mark.parametrize("what", [b"", b"0", b"5", b"6", b"-1", b"+", b"1x", b"0x1", b"1_0", b"\01"])
+def test_clear_refs_refuses_what_is_no_kind(process: Process, what: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        _clear_refs(process, what)
+    assert caught.value.errno == errno.EINVAL
+    with pytest.raises(Refused) as caught:
+        _clear_refs(process, b"2147483648")
+    assert caught.value.errno == errno.ERANGE
+
+
+def test_clear_refs_is_written_and_never_read(process: Process) -> None:
+    path = b"/proc/self/clear_refs"
+    for flags in (fl.O_RDONLY, fl.O_RDWR):
+        with pytest.raises(Refused) as caught:
+            process.files.open(fl.AT_FDCWD, path, flags)
+        assert caught.value.errno == errno.EACCES
+    stat = process.files.stat(fl.AT_FDCWD, path)
+    assert (stat.mode, stat.size) == (0o100200, 0)
+    fd = process.files.open(fl.AT_FDCWD, path, fl.O_WRONLY)
+    assert process.files.write(fd, b"1".ljust(20)) == 12, "Linux looks at twelve bytes and leaves the rest"
+    assert process.files.lseek(fd, 7, 0) == 0
+    process.files.ftruncate(fd, 3)
+    assert isinstance(process.files.table.file(fd), ControlFile)
+    process.files.close(fd)
+
+
+def test_open_texts_take_of_what_open_files_may_hold_until_they_are_closed(process: Process) -> None:
+    """Otherwise a program with many areas and descriptors would take all of the host's memory."""
+    files, namespace = process.files, process.files.namespace
+    namespace.memory_limit = 5 * len(_read(process, "self/smaps")) // 2
+    opened = [files.open(fl.AT_FDCWD, b"/proc/self/smaps", fl.O_RDONLY) for _ in range(2)]
+    with pytest.raises(Refused) as caught:
+        files.open(fl.AT_FDCWD, b"/proc/self/smaps", fl.O_RDONLY)
+    assert caught.value.errno == errno.ENOMEM
+    for fd in opened:
+        files.close(fd)
+    assert namespace.memory_used == 0
+    assert _read(process, "self/smaps")
+
+
+def test_smaps_of_many_areas_agrees_with_each_of_them(process: Process) -> None:
+    """The areas are counted together: each must get its own pages and no others."""
+    rw = Protection.READ | Protection.WRITE
+    starts = [_new_area(process, pages, rw)[0] for pages in (1, 2, 3, 4, 5)]
+    for number, start in enumerate(starts):
+        for page in range(number):
+            process.cpu.copy_to_user(start + page * process.space.page_size, b"x")
+    shown, kib = _smaps(process), process.space.page_size >> 10
+    assert [shown[start][0]["Rss"] // kib for start in starts] == [0, 1, 2, 3, 4]
+    assert [shown[start][0]["Size"] // kib for start in starts] == [1, 2, 3, 4, 5]
