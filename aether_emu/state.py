@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import io
-import pickle
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,12 +28,10 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import signals as sig
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import Signals
-from aether_emu.mm.allocation import Area
-from aether_emu.mm.frames.buddy import Buddy
-from aether_emu.mm.frames.table import FrameTable
-from aether_emu.mm.objects.backing import Backing, FileBacking, SharedMemory
+from aether_emu.mm.objects.file import FileBacking
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.tables.page import PageTable
 from aether_emu.system import Grants, Machine, standard_streams
 
 State = dict[str, Any]
@@ -58,20 +54,15 @@ def capture(machine: Machine) -> State:
         "config": machine.config,
         "ram": machine.ram.save(),
         "frames": {name: column.copy() for name, column in machine.frames.columns().items()},
-        "buddy": _dump_buddy(machine.buddy),
+        "buddy": machine.buddy.capture(),
         "aperture": machine.aperture.save(),
-        "physical": {
-            "next_owner": physical.next_owner,
-            "zero_frame": physical.zero_frame,
-            "counters": list(physical.counters.n),
-            "mutable_code": physical.code.mutable,
-        },
+        "physical": physical.capture(),
         "clock": dataclasses.asdict(machine.clock),
         "streams": machine.streams.capture(),
         "kernel": {"calls_made": list(kernel.calls_made), "charged": kernel.charged},
         "cpu": {"registers": machine.cpu.registers(), "blocks": machine.cpu.blocks_state()},
         "backings": [_describe_backing(backing) for backing in backings],
-        "space": _describe_space(space, backings),
+        "space": space.capture(),
         "process": {
             "program": copy.deepcopy(process.program),
             "name": process.name,
@@ -118,16 +109,12 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     # From here on the machine's own first allocations are overwritten by what was captured.
     for name, column in machine.frames.columns().items():
         column[:] = state["frames"][name]
-    _load_buddy(machine, state["buddy"])
+    machine.buddy.restore(state["buddy"])
     machine.ram.load(state["ram"])
-    physical = state["physical"]
-    machine.physical.next_owner = physical["next_owner"]
-    machine.physical.zero_frame = physical["zero_frame"]
-    machine.physical.counters.n[:] = physical["counters"]
-    machine.physical.code.mutable = physical["mutable_code"]
+    machine.physical.restore(state["physical"])
     backings = [_restore_backing(process, described) for described in state["backings"]]
     machine.aperture.load(state["aperture"])
-    _restore_space(space, state["space"], backings)
+    space.restore(state["space"], {backing.number: backing for backing in backings})
     for field, value in state["clock"].items():
         if field != "costs":
             setattr(machine.clock, field, value)
@@ -140,69 +127,24 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     process.signals.update()
 
 
-# ---- the allocator
-
-
-class _Pickler(pickle.Pickler):
-    """The frame table is named, not copied: it is captured by itself."""
-
-    def persistent_id(self, item: object) -> str | None:
-        return "frames" if isinstance(item, FrameTable) else None
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, frames: FrameTable) -> None:
-        super().__init__(io.BytesIO(data))
-        self._frames = frames
-
-    def persistent_load(self, name: object) -> FrameTable:
-        assert name == "frames", f"unknown object {name!r} in a snapshot"
-        return self._frames
-
-
-def _dump_buddy(buddy: Buddy) -> bytes:
-    out = io.BytesIO()
-    _Pickler(out).dump(buddy)
-    return out.getvalue()
-
-
-def _load_buddy(machine: Machine, data: bytes) -> None:
-    """Take the captured state over into the machine's own allocator, whose ready list others hold."""
-    loaded = _Unpickler(data, machine.frames).load()
-    cache = machine.buddy.cache
-    cache[:] = loaded.cache
-    fields = loaded.__dict__ | {"cache": cache, "_ready": cache}
-    machine.buddy.__dict__.update(fields)
-
-
 # ---- memory
 
 
 def _backings_of(space: AddressSpace) -> list[Backing]:
-    found: list[Backing] = []
-    for area in space.areas:
-        if area.backing is not None and area.backing not in found:
-            found.append(area.backing)
-    return found
+    return list(dict.fromkeys(area.backing for area in space.areas if area.backing is not None))
 
 
 def _describe_backing(backing: Backing) -> State:
     if isinstance(backing, SharedMemory):
-        described: State = {"kind": "shared", "pages": backing.pages, "frames": backing.frames_by_page()}
-    elif isinstance(backing, FileBacking):
-        writable = backing.file.writable
-        described = {"kind": "file", "name": backing.name, "key": backing.key, "writable": writable}
-    else:
-        raise StateError(f"a mapping of {backing.name} cannot be captured")
-    return described | {"number": backing.number}
+        return {"kind": "shared", **backing.capture()}
+    if isinstance(backing, FileBacking):
+        return {"kind": "file", **backing.capture()}
+    raise StateError(f"a mapping of {backing.name} cannot be captured")
 
 
 def _restore_backing(process: Process, described: State) -> Backing:
-    physical = process.kernel.physical
     if described["kind"] == "shared":
-        shared = SharedMemory(physical, described["pages"])
-        shared.restore(described["number"], described["frames"])
-        return shared
+        return SharedMemory.restored(process.kernel.physical, described)
     path, writable = described["name"].encode("utf-8", "surrogateescape"), described["writable"]
     try:
         fd = process.files.open(fl.AT_FDCWD, path, fl.O_RDWR if writable else fl.O_RDONLY)
@@ -213,56 +155,10 @@ def _restore_backing(process: Process, described: State) -> Backing:
         if not isinstance(file, HostData) or file.key != described["key"]:
             raise StateError(f"{described['name']}, which is mapped, is another file now")
         backing = file_backing(process.kernel, file, writable=writable)
-        backing.number = described["number"]
+        backing.renumber(described["number"])
         return backing
     finally:
         process.files.close(fd)
-
-
-def _describe_space(space: AddressSpace, backings: list[Backing]) -> State:
-    areas = []
-    for area in space.areas:
-        fields = {
-            "start": area.start,
-            "end": area.end,
-            "protection": area.protection,
-            "shared": area.shared,
-            "offset": area.offset,
-            "maximum": area.maximum,
-            "grows_down": area.grows_down,
-            "no_reserve": area.no_reserve,
-            "name": area.name,
-        }
-        backing = None if area.backing is None else backings.index(area.backing)
-        areas.append((fields, backing, area.was_writable_executable))
-    return {
-        "number": space.number,
-        "table": space.table.capture(),
-        "areas": areas,
-        "mmap_base": space.mmap_base,
-        "heap": (space.heap_start, space.heap_end),
-        "reserved": space.reserved,
-        "limits": (space.limits.stack, space.limits.address_space),
-    }
-
-
-def _restore_space(space: AddressSpace, state: State, backings: list[Backing]) -> None:
-    space.number = state["number"]
-    table: PageTable = space.table
-    table.restore(state["table"])
-    for fields, backing, was_writable_executable in state["areas"]:
-        kept = {key: value for key, value in fields.items() if key not in ("start", "end", "protection")}
-        area: Area = space.new_area(fields["start"], fields["end"], fields["protection"], **kept)
-        if backing is not None:
-            area.backing = backings[backing]
-            area.set_protection(area.protection, area.denied, area.bits)
-        area.was_writable_executable = was_writable_executable
-        space.adopt(area)
-    space.mmap_base = state["mmap_base"]
-    space.heap_start, space.heap_end = state["heap"]
-    space.reserved = state["reserved"]
-    space.limits.stack, space.limits.address_space = state["limits"]
-    space.rebuild_fault()
 
 
 # ---- signals

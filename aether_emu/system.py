@@ -38,6 +38,7 @@ from aether_emu.machine.unicorn import engine
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable, Leak
 from aether_emu.mm.kernel_half import TEXT, KernelHalf
+from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.ports import NO_TRACE, Trace
@@ -220,7 +221,10 @@ class Machine:
             raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
         self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
         waiter = HostWaiter(pause, self._lost_pages)
-        self.kernel = Kernel(self.cpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter)
+        self.percpu = PerCpu(self.physical, 0, self.format, self.kernel_half.table.root)
+        self.kernel = Kernel(
+            self.percpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter
+        )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
 
@@ -276,7 +280,7 @@ class Machine:
         token, self._guard_token = self._guard_token, -1
         try:
             if self.process is not None:
-                self.cpu.set_root(self.kernel_half.table.root)
+                self.percpu.leave()
                 self.process.space.destroy()
                 if hasattr(self.process, "files"):
                     self.process.files.close_all()

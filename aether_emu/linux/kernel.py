@@ -33,8 +33,10 @@ from aether_emu.machine.cpu import Cpu, ExitReason, Trap, UserFault
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, OutOfMemory
-from aether_emu.mm.objects.backing import FileTable
+from aether_emu.mm.objects.file import HostFiles
+from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.rmap import lowest_address, unmap
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
@@ -69,7 +71,7 @@ class Kernel:
 
     def __init__(
         self,
-        cpu: Cpu,
+        percpu: PerCpu,
         physical: Physical,
         abi: Abi,
         config: Config,
@@ -77,10 +79,11 @@ class Kernel:
         streams: Streams,
         waiter: Waiter,
     ) -> None:
-        self.cpu, self.physical, self.abi, self.config = cpu, physical, abi, config
+        self.percpu, self.physical, self.abi, self.config = percpu, physical, abi, config
+        self.cpu: Cpu = percpu.cpu
         self.clock, self.streams, self.waiter = clock, streams, waiter
         self.process: Process
-        self.file_backings = FileTable(physical)
+        self.file_backings = HostFiles(physical, unmap)
         self.calls_made = [0] * (_UNKNOWN + 1)
         self.calls_by_number: list[Callable[..., int | None] | None] = []
         self.charged = 0
@@ -94,6 +97,8 @@ class Kernel:
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
         }
+        self._space_fault = percpu.fault
+        cpu = self.cpu
         cpu.on_fault = self._fault
         cpu.resolve = self._resolve
         cpu.on_rewrite = self._rewritten
@@ -105,8 +110,7 @@ class Kernel:
         """Run `process` from now on."""
         self.process = process
         self.calls_by_number = build_table(process)
-        self._space_fault = process.space.fault
-        self.cpu.set_root(process.space.table.root)
+        self.percpu.enter(process.space)
 
     # ---- entry points
 
@@ -215,8 +219,7 @@ class Kernel:
         while process.ended is None:
             if process.blocked is not None:
                 self._wait(process)
-            self.physical.tlb.consume(0)
-            ended = self.cpu.run(None if limit is None else limit - self.cpu.blocks)
+            ended = self.percpu.run(None if limit is None else limit - self.cpu.blocks)
             match ended.reason:
                 case ExitReason.STOPPED:
                     if self._deadlock:
@@ -254,7 +257,7 @@ class Kernel:
                 continue
             except (BeyondEnd, BackingFailed):
                 pass
-            address = self.process.space.address_of(backing, page)
+            address = lowest_address(backing, page, self.process.space)
             if address is not None:
                 self._bus(address)
 

@@ -2,7 +2,8 @@
 
 Invariants: areas are page aligned, never empty and never overlap; `starts` mirrors the areas'
 start addresses in order; the count never exceeds the limit. Splitting and merging keep, for every
-page, what it maps.
+page, what it maps. Exactly the areas that stand in a map are linked to their memory objects, each with the
+pages that it shows: the map links and unlinks them as they come, change and go.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from __future__ import annotations
 import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any
 
 from aether_emu.errors import Refused
+from aether_emu.mm.objects.anonymous import AnonymousMemory
+from aether_emu.mm.objects.protocol import Backing, Space
 from aether_emu.mm.protection import LeafBits, Protection
-
-if TYPE_CHECKING:
-    from aether_emu.mm.objects.backing import Backing
 
 
 class Area:
-    """A stretch of addresses with one protection and one backing.
+    """A stretch of addresses of one space, with one protection and one backing.
 
-    `backing` None is private anonymous memory. `offset` is the page of the backing at `start`.
+    `backing` is the object that it shows, None for zeros; `offset` is the page of the backing at `start`.
+    Pages of its own (what a private area was written to) belong to `family`, where their index is the number
+    of the page plus `moved`. Shared areas have no family.
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
-    `denied` and `bits` are computed from the protection, `simple` says that the area is private,
-    anonymous and not executable: the fault path reads the three.
+    The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
+    of the family; `simple`, that the area is private, anonymous and not executable.
     """
 
     __slots__ = (
@@ -33,14 +35,18 @@ class Area:
         "bits",
         "denied",
         "end",
+        "family",
         "grows_down",
         "maximum",
+        "moved",
         "name",
         "no_reserve",
         "offset",
+        "owner",
         "protection",
         "shared",
         "simple",
+        "space",
         "start",
         "was_writable_executable",
     )
@@ -53,16 +59,20 @@ class Area:
         *,
         denied: int,
         bits: LeafBits,
+        space: Space | None = None,
         shared: bool = False,
         backing: Backing | None = None,
         offset: int = 0,
+        family: AnonymousMemory | None = None,
+        moved: int = 0,
         maximum: Protection = Protection.READ | Protection.WRITE | Protection.EXECUTE,
         grows_down: bool = False,
         no_reserve: bool = False,
         name: str = "",
     ) -> None:
-        self.start, self.end = start, end
-        self.backing = backing
+        self.start, self.end, self.space = start, end, space
+        self.backing, self.moved = backing, moved
+        self.set_family(family)
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
@@ -73,9 +83,23 @@ class Area:
         self.protection, self.denied, self.bits = protection, denied, bits
         self.simple = self.backing is None and not protection & Protection.EXECUTE
 
+    def set_family(self, family: AnonymousMemory | None) -> None:
+        """Let pages of its own belong to `family`. The area is in no map, and has no such page yet."""
+        self.family, self.owner = family, 0 if family is None else family.number
+
     def __repr__(self) -> str:
         flags = "".join(c if self.protection & p else "-" for c, p in (("r", 1), ("w", 2), ("x", 4)))
         return f"Area({self.start:#x}-{self.end:#x} {flags}{'s' if self.shared else 'p'} {self.name})"
+
+    def capture(self) -> dict[str, Any]:
+        """Everything about the area as plain data; its objects by their numbers."""
+        plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
+        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "name")}
+        objects = {
+            "backing": None if self.backing is None else self.backing.number,
+            "family": None if self.family is None else self.family.number,
+        }
+        return fields | objects | {"was_writable_executable": self.was_writable_executable}
 
     @property
     def length(self) -> int:
@@ -101,8 +125,12 @@ class Area:
 
     def continues(self, other: Area, page_shift: int) -> bool:
         """Whether `other`, which begins where this area ends, can become part of it."""
+        return self.continues_at(self.end, other, page_shift)
+
+    def continues_at(self, end: int, other: Area, page_shift: int) -> bool:
+        """As `continues`, if this area reached to `end`."""
         return (
-            self.end == other.start
+            end == other.start
             and self.protection == other.protection
             and self.shared == other.shared
             and self.backing is other.backing
@@ -111,15 +139,10 @@ class Area:
             and self.name == other.name
             and self.grows_down == other.grows_down
             and self.was_writable_executable == other.was_writable_executable
-            and (self.backing is None or self.offset + (self.length >> page_shift) == other.offset)
+            and self.family is other.family
+            and self.moved == other.moved
+            and (self.backing is None or self.offset + (end - self.start >> page_shift) == other.offset)
         )
-
-
-class Placed(NamedTuple):
-    """What `insert` made of an area: the area that covers it now, and how many were merged away."""
-
-    area: Area
-    absorbed: int
 
 
 class AreaMap:
@@ -177,8 +200,8 @@ class AreaMap:
             start = area.end
         return start >= end
 
-    def insert(self, area: Area) -> Placed:
-        """Add `area`, merged with neighbours that it continues.
+    def insert(self, area: Area) -> Area:
+        """Add `area`, merged with neighbours that it continues. Returns the area that covers it now.
 
         The range must be free. Raises Refused(ENOMEM) over the limit, with nothing changed.
         """
@@ -188,20 +211,22 @@ class AreaMap:
         assert before is None or before.end <= area.start, f"{area} overlaps {before}"
         assert after is None or area.end <= after.start, f"{area} overlaps {after}"
         if before is not None and before.continues(area, self._shift):
-            before.end = area.end
-            if after is not None and before.continues(after, self._shift):
-                before.end = after.end
+            end = area.end
+            if after is not None and before.continues_at(area.end, after, self._shift):
+                end = after.end
+                self._unlink(after)
                 del self._starts[index], self._areas[index]
-                return Placed(before, 2)
-            return Placed(before, 1)
+            self._resize(before, before.start, end)
+            return before
         if after is not None and area.continues(after, self._shift):
-            after.start, after.offset = area.start, area.offset
+            self._resize(after, area.start, after.end)
             self._starts[index] = area.start
-            return Placed(after, 1)
+            return after
         self.require_room(1)
         self._starts.insert(index, area.start)
         self._areas.insert(index, area)
-        return Placed(area, 0)
+        self._link(area)
+        return area
 
     def growth(self, area: Area, part: Area) -> int:
         """How many more areas there are once `part`, cut out of `area` and changed, is back in its place."""
@@ -233,13 +258,16 @@ class AreaMap:
         kept: list[Area] = []
         for area in touched:
             low, high = max(area.start, start), min(area.end, end)
-            pieces.append(
-                area if (low, high) == (area.start, area.end) else area.piece(low, high, self._shift)
-            )
+            whole = (low, high) == (area.start, area.end)
+            pieces.append(area if whole else area.piece(low, high, self._shift))
             if area.start < start:
                 kept.append(area.piece(area.start, start, self._shift))
             if area.end > end:
                 kept.append(area.piece(end, area.end, self._shift))
+        for area in kept:  # before the whole ones go, or an object could seem to be shown by nobody
+            self._link(area)
+        for area in touched:
+            self._unlink(area)
         self._areas[index : index + len(touched)] = kept
         self._starts[index : index + len(touched)] = [area.start for area in kept]
         return pieces
@@ -247,8 +275,35 @@ class AreaMap:
     def grow_down(self, area: Area, start: int) -> None:
         """Move the start of `area` down to `start`; the space must be free."""
         index = bisect_left(self._starts, area.start)
-        area.start = start
+        self._resize(area, start, area.end)
         self._starts[index] = start
+
+    def _link(self, area: Area) -> None:
+        """Let the objects of an area find it."""
+        count = area.length >> self._shift
+        if area.backing is not None:
+            area.backing.link(area, area.offset, count)
+        if area.family is not None:
+            area.family.link(area, (area.start >> self._shift) + area.moved, count)
+
+    def _unlink(self, area: Area) -> None:
+        if area.backing is not None:
+            area.backing.unlink(area)
+        if area.family is not None:
+            area.family.unlink(area)
+
+    def _resize(self, area: Area, start: int, end: int) -> None:
+        """Let an area of the map cover `[start, end)`, showing at each address what it showed."""
+        held = [item for item in (area.backing, area.family) if item is not None]
+        for item in held:
+            item.hold()
+        self._unlink(area)
+        if area.backing is not None:
+            area.offset += start - area.start >> self._shift
+        area.start, area.end = start, end
+        self._link(area)
+        for item in held:
+            item.let_go()
 
     def gap_below(self, length: int, floor: int, ceiling: int) -> int | None:
         """The highest start of a free gap of `length` bytes inside `[floor, ceiling)`."""

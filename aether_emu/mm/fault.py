@@ -1,10 +1,11 @@
 """The decision about a page fault: one straight line for the common case, everything else behind it.
 
-    fault(va, access) -> RESOLVED | AccessError | BusError | OutOfMemory
+    fault(va, access) -> RESOLVED | AccessError | BusError | OutOfMemory      of the space that a CPU runs in
+    Faults.resolve(space, va, access) -> the same                             of any space
 
 `access` is an int of `arch.paging.Access` bits. The straight line serves a first write to private
 anonymous memory: find the area, pop a frame, write `frame | bits`, account, return. It allocates
-nothing itself. Whatever it cannot decide falls to `_Slow`, in the order Linux asks: is there an
+nothing itself. Whatever it cannot decide falls to `Faults`, in the order Linux asks: is there an
 area, does it permit the access, is an entry there already, where does the page come from.
 
 An entry's bits come precomputed from the area. A page that only adds permission or presence needs
@@ -16,21 +17,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
-from aether_emu.arch.paging import Access
+from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import ApertureFull, BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import Found
-
-if TYPE_CHECKING:
-    from aether_emu.mm.space import AddressSpace
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,40 +68,48 @@ _WRITE = int(Access.WRITE)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
 
-def make_fault(space: AddressSpace) -> Callable[[int, int], Outcome]:
-    """The fault function of one address space.
+class Current(Protocol):
+    """What a CPU runs in: the address space whose faults it brings, and its own ready frames."""
+
+    space: AddressSpace
+    ready: list[int]
+
+
+def make_fault(current: Current, physical: Physical, fmt: PageTableFormat) -> Callable[[int, int], Outcome]:
+    """The fault function of one CPU, made once: it reads at each fault which space is current.
 
     It closes over views and tables, not over state: everything it changes lives in them.
     """
-    slow = _Slow(space)
-    physical = space.physical
-    words, frames, cache = physical.ram.words, physical.frames, physical.buddy.cache
+    slow = Faults(physical)
+    words, frames, ready = physical.ram.words, physical.frames, current.ready
     kind, owner, index = frames.kind, frames.owner, frames.index
     refs, maps, flags = frames.refs, frames.maps, frames.flags
-    leaf_tables, n = space.table.leaf_tables, physical.counters.n
-    span_shift, page_shift = space.table.leaf_span_shift, space.table.format.page_shift
-    entry_mask = space.table.format.levels[0].entries - 1
-    base, number = frames.base, space.number
+    n = physical.counters.n
+    page_shift = fmt.page_shift
+    span_shift = page_shift + fmt.levels[0].bits
+    entry_mask = fmt.levels[0].entries - 1
+    base = frames.base
     demand_zero = int(Event.FAULT_DEMAND_ZERO)
 
     def fault(va: int, access: int) -> Outcome:
+        space = current.space
         area = space.last_area
         if not area.start <= va < area.end:
             found = space.areas.find(va)
             if found is None:
-                return slow.outside(va, access)
+                return slow.outside(space, va, access)
             area = space.last_area = found
         if access & area.denied:
             return slow.denied(va)
         if access & _WRITE and area.simple:
-            table = leaf_tables.get(va >> span_shift)
-            if table is not None and cache:
+            table = space.leaf_tables.get(va >> span_shift)
+            if table is not None and ready:
                 slot = table + (va >> page_shift & entry_mask)
                 if not words[slot]:
-                    frame = cache.pop()
+                    frame = ready.pop()
                     kind[frame] = _ANON
-                    owner[frame] = number
-                    index[frame] = va >> page_shift
+                    owner[frame] = area.owner
+                    index[frame] = (va >> page_shift) + area.moved
                     refs[frame] = maps[frame] = 1
                     if flags[frame]:
                         physical.prepare(frame)
@@ -110,32 +118,39 @@ def make_fault(space: AddressSpace) -> Callable[[int, int], Outcome]:
                     words[slot] = base + (frame << page_shift) | area.bits.write
                     n[demand_zero] += 1
                     return RESOLVED
-        return slow.present_or_absent(area, va, access)
+        return slow.present_or_absent(space, area, va, access)
 
     return fault
 
 
-class _Slow:
-    """Every other fault."""
+class Faults:
+    """Every fault, without the short cut of the running CPU: for any address space, running or not."""
 
-    def __init__(self, space: AddressSpace) -> None:
-        self._space = space
-        self._physical = space.physical
-        self._table = space.table
-        self._n = space.physical.counters.n
+    def __init__(self, physical: Physical) -> None:
+        self._physical = physical
+        self._n = physical.counters.n
         self._widen_at = _WIDEN_FROM
+
+    def resolve(self, space: AddressSpace, va: int, access: int) -> Outcome:
+        """As the fault function of a CPU whose current space is `space`."""
+        area = space.areas.find(va)
+        if area is None:
+            return self.outside(space, va, access)
+        if access & area.denied:
+            return self.denied(va)
+        return self.present_or_absent(space, area, va, access)
 
     # ---- refusals
 
-    def outside(self, va: int, access: int) -> Outcome:
+    def outside(self, space: AddressSpace, va: int, access: int) -> Outcome:
         """No area contains `va`: the stack may grow down to it."""
-        area = self._space.grow_stack(va)
+        area = space.grow_stack(va)
         if area is None:
             return self.denied(va, mapped=False)
         self._n[Event.FAULT_STACK] += 1
         if access & area.denied:
             return self.denied(va)
-        return self.present_or_absent(area, va, access)
+        return self.present_or_absent(space, area, va, access)
 
     def denied(self, va: int, *, mapped: bool = True) -> Outcome:
         self._n[Event.FAULT_ACCESS] += 1
@@ -143,15 +158,15 @@ class _Slow:
 
     # ---- an area that permits the access
 
-    def present_or_absent(self, area: Area, va: int, access: int) -> Outcome:
-        page = va & -self._table.format.page_size
+    def present_or_absent(self, space: AddressSpace, area: Area, va: int, access: int) -> Outcome:
+        page = va & -space.table.format.page_size
         try:
-            found = self._table.find(page)
+            found = space.table.find(page)
             if found is None:
-                return self._absent(area, page, access)
-            if not found.entry & self._table.format.present_mask:
+                return self._absent(space, area, page, access)
+            if not found.entry & space.table.format.present_mask:
                 return self.denied(va)  # held: PROT_NONE, or a kind that nobody here resolves
-            return self._present(area, page, access, found)
+            return self._present(space, area, page, access, found)
         except (BeyondEnd, BackingFailed):
             self._n[Event.FAULT_BUS] += 1
             return BusError(va)
@@ -159,12 +174,12 @@ class _Slow:
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
 
-    def _absent(self, area: Area, page: int, access: int) -> Outcome:
+    def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:
         backing = area.backing
         write = bool(access & _WRITE)
         if backing is None:
             physical = self._physical
-            slot = self._table.leaf_slot(page)
+            slot = space.table.leaf_slot(page)
             if write:
                 if self._n[Event.FAULT_DEMAND_ZERO] >= self._widen_at:
                     self._widen()
@@ -177,27 +192,27 @@ class _Slow:
                 self._n[Event.FAULT_ZERO_PAGE] += 1
             return RESOLVED
         if write and not area.shared:
-            self._copy_from_backing(area, page)
+            self._copy_from_backing(space, area, page)
             return RESOLVED
         if backing.in_place:
-            self._map_around(area, page, access)
+            self._map_around(space, area, page, access)
         else:
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
             bits = area.bits.write if write else area.bits.clean
-            self._install(area, page, frame, bits if area.shared else area.bits.read)
+            self._install(space, area, page, frame, bits if area.shared else area.bits.read)
             self._n[Event.FAULT_SHARED] += 1
         return RESOLVED
 
-    def _permitted(self, page: int, access: int, found: Found) -> Outcome:
+    def _permitted(self, space: AddressSpace, page: int, access: int, found: Found) -> Outcome:
         """The entry permits the access: note it, where the MMU leaves that to software; else it was stale."""
-        fmt, entry = self._table.format, found.entry
+        fmt, entry = space.table.format, found.entry
         noted = fmt.soil(fmt.touch(entry)) if access & _WRITE else fmt.touch(entry)
         if noted != entry:
-            self._table.replace(page, found, noted)
+            space.table.replace(page, found, noted)
             self._n[Event.FAULT_ACCESS_FLAG] += 1
             return RESOLVED
         self._n[Event.FAULT_SPURIOUS] += 1
-        self._physical.tlb.flush_pages(self._space.cpu_mask, [page])
+        self._physical.tlb.flush_pages(space.cpus, [page])
         return RESOLVED
 
     def _widen(self) -> None:
@@ -205,12 +220,12 @@ class _Slow:
         self._widen_at = self._widen_at * 2 if self._widen_at < _WIDEN_TO else sys.maxsize
         self._physical.cpus[self._physical.tlb.running].widen_tlb()
 
-    def _present(self, area: Area, page: int, access: int, found: Found) -> Outcome:
+    def _present(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
         """A translation exists. Only a write to a read-only entry asks for another one."""
-        table, physical = self._table, self._physical
+        table, physical = space.table, self._physical
         fmt = table.format
         if not access & _WRITE or fmt.writable(found.entry):
-            return self._permitted(page, access, found)
+            return self._permitted(space, page, access, found)
         address = fmt.leaf_address(found.entry, found.level)
         frame = physical.frames.number(address)
         if area.shared:
@@ -220,11 +235,11 @@ class _Slow:
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
         if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
-            self._copy_frame(area, page, found, frame)
+            self._copy_frame(space, area, page, found, frame)
             return RESOLVED
         if frame == physical.zero_frame:
             fresh = physical.frames.address(self._fresh(area, page))
-            self._space.replace_entry(page, found.slot, fresh | area.bits.write, None)
+            space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
@@ -233,29 +248,29 @@ class _Slow:
     # ---- pages
 
     def _index(self, area: Area, page: int) -> int:
-        return area.offset + (page - area.start >> self._table.format.page_shift)
+        return area.offset + (page - area.start >> self._physical.frames.page_shift)
 
     def _fresh(self, area: Area, page: int) -> int:
-        """A zeroed frame of this address space that is about to be mapped at `page`."""
-        number = page >> self._table.format.page_shift
-        frame = self._physical.take(Kind.ANON, self._space.number, number)
+        """A zeroed frame of the area's family that is about to be mapped at `page`."""
+        number = page >> self._physical.frames.page_shift
+        frame = self._physical.take(Kind.ANON, area.owner, number + area.moved)
         self._physical.frames.maps[frame] = 1
         self._mark_code(area, frame)
         return frame
 
-    def _copy_from_backing(self, area: Area, page: int) -> None:
+    def _copy_from_backing(self, space: AddressSpace, area: Area, page: int) -> None:
         """A write is the first access to a private page of a file or object: straight to a copy."""
-        slot = self._table.leaf_slot(page)
+        slot = space.table.leaf_slot(page)
         frame = self._private_copy(area, page, None)
         physical = self._physical
         physical.ram.words[slot] = physical.frames.address(frame) | area.bits.write
 
-    def _copy_frame(self, area: Area, page: int, found: Found, old: int) -> None:
+    def _copy_frame(self, space: AddressSpace, area: Area, page: int, found: Found, old: int) -> None:
         """Copy-on-write: replace the entry's frame by a private copy, flush, let the old one go."""
         in_file = self._physical.frames.kind[old] == Kind.FILE
         frame = self._private_copy(area, page, None if in_file else old)
         entry = self._physical.frames.address(frame) | area.bits.write
-        self._space.replace_entry(page, found.slot, entry, old)
+        space.replace_entry(page, found.slot, entry, old)
 
     def _private_copy(self, area: Area, page: int, source: int | None) -> int:
         """A frame for `page` with the bytes of RAM frame `source`, or of the area's backing.
@@ -278,8 +293,8 @@ class _Slow:
         self._n[Event.COPIED_PAGES] += 1
         return frame
 
-    def _install(self, area: Area, page: int, frame: int, bits: int) -> None:
-        slot = self._table.leaf_slot(page)
+    def _install(self, space: AddressSpace, area: Area, page: int, frame: int, bits: int) -> None:
+        slot = space.table.leaf_slot(page)
         frames = self._physical.frames
         frames.refs[frame] += 1
         frames.maps[frame] += 1
@@ -292,19 +307,19 @@ class _Slow:
             self._physical.code.written(frame)
             self._physical.code.executable(frame, mutable=True)
 
-    def _map_around(self, area: Area, page: int, access: int) -> None:
+    def _map_around(self, space: AddressSpace, area: Area, page: int, access: int) -> None:
         """Map a page of a file in place, and its neighbours that are there anyway (fault-around)."""
         backing = area.backing
         assert backing is not None
-        table, physical, fmt = self._table, self._physical, self._table.format
+        table, physical, fmt = space.table, self._physical, space.table.format
         write = bool(access & _WRITE)
         shift = fmt.page_shift
         first, last = page, page + fmt.page_size
         if not write:  # never over the end of a leaf table
-            window = min(self._space.fault_around, fmt.levels[0].entries) << shift
+            window = min(space.fault_around, fmt.levels[0].entries) << shift
             first = max(page & -window, area.start)
             last = min((page & -window) + window, area.end)
-        frame, count = self._frames_around(area, first, last, page, write)
+        frame, count = self._frames_around(space, area, first, last, page, write)
         if count == 1:
             first = page
         base = table.leaf_slot(first)
@@ -323,11 +338,13 @@ class _Slow:
         self._n[Event.FAULT_FILE] += 1
         self._n[Event.FILE_AROUND] += int(np.count_nonzero(absent)) - 1
 
-    def _frames_around(self, area: Area, first: int, last: int, page: int, write: bool) -> tuple[int, int]:
+    def _frames_around(
+        self, space: AddressSpace, area: Area, first: int, last: int, page: int, write: bool
+    ) -> tuple[int, int]:
         """Frames for `[first, last)`, or for `page` alone when the file does not reach that far in a row."""
         backing = area.backing
         assert backing is not None
-        shift = self._table.format.page_shift
+        shift = space.table.format.page_shift
         if last - first >> shift > 1:
             try:
                 frame, count = backing.frames(self._index(area, first), last - first >> shift, write=write)

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm import ageing
+from aether_emu.mm import ageing, rmap
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
-from aether_emu.mm.objects.backing import Backing, SharedMemory
+from aether_emu.mm.fault import AccessError, BusError, Faults, OutOfMemory
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
@@ -336,7 +337,7 @@ def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new:
     following = space.areas.following(area.end)
     if end > space.limits.user_end or (following is not None and following.start < end):
         return False
-    space.insert(area.piece_after(end, space.table.format.page_shift))
+    space.insert(area.piece_after(end, space.table.format.page_shift), own_pages=True)
     return True
 
 
@@ -345,10 +346,13 @@ def _move(space: AddressSpace, source: Area, target: int, new: int, grows_by: in
 
     Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
     """
-    moved = source.piece(source.start, source.end, space.table.format.page_shift)
+    shift = space.table.format.page_shift
+    own_pages = space.has_own_pages(source.start, source.end)
+    moved = source.piece(source.start, source.end, shift)
     moved.start, moved.end = target, target + new
     moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
-    space.insert(moved, grows_by)
+    moved.moved = source.moved + (source.start - target >> shift) if own_pages else 0
+    space.insert(moved, grows_by, own_pages=own_pages)
     try:
         space.move_entries(source.start, source.end, target)
     except OutOfFrames:
@@ -392,8 +396,7 @@ def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     if not isinstance(backing, SharedMemory):
         raise Refused(errno.EOPNOTSUPP, "files here have no holes")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
-    for shown in list(backing.spaces):
-        shown.zap_backing(backing, first, count, copies=True)
+    rmap.unmap(backing, first, count, copies=True)
     backing.remove(first, count)
 
 
@@ -418,13 +421,13 @@ def populate(
 ) -> BusError | AccessError | OutOfMemory | None:
     """Fault every absent page of a range in. Returns the first outcome that is not success."""
     access = int(Access.USER | (Access.WRITE if write else Access.READ))
-    fmt = space.table.format
+    fmt, faults = space.table.format, Faults(space.physical)
     for va in range(start, end, space.page_size):
         found = space.table.find(va)
         present = found is not None and found.entry & fmt.present_mask
         if found is not None and present and (not write or fmt.writable(found.entry)):
             continue
-        outcome = space.fault(va, access)
+        outcome = faults.resolve(space, va, access)
         if isinstance(outcome, BusError | AccessError | OutOfMemory):
             return outcome
     return None

@@ -1,4 +1,4 @@
-"""The physical side that all address spaces of a machine share: RAM, aperture, frames, zero page."""
+"""The physical side that all address spaces of a computer share: RAM, aperture, frames, zero page, TLBs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
+from aether_emu.mm.objects.protocol import MemoryObject
+from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
 
 class Physical:
-    """One machine's memory. `zero_frame` backs every untouched page that was only read.
+    """One computer's memory. `zero_frame` backs every untouched page that was only read.
 
-    `owners` numbers address spaces and backing objects for the frame table; 0 is the machine itself.
+    `objects` finds the memory object that the frame table names as a frame's owner. When the allocator has
+    no frame left it asks `tlb.settle` first: frames may wait for a CPU that has not acknowledged their flush.
     """
 
     def __init__(
@@ -35,18 +38,14 @@ class Physical:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters = Counters()
         self.trace = trace
+        self.objects: Registry[MemoryObject] = Registry()
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)
-        self.next_owner = 0
+        buddy.on_short = self.tlb.settle
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
         frames.refs[self.zero_frame] = 1
-
-    def new_owner(self) -> int:
-        """A number for a new address space or backing object, never used before."""
-        self.next_owner += 1
-        return self.next_owner
 
     def take(self, kind: Kind, owner: int, index: int) -> int:
         """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""
@@ -84,7 +83,8 @@ class Physical:
             self.buddy.free(frame)
 
     def close(self) -> None:
-        """Give back what the machine itself held, so that the frame table must now be empty."""
+        """Give back what the computer itself held, so that the frame table must now be empty."""
+        self.tlb.settle()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -93,3 +93,22 @@ class Physical:
         """The most RAM frames that were in use at once."""
         stats = self.buddy.stats()
         return stats.total - stats.lowest_free
+
+    def capture(self) -> dict[str, object]:
+        """What this object knows beyond RAM, frame table, allocator and aperture, as plain data."""
+        return {
+            "last_owner": self.objects.last,
+            "zero_frame": self.zero_frame,
+            "counters": list(self.counters.n),
+            "mutable_code": self.code.mutable,
+        }
+
+    def restore(self, state: dict[str, object]) -> None:
+        """Become the captured one. Objects enter under their old numbers afterwards."""
+        last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
+        assert isinstance(last, int)
+        assert isinstance(zero, int)
+        assert isinstance(counts, list)
+        self.objects.last, self.zero_frame = last, zero
+        self.counters.n[:] = counts
+        self.code.mutable = bool(state["mutable_code"])

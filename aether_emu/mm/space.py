@@ -1,10 +1,9 @@
-"""One process's memory: its areas, its page table, its fault function. The face of `mm`.
+"""One process's memory: its areas and its page table. The face of `mm`.
 
-    areas        what the program asked for          (allocation)
-    table        what the MMU is told about it        (page)
-    fault        how the second follows the first     (fault)
+    areas        what the program asked for           (`mm.allocation`)
+    table        what the MMU is told about it        (`mm.tables`)
 
-`mm.mapping` holds the mmap family on top of the operations here.
+`mm.fault` lets the second follow the first, `mm.mapping` holds the mmap family on top of the operations here.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
-from typing import IO
+from collections.abc import Iterable
+from typing import IO, Any
 
 import numpy as np
 
@@ -21,9 +20,10 @@ from aether_emu.arch.paging import Entries, PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import Outcome, make_fault
 from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.objects.backing import Backing, FileTable
+from aether_emu.mm.objects.anonymous import AnonymousMemory
+from aether_emu.mm.objects.file import HostFiles
+from aether_emu.mm.objects.protocol import Backing, MemoryObject
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, noted
 from aether_emu.mm.tables.page import Found, PageTable
@@ -69,8 +69,9 @@ class AddressSpace:
         self, physical: Physical, fmt: PageTableFormat, limits: Limits, kernel: tuple[PageTable, int] | None
     ) -> None:
         self.physical, self.limits = physical, limits
-        self.number = physical.new_owner()
+        self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
+        self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
         if kernel is not None:
             table, start = kernel
             self.table.borrow_upper(table, start)
@@ -79,14 +80,14 @@ class AddressSpace:
         self._bits: dict[Protection, LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
-        self.cpu_mask = physical.tlb.everyone
+        self.cpus = 0  # those that walk this table: a bit each, and nobody else holds translations of it
+        self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
+        self.family.hold()
         self.fault_around = limits.fault_around
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
-        self.files: FileTable | None = None  # the machine's files, for `map_file`
+        self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.reserved = 0  # bytes of all areas
-        self._absorbed = 0  # areas merged away by the last placement
-        self.fault: Callable[[int, int], Outcome] = make_fault(self)
 
     # ---- looking
 
@@ -124,44 +125,50 @@ class AddressSpace:
 
     # ---- areas
 
-    def new_area(self, start: int, end: int, protection: Protection, **more: object) -> Area:
+    def new_area(self, start: int, end: int, protection: Protection, **more: Any) -> Area:
         """An area that is not in the map yet; keywords as `Area`."""
         bits, denied = self.bits_for(protection), denied_accesses(protection)
-        return Area(start, end, protection, denied=denied, bits=bits, **more)  # type: ignore[arg-type]  # Area names them
+        if not more.get("shared"):
+            more.setdefault("family", self.family)
+        return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
 
-    def insert(self, area: Area, grows_by: int | None = None) -> None:
+    def insert(self, area: Area, grows_by: int | None = None, *, own_pages: bool = False) -> None:
         """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing.
 
-        `grows_by` is what the address space grows by in the end, when that is not the area's length.
+        `grows_by` is what the address space grows by in the end, when that is not the area's length. An area
+        that brings no `own_pages` takes its family, and how they are numbered, from a neighbour that it
+        continues otherwise, so that the two become one.
         """
         self.require(area.length if grows_by is None else grows_by)
+        if not own_pages and area.family is not None:
+            self._join_neighbour(area)
         self._place(area)
-        if area.backing is not None:
-            area.backing.attach(self)
-            self._detach_absorbed(area.backing)
+
+    def _join_neighbour(self, area: Area) -> None:
+        shift, chosen = self.table.format.page_shift, (area.family, area.moved)
+        before, after = self.areas.find(area.start - 1), self.areas.find(area.end)
+        for neighbour, in_order in ((before, True), (after, False)):
+            if neighbour is None or neighbour.family is None:
+                continue
+            area.set_family(neighbour.family)
+            area.moved = neighbour.moved
+            first, second = (neighbour, area) if in_order else (area, neighbour)
+            if first.continues(second, shift):
+                return
+        area.set_family(chosen[0])
+        area.moved = chosen[1]
 
     def replace(self, area: Area) -> None:
         """As `insert`, after what stands in the way is unmapped. A backing nobody shows then is let go."""
         backing = area.backing
         if backing is not None:  # the last area that shows it may be among those that go
-            backing.attach(self)
+            backing.hold()
         try:
             self.unmap(area.start, area.end)
             self.insert(area)
         finally:
             if backing is not None:
-                backing.detach(self)
-
-    def adopt(self, area: Area) -> None:
-        """Put a captured area back: it is accounted for already, and merges with nothing."""
-        self.areas.insert(area)
-        if area.backing is not None:
-            area.backing.attach(self)
-
-    def rebuild_fault(self) -> None:
-        """Make the fault function anew, after the numbers it closes over were restored."""
-        self.last_area = self.nowhere
-        self.fault = make_fault(self)
+                backing.let_go()
 
     def map_file(
         self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
@@ -207,29 +214,24 @@ class AddressSpace:
 
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`. Raises Refused(ENOMEM) as `AreaMap.remove`."""
-        pieces = self.take_out(start, end)
-        if not pieces:
-            return
-        gather = self.gather()
-        for piece in pieces:
-            self._clear(gather, piece.start, piece.end)
-        self._prune(gather, pieces[0].start, pieces[-1].end)
-        self.finish(gather)
-        for piece in pieces:
-            if piece.backing is not None:
-                piece.backing.detach(self)
+        held = hold_objects(self.areas.overlapping(start, end))
+        try:
+            pieces = self._take_out(start, end)
+            if pieces:
+                gather = self.gather()
+                for piece in pieces:
+                    self.clear(gather, piece.start, piece.end)
+                self._prune(gather, pieces[0].start, pieces[-1].end)
+                self.finish(gather)
+        finally:
+            for item in held:
+                item.let_go()
 
-    def take_out(self, start: int, end: int) -> list[Area]:
-        """Remove areas but not entries. The caller detaches the pieces' backings when it is done."""
-        cut = [area for area in self.areas.overlapping(start, end) if area.backing is not None]
-        parts = [(area.backing, (area.start < start) + (area.end > end)) for area in cut]
+    def _take_out(self, start: int, end: int) -> list[Area]:
+        """Remove areas but not entries. The caller holds their objects until the entries are gone."""
         pieces = self.areas.remove(start, end)
         self.last_area = self.nowhere
         self.reserved -= sum(piece.length for piece in pieces)
-        for backing, more in parts:  # the parts that stay are areas of their own beside the pieces
-            for _ in range(more):
-                assert backing is not None
-                backing.attach(self)
         return pieces
 
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
@@ -238,25 +240,21 @@ class AddressSpace:
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
         self._note_writable_executable(piece)
         self.areas.require_room(self.areas.growth(area, piece))
-        self.take_out(start, end)
+        held = hold_objects([area])
+        self._take_out(start, end)
         gather = self.gather()
         # Entries that never permitted writing, and now lose nothing, leave no translation to fear.
         self._reprotect(gather, piece, adds=not area.protection & (~protection | Protection.WRITE))
         self.finish(gather)
         self._place(piece)
-        if piece.backing is not None:
-            self._detach_absorbed(piece.backing)
+        for item in held:
+            item.let_go()
 
     def _place(self, area: Area) -> None:
         self._note_writable_executable(area)
-        self._absorbed = self.areas.insert(area).absorbed
+        self.areas.insert(area)
         self.reserved += area.length
         self.last_area = self.nowhere
-
-    def _detach_absorbed(self, backing: Backing) -> None:
-        """Areas that merged into one hold one attachment between them."""
-        for _ in range(self._absorbed):
-            backing.detach(self)
 
     def grow_stack(self, va: int) -> Area | None:
         """Extend the growing area above `va` down to it, or None when no rule allows that.
@@ -288,16 +286,17 @@ class AddressSpace:
 
     def gather(self) -> Gather:
         """A collection for one operation's edits."""
-        return Gather(self.physical.tlb, self.cpu_mask, self.table, self.physical.frames)
+        physical = self.physical
+        return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back)
 
     def finish(self, gather: Gather) -> None:
-        """Flush what was gathered and give back what nothing references any more."""
-        self.physical.give_back(gather.finish())
+        """Flush what was gathered, and give back what nothing references any more."""
+        gather.finish()
 
     def discard(self, start: int, end: int) -> None:
         """Drop the pages of a range; its areas stay, and the next touch starts over."""
         gather = self.gather()
-        self._clear(gather, start, end)
+        self.clear(gather, start, end)
         self.finish(gather)
 
     def written(self, va: int, length: int) -> None:
@@ -310,31 +309,6 @@ class AddressSpace:
                 if frames.flags[frame] & Flags.EXECUTABLE:
                     self.physical.code.flush()
                     return
-
-    def zap_backing(self, backing: Backing, first: int, count: int, *, copies: bool = False) -> None:
-        """Remove the entries that show pages `[first, first + count)` of `backing`.
-
-        Private copies of those pages stay, unless `copies` (truncation takes them too).
-        """
-        shift = self.table.format.page_shift
-        gather = self.gather()
-        for area in self.areas:
-            if area.backing is not backing:
-                continue
-            low = max(first, area.offset)
-            high = min(first + count, area.offset + (area.length >> shift))
-            if low < high:
-                start = area.start + (low - area.offset << shift)
-                self._clear(gather, start, start + (high - low << shift), files_only=not copies)
-        self.finish(gather)
-
-    def address_of(self, backing: Backing, page: int) -> int | None:
-        """Where the lowest area that shows page `page` of `backing` shows it."""
-        shift = self.table.format.page_shift
-        for area in self.areas:
-            if area.backing is backing and 0 <= page - area.offset < area.length >> shift:
-                return area.start + (page - area.offset << shift)
-        return None
 
     def replace_entry(self, page: int, slot: int, entry: int, old_frame: int | None) -> None:
         """Point a live entry at another frame: break first where the architecture demands it.
@@ -354,7 +328,7 @@ class AddressSpace:
         Raises OutOfFrames, with nothing moved, when a table for the target cannot be had.
         """
         table, array, fmt = self.table, self.physical.ram.array, self.table.format
-        frames, shift = self.physical.frames, fmt.page_shift
+        shift = fmt.page_shift
         span = 1 << table.leaf_span_shift
         moves: list[tuple[int, int, int, int]] = []  # va, its slot, the target's slot, pages
         for va, slot, pages in list(table.spans(start, end)):
@@ -371,9 +345,6 @@ class AddressSpace:
             source = array[slot : slot + count]
             array[target : target + count] = source
             used = source.nonzero()[0]
-            numbers = self._frame_numbers(source[used])
-            own = (frames.kind_array[numbers] == Kind.ANON) & (frames.owner_array[numbers] == self.number)
-            frames.index_array[numbers[own]] += np.uint64((to - start >> shift) & (1 << 64) - 1)
             source[:] = 0
             gather.pages(va, used)
         self.finish(gather)
@@ -382,7 +353,57 @@ class AddressSpace:
         """Give back every page, table and backing. The CPU must already walk another root."""
         for area in list(self.areas):
             self.unmap(area.start, area.end)
+        self.physical.tlb.settle()
+        self.family.let_go()
         self.table.destroy()
+
+    def has_own_pages(self, start: int, end: int) -> bool:
+        """Whether an entry of `[start, end)` shows a page that belongs to a family."""
+        kinds = self.physical.frames.kind_array
+        for _va, slot, pages in self.table.spans(start, end):
+            entries = self.physical.ram.array[slot : slot + pages]
+            if (kinds[self._frame_numbers(entries[entries != 0])] == Kind.ANON).any():
+                return True
+        return False
+
+    # ---- state
+
+    def capture(self) -> dict[str, Any]:
+        """The address space as plain data. Its entries are in RAM; its objects are known by their numbers."""
+        return {
+            "number": self.number,
+            "family": self.family.number,
+            "table": self.table.capture(),
+            "areas": [area.capture() for area in self.areas],
+            "mmap_base": self.mmap_base,
+            "heap": (self.heap_start, self.heap_end),
+            "reserved": self.reserved,
+            "limits": (self.limits.stack, self.limits.address_space),
+        }
+
+    def restore(self, state: dict[str, Any], backings: dict[int, Backing]) -> None:
+        """Become the captured address space. `backings` are the restored objects, by their numbers."""
+        self.number = state["number"]
+        self.family.renumber(state["family"])
+        families = {self.family.number: self.family}
+        self.table.restore(state["table"])
+        for described in state["areas"]:
+            fields = dict(described)
+            start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
+            was_writable_executable = fields.pop("was_writable_executable")
+            backing, number = fields.pop("backing"), fields.pop("family")
+            if number is not None and number not in families:
+                families[number] = AnonymousMemory(self.physical.objects)
+                families[number].renumber(number)
+            family = None if number is None else families[number]
+            shown = None if backing is None else backings[backing]
+            area = self.new_area(start, end, protection, backing=shown, family=family, **fields)
+            area.was_writable_executable = was_writable_executable
+            self.areas.insert(area)
+        self.mmap_base, self.reserved = state["mmap_base"], state["reserved"]
+        self.heap_start, self.heap_end = state["heap"]
+        self.limits.stack, self.limits.address_space = state["limits"]
+        self.last_area = self.nowhere
 
     # ---- inside
 
@@ -392,7 +413,8 @@ class AddressSpace:
         base = np.uint64(self.physical.frames.base)
         return (addresses - base >> np.uint64(self.table.format.page_shift)).astype(np.int64)
 
-    def _clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
+    def clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
+        """Remove the entries of a range, or only those that show a file's pages; `gather` lets go of them."""
         array, present = self.physical.ram.array, np.uint64(self.table.format.present_mask)
         zero, kinds = self.physical.zero_frame, self.physical.frames.kind_array
         for va, slot, pages in self.table.spans(start, end):
@@ -457,3 +479,12 @@ class AddressSpace:
             self.physical.counters.n[Event.WRITABLE_EXECUTABLE] += 1
             if self.physical.trace.enabled:
                 self.physical.trace.event("area.writable_executable", start=area.start, end=area.end)
+
+
+def hold_objects(areas: Iterable[Area]) -> list[MemoryObject]:
+    """Hold every object of some areas once; the caller lets go of what is returned."""
+    objects = [item for area in areas for item in (area.backing, area.family) if item is not None]
+    held: list[MemoryObject] = list(dict.fromkeys(objects))
+    for item in held:
+        item.hold()
+    return held

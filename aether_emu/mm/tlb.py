@@ -1,16 +1,20 @@
-"""TLB consistency: which edits oblige a flush, on which CPUs, and what may be freed only afterwards.
+"""TLB consistency between CPUs: who is told what, who has done it, and what may be freed only then.
 
-An edit that takes something away (unmap, a permission, another frame) leaves a stale translation
-behind; one that only adds (absent to present, read-only to writable of the same frame) does not.
-Editors therefore collect what they took away in a `Gather`, and its `finish` flushes first and
-gives frames and tables back afterwards. Nothing is freed before it is flushed.
+Editors of a page table collect in a `Gather` what they took away (an absent entry, a permission, another
+frame): those translations may still stand in a TLB. `finish` invalidates them on every CPU that may hold
+them, and only when each of these has acknowledged are frames and tables given back. Nothing is freed before
+it is flushed.
 
-A CPU other than the running one is marked, and consumes its mark before it next runs.
+    finish --> CPU that runs now: flushed at once
+           --> any other CPU: a `Flush` in its queue, which names the pages; carried out when that CPU
+               next runs (`acknowledge`), or when memory is short (`settle`)
+
+Which edits owe an invalidation is not decided here but in `mm.tables`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,6 +24,8 @@ from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.ports import Trace
+
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
 def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: bool) -> bool:
@@ -40,6 +46,27 @@ def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: b
     return bool(before.flags & ~after.flags) or before.memory != after.memory
 
 
+class Flush:
+    """One invalidation on its way. `pages` are addresses; None means everything.
+
+    `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left.
+    """
+
+    __slots__ = ("done", "pages", "waiting")
+
+    def __init__(self, pages: Sequence[int] | None, waiting: int) -> None:
+        self.pages, self.waiting = pages, waiting
+        self.done: list[Callable[[], None]] = []
+
+    def acknowledge(self, index: int) -> None:
+        """CPU `index` holds none of the translations any more."""
+        self.waiting &= ~(1 << index)
+        if not self.waiting:
+            done, self.done = self.done, []
+            for action in done:
+                action()
+
+
 class Tlb:
     """The TLBs of all CPUs. `running` is the index of the CPU that executes now.
 
@@ -52,58 +79,117 @@ class Tlb:
         self._trace = trace
         self.ceiling = ceiling
         self.running = 0
-        self.pending = 0  # CPUs that must drop everything before they next run, a bit each
+        self._queues: list[list[Flush]] = [[] for _ in cpus]
 
     @property
     def everyone(self) -> int:
         """The mask of all CPUs."""
         return (1 << len(self._cpus)) - 1
 
-    def flush_pages(self, mask: int, pages: Sequence[int]) -> None:
-        """Drop single pages on the CPUs of `mask`."""
-        if mask >> self.running & 1:
-            self._n[Event.FLUSH_PAGE] += len(pages)
-            cpu = self._cpus[self.running]
-            for va in pages:
-                cpu.flush_page(va)
-            if self._trace.enabled:
-                self._trace.event("tlb.flush_page", pages=len(pages))
-        self.pending |= mask & ~(1 << self.running)
+    @property
+    def pending(self) -> int:
+        """The mask of CPUs that have something to acknowledge."""
+        return sum(1 << index for index, queue in enumerate(self._queues) if queue)
 
-    def flush_all(self, mask: int) -> None:
-        """Drop the whole TLB on the CPUs of `mask`."""
+    def flush_pages(self, mask: int, pages: Sequence[int]) -> Flush | None:
+        """Drop single pages on the CPUs of `mask`. As `flush_all`."""
         if mask >> self.running & 1:
-            self._n[Event.FLUSH_ALL] += 1
-            self._cpus[self.running].flush_all()
-            if self._trace.enabled:
-                self._trace.event("tlb.flush_all")
-        self.pending |= mask & ~(1 << self.running)
+            self._drop_pages(self.running, pages)
+        return self._ask(mask, pages)
 
-    def consume(self, index: int) -> None:
-        """CPU `index` is about to run: carry out what was marked for it."""
+    def flush_all(self, mask: int) -> Flush | None:
+        """Drop everything on the CPUs of `mask`. Returns what others must still acknowledge, if any."""
+        if mask >> self.running & 1:
+            self._drop_all(self.running)
+        return self._ask(mask, None)
+
+    def acknowledge(self, index: int) -> None:
+        """Carry out what is asked of CPU `index`, which is about to run or is made to."""
+        queue = self._queues[index]
+        if not queue:
+            return
+        asked, queue[:] = list(queue), []
+        pages: list[int] = []
+        everything = False
+        for flush in asked:
+            everything |= flush.pages is None
+            pages.extend(flush.pages or ())
+        if everything or len(pages) > self.ceiling:
+            self._drop_all(index)
+        else:
+            self._drop_pages(index, pages)
+        for flush in asked:
+            flush.acknowledge(index)
+
+    def dropped(self, index: int) -> None:
+        """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
+        queue = self._queues[index]
+        asked, queue[:] = list(queue), []
+        for flush in asked:
+            flush.acknowledge(index)
+
+    def enter(self, index: int) -> None:
+        """CPU `index` runs from now on, with none of what it was asked to drop."""
         self.running = index
-        if self.pending >> index & 1:
-            self.pending &= ~(1 << index)
-            self._n[Event.FLUSH_ALL] += 1
-            self._cpus[index].flush_all()
+        self.acknowledge(index)
+
+    def settle(self) -> bool:
+        """Have every CPU acknowledge now. Returns whether one had something to acknowledge."""
+        waiting = [index for index, queue in enumerate(self._queues) if queue]
+        for index in waiting:
+            self.acknowledge(index)
+        return bool(waiting)
+
+    def _ask(self, mask: int, pages: Sequence[int] | None) -> Flush | None:
+        others = mask & ~(1 << self.running)
+        if not others:
+            return None
+        flush = Flush(pages, others)
+        for index, queue in enumerate(self._queues):
+            if others >> index & 1:
+                queue.append(flush)
+        return flush
+
+    def _drop_pages(self, index: int, pages: Sequence[int]) -> None:
+        self._n[Event.FLUSH_PAGE] += len(pages)
+        cpu = self._cpus[index]
+        for va in pages:
+            cpu.flush_page(va)
+        if self._trace.enabled:
+            self._trace.event("tlb.flush_page", pages=len(pages))
+
+    def _drop_all(self, index: int) -> None:
+        self._n[Event.FLUSH_ALL] += 1
+        self._cpus[index].flush_all()
+        if self._trace.enabled:
+            self._trace.event("tlb.flush_all")
 
 
 class Gather:
     """Collects one operation's edits of a page table; `finish` flushes, then frees.
 
-    `mask` names the CPUs that may hold translations of this address space.
+    `mask` names the CPUs that may hold translations of this address space. `give_back` takes the RAM frames
+    that nothing references any more.
     """
 
-    def __init__(self, tlb: Tlb, mask: int, table: PageTable, frames: FrameTable) -> None:
+    def __init__(
+        self,
+        tlb: Tlb,
+        mask: int,
+        table: PageTable,
+        frames: FrameTable,
+        give_back: Callable[[list[int]], None],
+    ) -> None:
         self._tlb, self._mask, self._table, self._frames = tlb, mask, table, frames
+        self._give_back = give_back
         self._pages: list[int] = []
         self._all = False
         self._dropped: list[int] = []
-        self._dropped_many: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = []
+        self._dropped_many: list[Numbers] = []
         self._tables: list[int] = []
 
     def page(self, va: int, size: int = 0) -> None:
-        """The translation of one page got less permissive or changed its frame.
+        """The translation of one page may be stale.
 
         A large leaf (`size` over a page) takes a full flush: single-page invalidation of a large
         page drops everything in this engine, and is counted as what it is.
@@ -113,7 +199,7 @@ class Gather:
         else:
             self._pages.append(va)
 
-    def pages(self, va: int, numbers: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def pages(self, va: int, numbers: Numbers) -> None:
         """As `page`, for the pages with these numbers, counted from the one at `va`."""
         if numbers.size + len(self._pages) > self._tlb.ceiling:
             self._all = True
@@ -125,7 +211,7 @@ class Gather:
         """An entry no longer points at `frame`: its reference and map count go after the flush."""
         self._dropped.append(frame)
 
-    def drop_many(self, frames: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    def drop_many(self, frames: Numbers) -> None:
         """As `drop`, for an array; a frame may stand in it more than once."""
         self._dropped_many.append(frames)
 
@@ -135,17 +221,24 @@ class Gather:
             self._tables += tables
             self._all = True
 
-    def finish(self) -> list[int]:
-        """Flush, then drop references and tables. Returns the RAM frames that are now unused."""
+    def finish(self) -> None:
+        """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once."""
+        flush: Flush | None = None
         if self._all:
-            self._tlb.flush_all(self._mask)
+            flush = self._tlb.flush_all(self._mask)
         elif self._pages:
-            self._tlb.flush_pages(self._mask, self._pages)
-        unused = self._release()
-        if self._tables:
-            self._table.free_tables(self._tables)
+            flush = self._tlb.flush_pages(self._mask, self._pages)
+        unused, tables = self._release(), self._tables
         self._pages, self._tables, self._all = [], [], False
-        return unused
+        if flush is not None and (unused or tables):
+            flush.done.append(lambda: self._free(unused, tables))
+        else:
+            self._free(unused, tables)
+
+    def _free(self, unused: list[int], tables: list[int]) -> None:
+        if tables:
+            self._table.free_tables(tables)
+        self._give_back(unused)
 
     def _release(self) -> list[int]:
         frames = self._frames

@@ -14,7 +14,7 @@ from aether_emu.system import Machine
 if TYPE_CHECKING:
     from rich.table import Table
 
-_STATES = {Kind.ANON: "anonymous", Kind.FILE: "file", Kind.ZERO: "zero page"}
+_STATES = {"anonymous": (Kind.ANON, Kind.SHARED), "file": (Kind.FILE,), "zero page": (Kind.ZERO,)}
 _FAULTS = [event for event in Event if event.name.startswith("FAULT_")]
 
 
@@ -43,7 +43,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         "faults": {event.name.removeprefix("FAULT_").lower(): n[event] for event in _FAULTS},
         "file_pages_mapped_around": n[Event.FILE_AROUND],
         "pages": {
-            "by_state": {name: resident[kind] for kind, name in _STATES.items()},
+            "by_state": {name: sum(resident[kind] for kind in kinds) for name, kinds in _STATES.items()},
             "by_size": {str(page): sum(resident.values())},
         },
         "page_table_pages": process.space.table.tables,

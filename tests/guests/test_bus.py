@@ -16,6 +16,7 @@ from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
 from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
+from tests.mm.board import fault_in
 
 NOWHERE = 0x7F_0000_0000
 DATA = 0x2000_0000
@@ -41,7 +42,7 @@ def test_code_behind_a_broken_entry_is_a_bus_error(target: Target, live_state: b
         process = machine.process
         assert process is not None
         space, entry = process.space, process.program.entry
-        space.fault(entry, int(Access.USER | Access.EXECUTE))
+        fault_in(space, entry, int(Access.USER | Access.EXECUTE))
         found = space.table.find(entry & -target.page_size)
         assert found is not None
         words, good = machine.ram.words, found.entry

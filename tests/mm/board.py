@@ -23,12 +23,15 @@ from aether_emu.machine.memory.ram import Ram
 from aether_emu.machine.unicorn.arm64 import ArmCpu
 from aether_emu.machine.unicorn.x86_64 import X86Cpu
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import RESOLVED, Outcome
+from aether_emu.mm.fault import RESOLVED, Faults, Outcome
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.kernel_half import KernelHalf
-from aether_emu.mm.objects.backing import FileBacking, FileTable, SharedMemory
+from aether_emu.mm.objects.file import FileBacking, HostFiles
+from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.mm.tables.page import PageTable
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
@@ -118,7 +121,7 @@ class Board:
         self.ram = Ram(RAM_BASE, ram, fmt.page_size)
         self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, fmt.page_size)
         self.frames = FrameTable(RAM_BASE, self.aperture.base + aperture - RAM_BASE, fmt.page_shift)
-        self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)])
+        self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)], cpus=cpus)
         self.execute = execute
         self.instructions: Instructions = (
             ArmInstructions() if isinstance(fmt, ArmFormat) else X86Instructions()
@@ -127,7 +130,7 @@ class Board:
         self.physical = Physical(
             self.ram, self.aperture, self.frames, self.buddy, self.cpus, flush_ceiling=flush_ceiling
         )
-        self.files = FileTable(self.physical)
+        self.files = HostFiles(self.physical, unmap)
         self.spaces: list[AddressSpace] = []
         self.kernel: KernelHalf | None = None
         self.outcome: Outcome | None = None
@@ -137,6 +140,8 @@ class Board:
             cpu.boot(self.kernel.table.root, *self.kernel.pages)
         else:
             self.buddy.reachable = self._reachable
+        root = self.kernel.table.root if self.kernel is not None else 0
+        self.percpu = [PerCpu(self.physical, index, fmt, root) for index in range(cpus)]
 
     def _new_cpu(self) -> ReferenceCpu | X86Cpu | ArmCpu:
         fmt, ram, aperture = self.format, self.ram, self.aperture
@@ -180,14 +185,14 @@ class Board:
 
     def run_on(self, space: AddressSpace) -> None:
         """Let the running CPU use `space`. `outcome` becomes what each fault ended in."""
-        cpu = self.cpu
-        cpu.set_root(space.table.root)
+        percpu = self.percpu[self.physical.tlb.running]
+        percpu.enter(space)
 
         def resolve(va: int, access: int) -> bool:
-            self.outcome = space.fault(va, access)
+            self.outcome = percpu.fault(va, access)
             return self.outcome is RESOLVED
 
-        cpu.resolve = resolve
+        percpu.cpu.resolve = resolve
 
     def events(self) -> Counter[Event]:
         """All counters, to subtract an earlier reading from."""
@@ -195,8 +200,8 @@ class Board:
 
     def close(self) -> None:
         """Take everything apart. AssertionError when a frame is left over or a format's rule was broken."""
-        for cpu in self.cpus:
-            cpu.set_root(self.kernel.table.root if self.kernel is not None else 0)
+        for percpu in self.percpu:
+            percpu.leave()
         try:
             for space in self.spaces:
                 space.destroy()
@@ -212,6 +217,11 @@ class Board:
                 cpu.close()
             self.aperture.close()
             self.ram.close()
+
+
+def fault_in(space: AddressSpace, va: int, access: int) -> Outcome:
+    """A fault of a space, whichever CPU runs in it."""
+    return Faults(space.physical).resolve(space, va, access)
 
 
 def entries_of(table: PageTable, start: int, end: int, zero_frame: int, frames: FrameTable) -> Counter[int]:
@@ -241,7 +251,7 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
     if board.kernel is not None:
         tables += board.kernel.table.tables
     for memory in objects:
-        refs.update(memory._frames.values())
+        refs.update(memory.frames_by_page().values())
     in_tables = np.flatnonzero(frames.kind_array == Kind.TABLE).tolist()
     assert len(in_tables) == tables
     refs.update(in_tables)

@@ -27,10 +27,11 @@ from aether_emu.mm import ageing, mapping
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, OutOfMemory
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.objects.backing import FileBacking, SharedMemory
+from aether_emu.mm.objects.file import FileBacking
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import NOTED_ACCESSED, Protection
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, fault_in
 from tests.mm.space_model import EXECUTE, READ, WRITE, Page, Run, SpaceModel, Thing
 from tests.mm.tables.test_page import FailsAt
 
@@ -102,7 +103,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         cpu.on_system_call = lambda *_arguments: cpu.stop()
 
         def on_fault(va: int, access: int) -> None:
-            self.board.outcome = space.fault(va, access)
+            self.board.outcome = fault_in(space, va, access)
             if self.board.outcome is not RESOLVED:
                 cpu.stop()
 
@@ -436,6 +437,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
                 area.no_reserve,
                 area.name,
                 area.was_writable_executable,
+                area.moved,
             )
             if seen and area.grows_down and (seen[-1].last, seen[-1].page) == (first, row):
                 first = seen.pop().first  # an area that grew until it touched the next one stays its own
@@ -493,13 +495,12 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def every_reference_is_explained(self) -> None:
         if not hasattr(self, "space"):
             return
-        alive = [memory for memory in self.memories.values() if memory.spaces]
+        alive = [memory for memory in self.memories.values() if len(memory.windows)]
         check_accounts(self.board, alive)
-        assert not any(memory._frames for memory in self.memories.values() if not memory.spaces)
+        assert not any(memory.frames_by_page() for memory in self.memories.values() if memory not in alive)
         held = {area.backing for area in self.space.areas if area.backing is not None}
         for backing in held:
-            count = sum(area.backing is backing for area in self.space.areas)
-            assert backing.spaces == {self.space: count}
+            assert set(backing.windows) == {area for area in self.space.areas if area.backing is backing}
         files = {backing.name for backing in held if isinstance(backing, FileBacking)}
         mapped = np.flatnonzero(self.board.frames.kind_array == Kind.FILE)
         assert files or not mapped.size

@@ -36,6 +36,7 @@ class Page:
     no_reserve: bool = False
     name: str = ""
     was_writable_executable: bool = False
+    moved: int = 0  # of a private page: how far mremap took it from where it was made
 
 
 @dataclass
@@ -147,6 +148,20 @@ class SpaceModel:
             self.pages.pop(number, None)
             self.copies.pop(number, None)
 
+    def _joined(self, first: int, count: int, page: Page) -> Page:
+        """A new private page, numbered like a neighbour which its area continues otherwise."""
+        before, after = self.pages.get(first - 1), self.pages.get(first + count)
+        step = 1 if page.thing else 0
+        if before is not None and not page.shared:
+            joined = replace(page, moved=before.moved)
+            if replace(before, index=before.index + step) == joined:
+                return joined
+        if after is not None and not page.shared:
+            joined = replace(page, moved=after.moved)
+            if replace(joined, index=joined.index + step * count) == after:
+                return joined
+        return page
+
     def _put(self, first: int, count: int, page: Page) -> None:
         for n in range(count):
             self.pages[first + n] = replace(page, index=page.index + n if page.thing else 0)
@@ -181,7 +196,7 @@ class SpaceModel:
         if page.protection & (WRITE | EXECUTE) == WRITE | EXECUTE:
             page = replace(page, was_writable_executable=True)
         self._drop(at, at + count)
-        self._put(at, count, page)
+        self._put(at, count, self._joined(at, count, page))
         if populate and page.protection:
             self._populate(at, at + count, WRITE if page.protection & WRITE and not page.shared else READ)
         return at
@@ -263,7 +278,8 @@ class SpaceModel:
             return "ENOMEM"
         moved = {n - at + target: self.copies.pop(n) for n in range(at, at + old) if n in self.copies}
         name = first.name if first.thing else ""
-        self._put(target, new, replace(first, name=name))
+        page = replace(first, name=name, moved=first.moved + at - target if moved else 0)
+        self._put(target, new, page if moved else self._joined(target, new, page))
         self.copies |= moved
         if not keep and old:
             self._drop(at, at + old)
@@ -309,6 +325,7 @@ class SpaceModel:
             inside = any(n in self.pages for n in range(old_page, new_page))
             if inside or (above is not None and above[1] < new_page + 1):
                 return old
-            self._put(old_page, new_page - old_page, Page(READ | WRITE, name="[heap]"))
+            count = new_page - old_page
+            self._put(old_page, count, self._joined(old_page, count, Page(READ | WRITE, name="[heap]")))
         self.heap_end = address
         return address

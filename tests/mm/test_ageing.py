@@ -25,7 +25,7 @@ from aether_emu.mm.mapping import (
     Request,
 )
 from aether_emu.mm.protection import Protection
-from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile
+from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile, fault_in
 
 READ = Protection.READ
 RW = READ | Protection.WRITE
@@ -53,7 +53,7 @@ class Guest:
             self.store(number)
 
     def _fault(self, va: int, access: int) -> None:
-        assert self.space.fault(va, access) is RESOLVED
+        assert fault_in(self.space, va, access) is RESOLVED
 
     def map(self, at: int, pages: int, protection: int, flags: int = MAP_ANONYMOUS | MAP_PRIVATE) -> None:
         mapping.map_memory(self.space, Request(at, pages * self.page, protection, flags | MAP_FIXED, None, 0))

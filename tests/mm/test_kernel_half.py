@@ -16,7 +16,7 @@ from aether_emu.mm.kernel_half import DATA, TEXT, KernelHalf
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.walk import Mapped
-from tests.mm.board import ENGINES, FORMATS, RAM_BASE, Board, kernel_base
+from tests.mm.board import ENGINES, FORMATS, RAM_BASE, Board, fault_in, kernel_base
 
 USER, PRESENT = int(Access.USER | Access.PRESENT), int(Access.PRESENT)
 READ, WRITE, EXECUTE = int(Access.READ), int(Access.WRITE), int(Access.EXECUTE)
@@ -108,7 +108,7 @@ def test_nor_does_the_kernel_on_its_behalf(guest: Guest) -> None:
 
 def test_a_faults_outcome_there_is_a_refusal(guest: Guest) -> None:
     for address in guest.addresses.values():
-        assert guest.space.fault(address, USER | READ) == AccessError(address, mapped=False)
+        assert fault_in(guest.space, address, USER | READ) == AccessError(address, mapped=False)
 
 
 def test_its_own_pages_a_program_uses(guest: Guest) -> None:
@@ -193,7 +193,7 @@ def test_a_protection_key_denies_the_program_and_the_fault_is_not_tried_for_ever
     wrpkru = bytes.fromhex("31c931d2b8010000000f01ef")  # xor ecx, ecx; xor edx, edx; mov eax, 1; wrpkru
     (fault,) = guest.runs(wrpkru + guest.isa.load, guest.data)
     assert fault == (guest.data, int(Access.READ | Access.USER | Access.PRESENT | Access.KEY))
-    assert guest.space.fault(*fault) == AccessError(guest.data, mapped=True)
+    assert fault_in(guest.space, *fault) == AccessError(guest.data, mapped=True)
 
 
 def test_an_unprivileged_load_of_the_supervisor_has_the_programs_rights(arm_guest: Guest) -> None:

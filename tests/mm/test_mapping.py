@@ -33,7 +33,7 @@ from aether_emu.mm.mapping import (
 )
 from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import FORMATS, FRAMES, Board
+from tests.mm.board import FORMATS, FRAMES, Board, fault_in
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, mremap, refusal
 from tests.mm.tables.test_page import FailsAt
 
@@ -252,10 +252,10 @@ def test_parts_of_a_stack_become_one_again_and_growsdown_reaches_its_start(make:
 def test_the_stack_grows_to_its_limit_and_keeps_away_from_what_is_below(make: Make, page: int) -> None:
     space = make(stack=400 * page)
     top = mmap(space, 0x1000_0000, 1, RW, ANONYMOUS | MAP_GROWSDOWN) + page
-    assert space.fault(top - 400 * page, USER_WRITE) is RESOLVED
+    assert fault_in(space, top - 400 * page, USER_WRITE) is RESOLVED
     assert areas(space) == [(top - 400 * page, 400)]
     below = top - 401 * page
-    assert space.fault(below, USER_WRITE) == AccessError(below, mapped=False)
+    assert fault_in(space, below, USER_WRITE) == AccessError(below, mapped=False)
     mapping.unmap_memory(space, top - 400 * page, 399 * page)
     for protection, room in ((READ, 256), (0, 0)):
         neighbour = top - 300 * page
@@ -263,8 +263,8 @@ def test_the_stack_grows_to_its_limit_and_keeps_away_from_what_is_below(make: Ma
         refused = neighbour + (room or 1) * page
         granted = neighbour + (room + 1) * page
         if room:
-            assert space.fault(refused, USER_WRITE) == AccessError(refused, mapped=False)
-        assert space.fault(granted, USER_WRITE) is RESOLVED
+            assert fault_in(space, refused, USER_WRITE) == AccessError(refused, mapped=False)
+        assert fault_in(space, granted, USER_WRITE) is RESOLVED
         mapping.unmap_memory(space, neighbour, 299 * page)
 
 
@@ -274,11 +274,11 @@ def test_a_stack_does_not_grow_over_the_limit_of_the_address_space_or_the_lowest
     space = make(address_space=10 * page)
     mmap(space, 0x1_0000 + 2 * page, 1, RW, ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN)
     for refused in (0x1_0000 - page, 0):
-        assert space.fault(refused, USER_WRITE) == AccessError(refused, mapped=False)
-    assert space.fault(0x1_0000, USER_READ) is RESOLVED
+        assert fault_in(space, refused, USER_WRITE) == AccessError(refused, mapped=False)
+    assert fault_in(space, 0x1_0000, USER_READ) is RESOLVED
     assert areas(space) == [(0x1_0000, 3)]
     high = mmap(space, 0x100_0000, 7, RW, ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN)
-    assert space.fault(high - page, USER_WRITE) == AccessError(high - page, mapped=False)
+    assert fault_in(space, high - page, USER_WRITE) == AccessError(high - page, mapped=False)
 
 
 # ---- madvise, msync, mincore
@@ -358,12 +358,12 @@ def test_a_populated_zero_page_that_finds_no_frame_reads_the_same_later(
     at = mmap(space, 0, 1)
     assert plain.cpu.copy_from_user(at, 1) == b"\0"
     plain.buddy.failures = FailsAt(0)
-    assert space.fault(at, USER_WRITE | int(Access.PRESENT)) == OutOfMemory(at)
+    assert fault_in(space, at, USER_WRITE | int(Access.PRESENT)) == OutOfMemory(at)
     plain.buddy.failures = FailsAt(0)
     assert refusal(lambda: mapping.advise_memory(space, at, page, MADV_POPULATE_WRITE)) == "ENOMEM"
     plain.buddy.failures = NEVER_FAILS
     assert plain.cpu.copy_from_user(at, 1) == b"\0"
-    assert space.fault(at, USER_WRITE) is RESOLVED  # not through the CPU: what it has cached must go now
+    assert fault_in(space, at, USER_WRITE) is RESOLVED  # not through the CPU: what it has cached must go now
     frame = plain.frames.number(space.table.walk(at).address)  # type: ignore[union-attr]  # mapped
     plain.physical.page_bytes(frame)[:3] = b"new"
     assert plain.cpu.copy_from_user(at, 3) == b"new"

@@ -21,7 +21,7 @@ from aether_emu.mm.mapping import (
 )
 from aether_emu.mm.protection import Protection
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import Board, check_accounts
+from tests.mm.board import Board, check_accounts, fault_in
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, mremap, refusal
 from tests.mm.tables.test_page import FailsAt
 
@@ -87,7 +87,7 @@ def test_moving_takes_pages_along_and_leaves_nothing(make: Make, page: int, plai
     to = mremap(space, at, 2, 5, MREMAP_MAYMOVE)
     assert plain.cpu.copy_from_user(to + page, 6) == b"moved\0"
     assert space.areas.find(at) is None
-    assert space.fault(at + page, USER_READ) == AccessError(at + page, mapped=False)
+    assert fault_in(space, at + page, USER_READ) == AccessError(at + page, mapped=False)
     check_accounts(plain, [])
 
 

@@ -18,7 +18,9 @@ from aether_emu.linux.files.host_file import HostData, MemoryFile
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile
 from aether_emu.machine.memory.aperture import SLOT_SIZE
-from aether_emu.mm.objects.backing import Backing, FileBacking
+from aether_emu.mm.objects.file import FileBacking
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.rmap import unmap
 
 if TYPE_CHECKING:
     from aether_emu.linux.kernel import Kernel
@@ -79,9 +81,8 @@ def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:
     ending = min(old, new) >> page_shift
     gone = new + (1 << page_shift) - 1 >> page_shift
     everything = LARGEST_OFFSET >> page_shift
-    for space in list(backing.spaces):
-        space.zap_backing(backing, ending, 1)
-        space.zap_backing(backing, gone, everything - gone, copies=True)
+    unmap(backing, ending, 1)
+    unmap(backing, gone, everything - gone, copies=True)
     _forget_code(kernel, backing)
 
 

@@ -25,7 +25,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu, UserFault
 from aether_emu.mm import mapping
-from aether_emu.mm.objects.backing import Backing
+from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import STACK_GUARD_PAGES, AddressSpace
 from aether_emu.policy.aslr import AddressLayout, choose_layout
@@ -153,11 +153,11 @@ def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
 def _attached(process: Process, file: HostData) -> Iterator[Backing]:
     """The file in memory. Held while it is mapped: one segment may replace all that shows of another."""
     backing = file_backing(process.kernel, file, writable=False)
-    backing.attach(process.space)
+    backing.hold()
     try:
         yield backing
     finally:
-        backing.detach(process.space)
+        backing.let_go()
 
 
 def _map_main(process: Process, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:

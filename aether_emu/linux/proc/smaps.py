@@ -47,9 +47,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
-    own = table.owner_array[seen.frames] == space.number
-    counted, in_memory = kinds != Kind.ZERO, kinds == Kind.ANON
-    anonymous, shared = in_memory & own, maps > 1
+    counted, anonymous, in_object = kinds != Kind.ZERO, kinds == Kind.ANON, kinds == Kind.SHARED
+    shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
     group = np.searchsorted(np.array(starts, np.int64) >> page_shift, seen.pages, side="right") - 1
@@ -68,7 +67,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Pss_Dirty": share(dirty),
         "Pss_Anon": share(anonymous),
         "Pss_File": share(kinds == Kind.FILE),
-        "Pss_Shmem": share(in_memory & ~own),
+        "Pss_Shmem": share(in_object),
         "Shared_Clean": total(shared & ~dirty),
         "Shared_Dirty": total(shared & dirty),
         "Private_Clean": total(~shared & ~dirty),
@@ -76,7 +75,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Referenced": total(seen.accessed),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
-        "Shmem": total(in_memory & ~own),
+        "Shmem": total(in_object),
     }
 
 

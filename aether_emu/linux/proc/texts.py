@@ -11,7 +11,7 @@ from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import Process
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.objects.backing import FileBacking
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
@@ -131,7 +131,7 @@ class ProcessTexts:
             ("SwapCached", 0),
             ("SwapTotal", 0),
             ("SwapFree", 0),
-            ("AnonPages", census[Kind.ANON] * kib),
+            ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
             ("Mapped", census[Kind.FILE] * kib),
             ("SReclaimable", 0),
             ("PageTables", census[Kind.TABLE] * kib),

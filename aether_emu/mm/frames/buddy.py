@@ -1,23 +1,26 @@
-"""The frame allocator: zones of buddy blocks, and in front of them a list of ready single frames.
+"""The frame allocator: zones of buddy blocks, and in front of them each CPU's list of ready single frames.
 
-Single frames are too frequent to walk the free lists (`mm.frames.free_lists`) for each of them. They
-come from the ready list, in the manner of a per-CPU list, which is filled and drained in batches. To the free
-lists a ready frame is a block in use; its kind, FREE, tells it from a frame that really is. In the statistics
-it counts as free.
+Single frames are too frequent to walk the free lists (`mm.frames.free_lists`) for each of them. They come
+from the ready list of the CPU that runs (`enter` says which), which is filled and drained in batches. To the
+free lists a ready frame is a block in use; its kind, FREE, tells it from a frame that really is. In the
+statistics it counts as free.
 
-Popping a ready frame without a call: a fault handler may take a frame by `buddy.cache.pop()` while that list
-is not empty (else it calls `buddy.alloc()`), under this contract.
+Popping a ready frame without a call: a fault handler may take a frame by `caches[cpu].pop()` while that list
+is not empty (else it calls `alloc()`), under this contract.
+  - Its CPU is the one that runs.
   - Before anything else is asked of the allocator, it sets `frames.kind[frame]` to a kind other than FREE.
   - It sets those of `owner`, `index`, `refs`, `maps` that it uses: the last two are 0, the others stale.
   - It looks at `flags`: a frame with Flags.DIRTY has to be zeroed before a guest sees it.
   - It only pops. A frame goes back through `free`.
-The list object stays the same for good, so it may be kept. While failure points are armed it is empty, so
-that every allocation passes them; the frames handed out are the same ones in the same order.
+The list objects stay the same for good, so they may be kept. While failure points are armed they are empty,
+so that every allocation passes them; the frames handed out are the same ones in the same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -110,20 +113,35 @@ class Buddy:
     """
 
     def __init__(
-        self, frames: FrameTable, zones: Sequence[Zone], *, failures: FailurePoints = NEVER_FAILS
+        self,
+        frames: FrameTable,
+        zones: Sequence[Zone],
+        *,
+        cpus: int = 1,
+        failures: FailurePoints = NEVER_FAILS,
     ) -> None:
         """Take over `zones`, which must be disjoint and FREE in the table.
 
         Their order is the order of falling back: an allocation starts at the first zone, or at the one it
         names, and goes on to those after it. No block crosses a zone's bounds. `failures` is asked at
-        "buddy.alloc", "buddy.alloc_run" and "buddy.alloc_bulk". Raises FrameError for unusable zones.
+        "buddy.alloc", "buddy.alloc_run" and "buddy.alloc_bulk". `cpus` is how many ready lists there are.
+        Raises FrameError for unusable zones.
         """
         _check_zones(frames, zones)
         self.frames = frames
         self.total = sum(zone.count for zone in zones)
-        self.cache: list[int] = []
-        self._ready = self.cache
-        """The ready list: `cache`, unless failure points are armed. Frames of the first zone only."""
+        self.caches: tuple[list[int], ...] = tuple([] for _ in range(cpus))
+        self.cache = self.caches[0]
+        """The cache of the CPU that runs."""
+        self._lists = list(self.caches)
+        """The ready lists: the caches, unless failure points are armed. Frames of the first zone only."""
+        self._running = 0
+        self._ready = self._lists[0]
+        """The ready list of the CPU that runs."""
+        self._elsewhere = 0
+        """Frames on the other CPUs' ready lists."""
+        self.on_short: Callable[[], bool] = _nothing_more
+        """Asked before an allocation fails. True: frames came back, and a second try is due."""
         self._zones = [FreeLists(frames, zone.name, zone.first, zone.first + zone.count) for zone in zones]
         self._fallback = {lists.name: self._zones[i:] for i, lists in enumerate(self._zones)}
         self._first, self._end = self._zones[0].first, self._zones[0].end
@@ -153,19 +171,26 @@ class Buddy:
 
     @failures.setter
     def failures(self, failures: FailurePoints) -> None:
-        ready = list(self._ready)
         self._failures = failures
-        if failures is NEVER_FAILS:
-            self.cache[:] = ready
-            self._ready = self.cache
-        else:
-            self.cache.clear()
-            self._ready = ready
+        for cpu, cache in enumerate(self.caches):
+            ready = list(self._lists[cpu])
+            cache[:] = ready if failures is NEVER_FAILS else []
+            self._lists[cpu] = cache if failures is NEVER_FAILS else ready
+        self._ready = self._lists[self._running]
+
+    def enter(self, cpu: int) -> None:
+        """`cpu` runs from now on: single frames come from its ready list, and go back to it."""
+        if cpu == self._running:
+            return
+        self._note()
+        self._running, self.cache, self._ready = cpu, self.caches[cpu], self._lists[cpu]
+        self._elsewhere = sum(map(len, self._lists)) - len(self._ready)
+        self._ready_low = len(self._ready)
 
     @property
     def free_frames(self) -> int:
         """Frames that can be allocated, in all zones."""
-        return sum(lists.free for lists in self._zones) + len(self._ready)
+        return sum(lists.free for lists in self._zones) + len(self._ready) + self._elsewhere
 
     # --- allocation
 
@@ -193,6 +218,8 @@ class Buddy:
             if block is not None:
                 self._set_kind(block, order, _KERNEL)
                 return block
+        if self.on_short():
+            return self.alloc(order, zone)
         self._refuse(1 << order)
 
     def alloc_run(self, count: int, zone: str | None = None) -> int:
@@ -210,6 +237,8 @@ class Buddy:
                 if run is not None:
                     self.frames.kind_array[run : run + count] = _KERNEL
                     return run
+        if self.on_short():
+            return self.alloc_run(count, zone)
         self._refuse(count)
 
     def alloc_bulk(self, count: int, zone: str | None = None) -> FrameArray:
@@ -221,8 +250,10 @@ class Buddy:
             raise FrameError(f"{count} frames are asked for")
         zones = self._begin("buddy.alloc_bulk", count, zone)
         if zones[0] is self._zones[0] and zones[0].free < count:
-            self._drain(0)
+            self._drain_all()
         if sum(lists.free for lists in zones) < count:
+            if self.on_short():
+                return self.alloc_bulk(count, zone)
             self._refuse(count)
         parts: list[FrameArray] = [np.empty(0, np.int64)]
         wanted = count
@@ -256,8 +287,8 @@ class Buddy:
     def _twice(self, zones: list[FreeLists]) -> Iterator[FreeLists]:
         """The zones, and once more when the ready frames have been given up to form larger blocks."""
         yield from zones
-        if self._ready and zones[0] is self._zones[0]:
-            self._drain(0)
+        if (self._ready or self._elsewhere) and zones[0] is self._zones[0]:
+            self._drain_all()
             yield from zones
 
     def _set_kind(self, block: int, order: int, kind: int) -> None:
@@ -383,13 +414,22 @@ class Buddy:
             self._give_singles(np.sort(np.array(self._ready[:surplus], dtype=np.int64)))
             del self._ready[:surplus]
 
+    def _drain_all(self) -> None:
+        """Return every CPU's ready frames to the free lists."""
+        self._drain(0)
+        if self._elsewhere:
+            for ready in self._lists:
+                self._give_singles(np.sort(np.array(ready, dtype=np.int64)))
+                ready.clear()
+            self._elsewhere = 0
+
     def _note(self) -> None:
         """Bring the low-water mark up to date with the least since the last call.
 
         Due before the free lists change: until then only the ready list's length changes what is free.
         """
         length = len(self._ready)
-        lowest = min(self._ready_low, length)
+        lowest = min(self._ready_low, length) + self._elsewhere
         for lists in self._zones:
             lowest += lists.free
         self._lowest = min(self._lowest, lowest)
@@ -402,7 +442,7 @@ class Buddy:
         self._note()
         zones = []
         for lists in self._zones:
-            ready = len(self._ready) if lists is self._zones[0] else 0
+            ready = len(self._ready) + self._elsewhere if lists is self._zones[0] else 0
             blocks = tuple(len(blocks) for blocks in lists.blocks)
             zones.append(ZoneStats(lists.name, lists.end - lists.first, lists.free + ready, ready, blocks))
         free = self.free_frames
@@ -418,6 +458,23 @@ class Buddy:
             failures=self._refused,
         )
 
+    def capture(self) -> bytes:
+        """The whole state, the frame table and `on_short` aside, to be given to `restore`."""
+        out = io.BytesIO()
+        _Pickler(out, self.frames).dump({k: v for k, v in self.__getstate__().items() if k != "on_short"})
+        return out.getvalue()
+
+    def restore(self, data: bytes) -> None:
+        """Take a captured state over. The ready lists stay the objects that they are."""
+        fields = _Unpickler(data, self.frames).load()
+        for cache, loaded in zip(self.caches, fields["caches"], strict=True):
+            cache[:] = loaded
+        running = fields["_running"]
+        kept = {"caches": self.caches, "cache": self.caches[running]}
+        lists = list(self.caches) if fields["_failures"] is NEVER_FAILS else fields["_lists"]
+        self.__dict__.update(fields | kept | {"_lists": lists, "_ready": lists[running]})
+        self._bind()
+
     def check(self) -> None:
         """Verify every invariant of the allocator and its part of the table, in time linear in the frames.
 
@@ -430,18 +487,44 @@ class Buddy:
         for lists in self._zones:
             free[lists.first : lists.end] = lists.check()
             managed[lists.first : lists.end] = True
-        ready = np.array(self._ready, dtype=np.int64)
+        ready = np.array([frame for ready in self._lists for frame in ready], dtype=np.int64)
         _demand(np.unique(ready).size == ready.size, "a frame is ready twice")
         inside = (ready >= self._first) & (ready < self._end)
         _demand(bool(inside.all()), "a ready frame is outside the first zone")
         _demand(bool((table.block_array[ready] == SINGLE).all()), "a ready frame is not a single one")
-        _demand(self._ready is self.cache or not self.cache, "the cache is filled though failures are armed")
+        armed = self._failures is not NEVER_FAILS
+        _demand(not (armed and any(self.caches)), "a cache is filled though failures are armed")
         free[ready] = True
         kinds = table.kind_array == _FREE
         _demand(np.array_equal(kinds[managed], free[managed]), "the kind FREE contradicts the free lists")
         held = (table.refs_array != 0) | (table.maps_array != 0)
         _demand(not (held & free).any(), "a free frame is referenced or mapped")
         _demand(not table.block_array[~managed].any(), "a block begins outside the zones")
+
+
+class _Pickler(pickle.Pickler):
+    """The frame table is named, not copied: it is captured by itself."""
+
+    def __init__(self, out: io.BytesIO, frames: FrameTable) -> None:
+        super().__init__(out)
+        self._frames = frames
+
+    def persistent_id(self, item: object) -> str | None:
+        return "frames" if item is self._frames else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, frames: FrameTable) -> None:
+        super().__init__(io.BytesIO(data))
+        self._frames = frames
+
+    def persistent_load(self, name: object) -> FrameTable:
+        assert name == "frames", f"unknown object {name!r} in a snapshot"
+        return self._frames
+
+
+def _nothing_more() -> bool:
+    return False
 
 
 def _demand(true: bool, otherwise: str) -> None:

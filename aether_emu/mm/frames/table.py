@@ -55,11 +55,13 @@ class Kind(IntEnum):
     TABLE = 3
     """A page-table page."""
     ANON = 4
-    """Anonymous memory."""
+    """Private anonymous memory: a page that belongs to a family of areas."""
     ZERO = 5
     """The zero page: shared by all, never written."""
     FILE = 6
     """A page of a file."""
+    SHARED = 7
+    """A page of shared memory: its object keeps it until it ends."""
 
 
 class Flags(IntFlag):

@@ -17,7 +17,7 @@ from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.files.synthetic import ControlFile
 from aether_emu.linux.task.process import Process
-from aether_emu.mm.objects.backing import SharedMemory
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, program

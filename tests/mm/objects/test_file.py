@@ -17,11 +17,13 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, BusError, OutOfMemory
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Remap, Request
-from aether_emu.mm.objects.backing import Backing, FileBacking, SharedMemory
+from aether_emu.mm.objects.file import FileBacking
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, fault_in
 from tests.mm.tables.test_page import FailsAt
 
 READ, WRITE = Protection.READ, Protection.WRITE
@@ -60,17 +62,17 @@ class Shown:
         self.board.cpu.copy_to_user(va, data)
 
     def outcome(self, va: int, access: int = USER_READ) -> object:
-        return self.space.fault(va, access)
+        return fault_in(self.space, va, access)
 
     def backing(self) -> FileBacking | None:
         status = os.stat(self.path)
         return self.board.files.find((status.st_dev, status.st_ino))
 
     def areas_shown(self, backing: Backing) -> int:
-        """How often the space is attached, which must be how many areas it has of the backing."""
-        count = sum(area.backing is backing for area in self.space.areas)
-        assert backing.spaces.get(self.space, 0) == count
-        return count
+        """How many areas show the backing, which it must know exactly."""
+        areas = {area for area in self.space.areas if area.backing is backing}
+        assert set(backing.windows) == areas
+        return len(areas)
 
 
 Make = Callable[..., Shown]
@@ -254,7 +256,7 @@ def test_cutting_moving_and_merging_keep_one_attachment_for_each_area(make: Make
     assert shown.areas_shown(backing) == 4
     for area in list(shown.space.areas):
         shown.space.unmap(area.start, area.end)
-    assert backing.spaces == {}
+    assert len(backing.windows) == 0
     assert shown.backing() is None
     assert shown.board.frames.census()[Kind.FILE] == 0
 
@@ -375,7 +377,7 @@ def test_shared_memory_keeps_its_pages_when_their_entries_go(make: Make) -> None
     assert list(memory._frames) == [0]
     check_accounts(shown.board, [memory])
     shown.space.unmap(at, at + 2 * shown.page)
-    assert not memory._frames
+    assert not memory.frames_by_page()
 
 
 def test_a_duplicate_of_shared_memory_shows_the_same_pages(make: Make) -> None:
@@ -387,7 +389,7 @@ def test_a_duplicate_of_shared_memory_shows_the_same_pages(make: Make) -> None:
     assert shown.read(again, 3) == b"one"
     shown.write(again + shown.page, b"two")
     assert shown.read(at + 2 * shown.page, 3) == b"two"
-    assert memory.spaces == {shown.space: 2}
+    assert shown.areas_shown(memory) == 2
     check_accounts(shown.board, [memory])
 
 

@@ -1,0 +1,134 @@
+"""Host files as memory objects: their pages stand in the aperture, where the host maps them.
+
+`HostFiles` finds the object of a file by the file's key, so that every mapping of one file shows one object.
+When the aperture wants a slot for another file, or the host has taken pages away, the pages are unmapped
+everywhere first (`mm.rmap`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_emu.machine.memory.aperture import ApertureFile
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.physical import Physical
+
+
+class FileBacking(Backing):
+    """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
+
+    `identity` is the device and inode number under which programs know the file.
+    """
+
+    in_place = True
+
+    def __init__(
+        self,
+        physical: Physical,
+        file: ApertureFile,
+        key: tuple[int, int],
+        name: str,
+        gone: Callable[[FileBacking], None],
+    ) -> None:
+        super().__init__(physical.objects)
+        self._physical = physical
+        self.file, self.key = file, key
+        self.identity = (0, 0)
+        self._name = name
+        self._gone = gone
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def writable(self) -> bool:
+        return self.file.writable
+
+    def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
+        address, count = self.file.frames(index, count, write=write)
+        table = self._physical.frames
+        first = table.number(address)
+        if (table.kind_array[first : first + count] != Kind.FILE).any():
+            table.claim(first, count, Kind.FILE, self.number, index)
+        return first, count
+
+    def copy_page(self, index: int, into: memoryview) -> None:
+        self.file.read_page(index, into)
+
+    def sync(self) -> None:
+        self.file.sync()
+
+    def release(self) -> None:
+        self._gone(self)
+        self.file.close()
+
+    def capture(self) -> dict[str, object]:
+        """Which file it is, as plain data. Its contents stay on the host."""
+        return {"number": self.number, "name": self.name, "key": self.key, "writable": self.writable}
+
+
+class HostFiles:
+    """The files that areas show, one `FileBacking` for each host file, found again by its key.
+
+    `unmap` removes every entry that shows some pages of an object, and flushes on every CPU before it
+    returns.
+    """
+
+    def __init__(self, physical: Physical, unmap: Callable[[FileBacking, int, int], None]) -> None:
+        self._physical, self._unmap = physical, unmap
+        self._by_key: dict[object, FileBacking] = {}
+        physical.aperture.on_evict = self._evict
+
+    def open(
+        self,
+        fd: int,
+        key: tuple[int, int],
+        name: str,
+        *,
+        writable: bool,
+        identity: tuple[int, int] = (0, 0),
+    ) -> FileBacking:
+        """The object of a host file; `fd` may be closed afterwards. Raises what the aperture refuses."""
+        known = self._by_key.get(key)
+        if known is not None:
+            if writable and not known.file.writable:
+                known.file = self._physical.aperture.attach(fd, key, writable=True)
+                self._physical.code.mutable = True  # code of it may be mapped already
+                known.file.close()  # `attach` counted one more reference to the same file
+            return known
+        file = self._physical.aperture.attach(fd, key, writable=writable)
+        backing = FileBacking(self._physical, file, key, name, self._forget)
+        backing.identity = identity
+        self._by_key[key] = backing
+        return backing
+
+    def showing(self, file: ApertureFile) -> FileBacking | None:
+        """The object of a file of the aperture."""
+        found = self._by_key.get(file.key)
+        return found if found is not None and found.file is file else None
+
+    def find(self, key: tuple[int, int]) -> FileBacking | None:
+        """The object of a file that some area shows now."""
+        return self._by_key.get(key)
+
+    def _forget(self, backing: FileBacking) -> None:
+        del self._by_key[backing.key]
+
+    def unmap_pages(self, backing: FileBacking, first: int, count: int) -> None:
+        """Remove every entry that shows pages `[first, first + count)` of a file, and flush."""
+        self._unmap(backing, first, count)
+
+    def _evict(self, address: int, length: int) -> None:
+        """The aperture wants a slot back: unmap its pages everywhere, then let its frames go."""
+        physical = self._physical
+        first = physical.frames.number(address)
+        count = length >> physical.frames.page_shift
+        file, index = physical.aperture.owner_of(address)
+        backing = self._by_key.get(file.key)
+        if backing is not None:
+            self._unmap(backing, index, count)
+        physical.code.written(first, count)
+        physical.frames.flags_array[first : first + count] = 0
+        physical.frames.release(first, count)

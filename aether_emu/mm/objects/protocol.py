@@ -1,0 +1,120 @@
+"""What a memory object is: something that pages belong to, by index, and that areas show a window of.
+
+    frame  --(owner, index)-->  object  --interval query-->  areas  -->  an address in a space
+
+An area is linked to its objects while it stands in an area map (`mm.allocation` does both). An object lives
+as long as an area shows it or somebody holds it; then it gives its pages back and leaves the registry.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from aether_emu.mm.objects.intervals import Intervals
+from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tlb import Gather
+
+
+class Space(Protocol):
+    """An address space, as far as the way from a frame to its mappings needs one."""
+
+    @property
+    def table(self) -> PageTable:
+        """Its page table."""
+
+    def gather(self) -> Gather:
+        """A collection for one operation's edits."""
+
+    def finish(self, gather: Gather) -> None:
+        """Flush what was gathered and let go of what it dropped."""
+
+    def clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
+        """Remove the entries of a range, or only those that show pages of a file."""
+
+
+class Window(Protocol):
+    """An area as its objects see it."""
+
+    start: int
+    end: int
+    offset: int  # page of the backing at `start`
+    moved: int  # pages by which the area's own pages were moved: their index less their page number
+    space: Space | None
+    backing: Backing | None
+
+
+class MemoryObject(ABC):
+    """What pages belong to. `number` is the owner that the frame table names for them."""
+
+    def __init__(self, registry: Registry[MemoryObject]) -> None:
+        self._registry = registry
+        self.number = registry.enter(self)
+        self.windows: Intervals[Window] = Intervals()
+        self._holds = 0
+
+    def link(self, area: Window, first: int, count: int) -> None:
+        """`area` shows pages `[first, first + count)` from now on."""
+        self.windows.add(first, first + count, area)
+
+    def unlink(self, area: Window) -> None:
+        """`area` shows nothing of it any more."""
+        self.windows.remove(area)
+        self._release_if_unused()
+
+    def hold(self) -> None:
+        """Keep the object without an area; `let_go` ends it."""
+        self._holds += 1
+
+    def let_go(self) -> None:
+        """One holder less."""
+        assert self._holds, f"object {self.number} is let go more often than it was held"
+        self._holds -= 1
+        self._release_if_unused()
+
+    def _release_if_unused(self) -> None:
+        if not self._holds and not self.windows:
+            self.release()
+            self._registry.leave(self.number)
+
+    def renumber(self, number: int) -> None:
+        """Become the object that a snapshot knows by `number`."""
+        self._registry.leave(self.number)
+        self.number = number
+        self._registry.put(number, self)
+
+    @abstractmethod
+    def release(self) -> None:
+        """Nobody shows or holds the object: give back what it has."""
+
+
+class Backing(MemoryObject):
+    """An object with pages of its own to show: a file, or shared memory."""
+
+    in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What /proc/self/maps shows."""
+
+    @property
+    @abstractmethod
+    def writable(self) -> bool:
+        """Whether any mapping may store into the pages."""
+
+    @abstractmethod
+    def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
+        """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
+
+        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, ApertureFull.
+        """
+
+    @abstractmethod
+    def copy_page(self, index: int, into: memoryview) -> None:
+        """Copy page `index` into a buffer of one page. Raises as `frames`."""
+
+    @abstractmethod
+    def sync(self) -> None:
+        """Write back what was stored (msync). Raises Refused."""

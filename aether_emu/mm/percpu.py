@@ -1,0 +1,58 @@
+"""What belongs to one CPU: the address space it runs in, its ready frames, its fault function.
+
+What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Everything else in `mm` is shared.
+"""
+
+from __future__ import annotations
+
+from aether_emu.arch.paging import PageTableFormat
+from aether_emu.machine.cpu import Cpu, Exit
+from aether_emu.mm.fault import make_fault
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.space import AddressSpace
+
+
+class PerCpu:
+    """CPU `index` of a computer. `space` is where it runs; there is none until the first `enter`.
+
+    Invariant: a space's `cpus` has this CPU's bit exactly while the CPU walks that space's table.
+    """
+
+    __slots__ = ("_bit", "_kernel_root", "_physical", "cpu", "fault", "index", "inside", "ready", "space")
+
+    space: AddressSpace
+
+    def __init__(self, physical: Physical, index: int, fmt: PageTableFormat, kernel_root: int) -> None:
+        self._physical, self._kernel_root, self._bit = physical, kernel_root, 1 << index
+        self.index = index
+        self.cpu: Cpu = physical.cpus[index]
+        self.ready = physical.buddy.caches[index]
+        self.inside = False  # whether `space` is what the CPU walks now
+        self.fault = make_fault(self, physical, fmt)
+
+    def enter(self, space: AddressSpace) -> None:
+        """Walk `space`'s table from now on. Nothing happens when it does so already."""
+        if self.inside and self.space is space:
+            return
+        self.leave()
+        self.space, self.inside = space, True
+        space.cpus |= self._bit
+        self._switch(space.table.root)
+
+    def leave(self) -> None:
+        """Walk no address space: only the kernel half is left."""
+        if self.inside:
+            self.inside = False
+            self.space.cpus &= ~self._bit
+            self._switch(self._kernel_root)
+
+    def _switch(self, root: int) -> None:
+        """Another root drops the whole TLB, and with it all that the CPU was asked to drop."""
+        self.cpu.set_root(root)
+        self._physical.tlb.dropped(self.index)
+
+    def run(self, budget: int | None = None) -> Exit:
+        """Execute, as `Cpu.run`, after what other CPUs have asked was done."""
+        self._physical.buddy.enter(self.index)
+        self._physical.tlb.enter(self.index)
+        return self.cpu.run(budget)
