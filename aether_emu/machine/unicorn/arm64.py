@@ -82,6 +82,7 @@ class ArmCpu(UnicornCpu):
     """
 
     isa = "arm64"
+    one_root = False
 
     def __init__(
         self,

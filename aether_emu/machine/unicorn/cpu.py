@@ -28,7 +28,7 @@ class UnicornCpu(Cpu):
     def __init__(self, uc: Any, ranges: list[tuple[int, int, int]]) -> None:
         self._uc = uc
         self._handle = engine.handle_of(uc)
-        self.handle = self._handle  # for whoever stops the engine from outside Python
+        self.stop_call = engine.EMU_STOP_ADDRESS, self._handle
         for start, host, length in ranges:
             uc.mem_map_ptr(start, length, UC_PROT_ALL, host)
         self._buffer = ctypes.create_string_buffer(BUFFER)
