@@ -1,10 +1,8 @@
 """Assembly: one place wires a machine from a `Config`, runs a program on it, and takes it apart.
 
 Machine
-  Ram, Aperture ---- FrameTable ---- Buddy          (what there is, who has it)
-  Cpu                                               (who executes)
-  Physical ---- KernelHalf                          (what all address spaces share)
-  Kernel ---- Process ---- AddressSpace, Files, Signals
+  Computer ---- Ram, Aperture, Buddy, Cpu, Physical, KernelHalf    (`computer`: what any system needs)
+  Kernel ---- Process ---- AddressSpace, Files, Signals            (Linux)
 """
 
 from __future__ import annotations
@@ -13,12 +11,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.clock import COUNTER_HZ, TSC_HZ, VirtualClock
+from aether_emu.clock import VirtualClock
+from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import Config
-from aether_emu.errors import AetherError, ConfigError, EncodingError, OutOfFrames, ProgramError
+from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import before_truncate
 from aether_emu.linux.exec.loader import load_program, program_image
@@ -31,40 +29,21 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
 from aether_emu.linux.task.signals import Signals
 from aether_emu.linux.task.wait import HostWaiter
-from aether_emu.machine.memory.aperture import Aperture, ApertureFile
-from aether_emu.machine.memory.bus_guard import BusGuard
-from aether_emu.machine.memory.ram import Ram
-from aether_emu.machine.unicorn import engine
-from aether_emu.mm.frames.buddy import Buddy, Zone
-from aether_emu.mm.frames.table import FrameTable, Leak
-from aether_emu.mm.kernel_half import TEXT, KernelHalf
-from aether_emu.mm.percpu import PerCpu
-from aether_emu.mm.physical import Physical
+from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 
-if TYPE_CHECKING:
-    from aether_emu.machine.unicorn.arm64 import ArmCpu
-    from aether_emu.machine.unicorn.x86_64 import X86Cpu
-
-RAM_BASE = 1 << 30
-_APERTURE_ALIGN = 1 << 30
-_LOW_ZONE = 16 << 20
-
-
-_Ranges = list[tuple[int, int, int]]
 ISAS = ("x86_64", "arm64")
 
 
 @dataclass(frozen=True)
 class _Isa:
-    """What one instruction set brings: its parts, and whether one root holds both halves."""
+    """What one instruction set brings: its page tables, Linux's rules for it, its instruction for chance."""
 
     format: PageTableFormat
     abi: Abi
-    cpu: Callable[[Machine, _Ranges, bool], X86Cpu | ArmCpu]
-    shared_root: bool
+    random: str
 
 
 def _isa(name: str, config: Config) -> _Isa:
@@ -81,13 +60,13 @@ def _isa(name: str, config: Config) -> _Isa:
         from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
-        return _Isa(X86Format(5 if bits == 57 else 4), X86Abi(bits), _x86_cpu, shared_root=True)
+        return _Isa(X86Format(5 if bits == 57 else 4), X86Abi(bits), "rdrand")
     if name == "arm64":
         from aether_emu.arch.arm64.stage1 import ArmFormat  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
 
         try:
-            return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), _arm_cpu, shared_root=False)
+            return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
         except EncodingError:
             raise ConfigError(
                 "virtual_bits", bits, f"48, or what pages of {page} bytes give on arm64"
@@ -95,36 +74,9 @@ def _isa(name: str, config: Config) -> _Isa:
     raise ConfigError("arch", name, " or ".join(ISAS))
 
 
-def _x86_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> X86Cpu:
-    from aether_emu.machine.unicorn.x86_64 import X86Cpu  # noqa: PLC0415  # as in `_isa`
-
-    random = machine.streams.stream("rdrand").u64
-    return X86Cpu(
-        ranges,
-        time_stamp=lambda: machine.ticks(TSC_HZ),
-        random=random,
-        levels=machine.format.top,
-        live_state=live_state,
-    )
-
-
-def _arm_cpu(machine: Machine, ranges: _Ranges, live_state: bool) -> ArmCpu:
-    from aether_emu.machine.unicorn.arm64 import ArmCpu  # noqa: PLC0415  # as in `_isa`
-
-    return ArmCpu(
-        ranges,
-        time_stamp=lambda: machine.ticks(COUNTER_HZ),
-        frequency=COUNTER_HZ,
-        random=machine.streams.stream("rndr").u64,
-        granule=machine.config.page_size,
-        virtual_bits=machine.format.virtual_bits,
-        live_state=live_state,
-    )
-
-
 def _kernel_base(config: Config, fmt: PageTableFormat) -> int:
     """Where the supervisor's half begins. ConfigError where RAM's direct map does not fit above it."""
-    lowest = (1 << 64) - (1 << fmt.virtual_bits - 1)
+    lowest = lowest_kernel_base(fmt)
     base = lowest if config.kernel_base is None else config.kernel_base
     if base < lowest:
         raise ConfigError(
@@ -134,15 +86,6 @@ def _kernel_base(config: Config, fmt: PageTableFormat) -> int:
         lower = f"low enough for a direct map of {config.ram} bytes of RAM below {TEXT:#x}"
         raise ConfigError("kernel_base", hex(base), lower)
     return base
-
-
-class LeakError(AetherError):
-    """Frames were still held after everything was given back."""
-
-    def __init__(self, leaks: list[Leak]) -> None:
-        self.leaks = leaks
-        first = ", ".join(f"frame {x.frame} ({x.kind.name}, owner {x.owner})" for x in leaks[:3])
-        super().__init__(f"{len(leaks)} frame(s) leaked: {first}")
 
 
 @dataclass
@@ -191,40 +134,28 @@ class Machine:
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
         self.clock = VirtualClock(self.config.clock)
-        page = self.config.page_size
-        self.ram = Ram(RAM_BASE, self.config.ram, page)
-        self.aperture = Aperture(
-            RAM_BASE + (-(-self.config.ram // _APERTURE_ALIGN)) * _APERTURE_ALIGN, self.config.aperture, page
+        cpus = unicorn_cpus(
+            arch,
+            self.format,
+            ticks=self.ticks,
+            random=self.streams.stream(isa.random).u64,
+            live_state=live_state,
         )
-        size = self.aperture.base + self.aperture.size - RAM_BASE
-        self.frames = FrameTable(RAM_BASE, size, self.format.page_shift)
-        self.buddy = Buddy(self.frames, _zones(self.config.ram, page))
-        ranges = [
-            (self.ram.base, self.ram.host_address, self.ram.size),
-            (self.aperture.base, self.aperture.host_address, self.aperture.size),
-        ]
-        self.cpu: X86Cpu | ArmCpu = isa.cpu(self, ranges, live_state)
-        self._guard = BusGuard.instance()
-        self._guard_token = self._guard.register(
-            self.aperture.host_address, self.aperture.size, engine.EMU_STOP_ADDRESS, self.cpu.handle
-        )
+        ram, aperture = self.config.ram, self.config.aperture
         try:
-            self.physical = Physical(
-                self.ram, self.aperture, self.frames, self.buddy, [self.cpu], trace=trace
+            self.computer = Computer(
+                self.format, cpus, ram=ram, aperture=aperture, kernel_base=self.kernel_base, trace=trace
             )
-            self.kernel_half = KernelHalf(
-                self.physical, self.format, self.kernel_base, self.cpu.text_page(), self.cpu.data_page
-            )
-            self._shared_half = isa.shared_root
         except OutOfFrames as error:
-            self.abandon()
-            raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
-        self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
-        waiter = HostWaiter(pause, self._lost_pages)
-        self.percpu = PerCpu(self.physical, 0, self.format, self.kernel_half.table.root)
-        self.kernel = Kernel(
-            self.percpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter
-        )
+            raise ConfigError("ram", ram, "enough for the page tables of the machine") from error
+        self.ram, self.aperture = self.computer.ram, self.computer.aperture
+        self.frames, self.buddy = self.computer.frames, self.computer.buddy
+        self.physical, self.cpu = self.computer.physical, self.computer.cpus[0]
+        assert self.computer.kernel_half is not None, "it has a base"
+        self.kernel_half = self.computer.kernel_half
+        waiter = HostWaiter(pause, self.computer.lost_pages)
+        percpu = self.computer.percpu[0]
+        self.kernel = Kernel(percpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
 
@@ -275,36 +206,24 @@ class Machine:
 
         Safe twice. The engine and the host's memory are released in any case.
         """
-        if self._guard_token < 0:
+        if self.computer.closed:
             return
-        token, self._guard_token = self._guard_token, -1
         try:
             if self.process is not None:
-                self.percpu.leave()
+                self.computer.rest()
                 self.process.space.destroy()
                 if hasattr(self.process, "files"):
                     self.process.files.close_all()
             if self.namespace is not None:
                 self.namespace.close()
-            self.kernel_half.close()
-            self.physical.close()
-            leaks = self.frames.leaks()
-        finally:
-            self._release_host(token)
-        if leaks:
-            raise LeakError(leaks)
+        except BaseException:
+            self.abandon()
+            raise
+        self.computer.close()
 
     def abandon(self) -> None:
         """Let go of the engine and the host's memory without accounts, after a failed start."""
-        if self._guard_token >= 0:
-            token, self._guard_token = self._guard_token, -1
-            self._release_host(token)
-
-    def _release_host(self, token: int) -> None:
-        self.cpu.close()
-        self._guard.unregister(token)
-        self.aperture.close()
-        self.ram.close()
+        self.computer.abandon()
 
     # ---- parts
 
@@ -335,9 +254,8 @@ class Machine:
             fault_around=config.fault_around,
             window=self.abi.window,
         )
-        shared = (self.kernel_half.table, self.kernel_base) if self._shared_half else None
         try:
-            space = AddressSpace(self.physical, self.format, limits, shared)
+            space = self.computer.new_space(limits)
         except OutOfFrames as error:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
         space.files = self.kernel.file_backings
@@ -347,17 +265,6 @@ class Machine:
         """The guest reads a counter of `frequency` Hz."""
         self.kernel.observe_time()
         return self.clock.ticks(frequency)
-
-    def _lost_pages(self) -> list[tuple[ApertureFile, int]]:
-        return [self.aperture.lost(address) for address in self._guard.drain(self._guard_token)]
-
-
-def _zones(ram: int, page: int) -> list[Zone]:
-    """The general zone, falling back to the low one when there is enough memory for two."""
-    count, low = ram // page, _LOW_ZONE // page
-    if count < 2 * low:
-        return [Zone("normal", 0, count)]
-    return [Zone("normal", low, count - low), Zone("low", 0, low)]
 
 
 class _Nobody:

@@ -74,9 +74,17 @@ class UserFault(Exception):
 
 
 class Cpu(ABC):
-    """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`."""
+    """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`.
+
+    `one_root`: one root translates both halves of the address space, so that each page table holds the
+    supervisor's half too (x86_64's CR3). Otherwise that half has a root of its own (ARM64's TTBR1_EL1).
+    `stop_call` stops the CPU from inside a signal handler of the host: the address of a C function and
+    its one argument, or zeroes for a CPU that no such handler has to stop.
+    """
 
     isa: str
+    one_root: bool
+    stop_call: tuple[int, int]
     on_fault: Callable[[int, int], None]
     on_system_call: Callable[[int, int, int, int, int, int, int], int | None]
     on_trap: Callable[[Trap], None]
@@ -84,6 +92,24 @@ class Cpu(ABC):
     on_rewrite: Callable[[int, int], None] | None
     code_changes: Callable[[], bool]
     return_work: Callable[[], None] | None
+
+    # ---- bring-up
+
+    @staticmethod
+    @abstractmethod
+    def text_page() -> bytes:
+        """What the page of the supervisor's own code begins with."""
+
+    @staticmethod
+    @abstractmethod
+    def data_page(va: int) -> bytes:
+        """What the page of the supervisor's tables and stack begins with, when it is mapped at `va`."""
+
+    @abstractmethod
+    def boot(self, root: int, text: int, data: int) -> None:
+        """Translate by the table at physical `root`, whose upper half maps those two pages, and wait for
+        the first `run` at the user's privilege. Raises EngineError when that is not reached.
+        """
 
     # ---- running
 

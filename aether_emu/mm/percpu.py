@@ -5,6 +5,8 @@ What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Ever
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.machine.cpu import Cpu, Exit
 from aether_emu.mm.fault import make_fault
@@ -18,12 +20,31 @@ class PerCpu:
     Invariant: a space's `cpus` has this CPU's bit exactly while the CPU walks that space's table.
     """
 
-    __slots__ = ("_bit", "_kernel_root", "_physical", "cpu", "fault", "index", "inside", "ready", "space")
+    __slots__ = (
+        "_before_run",
+        "_bit",
+        "_kernel_root",
+        "_physical",
+        "cpu",
+        "fault",
+        "index",
+        "inside",
+        "ready",
+        "space",
+    )
 
     space: AddressSpace
 
-    def __init__(self, physical: Physical, index: int, fmt: PageTableFormat, kernel_root: int) -> None:
+    def __init__(
+        self,
+        physical: Physical,
+        index: int,
+        fmt: PageTableFormat,
+        kernel_root: int,
+        before_run: Callable[[], None],
+    ) -> None:
         self._physical, self._kernel_root, self._bit = physical, kernel_root, 1 << index
+        self._before_run = before_run
         self.index = index
         self.cpu: Cpu = physical.cpus[index]
         self.ready = physical.buddy.caches[index]
@@ -51,8 +72,16 @@ class PerCpu:
         self.cpu.set_root(root)
         self._physical.tlb.dropped(self.index)
 
-    def run(self, budget: int | None = None) -> Exit:
-        """Execute, as `Cpu.run`, after what other CPUs have asked was done."""
+    def take_over(self) -> None:
+        """This CPU is the one that works from now on, with nothing left of what others asked it to drop.
+
+        Due before it executes, and before its copies to and from user memory.
+        """
         self._physical.buddy.enter(self.index)
         self._physical.tlb.enter(self.index)
+        self._before_run()
+
+    def run(self, budget: int | None = None) -> Exit:
+        """Execute, as `Cpu.run`."""
+        self.take_over()
         return self.cpu.run(budget)

@@ -1,4 +1,4 @@
-"""One small machine for tests of `mm`: RAM, aperture, frames, CPUs and what all address spaces share.
+"""A small computer for tests of `mm`, on the engine of an ISA or on the reference CPU, with accounts.
 
 `WatchedBuddy` takes a frame back only when no CPU can reach it any more: nothing is freed before its flush.
 """
@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,13 @@ import numpy.typing as npt
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.arch.x86_64.stage1 import X86Format
-from aether_emu.machine.memory.aperture import Aperture
-from aether_emu.machine.memory.ram import Ram
-from aether_emu.machine.unicorn.arm64 import ArmCpu
-from aether_emu.machine.unicorn.x86_64 import X86Cpu
+from aether_emu.computer import Computer, CpuFactory, lowest_kernel_base, unicorn_cpus
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, Faults, Outcome
-from aether_emu.mm.frames.buddy import Buddy, Zone
+from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import FrameTable, Kind
-from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.objects.file import FileBacking, HostFiles
 from aether_emu.mm.objects.shared import SharedMemory
-from aether_emu.mm.percpu import PerCpu
-from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.mm.tables.page import PageTable
@@ -38,7 +33,6 @@ from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
 from tests.mm.invented_format import InventedFormat
 from tests.mm.reference_cpu import ReferenceCpu
 
-RAM_BASE = 1 << 30
 MIB = 1 << 20
 FRAMES = 4096  # of RAM, unless a test says otherwise
 
@@ -53,16 +47,17 @@ ENGINES: dict[str, PageTableFormat] = {
 FORMATS: dict[str, PageTableFormat] = ENGINES | {"invented": InventedFormat()}
 
 
-def kernel_base(fmt: PageTableFormat) -> int:
-    """The lowest address that the supervisor's half can begin at."""
-    return (1 << 64) - (1 << fmt.virtual_bits - 1)
-
-
 def user_end(fmt: PageTableFormat) -> int:
     """Where the user's half ends: all of its own root's, or half of a root that is shared, less a page."""
     if isinstance(fmt, ArmFormat):
         return 1 << fmt.virtual_bits
     return (1 << fmt.virtual_bits - 1) - fmt.page_size
+
+
+def engine_cpus(fmt: PageTableFormat) -> CpuFactory[Any]:
+    """Unicorn's CPUs of the format's ISA, for which no time passes and chance is 0."""
+    isa = "arm64" if isinstance(fmt, ArmFormat) else "x86_64"
+    return unicorn_cpus(isa, fmt, ticks=lambda _hz: 0, random=lambda: 0)
 
 
 class WatchedBuddy(Buddy):
@@ -103,8 +98,8 @@ class GrantedFile:
             os.close(fd)
 
 
-class Board:
-    """The machine. With `execute` set the CPU is Unicorn's of the format's ISA; else the reference CPU."""
+class Board(Computer[Any]):
+    """A computer that watches its frames. With `execute` Unicorn executes; else it has reference CPUs."""
 
     def __init__(
         self,
@@ -116,51 +111,26 @@ class Board:
         execute: bool = False,
         flush_ceiling: int = 8,
     ) -> None:
-        self.format = fmt
-        ram = FRAMES * fmt.page_size if ram is None else ram
-        self.ram = Ram(RAM_BASE, ram, fmt.page_size)
-        self.aperture = Aperture(RAM_BASE + -(-ram // (2 * MIB)) * 2 * MIB, aperture, fmt.page_size)
-        self.frames = FrameTable(RAM_BASE, self.aperture.base + aperture - RAM_BASE, fmt.page_shift)
-        self.buddy = WatchedBuddy(self.frames, [Zone("normal", 0, ram >> fmt.page_shift)], cpus=cpus)
         self.execute = execute
         self.instructions: Instructions = (
             ArmInstructions() if isinstance(fmt, ArmFormat) else X86Instructions()
         )
-        self.cpus: list[Any] = [self._new_cpu() for _ in range(cpus)]
-        self.physical = Physical(
-            self.ram, self.aperture, self.frames, self.buddy, self.cpus, flush_ceiling=flush_ceiling
+        super().__init__(
+            fmt,
+            engine_cpus(fmt) if execute else partial(ReferenceCpu, fmt),
+            ram=FRAMES * fmt.page_size if ram is None else ram,
+            aperture=aperture,
+            cpus=cpus,
+            kernel_base=lowest_kernel_base(fmt) if execute else None,
+            flush_ceiling=flush_ceiling,
+            allocator=WatchedBuddy,
         )
         self.files = HostFiles(self.physical, unmap)
         self.spaces: list[AddressSpace] = []
-        self.kernel: KernelHalf | None = None
         self.outcome: Outcome | None = None
-        if execute:
-            cpu = self.cpus[0]
-            self.kernel = KernelHalf(self.physical, fmt, kernel_base(fmt), cpu.text_page(), cpu.data_page)
-            cpu.boot(self.kernel.table.root, *self.kernel.pages)
-        else:
+        if not execute:
+            assert isinstance(self.buddy, WatchedBuddy)
             self.buddy.reachable = self._reachable
-        root = self.kernel.table.root if self.kernel is not None else 0
-        self.percpu = [PerCpu(self.physical, index, fmt, root) for index in range(cpus)]
-
-    def _new_cpu(self) -> ReferenceCpu | X86Cpu | ArmCpu:
-        fmt, ram, aperture = self.format, self.ram, self.aperture
-        if not self.execute:
-            return ReferenceCpu(fmt, ram, aperture)
-        ranges = [
-            (ram.base, ram.host_address, ram.size),
-            (aperture.base, aperture.host_address, aperture.size),
-        ]
-        if not isinstance(fmt, ArmFormat):
-            return X86Cpu(ranges, time_stamp=lambda: 0, random=lambda: 0)
-        return ArmCpu(
-            ranges,
-            time_stamp=lambda: 0,
-            frequency=1,
-            random=lambda: 0,
-            granule=fmt.page_size,
-            virtual_bits=fmt.virtual_bits,
-        )
 
     def _reachable(self, physical: int) -> str:
         pending = self.physical.tlb.pending
@@ -177,9 +147,7 @@ class Board:
         fmt = self.format
         chosen = {"user_base": 0x1_0000, "user_end": user_end(fmt), "areas": 65_530}
         chosen |= {"stack": 8 * MIB} | limits
-        shared_root = self.kernel is not None and not isinstance(fmt, ArmFormat)
-        kernel = (self.kernel.table, kernel_base(fmt)) if self.kernel is not None and shared_root else None
-        space = AddressSpace(self.physical, self.format, Limits(**chosen), kernel)
+        space = self.new_space(Limits(**chosen))
         self.spaces.append(space)
         return space
 
@@ -199,24 +167,18 @@ class Board:
         return Counter({event: self.physical.counters.n[event] for event in Event})
 
     def close(self) -> None:
-        """Take everything apart. AssertionError when a frame is left over or a format's rule was broken."""
-        for percpu in self.percpu:
-            percpu.leave()
+        """Take everything apart. LeakError when a frame is left over, AssertionError for a broken rule."""
         try:
+            self.rest()
             for space in self.spaces:
                 space.destroy()
-            if self.kernel is not None:
-                self.kernel.close()
-            self.physical.close()
-            assert self.frames.leaks() == []
-            assert self.buddy.free_frames == self.buddy.total
             for cpu in self.cpus:
                 assert self.execute or cpu.broken_rules == []
-        finally:
-            for cpu in self.cpus:
-                cpu.close()
-            self.aperture.close()
-            self.ram.close()
+        except BaseException:
+            self.abandon()
+            raise
+        super().close()
+        assert self.buddy.free_frames == self.buddy.total
 
 
 def fault_in(space: AddressSpace, va: int, access: int) -> Outcome:
@@ -248,14 +210,14 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
         tables += space.table.tables
         owned = (frames.kind_array == Kind.TABLE) & (frames.owner_array == space.number)
         assert int(owned.sum()) == space.table.tables
-    if board.kernel is not None:
-        tables += board.kernel.table.tables
+    if board.kernel_half is not None:
+        tables += board.kernel_half.table.tables
     for memory in objects:
         refs.update(memory.frames_by_page().values())
     in_tables = np.flatnonzero(frames.kind_array == Kind.TABLE).tolist()
     assert len(in_tables) == tables
     refs.update(in_tables)
-    if board.kernel is not None:
+    if board.kernel_half is not None:
         kernel = np.flatnonzero(frames.kind_array == Kind.KERNEL).tolist()
         refs.update(kernel)
         maps.update(kernel)

@@ -43,6 +43,8 @@ class ReferenceCpu(Cpu):
     """User accesses at `root`, one byte string at a time. `flushes` lists what was flushed, in order."""
 
     isa = "reference"
+    one_root = False
+    stop_call = (0, 0)
 
     def __init__(self, fmt: PageTableFormat, ram: Ram, aperture: Aperture) -> None:
         self.format, self._ram, self._aperture = fmt, ram, aperture
@@ -67,6 +69,19 @@ class ReferenceCpu(Cpu):
         size = self.format.page_size
         inside = any(t.address <= physical < t.address + max(t.size, size) for t in self.tlb.values())
         return inside or physical in self.walked
+
+    # ---- bring-up (it has no supervisor)
+
+    @staticmethod
+    def text_page() -> bytes:
+        raise NotImplementedError
+
+    @staticmethod
+    def data_page(va: int) -> bytes:
+        raise NotImplementedError
+
+    def boot(self, root: int, text: int, data: int) -> None:
+        raise NotImplementedError
 
     # ---- translation
 

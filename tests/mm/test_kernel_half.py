@@ -9,6 +9,7 @@ import pytest
 
 from aether_emu.arch.arm64 import stubs as arm_stubs
 from aether_emu.arch.paging import Access, Attributes, PageFlags, PageTableFormat
+from aether_emu.computer import RAM_BASE, lowest_kernel_base
 from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.machine.cpu import ExitReason, UserFault
 from aether_emu.mm.fault import AccessError
@@ -16,7 +17,7 @@ from aether_emu.mm.kernel_half import DATA, TEXT, KernelHalf
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.walk import Mapped
-from tests.mm.board import ENGINES, FORMATS, RAM_BASE, Board, fault_in, kernel_base
+from tests.mm.board import ENGINES, FORMATS, Board, fault_in
 
 USER, PRESENT = int(Access.USER | Access.PRESENT), int(Access.PRESENT)
 READ, WRITE, EXECUTE = int(Access.READ), int(Access.WRITE), int(Access.EXECUTE)
@@ -44,7 +45,7 @@ class Guest:
         self.faults: list[tuple[int, int]] = []
         self.cpu.on_fault = self._fault
         self.cpu.on_system_call = lambda *_arguments: self.cpu.stop()
-        self.direct = kernel_base(board.format) + RAM_BASE
+        self.direct = lowest_kernel_base(board.format) + RAM_BASE
         self.addresses = {
             "first byte of RAM": self.direct,
             "inside RAM": self.direct + 5 * page + 0x678,
@@ -150,7 +151,7 @@ def test_the_stubs_are_not_writable_even_by_the_supervisor(guest: Guest) -> None
 
 
 def test_nor_is_their_frame_by_its_address_in_the_direct_map(guest: Guest) -> None:
-    kernel, board = guest.board.kernel, guest.board
+    kernel, board = guest.board.kernel_half, guest.board
     assert kernel is not None
     text = kernel.table.walk(TEXT)
     assert isinstance(text, Mapped)
@@ -209,7 +210,7 @@ def test_an_unprivileged_load_of_the_supervisor_has_the_programs_rights(arm_gues
 
 def test_a_users_leaf_that_strayed_into_the_supervisors_tables_serves_no_program(guest: Guest) -> None:
     """The tables lock users out once more, whatever a leaf below them says."""
-    kernel, board, fmt = guest.board.kernel, guest.board, guest.board.format
+    kernel, board, fmt = guest.board.kernel_half, guest.board, guest.board.format
     assert kernel is not None
     stray = TEXT + guest.page
     flags = PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.USER | PageFlags.ACCESSED
@@ -224,9 +225,9 @@ def test_a_users_leaf_that_strayed_into_the_supervisors_tables_serves_no_program
 
 def test_a_supervisors_leaf_that_strayed_into_a_programs_tables_is_not_executed(arm_guest: Guest) -> None:
     guest, board, fmt = arm_guest, arm_guest.board, arm_guest.board.format
-    assert board.kernel is not None
+    assert board.kernel_half is not None
     stray = CODE + 8 * guest.page
-    text = board.kernel.table.walk(TEXT)
+    text = board.kernel_half.table.walk(TEXT)
     assert isinstance(text, Mapped)
     slot = guest.space.table.leaf_slot(stray)
     flags = PageFlags.READ | PageFlags.EXECUTE | PageFlags.ACCESSED
@@ -238,7 +239,7 @@ def test_a_supervisors_leaf_that_strayed_into_a_programs_tables_is_not_executed(
 
 def leaves(fmt: PageTableFormat, ram: int) -> Counter[int]:
     """How many leaves of each size the direct map of `ram` bytes takes."""
-    board, base = Board(fmt, ram=ram), kernel_base(fmt)
+    board, base = Board(fmt, ram=ram), lowest_kernel_base(fmt)
     half = KernelHalf(board.physical, fmt, base, b"", lambda _va: b"")
     start = base + RAM_BASE
     found = list(half.table.cursor(start, start + ram))
@@ -296,9 +297,9 @@ def test_the_direct_map_uses_the_largest_leaves_that_fit(
 
 
 def test_no_entry_of_the_half_is_a_users_and_none_is_both_writable_and_executable(engine: Board) -> None:
-    assert engine.kernel is not None
-    table = engine.kernel.table
-    found = list(table.cursor(kernel_base(engine.format), 1 << 64))
+    assert engine.kernel_half is not None
+    table = engine.kernel_half.table
+    found = list(table.cursor(lowest_kernel_base(engine.format), 1 << 64))
     assert {TEXT, DATA} <= {f.start for f in found}
     for item in found:
         walk = table.walk(item.start)
@@ -329,7 +330,7 @@ def test_a_base_whose_map_would_wrap_into_the_users_half_is_refused(bare: Board)
 def test_too_little_memory_is_said_and_nothing_is_kept(bare: Board) -> None:
     held = [bare.buddy.alloc() for _ in range(bare.buddy.free_frames - 4)]
     with pytest.raises(OutOfFrames):
-        KernelHalf(bare.physical, bare.format, kernel_base(bare.format), b"", lambda _va: b"")
+        KernelHalf(bare.physical, bare.format, lowest_kernel_base(bare.format), b"", lambda _va: b"")
     assert bare.buddy.free_frames == 4
     bare.buddy.free_bulk(held)
 
@@ -337,7 +338,7 @@ def test_too_little_memory_is_said_and_nothing_is_kept(bare: Board) -> None:
 def test_closing_gives_back_every_table_and_both_pages(bare: Board) -> None:
     before = bare.buddy.free_frames
     text = b"\xf4" * bare.format.page_size
-    half = KernelHalf(bare.physical, bare.format, kernel_base(bare.format), text, lambda _va: b"")
+    half = KernelHalf(bare.physical, bare.format, lowest_kernel_base(bare.format), text, lambda _va: b"")
     assert before - bare.buddy.free_frames == half.table.tables + 2
     half.close()
     assert bare.buddy.free_frames == before

@@ -22,7 +22,7 @@ import signal
 
 from aether_emu.errors import AetherError
 from aether_emu.machine import native
-from aether_emu.machine.memory import host
+from aether_emu.machine.memory import bus_handler, host
 
 _SA_SIGINFO = 4
 _SI_CODE, _SI_ADDR = 8, 16
@@ -76,13 +76,13 @@ class BusGuard:
         return cls._instance
 
     def __init__(self) -> None:
-        self._table = native.GuardTable()
+        self._table = bus_handler.GuardTable()
         # The handler reads these, so they must live as long as they are linked.
-        self._ranges: dict[int, native.GuardedRange] = {}
+        self._ranges: dict[int, bus_handler.GuardedRange] = {}
         self._drained: dict[int, int] = {}
         self._next_token = 1
         if native.available():
-            handler = native.bus_handler(self._table)
+            handler = bus_handler.bus_handler(self._table)
         else:
             self._callback = _Handler(self._handle)
             handler = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
@@ -97,7 +97,7 @@ class BusGuard:
         """
         for other in self._ranges.values():
             assert start + length <= other.start or other.end <= start, f"{start:#x} is guarded already"
-        guarded = native.GuardedRange(
+        guarded = bus_handler.GuardedRange(
             self._table.first, start, start + length, stop_function, stop_argument, 0
         )
         token = self._next_token
@@ -120,9 +120,9 @@ class BusGuard:
         faults, drained = guarded.faults, self._drained[token]
         if faults == drained:
             return []
-        assert faults - drained <= native.RING_ENTRIES, f"{faults - drained} lost pages were not drained"
+        assert faults - drained <= bus_handler.RING_ENTRIES, f"{faults - drained} lost pages were not drained"
         self._drained[token] = faults
-        return [guarded.ring[index % native.RING_ENTRIES] for index in range(drained, faults)]
+        return [guarded.ring[index % bus_handler.RING_ENTRIES] for index in range(drained, faults)]
 
     def unregister(self, token: int) -> None:
         """Stop guarding. A SIGBUS in the range is foreign from now on."""
@@ -143,7 +143,7 @@ class BusGuard:
             for guarded in self._ranges.values():
                 if guarded.start <= address < guarded.end:
                     host.place_zeroes(address // host.PAGE_SIZE * host.PAGE_SIZE, host.PAGE_SIZE)
-                    guarded.ring[guarded.faults % native.RING_ENTRIES] = address
+                    guarded.ring[guarded.faults % bus_handler.RING_ENTRIES] = address
                     guarded.faults += 1
                     if guarded.stop_function:
                         native.StopFunction(guarded.stop_function)(guarded.stop_argument)

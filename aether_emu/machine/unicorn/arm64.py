@@ -29,10 +29,11 @@ from aether_emu.arch.arm64 import id_registers, stubs, syndrome
 from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
-from aether_emu.machine import native
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
 from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
 from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn.arm64_random import RandomReads
+from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
 from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, UnicornCpu
 
@@ -82,6 +83,7 @@ class ArmCpu(UnicornCpu):
     """
 
     isa = "arm64"
+    one_root = False
 
     def __init__(
         self,
@@ -104,9 +106,9 @@ class ArmCpu(UnicornCpu):
         self._state = state  # the fields may live in what it keeps
         self._text = 0
         self._physical = ctypes.c_uint64()  # where translations are written that nobody asks for
-        self._scan = native.BlockScan(_VMEM_READ_ADDRESS, self._block_found)
+        self._scan = BlockScan(_VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
-        self._random_reads: native.RandomReads | None = None
+        self._random_reads: RandomReads | None = None
 
     # ---- bring-up
 
@@ -243,7 +245,7 @@ class ArmCpu(UnicornCpu):
         if address & 3:
             self._guarded(self._misaligned)
         else:
-            self._random_reads = reads = native.RandomReads(self._answer_random)
+            self._random_reads = reads = RandomReads(self._answer_random)
             kind, instruction = UC_HOOK_INSN, arm64_const.UC_ARM64_INS_MRS
             engine.hook_add(self._handle, kind, reads.callback, instruction, user_data=reads.user_data)
         self.flush_code()  # a misaligned block is announced again, and an RNDR needs the hook in its block

@@ -10,9 +10,9 @@ from unicorn import UC_HOOK_BLOCK, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
-from aether_emu.machine import native
 from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
 from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn.block_counter import BlockCounter
 
 PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
 MASK = (1 << 64) - 1
@@ -28,7 +28,7 @@ class UnicornCpu(Cpu):
     def __init__(self, uc: Any, ranges: list[tuple[int, int, int]]) -> None:
         self._uc = uc
         self._handle = engine.handle_of(uc)
-        self.handle = self._handle  # for whoever stops the engine from outside Python
+        self.stop_call = engine.EMU_STOP_ADDRESS, self._handle
         for start, host, length in ranges:
             uc.mem_map_ptr(start, length, UC_PROT_ALL, host)
         self._buffer = ctypes.create_string_buffer(BUFFER)
@@ -37,7 +37,7 @@ class UnicornCpu(Cpu):
         self._exit: Exit | None = None
         self._failure: BaseException | None = None
         self._interrupted = False
-        self._counter: native.BlockCounter | None = None
+        self._counter: BlockCounter | None = None
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
         self._hooks: list[object] = []
@@ -135,7 +135,7 @@ class UnicornCpu(Cpu):
 
     def count_blocks(self) -> None:
         if self._counter is None:
-            self._counter = native.BlockCounter(engine.EMU_STOP_ADDRESS)
+            self._counter = BlockCounter(engine.EMU_STOP_ADDRESS)
             self._counter.value = self._counter_start = _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)

@@ -86,6 +86,7 @@ class X86Cpu(UnicornCpu):
     """
 
     isa = "x86_64"
+    one_root = True
 
     def __init__(
         self,

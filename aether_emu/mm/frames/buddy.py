@@ -138,8 +138,6 @@ class Buddy:
         self._running = 0
         self._ready = self._lists[0]
         """The ready list of the CPU that runs."""
-        self._elsewhere = 0
-        """Frames on the other CPUs' ready lists."""
         self.on_short: Callable[[], bool] = _nothing_more
         """Asked before an allocation fails. True: frames came back, and a second try is due."""
         self._zones = [FreeLists(frames, zone.name, zone.first, zone.first + zone.count) for zone in zones]
@@ -184,8 +182,12 @@ class Buddy:
             return
         self._note()
         self._running, self.cache, self._ready = cpu, self.caches[cpu], self._lists[cpu]
-        self._elsewhere = sum(map(len, self._lists)) - len(self._ready)
         self._ready_low = len(self._ready)
+
+    @property
+    def _elsewhere(self) -> int:
+        """Frames on the other CPUs' ready lists."""
+        return sum(map(len, self._lists)) - len(self._ready)
 
     @property
     def free_frames(self) -> int:
@@ -421,7 +423,6 @@ class Buddy:
             for ready in self._lists:
                 self._give_singles(np.sort(np.array(ready, dtype=np.int64)))
                 ready.clear()
-            self._elsewhere = 0
 
     def _note(self) -> None:
         """Bring the low-water mark up to date with the least since the last call.

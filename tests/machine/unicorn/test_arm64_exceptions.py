@@ -78,9 +78,7 @@ class TestMisalignedPc:
 
     def test_is_found_by_the_python_routine_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(native, "available", lambda: False)
-        native._block_scan_address.cache_clear()
         bare = BareArm64()
-        native._block_scan_address.cache_clear()
         bare.fill(bare.code + 0x102, assemble("nop\nsvc #0"))
         bare["x1"] = CODE + 0x102
         bare.run("br x1")

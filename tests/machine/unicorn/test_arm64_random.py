@@ -37,13 +37,9 @@ def bare(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     live_state, machine_code = request.param
     if not machine_code:
         monkeypatch.setattr(native, "available", lambda: False)
-    native._random_filter_address.cache_clear()
-    native._block_scan_address.cache_clear()
     made = BareArm64(live_state, random=Stream())
     yield made
     made.cpu.close()
-    native._random_filter_address.cache_clear()
-    native._block_scan_address.cache_clear()
 
 
 def value(count: int) -> int:

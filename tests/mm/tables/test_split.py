@@ -11,13 +11,14 @@ from collections.abc import Iterator
 import pytest
 
 from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, Leaf, PageFlags, PageTableFormat
+from aether_emu.computer import RAM_BASE, lowest_kernel_base
 from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.mm.tables.page import Found
 from aether_emu.mm.tables.split import split, split_down
 from aether_emu.mm.tables.walk import Mapped
 from aether_emu.ports import NEVER_FAILS
 from tests.arch.formats import EVERY_FORMAT
-from tests.mm.board import ENGINES, MIB, RAM_BASE, Board, kernel_base
+from tests.mm.board import ENGINES, MIB, Board
 from tests.mm.reference_cpu import ReferenceCpu
 from tests.mm.tables.test_page import Bench, FailsAt
 
@@ -216,10 +217,10 @@ def roomy(request: pytest.FixtureRequest) -> Iterator[Board]:
 
 
 def test_the_supervisor_uses_a_leaf_of_the_direct_map_before_and_after(roomy: Board) -> None:
-    kernel, fmt, isa, cpu = roomy.kernel, roomy.format, roomy.instructions, roomy.cpu
+    kernel, fmt, isa, cpu = roomy.kernel_half, roomy.format, roomy.instructions, roomy.cpu
     assert kernel is not None
     table = kernel.table
-    direct = kernel_base(fmt) + RAM_BASE
+    direct = lowest_kernel_base(fmt) + RAM_BASE
     top = len(fmt.leaf_sizes())
     found = next(f for f in table.cursor(direct, direct + roomy.ram.size) if f.level == top)
     size = fmt.levels[top - 1].size
