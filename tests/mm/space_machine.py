@@ -30,6 +30,8 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import NOTED_ACCESSED, Protection
+from aether_emu.mm.rmap import mappings
+from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, fault_in
 from tests.mm.space_model import EXECUTE, READ, WRITE, Page, Run, SpaceModel, Thing
@@ -41,6 +43,7 @@ RIGHTS = [0, READ, READ | WRITE, READ | WRITE, READ | EXECUTE, WRITE, READ | WRI
 PROTECTIONS = st.sampled_from(RIGHTS)
 SHORT = range(1, 8)
 OPTIONS = (mapping.MAP_NORESERVE, mapping.MAP_GROWSDOWN, mapping.MAP_POPULATE)
+WAYS = ["program", "kernel", "tables"]
 FAILURES = st.none() | st.none() | st.integers(0, 2)
 
 
@@ -111,12 +114,14 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     # ---- loads and stores
 
-    def touch(self, va: int, write: bytes | None, by_program: bool) -> tuple[str, bytes]:
-        """One byte stored, or one loaded: how it ended, and the byte."""
+    def touch(self, va: int, write: bytes | None, way: str) -> tuple[str, bytes]:
+        """One byte stored, or one loaded: how it ended, and the byte. All of `WAYS` must do the same."""
         board = self.board
         board.outcome = None
         try:
-            if by_program and self.executes:
+            if way == "tables":
+                return "ok", self._through_the_tables(va, write)
+            if way == "program" and self.executes:
                 value = self._execute(va, write)
             elif write is None:
                 value = bytes(board.cpu.copy_from_user(va, 1))
@@ -126,6 +131,18 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         except UserFault:
             return self.name_of(board.outcome), b""
         return ("ok", value) if board.outcome in (None, RESOLVED) else (self.name_of(board.outcome), b"")
+
+    def _through_the_tables(self, va: int, write: bytes | None) -> bytes:
+        """As the kernel does for a process that no CPU runs."""
+        memory = UserMemory(self.space)
+        try:
+            if write is None:
+                return memory.read(va, 1)
+            memory.write(va, write)
+        except UserFaulted as refused:
+            self.board.outcome = refused.outcome
+            raise
+        return write
 
     def _execute(self, va: int, write: bytes | None) -> bytes:
         cpu, isa = self.board.cpu, self.board.instructions
@@ -150,18 +167,16 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         place=PLACES,
         offset=st.sampled_from([0, 1, 100, 4095]),
         byte=st.none() | st.binary(min_size=1, max_size=1),
-        by_program=st.booleans(),
+        way=st.sampled_from(WAYS),
         fails=FAILURES,
     )
-    def load_or_store(
-        self, place: int, offset: int, byte: bytes | None, by_program: bool, fails: int | None
-    ) -> None:
+    def load_or_store(self, place: int, offset: int, byte: bytes | None, way: str, fails: int | None) -> None:
         number = self.page_at(place)
         page = self.model.pages.get(number)
         if byte is not None and page is not None and page.shared and page.thing is not None:
             offset = 0  # a store behind the end of a file stays in the page cache as long as it likes
         self.board.buddy.failures = NEVER_FAILS if fails is None else FailsAt(fails)
-        outcome, value = self.touch(number * self.size + offset, byte, by_program)
+        outcome, value = self.touch(number * self.size + offset, byte, way)
         self.board.buddy.failures = NEVER_FAILS
         if outcome == "no memory":
             assert fails is not None
@@ -180,7 +195,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     def load_or_store_quietly(self, number: int, byte: bytes | None) -> bool:
         """Whether the access, which ends as the model has it, succeeded."""
-        outcome, value = self.touch(number * self.size, byte, by_program=False)
+        outcome, value = self.touch(number * self.size, byte, "kernel")
         assert outcome == self.model.access(number, READ if byte is None else WRITE)
         if outcome == "ok":
             if byte is not None:
@@ -504,6 +519,19 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         files = {backing.name for backing in held if isinstance(backing, FileBacking)}
         mapped = np.flatnonzero(self.board.frames.kind_array == Kind.FILE)
         assert files or not mapped.size
+
+    @invariant()
+    def every_frame_leads_to_the_entries_that_show_it(self) -> None:
+        if not hasattr(self, "space"):
+            return
+        frames, fmt = self.board.frames, self.board.format
+        shown: dict[int, list[int]] = {}
+        for found in self.space.table.cursor(self.base * self.size, self.end * self.size):
+            frame = frames.number(found.entry & fmt.address_mask)
+            if frames.kind[frame] != Kind.ZERO:
+                shown.setdefault(frame, []).append(found.start)
+        for frame, addresses in shown.items():
+            assert sorted(m.address for m in mappings(self.board.physical, frame)) == addresses
 
     @invariant()
     def files_hold_what_was_stored(self) -> None:
