@@ -80,7 +80,7 @@ class Intervals(Generic[T]):
         at = self._block_of(key)
         block = self._blocks[at]
         row = block.rows.pop(bisect_left(block.rows, key, key=_key))
-        assert row[3] is item, f"{item} is not where its interval was put"
+        assert row[3] == item, f"{item} is not where its interval was put"
         if not block.rows:
             del self._blocks[at]
         elif row[2] == block.reach:
