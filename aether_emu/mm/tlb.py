@@ -1,7 +1,8 @@
-"""TLB consistency: which edits oblige a flush, on which CPUs, and what may be freed only afterwards.
+"""TLB consistency: on which CPUs an edit is flushed, and what may be freed only afterwards.
 
 An edit that takes something away (unmap, a permission, another frame) leaves a stale translation
-behind; one that only adds (absent to present, read-only to writable of the same frame) does not.
+behind; one that only adds (absent to present, read-only to writable of the same frame) does not:
+`mm.tables.owed` has the rule.
 Editors therefore collect what they took away in a `Gather`, and its `finish` flushes first and
 gives frames and tables back afterwards. Nothing is freed before it is flushed.
 
@@ -14,30 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from aether_emu.arch.paging import Leaf, PageFlags, PageTableFormat
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.ports import Trace
-
-
-def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: bool) -> bool:
-    """The rule of this file for one leaf that became another entry; `moved` to another page.
-
-    A translation that was present may be cached, unless the MMU faults on it because software notes
-    accesses and has not noted one. What takes a permission from it, or lets accesses go
-    by unnoticed (accessed, dirty), or names another page or memory type, must drop it.
-    """
-    was, now = fmt.decode(old, level), fmt.decode(new, level)
-    if not isinstance(was, Leaf):
-        return False
-    if not fmt.hardware_accessed and not was.attributes.flags & PageFlags.ACCESSED:
-        return False
-    if moved or not isinstance(now, Leaf):
-        return True
-    before, after = was.attributes, now.attributes
-    return bool(before.flags & ~after.flags) or before.memory != after.memory
 
 
 class Tlb:
@@ -137,15 +119,20 @@ class Gather:
 
     def finish(self) -> list[int]:
         """Flush, then drop references and tables. Returns the RAM frames that are now unused."""
+        self.flush()
+        unused = self._release()
+        if self._tables:
+            self._table.free_tables(self._tables)
+        self._tables = []
+        return unused
+
+    def flush(self) -> None:
+        """Flush what was gathered so far; frames and tables stay until `finish`."""
         if self._all:
             self._tlb.flush_all(self._mask)
         elif self._pages:
             self._tlb.flush_pages(self._mask, self._pages)
-        unused = self._release()
-        if self._tables:
-            self._table.free_tables(self._tables)
-        self._pages, self._tables, self._all = [], [], False
-        return unused
+        self._pages, self._all = [], False
 
     def _release(self) -> list[int]:
         frames = self._frames
