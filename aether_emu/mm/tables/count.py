@@ -107,7 +107,7 @@ def counted(fmt: PageTableFormat, frames: FrameTable, entries: Entries, level: i
 
 
 def entries_of(table: Tree, item: Stretch | Found) -> tuple[Entries, int]:
-    """The entries of an item as an array, and their level. The array of a stretch is the table itself."""
+    """The entries of an item as they are now, and their level. The array of a stretch is the table itself."""
     if isinstance(item, Stretch):
         return table.ram.array[item.slot : item.slot + item.count], 1
-    return np.array([item.entry], np.uint64), item.level
+    return np.array([table.ram.words[item.slot]], np.uint64), item.level

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -63,17 +64,19 @@ def cut(table: Tree, gather: Gathering, at: int) -> None:
     while (found := table.find(at)) is not None:
         spec = table.format.levels[found.level - 1]
         run = spec.size * spec.contiguous
-
-        def flush(va: int = at & -run, size: int = run) -> None:
-            gather.page(va, max(size, table.format.page_size + 1))
-            gather.flush()
-
+        flush = partial(flush_large, gather, at & -run, run)
         if found.start < at:
             split(table, at, flush)
             continue
         if _hinted(table.format, found.entry) and at & run - 1:
             _end_run(table, found, flush)
         return
+
+
+def flush_large(gather: Gathering, va: int, size: int) -> None:
+    """Flush a large leaf or a run, and what was gathered before, now."""
+    gather.page(va, size)
+    gather.flush()
 
 
 def collapse(table: Tree, gather: Gathering, va: int, level: int) -> bool:
@@ -96,12 +99,7 @@ def collapse(table: Tree, gather: Gathering, va: int, level: int) -> bool:
     leaf = _larger(fmt, table.ram.array[slot : slot + count], level)
     if leaf is None:
         return False
-
-    def flush() -> None:
-        gather.page(start, spec.size)
-        gather.flush()
-
-    table.exchange(entry, leaf, flush)
+    table.exchange(entry, leaf, partial(flush_large, gather, start, spec.size))
     gather.detach([table.forget_table(below)])
     return True
 

@@ -27,7 +27,7 @@ from aether_emu.mm.tables.damage import Damaged, TableDamaged, same
 from aether_emu.mm.tables.walk import Walk, walk
 
 _FEW = 8  # entries that are looked at one by one rather than by numpy
-_JOINED = 1 << 13  # entries in one stretch at most, so that the arrays made of it stay in the CPU's cache
+JOINED = 1 << 13  # entries in one stretch at most, so that the arrays made of it stay in the CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -552,7 +552,7 @@ class Tree:
             isinstance(before, Stretch)
             and before.slot + before.count == slot
             and before.va + (before.count << fmt.page_shift) == va
-            and before.count + count <= _JOINED
+            and before.count + count <= JOINED
         ):
             visit.items[-1] = Stretch(before.va, before.slot, before.count + count)
             return
