@@ -21,6 +21,8 @@ from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.ports import Trace
 
+_ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way
+
 
 class Tlb:
     """The TLBs of all CPUs. `running` is the index of the CPU that executes now.
@@ -144,8 +146,8 @@ class Gather:
             if not left and kind[frame] != Kind.FILE:
                 unused.append(frame)
         for many in self._dropped_many:
-            np.subtract.at(frames.refs_array, many, 1)
-            np.subtract.at(frames.maps_array, many, 1)
+            np.subtract.at(frames.refs_array, many, _ONE)
+            np.subtract.at(frames.maps_array, many, _ONE)
             idle = many[(frames.refs_array[many] == 0) & (frames.kind_array[many] != Kind.FILE)]
             unused.extend(dict.fromkeys(idle.tolist()))  # np.unique would import numpy.ma for this
         self._dropped, self._dropped_many = [], []

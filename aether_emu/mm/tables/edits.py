@@ -1,14 +1,14 @@
 """Edits of a range in its place: zap, protect, age and clean, each over whatever stands there.
 
     visit        what stands in the range: stretches of level-1 entries, and large ones   (tree)
-    counted      the frames that lose or gain a reference                                  (count)
-    owed         which of the pages a TLB must forget                                      (owed)
+    kinds        the few kinds of entries there, each judged once                          (count)
+    owes         whether a TLB must forget what an entry of that kind said                 (owed)
     gather       takes the pages and the frames; its owner finishes it
 
 A large leaf or held entry that reaches out of the range is split first, at whatever level. Every edit
-raises TableDamaged before it has changed anything of its range, and OutOfFrames when the table for a
-split cannot be had: then leaves are smaller, and nothing else is changed. The gather must be finished
-either way.
+raises TableDamaged for damage in its range, and OutOfFrames when the table for a split cannot be had:
+then leaves at the ends of the range may be smaller, and nothing else is changed. The gather must be
+finished either way.
 
 Level-1 entries are not remembered, so damage there is not seen as such. What is neither present nor a
 held kind has no frame that anybody could know: zap clears and returns it, the others leave it alone.
@@ -20,18 +20,28 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from aether_emu.arch.paging import Entries, HeldKind, Leaf, PageFlags, PageTableFormat
+from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import LeafBits, noted
-from aether_emu.mm.tables.count import Frames, counted, entries_of, first_frames, has_frame, is_held
-from aether_emu.mm.tables.owed import Gathering, owed
+from aether_emu.mm.tables.count import (
+    Chosen,
+    Frames,
+    counted,
+    entries_of,
+    first_frames,
+    frames_of,
+    has_frame,
+    kinds,
+    numbers_of,
+    of_kind,
+)
+from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import cut
 from aether_emu.mm.tables.tree import Found, Stretch, Tree
 
-Change = Callable[[Entries, int], Entries]
-"""What entries that are not zero become, at a level."""
+Change = Callable[[int, int], int]
+"""What an entry of a kind (its address cleared) becomes at a level; its address stays."""
 
 
 # ---- the two ways in which entries change
@@ -39,74 +49,75 @@ Change = Callable[[Entries, int], Entries]
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """New entries for one item: those with the numbers `used` (all others are absent)."""
+    """Entries of one kind that become another: `bits` are those that differ."""
 
     item: Stretch | Found
-    used: NDArray[np.int64]
-    old: Entries
-    new: Entries
+    chosen: Chosen
+    bits: int
+    owes: bool
 
 
-def clear(table: Tree, item: Stretch | Found, used: NDArray[np.int64] | None = None) -> None:
-    """Make the entries of the item absent: all of them, or those with the numbers `used`."""
+def clear(table: Tree, item: Stretch | Found, chosen: Chosen = None) -> None:
+    """Make the chosen entries of the item absent."""
     if isinstance(item, Found):
         table.write(item.start, item.level, item.slot, 0)
-    elif used is None or used.size == item.count:
-        table.ram.array[item.slot : item.slot + item.count] = 0
+        return
+    entries = table.ram.array[item.slot : item.slot + item.count]
+    if chosen is None:
+        entries[:] = 0
     else:
-        table.ram.array[item.slot : item.slot + item.count][used] = 0
+        entries[chosen] = 0
 
 
 def rewrite(table: Tree, items: list[Stretch | Found], change: Change, gather: Gathering | None) -> int:
-    """Let `change` make other entries of those that are not zero. Returns how many entries became others.
+    """Let `change` say what entries that are not absent become. Returns how many pages became others.
 
     Raises BreakBeforeMake, with nothing changed, where the architecture forbids one of the changes.
     What is owed goes into the gather; without one, nothing of the table is live, or the caller flushes.
     """
-    planned = [planned for item in items if (planned := _plan(table, item, change)) is not None]
-    changed = 0
-    for plan in planned:
-        item, used, old, new = plan.item, plan.used, plan.old, plan.new
-        if isinstance(item, Found):
-            table.write(item.start, item.level, item.slot, int(new[0]))
-        elif used.size == item.count:
-            table.ram.array[item.slot : item.slot + item.count] = new
-        else:
-            table.ram.array[item.slot : item.slot + item.count][used] = new
-        changed += int(np.count_nonzero(old != new))
-        if gather is not None:
-            gather_owed(table, gather, item, used, owed(table.format, old, new, _level(item)))
-    return changed
+    fmt, known = table.format, dict[tuple[int, int], tuple[int, bool]]()
+    changes: list[_Change] = []
+    for item in items:
+        entries, level = entries_of(table, item)
+        for kind, chosen in kinds(fmt, entries, level):
+            if (kind, level) not in known:
+                new = change(kind, level)
+                known[kind, level] = kind ^ new, owes(fmt, kind, new, level)
+            bits, owing = known[kind, level]
+            if bits:
+                table.refuse_live(_start(table, item, chosen), level, kind, kind ^ bits)
+                changes.append(_Change(item, chosen, bits, owing))
+    return sum(_apply(table, each, gather) for each in changes)
 
 
-def _plan(table: Tree, item: Stretch | Found, change: Change) -> _Change | None:
+def _apply(table: Tree, change: _Change, gather: Gathering | None) -> int:
+    item, bits = change.item, np.uint64(change.bits)
     entries, level = entries_of(table, item)
-    used = entries.nonzero()[0]
-    old = entries[used]
-    new = change(old, level)
-    if not (old != new).any():
-        return None
-    at = table.first_refused(old, new)
-    if at is not None:
-        va = item.start if isinstance(item, Found) else item.va + (int(used[at]) << table.format.page_shift)
-        table.refuse_live(va, level, int(old[at]), int(new[at]))
-    return _Change(item, used, old, new)
+    if change.owes and gather is not None:
+        gather_pages(table, gather, item, change.chosen)
+    if isinstance(item, Found):
+        table.write(item.start, level, item.slot, int(entries[0] ^ bits))
+        return table.format.levels[level - 1].size >> table.format.page_shift
+    if change.chosen is None:
+        entries ^= bits
+        return item.count
+    entries ^= change.chosen * bits
+    return int(np.count_nonzero(change.chosen))
 
 
-def _level(item: Stretch | Found) -> int:
-    return 1 if isinstance(item, Stretch) else item.level
+def _start(table: Tree, item: Stretch | Found, chosen: Chosen) -> int:
+    """The address of the first chosen entry."""
+    if isinstance(item, Found):
+        return item.start
+    return item.va + (0 if chosen is None else int(chosen.argmax()) << table.format.page_shift)
 
 
-def gather_owed(
-    table: Tree, gather: Gathering, item: Stretch | Found, used: NDArray[np.int64], owes: NDArray[np.bool_]
-) -> None:
-    """Gather the pages of an item for whose entries (those numbered `used`) a flush is owed."""
-    if not owes.any():
-        return
-    if isinstance(item, Stretch):
-        gather.pages(item.va, used[owes])
-    else:
+def gather_pages(table: Tree, gather: Gathering, item: Stretch | Found, chosen: Chosen) -> None:
+    """A flush is owed for the chosen entries of an item."""
+    if isinstance(item, Found):
         gather.page(item.start, table.format.levels[item.level - 1].size)
+    else:
+        gather.pages(item.va, numbers_of(entries_of(table, item)[0], chosen))
 
 
 def whole(table: Tree, gather: Gathering, start: int, end: int) -> list[Stretch | Found]:
@@ -129,42 +140,44 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None 
     fmt, frameless = table.format, list[Found]()
     for item in whole(table, gather, start, end):
         entries, level = entries_of(table, item)
-        used = entries.nonzero()[0]
-        if only is not None:
-            used = used[_shows(table, entries[used], level, only)]
-        if not used.size:
-            continue
-        old = entries[used]
-        framed = has_frame(fmt, old)
-        if not framed.all():
-            frameless += found_in(table, item, used[~framed])
-            dropped = counted(fmt, table.frames, old[framed], level)
-        else:
-            dropped = counted(fmt, table.frames, old, level)
-        gather_owed(table, gather, item, used, owed(fmt, old, np.zeros_like(old), level))
-        gather.drop_many(dropped)
-        clear(table, item, used)
+        for kind, alike in kinds(fmt, entries, level):
+            framed, chosen = has_frame(fmt, kind, level), alike
+            if only is not None:
+                if not framed:
+                    continue
+                chosen = _showing(table, entries, level, alike, only)
+            if framed:
+                shown = frames_of(fmt, table.frames, of_kind(entries, chosen), level)
+                gather.drop_many(counted(table.frames, shown))
+            else:
+                frameless += found_in(table, item, chosen)
+            if owes(fmt, kind, 0, level):
+                gather_pages(table, gather, item, chosen)
+            clear(table, item, chosen)
     return frameless
 
 
-def found_in(table: Tree, item: Stretch | Found, numbers: NDArray[np.int64]) -> list[Found]:
-    """The entries of an item that have these numbers, one by one."""
+def _showing(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> Chosen:
+    """Those of the chosen entries whose first frame is of this kind."""
+    numbers = numbers_of(entries, chosen)
+    first = first_frames(table.format, table.frames, entries[numbers], level)
+    shown = first < table.frames.count
+    shown[shown] = table.frames.kind_array[first[shown]] == kind
+    result = np.zeros(entries.size, np.bool_)
+    result[numbers[shown]] = True
+    return result
+
+
+def found_in(table: Tree, item: Stretch | Found, chosen: Chosen) -> list[Found]:
+    """The chosen entries of an item, one by one."""
     if isinstance(item, Found):
         return [item]
     shift, words = table.format.page_shift, table.ram.words
+    numbers = numbers_of(entries_of(table, item)[0], chosen)
     return [
         Found(item.va + (number << shift), 1, item.slot + number, words[item.slot + number])
         for number in numbers.tolist()
     ]
-
-
-def _shows(table: Tree, entries: Entries, level: int, kind: Kind) -> NDArray[np.bool_]:
-    """Which entries have a frame of this kind behind them."""
-    known = has_frame(table.format, entries)
-    numbers = first_frames(table.format, table.frames, entries, level)
-    known &= numbers < table.frames.count
-    known[known] = table.frames.kind_array[numbers[known]] == kind
-    return known
 
 
 def protect(table: Tree, gather: Gathering, start: int, end: int, bits: LeafBits) -> Frames:
@@ -175,81 +188,53 @@ def protect(table: Tree, gather: Gathering, start: int, end: int, bits: LeafBits
     """
     fmt = table.format
     items = whole(table, gather, start, end)
-    rewrite(table, items, lambda entries, level: _protected(fmt, bits, entries, level), gather)
+    rewrite(table, items, lambda entry, level: _protected(fmt, bits, entry, level), gather)
     code = fmt.decode(bits.read, 1)
     if not isinstance(code, Leaf) or not code.attributes.flags & PageFlags.EXECUTE:
         return np.zeros(0, np.int64)
-    shown = [_frames_shown(table, item) for item in table.visit(start, end)]
-    return np.concatenate([np.zeros(0, np.int64), *shown])
+    shown = [np.zeros(0, np.int64)]
+    for item in items:
+        entries, level = entries_of(table, item)
+        for kind, chosen in kinds(fmt, entries, level):
+            if kind & fmt.present_mask:
+                shown.append(frames_of(fmt, table.frames, of_kind(entries, chosen), level))
+    return np.concatenate(shown)
 
 
-def _frames_shown(table: Tree, item: Stretch | Found) -> Frames:
-    """Every frame of RAM or of the aperture that a present entry of the item shows."""
-    entries, level = entries_of(table, item)
-    leaves = entries[entries & np.uint64(table.format.present_mask) != 0]
-    numbers = first_frames(table.format, table.frames, leaves, level)
-    if level > 1:
-        pages = table.format.levels[level - 1].size >> table.format.page_shift
-        numbers = (numbers[:, None] + np.arange(pages)).ravel()
-    return numbers[numbers < table.frames.count]
-
-
-def _protected(fmt: PageTableFormat, bits: LeafBits, old: Entries, level: int) -> Entries:
-    present = old & np.uint64(fmt.present_mask) != 0
-    noted_accessed, noted_dirty = (np.uint64(bit) for bit in noted(fmt))
-    accessed, dirty = fmt.accessed(old), fmt.dirty(old)
-    chosen = present
-    if not present.all():
-        held = is_held(fmt, old, (HeldKind.NO_ACCESS,)) & ~present
-        accessed = np.where(held, (old & noted_accessed != 0).astype(np.uint64), accessed)
-        dirty = np.where(held, (old & noted_dirty != 0).astype(np.uint64), dirty)
-        chosen = present | held
-    new = old & np.uint64(fmt.address_mask & -fmt.levels[level - 1].size) | np.uint64(bits.read_at(level))
-    if bits.present:
-        if fmt.contiguous_bit:
-            new |= np.where(present, old & np.uint64(fmt.contiguous_bit), np.uint64(0))
-        new = _where(accessed, new, fmt.age)
-        new = _where(dirty ^ np.uint64(1), new, fmt.soil)
+def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> int:
+    """What an entry with address 0 becomes."""
+    noted_accessed, noted_dirty = noted(fmt)
+    kept = 0
+    if entry & fmt.present_mask:
+        accessed, dirty = fmt.accessed(entry), fmt.dirty(entry)
+        kept = entry & fmt.contiguous_bit
     else:
-        new |= accessed * noted_accessed | dirty * noted_dirty
-    return new if chosen.all() else np.where(chosen, new, old)
-
-
-def _where(stays: Entries, entries: Entries, change: Callable[[Entries], Entries]) -> Entries:
-    """`entries`, changed where `stays` is 0."""
-    if stays.all():
-        return entries
-    return np.where(stays != 0, entries, change(entries)) if stays.any() else change(entries)
+        held = fmt.decode(entry, level)
+        if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:
+            return entry
+        accessed, dirty = entry & noted_accessed, entry & noted_dirty
+    new = bits.read_at(level)
+    if not bits.present:
+        return new | (noted_accessed if accessed else 0) | (noted_dirty if dirty else 0)
+    new = new | kept if accessed else fmt.age(new | kept)
+    return fmt.soil(new) if dirty else new
 
 
 def age(table: Tree, gather: Gathering, start: int, end: int) -> int:
     """Clear ACCESSED on the leaves of the range. Returns how many pages had it."""
     fmt = table.format
-    return _forget(table, gather, start, end, fmt.accessed, fmt.age)
+
+    def change(entry: int, _level: int) -> int:
+        return fmt.age(entry) if entry & fmt.present_mask else entry
+
+    return rewrite(table, whole(table, gather, start, end), change, gather)
 
 
 def clean(table: Tree, gather: Gathering, start: int, end: int) -> int:
     """Clear DIRTY on the leaves of the range, which stay writable. Returns how many pages had it."""
     fmt = table.format
-    return _forget(table, gather, start, end, fmt.dirty, fmt.clean)
 
+    def change(entry: int, _level: int) -> int:
+        return fmt.clean(entry) if entry & fmt.present_mask else entry
 
-def _forget(
-    table: Tree,
-    gather: Gathering,
-    start: int,
-    end: int,
-    noted_in: Callable[[Entries], Entries],
-    forget: Callable[[Entries], Entries],
-) -> int:
-    present, pages = np.uint64(table.format.present_mask), 0
-
-    def change(entries: Entries, level: int) -> Entries:
-        nonlocal pages
-        chosen = (entries & present != 0) & (noted_in(entries) != 0)
-        size = table.format.levels[level - 1].size
-        pages += int(np.count_nonzero(chosen)) * (size >> table.format.page_shift)
-        return np.where(chosen, forget(entries), entries)
-
-    rewrite(table, whole(table, gather, start, end), change, gather)
-    return pages
+    return rewrite(table, whole(table, gather, start, end), change, gather)

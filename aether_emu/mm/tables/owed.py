@@ -1,9 +1,9 @@
-"""What an edit owes the TLB: the one rule, for one entry and for many.
+"""What an edit owes the TLB: the one rule.
 
 An edit that takes something away (a page, a permission, a frame) leaves a translation behind that is
 wrong from now on; one that only adds (absent to present, read-only to writable of the same frame) does
-not. `verify --suite tlb` holds `owes_flush` against what CPUs do; every edit of this folder asks `owed`,
-which asks `owes_flush` for each kind of change that a range shows.
+not. `verify --suite tlb` holds `owes_flush` against what CPUs do; the edits of this folder ask it once for
+each kind of entry that a range shows (`mm.tables.count.kinds`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from aether_emu.arch.paging import Entries, Leaf, PageFlags, PageTableFormat
+from aether_emu.arch.paging import Leaf, PageFlags, PageTableFormat
 
 
 class Gathering(Protocol):
@@ -45,28 +45,10 @@ def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: b
     return bool(before.flags & ~after.flags) or before.memory != after.memory
 
 
-def owed(fmt: PageTableFormat, old: Entries, new: Entries, level: int = 1) -> NDArray[np.bool_]:
-    """For each entry of `old`, whether its becoming that of `new` owes a flush.
-
-    Entries that differ from one another in nothing but a valid address are judged once: a range has few
-    kinds of them.
-    """
-    address = np.uint64(fmt.address_mask & (1 << fmt.physical_bits) - 1 & -fmt.levels[level - 1].size)
-    old_kind, new_kind = old & ~address, new & ~address
-    left = old & np.uint64(fmt.present_mask) != 0
-    result = np.zeros(old.size, np.bool_)
-    while left.any():
-        at = int(left.argmax())
-        alike = left & (old_kind == old_kind[at]) & (new_kind == new_kind[at])
-        before, after = int(old[at]), int(new[at])
-        if _owes(fmt, before, after, level, False):
-            result |= alike
-        elif _owes(fmt, before, after, level, True):
-            result |= alike & ((old ^ new) & address != 0)
-        left &= ~alike
-    return result
-
-
 @lru_cache(maxsize=1 << 12)
-def _owes(fmt: PageTableFormat, old: int, new: int, level: int, moved: bool) -> bool:
-    return owes_flush(fmt, old, new, level, moved=moved)
+def owes(fmt: PageTableFormat, old: int, new: int, level: int) -> bool:
+    """`owes_flush` for an entry that keeps its address; its answers are remembered.
+
+    The addresses of both do not matter, so one answer serves every entry that differs in nothing else.
+    """
+    return owes_flush(fmt, old, new, level, moved=False)

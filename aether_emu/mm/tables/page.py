@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from aether_emu.arch.paging import Attributes, Entries
+from aether_emu.arch.paging import Attributes
 from aether_emu.errors import MappingError
 from aether_emu.mm.tables.edits import clear, rewrite
 from aether_emu.mm.tables.tree import Found, Tree
@@ -83,10 +83,8 @@ class PageTable(Tree):
         fmt = self.format
         found = [item for item in self._whole(va, length) if item.entry & fmt.present_mask]
 
-        def changed(entries: Entries, level: int) -> Entries:
-            address = np.uint64(fmt.address_mask & -fmt.levels[level - 1].size)
-            fresh = entries & address | np.uint64(fmt.leaf_bits(attributes, level))
-            return np.where(entries & np.uint64(fmt.present_mask) != 0, fresh, entries)
+        def changed(entry: int, level: int) -> int:
+            return fmt.leaf_bits(attributes, level) if entry & fmt.present_mask else entry
 
         rewrite(self, self.visit(va, va + length), changed, None)
         return found

@@ -14,11 +14,13 @@ import numpy as np
 
 from aether_emu.arch.paging import Entries
 from aether_emu.errors import MappingError
-from aether_emu.mm.tables.count import counted, entries_of, has_frame
-from aether_emu.mm.tables.edits import clear, found_in, gather_owed, rewrite, whole
-from aether_emu.mm.tables.owed import Gathering, owed
+from aether_emu.mm.tables.count import counted, entries_of, frames_of, has_frame, kinds, of_kind
+from aether_emu.mm.tables.edits import clear, found_in, gather_pages, rewrite, whole
+from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import flush_large, split
 from aether_emu.mm.tables.tree import JOINED, Found, Stretch, Tree
+
+_ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,12 @@ class _Part:
     item: Stretch | Found
     target: int
     va: int  # of the target
+
+    def there(self, entry: int) -> Stretch | Found:
+        """The item as it stands in the target; `entry` is a large one's."""
+        if isinstance(self.item, Found):
+            return Found(self.va, self.item.level, self.target, entry)
+        return Stretch(self.va, self.target, self.item.count)
 
 
 def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
@@ -40,11 +48,11 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
     parts = _parts(table, gather, start, end, table, to)
     for part in parts:
         entries, level = entries_of(table, part.item)
-        used = entries.nonzero()[0]
-        old = entries[used]
-        gather_owed(table, gather, part.item, used, owed(fmt, old, np.zeros_like(old), level))
+        for kind, chosen in kinds(fmt, entries, level):
+            if owes(fmt, kind, 0, level):
+                gather_pages(table, gather, part.item, chosen)
         _store(table, part, _unhinted(table, entries, level, to - start))
-        clear(table, part.item, used)
+        clear(table, part.item)
 
 
 def copy(parent: Tree, child: Tree, gather: Gathering, start: int, end: int, *, private: bool) -> list[Found]:
@@ -58,25 +66,22 @@ def copy(parent: Tree, child: Tree, gather: Gathering, start: int, end: int, *, 
     fmt, frames = parent.format, parent.frames
     parts = _parts(parent, gather, start, end, child, start)
     if private:
-        present = np.uint64(fmt.present_mask)
 
-        def lock(entries: Entries, _level: int) -> Entries:
-            return np.where(entries & present != 0, fmt.write_protect(entries), entries)
+        def lock(entry: int, _level: int) -> int:
+            return fmt.write_protect(entry) if entry & fmt.present_mask else entry
 
         rewrite(parent, [part.item for part in parts], lock, gather)
     frameless: list[Found] = []
     for part in parts:
         entries, level = entries_of(parent, part.item)
-        used = entries.nonzero()[0]
-        framed = has_frame(fmt, entries[used])
-        shown = counted(fmt, frames, entries[used[framed]], level)
-        np.add.at(frames.refs_array, shown, 1)
-        np.add.at(frames.maps_array, shown, 1)
         _store(child, part, entries)
-        if not framed.all():
-            there = Found(part.va, level, part.target, int(entries[0]))
-            item = there if level > 1 else Stretch(part.va, part.target, entries.size)
-            frameless += found_in(child, item, used[~framed])
+        for kind, chosen in kinds(fmt, entries, level):
+            if has_frame(fmt, kind, level):
+                shown = counted(frames, frames_of(fmt, frames, of_kind(entries, chosen), level))
+                np.add.at(frames.refs_array, shown, _ONE)
+                np.add.at(frames.maps_array, shown, _ONE)
+            else:
+                frameless += found_in(child, part.there(int(entries[0])), chosen)
     return frameless
 
 
