@@ -20,6 +20,7 @@ from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import flush_large, split
 from aether_emu.mm.tables.tree import JOINED, Found, Stretch, Tree
 
+_Piece = tuple[int, int, int]  # address, slot and number of some level-1 entries
 _ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way
 
 
@@ -90,7 +91,7 @@ def _parts(source: Tree, gather: Gathering, start: int, end: int, target: Tree, 
     _refuse_taken(target, to, to + end - start)
     items, offset = _fitting(source, gather, start, end, target, to - start), to - start
     pieces = [piece for item in items if isinstance(item, Stretch) for piece in _pieces(source, item, offset)]
-    _make_leaf_tables(target, [piece.va + offset for piece in pieces])
+    _make_leaf_tables(target, [va + offset for va, _slot, _count in pieces])
     parts = [
         _Part(item, target.slot(item.start + offset, item.level), item.start + offset)
         for item in items
@@ -127,16 +128,16 @@ def _fits(item: Found, target: Tree, offset: int) -> bool:
     return not offset % size and not target.visit(item.start + offset, item.start + offset + size)
 
 
-def _pieces(source: Tree, item: Stretch, offset: int) -> list[Stretch]:
+def _pieces(source: Tree, item: Stretch, offset: int) -> list[_Piece]:
     """The stretch cut to what one leaf table of the target takes, without the pieces that are empty."""
     shift, most = source.format.page_shift, source.format.levels[0].entries
-    entries, pieces, done = entries_of(source, item)[0], list[Stretch](), 0
+    entries, pieces, done = entries_of(source, item)[0], list[_Piece](), 0
     full = bool(entries.all())
     while done < item.count:
         va = item.va + (done << shift)
         count = min(item.count - done, most - (va + offset >> shift & most - 1))
         if full or entries[done : done + count].any():
-            pieces.append(Stretch(va, item.slot + done, count))
+            pieces.append((va, item.slot + done, count))
         done += count
     return pieces
 
@@ -152,20 +153,19 @@ def _make_leaf_tables(target: Tree, places: list[int]) -> None:
         first, last = va if first is None else first, va
 
 
-def _joined(source: Tree, target: Tree, pieces: list[Stretch], offset: int) -> list[_Part]:
+def _joined(source: Tree, target: Tree, pieces: list[_Piece], offset: int) -> list[_Part]:
     """The pieces with their places; those that lie in a row in both places are one again."""
-    shift, parts = source.format.page_shift, list[_Part]()
-    for piece in pieces:
-        slot, before = target.leaf_slot(piece.va + offset), parts[-1] if parts else None
-        if before is not None and isinstance(before.item, Stretch):
-            item, count = before.item, before.item.count
-            together = (item.slot + count, before.target + count, item.va + (count << shift))
-            if together == (piece.slot, slot, piece.va) and count + piece.count <= JOINED:
-                longer = Stretch(item.va, item.slot, count + piece.count)
-                parts[-1] = _Part(longer, before.target, before.va)
-                continue
-        parts.append(_Part(piece, slot, piece.va + offset))
-    return parts
+    shift, runs = source.format.page_shift, list[list[int]]()  # va, slot, slot in the target, count
+    va_after = slot_after = target_after = 0  # what would go on with the last run
+    for va, slot, count in pieces:
+        place = target.leaf_slot(va + offset)
+        follows = runs and (va, slot, place) == (va_after, slot_after, target_after)
+        if follows and runs[-1][3] + count <= JOINED:
+            runs[-1][3] += count
+        else:
+            runs.append([va, slot, place, count])
+        va_after, slot_after, target_after = va + (count << shift), slot + count, place + count
+    return [_Part(Stretch(va, slot, count), place, va + offset) for va, slot, place, count in runs]
 
 
 def _store(target: Tree, part: _Part, entries: Entries) -> None:

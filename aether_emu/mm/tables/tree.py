@@ -13,7 +13,7 @@ compare the bytes with that, and no way down here follows an entry that was not 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,10 +56,33 @@ class Stretch:
 class _Visit:
     """One descent: what it found, and what it does on the way."""
 
-    items: list[Stretch | Found]
     origin: int  # the bits of the addresses that a walk does not look at
     tables: bool = False  # tables are shown too, each after what lies below it
     damages: list[Damaged] | None = None  # collected here; None: the first one is raised
+    items: list[Stretch | Found] = field(default_factory=list)
+    va: int = 0  # the stretch that may still grow: `count` entries, 0 if there is none
+    slot: int = 0
+    count: int = 0
+
+    def stretch(self, va: int, slot: int, count: int, page_shift: int) -> None:
+        """Level-1 entries, joined to those before where order and memory allow."""
+        length = self.count
+        follows = length and slot == self.slot + length and va == self.va + (length << page_shift)
+        if follows and length + count <= JOINED:
+            self.count = length + count
+            return
+        self.end_stretch()
+        self.va, self.slot, self.count = va, slot, count
+
+    def end_stretch(self) -> None:
+        """Whatever follows is another item."""
+        if self.count:
+            self.items.append(Stretch(self.va, self.slot, self.count))
+            self.count = 0
+
+    def add(self, item: Stretch | Found) -> None:
+        self.end_stretch()
+        self.items.append(item)
 
 
 class Tree:
@@ -215,9 +238,10 @@ class Tree:
         also where they reach out of it. With `tables` each table entry that meets the range follows what
         lies below it. Raises TableDamaged, before the caller can have changed anything of the range.
         """
-        found = _Visit([], start & ~self._width, tables)
+        found = _Visit(start & ~self._width, tables)
         if start < end:
             self._visit(self.root, self.format.top, start - found.origin, end - found.origin, found)
+        found.end_stretch()
         return found.items
 
     def cursor(self, start: int, end: int) -> Iterator[Found]:
@@ -312,7 +336,7 @@ class Tree:
 
     def check(self, start: int, end: int) -> list[Damaged]:
         """Every entry above level 1 of `[start, end)` that differs from what was written."""
-        found = _Visit([], start & ~self._width, damages=[])
+        found = _Visit(start & ~self._width, damages=[])
         if start < end:
             self._visit(self.root, self.format.top, start - found.origin, end - found.origin, found)
         assert found.damages is not None
@@ -523,14 +547,15 @@ class Tree:
                 continue
             if below is None:
                 if entry:
-                    visit.items.append(Found(visit.origin + va, level, slot, seen))
+                    visit.add(Found(visit.origin + va, level, slot, seen))
                 continue
             if level == 2:
-                self._add_stretch(visit, low, high, below)
+                slot_below = self._base_slot(below) + self._index(low, 1)
+                visit.stretch(visit.origin + low, slot_below, high - low >> fmt.page_shift, fmt.page_shift)
             else:
                 self._visit(below, level - 1, low, high, visit)
             if visit.tables:
-                visit.items.append(Found(visit.origin + va, level, slot, entry))
+                visit.add(Found(visit.origin + va, level, slot, entry))
 
     def _visit_lent(self, start: int, end: int, visit: _Visit) -> None:
         """Show a borrowed range as its lender does, but none of the tables there: they are not ours."""
@@ -541,19 +566,4 @@ class Tree:
             visit.damages += self._lender.check(start, end)
             return
         for item in self._lender.visit(visit.origin + start, visit.origin + end):
-            visit.items.append(item)
-
-    def _add_stretch(self, visit: _Visit, start: int, end: int, table: int) -> None:
-        """The level-1 entries of `[start, end)`, joined to the stretch before where memory allows."""
-        fmt = self.format
-        va, slot, count = visit.origin + start, self._slot_in(table, start, 1), end - start >> fmt.page_shift
-        before = visit.items[-1] if visit.items else None
-        if (
-            isinstance(before, Stretch)
-            and before.slot + before.count == slot
-            and before.va + (before.count << fmt.page_shift) == va
-            and before.count + count <= JOINED
-        ):
-            visit.items[-1] = Stretch(before.va, before.slot, before.count + count)
-            return
-        visit.items.append(Stretch(va, slot, count))
+            visit.add(item)
