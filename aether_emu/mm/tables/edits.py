@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
@@ -146,6 +147,8 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None 
                 if not framed:
                     continue
                 chosen = _showing(table, entries, level, alike, only)
+                if not chosen.any():
+                    continue
             if framed:
                 shown = frames_of(fmt, table.frames, of_kind(entries, chosen), level)
                 gather.drop_many(counted(table.frames, shown))
@@ -157,7 +160,7 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None 
     return frameless
 
 
-def _showing(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> Chosen:
+def _showing(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> NDArray[np.bool_]:
     """Those of the chosen entries whose first frame is of this kind."""
     numbers = numbers_of(entries, chosen)
     first = first_frames(table.format, table.frames, entries[numbers], level)
