@@ -89,11 +89,9 @@ def collapse(table: Tree, gather: Gathering, va: int, level: int) -> bool:
     fmt, spec = table.format, table.format.levels[level - 1]
     start = va & -spec.size
     shown = table.visit(start, start + spec.size, tables=True)
-    entry = shown[-1] if shown else None
-    if not spec.leaf or not isinstance(entry, Found) or entry.level != level:
-        return False
-    below = fmt.next_table(entry.entry, level)
-    if below is None:
+    entry = next((item for item in shown if isinstance(item, Found) and item.level == level), None)
+    below = fmt.next_table(entry.entry, level) if entry is not None and spec.leaf else None
+    if entry is None or below is None:
         return False
     slot, count = below - table.ram.base >> 3, fmt.levels[level - 2].entries
     leaf = _larger(fmt, table.ram.array[slot : slot + count], level)

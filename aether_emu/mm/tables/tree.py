@@ -141,7 +141,8 @@ class Tree:
     def find(self, va: int) -> Found | None:
         """The leaf or held entry that decides about `va`, or None when the walk meets nothing.
 
-        Raises TableDamaged when the bytes lead elsewhere than what was written.
+        Raises TableDamaged when the bytes lead elsewhere than what was written. Damage that changes what a
+        table permits, and not where it leads, is for `judge`: ask it when a fault repeats without progress.
         """
         words, fmt = self.ram.words, self.format
         table = self.root
