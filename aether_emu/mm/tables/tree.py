@@ -447,9 +447,15 @@ class Tree:
         table.refs_array[frames] = 1
         table.flags_array[frames] |= np.uint8(Flags.DIRTY)
         self.tables += len(places)
-        for (va, slot), frame in zip(places, frames.tolist(), strict=True):
-            self.write(va, 2, slot, self.format.table_entry(table.address(frame), self.reach))
-        return {self._key(va) for va, _slot in places}
+        words, page = self.ram.words, -(self.format.page_size >> 3)
+        keys: set[int] = set()
+        for (va, slot), frame in zip(places, frames.tolist(), strict=True):  # `write`, without its questions
+            address, key = table.address(frame), self._key(va)
+            entry = self.format.table_entry(address, self.reach)
+            words[slot] = self._written[slot & page][slot] = entry
+            self.leaf_tables[key] = self._base_slot(address)
+            keys.add(key)
+        return keys
 
     # ---- inside
 
