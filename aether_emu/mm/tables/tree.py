@@ -537,9 +537,10 @@ class Tree:
         first = base + (start - origin >> spec.shift)
         last = base + min(-(-(end - origin) // spec.size), spec.entries)
         borrowed = self._borrowed if level == fmt.top else ()
-        written = self._written[base]
+        written, size, next_table = self._written[base], spec.size, fmt.next_table
+        ram_base, page_shift, small = self.ram.base, fmt.page_shift, fmt.levels[0].entries
         for slot in self._slots(base, first, last):
-            va = origin + ((slot - base) << spec.shift)
+            va = origin + (slot - base) * size
             seen = words[slot]
             entry = self._expected(base, slot) if slot in borrowed else written.get(slot, 0)
             if seen != entry and not same(fmt, level, seen, entry):
@@ -547,9 +548,10 @@ class Tree:
                 if visit.damages is None:
                     raise self._damaged(visit.origin + va, damaged)
                 visit.damages.append(damaged)
-            low, high = max(va, start), min(va + spec.size, end)
-            below = fmt.next_table(entry, level)
-            if slot in borrowed:
+            low = va if va > start else start  # quicker than `max`, and asked for each table of a range
+            high = va + size if va + size < end else end
+            below = next_table(entry, level)
+            if borrowed and slot in borrowed:
                 self._visit_lent(low, high, visit)
                 continue
             if below is None:
@@ -557,8 +559,8 @@ class Tree:
                     visit.add(Found(visit.origin + va, level, slot, seen))
                 continue
             if level == 2:
-                slot_below = self._base_slot(below) + self._index(low, 1)
-                visit.stretch(visit.origin + low, slot_below, high - low >> fmt.page_shift, fmt.page_shift)
+                at = (below - ram_base >> 3) + (low >> page_shift & small - 1)
+                visit.stretch(visit.origin + low, at, high - low >> page_shift, page_shift)
             else:
                 self._visit(below, level - 1, low, high, visit)
             if visit.tables:
