@@ -112,6 +112,12 @@ class Tree:
         self.leaf_tables: dict[int, int] = {}
         self.leaf_span_shift = fmt.levels[0].shift + fmt.levels[0].bits
         self._width = (1 << fmt.virtual_bits) - 1  # the bits of an address that a walk looks at
+        # What `find` asks of the format at each step: (level, shift, last index), from the root to level 2.
+        self._way = [
+            (level, fmt.levels[level - 1].shift, fmt.levels[level - 1].entries - 1)
+            for level in range(fmt.top, 1, -1)
+        ]
+        self._page_shift, self._last_entry = fmt.page_shift, fmt.levels[0].entries - 1
         # First slot of each table above level 1 -> what was written there: slot -> entry, no zeros.
         self._written: dict[int, dict[int, int]] = {}
         # Root slots that show `_lender`'s subtrees; they are in none of the above.
@@ -144,24 +150,24 @@ class Tree:
         Raises TableDamaged when the bytes lead elsewhere than what was written. Damage that changes what a
         table permits, and not where it leads, is for `judge`: ask it when a fault repeats without progress.
         """
-        words, fmt = self.ram.words, self.format
+        words, next_table, ram_base = self.ram.words, self.format.next_table, self.ram.base
         table = self.root
         try:
-            for level in range(fmt.top, 1, -1):
-                slot = self._slot_in(table, va, level)
+            for level, shift, mask in self._way:
+                slot = (table - ram_base >> 3) + (va >> shift & mask)
                 entry = words[slot]
-                below = fmt.next_table(entry, level)
+                below = next_table(entry, level)
                 if below is None:
                     return self._stopped(va, level, slot, entry)
                 table = below
-            slot = self._slot_in(table, va, 1)
+            index = va >> self._page_shift & self._last_entry
+            slot = (table - ram_base >> 3) + index
             entry = words[slot]
         except IndexError:  # a damaged entry leads out of RAM
             return self._astray(va)
-        base = self.leaf_tables.get(self._key(va))
-        if base is None or base + (slot & fmt.levels[0].entries - 1) != slot:
+        if self.leaf_tables.get((va & self._width) >> self.leaf_span_shift) != slot - index:
             return self._astray(va)
-        return Found(va & -fmt.page_size, 1, slot, entry) if entry else None
+        return Found(va >> self._page_shift << self._page_shift, 1, slot, entry) if entry else None
 
     def walk(self, va: int) -> Walk:
         """Translate `va` as the MMU would, keeping every entry read."""
@@ -469,9 +475,6 @@ class Tree:
 
     def _base_slot(self, table: int) -> int:
         return (table - self.ram.base) >> 3
-
-    def _slot_in(self, table: int, va: int, level: int) -> int:
-        return self._base_slot(table) + self._index(va, level)
 
     def _expected(self, base: int, slot: int) -> int:
         """What was written to a slot of the table above level 1 whose first slot is `base`."""
