@@ -1,6 +1,6 @@
 """The neutral vocabulary of paging, and what an ISA must say to describe its page tables.
 
-One page table (`mm.page.PageTable`) serves many formats. A format is data (levels, index widths,
+One page table (`mm.tables.page.PageTable`) serves many formats. A format is data (levels, index widths,
 leaf sizes, rules) plus an entry codec. Levels are numbered from the leaf up: level 1 holds the
 smallest pages, and the root is the highest number. Intel's PT is level 1; Arm's "level 3" table
 is level 1 here, and each format names its own levels for people (`level_name`).
@@ -77,10 +77,23 @@ class HeldKind(Enum):
     """Why an entry is not present although its page is known."""
 
     SWAP = 1
-    MIGRATION = 2
+    MIGRATION = 2  # value: frame number
     POISON = 3
     USERFAULT = 4
     NO_ACCESS = 5  # resident, but its area permits nothing (PROT_NONE); value: frame number, notes above it
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether the value names the first frame behind the entry, where a leaf keeps its address."""
+        return self in (HeldKind.MIGRATION, HeldKind.NO_ACCESS)
+
+    @property
+    def counts_pages(self) -> bool:
+        """Whether the value is the first page's, and a large entry's other pages follow it in a row.
+
+        Otherwise it says the same of each page.
+        """
+        return self.has_frame or self is HeldKind.SWAP
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +200,7 @@ class PageTableFormat(ABC):
     levels: tuple[Level, ...]
     address_mask: int  # where a level-1 leaf keeps its physical address
     present_mask: int  # an entry with one of these bits set takes part in a walk
+    held_mask: int  # the bits of a held entry that say its kind; the others are its value
     physical_bits: int
     frozen_bits: (
         int  # in which two present entries in one place must not differ without an absent one between

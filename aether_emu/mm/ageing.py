@@ -15,10 +15,22 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aether_emu.arch.paging import Entries
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables import edits
+from aether_emu.mm.tables.count import (
+    Census,
+    count,
+    entries_of,
+    first_frames,
+    has_frame,
+    kinds,
+    numbers_of,
+    of_kind,
+)
+from aether_emu.mm.tables.owed import Gathering
+from aether_emu.mm.tables.tree import Stretch, Tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,35 +56,44 @@ def look(space: AddressSpace, start: int, end: int) -> Seen:
 
     A page that no access is permitted to (PROT_NONE) has a frame, and is neither accessed nor dirty.
     """
-    fmt, shift = space.table.format, np.uint64(space.table.format.page_shift)
-    parts, numbers = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
-    for va, slot, pages in space.table.spans(start, end):
-        stretch = space.physical.ram.array[slot : slot + pages]
-        used = stretch.nonzero()[0]
-        parts.append(stretch[used])
-        numbers.append(used + (va >> fmt.page_shift))
-    entries = np.concatenate(parts)
-    present = entries & np.uint64(fmt.present_mask) != 0
-    addresses = entries & np.uint64(fmt.address_mask)
+    table, frames = space.table, space.physical.frames
+    fmt, first, last = table.format, start >> table.format.page_shift, end >> table.format.page_shift
+    parts = [Seen(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.bool_))]
+    for item in table.visit(start, end):
+        entries, level = entries_of(table, item)
+        page = (item.va if isinstance(item, Stretch) else item.start) >> fmt.page_shift
+        size = fmt.levels[level - 1].size >> fmt.page_shift
+        for kind, chosen in kinds(fmt, entries, level):
+            if not has_frame(fmt, kind, level):
+                continue
+            shown = first_frames(fmt, frames, of_kind(entries, chosen), level)
+            pages = _each(numbers_of(entries, chosen) * size + page, size)
+            inside = (pages >= first) & (pages < last)
+            present = bool(kind & fmt.present_mask)
+            length = int(np.count_nonzero(inside))
+            accessed = np.full(length, present and bool(fmt.accessed(kind)))
+            dirty = np.full(length, present and bool(fmt.dirty(kind)))
+            parts.append(Seen(pages[inside], _each(shown, size)[inside], accessed, dirty))
+    order = np.argsort(np.concatenate([part.pages for part in parts]), kind="stable")
     return Seen(
-        np.concatenate(numbers),
-        (addresses - np.uint64(space.physical.frames.base) >> shift).astype(np.int64),
-        present & (fmt.accessed(entries) != 0),
-        present & (fmt.dirty(entries) != 0),
+        np.concatenate([part.pages for part in parts])[order],
+        np.concatenate([part.frames for part in parts])[order],
+        np.concatenate([part.accessed for part in parts])[order],
+        np.concatenate([part.dirty for part in parts])[order],
     )
+
+
+def _each(firsts: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` numbers in a row from each of `firsts` on."""
+    return (firsts[:, None] + np.arange(count)).ravel() if count > 1 else firsts
 
 
 def survey(space: AddressSpace, start: int, end: int) -> Survey:
     """Count the pages of `[start, end)`, changing nothing."""
-    fmt, present = space.table.format, np.uint64(space.table.format.present_mask)
-    counts = [0, 0, 0]
-    for _va, slot, pages in space.table.spans(start, end):
-        entries = space.physical.ram.array[slot : slot + pages]
-        leaves = entries[entries & present != 0]
-        counts[0] += leaves.size
-        counts[1] += int(fmt.accessed(leaves).sum())
-        counts[2] += int(fmt.dirty(leaves).sum())
-    return Survey(*counts)
+    total = Census()
+    for census in count(space.table, start, end).values():
+        total.add(census)
+    return Survey(total.present, total.accessed, total.dirty)
 
 
 def forget_accesses(space: AddressSpace, start: int, end: int) -> int:
@@ -80,14 +101,12 @@ def forget_accesses(space: AddressSpace, start: int, end: int) -> int:
 
     What a later `survey` counts as accessed is the working set of the time between.
     """
-    fmt = space.table.format
-    return _change(space, start, end, fmt.accessed, fmt.age)
+    return _edited(space, start, end, edits.age)
 
 
 def clean(space: AddressSpace, start: int, end: int) -> int:
     """Clear DIRTY on `[start, end)`, which stays writable, and flush. Returns how many pages were dirty."""
-    fmt = space.table.format
-    return _change(space, start, end, fmt.dirty, fmt.clean)
+    return _edited(space, start, end, edits.clean)
 
 
 def write_back(space: AddressSpace, area: Area, start: int, end: int) -> None:
@@ -96,24 +115,11 @@ def write_back(space: AddressSpace, area: Area, start: int, end: int) -> None:
         space.physical.counters.n[Event.WRITTEN_BACK] += clean(space, start, end)
 
 
-def _change(
-    space: AddressSpace,
-    start: int,
-    end: int,
-    wanted: Callable[[Entries], Entries],
-    change: Callable[[Entries], Entries],
+def _edited(
+    space: AddressSpace, start: int, end: int, edit: Callable[[Tree, Gathering, int, int], int]
 ) -> int:
-    """`change` the present leaves for which `wanted` is 1, and flush them."""
-    present, gather, changed = np.uint64(space.table.format.present_mask), space.gather(), 0
-    for va, slot, pages in space.table.spans(start, end):
-        entries = space.physical.ram.array[slot : slot + pages]
-        used = (entries & present != 0).nonzero()[0]
-        chosen = used[wanted(entries[used]) != 0]
-        if chosen.size:
-            fresh = entries.copy()
-            fresh[chosen] = change(entries[chosen])
-            space.table.replace_many(va, slot, fresh)
-            gather.pages(va, chosen)
-            changed += chosen.size
-    space.finish(gather)
-    return changed
+    gather = space.gather()
+    try:
+        return edit(space.table, gather, start, end)
+    finally:
+        space.finish(gather)

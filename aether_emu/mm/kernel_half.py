@@ -58,7 +58,7 @@ class KernelHalf:
     def _seal(self, frame: int) -> None:
         """Nobody writes code by its other address. The tables are not live yet: there is nothing to flush."""
         va = self.base + self._physical.frames.address(frame)
-        split_down(self.table, self._physical.ram, va, lambda: None)
+        split_down(self.table, va, lambda: None)
         self.table.protect(va, self.table.format.page_size, Attributes(_COMMON))
 
     def _page(self, va: int, content: bytes, attributes: Attributes) -> int:

@@ -9,7 +9,7 @@ it is flushed.
            --> any other CPU: a `Flush` in its queue, which names the pages; carried out when that CPU
                next runs (`acknowledge`), or when memory is short (`settle`)
 
-Which edits owe an invalidation is not decided here but in `mm.tables`.
+Which edits owe an invalidation is not decided here but in `mm.tables.owed`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from aether_emu.arch.paging import Leaf, PageFlags, PageTableFormat
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
@@ -28,22 +27,7 @@ from aether_emu.ports import Trace
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 
-def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: bool) -> bool:
-    """The rule of this file for one leaf that became another entry; `moved` to another page.
-
-    A translation that was present may be cached, unless the MMU faults on it because software notes
-    accesses and has not noted one. What takes a permission from it, or lets accesses go
-    by unnoticed (accessed, dirty), or names another page or memory type, must drop it.
-    """
-    was, now = fmt.decode(old, level), fmt.decode(new, level)
-    if not isinstance(was, Leaf):
-        return False
-    if not fmt.hardware_accessed and not was.attributes.flags & PageFlags.ACCESSED:
-        return False
-    if moved or not isinstance(now, Leaf):
-        return True
-    before, after = was.attributes, now.attributes
-    return bool(before.flags & ~after.flags) or before.memory != after.memory
+_ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way
 
 
 class Flush:
@@ -223,17 +207,29 @@ class Gather:
 
     def finish(self) -> None:
         """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once."""
-        flush: Flush | None = None
-        if self._all:
-            flush = self._tlb.flush_all(self._mask)
-        elif self._pages:
-            flush = self._tlb.flush_pages(self._mask, self._pages)
+        flush = self._issue()
         unused, tables = self._release(), self._tables
-        self._pages, self._tables, self._all = [], [], False
+        self._tables = []
         if flush is not None and (unused or tables):
             flush.done.append(lambda: self._free(unused, tables))
         else:
             self._free(unused, tables)
+
+    def flush(self) -> None:
+        """Flush what was gathered so far, and return when every CPU has. Frames and tables stay until `finish`.
+
+        For break before make: the entry is absent now, and becomes another one next.
+        """
+        if self._issue() is not None:
+            self._tlb.settle()
+
+    def _issue(self) -> Flush | None:
+        """Start the flush of what was gathered. Returns what other CPUs must still acknowledge, if any."""
+        pages, everything = self._pages, self._all
+        self._pages, self._all = [], False
+        if everything:
+            return self._tlb.flush_all(self._mask)
+        return self._tlb.flush_pages(self._mask, pages) if pages else None
 
     def _free(self, unused: list[int], tables: list[int]) -> None:
         if tables:
@@ -250,8 +246,8 @@ class Gather:
             if not left and kind[frame] != Kind.FILE:
                 unused.append(frame)
         for many in self._dropped_many:
-            np.subtract.at(frames.refs_array, many, 1)
-            np.subtract.at(frames.maps_array, many, 1)
+            np.subtract.at(frames.refs_array, many, _ONE)
+            np.subtract.at(frames.maps_array, many, _ONE)
             idle = many[(frames.refs_array[many] == 0) & (frames.kind_array[many] != Kind.FILE)]
             unused.extend(dict.fromkeys(idle.tolist()))  # np.unique would import numpy.ma for this
         self._dropped, self._dropped_many = [], []

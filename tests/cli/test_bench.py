@@ -48,9 +48,8 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
 
 
 def test_an_unknown_figure_is_refused() -> None:
-    one_line(
-        aether("bench", "map", "map/vax"), 2, ["benchmark='map/vax'", "fault, syscall, exec, map, start"]
-    )
+    names = "fault, syscall, exec, map, edit, start"
+    one_line(aether("bench", "map", "map/vax"), 2, ["benchmark='map/vax'", names])
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:

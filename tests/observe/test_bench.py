@@ -6,7 +6,9 @@ import gc
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from rich.console import Console
@@ -16,7 +18,17 @@ from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
 from aether_emu.mm.tables import page
-from aether_emu.observe.bench import calls, catalogue, execution, faults, guests, report, startup, tables
+from aether_emu.observe.bench import (
+    calls,
+    catalogue,
+    edits,
+    execution,
+    faults,
+    guests,
+    report,
+    startup,
+    tables,
+)
 from aether_emu.observe.bench.figure import BenchError, Figure, Result, collector_off, measure
 
 ISA = "x86_64"
@@ -218,6 +230,24 @@ def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
         figure.ours()
 
 
+@on_each_isa
+@pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap"])
+def test_both_sides_of_an_edit_make_the_same_entries(
+    isa: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = edits.figure(isa, name, 5.0, length=8 << 20)
+    assert "2,048" in figure.what
+    assert figure.floor_is.startswith("4 numpy")
+    assert figure.ours() > 0
+    assert figure.floor() > 0
+    work = replace(edits.WORKS[name], ours=lambda _mapped: None)
+    monkeypatch.setitem(cast("dict[str, object]", edits.WORKS), name, work)
+    figure = edits.figure(isa, name, 5.0, length=8 << 20)
+    figure.ours()
+    with pytest.raises(BenchError, match="different"):
+        figure.floor()
+
+
 def test_a_child_finds_the_package_and_may_keep_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = "import sys, aether_emu; assert not sys.dont_write_bytecode"
@@ -286,7 +316,7 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "start"]
+    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "edit", "start"]
 
 
 def test_a_name_with_an_isa_means_its_figures_there() -> None:
@@ -305,7 +335,7 @@ def test_unknown_names_are_refused() -> None:
     for name in ("walk", "walk/arm64", "arm64", "map/vax", "map/", "/arm64", "map/arm64/x86_64", ""):
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
-        for words in ("fault, syscall, exec, map, start", "/x86_64 or /arm64"):
+        for words in ("fault, syscall, exec, map, edit, start", "/x86_64 or /arm64"):
             assert words in str(refused.value)
 
 

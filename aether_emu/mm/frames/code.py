@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
@@ -29,6 +30,11 @@ class CodeFrames:
     def executable(self, frame: int, count: int = 1, *, mutable: bool) -> None:
         """Frames are being mapped executable. `mutable`: something here could still write to them."""
         self._frames.flags_array[frame : frame + count] |= np.uint8(Flags.EXECUTABLE)
+        self.mutable |= mutable
+
+    def executable_each(self, frames: NDArray[np.int64], *, mutable: bool) -> None:
+        """As `executable`, for frames anywhere; one may stand there more than once."""
+        self._frames.flags_array[frames] |= np.uint8(Flags.EXECUTABLE)
         self.mutable |= mutable
 
     def written(self, frame: int, count: int = 1) -> None:

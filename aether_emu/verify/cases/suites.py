@@ -15,7 +15,7 @@ from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Leaf, PageTableFormat
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.errors import ConfigError, EncodingError
-from aether_emu.mm.tlb import owes_flush
+from aether_emu.mm.tables.owed import owes_flush
 from aether_emu.verify.cases import arm64 as arm64_cases
 from aether_emu.verify.cases import silicon
 from aether_emu.verify.cases import x86_64 as x86_cases

@@ -314,7 +314,8 @@ def test_mapping_over_an_entry_is_refused_and_leaves_it(bench: Bench, standing: 
 
 
 def test_a_held_entry_where_a_table_belongs_is_refused(bench: Bench) -> None:
-    bench.ram.words[bench.table.slot(bench.large, 2)] = bench.format.held_entry(Held(HeldKind.POISON, 1))
+    held = bench.format.held_entry(Held(HeldKind.POISON, 1))
+    bench.table.write(bench.large, 2, bench.table.slot(bench.large, 2), held)
     with pytest.raises(MappingError, match="held"):
         bench.table.map(bench.large, 0, bench.page, DATA)
     walk = bench.table.walk(bench.large)
@@ -427,7 +428,7 @@ def test_the_cursor_may_be_edited_under_and_an_empty_range_has_nothing(bench: Be
     for at in (0, bench.page, bench.large, bench.large + bench.page):
         assert list(bench.table.cursor(at, at)) == []
     for found in bench.table.cursor(0, 2 * bench.large):
-        bench.ram.words[found.slot] = 0
+        bench.table.write(found.start, found.level, found.slot, 0)
     assert bench.mapped() == []
 
 
@@ -439,7 +440,7 @@ def test_tables_on_the_way_restrict_what_the_leaf_grants(bench: Bench, reach: Re
     slot = bench.table.slot(0, 2)
     below = bench.format.next_table(bench.ram.words[slot], 2)
     assert below is not None
-    bench.ram.words[slot] = bench.format.table_entry(below, reach)
+    bench.table.write(0, 2, slot, bench.format.table_entry(below, reach))
     table = bench.format.decode(bench.ram.words[slot], 2)
     assert isinstance(table, Table)
     others = table.flags if table.supervisor is None else table.supervisor

@@ -1,0 +1,243 @@
+"""Edits of a range in its place: zap, protect, age and clean, each over whatever stands there.
+
+    visit        what stands in the range: stretches of level-1 entries, and large ones   (tree)
+    kinds        the few kinds of entries there, each judged once                          (count)
+    owes         whether a TLB must forget what an entry of that kind said                 (owed)
+    gather       takes the pages and the frames; its owner finishes it
+
+A large leaf or held entry that reaches out of the range is split first, at whatever level. Every edit
+raises TableDamaged for damage in its range, and OutOfFrames when the table for a split cannot be had:
+then leaves at the ends of the range may be smaller, and nothing else is changed. The gather must be
+finished either way.
+
+Level-1 entries are not remembered, so damage there is not seen as such. What is neither present nor a
+held kind has no frame that anybody could know: zap clears and returns it, the others leave it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.protection import LeafBits, noted
+from aether_emu.mm.tables.count import (
+    Chosen,
+    Frames,
+    counted,
+    entries_of,
+    first_frames,
+    frames_of,
+    has_frame,
+    kinds,
+    numbers_of,
+    of_kind,
+)
+from aether_emu.mm.tables.owed import Gathering, owes
+from aether_emu.mm.tables.split import cut
+from aether_emu.mm.tables.tree import Found, Stretch, Tree
+
+Change = Callable[[int, int], int]
+"""What an entry of a kind (its address cleared) becomes at a level; its address stays."""
+
+
+# ---- the two ways in which entries change
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Entries of one kind that become another: `bits` are those that differ."""
+
+    item: Stretch | Found
+    chosen: Chosen
+    bits: int
+    owes: bool
+
+
+def clear(table: Tree, item: Stretch | Found, chosen: Chosen = None) -> None:
+    """Make the chosen entries of the item absent."""
+    if isinstance(item, Found):
+        table.write(item.start, item.level, item.slot, 0)
+        return
+    entries = table.ram.array[item.slot : item.slot + item.count]
+    if chosen is None:
+        entries[:] = 0
+    else:
+        entries[chosen] = 0
+
+
+def rewrite(table: Tree, items: list[Stretch | Found], change: Change, gather: Gathering | None) -> int:
+    """Let `change` say what entries that are not absent become. Returns how many pages became others.
+
+    Raises BreakBeforeMake, with nothing changed, where the architecture forbids one of the changes.
+    What is owed goes into the gather; without one, nothing of the table is live, or the caller flushes.
+    """
+    fmt, known = table.format, dict[tuple[int, int], tuple[int, bool]]()
+    changes: list[_Change] = []
+    for item in items:
+        entries, level = entries_of(table, item)
+        for kind, chosen in kinds(fmt, entries, level):
+            if (kind, level) not in known:
+                new = change(kind, level)
+                known[kind, level] = kind ^ new, owes(fmt, kind, new, level)
+            bits, owing = known[kind, level]
+            if bits:
+                table.refuse_live(_start(table, item, chosen), level, kind, kind ^ bits)
+                changes.append(_Change(item, chosen, bits, owing))
+    return sum(_apply(table, each, gather) for each in changes)
+
+
+def _apply(table: Tree, change: _Change, gather: Gathering | None) -> int:
+    item, bits = change.item, np.uint64(change.bits)
+    entries, level = entries_of(table, item)
+    if change.owes and gather is not None:
+        gather_pages(table, gather, item, change.chosen)
+    if isinstance(item, Found):
+        table.write(item.start, level, item.slot, int(entries[0] ^ bits))
+        return table.format.levels[level - 1].size >> table.format.page_shift
+    if change.chosen is None:
+        entries ^= bits
+        return item.count
+    entries ^= change.chosen * bits
+    return int(np.count_nonzero(change.chosen))
+
+
+def _start(table: Tree, item: Stretch | Found, chosen: Chosen) -> int:
+    """The address of the first chosen entry."""
+    if isinstance(item, Found):
+        return item.start
+    return item.va + (0 if chosen is None else int(chosen.argmax()) << table.format.page_shift)
+
+
+def gather_pages(table: Tree, gather: Gathering, item: Stretch | Found, chosen: Chosen) -> None:
+    """A flush is owed for the chosen entries of an item."""
+    if isinstance(item, Found):
+        gather.page(item.start, table.format.levels[item.level - 1].size)
+    else:
+        gather.pages(item.va, numbers_of(entries_of(table, item)[0], chosen))
+
+
+def whole(table: Tree, gather: Gathering, start: int, end: int) -> list[Stretch | Found]:
+    """What stands in `[start, end)`, after what reaches out of it was split."""
+    cut(table, gather, start)
+    cut(table, gather, end)
+    return table.visit(start, end)
+
+
+# ---- the edits
+
+
+def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None = None) -> list[Found]:
+    """Clear the entries of `[start, end)`, and drop their frames into the gather.
+
+    `only` spares entries whose first frame is of another kind, and those without a frame. Returns the
+    entries that named no frame (swapped, poisoned, awaited by a user, damaged): what they stood for is
+    for their owner to settle.
+    """
+    fmt, frameless = table.format, list[Found]()
+    for item in whole(table, gather, start, end):
+        entries, level = entries_of(table, item)
+        for kind, alike in kinds(fmt, entries, level):
+            framed, chosen = has_frame(fmt, kind, level), alike
+            if only is not None:
+                if not framed:
+                    continue
+                chosen = _showing(table, entries, level, alike, only)
+                if not chosen.any():
+                    continue
+            if framed:
+                shown = frames_of(fmt, table.frames, of_kind(entries, chosen), level)
+                gather.drop_many(counted(table.frames, shown))
+            else:
+                frameless += found_in(table, item, chosen)
+            if owes(fmt, kind, 0, level):
+                gather_pages(table, gather, item, chosen)
+            clear(table, item, chosen)
+    return frameless
+
+
+def _showing(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> NDArray[np.bool_]:
+    """Those of the chosen entries whose first frame is of this kind."""
+    numbers = numbers_of(entries, chosen)
+    first = first_frames(table.format, table.frames, entries[numbers], level)
+    shown = first < table.frames.count
+    shown[shown] = table.frames.kind_array[first[shown]] == kind
+    result = np.zeros(entries.size, np.bool_)
+    result[numbers[shown]] = True
+    return result
+
+
+def found_in(table: Tree, item: Stretch | Found, chosen: Chosen) -> list[Found]:
+    """The chosen entries of an item, one by one."""
+    if isinstance(item, Found):
+        return [item]
+    shift, words = table.format.page_shift, table.ram.words
+    numbers = numbers_of(entries_of(table, item)[0], chosen)
+    return [
+        Found(item.va + (number << shift), 1, item.slot + number, words[item.slot + number])
+        for number in numbers.tolist()
+    ]
+
+
+def protect(table: Tree, gather: Gathering, start: int, end: int, bits: LeafBits) -> Frames:
+    """Give leaves, and pages held by NO_ACCESS, the bits of another protection; other entries stay.
+
+    They stay as accessed and dirty as they were. Writing is granted again by a fault. Returns the frames
+    that the range shows now if `bits` permit executing (the zero page among them), else none.
+    """
+    fmt = table.format
+    items = whole(table, gather, start, end)
+    rewrite(table, items, lambda entry, level: _protected(fmt, bits, entry, level), gather)
+    code = fmt.decode(bits.read, 1)
+    if not isinstance(code, Leaf) or not code.attributes.flags & PageFlags.EXECUTE:
+        return np.zeros(0, np.int64)
+    shown = [np.zeros(0, np.int64)]
+    for item in items:
+        entries, level = entries_of(table, item)
+        for kind, chosen in kinds(fmt, entries, level):
+            if kind & fmt.present_mask:
+                shown.append(frames_of(fmt, table.frames, of_kind(entries, chosen), level))
+    return np.concatenate(shown)
+
+
+def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> int:
+    """What an entry with address 0 becomes."""
+    noted_accessed, noted_dirty = noted(fmt)
+    kept = 0
+    if entry & fmt.present_mask:
+        accessed, dirty = fmt.accessed(entry), fmt.dirty(entry)
+        kept = entry & fmt.contiguous_bit
+    else:
+        held = fmt.decode(entry, level)
+        if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:
+            return entry
+        accessed, dirty = entry & noted_accessed, entry & noted_dirty
+    new = bits.read_at(level)
+    if not bits.present:
+        return new | (noted_accessed if accessed else 0) | (noted_dirty if dirty else 0)
+    new = new | kept if accessed else fmt.age(new | kept)
+    return fmt.soil(new) if dirty else new
+
+
+def age(table: Tree, gather: Gathering, start: int, end: int) -> int:
+    """Clear ACCESSED on the leaves of the range. Returns how many pages had it."""
+    fmt = table.format
+
+    def change(entry: int, _level: int) -> int:
+        return fmt.age(entry) if entry & fmt.present_mask else entry
+
+    return rewrite(table, whole(table, gather, start, end), change, gather)
+
+
+def clean(table: Tree, gather: Gathering, start: int, end: int) -> int:
+    """Clear DIRTY on the leaves of the range, which stay writable. Returns how many pages had it."""
+    fmt = table.format
+
+    def change(entry: int, _level: int) -> int:
+        return fmt.clean(entry) if entry & fmt.present_mask else entry
+
+    return rewrite(table, whole(table, gather, start, end), change, gather)

@@ -1,0 +1,204 @@
+"""Edits of ranges that are mapped: whole operations, gather and counts included, beside bare numpy.
+
+The floor does with numpy what any way of doing the work must do to the same entries and counts, one
+leaf table after the other, and knows beforehand what stands there. There is no CPU, so the flush that
+ends each operation costs neither side anything; frames keep a reference, so that none is freed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aether_emu.arch.paging import Attributes, Entries, PageFlags
+from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.counters import Counters
+from aether_emu.mm.frames.buddy import Buddy, Zone
+from aether_emu.mm.frames.code import CodeFrames
+from aether_emu.mm.frames.table import Flags, FrameTable, Kind
+from aether_emu.mm.protection import Protection, leaf_bits
+from aether_emu.mm.tables import edits, transfer
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tlb import Gather, Tlb
+from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+from aether_emu.observe.bench.tables import FORMATS
+from aether_emu.ports import NO_TRACE
+
+_BASE = 1 << 30
+_VA, _TO = 1 << 40, 2 << 40
+_FLAGS = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
+_MAPPED = Attributes(_FLAGS | PageFlags.WRITE | PageFlags.DIRTY)
+_ONE = np.uint32(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """A mapping of `length` bytes from `_VA` on, writable and written, and room for its tables at `_TO`."""
+
+    table: PageTable
+    frames: FrameTable
+    code: CodeFrames
+    gather: Gather
+    length: int
+    numbers: NDArray[np.int64]  # the frames mapped, in order
+    here: list[Entries]  # the level-1 entries of each leaf table at `_VA`, and of each at `_TO`
+    there: list[Entries]
+
+    @property
+    def end(self) -> int:
+        return _VA + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One edit as the memory manager does it, and its least."""
+
+    what: str
+    program: str
+    floor_is: str
+    ours: Callable[[_Mapped], object]
+    floor: Callable[[_Mapped], object]
+
+
+@contextmanager
+def _mapped(isa: str, length: int) -> Iterator[_Mapped]:
+    fmt = FORMATS[isa]()
+    page, pages = fmt.page_size, length // fmt.page_size
+    tables = 2 * pages // fmt.levels[0].entries + 64
+    ram = Ram(_BASE, tables * page, page)
+    frames = FrameTable(_BASE, tables * page + length, fmt.page_shift)
+    table = PageTable(fmt, ram, frames, Buddy(frames, [Zone("tables", 0, tables)]), 1)
+    counters = Counters()
+    gather = Gather(Tlb([], counters, NO_TRACE), 0, table, frames)
+    frames.kind_array[tables:] = Kind.ANON
+    frames.refs_array[tables:], frames.maps_array[tables:] = 2, 1
+    table.map(_VA, _BASE + tables * page, length, _MAPPED)
+    table.add_leaf_tables(_TO, _TO + length)
+    code = CodeFrames(frames, [], counters)
+    try:
+        here, there = (
+            [ram.array[slot : slot + n] for _va, slot, n in table.spans(va, va + length)] for va in (_VA, _TO)
+        )
+        yield _Mapped(table, frames, code, gather, length, np.arange(tables, tables + pages), here, there)
+    finally:
+        ram.close()
+
+
+def _protect(mapped: _Mapped, protection: Protection) -> None:
+    bits = leaf_bits(mapped.table.format, protection)
+    code = edits.protect(mapped.table, mapped.gather, _VA, mapped.end, bits)
+    if code.size:
+        mapped.code.executable_each(code, mutable=True)
+    mapped.gather.finish()
+
+
+def _protect_barely(mapped: _Mapped, flags: PageFlags) -> None:
+    fmt = mapped.table.format
+    change = np.uint64(fmt.leaf_bits(_MAPPED) ^ fmt.leaf_bits(Attributes(flags)))
+    for entries in mapped.here:
+        np.bitwise_xor(entries, change, out=entries)
+    if flags & PageFlags.EXECUTE:
+        mapped.frames.flags_array[mapped.numbers] |= np.uint8(Flags.EXECUTABLE)
+
+
+def _move(mapped: _Mapped) -> None:
+    transfer.move(mapped.table, mapped.gather, _VA, mapped.end, _TO)
+    mapped.gather.finish()
+
+
+def _move_barely(mapped: _Mapped) -> None:
+    for entries, there in zip(mapped.here, mapped.there, strict=True):
+        there[:] = entries
+        entries[:] = 0
+
+
+def _zap(mapped: _Mapped) -> None:
+    edits.zap(mapped.table, mapped.gather, _VA, mapped.end)
+    mapped.gather.finish()
+
+
+def _zap_barely(mapped: _Mapped) -> None:
+    count = mapped.table.format.levels[0].entries
+    for number, entries in enumerate(mapped.here):
+        shown = mapped.numbers[number * count : number * count + count]
+        np.subtract.at(mapped.frames.refs_array, shown, _ONE)
+        np.subtract.at(mapped.frames.maps_array, shown, _ONE)
+        entries[:] = 0
+
+
+WORKS: Mapping[str, _Work] = {
+    "protect": _Work(
+        "make {} written pages read-only",
+        "mm.tables.edits.protect",
+        "{} numpy exclusive-ors of {} KiB",
+        lambda mapped: _protect(mapped, Protection.READ),
+        lambda mapped: _protect_barely(mapped, _FLAGS | PageFlags.DIRTY),
+    ),
+    "protect-exec": _Work(
+        "make {} written pages read-only and executable",
+        "mm.tables.edits.protect",
+        "{} numpy exclusive-ors of {} KiB, and one marking of the frames",
+        lambda mapped: _protect(mapped, Protection.READ | Protection.EXECUTE),
+        lambda mapped: _protect_barely(mapped, _FLAGS | PageFlags.DIRTY | PageFlags.EXECUTE),
+    ),
+    "move": _Work(
+        "move {} pages to tables that exist",
+        "mm.tables.transfer.move",
+        "{} numpy copies and clearings of {} KiB",
+        _move,
+        _move_barely,
+    ),
+    "zap": _Work(
+        "clear {} pages and count their frames down",
+        "mm.tables.edits.zap",
+        "{} numpy clearings of {} KiB, their frames, known before, counted down",
+        _zap,
+        _zap_barely,
+    ),
+}
+
+
+def figure(isa: str, name: str, goal: float, *, length: int = 1 << 30, repetitions: int = 15) -> Figure:
+    """The figure of one edit for `length` bytes, a multiple of what a leaf table covers."""
+    work, fmt = WORKS[name], FORMATS[isa]()
+    pages, entries = length // fmt.page_size, fmt.levels[0].entries
+
+    def measured(edit: Callable[[_Mapped], object], done: dict[str, Entries]) -> Callable[[], float]:
+        def run() -> float:
+            with _mapped(isa, length) as mapped:
+                with collector_off():
+                    start = now()
+                    edit(mapped)
+                    spent = now() - start
+                done["counts"] = mapped.frames.maps_array.astype(np.uint64)
+                done["entries"] = np.concatenate([*mapped.here, *mapped.there])
+                return spent
+
+        return run
+
+    ours, floor = dict[str, Entries](), dict[str, Entries]()
+    our_run, floor_run = measured(work.ours, ours), measured(work.floor, floor)
+
+    def floor_and_compare() -> float:
+        spent = floor_run()
+        for what, made in ours.items():
+            if not np.array_equal(made, floor[what]):
+                raise BenchError(f"{name}/{isa}: the two sides made different {what}")
+        return spent
+
+    return Figure(
+        name=name,
+        isa=isa,
+        what=work.what.format(f"{pages:,}"),
+        program=work.program,
+        floor_is=work.floor_is.format(pages // entries, entries * 8 >> 10),
+        unit="range",
+        ours=our_run,
+        floor=floor_and_compare,
+        repetitions=repetitions,
+        goal=goal,
+    )
