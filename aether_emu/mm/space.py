@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from aether_emu.arch.paging import Entries, PageTableFormat, Reach
+from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
 from aether_emu.mm.counters import Event
@@ -25,7 +25,9 @@ from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.protocol import Backing, MemoryObject
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, noted
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
+from aether_emu.mm.tables import edits, transfer
+from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.page import Found, PageTable
 from aether_emu.mm.tables.walk import Walk
 from aether_emu.mm.tlb import Gather
@@ -112,16 +114,8 @@ class AddressSpace:
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
-        counts = dict.fromkeys(Kind, 0)
-        frames = self.physical.frames
-        for _va, slot, pages in self.table.spans(0, self.limits.user_end):
-            entries = self.physical.ram.array[slot : slot + pages]
-            numbers = self._frame_numbers(entries[entries != 0])
-            for kind, count in enumerate(
-                np.bincount(frames.kind_array[numbers], minlength=len(Kind)).tolist()
-            ):
-                counts[Kind(kind)] += count
-        return counts
+        kinds = np.bincount(self.physical.frames.kind_array[self._shown(0, self.limits.user_end)])
+        return {kind: int(kinds[kind]) if kind < kinds.size else 0 for kind in Kind}
 
     # ---- areas
 
@@ -243,8 +237,8 @@ class AddressSpace:
         held = hold_objects([area])
         self._take_out(start, end)
         gather = self.gather()
-        # Entries that never permitted writing, and now lose nothing, leave no translation to fear.
-        self._reprotect(gather, piece, adds=not area.protection & (~protection | Protection.WRITE))
+        code = edits.protect(self.table, gather, start, end, piece.bits)
+        self.physical.code.executable_each(code, mutable=True)
         self.finish(gather)
         self._place(piece)
         for item in held:
@@ -320,34 +314,19 @@ class AddressSpace:
         if old_frame is not None:
             gather.drop(old_frame)
         found = Found(page, 1, slot, self.physical.ram.words[slot])
-        self.table.exchange(found, entry, lambda: self.finish(gather))
+        self.table.exchange(found, entry, gather.flush)
+        self.finish(gather)
 
     def move_entries(self, start: int, end: int, to: int) -> None:
         """Move every entry of `[start, end)` to the range at `to`, which has none; flush the old place.
 
         Raises OutOfFrames, with nothing moved, when a table for the target cannot be had.
         """
-        table, array, fmt = self.table, self.physical.ram.array, self.table.format
-        shift = fmt.page_shift
-        span = 1 << table.leaf_span_shift
-        moves: list[tuple[int, int, int, int]] = []  # va, its slot, the target's slot, pages
-        for va, slot, pages in list(table.spans(start, end)):
-            done = 0
-            while done < pages:
-                target_va = to + (va - start) + (done << shift)
-                room = (span - (target_va & span - 1)) >> shift
-                count = min(pages - done, room)
-                if array[slot + done : slot + done + count].any():
-                    moves.append((va + (done << shift), slot + done, table.leaf_slot(target_va), count))
-                done += count
         gather = self.gather()
-        for va, slot, target, count in moves:
-            source = array[slot : slot + count]
-            array[target : target + count] = source
-            used = source.nonzero()[0]
-            source[:] = 0
-            gather.pages(va, used)
-        self.finish(gather)
+        try:
+            transfer.move(self.table, gather, start, end, to)
+        finally:
+            self.finish(gather)
 
     def destroy(self) -> None:
         """Give back every page, table and backing. The CPU must already walk another root."""
@@ -359,12 +338,8 @@ class AddressSpace:
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family."""
-        kinds = self.physical.frames.kind_array
-        for _va, slot, pages in self.table.spans(start, end):
-            entries = self.physical.ram.array[slot : slot + pages]
-            if (kinds[self._frame_numbers(entries[entries != 0])] == Kind.ANON).any():
-                return True
-        return False
+        kinds = self.physical.frames.kind_array[self._shown(start, end)]
+        return bool((kinds == Kind.ANON).any())
 
     # ---- state
 
@@ -407,63 +382,20 @@ class AddressSpace:
 
     # ---- inside
 
-    def _frame_numbers(self, entries: Entries) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        """Frames of non-zero entries. A PROT_NONE entry keeps the address where a leaf keeps it."""
-        addresses = entries & np.uint64(self.table.format.address_mask)
-        base = np.uint64(self.physical.frames.base)
-        return (addresses - base >> np.uint64(self.table.format.page_shift)).astype(np.int64)
+    def _shown(self, start: int, end: int) -> Frames:
+        """The frames behind the entries of `[start, end)`, a frame once for each page that shows it."""
+        fmt, frames = self.table.format, self.physical.frames
+        shown = [np.zeros(0, np.int64)]
+        for item in self.table.visit(start, end):
+            entries, level = entries_of(self.table, item)
+            for kind, chosen in kinds(fmt, entries, level):
+                if has_frame(fmt, kind, level):
+                    shown.append(frames_of(fmt, frames, of_kind(entries, chosen), level))
+        return np.concatenate(shown)
 
-    def clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
-        """Remove the entries of a range, or only those that show a file's pages; `gather` lets go of them."""
-        array, present = self.physical.ram.array, np.uint64(self.table.format.present_mask)
-        zero, kinds = self.physical.zero_frame, self.physical.frames.kind_array
-        for va, slot, pages in self.table.spans(start, end):
-            entries = array[slot : slot + pages]
-            used = entries.nonzero()[0]
-            if not used.size:
-                continue
-            numbers = self._frame_numbers(entries[used])
-            if files_only:
-                chosen = kinds[numbers] == Kind.FILE
-                used, numbers = used[chosen], numbers[chosen]
-                if not used.size:
-                    continue
-            gather.pages(va, used[entries[used] & present != 0])
-            entries[used] = 0
-            gather.drop_many(numbers[numbers != zero])
-
-    def _reprotect(self, gather: Gather, area: Area, *, adds: bool) -> None:
-        """Give the entries of an area its new bits, as accessed and dirty as before.
-
-        Writing is granted again by a fault.
-        Unless the change only `adds` permission, what was present and became another entry is flushed.
-        """
-        array, fmt = self.physical.ram.array, self.table.format
-        present = np.uint64(fmt.present_mask)
-        noted_accessed, noted_dirty = (np.uint64(bit) for bit in noted(fmt))
-        for va, slot, pages in self.table.spans(area.start, area.end):
-            entries = array[slot : slot + pages]
-            used = entries.nonzero()[0]
-            if not used.size:
-                continue
-            old, fresh = entries[used], entries.copy()
-            new = old & np.uint64(fmt.address_mask) | np.uint64(area.bits.read)
-            was_present = old & present != 0
-            accessed = np.where(was_present, fmt.accessed(old), old & noted_accessed) != 0
-            dirty = np.where(was_present, fmt.dirty(old), old & noted_dirty) != 0
-            if area.bits.present:
-                new = np.where(accessed, new, fmt.age(new))
-                new = np.where(dirty, fmt.soil(new), new)
-            else:
-                new |= np.where(accessed, noted_accessed, np.uint64(0))
-                new |= np.where(dirty, noted_dirty, np.uint64(0))
-            fresh[used] = new
-            self.table.replace_many(va, slot, fresh)
-            if not adds:
-                gather.pages(va, used[was_present & (old != new)])
-            if area.protection & Protection.EXECUTE:
-                for frame in self._frame_numbers(new).tolist():
-                    self.physical.code.executable(frame, mutable=True)
+    def clear(self, gather: Gather, start: int, end: int, *, own_pages: bool = True) -> None:
+        """Remove the entries of a range, private pages only with `own_pages`; `gather` lets go of them."""
+        edits.zap(self.table, gather, start, end, spare=None if own_pages else Kind.ANON)
 
     def _prune(self, gather: Gather, start: int, end: int) -> None:
         """Detach tables between the neighbours of a freed range."""

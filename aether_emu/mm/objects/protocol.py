@@ -30,8 +30,8 @@ class Space(Protocol):
     def finish(self, gather: Gather) -> None:
         """Flush what was gathered and let go of what it dropped."""
 
-    def clear(self, gather: Gather, start: int, end: int, *, files_only: bool = False) -> None:
-        """Remove the entries of a range, or only those that show pages of a file."""
+    def clear(self, gather: Gather, start: int, end: int, *, own_pages: bool = True) -> None:
+        """Remove the entries of a range, those of private pages only with `own_pages`."""
 
 
 class Window(Protocol):

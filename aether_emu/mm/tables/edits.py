@@ -131,10 +131,10 @@ def whole(table: Tree, gather: Gathering, start: int, end: int) -> list[Stretch 
 # ---- the edits
 
 
-def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None = None) -> list[Found]:
+def zap(table: Tree, gather: Gathering, start: int, end: int, spare: Kind | None = None) -> list[Found]:
     """Clear the entries of `[start, end)`, and drop their frames into the gather.
 
-    `only` spares entries whose first frame is of another kind, and those without a frame. Returns the
+    `spare` leaves entries alone whose first frame is of that kind, and those without a frame. Returns the
     entries that named no frame (swapped, poisoned, awaited by a user, damaged): what they stood for is
     for their owner to settle.
     """
@@ -143,10 +143,10 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None 
         entries, level = entries_of(table, item)
         for kind, alike in kinds(fmt, entries, level):
             framed, chosen = has_frame(fmt, kind, level), alike
-            if only is not None:
+            if spare is not None:
                 if not framed:
                     continue
-                chosen = _showing(table, entries, level, alike, only)
+                chosen = _showing_others(table, entries, level, alike, spare)
                 if not chosen.any():
                     continue
             if framed:
@@ -160,12 +160,14 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, only: Kind | None 
     return frameless
 
 
-def _showing(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> NDArray[np.bool_]:
-    """Those of the chosen entries whose first frame is of this kind."""
+def _showing_others(
+    table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind
+) -> NDArray[np.bool_]:
+    """Those of the chosen entries whose first frame is not of this kind."""
     numbers = numbers_of(entries, chosen)
     first = first_frames(table.format, table.frames, entries[numbers], level)
     shown = first < table.frames.count
-    shown[shown] = table.frames.kind_array[first[shown]] == kind
+    shown[shown] = table.frames.kind_array[first[shown]] != kind
     result = np.zeros(entries.size, np.bool_)
     result[numbers[shown]] = True
     return result

@@ -73,7 +73,7 @@ def _mapped(isa: str, length: int) -> Iterator[_Mapped]:
     frames = FrameTable(_BASE, tables * page + length, fmt.page_shift)
     table = PageTable(fmt, ram, frames, Buddy(frames, [Zone("tables", 0, tables)]), 1)
     counters = Counters()
-    gather = Gather(Tlb([], counters, NO_TRACE), 0, table, frames)
+    gather = Gather(Tlb([], counters, NO_TRACE), 0, table, frames, lambda _unused: None)
     frames.kind_array[tables:] = Kind.ANON
     frames.refs_array[tables:], frames.maps_array[tables:] = 2, 1
     table.map(_VA, _BASE + tables * page, length, _MAPPED)

@@ -57,21 +57,21 @@ def test_zap_clears_drops_and_returns_what_has_no_frame(mixture: Mixture) -> Non
     assert mixture.segments == []
 
 
-def test_zap_of_one_kind_of_frame_spares_the_rest(mixture: Mixture) -> None:
+def test_zap_spares_one_kind_of_frame_and_what_has_none(mixture: Mixture) -> None:
     fmt, frames = mixture.format, mixture.frames
 
-    def of_file(segment: Segment) -> bool:
-        return segment.framed and frames.kind[frames.number(segment.value << fmt.page_shift)] == Kind.FILE
+    def goes(segment: Segment) -> bool:
+        return segment.framed and frames.kind[frames.number(segment.value << fmt.page_shift)] != Kind.ANON
 
     for start, end in reversed(mixture.ranges(4)):
         gather = Recorder(mixture.table)
-        owed = mixture.expect(start, end, lambda segment: None if of_file(segment) else segment)
-        assert edits.zap(mixture.table, gather, *mixture.bytes_of(start, end), only=Kind.FILE) == []
+        owed = mixture.expect(start, end, lambda segment: None if goes(segment) else segment)
+        assert edits.zap(mixture.table, gather, *mixture.bytes_of(start, end), spare=Kind.ANON) == []
         assert joined(gather.owed) == owed
         gather.finish()
         mixture.check()
     assert mixture.segments
-    assert not any(of_file(segment) for segment in mixture.segments)
+    assert not any(goes(segment) for segment in mixture.segments)
 
 
 def test_protect_changes_permissions_and_nothing_else(mixture: Mixture) -> None:
