@@ -216,7 +216,7 @@ class Gather:
             self._free(unused, tables)
 
     def flush(self) -> None:
-        """Flush what was gathered so far, and return when every CPU has. Nothing is let go of before `finish`.
+        """Flush what was gathered so far; return when every CPU has. Nothing is freed before `finish`.
 
         For break before make: the entry is absent now, and becomes another one next.
         """

@@ -146,7 +146,7 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, spare: Kind | None
             if spare is not None:
                 if not framed:
                     continue
-                chosen = _showing_others(table, entries, level, alike, spare)
+                chosen = _others(table, entries, level, alike, spare)
                 if not chosen.any():
                     continue
             if framed:
@@ -160,9 +160,7 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, spare: Kind | None
     return frameless
 
 
-def _showing_others(
-    table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind
-) -> NDArray[np.bool_]:
+def _others(table: Tree, entries: Entries, level: int, chosen: Chosen, kind: Kind) -> NDArray[np.bool_]:
     """Those of the chosen entries whose first frame is not of this kind."""
     numbers = numbers_of(entries, chosen)
     first = first_frames(table.format, table.frames, entries[numbers], level)
