@@ -13,7 +13,6 @@ no flush; one that changes its frame is flushed through a gather.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -63,7 +62,7 @@ class OutOfMemory:
 Outcome = Resolved | AccessError | BusError | OutOfMemory
 RESOLVED = Resolved()
 
-_WIDEN_FROM, _WIDEN_TO = 512, 16384  # pages; beyond, a full flush would cost more than it brings
+_FIRST_REPORT = 512  # pages
 _WRITE = int(Access.WRITE)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
@@ -123,7 +122,7 @@ class _Slow:
         self._physical = space.physical
         self._table = space.table
         self._n = space.physical.counters.n
-        self._widen_at = _WIDEN_FROM
+        self._report_at = _FIRST_REPORT
 
     # ---- refusals
 
@@ -166,8 +165,8 @@ class _Slow:
             physical = self._physical
             slot = self._table.leaf_slot(page)
             if write:
-                if self._n[Event.FAULT_DEMAND_ZERO] >= self._widen_at:
-                    self._widen()
+                if self._n[Event.FAULT_DEMAND_ZERO] >= self._report_at:
+                    self._report_growth()
                 fresh = physical.frames.address(self._fresh(area, page))
                 physical.ram.words[slot] = fresh | area.bits.write
                 self._n[Event.FAULT_DEMAND_ZERO] += 1
@@ -200,10 +199,10 @@ class _Slow:
         self._physical.tlb.flush_pages(self._space.cpu_mask, [page])
         return RESOLVED
 
-    def _widen(self) -> None:
-        """Pages in use have doubled: a TLB that grows with them serves random accesses twice as fast."""
-        self._widen_at = self._widen_at * 2 if self._widen_at < _WIDEN_TO else sys.maxsize
-        self._physical.cpus[self._physical.tlb.running].widen_tlb()
+    def _report_growth(self) -> None:
+        """Tell the CPU that the pages in use have doubled since it was told last."""
+        self._physical.cpus[self._physical.tlb.running].working_set(self._report_at)
+        self._report_at *= 2
 
     def _present(self, area: Area, page: int, access: int, found: Found) -> Outcome:
         """A translation exists. Only a write to a read-only entry asks for another one."""
