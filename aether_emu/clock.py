@@ -83,7 +83,3 @@ class VirtualClock:
     def ticks(self, frequency_hz: int) -> int:
         """What a free-running counter of `frequency_hz` shows, 0 at the start, rounded down."""
         return self.now_ns * frequency_hz // 10**9
-
-    def tsc(self) -> int:
-        """What RDTSC reads (Intel SDM 3B 18.17), in cycles of `TSC_HZ`."""
-        return self.ticks(TSC_HZ)

@@ -149,8 +149,8 @@ class Cpu(ABC):
         """Drop the whole TLB."""
 
     @abstractmethod
-    def widen_tlb(self) -> None:
-        """The guest has come to use many pages: let the engine's TLB grow. No flush is owed or counted."""
+    def working_set(self, pages: int) -> None:
+        """The guest has come to use so many pages: a CPU may prepare. No flush is owed or counted."""
 
     @abstractmethod
     def flush_code(self) -> None:

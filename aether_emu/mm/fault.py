@@ -14,7 +14,6 @@ no flush; one that changes its frame is flushed through a gather.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -63,7 +62,7 @@ class OutOfMemory:
 Outcome = Resolved | AccessError | BusError | OutOfMemory
 RESOLVED = Resolved()
 
-_WIDEN_FROM, _WIDEN_TO = 512, 16384  # pages; beyond, a full flush would cost more than it brings
+_FIRST_REPORT = 512  # pages
 _WRITE = int(Access.WRITE)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
@@ -129,7 +128,7 @@ class Faults:
     def __init__(self, physical: Physical) -> None:
         self._physical = physical
         self._n = physical.counters.n
-        self._widen_at = _WIDEN_FROM
+        self._report_at = _FIRST_REPORT
 
     def resolve(self, space: AddressSpace, va: int, access: int) -> Outcome:
         """As the fault function of a CPU whose current space is `space`."""
@@ -181,8 +180,8 @@ class Faults:
             physical = self._physical
             slot = space.table.leaf_slot(page)
             if write:
-                if self._n[Event.FAULT_DEMAND_ZERO] >= self._widen_at:
-                    self._widen()
+                if self._n[Event.FAULT_DEMAND_ZERO] >= self._report_at:
+                    self._report_growth()
                 fresh = physical.frames.address(self._fresh(area, page))
                 physical.ram.words[slot] = fresh | area.bits.write
                 self._n[Event.FAULT_DEMAND_ZERO] += 1
@@ -215,10 +214,10 @@ class Faults:
         self._physical.tlb.flush_pages(space.cpus, [page])
         return RESOLVED
 
-    def _widen(self) -> None:
-        """Pages in use have doubled: a TLB that grows with them serves random accesses twice as fast."""
-        self._widen_at = self._widen_at * 2 if self._widen_at < _WIDEN_TO else sys.maxsize
-        self._physical.cpus[self._physical.tlb.running].widen_tlb()
+    def _report_growth(self) -> None:
+        """Tell the CPU that the pages in use have doubled since it was told last."""
+        self._physical.cpus[self._physical.tlb.running].working_set(self._report_at)
+        self._report_at *= 2
 
     def _present(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
         """A translation exists. Only a write to a read-only entry asks for another one."""

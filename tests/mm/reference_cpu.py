@@ -102,7 +102,7 @@ class ReferenceCpu(Cpu):
         self.tlb.clear()
         self.walked.clear()
 
-    def widen_tlb(self) -> None:
+    def working_set(self, pages: int) -> None:
         """There is always room."""
 
     def flush_code(self) -> None:

@@ -15,8 +15,7 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.errors import EngineError
 from aether_emu.machine.floors import bare as floors
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_state import ArmState
 
 _CALL, _DATA_ABORT = 2, 4  # the engine's own numbers of SVC and of a data abort
@@ -27,7 +26,7 @@ class _Arm(floors.Floor):
     """What both have: the engine, x0 to x8, the address of the last abort, and a call's answer."""
 
     def _open(self) -> Any:
-        uc = calibrate_arm64.open_cpu(floors.PAGE)
+        uc = arm64_calibrate.open_cpu(floors.PAGE)
         self._state = ArmState(uc)
         self._x, self._address = self._state.general, self._state.address
         return uc
@@ -79,8 +78,8 @@ class ArmPaged(_Arm, floors.Paged):
 
     def __init__(self, program: floors.Program, arguments: Sequence[bytes], size: int) -> None:
         super().__init__(program, arguments, size)
-        calibrate_arm64.enable_paging(self._uc, floors.ROOT, regs.tcr_value(floors.PAGE, _VIRTUAL_BITS))
-        calibrate_arm64.enter_el(self._uc, regs.PSTATE_EL0)
+        arm64_calibrate.enable_paging(self._uc, floors.ROOT, regs.tcr_value(floors.PAGE, _VIRTUAL_BITS))
+        arm64_calibrate.enter_el(self._uc, regs.PSTATE_EL0)
 
     def _make_format(self) -> ArmFormat:
         return ArmFormat(floors.PAGE, _VIRTUAL_BITS)

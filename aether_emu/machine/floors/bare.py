@@ -3,7 +3,7 @@
     Flat      no paging: the program's addresses are physical
     Paged     user level behind the smallest page tables; a fault or a call costs one short callback
 
-Here is what ISAs share; `floors_x86` and `floors_arm64` have an engine of each kind. They keep the
+Here is what ISAs share; `floors.x86_64` and `floors.arm64` have an engine of each kind. They keep the
 program where its file says, at the same guest-physical address, and call back for system calls with
 plain ints. Nothing here is part of the machine that `aether run` uses.
 

@@ -14,8 +14,7 @@ from aether_emu.arch.x86_64 import stubs
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.errors import EngineError
 from aether_emu.machine.floors import bare as floors
-from aether_emu.machine.unicorn import engine
-from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn import engine, x86_calibrate
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 
 _STUB, _FRAME = 0x100, 0x800  # offsets in the supervisor page, after its descriptors
@@ -26,8 +25,8 @@ class _X86(floors.Floor):
     """What both have: the engine, its registers, and a system call's callback."""
 
     def _open(self) -> Any:
-        uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL)
-        layout, base = calibrate.measure(), calibrate.find_state(uc)
+        uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL)
+        layout, base = x86_calibrate.measure(), x86_calibrate.find_state(uc)
         self._state: State = ContextState(uc, layout) if base is None else LiveState(base, layout)
         return uc
 
@@ -82,7 +81,7 @@ class X86Paged(_X86, floors.Paged):
         )
         for offset, content in ((0, gdt), (_STUB, stubs.IRET.code), (_FRAME, frame)):
             self.ram.bytes[page + offset : page + offset + len(content)] = content
-        calibrate.enable_paging(self._uc, floors.ROOT)
+        x86_calibrate.enable_paging(self._uc, floors.ROOT)
         self._uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, page, len(gdt) - 1, 0))
         self._state.general[_RSP] = page + _FRAME
 

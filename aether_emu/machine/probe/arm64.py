@@ -28,8 +28,7 @@ from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.errors import EngineError
 from aether_emu.machine.probe.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_state import ArmState
 
 SCRATCH = (1 << 47) - (1 << 20)
@@ -78,7 +77,7 @@ class ArmProber:
         self, memory: Memory, *, granule: int = 4096, virtual_bits: int = 48, upper: bool = False,
         live_state: bool = True,
     ) -> None:  # fmt: skip
-        self._uc = calibrate_arm64.open_cpu(granule)
+        self._uc = arm64_calibrate.open_cpu(granule)
         self._handle = engine.handle_of(self._uc)
         self._memory = placed(memory)  # the engine keeps no reference
         for start, words in self._memory:
@@ -105,7 +104,7 @@ class ArmProber:
         self._code = np.zeros(BATCH, np.uint64)
         self._address = np.zeros(BATCH, np.uint64)
         self._translation = regs.tcr_value(granule, virtual_bits) & ~regs.TCR_EL1.value(TBI0=1)
-        calibrate_arm64.enable_paging(self._uc, own_root, self._translation)
+        arm64_calibrate.enable_paging(self._uc, own_root, self._translation)
         self._state = ArmState(self._uc, live=live_state)
         self._x = self._state.general
         self._hooks = (engine.INTERRUPT(self._exception_hook()), engine.UNMAPPED(self._unmapped))
@@ -183,7 +182,7 @@ class ArmProber:
             uc.cpr_write(*(regs.TTBR1_EL1 if self._upper else regs.TTBR0_EL1), root)
             engine.flush_tlb(uc)
         privileged = regs.PSTATE_EL1 | pan * regs.PSTATE_PAN | uao * regs.PSTATE_UAO
-        calibrate_arm64.enter_el(uc, regs.PSTATE_EL0 if user else privileged)
+        arm64_calibrate.enter_el(uc, regs.PSTATE_EL0 if user else privileged)
         start = base + operation * _STRIDE
         self._resume = start + _RESUME[operation]
         x[1], x[2], x[3], x[4] = base + self._list, base + self._results, count, self._resume

@@ -30,8 +30,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.stage1 import A, D, P, U, W
 from aether_emu.errors import EngineError
 from aether_emu.machine.probe.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
-from aether_emu.machine.unicorn import engine
-from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn import engine, x86_calibrate
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 
 SCRATCH = (1 << 40) - (1 << 20)
@@ -96,7 +95,7 @@ class X86Prober:
         supervisor_slot: int = 511,
         live_state: bool = True,
     ) -> None:
-        self._uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL)
+        self._uc = engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL)
         self._handle = engine.handle_of(self._uc)
         self._memory = placed(memory)  # the engine keeps no reference
         for start, words in self._memory:
@@ -120,10 +119,10 @@ class X86Prober:
         self._code = np.zeros(BATCH, np.uint64)
         self._address = np.zeros(BATCH, np.uint64)
         self._count, self._keys = 0, False
-        calibrate.enable_paging(self._uc, 0)
+        x86_calibrate.enable_paging(self._uc, 0)
         self._cr4 = regs.CR4_PAE | regs.CR4_OSFXSR | (regs.CR4_LA57 if levels == 5 else 0)
-        layout = calibrate.measure()
-        base = calibrate.find_state(self._uc) if live_state else None
+        layout = x86_calibrate.measure()
+        base = x86_calibrate.find_state(self._uc) if live_state else None
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self._hooks = (engine.INTERRUPT(self._interrupt_hook()), engine.UNMAPPED(self._unmapped))
         engine.hook_add(self._handle, UC_HOOK_INTR, self._hooks[0])

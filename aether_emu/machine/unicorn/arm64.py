@@ -2,7 +2,7 @@
 
 The CPU rests at EL0 between runs. Every exception arrives at one hook with a class number of the
 engine's own; the true syndrome is in the CPU state. Engine behaviour handled here (unicorn 2.1.4):
-- target pages are 1 KiB unless set before anything else (`calibrate_arm64.open_cpu`): they are the granule.
+- target pages are 1 KiB unless set before anything else (`arm64_calibrate.open_cpu`): they are the granule.
 - a PSTATE write does not change the effective level: a system-register write must follow.
 - TTBR0 writes flush nothing when the ASID stays: `set_root` drops the TLB itself.
 - CNTVCT_EL0 is the host's: CNTKCTL_EL1 is 0, so reads trap and answer from the virtual clock.
@@ -30,8 +30,7 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
@@ -97,7 +96,7 @@ class ArmCpu(UnicornCpu):
         live_state: bool = True,
     ) -> None:
         self._translation = regs.tcr_value(granule, virtual_bits)
-        super().__init__(calibrate_arm64.open_cpu(granule), ranges)
+        super().__init__(arm64_calibrate.open_cpu(granule), ranges)
         self._time_stamp, self._frequency, self._random = time_stamp, frequency, random
         state = ArmState(self._uc, live=live_state)
         self.live_state = state.live
@@ -105,7 +104,7 @@ class ArmCpu(UnicornCpu):
         self._syndrome, self._address = state.syndrome, state.address
         self._state = state  # the fields may live in what it keeps
         self._text = 0
-        self._physical = ctypes.c_uint64()  # where translations are written that nobody asks for
+        self._physical = ctypes.c_uint64()  # the engine wants a place for each translation; nobody reads it
         self._scan = BlockScan(_VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
         self._random_reads: RandomReads | None = None
@@ -127,7 +126,7 @@ class ArmCpu(UnicornCpu):
 
     def boot(self, root: int, text: int, _data: int) -> None:
         """Turn translation on with `root` for the kernel half, and rest at EL0."""
-        calibrate_arm64.enable_paging(self._uc, root, self._translation)
+        arm64_calibrate.enable_paging(self._uc, root, self._translation)
         self._text = text
         self._add_hook(UC_HOOK_INTR, engine.INTERRUPT(self._exception_hook()))
         callback, user_data = self._scan.callback, self._scan.user_data
@@ -288,13 +287,13 @@ class ArmCpu(UnicornCpu):
             engine.emu_stop(self._handle)
 
         self.on_fault, kernel = record, self.on_fault
-        calibrate_arm64.enter_el(self._uc, regs.PSTATE_EL1 | (regs.PSTATE_PAN if pan else 0))
+        arm64_calibrate.enter_el(self._uc, regs.PSTATE_EL1 | (regs.PSTATE_PAN if pan else 0))
         self.general[0], self.general[1] = x0, x1
         code = self._run_stub(self._text + stub.offset)
         result = self.general[0]
         self.on_fault = kernel
         self._uc.context_restore(saved)
-        calibrate_arm64.enter_el(self._uc, regs.PSTATE_EL0)
+        arm64_calibrate.enter_el(self._uc, regs.PSTATE_EL0)
         self.write("nzcv", flags)
         if code:
             raise EngineError(f"stub at {stub.offset:#x}: engine error {code}")

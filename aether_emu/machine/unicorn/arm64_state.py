@@ -7,8 +7,7 @@ from typing import Any
 
 from unicorn import arm64_const
 
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.x86_state import Field, HiddenField, RegisterField
 
 GENERAL = (
@@ -30,8 +29,8 @@ class ArmState:
     address: Field
 
     def __init__(self, uc: Any, *, live: bool = True) -> None:
-        layout, handle = calibrate_arm64.measure(), engine.handle_of(uc)
-        base = calibrate_arm64.find_state(uc) if live else None
+        layout, handle = arm64_calibrate.measure(), engine.handle_of(uc)
+        base = arm64_calibrate.find_state(uc) if live else None
         self.live = base is not None
         if base is not None:
             self.general = engine.view(base, "Q", 31)

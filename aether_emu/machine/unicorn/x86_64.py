@@ -38,8 +38,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
-from aether_emu.machine.unicorn import engine, x86_blocks
-from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate
 from aether_emu.machine.unicorn.cpu import MASK, PROT_EXECUTE, UnicornCpu
 from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUMBERS, X87_NAMES, X87_NUMBERS
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
@@ -97,10 +96,10 @@ class X86Cpu(UnicornCpu):
         levels: int = 4,
         live_state: bool = True,
     ) -> None:
-        super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, calibrate.MODEL), ranges)
+        super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL), ranges)
         self._time_stamp, self._random, self._levels = time_stamp, random, levels
-        layout = calibrate.measure()
-        base = calibrate.find_state(self._uc) if live_state else None
+        layout = x86_calibrate.measure()
+        base = x86_calibrate.find_state(self._uc) if live_state else None
         self.live_state = base is not None
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self.general = self._state.general
@@ -142,7 +141,7 @@ class X86Cpu(UnicornCpu):
     def boot(self, root: int, text: int, data: int) -> None:
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
-        calibrate.enable_paging(uc, root, self._levels)
+        x86_calibrate.enable_paging(uc, root, self._levels)
         uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, 8 * len(regs.GDT) + 15, 0))
         uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
         self._text = text

@@ -1,4 +1,4 @@
-"""Where the engine keeps the CPU state that its API does not show, found by behaviour.
+"""Where the engine keeps the x86_64 CPU state that its API does not show, found by behaviour.
 
 Two things about an x86 fault have no register id: the error code and `old_exception`, which the
 engine forgets to clear (the second page fault would arrive as a double fault, the third would end

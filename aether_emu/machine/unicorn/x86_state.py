@@ -2,7 +2,7 @@
 
 `LiveState` reads the engine's own memory through memoryviews (0.05 us a field). `ContextState`
 uses nothing but the API: registers by number, hidden fields through a saved context (about 1 us
-each), for a library whose live state `calibrate.locate` cannot find. Both offer the same
+each), for a library whose live state `locate` cannot find. Both offer the same
 indexable fields, so one set of hooks serves both and the whole guest suite runs on either.
 """
 

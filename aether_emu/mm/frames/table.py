@@ -205,19 +205,6 @@ class FrameTable:
         self.owner_array[start:end] = owner
         self.index_array[start:end] = np.arange(first_index, first_index + count, dtype=np.uint64)
 
-    def claim_each(
-        self, frames: npt.NDArray[np.int64], kind: Kind, owner: int = 0, first_index: int = 0
-    ) -> None:
-        """As `claim`, for any array of frames: its i-th becomes page first_index + i of `owner`."""
-        self._check_claim(kind)
-        if frames.size:
-            lowest, highest = int(frames.min()), int(frames.max())
-            if lowest < 0 or highest >= self.count:
-                raise self._wild(lowest if lowest < 0 else highest)
-        self.kind_array[frames] = kind
-        self.owner_array[frames] = owner
-        self.index_array[frames] = np.arange(first_index, first_index + frames.size, dtype=np.uint64)
-
     def release(self, start: int, count: int) -> None:
         """Make frames that the allocator does not own (those of the aperture) FREE again.
 

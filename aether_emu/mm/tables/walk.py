@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aether_emu.address import PhysAddr
 from aether_emu.arch.paging import (
     Absent,
     Attributes,
@@ -24,7 +25,7 @@ class Step:
     """One entry that a walk read: its level, its physical address and its value."""
 
     level: int
-    address: int
+    address: PhysAddr
     entry: int
 
 
@@ -35,7 +36,7 @@ class Mapped:
     `attributes` are effective, that is, restricted by every table on the way.
     """
 
-    address: int
+    address: PhysAddr
     size: int
     attributes: Attributes
     steps: tuple[Step, ...]
@@ -82,7 +83,7 @@ def walk(fmt: PageTableFormat, ram: Ram, root: int, va: int) -> Walk:
         spec = fmt.levels[level - 1]
         slot = (table - ram.base >> 3) + (va >> spec.shift & spec.entries - 1)
         entry = words[slot] if 0 <= slot < len(words) else 0
-        steps.append(Step(level, ram.base + (slot << 3), entry))
+        steps.append(Step(level, PhysAddr.new_truncate(ram.base + (slot << 3)), entry))
         match fmt.decode(entry, level):
             case Table(address, flags, others):
                 table, user = address, user & flags
@@ -93,7 +94,7 @@ def walk(fmt: PageTableFormat, ram: Ram, root: int, va: int) -> Walk:
                 effective = Attributes(
                     flags, attributes.memory, attributes.key, attributes.software, attributes.contiguous
                 )
-                return Mapped(address | va & spec.size - 1, spec.size, effective, tuple(steps))
+                return Mapped(PhysAddr(address | va & spec.size - 1), spec.size, effective, tuple(steps))
             case Held() as held:
                 return HeldAt(level, held, tuple(steps))
             case Malformed(bits):

@@ -11,8 +11,7 @@ from aether_emu.errors import EngineError
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.floors.arm64 import ArmFlat, ArmPaged
 from aether_emu.machine.floors.x86_64 import X86Flat, X86Paged
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn import arm64_calibrate, x86_calibrate
 
 _EXIT = 60
 _SIZE = floors.FREE + 16 * floors.PAGE
@@ -40,7 +39,7 @@ class _Isa:
 _X86 = _Isa(
     flat=X86Flat,
     paged=X86Paged,
-    calibration=calibrate,
+    calibration=x86_calibrate,
     # mov eax, 60; syscall
     leave=bytes.fromhex("b83c0000000f05"),
     # mov edi, 0x1000000; mov ecx, 3; l: mov [rdi], rdi; add rdi, 4096; dec ecx; jnz l
@@ -63,7 +62,7 @@ _X86 = _Isa(
 _ARM = _Isa(
     flat=ArmFlat,
     paged=ArmPaged,
-    calibration=calibrate_arm64,
+    calibration=arm64_calibrate,
     # mov x8, #60; svc #0
     leave=bytes.fromhex("880780d2 010000d4"),
     # mov x0, #0x1000000; mov x1, #3; l: str x0, [x0]; add x0, x0, #4096; subs x1, x1, #1; b.ne l

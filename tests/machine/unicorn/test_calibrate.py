@@ -7,14 +7,12 @@ import os
 import pytest
 
 from aether_emu.errors import EngineError
-from aether_emu.machine.unicorn import arm64_calibrate as calibrate_arm64
-from aether_emu.machine.unicorn import engine, locate
-from aether_emu.machine.unicorn import x86_calibrate as calibrate
+from aether_emu.machine.unicorn import arm64_calibrate, engine, locate, x86_calibrate
 from tests.machine.unicorn.bare_x86 import BareX86
 
 
 def test_every_x86_field_has_a_place_of_its_own() -> None:
-    layout = calibrate.measure()
+    layout = x86_calibrate.measure()
     places = [layout.rip, layout.hflags, layout.cr2, layout.error_code, layout.is_int, layout.old_exception]
     assert len(set(places)) == len(places)
     assert layout.context >= 0
@@ -22,7 +20,7 @@ def test_every_x86_field_has_a_place_of_its_own() -> None:
 
 
 def test_every_arm_field_has_a_place_of_its_own() -> None:
-    layout = calibrate_arm64.measure()
+    layout = arm64_calibrate.measure()
     assert len({layout.pc, layout.syndrome, layout.address, 0}) == 4
 
 
@@ -73,7 +71,7 @@ def test_an_end_address_leaves_no_fault_behind(monkeypatch: pytest.MonkeyPatch) 
         return int(start(handle, pc, 0x1234_5001, timeout, count))
 
     monkeypatch.setattr(engine, "emu_start", with_an_end)
-    calibrate.measure.cache_clear()
+    x86_calibrate.measure.cache_clear()
     try:
         bare = BareX86()
         bare["rdi"] = 0x2345_6000
@@ -81,4 +79,4 @@ def test_an_end_address_leaves_no_fault_behind(monkeypatch: pytest.MonkeyPatch) 
         assert bare["cr2"] == 0x2345_6000
     finally:
         monkeypatch.undo()
-        calibrate.measure.cache_clear()
+        x86_calibrate.measure.cache_clear()

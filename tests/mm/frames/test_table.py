@@ -8,7 +8,6 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from aether_emu.errors import FrameError
@@ -156,25 +155,14 @@ class TestIdentity:
         assert table.owner_array[7:12].tolist() == [0, 5, 5, 5, 0]
         assert table.index_array[7:12].tolist() == [0, 1 << 40, (1 << 40) + 1, (1 << 40) + 2, 0]
 
-    def test_claim_each_numbers_an_array_by_position(self, table: FrameTable) -> None:
-        table.claim_each(np.array([30, 2, 17], dtype=np.int64), Kind.ANON, owner=9, first_index=4)
-        assert [(table.kind[f], table.owner[f], table.index[f]) for f in (30, 2, 17)] == [
-            (Kind.ANON, 9, 4),
-            (Kind.ANON, 9, 5),
-            (Kind.ANON, 9, 6),
-        ]
-        assert table.census()[Kind.ANON] == 3
-
     def test_claim_leaves_references_mappings_and_flags(self, table: FrameTable) -> None:
         table.refs[8], table.maps[8], table.flags[8] = 2, 1, Flags.DIRTY
         table.claim(8, 1, Kind.ANON)
-        table.claim_each(np.array([8], dtype=np.int64), Kind.FILE)
         assert (table.refs[8], table.maps[8], table.flags[8]) == (2, 1, Flags.DIRTY)
 
     def test_claiming_nothing_is_allowed(self, table: FrameTable) -> None:
         before = snapshot(table)
         table.claim(8, 0, Kind.ANON, owner=1)
-        table.claim_each(np.empty(0, dtype=np.int64), Kind.ANON, owner=1)
         assert snapshot(table) == before
 
     @pytest.mark.parametrize(("start", "count"), [(-1, 2), (COUNT - 1, 2), (COUNT + 1, 0), (3, -1)])
@@ -186,19 +174,10 @@ class TestIdentity:
             table.release(start, count)
         assert snapshot(table) == before
 
-    @pytest.mark.parametrize("wild", [-1, COUNT])
-    def test_a_wild_frame_in_an_array_is_refused(self, table: FrameTable, wild: int) -> None:
-        before = snapshot(table)
-        with pytest.raises(FrameError, match=f"frame {wild} is outside"):
-            table.claim_each(np.array([1, wild, 2], dtype=np.int64), Kind.ANON)
-        assert snapshot(table) == before
-
     def test_nothing_is_claimed_as_free(self, table: FrameTable) -> None:
         table.claim(1, 1, Kind.ANON)
         with pytest.raises(FrameError, match="claimed as free"):
             table.claim(1, 1, Kind.FREE)
-        with pytest.raises(FrameError, match="claimed as free"):
-            table.claim_each(np.array([1], dtype=np.int64), Kind.FREE)
         assert table.kind[1] == Kind.ANON
 
     def test_release_forgets_the_identity_and_keeps_the_flags(self, table: FrameTable) -> None:
