@@ -4,7 +4,8 @@ Machine
   Ram, Aperture ---- FrameTable ---- Buddy          (what there is, who has it)
   Cpu                                               (who executes)
   Physical ---- KernelHalf                          (what all address spaces share)
-  Kernel ---- Process ---- AddressSpace, Files, Signals
+  Kernel ---- Entry, Scheduler                      (what all processes share, the way in, who runs)
+  Process ---- AddressSpace, Files, Task            (who is run)
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aether_emu.config import Config
 from aether_emu.errors import AetherError, ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import before_truncate
+from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
@@ -29,8 +31,8 @@ from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.signals import Signals
-from aether_emu.linux.task.wait import HostWaiter
+from aether_emu.linux.task.scheduler import Scheduler
+from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.machine.memory.aperture import Aperture, ApertureFile
 from aether_emu.machine.memory.bus_guard import BusGuard
 from aether_emu.machine.memory.ram import Ram
@@ -219,8 +221,9 @@ class Machine:
             self.abandon()
             raise ConfigError("ram", self.config.ram, "enough for the page tables of the machine") from error
         self.cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
-        waiter = HostWaiter(pause, self._lost_pages)
-        self.kernel = Kernel(self.cpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter)
+        self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.entry = Entry(self.kernel, self.cpu)
+        self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self._lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
 
@@ -246,25 +249,26 @@ class Machine:
         environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
-        process.name = os.fsencode(os.path.basename(program))[:15]
         self.process = process
-        process.signals = Signals(process)
+        task = Task(process)
+        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
         process.files.attach(streams if streams is not None else standard_streams())
-        self.kernel.adopt(process)
-        load_program(process)
+        self.entry.switch(task)
+        load_program(task)
+        self.scheduler.add(task)
         return process
 
     def run(self) -> Ended:
-        """Run the loaded program to its end. Raises `kernel.Interrupted`, Deadlock, EngineError."""
-        ended = self.kernel.run()
-        assert ended is not None, "a run without a limit came back before its end"
-        return ended
+        """Run the loaded program to its end. Raises `scheduler.Interrupted`, Deadlock, EngineError."""
+        self.scheduler.run()
+        assert self.process is not None and self.process.ended is not None, "nothing was loaded"
+        return self.process.ended
 
     def run_for(self, blocks: int) -> Ended | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        return self.kernel.run(blocks)
+        return self.process.ended if self.scheduler.run(blocks) and self.process is not None else None
 
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
@@ -277,7 +281,7 @@ class Machine:
         try:
             if self.process is not None:
                 self.cpu.set_root(self.kernel_half.table.root)
-                self.process.space.destroy()
+                self.process.mm.destroy()
                 if hasattr(self.process, "files"):
                     self.process.files.close_all()
             if self.namespace is not None:

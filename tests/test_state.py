@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
+from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
@@ -132,14 +133,10 @@ def test_a_finished_machine_is_refused() -> None:
 def test_an_epoll_set_is_restored() -> None:
     machine, _ = _loaded(X86_64, "hello")
     assert machine.process is not None
-    calls = {name: number for number, name in machine.abi.system_calls.items()}
-    table = machine.kernel.calls_by_number
-    epoll = table[calls["epoll_create1"]]
-    assert epoll is not None
-    fd = epoll(0, 0, 0, 0, 0, 0)
+    fd = sys_epoll_create1(machine.entry.task, 0)
     snapshot = state.capture(machine)
     restored = state.restore(snapshot, streams=_streams())
-    assert restored.process is not None and fd is not None
+    assert restored.process is not None
     assert restored.process.files.table.file(fd).kind == "eventpoll"
     for each in (restored, machine):
         each.run()

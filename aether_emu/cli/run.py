@@ -99,7 +99,7 @@ class _Pauses:
     interrupts: Interrupts | None = None
 
     def pause(self) -> None:
-        from aether_emu.linux.kernel import Interrupted
+        from aether_emu.linux.task.scheduler import Interrupted
 
         if self.interrupts is not None and self.interrupts.reason is not None:
             raise Interrupted
@@ -108,7 +108,7 @@ class _Pauses:
 
 def _run(run: Callable[[], Ended]) -> Ended | None:
     """The end of the program, or None when the run was stopped from outside."""
-    from aether_emu.linux.kernel import Interrupted
+    from aether_emu.linux.task.scheduler import Interrupted
 
     try:
         return run()

@@ -28,6 +28,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.tables.page import Found
+from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
     from aether_emu.mm.space import AddressSpace
@@ -60,7 +61,14 @@ class OutOfMemory:
     address: int
 
 
-Outcome = Resolved | AccessError | BusError | OutOfMemory
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The page is on its way: wait until `on` is woken, then make the access again."""
+
+    on: WaitQueue
+
+
+Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked
 RESOLVED = Resolved()
 
 _WIDEN_FROM, _WIDEN_TO = 512, 16384  # pages; beyond, a full flush would cost more than it brings

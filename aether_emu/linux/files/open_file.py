@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
     from aether_emu.linux.files.place import Place
@@ -37,7 +38,7 @@ POLLNVAL = select.POLLNVAL
 
 @dataclass(frozen=True)
 class WouldBlock:
-    """Nothing could be moved now. Wait until `file.poll()` shows one of `events`, then ask again."""
+    """Nothing could be moved now. Wait in `file.queues(events)`, then ask again."""
 
     file: OpenFile
     events: int
@@ -61,6 +62,11 @@ class OpenFile:
     def hold(self) -> None:
         """One more descriptor or mapping refers to this file."""
         self._holders += 1
+
+    @property
+    def is_held(self) -> bool:
+        """Whether anybody refers to it still."""
+        return self._holders > 0
 
     def let_go(self) -> None:
         """One reference fewer; the last one releases the host's resources."""
@@ -131,6 +137,10 @@ class OpenFile:
     def available(self) -> int:
         """Bytes that can be read now (`FIONREAD`)."""
         raise Refused(errno.ENOTTY, f"a {self.kind} doesn't say how much can be read")
+
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """The queues that are woken when one of `events` may have come; none for what is always ready."""
+        return ()
 
     def poll(self) -> int:
         """The poll(2) events that hold now."""
