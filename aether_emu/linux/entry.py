@@ -170,5 +170,5 @@ class Entry:
 
     def before_user(self) -> None:
         """The task is about to go on in its program: signals that came meanwhile are delivered."""
-        if self.cpu.return_work is not None:
-            self.cpu.return_work()
+        if self.task.signals.ready():
+            self.task.signals.deliver()
