@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aether_emu.cli.app import app, complain, settle, show_tracebacks
 from aether_emu.cli.interrupts import Interrupts
-from aether_emu.cli.main import app, complain, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:

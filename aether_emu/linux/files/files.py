@@ -19,7 +19,7 @@ from aether_emu.linux.files.descriptor_operations import DescriptorOperations
 from aether_emu.linux.files.directory import Located
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
-from aether_emu.linux.files.place import Entry, Place, text
+from aether_emu.linux.files.place import Entry, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
@@ -104,7 +104,7 @@ class Files(DescriptorOperations):
             return self.namespace.root(self)
         if dirfd == fl.AT_FDCWD:
             return self._cwd.place()
-        place = self.table.held(dirfd).place()
+        place = place_of(self.table.held(dirfd))
         if place is None or not place.is_directory:
             raise Refused(errno.ENOTDIR, f"descriptor {dirfd} is no directory")
         return place
@@ -124,7 +124,7 @@ class Files(DescriptorOperations):
 
     def _place_of(self, file: OpenFile) -> Place:
         root = self.namespace.root(self)
-        return file.place() or Place(root.mount, (), node=Opened(file))
+        return place_of(file) or Place(root.mount, (), node=Opened(file))
 
     def _anchor(self, place: Place) -> Located:
         """Hold a directory to stand in: needs permission to search it."""

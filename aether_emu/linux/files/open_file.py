@@ -11,15 +11,12 @@ import os
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.waiting import WaitQueue
-
-if TYPE_CHECKING:
-    from aether_emu.linux.files.place import Place
 
 MOST_PER_CALL = 0x7FFFF000
 """The most bytes that one read or write moves (Linux MAX_RW_COUNT)."""
@@ -159,10 +156,6 @@ class OpenFile:
     def link(self) -> bytes:
         """What readlink of /proc/self/fd/N shows."""
         return b"anon_inode:[" + self.kind.encode() + b"]"
-
-    def place(self) -> Place | None:
-        """Where in the namespace this is, for use as a start of walks; None for what has no name."""
-        return None
 
     def reopen(self, flags: int) -> OpenFile:
         """Open the same object anew, as opening /proc/self/fd/N does."""
