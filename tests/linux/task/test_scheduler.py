@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ PAGE = 4096
 MILLISECOND = 10**6
 PROT_READ, MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 1, 2, 0x20, 0x4000, 0x8000
 EPOLL_CTL_ADD, EPOLLIN, EPOLLET = 1, 1, 1 << 31
-FUTEX_WAIT, FUTEX_WAKE, PRIVATE = 0, 1, 128
+FUTEX_WAIT, FUTEX_WAKE, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET, PRIVATE = 0, 1, 9, 10, 128
 
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
@@ -119,6 +121,24 @@ def test_a_shared_futex_is_one_word_in_two_spaces(isa: str, tmp_path: Path) -> N
         for task, address in ((waiting, where), (private, where + 2 * PAGE), (waking, where + PAGE)):
             task.process.mm.map_file(file, address, PAGE, rw)
         assert several.run() == [0, 0, 1], "the waker counts one, the private name is another word"
+
+
+@every_isa
+def test_a_futex_wakes_only_who_waits_for_one_of_its_bits(isa: str) -> None:
+    where, wait, wake = 0x5000_0000, FUTEX_WAIT_BITSET, FUTEX_WAKE_BITSET
+    with Several(isa) as several, tempfile.TemporaryFile() as file:
+        file.truncate(PAGE)
+        several.calls(("futex", where, wait, 0, 0, 0, 0b01))
+        several.calls(("futex", where, wait, 0, 0, 0, 0b10))
+        several.calls(("futex", where, wake, 9, 0, 0, 0b10))
+        several.calls(("futex", where, wait, 0, DATA, 0, 0b11), data=struct.pack("<qq", 0, 0))
+        for task in several.tasks:
+            task.process.mm.map_file(file, where, PAGE, Protection.READ | Protection.WRITE)
+        with pytest.raises(Deadlock) as caught:
+            several.run()
+        assert caught.value.waiting == (several.tasks[0],)
+        ended = [task.process.ended.code for task in several.tasks if task.process.ended]
+        assert ended == [0, 1, 256 - errno.ETIMEDOUT]
 
 
 @every_isa
