@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.abi.signal import SA_RESTORER, SIGUSR1, Action, SignalInfo
+from aether_emu.linux.abi.signal import SA_RESTORER, SIGPIPE, SIGUSR1, Action, SignalInfo
 from aether_emu.linux.task.scheduler import TURN, Deadlock, Interrupted
 from aether_emu.mm.fault import Blocked, Outcome
 from aether_emu.mm.protection import Protection
@@ -70,6 +70,20 @@ def test_a_writer_and_a_reader_wait_for_each_other(isa: str, reader_first: bool)
         assert several.out.written == data
         calls = several.machine.kernel.calls_by_name()
         assert calls["read"] == pages + 1 and calls["write"] == pages + 1, "waiting is no call of its own"
+
+
+@every_isa
+def test_who_waits_at_a_pipe_hears_that_the_other_side_has_gone(isa: str) -> None:
+    with Several(isa) as several:
+        reading, writing = several.pipe()
+        several.calls(("close", writing), ("read", reading, DATA, 1))
+        several.calls(("close", reading), ("nanosleep", DATA, 0), data=struct.pack("<qq", 0, 1))
+        several.close(reading, writing)
+        reading, writing = several.pipe()
+        several.calls(("close", reading), ("write", writing, DATA, 17 * PAGE))
+        several.calls(("nanosleep", DATA, 0), data=struct.pack("<qq", 0, 1))
+        several.close(reading, writing)
+        assert several.run() == [0, 0, 128 + SIGPIPE, 0]
 
 
 @every_isa
