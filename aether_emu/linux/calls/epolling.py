@@ -53,13 +53,13 @@ def sys_epoll_ctl(task: Task, epfd: int, operation: int, fd: int, event: int, *_
     return 0
 
 
-def sys_epoll_wait(task: Task, epfd: int, events: int, most: int, timeout: int, *_: int) -> int | None:
+def sys_epoll_wait(task: Task, epfd: int, events: int, most: int, timeout: int, *_: int) -> int:
     return sys_epoll_pwait(task, epfd, events, most, timeout, 0, 0)
 
 
 def sys_epoll_pwait(
     task: Task, epfd: int, events: int, most: int, timeout: int, mask: int, mask_size: int
-) -> int | None:
+) -> int:
     milliseconds = s32(timeout)
     limit = milliseconds * 10**6 if milliseconds >= 0 else None
     return _epoll_wait(task, epfd, events, s32(most), limit, read_mask(task, mask, mask_size))
@@ -67,14 +67,12 @@ def sys_epoll_pwait(
 
 def sys_epoll_pwait2(
     task: Task, epfd: int, events: int, most: int, timeout: int, mask: int, mask_size: int
-) -> int | None:
+) -> int:
     limit = read_timespec(task, timeout)
     return _epoll_wait(task, epfd, events, s32(most), limit, read_mask(task, mask, mask_size))
 
 
-def _epoll_wait(
-    task: Task, epfd: int, address: int, most: int, timeout: int | None, mask: int | None
-) -> int | None:
+def _epoll_wait(task: Task, epfd: int, address: int, most: int, timeout: int | None, mask: int | None) -> int:
     if not 0 < most <= _MOST_EVENTS:
         raise Refused(errno.EINVAL, f"room for {most} events")
     require_user(address, most * _event(task).size, task.process.abi.user_end)

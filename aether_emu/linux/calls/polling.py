@@ -32,19 +32,17 @@ _SELECT_WAITS = (POLLIN | _ALWAYS, POLLOUT | _ALWAYS, _ALWAYS)
 # ---- poll
 
 
-def sys_poll(task: Task, fds: int, count: int, timeout: int, *_: int) -> int | None:
+def sys_poll(task: Task, fds: int, count: int, timeout: int, *_: int) -> int:
     milliseconds = s32(timeout)
     return _poll(task, fds, u32(count), milliseconds * 10**6 if milliseconds >= 0 else None, None, 0)
 
 
-def sys_ppoll(
-    task: Task, fds: int, count: int, timeout: int, mask: int, mask_size: int, *_: int
-) -> int | None:
+def sys_ppoll(task: Task, fds: int, count: int, timeout: int, mask: int, mask_size: int, *_: int) -> int:
     limit = read_timespec(task, timeout)
     return _poll(task, fds, u32(count), limit, read_mask(task, mask, mask_size), timeout)
 
 
-def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | None, left: int) -> int | None:
+def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | None, left: int) -> int:
     """`timeout` in ns, None for ever; what is left of it is written to the timespec at `left`."""
     if count > task.process.files.table.limit:
         raise Refused(errno.EINVAL, f"{count} descriptors")
@@ -96,7 +94,7 @@ def sys_select(
 
 def sys_pselect6(
     task: Task, count: int, reading: int, writing: int, special: int, timeout: int, mask: int
-) -> int | None:
+) -> int:
     limit = read_timespec(task, timeout)
     blocked = read_mask(task, *read_struct(task.cpu, mask, "QQ")) if mask else None
     deadline = task.deadline(after=limit)

@@ -37,12 +37,12 @@ _AT_POSITION = (1 << 64) - 1
 # ---- reading
 
 
-def sys_read(task: Task, fd: int, buffer: int, count: int, *_: int) -> int | None:
+def sys_read(task: Task, fd: int, buffer: int, count: int, *_: int) -> int:
     file = reader(task, fd)
     return _read(task, file, user.read_buffer(buffer, count, task.process.abi.user_end))
 
 
-def sys_readv(task: Task, fd: int, vector: int, count: int, *_: int) -> int | None:
+def sys_readv(task: Task, fd: int, vector: int, count: int, *_: int) -> int:
     file = reader(task, fd)
     return _read_vector(task, file, vector, count)
 
@@ -58,9 +58,7 @@ def sys_preadv(task: Task, fd: int, vector: int, count: int, offset: int, *_: in
     return _read_at(task, file, pieces, s64(offset)) if user.total(pieces) else 0
 
 
-def sys_preadv2(
-    task: Task, fd: int, vector: int, count: int, offset: int, _high: int, flags: int
-) -> int | None:
+def sys_preadv2(task: Task, fd: int, vector: int, count: int, offset: int, _high: int, flags: int) -> int:
     """preadv2(2). The flags are for writing, but for RWF_HIPRI: poll the device, of which there is none.
 
     On 64-bit ISAs the low word of the offset is all of it.
@@ -83,12 +81,12 @@ def _positioned(task: Task, opened: Callable[[Task, int], OpenFile], fd: int, of
     return opened(task, fd)
 
 
-def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int | None:
+def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
     return _read(task, file, pieces) if user.total(pieces) else 0
 
 
-def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int | None:
+def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -133,7 +131,7 @@ def _load(
             return done
 
 
-def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int | None:
+def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     """Take what is there, but no more than can be delivered."""
     wanted = user.total(pieces)
     count = min(wanted, _most_there(file))
@@ -156,13 +154,13 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int | None:
 # ---- writing
 
 
-def sys_write(task: Task, fd: int, buffer: int, count: int, *_: int) -> int | None:
+def sys_write(task: Task, fd: int, buffer: int, count: int, *_: int) -> int:
     file = writer(task, fd)
     pieces = user.read_buffer(buffer, count, task.process.abi.user_end)
     return _write(task, file, pieces)
 
 
-def sys_writev(task: Task, fd: int, vector: int, count: int, *_: int) -> int | None:
+def sys_writev(task: Task, fd: int, vector: int, count: int, *_: int) -> int:
     file = writer(task, fd)
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
     return _write(task, file, pieces) if user.total(pieces) else 0
@@ -179,9 +177,7 @@ def sys_pwritev(task: Task, fd: int, vector: int, count: int, offset: int, *_: i
     return _write_at(task, file, pieces, s64(offset)) if user.total(pieces) else 0
 
 
-def sys_pwritev2(
-    task: Task, fd: int, vector: int, count: int, offset: int, _high: int, flags: int
-) -> int | None:
+def sys_pwritev2(task: Task, fd: int, vector: int, count: int, offset: int, _high: int, flags: int) -> int:
     """pwritev2(2): RWF_APPEND and RWF_NOAPPEND stand for O_APPEND, RWF_SYNC and RWF_DSYNC for O_SYNC."""
     at_position = offset == _AT_POSITION
     file = writer(task, fd) if at_position else _positioned(task, writer, fd, s64(offset))
@@ -267,7 +263,7 @@ def _broken_pipe(task: Task) -> None:
 # ---- from file to file
 
 
-def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_: int) -> int | None:
+def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_: int) -> int:
     at = int(read_struct(task.cpu, offset, "q")[0]) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
