@@ -11,7 +11,6 @@ contents: files are opened again by their guest paths, through the grants given 
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -21,13 +20,11 @@ from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.epoll import restore_epoll
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.linux.task import signals as sig
 from aether_emu.linux.task.process import Process
-from aether_emu.linux.task.signals import Signals
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -46,7 +43,7 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    space, physical, kernel = process.space, machine.physical, machine.kernel
+    space, physical, kernel = process.mm, machine.physical, machine.kernel
     backings = _backings_of(space)
     return {
         "arch": machine.abi.isa,
@@ -59,18 +56,12 @@ def capture(machine: Machine) -> State:
         "physical": physical.capture(),
         "clock": dataclasses.asdict(machine.clock),
         "streams": machine.streams.capture(),
-        "kernel": {"calls_made": list(kernel.calls_made), "charged": kernel.charged},
-        "cpu": {"registers": machine.cpu.registers(), "blocks": machine.cpu.blocks_state()},
+        "kernel": kernel.capture(),
+        "blocks": machine.cpu.blocks_state(),
         "backings": [_describe_backing(backing) for backing in backings],
         "space": space.capture(),
-        "process": {
-            "program": copy.deepcopy(process.program),
-            "name": process.name,
-            "limits": dict(process.limits),
-            "clear_child_tid": process.clear_child_tid,
-            "no_new_privileges": process.no_new_privileges,
-        },
-        "signals": _describe_signals(process.signals),
+        "process": process.capture(),
+        "tasks": [task.capture() for task in machine.scheduler.tasks],
         "files": files_capture.capture([process.files]),
     }
 
@@ -94,17 +85,13 @@ def restore(
 
 def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, Stream]) -> None:
     space = machine.new_space()
-    saved = state["process"]
-    process = Process(machine.kernel, space, copy.deepcopy(saved["program"]))
+    process = Process(machine.kernel, space, state["process"]["program"])
     machine.process = process
-    process.name, process.clear_child_tid = saved["name"], saved["clear_child_tid"]
-    process.no_new_privileges = saved["no_new_privileges"]
-    process.limits.update(saved["limits"])
-    process.signals = _restore_signals(process, state["signals"])
+    process.restore(state["process"])
+    tasks = [Task(process) for _ in state["tasks"]]
     machine.namespace = machine.new_namespace(process.program.path.decode(), grants)
     sources = [ProcessTexts(process)]
-    others = {"eventpoll": restore_epoll}
-    restored = files_capture.restore(state["files"], machine.namespace, sources, streams, others)
+    restored = files_capture.restore(state["files"], machine.namespace, sources, streams)
     (process.files,) = restored.processes
     # From here on the machine's own first allocations are overwritten by what was captured.
     for name, column in machine.frames.columns().items():
@@ -119,12 +106,12 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
         if field != "costs":
             setattr(machine.clock, field, value)
     machine.streams.restore(state["streams"])
-    machine.kernel.calls_made[:] = state["kernel"]["calls_made"]
-    machine.kernel.charged = state["kernel"]["charged"]
-    machine.kernel.adopt(process)
-    machine.cpu.load_registers(state["cpu"]["registers"])
-    machine.cpu.restore_blocks(state["cpu"]["blocks"])
-    process.signals.update()
+    machine.kernel.restore(state["kernel"])
+    machine.cpu.restore_blocks(state["blocks"])
+    for task, described in zip(tasks, state["tasks"], strict=True):
+        task.restore(described)
+        machine.scheduler.add(task)
+    machine.entry.switch(tasks[0])
 
 
 # ---- memory
@@ -159,24 +146,3 @@ def _restore_backing(process: Process, described: State) -> Backing:
         return backing
     finally:
         process.files.close(fd)
-
-
-# ---- signals
-
-
-def _describe_signals(signals: Signals) -> State:
-    return {
-        "actions": list(signals.actions),
-        "blocked": signals.blocked,
-        "pending": dict(signals.pending),
-        "stack": signals.stack,
-        "signal_return": signals.signal_return,
-    }
-
-
-def _restore_signals(process: Process, state: State) -> Signals:
-    fresh = sig.Signals(process)
-    fresh.actions, fresh.pending = list(state["actions"]), dict(state["pending"])
-    fresh.blocked, fresh.stack = state["blocked"], state["stack"]
-    fresh.signal_return = state["signal_return"]
-    return fresh

@@ -2,7 +2,8 @@
 
 Machine
   Computer ---- Ram, Aperture, Buddy, Cpu, Physical, KernelHalf    (`computer`: what any system needs)
-  Kernel ---- Process ---- AddressSpace, Files, Signals            (Linux)
+  Kernel ---- Entry, Scheduler                                     (Linux: what processes share, the way in)
+  Process ---- AddressSpace, Files, Task                           (who is run)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from aether_emu.config import Config
 from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import before_truncate
+from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
@@ -27,8 +29,8 @@ from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.signals import Signals
-from aether_emu.linux.task.wait import HostWaiter
+from aether_emu.linux.task.scheduler import Scheduler
+from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.space import AddressSpace, Limits
 from aether_emu.ports import NO_TRACE, Trace
@@ -153,9 +155,9 @@ class Machine:
         self.physical, self.cpu = self.computer.physical, self.computer.cpus[0]
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
-        waiter = HostWaiter(pause, self.computer.lost_pages)
-        percpu = self.computer.percpu[0]
-        self.kernel = Kernel(percpu, self.physical, self.abi, self.config, self.clock, self.streams, waiter)
+        self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.entry = Entry(self.kernel, self.computer.percpu[0])
+        self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
 
@@ -181,25 +183,26 @@ class Machine:
         environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
-        process.name = os.fsencode(os.path.basename(program))[:15]
         self.process = process
-        process.signals = Signals(process)
+        task = Task(process)
+        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
         process.files.attach(streams if streams is not None else standard_streams())
-        self.kernel.adopt(process)
-        load_program(process)
+        self.entry.switch(task)
+        load_program(task)
+        self.scheduler.add(task)
         return process
 
     def run(self) -> Ended:
-        """Run the loaded program to its end. Raises `kernel.Interrupted`, Deadlock, EngineError."""
-        ended = self.kernel.run()
-        assert ended is not None, "a run without a limit came back before its end"
-        return ended
+        """Run the loaded program to its end. Raises `scheduler.Interrupted`, Deadlock, EngineError."""
+        self.scheduler.run()
+        assert self.process is not None and self.process.ended is not None, "nothing was loaded"
+        return self.process.ended
 
     def run_for(self, blocks: int) -> Ended | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        return self.kernel.run(blocks)
+        return self.process.ended if self.scheduler.run(blocks) and self.process is not None else None
 
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
@@ -211,7 +214,7 @@ class Machine:
         try:
             if self.process is not None:
                 self.computer.rest()
-                self.process.space.destroy()
+                self.process.mm.destroy()
                 if hasattr(self.process, "files"):
                     self.process.files.close_all()
             if self.namespace is not None:

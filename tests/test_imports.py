@@ -228,3 +228,52 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, source: str, rea
     assert len(found) == 1, found
     assert reason in found[0]
     assert Path(file).parts[0] in found[0]
+
+
+# Folders in which no module may import another that leads back to it.
+FREE_OF_CIRCLES = ("linux", "cli")
+
+
+def circles(root: Path, folder: str) -> list[list[str]]:
+    """The groups of modules below a folder of the package that import one another, however far around.
+
+    Importing a module does not count as importing the `__init__` of its folder.
+    """
+    known = {name: path for name, path in modules(root).items() if within(name, f"{PACKAGE}.{folder}")}
+    leads: dict[str, set[str]] = {}
+    for module, path in known.items():
+        names = imported(ast.parse(path.read_text(encoding="utf-8")), module, path.name == "__init__.py")
+        found = {name if name in known else name.rpartition(".")[0] for _, name in names}
+        leads[module] = found & known.keys() - {module}
+    reach = {module: _reachable(module, leads) for module in leads}
+    groups = {frozenset(other for other in reach[one] if one in reach[other]) for one in reach}
+    return sorted(sorted(group) for group in groups if group)
+
+
+def _reachable(start: str, leads: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    line = list(leads[start])
+    while line:
+        one = line.pop()
+        if one not in found:
+            found.add(one)
+            line += leads[one]
+    return found
+
+
+@pytest.mark.parametrize("folder", FREE_OF_CIRCLES)
+def test_no_module_of_a_folder_imports_its_way_back_to_itself(folder: str) -> None:
+    assert circles(Path(aether_emu.__file__).parent, folder) == []
+
+
+def test_a_circle_is_found_however_it_is_hidden(tmp_path: Path) -> None:
+    files = {
+        "linux/a.py": "if TYPE_CHECKING:\n    from aether_emu.linux import b",
+        "linux/b.py": "def f():\n    from .calls.c import x",
+        "linux/calls/__init__.py": "",
+        "linux/calls/c.py": "import aether_emu.linux.a",
+        "linux/d.py": "from aether_emu.linux.a import y",
+    }
+    names = [f"{PACKAGE}.linux.{name}" for name in ("a", "b", "calls.c")]
+    assert circles(write_tree(tmp_path, {**TREE, **files}), "linux") == [names]
+    assert circles(write_tree(tmp_path, {"linux/b.py": ""}), "linux") == []

@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
+from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.scheduler import Interrupted
+from aether_emu.mm.protection import Protection
 from aether_emu.observe import stats
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, expected, program
@@ -132,14 +135,10 @@ def test_a_finished_machine_is_refused() -> None:
 def test_an_epoll_set_is_restored() -> None:
     machine, _ = _loaded(X86_64, "hello")
     assert machine.process is not None
-    calls = {name: number for number, name in machine.abi.system_calls.items()}
-    table = machine.kernel.calls_by_number
-    epoll = table[calls["epoll_create1"]]
-    assert epoll is not None
-    fd = epoll(0, 0, 0, 0, 0, 0)
+    fd = sys_epoll_create1(machine.entry.task, 0)
     snapshot = state.capture(machine)
     restored = state.restore(snapshot, streams=_streams())
-    assert restored.process is not None and fd is not None
+    assert restored.process is not None
     assert restored.process.files.table.file(fd).kind == "eventpoll"
     for each in (restored, machine):
         each.run()
@@ -155,4 +154,33 @@ def test_an_open_file_of_proc_that_is_written_is_restored() -> None:
         assert each.process is not None
         assert each.process.files.write(fd, b"1") == 1
         assert each.run().status == 0
+        each.close()
+
+
+def test_a_call_that_waits_is_captured_and_made_again_by_the_restored_machine() -> None:
+    class Silent(BufferStream):
+        def ready(self) -> bool:
+            return False
+
+    def nothing_comes() -> None:
+        raise Interrupted
+
+    machine = Machine("x86_64", seed=5, pause=nothing_comes)
+    machine.load(program("x86_64", "hello"), streams=_streams() | {"stdin": Silent()})
+    cpu, task = machine.cpu, machine.entry.task
+    space, code = task.process.mm, 0x1000_0000
+    everything = Protection.READ | Protection.WRITE | Protection.EXECUTE
+    space.insert(space.new_area(code, code + 8192, everything))
+    # read(0, rsi, 5); write(1, rsi, 5); exit(5)
+    cpu.copy_to_user(code, bytes.fromhex("0f05bf01000000b8010000000f0589c7b8e70000000f05"))
+    cpu.load_registers({"rip": code, "rax": 0, "rdi": 0, "rsi": code + 4096, "rdx": 5})
+    with pytest.raises(Interrupted):
+        machine.run()
+    restored = state.restore(
+        state.capture(machine), streams=(after := _streams()) | {"stdin": BufferStream(b"hello")}
+    )
+    assert restored.run().code == 5
+    assert after["stdout"].written == b"hello"
+    assert restored.kernel.calls_by_name()["read"] == 1, "a call that is made again counts once"
+    for each in (machine, restored):
         each.close()

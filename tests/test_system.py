@@ -272,7 +272,7 @@ def test_a_program_runs_in_addresses_of_any_width_that_the_granule_gives(page: i
     machine, streams = _machine("arm64", page_size=page, virtual_bits=bits, aslr=False), _streams()
     try:
         process = machine.load(PROGRAMS / "arm64" / "hello", ["hello"], streams=streams)
-        assert max(area.end for area in process.space.areas) == 1 << bits
+        assert max(area.end for area in process.mm.areas) == 1 << bits
         assert machine.format.virtual_bits == bits
         assert machine.run().status == 0
     finally:
@@ -384,7 +384,7 @@ def test_the_name_is_the_links_and_exe_is_the_file(tmp_path: Path) -> None:
         machine = _machine("x86_64")
         try:
             process = machine.load(program, grants=grants, streams=_streams())
-            assert process.name == b"link"
+            assert process.tasks[0].name == b"link"
             shown = b"/bin/real" if grants else bytes(real)
             assert process.files.readlink(fl.AT_FDCWD, b"/proc/self/exe", 4096) == shown
         finally:

@@ -1,60 +1,17 @@
-"""The `aether` command line: one function for each subcommand, errors as one line."""
+"""The `aether` command line: the entry point, with errors as one line."""
 
 from __future__ import annotations
 
 import gc
 import os
 import sys
-from typing import Annotated
 
 import typer
 
-from aether_emu import __version__
+from aether_emu.cli.app import Errors, app, complain
 from aether_emu.errors import AetherError, ConfigError, ProgramError
 
-app = typer.Typer(
-    name="aether",
-    help="Run programs on a memory manager that builds genuine page tables.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Click's, which typer may carry inside itself
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"aether_emu {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options before the subcommand."""
-
-
-class _Errors:
-    """Whether an error shows where it came from."""
-
-    traceback = False
-
-
-def show_tracebacks(wanted: bool) -> None:
-    """`--debug`: a subcommand calls this first. What is wrong with the options never has a traceback."""
-    _Errors.traceback = wanted
-
-
-def complain(text: str) -> None:
-    """Say on stderr, in one line, what is wrong. Names may hold anything: controls are escaped."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-    print(f"aether: {line}", file=sys.stderr)
 
 
 def main() -> None:
@@ -71,19 +28,13 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         status = 130
     except AetherError as error:
-        if _Errors.traceback:
+        if Errors.traceback:
             raise
         complain(str(error))
         status = _status(error)
     finally:
         gc.enable()
     sys.exit(status)
-
-
-def settle() -> None:
-    """Everything is imported: collect garbage from now on, but never look at what is there already."""
-    gc.freeze()
-    gc.enable()
 
 
 def _status(error: AetherError) -> int:
@@ -105,6 +56,4 @@ def _fill_standard_streams() -> None:
 
 
 if __name__ == "__main__":
-    from aether_emu.cli.main import main as entry  # this file is __main__; commands register at the module
-
-    entry()
+    main()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aether_emu.cli.main import app, settle, show_tracebacks
+from aether_emu.cli.app import app, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:

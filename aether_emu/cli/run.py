@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aether_emu.cli.app import app, complain, settle, show_tracebacks
 from aether_emu.cli.interrupts import Interrupts
-from aether_emu.cli.main import app, complain, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class _Pauses:
     interrupts: Interrupts | None = None
 
     def pause(self) -> None:
-        from aether_emu.linux.kernel import Interrupted
+        from aether_emu.linux.task.scheduler import Interrupted
 
         if self.interrupts is not None and self.interrupts.reason is not None:
             raise Interrupted
@@ -108,7 +108,7 @@ class _Pauses:
 
 def _run(run: Callable[[], Ended]) -> Ended | None:
     """The end of the program, or None when the run was stopped from outside."""
-    from aether_emu.linux.kernel import Interrupted
+    from aether_emu.linux.task.scheduler import Interrupted
 
     try:
         return run()

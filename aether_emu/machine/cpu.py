@@ -127,6 +127,15 @@ class Cpu(ABC):
 
     @property
     @abstractmethod
+    def interrupted(self) -> bool:
+        """Whether an interrupt is pending: long work of the kernel looks here and lets `run` see it."""
+
+    @abstractmethod
+    def take_interrupt(self) -> bool:
+        """Whether an interrupt was pending, which has been seen now."""
+
+    @property
+    @abstractmethod
     def blocks(self) -> int:
         """Blocks executed since `count_blocks`."""
 

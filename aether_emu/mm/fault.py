@@ -26,10 +26,12 @@ from aether_emu.machine.memory.aperture import ApertureFull, BackingFailed, Beyo
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import Found
+from aether_emu.waiting import WaitQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,14 @@ class OutOfMemory:
     address: int
 
 
-Outcome = Resolved | AccessError | BusError | OutOfMemory
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """The page is on its way: wait until `on` is woken, then make the access again."""
+
+    on: WaitQueue
+
+
+Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked
 RESOLVED = Resolved()
 
 _FIRST_REPORT = 512  # pages
@@ -169,6 +178,8 @@ class Faults:
         except (BeyondEnd, BackingFailed):
             self._n[Event.FAULT_BUS] += 1
             return BusError(va)
+        except NotReady as later:
+            return Blocked(later.on)
         except (OutOfFrames, ApertureFull):
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)

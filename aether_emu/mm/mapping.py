@@ -15,8 +15,8 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, rmap
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.fault import AccessError, BusError, Faults, OutOfMemory
-from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -419,7 +419,10 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
 def populate(
     space: AddressSpace, start: int, end: int, *, write: bool
 ) -> BusError | AccessError | OutOfMemory | None:
-    """Fault every absent page of a range in. Returns the first outcome that is not success."""
+    """Fault every absent page of a range in. Returns the first outcome that is not success.
+
+    Raises NotReady at a page that is on its way: what came before it is there.
+    """
     access = int(Access.USER | (Access.WRITE if write else Access.READ))
     fmt, faults = space.table.format, Faults(space.physical)
     for va in range(start, end, space.page_size):
@@ -430,6 +433,8 @@ def populate(
         outcome = faults.resolve(space, va, access)
         if isinstance(outcome, BusError | AccessError | OutOfMemory):
             return outcome
+        if isinstance(outcome, Blocked):
+            raise NotReady(outcome.on)
     return None
 
 

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm.fault import RESOLVED, Faults, Outcome
+from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.space import AddressSpace
 
 _READ, _WRITE = int(Access.USER | Access.READ), int(Access.USER | Access.WRITE)
@@ -42,7 +43,8 @@ class UserMemory:
     """What a program of `space` could load and store, at user privilege.
 
     Every call raises UserFaulted at the first page that the program could not access so; what came before it
-    is done. A store behind the end of a file, within its last page, is lost.
+    is done. NotReady likewise, at a page that is on its way. A store behind the end of a file, within its
+    last page, is lost.
     """
 
     def __init__(self, space: AddressSpace) -> None:
@@ -93,6 +95,8 @@ class UserMemory:
                     start = fmt.leaf_address(found.entry, found.level)
                     return physical.frames.number(start + page - found.start & -fmt.page_size)
             outcome = self._faults.resolve(self._space, va, access | (int(Access.PRESENT) if present else 0))
+            if isinstance(outcome, Blocked):
+                raise NotReady(outcome.on)
             if outcome is not RESOLVED:
                 raise UserFaulted(va, outcome)
         raise UserFaulted(va, None)

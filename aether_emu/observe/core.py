@@ -147,7 +147,7 @@ def _note(name: bytes, kind: int, data: bytes) -> bytes:
 
 
 def _notes(machine: Machine) -> bytes:
-    space = machine.process.space.table.root if machine.process is not None else None
+    space = machine.process.mm.table.root if machine.process is not None else None
     if machine.abi.isa == "x86_64":
         return _x86_notes(machine, machine.kernel_half.table.root if space is None else space)
     return _arm_notes(machine, 0 if space is None else space)

@@ -30,7 +30,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
     kernel.charge()
     machine.clock.blocks = machine.cpu.blocks
     n = machine.physical.counters.n
-    resident = process.space.resident()
+    resident = process.mm.resident()
     buddy = machine.buddy.stats()
     page = machine.config.page_size
     ended = process.ended
@@ -46,8 +46,8 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
             "by_state": {name: sum(resident[kind] for kind in kinds) for name, kinds in _STATES.items()},
             "by_size": {str(page): sum(resident.values())},
         },
-        "page_table_pages": process.space.table.tables,
-        "areas": len(process.space.areas),
+        "page_table_pages": process.mm.table.tables,
+        "areas": len(process.mm.areas),
         "writable_executable_areas": n[Event.WRITABLE_EXECUTABLE],
         "copied_pages": n[Event.COPIED_PAGES],
         "zeroed_pages": n[Event.ZEROED_PAGES],

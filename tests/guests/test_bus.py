@@ -41,7 +41,7 @@ def test_code_behind_a_broken_entry_is_a_bus_error(target: Target, live_state: b
     with _loaded(target, tmp_path, live_state=live_state) as (machine, streams):
         process = machine.process
         assert process is not None
-        space, entry = process.space, process.program.entry
+        space, entry = process.mm, process.program.entry
         fault_in(space, entry, int(Access.USER | Access.EXECUTE))
         found = space.table.find(entry & -target.page_size)
         assert found is not None
@@ -69,7 +69,7 @@ def _reading(target: Target, file: Path, offset: int) -> Iterator[Machine]:
         assert process is not None
         code, pointer, _result = _LOOPS[target.isa]
         everything = Protection.READ | Protection.WRITE | Protection.EXECUTE
-        process.space.insert(process.space.new_area(_CODE, _CODE + target.page_size, everything))
+        process.mm.insert(process.mm.new_area(_CODE, _CODE + target.page_size, everything))
         machine.cpu.copy_to_user(_CODE, code)
         with file.open("rb") as opened:
             process.mm.map_file(opened, DATA, 4 * target.page_size, Protection.READ)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from aether_emu import Protection
+from aether_emu.linux.abi.signal import SIGBUS
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.task.signals import SIGBUS
 from aether_emu.machine.cpu import Exit, ExitReason
 from aether_emu.system import Machine
 
@@ -30,7 +30,7 @@ def _spinning(isa: str, file: Path) -> Machine:
     process = machine.load(GUESTS / isa / "hello", ["hello"], streams=streams)
     code, register = LOOPS[isa]
     everything = Protection.READ | Protection.WRITE | Protection.EXECUTE
-    process.space.insert(process.space.new_area(CODE, CODE + 4096, everything))
+    process.mm.insert(process.mm.new_area(CODE, CODE + 4096, everything))
     machine.cpu.copy_to_user(CODE, code)
     with file.open("rb") as opened:
         process.mm.map_file(opened, DATA, 8192, Protection.READ)

@@ -226,6 +226,13 @@ class ReferenceCpu(Cpu):
         raise AssertionError("this CPU executes nothing")
 
     @property
+    def interrupted(self) -> bool:
+        return False
+
+    def take_interrupt(self) -> bool:
+        return False
+
+    @property
     def blocks(self) -> int:
         return 0
 

@@ -105,7 +105,7 @@ def test_notes_of_arm64_hold_registers_and_both_roots(tmp_path: Path, target: Ta
         version, size, _sctlr, low, high, tcr, _mair = struct.unpack("<II5Q", found["AETHER"])
         assert (version, size) == (1, 48)
         assert machine.process is not None
-        assert (low, high) == (machine.process.space.table.root, machine.kernel_half.table.root)
+        assert (low, high) == (machine.process.mm.table.root, machine.kernel_half.table.root)
         assert 64 - (tcr & 63) == machine.format.virtual_bits
         assert {0: 4096, 1: 65536, 2: 16384}[tcr >> 14 & 3] == target.page_size
     finally:

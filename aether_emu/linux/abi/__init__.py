@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from aether_emu.linux.abi.signal import Delivery, Restored, SignalInfo
 from aether_emu.linux.files.stat import Stat
 from aether_emu.machine.cpu import Cpu, Trap
 from aether_emu.policy.aslr import Entropy
 
-if TYPE_CHECKING:
-    from aether_emu.linux.task.signals import Delivery, Restored, SignalInfo
+RELEASE = "6.6.0"
+"""The version of Linux that programs are told."""
 
 
 class Abi(ABC):
@@ -24,7 +24,6 @@ class Abi(ABC):
     isa: str
     machine: str  # uname -m, and AT_PLATFORM
     system_calls: Mapping[int, str]  # number -> name
-    system_call_size: int  # bytes of the instruction, to issue a call again
     user_end: int  # TASK_SIZE_MAX: the end of the user half
     window: int  # DEFAULT_MAP_WINDOW: where mappings end that no hint puts higher
     entropy: Entropy
@@ -40,6 +39,10 @@ class Abi(ABC):
     @abstractmethod
     def start(self, cpu: Cpu, entry: int, stack_pointer: int) -> None:
         """Set every register for a new program."""
+
+    @abstractmethod
+    def finish_call(self, cpu: Cpu, result: int) -> None:
+        """Set the registers as a system call leaves them that was made outside the CPU's own callback."""
 
     # ---- signals
 

@@ -10,11 +10,11 @@ import struct
 
 from aether_emu.arch.arm64 import id_registers, syndrome
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
 from aether_emu.linux.abi.siginfo import SIZE as _SIGINFO
 from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.files.stat import Stat, encode_stat_arm64
-from aether_emu.linux.task import signals as sig
 from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
 from aether_emu.policy.aslr import Entropy
 
@@ -36,7 +36,6 @@ class ArmAbi(Abi):
     isa = "arm64"
     machine = "aarch64"
     system_calls = SYSTEM_CALLS
-    system_call_size = 4
     minimum_signal_stack = _FRAME + 16
     # mov x8, #139 (rt_sigreturn); svc #0 -- where handlers return to when they name no restorer
     signal_return = bytes.fromhex("681180d2010000d4")
@@ -63,6 +62,9 @@ class ArmAbi(Abi):
         values = dict.fromkeys((*_GENERAL, "nzcv", "tpidr_el0", "fpcr", "fpsr"), 0)
         values |= {f"v{i}": 0 for i in range(32)}
         cpu.load_registers(values | {"pc": entry, "sp": stack_pointer})
+
+    def finish_call(self, cpu: Cpu, result: int) -> None:
+        cpu.write("x0", result & (1 << 64) - 1)
 
     # ---- signals
 

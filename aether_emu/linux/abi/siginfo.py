@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from aether_emu.linux.task.signals import SignalInfo
+from aether_emu.linux.abi.signal import SignalInfo
 
 SIZE = 128
 

@@ -14,10 +14,10 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.files.stat import Stat, encode_stat_x86_64
-from aether_emu.linux.task import signals as sig
 from aether_emu.machine.cpu import Cpu, Trap, TrapKind, UserFault
 from aether_emu.policy.aslr import Entropy
 
@@ -39,7 +39,6 @@ class X86Abi(Abi):
     isa = "x86_64"
     machine = "x86_64"
     system_calls = SYSTEM_CALLS
-    system_call_size = 2
     window = (1 << 47) - 4096
     entropy = Entropy(
         mmap_bits=28,
@@ -65,6 +64,10 @@ class X86Abi(Abi):
         values |= {"rip": entry, "rsp": stack_pointer, "rflags": regs.RFLAGS_FIXED | regs.RFLAGS_IF}
         values |= {"fs_base": 0, "gs_base": 0}
         cpu.load_registers(values | _initial_fpu())
+
+    def finish_call(self, cpu: Cpu, result: int) -> None:
+        flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF
+        cpu.load_registers({"rax": result & _MASK, "rcx": cpu.pc, "r11": flags})  # Intel SDM 2B SYSCALL
 
     # ---- signals
 

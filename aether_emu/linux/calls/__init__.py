@@ -1,50 +1,72 @@
-"""System calls, a class for each family; `build_table` binds them to a process.
+"""System calls, a module for each family; `call_table` is the one table of an ISA.
 
-A method `sys_NAME` serves the call NAME of the ISA's table. Arguments arrive as unsigned 64-bit
-numbers, six of them always: a method names those it reads and lets `*_` take the rest. It returns
-the result as an int (a negative one is -errno), or None when the registers are already as they
-should be; it raises `Refused(errno)`, and lets `UserFault` through, which becomes EFAULT. A number
-whose method does not exist gets ENOSYS.
+    memory        the mmap family
+    transfer      bytes between files and memory, or files and files
+    descriptors   making, duplicating, controlling, syncing and closing descriptors
+    paths         making, finding, renaming and removing names
+    attributes    what a file is: mode, owner, times, extended attributes
+    polling       waiting for one of several, and `epolling`
+    signals, time, futexes, process
+
+A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
+call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
+rest. It returns the result as an int (a negative one is -errno), or None when the registers are already as
+they should be. It raises `Refused(errno)`, and lets `UserFault` through, which becomes EFAULT; `Wait` when
+the task must wait, and then it is called again. A number without a function gets ENOSYS.
+
+Nothing here keeps state: a call finds all of it through its task.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable, Mapping
+from types import ModuleType
 
-from aether_emu.linux.calls.files import FileCalls
-from aether_emu.linux.calls.memory import MemoryCalls
-from aether_emu.linux.calls.process import ProcessCalls
-from aether_emu.linux.calls.signals import SignalCalls
-from aether_emu.linux.calls.time import TimeCalls
-
-if TYPE_CHECKING:
-    from aether_emu.linux.task.process import Process
+from aether_emu.linux.abi import Abi
+from aether_emu.linux.calls import (
+    attributes,
+    descriptors,
+    epolling,
+    futexes,
+    memory,
+    paths,
+    polling,
+    process,
+    signals,
+    time,
+    transfer,
+)
 
 Call = Callable[..., int | None]
+FAMILIES: tuple[ModuleType, ...] = (
+    memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
+)  # fmt: skip
 TABLE_SIZE = 512
 
 
-def build_table(process: Process) -> list[Call | None]:
-    """The call for each number of the process's ISA; None where Linux has one and this has not."""
-    families = (
-        MemoryCalls(process),
-        FileCalls(process),
-        SignalCalls(process),
-        TimeCalls(process),
-        ProcessCalls(process),
-    )
+def find(name: str) -> Call | None:
+    """The function that serves a call, or None."""
+    for family in FAMILIES:
+        call: Call | None = getattr(family, f"sys_{name}", None)
+        if call is not None:
+            return call
+    return None
+
+
+def call_table(abi: Abi) -> tuple[Call | None, ...]:
+    """The call for each number of an ISA; None where Linux has one and this has not. Built once."""
+    return _table(abi.isa, tuple(abi.system_calls.items()))
+
+
+@functools.cache
+def _table(_isa: str, names: tuple[tuple[int, str], ...]) -> tuple[Call | None, ...]:
     table: list[Call | None] = [None] * TABLE_SIZE
-    for number, name in process.abi.system_calls.items():
-        for family in families:
-            call = getattr(family, f"sys_{name}", None)
-            if call is not None:
-                table[number] = call
-                break
-    return table
+    for number, name in names:
+        table[number] = find(name)
+    return tuple(table)
 
 
-def served(names: dict[int, str]) -> list[str]:
-    """Names of the calls that have a method, for the documentation."""
-    families = (MemoryCalls, FileCalls, SignalCalls, TimeCalls, ProcessCalls)
-    return sorted({name for name in names.values() if any(hasattr(f, f"sys_{name}") for f in families)})
+def served(names: Mapping[int, str]) -> list[str]:
+    """Names of the calls that have a function, for the documentation."""
+    return sorted({name for name in names.values() if find(name) is not None})

@@ -7,12 +7,13 @@ import struct
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.family import FileFamily
+from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
 from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.stat import encode_statfs
+from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 
 _MOST_ENTRIES = 1 << 20  # bytes of directory entries in one call
@@ -27,204 +28,237 @@ _SYNC_FILE_RANGE_KNOWN = 7
 _ADVICE = range(6)  # POSIX_FADV_NORMAL to POSIX_FADV_NOREUSE
 
 
-class DescriptorCalls(FileFamily):
-    """The calls that take or give descriptors."""
+# ---- making and closing
 
-    # ---- making and closing
 
-    def sys_close(self, fd: int, *_: int) -> int:
-        self._files.close(s32(fd))
+def sys_close(task: Task, fd: int, *_: int) -> int:
+    task.process.files.close(s32(fd))
+    return 0
+
+
+def sys_close_range(task: Task, first: int, last: int, flags: int, *_: int) -> int:
+    """close_range(2). Nobody shares the table, so CLOSE_RANGE_UNSHARE has nothing to do."""
+    task.process.files.close_range(u32(first), u32(last), u32(flags) & ~2)
+    return 0
+
+
+def sys_dup(task: Task, fd: int, *_: int) -> int:
+    return task.process.files.dup(s32(fd))
+
+
+def sys_dup2(task: Task, fd: int, target: int, *_: int) -> int:
+    return task.process.files.dup2(s32(fd), s32(target))
+
+
+def sys_dup3(task: Task, fd: int, target: int, flags: int, *_: int) -> int:
+    return task.process.files.dup3(s32(fd), s32(target), s32(flags))
+
+
+def sys_pipe(task: Task, result: int, *_: int) -> int:
+    return sys_pipe2(task, result, 0)
+
+
+def sys_pipe2(task: Task, result: int, flags: int, *_: int) -> int:
+    pair = task.process.files.pipe(s32(flags))
+    try:
+        write_struct(task.cpu, result, "ii", *pair)
+    except UserFault:
+        for fd in pair:
+            task.process.files.close(fd)
+        raise
+    return 0
+
+
+def sys_eventfd(task: Task, initial: int, *_: int) -> int:
+    return sys_eventfd2(task, initial, 0)
+
+
+def sys_eventfd2(task: Task, initial: int, flags: int, *_: int) -> int:
+    return task.process.files.eventfd(u32(initial), s32(flags))
+
+
+def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
+    try:
+        text = read_string(task.cpu, name, _MFD_NAME_MAX + 1)
+    except Refused:
+        raise Refused(errno.EINVAL, "the name is too long") from None
+    return task.process.files.memfd_create(text, u32(flags))
+
+
+def sys_socket(task: Task, *_: int) -> int:
+    """There is no network, of any family."""
+    raise Refused(errno.EAFNOSUPPORT, "no address family is supported")
+
+
+def sys_socketpair(task: Task, *_: int) -> int:
+    return sys_socket(task)
+
+
+# ---- control
+
+
+def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
+    fd, command = s32(fd), s32(command)
+    if command in _LOCKS:
+        return _lock(task, fd, command, argument)
+    value = s32(argument)
+    if command == _F_SETFL:
+        value = open_flags(task, value)
+    result = task.process.files.fcntl(fd, command, value)
+    return fl.to_arm64(result) if command == _F_GETFL and is_arm64(task) else result
+
+
+def _lock(task: Task, fd: int, command: int, address: int) -> int:
+    """Record locks: checked as Linux checks them, and always had, for there is no other process."""
+    file = task.process.files.table.file(fd)
+    raw = task.cpu.copy_from_user(address, _FLOCK.size)
+    kind, whence, _start, _length, pid = _FLOCK.unpack(raw)
+    query = command in (_F_GETLK, _F_OFD_GETLK)
+    if command in (_F_OFD_GETLK, _F_OFD_SETLK, _F_OFD_SETLKW) and pid:
+        raise Refused(errno.EINVAL, "an open file's lock has no process")
+    if whence not in (0, 1, 2) or kind not in ((_F_RDLCK, _F_WRLCK) if query else range(3)):
+        raise Refused(errno.EINVAL, f"lock type {kind} from {whence}")
+    if query:
+        task.cpu.copy_to_user(address, task.process.files.lock_query(fd, raw))
         return 0
+    if (kind == _F_RDLCK and not file.readable) or (kind == _F_WRLCK and not file.writable):
+        raise Refused(errno.EBADF, "the descriptor is not open for such a lock")
+    return task.process.files.fcntl(fd, command, 0)
 
-    def sys_close_range(self, first: int, last: int, flags: int, *_: int) -> int:
-        """close_range(2). Nobody shares the table, so CLOSE_RANGE_UNSHARE has nothing to do."""
-        self._files.close_range(u32(first), u32(last), u32(flags) & ~2)
-        return 0
 
-    def sys_dup(self, fd: int, *_: int) -> int:
-        return self._files.dup(s32(fd))
+def sys_flock(task: Task, fd: int, operation: int, *_: int) -> int:
+    task.process.files.flock(s32(fd), s32(operation))
+    return 0
 
-    def sys_dup2(self, fd: int, target: int, *_: int) -> int:
-        return self._files.dup2(s32(fd), s32(target))
 
-    def sys_dup3(self, fd: int, target: int, flags: int, *_: int) -> int:
-        return self._files.dup3(s32(fd), s32(target), s32(flags))
+def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
+    answer = task.process.files.ioctl(
+        s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size)
+    )
+    if answer:
+        task.cpu.copy_to_user(argument, answer)
+    return 0
 
-    def sys_pipe(self, result: int, *_: int) -> int:
-        return self.sys_pipe2(result, 0)
 
-    def sys_pipe2(self, result: int, flags: int, *_: int) -> int:
-        pair = self._files.pipe(s32(flags))
+# ---- positions and sizes
+
+
+def sys_lseek(task: Task, fd: int, offset: int, whence: int, *_: int) -> int:
+    return task.process.files.lseek(s32(fd), s64(offset), u32(whence))
+
+
+def sys_ftruncate(task: Task, fd: int, size: int, *_: int) -> int:
+    task.process.files.ftruncate(s32(fd), s64(size))
+    return 0
+
+
+def sys_fallocate(task: Task, fd: int, mode: int, offset: int, length: int, *_: int) -> int:
+    change = rewriting(task.process.kernel, task.process.files.table.file(s32(fd)))
+    try:
+        task.process.files.fallocate(s32(fd), s32(mode), s64(offset), s64(length))
+    finally:
+        if change is not None:
+            change.done()
+    return 0
+
+
+# ---- storage
+
+
+def sys_fsync(task: Task, fd: int, *_: int) -> int:
+    task.process.files.fsync(s32(fd))
+    return 0
+
+
+def sys_fdatasync(task: Task, fd: int, *_: int) -> int:
+    return sys_fsync(task, fd)
+
+
+def sys_sync(task: Task, *_: int) -> int:
+    """sync(2), of the files that are open for writing: no others on the host are the guest's."""
+    for descriptor in task.process.files.table.descriptors.values():
+        if isinstance(descriptor.file, HostData) and descriptor.file.writable:
+            descriptor.file.sync()
+    return 0
+
+
+def sys_syncfs(task: Task, fd: int, *_: int) -> int:
+    task.process.files.table.file(s32(fd))
+    return sys_sync(task)
+
+
+def sys_sync_file_range(task: Task, fd: int, offset: int, length: int, flags: int, *_: int) -> int:
+    """sync_file_range(2). The whole file goes to the disk."""
+    file = task.process.files.table.file(s32(fd))
+    if u32(flags) & ~_SYNC_FILE_RANGE_KNOWN or min(s64(offset), s64(length), s64(offset + length)) < 0:
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x} or a negative range")
+    if not isinstance(file, HostData):
+        raise Refused(errno.ESPIPE, f"a {file.kind} is on no storage")
+    if u32(flags):
+        file.sync()
+    return 0
+
+
+def sys_fadvise64(task: Task, fd: int, _offset: int, length: int, advice: int, *_: int) -> int:
+    """posix_fadvise(2). The host caches as it sees fit: advice changes no result."""
+    file = task.process.files.table.file(s32(fd))
+    if not file.seekable:
+        raise Refused(errno.ESPIPE, f"a {file.kind} has no positions")
+    if s32(advice) not in _ADVICE or s64(length) < 0:
+        raise Refused(errno.EINVAL, f"advice {s32(advice)}, length {s64(length)}")
+    return 0
+
+
+def sys_readahead(task: Task, fd: int, _offset: int, _count: int, *_: int) -> int:
+    """readahead(2): advice too."""
+    if not isinstance(reader(task, fd), HostData):
+        raise Refused(errno.EINVAL, f"descriptor {s32(fd)} is no regular file")
+    return 0
+
+
+# ---- description
+
+
+def sys_fstat(task: Task, fd: int, result: int, *_: int) -> int:
+    task.cpu.copy_to_user(result, task.process.abi.encode_stat(task.process.files.fstat(s32(fd))))
+    return 0
+
+
+def sys_fstatfs(task: Task, fd: int, result: int, *_: int) -> int:
+    task.cpu.copy_to_user(result, encode_statfs(task.process.files.fstatfs(s32(fd))))
+    return 0
+
+
+# ---- directories
+
+
+def sys_getdents64(task: Task, fd: int, buffer: int, size: int, *_: int) -> int:
+    return _entries(task, fd, buffer, size, lambda entry: entry)
+
+
+def sys_getdents(task: Task, fd: int, buffer: int, size: int, *_: int) -> int:
+    """getdents(2): the name comes earlier, and the type is the entry's last byte."""
+    return _entries(
+        task, fd, buffer, size, lambda entry: entry[:18] + entry[_DIRENT_HEAD:] + entry[18:_DIRENT_HEAD]
+    )
+
+
+def _entries(task: Task, fd: int, buffer: int, size: int, layout: Callable[[bytes], bytes]) -> int:
+    """Deliver whole entries; those that meet a bad address are read again by the next call."""
+    file = task.process.files.table.file(s32(fd))
+    data = task.process.files.getdents64(s32(fd), min(u32(size), _MOST_ENTRIES))
+    done = 0
+    while done < len(data):
+        (length,) = struct.unpack_from("<H", data, done + 16)
         try:
-            write_struct(self._cpu, result, "ii", *pair)
+            task.cpu.copy_to_user(buffer + done, layout(data[done : done + length]))
         except UserFault:
-            for fd in pair:
-                self._files.close(fd)
-            raise
-        return 0
-
-    def sys_eventfd(self, initial: int, *_: int) -> int:
-        return self.sys_eventfd2(initial, 0)
-
-    def sys_eventfd2(self, initial: int, flags: int, *_: int) -> int:
-        return self._files.eventfd(u32(initial), s32(flags))
-
-    def sys_memfd_create(self, name: int, flags: int, *_: int) -> int:
-        try:
-            text = read_string(self._cpu, name, _MFD_NAME_MAX + 1)
-        except Refused:
-            raise Refused(errno.EINVAL, "the name is too long") from None
-        return self._files.memfd_create(text, u32(flags))
-
-    def sys_socket(self, *_: int) -> int:
-        """There is no network, of any family."""
-        raise Refused(errno.EAFNOSUPPORT, "no address family is supported")
-
-    def sys_socketpair(self, *_: int) -> int:
-        return self.sys_socket()
-
-    # ---- control
-
-    def sys_fcntl(self, fd: int, command: int, argument: int, *_: int) -> int:
-        fd, command = s32(fd), s32(command)
-        if command in _LOCKS:
-            return self._lock(fd, command, argument)
-        value = s32(argument)
-        if command == _F_SETFL:
-            value = self._open_flags(value)
-        result = self._files.fcntl(fd, command, value)
-        return fl.to_arm64(result) if command == _F_GETFL and self._is_arm64 else result
-
-    def _lock(self, fd: int, command: int, address: int) -> int:
-        """Record locks: checked as Linux checks them, and always had, for there is no other process."""
-        file = self._files.table.file(fd)
-        raw = self._cpu.copy_from_user(address, _FLOCK.size)
-        kind, whence, _start, _length, pid = _FLOCK.unpack(raw)
-        query = command in (_F_GETLK, _F_OFD_GETLK)
-        if command in (_F_OFD_GETLK, _F_OFD_SETLK, _F_OFD_SETLKW) and pid:
-            raise Refused(errno.EINVAL, "an open file's lock has no process")
-        if whence not in (0, 1, 2) or kind not in ((_F_RDLCK, _F_WRLCK) if query else range(3)):
-            raise Refused(errno.EINVAL, f"lock type {kind} from {whence}")
-        if query:
-            self._cpu.copy_to_user(address, self._files.lock_query(fd, raw))
-            return 0
-        if (kind == _F_RDLCK and not file.readable) or (kind == _F_WRLCK and not file.writable):
-            raise Refused(errno.EBADF, "the descriptor is not open for such a lock")
-        return self._files.fcntl(fd, command, 0)
-
-    def sys_flock(self, fd: int, operation: int, *_: int) -> int:
-        self._files.flock(s32(fd), s32(operation))
-        return 0
-
-    def sys_ioctl(self, fd: int, request: int, argument: int, *_: int) -> int:
-        answer = self._files.ioctl(
-            s32(fd), u32(request), lambda size: self._cpu.copy_from_user(argument, size)
-        )
-        if answer:
-            self._cpu.copy_to_user(argument, answer)
-        return 0
-
-    # ---- positions and sizes
-
-    def sys_lseek(self, fd: int, offset: int, whence: int, *_: int) -> int:
-        return self._files.lseek(s32(fd), s64(offset), u32(whence))
-
-    def sys_ftruncate(self, fd: int, size: int, *_: int) -> int:
-        self._files.ftruncate(s32(fd), s64(size))
-        return 0
-
-    def sys_fallocate(self, fd: int, mode: int, offset: int, length: int, *_: int) -> int:
-        change = rewriting(self._process.kernel, self._files.table.file(s32(fd)))
-        try:
-            self._files.fallocate(s32(fd), s32(mode), s64(offset), s64(length))
-        finally:
-            if change is not None:
-                change.done()
-        return 0
-
-    # ---- storage
-
-    def sys_fsync(self, fd: int, *_: int) -> int:
-        self._files.fsync(s32(fd))
-        return 0
-
-    def sys_fdatasync(self, fd: int, *_: int) -> int:
-        return self.sys_fsync(fd)
-
-    def sys_sync(self, *_: int) -> int:
-        """sync(2), of the files that are open for writing: no others on the host are the guest's."""
-        for descriptor in self._files.table.descriptors.values():
-            if isinstance(descriptor.file, HostData) and descriptor.file.writable:
-                descriptor.file.sync()
-        return 0
-
-    def sys_syncfs(self, fd: int, *_: int) -> int:
-        self._files.table.file(s32(fd))
-        return self.sys_sync()
-
-    def sys_sync_file_range(self, fd: int, offset: int, length: int, flags: int, *_: int) -> int:
-        """sync_file_range(2). The whole file goes to the disk."""
-        file = self._files.table.file(s32(fd))
-        if u32(flags) & ~_SYNC_FILE_RANGE_KNOWN or min(s64(offset), s64(length), s64(offset + length)) < 0:
-            raise Refused(errno.EINVAL, f"flags {u32(flags):#x} or a negative range")
-        if not isinstance(file, HostData):
-            raise Refused(errno.ESPIPE, f"a {file.kind} is on no storage")
-        if u32(flags):
-            file.sync()
-        return 0
-
-    def sys_fadvise64(self, fd: int, _offset: int, length: int, advice: int, *_: int) -> int:
-        """posix_fadvise(2). The host caches as it sees fit: advice changes no result."""
-        file = self._files.table.file(s32(fd))
-        if not file.seekable:
-            raise Refused(errno.ESPIPE, f"a {file.kind} has no positions")
-        if s32(advice) not in _ADVICE or s64(length) < 0:
-            raise Refused(errno.EINVAL, f"advice {s32(advice)}, length {s64(length)}")
-        return 0
-
-    def sys_readahead(self, fd: int, _offset: int, _count: int, *_: int) -> int:
-        """readahead(2): advice too."""
-        if not isinstance(self._reader(fd), HostData):
-            raise Refused(errno.EINVAL, f"descriptor {s32(fd)} is no regular file")
-        return 0
-
-    # ---- description
-
-    def sys_fstat(self, fd: int, result: int, *_: int) -> int:
-        self._cpu.copy_to_user(result, self._process.abi.encode_stat(self._files.fstat(s32(fd))))
-        return 0
-
-    def sys_fstatfs(self, fd: int, result: int, *_: int) -> int:
-        self._cpu.copy_to_user(result, encode_statfs(self._files.fstatfs(s32(fd))))
-        return 0
-
-    # ---- directories
-
-    def sys_getdents64(self, fd: int, buffer: int, size: int, *_: int) -> int:
-        return self._entries(fd, buffer, size, lambda entry: entry)
-
-    def sys_getdents(self, fd: int, buffer: int, size: int, *_: int) -> int:
-        """getdents(2): the name comes earlier, and the type is the entry's last byte."""
-        return self._entries(
-            fd, buffer, size, lambda entry: entry[:18] + entry[_DIRENT_HEAD:] + entry[18:_DIRENT_HEAD]
-        )
-
-    def _entries(self, fd: int, buffer: int, size: int, layout: Callable[[bytes], bytes]) -> int:
-        """Deliver whole entries; those that meet a bad address are read again by the next call."""
-        file = self._files.table.file(s32(fd))
-        data = self._files.getdents64(s32(fd), min(u32(size), _MOST_ENTRIES))
-        done = 0
-        while done < len(data):
-            (length,) = struct.unpack_from("<H", data, done + 16)
-            try:
-                self._cpu.copy_to_user(buffer + done, layout(data[done : done + length]))
-            except UserFault:
-                file.position -= _entries_in(data[done:])
-                if not done:
-                    raise
-                break
-            done += length
-        return done
+            file.position -= _entries_in(data[done:])
+            if not done:
+                raise
+            break
+        done += length
+    return done
 
 
 def _entries_in(data: bytes) -> int:

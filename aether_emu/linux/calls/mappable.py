@@ -11,20 +11,17 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.host_file import HostData, MemoryFile
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.process import Process
 from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.rmap import unmap
-
-if TYPE_CHECKING:
-    from aether_emu.linux.kernel import Kernel
-    from aether_emu.linux.task.process import Process
 
 _ZERO_DEVICE = os.makedev(1, 5)
 

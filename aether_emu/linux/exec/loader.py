@@ -22,7 +22,7 @@ from aether_emu.linux.exec.elf import Image, Segment, read_image
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu, UserFault
 from aether_emu.mm import mapping
 from aether_emu.mm.objects.protocol import Backing
@@ -64,18 +64,18 @@ class _Loaded:
         return 0
 
 
-def load_program(process: Process) -> None:
-    """Map the program that `process.program` names and set the registers to start it.
+def load_program(task: Task) -> None:
+    """Map the program that `task.process.program` names and set the registers to start it.
 
     Raises ProgramError with the shell's exit status when it cannot be run.
     """
-    name = _shown(process.program.path)
+    name = _shown(task.process.program.path)
     try:
-        _load(process, name)
+        _load(task, name)
     except Refused as refused:
         raise _unloadable(name, refused) from refused
     except (OutOfFrames, UserFault) as error:
-        raise ProgramError(f"{name}: does not fit into {process.config.ram} bytes of RAM") from error
+        raise ProgramError(f"{name}: does not fit into {task.process.config.ram} bytes of RAM") from error
 
 
 def program_image(files: Files, path: bytes) -> Image:
@@ -99,9 +99,9 @@ def _shown(path: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _load(process: Process, name: str) -> None:
-    config, abi, space = process.config, process.abi, process.space
-    stream = process.kernel.streams.stream("aslr") if config.aslr else None
+def _load(task: Task, name: str) -> None:
+    config, abi, space = task.process.config, task.process.abi, task.process.mm
+    stream = task.process.kernel.streams.stream("aslr") if config.aslr else None
     layout = choose_layout(
         abi.entropy,
         user_end=abi.window,
@@ -111,14 +111,17 @@ def _load(process: Process, name: str) -> None:
         stream=stream,
     )
     space.mmap_base = layout.mmap_base
-    with _opened(process.files, process.program.path) as (image, file), _attached(process, file) as backing:
+    with (
+        _opened(task.process.files, task.process.program.path) as (image, file),
+        _attached(task, file) as backing,
+    ):
         if image.isa != abi.isa:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
-        process.program.path = file.link()
-        main = _map_main(process, image, backing, layout)
+        task.process.program.path = file.link()
+        main = _map_main(task, image, backing, layout)
     interpreter = None
     if image.interpreter is not None:
-        interpreter = _load_interpreter(process, image.interpreter)
+        interpreter = _load_interpreter(task, image.interpreter)
     # The heap follows the image; a static position-independent program's stands where images go.
     static_pie = image.position_independent and interpreter is None
     space.heap_start = (
@@ -126,11 +129,11 @@ def _load(process: Process, name: str) -> None:
     ) + layout.heap_offset
     space.heap_end = space.heap_start
     _map_stack(space, layout, executable=image.executable_stack)
-    _map_signal_return(process)
-    process.program.entry = interpreter.entry if interpreter is not None else main.entry
-    builder = _StackBuilder(process, layout)
-    process.program.stack_pointer = builder.build(main, interpreter)
-    abi.start(process.cpu, process.program.entry, process.program.stack_pointer)
+    _map_signal_return(task)
+    task.process.program.entry = interpreter.entry if interpreter is not None else main.entry
+    builder = _StackBuilder(task, layout)
+    task.process.program.stack_pointer = builder.build(main, interpreter)
+    abi.start(task.cpu, task.process.program.entry, task.process.program.stack_pointer)
 
 
 @contextlib.contextmanager
@@ -150,9 +153,9 @@ def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
 
 
 @contextlib.contextmanager
-def _attached(process: Process, file: HostData) -> Iterator[Backing]:
+def _attached(task: Task, file: HostData) -> Iterator[Backing]:
     """The file in memory. Held while it is mapped: one segment may replace all that shows of another."""
-    backing = file_backing(process.kernel, file, writable=False)
+    backing = file_backing(task.process.kernel, file, writable=False)
     backing.hold()
     try:
         yield backing
@@ -160,24 +163,24 @@ def _attached(process: Process, file: HostData) -> Iterator[Backing]:
         backing.let_go()
 
 
-def _map_main(process: Process, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:
-    space = process.space
+def _map_main(task: Task, image: Image, backing: Backing, layout: AddressLayout) -> _Loaded:
+    space = task.process.mm
     if not image.position_independent:
         bias = 0
     elif image.interpreter is not None:
         bias = (layout.image_base & -max(image.align, space.page_size)) - _page_down(space, image.low)
     else:
         bias = _free_place(space, image)
-    return _map_image(process, _Loaded(image, bias, process.program.path), backing)
+    return _map_image(task, _Loaded(image, bias, task.process.program.path), backing)
 
 
-def _load_interpreter(process: Process, path: bytes) -> _Loaded:
-    name, program = _shown(path), _shown(process.program.path)
+def _load_interpreter(task: Task, path: bytes) -> _Loaded:
+    name, program = _shown(path), _shown(task.process.program.path)
     try:
-        with _opened(process.files, path) as (image, file), _attached(process, file) as backing:
-            if image.isa != process.abi.isa:
+        with _opened(task.process.files, path) as (image, file), _attached(task, file) as backing:
+            if image.isa != task.process.abi.isa:
                 raise ProgramError(f"{program}: its interpreter {name} is for {image.isa}")
-            return _map_image(process, _Loaded(image, _free_place(process.space, image), path), backing)
+            return _map_image(task, _Loaded(image, _free_place(task.process.mm, image), path), backing)
     except Refused as refused:
         if refused.errno == errno.ENOMEM:
             raise
@@ -201,15 +204,15 @@ def _free_place(space: AddressSpace, image: Image) -> int:
     return (found + align - 1 & -align) - low
 
 
-def _map_image(process: Process, loaded: _Loaded, backing: Backing) -> _Loaded:
-    space = process.space
+def _map_image(task: Task, loaded: _Loaded, backing: Backing) -> _Loaded:
+    space = task.process.mm
     low, high = loaded.image.low + loaded.bias, loaded.end
     name = _shown(loaded.name)
     if low < space.limits.user_base or high > space.limits.user_end:
         raise ProgramError(f"{name}: a segment lies outside the user address space")
     _check_granule(space, loaded.image, name)
     for segment in loaded.image.segments:
-        _map_segment(process, segment, loaded.bias, backing)
+        _map_segment(task, segment, loaded.bias, backing)
     return loaded
 
 
@@ -236,9 +239,9 @@ def _check_granule(space: AddressSpace, image: Image, name: str) -> None:
             )
 
 
-def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing) -> None:
+def _map_segment(task: Task, segment: Segment, bias: int, backing: Backing) -> None:
     """File pages in place, the rest of the last one cleared, whole zero pages behind it."""
-    space = process.space
+    space = task.process.mm
     start = segment.address + bias
     first = _page_down(space, start)
     file_end, memory_end = start + segment.file_size, start + segment.memory_size
@@ -255,7 +258,7 @@ def _map_segment(process: Process, segment: Segment, bias: int, backing: Backing
     has_tail = segment.memory_size > segment.file_size and file_end < mapped_end
     if has_tail and segment.protection & Protection.WRITE:
         # To the end of the page, not of the segment: glibc's ld.so allocates from what is left of it.
-        process.cpu.copy_to_user(file_end, bytes(mapped_end - file_end))
+        task.cpu.copy_to_user(file_end, bytes(mapped_end - file_end))
 
 
 def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:
@@ -267,9 +270,9 @@ def _map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) 
     space.insert(area)
 
 
-def _map_signal_return(process: Process) -> None:
+def _map_signal_return(task: Task) -> None:
     """A page of code that handlers return to, on an ISA whose kernel provides it in its vDSO."""
-    code, space = process.abi.signal_return, process.space
+    code, space = task.process.abi.signal_return, task.process.mm
     if not code:
         return
     start = space.areas.gap_below(space.page_size, space.limits.user_base, space.mmap_base)
@@ -277,32 +280,32 @@ def _map_signal_return(process: Process) -> None:
         raise Refused(errno.ENOMEM, "no room for the signal return page")
     area = space.new_area(start, start + space.page_size, _RW, name="[vdso]")
     space.insert(area)
-    process.cpu.copy_to_user(start, code)
+    task.cpu.copy_to_user(start, code)
     mapping.protect_memory(space, start, space.page_size, int(Protection.READ | Protection.EXECUTE))
-    process.signals.signal_return = start
+    task.process.signals.signal_return = start
 
 
 class _StackBuilder:
     """Writes the initial stack through the CPU, as the kernel's own user accesses."""
 
-    def __init__(self, process: Process, layout: AddressLayout) -> None:
-        self._process = process
-        self._cpu: Cpu = process.cpu
+    def __init__(self, task: Task, layout: AddressLayout) -> None:
+        self._task = task
+        self._cpu: Cpu = task.cpu
         self._sp = layout.stack_top - 8
         self._layout = layout
 
     def build(self, main: _Loaded, interpreter: _Loaded | None) -> int:
         """Returns the stack pointer of the program's first instruction."""
-        program = self._process.program
+        program = self._task.process.program
         size = sum(len(text) + 9 for text in (*program.arguments, *program.environment))
-        if size > self._process.config.stack_limit // 4:
+        if size > self._task.process.config.stack_limit // 4:
             raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
         executed = self._string(program.path)
         environment = self._strings(program.environment)
         arguments = self._strings(program.arguments)
         self._sp = (self._sp - self._layout.stack_offset) & -16
-        platform = self._string(self._process.abi.machine.encode())
-        random = self._push(self._process.kernel.streams.stream("at_random").bytes(16))
+        platform = self._string(self._task.process.abi.machine.encode())
+        random = self._push(self._task.process.kernel.streams.stream("at_random").bytes(16))
         auxiliary = self._auxiliary(main, interpreter, executed, platform, random)
         program.auxiliary = auxiliary
         pointers = struct.pack(
@@ -327,12 +330,12 @@ class _StackBuilder:
     def _auxiliary(
         self, main: _Loaded, interpreter: _Loaded | None, executed: int, platform: int, random: int
     ) -> bytes:
-        process = self._process
-        config = process.config
-        hwcap, hwcap2 = process.abi.hardware_capabilities(process.cpu)
+        task = self._task
+        config = task.process.config
+        hwcap, hwcap2 = task.process.abi.hardware_capabilities(task.cpu)
         vector = (
             (AT_HWCAP, hwcap),
-            (AT_PAGESZ, process.space.page_size),
+            (AT_PAGESZ, task.process.mm.page_size),
             (AT_CLKTCK, 100),
             (AT_PHDR, main.headers),
             (AT_PHENT, 56),
@@ -349,7 +352,7 @@ class _StackBuilder:
             (AT_HWCAP2, hwcap2),
             (AT_EXECFN, executed),
             (AT_PLATFORM, platform),
-            (AT_MINSIGSTKSZ, process.abi.minimum_signal_stack),
+            (AT_MINSIGSTKSZ, task.process.abi.minimum_signal_stack),
             (AT_NULL, 0),
         )
         return b"".join(struct.pack("<QQ", *pair) for pair in vector)

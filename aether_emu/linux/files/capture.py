@@ -7,13 +7,14 @@ found again by its name is refused (`CaptureError`): an unlinked file exists onl
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.files import host, opening
 from aether_emu.linux.files.directory import Located, OpenDirectory
+from aether_emu.linux.files.epoll import EpollFile, Interest
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostFile, Memory, MemoryFile, open_memory
 from aether_emu.linux.files.inodes import Inode
@@ -28,8 +29,6 @@ from aether_emu.linux.files.synthetic import TextFile
 
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
-Restorer = Callable[[State], OpenFile]
-"""Makes an open file of a kind that is defined outside this folder from what its `capture` gave."""
 
 
 class CaptureError(AetherError):
@@ -62,15 +61,17 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         }
         for files in processes
     ]
+    held = [seen.index(file) for file in mapped]
+    files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
     return {
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
-        "mapped": [seen.index(file) for file in mapped],
+        "mapped": held,
         "pipes": [
             {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": bytes(p.buffer)}
             for p in seen.pipes
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
-        "files": [_describe(file, seen) for file in seen.files],
+        "files": files,
         "processes": described,
     }
 
@@ -80,18 +81,16 @@ def restore(
     namespace: Namespace,
     sources: Sequence[ProcSource],
     streams: Mapping[str, Stream],
-    others: Mapping[str, Restorer] | None = None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
-    `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name,
-    `others` makes open files of foreign kinds.
+    `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     """
     processes: list[Files] = []
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
-    restoring = _Restoring(state, namespace, streams, others or {})
+    restoring = _Restoring(state, namespace, streams)
     try:
         for described, source in zip(state["processes"], sources, strict=True):
             files = Files(namespace, source, limit=described["limit"])
@@ -143,6 +142,9 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         described["memory"] = seen.shared(file.memory)
     elif isinstance(file, EventCounter | StreamFile):
         described["stat"] = list(astuple(file.stat()))
+    elif isinstance(file, EpollFile):
+        described["stat"] = list(astuple(file.stat()))
+        described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
     elif isinstance(file, HostFile | Located):
         _require_name(file)
     return described
@@ -191,9 +193,8 @@ class _Restoring:
         state: State,
         namespace: Namespace,
         streams: Mapping[str, Stream],
-        others: Mapping[str, Restorer],
     ) -> None:
-        self._state, self._namespace, self._streams, self._others = state, namespace, streams, others
+        self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
         self._pipes: list[Pipe] = []
@@ -220,6 +221,9 @@ class _Restoring:
             file.hold()
             file.position = described["position"]
             self._files[index] = file
+            if isinstance(file, EpollFile):
+                for fd, member, *interest in described["members"]:
+                    file.join(fd, self.file(member, viewer), Interest(*interest))
         return self._files[index]
 
     def _make(self, described: State, viewer: Files) -> OpenFile:
@@ -235,8 +239,8 @@ class _Restoring:
             return stream
         if kind == "memory":
             return self._memory(described["memory"]).reopen(flags)
-        if kind in self._others:
-            return self._others[kind](described)
+        if kind == EpollFile.kind:
+            return EpollFile(Stat(*described["stat"]))
         return self._find(described, viewer)
 
     def _find(self, described: State, viewer: Files) -> OpenFile:

@@ -12,7 +12,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, WouldBlock
-from aether_emu.linux.files.place import Dentry, Place, text
+from aether_emu.linux.files.place import Dentry, Named, Place, text
 from aether_emu.linux.files.stat import Stat, StatFs
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DIRENT = struct.Struct("<QqHB")
 
 
-class Located(OpenFile):
+class Located(OpenFile, Named):
     """An open file that stands for a place in the namespace, whose descriptor it owns."""
 
     def __init__(self, namespace: Namespace, place: Place, fd: int, flags: int) -> None:
@@ -43,7 +43,7 @@ class Located(OpenFile):
         return self.dentry.detached or (self.host_fd >= 0 and os.fstat(self.host_fd).st_nlink == 0)
 
     def place(self) -> Place:
-        """See `OpenFile.place`."""
+        """See `Named.place`."""
         dentry = self.dentry
         if self._node is not None:
             return Place(dentry.mount, dentry.path, node=self._node)

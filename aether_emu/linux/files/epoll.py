@@ -3,15 +3,17 @@
     (descriptor, file) -> Interest: what is asked, the caller's 64 bits, what an edge already showed
 
 Level-triggered interests report as long as the file is ready. An edge-triggered one reports what it has
-not shown since the last edge: `stirred` is told when bytes are put into or taken out of a file.
+not shown since the last edge. Each interest stands in its file's wait queues for that, from when it joins
+the set until it leaves: whoever wakes a queue, in whatever process, makes an edge. The set tells it in turn
+to the tasks that wait for it, and to the sets that it is a member of.
 """
 
 from __future__ import annotations
 
 import errno
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from aether_emu.errors import Refused
@@ -19,10 +21,10 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.directory import OpenDirectory
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile
-from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
+from aether_emu.linux.files.pipe import EventCounter
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.synthetic import DeviceFile, TextFile
-from aether_emu.linux.files.table import FileTable
+from aether_emu.waiting import HostQueue, WaitQueue
 
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3
 EPOLLEXCLUSIVE, EPOLLWAKEUP, EPOLLONESHOT, EPOLLET = 1 << 28, 1 << 29, 1 << 30, 1 << 31
@@ -64,20 +66,44 @@ class Interest:
     shown: int = 0
 
 
+class _Ear:
+    """Stands in a wait queue of a member's file and tells the set of edges. A wake means `events`."""
+
+    def __init__(self, owner: EpollFile, interest: Interest, events: int) -> None:
+        self._owner, self._interest, self._events = owner, interest, with_normal(events)
+
+    def wake(self) -> None:
+        """See `waiting.Waiter`."""
+        self._interest.shown &= ~self._events
+        self._owner.stir()
+
+
+@dataclass
+class _Member:
+    """One file of a set: what is asked of it, and where its edges are heard."""
+
+    interest: Interest
+    ears: list[tuple[WaitQueue, _Ear]]
+
+    def leave(self) -> None:
+        for queue, ear in self.ears:
+            queue.remove(ear)
+
+
 class EpollFile(OpenFile):
-    """An open epoll set."""
+    """An open epoll set. `changed` is woken when a member may have become ready."""
 
     kind = "eventpoll"
 
     def __init__(self, stat: Stat) -> None:
         super().__init__(fl.O_RDWR, stat)
-        self._interests: dict[tuple[int, OpenFile], Interest] = {}
-        self._unbound: list[tuple[int, Interest]] = []
-        self._containing: weakref.WeakSet[EpollFile] = weakref.WeakSet()
+        self.changed = WaitQueue()
+        self._members: dict[tuple[int, OpenFile], _Member] = {}
+        self._around: weakref.WeakKeyDictionary[EpollFile, dict[int, Interest]] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
         """How many members there are."""
-        return len(self._interests)
+        return len(self._members)
 
     # ---- the set
 
@@ -88,16 +114,14 @@ class EpollFile(OpenFile):
         if file is self:
             raise Refused(errno.EINVAL, "a set can't contain itself")
         key = (fd, file)
-        known = self._interests.get(key)
+        known = self._members.get(key)
         if operation == EPOLL_CTL_ADD:
             self._check_exclusive(file, events)
             if isinstance(file, EpollFile):
                 self._check_nesting(file)
             if known is not None:
                 raise Refused(errno.EEXIST, f"descriptor {fd} is in the set")
-            self._interests[key] = Interest(events, data)
-            if isinstance(file, EpollFile):
-                file._containing.add(self)
+            self._ask(fd, file, Interest(events, data))
             return
         if operation not in (EPOLL_CTL_MOD, EPOLL_CTL_DEL):
             raise Refused(errno.EINVAL, f"operation {operation}")
@@ -108,19 +132,57 @@ class EpollFile(OpenFile):
         if operation == EPOLL_CTL_DEL:
             self._remove(key)
             return
-        if known.events & EPOLLEXCLUSIVE:
+        if known.interest.events & EPOLLEXCLUSIVE:
             raise Refused(errno.EINVAL, "an exclusive interest can't be changed")
-        self._interests[key] = Interest(events, data)
+        known.leave()
+        self._ask(fd, file, Interest(events, data))
+
+    def _ask(self, fd: int, file: OpenFile, interest: Interest) -> None:
+        """`join`, and what is ready already is an edge."""
+        self.join(fd, file, interest)
+        if self._due(file, interest, {}):
+            self.stir()
+
+    def stir(self) -> None:
+        """Something about a member changed: wake who waits for this set, or for one around it, each once."""
+        reached = {self: None}
+        for inner in (line := [self]):  # which grows on the way
+            inner.changed.wake()
+            for outer, interests in inner._around.items():
+                for interest in interests.values():
+                    interest.shown &= ~with_normal(POLLIN)
+                if outer not in reached:
+                    reached[outer] = None
+                    line.append(outer)
+
+    def join(self, fd: int, file: OpenFile, interest: Interest) -> None:
+        """Make the file that `fd` names a member, or ask something else of it. Its place in the set stays."""
+        ears: list[tuple[WaitQueue, _Ear]] = []
+        if isinstance(file, EpollFile):
+            file._around.setdefault(self, {})[fd] = interest
+        else:
+            ears = [(q, _Ear(self, interest, bit)) for bit in (POLLIN, POLLOUT) for q in file.queues(bit)]
+        for queue, ear in ears:
+            queue.add(ear)
+        self._members[fd, file] = _Member(interest, ears)
+
+    def members(self) -> Iterator[tuple[int, OpenFile, Interest]]:
+        """(descriptor, file, interest) of each, in the order in which they report."""
+        for (fd, file), member in self._living():
+            yield fd, file, member.interest
 
     def _remove(self, key: tuple[int, OpenFile]) -> None:
-        del self._interests[key]
-        file = key[1]
-        if isinstance(file, EpollFile) and file not in self._inner():
-            file._containing.discard(self)
+        self._members.pop(key).leave()
+        fd, file = key
+        if isinstance(file, EpollFile):
+            interests = file._around[self]
+            del interests[fd]
+            if not interests:
+                del file._around[self]
 
     def release(self) -> None:
         """See `OpenFile.release`: a closed set contains nothing."""
-        for key in list(self._interests):
+        for key in list(self._members):
             self._remove(key)
 
     @staticmethod
@@ -146,13 +208,13 @@ class EpollFile(OpenFile):
 
     def _outer(self) -> set[EpollFile]:
         """The sets that this one is a member of."""
-        return set(self._containing)
+        return set(self._around)
 
-    def _living(self) -> Iterator[tuple[tuple[int, OpenFile], Interest]]:
+    def _living(self) -> Iterator[tuple[tuple[int, OpenFile], _Member]]:
         """The members whose file is still open somewhere; the others are gone from the set, as in Linux."""
-        for key in [key for key in self._interests if not key[1]._holders]:
-            del self._interests[key]
-        yield from self._interests.items()
+        for key in [key for key in self._members if not key[1].is_held]:
+            self._remove(key)
+        yield from self._members.items()
 
     # ---- waiting
 
@@ -160,15 +222,16 @@ class EpollFile(OpenFile):
         """Up to `most` (events, data) to report now. What was reported goes to the end of the queue."""
         found: list[tuple[int, int]] = []
         known: dict[EpollFile, int] = {}
-        for key, interest in list(self._living()):
+        for key, member in list(self._living()):
             if len(found) == most:
                 break
+            interest = member.interest
             events = self._due(key[1], interest, known)
             if not events:
                 continue
             found.append((events, interest.data))
-            del self._interests[key]
-            self._interests[key] = interest
+            del self._members[key]
+            self._members[key] = member
             interest.shown |= events
             if interest.events & EPOLLONESHOT:
                 interest.events &= _HOW
@@ -186,22 +249,18 @@ class EpollFile(OpenFile):
             return 0
         return events
 
-    def stirred(self, source: OpenFile | Pipe, events: int) -> bool:
-        """Bytes came (POLLIN) or went (POLLOUT) in a file or pipe: an edge. Whether it is a member."""
-        found = False
-        for (_, file), interest in self._interests.items():
-            if file is source or (isinstance(file, PipeEnd) and file.pipe is source):
-                interest.shown &= ~with_normal(events)
-                found = True
-        return found
-
     def waited(self) -> list[Waited]:
         """Everything that the set waits for."""
         return [
             Waited(file, interest.events & ~_HOW | POLLERR | POLLHUP)
-            for (_, file), interest in self._living()
+            for _, file, interest in self.members()
             if interest.events & ~_HOW
         ]
+
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """See `OpenFile.queues`. What the host brings to a member is waited for in the member's own queue."""
+        behind = [queue for file, wanted in sources(self.waited()) for queue in file.queues(wanted)]
+        return (self.changed, *(queue for queue in behind if isinstance(queue, HostQueue)))
 
     def poll(self) -> int:
         """See `OpenFile.poll`: readable while a member is ready."""
@@ -210,37 +269,16 @@ class EpollFile(OpenFile):
     def _look(self, known: dict[EpollFile, int]) -> int:
         """`poll`, but once for each set, in however many ways it is a member."""
         if self not in known:
-            due = any(self._due(file, interest, known) for (_, file), interest in self._living())
+            due = any(self._due(file, interest, known) for _, file, interest in self.members())
             known[self] = POLLIN if due else 0
         return known[self]
 
-    # ---- state
 
-    def capture(self) -> dict[str, object]:
-        """See `OpenFile.capture`. A member is known by its descriptor."""
-        members = [[key[0], *astuple(interest)] for key, interest in self._living()]
-        unbound = [[fd, *astuple(interest)] for fd, interest in self._unbound]
-        return {"stat": list(astuple(self._stat)), "members": members + unbound}
-
-    def bind(self, table: FileTable) -> None:
-        """After `restore_epoll`, once the process has its descriptors back: find the members by them."""
-        for fd, interest in self._unbound:
-            descriptor = table.descriptors.get(fd)
-            if descriptor is not None:
-                self._interests[fd, descriptor.file] = interest
-                if isinstance(descriptor.file, EpollFile):
-                    descriptor.file._containing.add(self)
-        self._unbound.clear()
-
-    def expect(self, members: list[tuple[int, Interest]]) -> None:
-        """Members that `bind` will find."""
-        self._unbound = members
-
-
-def restore_epoll(described: dict[str, object]) -> EpollFile:
-    """A `capture.Restorer` for epoll sets."""
-    stat, members = described["stat"], described["members"]
-    assert isinstance(stat, list) and isinstance(members, list)
-    file = EpollFile(Stat(*stat))
-    file.expect([(fd, Interest(*fields)) for fd, *fields in members])
-    return file
+def sources(waited: Iterable[Waited]) -> list[Waited]:
+    """What a wait comes down to: the members in place of each set, those of one set once."""
+    found, seen = list(waited), set()
+    for wait in found:  # which grows on the way
+        if isinstance(wait.file, EpollFile) and wait.file not in seen:
+            seen.add(wait.file)
+            found += wait.file.waited()
+    return [wait for wait in found if not isinstance(wait.file, EpollFile)]

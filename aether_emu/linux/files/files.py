@@ -15,16 +15,16 @@ from collections.abc import Callable, Mapping
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening, tree
-from aether_emu.linux.files.descriptor_calls import DescriptorCalls
+from aether_emu.linux.files.descriptor_operations import DescriptorOperations
 from aether_emu.linux.files.directory import Located
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
-from aether_emu.linux.files.place import Entry, Place, text
+from aether_emu.linux.files.place import Entry, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
 from aether_emu.linux.files.synthetic import Opened
-from aether_emu.linux.files.table import DEFAULT_LIMIT, FileTable
+from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
 from aether_emu.linux.files.walk import checked, read_link
 
 _MOST_CREATE_RACES = 40
@@ -32,7 +32,7 @@ _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
 """`stat` flags: with AT_NO_AUTOMOUNT and AT_STATX_*, which have nothing to change here."""
 
 
-class Files(DescriptorCalls):
+class Files(DescriptorOperations):
     """The files of one process. `proc` is what it shows in /proc/self; `limit` is RLIMIT_NOFILE."""
 
     def __init__(
@@ -43,7 +43,7 @@ class Files(DescriptorCalls):
         limit: int = DEFAULT_LIMIT,
         parent: Files | None = None,
     ) -> None:
-        super().__init__(namespace, FileTable(limit) if parent is None else parent.table.fork())
+        super().__init__(namespace, DescriptorTable(limit) if parent is None else parent.table.fork())
         self._proc = proc
         self.mask: int = 0o022 if parent is None else parent.mask
         if parent is None:
@@ -52,6 +52,7 @@ class Files(DescriptorCalls):
         else:
             self._cwd = parent._cwd
         self._cwd.hold()
+        self._is_over = False
 
     def fork(self, proc: ProcSource) -> Files:
         """The child's files: the same open files, its own descriptors and working directory."""
@@ -71,9 +72,11 @@ class Files(DescriptorCalls):
         self.table.close_on_exec()
 
     def close_all(self) -> None:
-        """The process has ended: everything it holds is let go. Nothing can be called afterwards."""
-        self.table.close_all()
-        self._cwd.let_go()
+        """The process has ended: everything it holds is let go. Nothing else can be called afterwards."""
+        if not self._is_over:
+            self._is_over = True
+            self.table.close_all()
+            self._cwd.let_go()
 
     # What /proc shows of this process (`proc.Viewer`)
 
@@ -101,7 +104,7 @@ class Files(DescriptorCalls):
             return self.namespace.root(self)
         if dirfd == fl.AT_FDCWD:
             return self._cwd.place()
-        place = self.table.held(dirfd).place()
+        place = place_of(self.table.held(dirfd))
         if place is None or not place.is_directory:
             raise Refused(errno.ENOTDIR, f"descriptor {dirfd} is no directory")
         return place
@@ -121,7 +124,7 @@ class Files(DescriptorCalls):
 
     def _place_of(self, file: OpenFile) -> Place:
         root = self.namespace.root(self)
-        return file.place() or Place(root.mount, (), node=Opened(file))
+        return place_of(file) or Place(root.mount, (), node=Opened(file))
 
     def _anchor(self, place: Place) -> Located:
         """Hold a directory to stand in: needs permission to search it."""

@@ -13,7 +13,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.inodes import FileKey, Inode
 from aether_emu.linux.files.open_file import LARGEST_FILE, LARGEST_OFFSET, MOST_PER_CALL, OpenFile, Seekable
-from aether_emu.linux.files.place import Dentry, Place, text
+from aether_emu.linux.files.place import Dentry, Named, Place, text
 from aether_emu.linux.files.stat import Stat, StatFs
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class HostData(Seekable):
             os.fsync(self.host_fd)
 
 
-class HostFile(HostData):
+class HostFile(HostData, Named):
     """A regular file inside a grant."""
 
     kind = "file"
@@ -144,7 +144,7 @@ class HostFile(HostData):
         return self.dentry.shown(os.fstat(self.host_fd).st_nlink == 0)
 
     def place(self) -> Place:
-        """See `OpenFile.place`."""
+        """See `Named.place`."""
         dentry = self.dentry
         status = os.fstat(self.host_fd)
         return Place(dentry.mount, dentry.path, fd=self.host_fd, status=status, inode=self.inode)

@@ -11,14 +11,12 @@ import os
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import Stat, StatFs
-
-if TYPE_CHECKING:
-    from aether_emu.linux.files.place import Place
+from aether_emu.waiting import WaitQueue
 
 MOST_PER_CALL = 0x7FFFF000
 """The most bytes that one read or write moves (Linux MAX_RW_COUNT)."""
@@ -37,7 +35,7 @@ POLLNVAL = select.POLLNVAL
 
 @dataclass(frozen=True)
 class WouldBlock:
-    """Nothing could be moved now. Wait until `file.poll()` shows one of `events`, then ask again."""
+    """Nothing could be moved now. Wait in `file.queues(events)`, then ask again."""
 
     file: OpenFile
     events: int
@@ -61,6 +59,11 @@ class OpenFile:
     def hold(self) -> None:
         """One more descriptor or mapping refers to this file."""
         self._holders += 1
+
+    @property
+    def is_held(self) -> bool:
+        """Whether anybody refers to it still."""
+        return self._holders > 0
 
     def let_go(self) -> None:
         """One reference fewer; the last one releases the host's resources."""
@@ -132,6 +135,10 @@ class OpenFile:
         """Bytes that can be read now (`FIONREAD`)."""
         raise Refused(errno.ENOTTY, f"a {self.kind} doesn't say how much can be read")
 
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """The queues that are woken when one of `events` may have come; none for what is always ready."""
+        return ()
+
     def poll(self) -> int:
         """The poll(2) events that hold now."""
         return (POLLIN if self.readable else 0) | (POLLOUT if self.writable else 0)
@@ -149,10 +156,6 @@ class OpenFile:
     def link(self) -> bytes:
         """What readlink of /proc/self/fd/N shows."""
         return b"anon_inode:[" + self.kind.encode() + b"]"
-
-    def place(self) -> Place | None:
-        """Where in the namespace this is, for use as a start of walks; None for what has no name."""
-        return None
 
     def reopen(self, flags: int) -> OpenFile:
         """Open the same object anew, as opening /proc/self/fd/N does."""

@@ -10,6 +10,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.waiting import WaitQueue
 
 PIPE_BUF = 4096
 """Writes of up to so many bytes are taken whole or not at all (pipe(7))."""
@@ -19,7 +20,11 @@ _PIPEFS_MAGIC = 0x50495045
 
 
 class Pipe:
-    """The bytes between the ends, and how many open files are at each."""
+    """The bytes between the ends, and how many open files are at each.
+
+    `filled` is woken when bytes came or the last writer left, `drained` when there is room again for writers
+    that had too little, or the last reader left.
+    """
 
     def __init__(self, stat: Stat, capacity: int = DEFAULT_CAPACITY) -> None:
         self.stat = stat
@@ -27,6 +32,8 @@ class Pipe:
         self.buffer = bytearray()
         self.readers = 0
         self.writers = 0
+        self.filled = WaitQueue()
+        self.drained = WaitQueue()
 
     @property
     def room(self) -> int:
@@ -41,7 +48,22 @@ class Pipe:
         if capacity < len(self.buffer):
             raise Refused(errno.EBUSY, f"{len(self.buffer)} bytes are in the pipe")
         self.capacity = capacity
+        self.drained.wake()
         return capacity
+
+    def put(self, data: bytes) -> None:
+        """Append bytes that fit."""
+        self.buffer += data
+        self.filled.wake()
+
+    def take(self, count: int) -> bytes:
+        """Remove and return up to `count` bytes."""
+        had_room = self.room >= PIPE_BUF
+        data = bytes(self.buffer[:count])
+        del self.buffer[:count]
+        if not had_room:
+            self.drained.wake()
+        return data
 
 
 class PipeEnd(OpenFile):
@@ -57,17 +79,19 @@ class PipeEnd(OpenFile):
 
     def release(self) -> None:
         """Leave the pipe: readers see the end, writers EPIPE."""
-        self.pipe.readers -= self.readable
-        self.pipe.writers -= self.writable
+        pipe = self.pipe
+        pipe.readers -= self.readable
+        pipe.writers -= self.writable
+        if self.readable and not pipe.readers:
+            pipe.drained.wake()
+        if self.writable and not pipe.writers:
+            pipe.filled.wake()
 
     def read(self, count: int) -> bytes | WouldBlock:
         """What is there; empty once no writer is left."""
-        buffer = self.pipe.buffer
-        if count and not buffer and self.pipe.writers:
+        if count and not self.pipe.buffer and self.pipe.writers:
             return self.wait_for(POLLIN)
-        data = bytes(buffer[:count])
-        del buffer[:count]
-        return data
+        return self.pipe.take(count)
 
     def write(self, data: bytes) -> int | WouldBlock:
         """Up to PIPE_BUF bytes whole or not at all; of more, what fits.
@@ -83,12 +107,19 @@ class PipeEnd(OpenFile):
         if pipe.room < (len(data) if len(data) <= PIPE_BUF else 1):
             return self.wait_for(POLLOUT)
         done = min(len(data), pipe.room)
-        pipe.buffer += data[:done]
+        pipe.put(data[:done])
         return done
 
     def available(self) -> int:
         """See `OpenFile.available`."""
         return len(self.pipe.buffer)
+
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """See `OpenFile.queues`. Every end hears when the other side has gone."""
+        pipe, both = self.pipe, self.readable and self.writable
+        reading = self.readable and (not both or events & POLLIN)
+        writing = self.writable and (not both or events & POLLOUT)
+        return ((pipe.filled,) if reading else ()) + ((pipe.drained,) if writing else ())
 
     def poll(self) -> int:
         """See `OpenFile.poll`. Writable means room for PIPE_BUF bytes."""
@@ -125,6 +156,11 @@ class EventCounter(OpenFile):
         super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)
         self.value = value
         self.semaphore = semaphore
+        self._added, self._taken = WaitQueue(), WaitQueue()
+
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """See `OpenFile.queues`."""
+        return ((self._added,) if events & POLLIN else ()) + ((self._taken,) if events & POLLOUT else ())
 
     def read(self, count: int) -> bytes | WouldBlock:
         """Eight bytes: the counter, or one of it for a semaphore."""
@@ -134,6 +170,7 @@ class EventCounter(OpenFile):
             return self.wait_for(POLLIN)
         taken = 1 if self.semaphore else self.value
         self.value -= taken
+        self._taken.wake()
         return struct.pack("<Q", taken)
 
     def write(self, data: bytes) -> int | WouldBlock:
@@ -146,6 +183,7 @@ class EventCounter(OpenFile):
         if self.value + added > _COUNTER_MAX:
             return self.wait_for(POLLOUT)
         self.value += added
+        self._added.wake()
         return 8
 
     def poll(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as modes
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -101,6 +102,19 @@ class Place:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Named(ABC):
+    """An open file that has a place in the namespace, where walks can start."""
+
+    @abstractmethod
+    def place(self) -> Place:
+        """Where it is; borrowed, so good as long as the file is open."""
+
+
+def place_of(file: object) -> Place | None:
+    """Where in the namespace an open file is; None for what has no name."""
+    return file.place() if isinstance(file, Named) else None
 
 
 @dataclass(eq=False)

@@ -19,6 +19,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host import refused
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLIN, POLLOUT, OpenFile, WouldBlock
 from aether_emu.linux.files.stat import Stat
+from aether_emu.waiting import HostQueue, WaitQueue
 
 
 class Stream(Protocol):
@@ -121,6 +122,14 @@ class StreamFile(OpenFile):
         self.name = name
         self.stream = stream
         self._termios = _cooked_termios()
+        self._incoming = HostQueue(self._has_input)
+        self._outgoing = HostQueue(lambda: True)  # a host that took nothing says no more: try again
+
+    def queues(self, events: int) -> tuple[WaitQueue, ...]:
+        """See `OpenFile.queues`: only the host changes a stream."""
+        reading = self.readable and events & POLLIN
+        writing = self.writable and events & POLLOUT
+        return ((self._incoming,) if reading else ()) + ((self._outgoing,) if writing else ())
 
     def read(self, count: int) -> bytes | WouldBlock:
         """What the stream has; `WouldBlock` while it has nothing and is not at its end."""
@@ -129,7 +138,9 @@ class StreamFile(OpenFile):
         if not self.stream.ready():
             return self.wait_for(POLLIN)
         try:
-            return self.stream.read(min(count, MOST_PER_CALL))
+            data = self.stream.read(min(count, MOST_PER_CALL))
+            self._incoming.wake()  # what the host brings next comes unheard: for an edge it counts from here
+            return data
         except BlockingIOError:
             return self.wait_for(POLLIN)
         except OSError as error:
@@ -144,9 +155,12 @@ class StreamFile(OpenFile):
         except OSError as error:
             raise refused(error, self.name) from None
 
+    def _has_input(self) -> bool:
+        return self.stream.ready()
+
     def available(self) -> int:
         """Whether there is anything: a stream does not say how much."""
-        return int(self.stream.ready())
+        return int(self._has_input())
 
     def poll(self) -> int:
         """See `OpenFile.poll`."""

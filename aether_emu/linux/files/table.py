@@ -22,7 +22,7 @@ class Descriptor:
     cloexec: bool
 
 
-class FileTable:
+class DescriptorTable:
     """Descriptors by number. `limit` is one more than the highest number there may be."""
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
@@ -85,9 +85,9 @@ class FileTable:
         del self._by_number[fd]
         file.let_go()
 
-    def fork(self) -> FileTable:
+    def fork(self) -> DescriptorTable:
         """A table of the same open files, for a child process."""
-        child = FileTable(self.limit)
+        child = DescriptorTable(self.limit)
         for fd, descriptor in self._by_number.items():
             child.place(fd, descriptor.file, cloexec=descriptor.cloexec)
         return child

@@ -17,7 +17,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.files.mounts import Mount, MountTable
-from aether_emu.linux.files.place import Entry, GuestPath, Place, text
+from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer
 from aether_emu.linux.files.synthetic import Directory, Link, Opened
 
@@ -152,7 +152,7 @@ class Walk:
         if isinstance(link.node, Link) and link.node.file is not None:
             if self._resolve & (fl.RESOLVE_NO_MAGICLINKS | fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT):
                 raise Refused(errno.ELOOP, f"{text(link.path)!r} is a magic link")
-            place = link.node.file.place()
+            place = place_of(link.node.file)
             self._jump(place or Place(link.mount, link.path, node=Opened(link.node.file)))
             return
         target = read_link(link)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 
-from aether_emu.linux.calls.process import RELEASE
+from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.synthetic import Control
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import Process
@@ -28,7 +28,7 @@ class ProcessTexts:
 
     @property
     def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
-        program, space = self._process.program, self._process.space
+        program, space = self._process.program, self._process.mm
         return {
             "self/maps": lambda: maps_text(self._process),
             "self/smaps": lambda: _smaps_text(self._process),
@@ -41,7 +41,7 @@ class ProcessTexts:
             "self/exe": lambda: program.path,
             "self/cmdline": lambda: b"".join(text + b"\0" for text in program.arguments),
             "self/environ": lambda: b"".join(text + b"\0" for text in program.environment),
-            "self/comm": lambda: self._process.name + b"\n",
+            "self/comm": lambda: self._process.tasks[0].name + b"\n",
             "meminfo": self._meminfo,
             "version": f"Linux version {RELEASE} (aether_emu) #1 SMP\n".encode,
             "uptime": self._uptime,
@@ -52,25 +52,24 @@ class ProcessTexts:
             "sys/vm/overcommit_memory": lambda: b"0\n",
             "sys/kernel/randomize_va_space": lambda: b"2\n" if self._process.config.aslr else b"0\n",
             "sys/vm/max_map_count": lambda: b"%d\n" % self._process.config.max_mmap_areas,
-            "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.space.limits.user_base,
+            "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.mm.limits.user_base,
         }
 
     def _resident(self) -> dict[str, int]:
         """Bytes by field, as smaps counts them."""
-        return {name: int(counts[0]) for name, counts in smaps.usage(self._process.space, [0]).items()}
+        return {name: int(counts[0]) for name, counts in smaps.usage(self._process.mm, [0]).items()}
 
     def _status(self) -> bytes:
-        process, space = self._process, self._process.space
+        process, space = self._process, self._process.mm
         kib = space.page_size >> 10
         counts = self._resident()
-        signals = process.signals
+        signals, leader = process.signals, process.tasks[0]
         caught = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler > 1)
         ignored = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler == 1)
-        pending = sum(1 << n - 1 for n in signals.pending)
         ids = "\t".join([str(process.config.uid)] * 4), "\t".join([str(process.config.gid)] * 4)
         stack = sum(area.length for area in space.areas if area.name == "[stack]")
         rows = (
-            ("Name", process.name.decode("utf-8", "replace")),
+            ("Name", leader.name.decode("utf-8", "replace")),
             ("State", "R (running)"),
             ("Tgid", process.pid),
             ("Pid", process.pid),
@@ -84,10 +83,10 @@ class ProcessTexts:
             ("RssShmem", f"{counts['Shmem'] >> 10:8d} kB"),
             ("VmStk", f"{stack >> 10:8d} kB"),
             ("VmPTE", f"{space.table.tables * kib:8d} kB"),
-            ("Threads", 1),
-            ("SigPnd", f"{0:016x}"),
-            ("ShdPnd", f"{pending:016x}"),
-            ("SigBlk", f"{signals.blocked:016x}"),
+            ("Threads", len(process.tasks)),
+            ("SigPnd", f"{leader.signals.pending.mask:016x}"),
+            ("ShdPnd", f"{signals.pending.mask:016x}"),
+            ("SigBlk", f"{leader.signals.blocked:016x}"),
             ("SigIgn", f"{ignored:016x}"),
             ("SigCgt", f"{caught:016x}"),
             ("Cpus_allowed_list", "0"),
@@ -95,7 +94,7 @@ class ProcessTexts:
         return "".join(f"{name}:\t{value}\n" for name, value in rows).encode()
 
     def _statm(self) -> bytes:
-        space, counts = self._process.space, self._resident()
+        space, counts = self._process.mm, self._resident()
         shift = space.table.format.page_shift
         text = sum(a.length for a in space.areas if a.protection & Protection.EXECUTE) >> shift
         data = sum(a.length for a in space.areas if a.backing is None) >> shift
@@ -110,17 +109,17 @@ class ProcessTexts:
 
     def _stat(self) -> bytes:
         process = self._process
-        resident = self._resident()["Rss"] >> process.space.table.format.page_shift
+        resident = self._resident()["Rss"] >> process.mm.table.format.page_shift
         fields = [0] * 52
         fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
         fields[9] = process.kernel.minor_faults()
-        fields[17:20] = [20, 0, 1]
-        fields[22:25] = [process.space.reserved, resident, (1 << 64) - 1]
-        head = b"%d (%s) R " % (process.pid, process.name)
+        fields[17:20] = [20, 0, len(process.tasks)]
+        fields[22:25] = [process.mm.reserved, resident, (1 << 64) - 1]
+        head = b"%d (%s) R " % (process.pid, process.tasks[0].name)
         return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
 
     def _meminfo(self) -> bytes:
-        buddy, kib = self._process.kernel.physical.buddy, self._process.space.page_size >> 10
+        buddy, kib = self._process.kernel.physical.buddy, self._process.mm.page_size >> 10
         census = self._process.kernel.physical.frames.census()
         rows = (
             ("MemTotal", buddy.total * kib),
@@ -145,20 +144,20 @@ class ProcessTexts:
 
 def maps_text(process: Process) -> bytes:
     """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
-    space = process.space
+    space = process.mm
     return b"".join(_line(space, area) for area in space.areas)
 
 
 def _smaps_text(process: Process) -> bytes:
     """/proc/self/smaps (proc_pid_smaps(5)): below each of those lines, what memory is behind the area."""
-    space = process.space
+    space = process.mm
     texts = smaps.area_texts(space)
     return b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
 
 
 def _rollup_text(process: Process) -> bytes:
     """/proc/self/smaps_rollup: the same for everything from the first area to the last."""
-    space = process.space
+    space = process.mm
     areas = list(space.areas)
     everything = space.new_area(areas[0].start, areas[-1].end, Protection.NONE, name="[rollup]")
     return _line(space, everything) + smaps.rollup_text(space)

@@ -1,22 +1,21 @@
-"""One process: its memory, files and signals, and how it ended."""
+"""One process: its memory, files, signal actions and limits, its tasks, and how it ended."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
-from aether_emu.config import Config
+from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.machine.cpu import Cpu
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.signals import ProcessSignals, TaskSignals
 from aether_emu.mm.space import AddressSpace
 
-if TYPE_CHECKING:
-    from aether_emu.linux.abi import Abi
-    from aether_emu.linux.kernel import Kernel
-    from aether_emu.linux.task.signals import Signals
-
 PID, PARENT_PID = 1000, 999
+RLIM_INFINITY = (1 << 64) - 1
+RLIMITS = 16
+RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS = 3, 6, 7, 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,50 +44,113 @@ class Program:
     stack_pointer: int = 0
 
 
+class Member(Protocol):
+    """A task, as its process sees it."""
+
+    @property
+    def tid(self) -> int: ...
+    @property
+    def name(self) -> bytes: ...
+    @property
+    def signals(self) -> TaskSignals: ...
+    def stop(self) -> None: ...
+
+
 class Process:
-    """A process. `ended` is None while it lives; `blocked` says what it waits for, if it does."""
+    """A process.
 
-    def __init__(self, kernel: Kernel, space: AddressSpace, program: Program) -> None:
-        self.kernel = kernel
-        self.space = space
+    `mm` is its address space. `tasks` are its threads, the first one first; a task enters itself when it is
+    made. `ended` is None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard),
+    as getrlimit shows them. `files` is set by whoever makes the process, before it runs.
+    """
+
+    files: Files
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        mm: AddressSpace,
+        program: Program,
+        *,
+        pid: int = PID,
+        parent_pid: int = PARENT_PID,
+    ) -> None:
+        self.kernel, self.config, self.abi = kernel, kernel.config, kernel.abi
+        self.mm = mm
         self.program = program
-        self.pid, self.parent_pid = PID, PARENT_PID
-        self.name = program.path.rsplit(b"/", 1)[-1][:15]
-        self.files: Files
-        self.signals: Signals
+        self.pid, self.parent_pid = pid, parent_pid
+        self.signals = ProcessSignals()
+        self.tasks: list[Member] = []
         self.ended: Ended | None = None
-        self.blocked: WouldBlock | None = None
-        self.clear_child_tid = 0
         self.no_new_privileges = 0
-        self.limits: dict[int, tuple[int, int]] = {}  # resource -> (soft, hard), as getrlimit shows them
+        self.limits = self._initial_limits()
+
+    def _initial_limits(self) -> dict[int, tuple[int, int]]:
+        limits = dict.fromkeys(range(RLIMITS), (RLIM_INFINITY, RLIM_INFINITY))
+        space = self.mm.limits
+        limits[RLIMIT_STACK] = (space.stack, RLIM_INFINITY)
+        limits[RLIMIT_NPROC] = (1, 1)
+        limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
+        if space.address_space is not None:
+            limits[RLIMIT_AS] = (space.address_space, space.address_space)
+        return limits
+
+    # ---- signals
+
+    def post(self, info: SignalInfo) -> None:
+        """Send a signal to the process: the first task that does not block it takes it."""
+        takers = [task for task in self.tasks if not task.signals.blocks(info.number)]
+        if takers and self.signals.is_ignored(info.number):
+            return
+        self.signals.pending.add(info)
+        if takers:
+            takers[0].signals.update()
+
+    def set_action(self, number: int, action: Action) -> None:
+        """sigaction(2). What is ignored from now on is not pending either."""
+        self.signals.actions[number] = action
+        if not self.signals.is_ignored(number):
+            return
+        self.signals.pending.drop(number)
+        for task in self.tasks:
+            task.signals.pending.drop(number)
+            task.signals.update()
+
+    # ---- the end
 
     @property
-    def mm(self) -> AddressSpace:
-        """Its memory, under the name that the Python API documents."""
-        return self.space
-
-    @property
-    def cpu(self) -> Cpu:
-        """The CPU that runs it."""
-        return self.kernel.cpu
-
-    @property
-    def config(self) -> Config:
-        return self.kernel.config
-
-    @property
-    def abi(self) -> Abi:
-        """What its ISA's system-call interface looks like."""
-        return self.kernel.abi
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self.ended is not None
 
     def end(self, ended: Ended) -> None:
-        """The process is over; the CPU stops as soon as the current callback returns."""
+        """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended = ended
-        self.cpu.stop()
+        for task in self.tasks:
+            task.stop()
 
-    def block(self, reason: WouldBlock) -> None:
-        """Wait: the system call will be issued again when `reason` may be over."""
-        self.blocked = reason
-        self.cpu.pc = self.cpu.pc - self.abi.system_call_size
-        self.cpu.stop()
+    def die(self, signal: int, why: str) -> None:
+        """It is killed by a signal; `why` is for people."""
+        self.end(Ended(signal=signal, why=why))
+
+    # ---- state
+
+    def capture(self) -> dict[str, Any]:
+        """What is the process's own; its memory and files are captured by themselves."""
+        return {
+            "pid": self.pid,
+            "parent_pid": self.parent_pid,
+            "program": copy.deepcopy(self.program),
+            "limits": dict(self.limits),
+            "no_new_privileges": self.no_new_privileges,
+            "signals": self.signals.capture(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `capture` gave."""
+        self.pid, self.parent_pid = state["pid"], state["parent_pid"]
+        self.program = copy.deepcopy(state["program"])
+        self.limits = dict(state["limits"])
+        self.no_new_privileges = state["no_new_privileges"]
+        self.signals.restore(state["signals"])

@@ -1,238 +1,250 @@
-"""Signals of one process: actions, mask, pending set, delivery (signal(7), sigaction(2)).
+"""Signals: what a process has of them, what a task has, and how one is delivered (signal(7)).
+
+    of a process   actions, signals that any of its tasks may take, where its own return code is
+    of a task      mask, signals for it alone, alternate stack, the mask that rt_sigsuspend puts back
 
 Faults are *forced*: a program that blocks or ignores the signal of its own fault dies by it, as
-under Linux. Others are posted, and delivered when the guest is about to go on. The frame that a
-handler sees is the ISA's business (`abi`).
+under Linux. Others are posted, and delivered when the task is about to go on. The frame that a
+handler sees is the ISA's business (`abi`). Masks have bit N-1 for signal N.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from aether_emu.errors import Refused
-from aether_emu.linux.task.process import Ended
-from aether_emu.machine.cpu import UserFault
+from aether_emu.linux.abi import Abi
+from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, SignalInfo
+from aether_emu.machine.cpu import Cpu, UserFault
 
-if TYPE_CHECKING:
-    from aether_emu.linux.task.process import Process
-
-SIGHUP, SIGINT, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGKILL = range(1, 10)
-SIGUSR1, SIGSEGV, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM = range(10, 16)
-SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG = range(17, 24)
-SIGWINCH = 28
-SIGNALS = 64
-FIRST_REAL_TIME = 32
-
-SEGV_MAPERR, SEGV_ACCERR = 1, 2
-BUS_ADRALN, BUS_ADRERR = 1, 2
-FPE_INTDIV, ILL_ILLOPC, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 1, 2, 1, 2
-SI_USER, SI_KERNEL, SI_TKILL = 0, 0x80, -6
-
-SA_ONSTACK, SA_NODEFER, SA_RESETHAND, SA_RESTORER = (
-    0x0800_0000,
-    0x4000_0000,
-    0x8000_0000,
-    0x0400_0000,
-)
-SS_ONSTACK, SS_DISABLE, SS_AUTODISARM = 1, 2, 1 << 31
-SIG_DFL, SIG_IGN = 0, 1
-SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK = 0, 1, 2
-
-_IGNORED = frozenset({SIGCHLD, SIGCONT, SIGURG, SIGWINCH})
-_STOPS = frozenset({SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU})
-UNBLOCKABLE = 1 << SIGKILL - 1 | 1 << SIGSTOP - 1
+State = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class SignalInfo:
-    """One signal on its way. `address` for faults, `pid`/`uid` for sent ones, `value` for queued ones.
+class Pending:
+    """Signals that were posted and not taken yet. Only real-time signals are counted."""
 
-    `trap` and `error` are the ISA's exception numbers, `access` the neutral access of a page fault.
-    """
-
-    number: int
-    code: int = SI_USER
-    address: int = 0
-    pid: int = 0
-    uid: int = 0
-    value: int = 0
-    trap: int = 0
-    error: int = 0
-    access: int | None = None
+    def __init__(self) -> None:
+        self._waiting: dict[int, tuple[SignalInfo, ...]] = {}  # none is empty
 
     @property
-    def is_fault(self) -> bool:
-        """Whether siginfo carries an address."""
-        return self.number in (SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP) and self.code > 0
+    def mask(self) -> int:
+        """Which signals there are."""
+        return sum(1 << number - 1 for number in self._waiting)
+
+    def add(self, info: SignalInfo) -> None:
+        """One more. A second one of the same number is lost below the real-time signals."""
+        waiting = self._waiting.get(info.number, ())
+        if not waiting or info.number >= sig.FIRST_REAL_TIME:
+            self._waiting[info.number] = (*waiting, info)
+
+    def take(self, blocked: int) -> SignalInfo | None:
+        """Remove and return the lowest one that `blocked` lets through."""
+        for number in sorted(self._waiting):
+            if not blocked >> number - 1 & 1:
+                info, *others = self._waiting.pop(number)
+                if others:
+                    self._waiting[number] = tuple(others)
+                return info
+        return None
+
+    def drop(self, number: int) -> None:
+        """Forget every signal of a number."""
+        self._waiting.pop(number, None)
+
+    def capture(self) -> dict[int, tuple[SignalInfo, ...]]:
+        """What waits, by number."""
+        return dict(self._waiting)
+
+    def restore(self, state: dict[int, tuple[SignalInfo, ...]]) -> None:
+        """Take over what `capture` gave."""
+        self._waiting = dict(state)
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
-    """What a program asked for one signal (struct sigaction)."""
+class ProcessSignals:
+    """A process's signals. `signal_return` is where the kernel's return code is, 0 where there is none."""
 
-    handler: int = SIG_DFL
-    flags: int = 0
-    restorer: int = 0
-    mask: int = 0
+    def __init__(self) -> None:
+        self.actions = [Action()] * (sig.SIGNALS + 1)
+        self.pending = Pending()
+        self.signal_return = 0
 
+    def is_ignored(self, number: int) -> bool:
+        """Whether the signal has no effect under its present action."""
+        handler = self.actions[number].handler
+        return handler == sig.SIG_IGN or (handler == sig.SIG_DFL and number in sig.IGNORED_BY_DEFAULT)
 
-@dataclass(frozen=True, slots=True)
-class AlternateStack:
-    """sigaltstack(2)."""
+    def capture(self) -> State:
+        return {
+            "actions": list(self.actions),
+            "pending": self.pending.capture(),
+            "signal_return": self.signal_return,
+        }
 
-    start: int = 0
-    flags: int = SS_DISABLE
-    size: int = 0
-
-    def contains(self, stack_pointer: int) -> bool:
-        """Whether a handler runs there. Nobody is said to on a stack that is disarmed on entry."""
-        return not self.flags & SS_AUTODISARM and self.start < stack_pointer <= self.start + self.size
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What the frame needs: the signal, its action, the mask to come back to, the alternate stack."""
-
-    info: SignalInfo
-    action: Action
-    mask: int
-    stack: AlternateStack
-    switch: bool  # start at the top of the alternate stack
-    signal_return: int  # address of the kernel's own return code, 0 where there is none
+    def restore(self, state: State) -> None:
+        self.actions, self.signal_return = list(state["actions"]), state["signal_return"]
+        self.pending.restore(state["pending"])
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What rt_sigreturn read from a frame besides registers."""
+class Group(Protocol):
+    """A process, as the signals of its tasks see it."""
 
-    mask: int
-    stack: AlternateStack
+    @property
+    def signals(self) -> ProcessSignals: ...
+    @property
+    def abi(self) -> Abi: ...
+    @property
+    def is_over(self) -> bool: ...
+    def die(self, signal: int, why: str) -> None: ...
 
 
-@dataclass
-class Signals:
-    """The signal state of a process. Masks have bit N-1 for signal N."""
+class Receiver(Protocol):
+    """A task, as its signals see it."""
 
-    process: Process
-    actions: list[Action] = field(default_factory=lambda: [Action()] * (SIGNALS + 1))
-    blocked: int = 0
-    pending: dict[int, tuple[SignalInfo, ...]] = field(default_factory=dict)  # none is empty
-    suspended_mask: int | None = None  # what rt_sigsuspend is to put back
-    stack: AlternateStack = AlternateStack()
-    signal_return: int = 0
+    @property
+    def process(self) -> Group: ...
+    @property
+    def running(self) -> bool: ...
+    @property
+    def cpu(self) -> Cpu: ...
+
+
+class TaskSignals:
+    """A task's signals.
+
+    `blocked` never holds SIGKILL or SIGSTOP. `suspended_mask` is what `blocked` was before a call lent the
+    task another mask, and None at all other times.
+    """
+
+    def __init__(self, task: Receiver) -> None:
+        self._task = task
+        self.blocked = 0
+        self.pending = Pending()
+        self.suspended_mask: int | None = None
+        self.stack = AlternateStack()
+
+    def blocks(self, number: int) -> bool:
+        """Whether the task takes no signal of this number now."""
+        return bool(self.blocked >> number - 1 & 1)
 
     # ---- sending
 
     def force(self, info: SignalInfo) -> None:
         """A fault of the program itself: deliver now, or die by it when that is not possible."""
-        action = self.actions[info.number]
-        if action.handler in (SIG_DFL, SIG_IGN) or self.blocked >> info.number - 1 & 1:
+        action = self._task.process.signals.actions[info.number]
+        if action.handler in (sig.SIG_DFL, sig.SIG_IGN) or self.blocks(info.number):
             self._die(info)
         else:
             self._enter(info, action)
 
     def post(self, info: SignalInfo) -> None:
-        """Send a signal; it is delivered when the guest is about to go on and does not block it."""
-        if self.is_ignored(info.number) and not self.blocked >> info.number - 1 & 1:
-            return
-        waiting = self.pending.get(info.number, ())
-        if not waiting or info.number >= FIRST_REAL_TIME:  # only real-time signals are counted
-            self.pending[info.number] = (*waiting, info)
-        self.update()
+        """A signal for this task alone, delivered when it is about to go on and does not block it."""
+        if self.blocks(info.number) or not self._task.process.signals.is_ignored(info.number):
+            self.pending.add(info)
+            self.update()
 
     def update(self) -> None:
         """Tell the CPU whether there is something to deliver when the system call returns."""
-        work = any(not self.blocked >> number - 1 & 1 for number in self.pending)
-        self.process.cpu.return_work = self.deliver if work else None
+        if self._task.running:
+            self._task.cpu.return_work = self.deliver if self.ready() else None
+
+    def ready(self) -> int:
+        """The signals that are pending and not blocked, as a mask."""
+        return (self.pending.mask | self._task.process.signals.pending.mask) & ~self.blocked
+
+    def interrupts(self) -> bool:
+        """Whether one of those ends a wait: it has a handler, or it kills."""
+        ready, shared = self.ready(), self._task.process.signals
+        return bool(ready) and any(
+            ready >> number - 1 & 1 and not shared.is_ignored(number) for number in range(1, sig.SIGNALS + 1)
+        )
+
+    # ---- another mask for the time of a call
+
+    def suspend(self, mask: int) -> None:
+        """rt_sigsuspend(2), ppoll(2): block `mask` instead, until the call ends or a handler has run."""
+        self.suspended_mask, self.blocked = self.blocked, mask & ~sig.UNBLOCKABLE
+        self.update()
+
+    def end_suspension(self) -> None:
+        """The call ended without a handler: the mask is what it was."""
+        if self.suspended_mask is not None:
+            self.blocked, self.suspended_mask = self.suspended_mask, None
+            self.update()
 
     # ---- delivering
 
     def deliver(self) -> None:
         """Enter the handlers of what is pending and not blocked, or do the default."""
-        while self.process.ended is None:
-            ready = [number for number in sorted(self.pending) if not self.blocked >> number - 1 & 1]
-            if not ready:
+        process = self._task.process
+        while not process.is_over:
+            info = self.pending.take(self.blocked) or process.signals.pending.take(self.blocked)
+            if info is None:
                 break
-            info = self._take(ready[0])
-            action = self.actions[info.number]
-            if action.handler == SIG_DFL:
-                if info.number not in _IGNORED and info.number not in _STOPS:
+            action = process.signals.actions[info.number]
+            if action.handler == sig.SIG_DFL:
+                if info.number not in sig.IGNORED_BY_DEFAULT and info.number not in sig.STOPPING:
                     self._die(info)
-            elif action.handler != SIG_IGN:
+            elif action.handler != sig.SIG_IGN:
                 self._enter(info, action)
-        if self.suspended_mask is not None:
-            self.blocked, self.suspended_mask = self.suspended_mask, None
+        self.end_suspension()
         self.update()
 
-    def _take(self, number: int) -> SignalInfo:
-        info, *others = self.pending.pop(number)
-        if others:
-            self.pending[number] = tuple(others)
-        return info
-
-    def suspend(self, mask: int) -> bool:
-        """rt_sigsuspend(2): block `mask` instead until a handler has run. False if none ever will."""
-        ready = [n for n in self.pending if not mask >> n - 1 & 1 and not self.is_ignored(n)]
-        if ready:
-            self.suspended_mask, self.blocked = self.blocked, mask & ~UNBLOCKABLE
-            self.update()
-        return bool(ready)
-
-    def is_ignored(self, number: int) -> bool:
-        """Whether the signal has no effect under its present action."""
-        handler = self.actions[number].handler
-        return handler == SIG_IGN or (handler == SIG_DFL and number in _IGNORED)
-
     def _enter(self, info: SignalInfo, action: Action) -> None:
-        cpu = self.process.cpu
+        cpu, process = self._task.cpu, self._task.process
         on_stack = self.stack.contains(cpu.sp)
-        switch = bool(action.flags & SA_ONSTACK) and not self.stack.flags & SS_DISABLE and not on_stack
+        switch = (
+            bool(action.flags & sig.SA_ONSTACK) and not self.stack.flags & sig.SS_DISABLE and not on_stack
+        )
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
-        delivery = Delivery(info, action, mask, self.stack, switch, self.signal_return)
+        delivery = Delivery(info, action, mask, self.stack, switch, process.signals.signal_return)
         try:
-            self.process.abi.push_frame(cpu, delivery)
+            process.abi.push_frame(cpu, delivery)
         except UserFault:
-            failed = SignalInfo(SIGSEGV, SI_KERNEL)
-            if info.number == SIGSEGV:
+            failed = SignalInfo(sig.SIGSEGV, sig.SI_KERNEL)
+            if info.number == sig.SIGSEGV:
                 self._die(failed)
             else:
                 self.force(failed)
             return
         self.suspended_mask = None
-        if self.stack.flags & SS_AUTODISARM:
+        if self.stack.flags & sig.SS_AUTODISARM:
             self.stack = AlternateStack()
-        if action.flags & SA_RESETHAND:
-            self.actions[info.number] = Action(SIG_DFL, action.flags, action.restorer, action.mask)
-        self.blocked |= action.mask & ~UNBLOCKABLE
-        if not action.flags & SA_NODEFER:
+        if action.flags & sig.SA_RESETHAND:
+            reset = Action(sig.SIG_DFL, action.flags, action.restorer, action.mask)
+            process.signals.actions[info.number] = reset
+        self.blocked |= action.mask & ~sig.UNBLOCKABLE
+        if not action.flags & sig.SA_NODEFER:
             self.blocked |= 1 << info.number - 1
         self.update()
 
-    def restore(self) -> None:
+    def go_back(self) -> None:
         """rt_sigreturn(2): a bad frame is SIGSEGV."""
         try:
-            restored = self.process.abi.pop_frame(self.process.cpu)
+            restored = self._task.process.abi.pop_frame(self._task.cpu)
         except (UserFault, Refused):
-            self.force(SignalInfo(SIGSEGV, SI_KERNEL))
+            self.force(SignalInfo(sig.SIGSEGV, sig.SI_KERNEL))
             return
-        self.blocked = restored.mask & ~UNBLOCKABLE
-        if not self.stack.contains(self.process.cpu.sp):
+        self.blocked = restored.mask & ~sig.UNBLOCKABLE
+        if not self.stack.contains(self._task.cpu.sp):
             self.stack = restored.stack
         self.update()
 
     def _die(self, info: SignalInfo) -> None:
         where = f" at {info.address:#x}" if info.is_fault else ""
-        self.process.end(Ended(signal=info.number, why=f"{name_of(info.number)}{where}"))
+        self._task.process.die(info.number, f"{sig.name_of(info.number)}{where}")
 
+    # ---- state
 
-_NAMES = {
-    SIGHUP: "SIGHUP", SIGINT: "SIGINT", SIGQUIT: "SIGQUIT", SIGILL: "SIGILL", SIGTRAP: "SIGTRAP",
-    SIGABRT: "SIGABRT", SIGBUS: "SIGBUS", SIGFPE: "SIGFPE", SIGKILL: "SIGKILL", SIGUSR1: "SIGUSR1",
-    SIGSEGV: "SIGSEGV", SIGUSR2: "SIGUSR2", SIGPIPE: "SIGPIPE", SIGALRM: "SIGALRM", SIGTERM: "SIGTERM",
-}  # fmt: skip
+    def capture(self) -> State:
+        return {
+            "blocked": self.blocked,
+            "pending": self.pending.capture(),
+            "suspended_mask": self.suspended_mask,
+            "stack": self.stack,
+        }
 
-
-def name_of(number: int) -> str:
-    """SIGSEGV for 11."""
-    return _NAMES.get(number, f"signal {number}")
+    def restore(self, state: State) -> None:
+        self.blocked, self.suspended_mask = state["blocked"], state["suspended_mask"]
+        self.stack = state["stack"]
+        self.pending.restore(state["pending"])

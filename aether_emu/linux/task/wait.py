@@ -1,40 +1,67 @@
-"""What the scheduler does when the only process waits: look at the host's streams, or give up."""
+"""What a system call raises when it cannot be finished now.
+
+    call --Wait(queues, deadline)--> Entry: the task waits, the CPU is left
+    queue.wake(), the deadline, a signal --> the scheduler has the call made again, with the same arguments
+
+While a call is made again, `task.wait` is the `Wait` it raised before: from there it knows its deadline
+and how far it has come, so that nothing is done twice and no timeout starts over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol
+import errno
+from collections.abc import Sequence
 
-from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.linux.files.streams import StreamFile
-from aether_emu.machine.memory.aperture import ApertureFile
+from aether_emu.waiting import WaitQueue
 
 
-class Waiter(Protocol):
-    """Waits on the kernel's behalf, and hears of file pages that the host took away."""
+class Wait(Exception):
+    """Make the call again when one of `queues` is woken, or when virtual time has reached `deadline`.
 
-    def wait(self, reason: WouldBlock) -> bool:
-        """True when it is worth asking again, False when nothing can ever change."""
-
-    def lost_pages(self) -> list[tuple[ApertureFile, int]]:
-        """File pages that vanished under the guest since the last call."""
-
-
-class HostWaiter:
-    """Waits for the host's input. `pause` sleeps a little and raises when the run is to end.
-
-    `lost` names the file pages that the bus guard had to replace.
+    `what` names it for people ("a pipe"). `deadline` is in ns of `VirtualClock.now_ns`, None is never.
+    `progress` is what the call needs to go on, as plain numbers. `interrupted` is the answer when a
+    signal ends the wait. `woken` becomes true when a queue, and not time or a signal, ended it.
     """
 
-    def __init__(self, pause: Callable[[], None], lost: Callable[[], list[tuple[ApertureFile, int]]]) -> None:
-        self._pause, self._lost = pause, lost
+    ends_by_signal = True
+    """Whether a signal with a handler ends the call."""
+    ends_by_time = True
+    """Whether the deadline ends the wait, and not only the call that it belongs to."""
 
-    def wait(self, reason: WouldBlock) -> bool:
-        if not isinstance(reason.file, StreamFile):
-            return bool(reason.file.poll() & reason.events)
-        while not reason.file.poll() & reason.events:
-            self._pause()
-        return True
+    def __init__(
+        self,
+        queues: Sequence[WaitQueue],
+        what: str,
+        *,
+        deadline: int | None = None,
+        progress: tuple[int, ...] = (),
+        interrupted: int = -errno.EINTR,
+    ) -> None:
+        super().__init__(what)
+        self.queues, self.what, self.deadline = tuple(queues), what, deadline
+        self.progress, self.interrupted = progress, interrupted
+        self.woken = False
 
-    def lost_pages(self) -> list[tuple[ApertureFile, int]]:
-        return self._lost()
+
+class Unfinished(Wait):
+    """A long call lets others look (Ctrl-C, a timeout of the run) and goes on from `progress` at once."""
+
+    ends_by_signal = False
+
+    def __init__(self, *progress: int) -> None:
+        super().__init__((), "its own call", progress=progress)
+        self.woken = True
+
+
+class PageWait(Wait):
+    """An access met a page that is on its way. A call keeps what it knew from `before`, its last wait."""
+
+    ends_by_signal = ends_by_time = False
+
+    def __init__(self, queue: WaitQueue, before: Wait | None) -> None:
+        super().__init__(
+            (queue,),
+            "a page",
+            deadline=None if before is None else before.deadline,
+            progress=() if before is None else before.progress,
+        )

@@ -94,8 +94,7 @@ class UnicornCpu(Cpu):
         self._set_counter(_UNLIMITED if budget is None else budget)
         self._exit = None
         while True:
-            if self._interrupted:
-                self._interrupted = False
+            if self.take_interrupt():
                 return Exit(ExitReason.INTERRUPTED)
             self._before_entry()
             code = engine.emu_start(self._handle, self.pc, 0, 0, 0)
@@ -130,6 +129,14 @@ class UnicornCpu(Cpu):
     def interrupt(self) -> None:
         self._interrupted = True
         engine.emu_stop(self._handle)
+
+    @property
+    def interrupted(self) -> bool:
+        return self._interrupted
+
+    def take_interrupt(self) -> bool:
+        pending, self._interrupted = self._interrupted, False
+        return pending
 
     # ---- counting blocks
 

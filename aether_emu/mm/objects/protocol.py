@@ -15,6 +15,15 @@ from aether_emu.mm.objects.intervals import Intervals
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tlb import Gather
+from aether_emu.waiting import WaitQueue
+
+
+class NotReady(Exception):
+    """A page is on its way: whoever needs it waits on `on`, and asks again."""
+
+    def __init__(self, on: WaitQueue) -> None:
+        super().__init__("the page is on its way")
+        self.on = on
 
 
 class Space(Protocol):
@@ -108,7 +117,8 @@ class Backing(MemoryObject):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
 
-        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, ApertureFull.
+        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, ApertureFull, and NotReady
+        while the page is on its way.
         """
 
     @abstractmethod

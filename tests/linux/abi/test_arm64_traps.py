@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from aether_emu.arch.arm64 import id_registers
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.arm64 import ArmAbi
-from aether_emu.linux.task import signals as sig
 from tests.machine.unicorn.bare_arm64 import CODE, DATA, BareArm64
 
 

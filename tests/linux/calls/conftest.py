@@ -33,9 +33,10 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
 
 
 @pytest.fixture
-def served(guest: Guest) -> Served:
+def served(guest: Guest) -> Iterator[Served]:
     """Its system calls."""
-    return Served(guest.files)
+    with contextlib.closing(Served(guest.files)) as made:
+        yield made
 
 
 @pytest.fixture

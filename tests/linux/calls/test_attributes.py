@@ -176,7 +176,7 @@ def test_refusals_of_times(named: Twin) -> None:
 )
 def test_files_have_no_extended_attributes(guest: Guest, served: Served, call: str) -> None:
     (guest.w / "f").write_bytes(b"")
-    served.memory.protection[5] = PROT_NONE
+    served.memory.protect(5, PROT_NONE)
     path, name = served.text(b"f"), served.text(b"user.x", SECOND)
     assert served(call, path, name, BASE, 10, 0) == -errno.EOPNOTSUPP
     assert served(call, served.text(b"none"), name, BASE, 10, 0) == -errno.ENOENT

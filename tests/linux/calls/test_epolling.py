@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
@@ -15,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_emu.linux.files.capture import capture, restore
-from aether_emu.linux.files.epoll import restore_epoll
 from aether_emu.linux.files.pipe import EventCounter
 from aether_emu.linux.files.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
@@ -245,6 +245,7 @@ def test_many_ways_through_sets_are_looked_at_once(served: Served, monkeypatch: 
     counter, top, bottom = served("eventfd2", 0, 0), layers[0][0], layers[-1][0]
     assert isinstance(counter, int) and isinstance(top, int) and isinstance(bottom, int)
     assert nest(served, bottom, counter) == 0
+    looks.clear()
     assert served("epoll_wait", top, BASE, 100, 0) == 0
     assert len(looks) == 1
     assert served("epoll_wait", top, BASE, 100, -1) == BLOCKED
@@ -273,7 +274,7 @@ def test_events_that_cannot_be_delivered_stay(served: Served) -> None:
     assert isinstance(fd, int) and isinstance(counter, int)
     served.put(0, GUEST.pack(IN | ONESHOT, 3))
     assert served("epoll_ctl", fd, ADD, counter, BASE) == 0
-    served.memory.protection[5] = PROT_NONE
+    served.memory.protect(5, PROT_NONE)
     assert served("epoll_wait", fd, BASE + 5 * 4096, 1, 0) == -errno.EFAULT
     assert served("epoll_wait", fd, BASE, 1, 0) == 1
 
@@ -290,8 +291,7 @@ def test_waiting_takes_virtual_time_or_waits_for_the_stream(guest: Guest, served
     assert served("epoll_pwait2", fd, BASE, 1, BASE, 0, 8) == 0
     assert served.process.kernel.clock.now_ns - before == 3_250_000_005
     assert served("epoll_wait", fd, BASE, 1, -1) == BLOCKED
-    assert served.process.blocked is not None
-    assert served.process.blocked.file is guest.files.table.file(counter)
+    assert served.waits_for(guest.files.table.file(fd))
 
     class Quiet(BufferStream):
         def ready(self) -> bool:
@@ -303,7 +303,7 @@ def test_waiting_takes_virtual_time_or_waits_for_the_stream(guest: Guest, served
     served.put(0, GUEST.pack(IN, 4))
     assert served("epoll_ctl", fd, ADD, 0, BASE) == 0
     assert served("epoll_wait", fd, BASE, 1, -1) == BLOCKED
-    assert served.process.blocked is not None and served.process.blocked.file is stdin
+    assert served.waits_for(stdin)
 
 
 def test_what_the_host_brings_after_a_read_is_a_new_edge(guest: Guest, served: Served) -> None:
@@ -368,12 +368,12 @@ def test_a_set_is_restored_with_its_members(guest: Guest, served: Served) -> Non
         if counter == shown:
             assert served("epoll_wait", fd, BASE, 8, 0) == 1
     state = capture([guest.files])
-    restored = restore(state, guest.namespace, [Source()], guest.streams, {"eventpoll": restore_epoll})
+    restored = restore(state, guest.namespace, [Source()], guest.streams)
     (files,) = restored.processes
-    again = Served(files)
-    assert again("epoll_wait", fd, BASE, 8, 0) == 1
-    assert GUEST.unpack(again.get(0, 12)) == (IN, 1)
-    again.put(0, struct.pack("<Q", 1))
-    assert again("write", shown, BASE, 8) == 8
-    assert again("epoll_wait", fd, BASE, 8, 0) == 1
+    with contextlib.closing(Served(files)) as again:
+        assert again("epoll_wait", fd, BASE, 8, 0) == 1
+        assert GUEST.unpack(again.get(0, 12)) == (IN, 1)
+        again.put(0, struct.pack("<Q", 1))
+        assert again("write", shown, BASE, 8) == 8
+        assert again("epoll_wait", fd, BASE, 8, 0) == 1
     files.close_all()

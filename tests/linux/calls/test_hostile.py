@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -10,11 +11,12 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aether_emu.linux.calls.files import FileCalls
+from aether_emu.linux.calls import attributes, descriptors, epolling, paths, polling, transfer
 from tests.linux.calls.twin import ARGUMENTS, BASE, BLOCKED, PAGE, PROT_NONE, Served
 from tests.linux.files.conftest import guest_in
 
-NAMES = sorted(name.removeprefix("sys_") for name in dir(FileCalls) if name.startswith("sys_"))
+FAMILIES = (transfer, descriptors, paths, attributes, polling, epolling)
+NAMES = sorted(name.removeprefix("sys_") for f in FAMILIES for name in vars(f) if name.startswith("sys_"))
 LAST = (1 << 64) - 1
 PATHS = (b"f", b"d", b"l", b"", b"/", b"..", b"/proc/self/fd/3", b"/dev/zero", b"x" * 300, b"\xff", b"/r/f")
 TEXTS = [BASE + ARGUMENTS + 320 * index for index in range(len(PATHS))]
@@ -38,7 +40,7 @@ def prepare(served: Served) -> None:
         served.text(path, address - BASE)
     served.put(0, struct.pack("<8Q", BASE + 100, 50, BASE + 5 * PAGE - 20, 100, 0, 1, LAST, 1 << 63))
     served.put(64, struct.pack("<qqqq", 0, 999, 5, 1 << 40))
-    served.memory.protection[5] = PROT_NONE
+    served.memory.protect(5, PROT_NONE)
     served("mkdir", TEXTS[1], 0o700)
     served("symlink", TEXTS[0], TEXTS[2])
     served("open", TEXTS[0], os.O_RDWR | os.O_CREAT, 0o600)
@@ -52,8 +54,11 @@ def prepare(served: Served) -> None:
 @settings(max_examples=100)
 @given(st.lists(calls, min_size=5, max_size=25))
 def test_everything_is_answered(sequence: list[tuple[str, list[int]]]) -> None:
-    with tempfile.TemporaryDirectory() as base, guest_in(Path(base)) as guest:
-        served = Served(guest.files)
+    with (
+        tempfile.TemporaryDirectory() as base,
+        guest_in(Path(base)) as guest,
+        contextlib.closing(Served(guest.files)) as served,
+    ):
         prepare(served)
         for name, arguments in sequence:
             answer = served(name, *arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls import build_table
+from aether_emu.linux.calls import call_table
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
@@ -40,7 +40,7 @@ class Guest:
         assert scratch == SCRATCH
 
     def _by_number(self) -> list[object]:
-        table = build_table(self.process)
+        table = call_table(self.machine.abi)
         return [table[number] for number in self.machine.abi.system_calls]
 
     def call(self, name: str, *arguments: int) -> int:
@@ -49,7 +49,7 @@ class Guest:
         assert callable(served), name
         six = [argument & (1 << 64) - 1 for argument in arguments] + [0] * (6 - len(arguments))
         try:
-            answer = served(*six)
+            answer = served(self.machine.entry.task, *six)
         except Refused as refused:
             return -refused.errno
         except UserFault:

@@ -172,7 +172,7 @@ def test_the_older_calls_do_the_same(guest: Guest, served: Served) -> None:
 
 
 def test_every_path_argument_may_be_bad(served: Served) -> None:
-    served.memory.protection[5] = PROT_NONE
+    served.memory.protect(5, PROT_NONE)
     bad = BASE + 5 * PAGE
     for name in ("open", "creat", "chdir", "mkdir", "rmdir", "unlink", "mknod", "stat", "truncate", "chmod"):
         assert served(name, bad, 0, 0) == -errno.EFAULT, name

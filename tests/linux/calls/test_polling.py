@@ -8,8 +8,9 @@ import struct
 
 import pytest
 
+from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream, StreamFile
-from tests.linux.calls.twin import BASE, BLOCKED, PAGE, A, F, Served, Twin
+from tests.linux.calls.twin import BASE, BLOCKED, EVERY_SIGNAL, PAGE, A, F, Served, Twin
 from tests.linux.files.conftest import Guest
 
 IN, OUT, ERR, HUP, NVAL, RDNORM, WRNORM = 1, 4, 8, 16, 32, 0x40, 0x100
@@ -172,13 +173,12 @@ def test_without_a_timeout_the_process_waits(guest: Guest, served: Served) -> No
     stdin.stream = Quiet()
     served.put(0, struct.pack("<iHHiHH", counter, IN, 0, 0, IN, 0))
     assert served("poll", BASE, 1, -1) == BLOCKED
-    reason = served.process.blocked
-    assert reason is not None and reason.file is guest.files.table.file(counter) and reason.events & IN
+    assert served.waits_for(guest.files.table.file(counter)) and not served.waits_for(stdin)
     assert served("poll", BASE, 2, -1) == BLOCKED
-    assert served.process.blocked is not None and served.process.blocked.file is stdin
+    assert served.waits_for(stdin)
     served.put(0, struct.pack("<Q", 1 | 1 << counter))
     assert served("select", counter + 1, BASE, 0, 0, 0) == BLOCKED
-    assert served.process.blocked is not None and served.process.blocked.file is stdin
+    assert served.waits_for(stdin)
     assert served.unpack("Q", 0) == (1 | 1 << counter,), "the call is issued again with its sets"
     far = struct.pack("<qq", (1 << 63) - 1, 0)
     served.put(100, far)
@@ -203,7 +203,8 @@ def test_a_signal_that_the_mask_of_the_call_lets_in_ends_it(served: Served, call
             return served(call, counter + 1, wanted, 0, 0, second, pair)
         return served(call, epoll, wanted, 1, 1000 if call == "epoll_pwait" else second, mask, 8)
 
-    served.process.signals.pending = 1 << 9
+    served.handle(10)
+    served.task.signals.post(SignalInfo(10))
     served.put(0, struct.pack("<Q", 1 << 9))
     assert answer() == 0
     served.put(0, struct.pack("<Q", 1 << 5))
@@ -211,6 +212,8 @@ def test_a_signal_that_the_mask_of_the_call_lets_in_ends_it(served: Served, call
     before = served.process.kernel.clock.now_ns
     assert answer() == -errno.EINTR
     assert served.process.kernel.clock.now_ns == before
+    assert served.task.signals.blocked == EVERY_SIGNAL, "the usual mask is back behind the handler"
+    served.task.signals.post(SignalInfo(10))
     served.put(64, struct.pack("<IQ", IN, 1))
     assert served("epoll_ctl", epoll, 1, counter, wanted) == 0
     served.put(100, struct.pack("<Q", 1))
@@ -220,7 +223,7 @@ def test_a_signal_that_the_mask_of_the_call_lets_in_ends_it(served: Served, call
 
 def test_nothing_to_wait_for_is_the_end(served: Served) -> None:
     assert served("poll", 0, 0, -1) == BLOCKED
-    assert served.process.kernel.dead is not None
+    assert served.task.wait is not None and served.task.wait.what == "an event"
 
 
 def test_an_epoll_set_is_waited_for_by_its_members(guest: Guest, served: Served) -> None:
@@ -237,6 +240,6 @@ def test_an_epoll_set_is_waited_for_by_its_members(guest: Guest, served: Served)
     assert served("epoll_ctl", fd, 1, 0, BASE) == 0
     served.put(0, struct.pack("<iHH", fd, IN, 0))
     assert served("poll", BASE, 1, -1) == BLOCKED
-    assert served.process.blocked is not None and served.process.blocked.file is stdin
+    assert served.waits_for(stdin)
     stdin.stream = BufferStream(b"x")
     assert served("poll", BASE, 1, -1) == 1

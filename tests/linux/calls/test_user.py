@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import struct
-from typing import cast
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -13,19 +13,38 @@ from hypothesis import strategies as st
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
+from aether_emu.linux.task.process import Process, Program
+from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu, UserFault
-from tests.linux.calls.twin import BASE, PAGE, PAGES, PROT_NONE, PlainMemory
+from aether_emu.system import Machine
+from tests.linux.calls.twin import BASE, PAGE, PAGES, PROT_NONE, GuestMemory
 
 USER_END = 1 << 47
+CONTENT = bytes(i * 7 + i // PAGE & 0xFF for i in range(PAGES * PAGE))
 BAD = BASE + 5 * PAGE
 
 
-def memory() -> tuple[Cpu, PlainMemory]:
-    """Memory with one forbidden page, and the same as a CPU."""
-    plain = PlainMemory()
-    plain.content[:] = bytes(i * 7 + i // PAGE & 0xFF for i in range(PAGES * PAGE))
-    plain.protection[5] = PROT_NONE
-    return cast(Cpu, plain), plain
+@pytest.fixture(scope="module")
+def guest_memory() -> Iterator[GuestMemory]:
+    """Memory of a machine, the same one for all examples."""
+    machine = Machine("x86_64", ram="4M", aperture="16M")
+    process = Process(machine.kernel, machine.new_space(), Program(b"/empty", [], []))
+    machine.entry.switch(Task(process))
+    memory = GuestMemory(machine, process.mm)
+    yield memory
+    memory.close()
+    machine.cpu.set_root(machine.kernel_half.table.root)
+    process.mm.destroy()
+    machine.close()
+
+
+def fresh(memory: GuestMemory) -> tuple[Cpu, GuestMemory]:
+    """The CPU, and memory with one forbidden page and known contents."""
+    for page in range(PAGES):
+        memory.protect(page, mmap.PROT_READ | mmap.PROT_WRITE)
+    memory.content[:] = CONTENT
+    memory.protect(5, PROT_NONE)
+    return memory.cpu, memory
 
 
 @pytest.mark.parametrize(
@@ -41,8 +60,8 @@ def test_c_integers(register: int, s32: int, u32: int, s64: int) -> None:
     assert (user.s32(register), user.u32(register), user.s64(register)) == (s32, u32, s64)
 
 
-def test_strings_end_where_they_end() -> None:
-    cpu, plain = memory()
+def test_strings_end_where_they_end(guest_memory: GuestMemory) -> None:
+    cpu, plain = fresh(guest_memory)
     plain.content[5 * PAGE - 4 : 5 * PAGE] = b"abc\0"
     assert user.read_string(cpu, BAD - 4) == b"abc"
     plain.content[5 * PAGE - 1 : 5 * PAGE] = b"d"
@@ -64,8 +83,8 @@ def test_the_user_half_has_an_end() -> None:
             user.require_user(address, length, USER_END)
 
 
-def test_one_call_moves_no_more_than_linux_does() -> None:
-    cpu, plain = memory()
+def test_one_call_moves_no_more_than_linux_does(guest_memory: GuestMemory) -> None:
+    cpu, plain = fresh(guest_memory)
     most = 0x7FFF_F000
     assert user.read_buffer(BASE, 1 << 40, USER_END) == [(BASE, most)]
     vector = [(BASE, most - 5), (BASE + 1, 10), (BASE + 2, 3)]
@@ -90,8 +109,10 @@ def good_part(parts: list[user.Piece], most: int) -> list[int]:
 
 
 @given(pieces, st.integers(0, 9000))
-def test_gathering_goes_as_far_as_it_can(parts: list[user.Piece], most: int) -> None:
-    cpu, plain = memory()
+def test_gathering_goes_as_far_as_it_can(
+    guest_memory: GuestMemory, parts: list[user.Piece], most: int
+) -> None:
+    cpu, plain = fresh(guest_memory)
     expected = bytes(plain.content[address - BASE] for address in good_part(parts, most))
     if not expected and min(most, user.total(parts)):
         with pytest.raises(UserFault):
@@ -101,32 +122,36 @@ def test_gathering_goes_as_far_as_it_can(parts: list[user.Piece], most: int) -> 
 
 
 @given(pieces, st.integers(0, 9000))
-def test_scattering_goes_as_far_as_it_can(parts: list[user.Piece], size: int) -> None:
-    cpu, plain = memory()
+def test_scattering_goes_as_far_as_it_can(
+    guest_memory: GuestMemory, parts: list[user.Piece], size: int
+) -> None:
+    cpu, plain = fresh(guest_memory)
     data = bytes(i & 0xFF for i in range(min(size, user.total(parts))))
-    before = bytearray(plain.content)
+    before = bytearray(plain.content[:])
     places = good_part(parts, len(data))
     assert user.scatter(cpu, parts, data) == len(places)
     for address, byte in zip(places, data, strict=False):
         before[address - BASE] = byte
-    assert plain.content == before
+    assert plain.content[:] == before
 
 
 @given(pieces, st.integers(0, 9000))
-def test_probing_finds_the_same_and_changes_nothing(parts: list[user.Piece], most: int) -> None:
-    cpu, plain = memory()
+def test_probing_finds_the_same_and_changes_nothing(
+    guest_memory: GuestMemory, parts: list[user.Piece], most: int
+) -> None:
+    cpu, plain = fresh(guest_memory)
     before, expected = bytes(plain.content), len(good_part(parts, most))
     if not expected and min(most, user.total(parts)):
         with pytest.raises(UserFault):
             user.writable(cpu, parts, most)
     else:
         assert user.writable(cpu, parts, most) == expected
-    assert plain.content == before
+    assert plain.content[:] == before
 
 
-def test_probing_is_about_writing() -> None:
-    cpu, plain = memory()
-    plain.protection[2] = mmap.PROT_READ
+def test_probing_is_about_writing(guest_memory: GuestMemory) -> None:
+    cpu, plain = fresh(guest_memory)
+    plain.protect(2, mmap.PROT_READ)
     assert user.writable(cpu, [(BASE + PAGE, 3 * PAGE)], 3 * PAGE) == PAGE
 
 

@@ -1,4 +1,4 @@
-"""The same system call twice: served by `FileCalls` over a plain memory, and by the kernel under the test.
+"""The same system call twice: served to a program on an emulated machine, and by the kernel under the test.
 
     twin.call("read", F("pipe"), A(4090), 100)
 
@@ -16,22 +16,21 @@ import os
 import platform
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from aether_emu.clock import VirtualClock
-from aether_emu.config import ClockCosts, Config
-from aether_emu.errors import Refused
-from aether_emu.linux.abi import Abi
-from aether_emu.linux.abi.x86_64 import X86Abi
+from aether_emu.linux.abi.signal import SA_RESTORER, UNBLOCKABLE, Action
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
-from aether_emu.linux.calls.files import FileCalls
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.linux.task.process import Process
-from aether_emu.linux.task.signals import SignalInfo
-from aether_emu.machine.cpu import UserFault
+from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
+from aether_emu.linux.task.process import Process, Program
+from aether_emu.linux.task.scheduler import Deadlock, Interrupted
+from aether_emu.linux.task.task import Task
+from aether_emu.mm.mapping import protect_memory
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
+from aether_emu.system import Machine
 
 PAGE = 4096
 PAGES = 10
@@ -83,39 +82,31 @@ class F:
 
 
 Argument = int | A | F
-Memory = bytearray | mmap.mmap
 
 
-class PlainMemory:
-    """What the calls need of a CPU: a run of pages, each readable and writable or less."""
+class GuestMemory:
+    """A run of pages in a guest's address space at BASE, seen from both sides: a host file that is mapped."""
 
-    def __init__(self) -> None:
-        self.content = bytearray(PAGES * PAGE)
-        self.protection = [mmap.PROT_READ | mmap.PROT_WRITE] * PAGES
-        self.pc, self.sp = 0x40_0000, 0x7FFF_0000
+    def __init__(self, machine: Machine, mm: AddressSpace) -> None:
+        self.cpu, self._mm = machine.cpu, mm
+        self.content: mmap.mmap
+        self.resize(PAGES)
 
-    def _check(self, va: int, length: int, needed: int) -> int:
-        """How many bytes from `va` on allow the access."""
-        done = 0
-        while done < length:
-            page = (va + done - BASE) // PAGE
-            if not 0 <= page < len(self.protection) or self.protection[page] & needed != needed:
-                break
-            done += min(PAGE - (va + done) % PAGE, length - done)
-        return done
+    def resize(self, pages: int) -> None:
+        """Fresh pages, readable and writable, in place of those before."""
+        fd = os.memfd_create("guest", os.MFD_CLOEXEC)
+        os.ftruncate(fd, pages * PAGE)
+        self.content = mmap.mmap(fd, pages * PAGE)
+        with os.fdopen(fd, "r+b", buffering=0) as file:
+            self._mm.map_file(file, BASE, pages * PAGE, Protection.READ | Protection.WRITE)
 
-    def copy_from_user(self, va: int, length: int) -> bytes:
-        """See `Cpu.copy_from_user`."""
-        if self._check(va, length, mmap.PROT_READ) < length:
-            raise UserFault(f"{va:#x}")
-        return bytes(self.content[va - BASE : va - BASE + length])
+    def close(self) -> None:
+        """Let go of the test's own view."""
+        self.content.close()
 
-    def copy_to_user(self, va: int, data: bytes) -> None:
-        """See `Cpu.copy_to_user`."""
-        allowed = self._check(va, len(data), mmap.PROT_WRITE)
-        self.content[va - BASE : va - BASE + allowed] = data[:allowed]
-        if allowed < len(data):
-            raise UserFault(f"{va:#x}")
+    def protect(self, page: int, protection: int) -> None:
+        """Change what the guest may do with one page."""
+        protect_memory(self._mm, BASE + page * PAGE, PAGE, protection)
 
 
 class NativeMemory:
@@ -144,84 +135,88 @@ class NativeMemory:
         _libc.munmap(self._whole, (PAGES + 2) * PAGE)
 
 
-@dataclass
-class FakeSignals:
-    """Keeps what is posted."""
-
-    posted: list[SignalInfo] = field(default_factory=list)
-    pending: int = 0
-    """Blocked signals that wait, as a mask."""
-
-    def post(self, info: SignalInfo) -> None:
-        """See `Signals.post`."""
-        self.posted.append(info)
-
-    def suspend(self, mask: int) -> bool:
-        """See `Signals.suspend`."""
-        return bool(self.pending & ~mask)
-
-
-class FakeBackings:
-    """Nothing is mapped."""
-
-    def find(self, key: object) -> None:
-        """See `FileTable.find`."""
-
-
-class FakeKernel:
-    """The parts of a kernel that file calls use."""
-
-    def __init__(self) -> None:
-        self.clock = VirtualClock(ClockCosts())
-        self.file_backings = FakeBackings()
-        self.dead: str | None = None
-
-    def deadlock(self, what: str) -> None:
-        """See `Kernel.deadlock`."""
-        self.dead = what
-
-
-class FakeProcess:
-    """A process with files and a plain memory."""
-
-    def __init__(self, files: Files, abi: Abi) -> None:
-        self.files = files
-        self.cpu = PlainMemory()
-        self.abi = abi
-        self.kernel = FakeKernel()
-        self.signals = FakeSignals()
-        self.config = Config()
-        self.pid = 17
-        self.blocked: WouldBlock | None = None
-
-    def block(self, reason: WouldBlock) -> None:
-        """See `Process.block`."""
-        self.blocked = reason
+EVERY_SIGNAL = (1 << 64) - 1 & ~UNBLOCKABLE
+CODE, STACK = 0x60_0000, 0x70_0000
+HANDLER = CODE + 16
+"""A signal handler that returns at once, and behind it the code it returns through."""
+_RESTORER = CODE + 32
+_X86_CODE = bytes.fromhex("0f05ebfe").ljust(16) + b"\xc3".ljust(16) + bytes.fromhex("b80f0000000f05")
+_ARM64_CODE = bytes.fromhex("010000d400000014")  # svc #0; b .
+_REGISTERS = {
+    "x86_64": ("rip", "rsp", "rax", "rdi", "rsi", "rdx", "r10", "r8", "r9"),
+    "arm64": ("pc", "sp", "x8", "x0", "x1", "x2", "x3", "x4", "x5"),
+}
+_ENOUGH = 16  # blocks for a call and a handler; the rest is a loop that does nothing
 
 
 class Served:
-    """System calls by name on a guest's files, answered as the kernel's entry point answers."""
+    """A program on a machine that makes system calls by name, one at a time, on a guest's files.
 
-    def __init__(self, files: Files, abi: Abi | None = None) -> None:
-        self.process = FakeProcess(files, abi or X86Abi())
-        self.memory = self.process.cpu
-        self.calls = FileCalls(cast(Process, self.process))
+    It blocks every signal, so that those it gets can be looked at.
+    """
+
+    def __init__(self, files: Files, isa: str = "x86_64") -> None:
+        self.machine = Machine(isa, ram="4M", aperture="16M", pause=self._nobody_comes)
+        mm = self.machine.new_space()
+        self.process = Process(self.machine.kernel, mm, Program(b"/served", [], []), pid=17)
+        self.process.files = files
+        self.task = Task(self.process)
+        self.task.signals.blocked = EVERY_SIGNAL
+        self._isa, self._files = isa, files
+        self._numbers = {name: number for number, name in self.machine.abi.system_calls.items()}
+        self.machine.entry.switch(self.task)
+        self.machine.scheduler.add(self.task)
+        for start in (CODE, STACK):
+            mm.insert(
+                mm.new_area(start, start + 4 * PAGE, Protection.READ | Protection.WRITE | Protection.EXECUTE)
+            )
+        self.machine.cpu.copy_to_user(CODE, _X86_CODE if isa == "x86_64" else _ARM64_CODE)
+        self.memory = GuestMemory(self.machine, mm)
+
+    def close(self) -> None:
+        """Take the machine apart. The files stay the caller's."""
+        self._give_up()
+        self.machine.cpu.set_root(self.machine.kernel_half.table.root)
+        self.process.mm.destroy()
+        self.memory.close()
+        self.machine.close()
+
+    def _nobody_comes(self) -> None:
+        raise Interrupted
+
+    def _give_up(self) -> None:
+        """Forget a call that waits."""
+        if self.task.wait is not None:
+            self.task.leave_queues()
+            self.task.done_waiting()
+            self.task.signals.end_suspension()
 
     def __call__(self, name: str, *arguments: int) -> int | str:
         """The result, a negative errno, or BLOCKED."""
-        self.process.blocked = self.process.kernel.dead = None
+        self._give_up()
         six = [argument & (1 << 64) - 1 for argument in arguments] + [0] * (6 - len(arguments))
+        pc, sp, number, *registers = _REGISTERS[self._isa]
+        values = {pc: CODE, sp: STACK + 3 * PAGE, number: self._numbers[name]}
+        self.machine.cpu.load_registers(values | dict(zip(registers, six, strict=True)))
+        return self.again()
+
+    def again(self) -> int | str:
+        """The same for a call that was BLOCKED, and may have got what it waits for."""
         try:
-            result = getattr(self.calls, f"sys_{name}")(*six)
-        except Refused as refused:
-            return -refused.errno
-        except UserFault:
-            return -errno.EFAULT
-        if result is None:
-            assert self.process.blocked is not None or self.process.kernel.dead
+            assert not self.machine.scheduler.run(_ENOUGH), "the program never ends"
+        except (Deadlock, Interrupted):
             return BLOCKED
-        assert isinstance(result, int)
-        return result
+        result = self.machine.cpu.read("rax" if self._isa == "x86_64" else "x0")
+        return result - (1 << 64) if result >> 63 else result
+
+    def waits_for(self, file: OpenFile) -> bool:
+        """Whether the call that is BLOCKED waits for this file."""
+        wait = self.task.wait
+        return wait is not None and bool({*wait.queues} & {*file.queues(POLLIN | POLLOUT)})
+
+    def handle(self, number: int) -> None:
+        """Install the handler that does nothing."""
+        self.process.set_action(number, Action(HANDLER, SA_RESTORER, _RESTORER))
 
     def put(self, offset: int, data: bytes) -> int:
         """Store into memory, whatever its protection. Returns the address."""
@@ -257,15 +252,16 @@ class Twin:
         for _, native in self._descriptors.values():
             os.close(native)
         self.native.close()
+        self.served.close()
 
     @property
-    def memories(self) -> tuple[Memory, Memory]:
+    def memories(self) -> tuple[mmap.mmap, mmap.mmap]:
         """The contents of both."""
         return self.served.memory.content, self.native.content
 
     def protect(self, page: int, protection: int) -> None:
         """Set the protection of one page in both memories."""
-        self.served.memory.protection[page] = protection
+        self.served.memory.protect(page, protection)
         self.native.protect(page, protection)
 
     def forbid(self, *pages: int) -> None:

@@ -13,8 +13,7 @@ from aether_emu.linux.files.capture import CaptureError, Restored, State, captur
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
-from aether_emu.linux.files.open_file import OpenFile, WouldBlock
-from aether_emu.linux.files.stat import Stat
+from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.streams import BufferStream
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
 
@@ -218,33 +217,6 @@ def test_a_file_that_is_gone_at_restoring_is_named_and_nothing_leaks(guest: Gues
     with pytest.raises(CaptureError, match=r"/w/f can't be opened again: ENOENT"):
         again(state)
     assert host_descriptors() == before
-
-
-class Foreign(OpenFile):
-    """A kind of file from outside this folder."""
-
-    kind = "foreign"
-
-    def capture(self) -> dict[str, object]:
-        return {"secret": 42}
-
-
-def test_foreign_kinds_are_restored_by_their_own_makers(guest: Guest) -> None:
-    stat = Stat(0, 1, 0o600, 1, 0, 0, 0, 0, 0, 0, 0)
-    fd = guest.files.table.install(Foreign(fl.O_RDWR, stat))
-    state = capture([guest.files])
-    namespace = Namespace(None, [Bind(guest.w, "/w", True), Bind(guest.r, "/r")], "/w", random=bytes)
-    seen: list[State] = []
-
-    def make(described: State) -> OpenFile:
-        seen.append(described)
-        return Foreign(described["flags"], stat)
-
-    (files,) = restore(state, namespace, [Source()], guest.streams, {"foreign": make}).processes
-    assert isinstance(files.table.file(fd), Foreign)
-    assert seen[0]["secret"] == 42
-    files.close_all()
-    namespace.close()
 
 
 def test_nothing_to_capture_is_nothing_to_restore(guest: Guest) -> None:

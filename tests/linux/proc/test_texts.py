@@ -17,6 +17,7 @@ from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.files.synthetic import ControlFile
 from aether_emu.linux.task.process import Process
+from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
@@ -57,6 +58,10 @@ def process(machine: Machine, fresh: Process) -> Process:
     return fresh
 
 
+def _cpu(process: Process) -> Cpu:
+    return process.kernel.cpus[0]
+
+
 def _read(process: Process, name: str) -> bytes:
     fd = process.files.open(fl.AT_FDCWD, f"/proc/{name}".encode(), fl.O_RDONLY)
     try:
@@ -78,7 +83,7 @@ def _program(process: Process) -> Path:
 
 def _new_area(process: Process, pages: int, protection: Protection, **more: object) -> tuple[int, int]:
     """An area of its own in free space, with nothing behind it yet."""
-    space = process.space
+    space = process.mm
     length = pages * space.page_size
     start = space.areas.gap_below(3 * length, space.limits.user_base, space.mmap_base)
     assert start is not None
@@ -89,7 +94,7 @@ def _new_area(process: Process, pages: int, protection: Protection, **more: obje
 
 def test_maps_has_a_line_for_each_area(process: Process) -> None:
     lines = [_LINE.fullmatch(line) for line in _read(process, "self/maps").splitlines()]
-    areas = list(process.space.areas)
+    areas = list(process.mm.areas)
     assert len(lines) == len(areas) > 2
     for line, area in zip(lines, areas, strict=True):
         assert line is not None
@@ -107,7 +112,7 @@ def test_maps_shows_the_files_own_bytes_where_it_says(process: Process) -> None:
         if line["name"] == bytes(_program(process)) and line["flags"][1:2] == b"-":
             offset, start = int(line["offset"], 16), int(line["start"], 16)
             piece = content[offset : offset + 4096]
-            assert process.cpu.copy_from_user(start, len(piece)) == piece
+            assert _cpu(process).copy_from_user(start, len(piece)) == piece
             known = process.files.stat(fl.AT_FDCWD, bytes(_program(process)))
             device = b"%02x:%02x" % (os.major(known.dev), os.minor(known.dev))
             assert (int(line["inode"]), line["device"]) == (known.ino, device)
@@ -118,12 +123,12 @@ def test_maps_shows_the_files_own_bytes_where_it_says(process: Process) -> None:
 def test_maps_names_the_stack_where_the_stack_pointer_is(process: Process) -> None:
     (line,) = [line for line in _read(process, "self/maps").splitlines() if line.endswith(b"[stack]")]
     start, end = (int(text, 16) for text in line.split()[0].split(b"-"))
-    assert start <= process.cpu.sp < end
+    assert start <= _cpu(process).sp < end
 
 
 def test_maps_follows_what_is_mapped_now(process: Process) -> None:
     before = _read(process, "self/maps")
-    space = process.space
+    space = process.mm
     start, end = _new_area(process, 3, Protection.READ, name="[new]")
     assert f"{start:x}-{end:x} r--p".encode() in _read(process, "self/maps")
     space.unmap(start, end)
@@ -131,7 +136,7 @@ def test_maps_follows_what_is_mapped_now(process: Process) -> None:
 
 
 def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> None:
-    space = process.space
+    space = process.mm
     page, areas = space.page_size, space.areas
     mapped = [va for area in areas for va in range(area.start, area.end, page) if _present(process, va)]
     size = sum(area.length for area in space.areas)
@@ -149,15 +154,15 @@ def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> No
 
 
 def _present(process: Process, va: int) -> bool:
-    return type(process.space.walk(va)).__name__ == "Mapped"
+    return type(process.mm.walk(va)).__name__ == "Mapped"
 
 
 def test_resident_memory_grows_by_the_page_that_is_touched(process: Process) -> None:
     before = int(_status(process)["RssAnon"].split()[0])
-    stack = next(area for area in process.space.areas if area.name == "[stack]")
+    stack = next(area for area in process.mm.areas if area.name == "[stack]")
     assert not _present(process, stack.start)
-    process.cpu.copy_to_user(stack.start, b"x")
-    assert int(_status(process)["RssAnon"].split()[0]) == before + (process.space.page_size >> 10)
+    _cpu(process).copy_to_user(stack.start, b"x")
+    assert int(_status(process)["RssAnon"].split()[0]) == before + (process.mm.page_size >> 10)
 
 
 def test_auxv_is_what_lies_on_the_stack(process: Process) -> None:
@@ -165,7 +170,7 @@ def test_auxv_is_what_lies_on_the_stack(process: Process) -> None:
     pairs = list(struct.iter_unpack("<QQ", vector))
     assert pairs[-1] == (0, 0)
     pointers = 8 * (1 + 3 + 1 + 1 + 1)  # argc, argv and its end, envp and its end
-    assert process.cpu.copy_from_user(process.program.stack_pointer + pointers, len(vector)) == vector
+    assert _cpu(process).copy_from_user(process.program.stack_pointer + pointers, len(vector)) == vector
 
 
 def test_links_and_texts_of_the_program(process: Process) -> None:
@@ -181,10 +186,10 @@ def test_links_and_texts_of_the_program(process: Process) -> None:
 
 def test_meminfo_adds_up(process: Process) -> None:
     rows = dict(re.findall(rb"(\w+): +(\d+) kB", _read(process, "meminfo")))
-    buddy, kib = process.kernel.physical.buddy, process.space.page_size >> 10
+    buddy, kib = process.kernel.physical.buddy, process.mm.page_size >> 10
     assert int(rows[b"MemTotal"]) == buddy.total * kib == 8 << 10
     assert int(rows[b"MemFree"]) == buddy.free_frames * kib
-    assert int(rows[b"PageTables"]) >= process.space.table.tables * kib
+    assert int(rows[b"PageTables"]) >= process.mm.table.tables * kib
 
 
 def test_system_settings_are_those_of_the_machine(process: Process) -> None:
@@ -243,16 +248,16 @@ def test_smaps_has_linuxs_fields_below_the_lines_of_maps(process: Process) -> No
     lines = _read(process, "self/smaps").splitlines(keepends=True)
     height = 1 + len(_OF_AREA) + 2
     assert b"".join(lines[::height]) == _read(process, "self/maps")
-    for area in process.space.areas:
+    for area in process.mm.areas:
         sizes, _flags = _smaps(process)[area.start]
         assert tuple(sizes) == _OF_AREA
         assert sizes["Size"] == area.length >> 10
-        assert sizes["KernelPageSize"] == sizes["MMUPageSize"] == process.space.page_size >> 10
+        assert sizes["KernelPageSize"] == sizes["MMUPageSize"] == process.mm.page_size >> 10
 
 
 def test_smaps_rollup_is_the_sum_of_smaps(process: Process) -> None:
     head, *fields = _read(process, "self/smaps_rollup").decode().splitlines()
-    areas = list(process.space.areas)
+    areas = list(process.mm.areas)
     span = f"{areas[0].start:08x}-{areas[-1].end:08x}"
     assert head == f"{span} ---p 00000000 00:00 0".ljust(73) + "[rollup]"
     total = _sizes(fields)
@@ -281,7 +286,7 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
             0
         ]: "rd mr me ms",
     }
-    wanted |= {area.start: "rd wr mr mw me gd" for area in process.space.areas if area.name == "[stack]"}
+    wanted |= {area.start: "rd wr mr mw me gd" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted
     assert "rd ex mr mw me" in {flags for _sizes, flags in shown.values()}, "the program's code"
@@ -289,23 +294,23 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
 
 def test_a_page_that_was_only_read_is_the_zero_page_and_nobodys_memory(process: Process) -> None:
     start, _end = _new_area(process, 2, Protection.READ | Protection.WRITE)
-    process.cpu.copy_from_user(start, 1)
+    _cpu(process).copy_from_user(start, 1)
     sizes, _flags = _smaps(process)[start]
     assert sizes["Rss"] == sizes["Pss"] == sizes["Referenced"] == 0
-    process.cpu.copy_to_user(start, b"x")
+    _cpu(process).copy_to_user(start, b"x")
     sizes, _flags = _smaps(process)[start]
-    kib = process.space.page_size >> 10
+    kib = process.mm.page_size >> 10
     for name in ("Rss", "Pss", "Pss_Dirty", "Private_Dirty", "Referenced", "Anonymous"):
         assert sizes[name] == kib, name
 
 
 def test_a_page_that_two_entries_show_is_shared_and_counts_half_for_each(process: Process) -> None:
-    rw, kib = Protection.READ | Protection.WRITE, process.space.page_size >> 10
+    rw, kib = Protection.READ | Protection.WRITE, process.mm.page_size >> 10
     backing = SharedMemory(process.kernel.physical, 1)
     first, second = (_new_area(process, 1, rw, shared=True, backing=backing)[0] for _ in range(2))
-    process.cpu.copy_to_user(first, b"x")
+    _cpu(process).copy_to_user(first, b"x")
     assert _smaps(process)[first][0]["Private_Dirty"] == _smaps(process)[first][0]["Pss"] == kib
-    process.cpu.copy_to_user(second, b"x")
+    _cpu(process).copy_to_user(second, b"x")
     for start in (first, second):
         sizes, _flags = _smaps(process)[start]
         assert (sizes["Rss"], sizes["Pss"], sizes["Shared_Dirty"]) == (kib, kib // 2, kib)
@@ -315,20 +320,20 @@ def test_a_page_that_two_entries_show_is_shared_and_counts_half_for_each(process
 
 def test_a_page_that_nobody_may_touch_still_takes_memory(process: Process) -> None:
     start, end = _new_area(process, 1, Protection.READ | Protection.WRITE)
-    process.cpu.copy_to_user(start, b"x")
-    area = process.space.areas.find(start)
+    _cpu(process).copy_to_user(start, b"x")
+    area = process.mm.areas.find(start)
     assert area is not None
-    process.space.protect(area, start, end, Protection.NONE)
+    process.mm.protect(area, start, end, Protection.NONE)
     sizes, _flags = _smaps(process)[start]
-    assert sizes["Rss"] == sizes["Private_Dirty"] == process.space.page_size >> 10
+    assert sizes["Rss"] == sizes["Private_Dirty"] == process.mm.page_size >> 10
 
 
 @pytest.mark.parametrize(("what", "kept"), [(b"1", ""), (b"2\n", "file"), (b" 3", "anon"), (b"4", "both")])
 def test_clear_refs_forgets_areas_of_one_kind(fresh: Process, what: bytes, kept: str) -> None:
     anonymous, _end = _new_area(fresh, 1, Protection.READ | Protection.WRITE)
-    fresh.cpu.copy_to_user(anonymous, b"x")
-    by_file = next(area.start for area in fresh.space.areas if area.backing is not None)
-    fresh.cpu.copy_from_user(by_file, 1)
+    _cpu(fresh).copy_to_user(anonymous, b"x")
+    by_file = next(area.start for area in fresh.mm.areas if area.backing is not None)
+    _cpu(fresh).copy_from_user(by_file, 1)
 
     def referenced(start: int) -> bool:
         return _smaps(fresh)[start][0]["Referenced"] > 0
@@ -337,8 +342,8 @@ def test_clear_refs_forgets_areas_of_one_kind(fresh: Process, what: bytes, kept:
     assert _clear_refs(fresh, what) == len(what)
     assert referenced(anonymous) == (kept in ("anon", "both"))
     assert referenced(by_file) == (kept in ("file", "both"))
-    fresh.cpu.copy_to_user(anonymous, b"y")
-    fresh.cpu.copy_from_user(by_file, 1)
+    _cpu(fresh).copy_to_user(anonymous, b"y")
+    _cpu(fresh).copy_from_user(by_file, 1)
     assert referenced(anonymous) and referenced(by_file)
 
 
@@ -388,7 +393,7 @@ def test_smaps_of_many_areas_agrees_with_each_of_them(process: Process) -> None:
     starts = [_new_area(process, pages, rw)[0] for pages in (1, 2, 3, 4, 5)]
     for number, start in enumerate(starts):
         for page in range(number):
-            process.cpu.copy_to_user(start + page * process.space.page_size, b"x")
-    shown, kib = _smaps(process), process.space.page_size >> 10
+            _cpu(process).copy_to_user(start + page * process.mm.page_size, b"x")
+    shown, kib = _smaps(process), process.mm.page_size >> 10
     assert [shown[start][0]["Rss"] // kib for start in starts] == [0, 1, 2, 3, 4]
     assert [shown[start][0]["Size"] // kib for start in starts] == [1, 2, 3, 4, 5]

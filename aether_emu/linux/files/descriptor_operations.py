@@ -1,4 +1,4 @@
-"""System calls on descriptors: moving data, sizes, and the descriptors themselves.
+"""What a process does with descriptors: moving data, sizes, and the descriptors themselves.
 
 `files.Files` adds the calls on paths. Each method is one call, with the kernel's argument order.
 """
@@ -17,7 +17,7 @@ from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLNVAL, OpenFile, WouldBlock
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.stat import Stat, StatFs
-from aether_emu.linux.files.table import FileTable
+from aether_emu.linux.files.table import DescriptorTable
 
 _COPY_STEP = 1 << 16
 _COPY_MOST = 1 << 24
@@ -31,10 +31,10 @@ _FD_CLOEXEC = 1
 _F_UNLCK = 2
 
 
-class DescriptorCalls:
+class DescriptorOperations:
     """The calls of one process on `table`, in `namespace`. See `files.Files`."""
 
-    def __init__(self, namespace: Namespace, table: FileTable) -> None:
+    def __init__(self, namespace: Namespace, table: DescriptorTable) -> None:
         self.namespace = namespace
         self.table = table
 

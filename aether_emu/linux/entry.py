@@ -1,0 +1,181 @@
+"""One CPU's way into the kernel: faults, traps and system calls of the task that runs there.
+
+    CPU --on_fault--> fault --Resolved--> guest goes on
+                                \\-AccessError, BusError, OutOfMemory--> signals
+                                 \\-Blocked--> the task waits, the instruction is made again
+    CPU --on_system_call--> table[number](task, arguments)
+                                \\-Wait--> the task waits, the call is made again
+    CPU --on_trap--> signals
+
+The entry points only let a task wait and leave the CPU; what comes next is the scheduler's decision.
+"""
+
+from __future__ import annotations
+
+import errno
+
+from aether_emu.errors import Refused
+from aether_emu.linux.abi.signal import (
+    BUS_ADRERR,
+    SEGV_ACCERR,
+    SEGV_MAPERR,
+    SIGBUS,
+    SIGKILL,
+    SIGSEGV,
+    SignalInfo,
+)
+from aether_emu.linux.calls import call_table
+from aether_emu.linux.kernel import UNKNOWN, Kernel
+from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import PageWait, Wait
+from aether_emu.machine.cpu import Trap, UserFault
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, OutOfMemory
+from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.percpu import PerCpu
+
+
+class Entry:
+    """The entry points of one CPU. `task` is the one it runs, or ran last; there is none before `switch`."""
+
+    task: Task
+
+    def __init__(self, kernel: Kernel, percpu: PerCpu) -> None:
+        self.kernel, self.percpu = kernel, percpu
+        cpu = self.cpu = percpu.cpu
+        self._fault_in = percpu.fault
+        self._physical = kernel.physical
+        self._calls = call_table(kernel.abi)
+        self._made = kernel.calls_made
+        cpu.on_fault = self._fault
+        cpu.resolve = self._resolve
+        cpu.on_rewrite = self._rewritten
+        cpu.code_changes = lambda: kernel.physical.code.mutable
+        cpu.on_trap = self._trap
+        cpu.on_system_call = self._system_call
+
+    def switch(self, task: Task) -> None:
+        """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
+        self.percpu.take_over()
+        before = getattr(self, "task", None)
+        if before is task and task.running:
+            return
+        if before is not None and before.running:
+            before.leave()
+        self.task = task
+        self.percpu.enter(task.process.mm)
+        task.enter(self.cpu)
+
+    # ---- faults
+
+    def _fault(self, va: int, access: int) -> None:
+        outcome = self._fault_in(va, access)
+        if outcome is not RESOLVED:
+            self._refuse(outcome, va, access)
+
+    def _resolve(self, va: int, access: int) -> bool:
+        """A fault of a call's own access. Raises Wait when the page is on its way: the call is made again."""
+        outcome = self._fault_in(va, access)
+        match outcome:
+            case Blocked(on):
+                raise PageWait(on, self.task.wait)
+            case OutOfMemory():
+                self._out_of_memory()
+        return outcome is RESOLVED
+
+    def _rewritten(self, va: int, length: int) -> None:
+        """The kernel wrote user memory: code in it, under this or another address, must not run stale."""
+        if self._physical.code.mutable:
+            self.task.process.mm.written(va, length)
+
+    def _refuse(self, outcome: object, va: int, access: int) -> None:
+        signals = self.task.signals
+        match outcome:
+            case AccessError(_, mapped):
+                code = SEGV_ACCERR if mapped else SEGV_MAPERR
+                signals.force(SignalInfo(SIGSEGV, code, va, access=access))
+            case BusError():
+                signals.force(SignalInfo(SIGBUS, BUS_ADRERR, va, access=access))
+            case OutOfMemory():
+                self._out_of_memory()
+            case Blocked(on):
+                self.task.start_waiting(PageWait(on, None), None)
+                self.cpu.stop()
+            case _:
+                raise AssertionError(f"fault outcome {outcome!r}")
+
+    def _out_of_memory(self) -> None:
+        self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))
+
+    def _trap(self, trap: Trap) -> None:
+        self.task.signals.force(self.kernel.abi.trap_signal(self.cpu, trap))
+
+    def lost(self, address: int) -> None:
+        """Memory behind `address` is gone: the task's SIGBUS."""
+        self._physical.counters.n[Event.FAULT_BUS] += 1
+        self.task.signals.force(SignalInfo(SIGBUS, BUS_ADRERR, address))
+
+    # ---- system calls
+
+    def _system_call(self, number: int, a: int, b: int, c: int, d: int, e: int, f: int) -> int | None:
+        number &= 0xFFFF_FFFF
+        try:
+            call = self._calls[number]
+            self._made[number] += 1
+            if call is None:
+                return -errno.ENOSYS
+            return call(self.task, a, b, c, d, e, f)
+        except Refused as refused:
+            return -refused.errno
+        except UserFault:
+            return -errno.EFAULT
+        except Wait as wait:
+            return self._must_wait(wait, number, (a, b, c, d, e, f))
+        except NotReady as later:
+            return self._must_wait(PageWait(later.on, self.task.wait), number, (a, b, c, d, e, f))
+        except IndexError:
+            if number < len(self._calls):
+                raise
+            self._made[UNKNOWN] += 1
+            return -errno.ENOSYS
+
+    def _must_wait(self, wait: Wait, number: int, arguments: tuple[int, ...]) -> int | None:
+        """The answer if a signal ends the wait before it began, else None: the task waits."""
+        if wait.ends_by_signal and self.task.signals.interrupts():
+            return wait.interrupted
+        self.task.start_waiting(wait, (number, arguments))
+        self.cpu.stop()
+        return None
+
+    def resume(self) -> None:
+        """The task's wait is over: make its call again, with the same arguments. It may wait anew."""
+        task = self.task
+        task.leave_queues()
+        if task.call is None:
+            task.done_waiting()
+            return
+        number, arguments = task.call
+        call = self._calls[number]
+        assert call is not None, "a call that does not exist waits for nothing"
+        try:
+            result = call(task, *arguments)
+        except Refused as refused:
+            result = -refused.errno
+        except UserFault:
+            result = -errno.EFAULT
+        except (Wait, NotReady) as unfinished:
+            wait = unfinished if isinstance(unfinished, Wait) else PageWait(unfinished.on, task.wait)
+            result = self._must_wait(wait, number, arguments)
+            if result is None:
+                return
+        task.done_waiting()
+        assert result is not None, "a call that waited has a result"
+        if result != -errno.EINTR:
+            task.signals.end_suspension()
+        self.kernel.abi.finish_call(self.cpu, result)
+
+    def before_user(self) -> None:
+        """The task is about to go on in its program: signals that came meanwhile are delivered."""
+        if self.task.signals.ready():
+            self.task.signals.deliver()

@@ -1,0 +1,190 @@
+"""Who runs next: the outermost loop of a machine.
+
+    next task --> Entry.switch --> its call again, if it waited --> cpu.run --> why did it come back?
+        |
+        no task can run: idle
+            the host has brought something       wake who waits for it
+            somebody waits until some time       advance the clock to the earliest deadline
+            somebody waits for the host          `pause` a little, and look again
+            else                                 Deadlock
+
+Only this file idles, advances the clock for a wait, and finds deadlocks. Tasks take turns in the order
+in which they were added, so one seed gives one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from aether_emu.errors import AetherError, EngineError
+from aether_emu.linux.entry import Entry
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.task import Task
+from aether_emu.machine.cpu import ExitReason
+from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
+from aether_emu.mm.rmap import lowest_address
+from aether_emu.waiting import HostQueue
+
+TURN = 10_000
+"""Blocks that a task executes before another one that can run gets its turn."""
+
+
+class Interrupted(Exception):
+    """The run was ended from outside (Ctrl-C, a timeout)."""
+
+
+class Deadlock(AetherError):
+    """Every task waits for something that nobody can bring about. `waiting` are the tasks."""
+
+    def __init__(self, waiting: Sequence[Task]) -> None:
+        self.waiting = tuple(waiting)
+        whats = [task.wait.what for task in waiting if task.wait is not None]
+        if len(whats) == 1:
+            super().__init__(f"the program waits for {whats[0]} that nobody can change")
+            return
+        each = (
+            f"task {task.tid} ({task.name.decode('utf-8', 'backslashreplace')}) waits for {what}"
+            for task, what in zip(waiting, whats, strict=True)
+        )
+        super().__init__(f"{', '.join(each)}: nobody can change that")
+
+
+class Scheduler:
+    """Runs tasks on one CPU.
+
+    `tasks` are the living ones, the next to be asked first. `pause` sleeps a little while only the host can
+    bring something, and raises when the run is to end. `lost_pages` names the file pages that vanished under
+    the guest since the last call.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        entry: Entry,
+        *,
+        pause: Callable[[], None],
+        lost_pages: Callable[[], list[tuple[ApertureFile, int]]],
+    ) -> None:
+        self.kernel, self.entry = kernel, entry
+        self.tasks: list[Task] = []
+        self._pause, self._lost_pages = pause, lost_pages
+
+    def add(self, task: Task) -> None:
+        """Run the task when its turn comes."""
+        self.tasks.append(task)
+
+    def run(self, budget: int | None = None) -> bool:
+        """Run until every task has ended (True), or for `budget` blocks (False).
+
+        Raises Interrupted, Deadlock, EngineError.
+        """
+        cpu = self.entry.cpu
+        limit = None if budget is None else cpu.blocks + budget
+        while self._bury():
+            if cpu.take_interrupt():
+                raise Interrupted
+            task = self._next()
+            if task is None:
+                self._idle()
+                continue
+            self.entry.switch(task)
+            if task.wait is not None:
+                self.entry.resume()
+                if task.wait is not None:
+                    continue
+            self.entry.before_user()
+            if not task.process.is_over and self._turn(limit):
+                return False
+        return True
+
+    def _bury(self) -> bool:
+        """Let go of the tasks of processes that have ended. Whether any task is left."""
+        for task in [task for task in self.tasks if task.process.is_over]:
+            self.tasks.remove(task)
+            if task.wait is not None:
+                task.leave_queues()
+                task.done_waiting()
+            if not any(other.process is task.process for other in self.tasks):
+                task.process.files.close_all()
+        return bool(self.tasks)
+
+    def _next(self) -> Task | None:
+        """The next task that can go on, which goes to the end of the line; None if all wait."""
+        now = self._now()
+        for task in self.tasks:
+            if task.can_go_on(now):
+                self.tasks.remove(task)
+                self.tasks.append(task)
+                return task
+        return None
+
+    def _now(self) -> int:
+        """Virtual time in ns. It passes for one who sleeps while others run; alone, only by `_idle`."""
+        if any(task.wait is None for task in self.tasks) and any(
+            task.wait is not None and task.wait.deadline is not None for task in self.tasks
+        ):
+            return self.kernel.observe_time()
+        return self.kernel.clock.now_ns
+
+    def _turn(self, limit: int | None) -> bool:
+        """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
+        cpu = self.entry.cpu
+        turn = None if limit is None else limit - cpu.blocks
+        if len(self.tasks) > 1:
+            turn = TURN if turn is None else min(turn, TURN)
+        ended = self.entry.percpu.run(turn)
+        match ended.reason:
+            case ExitReason.STOPPED:
+                pass
+            case ExitReason.BUDGET:
+                return limit is not None and cpu.blocks >= limit
+            case ExitReason.INTERRUPTED:
+                raise Interrupted
+            case ExitReason.BUS:  # an entry points at no memory: the engine does not say which
+                self.entry.lost(cpu.pc)
+            case ExitReason.STRAY:
+                self._lose_pages()
+            case _:
+                raise EngineError(f"at {cpu.pc:#x}: {ended.detail}")
+        return False
+
+    # ---- idling
+
+    def _idle(self) -> None:
+        """No task can run: let the host, or time, bring on what one of them waits for. Raises Deadlock."""
+        waits = [task.wait for task in self.tasks if task.wait is not None]
+        of_host = [queue for wait in waits for queue in wait.queues if isinstance(queue, HostQueue)]
+        arrived = [queue for queue in of_host if queue.arrived()]
+        deadlines = [wait.deadline for wait in waits if wait.ends_by_time and wait.deadline is not None]
+        if arrived:
+            for queue in arrived:
+                queue.wake()
+        elif deadlines:
+            clock = self.kernel.clock
+            clock.advance(max(0, min(deadlines) - clock.now_ns))
+        elif of_host:
+            self._pause()
+        else:
+            raise Deadlock(self.tasks)
+
+    # ---- files that shrink under the guest
+
+    def _lose_pages(self) -> None:
+        """Pages of files that the host took away under the guest: unmap them, SIGBUS for those that are gone.
+
+        A page that is larger than the host's may have lost a part only. It goes on from there, with zeros.
+        """
+        files = self.kernel.file_backings
+        for file, page in self._lost_pages():
+            backing = files.showing(file)
+            if backing is None:
+                continue
+            files.unmap_pages(backing, page, 1)
+            try:
+                backing.frames(page, 1, write=False)
+                continue
+            except (BeyondEnd, BackingFailed):
+                pass
+            address = lowest_address(backing, page, self.entry.task.process.mm)
+            if address is not None:
+                self.entry.lost(address)

@@ -1,0 +1,147 @@
+"""One task: a thread of a process, on a CPU or off it, and what it waits for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.wait import Unfinished, Wait
+from aether_emu.machine.cpu import Cpu
+
+NAME_MAX = 15
+
+
+class Task:
+    """A task. It is a member of its process from the moment it is made.
+
+    On a CPU, the CPU has its registers; off it, `registers` has them (empty before it first ran). `wait`
+    is None while it can run; with it, it stands in the queues of `wait` until one is woken. `call` is the
+    system call in progress, (number, arguments), to be made again when the wait is over; None when it waits
+    for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
+    """
+
+    def __init__(self, process: Process, tid: int | None = None) -> None:
+        self.process = process
+        self.tid = process.pid if tid is None else tid
+        self.name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
+        self.signals = TaskSignals(self)
+        self.registers: dict[str, int] = {}
+        self.wait: Wait | None = None
+        self.call: tuple[int, tuple[int, ...]] | None = None
+        self.clear_child_tid = 0
+        self.robust_list = (0, 0)
+        self._cpu: Cpu | None = None
+        process.tasks.append(self)
+
+    # ---- on a CPU and off it
+
+    @property
+    def running(self) -> bool:
+        """Whether a CPU has its registers."""
+        return self._cpu is not None
+
+    @property
+    def cpu(self) -> Cpu:
+        """The CPU it is on, which every system call of it may ask for."""
+        assert self._cpu is not None, f"task {self.tid} is on no CPU"
+        return self._cpu
+
+    def enter(self, cpu: Cpu) -> None:
+        """Put it on `cpu`, which has its address space already."""
+        self._cpu = cpu
+        if self.registers:
+            cpu.load_registers(self.registers)
+            self.registers = {}
+        self.signals.update()
+
+    def leave(self) -> None:
+        """Take it off its CPU."""
+        self.registers = self.cpu.registers()
+        self._cpu = None
+
+    def stop(self) -> None:
+        """Leave the CPU's run loop when its current callback returns; nothing if it is on none."""
+        if self._cpu is not None:
+            self._cpu.stop()
+
+    # ---- waiting
+
+    def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
+        """Stand in the queues of `wait`; `call` is to be made again afterwards."""
+        self.wait, self.call = wait, call
+        for queue in wait.queues:
+            queue.add(self)
+
+    def leave_queues(self) -> None:
+        """The wait is over, for whatever reason."""
+        assert self.wait is not None
+        for queue in self.wait.queues:
+            queue.remove(self)
+
+    def wake(self) -> None:
+        """See `waiting.Waiter`: a queue it stands in was woken."""
+        assert self.wait is not None, f"task {self.tid} stands in a queue and does not wait"
+        self.wait.woken = True
+        self.leave_queues()
+
+    def done_waiting(self) -> None:
+        """What it waited for is over and done with."""
+        self.wait = self.call = None
+
+    def can_go_on(self, now: int) -> bool:
+        """Whether it is worth running it at virtual time `now`, in ns."""
+        wait = self.wait
+        if wait is None or wait.woken:
+            return True
+        if wait.ends_by_time and wait.deadline is not None and wait.deadline <= now:
+            return True
+        return wait.ends_by_signal and self.signals.interrupts()
+
+    # ---- what calls ask
+
+    def deadline(self, after: int | None) -> int | None:
+        """When the call in progress gives up, in virtual ns: `after` ns from when it was first made."""
+        if self.wait is not None:
+            return self.wait.deadline
+        return None if after is None else self.process.kernel.clock.now_ns + after
+
+    def has_waited_until(self, deadline: int | None) -> bool:
+        """Whether virtual time has come to `deadline`."""
+        return deadline is not None and self.process.kernel.clock.now_ns >= deadline
+
+    @property
+    def progress(self) -> tuple[int, ...]:
+        """What the call in progress had done when it last waited; empty the first time."""
+        return self.wait.progress if self.wait is not None else ()
+
+    def checkpoint(self, *progress: int) -> None:
+        """For long calls: let the run end here if it is to end. The call is made again with `progress`."""
+        if self.cpu.interrupted:
+            raise Unfinished(*progress)
+
+    # ---- state
+
+    def capture(self) -> dict[str, Any]:
+        """Everything about it. A wait is captured as the call that is to be made again."""
+        waits = self.wait is not None and self.call is not None
+        return {
+            "tid": self.tid,
+            "name": self.name,
+            "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
+            "signals": self.signals.capture(),
+            "clear_child_tid": self.clear_child_tid,
+            "robust_list": self.robust_list,
+            "call": self.call,
+            "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
+        self.tid, self.name, self.registers = state["tid"], state["name"], dict(state["registers"])
+        self.signals.restore(state["signals"])
+        self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
+        if state["wait"] is not None:
+            what, deadline, progress = state["wait"]
+            self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
+            self.wake()

@@ -1,0 +1,57 @@
+"""Wait queues: who waits for one thing, and how the one who brings it about tells them.
+
+    waiter:  queue.add(waiter)                       a file's bytes, a futex, a page that is on its way
+    bringer: queue.wake()  --> waiter.wake()         in the order in which they came
+
+A waiter stays in a queue until it is removed. What being woken means is the waiter's business: a task
+becomes runnable and leaves its queues, an epoll set notes an edge and stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Waiter(Protocol):
+    """Whoever stands in a queue. Told apart by identity."""
+
+    def wake(self) -> None:
+        """What was waited for may have come."""
+
+
+class WaitQueue:
+    """The waiters for one thing, the longest-waiting first."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[Waiter, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def add(self, waiter: Waiter) -> None:
+        """Stand in the queue. Who stands there already keeps the place."""
+        self._waiters.setdefault(waiter)
+
+    def remove(self, waiter: Waiter) -> None:
+        """Leave the queue. Nothing happens to who is not in it."""
+        self._waiters.pop(waiter, None)
+
+    def wake(self, most: int | None = None, chosen: Callable[[Waiter], bool] | None = None) -> int:
+        """Wake the first `most` waiters (None: all) for whom `chosen` holds. Returns how many that were."""
+        woken = 0
+        for waiter in list(self._waiters):
+            if most is not None and woken >= most:
+                break
+            if chosen is None or chosen(waiter):
+                waiter.wake()
+                woken += 1
+        return woken
+
+
+class HostQueue(WaitQueue):
+    """A queue for what only the host brings. Nobody inside wakes it: the scheduler asks `arrived`."""
+
+    def __init__(self, arrived: Callable[[], bool]) -> None:
+        super().__init__()
+        self.arrived = arrived
