@@ -34,6 +34,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, OutOfMemory
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
+from aether_emu.mm.tables.damage import Damaged, TableDamaged
 
 
 class Entry:
@@ -82,6 +83,8 @@ class Entry:
                 raise PageWait(on, self.task.wait)
             case OutOfMemory():
                 self._out_of_memory()
+            case Damaged():
+                self._damaged(outcome)
         return outcome is RESOLVED
 
     def _rewritten(self, va: int, length: int) -> None:
@@ -99,6 +102,8 @@ class Entry:
                 signals.force(SignalInfo(SIGBUS, BUS_ADRERR, va, access=access))
             case OutOfMemory():
                 self._out_of_memory()
+            case Damaged():
+                self._damaged(outcome)
             case Blocked(on):
                 self.task.start_waiting(PageWait(on, None), None)
                 self.cpu.stop()
@@ -107,6 +112,13 @@ class Entry:
 
     def _out_of_memory(self) -> None:
         self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))
+
+    def _damaged(self, damaged: Damaged) -> None:
+        """The process's page table is damaged: it cannot go on. Linux: "Corrupted page table", SIGKILL."""
+        mm = self.task.process.mm
+        mm.damages.append(damaged)
+        why = f"damaged page table: {damaged.describe(mm.table.format)}"
+        self.task.process.end(Ended(signal=SIGKILL, why=why))
 
     def _trap(self, trap: Trap) -> None:
         self.task.signals.force(self.kernel.abi.trap_signal(self.cpu, trap))
@@ -132,6 +144,9 @@ class Entry:
             return -errno.EFAULT
         except Wait as wait:
             return self._must_wait(wait, number, (a, b, c, d, e, f))
+        except TableDamaged as error:
+            self._damaged(error.damaged)
+            return -errno.EFAULT
         except NotReady as later:
             return self._must_wait(PageWait(later.on, self.task.wait), number, (a, b, c, d, e, f))
         except IndexError:
@@ -163,6 +178,9 @@ class Entry:
         except Refused as refused:
             result = -refused.errno
         except UserFault:
+            result = -errno.EFAULT
+        except TableDamaged as error:
+            self._damaged(error.damaged)
             result = -errno.EFAULT
         except (Wait, NotReady) as unfinished:
             wait = unfinished if isinstance(unfinished, Wait) else PageWait(unfinished.on, task.wait)

@@ -243,16 +243,21 @@ class AreaMap:
         if len(self._areas) + more > self._limit:
             raise Refused(errno.ENOMEM, f"an address space holds at most {self._limit} areas")
 
+    def require_room_to_cut(self, start: int, end: int) -> None:
+        """Raise Refused(ENOMEM) if cutting `[start, end)` out would leave too many areas."""
+        area = self.find(start)
+        if area is not None and area.start < start and area.end > end > start:
+            self.require_room(1)
+
     def remove(self, start: int, end: int) -> list[Area]:
         """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.
 
         Raises Refused(ENOMEM) when splitting would exceed the limit, with nothing changed.
         """
+        self.require_room_to_cut(start, end)
         touched = self.overlapping(start, end)
         if not touched:
             return []
-        if len(touched) == 1 and touched[0].start < start and touched[0].end > end:
-            self.require_room(1)
         index = bisect_left(self._starts, touched[0].start)
         pieces: list[Area] = []
         kept: list[Area] = []

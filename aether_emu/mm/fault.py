@@ -1,7 +1,8 @@
 """The decision about a page fault: one straight line for the common case, everything else behind it.
 
-    fault(va, access) -> RESOLVED | AccessError | BusError | OutOfMemory      of the space that a CPU runs in
-    Faults.resolve(space, va, access) -> the same                             of any space
+    fault(va, access) -> RESOLVED | AccessError | BusError | OutOfMemory | Blocked | Damaged
+                                                       in the space that a CPU runs in
+    Faults.resolve(space, va, access) -> the same      in any space
 
 `access` is an int of `arch.paging.Access` bits. The straight line serves a first write to private
 anonymous memory: find the area, pop a frame, write `frame | bits`, account, return. It allocates
@@ -24,12 +25,14 @@ from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import ApertureFull, BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
 from aether_emu.waiting import WaitQueue
 
@@ -68,11 +71,11 @@ class Blocked:
     on: WaitQueue
 
 
-Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked
+Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked | Damaged
 RESOLVED = Resolved()
 
 _FIRST_REPORT = 512  # pages
-_WRITE = int(Access.WRITE)
+_WRITE, _MALFORMED = int(Access.WRITE), int(Access.MALFORMED)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
 
@@ -108,7 +111,7 @@ def make_fault(current: Current, physical: Physical, fmt: PageTableFormat) -> Ca
                 return slow.outside(space, va, access)
             area = space.last_area = found
         if access & area.denied:
-            return slow.denied(va)
+            return slow.refused(space, area, va, access)
         if access & _WRITE and area.simple:
             table = space.leaf_tables.get(va >> span_shift)
             if table is not None and ready:
@@ -145,7 +148,7 @@ class Faults:
         if area is None:
             return self.outside(space, va, access)
         if access & area.denied:
-            return self.denied(va)
+            return self.refused(space, area, va, access)
         return self.present_or_absent(space, area, va, access)
 
     # ---- refusals
@@ -157,8 +160,25 @@ class Faults:
             return self.denied(va, mapped=False)
         self._n[Event.FAULT_STACK] += 1
         if access & area.denied:
-            return self.denied(va)
+            return self.refused(space, area, va, access)
         return self.present_or_absent(space, area, va, access)
+
+    def refused(self, space: AddressSpace, area: Area, va: int, access: int) -> Outcome:
+        """The area does not permit the access, or the MMU met a reserved bit, which nobody writes."""
+        if access & _MALFORMED:
+            damaged = self._judge(space, area, va)
+            if damaged is not None:
+                return damaged
+        return self.denied(va)
+
+    def _judge(self, space: AddressSpace, area: Area, va: int) -> Damaged | None:
+        """The damage on the way to `va`, if the bytes there are not what was written."""
+        try:
+            found = space.table.find(va)
+        except TableDamaged as error:
+            return error.damaged
+        damaged = space.table.judge(va)
+        return damaged if damaged is not None or found is None else judge_leaf(space, area, found)
 
     def denied(self, va: int, *, mapped: bool = True) -> Outcome:
         self._n[Event.FAULT_ACCESS] += 1
@@ -173,8 +193,10 @@ class Faults:
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
-                return self.denied(va)  # held: PROT_NONE, or a kind that nobody here resolves
+                return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right
             return self._present(space, area, page, access, found)
+        except TableDamaged as error:
+            return error.damaged
         except (BeyondEnd, BackingFailed):
             self._n[Event.FAULT_BUS] += 1
             return BusError(va)
@@ -213,14 +235,20 @@ class Faults:
             self._n[Event.FAULT_SHARED] += 1
         return RESOLVED
 
-    def _permitted(self, space: AddressSpace, page: int, access: int, found: Found) -> Outcome:
-        """The entry permits the access: note it, where the MMU leaves that to software; else it was stale."""
+    def _permitted(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
+        """The entry permits the access: note it, where the MMU leaves that to software.
+
+        Where there is nothing to note the MMU went by a stale translation, or by a damaged table.
+        """
         fmt, entry = space.table.format, found.entry
         noted = fmt.soil(fmt.touch(entry)) if access & _WRITE else fmt.touch(entry)
         if noted != entry:
             space.table.replace(page, found, noted)
             self._n[Event.FAULT_ACCESS_FLAG] += 1
             return RESOLVED
+        damaged = self._judge(space, area, page)
+        if damaged is not None:
+            return damaged
         self._n[Event.FAULT_SPURIOUS] += 1
         self._physical.tlb.flush_pages(space.cpus, [page])
         return RESOLVED
@@ -235,7 +263,7 @@ class Faults:
         table, physical = space.table, self._physical
         fmt = table.format
         if not access & _WRITE or fmt.writable(found.entry):
-            return self._permitted(space, page, access, found)
+            return self._permitted(space, area, page, access, found)
         address = fmt.leaf_address(found.entry, found.level)
         frame = physical.frames.number(address)
         if area.shared:

@@ -379,7 +379,7 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
         if advice == MADV_FREE and area.backing is not None:
             raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
         if advice in _DROPS:
-            space.discard(max(area.start, address), min(area.end, end))
+            space.discard(area, max(area.start, address), min(area.end, end))
         elif advice == MADV_REMOVE:
             _remove(space, area, max(area.start, address), min(area.end, end))
     if not space.areas.covered(address, end):

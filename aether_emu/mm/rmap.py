@@ -75,7 +75,7 @@ def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -
         for area in areas:
             start = max(area.start, address_in(area, item, first, shift))
             end = min(area.end, address_in(area, item, first + count, shift))
-            space.clear(gather, start, end, own_pages=copies)
+            space.clear(gather, area, start, end, own_pages=copies)
         space.finish(gather)
 
 

@@ -19,15 +19,17 @@ import numpy as np
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
-from aether_emu.mm.objects.protocol import Backing, MemoryObject
+from aether_emu.mm.objects.protocol import Backing, MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
 from aether_emu.mm.tables import edits, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
+from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import Found, PageTable
 from aether_emu.mm.tables.walk import Walk
 from aether_emu.mm.tlb import Gather
@@ -90,6 +92,7 @@ class AddressSpace:
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.reserved = 0  # bytes of all areas
+        self.damages: list[Damaged] = []  # entries that were found damaged, and put right
 
     # ---- looking
 
@@ -207,17 +210,22 @@ class AddressSpace:
             raise Refused(errno.ENOMEM, f"the address space is limited to {limit} bytes")
 
     def unmap(self, start: int, end: int) -> None:
-        """Remove every area and entry of `[start, end)`. Raises Refused(ENOMEM) as `AreaMap.remove`."""
-        held = hold_objects(self.areas.overlapping(start, end))
+        """Remove every area and entry of `[start, end)`.
+
+        Raises Refused(ENOMEM) as `AreaMap.remove`, and TableDamaged; then all areas are still there.
+        """
+        self.areas.require_room_to_cut(start, end)
+        areas = self.areas.overlapping(start, end)
+        if not areas:
+            return
+        held, gather = hold_objects(areas), self.gather()
         try:
+            for area in areas:
+                self.clear(gather, area, max(area.start, start), min(area.end, end))
             pieces = self._take_out(start, end)
-            if pieces:
-                gather = self.gather()
-                for piece in pieces:
-                    self.clear(gather, piece.start, piece.end)
-                self._prune(gather, pieces[0].start, pieces[-1].end)
-                self.finish(gather)
+            self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
+            self.finish(gather)
             for item in held:
                 item.let_go()
 
@@ -229,17 +237,22 @@ class AddressSpace:
         return pieces
 
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
-        """Change `[start, end)` of one area, entries included. Raises Refused(ENOMEM), changing nothing."""
+        """Change `[start, end)` of one area, entries included.
+
+        Raises Refused(ENOMEM) and TableDamaged, changing nothing.
+        """
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
         self._note_writable_executable(piece)
         self.areas.require_room(self.areas.growth(area, piece))
+        gather = self.gather()
+        try:
+            code = edits.protect(self.table, gather, start, end, piece.bits)
+        finally:
+            self.finish(gather)
+        self.physical.code.executable_each(code, mutable=True)
         held = hold_objects([area])
         self._take_out(start, end)
-        gather = self.gather()
-        code = edits.protect(self.table, gather, start, end, piece.bits)
-        self.physical.code.executable_each(code, mutable=True)
-        self.finish(gather)
         self._place(piece)
         for item in held:
             item.let_go()
@@ -287,11 +300,13 @@ class AddressSpace:
         """Flush what was gathered, and give back what nothing references any more."""
         gather.finish()
 
-    def discard(self, start: int, end: int) -> None:
-        """Drop the pages of a range; its areas stay, and the next touch starts over."""
+    def discard(self, area: Area, start: int, end: int) -> None:
+        """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over."""
         gather = self.gather()
-        self.clear(gather, start, end)
-        self.finish(gather)
+        try:
+            self.clear(gather, area, start, end)
+        finally:
+            self.finish(gather)
 
     def written(self, va: int, length: int) -> None:
         """Bytes changed without the engine's notice: drop translations if a page of them held code."""
@@ -329,9 +344,16 @@ class AddressSpace:
             self.finish(gather)
 
     def destroy(self) -> None:
-        """Give back every page, table and backing. The CPU must already walk another root."""
+        """Give back every page, table and backing, damaged or not. No CPU may walk the table any more."""
+        self.damages += self.table.salvage()
+        held = hold_objects(self.areas)
         for area in list(self.areas):
             self.unmap(area.start, area.end)
+        if self.damages:
+            for item in held:
+                reclaim(self.physical, item)
+        for item in held:
+            item.let_go()
         self.physical.tlb.settle()
         self.family.let_go()
         self.table.destroy()
@@ -393,8 +415,17 @@ class AddressSpace:
                     shown.append(frames_of(fmt, frames, of_kind(entries, chosen), level))
         return np.concatenate(shown)
 
-    def clear(self, gather: Gather, start: int, end: int, *, own_pages: bool = True) -> None:
-        """Remove the entries of a range, private pages only with `own_pages`; `gather` lets go of them."""
+    def clear(self, gather: Gather, area: Window, start: int, end: int, *, own_pages: bool = True) -> None:
+        """Remove the entries of `[start, end)`, a part of `area`; `gather` lets go of what they show.
+
+        Private pages go only with `own_pages`. Entries that show what does not belong there are damaged: they
+        are put right first, and noted in `damages`. Raises TableDamaged for damage above level 1.
+        """
+        assert isinstance(area, Area)
+        damages = mend(self, area, start, end)
+        if damages:
+            self.damages += damages
+            gather.page(start, end - start)
         edits.zap(self.table, gather, start, end, spare=None if own_pages else Kind.ANON)
 
     def _prune(self, gather: Gather, start: int, end: int) -> None:

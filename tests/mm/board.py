@@ -186,6 +186,13 @@ def fault_in(space: AddressSpace, va: int, access: int) -> Outcome:
     return Faults(space.physical).resolve(space, va, access)
 
 
+def discard(space: AddressSpace, start: int, end: int) -> None:
+    """Drop the pages of a range that lies in one area."""
+    area = space.areas.find(start)
+    assert area is not None
+    space.discard(area, start, end)
+
+
 def entries_of(table: PageTable, start: int, end: int, zero_frame: int, frames: FrameTable) -> Counter[int]:
     """How many entries of `[start, end)` name each frame, the zero frame aside."""
     fmt = table.format

@@ -25,7 +25,7 @@ from aether_emu.mm.mapping import (
     Request,
 )
 from aether_emu.mm.protection import Protection
-from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile, fault_in
+from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile, discard, fault_in
 
 READ = Protection.READ
 RW = READ | Protection.WRITE
@@ -152,7 +152,7 @@ def test_a_scan_is_of_its_range_alone(guest: Guest) -> None:
 
 
 def test_pages_that_are_not_there_or_forbid_access_are_not_counted(guest: Guest) -> None:
-    guest.space.discard(guest.at(0), guest.at(2))
+    discard(guest.space, guest.at(0), guest.at(2))
     mapping.protect_memory(guest.space, guest.at(2), guest.page, 0)
     assert guest.survey() == Survey(PAGES - 3, PAGES - 3, PAGES - 3)
     assert guest.forget() == PAGES - 3

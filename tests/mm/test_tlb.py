@@ -18,7 +18,7 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE
-from tests.mm.board import ENGINES, FORMATS, Board, fault_in
+from tests.mm.board import ENGINES, FORMATS, Board, discard, fault_in
 
 READ, WRITE = Protection.READ, Protection.WRITE
 NONE, RW, RX = Protection.NONE, READ | WRITE, READ | Protection.EXECUTE
@@ -160,7 +160,7 @@ def test_detached_tables_are_a_full_flush(place: Place) -> None:
 
 def test_discarding_flushes_and_the_next_touch_finds_zero(place: Place) -> None:
     place.write(4)
-    place.space.discard(place.at(0), place.at(8))
+    discard(place.space, place.at(0), place.at(8))
     assert place.flushed() == [("page", 4)]
     assert place.read(4) == b"\0"
 
@@ -245,7 +245,7 @@ def both() -> Iterator[Place]:
 
 def test_another_cpu_drops_the_same_pages_before_it_runs(both: Place) -> None:
     tlb, (first, second) = both.board.physical.tlb, both.board.cpus
-    both.space.discard(both.at(0), both.at(2))
+    discard(both.space, both.at(0), both.at(2))
     pages = [("page", both.at(0)), ("page", both.at(1))]
     assert (first.flushes, second.flushes, tlb.pending) == ([], pages, 0b01)
     tlb.enter(0)
@@ -253,8 +253,8 @@ def test_another_cpu_drops_the_same_pages_before_it_runs(both: Place) -> None:
 
 
 def test_more_pages_than_the_ceiling_together_are_one_full_flush_there(both: Place) -> None:
-    both.space.discard(both.at(0), both.at(6))
-    both.space.discard(both.at(6), both.at(12))
+    discard(both.space, both.at(0), both.at(6))
+    discard(both.space, both.at(6), both.at(12))
     both.board.physical.tlb.enter(0)
     assert both.board.cpus[0].flushes == [("all", 0)]
 
@@ -262,7 +262,7 @@ def test_more_pages_than_the_ceiling_together_are_one_full_flush_there(both: Pla
 def test_a_frame_is_free_only_once_every_cpu_has_acknowledged(both: Place) -> None:
     board = both.board
     frame = board.frames.number(both.space.table.walk(both.at(0)).address)  # type: ignore[union-attr]  # mapped
-    both.space.discard(both.at(0), both.at(1))
+    discard(both.space, both.at(0), both.at(1))
     assert (board.frames.kind[frame], board.frames.refs[frame]) == (Kind.ANON, 0)
     board.physical.tlb.enter(0)
     assert board.frames.kind[frame] == Kind.FREE
@@ -271,7 +271,7 @@ def test_a_frame_is_free_only_once_every_cpu_has_acknowledged(both: Place) -> No
 def test_the_allocator_has_all_cpus_acknowledge_before_it_gives_up(both: Place) -> None:
     board = both.board
     held = [board.buddy.alloc() for _ in range(board.buddy.free_frames)]
-    both.space.discard(both.at(0), both.at(1))
+    discard(both.space, both.at(0), both.at(1))
     assert board.buddy.free_frames == 0
     both.write(0, byte=b"x")
     assert board.physical.tlb.pending == 0
@@ -281,10 +281,10 @@ def test_the_allocator_has_all_cpus_acknowledge_before_it_gives_up(both: Place) 
 
 def test_a_cpu_that_leaves_the_space_has_acknowledged_and_is_asked_no_more(both: Place) -> None:
     board = both.board
-    both.space.discard(both.at(0), both.at(1))
+    discard(both.space, both.at(0), both.at(1))
     board.percpu[0].leave()
     assert board.physical.tlb.pending == 0
-    both.space.discard(both.at(1), both.at(2))
+    discard(both.space, both.at(1), both.at(2))
     assert (board.physical.tlb.pending, board.cpus[0].flushes) == (0, [])
 
 
@@ -358,7 +358,7 @@ def test_a_ceiling_of_none_always_flushes_all() -> None:
     board = Board(FORMATS["x86_64"], flush_ceiling=0)
     place = Place(board)
     place.write(0, 1)
-    place.space.discard(place.at(0), place.at(1))
+    discard(place.space, place.at(0), place.at(1))
     assert place.flushed() == [("all", 0)]
     board.close()
 
@@ -407,7 +407,7 @@ def test_the_engine_reads_the_copy_after_a_copy_on_write(engine: Place) -> None:
     assert engine.read(0) == b"\0"
     engine.write(0)
     assert engine.read(0) == b"w"
-    engine.space.discard(engine.at(0), engine.at(1))
+    discard(engine.space, engine.at(0), engine.at(1))
     assert engine.read(0) == b"\0"
     engine.write(0, byte=b"x")
     assert engine.read(0) == b"x"

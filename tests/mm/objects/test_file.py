@@ -23,7 +23,7 @@ from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, fault_in
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
 from tests.mm.tables.test_page import FailsAt
 
 READ, WRITE = Protection.READ, Protection.WRITE
@@ -372,7 +372,7 @@ def test_shared_memory_keeps_its_pages_when_their_entries_go(make: Make) -> None
     shown = make()
     at, memory = shared(shown, 2)
     shown.write(at, b"kept")
-    shown.space.discard(at, at + 2 * shown.page)
+    discard(shown.space, at, at + 2 * shown.page)
     assert shown.read(at, 4) == b"kept"
     assert list(memory._frames) == [0]
     check_accounts(shown.board, [memory])

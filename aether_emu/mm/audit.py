@@ -1,0 +1,140 @@
+"""Whether level-1 entries of an area are what they must be: damage at the leaves, and how it is put right.
+
+Tables remember what they wrote above level 1 (`mm.tables.tree`). What stands at level 1 follows from the area
+and the frame table instead: an entry shows the zero page, a page of the area's own family, or a page of its
+backing, each under the index that the address gives; its bits are those of the area's protection. An entry
+that shows anything else is damaged. The frame that it lost still counts a mapping that no entry explains, and
+names its owner and index, so the entry can be written again and no reference is lost.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from aether_emu.arch.paging import Entries, PageTableFormat
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.protocol import MemoryObject
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.rmap import mappings
+from aether_emu.mm.tables.count import Frames, first_frames
+from aether_emu.mm.tables.damage import Damaged
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tables.tree import Found, Stretch
+
+
+class Space(Protocol):
+    """What is looked at of an address space."""
+
+    @property
+    def physical(self) -> Physical:
+        """The frames behind it."""
+
+    @property
+    def table(self) -> PageTable:
+        """Its page table."""
+
+
+def judge_leaf(space: Space, area: Area, found: Found) -> Damaged | None:
+    """The damage of one level-1 entry in `area`, its permission to write aside.
+
+    An entry that lost that permission is put right by the fault that follows.
+    """
+    fmt = space.table.format
+    if found.level != 1:
+        return None
+    same_kind = bool(found.entry & fmt.present_mask) == area.bits.present
+    if same_kind and area.bits.present:
+        flags = found.entry & ~(fmt.address_mask & (1 << fmt.physical_bits) - 1)
+        same_kind = _essence(fmt, flags) == _essence(fmt, area.bits.read)
+    stretch = Stretch(found.start, found.slot, 1)
+    if same_kind and not _strangers(space, area, stretch).size:
+        return None
+    return Damaged(1, found.slot, found.entry, _expected(space, area, found.start))
+
+
+def _essence(fmt: PageTableFormat, flags: int) -> int:
+    """The bits of a leaf apart from what accesses and copy-on-write change."""
+    return fmt.soil(fmt.touch(fmt.write_protect(flags)))
+
+
+def mend(space: Space, area: Area, start: int, end: int) -> list[Damaged]:
+    """Write the damaged level-1 entries of `[start, end)`, a part of `area`, as they must be; return them.
+
+    What a TLB made of them is the caller's to flush. Raises TableDamaged for damage above level 1.
+    """
+    damages = []
+    words, shift = space.physical.ram.words, space.table.format.page_shift
+    for item in space.table.visit(start, end):
+        if not isinstance(item, Stretch):
+            continue
+        for number in _strangers(space, area, item).tolist():
+            slot = item.slot + number
+            expected = _expected(space, area, item.va + (number << shift))
+            damages.append(Damaged(1, slot, words[slot], expected))
+            words[slot] = expected
+    return damages
+
+
+def reclaim(physical: Physical, item: MemoryObject) -> int:
+    """Take back the mappings of an object's frames that no entry explains. Returns how many there were.
+
+    For what damage has wiped out: nothing was left in the entry's place that could be dropped.
+    """
+    frames, taken, unused = physical.frames, 0, []
+    for frame in np.flatnonzero((frames.owner_array == item.number) & (frames.maps_array > 0)).tolist():
+        if frames.kind[frame] not in (Kind.ANON, Kind.SHARED, Kind.FILE):
+            continue
+        lost = frames.maps[frame] - sum(1 for _mapping in mappings(physical, frame))
+        if lost > 0:
+            taken += lost
+            frames.maps[frame] -= lost
+            frames.refs[frame] -= lost
+            if not frames.refs[frame] and frames.kind[frame] != Kind.FILE:
+                unused.append(frame)
+    physical.give_back(unused)
+    return taken
+
+
+def _strangers(space: Space, area: Area, stretch: Stretch) -> Frames:
+    """The numbers of entries of a stretch that are not absent, and show no page that belongs there."""
+    fmt, frames = space.table.format, space.physical.frames
+    entries: Entries = space.physical.ram.array[stretch.slot : stretch.slot + stretch.count]
+    used = entries.nonzero()[0]
+    shown = entries[used]
+    numbers = first_frames(fmt, frames, shown)
+    inside = numbers < frames.count
+    numbers = np.where(inside, numbers, 0)
+    kind, owner = frames.kind_array[numbers], frames.owner_array[numbers]
+    index = frames.index_array[numbers].astype(np.int64)
+    page = used + (stretch.va >> fmt.page_shift)
+    good = (kind == Kind.ANON) & (owner == area.owner) & (index == page + area.moved)
+    if area.backing is None:
+        good |= kind == Kind.ZERO
+    else:
+        first = area.offset - (area.start >> fmt.page_shift)
+        in_object = (kind == Kind.FILE) | (kind == Kind.SHARED)
+        good |= in_object & (owner == area.backing.number) & (index == page + first)
+    good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == area.bits.present)
+    strangers: Frames = used[~good]
+    return strangers
+
+
+def _expected(space: Space, area: Area, va: int) -> int:
+    """The entry that must stand at `va`: of the frame that misses a mapping, or none."""
+    physical, page = space.physical, va >> space.table.format.page_shift
+    sought: list[tuple[int, int]] = []
+    if area.family is not None:
+        sought.append((area.owner, page + area.moved))
+    if area.backing is not None:
+        first = area.offset - (area.start >> space.table.format.page_shift)
+        sought.append((area.backing.number, page + first))
+    frames = physical.frames
+    for owner, index in sought:
+        alike = (frames.owner_array == owner) & (frames.index_array == index) & (frames.maps_array > 0)
+        for frame in np.flatnonzero(alike & (frames.kind_array != Kind.TABLE)).tolist():
+            if sum(1 for _mapping in mappings(physical, frame)) < frames.maps[frame]:
+                return frames.address(frame) | area.bits.read
+    return 0
