@@ -84,13 +84,16 @@ class Entry:
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():
-                self._damaged(outcome)
+                self.damaged(outcome)
         return outcome is RESOLVED
 
     def _rewritten(self, va: int, length: int) -> None:
         """The kernel wrote user memory: code in it, under this or another address, must not run stale."""
         if self._physical.code.mutable:
-            self.task.process.mm.written(va, length)
+            try:
+                self.task.process.mm.written(va, length)
+            except TableDamaged as error:
+                self.damaged(error.damaged)
 
     def _refuse(self, outcome: object, va: int, access: int) -> None:
         signals = self.task.signals
@@ -103,7 +106,7 @@ class Entry:
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():
-                self._damaged(outcome)
+                self.damaged(outcome)
             case Blocked(on):
                 self.task.start_waiting(PageWait(on, None), None)
                 self.cpu.stop()
@@ -113,7 +116,7 @@ class Entry:
     def _out_of_memory(self) -> None:
         self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))
 
-    def _damaged(self, damaged: Damaged) -> None:
+    def damaged(self, damaged: Damaged) -> None:
         """The process's page table is damaged: it cannot go on. Linux: "Corrupted page table", SIGKILL."""
         mm = self.task.process.mm
         mm.damages.append(damaged)
@@ -145,7 +148,7 @@ class Entry:
         except Wait as wait:
             return self._must_wait(wait, number, (a, b, c, d, e, f))
         except TableDamaged as error:
-            self._damaged(error.damaged)
+            self.damaged(error.damaged)
             return -errno.EFAULT
         except NotReady as later:
             return self._must_wait(PageWait(later.on, self.task.wait), number, (a, b, c, d, e, f))
@@ -180,7 +183,7 @@ class Entry:
         except UserFault:
             result = -errno.EFAULT
         except TableDamaged as error:
-            self._damaged(error.damaged)
+            self.damaged(error.damaged)
             result = -errno.EFAULT
         except (Wait, NotReady) as unfinished:
             wait = unfinished if isinstance(unfinished, Wait) else PageWait(unfinished.on, task.wait)

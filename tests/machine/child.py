@@ -12,14 +12,18 @@ HANG_SECONDS = 60
 """A child that still runs then is killed by SIGALRM, whatever it is stuck in."""
 
 
-def outcome_of(scenario: Callable[[], None]) -> tuple[int, str]:
-    """Run it; return (signal that killed the child or 0, what it raised or "")."""
+def outcome_of(scenario: Callable[[], None], *, keep_handlers: bool = False) -> tuple[int, str]:
+    """Run it; return (signal that killed the child or 0, what it raised or "").
+
+    With `keep_handlers` the handlers of fault signals stay as they are, for a machine made before the fork.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         failed = 1
         try:
-            faulthandler.disable()
+            if not keep_handlers:
+                faulthandler.disable()
             signal.alarm(HANG_SECONDS)
             scenario()
             failed = 0

@@ -23,6 +23,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import ExitReason
 from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
 from aether_emu.mm.rmap import lowest_address
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.waiting import HostQueue
 
 TURN = 10_000
@@ -179,7 +180,11 @@ class Scheduler:
             backing = files.showing(file)
             if backing is None:
                 continue
-            files.unmap_pages(backing, page, 1)
+            try:
+                files.unmap_pages(backing, page, 1)
+            except TableDamaged as error:
+                self.entry.damaged(error.damaged)
+                return
             try:
                 backing.frames(page, 1, write=False)
                 continue
