@@ -204,6 +204,13 @@ class Machine:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
         return self.process.ended if self.scheduler.run(blocks) and self.process is not None else None
 
+    def damages(self) -> list[str]:
+        """A line for each page-table entry of the program that was found damaged; complete after `close`."""
+        if self.process is None:
+            return []
+        mm = self.process.mm
+        return [damaged.describe(mm.table.format) for damaged in dict.fromkeys(mm.damages)]
+
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.task.process import Ended
 
 _INTERRUPTED, _TIMED_OUT = 130, 124
+_MOST_DAMAGES = 10  # lines about damaged entries
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -90,6 +91,8 @@ def run(  # an option is a parameter here
         status = _status(ended, interrupts, program)
     finally:
         machine.close()
+    for line in machine.damages()[:_MOST_DAMAGES]:
+        complain(f"{program}: damaged page table: {line}")
     raise typer.Exit(status)
 
 

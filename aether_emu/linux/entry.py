@@ -118,10 +118,8 @@ class Entry:
 
     def damaged(self, damaged: Damaged) -> None:
         """The process's page table is damaged: it cannot go on. Linux: "Corrupted page table", SIGKILL."""
-        mm = self.task.process.mm
-        mm.damages.append(damaged)
-        why = f"damaged page table: {damaged.describe(mm.table.format)}"
-        self.task.process.end(Ended(signal=SIGKILL, why=why))
+        self.task.process.mm.damages.append(damaged)
+        self.task.process.end(Ended(signal=SIGKILL, why="a damaged page table"))
 
     def _trap(self, trap: Trap) -> None:
         self.task.signals.force(self.kernel.abi.trap_signal(self.cpu, trap))

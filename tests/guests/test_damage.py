@@ -82,7 +82,9 @@ class Running:
         except EngineError as error:
             how = f"engine: {error}"
         machine.close()
-        return f"{how}{', found at the end' if process.mm.damages and not how.startswith('damaged') else ''}"
+        return (
+            f"{how}{', found at the end' if process.mm.damages and not how.startswith('a damaged') else ''}"
+        )
 
 
 def what_comes_of(running: Running, slot: int, bit: int) -> str:
@@ -119,7 +121,7 @@ def test_every_bit_of_a_path_ends_in_a_fault_or_in_damage_and_no_frame_is_lost(
     levels = set(running.entries.values())
     assert levels == set(range(1, running.machine.format.top + 1))
     ends = tried(running, lambda bits: bits)
-    assert ends["damaged page table"] > len(running.entries) * 10, ends
+    assert ends["a damaged page table"] > len(running.entries) * 10, ends
     assert ends["exit"] > 0, ends  # bits that neither the MMU nor anybody else looks at
 
 
@@ -133,4 +135,4 @@ def test_seeded_bits_of_other_programs(
     running = Running.started(target, name, blocks, tmp_path)
     chance = random.Random(seed)
     ends = tried(running, lambda bits: chance.sample(bits, 40))
-    assert ends["damaged page table"] > 0, ends
+    assert ends["a damaged page table"] > 0, ends
