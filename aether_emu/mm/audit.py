@@ -19,10 +19,12 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import mappings
-from aether_emu.mm.tables.count import Frames, first_frames
+from aether_emu.mm.tables.count import first_frames
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tables.tree import Found, Stretch
+
+_FEW = 16  # entries that are looked at one by one
 
 
 class Space(Protocol):
@@ -50,7 +52,7 @@ def judge_leaf(space: Space, area: Area, found: Found) -> Damaged | None:
         flags = found.entry & ~(fmt.address_mask & (1 << fmt.physical_bits) - 1)
         same_kind = _essence(fmt, flags) == _essence(fmt, area.bits.read)
     stretch = Stretch(found.start, found.slot, 1)
-    if same_kind and not _strangers(space, area, stretch).size:
+    if same_kind and not _strangers(space, area, stretch):
         return None
     return Damaged(1, found.slot, found.entry, _expected(space, area, found.start))
 
@@ -60,21 +62,18 @@ def _essence(fmt: PageTableFormat, flags: int) -> int:
     return fmt.soil(fmt.touch(fmt.write_protect(flags)))
 
 
-def mend(space: Space, area: Area, start: int, end: int) -> list[Damaged]:
-    """Write the damaged level-1 entries of `[start, end)`, a part of `area`, as they must be; return them.
+def mend(space: Space, area: Area, stretch: Stretch) -> list[Damaged]:
+    """Write the damaged entries of a stretch of `area` as they must be, and return them.
 
-    What a TLB made of them is the caller's to flush. Raises TableDamaged for damage above level 1.
+    What a TLB made of them is the caller's to flush.
     """
     damages = []
     words, shift = space.physical.ram.words, space.table.format.page_shift
-    for item in space.table.visit(start, end):
-        if not isinstance(item, Stretch):
-            continue
-        for number in _strangers(space, area, item).tolist():
-            slot = item.slot + number
-            expected = _expected(space, area, item.va + (number << shift))
-            damages.append(Damaged(1, slot, words[slot], expected))
-            words[slot] = expected
+    for number in _strangers(space, area, stretch):
+        slot = stretch.slot + number
+        expected = _expected(space, area, stretch.va + (number << shift))
+        damages.append(Damaged(1, slot, words[slot], expected))
+        words[slot] = expected
     return damages
 
 
@@ -98,8 +97,10 @@ def reclaim(physical: Physical, item: MemoryObject) -> int:
     return taken
 
 
-def _strangers(space: Space, area: Area, stretch: Stretch) -> Frames:
+def _strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
     """The numbers of entries of a stretch that are not absent, and show no page that belongs there."""
+    if stretch.count <= _FEW:
+        return _few_strangers(space, area, stretch)
     fmt, frames = space.table.format, space.physical.frames
     entries: Entries = space.physical.ram.array[stretch.slot : stretch.slot + stretch.count]
     used = entries.nonzero()[0]
@@ -118,7 +119,34 @@ def _strangers(space: Space, area: Area, stretch: Stretch) -> Frames:
         in_object = (kind == Kind.FILE) | (kind == Kind.SHARED)
         good |= in_object & (owner == area.backing.number) & (index == page + first)
     good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == area.bits.present)
-    strangers: Frames = used[~good]
+    strangers: list[int] = used[~good].tolist()
+    return strangers
+
+
+def _few_strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
+    """The same for a few entries, one by one: quicker than to set numpy going."""
+    fmt, frames = space.table.format, space.physical.frames
+    words, mask, present = space.physical.ram.words, fmt.address_mask, fmt.present_mask
+    kind, owner, index = frames.kind, frames.owner, frames.index
+    page, backing = stretch.va >> fmt.page_shift, area.backing
+    strangers = []
+    for number in range(stretch.count):
+        entry = words[stretch.slot + number]
+        if not entry:
+            continue
+        frame = (entry & mask) - frames.base >> fmt.page_shift
+        good = False
+        if 0 <= frame < frames.count and bool(entry & present) == area.bits.present:
+            what = kind[frame]
+            if what == Kind.ANON:
+                good = owner[frame] == area.owner and index[frame] == page + number + area.moved
+            elif backing is None:
+                good = what == Kind.ZERO
+            elif what in (Kind.FILE, Kind.SHARED):
+                first = area.offset - (area.start >> fmt.page_shift)
+                good = owner[frame] == backing.number and index[frame] == page + number + first
+        if not good:
+            strangers.append(number)
     return strangers
 
 

@@ -141,6 +141,7 @@ class Faults:
         self._physical = physical
         self._n = physical.counters.n
         self._report_at = _FIRST_REPORT
+        self._suspected = -1  # the page of the last fault that was spurious
 
     def resolve(self, space: AddressSpace, va: int, access: int) -> Outcome:
         """As the fault function of a CPU whose current space is `space`."""
@@ -246,9 +247,11 @@ class Faults:
             space.table.replace(page, found, noted)
             self._n[Event.FAULT_ACCESS_FLAG] += 1
             return RESOLVED
-        damaged = self._judge(space, area, page)
-        if damaged is not None:
-            return damaged
+        if self._suspected == page:  # the flush brought no progress
+            damaged = self._judge(space, area, page)
+            if damaged is not None:
+                return damaged
+        self._suspected = page
         self._n[Event.FAULT_SPURIOUS] += 1
         self._physical.tlb.flush_pages(space.cpus, [page])
         return RESOLVED

@@ -422,17 +422,26 @@ class AddressSpace:
         are put right first, and noted in `damages`. Raises TableDamaged for damage above level 1.
         """
         assert isinstance(area, Area)
-        damages = mend(self, area, start, end)
-        if damages:
-            self.damages += damages
+        known = len(self.damages)
+        edits.zap(
+            self.table,
+            gather,
+            start,
+            end,
+            None if own_pages else Kind.ANON,
+            lambda stretch: self.damages.extend(mend(self, area, stretch)),
+        )
+        if len(self.damages) > known:
             gather.page(start, end - start)
-        edits.zap(self.table, gather, start, end, spare=None if own_pages else Kind.ANON)
 
     def _prune(self, gather: Gather, start: int, end: int) -> None:
         """Detach tables between the neighbours of a freed range."""
         below, above = self.areas.preceding(end), self.areas.following(start)
         floor = below.end if below is not None else 0
         ceiling = above.start if above is not None else self.limits.user_end
+        span = 1 << self.table.leaf_span_shift
+        if (floor + span - 1 & -span) + span > ceiling:
+            return  # not even a leaf table serves nobody else
         gather.detach(self.table.prune(start, end, floor, ceiling))
 
     def _note_writable_executable(self, area: Area) -> None:

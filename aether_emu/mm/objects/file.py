@@ -72,8 +72,7 @@ class FileBacking(Backing):
 class HostFiles:
     """The files that areas show, one `FileBacking` for each host file, found again by its key.
 
-    `unmap` removes every entry that shows some pages of an object, and flushes on every CPU before it
-    returns.
+    `unmap` removes every entry that shows some pages of an object, and flushes.
     """
 
     def __init__(self, physical: Physical, unmap: Callable[[FileBacking, int, int], None]) -> None:
@@ -129,6 +128,7 @@ class HostFiles:
         backing = self._by_key.get(file.key)
         if backing is not None:
             self._unmap(backing, index, count)
+            physical.tlb.settle()
         physical.code.written(first, count)
         physical.frames.flags_array[first : first + count] = 0
         physical.frames.release(first, count)

@@ -2,8 +2,8 @@
 
 A memory object keeps one interval for each area that shows it. Areas of one object may overlap (the same page
 mapped twice, or by two processes), so a list ordered by first page does not answer the question alone. The
-rows therefore stand in blocks, each of which knows the highest end of its rows: a query skips the blocks that
-end before its range begins and stops at the first block that begins behind it.
+rows therefore stand in blocks, each of which knows an end that none of its rows goes beyond: a query skips
+the blocks that end before its range begins and stops at the first block that begins behind it.
 
     block   [0,4) [0,9) [2,3) ...  reach 9    |    [12,20) [15,16) ...  reach 20    |   ...
 """
@@ -21,17 +21,13 @@ T = TypeVar("T")
 
 
 class _Block(Generic[T]):
-    """Rows in order: (first, order of arrival, end, item). `reach` is the highest end among them."""
+    """Rows in order: (first, order of arrival, end, item). None ends behind `reach`."""
 
     __slots__ = ("reach", "rows")
 
     def __init__(self, rows: list[tuple[int, int, int, T]]) -> None:
         self.rows = rows
-        self.measure()
-
-    def measure(self) -> None:
-        """Find `reach` again."""
-        self.reach = max(row[2] for row in self.rows)
+        self.reach = max(row[2] for row in rows)
 
 
 class Intervals(Generic[T]):
@@ -83,8 +79,6 @@ class Intervals(Generic[T]):
         assert row[3] == item, f"{item} is not where its interval was put"
         if not block.rows:
             del self._blocks[at]
-        elif row[2] == block.reach:
-            block.measure()
 
     def over(self, first: int, end: int) -> list[T]:
         """The items whose intervals meet `[first, end)`."""

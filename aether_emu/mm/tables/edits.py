@@ -28,6 +28,7 @@ from aether_emu.mm.protection import LeafBits, noted
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
+    address_bits,
     counted,
     entries_of,
     first_frames,
@@ -44,6 +45,8 @@ from aether_emu.mm.tables.tree import Found, Stretch, Tree
 Change = Callable[[int, int], int]
 """What an entry of a kind (its address cleared) becomes at a level; its address stays."""
 
+
+_FEW = 16  # entries of a stretch that are cleared one by one
 
 # ---- the two ways in which entries change
 
@@ -123,23 +126,53 @@ def gather_pages(table: Tree, gather: Gathering, item: Stretch | Found, chosen: 
 
 def whole(table: Tree, gather: Gathering, start: int, end: int) -> list[Stretch | Found]:
     """What stands in `[start, end)`, after what reaches out of it was split."""
+    items = table.visit(start, end)
+    if not any(_reaches_out(table, item, start, end) for item in items):
+        return items
     cut(table, gather, start)
     cut(table, gather, end)
     return table.visit(start, end)
 
 
+def _reaches_out(table: Tree, item: Stretch | Found, start: int, end: int) -> bool:
+    """Whether an item, or a contiguous run that it belongs to, goes beyond `[start, end)`."""
+    fmt = table.format
+    if isinstance(item, Found):
+        spec = fmt.levels[item.level - 1]
+        run = spec.size * spec.contiguous if item.entry & fmt.contiguous_bit else spec.size
+        first = item.start & -run
+        return first < start or first + run > end
+    if not fmt.contiguous_bit:
+        return False
+    words = table.ram.words
+    return bool((words[item.slot] | words[item.slot + item.count - 1]) & fmt.contiguous_bit)
+
+
 # ---- the edits
 
 
-def zap(table: Tree, gather: Gathering, start: int, end: int, spare: Kind | None = None) -> list[Found]:
+def zap(
+    table: Tree,
+    gather: Gathering,
+    start: int,
+    end: int,
+    spare: Kind | None = None,
+    inspect: Callable[[Stretch], object] | None = None,
+) -> list[Found]:
     """Clear the entries of `[start, end)`, and drop their frames into the gather.
 
-    `spare` leaves entries alone whose first frame is of that kind, and those without a frame. Returns the
+    `spare` leaves entries alone whose first frame is of that kind, and those without a frame. `inspect` sees
+    each stretch before, and may put damaged entries of it right. Returns the
     entries that named no frame (swapped, poisoned, awaited by a user, damaged): what they stood for is
     for their owner to settle.
     """
     fmt, frameless = table.format, list[Found]()
     for item in whole(table, gather, start, end):
+        if inspect is not None and isinstance(item, Stretch):
+            inspect(item)
+        if isinstance(item, Stretch) and item.count <= _FEW:
+            frameless += _zap_few(table, gather, item, spare)
+            continue
         entries, level = entries_of(table, item)
         for kind, alike in kinds(fmt, entries, level):
             framed, chosen = has_frame(fmt, kind, level), alike
@@ -157,6 +190,32 @@ def zap(table: Tree, gather: Gathering, start: int, end: int, spare: Kind | None
             if owes(fmt, kind, 0, level):
                 gather_pages(table, gather, item, chosen)
             clear(table, item, chosen)
+    return frameless
+
+
+def _zap_few(table: Tree, gather: Gathering, item: Stretch, spare: Kind | None) -> list[Found]:
+    """`zap` for a few entries, one by one: quicker than to set numpy going."""
+    fmt, frames, words = table.format, table.frames, table.ram.words
+    kind_bits, frameless = ~address_bits(fmt, 1), list[Found]()
+    for number in range(item.count):
+        slot = item.slot + number
+        entry = words[slot]
+        if not entry:
+            continue
+        va = item.va + (number << fmt.page_shift)
+        kind = entry & kind_bits
+        framed = has_frame(fmt, kind, 1)
+        frame = (entry & fmt.address_mask) - frames.base >> frames.page_shift
+        known = framed and 0 <= frame < frames.count
+        if spare is not None and not (known and frames.kind[frame] != spare):
+            continue
+        if not framed:
+            frameless.append(Found(va, 1, slot, entry))
+        elif known and frames.kind[frame] != Kind.ZERO:
+            gather.drop(frame)
+        if owes(fmt, kind, 0, 1):
+            gather.page(va)
+        words[slot] = 0
     return frameless
 
 

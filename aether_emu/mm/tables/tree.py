@@ -245,11 +245,32 @@ class Tree:
         also where they reach out of it. With `tables` each table entry that meets the range follows what
         lies below it. Raises TableDamaged, before the caller can have changed anything of the range.
         """
+        stretch = None if tables else self._one_stretch(start, end)
+        if stretch is not None:
+            return [stretch]
         found = _Visit(start & ~self._width, tables)
         if start < end:
             self._visit(self.root, self.format.top, start - found.origin, end - found.origin, found)
         found.end_stretch()
         return found.items
+
+    def _one_stretch(self, start: int, end: int) -> Stretch | None:
+        """What `visit` answers in the usual case: a range in one leaf table, no damage on the way."""
+        if start >= end or start >> self.leaf_span_shift != end - 1 >> self.leaf_span_shift:
+            return None
+        words, written = self.ram.words, self._written
+        base = self._base_slot(self.root)
+        for level, shift, last in self._way:
+            slot = base + (start >> shift & last)
+            entry = written[base].get(slot)
+            if entry is None or (words[slot] != entry and not same(self.format, level, words[slot], entry)):
+                return None
+            below = self.format.next_table(entry, level)
+            if below is None:
+                return None
+            base = self._base_slot(below)
+        first = base + (start >> self._page_shift & self._last_entry)
+        return Stretch(start, first, end - start >> self._page_shift)
 
     def cursor(self, start: int, end: int) -> Iterator[Found]:
         """Every non-zero leaf or held entry that overlaps `[start, end)`, in the order of addresses.

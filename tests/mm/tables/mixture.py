@@ -142,6 +142,9 @@ class Recorder:
     def pages(self, va: int, numbers: NDArray[np.int64]) -> None:
         self.owed += [((va >> self.format.page_shift) + number, 1) for number in numbers.tolist()]
 
+    def drop(self, frame: int) -> None:
+        self._frames.append(np.array([frame]))
+
     def drop_many(self, frames: NDArray[np.int64]) -> None:
         self._frames.append(frames)
 
