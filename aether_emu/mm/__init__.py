@@ -1,1 +1,1 @@
-"""What is common to all architectures: page tables, areas, faults, frames."""
+"""The memory of programs, on every architecture: areas, faults, page tables, objects, frames. See README.md."""
