@@ -1,1 +1,1 @@
-"""The memory of programs, on every architecture: areas, faults, page tables, objects, frames. See README.md."""
+"""The memory of programs: areas, faults, page tables, objects, frames. README.md has the picture."""
