@@ -1,1 +1,1 @@
-"""What is common to all architectures: page tables, areas, faults, frames."""
+"""The memory of programs: areas, faults, page tables, objects, frames. README.md has the picture."""

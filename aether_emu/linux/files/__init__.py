@@ -1,1 +1,1 @@
-"""The guest's file system: host files inside the grants, synthetic nodes, and descriptors."""
+"""What programs know as files: open files of every kind, descriptors, the tree of names they may reach."""
