@@ -117,7 +117,7 @@ class Table:
 
 
 class Reach(Enum):
-    """Whom the leaves below a table may serve: a second lock behind the leaves' own bits."""
+    """Whom the leaves below a table may serve; the table's entry denies it to others, as the leaves do."""
 
     ANY = "everybody"
     USER = "user leaves: the supervisor does not execute below"

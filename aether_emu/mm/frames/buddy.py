@@ -146,7 +146,7 @@ class Buddy:
         self._freed = self._refused = 0
         self._lowest = self.total
         self._ready_low = 0
-        """Least length of the ready list since `_note`. A pop is not seen, but a low is at the next free."""
+        """Least length of the ready list since `_note`. Pops are not seen: each free looks first."""
         self._bind()
         self._failures: FailurePoints = NEVER_FAILS
         self.failures = failures

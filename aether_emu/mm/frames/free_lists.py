@@ -112,7 +112,7 @@ class FreeLists:
 
     def make_single(self, first: int, count: int) -> None:
         """Turn the first `count` frames of a block in use into single frames."""
-        if count > 1:  # else it is one
+        if count > 1:  # a block of one frame is a single frame already
             self.frames.block_array[first : first + count] = SINGLE
             self.splits += count - 1
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from aether_emu.arch.paging import Entries, PageTableFormat, Reach
-from aether_emu.errors import BreakBeforeMake, MappingError
+from aether_emu.errors import MappingError
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.tables.damage import Damaged, TableDamaged, same
+from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.walk import Walk, walk
 
 _FEW = 8  # entries that are looked at one by one rather than by numpy
@@ -199,7 +200,7 @@ class Tree:
         Raises BreakBeforeMake, with nothing changed, where the architecture demands that the entry is
         absent, and flushed, in between: see `exchange`.
         """
-        self.refuse_live(va, found.level, self.ram.words[found.slot], entry)
+        refuse_live(self.format, va, found.level, self.ram.words[found.slot], entry)
         self.write(va, found.level, found.slot, entry)
 
     def exchange(self, found: Found, entry: int, flush: Callable[[], object]) -> None:
@@ -210,12 +211,6 @@ class Tree:
         self.write(found.start, found.level, found.slot, 0 if self.format.frozen_bits else entry)
         flush()
         self.write(found.start, found.level, found.slot, entry)
-
-    def refuse_live(self, va: int, level: int, old: int, new: int) -> None:
-        """Raise BreakBeforeMake if the live entry `old` of `va` may not become `new` at once."""
-        fmt = self.format
-        if old & new & fmt.present_mask and (old ^ new) & fmt.frozen_bits:
-            raise BreakBeforeMake(va, fmt.describe(old, level), fmt.describe(new, level))
 
     # ---- ranges
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from aether_emu.arch.paging import Access, Attributes, MemoryType, PageFlags, PageTableFormat
-from aether_emu.errors import BreakBeforeMake
 from aether_emu.mm import ageing, mapping
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import (
@@ -29,6 +28,7 @@ from aether_emu.mm.mapping import (
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.tables.live import BreakBeforeMake
 from aether_emu.mm.tables.page import Found
 from tests.arch.formats import EVERY_FORMAT
 from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.arch.paging import (
     Attributes,
     Held,
@@ -213,7 +214,9 @@ def test_no_large_leaf_where_the_physical_address_is_not_aligned_with_the_virtua
 def test_a_large_leaf_translates_everywhere_inside(bench: Bench) -> None:
     bench.table.map(bench.large, bench.large, bench.large, CODE, largest=bench.large)
     walk = bench.table.walk(bench.large + bench.page + 5)
+    assert walk == bench.table.walk(VirtAddr(bench.large + bench.page + 5))
     assert isinstance(walk, Mapped)
+    assert all(isinstance(at, PhysAddr) for at in (walk.address, *(step.address for step in walk.steps)))
     assert (walk.address, walk.size) == (bench.large + bench.page + 5, bench.large)
     found = bench.table.find(2 * bench.large - 1)
     assert found is not None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aether_emu.arch.paging import Attributes, MemoryType, PageFlags, PageTableFormat
-from aether_emu.errors import BreakBeforeMake, MappingError, OutOfFrames
+from aether_emu.errors import MappingError, OutOfFrames
+from aether_emu.mm.tables.live import BreakBeforeMake
 from aether_emu.mm.tables.tree import Stretch
 from aether_emu.mm.tables.walk import Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
