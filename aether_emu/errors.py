@@ -51,17 +51,6 @@ class MappingError(AetherError):
     """A page-table operation would break a rule of the table (overwrites a live entry, splits a leaf...)."""
 
 
-class BreakBeforeMake(MappingError):
-    """A live entry would become another live one where the architecture demands an absent one between.
-
-    `old` and `new` describe the two (Arm ARM D8.16.1).
-    """
-
-    def __init__(self, va: int, old: str, new: str) -> None:
-        self.va, self.old, self.new = va, old, new
-        super().__init__(f"break before make: at {va:#x} the live {old} would become {new}")
-
-
 class EngineError(AetherError):
     """The emulated CPU stopped for a reason that is the engine's, not the guest's."""
 

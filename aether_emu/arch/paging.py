@@ -117,7 +117,7 @@ class Table:
 
 
 class Reach(Enum):
-    """Whom the leaves below a table may serve: a second lock behind the leaves' own bits."""
+    """Whom the leaves below a table may serve; the table's entry denies it to others, as the leaves do."""
 
     ANY = "everybody"
     USER = "user leaves: the supervisor does not execute below"
@@ -200,11 +200,8 @@ class PageTableFormat(ABC):
     levels: tuple[Level, ...]
     address_mask: int  # where a level-1 leaf keeps its physical address
     present_mask: int  # an entry with one of these bits set takes part in a walk
-    held_mask: int  # the bits of a held entry that say its kind; the others are its value
     physical_bits: int
-    frozen_bits: (
-        int  # in which two present entries in one place must not differ without an absent one between
-    )
+    frozen_bits: int  # where a present entry must not change into another one at once; 0: no such rule
     contiguous_bit: int  # the bit of a leaf that is the contiguous hint; 0: none
     hardware_accessed: bool  # the MMU sets ACCESSED itself; else it faults where that is clear
     hardware_dirty: bool  # the MMU sets DIRTY itself; else it faults on a write where that is clear

@@ -7,7 +7,7 @@ attributes, which are called while the guest stands still at the event:
     on_system_call(number, a, b, c, d, e, f) -> result, or None when the registers are already right
     on_trap(trap)           any other exception
     resolve(va, access)     a fault of the kernel's own access to user memory: repaired or not
-    on_rewrite(va, length)  user memory was written behind the engine's back (None: nobody cares)
+    on_rewrite(va, length)  user memory was written by the host, unseen by the engine (None: not told)
     code_changes() -> bool  whether any code exists that guest stores could reach
     return_work()           called once a system call's result is in place (None: nothing to do)
 
@@ -132,7 +132,7 @@ class Cpu(ABC):
 
     @abstractmethod
     def take_interrupt(self) -> bool:
-        """Whether an interrupt was pending, which has been seen now."""
+        """Whether an interrupt was pending; it is so no longer."""
 
     @property
     @abstractmethod
@@ -159,7 +159,7 @@ class Cpu(ABC):
 
     @abstractmethod
     def working_set(self, pages: int) -> None:
-        """The guest has come to use so many pages: a CPU may prepare. No flush is owed or counted."""
+        """The guest uses so many pages now: a CPU may size its TLB for them. It counts as no flush."""
 
     @abstractmethod
     def flush_code(self) -> None:
@@ -194,7 +194,7 @@ class Cpu(ABC):
 
     @property
     def syndrome(self) -> int:
-        """The ISA's word on the last exception, while its callback runs; 0 where callbacks carry it all."""
+        """The syndrome of the last exception (ESR_ELx), valid in its callback; 0 where the ISA has none."""
         return 0
 
     @abstractmethod

@@ -23,7 +23,7 @@ import numpy as np
 
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
-from aether_emu.machine.memory.aperture import ApertureFull, BackingFailed, BeyondEnd
+from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
@@ -203,7 +203,7 @@ class Faults:
             return BusError(va)
         except NotReady as later:
             return Blocked(later.on)
-        except (OutOfFrames, ApertureFull):
+        except OutOfFrames:
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
 

@@ -56,7 +56,10 @@ class KernelHalf:
             raise
 
     def _seal(self, frame: int) -> None:
-        """Nobody writes code by its other address. The tables are not live yet: there is nothing to flush."""
+        """Make a frame of code read-only in the direct map too, where it has a second address.
+
+        No CPU walks the tables yet: there is nothing to flush.
+        """
         va = self.base + self._physical.frames.address(frame)
         split_down(self.table, va, lambda: None)
         self.table.protect(va, self.table.format.page_size, Attributes(_COMMON))

@@ -36,7 +36,7 @@ PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
-_MOVE_ROOM = 4  # areas that a move may add on its way: what it makes, and cuts at both ends and the target
+_MOVE_ROOM = 4  # areas that a move may add meanwhile: the new one, and cuts at both ends of source and target
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 
 MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE = 0, 1, 2, 3, 4, 8
@@ -123,7 +123,7 @@ def _mapped(space: AddressSpace, start: int, end: int) -> int:
 
 
 def _prefers_write(area: Area) -> bool:
-    """Populating breaks private copies ahead when the area is writable, as Linux does."""
+    """Whether populating an area faults for writing: a writable private one gets its own copies at once."""
     return bool(area.protection & Protection.WRITE) and not area.shared
 
 
@@ -140,7 +140,9 @@ def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
         if flags & MAP_FIXED_NOREPLACE and space.areas.overlapping(address, address + length):
             raise Refused(errno.EEXIST, "something is mapped there")
         return address
-    lowest = max(limits.user_base, space.page_size)  # nobody is given the null page unasked
+    lowest = max(
+        limits.user_base, space.page_size
+    )  # the page at 0 is given only to those who ask with MAP_FIXED
     hint = address & -space.page_size
     asks_for_more = hint > limits.window
     if hint:
@@ -297,7 +299,7 @@ def remap_memory(space: AddressSpace, request: Remap) -> int:
     if flags & MREMAP_FIXED:
         target = hint
         space.unmap(target, target + new)
-        if space.areas.find(address) is None:  # a duplicate may be wanted where its source is
+        if space.areas.find(address) is None:  # MREMAP_FIXED onto itself: the unmap took the source away
             raise Refused(errno.EFAULT, "the target replaced the source")
     else:
         wanted = Request(hint, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)

@@ -16,6 +16,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area, AreaMap
@@ -169,7 +170,7 @@ class AddressSpace:
 
     def map_file(
         self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
-    ) -> int:
+    ) -> VirtAddr:
         """Show `size` bytes of an open host file at `address`, without copying; returns the address.
 
         The mapping is shared: what the program stores is in the file at once, if the file is open for
@@ -178,7 +179,7 @@ class AddressSpace:
         Refused(EINVAL, ENOMEM, EACCES, ENODEV).
         """
         assert self.files is not None, "this address space belongs to no machine"
-        length, fd = self.page_up(size), file.fileno()
+        address, length, fd = int(address), self.page_up(size), file.fileno()
         if (address | offset) & self.page_size - 1 or length <= 0:
             raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
         if not self.limits.user_base <= address <= self.limits.user_end - length:
@@ -201,7 +202,7 @@ class AddressSpace:
             name=name,
         )
         self.replace(area)
-        return address
+        return VirtAddr(address, self.table.format.virtual_bits + 1)  # a user half of all virtual bits fits
 
     def require(self, more: int) -> None:
         """Raise Refused(ENOMEM) unless `more` bytes still fit the address-space limit."""

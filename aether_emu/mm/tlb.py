@@ -66,11 +66,6 @@ class Tlb:
         self._queues: list[list[Flush]] = [[] for _ in cpus]
 
     @property
-    def everyone(self) -> int:
-        """The mask of all CPUs."""
-        return (1 << len(self._cpus)) - 1
-
-    @property
     def pending(self) -> int:
         """The mask of CPUs that have something to acknowledge."""
         return sum(1 << index for index, queue in enumerate(self._queues) if queue)

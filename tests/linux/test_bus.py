@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu import Protection
+from aether_emu.address import VirtAddr
 from aether_emu.linux.abi.signal import SIGBUS
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.machine.cpu import Exit, ExitReason
@@ -33,7 +34,7 @@ def _spinning(isa: str, file: Path) -> Machine:
     process.mm.insert(process.mm.new_area(CODE, CODE + 4096, everything))
     machine.cpu.copy_to_user(CODE, code)
     with file.open("rb") as opened:
-        process.mm.map_file(opened, DATA, 8192, Protection.READ)
+        assert isinstance(process.mm.map_file(opened, VirtAddr(DATA), 8192, Protection.READ), VirtAddr)
     machine.cpu.pc = CODE
     machine.cpu.write(register, DATA + 4096)
     return machine

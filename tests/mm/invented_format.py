@@ -49,7 +49,6 @@ class InventedFormat(PageTableFormat):
     levels = (Level(14, 9, True, "page"), Level(23, 8, True, "block"), Level(31, 7, False, "root"))
     address_mask = _ADDRESS
     present_mask = P
-    held_mask = (1 << 14) - 1 | 0xFF << 56
     physical_bits = 40
     frozen_bits = _ADDRESS | T
     contiguous_bit = 0

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.verify import Finding, Severity, open_tables
 from aether_emu.verify.tables.lint import as_data, counted, lines, lint
 from aether_emu.verify.tables.notes import Registers
@@ -46,6 +47,7 @@ def test_kernel_memory_that_is_writable_and_executable_is_an_error(name: str) ->
     (one,) = found(crafted)
     assert (one.rule, one.severity, one.count) == ("writable-executable", ERROR, 2)
     assert (one.address, one.last, one.at, one.entry) == (UPPER, UPPER + 0x9000, at, 0x35000 | bits)
+    assert (type(one.address), type(one.last), type(one.at)) == (VirtAddr, VirtAddr, PhysAddr)
 
 
 @pytest.mark.parametrize("name", BOTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.verify import open_tables, survey
 from aether_emu.verify.tables.formats import Right
 from aether_emu.verify.tables.notes import Registers
@@ -154,7 +155,7 @@ def test_totals_count_pages_by_size_and_tables_by_level() -> None:
 
 def test_columns_are_aligned() -> None:
     assert list(columns([("a", "bb"), ("ccc", "d")])) == ["a    bb", "ccc  d"]
-    assert len(COLUMNS) == len(row(Range(0, 4096, 4096, Right.READ, "WB", 0, 1)))
+    assert len(COLUMNS) == len(row(Range(VirtAddr(0), 4096, 4096, Right.READ, "WB", PhysAddr(0), 1)))
 
 
 @pytest.mark.parametrize(

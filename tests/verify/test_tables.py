@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.errors import ConfigError
 from aether_emu.verify import image_of, open_tables, survey, walk
 from aether_emu.verify.tables.formats import ALLOWED, NAMES, Right
 from aether_emu.verify.tables.images import open_image
 from aether_emu.verify.tables.notes import Registers
-from aether_emu.verify.tables.show import walk_lines
+from aether_emu.verify.tables.show import ranges, walk_lines
 from aether_emu.verify.tables.survey import Odd, Survey
 from tests.verify.crafted_images import CODE, KERNEL, LARGE, PAGE, TABLE, Crafted, Words
 
@@ -47,6 +48,16 @@ def test_a_walk_shows_every_level_and_where_it_leads(name: str) -> None:
     assert (found.steps[-1].at, found.steps[-1].entry) == (at, page * 40 | PAGE[crafted.isa])
     assert found.steps[-1].index == 5
     assert found.rights & ALLOWED == Right.USER_READ | Right.USER_WRITE | Right.READ | Right.WRITE
+
+
+def test_a_walk_gives_addresses_that_know_their_kind() -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0x5000, 0x28000)
+    found = walk(crafted.image, VirtAddr(0x5018), **crafted.options)
+    assert isinstance(found.address, VirtAddr)
+    assert all(isinstance(at, PhysAddr) for at in (found.physical, *(step.at for step in found.steps)))
+    (item,) = ranges(surveyed(crafted))
+    assert (type(item.start), type(item.physical)) == (VirtAddr, PhysAddr)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from aether_emu.arch.arm64.registers import Encoding
 
 ID_AA64PFR0_EL1 = Encoding(3, 0, 0, 4, 0)
-ID_AA64PFR1_EL1 = Encoding(3, 0, 0, 4, 1)
 ID_AA64DFR0_EL1 = Encoding(3, 0, 0, 5, 0)
 ID_AA64ISAR0_EL1 = Encoding(3, 0, 0, 6, 0)
 ID_AA64ISAR1_EL1 = Encoding(3, 0, 0, 6, 1)
 ID_AA64MMFR0_EL1 = Encoding(3, 0, 0, 7, 0)
-ID_AA64MMFR2_EL1 = Encoding(3, 0, 0, 7, 2)
 MIDR_EL1, MPIDR_EL1, REVIDR_EL1 = (Encoding(3, 0, 0, 0, op2) for op2 in (0, 5, 6))
-
-FIELD_BITS = 4
 
 
 @dataclass(frozen=True, slots=True)

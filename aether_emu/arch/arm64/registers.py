@@ -43,10 +43,7 @@ class SystemRegister:
 TTBR0_EL1 = Encoding(3, 0, 2, 0, 0)
 TTBR1_EL1 = Encoding(3, 0, 2, 0, 1)
 CNTKCTL_EL1 = Encoding(3, 0, 14, 1, 0)
-PAN = Encoding(3, 0, 4, 2, 3)
-TLBI_VMALLE1 = Encoding(1, 0, 8, 7, 0)
 TLBI_VAE1 = Encoding(1, 0, 8, 7, 1)
-RNDR, RNDRRS = Encoding(3, 3, 2, 4, 0), Encoding(3, 3, 2, 4, 1)
 
 SCR_EL3 = SystemRegister(
     "SCR_EL3",

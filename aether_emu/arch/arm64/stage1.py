@@ -115,7 +115,6 @@ class ArmFormat(PageTableFormat):
         )
         self.physical_bits = physical_bits
         self.address_mask = _OUTPUT & -granule
-        self.held_mask = granule - 1
         self.frozen_bits = self.address_mask | TABLE | 7 << _ATTR_SHIFT | NOT_GLOBAL | CONTIGUOUS
         self._reserved = _OUTPUT & (-(1 << physical_bits) | granule - 1)
         self._kind_zero = granule - 1 & -0x20

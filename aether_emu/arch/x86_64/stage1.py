@@ -85,7 +85,6 @@ class X86Format(PageTableFormat):
     hardware_accessed = True
     hardware_dirty = True
     present_mask = P
-    held_mask = (1 << _VALUE_SHIFT) - 1
 
     def __init__(
         self, levels: int = 4, physical_bits: int = 40, *, no_execute: bool = True, keys: bool = True

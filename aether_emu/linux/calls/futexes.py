@@ -20,7 +20,7 @@ _SECOND = 10**9
 def sys_futex(
     task: Task, address: int, operation: int, value: int, timeout: int, _second: int, bits: int
 ) -> int:
-    """Waiting and waking. Of the others those that wake are served as if nobody waited."""
+    """futex(2): FUTEX_WAIT and FUTEX_WAKE, with bit sets. Requeueing and WAKE_OP find nobody waiting."""
     kind = s32(operation) & ~_FLAGS
     waits = kind in (_WAIT, _WAIT_BITSET)
     seconds, rest = read_struct(task.cpu, timeout, "qq") if waits and timeout else (0, 0)
@@ -45,7 +45,7 @@ def sys_futex(
 
 
 def _wait(task: Task, address: int, value: int, deadline: int | None, bits: int, private: bool) -> int:
-    """Wait as long as the word is `value`. Woken it is 0, whatever the word is by then."""
+    """Wait as long as the word is `value`. Returns 0 once woken, without a look at the word again."""
     if task.wait is not None and task.wait.woken:
         return 0
     if read_struct(task.cpu, address, "I")[0] != value:

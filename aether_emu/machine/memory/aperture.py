@@ -3,7 +3,7 @@
 The range is reserved once, mapped into every CPU once, and divided into slots of 2 MiB. A slot shows one
 extent (2 MiB, aligned) of one file, so the frame of a file's page is its slot's address plus its offset in
 the extent, and all mappings of a file share frames. Binding a slot is one host `mmap` with MAP_FIXED, which
-no CPU notices. Only unpinned slots are reused, the least recently used first.
+no CPU notices. When every slot is bound, the least recently used one is bound anew.
 
 A read-only file is a private window: stray stores never reach it. A writable file is a shared window:
 stores are in the file at once, as `pread` and other processes see it. Before a frame is handed out its page
@@ -49,39 +49,29 @@ class BackingFailed(PageUnavailable):
     """The file has the page, but the host cannot provide it: a full disk, an I/O error, bad memory."""
 
 
-class ApertureFull(AetherError):
-    """A file's page was wanted while every slot is pinned."""
-
-    def __init__(self, slots: int) -> None:
-        self.slots = slots
-        super().__init__(f"all {slots} slots of the file aperture are pinned")
-
-
 class _Slot:
     """One bound slot: which extent of which file it shows."""
 
-    __slots__ = ("extent", "file", "index", "pins", "tail")
+    __slots__ = ("extent", "file", "index", "tail")
 
     def __init__(self, index: int, file: ApertureFile, extent: int) -> None:
         self.index, self.file, self.extent = index, file, extent
-        self.pins = 0
         # From here to the end of its guest page the slot is anonymous zero memory; SLOT_SIZE: nowhere.
         self.tail = SLOT_SIZE
 
 
 @dataclass(frozen=True)
 class BoundSlot:
-    """A slot's whole state, for capture: its number, what it shows, and its pins."""
+    """A slot's whole state, for capture: its number and what it shows."""
 
     index: int
     key: Hashable
     extent: int
-    pins: int
 
 
 @dataclass(frozen=True)
 class ApertureState:
-    """Every slot's state: the bound ones (unpinned ones least recently used first) and the free ones."""
+    """Every slot's state: the bound ones (least recently used first) and the free ones."""
 
     bound: tuple[BoundSlot, ...]
     free: tuple[int, ...]
@@ -103,17 +93,12 @@ class ApertureFile:
         """The file's size in bytes, as the host has it now."""
         return os.fstat(self._fd).st_size
 
-    @property
-    def page_count(self) -> int:
-        """How many guest pages the file reaches into now. Pages from this index on are SIGBUS to a guest."""
-        return -(-self.size // self._aperture.page_size)
-
     def frame(self, page_index: int, *, write: bool = False) -> int:
         """Guest-physical address of a page of the file, populated for loads (`write`: for stores too).
 
-        The address holds until the slot is evicted: pin it. A frame obtained without `write` is for entries
-        that do not allow stores: a store to a page with no disk block may find the disk full. Raises
-        BeyondEnd, BackingFailed, ApertureFull, and Refused(EACCES) for `write` on a read-only file.
+        The address holds until the slot is evicted, which `Aperture.on_evict` tells. A frame obtained without
+        `write` is for entries that do not allow stores: a store to a page with no disk block may find the
+        disk full. Raises BeyondEnd, BackingFailed, and Refused(EACCES) for `write` on a read-only file.
         """
         return self.frames(page_index, 1, write=write)[0]
 
@@ -265,7 +250,7 @@ class ApertureFile:
             raise Refused(error.errno or errno.EIO, "the host cannot write the file back") from error
 
     def close(self) -> None:
-        """Give one reference back; the last one evicts the file's slots, none of which may be pinned."""
+        """Give one reference back; the last one evicts the file's slots."""
         assert self._references > 0, f"file {self.key!r} is closed once too often"
         self._references -= 1
         if self._references == 0:
@@ -293,13 +278,13 @@ class Aperture:
         self._unmap = weakref.finalize(self, host.unmap, self.host_address, size)
         self._unmap.atexit = False
         self.on_evict: Callable[[int, int], None] = lambda _pa, _length: None
-        """Told (slot's address, length in bytes) while the slot still shows the old file: unmap, flush TLBs
-        and translations of code, and unpin there. It must not ask for frames."""
+        """Told (slot's address, length in bytes) while the slot still shows the old file: the owner
+        unmaps it and flushes TLBs and translations of code there. It must not ask for frames."""
         self._files: dict[Hashable, ApertureFile] = {}
         self._slots: list[_Slot | None] = [None] * (size // SLOT_SIZE)
         self._free = list(range(size // SLOT_SIZE - 1, -1, -1))
-        # Unpinned bound slots by number, least recently used first.
-        self._idle: OrderedDict[int, _Slot] = OrderedDict()
+        # Bound slots by number, least recently used first.
+        self._used: OrderedDict[int, _Slot] = OrderedDict()
 
     def attach(self, fd: int, key: Hashable, *, writable: bool) -> ApertureFile:
         """The file behind an open descriptor (which the caller may close), with one more reference.
@@ -323,26 +308,11 @@ class Aperture:
         slot = self._slot_of(pa)
         return slot.file, (slot.extent * SLOT_SIZE + (pa - self.base) % SLOT_SIZE) // self.page_size
 
-    def pin(self, pa: int) -> None:
-        """Keep the frame's slot from being reused until as many `unpin`. AddressError if no file is there."""
-        slot = self._slot_of(pa)
-        if slot.pins == 0:
-            del self._idle[slot.index]
-        slot.pins += 1
-
-    def unpin(self, pa: int) -> None:
-        """Take one pin back."""
-        slot = self._slot_of(pa)
-        assert slot.pins > 0, f"slot of {pa:#x} is unpinned once too often"
-        slot.pins -= 1
-        if slot.pins == 0:
-            self._idle[slot.index] = slot
-
     def lost(self, host_address: int) -> tuple[ApertureFile, int]:
         """Show the file again where the bus guard had to put a zero page; return the file and page index.
 
-        The caller unmaps and flushes that page and those from the file's `page_count` on, and delivers
-        SIGBUS. AddressError if no file is there any more.
+        The caller unmaps and flushes that page and those beyond the file's end, and delivers SIGBUS.
+        AddressError if no file is there any more.
         """
         file, page_index = self.owner_of(host_address - self.host_address + self.base)
         file.show(self._slot_of(host_address - self.host_address + self.base))
@@ -350,29 +320,22 @@ class Aperture:
 
     def save(self) -> ApertureState:
         """Which slot shows what, for capture. The bytes themselves are the files'."""
-        pinned = [slot for slot in self._slots if slot is not None and slot.pins]
-        bound = [
-            BoundSlot(slot.index, slot.file.key, slot.extent, slot.pins)
-            for slot in [*pinned, *self._idle.values()]
-        ]
-        return ApertureState(tuple(bound), tuple(self._free))
+        bound = tuple(BoundSlot(slot.index, slot.file.key, slot.extent) for slot in self._used.values())
+        return ApertureState(bound, tuple(self._free))
 
     def load(self, state: ApertureState) -> None:
         """Bind exactly the slots of `state`, whose files must be attached (AddressError). Nobody is told."""
         for bound in state.bound:
             if bound.key not in self._files:
                 raise AddressError("slot of a file", bound.index, f"file {bound.key!r} is not attached")
-        for slot in [slot for slot in self._slots if slot is not None]:
+        for slot in list(self._used.values()):
             self._remove(slot)
         self._free = list(state.free)
         for bound in state.bound:
-            slot = self._place(bound.index, self._files[bound.key], bound.extent)
-            slot.pins = bound.pins
-            if slot.pins:
-                del self._idle[slot.index]
+            self._place(bound.index, self._files[bound.key], bound.extent)
 
     def close(self) -> None:
-        """Abandon all files, pinned or not, and give the host range back. Idempotent.
+        """Abandon all files and give the host range back. Idempotent.
 
         No CPU may map the range any more.
         """
@@ -381,22 +344,18 @@ class Aperture:
         self._unmap()
 
     def bind(self, file: ApertureFile, extent: int) -> _Slot:
-        """Show an extent in a free slot, or in the least recently used unpinned one (called by the file)."""
+        """Show an extent in a free slot, or in the least recently used one (called by the file)."""
         if not self._free:
-            if not self._idle:
-                raise ApertureFull(len(self._slots))
-            self.unbind(next(iter(self._idle.values())))
+            self.unbind(next(iter(self._used.values())))
         return self._place(self._free.pop(), file, extent)
 
     def touch(self, slot: _Slot) -> None:
         """Count the slot as used most recently (called by the file)."""
-        if slot.pins == 0:
-            self._idle.move_to_end(slot.index)
+        self._used.move_to_end(slot.index)
 
     def unbind(self, slot: _Slot) -> None:
         """Tell the owner, then free the slot (called by the file at its close)."""
         self.on_evict(self.base + slot.index * SLOT_SIZE, SLOT_SIZE)
-        assert slot.pins == 0, f"slot {slot.index} is evicted with {slot.pins} pins"
         self._remove(slot)
 
     def forget(self, file: ApertureFile) -> None:
@@ -405,13 +364,13 @@ class Aperture:
 
     def _place(self, index: int, file: ApertureFile, extent: int) -> _Slot:
         slot = _Slot(index, file, extent)
-        self._slots[index] = self._idle[index] = file.slots[extent] = slot
+        self._slots[index] = self._used[index] = file.slots[extent] = slot
         file.show(slot)
         return slot
 
     def _remove(self, slot: _Slot) -> None:
         self._slots[slot.index] = None
-        self._idle.pop(slot.index, None)
+        del self._used[slot.index]
         del slot.file.slots[slot.extent]
         self._free.append(slot.index)
         host.place_zeroes(self.host_address + slot.index * SLOT_SIZE, SLOT_SIZE)

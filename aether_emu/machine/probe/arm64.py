@@ -32,7 +32,7 @@ from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_state import ArmState
 
 SCRATCH = (1 << 47) - (1 << 20)
-"""Physical address of the prober's own pages: no few wrong bits in an entry lead there."""
+"""Physical address of the prober's own pages: an entry with a few wrong bits does not lead there."""
 
 LANDING_CODE = bytes.fromhex("df2403d580001fd6")  # bti jc; br x4: a guarded page admits the branch
 

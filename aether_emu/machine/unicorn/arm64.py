@@ -1,4 +1,4 @@
-"""The ARM64 CPU on Unicorn: bring-up, the exception hook, and the traps that facts have shown.
+"""The ARM64 CPU on Unicorn: bring-up, the exception hook, and what the engine does otherwise than a CPU.
 
 The CPU rests at EL0 between runs. Every exception arrives at one hook with a class number of the
 engine's own; the true syndrome is in the CPU state. Engine behaviour handled here (unicorn 2.1.4):
@@ -102,9 +102,11 @@ class ArmCpu(UnicornCpu):
         self.live_state = state.live
         self.general, self._pc = state.general, state.pc
         self._syndrome, self._address = state.syndrome, state.address
-        self._state = state  # the fields may live in what it keeps
+        self._state = state  # keeps alive the memory that the fields above are views of
         self._text = 0
-        self._physical = ctypes.c_uint64()  # the engine wants a place for each translation; nobody reads it
+        self._physical = (
+            ctypes.c_uint64()
+        )  # `uc_vmem_translate` must store its result somewhere; only whether it fails matters
         self._scan = BlockScan(_VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
         self._random_reads: RandomReads | None = None
@@ -136,7 +138,7 @@ class ArmCpu(UnicornCpu):
     def _exception_hook(self) -> Callable[[int, int, int], None]:
         handle, x = self._handle, self.general
         status, address, pc = self._syndrome, self._address, self._pc
-        known: dict[int, int] = {}  # what `_abort_access` has said of an abort's syndrome
+        known: dict[int, int] = {}  # syndrome -> what `_abort_access` returned for it
 
         def exception(_uc: int, number: int, _data: int) -> None:
             try:
@@ -167,7 +169,7 @@ class ArmCpu(UnicornCpu):
         return exception
 
     def _abort_access(self, known: dict[int, int]) -> int:
-        """The access of an abort whose syndrome is new, remembered; -1 for one that no page table decides."""
+        """Decode an abort's new syndrome, into `known` too; -1 for one that page tables do not decide."""
         word = self._syndrome[0]
         known[word] = access = int(syndrome.access_of(word)) if syndrome.is_translation_abort(word) else -1
         return access
@@ -208,7 +210,7 @@ class ArmCpu(UnicornCpu):
             address = 0 if target == _ZERO_REGISTER else self.general[target]
             if engine.vmem_translate(self._handle, address, PROT_READ, ctypes.addressof(self._physical)):
                 self.on_fault(_untagged(address), _USER_READ)
-                return True  # where it was repaired the instruction comes again
+                return True  # if the handler mapped the page, the guest executes the instruction again
             if (crm, op2) == _IC_IVAU:
                 self.flush_code()
             self.pc = self.pc + _INSTRUCTION

@@ -47,7 +47,7 @@ class Layout:
 
 
 def enable_paging(uc: Any, root: int, translation: int) -> None:
-    """Bring a fresh engine up with our system registers, in the order that facts found reliable.
+    """Bring a fresh engine up with our system registers, in an order that works (unicorn 2.1.4).
 
     `translation` is the value of TCR_EL1; `root` serves both halves.
     """

@@ -1,4 +1,4 @@
-"""Looking at each new ARM64 block before it runs: is it misaligned, does it ask for chance?"""
+"""Looking at each new ARM64 block before it runs: is it misaligned, does it read RNDR?"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
 MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 _UNLIMITED = 1 << 62
-_FAULT_TRIES = 4  # a page may need: absent, then read-only, then stale; more means no progress
+_FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
 _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USER | Access.WRITE)}
 
 

@@ -1,6 +1,6 @@
 """The Unicorn library behind typed bare calls.
 
-The Python wrapper costs more than the engine does (facts: a wrapped hook with register reads is
+The Python wrapper costs more than the engine does (measured: a wrapped hook with register reads is
 seven times a bare one), so CPUs register ctypes callbacks themselves and call the C functions
 here. Calls that return at once hold the interpreter lock (`PyDLL`); `emu_start` releases it.
 """
@@ -76,7 +76,7 @@ def hook_add(
         c_int(kind),
         target,
         c_void_p(user_data),
-        c_uint64(1 if only_at is None else only_at),  # a range that ends before it begins is all
+        c_uint64(1 if only_at is None else only_at),  # begin after end: the engine's way to say every address
         c_uint64(0 if only_at is None else only_at),
         *map(c_int, extra),
     )

@@ -1,4 +1,4 @@
-"""The x86_64 CPU on Unicorn: bring-up, hooks, and every engine trap that facts have shown.
+"""The x86_64 CPU on Unicorn: bring-up, hooks, and what the engine does otherwise than a CPU.
 
 Ring 3 is entered once, at boot, by a real `iretq`; afterwards the CPU rests at CPL 3 between
 runs, so that user memory is always accessed with user rights. Supervisor code runs as nested
@@ -11,7 +11,8 @@ Engine behaviour handled here (unicorn 2.1.4):
 - `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
-- the FPU starts with zeros; CS/SS written by register keep CPL 0; `until` faults behind our back.
+- the FPU starts with zeros; CS/SS written by register keep CPL 0.
+- a run to an `until` address leaves a page fault pending: runs end by other means.
 - VEX code runs wrongly, port I/O is allowed, RDRAND and RDTSC are the host's: see `x86_blocks`.
 """
 
@@ -61,7 +62,7 @@ _TRAPS: dict[int, TrapKind] = {
 
 
 def _ignore(_va: int, _access: int) -> None:
-    """A fault that nobody made."""
+    """Takes the pending page fault that a failed access by the host left: the guest did not make it."""
 
 
 def _forged(vector: int) -> Trap:
@@ -103,7 +104,7 @@ class X86Cpu(UnicornCpu):
         self.live_state = base is not None
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self.general = self._state.general
-        self._bias = 0  # what the engine adds to rip after the current callback
+        self._bias = 0  # what the engine adds to rip when the current callback returns
         self._new_special: tuple[int, int, x86_blocks.Found] | None = None
         self._specials: set[int] = set()  # addresses, each with a hook that stops in front
         self._stop_before = engine.CODE(self._before_special)
@@ -111,7 +112,7 @@ class X86Cpu(UnicornCpu):
         self._text = 0
         self._flags = ctypes.c_uint64()
         self._flags_address = ctypes.addressof(self._flags)
-        # Translation happens inside nested runs too, while the other buffer holds somebody's data.
+        # A buffer of its own: a block can be translated in a nested run, while another buffer is in use.
         self._code = ctypes.create_string_buffer(_CODE_BUFFER)
         self._code_address = ctypes.addressof(self._code)
         self._code_view = memoryview(self._code).cast("B")

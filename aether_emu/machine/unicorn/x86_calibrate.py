@@ -124,7 +124,7 @@ class _Scratch:
 
 
 def enable_paging(uc: Any, root: int, levels: int = 4) -> None:
-    """Bring a fresh 64-bit engine up with our control registers (facts: by reg_write, any order)."""
+    """Bring a fresh 64-bit engine up with our control registers (by reg_write, in any order)."""
     five = regs.CR4_LA57 if levels == 5 else 0
     uc.reg_write(x86_const.UC_X86_REG_CR4, regs.CR4_KERNEL | five)
     uc.reg_write(x86_const.UC_X86_REG_MSR, (regs.EFER, regs.EFER_KERNEL))
@@ -134,7 +134,7 @@ def enable_paging(uc: Any, root: int, levels: int = 4) -> None:
     uc.reg_write(x86_const.UC_X86_REG_FPTAG, regs.FPU_TAGS)
     uc.reg_write(x86_const.UC_X86_REG_MXCSR, regs.MXCSR)
     uc.reg_write(x86_const.UC_X86_REG_CR0, regs.CR0_KERNEL)
-    # `until` would be translated after each run and leave a fault behind (facts: trap 2).
+    # `until` would be translated after each run and leave a page fault pending.
     uc.ctl_exits_enabled(True)
     uc.ctl_set_exits([])
 

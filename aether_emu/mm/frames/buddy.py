@@ -102,14 +102,14 @@ class BuddyStats:
 
 
 class Buddy:
-    """Hands out the frames of some zones, singly, in blocks of 2**order, in runs, or in bulk.
+    """Hands out the frames of some zones, singly, in blocks of 2**order, or in bulk.
 
     A frame is handed out as Kind.KERNEL, until its new owner says what it is; its references and mappings
     are 0 and its flags what its last owner left. It comes back without references and mappings. Frames are
     plain ints: what is passed to `free` may be handed out again as the same object.
 
-    A block is freed as it was allocated, by `free` with its order. The frames of `alloc_run`, `alloc_bulk`
-    and of a `split` block are single ones: each is freed alone, or any number of them by `free_bulk`.
+    A block is freed as it was allocated, by `free` with its order. The frames of `alloc_bulk` and of a
+    `split` block are single ones: each is freed alone, or any number of them by `free_bulk`.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Buddy:
 
         Their order is the order of falling back: an allocation starts at the first zone, or at the one it
         names, and goes on to those after it. No block crosses a zone's bounds. `failures` is asked at
-        "buddy.alloc", "buddy.alloc_run" and "buddy.alloc_bulk". `cpus` is how many ready lists there are.
+        "buddy.alloc" and "buddy.alloc_bulk". `cpus` is how many ready lists there are.
         Raises FrameError for unusable zones.
         """
         _check_zones(frames, zones)
@@ -146,7 +146,7 @@ class Buddy:
         self._freed = self._refused = 0
         self._lowest = self.total
         self._ready_low = 0
-        """Least length of the ready list since `_note`. A pop is not seen, but a low is at the next free."""
+        """Least length of the ready list since `_note`. Pops are not seen: each free looks first."""
         self._bind()
         self._failures: FailurePoints = NEVER_FAILS
         self.failures = failures
@@ -223,25 +223,6 @@ class Buddy:
         if self.on_short():
             return self.alloc(order, zone)
         self._refuse(1 << order)
-
-    def alloc_run(self, count: int, zone: str | None = None) -> int:
-        """The first of `count` contiguous single frames, aligned to the next power of two.
-
-        They are cut from one block, whose surplus stays free. Raises OutOfFrames when there is no such block:
-        also if that many neighbours are free without being one block, or count is over 2**MAX_ORDER.
-        """
-        if count < 1:
-            raise FrameError(f"a run of {count} frames is asked for")
-        zones = self._begin("buddy.alloc_run", count, zone)
-        if count <= 1 << MAX_ORDER:
-            for lists in self._twice(zones):
-                run = lists.take_run(count)
-                if run is not None:
-                    self.frames.kind_array[run : run + count] = _KERNEL
-                    return run
-        if self.on_short():
-            return self.alloc_run(count, zone)
-        self._refuse(count)
 
     def alloc_bulk(self, count: int, zone: str | None = None) -> FrameArray:
         """`count` single frames in ascending order, from the largest blocks that there are.

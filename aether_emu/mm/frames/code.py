@@ -17,11 +17,16 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import Flags, FrameTable
 
-_EXECUTABLE = int(Flags.EXECUTABLE)  # asked for each frame that is freed: no enum in the way
+_EXECUTABLE = int(
+    Flags.EXECUTABLE
+)  # a plain int: asked for each frame that is freed, where an enum would be slow
 
 
 class CodeFrames:
-    """Marks and consequences. `mutable` turns true once code exists outside read-only files."""
+    """Which frames may hold code, and the flush when they change.
+
+    `mutable` turns true once code exists outside read-only files.
+    """
 
     def __init__(self, frames: FrameTable, cpus: Sequence[Cpu], counters: Counters) -> None:
         self._frames, self._cpus, self._n = frames, cpus, counters.n

@@ -74,17 +74,6 @@ class FreeLists:
         self.frames.block[frame] = order + 1
         return frame
 
-    def take_run(self, count: int) -> int | None:
-        """Take `count` neighbours, as single frames, off one block, whose rest stays free. None."""
-        order = (count - 1).bit_length()
-        first = self.take(order)
-        if first is not None:
-            self.make_single(first, count)
-            for frame, part in _aligned_blocks(first + count, first + (1 << order)):
-                self._insert(frame, part)
-                self.splits += 1
-        return first
-
     def take_singles(self, count: int) -> Iterator[FrameArray]:
         """Take `count` single frames, no more than are free, in the largest blocks there are."""
         order = MAX_ORDER
@@ -123,7 +112,7 @@ class FreeLists:
 
     def make_single(self, first: int, count: int) -> None:
         """Turn the first `count` frames of a block in use into single frames."""
-        if count > 1:  # else it is one
+        if count > 1:  # a block of one frame is a single frame already
             self.frames.block_array[first : first + count] = SINGLE
             self.splits += count - 1
 

@@ -117,8 +117,8 @@ class Backing(MemoryObject):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
 
-        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, ApertureFull, and NotReady
-        while the page is on its way.
+        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, and NotReady while
+        the page is on its way.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import AetherError
 
@@ -28,10 +29,10 @@ class Damaged:
 
 
 class TableDamaged(AetherError):
-    """The way down to `va` leads through an entry that is `damaged`."""
+    """The way down to `va`, as it was given, leads through an entry that is `damaged`."""
 
     def __init__(self, va: int, damaged: Damaged, what: str) -> None:
-        self.va, self.damaged = va, damaged
+        self.va, self.damaged = VirtAddr(va, 64), damaged
         super().__init__(f"the page table is damaged on the way to {va:#x}: {what}")
 
 

@@ -38,6 +38,7 @@ from aether_emu.mm.tables.count import (
     numbers_of,
     of_kind,
 )
+from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import cut
 from aether_emu.mm.tables.tree import Found, Stretch, Tree
@@ -89,7 +90,7 @@ def rewrite(table: Tree, items: list[Stretch | Found], change: Change, gather: G
                 known[kind, level] = kind ^ new, owes(fmt, kind, new, level)
             bits, owing = known[kind, level]
             if bits:
-                table.refuse_live(_start(table, item, chosen), level, kind, kind ^ bits)
+                refuse_live(fmt, _start(table, item, chosen), level, kind, kind ^ bits)
                 changes.append(_Change(item, chosen, bits, owing))
     return sum(_apply(table, each, gather) for each in changes)
 

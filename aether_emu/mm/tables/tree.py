@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from aether_emu.arch.paging import Entries, PageTableFormat, Reach
-from aether_emu.errors import BreakBeforeMake, MappingError
+from aether_emu.errors import MappingError
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.tables.damage import Damaged, TableDamaged, same
+from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.walk import Walk, walk
 
 _FEW = 8  # entries that are looked at one by one rather than by numpy
@@ -199,7 +200,7 @@ class Tree:
         Raises BreakBeforeMake, with nothing changed, where the architecture demands that the entry is
         absent, and flushed, in between: see `exchange`.
         """
-        self.refuse_live(va, found.level, self.ram.words[found.slot], entry)
+        refuse_live(self.format, va, found.level, self.ram.words[found.slot], entry)
         self.write(va, found.level, found.slot, entry)
 
     def exchange(self, found: Found, entry: int, flush: Callable[[], object]) -> None:
@@ -210,31 +211,6 @@ class Tree:
         self.write(found.start, found.level, found.slot, 0 if self.format.frozen_bits else entry)
         flush()
         self.write(found.start, found.level, found.slot, entry)
-
-    def replace_many(self, va: int, slot: int, entries: Entries) -> None:
-        """As `replace`, for the level-1 entries of the pages from `va` on, whose first slot is `slot`.
-
-        Absent entries among the old or the new ones are no obstacle.
-        """
-        old = self.ram.array[slot : slot + entries.size]
-        at = self.first_refused(old, entries)
-        if at is not None:
-            self.refuse_live(va + (at << self.format.page_shift), 1, int(old[at]), int(entries[at]))
-        old[:] = entries
-
-    def refuse_live(self, va: int, level: int, old: int, new: int) -> None:
-        """Raise BreakBeforeMake if the live entry `old` of `va` may not become `new` at once."""
-        fmt = self.format
-        if old & new & fmt.present_mask and (old ^ new) & fmt.frozen_bits:
-            raise BreakBeforeMake(va, fmt.describe(old, level), fmt.describe(new, level))
-
-    def first_refused(self, old: Entries, new: Entries) -> int | None:
-        """The number of the first entry of `old` that `refuse_live` refuses to let become that of `new`."""
-        if not self.format.frozen_bits:
-            return None
-        live = old & new & np.uint64(self.format.present_mask) != 0
-        broken = live & ((old ^ new) & np.uint64(self.format.frozen_bits) != 0)
-        return int(broken.argmax()) if broken.any() else None
 
     # ---- ranges
 
@@ -286,27 +262,6 @@ class Tree:
             for number in used.tolist():
                 slot = item.slot + number
                 yield Found(item.va + (number << shift), 1, slot, words[slot])
-
-    def spans(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """(va, slot, pages) of each stretch of level-1 entries of `[start, end)` whose table exists.
-
-        For edits of whole stretches with numpy: `ram.array[slot : slot + pages]`. Large leaves and
-        held entries above level 1 are not shown: the caller must know that there are none.
-        """
-        entries, shift = self.format.levels[0].entries, self.format.page_shift
-        span = 1 << self.leaf_span_shift
-        origin = start & ~self._width
-        start, end = start - origin, end - origin
-        if end - start > span * len(self.leaf_tables):
-            keys = sorted(k for k in self.leaf_tables if k << self.leaf_span_shift < end)
-        else:
-            keys = list(range(start >> self.leaf_span_shift, (end - 1 >> self.leaf_span_shift) + 1))
-        for key in keys:
-            base = self.leaf_tables.get(key)
-            low = max(start, key << self.leaf_span_shift)
-            high = min(end, (key + 1) << self.leaf_span_shift)
-            if base is not None and low < high:
-                yield origin + low, base + (low >> shift & entries - 1), (high - low) >> shift
 
     def prune(self, start: int, end: int, floor: int, ceiling: int) -> list[int]:
         """Detach tables that serve only addresses within `[floor, ceiling)` and meet `[start, end)`.

@@ -80,12 +80,19 @@ def _mapped(isa: str, length: int) -> Iterator[_Mapped]:
     table.add_leaf_tables(_TO, _TO + length)
     code = CodeFrames(frames, [], counters)
     try:
-        here, there = (
-            [ram.array[slot : slot + n] for _va, slot, n in table.spans(va, va + length)] for va in (_VA, _TO)
-        )
+        here, there = _leaf_entries(table, _VA, pages), _leaf_entries(table, _TO, pages)
         yield _Mapped(table, frames, code, gather, length, np.arange(tables, tables + pages), here, there)
     finally:
         ram.close()
+
+
+def _leaf_entries(table: PageTable, start: int, pages: int) -> list[Entries]:
+    """The entries of `pages` pages from `start`, where a leaf table begins: an array for each leaf table."""
+    each, size = table.format.levels[0].entries, table.format.page_size
+    slots = [
+        (table.leaf_slot(start + done * size), min(each, pages - done)) for done in range(0, pages, each)
+    ]
+    return [table.ram.array[slot : slot + count] for slot, count in slots]
 
 
 def _protect(mapped: _Mapped, protection: Protection) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aether_emu.address import VirtAddr
 from aether_emu.machine.memory import host
 from aether_emu.machine.probe import arm64 as prober_arm64
 from aether_emu.machine.probe import x86_64 as prober_x86
@@ -40,7 +41,7 @@ _MOST_TOLD = 10
 class Difference:
     """One access on which the two disagree, each in words."""
 
-    address: int
+    address: VirtAddr
     operation: Operation
     user: bool
     expected: str
@@ -319,7 +320,7 @@ def _compare(
             bool(fault[index]), bool(hole[index]), int(tried.code[index]), int(tried.address[index]),
             int(reached[index]),
         )  # fmt: skip
-        agreement.examples.append(Difference(int(at[index]), operation, user, wanted, got))
+        agreement.examples.append(Difference(VirtAddr(int(at[index]), 64), operation, user, wanted, got))
 
 
 def _words(fault: bool, hole: bool, code: int, where: int, physical: int) -> str:

@@ -125,7 +125,7 @@ class Format(ABC):
 
     @abstractmethod
     def narrowed(self, locks: Bytes, entries: Words) -> Bytes:
-        """What the levels so far forbid (0 at the root), and table entries forbid besides."""
+        """`locks` (what the levels above forbid; 0 at the root), and what these table entries forbid."""
 
     @abstractmethod
     def rights(self, locks: Bytes, leaves: Words) -> Flags:

@@ -8,6 +8,7 @@ from enum import Enum
 
 import numpy as np
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.verify.tables.formats import USER, Bits, Right, Words
 from aether_emu.verify.tables.survey import Numbers, Odd, Survey
 
@@ -34,13 +35,17 @@ class Finding:
 
     rule: str
     severity: Severity
-    address: int
-    last: int
+    address: VirtAddr
+    last: VirtAddr
     count: int
     entry: int | None
-    at: int | None
+    at: PhysAddr | None
     what: str
     why: str
+
+
+def _virtual(address: np.uint64) -> VirtAddr:
+    return VirtAddr(int(address), 64)
 
 
 Rule = Callable[[Survey], Iterator[Finding]]
@@ -55,8 +60,8 @@ def _of_leaves(
         return
     leaves, first = found.leaves, int(chosen[0])
     yield Finding(
-        rule, severity, int(leaves.address[first]), int(leaves.address[chosen[-1]]), int(chosen.size),
-        int(leaves.entry[first]), int(leaves.at[first]), what, why,
+        rule, severity, _virtual(leaves.address[first]), _virtual(leaves.address[chosen[-1]]),
+        int(chosen.size), int(leaves.entry[first]), PhysAddr(int(leaves.at[first])), what, why,
     )  # fmt: skip
 
 
@@ -100,8 +105,8 @@ def oddities(found: Survey) -> Iterator[Finding]:
             at = int(item.at[first])
             root = at == (1 << 64) - 1
             yield Finding(
-                rule, severity, int(item.address[first]), int(item.address[chosen[-1]]), int(chosen.size),
-                None if root else int(item.entry[first]), None if root else at,
+                rule, severity, _virtual(item.address[first]), _virtual(item.address[chosen[-1]]),
+                int(chosen.size), None if root else int(item.entry[first]), None if root else PhysAddr(at),
                 what.format(name=name, bits=int(item.bits[first])), why,
             )  # fmt: skip
             if group >= _MOST_GROUPS:

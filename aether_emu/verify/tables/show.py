@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.verify.tables.formats import ALLOWED, Right
 from aether_emu.verify.tables.survey import Survey, Walk
 
@@ -22,19 +23,22 @@ _UNITS = ("B", "K", "M", "G", "T", "P", "E")
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """[start, end) of virtual addresses. `pieces` counts the runs of contiguous frames behind it."""
+    """[start, end) of virtual addresses; `end` itself need not be one: it can be 2**64.
 
-    start: int
+    `pieces` counts the runs of contiguous frames behind it.
+    """
+
+    start: VirtAddr
     end: int
     page: int
     rights: Right
     memory: str
-    physical: int
+    physical: PhysAddr
     pieces: int
 
     @property
     def size(self) -> int:
-        return self.end - self.start
+        return self.end - int(self.start)
 
 
 def ranges(found: Survey) -> list[Range]:
@@ -58,7 +62,7 @@ def ranges(found: Survey) -> list[Range]:
     names = {kind: rules.memory_name(kind) for kind in np.unique(leaves.memory).tolist()}
     kinds = {word: Right(word) for word in np.unique(rights).tolist()}
     return [
-        Range(start, end + page, page, kinds[right], names[memory], physical, pieces)
+        Range(VirtAddr(start, 64), end + page, page, kinds[right], names[memory], PhysAddr(physical), pieces)
         for start, end, page, right, memory, physical, pieces in zip(
             *(column.tolist() for column in columns), strict=True
         )
@@ -95,7 +99,7 @@ def row(item: Range) -> tuple[str, ...]:
 
 
 def totals(found: Survey) -> list[str]:
-    """Lines below the ranges: pages by size, tables by level, entries that say nothing good."""
+    """Lines below the ranges: pages by size, tables by level, how many entries are wrong."""
     rules, leaves = found.tables.format, found.leaves
     levels = np.bincount(leaves.level, minlength=rules.levels + 1).tolist()
     pages = [

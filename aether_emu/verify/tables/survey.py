@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.errors import ConfigError
 from aether_emu.verify.spec.fields import decode
 from aether_emu.verify.tables.formats import Bits, Bytes, Flags, Format, Half, Kind, Right, Words, format_of
@@ -33,11 +34,11 @@ _NO_ENTRY = (1 << 64) - 1
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Page tables in an image. `roots` are physical addresses, None for a half that nobody named."""
+    """Page tables in an image. A root is None for a half that nobody named."""
 
     image: Image
     format: Format
-    roots: tuple[int | None, ...]
+    roots: tuple[PhysAddr | None, ...]
 
 
 def open_tables(
@@ -66,11 +67,11 @@ def open_tables(
         given = known.roots
     if len(rules.halves) == 1 and root1 is not None:
         raise ConfigError("root1", hex(root1), "for arm64: x86_64 has one root")
-    roots: list[int | None] = []
+    roots: list[PhysAddr | None] = []
     for half, register in zip(rules.halves, given, strict=False):
         if register is not None and not 0 <= register < 1 << 64:
             raise ConfigError("root", register, f"what {half.name} can hold")
-        at = None if register is None else rules.root(register)
+        at = None if register is None else PhysAddr(rules.root(register))
         if at is not None and at % min(rules.page, 8 << rules.widths[-1]):
             raise ConfigError("root", hex(at), "a multiple of the table's size")
         roots.append(at)
@@ -92,7 +93,7 @@ class Step:
 
     level: str
     index: int
-    at: int
+    at: PhysAddr
     entry: int | None
     fields: str
 
@@ -101,9 +102,9 @@ class Step:
 class Walk:
     """What an address leads to. `physical` is None where it leads nowhere, and `fault` says why."""
 
-    address: int
+    address: VirtAddr
     steps: tuple[Step, ...]
-    physical: int | None
+    physical: PhysAddr | None
     page: int
     rights: Right
     memory: str
@@ -122,16 +123,17 @@ def walk(
     rules, image = found.format, found.image
     if not 0 <= address < 1 << 64:
         raise ConfigError("address", address, "64 bits")
+    asked = VirtAddr(address, 64)
     half = len(rules.halves) - 1 if address >> 55 & 1 else 0
     if found.roots[half] is None:
         why = f"no root: {rules.halves[half].name} translates this half, and nobody named it"
-        return Walk(address, (), None, 0, Right(0), "", why, False)
-    read: dict[int, tuple[int, int | None]] = {}
+        return Walk(asked, (), None, 0, Right(0), "", why, False)
+    read: dict[int, tuple[PhysAddr, int | None]] = {}
 
     def fetch(level: int, at: Words) -> Words:
         words, backed = image.read(at)
         if at.size:
-            read[level] = int(at[0]), int(words[0]) if backed[0] else None
+            read[level] = PhysAddr(int(at[0])), int(words[0]) if backed[0] else None
         return words
 
     walked = rules.walk(fetch, [at or 0 for at in found.roots], address)
@@ -149,12 +151,12 @@ def walk(
     elif not steps:
         fault += ": the address is outside the half's range" if rules.isa == "arm64" else ""
     if not walked.mapped:
-        return Walk(address, tuple(steps), None, 0, Right(0), "", fault, False)
+        return Walk(asked, tuple(steps), None, 0, Right(0), "", fault, False)
     page = np.array([walked.physical & -walked.size], np.uint64)
     there = int(image.existing(page, np.array([walked.size], np.uint64))[0])
     memory = rules.memory_name(walked.memory)
     return Walk(
-        address, tuple(steps), walked.physical, walked.size, walked.rights, memory, fault,
+        asked, tuple(steps), PhysAddr(walked.physical), walked.size, walked.rights, memory, fault,
         there == walked.size,
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def test_registers_show_the_capabilities_and_nothing_else() -> None:
     assert ids.user_value(ids.ID_AA64ISAR0_EL1) == 0x1021_1111_1021_2120
     assert ids.user_value(ids.ID_AA64ISAR1_EL1) == 0x0000_0011_0021_1002
     assert ids.user_value(ids.ID_AA64PFR0_EL1) == 0x11_0011
-    assert ids.user_value(ids.ID_AA64PFR1_EL1) == 0
+    assert ids.user_value(Encoding(3, 0, 0, 4, 1)) == 0
 
 
 def test_hidden_fields_show_linuxs_safe_values() -> None:

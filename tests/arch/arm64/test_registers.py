@@ -81,7 +81,7 @@ def test_a_booted_cpu_holds_the_declared_values() -> None:
     [
         (0xD53B_D040, (regs.Encoding(3, 3, 13, 0, 2), 0)),  # mrs x0, tpidr_el0
         (0xD538_0605, (regs.Encoding(3, 0, 0, 6, 0), 5)),  # mrs x5, id_aa64isar0_el1
-        (0xD53B_243F, (regs.RNDRRS, 31)),  # mrs xzr, rndrrs
+        (0xD53B_243F, (regs.Encoding(3, 3, 2, 4, 1), 31)),  # mrs xzr, rndrrs
         (0xD530_0000, (regs.Encoding(2, 0, 0, 0, 0), 0)),
         (0xD51B_D040, None),  # msr
         (0xD50B_7C20, None),  # dc cvap

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import AddressError, ConfigError, Refused
-from aether_emu.machine.memory.aperture import SLOT_SIZE, Aperture, ApertureFull, BeyondEnd
+from aether_emu.machine.memory.aperture import SLOT_SIZE, Aperture, BeyondEnd
 from tests.machine.child import in_other_process
 from tests.machine.memory.aperture_files import BASE, PAGE, Files, check, files_in, numbered
 from tests.machine.unicorn.flat_guest import FlatGuest
@@ -98,7 +98,7 @@ def test_a_page_beyond_the_end_is_refused_and_takes_no_slot(
 
 def test_an_empty_file_has_no_page(files: Files, kernel: str) -> None:
     file = files.attach("a", b"")
-    assert (file.size, file.page_count) == (0, 0)
+    assert file.size == 0
     with pytest.raises(BeyondEnd):
         file.frame(0)
 
@@ -272,44 +272,6 @@ def test_the_least_recently_used_slot_is_reused_after_its_owner_was_told(files: 
     assert told == [1, 2]
 
 
-def test_a_pinned_slot_is_never_reused(files: Files) -> None:
-    told = evictions(files.aperture)
-    a, b, c, d = (files.attach(name, numbered(2)) for name in "abcd")
-    pinned = a.frame(0)
-    files.aperture.pin(pinned)
-    files.aperture.pin(pinned + PAGE)
-    b.frame(0), c.frame(0), d.frame(0), b.frame(0), c.frame(0)
-    assert a.frame(0) == pinned and told == [1, 2, 1]
-    files.aperture.unpin(pinned)
-    d.frame(0), b.frame(0)
-    assert a.frame(0) == pinned
-    files.aperture.unpin(pinned + PAGE)
-    told.clear()
-    c.frame(0), d.frame(0), b.frame(0)
-    assert 0 in told
-
-
-def test_when_every_slot_is_pinned_the_aperture_is_full(files: Files) -> None:
-    told = evictions(files.aperture)
-    file = files.attach("a", numbered(4 * 512))
-    for extent in range(3):
-        files.aperture.pin(file.frame(extent * 512))
-    with pytest.raises(ApertureFull, match="3 slots"):
-        file.frame(3 * 512)
-    files.aperture.unpin(BASE + SLOT_SIZE)
-    assert file.frame(3 * 512) == BASE + SLOT_SIZE and told == [1]
-
-
-def test_the_owner_may_unpin_while_it_is_told(files: Files) -> None:
-    a = files.attach("a", numbered(1))
-    pa = a.frame(0)
-    files.aperture.pin(pa)
-    files.aperture.on_evict = lambda where, _length: files.aperture.unpin(where)
-    a.close()
-    with pytest.raises(AddressError):
-        files.aperture.owner_of(pa)
-
-
 def test_the_last_close_evicts_the_files_slots_and_clears_them(files: Files) -> None:
     told = evictions(files.aperture)
     a = files.attach("a", numbered(513))
@@ -321,22 +283,9 @@ def test_the_last_close_evicts_the_files_slots_and_clears_them(files: Files) -> 
     assert told == [0]
     assert files.see(pa, PAGE) == bytes(PAGE)
     with pytest.raises(AddressError):
-        files.aperture.pin(pa)
+        files.aperture.owner_of(pa)
     with pytest.raises(AssertionError, match="once too often"):
         a.close()
-
-
-def test_a_pinned_file_cannot_be_closed_for_the_last_time(files: Files) -> None:
-    a = files.attach("a", numbered(1))
-    files.aperture.pin(a.frame(0))
-    with pytest.raises(AssertionError, match="1 pins"):
-        a.close()
-
-
-def test_an_unpin_without_a_pin_is_caught(files: Files) -> None:
-    pa = files.attach("a", numbered(1)).frame(0)
-    with pytest.raises(AssertionError, match="once too often"):
-        files.aperture.unpin(pa)
 
 
 @pytest.mark.parametrize("pa", [BASE - 1, BASE + SLOT_SIZE, BASE + 3 * SLOT_SIZE])
@@ -354,20 +303,16 @@ def test_stray_stores_are_gone_when_a_slot_is_reused(files: Files) -> None:
         assert files.see(pa, PAGE) == numbered(4 * 512)[extent * SLOT_SIZE :][:PAGE]
 
 
-def test_load_brings_back_every_binding_pin_and_the_order_of_use(files: Files) -> None:
+def test_load_brings_back_every_binding_and_the_order_of_use(files: Files) -> None:
     a, b, c, d = (files.attach(name, numbered(1) + name.encode()) for name in "abcd")
-    files.aperture.pin(b.frame(0))
-    a.frame(0), c.frame(0), a.frame(0)
+    b.frame(0), a.frame(0), c.frame(0), a.frame(0)
     saved = files.aperture.save()
     places = [file.frame(0) for file in (a, b, c)]
-    d.frame(0), c.frame(0)
-    files.aperture.unpin(places[1])
-    d.frame(0)
+    d.frame(0), c.frame(0), b.frame(0)
     files.aperture.load(saved)
     assert files.aperture.save() == saved
     assert files.see(places[0] + PAGE, 1) + files.see(places[2] + PAGE, 1) == b"ac"
-    assert d.frame(0) == places[2]
-    files.aperture.unpin(places[1])
+    assert d.frame(0) == places[1]
 
 
 def test_load_refuses_a_file_that_is_not_attached(files: Files) -> None:

@@ -178,7 +178,7 @@ def test_a_lost_page_is_recovered_and_the_next_access_to_it_is_beyond_the_end(ha
         scene.guest.run()
         (address,) = scene.guard.drain(scene.token)
         assert scene.aperture.lost(address) == (scene.file, 1)
-        assert scene.file.page_count == 1
+        assert scene.file.size == PAGE
         with pytest.raises(BeyondEnd):
             scene.file.frame(1)
         scene.truncate(2 * PAGE)

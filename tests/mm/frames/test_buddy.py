@@ -167,36 +167,6 @@ class TestBlocks:
         assert snapshot(buddy) == before
 
 
-class TestRuns:
-    @pytest.mark.parametrize("count", [1, 2, 3, 5, 64, 100, 511, 513, 2049, PAGES])
-    def test_a_run_takes_exactly_its_frames(self, buddy: Buddy, count: int) -> None:
-        first = buddy.alloc_run(count)
-        assert first % (1 << (count - 1).bit_length()) == 0
-        assert np.flatnonzero(buddy.frames.kind_array).tolist() == list(range(first, first + count))
-        assert buddy.free_frames == PAGES - count
-        buddy.check()
-        buddy.free(first + count - 1)
-        buddy.free_bulk(range(first, first + count - 1))
-        buddy.check()
-        assert buddy.alloc(12) == 0
-
-    def test_the_surplus_can_be_allocated(self, buddy: Buddy) -> None:
-        assert buddy.alloc_run(3000) == 0
-        assert buddy.alloc_bulk(PAGES - 3000).tolist() == list(range(3000, PAGES))
-
-    @pytest.mark.parametrize("count", [PAGES + 1, (1 << MAX_ORDER) + 1, 1 << 40])
-    def test_a_run_too_long_is_refused(self, buddy: Buddy, count: int) -> None:
-        before = snapshot(buddy)
-        with pytest.raises(OutOfFrames) as refused:
-            buddy.alloc_run(count)
-        assert refused.value.wanted == count
-        assert snapshot(buddy) == before
-
-    def test_a_run_of_nothing_is_an_error(self, buddy: Buddy) -> None:
-        with pytest.raises(FrameError, match="run of 0"):
-            buddy.alloc_run(0)
-
-
 class TestBulk:
     @pytest.mark.parametrize("count", [0, 1, 63, 64, 1000, PAGES])
     def test_bulk_is_ascending_single_frames(self, buddy: Buddy, count: int) -> None:
@@ -397,8 +367,6 @@ class TestZones:
         with pytest.raises(OutOfFrames):
             buddy.alloc(zone="dma")
         with pytest.raises(OutOfFrames):
-            buddy.alloc_run(2, "dma")
-        with pytest.raises(OutOfFrames):
             buddy.alloc_bulk(1, "dma")
         assert buddy.free_frames == 200
         buddy.check()
@@ -407,11 +375,10 @@ class TestZones:
         one, other = make(self.NORMAL, self.DMA), make(self.NORMAL, self.DMA)
         assert [one.alloc() for _ in range(220)] == [other.alloc(zone="normal") for _ in range(220)]
 
-    def test_blocks_runs_and_bulk_fall_back(self) -> None:
+    def test_blocks_and_bulk_fall_back(self) -> None:
         buddy = make(self.NORMAL, self.DMA)
         buddy.alloc_bulk(190)
         assert 100 <= buddy.alloc(4) < 150
-        assert 100 <= buddy.alloc_run(9) < 150
         taken = buddy.alloc_bulk(20)
         assert (taken[:10] < 150).all()
         assert (taken[10:] >= 300).all()
@@ -437,7 +404,7 @@ class TestZones:
         with pytest.raises(FrameError, match="no zone 'hbm' among normal"):
             buddy.alloc(zone="hbm")
         with pytest.raises(FrameError, match="no zone 'hbm' among normal"):
-            buddy.alloc_run(1, "hbm")
+            buddy.alloc_bulk(1, "hbm")
 
     @pytest.mark.parametrize(
         ("zones", "why"),
@@ -518,14 +485,13 @@ class TestInjectedFailures:
         buddy.free(frame)
         buddy.free(buddy.alloc())
         buddy.alloc(4)
-        buddy.alloc_run(3)
         buddy.alloc_bulk(5)
         singles = ["buddy.alloc"] * 3
-        assert failures.passed == [*singles, "buddy.alloc_run", "buddy.alloc_bulk"]
+        assert failures.passed == [*singles, "buddy.alloc_bulk"]
 
     @pytest.mark.parametrize(
         "allocate",
-        [lambda b: b.alloc(), lambda b: b.alloc(4), lambda b: b.alloc_run(3), lambda b: b.alloc_bulk(5)],
+        [lambda b: b.alloc(), lambda b: b.alloc(4), lambda b: b.alloc_bulk(5)],
     )
     def test_a_failed_allocation_takes_nothing(
         self, buddy: Buddy, allocate: Callable[[Buddy], object]
@@ -563,7 +529,12 @@ class TestInjectedFailures:
             frames = [buddy.alloc() for _ in range(700)]
             for frame in frames[::2] + frames[1::2]:
                 buddy.free(frame)
-            return [*frames, buddy.alloc(9), *(buddy.alloc() for _ in range(300)), buddy.alloc_run(100)]
+            return [
+                *frames,
+                buddy.alloc(9),
+                *(buddy.alloc() for _ in range(300)),
+                *buddy.alloc_bulk(100).tolist(),
+            ]
 
         armed = make()
         armed.failures = FailsWhenTold()
@@ -578,7 +549,7 @@ class TestState:
         for frame in frames[::3]:
             buddy.free(frame)
         buddy.free_bulk(frames[1::3])
-        return [*frames, buddy.alloc(5), buddy.alloc_run(77), *(buddy.alloc() for _ in range(90))]
+        return [*frames, buddy.alloc(5), *buddy.alloc_bulk(77).tolist(), *(buddy.alloc() for _ in range(90))]
 
     def test_the_same_requests_get_the_same_frames(self) -> None:
         one, other = make(), make()
@@ -614,7 +585,7 @@ class TestState:
 class TestStats:
     def test_the_ledger_balances(self, buddy: Buddy) -> None:
         taken = buddy.alloc_bulk(100)
-        block, run, frame = buddy.alloc(5), buddy.alloc_run(7), buddy.alloc()
+        block, more, frame = buddy.alloc(5), buddy.alloc_bulk(7), buddy.alloc()
         stats = buddy.stats()
         assert (stats.total, stats.free) == (PAGES, PAGES - 140)
         assert (stats.allocated, stats.freed, stats.lowest_free) == (140, 0, PAGES - 140)
@@ -624,7 +595,7 @@ class TestStats:
         stats = buddy.stats()
         assert (stats.free, stats.allocated, stats.freed) == (PAGES - 7, 140, 133)
         assert stats.lowest_free == PAGES - 140
-        buddy.free_bulk(range(run, run + 7))
+        buddy.free_bulk(more)
         buddy.alloc(12)
         assert buddy.stats().splits == buddy.stats().merges > 0
 

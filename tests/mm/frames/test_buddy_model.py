@@ -121,18 +121,6 @@ class BuddyMachine(RuleBasedStateMachine):
             self.buddy.frames.kind[frame] = Kind.ANON
             self.take(frame, 0, self.zones[:1])
 
-    @rule(count=st.integers(1, 300))
-    def alloc_run(self, count: int) -> None:
-        order = (count - 1).bit_length()
-        if self.must_be_refused(not self.has_block(self.zones, order)):
-            with pytest.raises(OutOfFrames):
-                self.buddy.alloc_run(count)
-            return
-        first = self.buddy.alloc_run(count)
-        assert first % (1 << order) == 0
-        for frame in range(first, first + count):
-            self.take(frame, 0, self.zones)
-
     @rule(data=st.data(), count=st.integers(0, 900))
     def alloc_bulk(self, data: st.DataObject, count: int) -> None:
         name = data.draw(st.sampled_from([None, *(zone.name for zone in self.zones)]))

@@ -106,26 +106,6 @@ class TestBlocks:
         assert [lists.take(0) for _ in range(4)] == [6, 2, 4, 0]
 
 
-class TestRuns:
-    @given(st.integers(1, 64))
-    @settings(deadline=None)
-    def test_the_surplus_of_a_run_stays_free(self, count: int) -> None:
-        lists = make(64, 128)
-        assert lists.take_run(count) == 64
-        assert lists.free == 64 - count
-        free = lists.check()
-        assert free.tolist() == [False] * count + [True] * (64 - count)
-        for frame in range(64, 64 + count):
-            lists.give(frame, 0)
-        assert blocks(lists) == [(64, 6)]
-
-    def test_a_run_that_no_block_holds_is_none(self) -> None:
-        lists = make(1, 8)
-        assert lists.take_run(5) is None
-        assert lists.free == 7
-        lists.check()
-
-
 class TestSingles:
     def test_many_come_off_the_largest_blocks(self) -> None:
         lists = make(8, 64)

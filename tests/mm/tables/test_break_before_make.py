@@ -11,11 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from aether_emu.arch.paging import Access, Attributes, MemoryType, PageFlags, PageTableFormat
-from aether_emu.errors import BreakBeforeMake
 from aether_emu.mm import ageing, mapping
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import (
@@ -30,6 +28,7 @@ from aether_emu.mm.mapping import (
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.tables.live import BreakBeforeMake
 from aether_emu.mm.tables.page import Found
 from tests.arch.formats import EVERY_FORMAT
 from tests.mm.board import ENGINES, FORMATS, Board, GrantedFile
@@ -147,39 +146,6 @@ def test_permissions_and_what_was_observed_may_change_on_every_format(bench: Ben
     bench.table.replace(0, found, entry)
     assert bench.ram.words[found.slot] == entry != found.entry
     bench.table.replace(0, found, found.entry)
-
-
-def test_many_entries_are_replaced_together_or_not_at_all(bench: Bench) -> None:
-    fmt, page = bench.format, bench.page
-    bench.table.map(page, 8 * page, 6 * page, DATA)
-    bench.table.unmap(3 * page, page)
-    slot = bench.table.leaf_slot(0)
-    old = bench.ram.array[slot : slot + 8].copy()
-    for what, change in changes(fmt).items():
-        fresh = old.copy()
-        fresh[5] = change(fmt, int(old[5]))
-        fresh[0] = old[1]  # nothing stood there: no reason to look no further
-        fresh[1] = fmt.write_protect(int(old[1]))
-        if not forbids(fmt, what):
-            bench.table.replace_many(0, slot, fresh)
-            assert (bench.ram.array[slot : slot + 8] == fresh).all()
-            bench.ram.array[slot : slot + 8] = old
-            continue
-        with pytest.raises(BreakBeforeMake, match=f"{5 * page:#x} ") as refused:
-            bench.table.replace_many(0, slot, fresh)
-        assert (refused.value.va, refused.value.old) == (5 * page, fmt.describe(int(old[5]), 1))
-        assert refused.value.new == fmt.describe(int(fresh[5]), 1)
-        assert (bench.ram.array[slot : slot + 8] == old).all()
-
-
-def test_absent_entries_are_no_obstacle_to_replacing_many(bench: Bench) -> None:
-    fmt, page = bench.format, bench.page
-    bench.table.map(0, 8 * page, 2 * page, DATA)
-    slot = bench.table.leaf_slot(0)
-    leaf = int(bench.ram.words[slot])
-    fresh = np.array([0, fmt.write_protect(leaf + page), leaf + 9 * page], dtype=np.uint64)
-    bench.table.replace_many(0, slot, fresh)
-    assert bench.ram.array[slot : slot + 3].tolist() == fresh.tolist()
 
 
 @pytest.mark.parametrize("what", ["memory type", "global"])

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Attributes, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.tables import edits
 from aether_emu.mm.tables.count import count
@@ -71,6 +72,8 @@ def found_or_raised(bench: Bench, va: int, damaged: Damaged) -> None:
         found = bench.table.find(va)
     except TableDamaged as error:
         assert error.damaged == damaged
+        assert error.va == va
+        assert isinstance(error.va, VirtAddr)
         assert not leads
         assert fmt.describe(damaged.expected, damaged.level) in str(error)
         assert fmt.describe(damaged.seen, damaged.level) in str(error)

@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.arch.paging import (
     Attributes,
     Held,
@@ -23,6 +24,7 @@ from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.tables.page import Found, PageTable
+from aether_emu.mm.tables.tree import Stretch
 from aether_emu.mm.tables.walk import HeldAt, MalformedAt, Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
 from tests.arch.formats import EVERY_FORMAT
@@ -167,14 +169,15 @@ def test_an_address_and_its_sign_extended_form_are_one(bench: Bench) -> None:
     bench.table.map(long, 0, 2 * bench.page, DATA)
     assert bench.physical(short) == bench.physical(long) == 0
     assert bench.table.leaf_slot(short) == bench.table.leaf_slot(long)
-    assert [va for va, _slot, _n in bench.table.spans(long, long + bench.page)] == [long]
-    assert [va for va, _slot, _n in bench.table.spans(short, short + bench.page)] == [short]
+    slot = bench.table.leaf_slot(short)
+    assert bench.table.visit(long, long + bench.page) == [Stretch(long, slot, 1)]
+    assert bench.table.visit(short, short + bench.page) == [Stretch(short, slot, 1)]
     with pytest.raises(MappingError):
         bench.table.map(short, 0, bench.page, DATA)
     bench.table.unmap(short, 2 * bench.page)
     detached = bench.table.prune(short, short + bench.page, 0, 1 << bench.format.virtual_bits)
     bench.table.free_tables(detached)
-    assert list(bench.table.spans(long, long + bench.page)) == []
+    assert bench.table.visit(long, long + bench.page) == []
     bench.table.map(long, 0, bench.page, DATA)
     assert bench.physical(short) == 0
 
@@ -211,12 +214,14 @@ def test_no_large_leaf_where_the_physical_address_is_not_aligned_with_the_virtua
 def test_a_large_leaf_translates_everywhere_inside(bench: Bench) -> None:
     bench.table.map(bench.large, bench.large, bench.large, CODE, largest=bench.large)
     walk = bench.table.walk(bench.large + bench.page + 5)
+    assert walk == bench.table.walk(VirtAddr(bench.large + bench.page + 5))
     assert isinstance(walk, Mapped)
+    assert all(isinstance(at, PhysAddr) for at in (walk.address, *(step.address for step in walk.steps)))
     assert (walk.address, walk.size) == (bench.large + bench.page + 5, bench.large)
     found = bench.table.find(2 * bench.large - 1)
     assert found is not None
     assert (found.start, found.level) == (bench.large, 2)
-    assert list(bench.table.spans(bench.large, 2 * bench.large)) == []
+    assert bench.table.visit(bench.large, 2 * bench.large) == [found]
 
 
 def test_half_of_a_large_leaf_is_neither_unmapped_nor_protected(bench: Bench) -> None:
@@ -476,25 +481,26 @@ def test_a_table_outside_ram_reads_as_zero(bench: Bench) -> None:
     bench.ram.words[slot] = good
 
 
-# ---- spans and pruning
+# ---- stretches and pruning
 
 
-def test_spans_are_the_level_1_entries_that_exist(bench: Bench) -> None:
+def test_stretches_are_the_level_1_entries_that_exist(bench: Bench) -> None:
     span, page = bench.leaf_span, bench.page
     for va in (span, 5 * span - page, 5 * span):
         bench.table.map(va, 0, page, DATA)
-    entries = bench.format.levels[0].entries
-    assert [(va, pages) for va, _slot, pages in bench.table.spans(0, 100 * span)] == [
-        (span, entries),
-        (4 * span, entries),
-        (5 * span, entries),
-    ]
-    stretch = list(bench.table.spans(5 * span - 3 * page, 5 * span + 2 * page))
-    assert [(va, pages) for va, _slot, pages in stretch] == [(5 * span - 3 * page, 3), (5 * span, 2)]
-    for va, slot, pages in stretch:
-        assert slot == bench.table.leaf_slot(va)
-        assert bench.table.leaf_slot(va + (pages - 1) * page) == slot + pages - 1
-    assert list(bench.table.spans(2 * span, 3 * span)) == []
+    shown = pages_of(bench.table.visit(0, 100 * span), page)
+    assert [va for va, _slot in shown] == [*range(span, 2 * span, page), *range(4 * span, 6 * span, page)]
+    assert all(slot == bench.table.leaf_slot(va) for va, slot in shown)
+    part = pages_of(bench.table.visit(5 * span - 3 * page, 5 * span + 2 * page), page)
+    assert [va for va, _slot in part] == [5 * span + n * page for n in range(-3, 2)]
+    assert bench.table.visit(2 * span, 3 * span) == []
+
+
+def pages_of(items: list[Stretch | Found], page: int) -> list[tuple[int, int]]:
+    """Address and slot of each level-1 entry of some stretches."""
+    stretches = [item for item in items if isinstance(item, Stretch)]
+    assert stretches == items
+    return [(item.va + n * page, item.slot + n) for item in stretches for n in range(item.count)]
 
 
 def test_pruning_gives_back_the_tables_of_a_free_range_and_no_others(bench: Bench) -> None:

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aether_emu.arch.paging import Attributes, MemoryType, PageFlags, PageTableFormat
-from aether_emu.errors import BreakBeforeMake, MappingError, OutOfFrames
+from aether_emu.errors import MappingError, OutOfFrames
+from aether_emu.mm.tables.live import BreakBeforeMake
+from aether_emu.mm.tables.tree import Stretch
 from aether_emu.mm.tables.walk import Mapped, NotMapped
 from aether_emu.ports import NEVER_FAILS
 from tests.arch.formats import EVERY_FORMAT
@@ -154,9 +156,10 @@ class PageTableMachine(RuleBasedStateMachine):
         }
         assert seen == {start: leaf[:2] for start, leaf in self.leaves.items()}
         slots = {
-            slot + used
-            for _va, slot, pages in table.spans(0, 1 << self.format.virtual_bits)
-            for used in self.bench.ram.array[slot : slot + pages].nonzero()[0].tolist()
+            item.slot + used
+            for item in table.visit(0, 1 << self.format.virtual_bits)
+            if isinstance(item, Stretch)
+            for used in self.bench.ram.array[item.slot : item.slot + item.count].nonzero()[0].tolist()
         }
         small = [start for start, leaf in self.leaves.items() if leaf[0] == self.bench.page]
         assert slots == {table.leaf_slot(start) for start in small}

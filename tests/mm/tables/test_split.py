@@ -15,6 +15,7 @@ from aether_emu.computer import RAM_BASE, lowest_kernel_base
 from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.mm.tables.page import Found
 from aether_emu.mm.tables.split import split, split_down
+from aether_emu.mm.tables.tree import Stretch
 from aether_emu.mm.tables.walk import Mapped
 from aether_emu.ports import NEVER_FAILS
 from tests.arch.formats import EVERY_FORMAT
@@ -120,7 +121,7 @@ def test_splitting_down_ends_at_one_page_and_leaves_the_rest_large(fmt: PageTabl
     expected = sum(fmt.levels[n].entries - 1 for n in range(level - 1)) + 1
     assert len(case.leaves()) == expected
     case.table.protect(va, fmt.page_size, Attributes(USER))  # its leaf table is known to the table
-    assert [(at, pages) for at, _slot, pages in case.table.spans(va, va + fmt.page_size)] == [(va, 1)]
+    assert case.table.visit(va, va + fmt.page_size) == [Stretch(va, case.table.leaf_slot(va), 1)]
     assert case.at(va).slot == case.table.leaf_slot(va)
     split_down(case.table, va, lambda: pytest.fail("there is nothing to flush"))
     case.close()
