@@ -30,7 +30,7 @@ COUNTER_HZ = 62_500_000
 
 @dataclass(slots=True)
 class VirtualClock:
-    """The one clock of a machine. All state is in its plain fields, so copying them is capturing it."""
+    """The one clock of a machine."""
 
     costs: ClockCosts
     event_ns: int = 0
@@ -39,6 +39,17 @@ class VirtualClock:
     """The newest block count that the engine reported. Never decreases."""
     origin: int | None = None
     """The block count at the first guest read; None as long as the guest has read no clock."""
+
+    def capture(self) -> dict[str, int | None]:
+        """The time as plain data; the costs belong to the configuration."""
+        return {"event_ns": self.event_ns, "blocks": self.blocks, "origin": self.origin}
+
+    def restore(self, state: dict[str, int | None]) -> None:
+        """Show the captured time."""
+        event_ns, blocks = state["event_ns"], state["blocks"]
+        assert event_ns is not None
+        assert blocks is not None
+        self.event_ns, self.blocks, self.origin = event_ns, blocks, state["origin"]
 
     def advance(self, cost_ns: int) -> None:
         """Charge an event (a fault, a system call, idling until a timer): `cost_ns` >= 0 nanoseconds."""

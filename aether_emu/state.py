@@ -11,7 +11,6 @@ contents: files are opened again by their guest paths, through the grants given 
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,6 @@ from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
-from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.space import AddressSpace
@@ -50,15 +48,15 @@ def capture(machine: Machine) -> State:
         "format": machine.format.name,
         "config": machine.config,
         "ram": machine.ram.save(),
-        "frames": {name: column.copy() for name, column in machine.frames.columns().items()},
+        "frames": machine.frames.capture(),
         "buddy": machine.buddy.capture(),
         "aperture": machine.aperture.save(),
         "physical": physical.capture(),
-        "clock": dataclasses.asdict(machine.clock),
+        "clock": machine.clock.capture(),
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
-        "backings": [_describe_backing(backing) for backing in backings],
+        "backings": [backing.capture() for backing in backings],
         "space": space.capture(),
         "process": process.capture(),
         "tasks": [task.capture() for task in machine.scheduler.tasks],
@@ -94,17 +92,14 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     restored = files_capture.restore(state["files"], machine.namespace, sources, streams)
     (process.files,) = restored.processes
     # From here on the machine's own first allocations are overwritten by what was captured.
-    for name, column in machine.frames.columns().items():
-        column[:] = state["frames"][name]
+    machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
     machine.ram.load(state["ram"])
     machine.physical.restore(state["physical"])
     backings = [_restore_backing(process, described) for described in state["backings"]]
     machine.aperture.load(state["aperture"])
     space.restore(state["space"], {backing.number: backing for backing in backings})
-    for field, value in state["clock"].items():
-        if field != "costs":
-            setattr(machine.clock, field, value)
+    machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
     machine.cpu.restore_blocks(state["blocks"])
@@ -119,14 +114,6 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
 
 def _backings_of(space: AddressSpace) -> list[Backing]:
     return list(dict.fromkeys(area.backing for area in space.areas if area.backing is not None))
-
-
-def _describe_backing(backing: Backing) -> State:
-    if isinstance(backing, SharedMemory):
-        return {"kind": "shared", **backing.capture()}
-    if isinstance(backing, FileBacking):
-        return {"kind": "file", **backing.capture()}
-    raise StateError(f"a mapping of {backing.name} cannot be captured")
 
 
 def _restore_backing(process: Process, described: State) -> Backing:

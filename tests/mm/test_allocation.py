@@ -38,6 +38,9 @@ class File(Backing):
     def sync(self) -> None:
         raise AssertionError("nobody writes to it")
 
+    def capture(self) -> dict[str, Any]:
+        raise AssertionError("nobody captures it")
+
     def release(self) -> None:
         """The last area is gone."""
 

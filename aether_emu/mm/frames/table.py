@@ -130,6 +130,15 @@ class FrameTable:
         """The arrays themselves, not copies, by column name: the whole state of the table."""
         return {name: getattr(self, f"{name}_array") for name in _COLUMNS}
 
+    def capture(self) -> dict[str, npt.NDArray[Any]]:
+        """A copy of every column."""
+        return {name: column.copy() for name, column in self.columns().items()}
+
+    def restore(self, state: dict[str, npt.NDArray[Any]]) -> None:
+        """Take captured columns over, in place: others hold views of them."""
+        for name, column in self.columns().items():
+            column[:] = state[name]
+
     def __getstate__(self) -> dict[str, Any]:
         state = {"base": self.base, "size": self.size, "page_shift": self.page_shift, "count": self.count}
         return state | {"columns": self.columns()}

@@ -8,6 +8,7 @@ everywhere first (`mm.rmap`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from aether_emu.machine.memory.aperture import ApertureFile
 from aether_emu.mm.frames.table import Kind
@@ -64,9 +65,10 @@ class FileBacking(Backing):
         self._gone(self)
         self.file.close()
 
-    def capture(self) -> dict[str, object]:
-        """Which file it is, as plain data. Its contents stay on the host."""
-        return {"number": self.number, "name": self.name, "key": self.key, "writable": self.writable}
+    def capture(self) -> dict[str, Any]:
+        """See `Backing.capture`. Which file it is; its contents stay on the host."""
+        which = {"name": self.name, "key": self.key, "writable": self.writable}
+        return {"kind": "file", "number": self.number} | which
 
 
 class HostFiles:

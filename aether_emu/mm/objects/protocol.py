@@ -9,7 +9,7 @@ as long as an area shows it or somebody holds it; then it gives its pages back a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Any, Protocol
 
 from aether_emu.mm.objects.intervals import Intervals
 from aether_emu.mm.objects.registry import Registry
@@ -124,6 +124,10 @@ class Backing(MemoryObject):
     @abstractmethod
     def copy_page(self, index: int, into: memoryview) -> None:
         """Copy page `index` into a buffer of one page. Raises as `frames`."""
+
+    @abstractmethod
+    def capture(self) -> dict[str, Any]:
+        """What it takes to have the object again, as plain data: its `kind`, its `number`, and more."""
 
     @abstractmethod
     def sync(self) -> None:

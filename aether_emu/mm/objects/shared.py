@@ -67,8 +67,7 @@ class SharedMemory(Backing):
         self._physical.give_back([frame for frame in held if table.put(frame)])
 
     def capture(self) -> dict[str, Any]:
-        """What the object is, as plain data."""
-        return {"number": self.number, "pages": self.pages, "frames": self.frames_by_page()}
+        return {"kind": "shared", "number": self.number, "pages": self.pages, "frames": self.frames_by_page()}
 
     @classmethod
     def restored(cls, physical: Physical, state: dict[str, Any]) -> SharedMemory:
