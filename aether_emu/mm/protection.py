@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
+from functools import cache
 
 from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, PageFlags, PageTableFormat
 
@@ -21,6 +22,7 @@ _KINDS = Access.READ | Access.WRITE | Access.EXECUTE
 READABLE = Protection.READ | Protection.WRITE | Protection.EXECUTE
 
 
+@cache
 def denied_accesses(protection: Protection) -> int:
     """The `Access` bits that an area of this protection refuses. Any permission implies reading.
 

@@ -441,8 +441,9 @@ class AddressSpace:
         floor = below.end if below is not None else 0
         ceiling = above.start if above is not None else self.limits.user_end
         span = 1 << self.table.leaf_span_shift
-        if (floor + span - 1 & -span) + span > ceiling:
-            return  # not even a leaf table serves nobody else
+        first, last = start & -span, (end - 1 & -span) + span
+        if max(first, floor + span - 1 & -span) >= min(last, ceiling & -span):
+            return  # every table of the range, leaf tables included, serves a neighbour too
         gather.detach(self.table.prune(start, end, floor, ceiling))
 
     def _note_writable_executable(self, area: Area) -> None:

@@ -374,7 +374,7 @@ def test_shared_memory_keeps_its_pages_when_their_entries_go(make: Make) -> None
     shown.write(at, b"kept")
     discard(shown.space, at, at + 2 * shown.page)
     assert shown.read(at, 4) == b"kept"
-    assert list(memory._frames) == [0]
+    assert list(memory.frames_by_page()) == [0]
     check_accounts(shown.board, [memory])
     shown.space.unmap(at, at + 2 * shown.page)
     assert not memory.frames_by_page()
