@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable
+from copy import copy
 from typing import IO, Any
 
 import numpy as np
@@ -74,6 +75,7 @@ class AddressSpace:
         self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
+        self._kernel = kernel
         if kernel is not None:
             table, start = kernel
             self.table.borrow_upper(table, start)
@@ -327,6 +329,31 @@ class AddressSpace:
             transfer.move(self.table, gather, start, end, to)
         finally:
             self.finish(gather)
+
+    def fork(self) -> AddressSpace:
+        """A new address space that shows what this one shows; whoever asked destroys it.
+
+        Private pages are shared until one side writes to them, by entries that let neither side write. The
+        copies belong to the same families, under the same indexes. Shared areas come without entries: a fault
+        finds their pages in the object again. Raises OutOfFrames and TableDamaged, with no entry changed.
+        """
+        child = AddressSpace(self.physical, self.table.format, copy(self.limits), self._kernel)
+        child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
+        child.heap_start, child.heap_end, child.reserved = self.heap_start, self.heap_end, self.reserved
+        gather = self.gather()
+        try:
+            for area in self.areas:
+                same = area.piece(area.start, area.end, self.table.format.page_shift)
+                same.space = child
+                child.areas.insert(same)
+            private = [(area.start, area.end) for area in self.areas if not area.shared]
+            transfer.copy(self.table, child.table, gather, private, private=True)
+        except BaseException:
+            child.destroy()
+            raise
+        finally:
+            self.finish(gather)
+        return child
 
     def destroy(self) -> None:
         """Give back every page, table and backing. The CPU must already walk another root."""
