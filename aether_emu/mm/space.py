@@ -136,6 +136,7 @@ class AddressSpace:
         continues otherwise, so that the two become one.
         """
         self.require(area.length if grows_by is None else grows_by)
+        self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
         self._place(area)
@@ -247,7 +248,6 @@ class AddressSpace:
             item.let_go()
 
     def _place(self, area: Area) -> None:
-        self._note_writable_executable(area)
         self.areas.insert(area)
         self.reserved += area.length
         self.last_area = self.nowhere
