@@ -76,8 +76,9 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         self.memories: dict[Thing, SharedMemory] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="aether-model-"))
         self.files: list[tuple[Thing, GrantedFile]] = []
+        pattern = bytes((97 + n * 7) % 251 for n in range(251))
         for name, length, writable in (("a", 2.5, True), ("b", 5, False), ("c", 0.3, True)):
-            content = bytes((97 + n * 7 + len(name)) % 251 for n in range(int(length * self.size)))
+            content = (pattern * self.size)[: int(length * self.size)]
             path = self.folder / name
             path.write_bytes(content)
             pages = -(-len(content) // self.size)
