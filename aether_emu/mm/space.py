@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterable
+from copy import copy
 from typing import IO, Any
 
 import numpy as np
@@ -77,6 +78,7 @@ class AddressSpace:
         self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
+        self._kernel = kernel
         if kernel is not None:
             table, start = kernel
             self.table.borrow_upper(table, start)
@@ -138,6 +140,7 @@ class AddressSpace:
         continues otherwise, so that the two become one.
         """
         self.require(area.length if grows_by is None else grows_by)
+        self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
         self._place(area)
@@ -259,7 +262,6 @@ class AddressSpace:
             item.let_go()
 
     def _place(self, area: Area) -> None:
-        self._note_writable_executable(area)
         self.areas.insert(area)
         self.reserved += area.length
         self.last_area = self.nowhere
@@ -343,6 +345,31 @@ class AddressSpace:
             transfer.move(self.table, gather, start, end, to)
         finally:
             self.finish(gather)
+
+    def fork(self) -> AddressSpace:
+        """A new address space that shows what this one shows; whoever asked destroys it.
+
+        Private pages are shared until one side writes to them, by entries that let neither side write. The
+        copies belong to the same families, under the same indexes. Shared areas come without entries: a fault
+        finds their pages in the object again. Raises OutOfFrames and TableDamaged, with no entry changed.
+        """
+        child = AddressSpace(self.physical, self.table.format, copy(self.limits), self._kernel)
+        child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
+        child.heap_start, child.heap_end, child.reserved = self.heap_start, self.heap_end, self.reserved
+        gather = self.gather()
+        try:
+            for area in self.areas:
+                same = area.piece(area.start, area.end, self.table.format.page_shift)
+                same.space = child
+                child.areas.insert(same)
+            private = [(area.start, area.end) for area in self.areas if not area.shared]
+            transfer.copy(self.table, child.table, gather, private, private=True)
+        except BaseException:
+            child.destroy()
+            raise
+        finally:
+            self.finish(gather)
+        return child
 
     def destroy(self) -> None:
         """Give back every page, table and backing, damaged or not. No CPU may walk the table any more."""

@@ -1,4 +1,4 @@
-"""An address space beside its model: the steps that can be taken, and what must be true after each.
+"""Address spaces beside their models: the steps that one can take, and what must be true of all after each.
 
 What each call answers; every byte and permission of every page that is mapped; the list of areas; and that
 each reference in the frame table is explained. Loads and stores go through the MMU, as the kernel's copies
@@ -31,6 +31,8 @@ from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import NOTED_ACCESSED, Protection
 from aether_emu.mm.rmap import mappings
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.page import Found
 from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, fault_in
@@ -48,9 +50,15 @@ FAILURES = st.none() | st.none() | st.integers(0, 2)
 
 
 class AddressSpaceMachine(RuleBasedStateMachine):
-    """`base` is the first page of the window in which everything happens."""
+    """`base` is the first page of the window in which everything happens.
+
+    The steps go to `space`, which the CPU runs; `other` is one that was forked from it, or it from, if any.
+    """
 
     kind: str  # of `FORMATS`: those that have an engine run on it
+    space: AddressSpace
+    model: SpaceModel
+    other: tuple[AddressSpace, SpaceModel] | None = None
 
     @initialize()
     def build(self) -> None:
@@ -60,7 +68,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         self.base, self.end = 8 * self.span, 12 * self.span
         first, end = self.base * self.size, self.end * self.size
         self.space = self.board.space(user_base=first, user_end=end, stack=1 << 40, fault_around=4)
-        self.model = SpaceModel(self.size, self.base, self.end)
+        self.model = SpaceModel(self.size, self.base, self.end, family=self.space.family.number)
         self.heap = self.base + 2 * self.span + 100
         self.space.heap_start = self.space.heap_end = self.heap * self.size + 5
         self.model.heap_start = self.model.heap_end = self.space.heap_start
@@ -68,8 +76,9 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         self.memories: dict[Thing, SharedMemory] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="aether-model-"))
         self.files: list[tuple[Thing, GrantedFile]] = []
+        pattern = bytes((97 + n * 7) % 251 for n in range(251))
         for name, length, writable in (("a", 2.5, True), ("b", 5, False), ("c", 0.3, True)):
-            content = bytes((97 + n * 7 + len(name)) % 251 for n in range(int(length * self.size)))
+            content = (pattern * self.size)[: int(length * self.size)]
             path = self.folder / name
             path.write_bytes(content)
             pages = -(-len(content) // self.size)
@@ -83,6 +92,12 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             (3, READ | WRITE, 2, True),
         ):
             self._mmap(self.base + corner * self.span - 3, 7, protection, source, shared=shared, how="fixed")
+
+    def sides(self) -> list[tuple[AddressSpace, SpaceModel]]:
+        """Every address space there is, with its model."""
+        if not hasattr(self, "space"):
+            return []
+        return [(self.space, self.model)] + ([self.other] if self.other else [])
 
     def page_at(self, place: int) -> int:
         """A page number: three times out of four one near an end of an area, else one where tables meet."""
@@ -98,7 +113,9 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         space, cpu, at = self.space, self.board.cpu, self.base * self.size
         area = space.new_area(at, at + self.size, Protection(7), name="code")
         space.insert(area)
-        self.model.pages[self.base] = Page(7, name="code", was_writable_executable=True)
+        self.model.pages[self.base] = Page(
+            7, name="code", was_writable_executable=True, family=self.model.family
+        )
         isa = self.board.instructions
         code = (isa.load_byte + isa.system_call).ljust(16, b"\0") + isa.store_byte + isa.system_call
         cpu.copy_to_user(at, code)
@@ -106,7 +123,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         cpu.on_system_call = lambda *_arguments: cpu.stop()
 
         def on_fault(va: int, access: int) -> None:
-            self.board.outcome = fault_in(space, va, access)
+            self.board.outcome = fault_in(self.space, va, access)
             if self.board.outcome is not RESOLVED:
                 cpu.stop()
 
@@ -437,10 +454,13 @@ class AddressSpaceMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_areas_are_the_models(self) -> None:
-        if not hasattr(self, "space"):
-            return
+        for space, model in self.sides():
+            assert self.areas_of(space) == model.runs()
+            assert space.reserved == len(model.pages) * self.size
+
+    def areas_of(self, space: AddressSpace) -> list[Run]:
         seen: list[Run] = []
-        for area in self.space.areas:
+        for area in space.areas:
             first, last = area.start // self.size, area.end // self.size
             row = Page(
                 int(area.protection),
@@ -453,12 +473,12 @@ class AddressSpaceMachine(RuleBasedStateMachine):
                 area.name,
                 area.was_writable_executable,
                 area.moved,
+                area.owner,
             )
             if seen and area.grows_down and (seen[-1].last, seen[-1].page) == (first, row):
                 first = seen.pop().first  # an area that grew until it touched the next one stays its own
             seen.append(Run(first, last, row))
-        assert seen == self.model.runs()
-        assert self.space.reserved == len(self.model.pages) * self.size
+        return seen
 
     def thing_of(self, backing: object) -> Thing | None:
         if isinstance(backing, SharedMemory):
@@ -467,38 +487,43 @@ class AddressSpaceMachine(RuleBasedStateMachine):
             return next(thing for thing, _file in self.files if thing.name == backing.name)
         return None
 
+    def entries(self, space: AddressSpace) -> list[Found]:
+        return list(space.table.cursor(self.base * self.size, self.end * self.size))
+
     @invariant()
     def every_entry_shows_the_models_bytes_and_permissions(self) -> None:
-        if not hasattr(self, "space"):
-            return
-        board, fmt, frames = self.board, self.board.format, self.board.frames
-        resident = set()
-        for found in self.space.table.cursor(self.base * self.size, self.end * self.size):
-            number = found.start // self.size
-            page = self.model.pages[number]
-            resident.add(number)
-            address = found.entry & fmt.address_mask
-            kind = frames.kind[frames.number(address)]
-            assert self.bytes_at(address) == self.model.content(number)
-            if number in self.model.copies:
-                assert kind == Kind.ANON
-            match fmt.decode(found.entry, 1):
-                case Leaf(_, attributes):
-                    flags = attributes.flags
-                    assert page.protection
-                    assert flags & PageFlags.USER
-                    assert bool(flags & PageFlags.EXECUTE) is bool(page.protection & EXECUTE)
-                    if flags & PageFlags.WRITE:
-                        assert page.protection & WRITE
-                        assert page.shared or number in self.model.copies
-                        assert kind != Kind.ZERO
-                case Held(HeldKind.NO_ACCESS, value):
-                    assert not page.protection
-                    assert value & NOTED_ACCESSED - 1 == address // self.size
-                case other:
-                    raise AssertionError(f"{found.start:#x}: {other}")
-        assert self.model.copies.keys() <= resident
-        assert board.physical.page_bytes(board.physical.zero_frame).tobytes() == bytes(self.size)
+        for space, model in self.sides():
+            entries = self.entries(space)
+            for found in entries:
+                self.check_entry(model, found)
+            assert model.copies.keys() <= {found.start // self.size for found in entries}
+            zero = self.board.physical.zero_frame
+            assert self.board.physical.page_bytes(zero).tobytes() == bytes(self.size)
+
+    def check_entry(self, model: SpaceModel, found: Found) -> None:
+        fmt, frames, number = self.board.format, self.board.frames, found.start // self.size
+        page = model.pages[number]
+        address = found.entry & fmt.address_mask
+        frame = frames.number(address)
+        assert self.bytes_at(address) == model.content(number)
+        if number in model.copies:
+            assert frames.kind[frame] == Kind.ANON
+        match fmt.decode(found.entry, 1):
+            case Leaf(_, attributes):
+                flags = attributes.flags
+                assert page.protection
+                assert flags & PageFlags.USER
+                assert bool(flags & PageFlags.EXECUTE) is bool(page.protection & EXECUTE)
+                if flags & PageFlags.WRITE:
+                    assert page.protection & WRITE
+                    assert page.shared or number in model.copies
+                    assert page.shared or frames.maps[frame] == 1
+                    assert frames.kind[frame] != Kind.ZERO
+            case Held(HeldKind.NO_ACCESS, value):
+                assert not page.protection
+                assert value & NOTED_ACCESSED - 1 == address // self.size
+            case other:
+                raise AssertionError(f"{found.start:#x}: {other}")
 
     def bytes_at(self, address: int) -> bytes:
         ram, aperture = self.board.ram, self.board.aperture
@@ -513,25 +538,26 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         alive = [memory for memory in self.memories.values() if len(memory.windows)]
         check_accounts(self.board, alive)
         assert not any(memory.frames_by_page() for memory in self.memories.values() if memory not in alive)
-        held = {area.backing for area in self.space.areas if area.backing is not None}
+        areas = [area for space, _model in self.sides() for area in space.areas]
+        held = {area.backing for area in areas if area.backing is not None}
         for backing in held:
-            assert set(backing.windows) == {area for area in self.space.areas if area.backing is backing}
+            assert set(backing.windows) == {area for area in areas if area.backing is backing}
         files = {backing.name for backing in held if isinstance(backing, FileBacking)}
         mapped = np.flatnonzero(self.board.frames.kind_array == Kind.FILE)
         assert files or not mapped.size
 
     @invariant()
     def every_frame_leads_to_the_entries_that_show_it(self) -> None:
-        if not hasattr(self, "space"):
-            return
-        frames, fmt = self.board.frames, self.board.format
-        shown: dict[int, list[int]] = {}
-        for found in self.space.table.cursor(self.base * self.size, self.end * self.size):
-            frame = frames.number(found.entry & fmt.address_mask)
-            if frames.kind[frame] != Kind.ZERO:
-                shown.setdefault(frame, []).append(found.start)
-        for frame, addresses in shown.items():
-            assert sorted(m.address for m in mappings(self.board.physical, frame)) == addresses
+        shown: dict[int, set[tuple[int, int]]] = {}
+        for space, _model in self.sides():
+            for found in self.entries(space):
+                frame = self.board.frames.number(found.entry & self.board.format.address_mask)
+                if self.board.frames.kind[frame] != Kind.ZERO:
+                    shown.setdefault(frame, set()).add((id(space), found.start))
+        for frame, places in shown.items():
+            found_again = [(id(m.space), m.address) for m in mappings(self.board.physical, frame)]
+            assert len(found_again) == len(places)
+            assert set(found_again) == places
 
     @invariant()
     def files_hold_what_was_stored(self) -> None:

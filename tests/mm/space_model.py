@@ -37,6 +37,7 @@ class Page:
     name: str = ""
     was_writable_executable: bool = False
     moved: int = 0  # of a private page: how far mremap took it from where it was made
+    family: int = 0  # of a private page: the family of its area; areas of two families never become one
 
 
 @dataclass
@@ -59,14 +60,20 @@ class SpaceModel:
     copies: dict[int, bytearray] = field(default_factory=dict)
     heap_start: int = 0
     heap_end: int = 0  # in bytes, unlike everything else
+    family: int = 0  # of new private pages that continue no neighbour
+
+    def fork(self, family: int) -> SpaceModel:
+        """The child, whose new pages are of another family. What is shared stays so, copies are its own."""
+        copies = {number: bytearray(content) for number, content in self.copies.items()}
+        return replace(self, pages=dict(self.pages), copies=copies, family=family)
 
     # ---- bytes and permissions
 
-    def content(self, number: int) -> bytes:
-        """The bytes of a page that can be accessed."""
+    def content(self, number: int) -> bytes | bytearray:
+        """The bytes of a page that can be accessed, to look at."""
         page = self.pages[number]
         if number in self.copies:
-            return bytes(self.copies[number])
+            return self.copies[number]
         if page.thing is not None:
             return bytes(page.thing.content[page.index * self.size : (page.index + 1) * self.size])
         return bytes(self.size)
@@ -117,10 +124,9 @@ class SpaceModel:
         for number in sorted(self.pages):
             page = self.pages[number]
             if found and found[-1].last == number:
-                run = found[-1]
-                index = run.page.index + (number - run.first if page.thing else 0)
-                if replace(run.page, index=index) == page:
-                    run.last += 1
+                before = self.pages[number - 1]
+                if page == (replace(before, index=before.index + 1) if page.thing else before):
+                    found[-1].last += 1
                     continue
             found.append(Run(number, number + 1, page))
         return found
@@ -153,11 +159,11 @@ class SpaceModel:
         before, after = self.pages.get(first - 1), self.pages.get(first + count)
         step = 1 if page.thing else 0
         if before is not None and not page.shared:
-            joined = replace(page, moved=before.moved)
+            joined = replace(page, moved=before.moved, family=before.family)
             if replace(before, index=before.index + step) == joined:
                 return joined
         if after is not None and not page.shared:
-            joined = replace(page, moved=after.moved)
+            joined = replace(page, moved=after.moved, family=after.family)
             if replace(joined, index=joined.index + step * count) == after:
                 return joined
         return page
@@ -195,6 +201,8 @@ class SpaceModel:
             page = replace(page, maximum=READ | EXECUTE)
         if page.protection & (WRITE | EXECUTE) == WRITE | EXECUTE:
             page = replace(page, was_writable_executable=True)
+        if not page.shared:
+            page = replace(page, family=self.family)
         self._drop(at, at + count)
         self._put(at, count, self._joined(at, count, page))
         if populate and page.protection:
@@ -326,6 +334,7 @@ class SpaceModel:
             if inside or (above is not None and above[1] < new_page + 1):
                 return old
             count = new_page - old_page
-            self._put(old_page, count, self._joined(old_page, count, Page(READ | WRITE, name="[heap]")))
+            page = Page(READ | WRITE, name="[heap]", family=self.family)
+            self._put(old_page, count, self._joined(old_page, count, page))
         self.heap_end = address
         return address

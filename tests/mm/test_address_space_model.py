@@ -1,4 +1,4 @@
-"""Random calls, loads and stores on an address space beside a dict of pages, on every kind of board.
+"""Random calls, loads, stores and forks of address spaces beside dicts of pages, on every kind of board.
 
 Twice: as hypothesis chooses them, and as long walks of a seed, which take more steps in the same time.
 """
@@ -13,10 +13,11 @@ import pytest
 from hypothesis import Phase, settings
 
 from tests.mm.board import FORMATS
-from tests.mm.space_machine import OPTIONS, RIGHTS, SHORT, AddressSpaceMachine
+from tests.mm.space_machine import OPTIONS, RIGHTS, SHORT, WAYS
+from tests.mm.space_pair import ForkingMachine
 
 
-class Walker(AddressSpaceMachine):
+class Walker(ForkingMachine):
     """The machine without hypothesis."""
 
     def walk(self, random: Random, steps: int) -> None:
@@ -37,18 +38,25 @@ class Walker(AddressSpaceMachine):
             lambda: self.somebody_else_writes_the_file(
                 random.randrange(3), random.randrange(3000), random.randbytes(5)
             ),
+            *[lambda: self.fork(random.choice((*[None] * 5, 0, 2, 4)))] * 2,
+            *[self.switch] * 3,
+            lambda: self.damage(
+                random.randrange(4096), random.randint(2, 5), random.randrange(64), random.randrange(3)
+            ),
+            lambda: self.end_one(random.random() < 0.5),
         ]
         for _ in range(steps):
             random.choice(rules)()
             self.the_areas_are_the_models()
             self.every_entry_shows_the_models_bytes_and_permissions()
             self.every_reference_is_explained()
+            self.every_frame_leads_to_the_entries_that_show_it()
             self.files_hold_what_was_stored()
 
     def _random_access(self, random: Random) -> None:
         byte = random.choice((None, random.randbytes(1)))
         fails = random.choice((*[None] * 9, 0, 1))
-        self.load_or_store(random.randrange(4096), random.choice((0, 77)), byte, random.random() < 0.5, fails)
+        self.load_or_store(random.randrange(4096), random.choice((0, 77)), byte, random.choice(WAYS), fails)
 
     def _random_scan(self, random: Random) -> None:
         touches = [(random.randrange(8), random.random() < 0.5) for _ in range(random.randrange(4))]
@@ -76,7 +84,7 @@ class Walker(AddressSpaceMachine):
 
 def machine(kind: str, *, examples: int, steps: int) -> Any:
     """The test case on one kind of board."""
-    made: Any = type(f"On_{kind}", (AddressSpaceMachine,), {"kind": kind})
+    made: Any = type(f"On_{kind}", (ForkingMachine,), {"kind": kind})
     # Without shrinking, which takes minutes here: the same steps fail again, and name what they did.
     made.TestCase.settings = settings(
         max_examples=examples, stateful_step_count=steps, phases=(Phase.generate,)

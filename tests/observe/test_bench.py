@@ -231,7 +231,7 @@ def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
 
 
 @on_each_isa
-@pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap"])
+@pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap", "fork"])
 def test_both_sides_of_an_edit_make_the_same_entries(
     isa: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

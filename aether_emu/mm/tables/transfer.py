@@ -7,6 +7,7 @@ the target, or finds a table in its place there.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,8 +57,10 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
         clear(table, part.item)
 
 
-def copy(parent: Tree, child: Tree, gather: Gathering, start: int, end: int, *, private: bool) -> list[Found]:
-    """Give `child`, which has nothing there, the entries of `[start, end)` of `parent`.
+def copy(
+    parent: Tree, child: Tree, gather: Gathering, ranges: Iterable[tuple[int, int]], *, private: bool
+) -> list[Found]:
+    """Give `child`, which has nothing there, the entries of some ranges `[start, end)` of `parent`.
 
     Each copied entry counts as one more reference and mapping of its frames. Where the pages are `private`
     neither side may write to them any more until a fault says so; what that takes from the parent goes
@@ -65,7 +68,7 @@ def copy(parent: Tree, child: Tree, gather: Gathering, start: int, end: int, *, 
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
     fmt, frames = parent.format, parent.frames
-    parts = _parts(parent, gather, start, end, child, start)
+    parts = [part for start, end in ranges for part in _parts(parent, gather, start, end, child, start)]
     if private:
 
         def lock(entry: int, _level: int) -> int:

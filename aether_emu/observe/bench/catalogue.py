@@ -13,7 +13,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "syscall": {"syscall": 3.0},
     "exec": {"exec-alu": 1.05, "exec-stream": 1.0, "exec-stream-paged": 1.05, "exec-randload": 1.5},
     "map": {"map": 5.0},
-    "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
+    "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0, "fork": 5.0},
     "start": {"start": 1.6},
 }
 """What can be asked for, and the goal of each figure that it means: the same on every ISA."""
@@ -54,7 +54,7 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return calls.figure(isa, goal)
         case "map":
             return tables.figure(isa, goal)
-        case "protect" | "protect-exec" | "move" | "zap":
+        case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)

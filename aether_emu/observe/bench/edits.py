@@ -37,7 +37,10 @@ _ONE = np.uint32(1)
 
 @dataclass(frozen=True, slots=True)
 class _Mapped:
-    """A mapping of `length` bytes from `_VA` on, writable and written, and room for its tables at `_TO`."""
+    """A mapping of `length` bytes from `_VA` on, writable and written.
+
+    Leaf tables stand ready at `_TO`, and at `_VA` of another tree, the `child`.
+    """
 
     table: PageTable
     frames: FrameTable
@@ -47,6 +50,8 @@ class _Mapped:
     numbers: NDArray[np.int64]  # the frames mapped, in order
     here: list[Entries]  # the level-1 entries of each leaf table at `_VA`, and of each at `_TO`
     there: list[Entries]
+    child: PageTable
+    copied: list[Entries]  # as `here`, of the child
 
     @property
     def end(self) -> int:
@@ -68,20 +73,25 @@ class _Work:
 def _mapped(isa: str, length: int) -> Iterator[_Mapped]:
     fmt = FORMATS[isa]()
     page, pages = fmt.page_size, length // fmt.page_size
-    tables = 2 * pages // fmt.levels[0].entries + 64
+    tables = 3 * pages // fmt.levels[0].entries + 64
     ram = Ram(_BASE, tables * page, page)
     frames = FrameTable(_BASE, tables * page + length, fmt.page_shift)
-    table = PageTable(fmt, ram, frames, Buddy(frames, [Zone("tables", 0, tables)]), 1)
+    buddy = Buddy(frames, [Zone("tables", 0, tables)])
+    table, child = (PageTable(fmt, ram, frames, buddy, owner) for owner in (1, 2))
     counters = Counters()
     gather = Gather(Tlb([], counters, NO_TRACE), 0, table, frames, lambda _unused: None)
     frames.kind_array[tables:] = Kind.ANON
     frames.refs_array[tables:], frames.maps_array[tables:] = 2, 1
     table.map(_VA, _BASE + tables * page, length, _MAPPED)
     table.add_leaf_tables(_TO, _TO + length)
+    child.add_leaf_tables(_VA, _VA + length)
     code = CodeFrames(frames, [], counters)
     try:
-        here, there = _leaf_entries(table, _VA, pages), _leaf_entries(table, _TO, pages)
-        yield _Mapped(table, frames, code, gather, length, np.arange(tables, tables + pages), here, there)
+        here, there, copied = (
+            _leaf_entries(tree, va, pages) for tree, va in ((table, _VA), (table, _TO), (child, _VA))
+        )
+        numbers = np.arange(tables, tables + pages)
+        yield _Mapped(table, frames, code, gather, length, numbers, here, there, child, copied)
     finally:
         ram.close()
 
@@ -137,6 +147,23 @@ def _zap_barely(mapped: _Mapped) -> None:
         entries[:] = 0
 
 
+def _fork(mapped: _Mapped) -> None:
+    transfer.copy(mapped.table, mapped.child, mapped.gather, [(_VA, mapped.end)], private=True)
+    mapped.gather.finish()
+
+
+def _fork_barely(mapped: _Mapped) -> None:
+    fmt, count = mapped.table.format, mapped.table.format.levels[0].entries
+    written = fmt.leaf_bits(_MAPPED)
+    change = np.uint64(written ^ fmt.write_protect(written))
+    for number, (entries, copied) in enumerate(zip(mapped.here, mapped.copied, strict=True)):
+        np.bitwise_xor(entries, change, out=entries)
+        copied[:] = entries
+        shown = mapped.numbers[number * count : number * count + count]
+        np.add.at(mapped.frames.refs_array, shown, _ONE)
+        np.add.at(mapped.frames.maps_array, shown, _ONE)
+
+
 WORKS: Mapping[str, _Work] = {
     "protect": _Work(
         "make {} written pages read-only",
@@ -166,6 +193,13 @@ WORKS: Mapping[str, _Work] = {
         _zap,
         _zap_barely,
     ),
+    "fork": _Work(
+        "copy {} written pages to another process's tables that exist, writable in neither",
+        "mm.tables.transfer.copy",
+        "{} numpy exclusive-ors and copies of {} KiB, their frames, known before, counted up",
+        _fork,
+        _fork_barely,
+    ),
 }
 
 
@@ -182,7 +216,7 @@ def figure(isa: str, name: str, goal: float, *, length: int = 1 << 30, repetitio
                     edit(mapped)
                     spent = now() - start
                 done["counts"] = mapped.frames.maps_array.astype(np.uint64)
-                done["entries"] = np.concatenate([*mapped.here, *mapped.there])
+                done["entries"] = np.concatenate([*mapped.here, *mapped.there, *mapped.copied])
                 return spent
 
         return run

@@ -208,7 +208,7 @@ def test_copy_shares_every_frame_and_locks_private_ones(mixture: Mixture, privat
         gather = Recorder(mixture.table)
         owed = mixture.expect(start, end, lambda s: replace(s, flags=s.flags & ~without))
         copied = [s for s in mixture.segments if start <= s.page < end]
-        found = transfer.copy(mixture.table, child, gather, *mixture.bytes_of(start, end), private=private)
+        found = transfer.copy(mixture.table, child, gather, [mixture.bytes_of(start, end)], private=private)
         assert mixture.read(child) == merged(copied)
         assert merged(segment_of(mixture.format, f) for f in found) == merged(
             s for s in copied if not s.framed
@@ -223,18 +223,15 @@ def test_copy_shares_every_frame_and_locks_private_ones(mixture: Mixture, privat
 
 
 def test_a_copy_that_finds_no_memory_copies_nothing(mixture: Mixture) -> None:
+    """Nor of the ranges before the one whose tables cannot be had."""
     before = mixture.read()
+    middle = mixture.start + mixture.block
+    ranges = [mixture.bytes_of(mixture.start, middle), mixture.bytes_of(middle, mixture.end)]
     for fails in range(3):
         child = mixture.new_table()
         mixture.buddy.failures = FailsAt(fails)
         with pytest.raises(OutOfFrames):
-            transfer.copy(
-                mixture.table,
-                child,
-                Recorder(mixture.table),
-                *mixture.bytes_of(mixture.start, mixture.end),
-                private=True,
-            )
+            transfer.copy(mixture.table, child, Recorder(mixture.table), ranges, private=True)
         mixture.buddy.failures = NEVER_FAILS
         assert mixture.read(child) == []
         assert mixture.read() == before
