@@ -155,7 +155,7 @@ def test_nor_is_their_frame_by_its_address_in_the_direct_map(guest: Guest) -> No
     assert kernel is not None
     text = kernel.table.walk(TEXT)
     assert isinstance(text, Mapped)
-    alias = guest.direct - RAM_BASE + text.address + 64
+    alias = guest.direct - RAM_BASE + int(text.address) + 64
     before = bytes(board.physical.page_bytes(board.frames.number(text.address)))
     assert guest.isa.supervisor_store(guest.cpu, alias, 0x90).fault == (alias, WRITE | PRESENT)
     assert bytes(board.physical.page_bytes(board.frames.number(text.address))) == before
