@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from aether_emu.address import VirtAddr
 from aether_emu.mm.objects.protocol import MemoryObject, Space, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.tables.page import Found
@@ -20,7 +21,7 @@ class Mapping(NamedTuple):
     """One place where a frame is mapped: the entry `found` of a space, which shows it at `address`."""
 
     space: Space
-    address: int
+    address: VirtAddr
     found: Found
 
 
@@ -46,7 +47,7 @@ def mappings(physical: Physical, frame: int) -> Iterator[Mapping]:
         address = address_in(area, item, index, frames.page_shift)
         found = space.table.find(address)
         if found is not None and _shown(space, found, address) == frames.address(frame):
-            yield Mapping(space, address, found)
+            yield Mapping(space, VirtAddr(address, 64), found)
 
 
 def _shown(space: Space, found: Found, address: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
@@ -36,7 +37,7 @@ class UserFaulted(UserFault):
 
     def __init__(self, va: int, outcome: Outcome | None) -> None:
         super().__init__(f"{va:#x} cannot be accessed")
-        self.va, self.outcome = va, outcome
+        self.va, self.outcome = VirtAddr.new_truncate(va, 64), outcome
 
 
 class UserMemory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Access
 from aether_emu.mm import mapping, rmap
 from aether_emu.mm.fault import RESOLVED
@@ -25,7 +26,9 @@ def frame_at(board: Board, space: AddressSpace, va: int) -> int:
 
 
 def places(board: Board, frame: int) -> list[tuple[object, int]]:
-    return [(shown.space, shown.address) for shown in rmap.mappings(board.physical, frame)]
+    found = list(rmap.mappings(board.physical, frame))
+    assert all(isinstance(shown.address, VirtAddr) for shown in found)
+    return [(shown.space, shown.address) for shown in found]
 
 
 def two_spaces_with_shared_memory(board: Board) -> tuple[AddressSpace, AddressSpace, SharedMemory]:

@@ -109,7 +109,7 @@ def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
 
 
 def _lock(task: Task, fd: int, command: int, address: int) -> int:
-    """Record locks: checked as Linux checks them, and always had, for there is no other process."""
+    """Record locks: checked as Linux checks them, then always granted, for there is no other process."""
     file = task.process.files.table.file(fd)
     raw = task.cpu.copy_from_user(address, _FLOCK.size)
     kind, whence, _start, _length, pid = _FLOCK.unpack(raw)

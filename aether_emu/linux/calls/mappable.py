@@ -98,7 +98,7 @@ class Rewriting:
 
 
 def rewriting(kernel: Kernel, file: OpenFile) -> Rewriting | None:
-    """To be asked before a file's bytes change; None if no mapping shows them, which is usual."""
+    """For a call that is about to change a file's bytes; None if no mapping shows the file."""
     backing = kernel.file_backings.find(file.key) if isinstance(file, HostData) else None
     return None if backing is None else Rewriting(kernel, backing)
 

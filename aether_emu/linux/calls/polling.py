@@ -161,7 +161,7 @@ def read_mask(task: Task, address: int, size: int) -> int | None:
 
 
 def wait_for_any(task: Task, waited: list[Waited], mask: int | None, deadline: int | None) -> None:
-    """Nothing is ready: wait for one of several files. Returns when `deadline` has come, or is no later.
+    """Nothing is ready: wait for one of several files. Returns when `deadline` has passed.
 
     The call's own mask is blocked while it waits. EINTR if a signal is pending that this lets in.
     """

@@ -177,7 +177,7 @@ def sys_set_tid_address(task: Task, address: int, *_: int) -> int:
 
 
 def sys_set_robust_list(task: Task, head: int, length: int, *_: int) -> int:
-    """Kept for the end of the task. Only one that dies while others live has its list walked."""
+    """Kept with the task. Linux walks the list when a thread dies; with one, nobody waits for its locks."""
     if length != 24:
         raise Refused(errno.EINVAL, "the list head has another size")
     task.robust_list = (head, length)
@@ -257,7 +257,7 @@ def sys_getpriority(task: Task, which: int, who: int, *_: int) -> int:
 
 
 def sys_membarrier(task: Task, command: int, *_: int) -> int:
-    """One thread sees its own stores: only the query has an answer."""
+    """membarrier(2): one thread needs no barrier, so only MEMBARRIER_CMD_QUERY is served."""
     if s32(command):
         raise Refused(errno.EINVAL, f"no command {s32(command)}")
     return 0

@@ -59,9 +59,9 @@ def sys_preadv(task: Task, fd: int, vector: int, count: int, offset: int, *_: in
 
 
 def sys_preadv2(task: Task, fd: int, vector: int, count: int, offset: int, _high: int, flags: int) -> int:
-    """preadv2(2). The flags are for writing, but for RWF_HIPRI: poll the device, of which there is none.
+    """preadv2(2). Of its flags only RWF_HIPRI concerns reading; it says to poll a device, and there is none.
 
-    On 64-bit ISAs the low word of the offset is all of it.
+    On 64-bit ISAs `offset` holds the whole offset, and the high word is ignored.
     """
     if offset == _AT_POSITION:
         file = reader(task, fd)
@@ -137,7 +137,7 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
-        wait_for(file.wait_for(POLLIN))  # not read: something may have come meanwhile
+        wait_for(file.wait_for(POLLIN))  # without a read, which might take what came after the look
     if count and ready:
         deliverable = user.writable(task.cpu, pieces, count)
         if deliverable < count and isinstance(file, EventCounter):
@@ -245,7 +245,7 @@ def _store(
 
 
 def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> bytes:
-    """The next bytes to write. Linux fills a pipe by pages, and one that meets a bad address is lost."""
+    """The next bytes to write. Linux fills a pipe by pages: a page that meets a bad address is not sent."""
     data = user.gather(task.cpu, pieces, count)
     if len(data) < count and isinstance(file, PipeEnd):
         data = data[: len(data) & -_PIPE_PAGE]
@@ -255,7 +255,7 @@ def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> byte
 
 
 def _broken_pipe(task: Task) -> None:
-    """Nobody reads what is written: the signal comes before the error is seen."""
+    """No reader is left: post SIGPIPE, which is delivered before the program sees EPIPE."""
     process = task.process
     task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
 
@@ -307,7 +307,7 @@ def sys_copy_file_range(
 
 
 def sys_splice(task: Task, *_: int) -> int:
-    """Programs fall back on reading and writing."""
+    """splice(2) is refused with EINVAL, at which programs fall back on reading and writing."""
     raise Refused(errno.EINVAL, "pipes give their pages to nobody")
 
 

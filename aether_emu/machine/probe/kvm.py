@@ -84,7 +84,7 @@ def _stubs() -> bytes:
 
 
 class KvmProber:
-    """A CPU over `memory`, page-aligned (`kvm.page_aligned`), whose words are guest-physical from 0 on.
+    """A CPU over `memory`, page-aligned (`kvm.vm.page_aligned`), whose words are guest-physical from 0 on.
 
     As `X86Prober`: the tables under `root` must hold `own_entries`, and fetchable pages LANDING_CODE at
     offset LANDING. `offer` says which control bits can be set. Belongs to the thread that made it, and

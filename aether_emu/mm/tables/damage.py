@@ -1,6 +1,6 @@
 """Damage: an entry above the leaves whose bytes are not what was written there.
 
-The bytes are what the MMU walks. Beside them `mm.tables.tree` remembers what it wrote above level 1, so
+The bytes are what the MMU walks. Beside them `mm.tables.written` remembers what was written above level 1, so
 that a flipped bit is told from a mapping. Bits that the MMU itself sets (accessed, dirty) are no damage.
 """
 

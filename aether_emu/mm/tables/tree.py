@@ -1,4 +1,4 @@
-"""The tree of tables: how it grows and is pruned, the one way down, and whether its bytes are as written.
+"""The tree of tables: how it grows and is pruned, and the one way down.
 
     va:  | index level n | ... | index level 2 | index level 1 | page offset |
              |                      |               |
@@ -6,8 +6,8 @@
 
 Entries are genuine bytes in emulated RAM, read by the emulated CPU's own walker. A *slot* is the index of
 an entry in `ram.words`; the hot paths speak in slots. Level-1 entries are written in place by whoever has
-a slot. Entries above are written by `write` alone, which remembers them: `judge`, `check` and `salvage`
-compare the bytes with that, and no way down here follows an entry that was not written here.
+a slot. Entries above are written and remembered by `mm.tables.written`. Where bytes lead elsewhere than
+what was written there, `find` and `visit` raise TableDamaged.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from aether_emu.arch.paging import Entries, PageTableFormat, Reach
+from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import MappingError
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
-from aether_emu.mm.tables.damage import Damaged, TableDamaged, same
+from aether_emu.mm.tables.damage import Damaged, same
 from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.walk import Walk, walk
+from aether_emu.mm.tables.written import Written
 
 _FEW = 8  # entries that are looked at one by one rather than by numpy
 JOINED = 1 << 13  # entries in one stretch at most, so that the arrays made of it stay in the CPU's cache
@@ -86,13 +87,15 @@ class _Visit:
         self.items.append(item)
 
 
-class Tree:
+class Tree(Written):
     """One tree. `owner` is written into the frame table for every table page it takes.
 
     `reach` says whom its leaves serve: table entries deny the others what the leaves deny them too.
     Addresses are plain ints whose bits above the format's virtual width are ignored, so that a canonical
     kernel address and its truncated form mean the same entry.
     """
+
+    _lender: Tree | None
 
     def __init__(
         self,
@@ -103,27 +106,17 @@ class Tree:
         owner: int,
         reach: Reach = Reach.ANY,
     ) -> None:
-        self.format = fmt
+        super().__init__(fmt, ram, frames)
         self.owner = owner
         self.reach = reach
-        self.ram, self.frames = ram, frames
         self._buddy = buddy
         self.tables = 0  # table pages taken, the root included
-        # Truncated va >> leaf_span_shift -> slot of the leaf table's first entry.
-        self.leaf_tables: dict[int, int] = {}
-        self.leaf_span_shift = fmt.levels[0].shift + fmt.levels[0].bits
-        self._width = (1 << fmt.virtual_bits) - 1  # the bits of an address that a walk looks at
         # What `find` asks of the format at each step: (level, shift, last index), from the root to level 2.
         self._way = [
             (level, fmt.levels[level - 1].shift, fmt.levels[level - 1].entries - 1)
             for level in range(fmt.top, 1, -1)
         ]
         self._page_shift, self._last_entry = fmt.page_shift, fmt.levels[0].entries - 1
-        # First slot of each table above level 1 -> what was written there: slot -> entry, no zeros.
-        self._written: dict[int, dict[int, int]] = {}
-        # Root slots that show `_lender`'s subtrees; they are in none of the above.
-        self._borrowed: frozenset[int] = frozenset()
-        self._lender: Tree | None = None
         self.root = self.new_table(fmt.top)
 
     # ---- single entries
@@ -173,26 +166,6 @@ class Tree:
     def walk(self, va: int) -> Walk:
         """Translate `va` as the MMU would, keeping every entry read."""
         return walk(self.format, self.ram, self.root, va)
-
-    def write(self, va: int, level: int, slot: int, entry: int) -> None:
-        """Store the entry of `va` at `level`, whose slot is `slot`, and remember it above level 1.
-
-        Whether a live entry may become this one is the caller's affair: see `replace`, `exchange`.
-        """
-        self.ram.words[slot] = entry
-        if level == 1:
-            return
-        written = self._written[slot & -(self.format.page_size >> 3)]
-        if entry:
-            written[slot] = entry
-        else:
-            written.pop(slot, None)
-        if level == 2:
-            below = self.format.next_table(entry, level)
-            if below is not None:
-                self.leaf_tables[self._key(va)] = self._base_slot(below)
-            else:
-                self.leaf_tables.pop(self._key(va), None)
 
     def replace(self, va: int, found: Found, entry: int) -> None:
         """Make the present leaf or table `found`, which decides about `va`, another entry at once.
@@ -285,11 +258,6 @@ class Tree:
         self.write(found.start, found.level, found.slot, 0)
         return self.forget_table(below)
 
-    def forget_table(self, table: int) -> int:
-        """Stop remembering what was written into the table at `table`. Returns its frame."""
-        self._written.pop(self._base_slot(table), None)
-        return self.frames.number(table)
-
     def free_tables(self, detached: list[int]) -> None:
         """Give back table frames that were detached."""
         for frame in detached:
@@ -298,24 +266,6 @@ class Tree:
         self.tables -= len(detached)
 
     # ---- are the bytes as written?
-
-    def judge(self, va: int) -> Damaged | None:
-        """The first entry above level 1 on the way to `va` that differs from what was written."""
-        base = self._base_slot(self.root)
-        for level in range(self.format.top, 1, -1):
-            slot = base + self._index(va, level)
-            seen = self.ram.words[slot]
-            written = self._expected(base, slot)
-            if not same(self.format, level, seen, written):
-                return Damaged(level, slot, seen, written)
-            if slot in self._borrowed:
-                assert self._lender is not None
-                return self._lender.judge(va)
-            below = self.format.next_table(written, level)
-            if below is None:
-                return None
-            base = self._base_slot(below)
-        return None
 
     def check(self, start: int, end: int) -> list[Damaged]:
         """Every entry above level 1 of `[start, end)` that differs from what was written."""
@@ -403,13 +353,6 @@ class Tree:
             self._written[self._base_slot(address)] = {}
         return address
 
-    def fill(self, table: int, level: int, entries: Entries) -> None:
-        """Write all entries of a table of `level` that nothing points at yet."""
-        slot = self._base_slot(table)
-        self.ram.array[slot : slot + entries.size] = entries
-        if level > 1:
-            self._written[slot] = {slot + at: entry for at, entry in enumerate(entries.tolist()) if entry}
-
     def add_leaf_tables(self, start: int, end: int) -> set[int]:
         """Create the missing leaf tables of a range together, adjacent in memory where possible.
 
@@ -431,7 +374,7 @@ class Tree:
         self.tables += len(places)
         words, page = self.ram.words, -(self.format.page_size >> 3)
         keys: set[int] = set()
-        for (va, slot), frame in zip(places, frames.tolist(), strict=True):  # `write`, without its questions
+        for (va, slot), frame in zip(places, frames.tolist(), strict=True):  # as `write`, in short
             address, key = table.address(frame), self._key(va)
             entry = self.format.table_entry(address, self.reach)
             words[slot] = self._written[slot & page][slot] = entry
@@ -440,25 +383,6 @@ class Tree:
         return keys
 
     # ---- inside
-
-    def _index(self, va: int, level: int) -> int:
-        spec = self.format.levels[level - 1]
-        return va >> spec.shift & spec.entries - 1
-
-    def _key(self, va: int) -> int:
-        """The key of `va` in `leaf_tables`."""
-        return (va & self._width) >> self.leaf_span_shift
-
-    def _base_slot(self, table: int) -> int:
-        return (table - self.ram.base) >> 3
-
-    def _expected(self, base: int, slot: int) -> int:
-        """What was written to a slot of the table above level 1 whose first slot is `base`."""
-        if slot in self._borrowed:
-            assert self._lender is not None
-            lent = self._base_slot(self._lender.root)
-            return self._lender._written[lent].get(slot - base + lent, 0)
-        return self._written[base].get(slot, 0)
 
     def _descend(self, va: int, to_level: int) -> int:
         """First slot of the table of `to_level` that serves `va`, created if need be."""
@@ -495,9 +419,6 @@ class Tree:
             "the bytes are as written, and lead to a leaf table that is not known"
         )
         return self._lender.find(va)
-
-    def _damaged(self, va: int, damaged: Damaged) -> TableDamaged:
-        return TableDamaged(va, damaged, damaged.describe(self.format))
 
     def _slots(self, base: int, first: int, last: int) -> list[int]:
         """The slots `[first, last)` of a table above level 1 that hold, or should hold, an entry."""

@@ -1,6 +1,6 @@
 """The cases of ARM64 stage 1: every bit of every descriptor, and the cross product of permissions.
 
-The twin of `x86_cases`, for any granule and width of addresses.
+The twin of `cases.x86_64`, for any granule and width of addresses.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ _TLB_EDITS = (
 def tlb(
     laboratory: ArmLaboratory, tally: TlbTally, policy: Policy, selection: Selection = EVERYTHING
 ) -> Iterator[int]:
-    """Histories of pages and blocks of each size; see `verify.tlb`."""
+    """Histories of pages and blocks of each size; see `cases.tlb`."""
     for leaf in _leaves(laboratory):
         kind = 3 << 8 | (_TYPE if leaf == 1 else 0)
         bits = (_VALID, 1 << 6, 1 << 7, _PXN, _UXN, _AF)

@@ -59,10 +59,9 @@ class ArmLaboratory(Laboratory):
         shifts = tuple(range(shift, virtual_bits, stride))
         widths = (stride,) * (len(shifts) - 1) + (virtual_bits - shifts[-1],)
         self.levels = len(shifts)
-        self._top = 4 - self.levels  # Arm's number of the root's level
         width = "" if virtual_bits == 48 else f"-{virtual_bits}bit"
         self.name = f"arm64-{granule >> 10}K{width}{'-upper' if upper else ''}"
-        self.block_levels = {12: (2, 3), 14: (2,), 16: (2,)}[shift]  # ours, from the page up
+        self.block_levels = {12: (2, 3), 14: (2,), 16: (2,)}[shift]  # our levels: 1 is the page's
         self.virtual_bits = virtual_bits
         self._shift, self._upper = shift, upper
         memory = np.zeros(MEMORY // 8, np.uint64)

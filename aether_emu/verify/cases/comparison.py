@@ -68,7 +68,7 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
         entries, addresses = laboratory.place(chunk)
         expected = laboratory.expected(chunk, entries, addresses)
         aside = expected.astray
-        if aside is not None and aside.any():  # they get no entry at all
+        if aside is not None and aside.any():  # clear their entries, so that they harm no other case
             entries[-1] = np.where(aside, np.uint64(0), entries[-1])
             expected = laboratory.expected(chunk, entries, addresses)
             tally.set_aside += int(aside.sum())

@@ -26,7 +26,7 @@ _ONES = (1 << 64) - 1
 
 
 class Prober(Protocol):
-    """A CPU that tries accesses (`machine.prober`)."""
+    """A CPU that tries accesses (`machine.probe`)."""
 
     own_entries: dict[int, int]
 
@@ -120,7 +120,8 @@ class Laboratory(ABC):
             hole,
             np.where(hole, in_hole, np.where(done, landed, np.uint64(0))),
             self.paths.read_back(addresses.size),
-            blind=operation is Operation.FETCH,  # it came back: there was a landing, but whose?
+            blind=operation
+            is Operation.FETCH,  # a fetch that comes back does not tell which page's landing it ran
         )
 
     def _landed(self, operation: Operation, values: Words, addresses: Words) -> Words:

@@ -2,7 +2,7 @@
 
 format   a laboratory: x86_64-4level ... arm64-64K-42bit, and x86_64-4level-kvm where the host has it
 suite    encodings, entries, permissions, tlb
-task     one suite of one format: what is run in one piece, whoever runs the others
+task     one suite of one format: the piece of work that one process is given
 """
 
 from __future__ import annotations
@@ -198,7 +198,9 @@ def _chunks(task: Task, laboratory: Laboratory) -> Iterator[Chunk]:
     assert isinstance(laboratory, ArmLaboratory)
     if task.suite == "permissions":
         share = FORMATS[task.format].share
-        if count is None and share < 1:  # two paths at a time would take an hour
+        if (
+            count is None and share < 1
+        ):  # so small a root has room for two paths a batch: all cases would take an hour
             count = round(arm64_cases.permission_count(laboratory) * share)
         return arm64_cases.permissions(laboratory, count, task.seed)
     return arm64_cases.entries(laboratory, _MANY if count is None else count, task.seed)

@@ -121,7 +121,7 @@ def run_histories(
     """
     if wanted is None:
         return
-    for kind in np.unique(wanted.kind).tolist():  # in an order that nothing seen can change
+    for kind in np.unique(wanted.kind).tolist():  # sorted, so that the report's order is always the same
         tally.findings.setdefault(wanted.names[kind], Finding())
     owed = np.zeros(wanted.kind.size, bool)
     accesses = [

@@ -222,7 +222,7 @@ _TLB_EDITS = (
 def tlb(
     laboratory: X86Laboratory, tally: TlbTally, policy: Policy, selection: Selection = EVERYTHING
 ) -> Iterator[int]:
-    """Histories of pages of each size; see `verify.tlb`."""
+    """Histories of pages of each size; see `cases.tlb`."""
     for leaf in _LEAVES:
         size = _PS if leaf > 1 else 0
         states = [size | sum(bits) for bits in product(*((0, bit) for bit in (_P, _W, _U, _NX, _A, _D)))]
