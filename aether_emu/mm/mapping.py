@@ -20,6 +20,7 @@ from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.damage import Damaged, TableDamaged
 
 MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
 MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40
@@ -423,7 +424,7 @@ def populate(
 ) -> BusError | AccessError | OutOfMemory | None:
     """Fault every absent page of a range in. Returns the first outcome that is not success.
 
-    Raises NotReady at a page that is on its way: what came before it is there.
+    Raises NotReady at a page that is on its way, and TableDamaged: what came before it is there.
     """
     access = int(Access.USER | (Access.WRITE if write else Access.READ))
     fmt, faults = space.table.format, Faults(space.physical)
@@ -437,6 +438,8 @@ def populate(
             return outcome
         if isinstance(outcome, Blocked):
             raise NotReady(outcome.on)
+        if isinstance(outcome, Damaged):
+            raise TableDamaged(va, outcome, outcome.describe(fmt))
     return None
 
 

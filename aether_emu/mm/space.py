@@ -247,7 +247,8 @@ class AddressSpace:
         """
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
-        self._note_writable_executable(piece)
+        newly = protection & _WX == _WX and not piece.was_writable_executable
+        piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
         gather = self.gather()
         try:
@@ -257,6 +258,8 @@ class AddressSpace:
         self.physical.code.executable_each(code, mutable=True)
         held = hold_objects([area])
         self._take_out(start, end)
+        if newly:
+            self._count_writable_executable(piece)
         self._place(piece)
         for item in held:
             item.let_go()
@@ -477,9 +480,12 @@ class AddressSpace:
         """Count an area that is writable and executable, now or over time (W^X in the small)."""
         if area.protection & _WX == _WX and not area.was_writable_executable:
             area.was_writable_executable = True
-            self.physical.counters.n[Event.WRITABLE_EXECUTABLE] += 1
-            if self.physical.trace.enabled:
-                self.physical.trace.event("area.writable_executable", start=area.start, end=area.end)
+            self._count_writable_executable(area)
+
+    def _count_writable_executable(self, area: Area) -> None:
+        self.physical.counters.n[Event.WRITABLE_EXECUTABLE] += 1
+        if self.physical.trace.enabled:
+            self.physical.trace.event("area.writable_executable", start=area.start, end=area.end)
 
 
 def hold_objects(areas: Iterable[Area]) -> list[MemoryObject]:
