@@ -8,11 +8,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames
 from aether_emu.mm import ageing, mapping
 from aether_emu.mm.tables.damage import TableDamaged, same
 from aether_emu.ports import NEVER_FAILS
+from tests.mm.board import fault_in
 from tests.mm.space_machine import FAILURES, PLACES, AddressSpaceMachine
+from tests.mm.space_model import READ
 from tests.mm.tables.test_page import FailsAt
 
 
@@ -54,7 +57,7 @@ class ForkingMachine(AddressSpaceMachine):
         self.board.spaces.remove(ended)
         ended.destroy()
 
-    @rule(place=PLACES, level=st.integers(2, 5), bit=st.integers(0, 63), which=st.integers(0, 2))
+    @rule(place=PLACES, level=st.integers(2, 5), bit=st.integers(0, 63), which=st.integers(0, 4))
     def damage(self, place: int, level: int, bit: int, which: int) -> None:
         """One bit of a table entry is flipped while no CPU runs: it is named, and nothing is edited."""
         board, space, va = self.board, self.space, self.page_at(place) * self.size
@@ -74,6 +77,9 @@ class ForkingMachine(AddressSpaceMachine):
         assert damaged is not None
         assert (damaged.level, damaged.slot, damaged.seen) == (step.level, slot, seen)
         assert same(fmt, step.level, damaged.expected, step.entry)
+        leads = fmt.next_table(seen, step.level), fmt.next_table(step.entry, step.level)
+        if self.model.pages[va // self.size].protection and leads[0] != leads[1]:
+            assert fault_in(space, va, int(Access.USER | Access.READ)) == damaged
         calls = self.edits_of(va)
         with pytest.raises(TableDamaged) as raised:
             calls[which % len(calls)]()
@@ -84,10 +90,14 @@ class ForkingMachine(AddressSpaceMachine):
     def edits_of(self, va: int) -> list[Callable[[], object]]:
         """Calls that would change the page at `va`."""
         space, size = self.space, self.size
+        page = self.model.pages[va // size]
+        protection = 0 if page.protection else READ
         calls: list[Callable[[], object]] = [
             lambda: mapping.advise_memory(space, va, size, mapping.MADV_DONTNEED),
+            lambda: mapping.unmap_memory(space, va, size),
+            lambda: mapping.protect_memory(space, va, size, protection),
             lambda: ageing.forget_accesses(space, va, va + size),
         ]
-        if not self.model.pages[va // size].shared:
+        if not page.shared:
             calls.append(space.fork)
         return calls

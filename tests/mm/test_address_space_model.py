@@ -41,7 +41,7 @@ class Walker(ForkingMachine):
             *[lambda: self.fork(random.choice((*[None] * 5, 0, 2, 4)))] * 2,
             *[self.switch] * 3,
             lambda: self.damage(
-                random.randrange(4096), random.randint(2, 5), random.randrange(64), random.randrange(3)
+                random.randrange(4096), random.randint(2, 5), random.randrange(64), random.randrange(5)
             ),
             lambda: self.end_one(random.random() < 0.5),
         ]

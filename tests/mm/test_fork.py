@@ -313,7 +313,7 @@ def test_the_child_has_areas_heap_and_limits_of_its_own(small: Forks) -> None:
     )
     assert mapping.set_break(child, 3 * AT + 5 * page) == 3 * AT + 5 * page
     assert (parent.heap_end, parent.reserved) == (3 * AT + page, 9 * page)
-    child.limits.address_space = child.reserved
+    child.limits.address_space = page
     with pytest.raises(Refused):
         mmap(child, 5 * AT, 1)
     mmap(parent, 5 * AT, 1)
