@@ -16,30 +16,25 @@ import numpy as np
 from aether_emu.arch.paging import Entries, PageTableFormat
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.objects.protocol import MemoryObject
+from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import mappings
 from aether_emu.mm.tables.count import first_frames
 from aether_emu.mm.tables.damage import Damaged
-from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tables.tree import Found, Stretch
 
 _FEW = 16  # entries that are looked at one by one
 
 
-class Space(Protocol):
-    """What is looked at of an address space."""
+class Audited(Space, Protocol):
+    """An address space whose leaves are looked at."""
 
     @property
     def physical(self) -> Physical:
         """The frames behind it."""
 
-    @property
-    def table(self) -> PageTable:
-        """Its page table."""
 
-
-def judge_leaf(space: Space, area: Area, found: Found) -> Damaged | None:
+def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     """The damage of one level-1 entry in `area`, its permission to write aside.
 
     An entry that lost that permission is put right by the fault that follows.
@@ -62,7 +57,7 @@ def _essence(fmt: PageTableFormat, flags: int) -> int:
     return fmt.soil(fmt.touch(fmt.write_protect(flags)))
 
 
-def mend(space: Space, area: Area, stretch: Stretch) -> list[Damaged]:
+def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:
     """Write the damaged entries of a stretch of `area` as they must be, and return them.
 
     What a TLB made of them is the caller's to flush.
@@ -97,7 +92,7 @@ def reclaim(physical: Physical, item: MemoryObject) -> int:
     return taken
 
 
-def _strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
+def _strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     """The numbers of entries of a stretch that are not absent, and show no page that belongs there."""
     if stretch.count <= _FEW:
         return _few_strangers(space, area, stretch)
@@ -123,7 +118,7 @@ def _strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
     return strangers
 
 
-def _few_strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
+def _few_strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     """The same for a few entries, one by one: quicker than to set numpy going."""
     fmt, frames = space.table.format, space.physical.frames
     words, mask, present = space.physical.ram.words, fmt.address_mask, fmt.present_mask
@@ -150,8 +145,8 @@ def _few_strangers(space: Space, area: Area, stretch: Stretch) -> list[int]:
     return strangers
 
 
-def _expected(space: Space, area: Area, va: int) -> int:
-    """The entry that must stand at `va`: of the frame that misses a mapping, or none."""
+def _expected(space: Audited, area: Area, va: int) -> int:
+    """The entry that must stand at `va`: of the frame that is mapped nowhere else as often as it counts."""
     physical, page = space.physical, va >> space.table.format.page_shift
     sought: list[tuple[int, int]] = []
     if area.family is not None:
@@ -163,6 +158,7 @@ def _expected(space: Space, area: Area, va: int) -> int:
     for owner, index in sought:
         alike = (frames.owner_array == owner) & (frames.index_array == index) & (frames.maps_array > 0)
         for frame in np.flatnonzero(alike & (frames.kind_array != Kind.TABLE)).tolist():
-            if sum(1 for _mapping in mappings(physical, frame)) < frames.maps[frame]:
+            elsewhere = [m for m in mappings(physical, frame) if m.space is not space or m.address != va]
+            if len(elsewhere) < frames.maps[frame]:
                 return frames.address(frame) | area.bits.read
     return 0

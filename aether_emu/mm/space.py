@@ -412,18 +412,20 @@ class AddressSpace:
     def restore(self, state: dict[str, Any], backings: dict[int, Backing]) -> None:
         """Become the captured address space. `backings` are the restored objects, by their numbers."""
         self.number = state["number"]
-        self.family.renumber(state["family"])
-        families = {self.family.number: self.family}
+        known = self.physical.objects.find(state["family"])
+        if isinstance(known, AnonymousMemory):  # a fork of this space was restored before
+            self.family.let_go()
+            self.family = known
+            self.family.hold()
+        else:
+            self.family.renumber(state["family"])
         self.table.restore(state["table"])
         for described in state["areas"]:
             fields = dict(described)
             start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
             was_writable_executable = fields.pop("was_writable_executable")
             backing, number = fields.pop("backing"), fields.pop("family")
-            if number is not None and number not in families:
-                families[number] = AnonymousMemory(self.physical.objects)
-                families[number].renumber(number)
-            family = None if number is None else families[number]
+            family = None if number is None else self._restored_family(number)
             shown = None if backing is None else backings[backing]
             area = self.new_area(start, end, protection, backing=shown, family=family, **fields)
             area.was_writable_executable = was_writable_executable
@@ -432,6 +434,14 @@ class AddressSpace:
         self.heap_start, self.heap_end = state["heap"]
         self.limits.stack, self.limits.address_space = state["limits"]
         self.last_area = self.nowhere
+
+    def _restored_family(self, number: int) -> AnonymousMemory:
+        known = self.physical.objects.find(number)
+        if isinstance(known, AnonymousMemory):
+            return known
+        family = AnonymousMemory(self.physical.objects)
+        family.renumber(number)
+        return family
 
     # ---- inside
 
