@@ -413,7 +413,9 @@ class AddressSpace:
         """Become the captured address space. `backings` are the restored objects, by their numbers."""
         self.number = state["number"]
         known = self.physical.objects.find(state["family"])
-        if isinstance(known, AnonymousMemory):  # a fork of this space was restored before
+        if (
+            isinstance(known, AnonymousMemory) and known is not self.family
+        ):  # a fork of this space was restored before
             self.family.let_go()
             self.family = known
             self.family.hold()
