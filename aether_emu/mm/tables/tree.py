@@ -1,4 +1,4 @@
-"""The tree of tables: how it grows and is pruned, and the ways down: one for ranges, three to an address.
+"""The tree of tables: how it grows and is pruned, and the ways down: one for ranges, four to an address.
 
     va:  | index level n | ... | index level 2 | index level 1 | page offset |
              |                      |               |
@@ -6,11 +6,13 @@
 
 Entries are genuine bytes in emulated RAM, read by the emulated CPU's own walker. A *slot* is the index of
 an entry in `ram.words`; the hot paths speak in slots. Level-1 entries are written in place by whoever has
-a slot. Entries above are remembered too (`mm.tables.written`): `write` stores one, `fill` a new table's,
-`add_leaf_tables` those of many new tables. `salvage` stores again what is remembered. Borrowed root
-entries, which the lender remembers, are stored by `borrow_upper` and cleared by `destroy`.
+a slot. Entries above are remembered too (`mm.tables.written`): `write` stores one entry, `fill` all entries
+of a new table, `add_leaf_tables` the entries that lead to many new tables. `salvage` stores again what is
+remembered. Borrowed root entries, which the lender remembers, are stored by `borrow_upper` and cleared by
+`destroy`.
 
     visit   a range        goes by what was written, and compares each entry with its bytes
+    slot    an address     the same, and adds missing tables (`leaf_slot` asks `leaf_tables` first)
     find    an address     goes by the bytes, and compares where they led: for the fault path
     walk    an address     goes by the bytes alone, as the MMU does
     judge   an address     goes by what was written, and says where the bytes first differ
