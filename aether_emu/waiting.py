@@ -50,7 +50,10 @@ class WaitQueue:
 
 
 class HostQueue(WaitQueue):
-    """A queue for what only the host brings. Nobody inside wakes it: the scheduler asks `arrived`."""
+    """A queue for what only the host brings, which tells nobody: the scheduler asks `arrived`, and wakes it.
+
+    A stream wakes it after each read too, so that an edge-triggered epoll set looks again.
+    """
 
     def __init__(self, arrived: Callable[[], bool]) -> None:
         super().__init__()

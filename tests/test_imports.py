@@ -17,6 +17,7 @@ import aether_emu
 PACKAGE = "aether_emu"
 
 # The rows of the layer map in CONTRIBUTING.md, the top first. Folders in one row don't know each other.
+# `ext` and `inject` have their places here already, but no folder yet.
 ROWS = (
     ("ground",),
     ("arch",),

@@ -1,13 +1,16 @@
 """One CPU's way into the kernel: faults, traps and system calls of the task that runs there.
 
     CPU --on_fault--> fault --Resolved--> guest goes on
-                                \\-AccessError, BusError, OutOfMemory--> signals
-                                 \\-Blocked--> the task waits, the instruction is made again
+                                \\-AccessError, BusError--> signals
+                                 \\-OutOfMemory, Damaged--> the process ends
+                                  \\-Blocked--> the task waits, the instruction is made again
     CPU --on_system_call--> table[number](task, arguments)
                                 \\-Wait--> the task waits, the call is made again
+                                 \\-TableDamaged--> the process ends
     CPU --on_trap--> signals
 
-The entry points only let a task wait and leave the CPU; what comes next is the scheduler's decision.
+An entry point never runs another task. It lets its own wait and leaves the CPU; who runs next is the
+scheduler's decision.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.random import Streams
 
-_MINOR = (
+# Faults that were resolved without copying a page: each costs `fault_minor`.
+_WITHOUT_COPY = (
     Event.FAULT_ZERO_PAGE,
     Event.FAULT_DEMAND_ZERO,
     Event.FAULT_UPGRADE,
@@ -29,7 +30,7 @@ _MINOR = (
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
 )
-RESOLVED_FAULTS = (*_MINOR, Event.FAULT_COPY)
+RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
 
@@ -58,7 +59,7 @@ class Kernel:
         self.charged = 0
         costs = config.clock
         self._costs = {
-            **dict.fromkeys(_MINOR, costs.fault_minor),
+            **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
@@ -100,7 +101,7 @@ class Kernel:
         return self.physical.peak_frames() << self.physical.frames.page_shift
 
     def minor_faults(self) -> int:
-        """Faults that were resolved."""
+        """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
         return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
 
     # ---- state

@@ -1,7 +1,7 @@
 """The emulated CPU as the rest of the project sees it: run it, stop it, look at it.
 
-Nothing above this folder knows which engine executes. A kernel plugs itself in by these
-attributes, which are called while the guest stands still at the event:
+Whoever runs a CPU knows this face and not the engine behind it; `computer.unicorn_cpus` alone chooses
+one. A kernel plugs itself in by these attributes, which are called while the guest stands still at the event:
 
     on_fault(va, access)    a page fault; repair the mapping, change the registers, or `stop()`
     on_system_call(number, a, b, c, d, e, f) -> result, or None when the registers are already right
@@ -11,8 +11,8 @@ attributes, which are called while the guest stands still at the event:
     code_changes() -> bool  whether any code exists that guest stores could reach
     return_work()           called once a system call's result is in place (None: nothing to do)
 
-When they return the guest goes on, unless `stop()` was called. `run` is re-entered by the
-scheduler alone; hooks never switch tasks.
+When they return the guest goes on, unless `stop()` was called. A hook never calls `run`, and so never
+switches tasks: `run` returns first, to whoever called it.
 """
 
 from __future__ import annotations

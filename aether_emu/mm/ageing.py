@@ -54,7 +54,8 @@ class Seen(NamedTuple):
 def look(space: AddressSpace, start: int, end: int) -> Seen:
     """Which frames `[start, end)` shows, and what is known of each page. Changes nothing.
 
-    A page that no access is permitted to (PROT_NONE) has a frame, and is neither accessed nor dirty.
+    A page that no access is permitted to (PROT_NONE) has a frame, and counts as neither accessed nor dirty.
+    Its entry keeps what was noted before, and it counts again when an access is permitted.
     """
     table, frames = space.table, space.physical.frames
     fmt, first, last = table.format, start >> table.format.page_shift, end >> table.format.page_shift

@@ -23,7 +23,7 @@ from aether_emu.mm.tables.count import first_frames
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.tree import Found, Stretch
 
-_FEW = 16  # entries that are looked at one by one
+_FEW = 16  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 
 
 class Audited(Space, Protocol):

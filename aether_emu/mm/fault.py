@@ -5,12 +5,14 @@
     Faults.resolve(space, va, access) -> the same      in any space
 
 `access` is an int of `arch.paging.Access` bits. The straight line serves a first write to private
-anonymous memory: find the area, pop a frame, write `frame | bits`, account, return. It allocates
-nothing itself. Whatever it cannot decide falls to `Faults`, in the order Linux asks: is there an
-area, does it permit the access, is an entry there already, where does the page come from.
+anonymous memory: find the area, take a ready frame off this CPU's list, write `frame | bits`, count,
+return. It never calls the allocator and makes no table: where no frame is ready or the leaf table is
+missing, and in every other case, `Faults` decides. That asks in Linux's order: is there an area, does it
+permit the access, is an entry there already, where does the page come from. A write to a read-only
+entry of a private area is copy-on-write (`Faults._present`).
 
-An entry's bits come precomputed from the area. A page that only adds permission or presence needs
-no flush; one that changes its frame is flushed through a gather.
+An entry's bits come precomputed from the area. An entry that gains a page or a permission owes no
+flush; one that gets another frame is flushed through a gather.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from aether_emu.waiting import WaitQueue
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The access will succeed when it is tried again."""
+    """Make the access again. It succeeds, or faults anew and is judged by what the tables say then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,9 @@ class Blocked:
 Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked | Damaged
 RESOLVED = Resolved()
 
-_FIRST_REPORT = 512  # pages
+# Pages in use at which a CPU is first told of them (`Cpu.working_set`), so that it may grow its TLB. The
+# engine's starts with 256 entries: fewer pages than twice that are not worth a flush.
+_FIRST_REPORT = 512
 _WRITE, _MALFORMED = int(Access.WRITE), int(Access.MALFORMED)
 _ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
 
@@ -117,6 +121,7 @@ def make_fault(current: Current, physical: Physical, fmt: PageTableFormat) -> Ca
             if table is not None and ready:
                 slot = table + (va >> page_shift & entry_mask)
                 if not words[slot]:
+                    # What a frame taken like this must be given: the contract in `mm.frames.buddy`.
                     frame = ready.pop()
                     kind[frame] = _ANON
                     owner[frame] = area.owner

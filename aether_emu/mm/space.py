@@ -95,7 +95,7 @@ class AddressSpace:
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.reserved = 0  # bytes of all areas
-        self.damages: list[Damaged] = []  # entries that were found damaged, and put right
+        self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     # ---- looking
 
@@ -177,9 +177,9 @@ class AddressSpace:
         """Show `size` bytes of an open host file at `address`, without copying; returns the address.
 
         The mapping is shared: what the program stores is in the file at once, if the file is open for
-        writing. `address`, `size` and `offset` are in bytes and rounded to pages as mmap does with
-        MAP_FIXED (what was there is replaced); the file may be closed afterwards. Raises
-        Refused(EINVAL, ENOMEM, EACCES, ENODEV).
+        writing. What was at `address` is replaced, as by mmap with MAP_FIXED; the file may be closed
+        afterwards. All in bytes: `size` is rounded up to pages, `address` and `offset` must be page aligned
+        (EINVAL). Raises Refused(EINVAL, ENOMEM, EACCES, ENODEV).
         """
         assert self.files is not None, "this address space belongs to no machine"
         address, length, fd = int(address), self.page_up(size), file.fileno()

@@ -187,7 +187,11 @@ class Gather:
             self._pages.extend(va + (number << shift) for number in numbers.tolist())
 
     def drop(self, frame: int) -> None:
-        """An entry no longer points at `frame`: its reference and map count go after the flush."""
+        """An entry no longer points at `frame`.
+
+        `finish` takes away its reference and mapping at once. If they were the last, the frame is freed when
+        every CPU has acknowledged the flush.
+        """
         self._dropped.append(frame)
 
     def drop_many(self, frames: Numbers) -> None:

@@ -139,7 +139,7 @@ class StreamFile(OpenFile):
             return self.wait_for(POLLIN)
         try:
             data = self.stream.read(min(count, MOST_PER_CALL))
-            self._incoming.wake()  # what the host brings next comes unheard: for an edge it counts from here
+            self._incoming.wake()  # nobody tells when the host brings more: edge-triggered sets look again
             return data
         except BlockingIOError:
             return self.wait_for(POLLIN)

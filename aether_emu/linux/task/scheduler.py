@@ -8,8 +8,9 @@
             somebody waits for the host          `pause` a little, and look again
             else                                 Deadlock
 
-Only this file idles, advances the clock for a wait, and finds deadlocks. Tasks take turns in the order
-in which they were added, so one seed gives one run.
+Only this file idles, advances the clock for a wait, and finds deadlocks. (What events cost advances it too,
+in `Kernel.charge`.) Tasks stand in a line: the first that can go on runs, and goes to the end. So one seed
+gives one run.
 """
 
 from __future__ import annotations

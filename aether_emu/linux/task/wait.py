@@ -26,7 +26,7 @@ class Wait(Exception):
     ends_by_signal = True
     """Whether a signal with a handler ends the call."""
     ends_by_time = True
-    """Whether the deadline ends the wait, and not only the call that it belongs to."""
+    """Whether the deadline wakes the task. If not, its call sees that time is up when it is made again."""
 
     def __init__(
         self,

@@ -257,7 +257,7 @@ class UnicornCpu(Cpu):
                     raise UserFault(f"{va:#x} cannot be accessed")
             else:
                 raise UserFault(f"{va:#x} cannot be accessed")
-            va = (va | 0xFFF) + 1
+            va = (va | 0xFFF) + 1  # 4 KiB is the smallest page; a larger one is only asked for again
 
     def close(self) -> None:
         self._hooks.clear()

@@ -2,7 +2,7 @@
 
 Ring 3 is entered once, at boot, by a real `iretq`; afterwards the CPU rests at CPL 3 between
 runs, so that user memory is always accessed with user rights. Supervisor code runs as nested
-stubs (`supervisor`) that lower the privilege in the CPU state and put it back.
+stubs (`arch.x86_64.stubs`): `X86Cpu.supervisor` lowers the privilege in the CPU state and puts it back.
 
 Engine behaviour handled here (unicorn 2.1.4):
 - `old_exception` is never cleared: reset before every run and in every exception hook.

@@ -1,1 +1,1 @@
-"""Page tables: the bytes, one way down through them, and every edit of a range."""
+"""Page tables: the bytes, the ways down through them, and every edit of a range."""

@@ -109,7 +109,10 @@ def counted(frames: FrameTable, numbers: Frames) -> Frames:
 
 
 def entries_of(table: Tree, item: Stretch | Found) -> tuple[Entries, int]:
-    """The entries of an item as they are now, and their level. The array of a stretch is the table itself."""
+    """The entries of an item as they are now, and their level.
+
+    A stretch's array is a view: writing into it changes the table. A Found's is a copy of its one entry.
+    """
     if isinstance(item, Stretch):
         return table.ram.array[item.slot : item.slot + item.count], 1
     return np.array([table.ram.words[item.slot]], np.uint64), item.level

@@ -47,7 +47,7 @@ Change = Callable[[int, int], int]
 """What an entry of a kind (its address cleared) becomes at a level; its address stays."""
 
 
-_FEW = 16  # entries of a stretch that are cleared one by one
+_FEW = 16  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 
 # ---- the two ways in which entries change
 
@@ -103,7 +103,7 @@ def _apply(table: Tree, change: _Change, gather: Gathering | None) -> int:
     if isinstance(item, Found):
         table.write(item.start, level, item.slot, int(entries[0] ^ bits))
         return table.format.levels[level - 1].size >> table.format.page_shift
-    if change.chosen is None:
+    if change.chosen is None:  # the entries of a stretch are a view of the table: see `entries_of`
         entries ^= bits
         return item.count
     entries ^= change.chosen * bits
@@ -163,9 +163,8 @@ def zap(
     """Clear the entries of `[start, end)`, and drop their frames into the gather.
 
     `spare` leaves entries alone whose first frame is of that kind, and those without a frame. `inspect` sees
-    each stretch before, and may put damaged entries of it right. Returns the
-    entries that named no frame (swapped, poisoned, awaited by a user, damaged): what they stood for is
-    for their owner to settle.
+    each stretch before, and may put damaged entries of it right. Returns the entries that named no frame
+    (swapped, poisoned, awaited by a user, damaged): what they stood for is for their owner to settle.
     """
     fmt, frameless = table.format, list[Found]()
     for item in whole(table, gather, start, end):

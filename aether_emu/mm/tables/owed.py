@@ -31,9 +31,9 @@ class Gathering(Protocol):
 def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: bool) -> bool:
     """The rule for one leaf that became another entry; `moved` to another page.
 
-    A translation that was present may be cached, unless the MMU faults on it because software notes
-    accesses and has not noted one. What takes a permission from it, or lets accesses go
-    by unnoticed (accessed, dirty), or names another page or memory type, must drop it.
+    A translation that was present may be cached, unless the MMU faults on it because software notes accesses
+    and has not noted one. What takes a permission from it, or lets accesses go by unnoticed (accessed,
+    dirty), or names another page or memory type, must drop it.
     """
     was, now = fmt.decode(old, level), fmt.decode(new, level)
     if not isinstance(was, Leaf):

@@ -1,4 +1,4 @@
-"""The tree of tables: how it grows and is pruned, and the one way down.
+"""The tree of tables: how it grows and is pruned, and the ways down: one for ranges, four to an address.
 
     va:  | index level n | ... | index level 2 | index level 1 | page offset |
              |                      |               |
@@ -6,8 +6,18 @@
 
 Entries are genuine bytes in emulated RAM, read by the emulated CPU's own walker. A *slot* is the index of
 an entry in `ram.words`; the hot paths speak in slots. Level-1 entries are written in place by whoever has
-a slot. Entries above are written and remembered by `mm.tables.written`. Where bytes lead elsewhere than
-what was written there, `find` and `visit` raise TableDamaged.
+a slot. Entries above are remembered too (`mm.tables.written`): `write` stores one entry, `fill` all entries
+of a new table, `add_leaf_tables` the entries that lead to many new tables. `salvage` stores again what is
+remembered. Borrowed root entries, which the lender remembers, are stored by `borrow_upper` and cleared by
+`destroy`.
+
+    visit   a range        goes by what was written, and compares each entry with its bytes
+    slot    an address     the same, and adds missing tables (`leaf_slot` asks `leaf_tables` first)
+    find    an address     goes by the bytes, and compares where they led: for the fault path
+    walk    an address     goes by the bytes alone, as the MMU does
+    judge   an address     goes by what was written, and says where the bytes first differ
+
+Where bytes lead elsewhere than what was written there, `find` and `visit` raise TableDamaged.
 """
 
 from __future__ import annotations
@@ -28,7 +38,7 @@ from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.walk import Walk, walk
 from aether_emu.mm.tables.written import Written
 
-_FEW = 8  # entries that are looked at one by one rather than by numpy
+_FEW = 8  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 JOINED = 1 << 13  # entries in one stretch at most, so that the arrays made of it stay in the CPU's cache
 
 
@@ -363,19 +373,19 @@ class Tree(Written):
         places = [(va, slot) for va in wanted if not self.ram.words[slot := self.slot(va, 2)]]
         if not places:
             return set()
-        frames, table = self._buddy.alloc_bulk(len(places)), self.frames
-        for frame in frames[(table.flags_array[frames] & Flags.DIRTY) != 0].tolist():
-            self.ram.zero(table.address(frame), self.format.page_size)
-        table.kind_array[frames] = Kind.TABLE
-        table.owner_array[frames] = self.owner
-        table.index_array[frames] = 1
-        table.refs_array[frames] = 1
-        table.flags_array[frames] |= np.uint8(Flags.DIRTY)
+        frames, fresh = self.frames, self._buddy.alloc_bulk(len(places))
+        for frame in fresh[(frames.flags_array[fresh] & Flags.DIRTY) != 0].tolist():
+            self.ram.zero(frames.address(frame), self.format.page_size)
+        frames.kind_array[fresh] = Kind.TABLE
+        frames.owner_array[fresh] = self.owner
+        frames.index_array[fresh] = 1
+        frames.refs_array[fresh] = 1
+        frames.flags_array[fresh] |= np.uint8(Flags.DIRTY)
         self.tables += len(places)
         words, page = self.ram.words, -(self.format.page_size >> 3)
         keys: set[int] = set()
-        for (va, slot), frame in zip(places, frames.tolist(), strict=True):  # as `write`, in short
-            address, key = table.address(frame), self._key(va)
+        for (va, slot), frame in zip(places, fresh.tolist(), strict=True):  # as `write`, in short
+            address, key = frames.address(frame), self._key(va)
             entry = self.format.table_entry(address, self.reach)
             words[slot] = self._written[slot & page][slot] = entry
             self.leaf_tables[key] = self._base_slot(address)

@@ -1,8 +1,7 @@
 """What was written into the tables of one tree above level 1, and whether the bytes still say so.
 
 The MMU walks the bytes; a flipped bit in them leads it astray. So each entry above level 1 is remembered
-when it is written, and `judge` compares. Level-1 entries are not remembered: hot
-paths write them in place.
+when it is written, and `judge` compares. Level-1 entries are not remembered: hot paths write them in place.
 """
 
 from __future__ import annotations
