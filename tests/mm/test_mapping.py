@@ -426,3 +426,14 @@ def test_an_address_space_that_finds_no_root_takes_nothing(plain: Board) -> None
         plain.space()
     plain.buddy.failures = NEVER_FAILS
     assert plain.spaces == []
+
+
+def test_only_pages_that_become_executable_make_code_that_can_change(make: Make, plain: Board) -> None:
+    """Nothing that the kernel writes needs a second look while there is no such code."""
+    space = make()
+    at = mmap(space, 0x100_0000, 4)
+    plain.cpu.copy_to_user(at, b"data")
+    mapping.protect_memory(space, at, space.page_size, Protection.READ)  # what every program does to its GOT
+    assert not plain.physical.code.mutable
+    mapping.protect_memory(space, at, space.page_size, Protection.READ | Protection.EXECUTE)
+    assert plain.physical.code.mutable

@@ -31,6 +31,8 @@ def sys_futex(
     require_user(address, 4, task.process.abi.user_end)
     private = bool(operation & _PRIVATE)
     bits = u32(bits) if kind in (_WAIT_BITSET, _WAKE_BITSET) else _EVERY_BIT
+    if not bits:
+        raise Refused(errno.EINVAL, "no bit is waited for or woken")
     if kind in (_WAKE, _WAKE_BITSET, _REQUEUE, _CMP_REQUEUE, _WAKE_OP):
         if not private:  # a shared one is named by what is mapped there
             read_struct(task.cpu, address, "I")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
-from aether_emu.linux.files.epoll import Waited, polled, sources
+from aether_emu.linux.files.epoll import EpollFile, Waited, polled, sources
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
@@ -174,7 +174,8 @@ def wait_for_any(task: Task, waited: list[Waited], mask: int | None, deadline: i
         return
     queues = [queue for file, events in waited for queue in file.queues(events)]
     behind = sources(waited) or waited
-    raise Wait(queues, f"a {behind[0].file.kind}" if behind else "an event", deadline=deadline)
+    nothing = not behind or isinstance(behind[0].file, EpollFile)
+    raise Wait(queues, "an event" if nothing else f"a {behind[0].file.kind}", deadline=deadline)
 
 
 def _left(task: Task, deadline: int | None) -> int:

@@ -39,8 +39,9 @@ class CodeFrames:
 
     def executable_each(self, frames: NDArray[np.int64], *, mutable: bool) -> None:
         """As `executable`, for frames anywhere; one may stand there more than once."""
-        self._frames.flags_array[frames] |= np.uint8(Flags.EXECUTABLE)
-        self.mutable |= mutable
+        if frames.size:
+            self._frames.flags_array[frames] |= np.uint8(Flags.EXECUTABLE)
+            self.mutable |= mutable
 
     def written(self, frame: int, count: int = 1) -> None:
         """Bytes of frames changed behind the engine's back (or are about to be used for something else)."""

@@ -82,17 +82,35 @@ def rewrite(table: Tree, items: list[Stretch | Found], change: Change, gather: G
     """
     fmt, known = table.format, dict[tuple[int, int], tuple[int, bool]]()
     changes: list[_Change] = []
+    singles: list[tuple[Found, int, bool]] = []  # of short stretches: entry, bits, owes
+
+    def judged(kind: int, level: int) -> tuple[int, bool]:
+        """The bits that change in an entry of this kind, and whether a flush is owed."""
+        if (kind, level) not in known:
+            new = change(kind, level)
+            known[kind, level] = kind ^ new, owes(fmt, kind, new, level)
+        return known[kind, level]
+
     for item in items:
+        if isinstance(item, Stretch) and item.count <= _FEW:
+            kind_bits = ~address_bits(fmt, 1)
+            for found in found_in(table, item, entries_of(table, item)[0] != 0):
+                bits, owing = judged(found.entry & kind_bits, 1)
+                if bits:
+                    refuse_live(fmt, found.start, 1, found.entry, found.entry ^ bits)
+                    singles.append((found, bits, owing))
+            continue
         entries, level = entries_of(table, item)
         for kind, chosen in kinds(fmt, entries, level):
-            if (kind, level) not in known:
-                new = change(kind, level)
-                known[kind, level] = kind ^ new, owes(fmt, kind, new, level)
-            bits, owing = known[kind, level]
+            bits, owing = judged(kind, level)
             if bits:
                 refuse_live(fmt, _start(table, item, chosen), level, kind, kind ^ bits)
                 changes.append(_Change(item, chosen, bits, owing))
-    return sum(_apply(table, each, gather) for each in changes)
+    for found, bits, owing in singles:
+        table.ram.words[found.slot] = found.entry ^ bits
+        if owing and gather is not None:
+            gather.page(found.start)
+    return len(singles) + sum(_apply(table, each, gather) for each in changes)
 
 
 def _apply(table: Tree, change: _Change, gather: Gathering | None) -> int:
