@@ -91,8 +91,7 @@ def run(  # an option is a parameter here
         status = _status(ended, interrupts, program)
     finally:
         machine.close()
-    for line in machine.damages()[:_MOST_DAMAGES]:
-        complain(f"{program}: damaged page table: {line}")
+    _tell_damages(machine.damages(), program)
     raise typer.Exit(status)
 
 
@@ -128,6 +127,12 @@ def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
     if ended.signal:
         complain(f"{program}: killed by {ended.why}")
     return ended.status
+
+
+def _tell_damages(damages: list[str], program: str) -> None:
+    """A line for each of the first entries that were found damaged."""
+    for line in damages[:_MOST_DAMAGES]:
+        complain(f"{program}: damaged page table: {line}")
 
 
 def _bind(text: str) -> Bind:
