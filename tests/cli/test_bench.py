@@ -36,6 +36,7 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
         stderr=stderr,
         env={**environment(), "TERM": "xterm"},
         start_new_session=True,
+        preexec_fn=_notice_ctrl_c,  # noqa: PLW1509  # it only resets a signal
     ) as process:
         os.close(stderr)
         told = b""
@@ -45,6 +46,11 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
         output, _ = process.communicate(timeout=PATIENCE)
     os.close(terminal)
     assert (process.returncode, output) == (130, b"")
+
+
+def _notice_ctrl_c() -> None:
+    """A background job's children ignore Ctrl-C by custom, and so would this one if the tests are one."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_unknown_figure_is_refused() -> None:
