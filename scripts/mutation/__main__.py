@@ -89,6 +89,8 @@ def _files(paths: list[Path], since: str) -> list[tuple[str, Path]]:
 def _judge_all(mutants: list[Mutant], jobs: int, most: float) -> list[Verdict]:
     """Each bug's verdict, in the order of the bugs; told one by one as they come."""
     tests = measure(ROOT, CACHE / _state_of_the_code())
+    for test in tests.failing:
+        print(f"mutate: {test} fails without any bug; it is left out", file=sys.stderr)
     copies: Queue[Copy] = Queue()
     folders = [CACHE / f"copy-{number}" for number in range(min(jobs, len(mutants)))]
     for folder in folders:

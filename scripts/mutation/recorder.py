@@ -42,8 +42,12 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """The seconds of a test with its fixtures; under coverage, so longer than they will be."""
-    _durations[report.nodeid] = _durations.get(report.nodeid, 0.0) + report.duration
+    """The seconds of a test with its fixtures; under coverage, so longer than they will be.
+
+    A test that fails without any bug tells nothing: it stays infinitely long.
+    """
+    seconds = float("inf") if report.failed else report.duration
+    _durations[report.nodeid] = _durations.get(report.nodeid, 0.0) + seconds
 
 
 def pytest_sessionfinish() -> None:

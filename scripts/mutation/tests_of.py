@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -28,11 +29,13 @@ class MapError(Exception):
 
 
 class TestMap:
-    """For each line the tests that run it, and each test's seconds."""
+    """For each line the tests that run it, and each test's seconds. `failing` fail without any bug."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._root = root
-        self.seconds: dict[str, float] = json.loads((folder / "durations.json").read_text())
+        seconds = json.loads((folder / "durations.json").read_text())
+        self.seconds: dict[str, float] = {test: time for test, time in seconds.items() if time != math.inf}
+        self.failing = sorted(seconds.keys() - self.seconds.keys())
         self._data = coverage.CoverageData(basename=str(folder / "lines"))
         self._data.read()
         self._lines: dict[str, dict[int, list[str]]] = {}
@@ -85,7 +88,7 @@ def measure(root: Path, folder: Path) -> TestMap:
         done = subprocess.run(
             command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True, check=False
         )
-        if done.returncode not in (0, 1):
+        if done.returncode not in (0, 1) or not any(folder.glob("durations-*.json")):
             raise MapError(f"pytest ended with status {done.returncode}: {done.stdout.strip()[-200:]}")
         _join(folder)
     return TestMap(root, folder)

@@ -35,6 +35,7 @@ class Copy:
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
         for name in _git(root, "diff", "--name-only", "HEAD").split("\n"):
             if name and (root / name).exists():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(root / name, folder / name)
         for name in (".venv", ".cache/programs"):
             if (root / name).exists():
