@@ -9,9 +9,10 @@ level as arrays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -171,8 +172,8 @@ def survey(found: Tables, *, limit: int = LIMIT) -> Survey:
         if root is not None:
             parts.append(_Gathered())
             _half(found, half, int(root), parts[-1], limit, (uses, pages))
-    leaves = _sorted(Leaves, [one for part in parts for one in part.leaves])
-    again = _sorted(Again, [one for part in parts for one in part.again])
+    leaves = Leaves(*_sorted(Leaves.__slots__, [one for part in parts for one in part.leaves]))
+    again = Again(*_sorted(Again.__slots__, [one for part in parts for one in part.again]))
     tables = np.unique(np.concatenate([np.zeros(0, np.uint64), *(t for p in parts for t in p.table_pages)]))
     odd = [one for part in parts for one in part.oddities()]
     return Survey(found, leaves, again, tables, uses, pages, odd)
@@ -313,18 +314,17 @@ def _read_some(
     return _Links(rules.next_tables(entry), address, locks, entry, at, row, np.full(row.size, -1))
 
 
-S = TypeVar("S", Leaves, Again)
-_KINDS = {"level": np.uint8, "rights": np.uint16, "memory": np.uint8}
+_NUMBERS = {"level": np.uint8, "rights": np.uint16, "memory": np.uint8}  # other columns are words
 
 
-def _sorted(kind: type[S], parts: list[S]) -> S:
-    """The parts together, by address."""
-    columns = []
-    for column in fields(kind):
-        nothing = np.zeros(0, _KINDS.get(column.name, np.uint64))
-        columns.append(np.concatenate([nothing, *(getattr(part, column.name) for part in parts)]))
-    address = columns[0]
+def _sorted(columns: Sequence[str], parts: Sequence[Leaves | Again]) -> list[Any]:
+    """The columns of all parts together, by address."""
+    found = []
+    for column in columns:
+        none = np.zeros(0, _NUMBERS.get(column, np.uint64))
+        found.append(np.concatenate([none, *(getattr(part, column) for part in parts)]))
+    address = found[0]
     if address.size and (address[1:] < address[:-1]).any():
         order = np.argsort(address, kind="stable")
-        columns = [column[order] for column in columns]
-    return kind(*columns)
+        found = [column[order] for column in found]
+    return found
