@@ -31,7 +31,9 @@ def hostile(name: str, pages: int, seed: int) -> Crafted:
     return crafted
 
 
-@pytest.mark.parametrize(("name", "pages"), [*((name, 3) for name in NAMES), ("x86_64-5level", 8)])
+@pytest.mark.parametrize(
+    ("name", "pages"), [*((name, 3) for name in NAMES if "64K" not in name), ("x86_64-5level", 8)]
+)
 def test_what_is_found_and_kept_is_bounded_by_the_image(name: str, pages: int) -> None:
     crafted = hostile(name, pages, pages)
     levels, entries = crafted.format.levels, crafted.words.size
@@ -84,7 +86,7 @@ def test_what_is_said_to_be_the_same_is_the_same(name: str, seed: int) -> None:
     assert again.address.size > 10
     rng = np.random.default_rng(seed)
     shifts = crafted.format.shifts
-    for index in rng.integers(0, again.address.size, 60).tolist():
+    for index in rng.integers(0, again.address.size, 25).tolist():
         level = int(again.level[index])
         for inside in rng.integers(0, 1 << shifts[level], 3).tolist():
             one, other = (walk(tables, int(start[index]) + inside) for start in (again.address, again.first))
@@ -104,7 +106,7 @@ def test_every_address_is_listed_as_a_leaf_or_as_the_same_as_another(name: str) 
     assert all(one.end <= other.start for one, other in pairwise(items))
     rng = np.random.default_rng(1)
     width = crafted.format.shifts[-1] + crafted.format.widths[-1] - (crafted.isa == "x86_64")
-    for address in rng.integers(0, 1 << width, 200).tolist():
+    for address in rng.integers(0, 1 << width, 60).tolist():
         place = bisect_right(starts, address) - 1
         inside = place >= 0 and address < items[place].end
         # Below a repeat something is mapped, but not everything.
