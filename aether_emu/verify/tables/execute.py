@@ -153,7 +153,7 @@ def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
 
 
 def _addresses(found: Survey, sample: int) -> Words:
-    """Starts of smallest pages in chosen leaves, behind some, where tables are reached again, at wrong entries."""
+    """Pages in chosen leaves, behind some of them, below repeated tables, and below wrong entries."""
     leaves, sizes = found.leaves, found.sizes()
     chosen = np.unique(np.linspace(0, max(leaves.count - 1, 0), min(sample, leaves.count)).astype(np.int64))
     inside = chosen.astype(np.uint64) * np.uint64(_MIX) >> np.uint64(7)
