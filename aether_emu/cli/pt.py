@@ -13,10 +13,11 @@ from aether_emu.cli.app import app, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-    from aether_emu.verify.tables.show import Range
-    from aether_emu.verify.tables.survey import Survey, Tables
+    from aether_emu.verify.tables.show import Range, Repeat
+    from aether_emu.verify.tables.survey import Survey
+    from aether_emu.verify.tables.walking import Tables
 
 pt = typer.Typer(help="Look at the page tables in a physical memory image.", no_args_is_help=True)
 app.add_typer(pt, name="pt")
@@ -45,6 +46,7 @@ _Execute = Annotated[
 ]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
 _LIMIT = 1 << 23
+_MOST_DRAWN = 5_000  # lines of a table that a terminal gets in colour; more take too long to lay out
 
 
 @pt.command()
@@ -61,8 +63,8 @@ def show(
     tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
     settle()
     found = survey(tables, limit=limit)
-    items = shown.ranges(found)
-    if os.isatty(1):
+    items = shown.listed(found)
+    if os.isatty(1) and len(items) <= _MOST_DRAWN:
         _print_table(items)
     else:
         _print(shown.columns([shown.COLUMNS, *map(shown.row, items)]))
@@ -84,7 +86,7 @@ def walk(
     """
     show_tracebacks(debug)
     from aether_emu.verify.tables.show import walk_lines
-    from aether_emu.verify.tables.survey import walk as walked
+    from aether_emu.verify.tables.walking import walk as walked
 
     tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
     settle()
@@ -133,7 +135,7 @@ def _tables(
     from dataclasses import replace
 
     from aether_emu.verify.tables.images import open_image
-    from aether_emu.verify.tables.survey import open_tables
+    from aether_emu.verify.tables.walking import open_tables
 
     opened = open_image(Path(image), None if base is None else _number("base", base))
     registers = opened.registers
@@ -172,7 +174,7 @@ def _number(name: str, text: str) -> int:
     return value
 
 
-def _print_table(items: list[Range]) -> None:
+def _print_table(items: Sequence[Range | Repeat]) -> None:
     """The ranges for a terminal; what can be written and executed stands out."""
     from rich import box
     from rich.console import Console

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from aether_emu.verify.tables.images import Image, ImageError, image_of, open_image
 from aether_emu.verify.tables.lint import lint
 from aether_emu.verify.tables.lint_rules import Finding, Severity
-from aether_emu.verify.tables.survey import Survey, Tables, Walk, open_tables, survey, walk
+from aether_emu.verify.tables.survey import Survey, survey
+from aether_emu.verify.tables.walking import Tables, Walk, open_tables, walk
 
 if TYPE_CHECKING:
     from aether_emu.verify.cases.suites import differential

@@ -6,11 +6,16 @@ from collections import Counter
 
 import pytest
 
-from aether_emu.verify.judge import mutations
+from aether_emu.arch.arm64 import stage1 as arm
+from aether_emu.arch.paging import Entry
+from aether_emu.arch.x86_64 import stage1 as x86
+from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.verify.cases import suites
+from aether_emu.verify.judge import edge_mutants, mutations
 from aether_emu.verify.judge.mutations import Mutant
 from aether_emu.verify.judge.seeded_mutants import seeded
 
-MUTANTS = mutations.mutants()
+MUTANTS = [*mutations.mutants(), *edge_mutants.mutants()]
 SEEDED = seeded(0, 40)
 
 
@@ -33,7 +38,7 @@ def test_hundreds_of_random_mistakes_are_caught(seed: int) -> None:
 def test_mutants_are_many_and_all_different() -> None:
     assert len({(mutant.isa, mutant.name) for mutant in MUTANTS}) == len(MUTANTS) >= 100
     assert Counter(mutant.isa for mutant in MUTANTS)["arm64"] >= 50
-    assert len({mutant.make().name for mutant in MUTANTS}) == 5
+    assert len({mutant.make().name for mutant in MUTANTS}) == 6
 
 
 def test_a_seed_makes_the_same_mutants_of_every_kind() -> None:
@@ -41,7 +46,7 @@ def test_a_seed_makes_the_same_mutants_of_every_kind() -> None:
     assert names == [mutant.name for mutant in seeded(0, 40)]
     assert names != [mutant.name for mutant in seeded(1, 40)]
     assert Counter(mutant.isa for mutant in SEEDED).keys() == {"x86_64", "arm64"}
-    for kind in ("swapped", "leaf bit", "table bit", "blind", "flips"):
+    for kind in ("swapped", "leaf bit", "table bit", "blind", "flips", "mask", "absent"):
         assert any(kind in name for name in names), kind
 
 
@@ -51,10 +56,48 @@ def found(name: str) -> set[str]:
 
 
 def test_a_mistake_is_found_where_it_is() -> None:
-    assert found("held entries are present") == {"held"}
+    assert found("held entries are present") == {"held", "absent"}
     assert found("ageing clears D") == {"age"}
-    assert found("next table one bit short") == {"next table"}
+    assert found("next table one bit short") == {"next table", "data"}
+    assert found("address mask a bit short, 52 bits") >= {"every address bit", "next table", "leaf address"}
+    assert found("absent entries held whatever bit 5 says, 52 bits") == {"absent"}
+    assert found("held values cut, 52 bits") == {"held"}
     assert found("addresses unchecked") == {"refused addresses"}
-    assert found("a reserved bit not seen") == {"decode"}
+    assert found("a reserved bit not seen") == {"decode", "next table"}
     assert "encode" in found("PS missing in 2M leaves")
     assert found("write-combining refused") == {"accepted"}
+
+
+# ---- what `aether verify` judges when nobody asks for more: other CPUs than the engine's too
+
+
+def differing(isa: str) -> set[str]:
+    """The features, without levels, that differ in a run of the size that is usual."""
+    name = {"x86_64": "x86_64-4level", "arm64": "arm64-64K-42bit"}[isa]
+    tally = suites.perform(suites.Task(name, "encodings", 2_000, 0)).tally
+    return {feature.rsplit(": ", 1)[0] for (feature, _access), red in tally.red.items() if red}
+
+
+def test_a_mask_that_is_short_on_the_widest_cpu_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(x86, "_ADDRESS", 0x0007_FFFF_FFFF_F000)
+    assert "52 bits: every address bit" in differing("x86_64")
+    monkeypatch.setattr(arm, "_OUTPUT", 0x0000_7FFF_FFFF_F000)
+    assert "48 bits: every address bit" in differing("arm64")
+
+
+def test_an_absent_entry_that_is_taken_for_held_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = X86Format._decode_absent
+    monkeypatch.setattr(X86Format, "_decode_absent", staticmethod(lambda entry: true(entry & ~0x20)))
+    assert "absent" in differing("x86_64")
+
+
+def test_what_a_cpu_without_nx_or_keys_makes_of_an_entry_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    true = X86Format.decode
+
+    def decode(self: X86Format, entry: int, level: int) -> Entry:
+        return true(X86Format(self.top, self.physical_bits), entry, level)
+
+    monkeypatch.setattr(X86Format, "decode", decode)
+    wrong = differing("x86_64")
+    assert "52 bits, no NX: decode" in wrong
+    assert "46 bits, no keys: decode" in wrong

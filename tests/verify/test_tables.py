@@ -195,10 +195,39 @@ def test_tables_count_once_for_each_use() -> None:
     crafted.put(1 << 21, table | TABLE["x86_64"], level=2)
     crafted.put(5 << 21, table | TABLE["x86_64"] & ~2, level=2)
     found = surveyed(crafted)
-    assert found.leaves.address.tolist() == [0, 1 << 21, 5 << 21]
     assert found.uses == [3, 1, 1, 1]
+    assert found.pages == [3, 0, 0, 0]
     assert found.table_pages.size == 4
-    assert [bool(right & Right.USER_WRITE) for right in found.leaves.rights.tolist()] == [True, True, False]
+    # Read once for each set of rights: the second use is what the first is, the third may not write.
+    assert found.leaves.address.tolist() == [0, 5 << 21]
+    assert [bool(right & Right.USER_WRITE) for right in found.leaves.rights.tolist()] == [True, False]
+    again = found.again
+    assert (again.address.tolist(), again.first.tolist()) == ([1 << 21], [0])
+    assert (again.level.tolist(), again.table.tolist()) == ([1], [table])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_shared_by_both_halves_is_read_for_each(name: str) -> None:
+    crafted = Crafted(name)
+    crafted.leaf(0, 5 * crafted.format.page)
+    table = crafted.table_of(0, 1)
+    crafted.put(UPPER, table | TABLE[crafted.isa], level=2)
+    found = surveyed(crafted)
+    assert found.leaves.address.tolist() == [0, UPPER]
+    assert found.again.address.size == 0
+
+
+def test_tables_that_map_nothing_are_not_told_again() -> None:
+    crafted = Crafted("x86_64-4level")
+    empty = crafted.table_of(0, 1)
+    gone = 0x7000_0000
+    for number in range(1, 5):
+        crafted.put(number << 21, empty | TABLE["x86_64"], level=2)
+        crafted.put(number << 30, gone | TABLE["x86_64"], level=3)
+    found = surveyed(crafted)
+    assert found.again.address.size == 0
+    assert found.uses == [5, 5, 1, 1]
+    assert odd(found) == {Odd.UNBACKED: 4}
 
 
 def test_the_upper_half_is_sign_extended() -> None:
@@ -225,15 +254,16 @@ def test_a_table_that_leads_to_itself_ends_and_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tables_that_lead_back_from_everywhere_stop_at_the_limit(name: str) -> None:
+def test_tables_that_lead_back_from_everywhere_are_read_once_a_level(name: str) -> None:
     crafted = Crafted(name, 4)
     crafted.words[:] = crafted.root | TABLE[crafted.isa]
     found = surveyed(crafted, limit=1 << 16)
     counts = odd(found)
     assert counts[Odd.LOOP] > 0
-    assert found.leaves.count <= 1 << 18
-    if crafted.format.levels > 2:
-        assert counts[Odd.LIMIT] > 0
+    assert Odd.LIMIT not in counts
+    assert found.leaves.count <= 2 * crafted.format.page // 8
+    roots = {crafted.root, *(int(root) for root in found.tables.roots if root is not None)}
+    assert found.table_pages.tolist() == sorted(roots)
 
 
 def test_more_leaves_than_the_limit_are_not_followed_and_told() -> None:

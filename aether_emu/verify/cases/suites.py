@@ -31,6 +31,16 @@ SUITES = ("encodings", "entries", "permissions", "tlb")
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """The encoder for another CPU than the engine's: judged by the specification alone."""
+
+    name: str
+    make: Callable[[], PageTableFormat]
+    nxe: bool = True
+    pke: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Format:
     """One format under verification. `share` scales the number of cases: small roots make small batches."""
 
@@ -38,7 +48,19 @@ class Format:
     isa: str
     open: Callable[[], Laboratory]
     ours: Callable[[], PageTableFormat]
+    variants: tuple[Variant, ...] = ()
     share: float = 1.0
+
+
+def _x86(levels: int) -> Format:
+    variants = (
+        Variant("52 bits: ", lambda: X86Format(levels, 52)),
+        Variant("32 bits: ", lambda: X86Format(levels, 32)),
+        Variant("52 bits, no NX: ", lambda: X86Format(levels, 52, no_execute=False), nxe=False),
+        Variant("46 bits, no keys: ", lambda: X86Format(levels, 46, keys=False), pke=False),
+    )
+    name = f"x86_64-{levels}level"
+    return Format(name, "x86_64", lambda: X86Laboratory(levels), lambda: X86Format(levels), variants)
 
 
 def _arm(granule: int, bits: int, *, upper: bool = False, share: float = 1.0) -> Format:
@@ -47,14 +69,18 @@ def _arm(granule: int, bits: int, *, upper: bool = False, share: float = 1.0) ->
 
     width = "" if bits == 48 else f"-{bits}bit"
     name = f"arm64-{granule >> 10}K{width}{'-upper' if upper else ''}"
-    return Format(name, "arm64", laboratory, lambda: ArmFormat(granule, bits), share)
+    variants = (
+        Variant("48 bits: ", lambda: ArmFormat(granule, bits, 48)),
+        Variant("32 bits: ", lambda: ArmFormat(granule, bits, 32)),
+    )
+    return Format(name, "arm64", laboratory, lambda: ArmFormat(granule, bits), variants, share)
 
 
 FORMATS: dict[str, Format] = {
     item.name: item
     for item in (
-        Format("x86_64-4level", "x86_64", lambda: X86Laboratory(4), lambda: X86Format(4)),
-        Format("x86_64-5level", "x86_64", lambda: X86Laboratory(5), lambda: X86Format(5)),
+        _x86(4),
+        _x86(5),
         Format("x86_64-4level-kvm", "x86_64", lambda: silicon.SiliconLaboratory(4), lambda: X86Format(4)),
         _arm(4096, 48),
         _arm(4096, 39),
@@ -154,6 +180,12 @@ def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcom
     fmt = item.ours()
     for done in judge(fmt, item.isa, count, task.seed, outcome.tally, task.only):
         progress(done)
+    for other in item.variants:
+        for done in judge(
+            other.make(), item.isa, min(count, _FEW), task.seed, outcome.tally, task.only, nxe=other.nxe,
+            pke=other.pke, prefix=other.name,
+        ):  # fmt: skip
+            progress(done)
     laboratory = item.open()
     try:
         chunks = engine_chunks(fmt, laboratory, round(count * item.share) // 4, task.seed)
@@ -205,6 +237,9 @@ def _chunks(task: Task, laboratory: Laboratory) -> Iterator[Chunk]:
         return arm64_cases.permissions(laboratory, count, task.seed)
     return arm64_cases.entries(laboratory, _MANY if count is None else count, task.seed)
 
+
+_FEW = 400
+"""Cases of an encoder's variants by chance, beside those of every class."""
 
 _MANY = 1_000_000
 """Cases of `entries` where all are asked for: its combinations have no end."""

@@ -4,7 +4,9 @@
              by the specification: address, rights of both privileges, accessed, dirty, global, guarded,
              contiguous, memory type, key; then what is done to leaves later, and what the format reads back
     tables   every address bit and every reach: where they lead, what they leave
-    decode   random words, and leaves with wrong bits, at every level: what the format takes them for
+    decode   random words, and leaves and tables with each bit wrong, at every level: what the format takes
+             them for
+    classes  (`judge.classes`) each address bit by itself, absent and held entries of every class, the data
 
 The judge is `verify.spec`; the format may be anybody's. Cases are counted like any others.
 """
@@ -12,17 +14,13 @@ The judge is `verify.spec`; the format may be anybody's. Cases are counted like 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from aether_emu.arch.paging import (
-    Absent,
     Attributes,
-    Entry,
-    Held,
-    HeldKind,
     Leaf,
     MemoryType,
     PageFlags,
@@ -31,14 +29,15 @@ from aether_emu.arch.paging import (
 )
 from aether_emu.errors import EncodingError
 from aether_emu.machine.probe.prober import Operation
-from aether_emu.verify.cases.cases import Bits, Chunk, Words, random_flips
-from aether_emu.verify.cases.comparison import Case, Tally
+from aether_emu.verify.cases.cases import Chunk, Words, random_flips
+from aether_emu.verify.cases.comparison import Tally
 from aether_emu.verify.cases.laboratory import Laboratory
+from aether_emu.verify.judge.classes import data, every_address_bit, every_bit, not_present
+from aether_emu.verify.judge.judged import Judged, compare, tell
 from aether_emu.verify.judge.readings import (
     RIGHTS,
     Kind,
     Meaning,
-    Path,
     Shape,
     by_attributes,
     by_decoding,
@@ -64,61 +63,36 @@ def judge(
     *,
     nxe: bool = True,
     pke: bool = True,
+    prefix: str = "",
 ) -> Iterator[int]:
     """Judge an encoder by about `count` cases each way; yields how many as they are done.
 
-    Features are kept whose name contains `only`. An x86_64 format for EFER.NXE or CR4.PKE clear is
-    judged with `nxe` or `pke` False.
+    `prefix` is put in front of the features' names; those are kept that contain `only`. An x86_64 format
+    for EFER.NXE or CR4.PKE clear is judged with `nxe` or `pke` False.
     """
     shifts = tuple(level.shift for level in fmt.levels)
-    judged = _Judged(
+    judged = Judged(
         fmt, Shape(isa, shifts, fmt.virtual_bits, fmt.physical_bits, nxe, pke),
-        np.random.default_rng(seed), tally, only,
+        np.random.default_rng(seed), tally, only, prefix,
     )  # fmt: skip
     share = max(1, count // fmt.top)
     for level in range(1, fmt.top + 1):
         for start in range(0, share, _AT_ONCE):
             part = min(_AT_ONCE, share - start)
             yield _leaves(judged, level, part)
-            yield _decodings(judged, level, part)
+            yield _decodings(judged, level, _words(judged, level, part))
+        yield _decodings(judged, level, every_bit(judged, level))
+        yield every_address_bit(judged, level)
         yield _tables(judged, level)
         yield _refusals(judged, level)
-        yield _not_present(judged, level)
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """Who is judged, how its CPU is set, and where cases are counted."""
-
-    fmt: PageTableFormat
-    shape: Shape
-    rng: np.random.Generator
-    tally: Tally
-    only: str
-
-    def path(self, count: int) -> Path:
-        """Tables anywhere in physical memory, linked by the format's entries; addresses of the lower half."""
-        homes = self.addresses(self.shape.top, self.shape.page).tolist()
-        above = [0, *(self.fmt.table_entry(home) for home in homes[:-1])]
-        bits = min(self.shape.virtual_bits, 62) - (self.shape.isa == "x86_64")
-        return Path(homes, above, self.rng.integers(0, 1 << bits, count, dtype=np.uint64))
-
-    def addresses(self, count: int, size: int) -> Words:
-        """Physical addresses, multiples of `size`: random ones, and such as differ from 0 or all in a bit."""
-        bits = self.shape.physical_bits
-        inside = np.uint64((1 << bits) - 1)
-        random = self.rng.integers(0, 1 << bits, count, dtype=np.uint64)
-        single = np.uint64(1) << self.rng.integers(0, bits, count).astype(np.uint64)
-        which = self.rng.integers(0, 4, count)
-        chosen = np.where(which == 0, single, np.where(which == 1, ~single & inside, random))
-        addresses: Words = chosen & np.uint64(-size & _ONES)
-        return addresses
+        yield not_present(judged, level)
+        yield data(judged, level)
 
 
 # ---- leaves
 
 
-def _leaves(judged: _Judged, level: int, count: int) -> int:
+def _leaves(judged: Judged, level: int, count: int) -> int:
     """Leaves at one level that the format makes, and what is done to them."""
     fmt, shape = judged.fmt, judged.shape
     asked, entries, addresses = [], [], []
@@ -139,7 +113,7 @@ def _leaves(judged: _Judged, level: int, count: int) -> int:
         shape, np.array(addresses, np.uint64), asked, noted=soiled | np.bool_(fmt.hardware_dirty)
     )
     path = judged.path(words.size)
-    done = _count(
+    done = compare(
         judged, f"encode: {name}", level, words, wanted, by_specification(shape, level, words, path)
     )
     for operation, changed, setting, clearing in (
@@ -156,12 +130,12 @@ def _leaves(judged: _Judged, level: int, count: int) -> int:
             noted |= np.bool_(fmt.hardware_dirty)
             expected = by_attributes(shape, wanted.address, becomes, noted=noted)
             after = by_specification(shape, level, changed, path)
-            done += _count(judged, f"{operation}: {name}", level, changed, expected, after)
+            done += compare(judged, f"{operation}: {name}", level, changed, expected, after)
         done += _read_back(judged, f"{operation}: {name}, read back", level, changed, addresses, becomes)
     same = (fmt.writable(words) != 0) == granted
-    done += _tell(judged, f"writable: {name}", level, words, same, "as asked", "otherwise")
+    done += tell(judged, f"writable: {name}", level, words, same, "as asked", "otherwise")
     noted_now = ((fmt.accessed(words) != 0) == wanted.accessed) & ((fmt.dirty(words) != 0) == soiled)
-    done += _tell(judged, f"noted: {name}", level, words, noted_now, "as asked", "otherwise")
+    done += tell(judged, f"noted: {name}", level, words, noted_now, "as asked", "otherwise")
     return done + _one_by_one(judged, level, words[:50])
 
 
@@ -192,18 +166,18 @@ def _attributes(rng: np.random.Generator, count: int) -> list[Attributes]:
 
 
 def _read_back(
-    judged: _Judged, feature: str, level: int, words: Words, addresses: list[int], asked: list[Attributes]
+    judged: Judged, feature: str, level: int, words: Words, addresses: list[int], asked: list[Attributes]
 ) -> int:
     """Decoding gives everything that was asked for, bits of software included."""
     wanted = [Leaf(address, one) for address, one in zip(addresses, asked, strict=True)]
     decoded = [judged.fmt.decode(word, level) for word in words.tolist()]
     same = np.array([one == other for one, other in zip(wanted, decoded, strict=True)], bool)
-    return _tell(
+    return tell(
         judged, feature, level, words, same, lambda at: repr(wanted[at]), lambda at: repr(decoded[at])
     )
 
 
-def _one_by_one(judged: _Judged, level: int, words: Words) -> int:
+def _one_by_one(judged: Judged, level: int, words: Words) -> int:
     """What is done to an array is done to each of its entries."""
     fmt = judged.fmt
     same = np.full(words.size, True)
@@ -212,10 +186,10 @@ def _one_by_one(judged: _Judged, level: int, words: Words) -> int:
         single = np.array([operation(word) for word in words.tolist()], np.uint64)
         same &= single == operation(words)
     feature = f"one by one: {fmt.level_name(level)} leaf"
-    return _tell(judged, feature, level, words, same, "as in an array", "otherwise")
+    return tell(judged, feature, level, words, same, "as in an array", "otherwise")
 
 
-def _refusals(judged: _Judged, level: int) -> int:
+def _refusals(judged: Judged, level: int) -> int:
     """What a format must take at levels with leaves, and what no format may."""
     fmt, shape, spec = judged.fmt, judged.shape, judged.fmt.levels[level - 1]
     arm = shape.isa == "arm64"
@@ -231,7 +205,7 @@ def _refusals(judged: _Judged, level: int) -> int:
     asked += [Attributes(always, contiguous=True)] if spec.contiguous > 1 else []
     taken = np.array([_accepts(fmt, 0, one, level) for one in asked])
     numbers = np.zeros(taken.size, np.uint64)
-    done = _tell(
+    done = tell(
         judged, f"accepted: {spec.name} leaf", level, numbers, taken == spec.leaf,
         lambda at: f"a leaf of {asked[at]!r}" if spec.leaf else "no leaves here",
         lambda at: "taken" if taken[at] else "refused",
@@ -239,7 +213,7 @@ def _refusals(judged: _Judged, level: int) -> int:
     wrong = [1 << bit for bit in (*range(spec.shift), *range(shape.physical_bits, 64))]
     refused = np.array([not _accepts(fmt, address, Attributes(always), level) for address in wrong])
     feature = f"refused addresses: {spec.name} leaf"
-    return done + _tell(judged, feature, level, np.array(wrong, np.uint64), refused, "refused", "taken")
+    return done + tell(judged, feature, level, np.array(wrong, np.uint64), refused, "refused", "taken")
 
 
 def _accepts(fmt: PageTableFormat, address: int, attributes: Attributes, level: int) -> bool:
@@ -250,10 +224,10 @@ def _accepts(fmt: PageTableFormat, address: int, attributes: Attributes, level: 
     return True
 
 
-# ---- tables, and what is not present
+# ---- tables
 
 
-def _tables(judged: _Judged, level: int) -> int:
+def _tables(judged: Judged, level: int) -> int:
     """Entries that point at a table by each of its address bits, of every reach."""
     if level == 1:
         return 0
@@ -267,7 +241,7 @@ def _tables(judged: _Judged, level: int) -> int:
         wanted = _promised(shape.isa, addresses, reach)
         meant = by_specification(shape, level, words, path)
         feature = f"table, {reach.name.lower()}: {fmt.level_name(level)} entry"
-        done += _count(judged, feature, level, words, wanted, meant, without=("accessed",))
+        done += compare(judged, feature, level, words, wanted, meant, without=("accessed",))
     return done
 
 
@@ -281,28 +255,10 @@ def _promised(isa: str, addresses: Words, reach: Reach) -> Meaning:
     return replace(nothing(n), kind=np.full(n, int(Kind.TABLE), np.int64), address=addresses, **rights)
 
 
-def _not_present(judged: _Judged, level: int) -> int:
-    """Held entries are absent to an MMU, and keep what they were given."""
-    fmt = judged.fmt
-    most = (1 << 64 - fmt.page_shift) - 1
-    held = [Held(kind, value) for kind in HeldKind for value in (0, 1, 0xABCDE, 1 << 40, most)]
-    words = np.array([0, *map(fmt.held_entry, held)], np.uint64)
-    meant = by_specification(judged.shape, level, words, judged.path(words.size))
-    name = fmt.level_name(level)
-    done = _count(judged, f"held: {name} entry", level, words, nothing(words.size), meant)
-    wanted: list[Entry] = [Absent(), *held]
-    decoded = [fmt.decode(word, level) for word in words.tolist()]
-    same = np.array([one == other for one, other in zip(wanted, decoded, strict=True)])
-    return done + _tell(
-        judged, f"held: {name} entry, read back", level, words, same,
-        lambda at: repr(wanted[at]), lambda at: repr(decoded[at]),
-    )  # fmt: skip
-
-
 # ---- decoding
 
 
-def _words(judged: _Judged, level: int, count: int) -> Words:
+def _words(judged: Judged, level: int, count: int) -> Words:
     """Random words; many within the physical width, of those many right but for up to three bits."""
     fmt, rng = judged.fmt, judged.rng
     words = rng.integers(0, 1 << 64, count, dtype=np.uint64)
@@ -315,23 +271,22 @@ def _words(judged: _Judged, level: int, count: int) -> Words:
     return np.where(which < 0.4, words ^ random_flips(rng, count), words)
 
 
-def _decodings(judged: _Judged, level: int, count: int) -> int:
+def _decodings(judged: Judged, level: int, words: Words) -> int:
     """What the format takes words at one level for."""
     fmt, shape, name = judged.fmt, judged.shape, judged.fmt.level_name(level)
-    words = _words(judged, level, count)
     taken = by_decoding(fmt, shape, words, [fmt.decode(word, level) for word in words.tolist()])
-    meant = by_specification(shape, level, words, judged.path(count))
+    meant = by_specification(shape, level, words, judged.path(words.size))
     without = ["coherent"]  # what a format shows neither of leaves nor of tables
     if shape.isa == "arm64":
         taken, meant = _as_shown(taken), _as_shown(meant)
         meant = _reported(judged, level, words, taken, meant)
     meant, taken = _ignoring(meant), _ignoring(taken)
-    done = _count(judged, f"decode: {name} entry", level, words, meant, taken, without=without)
+    done = compare(judged, f"decode: {name} entry", level, words, meant, taken, without=without)
     following = [fmt.next_table(word, level) for word in words.tolist()]
     table, leaf = taken.kind == Kind.TABLE, meant.kind == Kind.LEAF
     right = np.array([one is not None for one in following]) == table
     right &= ~table | (np.array([one or 0 for one in following], np.uint64) == meant.address)
-    done += _tell(
+    done += tell(
         judged, f"next table: {name} entry", level, words, right,
         lambda at: hex(int(meant.address[at])) if table[at] else "no table",
         lambda at: "no table" if following[at] is None else hex(following[at] or 0),
@@ -339,7 +294,7 @@ def _decodings(judged: _Judged, level: int, count: int) -> int:
     leaves = words[leaf]
     places = np.array([fmt.leaf_address(word, level) for word in leaves.tolist()], np.uint64)
     wanted = meant.address[leaf]
-    return done + _tell(
+    return done + tell(
         judged, f"leaf address: {name} entry", level, leaves, places == wanted,
         lambda at: hex(int(wanted[at])), lambda at: hex(int(places[at])),
     )  # fmt: skip
@@ -363,12 +318,12 @@ def _ignoring(meaning: Meaning) -> Meaning:
     return replace(meaning, bits=np.where(malformed, meaning.bits, np.uint64(0)))
 
 
-def _reported(judged: _Judged, level: int, words: Words, taken: Meaning, meant: Meaning) -> Meaning:
+def _reported(judged: Judged, level: int, words: Words, taken: Meaning, meant: Meaning) -> Meaning:
     """Where the format reports exactly the address bits that must be 0: counted, and as it says."""
     there = (meant.kind == Kind.LEAF) | (meant.kind == Kind.TABLE)
     stray = must_be_zero(judged.shape, level, words, meant.kind == Kind.TABLE)
     known = there & (taken.kind == Kind.MALFORMED) & (stray != 0) & (taken.bits == stray)
-    if judged.only in f"decode: {judged.fmt.level_name(level)} entry":
+    if judged.only in f"{judged.prefix}decode: {judged.fmt.level_name(level)} entry":
         judged.tally.known[RES0] += int(known.sum())
     reported = replace(nothing(words.size), kind=np.full(words.size, int(Kind.MALFORMED)), bits=stray)
     return Meaning(
@@ -405,52 +360,3 @@ def engine_chunks(fmt: PageTableFormat, laboratory: Laboratory, count: int, seed
         entries[leaf - 1] = np.array(words, np.uint64)
         feature = (f"engine: {fmt.level_name(leaf)} leaf, tables for {reach.name.lower()}",)
         yield Chunk(np.full(n, leaf), entries, operation, user, {}, feature, np.zeros(n, np.int64))
-
-
-# ---- accounts
-
-
-def _count(
-    judged: _Judged,
-    feature: str,
-    level: int,
-    words: Words,
-    wanted: Meaning,
-    found: Meaning,
-    *,
-    without: tuple[str, ...] | list[str] = (),
-) -> int:
-    same = wanted.agrees(found, without=without)
-    return _tell(judged, feature, level, words, same, wanted.in_words, found.in_words)
-
-
-def _tell(
-    judged: _Judged,
-    feature: str,
-    level: int,
-    words: Words,
-    same: Bits,
-    wanted: str | Callable[[int], str],
-    found: str | Callable[[int], str],
-) -> int:
-    """Count cases of a feature; the first different ones, or else an example, are put into words."""
-    tally, n = judged.tally, int(words.size)
-    if judged.only not in feature or not n:
-        return 0
-    cell, wrong = (feature, "format"), (~same).nonzero()[0].tolist()
-
-    def case(at: int) -> Case:
-        expected, observed = (text if isinstance(text, str) else text(at) for text in (wanted, found))
-        return Case(
-            feature, "format", {}, 0, level, (0,) * (level - 1) + (int(words[at]),), expected, observed
-        )
-
-    if cell not in tally.examples or (wrong and not tally.red[cell]):
-        tally.examples[cell] = case(wrong[0] if wrong else 0)
-    if tally.red[cell] == 0:
-        tally.differences += [case(at) for at in wrong[:3]]
-    tally.cells[cell] += n
-    tally.red[cell] += len(wrong)
-    tally.different += len(wrong)
-    tally.cases += n
-    return n

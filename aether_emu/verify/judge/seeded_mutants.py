@@ -11,8 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from aether_emu.arch.arm64.stage1 import ArmFormat
-from aether_emu.arch.paging import Attributes, MemoryType, PageFlags, PageTableFormat, Reach
+from aether_emu.arch.paging import Attributes, Held, HeldKind, MemoryType, PageFlags, PageTableFormat, Reach
 from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.verify.judge.edge_mutants import absent, masked
 from aether_emu.verify.judge.mutations import (
     ARM_SHAPES,
     X86_SHAPES,
@@ -27,9 +28,12 @@ from aether_emu.verify.judge.mutations import (
 )
 
 _OPERATIONS = ("touch", "age", "soil", "clean", "write_protect")
-_KINDS = ("swap", "forget", "set", "table", "blind", "operation")
+_KINDS = ("swap", "forget", "set", "table", "blind", "operation", "mask", "absent")
 _NOBODYS = {"x86_64": (), "arm64": (16, 48, 49, 59, 60, 61, 62, 63)}
 """Bits of a leaf that an MMU ignores and the format gives no meaning: nT, RES0 without LPA2, PBHA."""
+
+_X86_WIDEST: Shape = lambda kind: kind(4, 52)  # type: ignore[call-arg]  # noqa: E731  # a subclass of X86Format
+_ARM_WIDEST: Shape = lambda kind: kind(4096, 39, 48)  # type: ignore[call-arg]  # noqa: E731  # likewise
 
 _ALL = PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.USER
 _SAMPLE = (
@@ -52,8 +56,8 @@ def seeded(seed: int, count: int) -> list[Mutant]:
 
 def _drawn(rng: np.random.Generator) -> Iterator[Mutant]:
     isas: tuple[tuple[str, type[PageTableFormat], tuple[Shape, ...]], ...] = (
-        ("x86_64", X86Format, X86_SHAPES),
-        ("arm64", ArmFormat, ARM_SHAPES),
+        ("x86_64", X86Format, (*X86_SHAPES, _X86_WIDEST)),
+        ("arm64", ArmFormat, (*ARM_SHAPES, _ARM_WIDEST)),
     )
     number = 0
     while True:
@@ -97,6 +101,12 @@ def _mistake(kind: str, isa: str, fmt: PageTableFormat, rng: np.random.Generator
         if isa == "arm64" and 12 <= one < max(spec.shift for spec in fmt.levels if spec.leaf):
             return None  # taking no offence at bits that must be 0 is what an MMU does
         return f"decoding blind to bit {one}", blind(where)
+    if kind == "mask":
+        if fmt.page_shift <= one < fmt.physical_bits:
+            return f"address mask without bit {one}", masked(where)
+        return None
+    if kind == "absent":
+        return f"absent entries read without bit {one}", absent(lambda entry: entry & ~where)
     what = _OPERATIONS[int(rng.integers(len(_OPERATIONS)))]
     true = getattr(fmt, what)
     return f"{what} flips bit {one}", operation(what, lambda entry: true(entry) ^ where)
@@ -122,6 +132,7 @@ def _differ(true: PageTableFormat, wrong: PageTableFormat) -> bool:
         for _level, entry in entries
     ):
         return True
+    entries += [(1, true.held_entry(Held(kind, value))) for kind in HeldKind for value in (0, (1 << 48) - 1)]
     return any(
         true.decode(entry ^ 1 << bit, level) != wrong.decode(entry ^ 1 << bit, level)
         for level, entry in entries

@@ -153,7 +153,7 @@ def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
 
 
 def _addresses(found: Survey, sample: int) -> Words:
-    """Starts of 4K pieces of the chosen pages, behind some of them, and of entries that are wrong."""
+    """Pages in chosen leaves, behind some of them, below repeated tables, and below wrong entries."""
     leaves, sizes = found.leaves, found.sizes()
     chosen = np.unique(np.linspace(0, max(leaves.count - 1, 0), min(sample, leaves.count)).astype(np.int64))
     inside = chosen.astype(np.uint64) * np.uint64(_MIX) >> np.uint64(7)
@@ -164,7 +164,22 @@ def _addresses(found: Survey, sample: int) -> Words:
     end = 1 << rules.shifts[-1] + rules.widths[-1] - (rules.isa == "x86_64")  # of the lower half
     behind = behind[(behind != 0) & (behind != np.uint64(end))]
     wrong = [item.address[: sample // 8] for item in found.odd if item.odd in (Odd.RESERVED, Odd.BEYOND)]
-    return np.unique(np.concatenate([pages, behind, *wrong]))
+    return np.unique(np.concatenate([pages, behind, _reached_again(found, sample // 4), *wrong]))
+
+
+def _reached_again(found: Survey, sample: int) -> Words:
+    """Up to `sample` addresses that lead by a repeated table to the first of its leaves."""
+    again, leaves, rules = found.again, found.leaves, found.tables.format
+    count = again.address.size
+    if not count or not leaves.count:
+        return np.zeros(0, np.uint64)
+    chosen = np.unique(np.linspace(0, count - 1, min(sample, count)).astype(np.int64))
+    first = again.first[chosen]
+    leaf = leaves.address[np.minimum(np.searchsorted(leaves.address, first), leaves.count - 1)]
+    # The first leaf may itself be known from elsewhere: then none of its addresses is in the table's span.
+    span = np.uint64(1) << np.array([*rules.shifts, 0], np.uint64)[again.level[chosen]]
+    there = (leaf >= first) & (leaf - first < span)
+    return np.asarray((again.address[chosen] + (leaf - first))[there])
 
 
 class _X86Bench:

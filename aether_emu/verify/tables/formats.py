@@ -103,6 +103,10 @@ class Format(ABC):
         """Bytes of the smallest page."""
         return 1 << self.shifts[0]
 
+    def table_size(self, level: int) -> int:
+        """Bytes of a table of that level: the root may be smaller than a page."""
+        return 8 << self.widths[level - 1]
+
     def is_upper(self, addresses: Words) -> Bits:
         """Whether addresses are in the half that kernels use."""
         return np.asarray(addresses >> np.uint64(63) != 0)

@@ -123,18 +123,14 @@ class Image:
             return view[first[:, None] + columns], np.ones((bases.size, entries), bool)
         return self.read(bases[:, None] + (columns << np.uint64(3)))
 
+    def touches(self, starts: Words, size: int) -> Bits:
+        """Whether the image holds any byte of each range of `size` bytes."""
+        sizes = np.full(starts.shape, size, np.uint64)
+        return np.asarray(_bytes_within(self._saved, starts, sizes) != 0)
+
     def existing(self, starts: Words, sizes: Words) -> Words:
         """How many bytes of each physical range are memory that exists, saved or not."""
-        lows, highs, _offset = self._exists
-        before = np.concatenate([[0], np.cumsum(highs - lows)]).astype(np.uint64)
-
-        def below(addresses: Words) -> Words:
-            which = np.searchsorted(lows, addresses, "right").astype(np.int64) - 1
-            inside = np.maximum(which, 0)
-            part = np.minimum(addresses, highs[inside]) - lows[inside]
-            return np.where(which >= 0, before[inside] + part, np.uint64(0))
-
-        return below(starts + sizes) - below(starts)
+        return _bytes_within(self._exists, starts, sizes)
 
 
 def image_of(data: bytes | bytearray | memoryview | Words, base: int = 0, name: str = "memory") -> Image:
@@ -246,3 +242,17 @@ def _disjoint(starts: Words, ends: Words, offsets: Words) -> tuple[Words, Words,
     if not kept.any():
         kept[:1] = True  # nothing was saved: one empty range, so that lookups have something to find
     return first[kept], ends[kept], offsets[kept]
+
+
+def _bytes_within(ranges: tuple[Words, Words, Words], starts: Words, sizes: Words) -> Words:
+    """How many bytes of each [start, start + size) lie in disjoint ascending ranges."""
+    lows, highs, _offset = ranges
+    before = np.concatenate([[0], np.cumsum(highs - lows)]).astype(np.uint64)
+
+    def below(addresses: Words) -> Words:
+        which = np.searchsorted(lows, addresses, "right").astype(np.int64) - 1
+        inside = np.maximum(which, 0)
+        part = np.minimum(addresses, highs[inside]) - lows[inside]
+        return np.where(which >= 0, before[inside] + part, np.uint64(0))
+
+    return below(starts + sizes) - below(starts)

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from aether_emu.verify.tables.lint_rules import RULES, Finding, Severity, oddities
-from aether_emu.verify.tables.survey import LIMIT, Source, Survey, Tables, open_tables, survey
+from aether_emu.verify.tables.survey import LIMIT, Survey, survey
+from aether_emu.verify.tables.walking import Source, Tables, open_tables
 
 _ORDER = {Severity.ERROR: 0, Severity.WARNING: 1, Severity.NOTE: 2}
 

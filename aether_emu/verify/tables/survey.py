@@ -1,167 +1,31 @@
-"""Other people's page tables: one address walked and explained, or the whole address space at once.
+"""Everything that the roots of page tables lead to, at a cost that the memory bounds, not the addresses.
 
-`Tables` is an image, a format and the roots. `walk` asks the specification's walker for one address.
-`survey` goes through all tables, level by level, each level as arrays: a table is read once for each
-use of it. Tables that lead back to themselves end where the levels end, and are told as oddities.
+A table can be reached in many ways: shared, or through itself. Below it is the same each time, if the
+levels above forbid the same. So each table is read once for each level at which it is used, each set of
+rights above it and each half of the addresses, at the lowest address that leads there; what leads there
+once more is told (`Again`), and counted as often as there are ways. `survey` goes level by level, each
+level as arrays.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
-from aether_emu.address import PhysAddr, VirtAddr
-from aether_emu.errors import ConfigError
-from aether_emu.verify.spec.fields import decode
-from aether_emu.verify.tables.formats import Bits, Bytes, Flags, Format, Half, Kind, Right, Words, format_of
-from aether_emu.verify.tables.images import Image, image_of, open_image
-from aether_emu.verify.tables.notes import Registers
+from aether_emu.verify.tables.formats import Bits, Bytes, Flags, Half, Kind, Words
+from aether_emu.verify.tables.walking import Tables
 
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
-Source = Image | str | os.PathLike[str] | bytes | bytearray | memoryview | Words
-"""An image, the path of one, or memory itself from physical 0 on."""
 
 LIMIT = 1 << 23
 """The most entries of one level that a survey reads."""
 
 _CHUNK = 1 << 20  # entries read at once
 _NO_ENTRY = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """Page tables in an image. A root is None for a half that nobody named."""
-
-    image: Image
-    format: Format
-    roots: tuple[PhysAddr | None, ...]
-
-
-def open_tables(
-    source: Source,
-    *,
-    root: int | None = None,
-    root1: int | None = None,
-    format: str | None = None,
-    registers: Registers | None = None,
-) -> Tables:
-    """The tables at `root` (CR3 or TTBR0_EL1) and `root1` (TTBR1_EL1), as those registers hold them.
-
-    What is left out, the image's notes tell; `registers` takes their place. Raises ImageError, and
-    ConfigError where nobody tells the format or a root, or a root has no place.
-    """
-    image = _image(source)
-    known = image.registers if registers is None else registers
-    name = format or known.format
-    if name is None:
-        raise ConfigError("format", None, f"needed: {image.name} is {image.kind} and does not tell")
-    rules = format_of(name, known if known.isa in (None, name.split("-")[0]) else Registers())
-    given = (root, root1)
-    if given == (None, None):
-        if known.isa not in (None, rules.isa) or known.roots[0] is None:
-            raise ConfigError("root", None, f"needed: {image.name} is {image.kind} and does not tell")
-        given = known.roots
-    if len(rules.halves) == 1 and root1 is not None:
-        raise ConfigError("root1", hex(root1), "for arm64: x86_64 has one root")
-    roots: list[PhysAddr | None] = []
-    for half, register in zip(rules.halves, given, strict=False):
-        if register is not None and not 0 <= register < 1 << 64:
-            raise ConfigError("root", register, f"what {half.name} can hold")
-        at = None if register is None else PhysAddr(rules.root(register))
-        if at is not None and at % min(rules.page, 8 << rules.widths[-1]):
-            raise ConfigError("root", hex(at), "a multiple of the table's size")
-        roots.append(at)
-    return Tables(image, rules, tuple(roots))
-
-
-def _image(source: Source) -> Image:
-    if isinstance(source, Image):
-        return source
-    return open_image(source) if isinstance(source, str | os.PathLike) else image_of(source)
-
-
-# ---- one address
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One level of a walk: the entry, where it stands, and its fields in words. None: not in the image."""
-
-    level: str
-    index: int
-    at: PhysAddr
-    entry: int | None
-    fields: str
-
-
-@dataclass(frozen=True, slots=True)
-class Walk:
-    """What an address leads to. `physical` is None where it leads nowhere, and `fault` says why."""
-
-    address: VirtAddr
-    steps: tuple[Step, ...]
-    physical: PhysAddr | None
-    page: int
-    rights: Right
-    memory: str
-    fault: str
-    backed: bool  # the image has the page
-
-
-def walk(
-    source: Source | Tables, address: int, *, root: int | None = None, root1: int | None = None,
-    format: str | None = None,
-) -> Walk:  # fmt: skip
-    """Walk one virtual address by the specification. Options and errors are those of `open_tables`."""
-    found = (
-        source if isinstance(source, Tables) else open_tables(source, root=root, root1=root1, format=format)
-    )
-    rules, image = found.format, found.image
-    if not 0 <= address < 1 << 64:
-        raise ConfigError("address", address, "64 bits")
-    asked = VirtAddr(address, 64)
-    half = len(rules.halves) - 1 if address >> 55 & 1 else 0
-    if found.roots[half] is None:
-        why = f"no root: {rules.halves[half].name} translates this half, and nobody named it"
-        return Walk(asked, (), None, 0, Right(0), "", why, False)
-    read: dict[int, tuple[PhysAddr, int | None]] = {}
-
-    def fetch(level: int, at: Words) -> Words:
-        words, backed = image.read(at)
-        if at.size:
-            read[level] = PhysAddr(int(at[0])), int(words[0]) if backed[0] else None
-        return words
-
-    walked = rules.walk(fetch, [at or 0 for at in found.roots], address)
-    steps = []
-    for level in sorted(read, reverse=True):
-        at, entry = read[level]
-        leaf = level == min(read) and walked.mapped
-        text = "not in the image" if entry is None else decode(rules.isa, entry, level, leaf=leaf)
-        width, shift = rules.widths[level - 1], rules.shifts[level - 1]
-        index = address >> shift & (1 << width) - 1
-        steps.append(Step(rules.level_names[level - 1], index, at, entry, text))
-    fault = walked.fault
-    if steps and steps[-1].entry is None:
-        fault = f"the {steps[-1].level} table at {steps[-1].at & -8:#x} is not in the image"
-    elif not steps:
-        fault += ": the address is outside the half's range" if rules.isa == "arm64" else ""
-    if not walked.mapped:
-        return Walk(asked, tuple(steps), None, 0, Right(0), "", fault, False)
-    page = np.array([walked.physical & -walked.size], np.uint64)
-    there = int(image.existing(page, np.array([walked.size], np.uint64))[0])
-    memory = rules.memory_name(walked.memory)
-    return Walk(
-        asked, tuple(steps), PhysAddr(walked.physical), walked.size, walked.rights, memory, fault,
-        there == walked.size,
-    )  # fmt: skip
-
-
-# ---- all addresses
 
 
 class Odd(Enum):
@@ -176,7 +40,7 @@ class Odd(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Leaves:
-    """All leaves in ascending order of `address`. `at` is where the entry stands."""
+    """The leaves of all tables that were read, in ascending order of `address`. `at`: where the entry is."""
 
     address: Words
     entry: Words
@@ -189,6 +53,19 @@ class Leaves:
     @property
     def count(self) -> int:
         return int(self.address.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Entries that lead to a table once more. From `address` on is what `first` and its followers lead to.
+
+    `level` is the table's own. Nothing is told of tables that map nothing.
+    """
+
+    address: Words
+    level: Bytes
+    table: Words
+    first: Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +82,17 @@ class Oddities:
 
 @dataclass(slots=True)
 class Survey:
-    """Everything that the roots lead to. `uses` counts tables by level, a table once for each use."""
+    """Everything that the roots lead to.
+
+    `uses` counts tables by level, and `pages` leaves by level, each once for each way that leads there.
+    """
 
     tables: Tables
     leaves: Leaves
+    again: Again
     table_pages: Words  # physical addresses, unique, ascending
     uses: list[int]
+    pages: list[int]
     odd: list[Oddities] = field(default_factory=list)
 
     def sizes(self) -> Words:
@@ -220,120 +102,201 @@ class Survey:
 
 
 @dataclass(slots=True)
-class _Uses:
-    """Tables of one level that are to be read: where, for which addresses, under which locks, below which."""
+class _Tables:
+    """Tables of one level, in ascending order of the lowest address that leads to each.
+
+    Of that way there: what the levels above forbid, the entry and where it stands, and the number of the
+    table above. `ways` counts all.
+    """
 
     table: Words
     address: Words
     locks: Bytes
     entry: Words
     at: Words
-    chain: list[Words]  # the tables above, the root first
-
-    def some(self, part: slice | Bits) -> _Uses:
-        chain = [above[part] for above in self.chain]
-        return _Uses(
-            self.table[part], self.address[part], self.locks[part], self.entry[part], self.at[part], chain
-        )
+    above: Numbers
+    ways: Numbers
+    maps: Bits  # whether anything is mapped below: known in the end
 
 
 @dataclass(slots=True)
-class _Found:
-    """What a survey gathers."""
+class _Links:
+    """Entries of one level that lead to tables. `above` is the number of the table where one stands.
+
+    `below` is the number of the table on the next level, -1 where the limit forbids to follow.
+    """
+
+    table: Words
+    address: Words
+    locks: Bytes
+    entry: Words
+    at: Words
+    above: Numbers
+    below: Numbers
+
+    def some(self, part: Bits) -> _Links:
+        return _Links(*(getattr(self, name)[part] for name in _Links.__slots__))
+
+    def told(self, part: Bits) -> tuple[Words, Words, Words, Words]:
+        """What an oddity says of some of them."""
+        return self.address[part], self.entry[part], self.at[part], self.table[part]
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """What a survey gathers of one half. `notes`: the columns of oddities."""
 
     leaves: list[Leaves] = field(default_factory=list)
-    odd: list[Oddities] = field(default_factory=list)
-    pages: list[Words] = field(default_factory=list)
+    again: list[Again] = field(default_factory=list)
+    notes: dict[tuple[Odd, int], list[tuple[Words, Words, Words, Words]]] = field(default_factory=dict)
+    table_pages: list[Words] = field(default_factory=list)
+
+    def note(self, odd: Odd, level: int, address: Words, entry: Words, at: Words, bits: Words) -> None:
+        if address.size:
+            self.notes.setdefault((odd, level), []).append((address, entry, at, bits))
+
+    def oddities(self) -> list[Oddities]:
+        """Those of one kind and level together."""
+        return [
+            Oddities(odd, level, *map(np.concatenate, zip(*columns, strict=True)))
+            for (odd, level), columns in self.notes.items()
+        ]
 
 
 def survey(found: Tables, *, limit: int = LIMIT) -> Survey:
     """Go through all tables. What is beyond `limit` entries of a level is not followed, but told."""
     rules = found.format
-    gathered = _Found()
-    uses = [0] * rules.levels
+    uses, pages = [0] * rules.levels, [0] * rules.levels
+    parts = []
     for half, root in zip(rules.halves, found.roots, strict=True):
-        if root is None:
-            continue
-        one = np.ones(1, np.uint64)
-        level_uses = _Uses(
-            one * np.uint64(root), one * np.uint64(half.base), np.zeros(1, np.uint8), one * np.uint64(0),
-            one * np.uint64(_NO_ENTRY), [],
-        )  # fmt: skip
-        for level in range(rules.levels, 0, -1):
-            if not level_uses.table.size:
-                break
-            uses[level - 1] += level_uses.table.size
-            gathered.pages.append(np.unique(level_uses.table))
-            level_uses = _level(found, half, level, level_uses, gathered, limit)
-    leaves = _sorted(gathered.leaves)
-    pages = np.unique(np.concatenate([np.zeros(0, np.uint64), *gathered.pages]))
-    return Survey(found, leaves, pages, uses, gathered.odd)
+        if root is not None:
+            parts.append(_Gathered())
+            _half(found, half, int(root), parts[-1], limit, (uses, pages))
+    leaves = Leaves(*_sorted(Leaves.__slots__, [one for part in parts for one in part.leaves]))
+    again = Again(*_sorted(Again.__slots__, [one for part in parts for one in part.again]))
+    tables = np.unique(np.concatenate([np.zeros(0, np.uint64), *(t for p in parts for t in p.table_pages)]))
+    odd = [one for part in parts for one in part.oddities()]
+    return Survey(found, leaves, again, tables, uses, pages, odd)
 
 
-def _level(found: Tables, half: Half, level: int, uses: _Uses, gathered: _Found, limit: int) -> _Uses:
-    """Read all tables of a level; what they lead to on the next one."""
-    step = max(_CHUNK >> found.format.widths[level - 1], 1)
-    below = max(limit >> found.format.widths[max(level - 2, 0)], 1)
-    parts, ahead = [], 0
-    for start in range(0, uses.table.size, step):
-        part = uses.some(slice(start, start + step))
-        if ahead > below:
-            _note(gathered, Odd.LIMIT, level + 1, part.address, part.entry, part.at, part.table)
+def _half(
+    found: Tables, half: Half, root: int, gathered: _Gathered, limit: int, counts: tuple[list[int], list[int]]
+) -> None:
+    """All levels of a half, the root's first; then, from below, which tables map anything."""
+    uses, pages = counts
+    nothing = np.full(1, _NO_ENTRY, np.uint64)
+    tables = _Tables(
+        np.array([root], np.uint64), np.array([half.base], np.uint64), np.zeros(1, np.uint8), nothing,
+        nothing, np.zeros(1, np.int64), np.ones(1, np.int64), np.zeros(1, bool),
+    )  # fmt: skip
+    levels: list[tuple[_Tables, _Links]] = []
+    for level in range(found.format.levels, 0, -1):
+        uses[level - 1] += int(tables.ways.sum())
+        gathered.table_pages.append(np.unique(tables.table))
+        links, leaves = _read(found, level, tables, gathered)
+        pages[level - 1] += int(leaves @ tables.ways)
+        tables.maps |= leaves > 0
+        levels.append((tables, links))
+        if not links.table.size:
             break
-        parts.append(_read(found, half, level, part, gathered))
-        ahead += parts[-1].table.size
-    if not parts:
-        return uses.some(slice(0))
-    together = parts[0] if len(parts) == 1 else _together(parts)
-    if ahead > below:
-        rest = together.some(slice(below, None))
-        _note(gathered, Odd.LIMIT, level, rest.address, rest.entry, rest.at, rest.table)
-    return together.some(slice(below))
+        _note_loops(levels, level, gathered)
+        gone = ~found.image.touches(links.table, found.format.table_size(level - 1))
+        if gone.any():
+            gathered.note(Odd.UNBACKED, level - 1, *links.told(gone))
+            gathered.table_pages.append(np.unique(links.table[gone]))
+            uses[level - 2] += int(tables.ways[links.above[gone]].sum())
+            links = links.some(~gone)
+            levels[-1] = tables, links
+        tables = _below(found, links, tables, max(limit >> found.format.widths[level - 2], 1))
+        gathered.note(Odd.LIMIT, level, *links.told(links.below < 0))
+        if not tables.table.size:
+            break
+    _tell_again(found.format.levels, levels, gathered)
 
 
-def _together(parts: list[_Uses]) -> _Uses:
-    chains = zip(*(part.chain for part in parts), strict=True)
-    return _Uses(
-        np.concatenate([part.table for part in parts]),
-        np.concatenate([part.address for part in parts]),
-        np.concatenate([part.locks for part in parts]),
-        np.concatenate([part.entry for part in parts]),
-        np.concatenate([part.at for part in parts]),
-        [np.concatenate(rows) for rows in chains],
-    )
+def _below(found: Tables, links: _Links, tables: _Tables, most: int) -> _Tables:
+    """The tables that links lead to, `most` at most; which of them each link leads to is put into `links`."""
+    upper = found.format.is_upper(links.address)
+    # A table is aligned to pages: below its address is room for what else parts it from others.
+    key = links.table | links.locks.astype(np.uint64) << np.uint64(1) | upper.astype(np.uint64)
+    _key, first, which = np.unique(key, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(order.size)
+    links.below = np.where(rank[which] < most, rank[which], -1)
+    first = first[order][:most]
+    ways = np.zeros(first.size, np.int64)
+    followed = links.below >= 0
+    np.add.at(ways, links.below[followed], tables.ways[links.above[followed]])
+    return _Tables(
+        links.table[first], links.address[first], links.locks[first], links.entry[first], links.at[first],
+        links.above[first], ways, np.zeros(first.size, bool),
+    )  # fmt: skip
 
 
-def _read(found: Tables, half: Half, level: int, uses: _Uses, gathered: _Found) -> _Uses:
+def _note_loops(levels: list[tuple[_Tables, _Links]], level: int, gathered: _Gathered) -> None:
+    """Links of the last of `levels` that lead to a table on the first way to the one they stand in."""
+    links = levels[-1][1]
+    loops, above = np.zeros(links.table.size, bool), links.above
+    for tables, _links in reversed(levels):
+        loops |= tables.table[above] == links.table
+        above = tables.above[above]
+    gathered.note(Odd.LOOP, level, *links.told(loops))
+
+
+def _tell_again(top: int, levels: list[tuple[_Tables, _Links]], gathered: _Gathered) -> None:
+    """From below: which tables map anything, and the links that are not the first to lead to one."""
+    for number in range(len(levels) - 2, -1, -1):
+        (tables, links), (below, _links) = levels[number], levels[number + 1]
+        followed = links.some(links.below >= 0)
+        followed = followed.some(below.maps[followed.below])
+        tables.maps[followed.above] = True
+        more = followed.some(followed.address != below.address[followed.below])
+        level = np.full(more.table.size, top - number - 1, np.uint8)
+        gathered.again.append(Again(more.address, level, more.table, below.address[more.below]))
+
+
+def _read(found: Tables, level: int, tables: _Tables, gathered: _Gathered) -> tuple[_Links, Numbers]:
+    """Read all tables of a level: their links, and how many leaves each has."""
+    step = max(_CHUNK >> found.format.widths[level - 1], 1)
+    leaves = np.zeros(tables.table.size, np.int64)
+    parts = [
+        _read_some(found, level, tables, np.arange(start, min(start + step, leaves.size)), leaves, gathered)
+        for start in range(0, leaves.size, step)
+    ]
+    columns = [np.concatenate([getattr(part, column) for part in parts]) for column in _Links.__slots__]
+    return _Links(*columns), leaves
+
+
+def _read_some(
+    found: Tables, level: int, tables: _Tables, chosen: Numbers, leaves: Numbers, gathered: _Gathered
+) -> _Links:
     rules = found.format
     shift, width = np.uint64(rules.shifts[level - 1]), rules.widths[level - 1]
-    words, backed = found.image.tables(uses.table, 1 << width)
+    words, backed = found.image.tables(tables.table[chosen], 1 << width)
     if not backed.all():
-        lost = ~backed.all(axis=1)
-        _note(
-            gathered,
-            Odd.UNBACKED,
-            level,
-            uses.address[lost],
-            uses.entry[lost],
-            uses.at[lost],
-            uses.table[lost],
+        lost = chosen[~backed.all(axis=1)]
+        gathered.note(
+            Odd.UNBACKED, level, tables.address[lost], tables.entry[lost], tables.at[lost], tables.table[lost]
         )
     row, column = np.nonzero(words & np.uint64(1))
     entry = words[row, column]
+    row = chosen[row]
     index = column.astype(np.uint64)
-    at = uses.table[row] + (index << np.uint64(3))
-    address = uses.address[row] + (index << shift)
+    at = tables.table[row] + (index << np.uint64(3))
+    address = tables.address[row] + (index << shift)
     if rules.isa == "x86_64" and level == rules.levels:
         high = np.uint64(_NO_ENTRY & -(1 << rules.shifts[-1] + width))
         address |= np.where(index >> np.uint64(width - 1) != 0, high, np.uint64(0))
     kinds, bits = rules.kinds(entry, level)
     for kind, odd in ((Kind.RESERVED, Odd.RESERVED), (Kind.BEYOND, Odd.BEYOND)):
         bad = kinds == kind
-        _note(gathered, odd, level, address[bad], entry[bad], at[bad], bits[bad])
+        gathered.note(odd, level, address[bad], entry[bad], at[bad], bits[bad])
     leaf = kinds == Kind.LEAF
     if leaf.any():
         every = bool(leaf.all())
         rows, word = (row, entry) if every else (row[leaf], entry[leaf])
+        leaves += np.bincount(rows, minlength=leaves.size)
         gathered.leaves.append(
             Leaves(
                 address if every else address[leaf],
@@ -341,39 +304,27 @@ def _read(found: Tables, half: Half, level: int, uses: _Uses, gathered: _Found) 
                 at if every else at[leaf],
                 rules.frames(word, level),
                 np.full(word.size, level, np.uint8),
-                rules.rights(uses.locks[rows], word),
+                rules.rights(tables.locks[rows], word),
                 rules.memory(word, level),
             )
         )
     table = kinds == Kind.TABLE
     row, entry, at, address = row[table], entry[table], at[table], address[table]
-    below = _Uses(
-        rules.next_tables(entry), address, rules.narrowed(uses.locks[row], entry), entry, at,
-        [*(above[row] for above in uses.chain), uses.table[row]],
-    )  # fmt: skip
-    loops = np.zeros(entry.size, bool)
-    for above in below.chain:
-        loops |= above == below.table
-    _note(gathered, Odd.LOOP, level, address[loops], entry[loops], at[loops], below.table[loops])
-    return below
+    locks = rules.narrowed(tables.locks[row], entry)
+    return _Links(rules.next_tables(entry), address, locks, entry, at, row, np.full(row.size, -1))
 
 
-def _note(
-    gathered: _Found, odd: Odd, level: int, address: Words, entry: Words, at: Words, bits: Words
-) -> None:
-    if address.size:
-        gathered.odd.append(Oddities(odd, level, address, entry, at, bits))
+_NUMBERS = {"level": np.uint8, "rights": np.uint16, "memory": np.uint8}  # other columns are words
 
 
-def _sorted(parts: list[Leaves]) -> Leaves:
-    names = ("address", "entry", "at", "physical", "level", "rights", "memory")
-    kinds = (np.uint64,) * 4 + (np.uint8, np.uint16, np.uint8)
-    columns = [
-        np.concatenate([np.zeros(0, kind), *(getattr(part, name) for part in parts)])
-        for name, kind in zip(names, kinds, strict=True)
-    ]
-    address = columns[0]
+def _sorted(columns: Sequence[str], parts: Sequence[Leaves | Again]) -> list[Any]:
+    """The columns of all parts together, by address."""
+    found = []
+    for column in columns:
+        none = np.zeros(0, _NUMBERS.get(column, np.uint64))
+        found.append(np.concatenate([none, *(getattr(part, column) for part in parts)]))
+    address = found[0]
     if address.size and (address[1:] < address[:-1]).any():
         order = np.argsort(address, kind="stable")
-        columns = [column[order] for column in columns]
-    return Leaves(*columns)
+        found = [column[order] for column in found]
+    return found
