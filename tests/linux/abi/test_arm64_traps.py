@@ -23,7 +23,7 @@ from tests.machine.unicorn.bare_arm64 import CODE, DATA, BareArm64
         ("br x1", 0x1234_5001, sig.SIGBUS, sig.BUS_ADRALN, 0x1234_5001),
         ("ldxr x0, [x1]", DATA + 4, sig.SIGBUS, sig.BUS_ADRALN, DATA + 4),
         (".long 0xf8200022", DATA + 1, sig.SIGBUS, sig.BUS_ADRALN, DATA + 1),  # ldadd x0, x2, [x1]
-        ("ldxr x0, [x1]", 0x5A << 56 | DATA + 4, sig.SIGBUS, sig.BUS_ADRALN, DATA + 4),
+        ("ldxr x0, [x1]", 0x5A << 56 | DATA + 4, sig.SIGBUS, sig.BUS_ADRALN, 0x5A << 56 | DATA + 4),
     ],
 )
 def test_an_exception_becomes_its_signal(
