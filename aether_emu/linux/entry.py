@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 
+from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
@@ -25,7 +26,6 @@ from aether_emu.linux.abi.signal import (
     SIGBUS,
     SIGKILL,
     SIGSEGV,
-    SignalInfo,
 )
 from aether_emu.linux.calls import call_table
 from aether_emu.linux.kernel import UNKNOWN, Kernel
@@ -99,13 +99,13 @@ class Entry:
                 self.damaged(error.damaged)
 
     def _refuse(self, outcome: object, va: int, access: int) -> None:
-        signals = self.task.signals
+        signals, signal_of = self.task.signals, self.kernel.abi.fault_signal
         match outcome:
             case AccessError(_, mapped):
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
-                signals.force(SignalInfo(SIGSEGV, code, va, access=access))
+                signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
             case BusError():
-                signals.force(SignalInfo(SIGBUS, BUS_ADRERR, va, access=access))
+                signals.force(signal_of(self.cpu, SIGBUS, BUS_ADRERR, va, access))
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():
@@ -128,9 +128,10 @@ class Entry:
         self.task.signals.force(self.kernel.abi.trap_signal(self.cpu, trap))
 
     def lost(self, address: int) -> None:
-        """Memory behind `address` is gone: the task's SIGBUS."""
+        """Memory behind `address` is gone: the task's SIGBUS. Whether it read or wrote is not known."""
         self._physical.counters.n[Event.FAULT_BUS] += 1
-        self.task.signals.force(SignalInfo(SIGBUS, BUS_ADRERR, address))
+        access = int(Access.USER | Access.READ)
+        self.task.signals.force(self.kernel.abi.fault_signal(None, SIGBUS, BUS_ADRERR, address, access))
 
     # ---- system calls
 

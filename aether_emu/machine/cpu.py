@@ -60,7 +60,7 @@ class TrapKind(Enum):
 class Trap:
     """One such exception. `vector` and `error` are the ISA's own numbers, for signal frames.
 
-    `address` is that of a misaligned access, where the ISA reports one, or the misaligned pc.
+    `address` is that of a misaligned access, tag and all, where the ISA reports one, or the misaligned pc.
     """
 
     kind: TrapKind
@@ -195,6 +195,11 @@ class Cpu(ABC):
     @property
     def syndrome(self) -> int:
         """The syndrome of the last exception (ESR_ELx), valid in its callback; 0 where the ISA has none."""
+        return 0
+
+    @property
+    def fault_address(self) -> int:
+        """The address that the last abort reported (FAR_ELx), tag and all, likewise."""
         return 0
 
     @abstractmethod

@@ -11,10 +11,10 @@ import pytest
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.system import Machine
-from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Target, expected, program, run_guest
+from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Ran, Target, expected, program, run_guest
 
 COMMANDS = (
-    *("hello", "tour", "signals", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
+    *("hello", "tour", "signals", "frames", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
     "faults all",
     *("maps file", "workset file"),
 )
@@ -71,6 +71,17 @@ def test_strict_checks_that_the_engine_lacks_end_nothing_but_the_instruction(
     assert ran.ended == Ended(code=0)
     assert rows.keys() == on_linux.keys()
     assert rows.items() >= STRICT_KNOWN[target.isa].items()
+
+
+@every_target
+def test_a_frame_below_an_alternate_stack_kills_on_x86_64_and_lies_there_on_arm64(
+    target: Target, tmp_path: Path
+) -> None:
+    ran = run_guest(target, "frames", "overflow", cwd=tmp_path)
+    if target.isa == "x86_64":
+        assert ran == Ran(Ended(signal=signal.SIGSEGV, why="SIGSEGV"), "")
+    else:
+        assert ran == Ran(Ended(code=0), "2 frames\n")
 
 
 def test_vector_code_that_the_cpu_does_not_have_is_an_illegal_instruction(tmp_path: Path) -> None:

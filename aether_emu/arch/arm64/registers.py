@@ -44,6 +44,8 @@ TTBR0_EL1 = Encoding(3, 0, 2, 0, 0)
 TTBR1_EL1 = Encoding(3, 0, 2, 0, 1)
 CNTKCTL_EL1 = Encoding(3, 0, 14, 1, 0)
 TLBI_VAE1 = Encoding(1, 0, 8, 7, 1)
+AT_S1E0R = Encoding(1, 0, 7, 8, 2)  # translate as a read at EL0 would; the answer is in PAR_EL1
+PAR_EL1 = Encoding(3, 0, 7, 4, 0)
 
 SCR_EL3 = SystemRegister(
     "SCR_EL3",
@@ -186,7 +188,14 @@ def decode_mrs(word: int) -> tuple[Encoding, int] | None:
     return fields, word & 31
 
 
+def untagged(va: int) -> int:
+    """The address without the tag byte that TCR.TBI0 allows in pointers to the low half (Arm ARM D8.8)."""
+    return va if va >> 55 & 1 else va & (1 << 56) - 1
+
+
 PSTATE_EL0 = 0
+PSTATE_FLAGS = 0xF000_0000  # N, Z, C, V
+PSTATE_NOT_USER = 0x3DF  # D, A, I, F, AArch32, and every mode but EL0 (SPSR_EL1, as Linux checks it)
 PSTATE_EL1 = 0x3C5  # EL1h, interrupts masked
 PSTATE_PAN = 1 << 22
 PSTATE_UAO = 1 << 23

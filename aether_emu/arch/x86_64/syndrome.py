@@ -53,3 +53,5 @@ def error_of(access: int) -> int:
 VECTOR_DIVIDE, VECTOR_DEBUG, VECTOR_BREAKPOINT, VECTOR_OVERFLOW = 0, 1, 3, 4
 VECTOR_INVALID_OPCODE, VECTOR_PROTECTION, VECTOR_PAGE_FAULT = 6, 13, 14
 VECTOR_X87, VECTOR_ALIGNMENT, VECTOR_SIMD = 16, 17, 19
+TRAPS = frozenset({VECTOR_DEBUG, VECTOR_BREAKPOINT, VECTOR_OVERFLOW})
+"""Exceptions that are reported behind the instruction. The others are faults, at it (Intel SDM 3A 7.5)."""

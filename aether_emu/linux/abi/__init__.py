@@ -7,7 +7,7 @@ that Linux lays out per ISA, the signal frame, and what a program is told about 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aether_emu.linux.abi.signal import Delivery, Restored, SignalInfo
 from aether_emu.linux.files.stat import Stat
@@ -49,14 +49,27 @@ class Abi(ABC):
     minimum_signal_stack: int  # AT_MINSIGSTKSZ
     signal_return: bytes = b""  # code that handlers return to, where the ISA's kernel provides it
 
+    smallest_stack: int  # MINSIGSTKSZ: what sigaltstack accepts
+
+    @abstractmethod
+    def fault_signal(self, cpu: Cpu | None, number: int, code: int, va: int, access: int) -> SignalInfo:
+        """The signal of a refused access. `cpu` has just reported it; None for one that it did not see."""
+
     @abstractmethod
     def trap_signal(self, cpu: Cpu, trap: Trap) -> SignalInfo:
         """The signal that an exception becomes."""
+
+    def untagged(self, address: int) -> int:
+        """A fault's address as a handler is told it that asked for no tags."""
+        return address
 
     @abstractmethod
     def push_frame(self, cpu: Cpu, delivery: Delivery) -> None:
         """Build the signal frame on the user stack and enter the handler. Raises UserFault."""
 
     @abstractmethod
-    def pop_frame(self, cpu: Cpu) -> Restored:
-        """rt_sigreturn: put the registers of the frame back. Raises UserFault or Refused (a bad frame)."""
+    def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> Restored:
+        """rt_sigreturn: put the registers of the frame back, as far as the frame is good.
+
+        `is_below_an_area` tells whether any memory is mapped at an address or above it.
+        """

@@ -7,11 +7,21 @@ ucontext with an FPSIMD record and an ESR record in its reserved space, then a f
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 
 from aether_emu.arch.arm64 import id_registers, syndrome
+from aether_emu.arch.arm64 import registers as regs
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
+from aether_emu.linux.abi.arm64_records import (
+    FPSIMD_SIZE,
+    RESERVED,
+    BadRecords,
+    decode_fpsimd,
+    encode_records,
+    find_fpsimd,
+)
 from aether_emu.linux.abi.siginfo import SIZE as _SIGINFO
 from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.files.stat import Stat, encode_stat_arm64
@@ -21,10 +31,8 @@ from aether_emu.policy.aslr import Entropy
 _GENERAL = tuple(f"x{i}" for i in range(31))
 _CONTEXT_AT = 176  # of the sigcontext inside the ucontext
 _RESERVED_AT = _CONTEXT_AT + 288
-_UCONTEXT = _RESERVED_AT + 4096
-_FRAME = _SIGINFO + _UCONTEXT
-_FPSIMD_MAGIC, _ESR_MAGIC = 0x4650_8001, 0x4553_5201
-_FPSIMD_SIZE, _ESR_SIZE = 528, 16
+_FRAME = _SIGINFO + _RESERVED_AT + RESERVED
+_STACK_AT, _MASK_AT, _GENERAL_AT = _SIGINFO + 16, _SIGINFO + 40, _SIGINFO + _CONTEXT_AT + 8
 _SYNDROME_SHOWN = 0x3F << 26 | 1 << 25 | 1 << 8 | 1 << 6 | 0x3F  # EC, IL, CM, WnR, status
 
 _RANDOM_PAGE_BITS = {4096: 18, 16384: 16, 65536: 14}  # Linux: CONFIG_ARCH_MMAP_RND_BITS, STACK_RND_MASK
@@ -36,7 +44,8 @@ class ArmAbi(Abi):
     isa = "arm64"
     machine = "aarch64"
     system_calls = SYSTEM_CALLS
-    minimum_signal_stack = _FRAME + 16
+    minimum_signal_stack = _FRAME + 16 + 16  # the frame record, and what alignment may take
+    smallest_stack = 5120
     # mov x8, #139 (rt_sigreturn); svc #0 -- where handlers return to when they name no restorer
     signal_return = bytes.fromhex("681180d2010000d4")
 
@@ -68,76 +77,100 @@ class ArmAbi(Abi):
 
     # ---- signals
 
+    def fault_signal(self, cpu: Cpu | None, number: int, code: int, va: int, access: int) -> sig.SignalInfo:
+        word = syndrome.abort_of(access) if cpu is None else cpu.syndrome & _SYNDROME_SHOWN
+        shown = va if cpu is None or regs.untagged(cpu.fault_address) != va else cpu.fault_address
+        if va >= self.user_end:
+            word = syndrome.hidden(word)
+        return sig.SignalInfo(number, code, shown, record=sig.FaultRecord(error=word, address=va))
+
     def trap_signal(self, cpu: Cpu, trap: Trap) -> sig.SignalInfo:
-        if trap.kind is TrapKind.ALIGNMENT:
-            return sig.SignalInfo(sig.SIGBUS, sig.BUS_ADRALN, trap.address, error=trap.error)
-        if trap.kind is TrapKind.BREAKPOINT:  # for this and what is undefined, frames show no syndrome
-            return sig.SignalInfo(sig.SIGTRAP, sig.TRAP_BRKPT, cpu.pc)
-        return sig.SignalInfo(sig.SIGILL, sig.ILL_ILLOPC, cpu.pc)
+        match trap.kind:
+            case TrapKind.BREAKPOINT:  # leaves what an earlier fault recorded (brk_handler)
+                return sig.SignalInfo(sig.SIGTRAP, sig.TRAP_BRKPT, cpu.pc)
+            case TrapKind.ALIGNMENT:
+                of_data = trap.vector == syndrome.EC_DATA_LOWER
+                record = sig.FaultRecord(
+                    error=trap.error, address=regs.untagged(trap.address) if of_data else 0
+                )
+                return sig.SignalInfo(sig.SIGBUS, sig.BUS_ADRALN, trap.address, record=record)
+        return sig.SignalInfo(sig.SIGILL, sig.ILL_ILLOPC, cpu.pc, record=sig.FaultRecord())
+
+    def untagged(self, address: int) -> int:
+        return regs.untagged(address)
 
     def push_frame(self, cpu: Cpu, delivery: sig.Delivery) -> None:
         state, stack = cpu.registers(), delivery.stack
-        top = stack.start + stack.size if delivery.switch else state["sp"]
-        record = (top & -16) - 16
-        frame = record - _FRAME & -16
-        if (delivery.switch or stack.contains(state["sp"])) and frame < stack.start:
-            raise UserFault("the alternate stack is too small")
         info, action = delivery.info, delivery.action
+        entered = stack.is_entered(action, state["sp"])
+        top = stack.start + stack.size if entered else state["sp"]
+        record = (top & -16) - 16
+        frame = record - _FRAME
+        if not 0 <= frame <= self.user_end - (top - frame):
+            raise UserFault("no such stack, or a pointer to it with a tag")
         ucontext = struct.pack("<QQQIIQ", 0, 0, stack.start, stack.flags, 0, stack.size)
         ucontext += struct.pack("<Q", delivery.mask).ljust(_CONTEXT_AT - len(ucontext), b"\0")
-        ucontext += _encode_context(state, info, cpu.syndrome)
-        cpu.copy_to_user(frame, (encode_siginfo(info) + ucontext).ljust(_FRAME, b"\0"))
+        ucontext += _encode_context(state, delivery.record)
+        cpu.copy_to_user(frame + _SIGINFO, ucontext)
         cpu.copy_to_user(record, struct.pack("<QQ", state["x29"], state["x30"]))
-        cpu.load_registers(
-            {
-                "x0": info.number,
-                "x1": frame,
-                "x2": frame + _SIGINFO,
-                "x29": record,
-                "x30": action.restorer if action.flags & sig.SA_RESTORER else delivery.signal_return,
-                "sp": frame,
-                "pc": action.handler,
-            }
-        )
-
-    def pop_frame(self, cpu: Cpu) -> sig.Restored:
-        if cpu.sp & 15:
-            raise UserFault("a frame is aligned to 16 bytes")
-        raw = cpu.copy_from_user(cpu.sp + _SIGINFO, _UCONTEXT)
-        start, flags, size = struct.unpack_from("<QIxxxxQ", raw, 16)
-        (mask,) = struct.unpack_from("<Q", raw, 40)
-        words = struct.unpack_from("<31QQQQ", raw, _CONTEXT_AT + 8)
-        values = dict(zip((*_GENERAL, "sp", "pc"), words[:33], strict=True))
-        values["nzcv"] = words[33] & 0xF000_0000
-        magic, length, fpsr, fpcr = struct.unpack_from("<IIII", raw, _RESERVED_AT)
-        if magic == _FPSIMD_MAGIC and length == _FPSIMD_SIZE:
-            values |= {"fpsr": fpsr, "fpcr": fpcr}
-            for i in range(32):
-                at = _RESERVED_AT + 16 + 16 * i
-                values[f"v{i}"] = int.from_bytes(raw[at : at + 16], "little")
+        values = {
+            "x0": info.number,
+            "x29": record,
+            "x30": action.restorer if action.flags & sig.SA_RESTORER else delivery.signal_return,
+            "sp": frame,
+            "pc": regs.untagged(action.handler),
+        }
+        if action.flags & sig.SA_SIGINFO:
+            cpu.copy_to_user(frame, encode_siginfo(info))
+            values |= {"x1": frame, "x2": frame + _SIGINFO}
         cpu.load_registers(values)
-        return sig.Restored(mask, sig.AlternateStack(start, flags & ~sig.SS_ONSTACK, size))
+
+    def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> sig.Restored:
+        restored, frame = sig.Restored(), cpu.sp
+        try:
+            if frame % 16 or frame + _FRAME > self.user_end:
+                raise UserFault("a frame lies in the user's half, aligned to 16 bytes")
+            self._restore(cpu, frame, restored)
+            start, flags, size = struct.unpack("<QIxxxxQ", cpu.copy_from_user(frame + _STACK_AT, 24))
+            restored.stack = sig.AlternateStack(start, flags, size)
+        except (UserFault, BadRecords):
+            at = cpu.sp
+            code = sig.SEGV_ACCERR if is_below_an_area(regs.untagged(at)) else sig.SEGV_MAPERR
+            restored.refused = sig.SignalInfo(sig.SIGSEGV, code, at, record=sig.FaultRecord())
+        return restored
+
+    def _restore(self, cpu: Cpu, frame: int, restored: sig.Restored) -> None:
+        """Mask and registers of a frame. Raises UserFault or BadRecords, with what came before restored."""
+        unreadable = 0
+
+        def word(offset: int) -> int:
+            nonlocal unreadable
+            try:
+                return int.from_bytes(cpu.copy_from_user(frame + offset, 8), "little")
+            except UserFault:
+                unreadable += 1
+                return 0
+
+        mask = word(_MASK_AT)
+        if not unreadable:
+            restored.mask = mask
+        try:
+            words = struct.unpack("<34Q", cpu.copy_from_user(frame + _GENERAL_AT, 34 * 8))
+        except UserFault:
+            words = tuple(word(_GENERAL_AT + 8 * i) for i in range(34))
+        values = dict(zip((*_GENERAL, "sp", "pc"), words[:33], strict=True))
+        values["pc"], values["nzcv"] = regs.untagged(values["pc"]), words[33] & regs.PSTATE_FLAGS
+        cpu.load_registers(values)
+        if unreadable or words[33] & regs.PSTATE_NOT_USER:
+            raise UserFault("registers that a program cannot have")
+        records = frame + _SIGINFO + _RESERVED_AT
+        found = find_fpsimd(cpu.copy_from_user, frame, records, self.user_end)
+        cpu.load_registers(decode_fpsimd(cpu.copy_from_user(found, FPSIMD_SIZE)))
 
 
-def _encode_context(state: dict[str, int], info: sig.SignalInfo, word: int) -> bytes:
-    """struct sigcontext: registers, then records up to a zero one. `word` is the last abort's syndrome."""
-    address, esr = 0, 0
-    if info.access is not None:
-        address, esr = info.address, _shown_syndrome(word, info.address)
-    elif info.is_fault:
-        esr = info.error
-    context = struct.pack("<Q31Q", address, *(state[name] for name in _GENERAL))
-    context += struct.pack("<QQQ", state["sp"], state["pc"], state["nzcv"] & 0xF000_0000)
+def _encode_context(state: dict[str, int], record: sig.FaultRecord) -> bytes:
+    """struct sigcontext: registers, then records up to a zero one."""
+    context = struct.pack("<Q31Q", record.address or 0, *(state[name] for name in _GENERAL))
+    context += struct.pack("<QQQ", state["sp"], state["pc"], state["nzcv"] & regs.PSTATE_FLAGS)
     context = context.ljust(_RESERVED_AT - _CONTEXT_AT, b"\0")
-    context += struct.pack("<IIII", _FPSIMD_MAGIC, _FPSIMD_SIZE, state["fpsr"], state["fpcr"])
-    context += b"".join(state[f"v{i}"].to_bytes(16, "little") for i in range(32))
-    if esr:
-        context += struct.pack("<IIQ", _ESR_MAGIC, _ESR_SIZE, esr)
-    return context
-
-
-def _shown_syndrome(word: int, address: int) -> int:
-    """What Linux shows of an abort's syndrome: nothing of the kernel's tables (`set_thread_esr`)."""
-    if not address >> 55 & 1:
-        return word & _SYNDROME_SHOWN
-    return word & _SYNDROME_SHOWN & ~0x3F | syndrome.FSC_TRANSLATION
+    return context + encode_records(state, record.error)

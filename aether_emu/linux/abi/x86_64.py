@@ -1,20 +1,19 @@
 """Linux/x86_64: numbers, limits, the start of a program, and the signal frame.
 
 The frame is the kernel's `struct rt_sigframe` (arch/x86/include/asm/sigframe.h): return address,
-ucontext, siginfo; above it, 64-byte aligned, the 512-byte FXSAVE image (Intel SDM 1 10.5.1). There
-is no XSAVE area, since the CPU has no state beyond SSE, and uc_flags says so.
+ucontext, siginfo; above it, 64-byte aligned, x87 and SSE state (`x86_64_fpu`).
 """
 
 from __future__ import annotations
 
-import errno
 import struct
+from collections.abc import Callable
 
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
-from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.abi import x86_64_fpu as fpu
 from aether_emu.linux.abi.siginfo import encode_siginfo
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.files.stat import Stat, encode_stat_x86_64
@@ -27,10 +26,21 @@ _CONTEXT = (
     "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
     "rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip", "rflags",
 )  # fmt: skip
-_UCONTEXT, _SIGCONTEXT, _FRAME, _FXSAVE = 304, 256, 440, 512
-_UC_FLAGS = 2 | 4  # UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS
+_UCONTEXT, _FRAME = 304, 440
+_CONTEXT_AT, _MASK_AT = 40, 296  # of the sigcontext and the mask in the ucontext
+_UC_STRICT_RESTORE_SS = 4
+_UC_FLAGS = 1 | 2 | _UC_STRICT_RESTORE_SS  # UC_FP_XSTATE | UC_SIGCONTEXT_SS
 _RED_ZONE = 128
-_MXCSR_VALID = 0xFFFF
+# Exception bits of x87 and SSE alike: invalid, divide by zero, overflow, underflow or denormal, precision.
+_FLOAT_CODES = (
+    (0x01, sig.FPE_FLTINV),
+    (0x04, sig.FPE_FLTDIV),
+    (0x08, sig.FPE_FLTOVF),
+    (0x12, sig.FPE_FLTUND),
+    (0x20, sig.FPE_FLTRES),
+)
+_OWN_SELECTORS = (regs.USER_CODE, regs.USER_DATA)
+_LOCAL, _SELECTOR = 4, 0xFFFC  # bits of a selector: it names the LDT; index and table
 
 
 class X86Abi(Abi):
@@ -47,9 +57,11 @@ class X86Abi(Abi):
         heap_bytes=1 << 30,
         image_base=0x5555_5555_4000,
     )
-    minimum_signal_stack = _FRAME + _FXSAVE + _RED_ZONE + 64 + 16
+    minimum_signal_stack = _FRAME + 15 + fpu.SIZE + fpu.ALIGNMENT - 1 + 15 & -16  # with room to align both
+    smallest_stack = 2048
 
     def __init__(self, virtual_bits: int = 48) -> None:
+        self._virtual_bits = virtual_bits
         self.user_end = (1 << virtual_bits - 1) - 4096
 
     def encode_stat(self, stat: Stat) -> bytes:
@@ -63,13 +75,19 @@ class X86Abi(Abi):
         values = dict.fromkeys(_CONTEXT, 0)
         values |= {"rip": entry, "rsp": stack_pointer, "rflags": regs.RFLAGS_FIXED | regs.RFLAGS_IF}
         values |= {"fs_base": 0, "gs_base": 0}
-        cpu.load_registers(values | _initial_fpu())
+        cpu.load_registers(values | fpu.initial_state())
 
     def finish_call(self, cpu: Cpu, result: int) -> None:
         flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF
         cpu.load_registers({"rax": result & _MASK, "rcx": cpu.pc, "r11": flags})  # Intel SDM 2B SYSCALL
 
     # ---- signals
+
+    def fault_signal(self, cpu: Cpu | None, number: int, code: int, va: int, access: int) -> sig.SignalInfo:
+        error = syndrome.error_of(access)
+        if va >= self.user_end:  # Linux never tells what of the kernel's half is mapped
+            error |= syndrome.PRESENT
+        return sig.SignalInfo(number, code, va, record=sig.FaultRecord(syndrome.VECTOR_PAGE_FAULT, error, va))
 
     def trap_signal(self, cpu: Cpu, trap: Trap) -> sig.SignalInfo:
         pc = cpu.pc
@@ -82,26 +100,30 @@ class X86Abi(Abi):
             TrapKind.PROTECTION: (sig.SIGSEGV, sig.SI_KERNEL, 0),
             TrapKind.NON_CANONICAL: (sig.SIGSEGV, sig.SI_KERNEL, 0),
             TrapKind.ALIGNMENT: (sig.SIGBUS, sig.BUS_ADRALN, 0),
-            TrapKind.FLOAT: (sig.SIGFPE, 0, pc),
+            TrapKind.FLOAT: (sig.SIGFPE, _float_code(cpu, trap.vector), pc),
         }[trap.kind]
-        return sig.SignalInfo(number, code, address, trap=trap.vector, error=trap.error)
+        return sig.SignalInfo(
+            number, code, address, record=sig.FaultRecord(trap.vector, trap.error, address=None)
+        )
 
     def push_frame(self, cpu: Cpu, delivery: sig.Delivery) -> None:
-        state = cpu.registers()
-        stack = delivery.stack
-        top = stack.start + stack.size if delivery.switch else state["rsp"] - _RED_ZONE
-        image = (top - _FXSAVE) & -64
-        frame = ((image - _FRAME) & -16) - 8
-        if (delivery.switch or stack.contains(state["rsp"])) and frame < stack.start:
-            raise UserFault("the alternate stack is too small")
-        info, action = delivery.info, delivery.action
+        info, action, stack = delivery.info, delivery.action, delivery.stack
         if not action.flags & sig.SA_RESTORER:
             raise UserFault("the handler has nothing to return to")
-        cpu.copy_to_user(image & _MASK, encode_fxsave(state))
+        state = cpu.registers()
+        below = state["rsp"] - _RED_ZONE & _MASK
+        entered = stack.is_entered(action, below)
+        top = stack.start + stack.size & _MASK if entered else below
+        area = top - fpu.SIZE & -fpu.ALIGNMENT
+        frame = (area - _FRAME & -16) - 8
+        if (entered or stack.contains(state["rsp"])) and not stack.spans(frame):
+            raise UserFault("the alternate stack is too small")
+        cpu.copy_to_user(area & _MASK, fpu.encode_state(state))
         ucontext = struct.pack("<QQQIIQ", _UC_FLAGS, 0, stack.start, stack.flags, 0, stack.size)
-        ucontext += _encode_context(state, info, delivery.mask, image, self.user_end)
-        ucontext += struct.pack("<Q", delivery.mask)
-        content = struct.pack("<Q", action.restorer) + ucontext + encode_siginfo(info)
+        ucontext += _encode_context(state, delivery, area) + struct.pack("<Q", delivery.mask)
+        content = struct.pack("<Q", action.restorer) + ucontext
+        if action.flags & sig.SA_SIGINFO:
+            content += encode_siginfo(info)
         cpu.copy_to_user(frame & _MASK, content)
         keep = state["rflags"] & ~(regs.RFLAGS_DF | regs.RFLAGS_RF | regs.RFLAGS_TF)
         cpu.load_registers(
@@ -114,76 +136,73 @@ class X86Abi(Abi):
                 "rax": 0,
                 "rflags": keep,
             }
-            | _initial_fpu()
+            | fpu.initial_state()
         )
 
-    def pop_frame(self, cpu: Cpu) -> sig.Restored:
-        ucontext = cpu.sp  # the handler's `ret` has popped the return address
-        raw = cpu.copy_from_user(ucontext, _UCONTEXT)
-        start, flags, size = struct.unpack_from("<QIxxxxQ", raw, 16)
-        words = struct.unpack_from("<18Q", raw, 40)
-        (image,) = struct.unpack_from("<Q", raw, 40 + 184)
-        (mask,) = struct.unpack_from("<Q", raw, 40 + _SIGCONTEXT)
-        values = dict(zip(_CONTEXT, words, strict=True))
-        current = cpu.read("rflags")
-        values["rflags"] = current & ~regs.RFLAGS_USER | values["rflags"] & regs.RFLAGS_USER
-        if image:
-            values |= decode_fxsave(cpu.copy_from_user(image, _FXSAVE))
-        else:
-            values |= _initial_fpu()
-        cpu.load_registers(values)
-        return sig.Restored(mask, sig.AlternateStack(start, flags & ~sig.SS_ONSTACK, size))
+    def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> sig.Restored:
+        restored, ucontext = sig.Restored(), cpu.sp  # the handler's `ret` has popped the return address
+        selectors = _OWN_SELECTORS
+        try:
+            (restored.mask,) = struct.unpack("<Q", cpu.copy_from_user(ucontext + _MASK_AT & _MASK, 8))
+            (uc_flags,) = struct.unpack("<Q", cpu.copy_from_user(ucontext, 8))
+            words = struct.unpack("<18Q4H5Q", cpu.copy_from_user(ucontext + _CONTEXT_AT & _MASK, 192))
+            values = dict(zip(_CONTEXT, words, strict=False))
+            selectors = _selectors(words[18] | 3, words[21] | 3, uc_flags)
+            flags = cpu.read("rflags") & ~regs.RFLAGS_USER | values["rflags"] & regs.RFLAGS_USER
+            values["rflags"] = flags & ~regs.RFLAGS_RF  # it suppresses breakpoints, and there are none
+            cpu.load_registers(values | fpu.initial_state())
+            if words[26]:
+                cpu.load_registers(fpu.read_state(cpu.copy_from_user, words[26]))
+            start, flags, size = struct.unpack("<QIxxxxQ", cpu.copy_from_user(ucontext + 16, 24))
+            restored.stack = sig.AlternateStack(start, flags, size)
+        except (UserFault, fpu.BadState):
+            restored.refused = sig.SignalInfo(sig.SIGSEGV, sig.SI_KERNEL, selectors=selectors)
+            return restored
+        error = self._return_error(*selectors, cpu.pc)
+        if error is not None:
+            record = sig.FaultRecord(syndrome.VECTOR_PROTECTION, error, address=None)
+            restored.refused = sig.SignalInfo(sig.SIGSEGV, sig.SI_KERNEL, record=record, selectors=selectors)
+        return restored
+
+    def _return_error(self, code: int, stack: int, pc: int) -> int | None:
+        """The error code with which the kernel's IRET refuses to go there (Intel SDM 2A); None: it goes."""
+        if stack & _LOCAL:  # Linux returns by another way (espfix), which reports no selector
+            return 0
+        if code != regs.USER_CODE:
+            return code & _SELECTOR
+        if stack != regs.USER_DATA:
+            return stack & _SELECTOR
+        sign = pc >> self._virtual_bits - 1
+        return 0 if sign not in (0, _MASK >> self._virtual_bits - 1) else None
 
 
-def _initial_fpu() -> dict[str, int]:
-    values = {f"xmm{i}": 0 for i in range(16)} | {f"fp{i}": 0 for i in range(8)}
-    return values | {"fpcw": regs.FPU_CONTROL, "fpsw": 0, "fptag": regs.FPU_TAGS, "mxcsr": regs.MXCSR}
+def _selectors(code: int, stack: int, uc_flags: int) -> tuple[int, int]:
+    """CS and SS that a frame asks for. Without UC_STRICT_RESTORE_SS a bad SS is mended (force_valid_ss)."""
+    if code == regs.USER_CODE and not uc_flags & _UC_STRICT_RESTORE_SS:
+        stack = regs.USER_DATA
+    return code, stack
 
 
-def _encode_context(
-    state: dict[str, int], info: sig.SignalInfo, mask: int, image: int, user_end: int
-) -> bytes:
+def _float_code(cpu: Cpu, vector: int) -> int:
+    """si_code of a floating-point exception: the first unmasked one in the order of the manual."""
+    if vector == syndrome.VECTOR_SIMD:
+        control = cpu.read("mxcsr")
+        raised = control & ~(control >> 7)
+    else:
+        raised = cpu.read("fpsw") & ~cpu.read("fpcw")
+    return next((code for bits, code in _FLOAT_CODES if raised & bits), 0)
+
+
+def _encode_context(state: dict[str, int], delivery: sig.Delivery, area: int) -> bytes:
     """struct sigcontext, 256 bytes."""
-    segments = (regs.USER_CODE, 0, 0, regs.USER_DATA)
-    trap, error, address = info.trap, info.error, 0
-    if info.access is not None:
-        trap, error = syndrome.VECTOR_PAGE_FAULT, syndrome.error_of(info.access)
-        address = info.address
-        if address >= user_end:  # Linux never tells what of the kernel's half is mapped
-            error |= syndrome.PRESENT
+    info, record = delivery.info, delivery.record
+    code, stack = info.selectors or _OWN_SELECTORS
+    flags = state["rflags"] & ~regs.RFLAGS_RF
+    if info.record is not None and info.selectors is None and record.trap not in syndrome.TRAPS:
+        flags |= regs.RFLAGS_RF  # as a fault pushes it (Intel SDM 3B 18.3.1.1)
     return struct.pack(
         "<18Q4H5Q64x",
-        *(state[name] & _MASK for name in _CONTEXT),
-        *segments,
-        *(error, trap, mask, address, image),
+        *(state[name] & _MASK for name in _CONTEXT[:-1]),
+        *(flags, code, 0, 0, stack),
+        *(record.error, record.trap, delivery.mask, record.address or 0, area & _MASK),
     )
-
-
-def encode_fxsave(state: dict[str, int]) -> bytes:
-    """The FXSAVE image of the register names used here."""
-    tags = state["fptag"]
-    abridged = sum(1 << i for i in range(8) if tags >> 2 * i & 3 != 3)
-    top = state["fpsw"] >> 11 & 7
-    head = struct.pack(
-        "<HHBBHQQII", state["fpcw"], state["fpsw"], abridged, 0, 0, 0, 0, state["mxcsr"], _MXCSR_VALID
-    )
-    x87 = b"".join(state[f"fp{top + i & 7}"].to_bytes(10, "little") + bytes(6) for i in range(8))
-    xmm = b"".join(state[f"xmm{i}"].to_bytes(16, "little") for i in range(16))
-    return (head + x87 + xmm).ljust(_FXSAVE, b"\0")
-
-
-def decode_fxsave(image: bytes) -> dict[str, int]:
-    """Register values of an FXSAVE image. Raises Refused(EINVAL) for reserved MXCSR bits."""
-    fpcw, fpsw, abridged, mxcsr = struct.unpack_from("<HHBxxxxxxxxxxxxxxxxxxxI", image)
-    if mxcsr & ~_MXCSR_VALID:
-        raise Refused(errno.EINVAL, "reserved MXCSR bits")
-    top = fpsw >> 11 & 7
-    values = {"fpcw": fpcw, "fpsw": fpsw, "mxcsr": mxcsr}
-    values["fptag"] = sum(3 << 2 * i for i in range(8) if not abridged >> i & 1)
-    for i in range(8):
-        at = 32 + 16 * i
-        values[f"fp{top + i & 7}"] = int.from_bytes(image[at : at + 10], "little")
-    for i in range(16):
-        at = 160 + 16 * i
-        values[f"xmm{i}"] = int.from_bytes(image[at : at + 16], "little")
-    return values

@@ -12,21 +12,22 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 
 _SET_SIZE = 8
-_MINIMUM_STACK = 2048
 
 
 def sys_rt_sigaction(task: Task, number: int, new: int, old: int, size: int, *_: int) -> int:
     number = s32(number)
-    if size != _SET_SIZE or not 0 < number <= sig.SIGNALS:
-        raise Refused(errno.EINVAL, "no such signal")
+    if size != _SET_SIZE:
+        raise Refused(errno.EINVAL, "the set has another size")
     action = None
     if new:
         handler, flags, restorer, mask = struct.unpack("<4Q", task.cpu.copy_from_user(new, 32))
-        action = sig.Action(handler, flags, restorer, mask & ~sig.UNBLOCKABLE)
-        if number in (sig.SIGKILL, sig.SIGSTOP):
-            raise Refused(errno.EINVAL, "its action cannot be changed")
+        action = sig.Action(handler, flags & sig.KNOWN_FLAGS, restorer, mask & ~sig.UNBLOCKABLE)
+    if not 0 < number <= sig.SIGNALS:
+        raise Refused(errno.EINVAL, "no such signal")
     before = task.process.signals.actions[number]
     if action is not None:
+        if number in (sig.SIGKILL, sig.SIGSTOP):
+            raise Refused(errno.EINVAL, "its action cannot be changed")
         task.process.set_action(number, action)
     if old:
         packed = struct.pack("<4Q", before.handler, before.flags, before.restorer, before.mask)
@@ -79,27 +80,12 @@ def sys_rt_sigreturn(task: Task, *_: int) -> None:
 
 
 def sys_sigaltstack(task: Task, new: int, old: int, *_: int) -> int:
-    signals, stack_pointer = task.signals, task.cpu.sp
-    before = signals.stack
-    on_it = before.contains(stack_pointer)
-    change = None
+    signals, before = task.signals, task.signals.stack
     if new:
         start, flags, size = struct.unpack("<QIxxxxQ", task.cpu.copy_from_user(new, 24))
-        mode = flags & ~sig.SS_AUTODISARM
-        if on_it:
-            raise Refused(errno.EPERM, "the program runs on the alternate stack")
-        if mode not in (0, sig.SS_DISABLE, sig.SS_ONSTACK):
-            raise Refused(errno.EINVAL, "unknown flags")
-        if mode == sig.SS_DISABLE:
-            change = sig.AlternateStack(flags=flags)
-        elif size < _MINIMUM_STACK:
-            raise Refused(errno.ENOMEM, f"at least {_MINIMUM_STACK} bytes")
-        else:
-            change = sig.AlternateStack(start, flags, size)
-    if change is not None:
-        signals.stack = change
+        signals.change_stack(sig.AlternateStack(start, flags, size))
     if old:
-        flags = before.flags & (sig.SS_AUTODISARM | sig.SS_DISABLE) | (sig.SS_ONSTACK if on_it else 0)
+        flags = before.shown_flags(task.cpu.sp)
         task.cpu.copy_to_user(old, struct.pack("<QIxxxxQ", before.start, flags, before.size))
     return 0
 

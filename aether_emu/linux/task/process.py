@@ -9,13 +9,16 @@ from typing import Any, Protocol
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.task.signals import ProcessSignals, TaskSignals
+from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.mm.space import AddressSpace
 
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS = 3, 6, 7, 9
+RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_SIGPENDING = 3, 6, 7, 9, 11
+_RAM_PER_SIGNAL = (
+    2 * 8 * (16 << 10)
+)  # bytes: Linux admits half as many as stacks of 16 KiB in an eighth of RAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class Process:
         limits[RLIMIT_STACK] = (space.stack, RLIM_INFINITY)
         limits[RLIMIT_NPROC] = (1, 1)
         limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
+        signals = max(self.config.ram // _RAM_PER_SIGNAL, 1)
+        limits[RLIMIT_SIGPENDING] = (signals, signals)
         if space.address_space is not None:
             limits[RLIMIT_AS] = (space.address_space, space.address_space)
         return limits
@@ -98,19 +103,40 @@ class Process:
     # ---- signals
 
     def post(self, info: SignalInfo) -> None:
-        """Send a signal to the process: the first task that does not block it takes it."""
+        """Send a signal to the process: the first task that does not block it takes it.
+
+        Raises Refused(EAGAIN), see `signals.enqueue`.
+        """
+        forget_opposite(info.number, self)
         takers = [task for task in self.tasks if not task.signals.blocks(info.number)]
         if takers and self.signals.is_ignored(info.number):
             return
-        self.signals.pending.add(info)
+        enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
+
+    @property
+    def queued_signals(self) -> int:
+        """How many signals are queued for it and its tasks (`SigQ`)."""
+        return self.signals.pending.queued + sum(task.signals.pending.queued for task in self.tasks)
+
+    @property
+    def signal_limit(self) -> int:
+        """How many may be (RLIMIT_SIGPENDING)."""
+        return self.limits[RLIMIT_SIGPENDING][0]
+
+    def has_memory_above(self, address: int) -> bool:
+        """Whether an area lies at `address` or above it."""
+        return self.mm.areas.following(address) is not None
 
     def set_action(self, number: int, action: Action) -> None:
         """sigaction(2). What is ignored from now on is not pending either."""
         self.signals.actions[number] = action
-        if not self.signals.is_ignored(number):
-            return
+        if self.signals.is_ignored(number):
+            self.forget(number)
+
+    def forget(self, number: int) -> None:
+        """Drop what waits of a signal, for the process and for each task."""
         self.signals.pending.drop(number)
         for task in self.tasks:
             task.signals.pending.drop(number)

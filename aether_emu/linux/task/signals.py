@@ -10,55 +10,105 @@ handler sees is the ISA's business (`abi`). Masks have bit N-1 for signal N.
 
 from __future__ import annotations
 
+import errno
+from collections import deque
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, SignalInfo
+from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
 from aether_emu.machine.cpu import Cpu, UserFault
 
 State = dict[str, Any]
 
 
 class Pending:
-    """Signals that were posted and not taken yet. Only real-time signals are counted."""
+    """Signals that were posted and not taken yet.
+
+    `mask` says which there are. `queued` of them have a record of their own, what Linux counts against
+    RLIMIT_SIGPENDING; a signal without one is delivered once, and tells its handler nothing.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[int, tuple[SignalInfo, ...]] = {}  # none is empty
+        self._records: dict[int, deque[SignalInfo]] = {}  # none is empty
+        self.mask = self.queued = 0
 
-    @property
-    def mask(self) -> int:
-        """Which signals there are."""
-        return sum(1 << number - 1 for number in self._waiting)
+    def has(self, number: int) -> bool:
+        """Whether one of this number waits."""
+        return bool(self.mask >> number - 1 & 1)
 
     def add(self, info: SignalInfo) -> None:
-        """One more. A second one of the same number is lost below the real-time signals."""
-        waiting = self._waiting.get(info.number, ())
-        if not waiting or info.number >= sig.FIRST_REAL_TIME:
-            self._waiting[info.number] = (*waiting, info)
+        """One more, with its record."""
+        self._records.setdefault(info.number, deque()).append(info)
+        self.queued += 1
+        self.mark(info.number)
+
+    def mark(self, number: int) -> None:
+        """A signal without a record."""
+        self.mask |= 1 << number - 1
 
     def take(self, blocked: int) -> SignalInfo | None:
-        """Remove and return the lowest one that `blocked` lets through."""
-        for number in sorted(self._waiting):
-            if not blocked >> number - 1 & 1:
-                info, *others = self._waiting.pop(number)
-                if others:
-                    self._waiting[number] = tuple(others)
-                return info
-        return None
+        """Remove and return the next that `blocked` lets through: the lowest, a program's own first."""
+        ready = self.mask & ~blocked
+        if not ready:
+            return None
+        first = ready & sig.SYNCHRONOUS or ready
+        number = (first & -first).bit_length()
+        records = self._records.get(number)
+        if records is None:
+            self.drop(number)
+            return SignalInfo(number)
+        info = records.popleft()
+        self.queued -= 1
+        if not records:
+            self.drop(number)
+        return info
 
     def drop(self, number: int) -> None:
         """Forget every signal of a number."""
-        self._waiting.pop(number, None)
+        self.queued -= len(self._records.pop(number, ()))
+        self.mask &= ~(1 << number - 1)
 
-    def capture(self) -> dict[int, tuple[SignalInfo, ...]]:
-        """What waits, by number."""
-        return dict(self._waiting)
+    def capture(self) -> State:
+        """What waits."""
+        return {"mask": self.mask, "records": [tuple(records) for records in self._records.values()]}
 
-    def restore(self, state: dict[int, tuple[SignalInfo, ...]]) -> None:
+    def restore(self, state: State) -> None:
         """Take over what `capture` gave."""
-        self._waiting = dict(state)
+        self.mask = state["mask"]
+        self._records = {records[0].number: deque(records) for records in state["records"]}
+        self.queued = sum(map(len, self._records.values()))
+
+
+def forget_opposite(number: int, group: Group) -> None:
+    """Signals that stop and SIGCONT undo each other while they wait (Linux: prepare_signal)."""
+    if number == sig.SIGCONT:
+        for other in sig.STOPPING:
+            group.forget(other)
+    elif number in sig.STOPPING:
+        group.forget(sig.SIGCONT)
+
+
+def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
+    """Post one signal of `group`'s. Raises Refused(EAGAIN) when a real-time one finds no room for its record.
+
+    Below the real-time signals a second one of a number is lost. One that the kernel or kill(2) sends gets
+    its record whatever the limit; any other goes without. (Linux: __send_signal_locked)
+    """
+    number, real_time = info.number, info.number >= sig.FIRST_REAL_TIME
+    if pending.has(number) and not real_time:
+        return
+    if number == sig.SIGKILL:
+        pending.mark(number)
+    elif (not real_time and info.code >= 0) or group.queued_signals < group.signal_limit:
+        pending.add(info)
+    elif real_time and info.code != sig.SI_USER:
+        raise Refused(errno.EAGAIN, "as many signals are queued as RLIMIT_SIGPENDING admits")
+    else:
+        pending.mark(number)
 
 
 class ProcessSignals:
@@ -95,6 +145,12 @@ class Group(Protocol):
     def abi(self) -> Abi: ...
     @property
     def is_over(self) -> bool: ...
+    @property
+    def queued_signals(self) -> int: ...
+    @property
+    def signal_limit(self) -> int: ...
+    def has_memory_above(self, address: int) -> bool: ...
+    def forget(self, number: int) -> None: ...
     def die(self, signal: int, why: str) -> None: ...
 
 
@@ -113,7 +169,7 @@ class TaskSignals:
     """A task's signals.
 
     `blocked` never holds SIGKILL or SIGSTOP. `suspended_mask` is what `blocked` was before a call lent the
-    task another mask, and None at all other times.
+    task another mask, and None at all other times. `record` is what frames show of the last fault.
     """
 
     def __init__(self, task: Receiver) -> None:
@@ -122,6 +178,7 @@ class TaskSignals:
         self.pending = Pending()
         self.suspended_mask: int | None = None
         self.stack = AlternateStack()
+        self.record = FaultRecord()
 
     def blocks(self, number: int) -> bool:
         """Whether the task takes no signal of this number now."""
@@ -131,6 +188,10 @@ class TaskSignals:
 
     def force(self, info: SignalInfo) -> None:
         """A fault of the program itself: deliver now, or die by it when that is not possible."""
+        record = info.record
+        if record is not None:
+            kept = self.record.address if record.address is None else record.address
+            self.record = replace(record, address=kept)
         action = self._task.process.signals.actions[info.number]
         if action.handler in (sig.SIG_DFL, sig.SIG_IGN) or self.blocks(info.number):
             self._die(info)
@@ -138,9 +199,13 @@ class TaskSignals:
             self._enter(info, action)
 
     def post(self, info: SignalInfo) -> None:
-        """A signal for this task alone, delivered when it is about to go on and does not block it."""
+        """A signal for this task alone, delivered when it is about to go on and does not block it.
+
+        Raises Refused(EAGAIN), see `enqueue`.
+        """
+        forget_opposite(info.number, self._task.process)
         if self.blocks(info.number) or not self._task.process.signals.is_ignored(info.number):
-            self.pending.add(info)
+            enqueue(self.pending, info, self._task.process)
             self.update()
 
     def update(self) -> None:
@@ -192,12 +257,12 @@ class TaskSignals:
 
     def _enter(self, info: SignalInfo, action: Action) -> None:
         cpu, process = self._task.cpu, self._task.process
-        on_stack = self.stack.contains(cpu.sp)
-        switch = (
-            bool(action.flags & sig.SA_ONSTACK) and not self.stack.flags & sig.SS_DISABLE and not on_stack
-        )
+        if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
+            info = self._without_tag(info)
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
-        delivery = Delivery(info, action, mask, self.stack, switch, process.signals.signal_return)
+        delivery = Delivery(info, action, mask, self.stack, self.record, process.signals.signal_return)
+        if action.flags & sig.SA_RESETHAND:  # even if the frame cannot be built
+            process.signals.actions[info.number] = replace(action, handler=sig.SIG_DFL)
         try:
             process.abi.push_frame(cpu, delivery)
         except UserFault:
@@ -209,26 +274,46 @@ class TaskSignals:
             return
         self.suspended_mask = None
         if self.stack.flags & sig.SS_AUTODISARM:
-            self.stack = AlternateStack()
-        if action.flags & sig.SA_RESETHAND:
-            reset = Action(sig.SIG_DFL, action.flags, action.restorer, action.mask)
-            process.signals.actions[info.number] = reset
+            self.stack = sig.DISARMED
         self.blocked |= action.mask & ~sig.UNBLOCKABLE
         if not action.flags & sig.SA_NODEFER:
             self.blocked |= 1 << info.number - 1
         self.update()
 
+    def _without_tag(self, info: SignalInfo) -> SignalInfo:
+        """As a handler is told it that asked for no tags. A breakpoint's address is no tagged pointer."""
+        if (info.number, info.code) == (sig.SIGTRAP, sig.TRAP_BRKPT):
+            return info
+        return replace(info, address=self._task.process.abi.untagged(info.address))
+
     def go_back(self) -> None:
-        """rt_sigreturn(2): a bad frame is SIGSEGV."""
-        try:
-            restored = self._task.process.abi.pop_frame(self._task.cpu)
-        except (UserFault, Refused):
-            self.force(SignalInfo(sig.SIGSEGV, sig.SI_KERNEL))
-            return
-        self.blocked = restored.mask & ~sig.UNBLOCKABLE
-        if not self.stack.contains(self._task.cpu.sp):
-            self.stack = restored.stack
+        """rt_sigreturn(2): a bad frame is SIGSEGV. What was read before the bad part stays in force."""
+        process, cpu = self._task.process, self._task.cpu
+        restored = process.abi.pop_frame(cpu, process.has_memory_above)
+        if restored.mask is not None:
+            self.blocked = restored.mask & ~sig.UNBLOCKABLE
+        if restored.stack is not None:
+            with suppress(Refused):  # Linux reports no error but that of reading it
+                self.change_stack(restored.stack)
+        if restored.refused is not None:
+            self.force(restored.refused)
         self.update()
+
+    def change_stack(self, wanted: AlternateStack) -> None:
+        """sigaltstack(2). Raises Refused: EPERM while a handler runs on it, EINVAL, ENOMEM."""
+        if self.stack.contains(self._task.cpu.sp):
+            raise Refused(errno.EPERM, "the program runs on the alternate stack")
+        mode = wanted.flags & ~sig.SS_AUTODISARM
+        if mode not in (0, sig.SS_DISABLE, sig.SS_ONSTACK):
+            raise Refused(errno.EINVAL, "unknown flags")
+        if wanted == self.stack:
+            return
+        smallest = self._task.process.abi.smallest_stack
+        if mode == sig.SS_DISABLE:
+            wanted = AlternateStack(flags=wanted.flags)
+        elif wanted.size < smallest:
+            raise Refused(errno.ENOMEM, f"at least {smallest} bytes")
+        self.stack = wanted
 
     def _die(self, info: SignalInfo) -> None:
         where = f" at {info.address:#x}" if info.is_fault else ""
@@ -242,9 +327,10 @@ class TaskSignals:
             "pending": self.pending.capture(),
             "suspended_mask": self.suspended_mask,
             "stack": self.stack,
+            "record": self.record,
         }
 
     def restore(self, state: State) -> None:
         self.blocked, self.suspended_mask = state["blocked"], state["suspended_mask"]
-        self.stack = state["stack"]
+        self.stack, self.record = state["stack"], state["record"]
         self.pending.restore(state["pending"])

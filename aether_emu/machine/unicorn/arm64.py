@@ -27,7 +27,6 @@ from unicorn import UC_HOOK_EDGE_GENERATED, UC_HOOK_INSN, UC_HOOK_INTR, arm64_co
 
 from aether_emu.arch.arm64 import id_registers, stubs, syndrome
 from aether_emu.arch.arm64 import registers as regs
-from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
 from aether_emu.machine.unicorn import arm64_calibrate, engine
@@ -43,7 +42,6 @@ _MAINTENANCE = (1, 3, 7)  # op0, op1, CRn of cache maintenance by address
 _IC_IVAU = (5, 1)  # CRm, op2
 _CNTFRQ, _CNTPCT, _CNTVCT = (3, 3, 14, 0, 0), (3, 3, 14, 0, 1), (3, 3, 14, 0, 2)
 _VMEM_READ_ADDRESS = ctypes.cast(engine.vmem_read, ctypes.c_void_p).value or 0
-_USER_READ = int(Access.USER | Access.READ)
 _MISALIGNED_PC = syndrome.EC_PC_ALIGNMENT << 26 | syndrome.IL
 
 NUMBERS: dict[str, int] = {
@@ -66,11 +64,6 @@ class SupervisorResult:
 
     x0: int
     fault: tuple[int, int] | None
-
-
-def _untagged(va: int) -> int:
-    """The address without the tag byte that TCR.TBI0 allows in pointers to the low half (Arm ARM D8.8)."""
-    return va if va >> 55 & 1 else va & (1 << 56) - 1
 
 
 class ArmCpu(UnicornCpu):
@@ -109,6 +102,7 @@ class ArmCpu(UnicornCpu):
         )  # `uc_vmem_translate` must store its result somewhere; only whether it fails matters
         self._scan = BlockScan(_VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
+        self._reported: tuple[int, int] | None = None  # syndrome and address of an abort that we raise
         self._random_reads: RandomReads | None = None
 
     # ---- bring-up
@@ -138,6 +132,7 @@ class ArmCpu(UnicornCpu):
     def _exception_hook(self) -> Callable[[int, int, int], None]:
         handle, x = self._handle, self.general
         status, address, pc = self._syndrome, self._address, self._pc
+        untagged = regs.untagged
         known: dict[int, int] = {}  # syndrome -> what `_abort_access` returned for it
 
         def exception(_uc: int, number: int, _data: int) -> None:
@@ -156,7 +151,7 @@ class ArmCpu(UnicornCpu):
                         self._other(number)
                     else:
                         va = address[0]
-                        self.on_fault(_untagged(va) if va >> 55 else va, access)
+                        self.on_fault(untagged(va) if va >> 55 else va, access)
                 elif number == _FETCH_ABORT:
                     self._misaligned()
                 else:
@@ -180,7 +175,7 @@ class ArmCpu(UnicornCpu):
         if number == _BREAKPOINT:
             self.on_trap(Trap(TrapKind.BREAKPOINT, kind, word))
         elif number in (_DATA_ABORT, _FETCH_ABORT):
-            self.on_trap(Trap(TrapKind.ALIGNMENT, kind, word, _untagged(self._address[0])))
+            self.on_trap(Trap(TrapKind.ALIGNMENT, kind, word, self._address[0]))
         elif kind == syndrome.EC_SYSREG and self._emulate(word):
             return
         elif kind == syndrome.EC_WFX:
@@ -195,7 +190,7 @@ class ArmCpu(UnicornCpu):
     def _emulate(self, word: int) -> bool:
         """A trapped system register or instruction, if it is one of ours (Arm ARM D19.2, ESR_EL1, EC 0x18).
 
-        Cache maintenance needs what a read needs, and Linux takes its aborts for reads.
+        Cache maintenance needs what a read needs.
         """
         op0, op2, op1 = word >> 20 & 3, word >> 17 & 7, word >> 14 & 7
         crn, target, crm, read = word >> 10 & 15, word >> 5 & 31, word >> 1 & 15, word & 1
@@ -209,13 +204,25 @@ class ArmCpu(UnicornCpu):
         if (op0, op1, crn) == _MAINTENANCE:
             address = 0 if target == _ZERO_REGISTER else self.general[target]
             if engine.vmem_translate(self._handle, address, PROT_READ, ctypes.addressof(self._physical)):
-                self.on_fault(_untagged(address), _USER_READ)
+                self._maintenance_fault(address)
                 return True  # if the handler mapped the page, the guest executes the instruction again
             if (crm, op2) == _IC_IVAU:
                 self.flush_code()
             self.pc = self.pc + _INSTRUCTION
             return True
         return False
+
+    def _maintenance_fault(self, address: int) -> None:
+        """Report the abort that cache maintenance of `address` meets, not its trap (Arm ARM D7.5.9)."""
+        self._uc.cpr_write(*regs.AT_S1E0R, address)
+        result = self._uc.cpr_read(*regs.PAR_EL1)
+        status = result >> 1 & 0x3F if result & 1 else syndrome.FSC_TRANSLATION
+        word = syndrome.maintenance_abort(status)
+        self._reported = word, address
+        try:
+            self.on_fault(regs.untagged(address), int(syndrome.access_of(word)))
+        finally:
+            self._reported = None
 
     def _identify(self) -> bool:
         """An `mrs` of an ID register, as Linux answers it: the instruction is read by the user's rights."""
@@ -333,7 +340,12 @@ class ArmCpu(UnicornCpu):
     @property
     def syndrome(self) -> int:
         """What ESR_ELx would show of the last exception: true while its callback runs."""
-        return self._syndrome[0]
+        return self._reported[0] if self._reported is not None else self._syndrome[0]
+
+    @property
+    def fault_address(self) -> int:
+        """What FAR_ELx would show likewise: of aborts alone, the tag included."""
+        return self._reported[1] if self._reported is not None else self._address[0]
 
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("pc", *NUMBERS)}

@@ -61,6 +61,7 @@ class BareArm64:
         self.words = memoryview(self.memory).cast("Q")
         self.faults: list[tuple[int, int, int]] = []  # va, access, pc
         self.syndromes: list[int] = []  # of the faults
+        self.addresses: list[int] = []  # likewise, with their tags
         self.traps: list[tuple[Trap, int]] = []
         self.calls: list[tuple[int, int]] = []  # number, pc
         self._free = granule
@@ -132,6 +133,7 @@ class BareArm64:
     def _fault(self, va: int, access: int) -> None:
         self.faults.append((va, access, self.cpu.pc))
         self.syndromes.append(self.cpu.syndrome)
+        self.addresses.append(self.cpu.fault_address)
         self.cpu.stop()
 
     def _trap(self, trap: Trap) -> None:

@@ -189,6 +189,9 @@ class TestAborts:
         bare["x1"] = 0x5A << 56 | ABSENT + 8
         bare.run(source + "\nsvc #0")
         assert bare.faults == [(ABSENT + 8, int(Access.READ | Access.USER), CODE)]
+        # A data abort by cache maintenance, which counts as a write, at level 2 (Arm ARM D19.2.37).
+        assert bare.syndromes == [0x9200_0146]
+        assert bare.addresses == [0x5A << 56 | ABSENT + 8]
         bare.map(ABSENT, READ_ONLY_LEAF)
         bare.cpu.run()
         assert (len(bare.faults), bare.calls) == (1, [(0, CODE + 8)])
@@ -196,7 +199,15 @@ class TestAborts:
     def test_cache_maintenance_of_the_kernels_pages_is_refused(self, bare: BareArm64) -> None:
         bare["x1"] = TEXT
         bare.run("dc civac, x1")
-        assert [va for va, _access, _pc in bare.faults] == [TEXT]
+        assert bare.faults == [(TEXT, int(Access.READ | Access.USER | Access.PRESENT), CODE)]
+        assert bare.syndromes == [0x9200_014F]
+
+    def test_after_maintenance_an_abort_shows_its_own_syndrome_again(self, bare: BareArm64) -> None:
+        bare["x1"] = ABSENT
+        bare.run("dc civac, x1")
+        bare.run("str x0, [x1, #16]")
+        assert bare.syndromes == [0x9200_0146, 0x9200_0046]
+        assert bare.addresses == [ABSENT, ABSENT + 16]
 
     def test_an_access_over_a_border_names_the_first_byte_of_the_page_it_lacks(self, bare: BareArm64) -> None:
         bare["x1"] = DATA + 0xFFC
