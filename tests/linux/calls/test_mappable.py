@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.machine.cpu import UserFault
+from aether_emu.machine.memory import host
 from aether_emu.mm.counters import Event
 from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED
 from aether_emu.system import Grants, Machine
@@ -465,3 +467,50 @@ def test_a_name_that_is_no_text_is_shown_as_it_is(guest: Guest) -> None:
     maps = guest.open(b"/proc/self/maps", fl.O_RDONLY)
     size = guest.call("read", maps, SCRATCH, 8 * PAGE)
     assert b"/w/\xff\xfe\n" in guest.cpu.copy_from_user(SCRATCH, size)
+
+
+# What the host refuses
+
+
+def test_a_page_that_the_host_refuses_late_is_a_bus_error_and_no_more(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another owner of the host's file forbids new windows of it after the guest has mapped it."""
+    fd = memory_file(guest, 2)
+    shared = guest.map(fd, READ | WRITE, MAP_SHARED, pages=2)
+    assert guest.store(shared, b"here")
+
+    def refuse(address: int, length: int, *_: object, **_more: object) -> None:
+        raise host.HostMemoryError("mmap", errno.EPERM, address, length)
+
+    stored = guest.map(guest.open(b"/w/f"), READ, MAP_SHARED)
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "place_file", refuse)
+        assert guest.load(stored) is None
+        assert guest.store(shared, b"HERE")
+    assert guest.load(stored) == b"a"
+
+
+def test_without_host_descriptors_a_file_is_not_mapped(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = guest.open(b"/w/f")
+
+    def full(fd: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "dup", full)
+    assert guest.map(fd, READ, MAP_PRIVATE) == -errno.EMFILE
+
+
+def test_a_failure_of_the_host_that_nobody_foresees_is_the_errno_of_the_call(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = guest.open(b"/w/f")
+    number = next(n for n, name in guest.machine.abi.system_calls.items() if name == "fstat")
+
+    def broken(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "the server is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", broken)
+        answer = guest.cpu.on_system_call(number, fd, SCRATCH, 0, 0, 0, 0)
+    assert answer == -errno.ESTALE
