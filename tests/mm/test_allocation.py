@@ -38,12 +38,6 @@ class File(Backing):
     def sync(self) -> None:
         raise AssertionError("nobody writes to it")
 
-    def resident(self, first: int, count: int) -> bytes:
-        raise AssertionError("nobody asks")
-
-    def remove(self, first: int, count: int) -> None:
-        raise AssertionError("nobody takes pages away")
-
     def capture(self) -> dict[str, Any]:
         raise AssertionError("nobody captures it")
 

@@ -46,31 +46,31 @@ class RegionFile(Seekable):
 
     def read(self, count: int) -> bytes:
         """See `OpenFile.read`. EINVAL from 2**63 on where there are no such positions; EOVERFLOW."""
-        data = self.pread(count, self._position(count))
+        data = self.pread(count, self.position & _POSITIONS)
         self.position += len(data)
         return data
 
     def write(self, data: bytes) -> int:
         """See `OpenFile.write`. Nothing is appended: there is no end."""
-        done = self.pwrite(data, self._position(len(data)))
+        done = self.pwrite(data, self.position & _POSITIONS)
         self.position += done
         return done
 
-    def _position(self, count: int) -> int:
-        """Where `count` bytes are to be moved (Linux `rw_verify_area`)."""
-        position = self.position & _POSITIONS
-        if position >= _NEGATIVE and not self._region.unsigned:
-            raise Refused(errno.EINVAL, f"position {position:#x}")
+    def _verify(self, position: int, count: int) -> None:
+        """Refuse positions that do not exist (Linux `rw_verify_area`)."""
+        if position + count >= _NEGATIVE and not self._region.unsigned:
+            raise Refused(errno.EINVAL, f"{count} bytes at position {position:#x}")
         if position >= _NEGATIVE and count > _POSITIONS - position:
             raise Refused(errno.EOVERFLOW, f"{count} bytes at position {position:#x}")
-        return position
 
     def pread(self, count: int, offset: int) -> bytes:
         """See `OpenFile.pread`."""
+        self._verify(offset, count)
         return self._region.read(offset, count)
 
     def pwrite(self, data: bytes, offset: int) -> int:
         """See `OpenFile.pwrite`."""
+        self._verify(offset, len(data))
         if self._region.write is None:
             raise Refused(errno.EINVAL, f"{self.path!r} can't be written")
         return self._region.write(offset, data)
@@ -91,6 +91,10 @@ class RegionFile(Seekable):
         """See `OpenFile.truncate`: there is nothing to cut off, and Linux says nothing about that."""
         if not self.writable:
             raise Refused(errno.EINVAL, "not open for writing")
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        """See `OpenFile.allocate`."""
+        raise Refused(errno.EOPNOTSUPP, f"{self.path!r} is on no storage")
 
     def statfs(self) -> StatFs:
         """See `OpenFile.statfs`."""

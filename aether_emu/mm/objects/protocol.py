@@ -8,9 +8,11 @@ as long as an area shows it or somebody holds it; then it gives its pages back a
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from aether_emu.errors import Refused
 from aether_emu.mm.objects.intervals import Intervals
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.protection import Protection
@@ -129,13 +131,19 @@ class Backing(MemoryObject):
     def copy_page(self, index: int, into: memoryview) -> None:
         """Copy page `index` into a buffer of one page. Raises as `frames`."""
 
-    @abstractmethod
     def resident(self, first: int, count: int) -> bytes:
-        """A byte for each of `count` pages from `first` on: 1 where the object has it in memory (mincore)."""
+        """A byte for each of `count` pages from `first` on: 1 where the object has it in memory (mincore).
 
-    @abstractmethod
+        All of them, where an object does not say which.
+        """
+        return b"\1" * count
+
     def remove(self, first: int, count: int) -> None:
-        """Give up pages that no entry shows any more: the next touch finds zeroes. Raises Refused."""
+        """Give up pages that no entry shows any more: the next touch finds zeroes (MADV_REMOVE).
+
+        Raises Refused: EINVAL for an object that is no file, in Linux's sense.
+        """
+        raise Refused(errno.EINVAL, f"{self.name} is no file")
 
     @abstractmethod
     def capture(self) -> dict[str, Any]:

@@ -192,6 +192,10 @@ def test_positions_are_addresses_to_the_last_one(view: View) -> None:
     assert refusal(lambda: files.read(view.mem, 8)) == "EOVERFLOW"
     assert refusal(lambda: files.pread(view.mem, 1, -1)) == "EINVAL"
     assert files.fstat(view.mem).size == 0 and files.fstat(view.mem).mode == 0o100600
+    files.ftruncate(view.mem, 5)
+    assert refusal(lambda: files.fallocate(view.mem, 0, 0, 5)) == errno.errorcode[errno.EOPNOTSUPP]
+    again = files.open(fl.AT_FDCWD, b"/proc/self/fd/%d" % view.mem, fl.O_RDONLY | fl.O_TRUNC)
+    assert files.pread(again, 6, AT) == b"abcdeF"
 
 
 # ---- pagemap
@@ -239,8 +243,8 @@ def test_pagemap_shows_frames_to_the_superuser_alone(uid: int) -> None:
 def test_pagemap_has_whole_entries_up_to_the_end_of_the_user_half(view: View) -> None:
     files, pagemap, last = view.files, view.pagemap, view.process.mm.limits.user_end // view.page
     assert len(files.pread(pagemap, 64, 8 * (last - 3))) == 24
-    assert files.pread(pagemap, 8, 8 * last) == files.pread(pagemap, 8, (1 << 63) - 8) == b""
-    for count, position in ((7, 0), (8, 4), (0, 1)):
+    assert files.pread(pagemap, 8, 8 * last) == files.pread(pagemap, 8, (1 << 63) - 16) == b""
+    for count, position in ((7, 0), (8, 4), (0, 1), (16, (1 << 63) - 8)):
         assert (
             refusal(lambda count=count, position=position: files.pread(pagemap, count, position))  # type: ignore[misc]
             == "EINVAL"
