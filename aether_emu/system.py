@@ -19,7 +19,7 @@ from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.calls.mappable import before_truncate
+from aether_emu.linux.calls.mappable import connect_mappings
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
@@ -248,8 +248,9 @@ class Machine:
             now=lambda: self.clock.realtime_ns,
             uid=self.config.uid,
             gid=self.config.gid,
+            page_size=self.format.page_size,
         )
-        namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
+        connect_mappings(self.kernel, namespace)
         return namespace
 
     def new_space(self) -> AddressSpace:

@@ -7,6 +7,7 @@
     CPU --on_system_call--> table[number](task, arguments)
                                 \\-Wait--> the task waits, the call is made again
                                  \\-TableDamaged--> the process ends
+                                  \\-the host's own refusal--> its errno
     CPU --on_trap--> signals
 
 An entry point never runs another task. It lets its own wait and leaves the CPU; who runs next is the
@@ -33,6 +34,7 @@ from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import PageWait, Wait
 from aether_emu.machine.cpu import Trap, UserFault
+from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, OutOfMemory
 from aether_emu.mm.objects.protocol import NotReady
@@ -147,6 +149,8 @@ class Entry:
             return -refused.errno
         except UserFault:
             return -errno.EFAULT
+        except (OSError, HostMemoryError) as refusal:
+            return _errno_of(refusal)
         except Wait as wait:
             return self._must_wait(wait, number, (a, b, c, d, e, f))
         except TableDamaged as error:
@@ -184,6 +188,8 @@ class Entry:
             result = -refused.errno
         except UserFault:
             result = -errno.EFAULT
+        except (OSError, HostMemoryError) as refusal:
+            result = _errno_of(refusal)
         except TableDamaged as error:
             self.damaged(error.damaged)
             result = -errno.EFAULT
@@ -202,3 +208,11 @@ class Entry:
         """The task is about to go on in its program: signals that came meanwhile are delivered."""
         if self.task.signals.ready():
             self.task.signals.deliver()
+
+
+def _errno_of(refusal: OSError | HostMemoryError) -> int:
+    """What a call answers when the host failed it where no refusal is foreseen: the host's errno, negative.
+
+    No descriptor left, no memory, a storage that is gone: it can come with any use of a file.
+    """
+    return -(refusal.errno or errno.EIO)

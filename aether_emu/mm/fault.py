@@ -34,6 +34,7 @@ from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
 from aether_emu.waiting import WaitQueue
@@ -157,6 +158,19 @@ class Faults:
             return self.refused(space, area, va, access)
         return self.present_or_absent(space, area, va, access)
 
+    def force(self, space: AddressSpace, va: int, access: int) -> Outcome:
+        """As `resolve`, whether or not the area permits the access: for a debugger (Linux: FOLL_FORCE).
+
+        The page is brought, and for a store made the area's own. Its entry grants no more than the area does,
+        so the caller goes to the frame. A store into a shared area that does not permit it is denied.
+        """
+        area = space.areas.find(va)
+        if area is None or not access & area.denied:
+            return self.resolve(space, va, access)
+        if access & _WRITE and area.shared:
+            return self.denied(va)
+        return self.present_or_absent(space, area, va, access, forced=True)
+
     # ---- refusals
 
     def outside(self, space: AddressSpace, va: int, access: int) -> Outcome:
@@ -192,13 +206,17 @@ class Faults:
 
     # ---- an area that permits the access
 
-    def present_or_absent(self, space: AddressSpace, area: Area, va: int, access: int) -> Outcome:
+    def present_or_absent(
+        self, space: AddressSpace, area: Area, va: int, access: int, *, forced: bool = False
+    ) -> Outcome:
         page = va & -space.table.format.page_size
         try:
             found = space.table.find(page)
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
+                if forced and has_frame(space.table.format, found.entry, found.level):
+                    return self._held(space, area, page, access, found)
                 return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right
             return self._present(space, area, page, access, found)
         except TableDamaged as error:
@@ -289,6 +307,19 @@ class Faults:
         else:
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
+        return RESOLVED
+
+    def _held(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
+        """A page that nobody may touch has a frame, but a forced store needs one of the area's own."""
+        physical = self._physical
+        frame = physical.frames.number(found.entry & space.table.format.address_mask)
+        if access & _WRITE and frame == physical.zero_frame:
+            fresh = physical.frames.address(self._fresh(area, page))
+            space.replace_entry(page, found.slot, fresh | area.bits.write, None)
+        elif access & _WRITE and (
+            physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1
+        ):
+            self._copy_frame(space, area, page, found, frame)
         return RESOLVED
 
     # ---- pages

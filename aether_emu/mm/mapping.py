@@ -44,6 +44,7 @@ MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FR
 MADV_REMOVE = 9
 MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT = 10, 11, 20, 21
 MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
+_MOST_RESIDENCY = 1 << 16  # pages that one step of mincore looks at
 _HINTS = (
     MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT,
 )  # fmt: skip
@@ -52,10 +53,16 @@ _ADVICE = (*_HINTS, MADV_WILLNEED, *_DROPS, MADV_REMOVE, MADV_POPULATE_READ, MAD
 
 
 class Mappable(Protocol):
-    """An open file as mmap needs it. `open_backing` may refuse (ENODEV, EACCES of the host)."""
+    """An open file as mmap needs it. `open_backing` may refuse (ENODEV, EACCES of the host).
+
+    `may_store` says whether a shared mapping that is made now may ever be written, and refuses (EPERM) what a
+    seal forbids to make with this protection.
+    """
 
     readable: bool
     writable: bool
+
+    def may_store(self, protection: int) -> bool: ...
 
     def open_backing(self, *, shared_writable: bool) -> Backing: ...
 
@@ -189,7 +196,7 @@ def _check_kind(request: Request) -> tuple[bool, Protection]:
         raise Refused(errno.EACCES, "the file is not open for reading")
     if flags & MAP_GROWSDOWN:
         raise Refused(errno.EINVAL, "files do not grow down")
-    if shared and not file.writable:
+    if shared and not file.may_store(request.protection):
         return True, everything & ~Protection.WRITE
     return shared, everything
 
@@ -394,12 +401,10 @@ def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     backing, shift = area.backing, space.table.format.page_shift
     if backing is None:
         raise Refused(errno.EINVAL, "private memory has no object behind it")
-    if not area.shared or not area.maximum & Protection.WRITE:
-        raise Refused(errno.EACCES, "the area is not shared, or never writable")
-    if not isinstance(backing, SharedMemory):
-        raise Refused(errno.EOPNOTSUPP, "files here have no holes")
+    if not area.shared or not area.protection & Protection.WRITE:
+        raise Refused(errno.EACCES, "the area is not shared, or not writable")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
-    rmap.unmap(backing, first, count, copies=True)
+    rmap.unmap(backing, first, count)
     backing.remove(first, count)
 
 
@@ -464,21 +469,31 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
 
 
 def residency(space: AddressSpace, address: int, length: int) -> bytes:
-    """mincore(2): a byte for each page, 1 where it is in memory."""
+    """mincore(2): a byte for each page from `address` on, 1 where it is in memory.
+
+    It ends with the area that contains `address`, or earlier: the caller asks again for what follows. The
+    object knows of its own pages, whoever brought them. In the table stand those of a private area's own.
+    """
     if address & space.page_size - 1:
         raise Refused(errno.EINVAL, "the address is not page aligned")
-    end = address + space.page_up(length)
-    if address + length > space.limits.user_end or not space.areas.covered(address, end):
-        raise Refused(errno.ENOMEM, "part of the range is not mapped")
-    shift = space.table.format.page_shift
-    if end - address >> shift > space.physical.ram.size:
-        raise Refused(errno.EFAULT, "no vector is that long")
-    resident = bytearray(end - address >> shift)
-    for found in space.table.cursor(address, end):
-        size = space.table.format.levels[found.level - 1].size
-        first = max(found.start, address) - address >> shift
-        last = min(found.start + size, end) - address >> shift
-        resident[first:last] = b"\1" * (last - first)
+    if address + length > space.limits.user_end:
+        raise Refused(errno.ENOMEM, "the range leaves the user half")
+    if not length:
+        return b""
+    area, shift = space.areas.find(address), space.table.format.page_shift
+    if area is None:
+        raise Refused(errno.ENOMEM, f"nothing is mapped at {address:#x}")
+    end = min(address + space.page_up(length), area.end, address + (_MOST_RESIDENCY << shift))
+    count = end - address >> shift
+    resident = bytearray(count)
+    if area.backing is not None:
+        resident[:] = area.backing.resident(area.offset + (address - area.start >> shift), count)
+    if not area.shared:
+        for found in space.table.cursor(address, end):
+            size = space.table.format.levels[found.level - 1].size
+            first = max(found.start, address) - address >> shift
+            last = min(found.start + size, end) - address >> shift
+            resident[first:last] = b"\1" * (last - first)
     return bytes(resident)
 
 

@@ -18,6 +18,7 @@ from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import has_frame
 
 _READ, _WRITE = int(Access.USER | Access.READ), int(Access.USER | Access.WRITE)
 _TRIES = 4  # a page may be absent, then read-only, then not noted as accessed; more means no progress
@@ -95,11 +96,9 @@ class UserMemory:
                     physical.ram.words[found.slot] = noted
                     start = fmt.leaf_address(found.entry, found.level)
                     return physical.frames.number(start + page - found.start & -fmt.page_size)
-            outcome = self._faults.resolve(self._space, va, access | (int(Access.PRESENT) if present else 0))
-            if isinstance(outcome, Blocked):
-                raise NotReady(outcome.on)
-            if outcome is not RESOLVED:
-                raise UserFaulted(va, outcome)
+            _must_be_resolved(
+                va, self._faults.resolve(self._space, va, access | (int(Access.PRESENT) if present else 0))
+            )
         raise UserFaulted(va, None)
 
     def _load(self, piece: _Piece) -> bytes:
@@ -121,3 +120,34 @@ class UserMemory:
             if inside:
                 file.write(start, data[:inside])
         physical.code.written(piece.frame)
+
+
+class ForcedMemory(UserMemory):
+    """What a debugger loads and stores in `space` (Linux: FOLL_FORCE). As `UserMemory`, and further:
+
+    What the program may not read (PROT_NONE) is read. What it may not write is written if the area is
+    private: to a page of its own, which the program may still not write to.
+    """
+
+    def _frame(self, va: int, access: int) -> int:
+        space = self._space
+        area = space.areas.find(va)
+        if area is None or not access & area.denied:
+            return super()._frame(va, access)
+        fmt, frames, page = space.table.format, space.physical.frames, va & -space.page_size
+        for _ in range(_TRIES):
+            found = space.table.find(page)
+            if found is not None and has_frame(fmt, found.entry, found.level):
+                frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
+                if access == _READ or (frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1):
+                    return frame
+            _must_be_resolved(va, self._faults.force(space, va, access))
+        raise UserFaulted(va, None)
+
+
+def _must_be_resolved(va: int, outcome: Outcome) -> None:
+    """Raise what an outcome means to a copy that needs the page now."""
+    if isinstance(outcome, Blocked):
+        raise NotReady(outcome.on)
+    if outcome is not RESOLVED:
+        raise UserFaulted(va, outcome)

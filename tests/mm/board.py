@@ -88,6 +88,9 @@ class GrantedFile:
     readable: bool = True
     writable: bool = True
 
+    def may_store(self, protection: int) -> bool:
+        return self.writable
+
     def open_backing(self, *, shared_writable: bool) -> FileBacking:
         fd = os.open(self.path, os.O_RDWR if shared_writable else os.O_RDONLY)
         try:

@@ -28,6 +28,12 @@ def mremap(space: AddressSpace, at: int, old: int, new: int, flags: int = 0, tar
     return mapping.remap_memory(space, Remap(at, old * page, new * page, flags, target))
 
 
+def mapped(space: AddressSpace, at: int, pages: int) -> bytes:
+    """For each page, 1 where the table has an entry."""
+    table = space.table
+    return bytes(table.find(at + page * space.page_size) is not None for page in range(pages))
+
+
 def refusal(action: Callable[[], object]) -> str:
     with pytest.raises(Refused) as refused:
         action()

@@ -3,6 +3,7 @@
 A mapped page is the file's own host page, so bytes written by write(2) are in memory at once. Left to do:
 
     the size changes      pages behind the new end go (`before_truncate`), the last one's tail is fitted
+    a hole is made        its pages go (`before_punch`)
     bytes change          translations of code in those pages go (`Rewriting`)
 """
 
@@ -10,17 +11,19 @@ from __future__ import annotations
 
 import errno
 import os
-import weakref
 
 from aether_emu.errors import Refused
-from aether_emu.linux.files.host_file import HostData, MemoryFile
+from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.inodes import FileKey
+from aether_emu.linux.files.memory_file import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE, MemoryFile
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.rmap import unmap
 
 _ZERO_DEVICE = os.makedev(1, 5)
@@ -30,7 +33,12 @@ def file_backing(kernel: Kernel, file: HostData, *, writable: bool) -> FileBacki
     """The pages of an open file, known to /proc/self/maps as `stat` knows it. Refused as the host refuses."""
     shown = file.stat()
     name, identity = os.fsdecode(file.link()), (shown.dev, shown.ino)
-    return kernel.file_backings.open(file.host_fd, file.key, name, writable=writable, identity=identity)
+    backing = kernel.file_backings.open(file.host_fd, file.key, name, writable=writable, identity=identity)
+    if isinstance(file, MemoryFile) and backing.contents is None:
+        # What is mapped still takes of the limit on memory files when the last descriptor is closed.
+        file.memory.hold()
+        backing.contents = file.memory
+    return backing
 
 
 class MappedFile:
@@ -40,19 +48,25 @@ class MappedFile:
         self._kernel, self._file = kernel, file
         self.readable, self.writable = file.readable, file.writable
 
+    def may_store(self, protection: int) -> bool:
+        """Whether a new shared mapping may ever be written. EPERM for one that a seal forbids.
+
+        As in Linux 6.6: under F_SEAL_WRITE that is any shared mapping by a descriptor that is open for
+        writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
+        """
+        if not self.writable or not isinstance(self._file, MemoryFile):
+            return self.writable
+        seals = self._file.memory.seals
+        if seals & F_SEAL_WRITE or (seals & F_SEAL_FUTURE_WRITE and protection & Protection.WRITE):
+            raise Refused(errno.EPERM, "the memory file is sealed against writing")
+        return not seals & F_SEAL_FUTURE_WRITE
+
     def open_backing(self, *, shared_writable: bool) -> Backing:
-        """The file's pages. ENODEV for what has none; EACCES or EPERM where the host refuses (a seal)."""
-        file, backings = self._file, self._kernel.file_backings
+        """The file's pages. ENODEV for what has none; or what the host refuses."""
+        file = self._file
         if not isinstance(file, HostData):
             raise Refused(errno.ENODEV, f"a {file.kind} can't be mapped")
-        known = backings.find(file.key)
-        writable = shared_writable and file.writable_grant
-        backing = file_backing(self._kernel, file, writable=writable)
-        if known is None and isinstance(file, MemoryFile):
-            # What is mapped still takes of the limit on memory files when the last descriptor is closed.
-            file.hold()
-            weakref.finalize(backing, file.let_go).atexit = False
-        return backing
+        return file_backing(self._kernel, file, writable=shared_writable and file.writable_grant)
 
 
 def mappable(process: Process, fd: int) -> MappedFile | None:
@@ -81,6 +95,33 @@ def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:
     unmap(backing, ending, 1)
     unmap(backing, gone, everything - gone, copies=True)
     _forget_code(kernel, backing)
+
+
+def before_punch(kernel: Kernel, key: FileKey, offset: int, length: int) -> None:
+    """Bytes of a file are about to become a hole: take its whole pages out of all mappings.
+
+    Private copies of them stay, and what is left of the pages at its ends is zeroed where it is.
+    """
+    backing = kernel.file_backings.find(key)
+    if backing is None:
+        return
+    page_shift = kernel.physical.frames.page_shift
+    first, end = offset + (1 << page_shift) - 1 >> page_shift, offset + length >> page_shift
+    if first < end:
+        unmap(backing, first, end - first)
+    _forget_code(kernel, backing)
+
+
+def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
+    """Let a namespace's files and the mappings of them know of each other."""
+
+    def shows_stores(key: FileKey) -> bool:
+        backing = kernel.file_backings.find(key)
+        return backing is not None and backing.shows_stores()
+
+    namespace.on_truncate = lambda key, old, new: before_truncate(kernel, key, old, new)
+    namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
+    namespace.shows_stores = shows_stores
 
 
 class Rewriting:

@@ -6,7 +6,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.mappable import mappable
-from aether_emu.linux.calls.user import s32
+from aether_emu.linux.calls.user import require_user, s32
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import (
@@ -104,8 +104,18 @@ def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:
-    task.cpu.copy_to_user(vector, mapping.residency(task.process.mm, address, length))
-    return 0
+    """mincore(2), an area after the other: what comes before a hole is told."""
+    mm = task.process.mm
+    (done,) = task.progress or (0,)
+    while True:
+        task.checkpoint(done)
+        passed = done * mm.page_size
+        resident = mapping.residency(mm, address + passed, max(0, length - passed))
+        if not resident:
+            return 0
+        require_user(vector + done, len(resident), task.process.abi.user_end)
+        task.cpu.copy_to_user(vector + done, resident)
+        done += len(resident)
 
 
 def sys_brk(task: Task, address: int, *_: int) -> int:

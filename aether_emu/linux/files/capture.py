@@ -6,18 +6,19 @@ found again by its name is refused (`CaptureError`): an unlinked file exists onl
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from typing import Any
 
 from aether_emu.errors import AetherError, Refused
-from aether_emu.linux.files import host, opening
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files import opening
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.files.host_file import HostFile, Memory, MemoryFile, open_memory
+from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Listed, Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
@@ -97,7 +98,6 @@ def restore(
             processes.append(files)
             restoring.fill(files, described)
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
-        restoring.finish_memories()
         for file in mapped:
             file.hold()
         return Restored(processes, mapped)
@@ -156,18 +156,8 @@ def _describe_memory(file: MemoryFile) -> State:
         "name": memory.name,
         "stat": list(astuple(memory.stat)),
         "inode": list(astuple(memory.inode)),
-        "content": _read_whole(file),
-        "seals": file.seals,
+        "contents": memory.capture(),
     }
-
-
-def _read_whole(file: MemoryFile) -> bytes:
-    """Everything in a memory file, whatever its description was opened for."""
-    fd = os.open(host.by_descriptor(file.host_fd), os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return os.pread(fd, file.size(), 0)
-    finally:
-        os.close(fd)
 
 
 def _require_name(file: HostFile | Located) -> None:
@@ -268,15 +258,7 @@ class _Restoring:
             memory = Memory(
                 self._namespace, described["name"], Inode(*described["inode"]), Stat(*described["stat"])
             )
-            file = open_memory(memory, os.MFD_ALLOW_SEALING)
+            file = self._memories[index] = MemoryFile(memory, fl.O_RDWR)
             file.hold()
-            self._memories[index] = file
-            if described["content"]:
-                file.pwrite(described["content"], 0)
-                memory.inode = file.inode = Inode(*described["inode"])
+            memory.restore(described["contents"])
         return self._memories[index]
-
-    def finish_memories(self) -> None:
-        """Seal once everything is written and opened."""
-        for index, file in self._memories.items():
-            file.add_seals(self._state["memories"][index]["seals"])

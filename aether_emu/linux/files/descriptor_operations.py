@@ -12,7 +12,15 @@ from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.host_file import HostData, MemoryFile, create_memory
+from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.memory_file import (
+    MFD_ALLOW_SEALING,
+    MFD_CLOEXEC,
+    MFD_EXEC,
+    MFD_NOEXEC_SEAL,
+    MemoryFile,
+    create_memory,
+)
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLNVAL, OpenFile, WouldBlock
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, EventCounter, Pipe, PipeEnd
@@ -21,7 +29,6 @@ from aether_emu.linux.files.table import DescriptorTable
 
 _COPY_STEP = 1 << 16
 _COPY_MOST = 1 << 24
-_MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _MFD_EXEC = 1, 2, 8, 16
 _CLOSE_RANGE_CLOEXEC = 4
 _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x541B, 0x5421, 0x5450, 0x5451
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_SETLK, _F_SETLKW = 0, 1, 2, 3, 4, 6, 7
@@ -76,11 +83,13 @@ class DescriptorOperations:
 
     def memfd_create(self, name: bytes, flags: int = 0) -> int:
         """memfd_create(2), without huge pages."""
-        if len(name) > 249 or flags & ~(_MFD_CLOEXEC | _MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL | _MFD_EXEC):
+        contrary = MFD_NOEXEC_SEAL | MFD_EXEC
+        known = MFD_CLOEXEC | MFD_ALLOW_SEALING | contrary
+        if len(name) > 249 or flags & ~known or flags & contrary == contrary:
             raise Refused(errno.EINVAL, f"name of {len(name)} bytes, flags {flags:#x}")
         self.table.require_room()
-        file = create_memory(self.namespace, name, flags & ~_MFD_CLOEXEC)
-        return self.table.install(file, cloexec=bool(flags & _MFD_CLOEXEC))
+        file = create_memory(self.namespace, name, flags)
+        return self.table.install(file, cloexec=bool(flags & MFD_CLOEXEC))
 
     # Data
 
@@ -141,8 +150,11 @@ class DescriptorOperations:
             raise Refused(errno.EISDIR if directories else errno.EINVAL, "both must be regular files")
         if writing.flags & fl.O_APPEND:
             raise Refused(errno.EBADF, "the target only appends")
+        if reading.stat().dev != writing.stat().dev:
+            raise Refused(errno.EXDEV, "the files are on different file systems")
         begin = reading.position if source_offset is None else source_offset
         end = writing.position if out_offset is None else out_offset
+        count = min(count, max(0, reading.size() - begin))
         if min(begin, end) < 0 or (reading.key == writing.key and abs(begin - end) < count):
             raise Refused(errno.EINVAL, "negative or overlapping ranges")
         moved = self._copy(reading, source_offset, writing, out_offset, count)
@@ -271,7 +283,7 @@ class DescriptorOperations:
             return file.pipe.capacity if command == _F_GETPIPE_SZ else file.pipe.resize(argument)
         if command in (_F_ADD_SEALS, _F_GET_SEALS) and isinstance(file, MemoryFile):
             if command == _F_GET_SEALS:
-                return file.seals
+                return file.memory.seals
             file.add_seals(argument)
             return 0
         raise Refused(errno.EINVAL, f"fcntl command {command} on a {file.kind}")

@@ -42,15 +42,16 @@ class Listed:
     kind: int
 
 
-def _keep_sizes(key: FileKey, old: int, new: int) -> None:
-    """Nothing is mapped, so nothing needs to know that a file changes its size."""
+def _unmapped(key: FileKey, first: int, second: int) -> None:
+    """Nothing is mapped, so nothing needs to know that a file changes."""
 
 
 class Namespace:
     """The tree. Everything in it is shown as owned by `uid` and `gid`; synthetic nodes are root's.
 
     `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
-    `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory.
+    `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory: of
+    a memory file, its pages of `page_size` bytes that were written, touched or allocated, not its size.
     Raises ConfigError for a grant that can't be made.
     """
 
@@ -65,6 +66,7 @@ class Namespace:
         uid: int = 1000,
         gid: int = 1000,
         memory_limit: int = 256 << 20,
+        page_size: int = BLOCK,
     ) -> None:
         self.uid, self.gid = uid, gid
         self.now = now
@@ -72,8 +74,13 @@ class Namespace:
         self.mounts = MountTable()
         self.memory_limit = memory_limit
         self.memory_used = 0
-        self.on_truncate: Callable[[FileKey, int, int], None] = _keep_sizes
+        self.page_size = page_size
+        self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
+        self.on_punch: Callable[[FileKey, int, int], None] = _unmapped
+        """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
+        self.shows_stores: Callable[[FileKey], bool] = lambda key: False
+        """Whether an area shows the file shared, and is writable or may become so."""
         self._gate = FileSystemGate()
         self._dentries: weakref.WeakSet[Dentry] = weakref.WeakSet()
         try:

@@ -14,6 +14,7 @@ from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Entry, Place, text
+from aether_emu.linux.files.region import Region, RegionFile
 from aether_emu.linux.files.synthetic import (
     Control,
     ControlFile,
@@ -120,6 +121,8 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
         return DeviceFile(path, node, flags, stat, fs)
     if isinstance(node, Control):
         return ControlFile(path, node, fl.O_WRONLY, stat, fs).reopen(flags)
+    if isinstance(node, Region):
+        return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
     if wants_write(flags):
         raise Refused(errno.EACCES, f"{path!r} is read-only")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Directory, Link, Node, Text
 
 _LINKS = frozenset({b"exe", b"cwd", b"root"})
@@ -16,8 +17,9 @@ class ProcSource(Protocol):
     """What is behind /proc for one process.
 
     `texts` maps paths below /proc to providers, called when the file is opened: "meminfo", "self/maps",
-    "sys/vm/overcommit_memory", "17/stat" for another process; or to a control, for what is written. What
-    begins with "self/" is this process's; its "exe" is a link to the guest path that the provider returns.
+    "sys/vm/overcommit_memory", "17/stat" for another process; or to a control, for what is written; or to a
+    region, for what is read and written by position. What begins with "self/" is this process's; its "exe" is
+    a link to the guest path that the provider returns.
     """
 
     @property
@@ -25,7 +27,7 @@ class ProcSource(Protocol):
         """The process's number."""
 
     @property
-    def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
+    def texts(self) -> Mapping[str, Callable[[], bytes] | Control | Region]:
         """Providers and controls by path."""
 
 
@@ -57,7 +59,7 @@ def proc_tree(viewer: Viewer | None) -> Directory:
         first, *rest = name.encode().split(b"/")
         parts = [pid if first == b"self" else first, *rest]
         is_link = len(parts) == 2 and parts[1] in _LINKS
-        if isinstance(provide, Control):
+        if isinstance(provide, Control | Region):
             _plant(tree, parts, provide)
         else:
             _plant(tree, parts, Link(provide) if is_link else Text(provide))

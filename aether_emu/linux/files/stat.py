@@ -25,10 +25,16 @@ class Stat:
     atime: int
     mtime: int
     ctime: int
+    allocated: int | None = None
 
     @property
     def blocks(self) -> int:
-        """Size in units of 512 bytes, from the size alone: how a host stores holes is not shown."""
+        """What it takes in units of 512 bytes: of `allocated`, where that is known (memory files).
+
+        Else of the size alone: how a host stores holes is not shown.
+        """
+        if self.allocated is not None:
+            return self.allocated // 512
         return -(-self.size // BLOCK) * (BLOCK // 512)
 
     @property

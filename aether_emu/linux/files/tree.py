@@ -14,8 +14,10 @@ import stat as modes
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
+from aether_emu.linux.files.memory_file import MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
+from aether_emu.linux.files.synthetic import Opened
 
 _PERMISSIONS = 0o7777
 _SET_ID = modes.S_ISUID | modes.S_ISGID
@@ -127,6 +129,9 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     """
     if place.is_link:
         raise Refused(errno.EOPNOTSUPP, "a symbolic link has no mode of its own")
+    if isinstance(place.node, Opened) and isinstance(place.node.file, MemoryFile):
+        place.node.file.memory.set_mode(mode)
+        return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
         raise Refused(errno.EPERM, f"{text(place.path)!r} is a device, FIFO or socket of the host")

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control
-from aether_emu.linux.proc import smaps
+from aether_emu.linux.proc import memory, smaps
 from aether_emu.linux.task.process import Process
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
@@ -27,13 +28,19 @@ class ProcessTexts:
         return self._process.pid
 
     @property
-    def texts(self) -> Mapping[str, Callable[[], bytes] | Control]:
-        program, space = self._process.program, self._process.mm
+    def texts(self) -> Mapping[str, Callable[[], bytes] | Control | Region]:
+        process, program, space = self._process, self._process.program, self._process.mm
         return {
             "self/maps": lambda: maps_text(self._process),
             "self/smaps": lambda: _smaps_text(self._process),
             "self/smaps_rollup": lambda: _rollup_text(self._process),
             "self/clear_refs": Control(lambda data: smaps.clear_refs(space, data)),
+            "self/mem": Region(
+                lambda position, count: memory.read_memory(process, position, count),
+                lambda position, data: memory.write_memory(process, position, data),
+                unsigned=True,
+            ),
+            "self/pagemap": Region(lambda position, count: memory.read_pagemap(process, position, count)),
             "self/status": self._status,
             "self/statm": self._statm,
             "self/stat": self._stat,

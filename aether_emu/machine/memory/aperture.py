@@ -9,10 +9,15 @@ A read-only file is a private window: stray stores never reach it. A writable fi
 stores are in the file at once, as `pread` and other processes see it. Before a frame is handed out its page
 is populated, so that the end of the file or a full disk is an exception here and not a SIGBUS for this
 process. What happens to a frame after that (another process truncates the file) is for `bus_guard`.
+
+The host may refuse any of these calls, at any time (no memory, no mapping left, an I/O error). A page that
+is asked for then is BackingFailed; a slot that cannot be kept as it must look is given up, and bound anew
+when one of its pages is asked for again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -111,6 +116,12 @@ class ApertureFile:
         if write and not self.writable:
             raise Refused(errno.EACCES, "the file was granted for reading only")
         assert count > 0, "no pages are wanted"
+        try:
+            return self._frames(page_index, count, write)
+        except (host.HostMemoryError, OSError) as refusal:
+            raise BackingFailed(page_index, str(refusal)) from refusal
+
+    def _frames(self, page_index: int, count: int, write: bool) -> tuple[int, int]:
         aperture = self._aperture
         page_size = aperture.page_size
         extent, within = divmod(page_index * page_size, SLOT_SIZE)
@@ -181,21 +192,32 @@ class ApertureFile:
             length = -slot.tail % page_size
             offset = slot.extent * SLOT_SIZE + slot.tail
             host.place_file(start + slot.tail, length, self._fd, offset, shared=self.writable)
+            slot.tail = SLOT_SIZE
         if tail < SLOT_SIZE:
             host.place_zeroes(start + tail, -tail % page_size)
         slot.tail = tail
 
     def resized(self) -> None:
         """Follow a change of the file's size. Call it after growing, and after unmap, flush and truncate."""
-        for slot in self.slots.values():
-            self._fit_tail(slot)
+        for slot in list(self.slots.values()):
+            try:
+                self._fit_tail(slot)
+            except (host.HostMemoryError, OSError):
+                self._aperture.unbind(slot)
 
     def show(self, slot: _Slot) -> None:
-        """Map the slot's extent afresh, whatever is there now (called by the aperture)."""
+        """Map the slot's extent afresh, whatever is there now (called by the aperture). HostMemoryError."""
         address = self._aperture.host_address + slot.index * SLOT_SIZE
         host.place_file(address, SLOT_SIZE, self._fd, slot.extent * SLOT_SIZE, shared=self.writable)
         slot.tail = SLOT_SIZE
         self._fit_tail(slot)
+
+    def show_again(self, slot: _Slot) -> None:
+        """`show` for a slot that is bound: it is given up if the host refuses (called by the aperture)."""
+        try:
+            self.show(slot)
+        except (host.HostMemoryError, OSError):
+            self._aperture.unbind(slot)
 
     def share(self, fd: int, writable: bool) -> ApertureFile:
         """Count one more reference (called by the aperture). The first writable one upgrades all windows.
@@ -205,8 +227,8 @@ class ApertureFile:
         if writable and not self.writable:
             os.dup2(fd, self._fd, inheritable=False)
             self.writable = True
-            for slot in self.slots.values():
-                self.show(slot)
+            for slot in list(self.slots.values()):
+                self.show_again(slot)
         self._references += 1
         return self
 
@@ -241,6 +263,12 @@ class ApertureFile:
             raise Refused(error.errno or errno.EIO, "the host cannot write the file") from error
         self.resized()
         return written
+
+    def punch(self, page_index: int, count: int) -> None:
+        """Make a hole of some pages, which read as zeroes; the size stays. Refused with the host's errno."""
+        page_size = self._aperture.page_size
+        if refusal := host.punch_hole(self._fd, page_index * page_size, count * page_size):
+            raise Refused(refusal, "the host cannot make a hole in the file")
 
     def sync(self) -> None:
         """Return when all stores and writes are on disk (msync with MS_SYNC). Refused if the host fails."""
@@ -291,16 +319,20 @@ class Aperture:
 
         `key` names the file whichever way it was opened: (st_dev, st_ino). `writable` means that stores
         may reach it, and needs a descriptor open for reading and writing; it then holds for all references
-        until the last is closed. Refused with what the host says, as `mmap` would be: EACCES, ENODEV, EPERM.
+        until the last is closed. Refused with what the host says, as `mmap` would be: EACCES, ENODEV, EPERM,
+        and EMFILE, ENFILE when it has no descriptor left for the file.
         """
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise Refused(errno.ENODEV, "only regular files can be mapped")
         if refusal := host.mapping_refusal(fd, shared=writable):
             raise Refused(refusal, "the host cannot map the file")
         known = self._files.get(key)
-        if known is not None:
-            return known.share(fd, writable)
-        self._files[key] = ApertureFile(self, fd, key, writable)
+        try:
+            if known is not None:
+                return known.share(fd, writable)
+            self._files[key] = ApertureFile(self, fd, key, writable)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, "the host cannot keep the file open") from error
         return self._files[key]
 
     def owner_of(self, pa: int) -> tuple[ApertureFile, int]:
@@ -315,7 +347,7 @@ class Aperture:
         AddressError if no file is there any more.
         """
         file, page_index = self.owner_of(host_address - self.host_address + self.base)
-        file.show(self._slot_of(host_address - self.host_address + self.base))
+        file.show_again(self._slot_of(host_address - self.host_address + self.base))
         return file, page_index
 
     def save(self) -> ApertureState:
@@ -364,8 +396,13 @@ class Aperture:
 
     def _place(self, index: int, file: ApertureFile, extent: int) -> _Slot:
         slot = _Slot(index, file, extent)
+        try:
+            file.show(slot)
+        except (host.HostMemoryError, OSError):
+            self._clear(index)
+            self._free.append(index)
+            raise
         self._slots[index] = self._used[index] = file.slots[extent] = slot
-        file.show(slot)
         return slot
 
     def _remove(self, slot: _Slot) -> None:
@@ -373,7 +410,15 @@ class Aperture:
         del self._used[slot.index]
         del slot.file.slots[slot.extent]
         self._free.append(slot.index)
-        host.place_zeroes(self.host_address + slot.index * SLOT_SIZE, SLOT_SIZE)
+        self._clear(slot.index)
+
+    def _clear(self, index: int) -> None:
+        """Take away what a slot shows. The host may refuse even that when it has no mapping left.
+
+        Then the old pages stand there until the slot is bound again: no entry leads to them.
+        """
+        with contextlib.suppress(host.HostMemoryError):
+            host.place_zeroes(self.host_address + index * SLOT_SIZE, SLOT_SIZE)
 
     def _slot_of(self, pa: int) -> _Slot:
         slot = self._slots[(pa - self.base) // SLOT_SIZE] if 0 <= pa - self.base < self.size else None

@@ -25,9 +25,7 @@ HUGE_PAGE_SIZE = 2 << 20
 PROT_READ, PROT_WRITE, PROT_EXEC = 1, 2, 4
 MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0x10, 0x20, 0x4000
 MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 22, 23
-FALLOC_FL_KEEP_SIZE = 1
-EHWPOISON = 133
-"""A page with a hardware memory error; Python's errno module does not know it."""
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PAGEMAP_PRESENT, _PAGEMAP_SWAPPED = 1 << 63, 1 << 62
@@ -61,7 +59,7 @@ class PopulateResult(Enum):
     """What `populate` found."""
 
     DONE = "every page is present"
-    FAULT = "a touch would raise SIGBUS: end of file, full disk or a poisoned page"
+    FAULT = "a touch would raise SIGBUS: end of file, full disk, no memory, an I/O error or a poisoned page"
 
 
 def _mmap(
@@ -137,9 +135,9 @@ def populate(address: int, length: int, *, write: bool) -> PopulateResult:
     if _libc.madvise(address, length, advice) == 0:
         return PopulateResult.DONE
     code = ctypes.get_errno()
-    if code in (errno.EFAULT, EHWPOISON):
-        return PopulateResult.FAULT
-    raise HostMemoryError("madvise", code, address, length)
+    if code == errno.EINVAL:  # nothing that the file or the host's memory is to blame for
+        raise HostMemoryError("madvise", code, address, length)
+    return PopulateResult.FAULT
 
 
 @functools.cache
@@ -159,12 +157,22 @@ def allocate_blocks(fd: int, offset: int, length: int) -> int:
     return ctypes.get_errno()
 
 
+def punch_hole(fd: int, offset: int, length: int) -> int:
+    """Make a hole in a file, which reads as zeroes, without changing its size. Returns 0 or an errno."""
+    if _libc.fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) == 0:
+        return 0
+    return ctypes.get_errno()
+
+
 def mapping_refusal(fd: int, *, shared: bool) -> int:
     """The errno with which the host refuses to place this open file in memory; 0 if it does not.
 
     Files of huge pages (hugetlbfs) are refused with EINVAL: a window of theirs cannot be cut at 4K.
     """
-    address = reserve(2 * PAGE_SIZE)
+    try:
+        address = reserve(2 * PAGE_SIZE)
+    except HostMemoryError as refusal:
+        return refusal.errno
     try:
         # Never aligned to a huge page, as the beginning of the reservation is.
         place_file(address + PAGE_SIZE, PAGE_SIZE, fd, 0, shared=shared)

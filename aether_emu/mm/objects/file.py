@@ -8,18 +8,45 @@ everywhere first (`mm.rmap`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from aether_emu.machine.memory.aperture import ApertureFile
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import Protection
+
+
+class Contents(Protocol):
+    """Which pages of a file are in memory, where they count: those of a memory file have no other place.
+
+    All in pages of the guest's size.
+    """
+
+    def admit(self, first: int, count: int) -> int:
+        """How many pages from `first` on may be shown now. One is the page that is touched.
+
+        Of more, only those that are there already. Raises BackingFailed when there is no room for the page.
+        """
+
+    def show(self, first: int, count: int) -> None:
+        """Those pages are shown: from now on they are there."""
+
+    def resident(self, first: int, count: int) -> bytes:
+        """See `Backing.resident`."""
+
+    def punch(self, first: int, count: int) -> None:
+        """See `Backing.remove`."""
+
+    def let_go(self) -> None:
+        """No mapping shows the file any more."""
 
 
 class FileBacking(Backing):
     """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
 
-    `identity` is the device and inode number under which programs know the file.
+    `identity` is the device and inode number under which programs know the file. `contents` says which pages
+    are in memory; without it (a file on storage) all up to the end count as in the host's page cache.
     """
 
     in_place = True
@@ -36,6 +63,7 @@ class FileBacking(Backing):
         self._physical = physical
         self.file, self.key = file, key
         self.identity = (0, 0)
+        self.contents: Contents | None = None
         self._name = name
         self._gone = gone
 
@@ -48,7 +76,11 @@ class FileBacking(Backing):
         return self.file.writable
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
+        if self.contents is not None:
+            count = self.contents.admit(index, count)
         address, count = self.file.frames(index, count, write=write)
+        if self.contents is not None:
+            self.contents.show(index, count)
         table = self._physical.frames
         first = table.number(address)
         if (table.kind_array[first : first + count] != Kind.FILE).any():
@@ -56,7 +88,28 @@ class FileBacking(Backing):
         return first, count
 
     def copy_page(self, index: int, into: memoryview) -> None:
+        if self.contents is not None:
+            self.contents.admit(index, 1)
         self.file.read_page(index, into)
+        if self.contents is not None:
+            self.contents.show(index, 1)
+
+    def resident(self, first: int, count: int) -> bytes:
+        if self.contents is not None:
+            return self.contents.resident(first, count)
+        page_size = 1 << self._physical.frames.page_shift
+        there = max(0, min(count, -(-self.file.size // page_size) - first))
+        return b"\1" * there + bytes(count - there)
+
+    def remove(self, first: int, count: int) -> None:
+        if self.contents is not None:
+            self.contents.punch(first, count)
+        else:
+            self.file.punch(first, count)
+
+    def shows_stores(self) -> bool:
+        """Whether an area shows the file shared, and may ever be written (Linux: `i_mmap_writable`)."""
+        return any(area.shared and area.maximum & Protection.WRITE for area in self.windows)
 
     def sync(self) -> None:
         self.file.sync()
@@ -64,6 +117,8 @@ class FileBacking(Backing):
     def release(self) -> None:
         self._gone(self)
         self.file.close()
+        if self.contents is not None:
+            self.contents.let_go()
 
     def capture(self) -> dict[str, Any]:
         """See `Backing.capture`. Which file it is; its contents stay on the host."""

@@ -8,11 +8,14 @@ as long as an area shows it or somebody holds it; then it gives its pages back a
 
 from __future__ import annotations
 
+import errno
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from aether_emu.errors import Refused
 from aether_emu.mm.objects.intervals import Intervals
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tlb import Gather
 from aether_emu.waiting import WaitQueue
@@ -50,6 +53,8 @@ class Window(Protocol):
     end: int
     offset: int  # page of the backing at `start`
     moved: int  # pages by which the area's own pages were moved: their index less their page number
+    shared: bool
+    maximum: Protection  # the most that mprotect may give
     space: Space | None
     backing: Backing | None
 
@@ -117,13 +122,28 @@ class Backing(MemoryObject):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """Frame of page `index` and how many of up to `count` pages follow it in a row, ready to map.
 
-        Raises BeyondEnd or BackingFailed when there is no such page, OutOfFrames, and NotReady while
-        the page is on its way.
+        One page is a page that is touched. More are asked for because they may be there anyway
+        (fault-around): an object whose pages cost memory brings none that is not. Raises BeyondEnd or
+        BackingFailed when there is no such page, OutOfFrames, and NotReady while the page is on its way.
         """
 
     @abstractmethod
     def copy_page(self, index: int, into: memoryview) -> None:
         """Copy page `index` into a buffer of one page. Raises as `frames`."""
+
+    def resident(self, first: int, count: int) -> bytes:
+        """A byte for each of `count` pages from `first` on: 1 where the object has it in memory (mincore).
+
+        All of them, where an object does not say which.
+        """
+        return b"\1" * count
+
+    def remove(self, first: int, count: int) -> None:
+        """Give up pages that no entry shows any more: the next touch finds zeroes (MADV_REMOVE).
+
+        Raises Refused: EINVAL for an object that is no file, in Linux's sense.
+        """
+        raise Refused(errno.EINVAL, f"{self.name} is no file")
 
     @abstractmethod
     def capture(self) -> dict[str, Any]:

@@ -45,8 +45,10 @@ class SharedMemory(Backing):
             frame = self._frames[index] = self._physical.take(Kind.SHARED, self.number, index)
         return frame, 1
 
+    def resident(self, first: int, count: int) -> bytes:
+        return bytes(index in self._frames for index in range(first, first + count))
+
     def remove(self, first: int, count: int) -> None:
-        """Forget pages that no entry shows any more: the next touch finds zeros."""
         gone = sorted(index for index in self._frames if first <= index < first + count)
         self._drop([self._frames.pop(index) for index in gone])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.machine.cpu import UserFault
+from aether_emu.machine.memory import host
 from aether_emu.mm.counters import Event
 from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED
 from aether_emu.system import Grants, Machine
@@ -282,20 +284,180 @@ def test_a_mapped_memory_file_takes_of_the_limit_until_it_is_unmapped(guest: Gue
     second = guest.map(fd, READ, MAP_PRIVATE)
     assert guest.store(first + PAGE, b"kept")
     assert guest.call("close", fd) == 0
-    assert namespace.memory_used == 5 * PAGE
+    assert namespace.memory_used == PAGE
     assert guest.call("munmap", first, 4 * PAGE) == 0
     assert guest.load(second + PAGE, 4) == b"kept"
-    assert namespace.memory_used == 5 * PAGE
+    assert namespace.memory_used == PAGE
     assert guest.call("munmap", second, 4 * PAGE) == 0
     assert namespace.memory_used == 0
 
 
-def test_a_sealed_memory_file_is_not_mapped_for_writing(guest: Guest) -> None:
+ADD_SEALS, SEAL_WRITE, SEAL_FUTURE_WRITE = 1033, 8, 16
+MADV_REMOVE = 9
+SHARED_ANONYMOUS = MAP_SHARED | ANONYMOUS
+
+
+def memory_file(guest: Guest, pages: int) -> int:
+    """A memory file that can be sealed."""
     fd = guest.call("memfd_create", guest.text(b"m"), 2)
-    assert guest.call("ftruncate", fd, PAGE) == 0
-    assert guest.call("fcntl", fd, 1033, 8) == 0  # F_ADD_SEALS, F_SEAL_WRITE
-    assert guest.map(fd, READ | WRITE, MAP_SHARED, pages=1) == -errno.EPERM
-    assert guest.load(guest.map(fd, READ, MAP_PRIVATE, pages=1)) == b"\0"
+    assert guest.call("ftruncate", fd, pages * PAGE) == 0
+    return fd
+
+
+@pytest.mark.parametrize("reopened", [False, True])
+@pytest.mark.parametrize("protection", [READ, READ | WRITE])
+def test_a_mapping_that_may_be_written_forbids_the_seal_before_any_touch(
+    guest: Guest, protection: int, reopened: bool
+) -> None:
+    fd = memory_file(guest, 4)
+    shared = guest.map(guest.open(b"/proc/self/fd/%d" % fd) if reopened else fd, protection, MAP_SHARED)
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_WRITE) == -errno.EBUSY
+    assert guest.call("mprotect", shared, PAGE, READ | WRITE) == 0
+    assert guest.store(shared, b"x")
+    assert guest.call("munmap", shared + PAGE, 3 * PAGE) == 0
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_WRITE) == -errno.EBUSY, "a part of it is still there"
+    assert guest.call("munmap", shared, PAGE) == 0
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_WRITE) == 0
+
+
+def test_mappings_that_never_write_permit_the_seal_and_go_on(guest: Guest) -> None:
+    fd = memory_file(guest, 4)
+    reader = guest.open(b"/proc/self/fd/%d" % fd, fl.O_RDONLY)
+    private, shared = guest.map(fd, READ | WRITE, MAP_PRIVATE), guest.map(reader, READ, MAP_SHARED)
+    assert guest.write(fd, b"before", 0) == 6
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_WRITE) == 0
+    assert guest.write(fd, b"after", 0) == -errno.EPERM
+    assert guest.load(shared, 6) == guest.load(private, 6) == b"before"
+    assert guest.store(private, b"mine") and guest.load(shared, 6) == b"before"
+    assert guest.call("mprotect", shared, PAGE, READ | WRITE) == -errno.EACCES
+    for protection in (READ, READ | WRITE):
+        assert guest.map(fd, protection, MAP_SHARED) == -errno.EPERM, "Linux 6.6 refuses readers too"
+    assert guest.load(guest.map(reader, READ, MAP_SHARED), 6) == b"before"
+    assert guest.load(guest.map(fd, READ, MAP_PRIVATE), 6) == b"before"
+
+
+def test_a_seal_against_future_writes_leaves_old_mappings_as_they_are(guest: Guest) -> None:
+    """The part that is touched later needs another window of the host's."""
+    pages = (48 << 20) // PAGE
+    fd = memory_file(guest, pages)
+    old = guest.map(fd, READ | WRITE, MAP_SHARED, pages)
+    assert guest.store(old, b"near")
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_FUTURE_WRITE) == 0
+    assert guest.store(old + PAGE, b"x") and guest.store(old + (pages - 1) * PAGE, b"far")
+    assert guest.map(fd, READ | WRITE, MAP_SHARED) == -errno.EPERM
+    new = guest.map(fd, READ, MAP_SHARED, pages)
+    assert guest.load(new + (pages - 1) * PAGE, 3) == b"far"
+    assert guest.call("mprotect", new, PAGE, READ | WRITE) == -errno.EACCES
+    assert guest.store(guest.map(fd, READ | WRITE, MAP_PRIVATE), b"mine")
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_WRITE) == -errno.EBUSY
+
+
+def test_mapped_memory_takes_what_is_touched_and_beyond_the_limit_is_no_page(guest: Guest) -> None:
+    namespace = guest.process.files.namespace
+    fd = memory_file(guest, 1 << 20)
+    shared = guest.map(fd, READ | WRITE, MAP_SHARED, pages=1 << 20)
+    assert namespace.memory_used == 0
+    assert guest.load(shared + 100 * PAGE) == b"\0" and guest.store(shared + 200 * PAGE, b"x")
+    assert namespace.memory_used == 2 * PAGE, "a hole that is read through a mapping gets a page"
+    namespace.memory_limit = 3 * PAGE
+    private = guest.map(fd, READ | WRITE, MAP_PRIVATE, pages=500)
+    assert guest.store(private + 300 * PAGE, b"x")
+    assert namespace.memory_used == 3 * PAGE, "a private copy is made of a page of the file"
+    assert not guest.store(shared + 400 * PAGE, b"x") and guest.load(private + 400 * PAGE) is None
+    assert guest.store(shared + 100 * PAGE, b"x") and guest.load(shared + 300 * PAGE) == b"\0"
+    assert guest.call("fallocate", fd, 3, 100 * PAGE, PAGE) == 0  # a hole, the size kept
+    assert namespace.memory_used == 2 * PAGE
+    assert guest.load(shared + 100 * PAGE) == b"\0" and namespace.memory_used == 3 * PAGE
+
+
+def test_a_hole_is_made_under_every_mapping_but_not_under_private_copies(guest: Guest) -> None:
+    stored, memory = guest.open(b"/w/f"), memory_file(guest, 4)
+    guest.write(memory, b"a" * PAGE + b"b" * PAGE + b"c" * PAGE + b"d" * PAGE, 0)
+    for fd in (stored, memory):
+        for way in ("fallocate", "madvise"):
+            shared, private = (
+                guest.map(fd, READ | WRITE, MAP_SHARED),
+                guest.map(fd, READ | WRITE, MAP_PRIVATE),
+            )
+            for page in range(3):
+                assert (
+                    guest.store(shared + page * PAGE, b"full") and guest.load(private + page * PAGE) == b"f"
+                )
+            assert guest.store(private + PAGE, b"copy")
+            if way == "fallocate":
+                assert guest.call("fallocate", fd, 3, PAGE, 2 * PAGE) == 0
+            else:
+                assert guest.call("madvise", shared + PAGE, 2 * PAGE, MADV_REMOVE) == 0
+            assert [guest.load(shared + page * PAGE, 4) for page in range(3)] == [b"full", bytes(4), bytes(4)]
+            assert [guest.load(private + page * PAGE, 4) for page in range(3)] == [b"full", b"copy", bytes(4)]
+            assert guest.store(shared + 2 * PAGE, b"next") and guest.load(private + 2 * PAGE, 4) == b"next"
+
+
+def test_removing_needs_a_shared_mapping_that_is_writable_now(guest: Guest) -> None:
+    fd = memory_file(guest, 4)
+    reader = guest.open(b"/proc/self/fd/%d" % fd, fl.O_RDONLY)
+    for mapped in (
+        guest.map(fd, READ | WRITE, MAP_PRIVATE),
+        guest.map(fd, READ, MAP_SHARED),
+        guest.map(reader, READ, MAP_SHARED),
+    ):
+        assert guest.call("madvise", mapped, PAGE, MADV_REMOVE) == -errno.EACCES
+    assert guest.call("madvise", SCRATCH, PAGE, MADV_REMOVE) == -errno.EINVAL
+    old = guest.map(fd, READ | WRITE, MAP_SHARED)
+    assert guest.call("fcntl", fd, ADD_SEALS, SEAL_FUTURE_WRITE) == 0
+    assert guest.call("madvise", old, PAGE, MADV_REMOVE) == -errno.EPERM
+
+
+# What is in memory
+
+
+def residency(guest: Guest, address: int, pages: int) -> str | int:
+    """mincore(2): a digit for each page, or a negative errno."""
+    answer = guest.call("mincore", address, pages * PAGE, SCRATCH + 4 * PAGE)
+    return answer or "".join(str(byte) for byte in guest.cpu.copy_from_user(SCRATCH + 4 * PAGE, pages))
+
+
+def test_the_object_knows_what_is_in_memory(guest: Guest) -> None:
+    """As the page cache does, whoever brought the page and whether or not this mapping was touched."""
+    fd = guest.open(b"/w/new")
+    assert guest.write(fd, b"x" * 4 * PAGE, 0) == 4 * PAGE
+    shared = guest.map(fd, READ | WRITE, MAP_SHARED, pages=6)
+    private = guest.map(fd, READ | WRITE, MAP_PRIVATE)
+    assert (residency(guest, shared, 6), residency(guest, private, 4)) == ("111100", "1111")
+    assert guest.store(private, b"copy") and residency(guest, private, 4) == "1111"
+
+    memory = memory_file(guest, 4)
+    first, second = guest.map(memory, READ | WRITE, MAP_SHARED), guest.map(memory, READ | WRITE, MAP_PRIVATE)
+    assert residency(guest, first, 4) == "0000"
+    guest.write(memory, b"x", PAGE)
+    assert guest.load(first + 3 * PAGE) == b"\0"
+    assert residency(guest, first, 4) == residency(guest, second, 4) == "0101"
+    assert guest.call("fallocate", memory, 3, PAGE, PAGE) == 0
+    assert residency(guest, first, 4) == "0001"
+
+    anonymous = guest.map(-1, READ | WRITE, SHARED_ANONYMOUS)
+    view = guest.call("mremap", anonymous, 0, 4 * PAGE, 1)
+    assert guest.store(anonymous + PAGE, b"x") and residency(guest, view, 4) == "0100"
+    assert guest.call("madvise", anonymous, 4 * PAGE, 4) == 0  # MADV_DONTNEED
+    assert residency(guest, anonymous, 4) == "0100"
+    assert guest.call("madvise", anonymous, 4 * PAGE, MADV_REMOVE) == 0
+    assert residency(guest, view, 4) == "0000"
+
+
+def test_residency_is_told_area_by_area_up_to_a_hole(guest: Guest) -> None:
+    at = guest.map(-1, READ | WRITE, MAP_PRIVATE | ANONYMOUS, pages=6)
+    assert guest.call("mprotect", at + 2 * PAGE, PAGE, READ) == 0
+    for page in (0, 2, 3):
+        guest.load(at + page * PAGE)
+    assert residency(guest, at, 5) == "10110"
+    assert guest.call("munmap", at + 4 * PAGE, PAGE) == 0
+    assert guest.cpu.copy_from_user(SCRATCH + 4 * PAGE, 5) == b"\1\0\1\1\0"
+    guest.cpu.copy_to_user(SCRATCH + 4 * PAGE, b"\7" * 6)
+    assert residency(guest, at, 6) == -errno.ENOMEM
+    assert guest.cpu.copy_from_user(SCRATCH + 4 * PAGE, 6) == b"\1\0\1\1\7\7"
+    assert guest.call("mincore", at, 4 * PAGE, 1 << 62) == -errno.EFAULT
+    assert guest.call("mincore", at + 1, 0, SCRATCH) == -errno.EINVAL
+    assert guest.call("mincore", at, 0, 1) == 0
 
 
 def test_a_name_that_is_no_text_is_shown_as_it_is(guest: Guest) -> None:
@@ -305,3 +467,50 @@ def test_a_name_that_is_no_text_is_shown_as_it_is(guest: Guest) -> None:
     maps = guest.open(b"/proc/self/maps", fl.O_RDONLY)
     size = guest.call("read", maps, SCRATCH, 8 * PAGE)
     assert b"/w/\xff\xfe\n" in guest.cpu.copy_from_user(SCRATCH, size)
+
+
+# What the host refuses
+
+
+def test_a_page_that_the_host_refuses_late_is_a_bus_error_and_no_more(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another owner of the host's file forbids new windows of it after the guest has mapped it."""
+    fd = memory_file(guest, 2)
+    shared = guest.map(fd, READ | WRITE, MAP_SHARED, pages=2)
+    assert guest.store(shared, b"here")
+
+    def refuse(address: int, length: int, *_: object, **_more: object) -> None:
+        raise host.HostMemoryError("mmap", errno.EPERM, address, length)
+
+    stored = guest.map(guest.open(b"/w/f"), READ, MAP_SHARED)
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "place_file", refuse)
+        assert guest.load(stored) is None
+        assert guest.store(shared, b"HERE")
+    assert guest.load(stored) == b"a"
+
+
+def test_without_host_descriptors_a_file_is_not_mapped(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    fd = guest.open(b"/w/f")
+
+    def full(fd: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(os, "dup", full)
+    assert guest.map(fd, READ, MAP_PRIVATE) == -errno.EMFILE
+
+
+def test_a_failure_of_the_host_that_nobody_foresees_is_the_errno_of_the_call(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fd = guest.open(b"/w/f")
+    number = next(n for n, name in guest.machine.abi.system_calls.items() if name == "fstat")
+
+    def broken(fd: int) -> os.stat_result:
+        raise OSError(errno.ESTALE, "the server is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", broken)
+        answer = guest.cpu.on_system_call(number, fd, SCRATCH, 0, 0, 0, 0)
+    assert answer == -errno.ESTALE

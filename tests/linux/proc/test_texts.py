@@ -6,7 +6,6 @@ import errno
 import os
 import re
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,48 +13,17 @@ import pytest
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.files.synthetic import ControlFile
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
-from aether_emu.system import Grants, Machine
-from tests.guests.running import TARGETS, Target, program
+from tests.guests.running import program
 
 _LINE = re.compile(
     rb"(?P<start>[0-9a-f]{8,})-(?P<end>[0-9a-f]{8,}) (?P<flags>[r-][w-][x-][ps])"
     rb" (?P<offset>[0-9a-f]{8,}) (?P<device>[0-9a-f]{2}:[0-9a-f]{2}) (?P<inode>\d+) *(?P<name>.*)"
 )
-
-
-@pytest.fixture(params=TARGETS, ids=str)
-def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """`hello` with two arguments, loaded."""
-    target: Target = request.param
-    made = Machine(target.isa, page_size=target.page_size, ram="8M", aperture="4M", seed=5)
-    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    path = program(target.isa, "hello")
-    try:
-        argv = ["hello", "two words", ""]
-        made.load(path, argv, env={"K": "V"}, grants=Grants(cwd=path.parent), streams=streams)
-        yield made
-    finally:
-        made.close()
-
-
-@pytest.fixture
-def fresh(machine: Machine) -> Process:
-    """The process before its first instruction."""
-    assert machine.process is not None
-    return machine.process
-
-
-@pytest.fixture
-def process(machine: Machine, fresh: Process) -> Process:
-    """The process some blocks into its run."""
-    assert machine.run_for(20) is None
-    return fresh
 
 
 def _cpu(process: Process) -> Cpu:

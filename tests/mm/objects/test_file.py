@@ -24,6 +24,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
+from tests.mm.calls import mapped
 from tests.mm.tables.test_page import FailsAt
 
 READ, WRITE = Protection.READ, Protection.WRITE
@@ -188,13 +189,13 @@ def test_one_read_maps_the_neighbours_that_are_there_anyway(make: Make) -> None:
     shown = make(20, fault_around=8)
     at = shown.map(20, READ, MAP_PRIVATE, at=0x40_0000_0000 // shown.page * shown.page // 8 * 8)
     shown.read(at + 10 * shown.page, 1)
-    residency = mapping.residency(shown.space, at, 20 * shown.page)
+    there = mapped(shown.space, at, 20)
     aligned = [
         n
         for n in range(20)
         if (at + n * shown.page) // (8 * shown.page) == (at + 10 * shown.page) // (8 * shown.page)
     ]
-    assert [n for n in range(20) if residency[n]] == aligned
+    assert [n for n in range(20) if there[n]] == aligned
     seen = shown.board.events()
     assert (seen[Event.FAULT_FILE], seen[Event.FILE_AROUND]) == (1, len(aligned) - 1)
     check_accounts(shown.board, [])
@@ -211,10 +212,10 @@ def test_fault_around_stays_inside_the_area_and_the_file_and_keeps_what_is_mappe
     assert shown.read(low + shown.page, 4) == b"mine"
     with pytest.raises(UserFault):
         shown.read(low + 2 * shown.page, 1)
-    assert mapping.residency(shown.space, low, 3 * shown.page) == b"\1\1\0"
+    assert mapped(shown.space, low, 3) == b"\1\1\0"
     beyond = shown.map(9, READ, MAP_PRIVATE, at=low + 32 * shown.page)
     shown.read(beyond + 3 * shown.page, 1)
-    assert mapping.residency(shown.space, beyond, 9 * shown.page) == b"\1" * 7 + b"\0\0"
+    assert mapped(shown.space, beyond, 9) == b"\1" * 7 + b"\0\0"
     check_accounts(shown.board, [])
 
 
@@ -226,7 +227,7 @@ def test_fault_around_ends_with_the_leaf_table(tmp_path: Path) -> None:
     at = shown.map(entries + 40, READ, MAP_PRIVATE, at=(5 * entries - 20) * shown.page)
     for page in (3, 25, entries + 30):
         assert shown.read(at + page * shown.page, 1) == shown.content[page * shown.page :][:1]
-    assert mapping.residency(shown.space, at, 20 * shown.page) == b"\1" * 20
+    assert mapped(shown.space, at, 20) == b"\1" * 20
     check_accounts(board, [])
     board.close()
 
