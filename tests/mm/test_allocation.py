@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.allocation import STRETCH, Area, AreaFlags, AreaMap
 from aether_emu.mm.objects.protocol import Backing, MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.protection import LeafBits, Protection
@@ -92,6 +92,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"backing": FILE},
     {"maximum": READ},
     {"no_reserve": True},
+    {"flags": AreaFlags.LOCKED},
     {"grows_down": True},
     {"name": "[heap]"},
 ]
@@ -288,10 +289,10 @@ class Plain:
 class AreaMapMachine(RuleBasedStateMachine):
     """`plain` is the list of areas, in order, with nothing clever about it."""
 
-    @initialize(limit=st.sampled_from([3, 6, 100]))
-    def build(self, limit: int) -> None:
+    @initialize(limit=st.sampled_from([3, 6, 100]), stretch=st.sampled_from([1, 2, 3, STRETCH]))
+    def build(self, limit: int, stretch: int) -> None:
         self.limit = limit
-        self.areas = AreaMap(12, limit, GUARD)
+        self.areas = AreaMap(12, limit, GUARD, stretch)
         self.plain: list[Plain] = []
 
     def owner(self, page: int) -> Plain | None:

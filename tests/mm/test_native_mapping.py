@@ -30,15 +30,12 @@ from aether_emu.mm.mapping import (
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     MAP_SHARED,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
     MS_ASYNC,
     MS_SYNC,
-    Remap,
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
 from tests.mm import native_calls
 from tests.mm.board import FORMATS, Board, GrantedFile
@@ -86,7 +83,7 @@ class Ours:
                 mapping.protect_memory(space, at, count * self._page, protection)
             case "mremap", [old, new, flags, target]:
                 remap = Remap(at, old * self._page, new * self._page, flags, self._base + target * self._page)
-                return (mapping.remap_memory(space, remap) - self._base) // self._page
+                return (remap_memory(space, remap) - self._base) // self._page
             case "madvise", [count, advice]:
                 mapping.advise_memory(space, at, count * self._page, advice)
             case "msync", [count, flags]:

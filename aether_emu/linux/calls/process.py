@@ -18,10 +18,6 @@ from aether_emu.linux.calls.user import (
 )
 from aether_emu.linux.files.open_file import MOST_PER_CALL
 from aether_emu.linux.task.process import (
-    RLIM_INFINITY,
-    RLIMIT_AS,
-    RLIMIT_NOFILE,
-    RLIMIT_STACK,
     RLIMITS,
     Ended,
 )
@@ -291,20 +287,10 @@ def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: i
         if hard > before[1]:
             raise Refused(errno.EPERM, "the hard limit cannot grow")
         task.process.limits[resource] = (soft, hard)
-        _apply(task, resource, soft)
+        task.process.apply_limit(resource)
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0
-
-
-def _apply(task: Task, resource: int, soft: int) -> None:
-    space = task.process.mm.limits
-    if resource == RLIMIT_STACK:
-        space.stack = soft
-    elif resource == RLIMIT_AS:
-        space.address_space = None if soft == RLIM_INFINITY else soft
-    elif resource == RLIMIT_NOFILE:
-        task.process.files.table.limit = min(soft, task.process.config.open_files)
 
 
 def sys_getrlimit(task: Task, resource: int, result: int, *_: int) -> int:

@@ -15,7 +15,9 @@ from aether_emu.mm.space import AddressSpace
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS = 3, 6, 7, 9
+RLIMIT_DATA, RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 6, 7, 8, 9
+_LOCKED_BYTES = 8 << 20  # Linux's MLOCK_LIMIT
+READ_IMPLIES_EXEC = 0x40_0000  # of the personality
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +62,9 @@ class Process:
     """A process.
 
     `mm` is its address space. `tasks` are its threads, the first one first; a task enters itself when it is
-    made. `ended` is None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard),
-    as getrlimit shows them. `files` is set by whoever makes the process, before it runs.
+    made. `personality` has the bits of personality(2). `ended` is None while it lives, and never changes
+    afterwards. `limits` are resource -> (soft, hard), as getrlimit shows them. `files` is set by whoever
+    makes the process, before it runs.
     """
 
     files: Files
@@ -83,7 +86,9 @@ class Process:
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
+        self.personality = 0
         self.limits = self._initial_limits()
+        self.apply_limit(RLIMIT_MEMLOCK)
 
     def _initial_limits(self) -> dict[int, tuple[int, int]]:
         limits = dict.fromkeys(range(RLIMITS), (RLIM_INFINITY, RLIM_INFINITY))
@@ -93,7 +98,28 @@ class Process:
         limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
         if space.address_space is not None:
             limits[RLIMIT_AS] = (space.address_space, space.address_space)
+        limits[RLIMIT_MEMLOCK] = (_LOCKED_BYTES, _LOCKED_BYTES)
         return limits
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it has every capability, as user 0 has on Linux."""
+        return self.config.uid == 0
+
+    def apply_limit(self, resource: int) -> None:
+        """Let memory and files obey what `limits` says of a resource. Root may lock what it likes."""
+        soft, hard = (None if value == RLIM_INFINITY else value for value in self.limits[resource])
+        space = self.mm.limits
+        if resource == RLIMIT_STACK:
+            space.stack = RLIM_INFINITY if soft is None else soft
+        elif resource == RLIMIT_AS:
+            space.address_space = soft
+        elif resource == RLIMIT_DATA:
+            space.data, space.data_most = soft, hard
+        elif resource == RLIMIT_MEMLOCK:
+            space.locked = None if self.is_root else soft
+        elif resource == RLIMIT_NOFILE:
+            self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
 
     # ---- signals
 
@@ -144,6 +170,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "no_new_privileges": self.no_new_privileges,
+            "personality": self.personality,
             "signals": self.signals.capture(),
         }
 
@@ -153,4 +180,5 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.no_new_privileges = state["no_new_privileges"]
+        self.personality = state["personality"]
         self.signals.restore(state["signals"])
