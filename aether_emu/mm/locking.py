@@ -9,14 +9,14 @@ from __future__ import annotations
 import errno
 
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import LOCKS, NO_FLAGS, AreaFlags
+from aether_emu.mm.allocation import LOCKED, LOCKS
 from aether_emu.mm.space import AddressSpace
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
 _WORD = 1 << 64
 
 
-def lock_memory(space: AddressSpace, address: int, length: int, flags: AreaFlags) -> tuple[int, int]:
+def lock_memory(space: AddressSpace, address: int, length: int, flags: int) -> tuple[int, int]:
     """mlock(2), mlock2(2) with the flags of the areas. Returns the range whose pages are to be there.
 
     On a hole, what came before it is locked. Raises Refused(EPERM, EINVAL, ENOMEM).
@@ -36,7 +36,7 @@ def lock_memory(space: AddressSpace, address: int, length: int, flags: AreaFlags
 
 def unlock_memory(space: AddressSpace, address: int, length: int) -> None:
     """munlock(2). Raises Refused(EINVAL, ENOMEM)."""
-    _mark(space, *_range(space, address, length), NO_FLAGS)
+    _mark(space, *_range(space, address, length), 0)
 
 
 def lock_all(space: AddressSpace, flags: int) -> None:
@@ -50,18 +50,18 @@ def lock_all(space: AddressSpace, flags: int) -> None:
     limit = space.limits.locked
     if limit is not None and flags & MCL_CURRENT and space.reserved > limit & -space.page_size:
         raise Refused(errno.ENOMEM, f"locked memory is limited to {limit} bytes")
-    wanted = LOCKS if flags & MCL_ONFAULT else AreaFlags.LOCKED
-    space.new_flags = wanted if flags & MCL_FUTURE else NO_FLAGS
+    wanted = LOCKS if flags & MCL_ONFAULT else LOCKED
+    space.new_flags = wanted if flags & MCL_FUTURE else 0
     if flags & MCL_CURRENT:
         _mark_all(space, wanted)
     elif not flags & MCL_FUTURE:
-        _mark_all(space, NO_FLAGS)
+        _mark_all(space, 0)
 
 
 def unlock_all(space: AddressSpace) -> None:
     """munlockall(2): of what is mapped, and of what will be."""
-    space.new_flags = NO_FLAGS
-    _mark_all(space, NO_FLAGS)
+    space.new_flags = 0
+    _mark_all(space, 0)
 
 
 def _require_right(space: AddressSpace) -> None:
@@ -77,11 +77,11 @@ def _range(space: AddressSpace, address: int, length: int) -> tuple[int, int]:
 
 def _locked(space: AddressSpace, start: int, end: int) -> int:
     """Bytes of `[start, end)` that are locked."""
-    areas = (area for area in space.areas.overlapping(start, end) if area.flags & AreaFlags.LOCKED)
+    areas = (area for area in space.areas.overlapping(start, end) if area.flags & LOCKED)
     return sum(min(area.end, end) - max(area.start, start) for area in areas)
 
 
-def _mark(space: AddressSpace, start: int, length: int, flags: AreaFlags) -> None:
+def _mark(space: AddressSpace, start: int, length: int, flags: int) -> None:
     """Let each area of a range be locked as `flags` say."""
     end = start + length
     if end >= _WORD:
@@ -95,7 +95,7 @@ def _mark(space: AddressSpace, start: int, length: int, flags: AreaFlags) -> Non
         start = upto
 
 
-def _mark_all(space: AddressSpace, flags: AreaFlags) -> None:
+def _mark_all(space: AddressSpace, flags: int) -> None:
     """Let every area be locked as `flags` say."""
     area = space.areas.following(0)
     while area is not None:

@@ -14,7 +14,7 @@ from typing import NoReturn, Protocol
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
 from aether_emu.mm import ageing, rmap
-from aether_emu.mm.allocation import LOCKS, NO_FLAGS, Area, AreaFlags
+from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, Area, AreaFlags
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
@@ -51,19 +51,19 @@ MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_COLD, MADV_PAGEOUT = 18, 19, 20, 21
 MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 22, 23, 24, 25
 # Advice that an area keeps: the flags that come, and those that go.
 _KEPT = {
-    MADV_NORMAL: (NO_FLAGS, AreaFlags.RANDOM | AreaFlags.SEQUENTIAL),
+    MADV_NORMAL: (0, AreaFlags.RANDOM | AreaFlags.SEQUENTIAL),
     MADV_RANDOM: (AreaFlags.RANDOM, AreaFlags.SEQUENTIAL),
     MADV_SEQUENTIAL: (AreaFlags.SEQUENTIAL, AreaFlags.RANDOM),
-    MADV_DONTFORK: (AreaFlags.NO_FORK, NO_FLAGS),
-    MADV_DOFORK: (NO_FLAGS, AreaFlags.NO_FORK),
-    MADV_MERGEABLE: (AreaFlags.MERGEABLE, NO_FLAGS),
-    MADV_UNMERGEABLE: (NO_FLAGS, AreaFlags.MERGEABLE),
+    MADV_DONTFORK: (AreaFlags.NO_FORK, 0),
+    MADV_DOFORK: (0, AreaFlags.NO_FORK),
+    MADV_MERGEABLE: (AreaFlags.MERGEABLE, 0),
+    MADV_UNMERGEABLE: (0, AreaFlags.MERGEABLE),
     MADV_HUGEPAGE: (AreaFlags.HUGE, AreaFlags.NO_HUGE),
     MADV_NOHUGEPAGE: (AreaFlags.NO_HUGE, AreaFlags.HUGE),
-    MADV_DONTDUMP: (AreaFlags.NO_DUMP, NO_FLAGS),
-    MADV_DODUMP: (NO_FLAGS, AreaFlags.NO_DUMP),
-    MADV_WIPEONFORK: (AreaFlags.WIPE_ON_FORK, NO_FLAGS),
-    MADV_KEEPONFORK: (NO_FLAGS, AreaFlags.WIPE_ON_FORK),
+    MADV_DONTDUMP: (AreaFlags.NO_DUMP, 0),
+    MADV_DODUMP: (0, AreaFlags.NO_DUMP),
+    MADV_WIPEONFORK: (AreaFlags.WIPE_ON_FORK, 0),
+    MADV_KEEPONFORK: (0, AreaFlags.WIPE_ON_FORK),
 }
 _TAKES_PAGES = (MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_COLD, MADV_PAGEOUT)  # what is locked stays
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
@@ -142,11 +142,11 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     return address
 
 
-def populates(flags: int, area_flags: AreaFlags) -> bool:
+def populates(flags: int, area_flags: int) -> bool:
     """Whether mmap with `flags` brings the pages of an area with `area_flags` at once."""
-    if area_flags & AreaFlags.LOCK_ON_FAULT:
+    if area_flags & LOCK_ON_FAULT:
         return False
-    return bool(area_flags & AreaFlags.LOCKED) or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
+    return bool(area_flags & LOCKED) or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
 
 
 def _refuse_huge(space: AddressSpace, request: Request) -> NoReturn:
@@ -160,13 +160,13 @@ def _refuse_huge(space: AddressSpace, request: Request) -> NoReturn:
     raise Refused(errno.ENOMEM, "there is no pool of huge pages")
 
 
-def _locked_flags(space: AddressSpace, flags: int, length: int) -> AreaFlags:
+def _locked_flags(space: AddressSpace, flags: int, length: int) -> int:
     """What a new area begins with: locked, if the call or an earlier mlockall says so."""
     area_flags = space.new_flags
     if flags & MAP_LOCKED:
         if space.limits.locked == 0:
             raise Refused(errno.EPERM, "nothing may be locked")
-        area_flags |= AreaFlags.LOCKED
+        area_flags |= LOCKED
     space.require_lockable(length, area_flags)
     return area_flags
 
@@ -296,7 +296,7 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
         upto = min(area.end, end)
         if wanted != area.protection:
             _check_becomes_data(space, area, upto - address, wanted)
-            locked = area.flags & LOCKS == AreaFlags.LOCKED and not area.shared
+            locked = area.flags & LOCKS == LOCKED and not area.shared
             copies = locked and wanted & ~area.protection & Protection.WRITE
             space.protect(area, address, upto, wanted)
             if copies:  # of locked pages, which are made now and not at a fault
@@ -348,7 +348,7 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
     """Advice for a part of one area."""
     if advice in _KEPT:
         _keep(space, area, start, end, advice)
-    elif area.flags & AreaFlags.LOCKED and advice in _TAKES_PAGES:
+    elif area.flags & LOCKED and advice in _TAKES_PAGES:
         raise Refused(errno.EINVAL, "the memory is locked")
     elif advice == MADV_FREE and area.backing is not None:
         raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
@@ -370,7 +370,7 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
     if advice == MADV_MERGEABLE and area.shared:
         return  # Linux ignores it then
     try:
-        space.mark(area, start, end, area.flags & ~removed | added)
+        space.mark(area, start, end, area.flags & ~int(removed) | int(added))
     except Refused as refused:
         raise Refused(errno.EAGAIN, "no more areas") from refused
 
@@ -440,7 +440,7 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         raise Refused(errno.ENOMEM, "the range wraps around")
     synced: list[Backing] = []
     for area in space.areas.overlapping(address, address + rounded):
-        if flags & MS_INVALIDATE and area.flags & AreaFlags.LOCKED:
+        if flags & MS_INVALIDATE and area.flags & LOCKED:
             raise Refused(errno.EBUSY, "the memory is locked")
         if flags & MS_SYNC and area.shared and area.backing is not None:
             ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))

@@ -20,10 +20,11 @@ import numpy as np
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import LOCKS, NO_FLAGS, Area, AreaFlags, AreaMap
+from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.limits import Limits
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.protocol import Backing, MemoryObject, Window
@@ -39,49 +40,6 @@ from aether_emu.mm.tlb import Gather
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
-
-
-class Limits:
-    """What an address space may take. All in bytes but `areas`; addresses are half-open; None is no limit.
-
-    `data` bounds private writable memory (RLIMIT_DATA); if it is 0, the hard limit `data_most` does, as in
-    Linux. `locked` bounds what may be locked (RLIMIT_MEMLOCK); 0 forbids it. Mappings are placed below
-    `window` unless a hint asks for more: programs may use the top bits of pointers that nobody told them
-    about (Linux's rule for addresses wider than 47 bits).
-    """
-
-    def __init__(
-        self,
-        *,
-        user_base: int,
-        user_end: int,
-        areas: int,
-        stack: int,
-        address_space: int | None = None,
-        fault_around: int = 16,
-        window: int | None = None,
-    ) -> None:
-        self.user_base, self.user_end, self.areas = user_base, user_end, areas
-        self.window = user_end if window is None else window
-        self.stack, self.address_space, self.fault_around = stack, address_space, fault_around
-        self.data: int | None = None
-        self.data_most: int | None = None
-        self.locked: int | None = None
-
-    def allowed_data(self) -> int | None:
-        """Bytes of private writable memory that may be mapped, None without a limit."""
-        return self.data if self.data else self.data_most if self.data == 0 else None
-
-    def capture(self) -> dict[str, int | None]:
-        """What programs may change."""
-        return {
-            name: getattr(self, name) for name in ("stack", "address_space", "data", "data_most", "locked")
-        }
-
-    def restore(self, state: dict[str, int | None]) -> None:
-        """Take over what `capture` gave."""
-        for name, value in state.items():
-            setattr(self, name, value)
 
 
 class AddressSpace:
@@ -116,7 +74,7 @@ class AddressSpace:
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.reserved = self.data = self.locked = 0  # bytes of all areas, and of those that a limit counts
         self.most_reserved = 0  # the most that `reserved` has been
-        self.new_flags = NO_FLAGS  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
+        self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
@@ -143,7 +101,7 @@ class AddressSpace:
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
-        kinds = np.bincount(self.physical.frames.kind_array[self._shown(0, self.limits.user_end)])
+        kinds = np.bincount(self.physical.frames.kind_array[self.shown(0, self.limits.user_end)])
         return {kind: int(kinds[kind]) if kind < kinds.size else 0 for kind in Kind}
 
     # ---- areas
@@ -251,10 +209,10 @@ class AddressSpace:
         if limit is not None and self.data + more > limit & -self.page_size:
             raise Refused(errno.ENOMEM, f"private writable memory is limited to {limit} bytes")
 
-    def require_lockable(self, more: int, flags: AreaFlags) -> None:
+    def require_lockable(self, more: int, flags: int) -> None:
         """Raise Refused(EAGAIN) if `more` bytes with these flags would be locked, and may not."""
         limit = self.limits.locked
-        if limit is not None and flags & AreaFlags.LOCKED and self.locked + more > limit & -self.page_size:
+        if limit is not None and flags & LOCKED and self.locked + more > limit & -self.page_size:
             raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
 
     def unmap(self, start: int, end: int) -> None:
@@ -290,7 +248,7 @@ class AddressSpace:
         self.reserved += length
         if area.is_data:
             self.data += length
-        if area.flags & AreaFlags.LOCKED:
+        if area.flags & LOCKED:
             self.locked += length
         self.most_reserved = max(self.most_reserved, self.reserved)
 
@@ -314,7 +272,7 @@ class AddressSpace:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
 
-    def mark(self, area: Area, start: int, end: int, flags: AreaFlags) -> None:
+    def mark(self, area: Area, start: int, end: int, flags: int) -> None:
         """Let `[start, end)` of one area have these flags. Raises Refused(ENOMEM), changing nothing."""
         if flags == area.flags:
             return
@@ -466,7 +424,7 @@ class AddressSpace:
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family."""
-        kinds = self.physical.frames.kind_array[self._shown(start, end)]
+        kinds = self.physical.frames.kind_array[self.shown(start, end)]
         return bool((kinds == Kind.ANON).any())
 
     # ---- state
@@ -525,7 +483,7 @@ class AddressSpace:
 
     # ---- inside
 
-    def _shown(self, start: int, end: int) -> Frames:
+    def shown(self, start: int, end: int) -> Frames:
         """The frames behind the entries of `[start, end)`, a frame once for each page that shows it."""
         fmt, frames = self.table.format, self.physical.frames
         shown = [np.zeros(0, np.int64)]

@@ -16,7 +16,7 @@ from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.process import READ_IMPLIES_EXEC
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import locking, mapping, remap
-from aether_emu.mm.allocation import LOCKS, AreaFlags
+from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS
 from aether_emu.mm.fault import OutOfMemory
 from aether_emu.mm.mapping import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE
 from aether_emu.mm.protection import READABLE, Protection
@@ -77,7 +77,7 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
     mm = task.process.mm
     batch = _BATCH * mm.page_size
     for area in mm.areas.overlapping(position, end):
-        if area.flags & AreaFlags.LOCK_ON_FAULT:
+        if area.flags & LOCK_ON_FAULT:
             continue
         if not area.protection & READABLE:
             if strict:
@@ -142,7 +142,7 @@ def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target:
         position = start + mm.page_up(old)
     if mm.locked and mm.page_up(new) > mm.page_up(old):
         area = mm.areas.find(position)
-        if area is not None and area.flags & LOCKS == AreaFlags.LOCKED:
+        if area is not None and area.flags & LOCKS == LOCKED:
             _fault_in(task, position, start + mm.page_up(new), start)
     return start
 
@@ -167,7 +167,7 @@ def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:
-    task.cpu.copy_to_user(vector, mapping.residency(task.process.mm, address, length))
+    task.cpu.copy_to_user(vector, mapping.residency(task.process.mm, _untagged(task, address), length))
     return 0
 
 
@@ -180,7 +180,7 @@ def sys_brk(task: Task, address: int, *_: int) -> int:
         executable = bool(task.process.personality & READ_IMPLIES_EXEC)
         position = mm.page_up(mm.heap_end)
         end = mapping.set_break(mm, address, executable=executable)
-    if mm.new_flags & LOCKS == AreaFlags.LOCKED:
+    if mm.new_flags & LOCKS == LOCKED:
         _fault_in(task, position, mm.page_up(end), end)
     return end
 
@@ -194,7 +194,7 @@ def sys_mlock2(task: Task, address: int, length: int, flags: int, *_: int) -> in
     flags = s32(flags)
     if flags & ~_MLOCK_ONFAULT:
         raise Refused(errno.EINVAL, "unknown flags")
-    wanted = LOCKS if flags else AreaFlags.LOCKED
+    wanted = LOCKS if flags else LOCKED
     if task.progress:
         position, end = task.progress[1], task.progress[0]
     else:

@@ -15,9 +15,12 @@ from aether_emu.mm.space import AddressSpace
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_DATA, RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_MEMLOCK, RLIMIT_AS = 2, 3, 6, 7, 8, 9
-_LOCKED_BYTES = 8 << 20  # Linux's MLOCK_LIMIT
-READ_IMPLIES_EXEC = 0x40_0000  # of the personality
+RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 2, 3, 4, 6, 7
+RLIMIT_MEMLOCK, RLIMIT_AS, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE = 8, 9, 11, 12
+RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
+_LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
+PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
+UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,16 @@ class Ended:
 
 @dataclass
 class Program:
-    """What was executed, as /proc/self and the auxiliary vector tell it."""
+    """What was executed, as /proc/self and the auxiliary vector tell it.
+
+    `code` are the addresses from the start of its own code to its end.
+    """
 
     path: bytes
     arguments: list[bytes]
     environment: list[bytes]
     auxiliary: bytes = b""
+    code: tuple[int, int] = (0, 0)
     entry: int = 0
     stack_pointer: int = 0
 
@@ -99,7 +106,9 @@ class Process:
         if space.address_space is not None:
             limits[RLIMIT_AS] = (space.address_space, space.address_space)
         limits[RLIMIT_MEMLOCK] = (_LOCKED_BYTES, _LOCKED_BYTES)
-        return limits
+        limits[RLIMIT_CORE] = (0, RLIM_INFINITY)
+        limits[RLIMIT_MSGQUEUE] = (_QUEUE_BYTES, _QUEUE_BYTES)
+        return limits | dict.fromkeys((RLIMIT_NICE, RLIMIT_RTPRIO), (0, 0))
 
     @property
     def is_root(self) -> bool:
