@@ -32,9 +32,10 @@ from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable, Leak
 from aether_emu.mm.kernel_half import KernelHalf
+from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.space import AddressSpace, Limits
+from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 
 if TYPE_CHECKING:

@@ -32,7 +32,8 @@ from aether_emu.linux.task.process import Ended, Process, Program
 from aether_emu.linux.task.scheduler import Scheduler
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
-from aether_emu.mm.space import AddressSpace, Limits
+from aether_emu.mm.limits import Limits
+from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 

@@ -12,9 +12,10 @@ from aether_emu.computer import Computer, LeakError, lowest_kernel_base, unicorn
 from aether_emu.errors import ConfigError
 from aether_emu.machine.cpu import ExitReason
 from aether_emu.mm.fault import RESOLVED, AccessError, Outcome
+from aether_emu.mm.limits import Limits
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.space import AddressSpace, Limits
+from aether_emu.mm.space import AddressSpace
 from tests.mm.board import ENGINES, MIB, user_end
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
 

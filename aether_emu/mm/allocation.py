@@ -4,6 +4,13 @@ Invariants: areas are page aligned, never empty and never overlap; `starts` mirr
 start addresses in order; the count never exceeds the limit. Splitting and merging keep, for every
 page, what it maps. Exactly the areas that stand in a map are linked to their memory objects, each with the
 pages that it shows: the map links and unlinks them as they come, change and go.
+
+Areas stand in one list in the order of their addresses: a look-up is a bisection, and an insertion moves
+pointers, at the speed of memory. What a list does not answer is where a gap is long enough. For that the
+addresses are divided into stretches of at most `STRETCH` areas, each of which knows a length that no gap in
+it exceeds: a search looks at one number for each stretch, and into those that may hold the gap.
+
+    stretch from 0: no gap over 3 pages    |    from 0x7000: none over 40    |    from 0x9f000: none over 0
 """
 
 from __future__ import annotations
@@ -11,12 +18,39 @@ from __future__ import annotations
 import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
+from enum import IntFlag
 from typing import Any
 
+from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.protocol import Backing, Space
 from aether_emu.mm.protection import LeafBits, Protection
+
+STRETCH = 256
+"""Areas in a stretch of addresses before it is divided in two."""
+
+
+class AreaFlags(IntFlag):
+    """What a program asked for an area by mlock and madvise. Values are Linux's (VM_*, linux/mm.h)."""
+
+    LOCKED = 0x2000
+    SEQUENTIAL = 0x8000
+    RANDOM = 0x1_0000
+    NO_FORK = 0x2_0000
+    LOCK_ON_FAULT = 0x8_0000
+    WIPE_ON_FORK = 0x200_0000
+    NO_DUMP = 0x400_0000
+    HUGE = 0x2000_0000
+    NO_HUGE = 0x4000_0000
+    MERGEABLE = 0x8000_0000
+
+
+# The operators of plain ints are many times faster than an enum's, so areas and what counts them use these.
+LOCKED, LOCK_ON_FAULT = int(AreaFlags.LOCKED), int(AreaFlags.LOCK_ON_FAULT)
+LOCKS = LOCKED | LOCK_ON_FAULT
+_WRITE = int(Access.WRITE)
+_WX = Protection.WRITE | Protection.EXECUTE
 
 
 class Area:
@@ -26,6 +60,8 @@ class Area:
     Pages of its own (what a private area was written to) belong to `family`, where their index is the number
     of the page plus `moved`. Shared areas have no family.
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
+    `flags` (`AreaFlags`, as a plain int) are what was asked beyond the protection; they move with the area,
+    and areas that differ in them stay apart.
     The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
     of the family; `simple`, that the area is private, anonymous and not executable.
     """
@@ -36,6 +72,7 @@ class Area:
         "denied",
         "end",
         "family",
+        "flags",
         "grows_down",
         "maximum",
         "moved",
@@ -68,6 +105,7 @@ class Area:
         maximum: Protection = Protection.READ | Protection.WRITE | Protection.EXECUTE,
         grows_down: bool = False,
         no_reserve: bool = False,
+        flags: int = 0,
         name: str = "",
     ) -> None:
         self.start, self.end, self.space = start, end, space
@@ -76,6 +114,7 @@ class Area:
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
+        self.flags = flags
         self.was_writable_executable = False
 
     def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
@@ -94,7 +133,7 @@ class Area:
     def capture(self) -> dict[str, Any]:
         """Everything about the area as plain data; its objects by their numbers."""
         plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
-        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "name")}
+        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "name")}
         objects = {
             "backing": None if self.backing is None else self.backing.number,
             "family": None if self.family is None else self.family.number,
@@ -104,6 +143,16 @@ class Area:
     @property
     def length(self) -> int:
         return self.end - self.start
+
+    @property
+    def is_code(self) -> bool:
+        """Whether Linux counts it as code: executable and not writable, and no stack."""
+        return self.protection & _WX == Protection.EXECUTE and not self.grows_down
+
+    @property
+    def is_data(self) -> bool:
+        """Whether RLIMIT_DATA counts it: private and writable, and no stack."""
+        return not (self.denied & _WRITE or self.shared or self.grows_down)
 
     def piece(self, start: int, end: int, page_shift: int) -> Area:
         """A copy that covers only `[start, end)`."""
@@ -136,6 +185,7 @@ class Area:
             and self.backing is other.backing
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
+            and self.flags == other.flags
             and self.name == other.name
             and self.grows_down == other.grows_down
             and self.was_writable_executable == other.was_writable_executable
@@ -151,10 +201,13 @@ class AreaMap:
     Gap search keeps `guard` bytes free below an area that grows down.
     """
 
-    def __init__(self, page_shift: int, limit: int, guard: int = 0) -> None:
-        self._shift, self._limit, self._guard = page_shift, limit, guard
+    def __init__(self, page_shift: int, limit: int, guard: int = 0, stretch: int = STRETCH) -> None:
+        self._shift, self._limit, self._guard, self._most = page_shift, limit, guard, stretch
         self._starts: list[int] = []
         self._areas: list[Area] = []
+        # The first address of each stretch, and a length that no gap below an area of the stretch exceeds.
+        self._firsts: list[int] = [0]
+        self._bounds: list[int] = [0]
 
     def __len__(self) -> int:
         return len(self._areas)
@@ -216,15 +269,16 @@ class AreaMap:
                 end = after.end
                 self._unlink(after)
                 del self._starts[index], self._areas[index]
+                self._drop_empty(after.start, after.start)
             self._resize(before, before.start, end)
             return before
         if after is not None and area.continues(after, self._shift):
-            self._resize(after, area.start, after.end)
-            self._starts[index] = area.start
+            self._begin(index, area.start)
             return after
         self.require_room(1)
         self._starts.insert(index, area.start)
         self._areas.insert(index, area)
+        self._note_gap(index)
         self._link(area)
         return area
 
@@ -275,13 +329,22 @@ class AreaMap:
             self._unlink(area)
         self._areas[index : index + len(touched)] = kept
         self._starts[index : index + len(touched)] = [area.start for area in kept]
+        self._drop_empty(touched[0].start, touched[-1].start)
+        for following in range(index, index + len(kept) + 1):
+            self._note_gap(following)
         return pieces
 
     def grow_down(self, area: Area, start: int) -> None:
         """Move the start of `area` down to `start`; the space must be free."""
-        index = bisect_left(self._starts, area.start)
+        self._begin(bisect_left(self._starts, area.start), start)
+
+    def _begin(self, index: int, start: int) -> None:
+        """Area `index` begins at a lower address from now on."""
+        before, area = self._starts[index], self._areas[index]
         self._resize(area, start, area.end)
         self._starts[index] = start
+        self._drop_empty(before, before)
+        self._note_gap(index)
 
     def _link(self, area: Area) -> None:
         """Let the objects of an area find it."""
@@ -310,27 +373,32 @@ class AreaMap:
         for item in held:
             item.let_go()
 
+    # ---- gaps
+
     def gap_below(self, length: int, floor: int, ceiling: int) -> int | None:
         """The highest start of a free gap of `length` bytes inside `[floor, ceiling)`."""
+        index = bisect_left(self._starts, ceiling)
         high = self._highest(ceiling)
-        index = bisect_left(self._starts, ceiling) - 1
-        while index >= 0:
-            area = self._areas[index]
-            if high - max(area.end, floor) >= length:
+        while True:
+            low = self._areas[index - 1].end if index else 0
+            if high - max(low, floor) >= length:
                 return high - length
-            if area.start <= floor:
+            if low <= floor:
                 return None
-            high = min(ceiling, self.lowest(area))
-            index -= 1
-        return high - length if high - floor >= length else None
+            index = self._last_with_gap(length, index - 1)
+            if index < 0:
+                return None
+            high = min(ceiling, self.lowest(self._areas[index]))
 
     def gap_above(self, length: int, floor: int, ceiling: int) -> int | None:
         """The lowest start of a free gap of `length` bytes inside `[floor, ceiling)`."""
-        low = floor
-        for area in self.overlapping(floor, ceiling):
-            if self.lowest(area) - low >= length:
+        index = bisect_right(self._starts, floor)
+        low = max(floor, self._areas[index - 1].end) if index else floor
+        while index < len(self._areas) and self._starts[index] < ceiling:
+            if self.lowest(self._areas[index]) - low >= length:
                 return low
-            low = max(low, area.end)
+            index = self._first_with_gap(length, index + 1)
+            low = max(floor, self._areas[index - 1].end)
         return low if self._highest(ceiling) - low >= length else None
 
     def _highest(self, ceiling: int) -> int:
@@ -341,3 +409,68 @@ class AreaMap:
     def lowest(self, area: Area) -> int:
         """The lowest address that belongs to an area or to the guard it keeps below itself."""
         return area.start - self._guard if area.grows_down else area.start
+
+    def _gap(self, index: int) -> int:
+        """The free bytes below area `index`, down to the area before it or to address 0."""
+        return self.lowest(self._areas[index]) - (self._areas[index - 1].end if index else 0)
+
+    def _note_gap(self, index: int) -> None:
+        """Area `index`, if there is one, has come, or begins elsewhere, or has lost what lay below it."""
+        if index >= len(self._areas):
+            return
+        at = bisect_right(self._firsts, self._starts[index]) - 1
+        self._bounds[at] = max(self._bounds[at], self._gap(index))
+        low, high = self._members(at)
+        if high - low > self._most:
+            self._firsts.insert(at + 1, self._starts[(low + high) // 2])
+            self._bounds.insert(at + 1, self._bounds[at])
+
+    def _drop_empty(self, first: int, last: int) -> None:
+        """Areas that began at addresses from `first` to `last` are gone: a stretch may have no other."""
+        lowest = bisect_right(self._firsts, first) - 1
+        for at in range(bisect_right(self._firsts, last) - 1, max(lowest, 1) - 1, -1):
+            low, high = self._members(at)
+            if low == high:
+                del self._firsts[at], self._bounds[at]
+
+    def _members(self, at: int) -> tuple[int, int]:
+        """The numbers of the first area of a stretch and of the first one behind it."""
+        low = bisect_left(self._starts, self._firsts[at])
+        if at + 1 == len(self._firsts):
+            return low, len(self._starts)
+        return low, bisect_left(self._starts, self._firsts[at + 1], low)
+
+    def _last_with_gap(self, length: int, index: int) -> int:
+        """The last area up to number `index` that has `length` free bytes below it; -1 for none."""
+        bounds, areas, starts = self._bounds, self._areas, self._starts
+        at = bisect_right(self._firsts, starts[index]) - 1 if index >= 0 else -1
+        while at >= 0:
+            if bounds[at] >= length:
+                low, high = self._members(at)
+                for number in range(min(index, high - 1), max(low, 1) - 1, -1):
+                    if starts[number] - areas[number - 1].end >= length and self._gap(number) >= length:
+                        return number
+                if low == 0 and self._gap(0) >= length:
+                    return 0
+                if index >= high - 1:
+                    bounds[at] = max(map(self._gap, range(low, high)))
+            at -= 1
+        return -1
+
+    def _first_with_gap(self, length: int, index: int) -> int:
+        """The first area from number `index` on, which is not 0, with `length` free bytes below it.
+
+        How many areas there are, if none has.
+        """
+        bounds, areas, starts = self._bounds, self._areas, self._starts
+        if index >= len(areas):
+            return len(areas)
+        for at in range(bisect_right(self._firsts, starts[index]) - 1, len(bounds)):
+            if bounds[at] >= length:
+                low, high = self._members(at)
+                for number in range(max(index, low), high):
+                    if starts[number] - areas[number - 1].end >= length and self._gap(number) >= length:
+                        return number
+                if index <= low:
+                    bounds[at] = max(map(self._gap, range(low, high)))
+        return len(areas)

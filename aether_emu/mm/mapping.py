@@ -2,19 +2,19 @@
 
 Flag values are Linux's (asm-generic, the same on x86_64 and arm64). Each function raises
 `Refused(errno)` exactly where Linux returns it. Sources: mmap(2), mremap(2), madvise(2), msync(2),
-brk(2), mprotect(2), mincore(2).
+brk(2), mprotect(2), mincore(2). mremap has a module of its own (`mm.remap`), and so has mlock (`mm.locking`).
 """
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.errors import Refused
 from aether_emu.mm import ageing, rmap
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, Area, AreaFlags
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
@@ -26,37 +26,56 @@ MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
 MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40
 MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE, MAP_POPULATE = 0x100, 0x2000, 0x4000, 0x8000
 MAP_NONBLOCK, MAP_STACK, MAP_HUGETLB = 0x10000, 0x20000, 0x40000
-MAP_FIXED_NOREPLACE = 0x100000
+MAP_FIXED_NOREPLACE, MAP_ABOVE4G = 0x100000, 0x80
+_MAP_HUGE_SHIFT, _MAP_HUGE_MASK = 26, 63  # where MAP_HUGETLB has the binary logarithm of a page's size
+# What MAP_SHARED_VALIDATE lets through: the flags that are older than it (LEGACY_MAP_MASK).
 _MAP_VALIDATED = (
-    MAP_TYPE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_GROWSDOWN | 0x800 | 0x1000 | MAP_LOCKED
-    | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK | MAP_HUGETLB | MAP_FIXED_NOREPLACE
+    MAP_SHARED_VALIDATE | MAP_FIXED | MAP_ANONYMOUS | MAP_32BIT | MAP_ABOVE4G | MAP_GROWSDOWN | MAP_LOCKED
+    | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK | MAP_HUGETLB | 31 << _MAP_HUGE_SHIFT
+    | 0x800 | 0x1000  # MAP_DENYWRITE, MAP_EXECUTABLE: without a meaning
 )  # fmt: skip
 _LOW = (0x4000_0000, 0x8000_0000)  # where MAP_32BIT searches
+_4G = 1 << 32
+_LARGEST_FILE = (1 << 63) - 1
+_ZERO_DEVICE = "/dev/zero"
 
 PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
 
-MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
-_MOVE_ROOM = 4  # areas that a move may add meanwhile: the new one, and cuts at both ends of source and target
 MS_ASYNC, MS_INVALIDATE, MS_SYNC = 1, 2, 4
 
 MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_DONTNEED, MADV_FREE = 0, 1, 2, 3, 4, 8
-MADV_REMOVE = 9
-MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT = 10, 11, 20, 21
-MADV_POPULATE_READ, MADV_POPULATE_WRITE = 22, 23
+MADV_REMOVE, MADV_DONTFORK, MADV_DOFORK, MADV_MERGEABLE, MADV_UNMERGEABLE = 9, 10, 11, 12, 13
+MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP = 14, 15, 16, 17
+MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_COLD, MADV_PAGEOUT = 18, 19, 20, 21
+MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 22, 23, 24, 25
+# Advice that an area keeps: the flags that come, and those that go.
+_KEPT = {
+    MADV_NORMAL: (0, AreaFlags.RANDOM | AreaFlags.SEQUENTIAL),
+    MADV_RANDOM: (AreaFlags.RANDOM, AreaFlags.SEQUENTIAL),
+    MADV_SEQUENTIAL: (AreaFlags.SEQUENTIAL, AreaFlags.RANDOM),
+    MADV_DONTFORK: (AreaFlags.NO_FORK, 0),
+    MADV_DOFORK: (0, AreaFlags.NO_FORK),
+    MADV_MERGEABLE: (AreaFlags.MERGEABLE, 0),
+    MADV_UNMERGEABLE: (0, AreaFlags.MERGEABLE),
+    MADV_HUGEPAGE: (AreaFlags.HUGE, AreaFlags.NO_HUGE),
+    MADV_NOHUGEPAGE: (AreaFlags.NO_HUGE, AreaFlags.HUGE),
+    MADV_DONTDUMP: (AreaFlags.NO_DUMP, 0),
+    MADV_DODUMP: (0, AreaFlags.NO_DUMP),
+    MADV_WIPEONFORK: (AreaFlags.WIPE_ON_FORK, 0),
+    MADV_KEEPONFORK: (0, AreaFlags.WIPE_ON_FORK),
+}
 _MOST_RESIDENCY = 1 << 16  # pages that one step of mincore looks at
-_HINTS = (
-    MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_COLD, MADV_PAGEOUT,
-)  # fmt: skip
-_DROPS = (MADV_DONTNEED, MADV_FREE)
-_ADVICE = (*_HINTS, MADV_WILLNEED, *_DROPS, MADV_REMOVE, MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+_TAKES_PAGES = (MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_COLD, MADV_PAGEOUT)  # what is locked stays
+_POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
+_ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 
 
 class Mappable(Protocol):
     """An open file as mmap needs it. `open_backing` may refuse (ENODEV, EACCES of the host).
 
-    `may_store` says whether a shared mapping that is made now may ever be written, and refuses (EPERM) what a
-    seal forbids to make with this protection.
+    It answers None for /dev/zero: such a mapping is anonymous. `may_store` says whether a shared mapping that
+    is made now may ever be written, and refuses (EPERM) what a seal forbids to make with this protection.
     """
 
     readable: bool
@@ -64,7 +83,7 @@ class Mappable(Protocol):
 
     def may_store(self, protection: int) -> bool: ...
 
-    def open_backing(self, *, shared_writable: bool) -> Backing: ...
+    def open_backing(self, *, shared_writable: bool) -> Backing | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,33 +98,35 @@ class Request:
     offset: int  # bytes
 
 
-def map_memory(space: AddressSpace, request: Request) -> int:
-    """mmap(2). Returns the address."""
+def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = True) -> int:
+    """mmap(2). Returns the address.
+
+    Without `populate_now` the caller brings the pages that are to be there at once (MAP_POPULATE, or locked).
+    """
     flags, length = request.flags, request.length
     if request.offset & space.page_size - 1:
         raise Refused(errno.EINVAL, "the offset is not page aligned")
     if length == 0:
         raise Refused(errno.EINVAL, "the length is zero")
     if flags & MAP_HUGETLB:
-        raise Refused(errno.ENOMEM, "there is no pool of huge pages")
+        _refuse_huge(space, request)
     length = space.page_up(length)
     if length == 0 or length > space.limits.user_end:
         raise Refused(errno.ENOMEM, "longer than the address space")
-    if request.offset + length > 1 << 63:
-        raise Refused(errno.EOVERFLOW, "the offset is too large")
-    address = _choose_address(space, request, length)
+    address = choose_address(space, request, length)
     protection = Protection(request.protection & _PROT)
-    shared, maximum = _check_kind(request)
+    area_flags = _locked_flags(space, flags, length)
+    shared, maximum = _check_kind(request, length)
     if not shared and not flags & MAP_NORESERVE and protection & Protection.WRITE:
-        _check_commit(space, length)
-    fixed = bool(flags & MAP_FIXED)
-    space.require(length - (_mapped(space, address, address + length) if fixed else 0))
+        check_commit(space, length)
     backing: Backing | None = None
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))
-    elif shared:
+    offset = request.offset >> space.table.format.page_shift if backing is not None else 0
+    name = _ZERO_DEVICE if request.file is not None and backing is None else ""
+    if backing is None and shared:
         backing = SharedMemory(space.physical, length >> space.table.format.page_shift)
-    offset = request.offset >> space.table.format.page_shift if request.file is not None else 0
+        name = name if not maximum & Protection.WRITE else ""
     area = space.new_area(
         address,
         address + length,
@@ -116,26 +137,50 @@ def map_memory(space: AddressSpace, request: Request) -> int:
         maximum=maximum,
         grows_down=bool(flags & MAP_GROWSDOWN),
         no_reserve=bool(flags & MAP_NORESERVE),
-        name=backing.name if backing is not None else "",
+        flags=area_flags,
+        name=name or (backing.name if backing is not None else ""),
     )
     space.replace(area)
-    if (flags & MAP_LOCKED or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE) and protection:
-        populate(space, address, address + length, write=_prefers_write(area))
+    if populate_now and populates(flags, area_flags) and protection:
+        populate(space, address, address + length, write=prefers_write(area))
     return address
 
 
-def _mapped(space: AddressSpace, start: int, end: int) -> int:
-    """Bytes of `[start, end)` that lie in areas."""
-    areas = space.areas.overlapping(start, end)
-    return sum(min(area.end, end) - max(area.start, start) for area in areas)
+def populates(flags: int, area_flags: int) -> bool:
+    """Whether mmap with `flags` brings the pages of an area with `area_flags` at once."""
+    if area_flags & LOCK_ON_FAULT:
+        return False
+    return bool(area_flags & LOCKED) or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
 
 
-def _prefers_write(area: Area) -> bool:
+def _refuse_huge(space: AddressSpace, request: Request) -> NoReturn:
+    """MAP_HUGETLB: every size that the format has is known, and no page of it is in the pool."""
+    shift = request.flags >> _MAP_HUGE_SHIFT & _MAP_HUGE_MASK
+    sizes = [level.size for level in space.table.format.levels[1:] if level.leaf]
+    if request.file is not None:
+        raise Refused(errno.EINVAL, "the file has no huge pages")
+    if shift and 1 << shift not in sizes:
+        raise Refused(errno.EINVAL, f"no huge page has {1 << shift} bytes")
+    raise Refused(errno.ENOMEM, "there is no pool of huge pages")
+
+
+def _locked_flags(space: AddressSpace, flags: int, length: int) -> int:
+    """What a new area begins with: locked, if the call or an earlier mlockall says so."""
+    area_flags = space.new_flags
+    if flags & MAP_LOCKED:
+        if space.limits.locked == 0:
+            raise Refused(errno.EPERM, "nothing may be locked")
+        area_flags |= LOCKED
+    space.require_lockable(length, area_flags)
+    return area_flags
+
+
+def prefers_write(area: Area) -> bool:
     """Whether populating an area faults for writing: a writable private one gets its own copies at once."""
     return bool(area.protection & Protection.WRITE) and not area.shared
 
 
-def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
+def choose_address(space: AddressSpace, request: Request, length: int) -> int:
     flags, address = request.flags, request.address
     limits = space.limits
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
@@ -166,6 +211,7 @@ def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
     if flags & MAP_32BIT:
         found = space.areas.gap_above(length, *_LOW)
     else:
+        lowest = max(lowest, _4G) if flags & MAP_ABOVE4G else lowest
         more = limits.user_end - limits.window if asks_for_more else 0
         found = space.areas.gap_below(length, lowest, space.mmap_base + more)
         if found is None:  # Linux then searches upwards from the bottom
@@ -175,7 +221,7 @@ def _choose_address(space: AddressSpace, request: Request, length: int) -> int:
     return found
 
 
-def _check_kind(request: Request) -> tuple[bool, Protection]:
+def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
     """(shared, the most protection mprotect may give later)."""
     kind, flags, file = request.flags & MAP_TYPE, request.flags, request.file
     everything = Protection.READ | Protection.WRITE | Protection.EXECUTE
@@ -185,6 +231,8 @@ def _check_kind(request: Request) -> tuple[bool, Protection]:
         if kind == MAP_SHARED and flags & MAP_GROWSDOWN:
             raise Refused(errno.EINVAL, "shared memory does not grow")
         return kind == MAP_SHARED, everything
+    if length + request.offset > _LARGEST_FILE:
+        raise Refused(errno.EOVERFLOW, "the mapping would reach behind the largest offset of a file")
     if kind not in (MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE):
         raise Refused(errno.EINVAL, f"no mapping type {kind}")
     if kind == MAP_SHARED_VALIDATE and flags & ~_MAP_VALIDATED:
@@ -201,7 +249,7 @@ def _check_kind(request: Request) -> tuple[bool, Protection]:
     return shared, everything
 
 
-def _check_commit(space: AddressSpace, length: int) -> None:
+def check_commit(space: AddressSpace, length: int) -> None:
     """Linux's heuristic overcommit: only what could never be had is refused."""
     if length > space.physical.ram.size:
         raise Refused(errno.ENOMEM, "more than all memory")
@@ -251,127 +299,27 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
             raise Refused(errno.EACCES, "the file does not permit it")
         upto = min(area.end, end)
         if wanted != area.protection:
+            _check_becomes_data(space, area, upto - address, wanted)
+            locked = area.flags & LOCKS == LOCKED and not area.shared
+            copies = locked and wanted & ~area.protection & Protection.WRITE
             space.protect(area, address, upto, wanted)
+            if copies:  # of locked pages, which are made now and not at a fault
+                populate(space, address, upto, write=True)
         address = upto
 
 
-@dataclass(frozen=True, slots=True)
-class Remap:
-    """The arguments of one mremap call."""
-
-    address: int
-    old_length: int
-    new_length: int
-    flags: int
-    new_address: int
-
-
-def remap_memory(space: AddressSpace, request: Remap) -> int:
-    """mremap(2). Returns the address of the mapping."""
-    flags, address = request.flags, request.address
-    if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP):
-        raise Refused(errno.EINVAL, "unknown flags")
-    if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
-        raise Refused(errno.EINVAL, "MREMAP_FIXED needs MREMAP_MAYMOVE")
-    old, new = space.page_up(request.old_length), space.page_up(request.new_length)
-    if flags & MREMAP_DONTUNMAP and (not flags & MREMAP_MAYMOVE or old != new):
-        raise Refused(errno.EINVAL, "MREMAP_DONTUNMAP moves without resizing")
-    if address & space.page_size - 1:
-        raise Refused(errno.EINVAL, "the address is not page aligned")
-    if new == 0:
-        raise Refused(errno.EINVAL, "the new length is zero")
-    area = space.areas.find(address)
-    if area is None:
-        raise Refused(errno.EFAULT, "nothing is mapped there")
-    moves = bool(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
-    if moves:
-        _check_target(space, request, old, new)
-        space.areas.require_room(_MOVE_ROOM)
-    if new < old:
-        unmap_memory(space, address + new, old - new)
-        old = new
-        area = space.areas.find(address)
-        assert area is not None, "the part that stays is never empty"
-    if new == old and not moves:
-        return address
-    _check_resize(space, area, address, old, new)
-    keep = bool(flags & MREMAP_DONTUNMAP)
-    grows_by = new if keep else new - old
-    space.require(grows_by)
-    if not moves and old and _grow_in_place(space, area, address, old, new):
-        return address
-    if not flags & MREMAP_MAYMOVE:
-        raise Refused(errno.ENOMEM, "no room to grow in place")
-    space.areas.require_room(_MOVE_ROOM)
-    hint = request.new_address if moves else 0
-    if flags & MREMAP_FIXED:
-        target = hint
-        space.unmap(target, target + new)
-        if space.areas.find(address) is None:  # MREMAP_FIXED onto itself: the unmap took the source away
-            raise Refused(errno.EFAULT, "the target replaced the source")
-    else:
-        wanted = Request(hint, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
-        target = _choose_address(space, wanted, new)
-    _move(space, area.piece(address, address + old, space.table.format.page_shift), target, new, grows_by)
-    if old and not keep:
-        space.unmap(address, address + old)
-    return target
-
-
-def _check_target(space: AddressSpace, request: Remap, old: int, new: int) -> None:
-    """The checks of an address to move to; without MREMAP_FIXED it is a hint, but checked as well."""
-    address, target = request.address, request.new_address
-    if target & space.page_size - 1:
-        raise Refused(errno.EINVAL, "the new address is not page aligned")
-    if new > space.limits.user_end or target > space.limits.user_end - new:
-        raise Refused(errno.EINVAL, "the target leaves the user half")
-    if address + old > target and target + new > address:
-        raise Refused(errno.EINVAL, "source and target overlap")
-    if request.flags & MREMAP_FIXED and target < space.limits.user_base:
-        raise Refused(errno.EPERM, f"below the lowest address {space.limits.user_base:#x}")
-
-
-def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: int) -> None:
-    if old == 0 and not area.shared:
-        raise Refused(errno.EINVAL, "only a shared mapping can be duplicated")
-    if old > area.end - address:
-        raise Refused(errno.EFAULT, "the range crosses areas")
-    if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
-        _check_commit(space, new - old)
-
-
-def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new: int) -> bool:
-    if old != area.end - address:
-        return False
-    end = address + new
-    following = space.areas.following(area.end)
-    if end > space.limits.user_end or (following is not None and following.start < end):
-        return False
-    space.insert(area.piece_after(end, space.table.format.page_shift), own_pages=True)
-    return True
-
-
-def _move(space: AddressSpace, source: Area, target: int, new: int, grows_by: int) -> None:
-    """Show what `source` (a copy of the area, cut to the old range) shows at `target`, `new` bytes long.
-
-    Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
-    """
-    shift = space.table.format.page_shift
-    own_pages = space.has_own_pages(source.start, source.end)
-    moved = source.piece(source.start, source.end, shift)
-    moved.start, moved.end = target, target + new
-    moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
-    moved.moved = source.moved + (source.start - target >> shift) if own_pages else 0
-    space.insert(moved, grows_by, own_pages=own_pages)
-    try:
-        space.move_entries(source.start, source.end, target)
-    except OutOfFrames:
-        space.unmap(target, target + new)
-        raise Refused(errno.ENOMEM, "no memory for page tables") from None
+def _check_becomes_data(space: AddressSpace, area: Area, length: int, wanted: Protection) -> None:
+    """The limit of data, where an area turns into data. As in Linux, one over the other limit hides it."""
+    if wanted & Protection.WRITE and not area.is_data and not area.shared and not area.grows_down:
+        try:
+            space.require(length)
+        except Refused:
+            return
+        space.require(length, data=True)
 
 
 def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -> None:
-    """madvise(2), the advice that has a meaning here; all other gets EINVAL."""
+    """madvise(2). Unknown advice, and that to memory that failed (MADV_HWPOISON), gets EINVAL."""
     if advice not in _ADVICE:
         raise Refused(errno.EINVAL, f"no advice {advice}")
     if address & space.page_size - 1:
@@ -382,18 +330,53 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
     end = address + rounded
     if rounded == 0:
         return
-    if advice in (MADV_POPULATE_READ, MADV_POPULATE_WRITE):
+    if advice in _POPULATES:
         _populate_advice(space, address, end, write=advice == MADV_POPULATE_WRITE)
         return
-    for area in space.areas.overlapping(address, end):
-        if advice == MADV_FREE and area.backing is not None:
-            raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
-        if advice in _DROPS:
-            space.discard(area, max(area.start, address), min(area.end, end))
-        elif advice == MADV_REMOVE:
-            _remove(space, area, max(area.start, address), min(area.end, end))
-    if not space.areas.covered(address, end):
+    holes = False
+    while address < end:
+        area = space.areas.following(address)
+        if area is None or area.start >= end:
+            holes = True
+            break
+        holes |= area.start > address
+        address = max(address, area.start)
+        upto = min(area.end, end)
+        _advise(space, area, address, upto, advice)
+        address = upto
+    if holes:
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
+
+
+def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
+    """Advice for a part of one area."""
+    if advice in _KEPT:
+        _keep(space, area, start, end, advice)
+    elif area.flags & LOCKED and advice in _TAKES_PAGES:
+        raise Refused(errno.EINVAL, "the memory is locked")
+    elif advice == MADV_FREE and area.backing is not None:
+        raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
+    elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE):
+        space.discard(area, start, end)
+    elif advice in (MADV_COLD, MADV_PAGEOUT):  # there is nowhere to page out to: both only age
+        ageing.forget_accesses(space, start, end)
+    elif advice == MADV_REMOVE:
+        _remove(space, area, start, end)
+    elif advice == MADV_COLLAPSE:
+        raise Refused(errno.EINVAL, "programs get no huge pages")
+
+
+def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
+    """Advice that the area remembers, in parts of its own where only some of it was advised."""
+    added, removed = _KEPT[advice]
+    if advice == MADV_WIPEONFORK and (area.shared or area.backing is not None):
+        raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
+    if advice == MADV_MERGEABLE and area.shared:
+        return  # Linux ignores it then
+    try:
+        space.mark(area, start, end, area.flags & ~int(removed) | int(added))
+    except Refused as refused:
+        raise Refused(errno.EAGAIN, "no more areas") from refused
 
 
 def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
@@ -459,6 +442,8 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         raise Refused(errno.ENOMEM, "the range wraps around")
     synced: list[Backing] = []
     for area in space.areas.overlapping(address, address + rounded):
+        if flags & MS_INVALIDATE and area.flags & LOCKED:
+            raise Refused(errno.EBUSY, "the memory is locked")
         if flags & MS_SYNC and area.shared and area.backing is not None:
             ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))
             if area.backing not in synced:
@@ -497,10 +482,15 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     return bytes(resident)
 
 
-def set_break(space: AddressSpace, address: int) -> int:
-    """brk(2): move the end of the heap. Returns the new end, or the old one when that is refused."""
-    old = space.heap_end
+def set_break(space: AddressSpace, address: int, *, executable: bool = False) -> int:
+    """brk(2): move the end of the heap. Returns the new end, or the old one when that is refused.
+
+    What it grows by is executable too for a program with READ_IMPLIES_EXEC.
+    """
+    old, most = space.heap_end, space.limits.data
     if address < space.heap_start or address > space.limits.user_end:
+        return old
+    if most is not None and address - space.heap_start + space.program_data > most:
         return old
     old_page, new_page = space.page_up(old), space.page_up(address)
     if new_page < old_page:
@@ -514,10 +504,14 @@ def set_break(space: AddressSpace, address: int) -> int:
         following = space.areas.following(old_page)
         if following is not None and space.areas.lowest(following) < new_page + space.page_size:
             return old
+        protection = Protection.READ | Protection.WRITE
+        if executable:
+            protection |= Protection.EXECUTE
         try:
-            _check_commit(space, new_page - old_page)
-            protection = Protection.READ | Protection.WRITE
-            space.insert(space.new_area(old_page, new_page, protection, name="[heap]"))
+            check_commit(space, new_page - old_page)
+            space.require_lockable(new_page - old_page, space.new_flags)
+            grown = space.new_area(old_page, new_page, protection, flags=space.new_flags, name="[heap]")
+            space.insert(grown)
         except Refused:
             return old
     space.heap_end = address

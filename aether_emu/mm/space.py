@@ -20,10 +20,11 @@ import numpy as np
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.limits import Limits
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.protocol import Backing, MemoryObject, Window
@@ -39,29 +40,6 @@ from aether_emu.mm.tlb import Gather
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
-
-
-class Limits:
-    """What an address space may take. All in bytes but `areas`; addresses are half-open.
-
-    Mappings are placed below `window` unless a hint asks for more: programs may use the top bits of
-    pointers that nobody told them about (Linux's rule for addresses wider than 47 bits).
-    """
-
-    def __init__(
-        self,
-        *,
-        user_base: int,
-        user_end: int,
-        areas: int,
-        stack: int,
-        address_space: int | None = None,
-        fault_around: int = 16,
-        window: int | None = None,
-    ) -> None:
-        self.user_base, self.user_end, self.areas = user_base, user_end, areas
-        self.window = user_end if window is None else window
-        self.stack, self.address_space, self.fault_around = stack, address_space, fault_around
 
 
 class AddressSpace:
@@ -94,7 +72,10 @@ class AddressSpace:
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
-        self.reserved = 0  # bytes of all areas
+        self.reserved = self.data = self.locked = 0  # bytes of all areas, and of those that a limit counts
+        self.most_reserved = 0  # the most that `reserved` has been
+        self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
+        self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     # ---- looking
@@ -120,7 +101,7 @@ class AddressSpace:
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
-        kinds = np.bincount(self.physical.frames.kind_array[self._shown(0, self.limits.user_end)])
+        kinds = np.bincount(self.physical.frames.kind_array[self.shown(0, self.limits.user_end)])
         return {kind: int(kinds[kind]) if kind < kinds.size else 0 for kind in Kind}
 
     # ---- areas
@@ -133,13 +114,16 @@ class AddressSpace:
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
 
     def insert(self, area: Area, grows_by: int | None = None, *, own_pages: bool = False) -> None:
-        """Add an area to free addresses. Raises Refused(ENOMEM) for either limit, changing nothing.
+        """Add an area to free addresses. Raises Refused(ENOMEM) for each limit, changing nothing.
 
         `grows_by` is what the address space grows by in the end, when that is not the area's length. An area
         that brings no `own_pages` takes its family, and how they are numbered, from a neighbour that it
         continues otherwise, so that the two become one.
         """
-        self.require(area.length if grows_by is None else grows_by)
+        self.require(area.length if grows_by is None else grows_by, data=area.is_data)
+        self._add(area, own_pages=own_pages)
+
+    def _add(self, area: Area, *, own_pages: bool = False) -> None:
         self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
@@ -160,13 +144,19 @@ class AddressSpace:
         area.moved = chosen[1]
 
     def replace(self, area: Area) -> None:
-        """As `insert`, after what stands in the way is unmapped. A backing nobody shows then is let go."""
+        """As `insert`, after what stands in the way is unmapped. A backing nobody shows then is let go.
+
+        As Linux counts it, what is replaced makes room for the limits, of whatever kind it is.
+        """
         backing = area.backing
         if backing is not None:  # the last area that shows it may be among those that go
             backing.hold()
         try:
+            replaced = self.areas.overlapping(area.start, area.end)
+            taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
+            self.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
-            self.insert(area)
+            self._add(area)
         finally:
             if backing is not None:
                 backing.let_go()
@@ -207,11 +197,23 @@ class AddressSpace:
         self.replace(area)
         return VirtAddr(address, self.table.format.virtual_bits + 1)  # a user half of all virtual bits fits
 
-    def require(self, more: int) -> None:
-        """Raise Refused(ENOMEM) unless `more` bytes still fit the address-space limit."""
+    def require(self, more: int, *, data: bool = False) -> None:
+        """Raise Refused(ENOMEM) unless `more` bytes fit the limits, that of data too if they are `data`.
+
+        As Linux counts, a limit that is not whole pages ends with its last whole one.
+        """
         limit = self.limits.address_space
-        if limit is not None and self.reserved + more > limit:
+        if limit is not None and self.reserved + more > limit & -self.page_size:
             raise Refused(errno.ENOMEM, f"the address space is limited to {limit} bytes")
+        limit = self.limits.allowed_data() if data else None
+        if limit is not None and self.data + more > limit & -self.page_size:
+            raise Refused(errno.ENOMEM, f"private writable memory is limited to {limit} bytes")
+
+    def require_lockable(self, more: int, flags: int) -> None:
+        """Raise Refused(EAGAIN) if `more` bytes with these flags would be locked, and may not."""
+        limit = self.limits.locked
+        if limit is not None and flags & LOCKED and self.locked + more > limit & -self.page_size:
+            raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
 
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.
@@ -237,8 +239,18 @@ class AddressSpace:
         """Remove areas but not entries. The caller holds their objects until the entries are gone."""
         pieces = self.areas.remove(start, end)
         self.last_area = self.nowhere
-        self.reserved -= sum(piece.length for piece in pieces)
+        for piece in pieces:
+            self._count(piece, -piece.length)
         return pieces
+
+    def _count(self, area: Area, length: int) -> None:
+        """`length` bytes like those of `area` came, or went if it is negative."""
+        self.reserved += length
+        if area.is_data:
+            self.data += length
+        if area.flags & LOCKED:
+            self.locked += length
+        self.most_reserved = max(self.most_reserved, self.reserved)
 
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
         """Change `[start, end)` of one area, entries included.
@@ -256,17 +268,31 @@ class AddressSpace:
         finally:
             self.finish(gather)
         self.physical.code.executable_each(code, mutable=True)
-        held = hold_objects([area])
-        self._take_out(start, end)
         if newly:
             self._count_writable_executable(piece)
+        self._put_back(area, piece)
+
+    def mark(self, area: Area, start: int, end: int, flags: int) -> None:
+        """Let `[start, end)` of one area have these flags. Raises Refused(ENOMEM), changing nothing."""
+        if flags == area.flags:
+            return
+        piece = area.piece(start, end, self.table.format.page_shift)
+        piece.flags = flags
+        self.areas.require_room(self.areas.growth(area, piece))
+        self._put_back(area, piece)
+
+    def _put_back(self, area: Area, piece: Area) -> None:
+        """Let `piece`, a part of `area` with something changed, stand in its place."""
+        held = hold_objects([area])
+        self._take_out(piece.start, piece.end)
         self._place(piece)
         for item in held:
             item.let_go()
 
     def _place(self, area: Area) -> None:
+        length = area.length  # an area that its neighbour takes in changes
         self.areas.insert(area)
-        self.reserved += area.length
+        self._count(area, length)
         self.last_area = self.nowhere
 
     def grow_stack(self, va: int) -> Area | None:
@@ -287,10 +313,11 @@ class AddressSpace:
         if below is not None and below.end > start:
             return None
         try:
-            self.require(above.start - start)
+            self.require(above.start - start, data=above.is_data)
+            self.require_lockable(above.start - start, above.flags)
         except Refused:
             return None
-        self.reserved += above.start - start
+        self._count(above, above.start - start)
         self.areas.grow_down(above, start)
         self.last_area = self.nowhere
         return above
@@ -354,18 +381,24 @@ class AddressSpace:
 
         Private pages are shared until one side writes to them, by entries that let neither side write. The
         copies belong to the same families, under the same indexes. Shared areas come without entries: a fault
-        finds their pages in the object again. Raises OutOfFrames and TableDamaged, with no entry changed.
+        finds their pages in the object again. Areas come as madvise asked: not at all (MADV_DONTFORK), or
+        without their pages (MADV_WIPEONFORK). None is locked. Raises OutOfFrames and TableDamaged, with no
+        entry changed.
         """
         child = AddressSpace(self.physical, self.table.format, copy(self.limits), self._kernel)
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
-        child.heap_start, child.heap_end, child.reserved = self.heap_start, self.heap_end, self.reserved
+        child.heap_start, child.heap_end = self.heap_start, self.heap_end
+        child.program_data = self.program_data
         gather = self.gather()
         try:
-            for area in self.areas:
+            kept = [area for area in self.areas if not area.flags & AreaFlags.NO_FORK]
+            for area in kept:
                 same = area.piece(area.start, area.end, self.table.format.page_shift)
                 same.space = child
-                child.areas.insert(same)
-            private = [(area.start, area.end) for area in self.areas if not area.shared]
+                same.flags &= ~LOCKS
+                child._place(same)
+            with_pages = [area for area in kept if not area.flags & AreaFlags.WIPE_ON_FORK]
+            private = [(area.start, area.end) for area in with_pages if not area.shared]
             transfer.copy(self.table, child.table, gather, private, private=True)
         except BaseException:
             child.destroy()
@@ -391,7 +424,7 @@ class AddressSpace:
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family."""
-        kinds = self.physical.frames.kind_array[self._shown(start, end)]
+        kinds = self.physical.frames.kind_array[self.shown(start, end)]
         return bool((kinds == Kind.ANON).any())
 
     # ---- state
@@ -405,8 +438,10 @@ class AddressSpace:
             "areas": [area.capture() for area in self.areas],
             "mmap_base": self.mmap_base,
             "heap": (self.heap_start, self.heap_end),
-            "reserved": self.reserved,
-            "limits": (self.limits.stack, self.limits.address_space),
+            "most_reserved": self.most_reserved,
+            "new_flags": self.new_flags,
+            "program_data": self.program_data,
+            "limits": self.limits.capture(),
         }
 
     def restore(self, state: dict[str, Any], backings: dict[int, Backing]) -> None:
@@ -431,10 +466,11 @@ class AddressSpace:
             shown = None if backing is None else backings[backing]
             area = self.new_area(start, end, protection, backing=shown, family=family, **fields)
             area.was_writable_executable = was_writable_executable
-            self.areas.insert(area)
-        self.mmap_base, self.reserved = state["mmap_base"], state["reserved"]
+            self._place(area)
+        self.mmap_base, self.most_reserved = state["mmap_base"], state["most_reserved"]
+        self.new_flags, self.program_data = state["new_flags"], state["program_data"]
         self.heap_start, self.heap_end = state["heap"]
-        self.limits.stack, self.limits.address_space = state["limits"]
+        self.limits.restore(state["limits"])
         self.last_area = self.nowhere
 
     def _restored_family(self, number: int) -> AnonymousMemory:
@@ -447,7 +483,7 @@ class AddressSpace:
 
     # ---- inside
 
-    def _shown(self, start: int, end: int) -> Frames:
+    def shown(self, start: int, end: int) -> Frames:
         """The frames behind the entries of `[start, end)`, a frame once for each page that shows it."""
         fmt, frames = self.table.format, self.physical.frames
         shown = [np.zeros(0, np.int64)]

@@ -9,7 +9,8 @@ AETHER/1 is two words of 32 bits, version 1 and the note's size, and words of 64
     x86_64     CR0, CR3, CR4, IA32_EFER, IA32_PAT, MAXPHYADDR
     arm64      SCTLR_EL1, TTBR0_EL1, TTBR1_EL1, TCR_EL1, MAIR_EL1
 
-The file appears under its name when all of it is written. Pages that hold only zeros are holes in it.
+The file appears under its name when all of it is written. Pages that hold only zeros are holes in it, and so
+are those that a program asked to leave out (MADV_DONTDUMP): they read as zeros.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
+
 from aether_emu.arch.arm64 import registers as arm
 from aether_emu.arch.x86_64 import registers as x86
 from aether_emu.errors import AetherError, ConfigError, Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE
+from aether_emu.mm.allocation import AreaFlags
+from aether_emu.mm.frames.table import Kind
 from aether_emu.system import Machine
 
 _EM = {"x86_64": 62, "arm64": 183}
@@ -102,13 +107,30 @@ def _write(machine: Machine, file: BinaryIO) -> None:
         headers.append(_segment(_PT_LOAD, place, slot.address, len(slot.data)))
         place += len(slot.data)
     file.write(_elf_header(machine.abi.isa, count) + b"".join(headers) + notes)
+    private = _not_to_be_dumped(machine)
     for number, page in ram.save().items():
+        if number in private:
+            continue
         file.seek(start + number * ram.page_size - ram.base)
         file.write(page)
     file.seek(start + ram.size)
     for slot in slots:
         file.write(slot.data)
     file.truncate(place)
+
+
+def _not_to_be_dumped(machine: Machine) -> frozenset[int]:
+    """Pages of RAM that belong to areas which the program took out of cores (MADV_DONTDUMP)."""
+    if machine.process is None:
+        return frozenset()
+    space, frames = machine.process.mm, machine.frames
+    found: set[int] = set()
+    for area in space.areas:
+        if area.flags & AreaFlags.NO_DUMP:
+            shown = space.shown(area.start, area.end)
+            own = shown[np.isin(frames.kind_array[shown], (Kind.ANON, Kind.SHARED))]
+            found |= {frames.address(frame) >> frames.page_shift for frame in own.tolist()}
+    return frozenset(found)
 
 
 def _elf_header(isa: str, count: int) -> bytes:

@@ -24,10 +24,11 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, Faults, Outcome
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import FrameTable, Kind
+from aether_emu.mm.limits import Limits
 from aether_emu.mm.objects.file import FileBacking, HostFiles
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.rmap import unmap
-from aether_emu.mm.space import AddressSpace, Limits
+from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
 from tests.mm.invented_format import InventedFormat

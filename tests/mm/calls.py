@@ -9,8 +9,9 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.mm import mapping
-from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE, Remap, Request
+from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE, Request
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
 
 RW = Protection.READ | Protection.WRITE
@@ -25,7 +26,7 @@ def mmap(space: AddressSpace, at: int, pages: int, protection: int = RW, flags: 
 def mremap(space: AddressSpace, at: int, old: int, new: int, flags: int = 0, target: int = 0) -> int:
     """Lengths in pages."""
     page = space.page_size
-    return mapping.remap_memory(space, Remap(at, old * page, new * page, flags, target))
+    return remap_memory(space, Remap(at, old * page, new * page, flags, target))
 
 
 def mapped(space: AddressSpace, at: int, pages: int) -> bytes:

@@ -16,6 +16,7 @@ import sys
 PAGE = 4096
 BASE = 0x2000_0000_0000
 PAGES = 64
+ASKED = ("lo", "sr", "rr", "dc", "lf", "wf", "dd")
 _FAILED = (1 << 64) - 1
 
 Call = list[int | str]
@@ -35,6 +36,8 @@ class Host:
             ("mremap", 5),
             ("madvise", 3),
             ("msync", 3),
+            ("mlock2", 3),
+            ("munlock", 2),
         ):
             function = libc[name]
             function.restype, function.argtypes = word, [word] * count
@@ -75,6 +78,21 @@ class Host:
         return [at, arguments[1] * PAGE, *arguments[2:]]
 
     @staticmethod
+    def flags() -> list[str]:
+        """For each page those letters of /proc/self/smaps that tell what mlock and madvise asked."""
+        found, pages = [""] * PAGES, range(0)
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as smaps:
+            for line in smaps:
+                name = line.split()[0]
+                if "-" in name:
+                    start, end = (int(bound, 16) for bound in name.split("-"))
+                    pages = range(max(0, (start - BASE) // PAGE), min(PAGES, (end - BASE) // PAGE))
+                elif name == "VmFlags:":
+                    for number in pages:
+                        found[number] = " ".join(word for word in line.split() if word in ASKED)
+        return found
+
+    @staticmethod
     def permissions() -> list[str]:
         """For each page what /proc/self/maps says: "rw-p" and so on, or nothing."""
         found = [""] * PAGES
@@ -91,7 +109,8 @@ def main() -> None:
     host = Host(sys.argv[1])
     calls: list[tuple[str, list[int]]] = json.load(sys.stdin)
     answers = [host.answer(name, arguments) for name, arguments in calls]
-    json.dump({"answers": answers, "permissions": host.permissions()}, sys.stdout)
+    shown = {"answers": answers, "permissions": host.permissions(), "flags": host.flags()}
+    json.dump(shown, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import ExitReason, UserFault
-from aether_emu.mm import ageing, mapping
+from aether_emu.mm import ageing, mapping, remap
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, OutOfMemory
 from aether_emu.mm.frames.table import Kind
@@ -403,11 +403,11 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def mremap(self, place: int, old: int, new: int, to: int, flags: int, fails: int | None) -> None:
         at, to = self.page_at(place), self.page_at(to)
         board, size = self.board, self.size
-        request = mapping.Remap(at * size, old * size, new * size, flags, to * size)
+        request = remap.Remap(at * size, old * size, new * size, flags, to * size)
         failures = FailsAt(3 if fails is None else fails)
         board.buddy.failures = NEVER_FAILS if fails is None else failures
         try:
-            answer: int | str = mapping.remap_memory(self.space, request) // size
+            answer: int | str = remap.remap_memory(self.space, request) // size
         except Refused as refused:
             answer = f"{refused}".split(":")[0]
         finally:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import Area, AreaMap
+from aether_emu.mm.allocation import STRETCH, Area, AreaFlags, AreaMap
 from aether_emu.mm.objects.protocol import Backing, MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.protection import LeafBits, Protection
@@ -92,6 +92,7 @@ DIFFERENT: list[dict[str, Any]] = [
     {"backing": FILE},
     {"maximum": READ},
     {"no_reserve": True},
+    {"flags": AreaFlags.LOCKED},
     {"grows_down": True},
     {"name": "[heap]"},
 ]
@@ -261,6 +262,46 @@ def test_the_guard_of_an_area_above_the_ceiling_reaches_below_it(start: int) -> 
     assert areas.gap_above((highest + 1) * PAGE, 0, 10 * PAGE) is None
 
 
+class Counted(list[Any]):
+    """A list that counts how often an item of it is looked at from Python."""
+
+    looks = 0
+
+    def __getitem__(self, key: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(key)
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["from below", "from above"])
+def test_a_search_looks_at_few_of_many_areas(order: int) -> None:
+    """Each area keeps a gap of one page below itself, too small for what is searched, but for one."""
+    count, stretch = 4000, 64
+    areas = AreaMap(12, count, GUARD, stretch)
+    for number in range(1, count)[::order]:
+        areas.insert(make(10 * number, 10 * number + 9, READ | number % 2 * WRITE))
+    areas.remove(20000 * PAGE, 20004 * PAGE)
+    areas.gap_below(9 * PAGE, 10 * PAGE, 10 * count * PAGE)  # a search in vain leaves exact bounds behind
+    areas._areas = Counted(areas._areas)
+    areas._starts = Counted(areas._starts)
+    assert areas.gap_below(5 * PAGE, 10 * PAGE, 10 * count * PAGE) == 19999 * PAGE
+    assert areas.gap_above(5 * PAGE, 10 * PAGE, 10 * count * PAGE) == 19999 * PAGE
+    assert areas.gap_below(12 * PAGE, 10 * PAGE, 10 * count * PAGE) is None
+    assert areas._areas.looks + areas._starts.looks < 10 * stretch
+
+
+def test_stretches_that_lost_their_areas_are_gone() -> None:
+    areas = AreaMap(12, 1000, GUARD, 4)
+    for _ in range(3):
+        for number in range(1, 500):
+            areas.insert(make(10 * number, 10 * number + 1))
+        many = len(areas._firsts)
+        assert many == len(areas._bounds) > 100
+        areas.remove(20 * PAGE, 4000 * PAGE)
+        assert len(areas._firsts) < 60
+        areas.remove(0, 10000 * PAGE)
+        assert (areas._firsts, len(areas)) == ([0], 0)
+
+
 # ---- the model
 
 SPACE = 48  # pages
@@ -288,10 +329,10 @@ class Plain:
 class AreaMapMachine(RuleBasedStateMachine):
     """`plain` is the list of areas, in order, with nothing clever about it."""
 
-    @initialize(limit=st.sampled_from([3, 6, 100]))
-    def build(self, limit: int) -> None:
+    @initialize(limit=st.sampled_from([3, 6, 100]), stretch=st.sampled_from([1, 2, 3, STRETCH]))
+    def build(self, limit: int, stretch: int) -> None:
         self.limit = limit
-        self.areas = AreaMap(12, limit, GUARD)
+        self.areas = AreaMap(12, limit, GUARD, stretch)
         self.plain: list[Plain] = []
 
     def owner(self, page: int) -> Plain | None:

@@ -15,9 +15,10 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping, rmap
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, Request
+from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.ports import NEVER_FAILS

@@ -18,32 +18,47 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import mapping
+from aether_emu.mm import locking, mapping
+from aether_emu.mm.allocation import LOCKS, Area, AreaFlags
 from aether_emu.mm.mapping import (
+    MADV_DODUMP,
+    MADV_DOFORK,
+    MADV_DONTDUMP,
+    MADV_DONTFORK,
     MADV_DONTNEED,
+    MADV_KEEPONFORK,
     MADV_NORMAL,
     MADV_POPULATE_READ,
     MADV_POPULATE_WRITE,
+    MADV_RANDOM,
+    MADV_SEQUENTIAL,
     MADV_WILLNEED,
+    MADV_WIPEONFORK,
     MAP_ANONYMOUS,
     MAP_FIXED,
     MAP_FIXED_NOREPLACE,
     MAP_PRIVATE,
     MAP_SHARED,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
     MS_ASYNC,
+    MS_INVALIDATE,
     MS_SYNC,
-    Remap,
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
 from tests.mm import native_calls
 from tests.mm.board import FORMATS, Board, GrantedFile
 from tests.mm.native_calls import PAGE, PAGES
 
+# Advice that every kernel keeps in its areas.
+KEPT = (MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_DONTFORK, MADV_DOFORK, MADV_DONTDUMP, MADV_DODUMP,
+        MADV_WIPEONFORK, MADV_KEEPONFORK)  # fmt: skip
+LETTERS = (
+    ("lo", AreaFlags.LOCKED), ("sr", AreaFlags.SEQUENTIAL), ("rr", AreaFlags.RANDOM),
+    ("dc", AreaFlags.NO_FORK), ("lf", AreaFlags.LOCK_ON_FAULT), ("wf", AreaFlags.WIPE_ON_FORK),
+    ("dd", AreaFlags.NO_DUMP),
+)  # fmt: skip
 RIGHTS = (0, 1, 1, 3, 3, 3, 2)
 Call = tuple[str, list[int]]
 
@@ -51,6 +66,10 @@ Call = tuple[str, list[int]]
 def content(page: int) -> bytes:
     """A file of two pages and a half."""
     return (b"A" * page + b"B" * page + b"C" * page)[: page * 5 // 2]
+
+
+def _letters(area: Area) -> str:
+    return " ".join(letters for letters, flag in LETTERS if area.flags & flag)
 
 
 class Ours:
@@ -86,12 +105,20 @@ class Ours:
                 mapping.protect_memory(space, at, count * self._page, protection)
             case "mremap", [old, new, flags, target]:
                 remap = Remap(at, old * self._page, new * self._page, flags, self._base + target * self._page)
-                return (mapping.remap_memory(space, remap) - self._base) // self._page
+                return (remap_memory(space, remap) - self._base) // self._page
             case "madvise", [count, advice]:
                 mapping.advise_memory(space, at, count * self._page, advice)
             case "msync", [count, flags]:
                 mapping.sync_memory(space, at, count * self._page, flags)
+            case "mlock2", [count, _on_fault]:
+                locking.lock_memory(space, at, count * self._page, LOCKS)
+            case "munlock", [count]:
+                locking.unlock_memory(space, at, count * self._page)
         return 0
+
+    def flags(self) -> list[str]:
+        areas = (self._space.areas.find(self._base + number * self._page) for number in range(PAGES))
+        return ["" if area is None else _letters(area) for area in areas]
 
     def permissions(self) -> list[str]:
         found = []
@@ -118,8 +145,9 @@ def choose(random: Random, ours: Ours) -> Call:
     """A call that every kernel answers alike."""
     at, count = random.randrange(PAGES - 8), random.randint(0, 8)
     match random.choice(
-        ("load", "store", "store", "mmap", "mmap", "munmap", "mprotect", "mremap", "madvise", "msync")
-    ):
+        (*("load", "store", "store", "mmap", "mmap", "munmap", "mprotect", "mremap"),
+         *("madvise", "madvise", "msync", "mlock2", "munlock"))
+    ):  # fmt: skip
         case "load":
             return "load", [at]
         case "store":
@@ -143,10 +171,15 @@ def choose(random: Random, ours: Ours) -> Call:
             return ("mremap", [at, old, new, flags, target]) if settled else ("load", [at])
         case "madvise":
             populate = random.choice((MADV_POPULATE_READ, MADV_POPULATE_WRITE))
-            advice = random.choice((MADV_NORMAL, MADV_WILLNEED, MADV_DONTNEED, populate, 999))
+            advice = random.choice((MADV_WILLNEED, MADV_DONTNEED, populate, 999, *KEPT))
             return "madvise", [at, count, advice]
+        case "mlock2":
+            return "mlock2", [at, count, 1]
+        case "munlock":
+            return "munlock", [at, count]
         case _:
-            return "msync", [at, count, random.choice((0, MS_ASYNC, MS_SYNC, MS_ASYNC | MS_SYNC, 64))]
+            kinds = (0, MS_ASYNC, MS_SYNC, MS_ASYNC | MS_SYNC, 64, MS_INVALIDATE, MS_INVALIDATE | MS_SYNC)
+            return "msync", [at, count, random.choice(kinds)]
 
 
 @pytest.mark.parametrize("name", ["x86_64", "invented"])
@@ -174,6 +207,7 @@ def test_this_kernel_answers_as_the_hosts_does(name: str, seed: int, tmp_path: P
     for number, (call, answer, expected) in enumerate(zip(calls, answers, theirs["answers"], strict=True)):
         assert answer == expected, f"call {number}, {call}"
     assert ours.permissions() == theirs["permissions"]
+    assert ours.flags() == theirs["flags"]
     files = [((tmp_path / who).read_bytes(), size) for who, size in (("ours", page), ("theirs", PAGE))]
     assert [file[::size] for file, size in files] == [files[0][0][::page]] * 2
     for file, size in files:  # stores change the first byte of a page

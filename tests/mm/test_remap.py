@@ -11,15 +11,9 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
 from aether_emu.mm import mapping
 from aether_emu.mm.fault import AccessError
-from aether_emu.mm.mapping import (
-    MAP_FIXED,
-    MAP_GROWSDOWN,
-    MREMAP_DONTUNMAP,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    Remap,
-)
+from aether_emu.mm.mapping import MAP_FIXED, MAP_GROWSDOWN
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import Board, check_accounts, fault_in
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, mremap, refusal
@@ -66,8 +60,8 @@ def test_lengths_that_wrap_around_are_no_lengths(make: Make, page: int) -> None:
     at = mmap(space, 0x100_0000, 2)
     for old, new in (((1 << 64) - 1, page), (page, (1 << 64) - 1)):
         request = Remap(at, old, new, MREMAP_MAYMOVE, 0)
-        assert refusal(partial(mapping.remap_memory, space, request)) == "EINVAL"
-    assert refusal(lambda: mapping.remap_memory(space, Remap(at + 1, page, page, 0, 0))) == "EINVAL"
+        assert refusal(partial(remap_memory, space, request)) == "EINVAL"
+    assert refusal(lambda: remap_memory(space, Remap(at + 1, page, page, 0, 0))) == "EINVAL"
     assert refusal(lambda: mremap(space, at + 9 * page, 1, 1)) == "EFAULT"
 
 

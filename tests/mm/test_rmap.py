@@ -7,9 +7,9 @@ from aether_emu.arch.paging import Access
 from aether_emu.mm import mapping, rmap
 from aether_emu.mm.fault import RESOLVED
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.space import AddressSpace
 from tests.mm.board import Board, fault_in
 from tests.mm.calls import RW, mmap, mremap

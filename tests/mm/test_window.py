@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import pytest
 
-from aether_emu.mm.mapping import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE, MREMAP_MAYMOVE
+from aether_emu.mm.mapping import MAP_32BIT, MAP_FIXED, MAP_FIXED_NOREPLACE
+from aether_emu.mm.remap import MREMAP_MAYMOVE
 from aether_emu.mm.space import AddressSpace
 from tests.mm.calls import ANONYMOUS, RW, Make, mmap, mremap, refusal
 

@@ -69,14 +69,25 @@ class MappedFile:
         return file_backing(self._kernel, file, writable=shared_writable and file.writable_grant)
 
 
-def mappable(process: Process, fd: int) -> MappedFile | None:
-    """What mmap maps for `fd`; None for /dev/zero, whose pages are anonymous. EBADF, EACCES as Linux."""
+class ZeroDevice:
+    """/dev/zero as `mm.mapping.Mappable`: what its descriptor allows, and anonymous pages."""
+
+    def __init__(self, file: OpenFile) -> None:
+        self.readable, self.writable = file.readable, file.writable
+
+    def may_store(self, protection: int) -> bool:
+        """As its descriptor allows, whatever the protection."""
+        return self.writable
+
+    def open_backing(self, *, shared_writable: bool) -> None:
+        """None: private memory has no object, and shared memory gets one of its own."""
+        return
+
+
+def mappable(process: Process, fd: int) -> MappedFile | ZeroDevice:
+    """What mmap maps for `fd`. EBADF as Linux."""
     file = process.files.table.file(fd)
-    if file.stat().rdev == _ZERO_DEVICE:
-        if not file.readable:
-            raise Refused(errno.EACCES, "/dev/zero is not open for reading")
-        return None
-    return MappedFile(process.kernel, file)
+    return ZeroDevice(file) if file.stat().rdev == _ZERO_DEVICE else MappedFile(process.kernel, file)
 
 
 def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:

@@ -1,38 +1,55 @@
-"""The mmap family as system calls: arguments to `mm.mapping`."""
+"""The mmap family as system calls: arguments to `mm.mapping`, `mm.remap` and `mm.locking`.
+
+Pages that are to be there when a call returns come in batches, after the areas are as they should be.
+An address of arm64 may carry a tag in its top byte: calls on memory that is there ignore it, and those that
+choose where memory is to be (mmap, brk, the target of mremap) do not (Documentation/arch/arm64).
+"""
 
 from __future__ import annotations
 
 import errno
 
 from aether_emu.errors import Refused
+from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.mappable import mappable
 from aether_emu.linux.calls.user import require_user, s32
+from aether_emu.linux.task.process import READ_IMPLIES_EXEC
 from aether_emu.linux.task.task import Task
-from aether_emu.mm import mapping
-from aether_emu.mm.mapping import (
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
-    MAP_LOCKED,
-    MAP_NONBLOCK,
-    MAP_POPULATE,
-)
-from aether_emu.mm.protection import Protection
+from aether_emu.mm import locking, mapping, remap
+from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS
+from aether_emu.mm.fault import OutOfMemory
+from aether_emu.mm.mapping import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE
+from aether_emu.mm.protection import READABLE, Protection
 
-_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT = 1
+_X86_FLAGS = mapping.MAP_32BIT | mapping.MAP_ABOVE4G  # arm64 ignores them
 _BATCH = 1024  # pages that are faulted in between two looks at whether the run is to end
+
+
+def _untagged(task: Task, address: int) -> int:
+    """Linux's untagged_addr: without the tag byte of a pointer to the low half. Only arm64 has one."""
+    return address & (1 << 56) - 1 if is_arm64(task) and not address >> 55 & 1 else address
+
+
+def _implied(task: Task, protection: int) -> int:
+    """What a protection means for the process: what it may read it may execute, if it said so."""
+    if protection & Protection.READ and task.process.personality & READ_IMPLIES_EXEC:
+        return protection | Protection.EXECUTE
+    return protection
 
 
 def sys_mmap(task: Task, address: int, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
     """mmap(2). Pages that are to be there at once come in batches, after the mapping."""
     mm = task.process.mm
-    populated = bool(flags & MAP_LOCKED) or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
     if task.progress:
         start, position = task.progress
     else:
-        start = position = _map(task, mapping.Request(address, length, protection, flags, None, offset), fd)
-    if populated:
-        _fault_in(task, position, start + mm.page_up(length), start)
+        request = mapping.Request(address, length, _implied(task, protection), flags, None, offset)
+        start = position = _map(task, request, fd)
+    if flags & MAP_POPULATE or mm.new_flags or flags & mapping.MAP_LOCKED:
+        area = mm.areas.find(start)
+        if area is not None and mapping.populates(flags, area.flags):
+            _fault_in(task, position, start + mm.page_up(length), start)
     return start
 
 
@@ -45,47 +62,93 @@ def _map(task: Task, asked: mapping.Request, fd: int) -> int:
         file = mappable(task.process, s32(fd))
     elif offset:
         offset = 0  # anonymous memory has no offset
-    flags &= ~(MAP_LOCKED | MAP_POPULATE)
+    if is_arm64(task) and (flags & mapping.MAP_TYPE != mapping.MAP_SHARED_VALIDATE or file is None):
+        flags &= ~_X86_FLAGS
     request = mapping.Request(asked.address, asked.length, asked.protection, flags, file, offset)
-    return mapping.map_memory(mm, request)
+    return mapping.map_memory(mm, request, populate_now=False)
 
 
-def _fault_in(task: Task, position: int, end: int, *before: int) -> bool:
-    """Have every page of a range there, as far as its areas permit. False where one cannot be had.
+def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = False) -> None:
+    """Have every page of a range there, as far as its areas permit.
 
-    Begins at `position`. When the run is to end it raises Unfinished(*before, position).
+    Begins at `position`. When the run is to end it raises Unfinished(*before, position). With `strict` a page
+    that cannot be had is refused, as mlock does: ENOMEM, and EAGAIN where there is no memory.
     """
     mm = task.process.mm
     batch = _BATCH * mm.page_size
     for area in mm.areas.overlapping(position, end):
-        write = bool(area.protection & Protection.WRITE) and not area.shared
-        if not area.protection:
+        if area.flags & LOCK_ON_FAULT:
+            continue
+        if not area.protection & READABLE:
+            if strict:
+                raise Refused(errno.ENOMEM, "no access to the memory is permitted")
             continue
         high = min(area.end, end)
         for low in range(max(area.start, position), high, batch):
             task.checkpoint(*before, low)
-            if mapping.populate(mm, low, min(low + batch, high), write=write) is not None:
-                return False
-    return True
+            failed = mapping.populate(mm, low, min(low + batch, high), write=mapping.prefers_write(area))
+            if failed is not None:
+                if strict:
+                    number = errno.EAGAIN if isinstance(failed, OutOfMemory) else errno.ENOMEM
+                    raise Refused(number, "a page cannot be had")
+                break
 
 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
-    mapping.unmap_memory(task.process.mm, address, length)
+    mapping.unmap_memory(task.process.mm, _untagged(task, address), length)
     return 0
 
 
 def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int) -> int:
-    mapping.protect_memory(task.process.mm, address, length, protection)
+    wanted = _implied(task, protection)
+    mapping.protect_memory(task.process.mm, _untagged(task, address), length, wanted)
     return 0
 
 
+def sys_pkey_mprotect(task: Task, address: int, length: int, protection: int, key: int, *_: int) -> int:
+    """pkeys(7) on a CPU without protection keys: no key but none, which is mprotect."""
+    _require_keys(task)
+    if s32(key) != -1:
+        raise Refused(errno.EINVAL, f"no key {s32(key)} was allocated")
+    return sys_mprotect(task, address, length, protection)
+
+
+def sys_pkey_alloc(task: Task, flags: int, rights: int, *_: int) -> int:
+    _require_keys(task)
+    if flags or rights & ~3:
+        raise Refused(errno.EINVAL, "unknown flags or rights")
+    raise Refused(errno.ENOSPC, "the CPU has no protection keys")
+
+
+def sys_pkey_free(task: Task, key: int, *_: int) -> int:
+    _require_keys(task)
+    raise Refused(errno.EINVAL, f"no key {s32(key)} was allocated")
+
+
+def _require_keys(task: Task) -> None:
+    """arm64 had no such calls before Linux 6.12."""
+    if is_arm64(task):
+        raise Refused(errno.ENOSYS, "no protection keys")
+
+
 def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target: int, *_: int) -> int:
-    request = mapping.Remap(address, old, new, flags, target)
-    return mapping.remap_memory(task.process.mm, request)
+    """mremap(2). What a locked area grows by is brought in afterwards."""
+    mm = task.process.mm
+    if task.progress:
+        start, position = task.progress
+    else:
+        request = remap.Remap(_untagged(task, address), old, new, flags, target)
+        start = remap.remap_memory(mm, request)
+        position = start + mm.page_up(old)
+    if mm.locked and mm.page_up(new) > mm.page_up(old):
+        area = mm.areas.find(position)
+        if area is not None and area.flags & LOCKS == LOCKED:
+            _fault_in(task, position, start + mm.page_up(new), start)
+    return start
 
 
 def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> int:
-    mm, advice = task.process.mm, s32(advice)
+    mm, advice, address = task.process.mm, s32(advice), _untagged(task, address)
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
@@ -99,13 +162,14 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
 
 
 def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int:
-    mapping.sync_memory(task.process.mm, address, length, s32(flags))
+    mapping.sync_memory(task.process.mm, _untagged(task, address), length, s32(flags))
     return 0
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:
     """mincore(2), an area after the other: what comes before a hole is told."""
     mm = task.process.mm
+    address = _untagged(task, address)
     (done,) = task.progress or (0,)
     while True:
         task.checkpoint(done)
@@ -119,7 +183,17 @@ def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> 
 
 
 def sys_brk(task: Task, address: int, *_: int) -> int:
-    return mapping.set_break(task.process.mm, address)
+    """brk(2). With everything locked for the future, the new part of the heap is brought in."""
+    mm = task.process.mm
+    if task.progress:
+        end, position = task.progress
+    else:
+        executable = bool(task.process.personality & READ_IMPLIES_EXEC)
+        position = mm.page_up(mm.heap_end)
+        end = mapping.set_break(mm, address, executable=executable)
+    if mm.new_flags & LOCKS == LOCKED:
+        _fault_in(task, position, mm.page_up(end), end)
+    return end
 
 
 def sys_mlock(task: Task, address: int, length: int, *_: int) -> int:
@@ -127,37 +201,34 @@ def sys_mlock(task: Task, address: int, length: int, *_: int) -> int:
 
 
 def sys_mlock2(task: Task, address: int, length: int, flags: int, *_: int) -> int:
-    """Pages stay resident here once they are (there is no swap): locking is populating."""
+    """mlock2(2): the areas are marked, then their pages are brought."""
+    flags = s32(flags)
     if flags & ~_MLOCK_ONFAULT:
         raise Refused(errno.EINVAL, "unknown flags")
-    start = address & -task.process.mm.page_size
-    end = address + length
-    end += -end % task.process.mm.page_size
-    if end < start:
-        raise Refused(errno.EINVAL, "the range wraps around")
-    if not task.process.mm.areas.covered(start, end):
-        raise Refused(errno.ENOMEM, "part of the range is not mapped")
-    if not flags & _MLOCK_ONFAULT:
-        (position,) = task.progress or (start,)
-        if not _fault_in(task, position, end):
-            raise Refused(errno.ENOMEM, "a page cannot be had")
+    wanted = LOCKS if flags else LOCKED
+    if task.progress:
+        position, end = task.progress[1], task.progress[0]
+    else:
+        position, end = locking.lock_memory(task.process.mm, _untagged(task, address), length, wanted)
+    _fault_in(task, position, end, end, strict=True)
     return 0
 
 
 def sys_munlock(task: Task, address: int, length: int, *_: int) -> int:
-    start = address & -task.process.mm.page_size
-    end = address + length + (-(address + length) % task.process.mm.page_size)
-    if not task.process.mm.areas.covered(start, end):
-        raise Refused(errno.ENOMEM, "part of the range is not mapped")
+    locking.unlock_memory(task.process.mm, _untagged(task, address), length)
     return 0
 
 
 def sys_mlockall(task: Task, flags: int, *_: int) -> int:
-    """Refused as for a user without the right to lock so much."""
-    if not flags or flags & ~(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) or flags == _MCL_ONFAULT:
-        raise Refused(errno.EINVAL, "bad flags")
-    raise Refused(errno.EPERM, "locking all memory needs a privilege")
+    flags, mm = s32(flags), task.process.mm
+    if not task.progress:
+        locking.lock_all(mm, flags)
+    if flags & locking.MCL_CURRENT:
+        (position,) = task.progress or (0,)
+        _fault_in(task, position, mm.limits.user_end)
+    return 0
 
 
 def sys_munlockall(task: Task, *_: int) -> int:
+    locking.unlock_all(task.process.mm)
     return 0

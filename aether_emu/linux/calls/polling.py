@@ -14,6 +14,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.files.epoll import EpollFile, Waited, polled, sources
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
+from aether_emu.linux.task.process import STICKY_TIMEOUTS
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -184,7 +185,9 @@ def _left(task: Task, deadline: int | None) -> int:
 
 
 def _tell_left(task: Task, address: int, layout: str, values: Sequence[int]) -> None:
-    """Write what is left of a timeout. Linux ignores that it can't be written."""
+    """Write what is left of a timeout, if the personality lets it. A bad address is ignored."""
+    if task.process.personality & STICKY_TIMEOUTS:
+        return
     try:
         write_struct(task.cpu, address, layout, *values)
     except UserFault:

@@ -7,6 +7,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.user import (
     read_string,
     read_struct,
@@ -18,11 +19,11 @@ from aether_emu.linux.calls.user import (
 )
 from aether_emu.linux.files.open_file import MOST_PER_CALL
 from aether_emu.linux.task.process import (
-    RLIM_INFINITY,
-    RLIMIT_AS,
+    PER_LINUX32,
+    PER_MASK,
     RLIMIT_NOFILE,
-    RLIMIT_STACK,
     RLIMITS,
+    UNAME26,
     Ended,
 )
 from aether_emu.linux.task.task import Task
@@ -156,16 +157,24 @@ def _keep_all(task: Task, present: int, *wanted: int) -> int:
 
 
 def sys_uname(task: Task, result: int, *_: int) -> int:
-    abi = task.process.abi
-    fields = ("Linux", task.process.config.hostname, RELEASE, "#1 SMP aether_emu", abi.machine, "(none)")
+    personality, machine, release = task.process.personality, task.process.abi.machine, RELEASE
+    if personality & PER_MASK == PER_LINUX32:
+        machine = "i686"
+    if personality & UNAME26:  # for programs that expect a 2.6: the minor number is added to 60
+        release = f"2.6.{60 + int(RELEASE.split('.')[1])}"
+    fields = ("Linux", task.process.config.hostname, release, "#1 SMP aether_emu", machine, "(none)")
     task.cpu.copy_to_user(result, b"".join(text.encode()[:64].ljust(65, b"\0") for text in fields))
     return 0
 
 
 def sys_personality(task: Task, wanted: int, *_: int) -> int:
-    if u32(wanted) not in (0, 0xFFFF_FFFF):
-        raise Refused(errno.EINVAL, "only PER_LINUX")
-    return 0
+    """personality(2): kept. Bits that say how the next program is started find no execve here."""
+    before = task.process.personality
+    if u32(wanted) & PER_MASK == PER_LINUX32 and is_arm64(task):
+        raise Refused(errno.EINVAL, "the CPU executes no 32-bit programs")
+    if u32(wanted) != 0xFFFF_FFFF:
+        task.process.personality = u32(wanted)
+    return before
 
 
 # ---- threads
@@ -278,33 +287,24 @@ def sys_waitid(task: Task, *_: int) -> int:
 
 
 def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: int) -> int:
-    _of_self(task, pid)
-    if not 0 <= s32(resource) < RLIMITS:
-        raise Refused(errno.EINVAL, f"no resource {s32(resource)}")
-    resource = s32(resource)
     wanted = read_struct(task.cpu, new, "QQ") if new else None
+    _of_self(task, pid)
+    resource = u32(resource)
+    if resource >= RLIMITS:
+        raise Refused(errno.EINVAL, f"no resource {resource}")
     before = task.process.limits[resource]
     if wanted is not None:
         soft, hard = wanted
         if soft > hard:
             raise Refused(errno.EINVAL, "the soft limit is over the hard one")
-        if hard > before[1]:
+        # What limits root is the table of descriptors itself (fs.nr_open).
+        if hard > before[1] and (resource == RLIMIT_NOFILE or not task.process.is_root):
             raise Refused(errno.EPERM, "the hard limit cannot grow")
         task.process.limits[resource] = (soft, hard)
-        _apply(task, resource, soft)
+        task.process.apply_limit(resource)
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0
-
-
-def _apply(task: Task, resource: int, soft: int) -> None:
-    space = task.process.mm.limits
-    if resource == RLIMIT_STACK:
-        space.stack = soft
-    elif resource == RLIMIT_AS:
-        space.address_space = None if soft == RLIM_INFINITY else soft
-    elif resource == RLIMIT_NOFILE:
-        task.process.files.table.limit = min(soft, task.process.config.open_files)
 
 
 def sys_getrlimit(task: Task, resource: int, result: int, *_: int) -> int:

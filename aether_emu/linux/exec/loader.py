@@ -119,6 +119,7 @@ def _load(task: Task, name: str) -> None:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         task.process.program.path = file.link()
         main = _map_main(task, image, backing, layout)
+    _note_extents(task, main)
     interpreter = None
     if image.interpreter is not None:
         interpreter = _load_interpreter(task, image.interpreter)
@@ -187,6 +188,16 @@ def _load_interpreter(task: Task, path: bytes) -> _Loaded:
         raise ProgramError(
             f"{program}: its interpreter {name} is not visible to it; give it with --root or --bind"
         ) from refused
+
+
+def _note_extents(task: Task, main: _Loaded) -> None:
+    """Where the program's code is, and how much data comes with it (it counts for the limit of the heap)."""
+    segments = [(s.address + main.bias, s.address + main.bias + s.file_size, s) for s in main.image.segments]
+    code = [(start, end) for start, end, segment in segments if segment.protection & Protection.EXECUTE]
+    if code:
+        task.process.program.code = min(start for start, _ in code), max(end for _, end in code)
+    last = max(start for start, _end, _segment in segments)
+    task.process.mm.program_data = max(end for _start, end, _segment in segments) - last
 
 
 def _page_down(space: AddressSpace, address: int) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 
 from aether_emu.errors import Refused
 from aether_emu.mm import ageing
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -29,8 +29,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged, lazily freed, huge and swapped pages, and pages locked against swapping.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") :])
+# What does not exist here: merged, lazily freed, huge and swapped pages.
+_NONE = frozenset(_COMMON[_COMMON.index("KSM") : -1])
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -41,8 +41,8 @@ Bytes = np.ndarray[tuple[int], np.dtype[np.int64]]
 def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     """Bytes of memory by field of smaps, for each of the ranges that begin at `starts`.
 
-    A range reaches up to the next one. `Anonymous`, `File` and `Shmem` are parts of `Rss`. The zero page is
-    nobody's memory and counts nowhere.
+    A range reaches up to the next one. `Anonymous`, `File` and `Shmem` are parts of `Rss`; `Locked` is what
+    locked areas have of `Pss`. The zero page is nobody's memory and counts nowhere.
     """
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
@@ -52,6 +52,11 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
     group = np.searchsorted(np.array(starts, np.int64) >> page_shift, seen.pages, side="right") - 1
+    locked = np.zeros(len(seen.pages), np.bool_)
+    for area in space.areas if space.locked else ():
+        if area.flags & LOCKED:
+            first, end = np.searchsorted(seen.pages, (area.start >> page_shift, area.end >> page_shift))
+            locked[first:end] = True
 
     def total(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
         return np.bincount(group[pages & counted], minlength=len(starts)) * size
@@ -68,6 +73,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Pss_Anon": share(anonymous),
         "Pss_File": share(kinds == Kind.FILE),
         "Pss_Shmem": share(in_object),
+        "Locked": share(locked),
         "Shared_Clean": total(shared & ~dirty),
         "Shared_Dirty": total(shared & dirty),
         "Private_Clean": total(~shared & ~dirty),
@@ -108,8 +114,8 @@ def _kib(fields: tuple[str, ...], counts: dict[str, Bytes]) -> list[list[int]]:
 
 
 def _flags(area: Area) -> str:
-    """The letters for what an area has here, in the order of their bits (include/linux/mm.h)."""
-    now, ever = area.protection, area.maximum
+    """The letters for what an area has, in the order of their bits (include/linux/mm.h)."""
+    now, ever, flags = area.protection, area.maximum, area.flags
     letters = (
         ("rd", now & Protection.READ),
         ("wr", now & Protection.WRITE),
@@ -120,7 +126,18 @@ def _flags(area: Area) -> str:
         ("me", ever & Protection.EXECUTE),
         ("ms", area.shared),
         ("gd", area.grows_down),
+        ("lo", flags & AreaFlags.LOCKED),
+        ("sr", flags & AreaFlags.SEQUENTIAL),
+        ("rr", flags & AreaFlags.RANDOM),
+        ("dc", flags & AreaFlags.NO_FORK),
+        ("lf", flags & AreaFlags.LOCK_ON_FAULT),
+        ("ac", now & Protection.WRITE and not area.shared and not area.no_reserve),
         ("nr", area.no_reserve),
+        ("wf", flags & AreaFlags.WIPE_ON_FORK),
+        ("dd", flags & AreaFlags.NO_DUMP),
+        ("hg", flags & AreaFlags.HUGE),
+        ("nh", flags & AreaFlags.NO_HUGE),
+        ("mg", flags & AreaFlags.MERGEABLE),
     )
     return "".join(f"{letter} " for letter, has in letters if has)
 

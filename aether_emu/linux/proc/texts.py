@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control
-from aether_emu.linux.proc import memory, smaps
+from aether_emu.linux.proc import memory, smaps, status
 from aether_emu.linux.task.process import Process
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
@@ -41,8 +41,10 @@ class ProcessTexts:
                 unsigned=True,
             ),
             "self/pagemap": Region(lambda position, count: memory.read_pagemap(process, position, count)),
-            "self/status": self._status,
-            "self/statm": self._statm,
+            "self/status": lambda: status.status_text(self._process),
+            "self/statm": lambda: status.statm_text(self._process),
+            "self/limits": lambda: status.limits_text(self._process),
+            "self/personality": lambda: b"%08x\n" % self._process.personality,
             "self/stat": self._stat,
             "self/auxv": lambda: program.auxiliary,
             "self/exe": lambda: program.path,
@@ -62,61 +64,9 @@ class ProcessTexts:
             "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.mm.limits.user_base,
         }
 
-    def _resident(self) -> dict[str, int]:
-        """Bytes by field, as smaps counts them."""
-        return {name: int(counts[0]) for name, counts in smaps.usage(self._process.mm, [0]).items()}
-
-    def _status(self) -> bytes:
-        process, space = self._process, self._process.mm
-        kib = space.page_size >> 10
-        counts = self._resident()
-        signals, leader = process.signals, process.tasks[0]
-        caught = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler > 1)
-        ignored = sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and a.handler == 1)
-        ids = "\t".join([str(process.config.uid)] * 4), "\t".join([str(process.config.gid)] * 4)
-        stack = sum(area.length for area in space.areas if area.name == "[stack]")
-        rows = (
-            ("Name", leader.name.decode("utf-8", "replace")),
-            ("State", "R (running)"),
-            ("Tgid", process.pid),
-            ("Pid", process.pid),
-            ("PPid", process.parent_pid),
-            ("Uid", ids[0]),
-            ("Gid", ids[1]),
-            ("VmSize", f"{space.reserved >> 10:8d} kB"),
-            ("VmRSS", f"{counts['Rss'] >> 10:8d} kB"),
-            ("RssAnon", f"{counts['Anonymous'] >> 10:8d} kB"),
-            ("RssFile", f"{counts['File'] >> 10:8d} kB"),
-            ("RssShmem", f"{counts['Shmem'] >> 10:8d} kB"),
-            ("VmStk", f"{stack >> 10:8d} kB"),
-            ("VmPTE", f"{space.table.tables * kib:8d} kB"),
-            ("Threads", len(process.tasks)),
-            ("SigPnd", f"{leader.signals.pending.mask:016x}"),
-            ("ShdPnd", f"{signals.pending.mask:016x}"),
-            ("SigBlk", f"{leader.signals.blocked:016x}"),
-            ("SigIgn", f"{ignored:016x}"),
-            ("SigCgt", f"{caught:016x}"),
-            ("Cpus_allowed_list", "0"),
-        )
-        return "".join(f"{name}:\t{value}\n" for name, value in rows).encode()
-
-    def _statm(self) -> bytes:
-        space, counts = self._process.mm, self._resident()
-        shift = space.table.format.page_shift
-        text = sum(a.length for a in space.areas if a.protection & Protection.EXECUTE) >> shift
-        data = sum(a.length for a in space.areas if a.backing is None) >> shift
-        total = space.reserved >> shift
-        return b"%d %d %d %d 0 %d 0\n" % (
-            total,
-            counts["Rss"] >> shift,
-            counts["File"] + counts["Shmem"] >> shift,
-            text,
-            data,
-        )
-
     def _stat(self) -> bytes:
         process = self._process
-        resident = self._resident()["Rss"] >> process.mm.table.format.page_shift
+        resident = status.resident(process.mm)["Rss"] >> process.mm.table.format.page_shift
         fields = [0] * 52
         fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
         fields[9] = process.kernel.minor_faults()

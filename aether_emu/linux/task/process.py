@@ -15,10 +15,14 @@ from aether_emu.mm.space import AddressSpace
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_SIGPENDING = 3, 6, 7, 9, 11
-_RAM_PER_SIGNAL = (
-    2 * 8 * (16 << 10)
-)  # bytes: Linux admits half as many as stacks of 16 KiB in an eighth of RAM
+RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 2, 3, 4, 6, 7
+RLIMIT_MEMLOCK, RLIMIT_AS, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE = 8, 9, 11, 12
+RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
+_LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
+# Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
+_RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
+PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
+UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +41,16 @@ class Ended:
 
 @dataclass
 class Program:
-    """What was executed, as /proc/self and the auxiliary vector tell it."""
+    """What was executed, as /proc/self and the auxiliary vector tell it.
+
+    `code` are the addresses from the start of its own code to its end.
+    """
 
     path: bytes
     arguments: list[bytes]
     environment: list[bytes]
     auxiliary: bytes = b""
+    code: tuple[int, int] = (0, 0)
     entry: int = 0
     stack_pointer: int = 0
 
@@ -63,8 +71,9 @@ class Process:
     """A process.
 
     `mm` is its address space. `tasks` are its threads, the first one first; a task enters itself when it is
-    made. `ended` is None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard),
-    as getrlimit shows them. `files` is set by whoever makes the process, before it runs.
+    made. `personality` has the bits of personality(2). `ended` is None while it lives, and never changes
+    afterwards. `limits` are resource -> (soft, hard), as getrlimit shows them. `files` is set by whoever
+    makes the process, before it runs.
     """
 
     files: Files
@@ -86,7 +95,9 @@ class Process:
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
+        self.personality = 0
         self.limits = self._initial_limits()
+        self.apply_limit(RLIMIT_MEMLOCK)
 
     def _initial_limits(self) -> dict[int, tuple[int, int]]:
         limits = dict.fromkeys(range(RLIMITS), (RLIM_INFINITY, RLIM_INFINITY))
@@ -98,7 +109,30 @@ class Process:
         limits[RLIMIT_SIGPENDING] = (signals, signals)
         if space.address_space is not None:
             limits[RLIMIT_AS] = (space.address_space, space.address_space)
-        return limits
+        limits[RLIMIT_MEMLOCK] = (_LOCKED_BYTES, _LOCKED_BYTES)
+        limits[RLIMIT_CORE] = (0, RLIM_INFINITY)
+        limits[RLIMIT_MSGQUEUE] = (_QUEUE_BYTES, _QUEUE_BYTES)
+        return limits | dict.fromkeys((RLIMIT_NICE, RLIMIT_RTPRIO), (0, 0))
+
+    @property
+    def is_root(self) -> bool:
+        """Whether it has every capability, as user 0 has on Linux."""
+        return self.config.uid == 0
+
+    def apply_limit(self, resource: int) -> None:
+        """Let memory and files obey what `limits` says of a resource. Root may lock what it likes."""
+        soft, hard = (None if value == RLIM_INFINITY else value for value in self.limits[resource])
+        space = self.mm.limits
+        if resource == RLIMIT_STACK:
+            space.stack = RLIM_INFINITY if soft is None else soft
+        elif resource == RLIMIT_AS:
+            space.address_space = soft
+        elif resource == RLIMIT_DATA:
+            space.data, space.data_most = soft, hard
+        elif resource == RLIMIT_MEMLOCK:
+            space.locked = None if self.is_root else soft
+        elif resource == RLIMIT_NOFILE:
+            self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
 
     # ---- signals
 
@@ -170,6 +204,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "no_new_privileges": self.no_new_privileges,
+            "personality": self.personality,
             "signals": self.signals.capture(),
         }
 
@@ -179,4 +214,5 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.no_new_privileges = state["no_new_privileges"]
+        self.personality = state["personality"]
         self.signals.restore(state["signals"])

@@ -18,6 +18,7 @@ PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
 MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 _UNLIMITED = 1 << 62
+_TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
 _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USER | Access.WRITE)}
 
@@ -207,6 +208,8 @@ class UnicornCpu(Cpu):
     # ---- user memory
 
     def copy_from_user(self, va: int, length: int) -> bytes:
+        if va >> _TAG_SHIFT:
+            raise UserFault(f"{va:#x} is no user address")
         if length <= BUFFER:
             address = self._buffer_address
             if engine.vmem_read(self._handle, va, PROT_READ, address, length):
@@ -218,6 +221,8 @@ class UnicornCpu(Cpu):
         return bytes(out)
 
     def copy_to_user(self, va: int, data: bytes | bytearray | memoryview) -> None:
+        if va >> _TAG_SHIFT:
+            raise UserFault(f"{va:#x} is no user address")
         length = len(data)
         if length <= BUFFER:
             self._buffer_view[:length] = data

@@ -173,6 +173,19 @@ def test_the_zero_device_is_anonymous_memory(guest: Guest, kind: int) -> None:
     assert guest.map(write_only, READ, kind) == -errno.EACCES
 
 
+def test_the_zero_device_remembers_how_it_was_opened(guest: Guest) -> None:
+    fd = guest.open(b"/dev/zero", fl.O_RDONLY)
+    assert guest.map(fd, READ | WRITE, MAP_SHARED) == -errno.EACCES
+    shared, private = guest.map(fd, READ, MAP_SHARED), guest.map(fd, READ, MAP_PRIVATE)
+    assert guest.call("mprotect", shared, PAGE, READ | WRITE) == -errno.EACCES
+    assert guest.call("mprotect", private, PAGE, READ | WRITE) == 0
+    assert guest.store(private, b"x") and not guest.store(shared, b"x")
+    assert guest.map(fd, READ, MAP_PRIVATE | 0x100) == -errno.EINVAL, "a device does not grow"
+    assert guest.map(fd, READ, 3 | 0x8000_0000) == -errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE"
+    names = {area.name for area in guest.process.mm.areas if area.start in (shared, private)}
+    assert names == {"/dev/zero"}
+
+
 # Sizes
 
 

@@ -246,7 +246,7 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
     read_only_file = Protection.READ | Protection.EXECUTE
     shared, backing = SharedMemory(process.kernel.physical, 1), SharedMemory(process.kernel.physical, 1)
     wanted = {
-        _new_area(process, 1, rw)[0]: "rd wr mr mw me",
+        _new_area(process, 1, rw)[0]: "rd wr mr mw me ac",
         _new_area(process, 1, Protection.NONE)[0]: "mr mw me",
         _new_area(process, 1, rw, no_reserve=True)[0]: "rd wr mr mw me nr",
         _new_area(process, 1, rw, shared=True, backing=shared)[0]: "rd wr sh mr mw me ms",
@@ -254,7 +254,7 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
             0
         ]: "rd mr me ms",
     }
-    wanted |= {area.start: "rd wr mr mw me gd" for area in process.mm.areas if area.name == "[stack]"}
+    wanted |= {area.start: "rd wr mr mw me gd ac" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted
     assert "rd ex mr mw me" in {flags for _sizes, flags in shown.values()}, "the program's code"

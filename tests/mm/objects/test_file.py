@@ -16,11 +16,12 @@ from aether_emu.mm import mapping
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, BusError, OutOfMemory
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Remap, Request
+from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
@@ -250,10 +251,10 @@ def test_cutting_moving_and_merging_keep_one_attachment_for_each_area(make: Make
     assert shown.areas_shown(backing) == 2
     shown.map(1, RW, MAP_PRIVATE | MAP_FIXED, offset=3, at=at + 3 * page)  # joins both again
     assert shown.areas_shown(backing) == 1
-    moved = mapping.remap_memory(shown.space, Remap(at + 4 * page, 2 * page, 5 * page, 1, 0))
+    moved = remap_memory(shown.space, Remap(at + 4 * page, 2 * page, 5 * page, 1, 0))
     assert shown.areas_shown(backing) == 3
     assert shown.read(moved + page, 1) == b"F"
-    mapping.remap_memory(shown.space, Remap(at, page, page, 3, moved + 9 * page))
+    remap_memory(shown.space, Remap(at, page, page, 3, moved + 9 * page))
     assert shown.areas_shown(backing) == 4
     for area in list(shown.space.areas):
         shown.space.unmap(area.start, area.end)
@@ -385,7 +386,7 @@ def test_a_duplicate_of_shared_memory_shows_the_same_pages(make: Make) -> None:
     shown = make()
     at, memory = shared(shown, 3)
     shown.write(at + shown.page, b"one")
-    again = mapping.remap_memory(shown.space, Remap(at + shown.page, 0, 2 * shown.page, 1, 0))
+    again = remap_memory(shown.space, Remap(at + shown.page, 0, 2 * shown.page, 1, 0))
     assert again != at + shown.page
     assert shown.read(again, 3) == b"one"
     shown.write(again + shown.page, b"two")
@@ -398,7 +399,7 @@ def test_a_duplicate_wanted_where_its_source_is_finds_no_source(make: Make) -> N
     shown = make(1)
     for at in (shared(shown, 1)[0], shown.map(1, READ, MAP_SHARED)):
         with pytest.raises(Refused) as refused:
-            mapping.remap_memory(shown.space, Remap(at, 0, shown.page, 3, at))
+            remap_memory(shown.space, Remap(at, 0, shown.page, 3, at))
         assert refused.value.errno == errno.EFAULT
     assert list(shown.space.areas) == []
 
@@ -407,7 +408,7 @@ def test_shared_memory_ends_where_it_was_made_to_end_however_long_its_area(make:
     """Linux: the object behind a shared anonymous mapping does not grow with mremap."""
     shown = make()
     at, memory = shared(shown, 1)
-    longer = mapping.remap_memory(shown.space, Remap(at, shown.page, 2 * shown.page, 1, 0))
+    longer = remap_memory(shown.space, Remap(at, shown.page, 2 * shown.page, 1, 0))
     shown.write(longer, b"fits")
     beyond = longer + shown.page
     for access in (USER_READ, USER_WRITE):

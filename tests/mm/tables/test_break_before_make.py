@@ -22,12 +22,10 @@ from aether_emu.mm.mapping import (
     MAP_FIXED,
     MAP_PRIVATE,
     MAP_SHARED,
-    MREMAP_FIXED,
-    MREMAP_MAYMOVE,
-    Remap,
     Request,
 )
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.tables.live import BreakBeforeMake
 from aether_emu.mm.tables.page import Found
 from tests.arch.formats import EVERY_FORMAT
@@ -325,7 +323,7 @@ def test_live_memory_is_moved_and_moved_onto(program: Program) -> None:
     program.store(first, b"abcd")
     program.store(second, b"efgh")
     remap = Remap(first, 4 * program.page, 4 * program.page, MREMAP_MAYMOVE | MREMAP_FIXED, second)
-    assert mapping.remap_memory(program.space, remap) == second
+    assert remap_memory(program.space, remap) == second
     assert program.load(second) == b"abcd"
     assert program.map(4, MAP_PRIVATE, at=first) == first
     assert program.load(first) == bytes(4)
