@@ -157,6 +157,21 @@ def test_a_file_whose_size_the_host_does_not_tell_has_no_page(
             file.frame(0)
 
 
+def test_writes_that_the_host_loses_at_the_close_of_a_file_are_nobodys_error(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, closed = files.attach("a", numbered(1)), os.close
+
+    def full(fd: int) -> None:
+        closed(fd)
+        raise OSError(errno.EDQUOT, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", full)
+        file.close()
+    assert files.see(files.attach("b", numbered(1)).frame(0), PAGE) == numbered(1)
+
+
 def test_a_hole_reads_as_zeroes_or_the_host_says_why_not(files: Files) -> None:
     file = files.attach("a", numbered(3), writable=True)
     pa = file.frames(0, 3)[0]
