@@ -60,7 +60,7 @@ class DescriptorOperations:
                 if flags:
                     descriptor.cloexec = True
                 else:
-                    self.table.close(fd)
+                    self.table.close_each([fd])
 
     def pipe(self, flags: int = 0) -> tuple[int, int]:
         """pipe2(2): the reading and the writing descriptor."""

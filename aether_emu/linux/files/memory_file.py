@@ -120,6 +120,8 @@ class Memory:
 
     def _within(self, first: int, end: int) -> list[int]:
         """The pages of `[first, end)` that are there."""
+        if end - first < len(self.touched) + len(self.reserved):
+            return [page for page in range(first, end) if self._has(page)]
         return [page for page in self.touched | self.reserved if first <= page < end]
 
     # Writing and sizes
@@ -198,9 +200,11 @@ class Memory:
 
     def next_data(self, offset: int) -> int:
         """The first byte from `offset` on that is in a page with contents; the size if there is none."""
-        if offset // self._page in self.touched:
-            return offset
-        following = [page for page in self.touched if page > offset // self._page]
+        first = offset // self._page
+        for page in range(first, first + len(self.touched)):
+            if page in self.touched:
+                return max(offset, page * self._page)
+        following = [page for page in self.touched if page > first]
         return min(min(following, default=LARGEST_OFFSET) * self._page, self.size)
 
     def next_hole(self, offset: int) -> int:

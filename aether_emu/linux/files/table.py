@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from aether_emu.errors import Refused
@@ -77,13 +78,23 @@ class DescriptorTable:
         before = self._by_number.get(fd)
         self._by_number[fd] = Descriptor(file, cloexec)
         if before is not None:
-            before.file.let_go()
+            with contextlib.suppress(OSError):
+                before.file.let_go()
 
     def close(self, fd: int) -> None:
-        """Free the number."""
+        """Free the number. The host may then say (OSError) that earlier writes were lost.
+
+        Only close(2) tells its caller so: whatever else closes files has nobody to tell.
+        """
         file = self.held(fd)
         del self._by_number[fd]
         file.let_go()
+
+    def close_each(self, numbers: Iterable[int]) -> None:
+        """Free some numbers, telling nobody what the host says."""
+        for fd in numbers:
+            with contextlib.suppress(OSError):
+                self.close(fd)
 
     def fork(self) -> DescriptorTable:
         """A table of the same open files, for a child process."""
@@ -94,10 +105,8 @@ class DescriptorTable:
 
     def close_on_exec(self) -> None:
         """Close what FD_CLOEXEC marks."""
-        for fd in [fd for fd, descriptor in self._by_number.items() if descriptor.cloexec]:
-            self.close(fd)
+        self.close_each([fd for fd, descriptor in self._by_number.items() if descriptor.cloexec])
 
     def close_all(self) -> None:
         """Close every descriptor."""
-        for fd in list(self._by_number):
-            self.close(fd)
+        self.close_each(list(self._by_number))

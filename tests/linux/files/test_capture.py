@@ -143,6 +143,23 @@ def test_memory_files_keep_contents_sharing_and_seals(guest: Guest, again: Again
     assert restored.fstat(fd).ino == files.fstat(fd).ino
 
 
+def test_of_a_memory_file_only_the_pages_that_are_there_are_kept(guest: Guest, again: Again) -> None:
+    files = guest.files
+    fd = files.memfd_create(b"m")
+    files.ftruncate(fd, 1 << 50)
+    files.pwrite(fd, b"far", (1 << 50) - 3)
+    files.fallocate(fd, 1, 1 << 50, 4096)
+    state = capture([files])
+    assert_plain(state)
+    (restored,) = again(state).processes
+    assert restored.pread(fd, 9, (1 << 50) - 5) == b"\0\0far"
+    assert restored.fstat(fd) == files.fstat(fd)
+    assert restored.lseek(fd, 0, 3) == (1 << 50) - 4096  # SEEK_DATA
+    assert restored.namespace.memory_used == 2 * 4096
+    restored.fallocate(fd, 1, 1 << 50, 4096)
+    assert restored.namespace.memory_used == 2 * 4096, "what was allocated is"
+
+
 def test_a_half_read_directory_goes_on_with_what_it_had(guest: Guest, again: Again) -> None:
     for name in "abc":
         (guest.w / name).touch()

@@ -13,7 +13,7 @@ from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.open_file import LARGEST_FILE
 from tests.linux.files.conftest import CWD, Guest, refused
 
-F_SETFL = 4
+F_SETFD, F_SETFL, FD_CLOEXEC = 2, 4, 1
 KEEP_SIZE, PUNCH_HOLE, COLLAPSE, ZERO_RANGE = 1, 2, 8, 16
 
 
@@ -160,6 +160,27 @@ def test_the_hosts_refusals_reach_the_guest(guest: Guest, monkeypatch: pytest.Mo
 
 
 # Copying
+
+
+def test_writes_that_the_host_loses_at_the_close_are_told_to_close_alone(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, closed = guest.files, os.close
+    opened = [guest.create(b"%d" % number) for number in range(4)]
+    files.fcntl(opened[3], F_SETFD, FD_CLOEXEC)
+
+    def full(fd: int) -> None:
+        closed(fd)
+        raise OSError(errno.EDQUOT, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", full)
+        with pytest.raises(OSError, match="no room"):
+            files.close(opened[0])
+        files.dup2(0, opened[1])
+        files.close_range(opened[2], opened[2])
+        files.close_on_exec()
+    assert [fd for fd in opened if fd in files.table.descriptors] == [opened[1]]
 
 
 def test_sendfile_moves_from_the_position_or_an_offset(guest: Guest) -> None:

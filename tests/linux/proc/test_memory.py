@@ -17,6 +17,7 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request, map_memory, protect_memory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.tables.walk import Mapped
+from aether_emu.state import capture, restore
 from aether_emu.system import Grants, Machine
 from tests.guests.running import program
 
@@ -196,6 +197,24 @@ def test_positions_are_addresses_to_the_last_one(view: View) -> None:
     assert refusal(lambda: files.fallocate(view.mem, 0, 0, 5)) == errno.errorcode[errno.EOPNOTSUPP]
     again = files.open(fl.AT_FDCWD, b"/proc/self/fd/%d" % view.mem, fl.O_RDONLY | fl.O_TRUNC)
     assert files.pread(again, 6, AT) == b"abcdeF"
+
+
+def test_a_restored_process_goes_on_reading_where_it_was(view: View, machine: Machine) -> None:
+    view.map(0, 1, RW)
+    view.store(0, b"abcdef")
+    view.files.lseek(view.mem, AT + 2, os.SEEK_SET)
+    view.files.lseek(view.pagemap, 8 * (AT // view.page), os.SEEK_SET)
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    path = program(view.process.abi.isa, "hello")
+    again = restore(capture(machine), grants=Grants(cwd=path.parent), streams=streams)
+    try:
+        assert again.process is not None
+        files = again.process.files
+        assert (files.read(view.mem, 2), files.write(view.mem, b"E")) == (b"cd", 1)
+        assert files.pread(view.mem, 6, AT) == b"abcdEf" and view.look(0, 6) == b"abcdef"
+        assert files.read(view.pagemap, 8) == struct.pack("<Q", PRESENT | EXCLUSIVE)
+    finally:
+        again.close()
 
 
 # ---- pagemap

@@ -13,7 +13,8 @@ import pytest
 from aether_emu.errors import Refused
 from aether_emu.machine.memory import host
 from aether_emu.machine.memory.aperture import SLOT_SIZE, Aperture, BackingFailed
-from tests.machine.memory.aperture_files import PAGE, Files, files_in, numbered
+from tests.machine.child import survives
+from tests.machine.memory.aperture_files import PAGE, Files, check, files_in, numbered
 
 SEAL_FUTURE_WRITE = 16
 SLOT_PAGES = SLOT_SIZE // PAGE
@@ -36,10 +37,12 @@ def test_a_window_that_the_host_refuses_late_is_a_failed_page_and_the_others_sta
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEAL_FUTURE_WRITE)
     with pytest.raises(BackingFailed):
         file.frame(SLOT_PAGES, write=True)
+    files.aperture.on_evict = lambda pa, length: check(False)
+    for name in ("a", "b"):  # there are three slots: the one that was to be bound is free again
+        assert files.see(files.attach(name, numbered(1)).frame(0), PAGE) == numbered(1)
     files.store(pa, b"still mine")
     assert os.pread(fd, 10, 0) == b"still mine"
-    other = files.attach("a", numbered(1))
-    assert files.see(other.frame(0), PAGE) == numbered(1), "its slot is free again"
+    files.aperture.on_evict = lambda pa, length: None
     os.close(fd)
 
 
@@ -85,6 +88,24 @@ def test_a_tail_that_cannot_be_fitted_is_an_eviction_and_no_failed_write(
         assert file.write(5000, b"y" * 5000) == 5000
     assert len(told) == 1
     assert files.see(file.frame(0), 10_001) == b"x" * 5000 + b"y" * 5000 + b"\0"
+    files.aperture.close()
+
+
+@pytest.mark.parametrize("page_size", [16384, 65536])
+def test_a_tail_that_was_half_fitted_is_fitted_when_the_page_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: int
+) -> None:
+    files = files_in(tmp_path, page_size=page_size)
+    file = files.attach("a", b"x" * 5000, writable=True)
+    file.frame(0, write=True)
+    os.truncate(files.path("a"), 9000)
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "place_zeroes", refusing(errno.ENOMEM))
+        with pytest.raises(BackingFailed):
+            file.frame(0, write=True)
+    os.truncate(files.path("a"), 5000)
+    pa = file.frame(0, write=True)
+    survives(lambda: check(files.see(pa, page_size) == b"x" * 5000 + bytes(page_size - 5000)))
     files.aperture.close()
 
 
@@ -134,6 +155,21 @@ def test_a_file_whose_size_the_host_does_not_tell_has_no_page(
         patched.setattr(os, "fstat", broken)
         with pytest.raises(BackingFailed):
             file.frame(0)
+
+
+def test_writes_that_the_host_loses_at_the_close_of_a_file_are_nobodys_error(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, closed = files.attach("a", numbered(1)), os.close
+
+    def full(fd: int) -> None:
+        closed(fd)
+        raise OSError(errno.EDQUOT, "no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", full)
+        file.close()
+    assert files.see(files.attach("b", numbered(1)).frame(0), PAGE) == numbered(1)
 
 
 def test_a_hole_reads_as_zeroes_or_the_host_says_why_not(files: Files) -> None:
