@@ -248,6 +248,7 @@ class Machine:
             now=lambda: self.clock.realtime_ns,
             uid=self.config.uid,
             gid=self.config.gid,
+            kernel_memory=self.config.ram,
         )
         namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
         return namespace

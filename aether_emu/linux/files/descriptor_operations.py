@@ -60,7 +60,7 @@ class DescriptorOperations:
         if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
             raise Refused(errno.EINVAL, f"pipe flags {flags:#x}")
         self.table.require_room(2)
-        pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600))
+        pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
         status, cloexec = flags & fl.O_NONBLOCK, bool(flags & fl.O_CLOEXEC)
         reading, writing = PipeEnd(pipe, status | fl.O_RDONLY), PipeEnd(pipe, status | fl.O_WRONLY)
         return self.table.install(reading, cloexec=cloexec), self.table.install(writing, cloexec=cloexec)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.errors import ConfigError, Refused
+from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
 from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
@@ -51,6 +52,7 @@ class Namespace:
 
     `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
     `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory.
+    `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches.
     Raises ConfigError for a grant that can't be made.
     """
 
@@ -65,6 +67,7 @@ class Namespace:
         uid: int = 1000,
         gid: int = 1000,
         memory_limit: int = 256 << 20,
+        kernel_memory: int = 512 << 20,
     ) -> None:
         self.uid, self.gid = uid, gid
         self.now = now
@@ -72,6 +75,8 @@ class Namespace:
         self.mounts = MountTable()
         self.memory_limit = memory_limit
         self.memory_used = 0
+        self.pipes = PipeAccount()
+        self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _keep_sizes
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
         self._gate = FileSystemGate()
