@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from aether_emu.errors import Refused
+from aether_emu.linux.calls.batches import batches
 from aether_emu.linux.calls.mappable import mappable
 from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.task import Task
@@ -21,6 +22,7 @@ from aether_emu.mm.protection import Protection
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _MLOCK_ONFAULT = 1
 _BATCH = 1024  # pages that are faulted in between two looks at whether the run is to end
+_ANSWERS = 4096  # pages of which mincore tells at once
 
 
 def sys_mmap(task: Task, address: int, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
@@ -70,12 +72,16 @@ def _fault_in(task: Task, position: int, end: int, *before: int) -> bool:
 
 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
-    mapping.unmap_memory(task.process.mm, address, length)
+    for low, part in batches(task, address, length):
+        mapping.unmap_memory(task.process.mm, low, part)
     return 0
 
 
 def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int) -> int:
-    mapping.protect_memory(task.process.mm, address, length, protection)
+    grows = protection & (mapping.PROT_GROWSDOWN | mapping.PROT_GROWSUP)  # such a range begins elsewhere
+    parts = [(address, length)] if grows else batches(task, address, length)
+    for low, part in parts:
+        mapping.protect_memory(task.process.mm, low, part, protection)
     return 0
 
 
@@ -89,12 +95,28 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
-        mapping.advise_memory(mm, address, length, advice)
-        return 0
+        return _advise(task, address, length, advice)
     (first,) = task.progress or (0,)
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
         task.checkpoint(done)
         mapping.advise_memory(mm, address + done, min(batch, whole - done), advice)
+    return 0
+
+
+def _advise(task: Task, address: int, length: int, advice: int) -> int:
+    """Advice that goes on behind a hole, and is refused for it at the end (ENOMEM)."""
+    mm, refused = task.process.mm, None
+    for low, part in batches(task, address, length):
+        try:
+            mapping.advise_memory(mm, low, part, advice)
+        except Refused as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            refused = error
+    if refused is not None:
+        raise refused
+    if task.progress and not mm.areas.covered(address, address + mm.page_up(length)):
+        raise Refused(errno.ENOMEM, "part of the range is not mapped")
     return 0
 
 
@@ -104,7 +126,11 @@ def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:
-    task.cpu.copy_to_user(vector, mapping.residency(task.process.mm, address, length))
+    """mincore(2), a page of answers at a time, as Linux: what comes before a hole is answered."""
+    mm = task.process.mm
+    for low, part in batches(task, address, length, pages=_ANSWERS):
+        answers = mapping.residency(mm, low, part)
+        task.cpu.copy_to_user(vector + (low - address) // mm.page_size, answers)
     return 0
 
 

@@ -20,7 +20,7 @@ from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.table import DescriptorTable
 
 _COPY_STEP = 1 << 16
-_COPY_MOST = 1 << 24
+_COPY_MOST = 1 << 20
 _MFD_CLOEXEC, _MFD_ALLOW_SEALING, _MFD_NOEXEC_SEAL, _MFD_EXEC = 1, 2, 8, 16
 _CLOSE_RANGE_CLOEXEC = 4
 _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x541B, 0x5421, 0x5450, 0x5451
@@ -152,7 +152,7 @@ class DescriptorOperations:
     def _copy(
         self, source: OpenFile, source_offset: int | None, out: OpenFile, out_offset: int | None, count: int
     ) -> int | WouldBlock:
-        """Move bytes in steps, and at most 16 MiB, so that signals get their turn."""
+        """Move bytes in steps, and at most 1 MiB: who wants more asks again."""
         begin = source.position if source_offset is None else source_offset
         moved, count = 0, min(count, _COPY_MOST)
         while moved < count:
