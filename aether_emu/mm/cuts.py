@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aether_emu.mm.space import AddressSpace
 
-ENTRIES, AREAS = 1 << 16, 1 << 11
+ENTRIES, AREAS = 1 << 16, 1 << 9
 """The most level-1 entries and areas of a part: a few hundredths of a second's work."""
 
 
