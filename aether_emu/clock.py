@@ -24,6 +24,10 @@ EPOCH_NS = 1_577_836_800 * 10**9
 TSC_HZ = 10**9
 """Frequency of the x86_64 time-stamp counter: one cycle is one nanosecond of virtual time."""
 
+LAST_NS = (1 << 63) - 1
+"""The last time there is, in ns since the start (Linux KTIME_MAX, 292 years): clocks stand still then. A
+deadline so late is never reached."""
+
 COUNTER_HZ = 62_500_000
 """Frequency of ARM64's CNTVCT_EL0, as CNTFRQ_EL0 tells it (Arm ARM D12.1): one tick each 16 ns."""
 
@@ -39,23 +43,38 @@ class VirtualClock:
     """The newest block count that the engine reported. Never decreases."""
     origin: int | None = None
     """The block count at the first guest read; None as long as the guest has read no clock."""
+    idle_ns: int = 0
+    """How much of it passed while no task could run: part of `event_ns`."""
 
     def capture(self) -> dict[str, int | None]:
         """The time as plain data; the costs belong to the configuration."""
-        return {"event_ns": self.event_ns, "blocks": self.blocks, "origin": self.origin}
+        return {
+            "event_ns": self.event_ns,
+            "blocks": self.blocks,
+            "origin": self.origin,
+            "idle_ns": self.idle_ns,
+        }
 
     def restore(self, state: dict[str, int | None]) -> None:
         """Show the captured time."""
-        event_ns, blocks = state["event_ns"], state["blocks"]
+        event_ns, blocks, idle_ns = state["event_ns"], state["blocks"], state["idle_ns"]
         assert event_ns is not None
         assert blocks is not None
-        self.event_ns, self.blocks, self.origin = event_ns, blocks, state["origin"]
+        assert idle_ns is not None
+        self.event_ns, self.blocks, self.origin, self.idle_ns = event_ns, blocks, state["origin"], idle_ns
 
     def advance(self, cost_ns: int) -> None:
-        """Charge an event (a fault, a system call, idling until a timer): `cost_ns` >= 0 nanoseconds."""
+        """Charge an event (a fault, a system call): `cost_ns` >= 0 nanoseconds, at most until `LAST_NS`."""
         if cost_ns < 0:
             raise ValueError(f"virtual time cannot go back by {-cost_ns} ns")
-        self.event_ns += cost_ns
+        self.event_ns = min(self.event_ns + cost_ns, LAST_NS)
+
+    def idle_until(self, deadline_ns: int) -> None:
+        """No task can run before `deadline_ns`: let the time until then pass. Nothing if it is over."""
+        idle = min(deadline_ns, LAST_NS) - self.now_ns
+        if idle > 0:
+            self.advance(idle)
+            self.idle_ns += idle
 
     def observe(self, blocks: int) -> int:
         """The guest reads a clock, at an engine count of `blocks` executed: guest time in ns.
@@ -76,7 +95,12 @@ class VirtualClock:
         """Guest time in ns since the start, as of the newest block count. Before the first read: events."""
         if self.origin is None:
             return self.event_ns
-        return self.event_ns + (self.blocks - self.origin) * self.costs.block
+        return min(self.event_ns + (self.blocks - self.origin) * self.costs.block, LAST_NS)
+
+    @property
+    def busy_ns(self) -> int:
+        """How much of `now_ns` some task was running: the processor time of the only one there is."""
+        return self.now_ns - self.idle_ns
 
     @property
     def realtime_ns(self) -> int:

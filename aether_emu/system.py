@@ -250,6 +250,7 @@ class Machine:
             uid=self.config.uid,
             gid=self.config.gid,
             page_size=self.format.page_size,
+            kernel_memory=self.config.ram,
         )
         connect_mappings(self.kernel, namespace)
         return namespace

@@ -9,7 +9,7 @@ becomes runnable and leaves its queues, an epoll set notes an edge and stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 
@@ -37,16 +37,14 @@ class WaitQueue:
         """Leave the queue. Nothing happens to who is not in it."""
         self._waiters.pop(waiter, None)
 
-    def wake(self, most: int | None = None, chosen: Callable[[Waiter], bool] | None = None) -> int:
-        """Wake the first `most` waiters (None: all) for whom `chosen` holds. Returns how many that were."""
-        woken = 0
-        for waiter in list(self._waiters):
-            if most is not None and woken >= most:
-                break
-            if chosen is None or chosen(waiter):
-                waiter.wake()
-                woken += 1
-        return woken
+    def __iter__(self) -> Iterator[Waiter]:
+        """Who stands in it now, the longest-waiting first; they may leave on the way."""
+        return iter(list(self._waiters))
+
+    def wake(self) -> None:
+        """Wake them all."""
+        for waiter in self:
+            waiter.wake()
 
 
 class HostQueue(WaitQueue):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_emu.clock import COUNTER_HZ, EPOCH_NS, TSC_HZ, VirtualClock
+from aether_emu.clock import COUNTER_HZ, EPOCH_NS, LAST_NS, TSC_HZ, VirtualClock
 from aether_emu.config import ClockCosts
 
 COSTS = ClockCosts(block=3)
@@ -106,3 +106,25 @@ def test_a_copied_clock_goes_on_alike() -> None:
         assert twin == clock
         assert twin.observe(8) == 9 + 4 * 3
     assert clock.now_ns == 9
+
+
+def test_time_ends_where_linux_s_does_and_stands_still_then() -> None:
+    clock = VirtualClock(COSTS)
+    clock.observe(0)
+    clock.idle_until(1 << 70)
+    assert clock.now_ns == LAST_NS
+    clock.advance(5)
+    assert clock.observe(1_000) == LAST_NS and clock.ticks(TSC_HZ) == LAST_NS
+    assert clock.busy_ns == 0
+
+
+def test_idle_time_is_no_processor_time() -> None:
+    clock = VirtualClock(COSTS)
+    clock.advance(500)
+    clock.idle_until(2_000)
+    clock.idle_until(1_000)
+    clock.advance(7)
+    assert (clock.now_ns, clock.busy_ns) == (2_007, 507)
+    again = VirtualClock(COSTS)
+    again.restore(clock.capture())
+    assert again.busy_ns == 507

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aether_emu.waiting import HostQueue, Waiter, WaitQueue
+from aether_emu.waiting import HostQueue, WaitQueue
 
 
 class Named:
@@ -17,18 +17,17 @@ class Named:
             self._leaves.remove(self)
 
 
-def test_the_longest_waiting_is_woken_first_and_no_more_than_asked() -> None:
+def test_the_longest_waiting_is_woken_first() -> None:
     queue, log = WaitQueue(), list[str]()
     waiters = [Named(name, log, queue) for name in "abcd"]
     for waiter in waiters:
         queue.add(waiter)
     queue.add(waiters[0])  # who stands there already keeps the place
-    assert queue.wake(0) == 0
-    assert queue.wake(2) == 2
-    assert log == ["a", "b"]
-    assert queue.wake() == 2 and len(queue) == 0
+    assert list(queue) == waiters
+    queue.wake()
+    assert log == ["a", "b", "c", "d"] and len(queue) == 0
+    queue.wake()
     assert log == ["a", "b", "c", "d"]
-    assert queue.wake() == 0
 
 
 def test_who_stays_is_woken_each_time() -> None:
@@ -41,19 +40,8 @@ def test_who_stays_is_woken_each_time() -> None:
     assert log == ["ear", "task", "ear"]
     queue.remove(ear)
     queue.remove(ear)
-    assert queue.wake() == 0
-
-
-def test_only_the_chosen_are_woken_and_counted() -> None:
-    queue, log = WaitQueue(), list[str]()
-    for name in "abc":
-        queue.add(Named(name, log, queue))
-
-    def not_a(waiter: Waiter) -> bool:
-        return isinstance(waiter, Named) and waiter.name != "a"
-
-    assert queue.wake(1, not_a) == 1
-    assert log == ["b"] and len(queue) == 2
+    queue.wake()
+    assert log == ["ear", "task", "ear"]
 
 
 def test_a_host_queue_says_whether_the_host_has_brought_something() -> None:

@@ -13,6 +13,7 @@ from aether_emu.clock import VirtualClock
 from aether_emu.config import Config
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.task.futex import Futexes
+from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.file import HostFiles
@@ -85,6 +86,13 @@ class Kernel:
         )
         self.clock.advance(total - self.charged)
         self.charged = total
+
+    # ---- the end of the run
+
+    def checkpoint(self) -> None:
+        """For long work of a call that changes nothing: if the run is to end, the call is made anew later."""
+        if any(cpu.interrupted for cpu in self.cpus):
+            raise Unfinished
 
     # ---- accounts
 

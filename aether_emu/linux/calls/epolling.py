@@ -36,7 +36,8 @@ def sys_epoll_create1(task: Task, flags: int, *_: int) -> int:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
     table = task.process.files.table
     table.require_room()
-    made = EpollFile(task.process.files.namespace.nameless_stat(0o600))
+    namespace = task.process.files.namespace
+    made = EpollFile(namespace.nameless_stat(0o600), namespace.watches)
     fd = table.install(made, cloexec=bool(flags & fl.O_CLOEXEC))
     return fd
 

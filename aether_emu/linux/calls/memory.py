@@ -11,6 +11,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64
+from aether_emu.linux.calls.batches import batches
 from aether_emu.linux.calls.mappable import mappable
 from aether_emu.linux.calls.user import require_user, s32
 from aether_emu.linux.task.process import READ_IMPLIES_EXEC
@@ -95,13 +96,17 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
 
 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
-    mapping.unmap_memory(task.process.mm, _untagged(task, address), length)
+    for low, part in batches(task, _untagged(task, address), length):
+        mapping.unmap_memory(task.process.mm, low, part)
     return 0
 
 
 def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int) -> int:
-    wanted = _implied(task, protection)
-    mapping.protect_memory(task.process.mm, _untagged(task, address), length, wanted)
+    address, wanted = _untagged(task, address), _implied(task, protection)
+    grows = protection & (mapping.PROT_GROWSDOWN | mapping.PROT_GROWSUP)  # such a range begins elsewhere
+    parts = [(address, length)] if grows else batches(task, address, length)
+    for low, part in parts:
+        mapping.protect_memory(task.process.mm, low, part, wanted)
     return 0
 
 
@@ -152,12 +157,28 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
-        mapping.advise_memory(mm, address, length, advice)
-        return 0
+        return _advise(task, address, length, advice)
     (first,) = task.progress or (0,)
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
         task.checkpoint(done)
         mapping.advise_memory(mm, address + done, min(batch, whole - done), advice)
+    return 0
+
+
+def _advise(task: Task, address: int, length: int, advice: int) -> int:
+    """Advice that goes on behind a hole, and is refused for it at the end (ENOMEM)."""
+    mm, refused = task.process.mm, None
+    for low, part in batches(task, address, length):
+        try:
+            mapping.advise_memory(mm, low, part, advice)
+        except Refused as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            refused = error
+    if refused is not None:
+        raise refused
+    if task.progress and not mm.areas.covered(address, address + mm.page_up(length)):
+        raise Refused(errno.ENOMEM, "part of the range is not mapped")
     return 0
 
 

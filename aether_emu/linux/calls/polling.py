@@ -176,7 +176,7 @@ def wait_for_any(task: Task, waited: list[Waited], mask: int | None, deadline: i
     queues = [queue for file, events in waited for queue in file.queues(events)]
     behind = sources(waited) or waited
     nothing = not behind or isinstance(behind[0].file, EpollFile)
-    raise Wait(queues, "an event" if nothing else f"a {behind[0].file.kind}", deadline=deadline)
+    raise Wait(queues, "an event" if nothing else behind[0].file.name_of_one, deadline=deadline)
 
 
 def _left(task: Task, deadline: int | None) -> int:

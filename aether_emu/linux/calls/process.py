@@ -321,7 +321,8 @@ def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
     usage = [0] * 18
     if s32(who) != -1:
         kernel = task.process.kernel
-        seconds, rest = divmod(kernel.observe_time(), 10**9)
+        kernel.observe_time()
+        seconds, rest = divmod(kernel.clock.busy_ns, 10**9)
         usage[0], usage[1] = seconds, rest // 1000
         usage[4] = kernel.peak_memory() >> 10
         usage[8] = kernel.minor_faults()

@@ -1,29 +1,65 @@
-"""Clocks and sleeping, in virtual time: sleeping costs its length and no wall time."""
+"""Clocks and sleeping, in virtual time: sleeping costs its length and no wall time.
+
+The clock of a process or thread stands still while no task can run. The others differ from the machine's own,
+`VirtualClock.now_ns`, by a constant.
+"""
 
 from __future__ import annotations
 
 import errno
 
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, write_struct
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 
 _SECOND = 10**9
-_REALTIME = (0, 5, 8, 11)  # REALTIME, _COARSE, _ALARM, TAI
-_SINCE_START = (1, 4, 6, 7, 9)  # MONOTONIC, _RAW, _COARSE, BOOTTIME, BOOTTIME_ALARM
-_OF_PROCESS = (2, 3)  # PROCESS_CPUTIME_ID, THREAD_CPUTIME_ID
+_TICK = 4_000_000
+"""ns between two ticks of Linux at its usual 250 Hz: what coarse clocks resolve."""
+REALTIME, MONOTONIC, _PROCESS_TIME, _THREAD_TIME, _MONOTONIC_RAW = range(5)
+_REALTIME_COARSE, _MONOTONIC_COARSE, _BOOTTIME, _TAI = 5, 6, 7, 11
+_ALARMS, _UNUSED, _CLOCKS = (8, 9), 10, 12
+_SINCE_EPOCH = (REALTIME, _REALTIME_COARSE, _TAI)
+_SINCE_START = (MONOTONIC, _MONOTONIC_RAW, _MONOTONIC_COARSE, _BOOTTIME)
+_COARSE = (_REALTIME_COARSE, _MONOTONIC_COARSE)
+_SLEPT_BY = (REALTIME, MONOTONIC, _BOOTTIME, _TAI)
 _TIMER_ABSTIME = 1
+# A negative clock is of a process or thread: its inverted number, 1 bit, 2 bits (Linux posix-timers.h). With
+# 3 in its last three bits it is of an open device instead.
+_PER_THREAD, _KIND, _SCHEDULED, _KINDS = 4, 3, 2, 3
+_DEVICE_BITS, _OF_DEVICE = 7, 3
+
+
+def _of_processor(task: Task, clock: int) -> bool:
+    """Whether it measures the time of the caller or its process. EINVAL for those of others."""
+    if clock >= 0:
+        return clock in (_PROCESS_TIME, _THREAD_TIME)
+    owner, process = ~(clock >> 3), task.process
+    known = [member.tid for member in process.tasks] if clock & _PER_THREAD else [process.pid]
+    if clock & _KIND >= _KINDS or owner not in (0, *known):
+        raise Refused(errno.EINVAL, f"no clock {clock}")
+    return True
 
 
 def _now(task: Task, clock: int) -> int:
     """ns on a clock. EINVAL for one that does not exist."""
-    since_start = task.process.kernel.observe_time()
-    if clock in _REALTIME:
-        return task.process.kernel.clock.realtime_ns
-    if clock in _SINCE_START or clock in _OF_PROCESS:
-        return since_start
-    raise Refused(errno.EINVAL, f"no clock {clock}")
+    since_start, machine = task.process.kernel.observe_time(), task.process.kernel.clock
+    if clock in _SINCE_EPOCH:
+        now = machine.realtime_ns
+    elif clock in _SINCE_START:
+        now = since_start
+    elif _of_processor(task, clock):
+        now = machine.busy_ns
+    else:
+        raise Refused(errno.EINVAL, f"no clock {clock}")
+    return now - now % _TICK if clock in _COARSE else now
+
+
+def _resolution(clock: int) -> int:
+    """ns, of a clock that exists."""
+    ticks = clock & _KIND != _SCHEDULED if clock < 0 else clock in _COARSE
+    return _TICK if ticks else 1
 
 
 def sys_clock_gettime(task: Task, clock: int, result: int, *_: int) -> int:
@@ -34,12 +70,12 @@ def sys_clock_gettime(task: Task, clock: int, result: int, *_: int) -> int:
 def sys_clock_getres(task: Task, clock: int, result: int, *_: int) -> int:
     _now(task, s32(clock))
     if result:
-        write_struct(task.cpu, result, "qq", 0, 1)
+        write_struct(task.cpu, result, "qq", 0, _resolution(s32(clock)))
     return 0
 
 
 def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
-    seconds, rest = divmod(_now(task, 0), _SECOND)
+    seconds, rest = divmod(_now(task, REALTIME), _SECOND)
     if result:
         write_struct(task.cpu, result, "qq", seconds, rest // 1000)
     if zone:
@@ -48,16 +84,17 @@ def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
 
 
 def sys_time(task: Task, result: int, *_: int) -> int:
-    seconds = _now(task, 0) // _SECOND
+    seconds = _now(task, REALTIME) // _SECOND
     if result:
         write_struct(task.cpu, result, "q", seconds)
     return seconds
 
 
 def sys_times(task: Task, result: int, *_: int) -> int:
-    ticks = _now(task, 1) // (_SECOND // 100)
+    hundredth = _SECOND // 100
+    ticks = _now(task, MONOTONIC) // hundredth
     if result:
-        write_struct(task.cpu, result, "qqqq", ticks, 0, 0, 0)
+        write_struct(task.cpu, result, "qqqq", _now(task, _PROCESS_TIME) // hundredth, 0, 0, 0)
     return ticks
 
 
@@ -66,26 +103,39 @@ def sys_nanosleep(task: Task, request: int, remaining: int, *_: int) -> int:
 
 
 def sys_clock_nanosleep(task: Task, clock: int, flags: int, request: int, remaining: int, *_: int) -> int:
-    now, length = _now(task, s32(clock)), _duration(task, request)
+    clock = s32(clock)
+    if clock >= _CLOCKS or clock == _UNUSED:
+        raise Refused(errno.EINVAL, f"no clock {clock}")
+    by_device = clock < 0 and clock & _DEVICE_BITS == _OF_DEVICE
+    if by_device or clock in (_THREAD_TIME, _MONOTONIC_RAW, *_COARSE):
+        raise Refused(errno.EOPNOTSUPP, f"nobody sleeps by clock {clock}")
+    length = _duration(task, request)
+    if clock in _ALARMS:
+        raise Refused(errno.EOPNOTSUPP, "no device wakes the machine")
+    if clock < 0 and clock & _PER_THREAD and ~(clock >> 3) in (0, task.tid):
+        raise Refused(errno.EINVAL, "a thread's own clock stands still while it sleeps")
+    now = _now(task, clock)
     if flags & _TIMER_ABSTIME:
-        return _sleep(task, max(0, length - now), 0)
+        length, remaining = max(0, length - now), 0
+    if length and clock not in _SLEPT_BY:
+        raise Wait((), "the time of a processor that is idle")
     return _sleep(task, length, remaining)
 
 
 def _duration(task: Task, address: int) -> int:
+    """ns of a timespec, as far as clocks go. EINVAL for one that is none."""
     seconds, rest = read_struct(task.cpu, address, "qq")
     if seconds < 0 or not 0 <= rest < _SECOND:
         raise Refused(errno.EINVAL, "no such duration")
-    return int(seconds) * _SECOND + int(rest)
+    return min(int(seconds) * _SECOND + int(rest), LAST_NS)
 
 
 def _sleep(task: Task, length: int, remaining: int) -> int:
     """Wait for `length` ns; what a signal leaves of it is written to the timespec at `remaining`."""
     deadline = task.deadline(after=length)
-    assert deadline is not None, "a sleep has an end"
     if task.has_waited_until(deadline):
         return 0
     if remaining and task.signals.interrupts():
-        left = deadline - task.process.kernel.clock.now_ns
+        left = (LAST_NS if deadline is None else deadline) - task.process.kernel.clock.now_ns
         write_struct(task.cpu, remaining, "qq", *divmod(left, _SECOND))
     raise Wait((), "the end of a sleep", deadline=deadline)

@@ -18,7 +18,14 @@ from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.files.open_file import POLLHUP, POLLIN, OpenFile, Seekable, WouldBlock
+from aether_emu.linux.files.open_file import (
+    MOST_PER_CALL,
+    POLLHUP,
+    POLLIN,
+    OpenFile,
+    Seekable,
+    WouldBlock,
+)
 from aether_emu.linux.files.pipe import EventCounter, PipeEnd
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.task.task import Task
@@ -267,19 +274,12 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     at = int(read_struct(task.cpu, offset, "q")[0]) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
-    writing = writer(task, out)
-    change = rewriting(task.process.kernel, writing)
-    try:
-        moved = task.process.files.sendfile(s32(out), s32(source), at, count)
-    except Refused as refused:
-        if refused.errno == errno.EPIPE:
-            _broken_pipe(task)
-        raise
-    finally:
-        if change is not None:
-            change.done()
-    if isinstance(moved, WouldBlock):
-        wait_for(moved)
+    writing, files = writer(task, out), task.process.files
+
+    def move(most: int, done: int) -> int | WouldBlock:
+        return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)
+
+    moved = _move(task, writing, count, move)
     if at is not None:
         write_struct(task.cpu, offset, "q", at + moved)
     return moved
@@ -294,16 +294,43 @@ def sys_copy_file_range(
     ]
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    change = rewriting(task.process.kernel, task.process.files.table.file(s32(out)))
-    try:
-        moved = task.process.files.copy_file_range(s32(source), offsets[0], s32(out), offsets[1], count)
-    finally:
-        if change is not None:
-            change.done()
+    files = task.process.files
+
+    def move(most: int, done: int) -> int | WouldBlock:
+        begin, end = (None if before is None else before + done for before in offsets)
+        return files.copy_file_range(s32(source), begin, s32(out), end, most)
+
+    moved = _move(task, files.table.file(s32(out)), count, move)
     for address, before in zip((source_offset, out_offset), offsets, strict=True):
         if before is not None:
             write_struct(task.cpu, address, "q", before + moved)
     return moved
+
+
+def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int | WouldBlock]) -> int:
+    """Copy up to `count` bytes to a file by `move(most, done)`, which may move fewer. How many went."""
+    done, count = _done_before(task), min(count, MOST_PER_CALL)
+    change = rewriting(task.process.kernel, out)
+    try:
+        while True:
+            task.checkpoint(done)
+            moved = move(count - done, done)
+            if isinstance(moved, WouldBlock):
+                if done:
+                    return done
+                wait_for(moved)
+            done += moved
+            if not moved or done == count:
+                return done
+    except Refused as refused:
+        if refused.errno == errno.EPIPE:
+            _broken_pipe(task)
+        if not done:
+            raise
+        return done
+    finally:
+        if change is not None:
+            change.done()
 
 
 def sys_splice(task: Task, *_: int) -> int:

@@ -189,8 +189,8 @@ class _Restoring:
         self._memories: dict[int, MemoryFile] = {}
         self._pipes: list[Pipe] = []
         for described in state["pipes"]:
-            pipe = Pipe(Stat(*described["stat"]), described["capacity"])
-            pipe.buffer += described["content"]
+            pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
+            pipe.restore(described["capacity"], described["content"])
             self._pipes.append(pipe)
 
     def let_go(self) -> None:
@@ -213,6 +213,7 @@ class _Restoring:
             self._files[index] = file
             if isinstance(file, EpollFile):
                 for fd, member, *interest in described["members"]:
+                    self._namespace.watches.add()
                     file.join(fd, self.file(member, viewer), Interest(*interest))
         return self._files[index]
 
@@ -230,7 +231,7 @@ class _Restoring:
         if kind == "memory":
             return self._memory(described["memory"]).reopen(flags)
         if kind == EpollFile.kind:
-            return EpollFile(Stat(*described["stat"]))
+            return EpollFile(Stat(*described["stat"]), self._namespace.watches)
         return self._find(described, viewer)
 
     def _find(self, described: State, viewer: Files) -> OpenFile:

@@ -28,7 +28,7 @@ from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.table import DescriptorTable
 
 _COPY_STEP = 1 << 16
-_COPY_MOST = 1 << 24
+_COPY_MOST = 1 << 20
 _CLOSE_RANGE_CLOEXEC = 4
 _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x541B, 0x5421, 0x5450, 0x5451
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_SETLK, _F_SETLKW = 0, 1, 2, 3, 4, 6, 7
@@ -67,7 +67,7 @@ class DescriptorOperations:
         if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
             raise Refused(errno.EINVAL, f"pipe flags {flags:#x}")
         self.table.require_room(2)
-        pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600))
+        pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
         status, cloexec = flags & fl.O_NONBLOCK, bool(flags & fl.O_CLOEXEC)
         reading, writing = PipeEnd(pipe, status | fl.O_RDONLY), PipeEnd(pipe, status | fl.O_WRONLY)
         return self.table.install(reading, cloexec=cloexec), self.table.install(writing, cloexec=cloexec)
@@ -164,7 +164,7 @@ class DescriptorOperations:
     def _copy(
         self, source: OpenFile, source_offset: int | None, out: OpenFile, out_offset: int | None, count: int
     ) -> int | WouldBlock:
-        """Move bytes in steps, and at most 16 MiB, so that signals get their turn."""
+        """Move bytes in steps, and at most 1 MiB: who wants more asks again."""
         begin = source.position if source_offset is None else source_offset
         moved, count = 0, min(count, _COPY_MOST)
         while moved < count:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.accounts import WatchAccount
 from aether_emu.linux.files.directory import OpenDirectory
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile
@@ -95,8 +96,9 @@ class EpollFile(OpenFile):
 
     kind = "eventpoll"
 
-    def __init__(self, stat: Stat) -> None:
+    def __init__(self, stat: Stat, watches: WatchAccount) -> None:
         super().__init__(fl.O_RDWR, stat)
+        self._watches = watches
         self.changed = WaitQueue()
         self._members: dict[tuple[int, OpenFile], _Member] = {}
         self._around: weakref.WeakKeyDictionary[EpollFile, dict[int, Interest]] = weakref.WeakKeyDictionary()
@@ -121,6 +123,7 @@ class EpollFile(OpenFile):
                 self._check_nesting(file)
             if known is not None:
                 raise Refused(errno.EEXIST, f"descriptor {fd} is in the set")
+            self._watches.add()
             self._ask(fd, file, Interest(events, data))
             return
         if operation not in (EPOLL_CTL_MOD, EPOLL_CTL_DEL):
@@ -173,6 +176,7 @@ class EpollFile(OpenFile):
 
     def _remove(self, key: tuple[int, OpenFile]) -> None:
         self._members.pop(key).leave()
+        self._watches.drop()
         fd, file = key
         if isinstance(file, EpollFile):
             interests = file._around[self]

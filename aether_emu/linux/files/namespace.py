@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.errors import ConfigError, Refused
+from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
 from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
@@ -52,6 +53,7 @@ class Namespace:
     `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
     `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory: of
     a memory file, its pages of `page_size` bytes that were written, touched or allocated, not its size.
+    `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches.
     Raises ConfigError for a grant that can't be made.
     """
 
@@ -67,6 +69,7 @@ class Namespace:
         gid: int = 1000,
         memory_limit: int = 256 << 20,
         page_size: int = BLOCK,
+        kernel_memory: int = 512 << 20,
     ) -> None:
         self.uid, self.gid = uid, gid
         self.now = now
@@ -75,6 +78,8 @@ class Namespace:
         self.memory_limit = memory_limit
         self.memory_used = 0
         self.page_size = page_size
+        self.pipes = PipeAccount()
+        self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
         self.on_punch: Callable[[FileKey, int, int], None] = _unmapped

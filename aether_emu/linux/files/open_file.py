@@ -54,6 +54,11 @@ class OpenFile:
         self._stat = stat
         self._holders = 0
 
+    @property
+    def name_of_one(self) -> str:
+        """What it is, for people: "a pipe", "an eventfd"."""
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
     # Life: descriptors and memory areas hold a file; the last to let go closes it.
 
     def hold(self) -> None:

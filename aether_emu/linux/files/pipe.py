@@ -8,14 +8,15 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.accounts import PipeAccount
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.waiting import WaitQueue
 
 PIPE_BUF = 4096
 """Writes of up to so many bytes are taken whole or not at all (pipe(7))."""
-DEFAULT_CAPACITY = 65536
 LARGEST_CAPACITY = 1 << 20
+_LARGEST_REQUEST = 1 << 31
 _PIPEFS_MAGIC = 0x50495045
 
 
@@ -26,9 +27,10 @@ class Pipe:
     that had too little, or the last reader left.
     """
 
-    def __init__(self, stat: Stat, capacity: int = DEFAULT_CAPACITY) -> None:
+    def __init__(self, stat: Stat, account: PipeAccount) -> None:
         self.stat = stat
-        self.capacity = capacity
+        self._account = account
+        self.capacity = account.open()
         self.buffer = bytearray()
         self.readers = 0
         self.writers = 0
@@ -42,14 +44,35 @@ class Pipe:
 
     def resize(self, wanted: int) -> int:
         """`F_SETPIPE_SZ`: the next power of two of pages. Returns the new capacity."""
-        if wanted > LARGEST_CAPACITY:
-            raise Refused(errno.EPERM, f"a pipe of {wanted} bytes is larger than {LARGEST_CAPACITY}")
+        wanted &= 0xFFFF_FFFF
+        if wanted > _LARGEST_REQUEST:
+            raise Refused(errno.EINVAL, f"a pipe of {wanted} bytes")
         capacity = max(PIPE_BUF, 1 << max(0, wanted - 1).bit_length())
+        if capacity > max(self.capacity, LARGEST_CAPACITY):
+            raise Refused(errno.EPERM, f"a pipe of {wanted} bytes is larger than {LARGEST_CAPACITY}")
         if capacity < len(self.buffer):
             raise Refused(errno.EBUSY, f"{len(self.buffer)} bytes are in the pipe")
+        self._account.resize(self.capacity, capacity)
         self.capacity = capacity
         self.drained.wake()
         return capacity
+
+    def restore(self, capacity: int, content: bytes) -> None:
+        """Take over a captured pipe's capacity and bytes."""
+        self._account.used += capacity - self.capacity
+        self.capacity = capacity
+        self.buffer += content
+
+    def leave(self, *, reader: bool, writer: bool) -> None:
+        """An open end is gone. With the last of both sides the pipe is."""
+        self.readers -= reader
+        self.writers -= writer
+        if reader and not self.readers:
+            self.drained.wake()
+        if writer and not self.writers:
+            self.filled.wake()
+        if not self.readers and not self.writers:
+            self._account.close(self.capacity)
 
     def put(self, data: bytes) -> None:
         """Append bytes that fit."""
@@ -79,13 +102,7 @@ class PipeEnd(OpenFile):
 
     def release(self) -> None:
         """Leave the pipe: readers see the end, writers EPIPE."""
-        pipe = self.pipe
-        pipe.readers -= self.readable
-        pipe.writers -= self.writable
-        if self.readable and not pipe.readers:
-            pipe.drained.wake()
-        if self.writable and not pipe.writers:
-            pipe.filled.wake()
+        self.pipe.leave(reader=self.readable, writer=self.writable)
 
     def read(self, count: int) -> bytes | WouldBlock:
         """What is there; empty once no writer is left."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -142,8 +142,8 @@ def _flags(area: Area) -> str:
     return "".join(f"{letter} " for letter, has in letters if has)
 
 
-def clear_refs(space: AddressSpace, data: bytes) -> int:
-    """A write to /proc/self/clear_refs: the pages of some areas count as not referenced from now on.
+def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
+    """A write to /proc/self/clear_refs: the pages of some of `areas` count as not referenced from now on.
 
     1 means all areas, 2 the anonymous ones, 3 those of files. 4 forgets nothing, as on a kernel that keeps no
     soft-dirty bits. Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
@@ -157,7 +157,7 @@ def clear_refs(space: AddressSpace, data: bytes) -> int:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
     if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
         raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
-    for area in space.areas:
+    for area in areas:
         if what in (_ALL, _ANONYMOUS if area.backing is None else _MAPPED):
             ageing.forget_accesses(space, area.start, area.end)
     return min(len(data), _MOST_TEXT)

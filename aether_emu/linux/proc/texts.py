@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.region import Region
@@ -15,6 +15,8 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+
+_AREAS_PER_LOOK = 1024
 
 
 class ProcessTexts:
@@ -34,7 +36,9 @@ class ProcessTexts:
             "self/maps": lambda: maps_text(self._process),
             "self/smaps": lambda: _smaps_text(self._process),
             "self/smaps_rollup": lambda: _rollup_text(self._process),
-            "self/clear_refs": Control(lambda data: smaps.clear_refs(space, data)),
+            "self/clear_refs": Control(
+                lambda data: smaps.clear_refs(space, _with_looks(self._process, space.areas), data)
+            ),
             "self/mem": Region(
                 lambda position, count: memory.read_memory(process, position, count),
                 lambda position, data: memory.write_memory(process, position, data),
@@ -102,14 +106,15 @@ class ProcessTexts:
 def maps_text(process: Process) -> bytes:
     """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
     space = process.mm
-    return b"".join(_line(space, area) for area in space.areas)
+    return b"".join(_line(space, area) for area in _with_looks(process, space.areas))
 
 
 def _smaps_text(process: Process) -> bytes:
     """/proc/self/smaps (proc_pid_smaps(5)): below each of those lines, what memory is behind the area."""
     space = process.mm
     texts = smaps.area_texts(space)
-    return b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
+    areas = _with_looks(process, space.areas)
+    return b"".join(_line(space, area) + text for area, text in zip(areas, texts, strict=True))
 
 
 def _rollup_text(process: Process) -> bytes:
@@ -118,6 +123,14 @@ def _rollup_text(process: Process) -> bytes:
     areas = list(space.areas)
     everything = space.new_area(areas[0].start, areas[-1].end, Protection.NONE, name="[rollup]")
     return _line(space, everything) + smaps.rollup_text(space)
+
+
+def _with_looks(process: Process, areas: Iterable[Area]) -> Iterator[Area]:
+    """The areas, with a look now and then at whether the run is to end."""
+    for index, area in enumerate(areas):
+        if index % _AREAS_PER_LOOK == 0:
+            process.kernel.checkpoint()
+        yield area
 
 
 def _line(space: AddressSpace, area: Area) -> bytes:

@@ -3,18 +3,22 @@
 A private futex is named by its address space and address; a shared one by what is mapped there, so that two
 processes, or two addresses of one, mean the same word:
 
-    private, or memory of one process alone   (address space, address)
-    in a shared mapping                       (object, offset in bytes)
+    private                                   (address space, address)
+    shared, in memory of one process alone    (address space, address), but another futex than the private one
+    shared, in a shared mapping               (object, offset in bytes)
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 
+from aether_emu.linux.task.wait import Wait
 from aether_emu.mm.space import AddressSpace
 from aether_emu.waiting import WaitQueue
 
 Key = tuple[int, int, int]
+_PRIVATE, _IN_OBJECT, _OF_SPACE = range(3)
 
 
 class Futexes:
@@ -27,9 +31,9 @@ class Futexes:
         """The name of the word at `address`."""
         area = None if private else mm.areas.find(address)
         if area is None or area.backing is None or not area.shared:
-            return 0, mm.number, address
+            return _PRIVATE if private else _OF_SPACE, mm.number, address
         offset = (area.offset << mm.table.format.page_shift) + address - area.start
-        return 1, area.backing.number, offset
+        return _IN_OBJECT, area.backing.number, offset
 
     def queue(self, key: Key) -> WaitQueue:
         """The queue to wait in; keep it as long as the wait lasts."""
@@ -41,3 +45,36 @@ class Futexes:
     def waiting(self, key: Key) -> WaitQueue | None:
         """The queue to wake; None if nobody waits there."""
         return self._queues.get(key)
+
+
+class FutexWait(Wait):
+    """A wait at one word or several, for a wake that has one of `bits`.
+
+    Whoever wakes it says by which of `queues`: `progress` is (bits, index). `locks` is the word of a lock
+    (priority inheritance) that the waiter is to own: it waits for that, or until somebody moves it there.
+    """
+
+    def __init__(
+        self,
+        queues: Sequence[WaitQueue],
+        deadline: int | None,
+        bits: int,
+        *,
+        index: int = 0,
+        locks: Key | None = None,
+    ) -> None:
+        super().__init__(queues, "a futex", deadline=deadline, progress=(bits, index))
+        self.locks = locks
+
+    @property
+    def bits(self) -> int:
+        """What a wake must have one of."""
+        return self.progress[0]
+
+    def woken_by(self, queue: WaitQueue) -> None:
+        """It is woken by this one of its queues."""
+        self.progress = (self.bits, self.queues.index(queue))
+
+    def move(self, source: WaitQueue, target: WaitQueue) -> None:
+        """Wait in `target` from now on, and no longer in `source`."""
+        self.queues = tuple(target if queue is source else queue for queue in self.queues)

@@ -162,8 +162,7 @@ class Scheduler:
             for queue in arrived:
                 queue.wake()
         elif deadlines:
-            clock = self.kernel.clock
-            clock.advance(max(0, min(deadlines) - clock.now_ns))
+            self.kernel.clock.idle_until(min(deadlines))
         elif of_host:
             self._pause()
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aether_emu.clock import LAST_NS
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.wait import Unfinished, Wait
@@ -101,10 +102,16 @@ class Task:
     # ---- what calls ask
 
     def deadline(self, after: int | None) -> int | None:
-        """When the call in progress gives up, in virtual ns: `after` ns from when it was first made."""
+        """When the call in progress gives up, in virtual ns: `after` ns from when it was first made.
+
+        None is never, and so is whatever lies behind the end of time.
+        """
         if self.wait is not None:
             return self.wait.deadline
-        return None if after is None else self.process.kernel.clock.now_ns + after
+        if after is None:
+            return None
+        until = self.process.kernel.clock.now_ns + after
+        return until if until < LAST_NS else None
 
     def has_waited_until(self, deadline: int | None) -> bool:
         """Whether virtual time has come to `deadline`."""

@@ -359,6 +359,24 @@ def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) 
         sets.wait()
 
 
+def test_a_user_watches_so_many_files_and_no_more(guest: Guest, served: Served) -> None:
+    watches = guest.namespace.watches
+    watches.limit = 3
+    counter = served("eventfd2", 0, 0)
+    sets = [int(served("epoll_create1", 0)) for _ in range(4)]
+    assert isinstance(counter, int)
+    served.put(0, GUEST.pack(IN, 1))
+    answers = [served("epoll_ctl", each, ADD, counter, BASE) for each in sets]
+    assert answers == [0, 0, 0, -errno.ENOSPC]
+    assert served("epoll_ctl", sets[0], MOD, counter, BASE) == 0
+    assert served("epoll_ctl", sets[0], DEL, counter, BASE) == 0
+    assert served("epoll_ctl", sets[3], ADD, counter, BASE) == 0
+    assert served("close", sets[1]) == 0
+    assert served("epoll_ctl", sets[0], ADD, counter, BASE) == 0
+    assert served("close", counter) == 0 and watches.used == 3
+    assert served("epoll_pwait", sets[0], BASE, 1, 0, 0, 8) == 0 and watches.used == 2
+
+
 def test_a_set_is_restored_with_its_members(guest: Guest, served: Served) -> None:
     fd, shown, fresh = served("epoll_create1", 0), served("eventfd2", 1, 0), served("eventfd2", 1, 0)
     assert isinstance(fd, int) and isinstance(shown, int) and isinstance(fresh, int)

@@ -448,3 +448,13 @@ def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) 
         drain(twin)
         for name in ("f", "log"):
             twin.call("pread64", F(name), A(0), 4 * PAGE, 0)
+
+
+def test_a_write_that_does_not_fit_into_a_counter_waits_for_a_reader(served: Served) -> None:
+    counter = served("eventfd2", 0, 0)
+    assert isinstance(counter, int)
+    served.put(0, struct.pack("<2Q", (1 << 64) - 2, 1))
+    assert served("write", counter, BASE, 8) == 8
+    assert served("write", counter, BASE + 8, 8) == BLOCKED
+    assert served.task.wait is not None and str(served.task.wait.what) == "an eventfd"
+    assert served.waits_for(served.process.files.table.file(counter))

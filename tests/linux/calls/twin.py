@@ -155,8 +155,8 @@ class Served:
     It blocks every signal, so that those it gets can be looked at.
     """
 
-    def __init__(self, files: Files, isa: str = "x86_64") -> None:
-        self.machine = Machine(isa, ram="4M", aperture="16M", pause=self._nobody_comes)
+    def __init__(self, files: Files, isa: str = "x86_64", ram: str = "4M") -> None:
+        self.machine = Machine(isa, ram=ram, aperture="16M", pause=self._nobody_comes)
         mm = self.machine.new_space()
         self.process = Process(self.machine.kernel, mm, Program(b"/served", [], []), pid=17)
         self.process.files = files

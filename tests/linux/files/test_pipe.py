@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import struct
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.accounts import PipeAccount
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, WouldBlock
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, PIPE_BUF, Pipe, PipeEnd
 from aether_emu.linux.files.stat import Stat
@@ -111,6 +113,34 @@ def test_a_pipe_opened_through_its_descriptor_is_the_same_pipe(guest: Guest) -> 
     assert files.readlink(CWD, b"/proc/self/fd/%d" % reading, 99) == b"pipe:[%d]" % files.fstat(again).ino
 
 
+def test_the_pipes_of_a_user_are_bounded_together(guest: Guest) -> None:
+    files, account = guest.files, guest.namespace.pipes
+    files.table.limit = 300
+    large = account.limit >> 20
+    pipes = [files.pipe() for _ in range(large - 1)]
+    for _reading, writing in pipes:
+        assert files.fcntl(writing, F_SETPIPE_SZ, 1 << 20) == 1 << 20
+    ordinary = [files.pipe() for _ in range(16)]
+    assert {files.fcntl(writing, F_GETPIPE_SZ, 0) for _, writing in ordinary} == {65536}
+    assert account.used == account.limit
+    _, small = files.pipe()
+    assert files.fcntl(small, F_GETPIPE_SZ, 0) == 8192
+    with refused(errno.EPERM):
+        files.fcntl(small, F_SETPIPE_SZ, 16384)
+    assert files.fcntl(small, F_SETPIPE_SZ, 4096) == 4096
+    for fd in pipes[0]:
+        files.close(fd)
+    assert files.fcntl(small, F_SETPIPE_SZ, 65536) == 65536
+
+
+@pytest.mark.parametrize(("wanted", "number"), [((1 << 31) + 1, errno.EINVAL), (1 << 31, errno.EPERM)])
+def test_a_pipe_of_absurd_size_is_refused(guest: Guest, wanted: int, number: int) -> None:
+    _, writing = guest.files.pipe()
+    with refused(number):
+        guest.files.fcntl(writing, F_SETPIPE_SZ, wanted)
+    assert guest.files.fcntl(writing, F_SETPIPE_SZ, 1 << 32) == 4096, "Linux sees 32 bits"
+
+
 @given(
     st.lists(
         st.one_of(
@@ -120,7 +150,7 @@ def test_a_pipe_opened_through_its_descriptor_is_the_same_pipe(guest: Guest) -> 
     st.integers(1, 20000),
 )
 def test_no_byte_is_lost_doubled_or_reordered(operations: list[tuple[str, int]], capacity: int) -> None:
-    pipe = Pipe(_STAT)
+    pipe = Pipe(_STAT, PipeAccount())
     capacity = pipe.resize(capacity)
     reading, writing = PipeEnd(pipe, fl.O_RDONLY), PipeEnd(pipe, fl.O_WRONLY)
     sent = received = 0

@@ -1,0 +1,62 @@
+"""What the files of a user may take of the kernel's memory: bytes in pipes, watches of epoll sets."""
+
+from __future__ import annotations
+
+import errno
+
+from aether_emu.errors import Refused
+
+_PAGE = 4096
+DEFAULT_CAPACITY = 16 * _PAGE
+"""Bytes that a new pipe holds."""
+SMALL_CAPACITY = 2 * _PAGE
+"""The same, of a user whose pipes have used up their limit."""
+
+
+class PipeAccount:
+    """Bytes that the pipes of a user may hold: `used` of `limit` (Linux fs.pipe-user-pages-soft).
+
+    Beyond the limit a new pipe is small, and none may grow. So only small ones exceed it.
+    """
+
+    limit = 16384 * _PAGE
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def open(self) -> int:
+        """The capacity of a new pipe, in bytes."""
+        fits = self.used + DEFAULT_CAPACITY <= self.limit
+        capacity = DEFAULT_CAPACITY if fits else SMALL_CAPACITY
+        self.used += capacity
+        return capacity
+
+    def resize(self, before: int, after: int) -> None:
+        """A pipe of `before` bytes is to hold `after`. Refused(EPERM) if it grows beyond the limit."""
+        if after > before and self.used + after - before > self.limit:
+            raise Refused(errno.EPERM, f"the pipes of a user hold {self.limit} bytes at most")
+        self.used += after - before
+
+    def close(self, capacity: int) -> None:
+        """A pipe is gone."""
+        self.used -= capacity
+
+
+class WatchAccount:
+    """Files that the epoll sets of a user watch: `used` of `limit` (Linux fs.epoll.max_user_watches)."""
+
+    cost = 192
+    """Bytes of kernel memory that Linux reckons for one: it gives a twenty-fifth of all memory."""
+
+    def __init__(self, memory: int) -> None:
+        self.limit, self.used = memory // 25 // self.cost, 0
+
+    def add(self) -> None:
+        """One more. Refused(ENOSPC) beyond the limit."""
+        if self.used >= self.limit:
+            raise Refused(errno.ENOSPC, f"a user watches {self.limit} files at most")
+        self.used += 1
+
+    def drop(self) -> None:
+        """One fewer."""
+        self.used -= 1

@@ -1,0 +1,202 @@
+"""Long calls look at whether the run is to end, once for each part of their work, and go on later.
+
+The stop flag is watched: how often a call looks is a matter of its arguments, and an interrupt can be made to
+arrive at any look. However often a call is interrupted, it answers and leaves what it does in one go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from aether_emu.linux.proc import texts
+from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.machine.cpu import Cpu
+from aether_emu.mm import cuts
+from aether_emu.mm.protection import Protection
+from tests.guests.running import ISAS
+from tests.linux.calls.twin import BASE, BLOCKED, PAGE, Served
+from tests.linux.files.conftest import guest_in
+
+MIB = 1 << 20
+WHERE, OTHER = 0x4000_0000, 0x5000_0000
+READ, WRITE = Protection.READ, Protection.READ | Protection.WRITE
+MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 2, 0x20, 0x4000, 0x8000
+POPULATED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
+MADV_DONTNEED, MADV_POPULATE_READ = 4, 22
+
+
+class Looks:
+    """Watches the flag of the CPU: how often it was looked at, and whether it is set at a look."""
+
+    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, self.stop_at = 0, 0
+        asked = type(served.machine.cpu).interrupted
+        assert isinstance(asked, property) and asked.fget is not None
+        really = asked.fget
+
+        def look(cpu: Cpu) -> bool:
+            self.count += 1
+            if self.count == self.stop_at:
+                cpu.interrupt()
+            return bool(really(cpu))
+
+        monkeypatch.setattr(type(served.machine.cpu), "interrupted", property(look))
+
+
+@dataclass(frozen=True)
+class Long:
+    """A call that takes long. `least` is how many parts its work has at least."""
+
+    name: str
+    least: int
+    prepare: Callable[[Served], tuple[int, ...]]
+
+
+def area(served: Served, length: int, protection: Protection, start: int = WHERE) -> int:
+    """New anonymous memory. Returns its address."""
+    mm = served.process.mm
+    mm.insert(mm.new_area(start, start + length, protection))
+    return start
+
+
+def filled(served: Served) -> int:
+    """Five tables' worth of pages, all there. Returns the length."""
+    length = 10 * MIB
+    area(served, length, READ)
+    for at in range(WHERE, WHERE + length, PAGE):
+        assert served.machine.cpu.copy_from_user(at, 1) == b"\0"
+    return length
+
+
+def descriptor(served: Served, path: bytes, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    fd = served("openat", -100, served.text(path), flags, 0o600)
+    assert isinstance(fd, int) and fd >= 0
+    return fd
+
+
+def _files(served: Served) -> tuple[int, int]:
+    source, target = descriptor(served, b"/w/from"), descriptor(served, b"/w/to")
+    served.process.files.write(source, bytes(range(251)) * (3 * MIB // 251 + 1))
+    assert served("lseek", source, 0, os.SEEK_SET) == 0
+    return source, target
+
+
+def _vector(served: Served, path: bytes, protection: Protection) -> tuple[int, ...]:
+    area(served, MIB, protection)
+    served.put(0, b"".join(word.to_bytes(8, "little") for word in (WHERE, MIB) * 4))
+    return descriptor(served, path, os.O_RDWR), BASE, 4
+
+
+def _buffer(served: Served, *arguments: int) -> tuple[int, ...]:
+    area(served, 4 * MIB, WRITE)
+    return arguments
+
+
+def _unmapping_areas(served: Served) -> tuple[int, ...]:
+    for index in range(8):
+        area(served, PAGE, READ, WHERE + 2 * index * PAGE)
+    return WHERE, 16 * PAGE
+
+
+def _mincore(served: Served) -> tuple[int, ...]:
+    area(served, 12 * 4096 * PAGE, READ)
+    area(served, MIB, WRITE, OTHER)
+    return WHERE, 12 * 4096 * PAGE, OTHER
+
+
+def _holes(served: Served) -> tuple[int, ...]:
+    length = filled(served)
+    assert served("munmap", WHERE, 2 * PAGE) == 0
+    return WHERE, length, MADV_DONTNEED
+
+
+CASES = (
+    Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
+    Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
+    Long("mlock", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB)),
+    Long("munmap", 4, lambda s: (WHERE, filled(s))),
+    Long("mprotect", 4, lambda s: (WHERE, filled(s), 0)),
+    Long("madvise", 4, lambda s: (WHERE, filled(s), MADV_DONTNEED)),
+    Long("madvise", 4, _holes),
+    Long("munmap", 4, _unmapping_areas),
+    Long("mincore", 12, _mincore),
+    Long("readv", 4, lambda s: _vector(s, b"/dev/zero", WRITE)),
+    Long("readv", 4, lambda s: _vector(s, b"/dev/urandom", WRITE)),
+    Long("writev", 4, lambda s: _vector(s, b"/dev/null", READ)),
+    Long("getrandom", 64, lambda s: _buffer(s, WHERE, 4 * MIB, 0)),
+    Long("sendfile", 3, lambda s: (*_files(s)[::-1], 0, 3 * MIB)),
+    Long("copy_file_range", 3, lambda s: ((pair := _files(s))[0], 0, pair[1], 0, 3 * MIB, 0)),
+)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts so small that a test sees many."""
+    monkeypatch.setattr(cuts, "ENTRIES", 512)
+    monkeypatch.setattr(cuts, "AREAS", 2)
+    monkeypatch.setattr(texts, "_AREAS_PER_LOOK", 1)
+
+
+@contextlib.contextmanager
+def machine(isa: str) -> Iterator[Served]:
+    """A program that sees itself in /proc, and has a directory /w."""
+    with (
+        tempfile.TemporaryDirectory() as base,
+        guest_in(Path(base)) as guest,
+        contextlib.closing(Served(guest.files, isa, ram="64M")) as served,
+    ):
+        files = served.process.files = guest.files.fork(ProcessTexts(served.process))
+        try:
+            yield served
+        finally:
+            files.close_all()
+
+
+def left(served: Served) -> tuple[object, ...]:
+    """What the call left: areas, pages, memory, positions of files."""
+    mm = served.process.mm
+    areas = [(a.start, a.end, int(a.protection)) for a in mm.areas]
+    positions = [file.position for file in served.process.files.open_files().values()]
+    return areas, mm.resident(), positions, bytes(served.memory.content)
+
+
+def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: int) -> tuple[object, int]:
+    """The answer and what the call left, and how often it looked; interrupted at each `every`th look."""
+    with machine(isa) as served, monkeypatch.context() as patch:
+        arguments = long.prepare(served)
+        looks = Looks(served, patch)
+        looks.stop_at = every
+        answer = served(long.name, *arguments)
+        while answer == BLOCKED:
+            looks.stop_at = looks.count + every
+            answer = served.again()
+        return (answer, left(served)), looks.count
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("long", CASES, ids=lambda long: long.name)
+def test_a_long_call_looks_once_for_each_part(isa: str, long: Long, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, looks = carried_out(long, isa, monkeypatch, every=1 << 30)
+    assert looks >= long.least, "it can be ended only so often"
+    interrupted, _ = carried_out(long, isa, monkeypatch, every=2)
+    assert interrupted == whole
+
+
+@pytest.mark.parametrize("text", [b"/proc/self/maps", b"/proc/self/smaps"])
+def test_a_long_text_of_proc_can_be_given_up(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with machine("x86_64") as served:
+        for index in range(8):
+            area(served, PAGE, READ, WHERE + 2 * index * PAGE)
+        looks = Looks(served, monkeypatch)
+        looks.stop_at = 5
+        assert served("openat", -100, served.text(text), os.O_RDONLY, 0) == BLOCKED
+        assert looks.count == 5, "the rest was not made"
+        fd = served.again()
+        assert isinstance(fd, int) and fd >= 0 and looks.count > 12
