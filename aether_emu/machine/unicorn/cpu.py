@@ -47,7 +47,7 @@ class UnicornCpu(Cpu):
         self.on_trap = self._unplugged_trap
         self.resolve = lambda _va, _access: False
         self.on_rewrite = None
-        self.code_changes = lambda: True
+        self.code_changes = True
         self.return_work = None
 
     @staticmethod

@@ -44,9 +44,9 @@ from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate
 from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK, PROT_EXECUTE, UnicornCpu
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
 from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUMBERS, X87_NAMES, X87_NUMBERS
+from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 
-_CODE_BUFFER = 1 << 14  # more than the engine puts into one block
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
 _IRETQ = b"\x48\xcf"
 
@@ -106,6 +106,7 @@ class X86Cpu(UnicornCpu):
         levels: int = 4,
         live_state: bool = True,
     ) -> None:
+        self._scan = BlockScan(self._block_found)
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL), ranges)
         self._time_stamp, self._random, self._levels = time_stamp, random, levels
         layout = x86_calibrate.measure()
@@ -123,10 +124,6 @@ class X86Cpu(UnicornCpu):
         self._text = 0
         self._flags = ctypes.c_uint64()
         self._flags_address = ctypes.addressof(self._flags)
-        # A buffer of its own: a block can be translated in a nested run, while another buffer is in use.
-        self._code = ctypes.create_string_buffer(_CODE_BUFFER)
-        self._code_address = ctypes.addressof(self._code)
-        self._code_view = memoryview(self._code).cast("B")
 
     # ---- bring-up
 
@@ -182,9 +179,10 @@ class X86Cpu(UnicornCpu):
             (UC_HOOK_INSN_INVALID, engine.INVALID(self._invalid), ()),
             (insn, engine.SKIPPABLE(self._rdtsc), (x86_const.UC_X86_INS_RDTSC,)),
             (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
-            (UC_HOOK_EDGE_GENERATED, engine.EDGE(self._translated), ()),
         ):
             self._add_hook(kind, callback, *extra)
+        scan = self._scan
+        engine.hook_add(self._handle, UC_HOOK_EDGE_GENERATED, scan.callback, user_data=scan.user_data)
 
     # ---- hooks (an exception in one is kept and raised by `run`)
 
@@ -303,20 +301,11 @@ class X86Cpu(UnicornCpu):
         else:
             engine.emu_stop(self._handle)
 
-    def _translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
-        """A block was translated and is about to run for the first time."""
-        if self.code_changes():
-            self.flush_all()
-        current = block.contents  # type: ignore[attr-defined]  # a ctypes pointer
-        pc, size = current.pc, current.size
-        if size > _CODE_BUFFER or engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
-            return
-        code = bytes(self._code_view[:size])
-        if not x86_blocks.suspicious(code):
-            return
-        found = x86_blocks.first_special(code, pc)
+    def _block_found(self, pc: int, code: bytes) -> None:
+        """A block was translated that may hold a special instruction, and is about to run."""
+        found = x86_blocks.first_special(code)
         if found is not None and pc + found.offset not in self._specials:
-            self._new_special = (pc, size, found)
+            self._new_special = (pc, len(code), found)
             engine.emu_stop(self._handle)
 
     # ---- running
@@ -358,7 +347,7 @@ class X86Cpu(UnicornCpu):
                 code = bytes(self._buffer_view[:size])
                 break
             self._forget_probe()
-        found = x86_blocks.first_special(code, pc)
+        found = x86_blocks.first_special(code)
         if found is None or found.offset:
             self._let_pass = pc
         elif found.special is x86_blocks.Special.ILLEGAL:
@@ -382,6 +371,14 @@ class X86Cpu(UnicornCpu):
         self._state.rip[0] = self._state.rip[0] + found.size
 
     # ---- translation
+
+    @property
+    def code_changes(self) -> bool:
+        return self._scan.changes
+
+    @code_changes.setter
+    def code_changes(self, changes: bool) -> None:
+        self._scan.changes = changes
 
     def set_root(self, root: int) -> None:
         self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)
