@@ -72,6 +72,17 @@ def test_output_and_statistics_are_those_of_a_run_without_a_break(
     assert bytes(before["stdout"].written) == output, "capturing changed the machine it captured"
 
 
+@pytest.mark.parametrize("mutable", [False, True])
+def test_whether_code_may_change_is_told_to_the_new_cpus(mutable: bool) -> None:
+    machine, _streams_of_it = _loaded(X86_64, "hello")
+    if mutable:
+        machine.physical.code.may_change()
+    restored = state.restore(state.capture(machine), streams=_streams())
+    assert [each.cpu.code_changes for each in (machine, restored)] == [mutable] * 2
+    machine.close()
+    restored.close()
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_what_was_accessed_and_written_is_part_of_the_state(target: Target, tmp_path: Path) -> None:
     """`workset` is captured between the lines of its story, each of which counts such pages."""

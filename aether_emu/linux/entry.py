@@ -57,7 +57,7 @@ class Entry:
         cpu.on_fault = self._fault
         cpu.resolve = self._resolve
         cpu.on_rewrite = self._rewritten
-        cpu.code_changes = lambda: kernel.physical.code.mutable
+        cpu.code_changes = kernel.physical.code.mutable
         cpu.on_trap = self._trap
         cpu.on_system_call = self._system_call
 

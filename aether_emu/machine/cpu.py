@@ -1,14 +1,15 @@
 """The emulated CPU as the rest of the project sees it: run it, stop it, look at it.
 
 Whoever runs a CPU knows this face and not the engine behind it; `computer.unicorn_cpus` alone chooses
-one. A kernel plugs itself in by these attributes, which are called while the guest stands still at the event:
+one. A kernel plugs itself in by these attributes; but for `code_changes` they are called while the guest
+stands still at the event:
 
     on_fault(va, access)    a page fault; repair the mapping, change the registers, or `stop()`
     on_system_call(number, a, b, c, d, e, f) -> result, or None when the registers are already right
     on_trap(trap)           any other exception
     resolve(va, access)     a fault of the kernel's own access to user memory: repaired or not
     on_rewrite(va, length)  user memory was written by the host, unseen by the engine (None: not told)
-    code_changes() -> bool  whether any code exists that guest stores could reach
+    code_changes            whether any code exists that guest stores could reach: true until told otherwise
     return_work()           called once a system call's result is in place (None: nothing to do)
 
 When they return the guest goes on, unless `stop()` was called. A hook never calls `run`, and so never
@@ -90,7 +91,7 @@ class Cpu(ABC):
     on_trap: Callable[[Trap], None]
     resolve: Callable[[int, int], bool]
     on_rewrite: Callable[[int, int], None] | None
-    code_changes: Callable[[], bool]
+    code_changes: bool
     return_work: Callable[[], None] | None
 
     # ---- bring-up

@@ -1,9 +1,9 @@
 """Where machine-code routines come from: the bytes on x86_64 hosts, a Python callback elsewhere.
 
 They run where Python is too slow or too dangerous: in front of every block that the guest executes
-(`unicorn.block_counter`), before every system register it reads and every new block (`unicorn.arm64_random`,
-`unicorn.arm64_scan`), and inside a SIGBUS handler (`memory.bus_handler`). Each of those modules holds its
-routine as bytes beside the assembly, which a test assembles again, and the same in Python.
+(`unicorn.block_counter`), before every system register it reads (`unicorn.arm64_random`) and every new block
+(`unicorn.arm64_scan`, `unicorn.x86_scan`), and inside a SIGBUS handler (`memory.bus_handler`). Each of those
+modules holds its routine as bytes beside the assembly, which a test assembles again, and the same in Python.
 """
 
 from __future__ import annotations

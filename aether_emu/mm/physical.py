@@ -111,4 +111,5 @@ class Physical:
         assert isinstance(counts, list)
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
-        self.code.mutable = bool(state["mutable_code"])
+        if state["mutable_code"]:
+            self.code.may_change()

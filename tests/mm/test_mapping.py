@@ -435,5 +435,7 @@ def test_only_pages_that_become_executable_make_code_that_can_change(make: Make,
     plain.cpu.copy_to_user(at, b"data")
     mapping.protect_memory(space, at, space.page_size, Protection.READ)  # what every program does to its GOT
     assert not plain.physical.code.mutable
+    plain.cpu.code_changes = False
     mapping.protect_memory(space, at, space.page_size, Protection.READ | Protection.EXECUTE)
     assert plain.physical.code.mutable
+    assert plain.cpu.code_changes, "the CPU looks after stores to code from now on"

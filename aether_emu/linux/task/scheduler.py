@@ -23,6 +23,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import ExitReason
 from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.rmap import lowest_address
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.waiting import HostQueue
@@ -190,6 +191,13 @@ class Scheduler:
                 continue
             except (BeyondEnd, BackingFailed):
                 pass
-            address = lowest_address(backing, page, self.entry.task.process.mm)
-            if address is not None:
+            space = self.entry.task.process.mm
+            address = lowest_address(backing, page, space)
+            area = None if address is None else space.areas.find(address)
+            if address is None or area is None:
+                continue
+            if area.protection & Protection.EXECUTE:
+                # Perhaps it was only translated, ahead of its turn: forget that, its fault comes in time.
+                self.kernel.physical.code.flush()
+            else:
                 self.entry.lost(address)

@@ -41,7 +41,6 @@ _ZERO_REGISTER = 31
 _MAINTENANCE = (1, 3, 7)  # op0, op1, CRn of cache maintenance by address
 _IC_IVAU = (5, 1)  # CRm, op2
 _CNTFRQ, _CNTPCT, _CNTVCT = (3, 3, 14, 0, 0), (3, 3, 14, 0, 1), (3, 3, 14, 0, 2)
-_VMEM_READ_ADDRESS = ctypes.cast(engine.vmem_read, ctypes.c_void_p).value or 0
 _MISALIGNED_PC = syndrome.EC_PC_ALIGNMENT << 26 | syndrome.IL
 
 NUMBERS: dict[str, int] = {
@@ -100,7 +99,7 @@ class ArmCpu(UnicornCpu):
         self._physical = (
             ctypes.c_uint64()
         )  # `uc_vmem_translate` must store its result somewhere; only whether it fails matters
-        self._scan = BlockScan(_VMEM_READ_ADDRESS, self._block_found)
+        self._scan = BlockScan(engine.VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
         self._reported: tuple[int, int] | None = None  # syndrome and address of an abort that we raise
         self._random_reads: RandomReads | None = None

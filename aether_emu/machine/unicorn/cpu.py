@@ -17,6 +17,7 @@ from aether_emu.machine.unicorn.block_counter import BlockCounter
 PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
 MASK = (1 << 64) - 1
 BUFFER = 1 << 16
+FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
@@ -47,7 +48,7 @@ class UnicornCpu(Cpu):
         self.on_trap = self._unplugged_trap
         self.resolve = lambda _va, _access: False
         self.on_rewrite = None
-        self.code_changes = lambda: True
+        self.code_changes = True
         self.return_work = None
 
     @staticmethod
@@ -117,7 +118,7 @@ class UnicornCpu(Cpu):
     @staticmethod
     def _unexplained(code: int) -> Exit:
         """The engine came back by itself: an access to a hole, somebody's stop, or its own limit."""
-        if code in (6, 7, 8):  # UC_ERR_READ/WRITE/FETCH_UNMAPPED
+        if code in (6, 7, FETCH_UNMAPPED):  # UC_ERR_READ/WRITE_UNMAPPED
             return Exit(ExitReason.BUS, detail="physical address without memory")
         if code:
             return Exit(ExitReason.ENGINE, detail=engine.error_text(code))

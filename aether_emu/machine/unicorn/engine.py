@@ -8,7 +8,7 @@ here. Calls that return at once hold the interpreter lock (`PyDLL`); `emu_start`
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
+from ctypes import c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Literal
 
 import unicorn
@@ -39,14 +39,15 @@ vmem_read = _bind(_quick, "uc_vmem_read", c_void_p, c_uint64, c_uint32, c_void_p
 vmem_write = _bind(_quick, "uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void_p, c_size_t)
 vmem_translate = _bind(_quick, "uc_vmem_translate", c_void_p, c_uint64, c_uint32, c_void_p)
 
-EMU_STOP_ADDRESS: int = ctypes.cast(_long["uc_emu_stop"], c_void_p).value or 0
+
+def _address(name: str) -> int:
+    return ctypes.cast(_long[name], c_void_p).value or 0
 
 
-class TranslatedBlock(ctypes.Structure):
-    """`uc_tb`: what UC_HOOK_EDGE_GENERATED says of a block that was just translated."""
-
-    _fields_ = (("pc", c_uint64), ("instructions", c_uint16), ("size", c_uint16))
-
+EMU_STOP_ADDRESS = _address("uc_emu_stop")
+VMEM_READ_ADDRESS = _address("uc_vmem_read")
+CTL_ADDRESS = _address("uc_ctl")
+TLB_FLUSH = UC_CTL_IO_WRITE << 30 | UC_CTL_TLB_FLUSH  # as `uc_ctl` wants it, without arguments (unicorn.h)
 
 INTERRUPT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 INSTRUCTION = ctypes.CFUNCTYPE(None, c_void_p, c_void_p)
@@ -54,9 +55,6 @@ SKIPPABLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 INVALID = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_void_p)
 CODE = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
 UNMAPPED = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_int, c_uint64, c_int, ctypes.c_int64, c_void_p)
-EDGE = ctypes.CFUNCTYPE(
-    None, c_void_p, ctypes.POINTER(TranslatedBlock), ctypes.POINTER(TranslatedBlock), c_void_p
-)
 
 _hook_add = _long["uc_hook_add"]
 

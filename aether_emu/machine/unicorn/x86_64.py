@@ -11,6 +11,7 @@ Engine behaviour handled here (unicorn 2.1.4):
 - `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
+- a block is translated whole before it runs, and what cannot be fetched faults too early: see `x86_ahead`.
 - the FPU starts with zeros; CS/SS written by register keep CPL 0.
 - a run to an `until` address leaves a page fault pending: runs end by other means.
 - VEX code runs wrongly, port I/O is allowed, RDRAND and RDTSC are the host's: see `x86_blocks`.
@@ -40,11 +41,12 @@ from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
 from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate
-from aether_emu.machine.unicorn.cpu import MASK, PROT_EXECUTE, UnicornCpu
+from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK, PROT_EXECUTE, UnicornCpu
+from aether_emu.machine.unicorn.x86_ahead import LookAhead
 from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUMBERS, X87_NAMES, X87_NUMBERS
+from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 
-_CODE_BUFFER = 1 << 14  # more than the engine puts into one block
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
 _IRETQ = b"\x48\xcf"
 
@@ -59,6 +61,13 @@ _TRAPS: dict[int, TrapKind] = {
     syndrome.VECTOR_ALIGNMENT: TrapKind.ALIGNMENT,
     syndrome.VECTOR_SIMD: TrapKind.FLOAT,
 }
+
+
+# Indexed by the low six bits of the error code: a user's load or store as a neutral access, else None.
+_DATA_ACCESS = tuple(
+    access if code & syndrome.USER and not code & syndrome.FETCH else None
+    for code, access in enumerate(syndrome.ACCESS_OF_ERROR)
+)
 
 
 def _ignore(_va: int, _access: int) -> None:
@@ -97,6 +106,7 @@ class X86Cpu(UnicornCpu):
         levels: int = 4,
         live_state: bool = True,
     ) -> None:
+        self._scan = BlockScan(self._block_found)
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL), ranges)
         self._time_stamp, self._random, self._levels = time_stamp, random, levels
         layout = x86_calibrate.measure()
@@ -104,6 +114,8 @@ class X86Cpu(UnicornCpu):
         self.live_state = base is not None
         self._state: State = ContextState(self._uc, layout) if base is None else LiveState(base, layout)
         self.general = self._state.general
+        self._ahead = LookAhead(self._state, layout.shadow)
+        self._hole_ahead = False
         self._bias = 0  # what the engine adds to rip when the current callback returns
         self._new_special: tuple[int, int, x86_blocks.Found] | None = None
         self._specials: set[int] = set()  # addresses, each with a hook that stops in front
@@ -112,10 +124,6 @@ class X86Cpu(UnicornCpu):
         self._text = 0
         self._flags = ctypes.c_uint64()
         self._flags_address = ctypes.addressof(self._flags)
-        # A buffer of its own: a block can be translated in a nested run, while another buffer is in use.
-        self._code = ctypes.create_string_buffer(_CODE_BUFFER)
-        self._code_address = ctypes.addressof(self._code)
-        self._code_view = memoryview(self._code).cast("B")
 
     # ---- bring-up
 
@@ -171,26 +179,26 @@ class X86Cpu(UnicornCpu):
             (UC_HOOK_INSN_INVALID, engine.INVALID(self._invalid), ()),
             (insn, engine.SKIPPABLE(self._rdtsc), (x86_const.UC_X86_INS_RDTSC,)),
             (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
-            (UC_HOOK_EDGE_GENERATED, engine.EDGE(self._translated), ()),
         ):
             self._add_hook(kind, callback, *extra)
+        scan = self._scan
+        engine.hook_add(self._handle, UC_HOOK_EDGE_GENERATED, scan.callback, user_data=scan.user_data)
 
     # ---- hooks (an exception in one is kept and raised by `run`)
 
     def _interrupt_hook(self) -> Callable[[int, int, int], None]:
         state, handle = self._state, self._handle
         old, is_int, cr2, error = state.old_exception, state.is_int, state.cr2, state.error_code
-        access_of, user, hflags = syndrome.ACCESS_OF_ERROR, syndrome.USER, state.hflags
 
         def interrupt(_uc: int, vector: int, _data: int) -> None:
             old[0] = -1
             try:
                 if vector == 14 and not is_int[0]:
-                    code = error[0]
-                    if code & user or not hflags[0] & 3:
-                        self.on_fault(cr2[0], access_of[code & 63])
+                    access = _DATA_ACCESS[error[0] & 63]
+                    if access is not None:
+                        self.on_fault(cr2[0], access)
                     else:
-                        self._far_return()
+                        self._other_page_fault()
                 else:
                     self._exception(vector)
             except BaseException as failure:
@@ -221,6 +229,17 @@ class X86Cpu(UnicornCpu):
                 engine.emu_stop(handle)
 
         return system_call
+
+    def _other_page_fault(self) -> None:
+        """A page fault of a fetch, of a stub, or of the engine's on a user's behalf."""
+        state = self._state
+        code = state.error_code[0]
+        if code & syndrome.FETCH and self._ahead.put_off():
+            return
+        if code & syndrome.USER or not state.hflags[0] & 3:
+            self.on_fault(state.cr2[0], syndrome.ACCESS_OF_ERROR[code & 63])
+        else:
+            self._far_return()
 
     def _exception(self, vector: int) -> None:
         """Everything but a genuine page fault."""
@@ -282,30 +301,27 @@ class X86Cpu(UnicornCpu):
         else:
             engine.emu_stop(self._handle)
 
-    def _translated(self, _uc: int, block: object, _previous: object, _data: int) -> None:
-        """A block was translated and is about to run for the first time."""
-        if self.code_changes():
-            self.flush_all()
-        current = block.contents  # type: ignore[attr-defined]  # a ctypes pointer
-        pc, size = current.pc, current.size
-        if size > _CODE_BUFFER or engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._code_address, size):
-            return
-        code = bytes(self._code_view[:size])
-        if not x86_blocks.suspicious(code):
-            return
-        found = x86_blocks.first_special(code, pc)
+    def _block_found(self, pc: int, code: bytes) -> None:
+        """A block was translated that may hold a special instruction, and is about to run."""
+        found = x86_blocks.first_special(code)
         if found is not None and pc + found.offset not in self._specials:
-            self._new_special = (pc, size, found)
+            self._new_special = (pc, len(code), found)
             engine.emu_stop(self._handle)
 
     # ---- running
 
     def _before_entry(self) -> None:
         self._state.old_exception[0] = -1
+        self._ahead.forget()
+        if self._hole_ahead:
+            self._hole_ahead = False
+            self._ahead.alone()
 
     def _after_entry(self, code: int) -> bool:
         if self._new_special is not None:
             self._plant_special()
+        elif code == FETCH_UNMAPPED and not self._ahead.running_alone:
+            self._hole_ahead = True
         elif not code and self._exit is None and not self._spent() and self._state.rip[0] in self._specials:
             self._meet_special()
         else:
@@ -331,7 +347,7 @@ class X86Cpu(UnicornCpu):
                 code = bytes(self._buffer_view[:size])
                 break
             self._forget_probe()
-        found = x86_blocks.first_special(code, pc)
+        found = x86_blocks.first_special(code)
         if found is None or found.offset:
             self._let_pass = pc
         elif found.special is x86_blocks.Special.ILLEGAL:
@@ -355,6 +371,14 @@ class X86Cpu(UnicornCpu):
         self._state.rip[0] = self._state.rip[0] + found.size
 
     # ---- translation
+
+    @property
+    def code_changes(self) -> bool:
+        return self._scan.changes
+
+    @code_changes.setter
+    def code_changes(self, changes: bool) -> None:
+        self._scan.changes = changes
 
     def set_root(self, root: int) -> None:
         self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)

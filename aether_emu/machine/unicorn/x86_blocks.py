@@ -1,25 +1,23 @@
-"""Instructions that a freshly translated x86 block must not run natively.
+"""Instructions that a freshly translated x86 block must not run natively, and how to find them.
 
 The engine decodes VEX prefixes but executes them as two-operand SSE: a wrong result without an
 error. No CPU model here announces AVX, so such an instruction is #UD, as on a CPU without it.
 RDRAND and RDSEED would answer from the host's entropy: they answer from the seed instead. String
 I/O touches memory before it asks for the right to, and some privileged ones raise #UD: all are #GP.
+
+    PRIMARY, SECONDARY   what follows each opcode, which is all that an instruction's length takes
+    _RULES               the opcodes worth a look, and what the look decides from the whole instruction
+
+An instruction is added by a line in `_RULES`. The tables are also what `x86_scan` walks blocks by in
+machine code; it stops at an opcode (or a prefix) that has a rule, and everything else costs no Python.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from typing import Any
-
-_PREFIXES = frozenset(b"\xf2\xf3\x66\x67\x2e\x36\x3e\x26\x64\x65\xf0")
-# VEX-encoded general-register instructions (BMI1, BMI2): correct in the engine and announced.
-_BMI = frozenset({(2, 0xF2), (2, 0xF3), (2, 0xF5), (2, 0xF6), (2, 0xF7), (3, 0xF0)})
-
-_PORT_IO = frozenset(b"\x6c\x6d\x6e\x6f\xe4\xe5\xe6\xe7\xec\xed\xee\xef")  # ins, outs, in, out
-_PRIVILEGED = (b"\x0f\x33", b"\x0f\x35")  # rdpmc (CR4.PCE is 0), sysexit
+from typing import NamedTuple
 
 
 class Special(Enum):
@@ -41,52 +39,236 @@ class Found:
     width: int = 8
 
 
-@cache
-def _decoder() -> Any:
-    from capstone import CS_ARCH_X86, CS_MODE_64, Cs  # noqa: PLC0415  # most programs never need it
+class Instruction(NamedTuple):
+    """One instruction's parts. `opcode` begins with its escape bytes: 0xC7, 0x0FC7, 0x0F38C7.
 
-    return Cs(CS_ARCH_X86, CS_MODE_64)
+    With VEX it is that of the prefix, 0xC4 or 0xC5, and `vex` the one behind it. `modrm` is 0 without one.
+    """
+
+    offset: int
+    size: int
+    prefixes: bytes
+    rex: int
+    opcode: int
+    modrm: int = 0
+    vex: int = 0
 
 
-_SUSPICIOUS = re.compile(rb"[\xc4\xc5\x6c-\x6f\xe4-\xe7\xec-\xef]|\x0f[\x33\x35\xc7]")
+# ---- what follows an opcode (Intel SDM 2D, tables A-2 and A-3; SDM 2A 2.1 and 2.2.1)
+
+BYTE, WORD, OPERAND, FULL, ADDRESS, ENTER, GROUP_3 = range(1, 8)
+"""Immediates: 1 byte; 2; 2 or 4 by the operand's size; 2, 4 or 8; an address; a word and a byte; F6 and F7,
+of which only the first two of eight operations have one."""
+IMMEDIATE, MODRM, LOOK, PREFIX, REX, ESCAPE = 7, 8, 16, 32, 64, 128
+"""The bits of an opcode's entry in the tables: its immediate, whether a ModRM byte follows, whether it has
+a rule, and what it is instead of an opcode."""
+
+_LETTERS = {
+    ".": 0,
+    "b": BYTE, "w": WORD, "z": OPERAND, "v": FULL, "a": ADDRESS, "e": ENTER,
+    "m": MODRM, "B": MODRM | BYTE, "Z": MODRM | OPERAND, "3": MODRM | GROUP_3,
+    "p": PREFIX, "r": REX, "x": ESCAPE, "X": ESCAPE | MODRM, "Y": ESCAPE | MODRM | BYTE,
+}  # fmt: skip
+
+_PRIMARY = (
+    "mmmmbz..mmmmbz.x"  # 00  ADD, OR; 0F leads to the second table
+    "mmmmbz..mmmmbz.."  # 10  ADC, SBB
+    "mmmmbzp.mmmmbzp."  # 20  AND, SUB
+    "mmmmbzp.mmmmbzp."  # 30  XOR, CMP
+    "rrrrrrrrrrrrrrrr"  # 40
+    "................"  # 50  PUSH, POP
+    "...mppppzZbB...."  # 60  MOVSXD, PUSH, IMUL, string I/O
+    "bbbbbbbbbbbbbbbb"  # 70  Jcc
+    "BZBBmmmmmmmmmmmm"  # 80  group 1, TEST, XCHG, MOV, LEA, POP
+    "................"  # 90  XCHG and others
+    "aaaa....bz......"  # A0  MOV of an address, strings, TEST
+    "bbbbbbbbvvvvvvvv"  # B0  MOV of an immediate
+    "BBw...BZe.w..b.."  # C0  shifts, RET, VEX, MOV, ENTER, LEAVE, INT
+    "mmmm....mmmmmmmm"  # D0  shifts, x87
+    "bbbbbbbbzz.b...."  # E0  LOOP, JRCXZ, port I/O, CALL, JMP
+    "p.pp..33......mm"  # F0  prefixes, groups 3 to 5
+)
+_SECONDARY = (
+    "mmmm.........m.B"  # 00  system; 3DNow!
+    "mmmmmmmmmmmmmmmm"  # 10  SSE moves, NOP
+    "mmmm....mmmmmmmm"  # 20  control registers, SSE conversions
+    "........X.Y....."  # 30  0F 38 and 0F 3A lead to opcodes that all have the same form
+    "mmmmmmmmmmmmmmmm"  # 40  CMOVcc
+    "mmmmmmmmmmmmmmmm"  # 50
+    "mmmmmmmmmmmmmmmm"  # 60
+    "BBBBmmm.mm..mmmm"  # 70  PSHUF, shifts by an immediate
+    "zzzzzzzzzzzzzzzz"  # 80  Jcc
+    "mmmmmmmmmmmmmmmm"  # 90  SETcc
+    "...mBm.....mBmmm"  # A0  BT, SHLD, SHRD, group 15
+    "mmmmmmmmmmBmmmmm"  # B0  CMPXCHG, MOVZX, group 8
+    "mmBmBBBm........"  # C0  XADD, CMPPS, PINSRW, PEXTRW, SHUFPS, group 9, BSWAP
+    "mmmmmmmmmmmmmmmm"  # D0
+    "mmmmmmmmmmmmmmmm"  # E0
+    "mmmmmmmmmmmmmmmm"  # F0
+)
+
+OPERAND_SIZE, ADDRESS_SIZE, REX_W = 1, 2, 4
+"""Prefixes that change an immediate's length, as bits of an index."""
 
 
-def suspicious(code: bytes) -> bool:
-    """Whether the bytes could hold a special instruction at all (one in a few blocks)."""
-    return _SUSPICIOUS.search(code) is not None
+def _immediate_size(kind: int, prefixes: int) -> int:
+    narrow = prefixes & (OPERAND_SIZE | REX_W) == OPERAND_SIZE
+    match kind:
+        case 3:
+            return 2 if narrow else 4
+        case 4:
+            return 8 if prefixes & REX_W else 2 if narrow else 4
+        case 5:
+            return 4 if prefixes & ADDRESS_SIZE else 8
+    return {BYTE: 1, WORD: 2, ENTER: 3}.get(kind, 0)
 
 
-def first_special(code: bytes, address: int) -> Found | None:
+IMMEDIATE_SIZES = bytes(_immediate_size(kind, prefixes) for kind in range(8) for prefixes in range(8))
+"""Bytes of an immediate, by its kind times eight and the prefixes before it."""
+
+
+# ---- what is special
+
+Rule = Callable[[Instruction], Found | None]
+
+_SSE4A = 0x0F78  # EXTRQ and INSERTQ by immediates, the one with 66, the other with F2 (AMD APM 4)
+# VEX-encoded general-register instructions (BMI1, BMI2): correct in the engine and announced.
+_BMI = frozenset({0x0F38F2, 0x0F38F3, 0x0F38F5, 0x0F38F6, 0x0F38F7, 0x0F3AF0})
+
+
+def _always(special: Special) -> Rule:
+    return lambda found: Found(found.offset, found.size, special)
+
+
+def _vex(found: Instruction) -> Found | None:
+    if found.rex or (found.opcode == 0xC4 and found.vex in _BMI):
+        return None  # behind REX the engine itself raises #UD
+    return Found(found.offset, found.size, Special.ILLEGAL)
+
+
+def _only_measured(_found: Instruction) -> Found | None:
+    """Executed as it is, but its length depends on more than the tables say."""
+    return None
+
+
+def _group_9(found: Instruction) -> Found | None:
+    """RDRAND and RDSEED among CMPXCHG8B and others."""
+    if found.modrm < 0xF0 or 0xF3 in found.prefixes:  # with F3 it is RDPID
+        return None
+    width = 8 if found.rex & 8 else 2 if 0x66 in found.prefixes else 4
+    register = found.modrm & 7 | (found.rex & 1) << 3
+    return Found(found.offset, found.size, Special.RANDOM, register, width)
+
+
+_PRIVILEGED = _always(Special.PRIVILEGED)
+_RULES: Mapping[int, Rule] = {
+    0xC4: _vex,
+    0xC5: _vex,
+    **dict.fromkeys((*range(0x6C, 0x70), *range(0xE4, 0xE8), *range(0xEC, 0xF0)), _PRIVILEGED),  # INS to OUT
+    0x0F33: _PRIVILEGED,  # RDPMC: CR4.PCE is 0
+    0x0F35: _PRIVILEGED,  # SYSEXIT
+    _SSE4A: _only_measured,
+    0x0FC7: _group_9,
+}
+"""By opcode, of one byte or behind 0F, or by prefix, whose rule is asked for each instruction with it."""
+
+
+def _table(letters: str, first: int) -> bytes:
+    return bytes(
+        _LETTERS[letter] | (LOOK if first + number in _RULES else 0) for number, letter in enumerate(letters)
+    )
+
+
+PRIMARY, SECONDARY = _table(_PRIMARY, 0), _table(_SECONDARY, 0x0F00)
+"""256 entries each: opcodes of one byte, and those behind 0F."""
+
+
+# ---- decoding
+
+_SIZE_PREFIXES = {0x66: OPERAND_SIZE, 0x67: ADDRESS_SIZE}
+_SPACES = {1: 0x0F00, 2: 0x0F3800, 3: 0x0F3A00}
+"""What VEX.mmmmm stands for (Intel SDM 2A 2.3.6.1)."""
+
+
+def first_special(code: bytes) -> Found | None:
     """The first special instruction of a block, in execution order."""
-    for start, size, _mnemonic, _operands in _decoder().disasm_lite(code, address):
-        offset = start - address
-        found = _classify(code[offset : offset + size], offset)
-        if found is not None:
-            return found
+    for instruction in instructions(code):
+        for rule in _rules_of(instruction):
+            found = rule(instruction)
+            if found is not None:
+                return found
     return None
 
 
-def _classify(instruction: bytes, offset: int) -> Found | None:
-    size = len(instruction)
-    at, rex, narrow = 0, 0, False
-    while at < size and instruction[at] in _PREFIXES:
-        narrow |= instruction[at] == 0x66
+def needs_look(code: bytes) -> bool:
+    """Whether any instruction of a block has a rule: without one, there is no need for `first_special`."""
+    return any(True for instruction in instructions(code) for _rule in _rules_of(instruction))
+
+
+def _rules_of(instruction: Instruction) -> Iterator[Rule]:
+    for key in (*instruction.prefixes, instruction.opcode):
+        if key in _RULES:
+            yield _RULES[key]
+
+
+def instructions(code: bytes) -> Iterator[Instruction]:
+    """The instructions of a block, up to the first that its end cuts off.
+
+    For instructions that are undefined, or of the supervisor alone, the length may be another than the
+    engine's: those end a block.
+    """
+    at = 0
+    while at < len(code):
+        try:
+            found = _decode(code, at)
+        except IndexError:
+            return
+        at += found.size
+        if at > len(code):
+            return
+        yield found
+
+
+def _decode(code: bytes, start: int) -> Instruction:
+    """The instruction at `start`. Raises IndexError when the bytes that tell its length are not all there."""
+    at, rex, sizes = start, 0, 0
+    while (entry := PRIMARY[code[at]]) & (PREFIX | REX):
+        rex = code[at] if entry & REX else 0  # without effect unless it stands right before the opcode
+        sizes = sizes & ~REX_W | (REX_W if rex & 8 else 0) | _SIZE_PREFIXES.get(code[at], 0)
         at += 1
-    if at < size and instruction[at] & 0xF0 == 0x40:
-        rex = instruction[at]
+    prefixes, opcode, vex, modrm = code[start:at], code[at], 0, 0
+    at += 1
+    if opcode in (0xC4, 0xC5):
+        space = _SPACES.get(code[at] & 31, 0x0F00) if opcode == 0xC4 else 0x0F00
+        at += 2 if opcode == 0xC4 else 1
+        vex = space | code[at]
+        entry = SECONDARY[vex & 0xFF if space == 0x0F00 else space >> 8 & 0xFF]
         at += 1
-    rest = instruction[at:]
-    if rest[0] in _PORT_IO or rest in _PRIVILEGED:
-        return Found(offset, size, Special.PRIVILEGED)
-    if len(rest) >= 3 and rest[0] == 0xC5 and not rex:
-        return Found(offset, size, Special.ILLEGAL)
-    if len(rest) >= 4 and rest[0] == 0xC4 and not rex:
-        if (rest[1] & 0x1F, rest[3]) in _BMI:
-            return None
-        return Found(offset, size, Special.ILLEGAL)
-    if len(rest) == 3 and rest[:2] == b"\x0f\xc7" and rest[2] >> 6 == 3 and rest[2] >> 3 & 7 in (6, 7):
-        if b"\xf3" in instruction[:at]:
-            return None  # RDPID
-        width = 8 if rex & 8 else 2 if narrow else 4
-        return Found(offset, size, Special.RANDOM, (rest[2] & 7) | (rex & 1) << 3, width)
-    return None
+    elif entry & ESCAPE:
+        opcode, entry = 0x0F00 | code[at], SECONDARY[code[at]]
+        at += 1
+        if entry & ESCAPE:
+            opcode = opcode << 8 | code[at]
+            at += 1
+    immediate = entry & IMMEDIATE
+    if entry & MODRM:
+        modrm = code[at]
+        at += _operand_size(code, at)
+        if immediate == GROUP_3:
+            immediate = 0 if modrm & 0x30 else OPERAND if opcode & 1 else BYTE
+        elif opcode == _SSE4A and (0x66 in prefixes or 0xF2 in prefixes):
+            immediate = WORD  # two of a byte
+    at += IMMEDIATE_SIZES[immediate << 3 | sizes]
+    return Instruction(start, at - start, prefixes, rex, opcode, modrm, vex)
+
+
+def _operand_size(code: bytes, at: int) -> int:
+    """Bytes of the ModRM at `at` with its SIB and displacement (Intel SDM 2A table 2-2)."""
+    mod, base, size = code[at] >> 6, code[at] & 7, 1
+    if mod == 3:
+        return size
+    if base == 4:
+        base, size = code[at + 1] & 7, 2
+    if mod == 1:
+        return size + 1
+    return size + 4 if mod == 2 or base == 5 else size

@@ -43,7 +43,8 @@ GENERAL = (
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Byte offsets of state fields from the first general register; `context` is that one's own
-    offset inside a saved context."""
+    offset inside a saved context. `shadow` is the bit of hflags that says: behind a load of SS, where
+    no interrupt may come. The engine makes the next instruction a block of its own, and clears it."""
 
     context: int
     rip: int
@@ -52,6 +53,7 @@ class Layout:
     error_code: int
     is_int: int
     old_exception: int
+    shadow: int
 
 
 class _Scratch:
@@ -71,7 +73,7 @@ class _Scratch:
         words[0x3000 // 8] = 0x4000 | P | W | U
         for va, bits in (
             (self.CODE, P | U),
-            (self.STUBS, P),
+            (self.STUBS, P | W),
             (self.READ_ONLY, P | U | NX),
             (self.STACK, P | W | NX),
         ):
@@ -169,7 +171,17 @@ def measure() -> Layout:
         },
     )
     rip, cr2, error, is_int = _fault_fields(scratch, old)
-    return Layout(base, rip - base, hflags - base, cr2 - base, error - base, is_int - base, old - base)
+    shadow = _shadow(scratch, old, hflags)
+    return Layout(
+        context=base,
+        rip=rip - base,
+        hflags=hflags - base,
+        cr2=cr2 - base,
+        error_code=error - base,
+        is_int=is_int - base,
+        old_exception=old - base,
+        shadow=shadow,
+    )
 
 
 def _old_exception(scratch: _Scratch, candidates: set[int]) -> int:
@@ -187,6 +199,18 @@ def _old_exception(scratch: _Scratch, candidates: set[int]) -> int:
         else:
             scratch.patch(place, struct.pack("<i", -1))
     return only("old_exception", good)
+
+
+def _shadow(scratch: _Scratch, old: int, hflags: int) -> int:
+    """The bit of hflags that is set between a load of SS and the end of the instruction behind it."""
+    words = []
+    for code in ("90488b07", "8ed0488b07"):  # nop, or mov ss, eax; then a load that faults
+        scratch.patch(old, struct.pack("<i", -1))
+        scratch.uc.reg_write(x86_const.UC_X86_REG_RAX, regs.USER_DATA)
+        scratch.start(scratch.code(0x1C0, bytes.fromhex(code)))
+        words.append(int.from_bytes(scratch.dump()[hflags : hflags + 4], "little"))
+        scratch.uc.ctl_flush_tb()
+    return only("the interrupt shadow", {words[0] ^ words[1]} - {0})
 
 
 def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:

@@ -25,7 +25,7 @@ _EXECUTABLE = int(
 class CodeFrames:
     """Which frames may hold code, and the flush when they change.
 
-    `mutable` turns true once code exists outside read-only files.
+    `mutable` is true once code exists outside read-only files: `may_change` makes it so.
     """
 
     def __init__(self, frames: FrameTable, cpus: Sequence[Cpu], counters: Counters) -> None:
@@ -35,13 +35,22 @@ class CodeFrames:
     def executable(self, frame: int, count: int = 1, *, mutable: bool) -> None:
         """Frames are being mapped executable. `mutable`: something here could still write to them."""
         self._frames.flags_array[frame : frame + count] |= np.uint8(Flags.EXECUTABLE)
-        self.mutable |= mutable
+        if mutable:
+            self.may_change()
+
+    def may_change(self) -> None:
+        """From now on code exists that guest stores could reach: tells the CPUs."""
+        if not self.mutable:
+            self.mutable = True
+            for cpu in self._cpus:
+                cpu.code_changes = True
 
     def executable_each(self, frames: NDArray[np.int64], *, mutable: bool) -> None:
         """As `executable`, for frames anywhere; one may stand there more than once."""
         if frames.size:
             self._frames.flags_array[frames] |= np.uint8(Flags.EXECUTABLE)
-            self.mutable |= mutable
+            if mutable:
+                self.may_change()
 
     def written(self, frame: int, count: int = 1) -> None:
         """Bytes of frames changed behind the engine's back (or are about to be used for something else)."""

@@ -151,7 +151,7 @@ class HostFiles:
         if known is not None:
             if writable and not known.file.writable:
                 known.file = self._physical.aperture.attach(fd, key, writable=True)
-                self._physical.code.mutable = True  # code of it may be mapped already
+                self._physical.code.may_change()  # code of it may be mapped already
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
