@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aether_emu import __version__
-from aether_emu.cli.app import app, settle, show_tracebacks
+from aether_emu.cli.app import app, complain, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def bench(
 ) -> None:
     """Measure each figure beside its floor, in alternating pairs, and print the ratios.
 
-    NAME is fault, syscall, exec, map or start, for every ISA, or one of them with the ISA, such as
-    fault/arm64; without a NAME all are measured. That takes minutes, and more when the host is busy
-    with something else.
+    NAME is fault, syscall, exec, map, edit, start or real, for every ISA, or one of them with the ISA, such
+    as fault/arm64; without a NAME all are measured. That takes minutes, and more when the host is busy with
+    something else. `real` runs programs of the host, and shows them its files: those it lacks are named.
     """
     show_tracebacks(debug)
     from rich.console import Console
@@ -41,21 +41,28 @@ def bench(
     figures = catalogue.figures(name or [])
     if json_file is not None:
         _write(json_file, "", "a")  # refused now rather than in some minutes, an older file still whole
-    results = measure_all(figures)
+    results, left_out = measure_all(figures)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    console.print(report.as_table(results))
+    if results:
+        console.print(report.as_table(results))
+    for label, why in left_out.items():
+        complain(f"{label} is not measured: {why}")
     if json_file is not None:
-        _write(json_file, report.as_json(report.as_data(results, report.versions(__version__))))
+        data = report.as_data(results, report.versions(__version__), left_out)
+        _write(json_file, report.as_json(data))
 
 
-def measure_all(figures: Sequence[Figure]) -> list[Result]:
-    """Measure the figures one after another; on a terminal a line on stderr tells how far it is."""
+def measure_all(figures: Sequence[Figure]) -> tuple[list[Result], dict[str, str]]:
+    """Measure the figures one after another; on a terminal a line on stderr tells how far it is.
+
+    The second part of the answer is why figures were left out, by their labels.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from aether_emu.observe.bench.figure import measure
+    from aether_emu.observe.bench.figure import NotMeasured, measure
 
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -68,11 +75,14 @@ def measure_all(figures: Sequence[Figure]) -> list[Result]:
             progress.advance(task)
             progress.refresh()
 
-        results = []
+        results, left_out = [], {}
         for figure in figures:
             progress.update(task, description=figure.label, refresh=True)
-            results.append(measure(figure, step))
-        return results
+            try:
+                results.append(measure(figure, step))
+            except NotMeasured as error:
+                left_out[figure.label] = str(error)
+        return results, left_out
 
 
 def _write(path: Path, text: str, mode: str = "w") -> None:

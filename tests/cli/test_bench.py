@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import pty
 import signal
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from tests.cli.command import COMMAND, PATIENCE, aether, environment, one_line
 
@@ -53,8 +56,21 @@ def _notice_ctrl_c() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def test_programs_that_this_host_lacks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    isa = "x86_64" if platform.machine() == "aarch64" else "arm64"
+    result = aether("bench", f"real/{isa}", "--json", tmp_path / "figures.json")
+    lines = result.stderr.decode().splitlines()
+    assert (result.returncode, result.stdout) == (0, b"")
+    names = [f"real-{name}/{isa}" for name in ("python3", "git", "ruff", "esbuild", "bash")]
+    assert [line.split()[1] for line in lines] == names
+    assert lines[-1] == f"aether: real-bash/{isa} is not measured: not on this host"
+    data = json.loads((tmp_path / "figures.json").read_text())
+    assert (data["figures"], list(data["not_measured"])) == ([], names)
+
+
 def test_an_unknown_figure_is_refused() -> None:
-    names = "fault, syscall, exec, map, edit, start"
+    names = "fault, syscall, exec, map, edit, start, real"
     one_line(aether("bench", "map", "map/vax"), 2, ["benchmark='map/vax'", names])
 
 

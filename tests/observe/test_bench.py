@@ -5,14 +5,18 @@ from __future__ import annotations
 import gc
 import io
 import json
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import pytest
 from rich.console import Console
 
+from aether_emu.cli.bench import measure_all
 from aether_emu.errors import ConfigError, ProgramError
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
@@ -25,11 +29,20 @@ from aether_emu.observe.bench import (
     execution,
     faults,
     guests,
+    real,
     report,
     startup,
     tables,
 )
-from aether_emu.observe.bench.figure import BenchError, Figure, Result, collector_off, measure
+from aether_emu.observe.bench.figure import (
+    BenchError,
+    Figure,
+    NotMeasured,
+    Result,
+    collector_off,
+    measure,
+)
+from aether_emu.system import Machine
 
 ISA = "x86_64"
 
@@ -275,6 +288,108 @@ def test_a_start_figure_warms_each_side_once(isa: str, monkeypatch: pytest.Monke
     assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
 
 
+# ---- programs of the host
+
+
+def test_pythons_own_program_is_found_for_its_isa_alone() -> None:
+    isa = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]
+    other = next(each for each in guests.ABIS if each != isa)
+    assert Path(real.find("python3", isa)).samefile(sys.executable)
+    with pytest.raises(NotMeasured, match=f"the host's is for {isa}"):
+        real.find("python3", other)
+    with pytest.raises(NotMeasured, match="not on this host"):
+        real.find("no-such-program", isa)
+
+
+def test_a_script_is_no_program_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tool").write_text("#!/bin/sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotMeasured, match="not on this host"):
+        real.find("tool", ISA)
+
+
+HELLO = real.Work("hello", "says hello", ("a", "b"))
+
+
+@on_each_isa
+def test_the_three_runs_of_a_program_print_the_same_and_count_as_they_should(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[bool] = []
+
+    class Watched(Machine):
+        def close(self) -> None:
+            counted.append(self.cpu.blocks > 0)
+            super().close()
+
+    monkeypatch.setattr(real, "Machine", Watched)
+    path, work = str(guests.path_of(isa, "clock")), real.Work("clock", "reads clocks", ())
+    runs = [
+        real.run(isa, path, work, looking=looking, counting=counting)
+        for looking, counting in ((True, True), (False, True), (False, False))
+    ]
+    assert len({run.output for run in runs}) == 1
+    assert runs[0].output
+    assert counted == [True, True, False]
+    for run in runs:
+        assert min(run.faults, run.calls, run.engine, run.start) > 0
+        assert run.total == pytest.approx(run.engine + run.faults + run.calls)
+
+
+@on_each_isa
+def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, bool]] = []
+
+    def run(*_: object, looking: bool = True, counting: bool = True) -> real.Timed:
+        asked.append((looking, counting))
+        engine = 1.0 + looking + 2 * counting
+        return real.Timed(engine + 0.75, 0.5, 0.25, 0.125, b"out" if looking or counting else b"")
+
+    monkeypatch.setattr(real, "find", lambda name, of: f"/{name}/{of}")
+    monkeypatch.setattr(real, "run", run)
+    figure = real.figure(isa, HELLO, 1.15, repetitions=2)
+    result = measure(figure)
+    assert asked == [(True, True), *[(True, True), (False, True), (False, False)] * 2], (
+        "a first run for warmth"
+    )
+    assert result.pairs == ((4.75, 3.0),) * 2
+    shares = {
+        "engine": 1,
+        "counting": 2,
+        "scan": 1,
+        "faults": 0.5,
+        "system calls": 0.25,
+        "start, apart": 0.125,
+    }
+    assert figure.shares() == shares
+    data = report.as_data([result], {}, {"other/isa": "why"})
+    assert data["figures"][0]["shares"] == shares
+    assert data["not_measured"] == {"other/isa": "why"}
+    console = Console(width=200, file=io.StringIO())
+    console.print(report.as_table([result]))
+    assert isinstance(console.file, io.StringIO)
+    assert "engine 1 s, counting 2 s, scan 1 s, faults 500 ms" in console.file.getvalue()
+
+
+def test_a_program_that_ends_otherwise_or_does_not_start_is_left_out() -> None:
+    path = guests.path_of(ISA, "hello")
+    with pytest.raises(NotMeasured, match="status 0"):
+        real.run(ISA, str(path), replace(HELLO, status=1))
+    with pytest.raises(NotMeasured, match="no-such-file"):
+        real.run(ISA, str(path.with_name("no-such-file")), HELLO)
+
+
+def test_figures_that_cannot_be_measured_here_do_not_stop_the_others() -> None:
+    def absent() -> float:
+        raise NotMeasured("not on this host")
+
+    results, left_out = measure_all([_figure(ours=absent), replace(_figure(), name="next")])
+    assert [result.figure.label for result in results] == [f"next/{ISA}"]
+    assert left_out == {f"name/{ISA}": "not on this host"}
+
+
 # ---- guests
 
 
@@ -316,7 +431,7 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "edit", "start"]
+    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "edit", "start", "real"]
 
 
 def test_a_name_with_an_isa_means_its_figures_there() -> None:
@@ -335,7 +450,7 @@ def test_unknown_names_are_refused() -> None:
     for name in ("walk", "walk/arm64", "arm64", "map/vax", "map/", "/arm64", "map/arm64/x86_64", ""):
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
-        for words in ("fault, syscall, exec, map, edit, start", "/x86_64 or /arm64"):
+        for words in ("fault, syscall, exec, map, edit, start, real", "/x86_64 or /arm64"):
             assert words in str(refused.value)
 
 
@@ -385,7 +500,7 @@ def test_the_table_says_what_program_and_whether_the_target_is_met() -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(2.5, "2.5 s"), (0.4567, "457 ms"), (1e-3, "1 ms"), (2.345e-6, "2.35 us"), (3.2e-8, "32 ns")],
+    [(0, "0"), (2.5, "2.5 s"), (0.4567, "457 ms"), (1e-3, "1 ms"), (2.345e-6, "2.35 us"), (3.2e-8, "32 ns")],
 )
 def test_durations_are_readable(seconds: float, text: str) -> None:
     assert report.duration(seconds) == text

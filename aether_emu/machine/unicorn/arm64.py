@@ -23,7 +23,7 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from unicorn import UC_HOOK_EDGE_GENERATED, UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
+from unicorn import UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
 
 from aether_emu.arch.arm64 import id_registers, stubs, syndrome
 from aether_emu.arch.arm64 import registers as regs
@@ -124,8 +124,7 @@ class ArmCpu(UnicornCpu):
         arm64_calibrate.enable_paging(self._uc, root, self._translation)
         self._text = text
         self._add_hook(UC_HOOK_INTR, engine.INTERRUPT(self._exception_hook()))
-        callback, user_data = self._scan.callback, self._scan.user_data
-        engine.hook_add(self._handle, UC_HOOK_EDGE_GENERATED, callback, user_data=user_data)
+        self._look_at_blocks(self._scan.callback, self._scan.user_data)
         self.supervisor(stubs.JUMP, x1=text + stubs.LOAD.offset + len(stubs.LOAD.code) - _INSTRUCTION)
 
     def _exception_hook(self) -> Callable[[int, int, int], None]:

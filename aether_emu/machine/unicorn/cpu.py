@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from unicorn import UC_HOOK_BLOCK, UC_PROT_ALL
+from unicorn import UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
@@ -43,6 +43,7 @@ class UnicornCpu(Cpu):
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
         self._hooks: list[object] = []
+        self._look = 0
         self.on_fault = self._unplugged
         self.on_system_call = lambda *_arguments: None
         self.on_trap = self._unplugged_trap
@@ -58,6 +59,15 @@ class UnicornCpu(Cpu):
     @staticmethod
     def _unplugged_trap(trap: Trap) -> None:
         raise EngineError(f"{trap.kind.value} before a kernel was plugged in")
+
+    def _look_at_blocks(self, callback: int, user_data: int) -> None:
+        """Have the machine code at `callback` look at each new block before it runs."""
+        kind = UC_HOOK_EDGE_GENERATED
+        self._look = engine.hook_add(self._handle, kind, callback, user_data=user_data)
+
+    def stop_looking(self) -> None:
+        """Run new blocks unseen from now on, right or wrong: to measure what looking costs."""
+        engine.hook_del(self._handle, self._look)
 
     def _add_hook(self, kind: int, callback: object, *extra: int) -> None:
         engine.hook_add(self._handle, kind, callback, *extra)

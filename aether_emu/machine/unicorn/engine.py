@@ -44,6 +44,8 @@ def _address(name: str) -> int:
     return ctypes.cast(_long[name], c_void_p).value or 0
 
 
+hook_del = _bind(_quick, "uc_hook_del", c_void_p, c_size_t)
+
 EMU_STOP_ADDRESS = _address("uc_emu_stop")
 VMEM_READ_ADDRESS = _address("uc_vmem_read")
 CTL_ADDRESS = _address("uc_ctl")
@@ -61,8 +63,8 @@ _hook_add = _long["uc_hook_add"]
 
 def hook_add(
     handle: int, kind: int, callback: Any, *extra: int, user_data: int = 0, only_at: int | None = None
-) -> None:
-    """Register a ctypes callback (or a code address as int) for one address or all.
+) -> int:
+    """Register a ctypes callback (or a code address as int) for one address or all. Returns the hook.
 
     The caller keeps the callback alive. Raises EngineError when the engine refuses.
     """
@@ -80,6 +82,7 @@ def hook_add(
     )
     if code:
         raise EngineError(f"the engine refuses hook {kind}: error {code}")
+    return slot.value
 
 
 def open_engine(arch: int, mode: int, model: int) -> Any:

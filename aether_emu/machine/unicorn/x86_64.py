@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from unicorn import (
     UC_ARCH_X86,
     UC_HOOK_CODE,
-    UC_HOOK_EDGE_GENERATED,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
@@ -181,8 +180,7 @@ class X86Cpu(UnicornCpu):
             (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
         ):
             self._add_hook(kind, callback, *extra)
-        scan = self._scan
-        engine.hook_add(self._handle, UC_HOOK_EDGE_GENERATED, scan.callback, user_data=scan.user_data)
+        self._look_at_blocks(self._scan.callback, self._scan.user_data)
 
     # ---- hooks (an exception in one is kept and raised by `run`)
 

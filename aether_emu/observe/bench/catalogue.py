@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aether_emu.errors import ConfigError
-from aether_emu.observe.bench import calls, edits, execution, faults, guests, startup, tables
+from aether_emu.observe.bench import calls, edits, execution, faults, guests, real, startup, tables
 from aether_emu.observe.bench.figure import Figure
 
 GOALS: Mapping[str, Mapping[str, float]] = {
@@ -15,6 +15,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "map": {"map": 5.0},
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0, "fork": 5.0},
     "start": {"start": 1.6},
+    "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
 }
 """What can be asked for, and the goal of each figure that it means: the same on every ISA."""
 
@@ -58,5 +59,7 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return edits.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)
+    if name.startswith("real-"):
+        return real.figure(isa, next(work for work in real.WORKS if name == f"real-{work.name}"), goal)
     work = next(work for work in execution.WORKS if name == f"exec-{work.name}")
     return execution.figure(isa, work, goal)

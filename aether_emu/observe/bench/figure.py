@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -24,9 +24,20 @@ class BenchError(AetherError):
     """A benchmark did not do the work that it was to measure."""
 
 
+class NotMeasured(BenchError):
+    """This host has not what a figure is about: the other figures can still be measured."""
+
+
+def _undivided() -> Mapping[str, float]:
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What is measured. `ours` and `floor` do the work once and return its CPU seconds per `unit`."""
+    """What is measured. `ours` and `floor` do the work once and return its CPU seconds per `unit`.
+
+    `shares` tells afterwards what our side consists of, in CPU seconds by kind, where that is known.
+    """
 
     name: str
     isa: str
@@ -38,6 +49,7 @@ class Figure:
     floor: Callable[[], float]
     repetitions: int
     goal: float  # the ratio that the project wants at most
+    shares: Callable[[], Mapping[str, float]] = _undivided
 
     @property
     def label(self) -> str:
@@ -81,7 +93,8 @@ class Result:
 def measure(figure: Figure, step: Callable[[], None] = lambda: None) -> Result:
     """Measure a figure: ours, floor, ours, floor, ... `step` is called after each pair.
 
-    Raises BenchError when a side takes no time at all, which no work does.
+    Raises BenchError when a side takes no time at all, which no work does, NotMeasured when this host lacks
+    what it takes.
     """
     pairs = []
     for _ in range(figure.repetitions):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from aether_emu.observe.bench.figure import Result
+from aether_emu.observe.bench.figure import Figure, Result
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 def versions(package: str) -> dict[str, str]:
@@ -26,8 +27,10 @@ def versions(package: str) -> dict[str, str]:
     }
 
 
-def as_data(results: Sequence[Result], used: Mapping[str, str]) -> dict[str, Any]:
-    """Everything measured as plain data. All times are CPU seconds per `unit`."""
+def as_data(
+    results: Sequence[Result], used: Mapping[str, str], left_out: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Everything measured as plain data, and why the rest was not. All times are CPU seconds per `unit`."""
     return {
         "schema": SCHEMA,
         "versions": dict(used),
@@ -50,9 +53,11 @@ def as_data(results: Sequence[Result], used: Mapping[str, str]) -> dict[str, Any
                 "goal": result.figure.goal,
                 "met": result.met,
                 "pairs": [list(pair) for pair in result.pairs],
+                "shares": dict(result.figure.shares()),
             }
             for result in results
         ],
+        "not_measured": dict(left_out),
     }
 
 
@@ -74,7 +79,7 @@ def as_table(results: Sequence[Result]) -> Table:
         figure = result.figure
         table.add_row(
             figure.label,
-            f"{figure.what}\n{figure.program}\nfloor: {figure.floor_is}",
+            "\n".join(_description(figure)),
             duration(result.ours),
             duration(result.floor),
             f"{result.ratio:.2f}\n{min(result.ratios):.2f}..{max(result.ratios):.2f}",
@@ -83,8 +88,17 @@ def as_table(results: Sequence[Result]) -> Table:
     return table
 
 
+def _description(figure: Figure) -> Iterator[str]:
+    yield from (figure.what, figure.program, f"floor: {figure.floor_is}")
+    shares = figure.shares()
+    if shares:
+        yield ", ".join(f"{kind} {duration(seconds)}" for kind, seconds in shares.items())
+
+
 def duration(seconds: float) -> str:
     """Seconds in the unit that keeps one to three digits before the point."""
+    if not seconds:
+        return "0"
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"

@@ -71,6 +71,12 @@ class TestSpecialInstructions:
         assert bare.traps == [(ILLEGAL, CODE + len(self.ORDINARY))]
         assert (bare["r8"], bare["xmm0"]) == (15, 1)
 
+    def test_unseen_blocks_run_as_the_engine_has_them(self, bare: BareX86) -> None:
+        """What a benchmark compares with: nothing of ours in front of a block."""
+        bare.cpu.stop_looking()
+        bare.run(self.VPADDD + assemble("mov ebx, 3\nsyscall"))
+        assert (bare.traps, bare["rbx"]) == ([], 3)
+
     def test_it_is_illegal_again_and_again(self, bare: BareX86) -> None:
         bare.run(self.VPADDD)
         for _ in range(3):
