@@ -57,7 +57,7 @@ def odd(seed: int) -> Odd:
     chance = random.Random(seed)
     independent = chance.random() < 0.3
     base = 0 if independent else BASE
-    headers = []
+    headers: list[Header] = []
     for _ in range(chance.randrange(1, 6)):
         page = chance.randrange(_SPREAD)
         within = chance.choice((0, 0, 0, chance.randrange(PAGE)))
