@@ -12,6 +12,7 @@ import struct
 
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
+from aether_emu.clock import TSC_HZ
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
@@ -47,6 +48,8 @@ class X86Abi(Abi):
         heap_bytes=1 << 30,
         image_base=0x5555_5555_4000,
     )
+    counter_hz = TSC_HZ
+    time_pages, vdso_above_stack = 4, True
     minimum_signal_stack = _FRAME + _FXSAVE + _RED_ZONE + 64 + 16
 
     def __init__(self, virtual_bits: int = 48) -> None:

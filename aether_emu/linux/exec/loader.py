@@ -21,17 +21,14 @@ from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.exec.elf import Image, read_image, shown
 from aether_emu.linux.exec.image import Loaded, map_interpreter, map_program
 from aether_emu.linux.exec.stack import InitialStack, map_stack
+from aether_emu.linux.exec.vdso import map_vdso
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import mapping
-from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import STACK_GUARD_PAGES
 from aether_emu.policy.aslr import AddressLayout, choose_layout
-
-_RW = Protection.READ | Protection.WRITE
 
 
 def load_program(task: Task) -> None:
@@ -82,17 +79,17 @@ def _load(task: Task, name: str) -> None:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         process.program.path = file.link()
         map_stack(space, layout, executable=image.executable_stack)
-        stack.put_strings()
+        lowest = stack.put_strings()
         with _attached(task, file) as mapped:
             main = map_program(task, image, mapped, layout.image_base, process.program.path)
     interpreter = None
     if image.interpreter is not None:
         interpreter = _load_interpreter(task, image.interpreter)
     _place_heap(task, main, layout)
-    _map_signal_return(task)
+    vdso = map_vdso(task, lowest, stream)
     started = main if interpreter is None else interpreter
     process.program.entry = started.entry
-    process.program.stack_pointer = stack.put_vectors(main, interpreter, 0)
+    process.program.stack_pointer = stack.put_vectors(main, interpreter, vdso)
     abi.start(task.cpu, process.program.entry, process.program.stack_pointer)
 
 
@@ -150,18 +147,3 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
             return map_interpreter(task, image, opened.enter_context(_attached(task, file)), path)
         except Refused as refused:
             raise ProgramError(f"{program}: its interpreter {name}: {refused}") from refused
-
-
-def _map_signal_return(task: Task) -> None:
-    """A page of code that handlers return to, on an ISA whose kernel provides it in its vDSO."""
-    code, space = task.process.abi.signal_return, task.process.mm
-    if not code:
-        return
-    start = space.areas.gap_below(space.page_size, space.limits.user_base, space.mmap_base)
-    if start is None:
-        raise Refused(errno.ENOMEM, "no room for the signal return page")
-    area = space.new_area(start, start + space.page_size, _RW, name="[vdso]")
-    space.insert(area)
-    task.cpu.copy_to_user(start, code)
-    mapping.protect_memory(space, start, space.page_size, int(Protection.READ | Protection.EXECUTE))
-    task.process.signals.signal_return = start

@@ -1,6 +1,6 @@
 """Signals: what a process has of them, what a task has, and how one is delivered (signal(7)).
 
-    of a process   actions, signals that any of its tasks may take, where its own return code is
+    of a process   actions, signals that any of its tasks may take
     of a task      mask, signals for it alone, alternate stack, the mask that rt_sigsuspend puts back
 
 Faults are *forced*: a program that blocks or ignores the signal of its own fault dies by it, as
@@ -62,12 +62,11 @@ class Pending:
 
 
 class ProcessSignals:
-    """A process's signals. `signal_return` is where the kernel's return code is, 0 where there is none."""
+    """A process's signals."""
 
     def __init__(self) -> None:
         self.actions = [Action()] * (sig.SIGNALS + 1)
         self.pending = Pending()
-        self.signal_return = 0
 
     def is_ignored(self, number: int) -> bool:
         """Whether the signal has no effect under its present action."""
@@ -78,11 +77,10 @@ class ProcessSignals:
         return {
             "actions": list(self.actions),
             "pending": self.pending.capture(),
-            "signal_return": self.signal_return,
         }
 
     def restore(self, state: State) -> None:
-        self.actions, self.signal_return = list(state["actions"]), state["signal_return"]
+        self.actions = list(state["actions"])
         self.pending.restore(state["pending"])
 
 
@@ -95,6 +93,7 @@ class Group(Protocol):
     def abi(self) -> Abi: ...
     @property
     def is_over(self) -> bool: ...
+    def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
 
 
@@ -197,7 +196,7 @@ class TaskSignals:
             bool(action.flags & sig.SA_ONSTACK) and not self.stack.flags & sig.SS_DISABLE and not on_stack
         )
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
-        delivery = Delivery(info, action, mask, self.stack, switch, process.signals.signal_return)
+        delivery = Delivery(info, action, mask, self.stack, switch, process.signal_return())
         try:
             process.abi.push_frame(cpu, delivery)
         except UserFault:
