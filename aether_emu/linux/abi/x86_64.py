@@ -48,6 +48,7 @@ class X86Abi(Abi):
         heap_bytes=1 << 30,
         image_base=0x5555_5555_4000,
     )
+    has_vsyscalls = True
     counter_hz = TSC_HZ
     time_pages, vdso_above_stack = 4, True
     minimum_signal_stack = _FRAME + _FXSAVE + _RED_ZONE + 64 + 16

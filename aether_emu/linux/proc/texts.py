@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.calls import vsyscall
 from aether_emu.linux.files.synthetic import Control
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import Process
@@ -143,16 +144,26 @@ class ProcessTexts:
 
 
 def maps_text(process: Process) -> bytes:
-    """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
+    """/proc/self/maps (proc_pid_maps(5)): one line for each area, and for the vsyscall page."""
     space = process.mm
-    return b"".join(_line(space, area) for area in space.areas)
+    return b"".join(_line(space, area) for area in (*space.areas, *_gate(process)))
+
+
+def _gate(process: Process) -> list[Area]:
+    """The vsyscall page: shown like an area, although no process has it as one (Linux: the gate area)."""
+    if not process.abi.has_vsyscalls:
+        return []
+    end, execute = vsyscall.PAGE + vsyscall.SIZE, Protection.EXECUTE
+    name, nothing = "[vsyscall]", Protection.NONE
+    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name)]
 
 
 def _smaps_text(process: Process) -> bytes:
     """/proc/self/smaps (proc_pid_smaps(5)): below each of those lines, what memory is behind the area."""
     space = process.mm
     texts = smaps.area_texts(space)
-    return b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
+    shown = b"".join(_line(space, area) + text for area, text in zip(space.areas, texts, strict=True))
+    return shown + b"".join(_line(space, area) + smaps.gate_text(area) for area in _gate(process))
 
 
 def _rollup_text(process: Process) -> bytes:
