@@ -1,17 +1,18 @@
-/* The vDSO: what a program may ask of the kernel without a system call. Names, versions and answers are Linux's.
+/* The vDSO: what a program may ask of the kernel without a system call. Names, versions and answers are those
+ * of Linux.
  *
- * Time is the counter of the CPU, scaled as the page of time data says, which the kernel shows VVAR bytes below
- * this image. The kernel's own clocks are the same counter, so that a system call never answers less than a
- * call here before it. A counter is read without a fence: on this machine the read itself waits for what came
- * before. All other clocks, and the coarse ones, are left to the kernel. */
+ * Time is the counter of the CPU, scaled as the page of time data says, which the kernel shows VVAR bytes
+ * below this image. The kernel's own clocks are the same counter, so that a system call never answers less
+ * than a call here before it. The counter is read without a fence: on this machine the read itself waits for
+ * what came before. All other clocks, and the coarse ones, are left to the kernel. */
 typedef unsigned int u32;
 typedef unsigned long u64;
 typedef long i64;
 
 struct time_data {
-    u64 multiplier, shift;   /* ns since the start = counter * multiplier >> shift */
-    u64 epoch;               /* seconds from 1970 to the start */
-    u64 resolution;          /* ns */
+    u64 multiplier, shift; /* ns since the start = counter * multiplier >> shift */
+    u64 epoch;             /* seconds from 1970 to the start */
+    u64 resolution;        /* ns */
 };
 struct timespec {
     i64 seconds, nanoseconds;
@@ -42,7 +43,10 @@ static inline u64 counter(void) {
 }
 static inline int ask_kernel(u64 number, u64 first, void *second) {
     i64 result;
-    __asm__ volatile("syscall" : "=a"(result) : "0"(number), "D"(first), "S"(second) : "rcx", "r11", "memory");
+    __asm__ volatile("syscall"
+                     : "=a"(result)
+                     : "0"(number), "D"(first), "S"(second)
+                     : "rcx", "r11", "memory");
     return (int)result;
 }
 #elif defined(__aarch64__)
@@ -116,9 +120,9 @@ int NAME(getcpu)(u32 *cpu, u32 *node, void *unused) {
 }
 WEAK(getcpu);
 #else
-/* Where signal handlers return to. Unwinders know the frame above by these two instructions; they look one byte
- * before the return address, hence the nop. There is no unwind table for it, as in Linux since 5.8: they would
- * believe that before what they know. */
+/* Where signal handlers return to. Unwinders know the frame above by these two instructions; they look one
+ * byte before the return address, hence the nop. There is no unwind table for it, as in Linux since 5.8: they
+ * would believe that before what they know. */
 __asm__(".text\n.p2align 2\n nop\n"
         ".globl __kernel_rt_sigreturn\n.type __kernel_rt_sigreturn, %function\n"
         "__kernel_rt_sigreturn:\n mov x8, #139\n svc #0\n"
