@@ -26,6 +26,7 @@ from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 from aether_emu.system import Grants, Machine, standard_streams
 
@@ -119,6 +120,8 @@ def _backings_of(space: AddressSpace) -> list[Backing]:
 def _restore_backing(process: Process, described: State) -> Backing:
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
+    if described["kind"] == "special":
+        return SpecialMapping.restored(process.kernel.physical, described)
     path, writable = described["name"].encode("utf-8", "surrogateescape"), described["writable"]
     try:
         fd = process.files.open(fl.AT_FDCWD, path, fl.O_RDWR if writable else fl.O_RDONLY)

@@ -24,11 +24,13 @@ from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
     SEGV_ACCERR,
     SEGV_MAPERR,
+    SI_KERNEL,
     SIGBUS,
     SIGKILL,
     SIGSEGV,
+    SignalInfo,
 )
-from aether_emu.linux.calls import call_table
+from aether_emu.linux.calls import call_table, vsyscall
 from aether_emu.linux.kernel import UNKNOWN, Kernel
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
@@ -54,6 +56,7 @@ class Entry:
         self._physical = kernel.physical
         self._calls = call_table(kernel.abi)
         self._made = kernel.calls_made
+        self._vsyscall = vsyscall.PAGE if kernel.abi.has_vsyscalls else None
         cpu.on_fault = self._fault
         cpu.resolve = self._resolve
         cpu.on_rewrite = self._rewritten
@@ -104,6 +107,9 @@ class Entry:
         signals, signal_of = self.task.signals, self.kernel.abi.fault_signal
         match outcome:
             case AccessError(_, mapped):
+                if va & -vsyscall.SIZE == self._vsyscall and access & Access.EXECUTE:
+                    self._call_vsyscall(va)
+                    return
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
                 signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
             case BusError():
@@ -117,6 +123,16 @@ class Entry:
                 self.cpu.stop()
             case _:
                 raise AssertionError(f"fault outcome {outcome!r}")
+
+    def _call_vsyscall(self, va: int) -> None:
+        """The program called a function of its ISA's vsyscall page."""
+        try:
+            pointer = vsyscall.call(self.task, va)
+        except UserFault:
+            self.task.signals.force(SignalInfo(SIGSEGV, SI_KERNEL))
+            return
+        if pointer is not None:
+            self._refuse(AccessError(pointer, False), pointer, int(Access.USER | Access.WRITE))
 
     def _out_of_memory(self) -> None:
         self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))

@@ -6,7 +6,9 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import mul
 from typing import Any
 
 from aether_emu.clock import VirtualClock
@@ -56,10 +58,10 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
-        self.calls_made = [0] * (UNKNOWN + 1)
+        self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
         costs = config.clock
-        self._costs = {
+        cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
             Event.FAULT_ACCESS: costs.fault_denied,
@@ -67,6 +69,7 @@ class Kernel:
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
         }
+        self._costs = [cost_of.get(event, 0) for event in Event]
 
     # ---- time
 
@@ -79,11 +82,8 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        n, costs = self.physical.counters.n, self.config.clock
-        total = (
-            sum(n[event] * cost for event, cost in self._costs.items())
-            + sum(self.calls_made) * costs.system_call
-        )
+        calls = sum(self.calls_made.values()) * self.config.clock.system_call
+        total = sum(map(mul, self.physical.counters.n, self._costs)) + calls
         self.clock.advance(total - self.charged)
         self.charged = total
 
@@ -99,10 +99,8 @@ class Kernel:
     def calls_by_name(self) -> dict[str, int]:
         """How often each system call was made, by name, in the order of their numbers."""
         names = self.abi.system_calls
-        counts = {names.get(i, f"call {i}"): c for i, c in enumerate(self.calls_made[:UNKNOWN]) if c}
-        if self.calls_made[UNKNOWN]:
-            counts["unknown"] = self.calls_made[UNKNOWN]
-        return counts
+        names = {**names, UNKNOWN: "unknown"}
+        return {names.get(i, f"call {i}"): count for i, count in sorted(self.calls_made.items())}
 
     def peak_memory(self) -> int:
         """The most RAM in use at any time so far, in bytes."""
@@ -116,8 +114,10 @@ class Kernel:
 
     def capture(self) -> dict[str, Any]:
         """The accounts. What else is shared is captured by itself."""
-        return {"calls_made": list(self.calls_made), "charged": self.charged}
+        return {"calls_made": dict(self.calls_made), "charged": self.charged}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
-        self.calls_made[:], self.charged = state["calls_made"], state["charged"]
+        self.calls_made.clear()
+        self.calls_made.update(state["calls_made"])
+        self.charged = state["charged"]

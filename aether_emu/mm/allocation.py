@@ -298,10 +298,21 @@ class AreaMap:
             raise Refused(errno.ENOMEM, f"an address space holds at most {self._limit} areas")
 
     def require_room_to_cut(self, start: int, end: int) -> None:
-        """Raise Refused(ENOMEM) if cutting `[start, end)` out would leave too many areas."""
+        """Raise Refused(ENOMEM) if cutting `[start, end)` out would leave too many areas.
+
+        EINVAL if it would leave a part of an area that stays whole.
+        """
+        self.require_whole(start, end)
         area = self.find(start)
         if area is not None and area.start < start and area.end > end > start:
             self.require_room(1)
+
+    def require_whole(self, start: int, end: int) -> None:
+        """Raise Refused(EINVAL) if an end of `[start, end)` lies inside an area that is never cut."""
+        for place in (start, end):
+            area = self.find(place)
+            if area is not None and area.start < place and area.backing is not None and area.backing.whole:
+                raise Refused(errno.EINVAL, f"{area.name} is not cut")
 
     def remove(self, start: int, end: int) -> list[Area]:
         """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.

@@ -375,14 +375,14 @@ class Faults:
         frames = self._physical.frames
         frames.refs[frame] += 1
         frames.maps[frame] += 1
-        self._mark_code(area, frame)
+        self._mark_code(area, frame, mutable=area.backing is None or area.backing.writable)
         self._physical.ram.words[slot] = frames.address(frame) | bits
 
-    def _mark_code(self, area: Area, frame: int) -> None:
+    def _mark_code(self, area: Area, frame: int, *, mutable: bool = True) -> None:
         """A RAM frame that will be executable: its translations must follow its bytes."""
         if area.protection & Protection.EXECUTE:
             self._physical.code.written(frame)
-            self._physical.code.executable(frame, mutable=True)
+            self._physical.code.executable(frame, mutable=mutable)
 
     def _map_around(self, space: AddressSpace, area: Area, page: int, access: int) -> None:
         """Map a page of a file in place, and its neighbours that are there anyway (fault-around)."""

@@ -65,6 +65,7 @@ def remap_memory(space: AddressSpace, request: Remap) -> int:
     if new == old and not moves:
         return address
     _check_resize(space, area, address, old, new)
+    _check_special(space, area, request, old, new)
     grows_by = new if keep else new - old
     space.require(grows_by, data=area.is_data)
     if not moves and old and _grow_in_place(space, area, address, old, new):
@@ -112,6 +113,17 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
     space.require_lockable(new - old, area.flags)
     if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
         check_commit(space, new - old)
+
+
+def _check_special(space: AddressSpace, area: Area, request: Remap, old: int, new: int) -> None:
+    """What is refused of an area that stays whole: to lengthen it, or to leave any of it behind."""
+    if area.backing is None or not area.backing.whole:
+        return
+    if request.flags & MREMAP_DONTUNMAP:
+        raise Refused(errno.EINVAL, f"{area.name} is in one place")
+    if new > old:
+        raise Refused(errno.EFAULT, f"{area.name} does not grow")
+    space.areas.require_whole(request.address, request.address + old)
 
 
 def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new: int) -> bool:

@@ -255,8 +255,9 @@ class AddressSpace:
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
         """Change `[start, end)` of one area, entries included.
 
-        Raises Refused(ENOMEM) and TableDamaged, changing nothing.
+        Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
+        self.areas.require_whole(start, end)
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
         newly = protection & _WX == _WX and not piece.was_writable_executable

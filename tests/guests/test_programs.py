@@ -15,10 +15,12 @@ from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Ran, Target, expect
 
 COMMANDS = (
     *("hello", "tour", "signals", "frames", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
+    "vdso",
     "faults all",
     *("maps file", "workset file"),
 )
-RUNS = [*((target, command) for target in TARGETS for command in COMMANDS), (TARGETS[0], "avx")]
+ONE_ISA = [(TARGETS[0], "avx"), (TARGETS[0], "vsyscall")]
+RUNS = [*((target, command) for target in TARGETS for command in COMMANDS), *ONE_ISA]
 # By the API the state is the same whatever the size of pages: a few programs are enough for the larger ones.
 BY_API = [(t, c) for t, c in RUNS if t not in LARGE_PAGES or c in ("tour", "signals", "workset file")]
 DEATHS = [
@@ -129,7 +131,7 @@ def test_a_program_that_wants_all_memory_gets_no_more_than_there_is(
 
 def test_every_program_of_one_isa_is_run_here_or_named_as_a_workload() -> None:
     workloads = {"alu", "stream", "randload", "touch", "getppid"}  # what the benchmarks run
-    named = {command.split()[0] for command in COMMANDS} | {"avx", "spin", "hog"}
+    named = {command.split()[0] for command in COMMANDS} | {"avx", "vsyscall", "spin", "hog"}
     assert {path.name for path in program("x86_64", "hello").parent.iterdir()} == named | workloads
 
 

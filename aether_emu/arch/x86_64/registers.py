@@ -82,6 +82,7 @@ def segment_descriptor(*, code: bool, privilege: int) -> int:
 KERNEL_CODE, KERNEL_DATA = 0x10, 0x18
 USER_DATA, USER_CODE = 0x2B, 0x33  # Linux's own selectors, so that signal frames look true
 TASK_STATE = 0x40
+CPU_NUMBER = 0x7B  # whose limit programs read (LSL), and the vDSO for them; no register ever holds it
 GDT: tuple[int, ...] = (
     0,
     0,
@@ -104,3 +105,8 @@ def task_state_descriptor(base: int, limit: int) -> tuple[int, int]:
         | (base >> 24 & 0xFF) << 56
     )
     return low, base >> 32
+
+
+def cpu_number_descriptor(cpu: int) -> int:
+    """The descriptor behind `CPU_NUMBER`: read-only data for privilege 3, its limit in bytes (Linux's)."""
+    return cpu & 0xFFFF | 0xF5 << 40 | 0x4 << 52

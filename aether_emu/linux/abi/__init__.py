@@ -47,7 +47,15 @@ class Abi(ABC):
     # ---- signals
 
     minimum_signal_stack: int  # AT_MINSIGSTKSZ
-    signal_return: bytes = b""  # code that handlers return to, where the ISA's kernel provides it
+    signal_return: bytes = b""  # symbol of the vDSO that handlers return to, where the ISA has one
+
+    # ---- the vDSO, and what was before it
+
+    has_vsyscalls = False  # whether the ISA has a page of calls at fixed addresses (`calls.vsyscall`)
+
+    counter_hz: int  # frequency of the counter that it reads: a tick is a whole number of ns
+    time_pages: int  # pages of [vvar]
+    vdso_above_stack: bool  # whether it goes there, or where a mapping without a hint goes
 
     smallest_stack: int  # MINSIGSTKSZ: what sigaltstack accepts
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from aether_emu.arch.arm64 import id_registers, syndrome
 from aether_emu.arch.arm64 import registers as regs
+from aether_emu.clock import COUNTER_HZ
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
@@ -46,8 +47,9 @@ class ArmAbi(Abi):
     system_calls = SYSTEM_CALLS
     minimum_signal_stack = _FRAME + 16 + 16  # the frame record, and what alignment may take
     smallest_stack = 5120
-    # mov x8, #139 (rt_sigreturn); svc #0 -- where handlers return to when they name no restorer
-    signal_return = bytes.fromhex("681180d2010000d4")
+    signal_return = b"__kernel_rt_sigreturn"
+    counter_hz = COUNTER_HZ
+    time_pages, vdso_above_stack = 2, False
 
     def __init__(self, page_size: int = 4096, virtual_bits: int = 48) -> None:
         self.user_end = self.window = 1 << virtual_bits

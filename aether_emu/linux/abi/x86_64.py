@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
+from aether_emu.clock import TSC_HZ
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi import x86_64_fpu as fpu
@@ -59,6 +60,9 @@ class X86Abi(Abi):
     )
     minimum_signal_stack = _FRAME + 15 + fpu.SIZE + fpu.ALIGNMENT - 1 + 15 & -16  # with room to align both
     smallest_stack = 2048
+    has_vsyscalls = True
+    counter_hz = TSC_HZ
+    time_pages, vdso_above_stack = 4, True
 
     def __init__(self, virtual_bits: int = 48) -> None:
         self._virtual_bits = virtual_bits

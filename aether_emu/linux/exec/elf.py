@@ -1,35 +1,43 @@
-"""ELF64 programs: what the loader needs of a file, checked, or one line that says what is wrong.
+"""ELF64 programs: what Linux reads of a file to load it, or one line that says why it loads nothing.
 
-pyelftools parses the headers; nothing it says is believed before it is checked against the file's
-size and the address space. The checks refuse what Linux refuses with ENOEXEC, and more: a program
-that needs AVX by its GNU property note is told so before it starts.
+Only what fs/binfmt_elf.c refuses before it starts to map is refused here: a type, a machine, a table of
+program headers that cannot be read, a name of an interpreter. The rest of the identification, sections and
+sizes of headers mean nothing to Linux. What a segment asks for is judged by whoever maps it (`loader`).
+One thing more than Linux: a program that needs AVX by its GNU property note is told so before it starts.
 """
 
 from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, BinaryIO
-
-from elftools.common.exceptions import ELFError, ELFParseError
-from elftools.construct import ConstructError
-from elftools.elf.elffile import ELFFile
+from typing import BinaryIO
 
 from aether_emu.errors import ProgramError
 from aether_emu.mm.protection import Protection
 
-MACHINES = {"EM_X86_64": "x86_64", "EM_AARCH64": "arm64"}
-_MOST_HEADERS = 512
-_HIGHEST = 1 << 48  # of any ISA; the loader knows the exact end
+MACHINES = {62: "x86_64", 183: "arm64"}
+_OTHERS = {
+    2: "SPARC", 3: "386", 4: "68K", 8: "MIPS", 20: "PPC", 21: "PPC64", 22: "S390", 40: "ARM", 42: "SH",
+    43: "SPARCV9", 50: "IA_64", 243: "RISCV", 247: "BPF", 258: "LOONGARCH", 0x9026: "ALPHA",
+}  # fmt: skip
+_PROGRAMS = (2, 3)  # ET_EXEC, ET_DYN
+_INDEPENDENT = 3
+_HEADER, _SEGMENT = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<II6Q")
+_MOST_HEADERS = 65536 // _SEGMENT.size
+_LONGEST_NAME = 4096  # PATH_MAX, with the NUL
+_PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_GNU_STACK, _PT_GNU_PROPERTY = 1, 3, 4, 0x6474_E551, 0x6474_E553
+_X86_64 = 62
 _X86_ISA_1_NEEDED = 0xC000_8002
 _V3, _V4 = 4, 8  # x86-64-v3 needs AVX, v4 AVX-512
+
+Refuse = Callable[[str], ProgramError]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One PT_LOAD: file bytes `[offset, offset+file_size)` at `address`, zeros up to `memory_size`."""
+    """One PT_LOAD as the file has it: any number may stand in any field."""
 
     address: int
     offset: int
@@ -41,7 +49,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A program that can be loaded. `interpreter` is its PT_INTERP path, or None."""
+    """A program that may be mapped. `segments` are in the order of the file, which is that of mapping.
+
+    `interpreter` is its PT_INTERP path, or None.
+    """
 
     isa: str
     entry: int
@@ -53,132 +64,101 @@ class Image:
     executable_stack: bool
 
     @property
-    def low(self) -> int:
-        """The first address of the lowest segment."""
-        return min(segment.address for segment in self.segments)
-
-    @property
     def high(self) -> int:
-        """The end of the highest segment."""
-        return max(segment.address + segment.memory_size for segment in self.segments)
+        """The end of the segment that ends highest; 0 without segments."""
+        return max((segment.address + segment.memory_size for segment in self.segments), default=0)
 
     @property
     def align(self) -> int:
-        """The largest alignment that a segment asks for."""
-        return max(segment.align for segment in self.segments)
+        """The largest alignment that a segment asks for; what is no power of two asks for none."""
+        return max((s.align for s in self.segments if s.align & s.align - 1 == 0), default=0)
+
+    def span(self, page_size: int) -> int:
+        """Bytes from the page of the lowest segment to the end of the highest; there is one at least."""
+        return self.high - min(segment.address & -page_size for segment in self.segments)
+
+
+def shown(path: bytes) -> str:
+    """A path for a message of one line."""
+    text = path.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def read_image(file: BinaryIO, name: str) -> Image:
-    """Parse and check an open ELF file. Raises ProgramError (exit status 126)."""
+    """Parse an open ELF file. Raises ProgramError (exit status 126)."""
 
     def refuse(why: str) -> ProgramError:
         return ProgramError(f"{name}: {why}")
 
-    head = file.read(64)
-    file.seek(0)
+    head = file.read(_HEADER.size)
     if head[:2] == b"#!":
         raise refuse("is a script; run its interpreter with the script as an argument")
     if head[:4] != b"\x7fELF":
         raise refuse("is not an ELF program")
-    if len(head) < 64:
+    if len(head) < _HEADER.size:
         raise refuse("the ELF header is cut off")
-    if head[4] != 2:
-        raise refuse("is a 32-bit program; only 64-bit programs run here")
-    if head[5] != 1:
+    identification, kind, machine, _version, entry, offset, _, _, _, size, count, *_ = _HEADER.unpack(head)
+    if identification[5] == 2 and machine not in MACHINES:
         raise refuse("is a big-endian program; only little-endian programs run here")
-    size = os.fstat(file.fileno()).st_size
-    try:
-        return _read(ELFFile(file), size, refuse)
-    except ProgramError:
-        raise
-    except (ELFError, ELFParseError, ConstructError, UnicodeError, ValueError, KeyError, TypeError,
-            IndexError, OverflowError, AttributeError, AssertionError, struct.error) as error:  # fmt: skip
-        raise refuse(f"is a damaged ELF file ({type(error).__name__})") from error
-
-
-def _read(elf: Any, size: int, refuse: Any) -> Image:
-    kind, machine = elf["e_type"], elf["e_machine"]
-    if kind not in ("ET_EXEC", "ET_DYN"):
+    if identification[4] == 1 and (machine not in MACHINES or size != _SEGMENT.size):
+        raise refuse("is a 32-bit program; only 64-bit programs run here")
+    if kind not in _PROGRAMS:
         raise refuse("is an ELF file, but not a program")
     isa = MACHINES.get(machine)
     if isa is None:
-        raise refuse(f"is for {str(machine).removeprefix('EM_')}; only x86_64 and arm64 programs run here")
-    count = elf["e_phnum"]
-    if elf["e_phentsize"] != 56 or not 0 < count <= _MOST_HEADERS:
+        named = _OTHERS.get(machine, str(machine))
+        raise refuse(f"is for {named}; only x86_64 and arm64 programs run here")
+    if size != _SEGMENT.size or not 0 < count <= _MOST_HEADERS:
         raise refuse("has an unusable program header table")
-    if elf["e_phoff"] + 56 * count > size:
+    table = _bytes(file, offset, size * count)
+    if table is None:
         raise refuse("the program headers are cut off")
     segments: list[Segment] = []
     interpreter, executable_stack = None, False
-    for header in elf.iter_segments():
-        match header["p_type"]:
-            case "PT_LOAD":
-                if header["p_memsz"]:
-                    segments.append(_segment(header, size, refuse))
-            case "PT_INTERP" if interpreter is None:  # Linux takes the first
-                interpreter = _interpreter(elf, header, size, refuse)
-            case "PT_GNU_STACK":
-                executable_stack = bool(header["p_flags"] & 1)
-            case "PT_NOTE" | "PT_GNU_PROPERTY":
-                _check_properties(elf, header, size, refuse)
-    if not segments:
-        raise refuse("has nothing to load")
-    if any(b.address <= a.address for a, b in pairwise(segments)):
-        raise refuse("its segments are not in ascending order")
-    for low, high in pairwise(segments):
-        if low.address + low.memory_size > high.address:
-            raise refuse("its segments overlap")
-    if segments[-1].address + segments[-1].memory_size - segments[0].address > _HIGHEST >> 1:
-        raise refuse("is larger than the address space")
+    for what, flags, at, address, _physical, in_file, in_memory, align in _SEGMENT.iter_unpack(table):
+        if what == _PT_LOAD:
+            segments.append(Segment(address, at, in_file, in_memory, _protection(flags), align))
+        elif what == _PT_INTERP and interpreter is None:  # Linux takes the first
+            interpreter = _interpreter(file, at, in_file, refuse)
+        elif what == _PT_GNU_STACK:
+            executable_stack = bool(flags & 1)
+        elif what in (_PT_NOTE, _PT_GNU_PROPERTY) and machine == _X86_64:
+            _check_properties(file, at, in_file, refuse)
     return Image(
-        isa, elf["e_entry"], kind == "ET_DYN", tuple(segments), count, elf["e_phoff"], interpreter,
-        executable_stack,
-    )  # fmt: skip
+        isa, entry, kind == _INDEPENDENT, tuple(segments), count, offset, interpreter, executable_stack
+    )
 
 
-def _segment(header: Any, size: int, refuse: Any) -> Segment:
-    address, offset = header["p_vaddr"], header["p_offset"]
-    file_size, memory_size, align = header["p_filesz"], header["p_memsz"], header["p_align"]
-    if file_size > memory_size:
-        raise refuse("a segment has more file bytes than memory")
-    if offset + file_size > size:
-        raise refuse("a segment reaches beyond the end of the file (truncated?)")
-    if address + memory_size > _HIGHEST:
-        raise refuse(f"a segment at {address:#x} is outside the user address space")
-    if (address - offset) & 0xFFF:
-        raise refuse("a segment is not page aligned in the file")
-    if align & (align - 1) or align > 1 << 30:
-        raise refuse(f"a segment has alignment {align:#x}")
-    flags = header["p_flags"]
-    protection = Protection(bool(flags & 4) | bool(flags & 2) << 1 | (flags & 1) << 2)
-    return Segment(address, offset, file_size, memory_size, protection, align)
+def _bytes(file: BinaryIO, offset: int, length: int) -> bytes | None:
+    """So many bytes of a file, or None when it does not hold them all."""
+    if offset + length > os.fstat(file.fileno()).st_size:
+        return None
+    file.seek(offset)
+    data = file.read(length)
+    return data if len(data) == length else None
 
 
-def _interpreter(elf: Any, header: Any, size: int, refuse: Any) -> bytes:
-    length, offset = header["p_filesz"], header["p_offset"]
-    if not 2 <= length <= 4096 or offset + length > size:
+def _protection(flags: int) -> Protection:
+    return Protection(bool(flags & 4) | bool(flags & 2) << 1 | (flags & 1) << 2)
+
+
+def _interpreter(file: BinaryIO, offset: int, length: int, refuse: Refuse) -> bytes:
+    name = _bytes(file, offset, length) if 2 <= length <= _LONGEST_NAME else None
+    if name is None or name[-1:] != b"\0":
         raise refuse("has an unusable interpreter name")
-    elf.stream.seek(offset)
-    name = elf.stream.read(length)
-    if not isinstance(name, bytes) or name[-1:] != b"\0" or b"\0" in name[:-1]:
-        raise refuse("has an unusable interpreter name")
-    return name[:-1]
+    return name[: name.index(b"\0")]
 
 
-def _check_properties(elf: Any, header: Any, size: int, refuse: Any) -> None:
+def _check_properties(file: BinaryIO, offset: int, length: int, refuse: Refuse) -> None:
     """Refuse a program whose GNU property note says that it needs AVX (x86-64 psABI, ISA_1_NEEDED)."""
-    length, offset = header["p_filesz"], header["p_offset"]
-    if length > 1 << 16 or offset + length > size:
-        return
-    elf.stream.seek(offset)
-    note = elf.stream.read(length)
+    note = _bytes(file, offset, length) if length <= 1 << 16 else None
     at = 0
-    while at + 12 <= len(note):
+    while note is not None and at + 12 <= len(note):
         name_size, size_of, kind = struct.unpack_from("<III", note, at)
         start = at + 12 + (name_size + 3 & ~3)
         if kind == 5 and note[at + 12 : at + 16] == b"GNU\0":
             needed = _isa_needed(note[start : start + size_of])
-            if elf["e_machine"] == "EM_X86_64" and needed & (_V3 | _V4):
+            if needed & (_V3 | _V4):
                 raise refuse(f"needs AVX (x86-64-v{4 if needed & _V4 else 3}), which the emulated CPU lacks")
         at = start + (size_of + 7 & ~7)
 

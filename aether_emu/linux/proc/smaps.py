@@ -96,6 +96,13 @@ def area_texts(space: AddressSpace) -> Iterator[bytes]:
         yield f"{text}THPeligible:           0\nVmFlags: {_flags(area)}\n".encode()
 
 
+def gate_text(area: Area) -> bytes:
+    """What stands below the line of an area without page-table entries, one page long."""
+    sizes = [area.length >> 10 if name in _SIZES else 0 for name in _AREA_FIELDS if name not in _NONE]
+    text = _template(_AREA_FIELDS) % tuple(sizes)
+    return f"{text}THPeligible:           0\nVmFlags: {_flags(area)}\n".encode()
+
+
 def rollup_text(space: AddressSpace) -> bytes:
     """What stands below the line of /proc/self/smaps_rollup: the sums over all areas."""
     (sizes,) = _kib(_PROCESS_FIELDS, usage(space, [0]))

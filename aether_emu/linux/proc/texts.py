@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.calls import vsyscall
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control
 from aether_emu.linux.proc import memory, smaps, status
@@ -104,9 +105,18 @@ class ProcessTexts:
 
 
 def maps_text(process: Process) -> bytes:
-    """/proc/self/maps (proc_pid_maps(5)): one line for each area."""
+    """/proc/self/maps (proc_pid_maps(5)): one line for each area, and for the vsyscall page."""
     space = process.mm
-    return b"".join(_line(space, area) for area in _with_looks(process, space.areas))
+    return b"".join(_line(space, area) for area in (*_with_looks(process, space.areas), *_gate(process)))
+
+
+def _gate(process: Process) -> list[Area]:
+    """The vsyscall page: shown like an area, although no process has it as one (Linux: the gate area)."""
+    if not process.abi.has_vsyscalls:
+        return []
+    end, execute = vsyscall.PAGE + vsyscall.SIZE, Protection.EXECUTE
+    name, nothing = "[vsyscall]", Protection.NONE
+    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name)]
 
 
 def _smaps_text(process: Process) -> bytes:
@@ -114,7 +124,8 @@ def _smaps_text(process: Process) -> bytes:
     space = process.mm
     texts = smaps.area_texts(space)
     areas = _with_looks(process, space.areas)
-    return b"".join(_line(space, area) + text for area, text in zip(areas, texts, strict=True))
+    shown = b"".join(_line(space, area) + text for area, text in zip(areas, texts, strict=True))
+    return shown + b"".join(_line(space, area) + smaps.gate_text(area) for area in _gate(process))
 
 
 def _rollup_text(process: Process) -> bytes:

@@ -10,6 +10,7 @@ from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 
 PID, PARENT_PID = 1000, 999
@@ -44,6 +45,8 @@ class Program:
     """What was executed, as /proc/self and the auxiliary vector tell it.
 
     `code` are the addresses from the start of its own code to its end.
+    `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
+    it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
 
     path: bytes
@@ -53,6 +56,9 @@ class Program:
     code: tuple[int, int] = (0, 0)
     entry: int = 0
     stack_pointer: int = 0
+    vdso: int = 0
+    vdso_start: int = 0
+    signal_return: int = 0
 
 
 class Member(Protocol):
@@ -175,6 +181,17 @@ class Process:
         for task in self.tasks:
             task.signals.pending.drop(number)
             task.signals.update()
+
+    def signal_return(self) -> int:
+        """Where handlers return to that name no other place: in the vDSO, which mremap may have moved.
+
+        Where it was, if it has been unmapped. 0 on an ISA without such a place.
+        """
+        program = self.program
+        vdso = self.mm.physical.objects.find(program.vdso)
+        if isinstance(vdso, SpecialMapping):
+            program.vdso_start = vdso.start(self.mm) or program.vdso_start
+        return program.vdso_start + program.signal_return if program.signal_return else 0
 
     # ---- the end
 

@@ -1,6 +1,6 @@
 """Signals: what a process has of them, what a task has, and how one is delivered (signal(7)).
 
-    of a process   actions, signals that any of its tasks may take, where its own return code is
+    of a process   actions, signals that any of its tasks may take
     of a task      mask, signals for it alone, alternate stack, the mask that rt_sigsuspend puts back
 
 Faults are *forced*: a program that blocks or ignores the signal of its own fault dies by it, as
@@ -112,12 +112,11 @@ def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
 
 
 class ProcessSignals:
-    """A process's signals. `signal_return` is where the kernel's return code is, 0 where there is none."""
+    """A process's signals."""
 
     def __init__(self) -> None:
         self.actions = [Action()] * (sig.SIGNALS + 1)
         self.pending = Pending()
-        self.signal_return = 0
 
     def is_ignored(self, number: int) -> bool:
         """Whether the signal has no effect under its present action."""
@@ -128,11 +127,10 @@ class ProcessSignals:
         return {
             "actions": list(self.actions),
             "pending": self.pending.capture(),
-            "signal_return": self.signal_return,
         }
 
     def restore(self, state: State) -> None:
-        self.actions, self.signal_return = list(state["actions"]), state["signal_return"]
+        self.actions = list(state["actions"])
         self.pending.restore(state["pending"])
 
 
@@ -151,6 +149,7 @@ class Group(Protocol):
     def signal_limit(self) -> int: ...
     def has_memory_above(self, address: int) -> bool: ...
     def forget(self, number: int) -> None: ...
+    def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
 
 
@@ -260,7 +259,7 @@ class TaskSignals:
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
             info = self._without_tag(info)
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
-        delivery = Delivery(info, action, mask, self.stack, self.record, process.signals.signal_return)
+        delivery = Delivery(info, action, mask, self.stack, self.record, process.signal_return())
         if action.flags & sig.SA_RESETHAND:  # even if the frame cannot be built
             process.signals.actions[info.number] = replace(action, handler=sig.SIG_DFL)
         try:

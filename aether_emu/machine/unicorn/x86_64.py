@@ -46,6 +46,7 @@ from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUM
 from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 
+_GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
 _IRETQ = b"\x48\xcf"
 
@@ -140,6 +141,7 @@ class X86Cpu(UnicornCpu):
         page = bytearray(4096)
         gdt = [*regs.GDT, *regs.task_state_descriptor(va + _TSS, 0x67)]
         struct.pack_into(f"<{len(gdt)}Q", page, 0, *gdt)
+        struct.pack_into("<Q", page, regs.CPU_NUMBER & ~7, regs.cpu_number_descriptor(0))
         struct.pack_into("<Q", page, _TSS + 4, va + _STACK_TOP)  # RSP0
         struct.pack_into("<H", page, _TSS + 102, 0x68)  # I/O map base behind the limit: no port allowed
         iret = (0, regs.USER_CODE, regs.RFLAGS_FIXED | regs.RFLAGS_IF, 0, regs.USER_DATA)
@@ -150,7 +152,7 @@ class X86Cpu(UnicornCpu):
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
-        uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, 8 * len(regs.GDT) + 15, 0))
+        uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, _GDT_LIMIT, 0))
         uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
         self._text = text
         self._install_hooks()

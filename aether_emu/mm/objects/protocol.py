@@ -107,6 +107,7 @@ class Backing(MemoryObject):
     """An object with pages of its own to show: a file, or shared memory."""
 
     in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
+    whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 
     @property
     @abstractmethod

@@ -59,7 +59,7 @@ def test_a_program_says_its_isa_entry_and_segments(tmp_path: Path, isa: str) -> 
     headers = [Header(), Header(flags=READ | WRITE, address=0x500000, memory_size=0x3000)]
     image = _read(tmp_path, crafted(headers, isa=isa))
     assert (image.isa, image.entry, image.position_independent) == (isa, 0x400000 + CODE, False)
-    assert (image.low, image.high, image.header_count) == (0x400000, 0x503000, 2)
+    assert (image.span(4096), image.high, image.header_count) == (0x103000, 0x503000, 2)
     assert [segment.memory_size for segment in image.segments] == [0x1000, 0x3000]
     assert _read(tmp_path, crafted(headers, isa=isa, kind=3)).position_independent
 
@@ -76,8 +76,9 @@ def test_every_guest_program_is_accepted(isa: str) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({4: 1}, "32-bit"),
-        ({5: 2}, "big-endian"),
+        ({4: 1, 18: 3}, "32-bit"),
+        ({4: 1, 54: 32}, "32-bit"),  # the x32 ABI
+        ({5: 2, 18: 0, 19: 62}, "big-endian"),
         ({0: 0}, "not an ELF program"),
         ({16: 1}, "not a program"),  # a relocatable object
         ({16: 4}, "not a program"),  # a core file
@@ -113,55 +114,46 @@ def test_a_file_that_is_no_elf_program(tmp_path: Path, content: bytes, words: st
     assert words in _refusal(tmp_path, content)
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [4, 5, 6, 7, 8, 9, 15, 20, 40, 48, 52, 58, 60, 62])
+def test_what_linux_does_not_read_of_the_header_may_be_anything(tmp_path: Path, place: int) -> None:
+    """Class, byte order, versions, the OS's ABI, padding, flags, sizes of headers, and all of sections."""
+    content = bytearray(crafted())
+    content[place] ^= 0xFF
+    assert _read(tmp_path, bytes(content)) == _read(tmp_path, crafted())
+
+
+def test_a_truncation_is_refused_only_if_it_takes_program_headers(tmp_path: Path) -> None:
     content = (PROGRAMS / "x86_64" / "hello").read_bytes()
     whole = _read(tmp_path, content)
-    needed = max(segment.offset + segment.file_size for segment in whole.segments)
-    for length in (*range(0, 512, 7), *range(512, needed, 97), needed - 1):
+    needed = 64 + 56 * whole.header_count
+    for length in range(0, needed, 7):
         _refusal(tmp_path, content[:length])
+    _refusal(tmp_path, content[: needed - 1])
     assert _read(tmp_path, content[:needed]) == whole
 
 
 _TOP = 1 << 64
 
 
-@pytest.mark.parametrize(
-    ("header", "words"),
-    [
-        (Header(memory_size=_TOP - 1), "outside the user address space"),
-        (Header(address=_TOP - 0x1000), "outside the user address space"),
-        (Header(address=_TOP - 0x1000, memory_size=0x3000), "outside the user address space"),
-        (Header(address=0xFFFF_8000_0000_0000), "outside the user address space"),
-        (Header(file_size=_TOP - 1, memory_size=_TOP - 1), "beyond the end of the file"),
-        (Header(offset=_TOP - 0x1000), "beyond the end of the file"),
-        (Header(offset=0x1000), "beyond the end of the file"),
-        (Header(file_size=0x1000, memory_size=0xFFF), "more file bytes than memory"),
-        (Header(address=0x400123), "page aligned"),
-        (Header(align=3), "alignment 0x3"),
-        (Header(align=_TOP - 1), "alignment"),
-        (Header(align=1 << 63), "alignment"),
-        (Header(memory_size=0, file_size=0), "nothing to load"),
-        (Header(kind=GNU_STACK), "nothing to load"),
-    ],
-)
-def test_an_absurd_segment(tmp_path: Path, header: Header, words: str) -> None:
-    assert words in _refusal(tmp_path, crafted([header]))
+def test_segments_come_as_the_file_has_them(tmp_path: Path) -> None:
+    """In its order, with whatever numbers: those that cannot be mapped are refused when they are mapped."""
+    high, low = Header(address=0x500000), Header(align=3, file_size=_TOP - 1, memory_size=7)
+    image = _read(tmp_path, crafted([high, low, Header(memory_size=0, file_size=0), Header(kind=GNU_STACK)]))
+    assert [(s.address, s.file_size, s.memory_size, s.align) for s in image.segments] == [
+        (0x500000, 0x1000, 0x1000, 0x1000),
+        (0x400000, _TOP - 1, 7, 3),
+        (0x400000, 0, 0, 0x1000),
+    ]
+    assert _read(tmp_path, crafted([Header(kind=GNU_STACK)])).segments == ()
 
 
-def test_segments_that_overlap_or_stand_in_the_wrong_order(tmp_path: Path) -> None:
-    low, high = Header(), Header(address=0x500000)
-    assert "ascending" in _refusal(tmp_path, crafted([high, low]))
-    assert "ascending" in _refusal(tmp_path, crafted([low, low]))
-    assert "overlap" in _refusal(tmp_path, crafted([low.but(memory_size=0x100001), high]))
-    assert len(_read(tmp_path, crafted([low.but(memory_size=0x100000), high])).segments) == 2
+def test_the_largest_power_of_two_is_the_alignment(tmp_path: Path) -> None:
+    headers = [Header(align=align) for align in (0, 0x1000, 1 << 21, (1 << 22) + 1, _TOP - 1)]
+    assert _read(tmp_path, crafted(headers)).align == 1 << 21
+    assert _read(tmp_path, crafted([Header(align=3)])).align == 0
 
 
-def test_segments_too_far_apart(tmp_path: Path) -> None:
-    far = [Header(address=0), Header(address=(1 << 48) - 0x1000)]
-    assert "larger than the address space" in _refusal(tmp_path, crafted(far))
-
-
-@pytest.mark.parametrize("count", [0, 513, 65535])
+@pytest.mark.parametrize("count", [0, 1171, 65535])
 def test_a_number_of_program_headers_that_cannot_be(tmp_path: Path, count: int) -> None:
     assert "program header table" in _refusal(tmp_path, crafted(count=count))
 
@@ -171,10 +163,21 @@ def test_program_headers_outside_the_file(tmp_path: Path, offset: int) -> None:
     assert "cut off" in _refusal(tmp_path, crafted(header_offset=offset))
 
 
-@pytest.mark.parametrize("name", [b"\0", b"", b"/lib/ld.so", b"/a\0b\0", b"/" * 4096 + b"\0"])
+@pytest.mark.parametrize("name", [b"\0", b"", b"/lib/ld.so", b"/" * 4096 + b"\0"])
 def test_an_interpreter_name_that_is_none(tmp_path: Path, name: bytes) -> None:
     headers = [Header(), data_header(INTERP, len(name))]
     assert "interpreter name" in _refusal(tmp_path, crafted(headers, data=name[:0x700]))
+
+
+def test_an_interpreter_name_ends_at_its_first_nul(tmp_path: Path) -> None:
+    headers = [Header(), data_header(INTERP, 5)]
+    assert _read(tmp_path, crafted(headers, data=b"/a\0b\0")).interpreter == b"/a"
+
+
+def test_as_many_program_headers_as_linux_takes(tmp_path: Path) -> None:
+    """65,536 bytes of them (load_elf_phdrs)."""
+    content = crafted(count=1170, header_offset=0x1000) + Header().packed() * 1170
+    assert len(_read(tmp_path, content).segments) == 1170
 
 
 def test_the_first_interpreter_counts(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import ProgramError
-from aether_emu.linux.exec import loader
+from aether_emu.linux.exec import stack
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.system import Grants, Machine
 from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
 from tests.linux.exec.crafted import (
     CODE,
     EXECUTE,
+    GNU_STACK,
     INTERP,
     ISAS,
     PROGRAMS,
@@ -84,17 +85,34 @@ def test_very_many_damaged_programs(tmp_path: Path) -> None:
 
 
 _PLACES = {
-    "memory of 1 TiB": (Header(memory_size=1 << 40), "exit 7", "exit 7"),
-    "memory of 64 TiB": (Header(memory_size=1 << 46), "exit 7", "exit 7"),
-    "at 0": (Header(address=0), "refused", "exit 7"),
-    "below user_base": (Header(address=0x10000 - 1), "refused", "exit 7"),  # a page below
+    "as large as memory": (Header(memory_size=8 << 20), "exit 7", "exit 7"),
+    "larger than memory": (Header(memory_size=9 << 20), "ENOMEM", "ENOMEM"),
+    "memory of 64 TiB": (Header(memory_size=1 << 46), "ENOMEM", "ENOMEM"),
+    "memory of all addresses": (Header(memory_size=_TOP - 1), "EINVAL", "EINVAL"),
+    "at 0": (Header(address=0), "EPERM", "exit 7"),
+    "below user_base": (Header(address=0x10000 - 1), "EPERM", "exit 7"),  # a page below
     "at user_base": (Header(address=0x10000), "exit 7", "exit 7"),
+    "at the last page": (Header(address=_TOP - 1), "EINVAL", "EINVAL"),
+    "in the kernel's half": (Header(address=0xFFFF_8000_0000_0000), "EINVAL", "EINVAL"),
     "alignment 1 GiB": (Header(align=1 << 30), "exit 7", "exit 7"),
     "alignment 0": (Header(align=0), "exit 7", "exit 7"),
+    "alignment 3": (Header(align=3), "exit 7", "exit 7"),
+    "alignment of the highest bit": (Header(align=1 << 63), "exit 7", "EPERM"),
     "no access": (Header(flags=0), "signal 11", "signal 11"),
     "not executable": (Header(flags=READ | WRITE), "signal 11", "signal 11"),
     "cleared tail": (Header(flags=7, file_size=0xC00, memory_size=0x2800), "exit 7", "exit 7"),
-    "nothing of the file": (Header(file_size=0), "signal", "signal"),
+    "zeros that may not be cleared": (Header(file_size=0xC00, memory_size=0x2800), "exit 7", "exit 7"),
+    "nothing of the file": (Header(file_size=0), "signal", "EPERM"),
+    "more of the file than memory": (Header(memory_size=0xFFF), "EINVAL", "EINVAL"),
+    "more than the file": (Header(file_size=0x10000, memory_size=0x10000), "exit 7", "exit 7"),
+    "zeros behind more than the file": (
+        Header(flags=7, file_size=0x10001, memory_size=0x20000),
+        "EFAULT",
+        "EFAULT",
+    ),
+    "all bytes there can be": (Header(file_size=_TOP - 1, memory_size=_TOP - 1), "EINVAL", "EINVAL"),
+    "behind the end of the file": (Header(offset=1 << 20), "signal 7", "signal 7"),
+    "behind the end of all files": (Header(offset=_TOP - 0x10000), "EOVERFLOW", "EOVERFLOW"),
 }
 
 
@@ -103,13 +121,20 @@ _PLACES = {
 def test_a_strange_segment(tmp_path: Path, target: Target, name: str) -> None:
     header, fixed, independent = _PLACES[name]
     header = header.but(address=header.address & -target.page_size)
-    entry = header.address + CODE
-    if fixed == "refused":
-        fixed = f"refused: {tmp_path}/p: a segment lies outside"
-    content = crafted([header], isa=target.isa, entry=entry)
-    assert _outcome(tmp_path, content, target).startswith(fixed)
-    content = crafted([header], isa=target.isa, entry=entry, kind=3)
-    assert _outcome(tmp_path, content, target).startswith(independent)
+    entry = header.address + CODE & _TOP - 1
+    for kind, expected in ((2, fixed), (3, independent)):
+        ended = _outcome(tmp_path, crafted([header], isa=target.isa, entry=entry, kind=kind), target)
+        if expected.startswith("E"):
+            assert ended.startswith(f"refused: {tmp_path}/p: {expected}: a segment at {header.address:#x}: ")
+        else:
+            assert ended.startswith(expected)
+
+
+@every_target
+def test_a_program_without_segments_starts_and_dies(tmp_path: Path, target: Target) -> None:
+    stack = Header(kind=GNU_STACK, flags=READ | WRITE)
+    for kind in (2, 3):
+        assert _outcome(tmp_path, crafted([stack], isa=target.isa, kind=kind), target) == "signal 11"
 
 
 @every_target
@@ -327,16 +352,16 @@ def test_the_initial_stack_holds_what_execve_promises(machine: Machine) -> None:
     assert vector == process.program.auxiliary
     auxiliary = dict(struct.iter_unpack("<QQ", vector))
     assert vector[-16:] == bytes(16), "AT_NULL is the last"
-    assert auxiliary[loader.AT_PAGESZ] == machine.config.page_size
-    assert auxiliary[loader.AT_ENTRY] == process.program.entry == cpu.pc
-    assert auxiliary[loader.AT_UID] == auxiliary[loader.AT_EUID] == machine.config.uid
-    assert auxiliary[loader.AT_SECURE] == auxiliary[loader.AT_BASE] == 0
-    assert text(auxiliary[loader.AT_EXECFN]) == bytes(program(machine.abi.isa, "hello"))
-    assert text(auxiliary[loader.AT_PLATFORM]) == machine.abi.machine.encode()
-    headers = cpu.copy_from_user(auxiliary[loader.AT_PHDR], auxiliary[loader.AT_PHNUM] * 56)
+    assert auxiliary[stack.AT_PAGESZ] == machine.config.page_size
+    assert auxiliary[stack.AT_ENTRY] == process.program.entry == cpu.pc
+    assert auxiliary[stack.AT_UID] == auxiliary[stack.AT_EUID] == machine.config.uid
+    assert auxiliary[stack.AT_SECURE] == auxiliary[stack.AT_BASE] == 0
+    assert text(auxiliary[stack.AT_EXECFN]) == bytes(program(machine.abi.isa, "hello"))
+    assert text(auxiliary[stack.AT_PLATFORM]) == machine.abi.machine.encode()
+    headers = cpu.copy_from_user(auxiliary[stack.AT_PHDR], auxiliary[stack.AT_PHNUM] * 56)
     content = program(machine.abi.isa, "hello").read_bytes()
     assert headers == content[64 : 64 + len(headers)]
-    chance = cpu.copy_from_user(auxiliary[loader.AT_RANDOM], 16)
+    chance = cpu.copy_from_user(auxiliary[stack.AT_RANDOM], 16)
     assert chance != bytes(16)
 
 

@@ -1,0 +1,115 @@
+"""The first stack of a program: strings, then what execve promises below them (System V ABI, 3.4.1).
+
+The strings go first: where they end decides where Linux puts the vDSO on x86_64, and the auxiliary vector
+below them says where that is.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from aether_emu.errors import Refused
+from aether_emu.linux.exec.image import Loaded
+from aether_emu.linux.task.task import Task
+from aether_emu.machine.cpu import Cpu
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import AddressSpace
+from aether_emu.policy.aslr import AddressLayout
+
+(
+    AT_NULL, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY, AT_UID, AT_EUID, AT_GID,
+    AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_SYSINFO_EHDR,
+    AT_MINSIGSTKSZ,
+) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 33, 51)  # fmt: skip
+_INITIAL_STACK = 132 << 10
+_RW = Protection.READ | Protection.WRITE
+
+
+def map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -> None:
+    """The area of the stack, which nothing is in the way of yet. Raises Refused(ENOMEM)."""
+    protection = _RW | Protection.EXECUTE if executable else _RW
+    start = layout.stack_top - _INITIAL_STACK & -space.page_size
+    space.insert(space.new_area(start, layout.stack_top, protection, grows_down=True, name="[stack]"))
+
+
+class InitialStack:
+    """Writes the initial stack through the CPU, as the kernel's own user accesses."""
+
+    def __init__(self, task: Task, layout: AddressLayout) -> None:
+        self._task = task
+        self._cpu: Cpu = task.cpu
+        self._sp = layout.stack_top - 8
+        self._layout = layout
+        self._executed = 0
+        self._environment: list[int] = []
+        self._arguments: list[int] = []
+
+    def put_strings(self) -> int:
+        """Write path, environment and arguments. Returns the address of the lowest; Refused(E2BIG)."""
+        program = self._task.process.program
+        size = sum(len(text) + 9 for text in (*program.arguments, *program.environment))
+        if size > self._task.process.config.stack_limit // 4:
+            raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
+        self._executed = self._string(program.path)
+        self._environment = self._strings(program.environment)
+        self._arguments = self._strings(program.arguments)
+        return self._sp
+
+    def put_vectors(self, main: Loaded, interpreter: Loaded | None, vdso: int) -> int:
+        """Write the vectors of addresses, and the auxiliary vector. Returns the first stack pointer."""
+        program, arguments, environment = self._task.process.program, self._arguments, self._environment
+        self._sp = (self._sp - self._layout.stack_offset) & -16
+        platform = self._string(self._task.process.abi.machine.encode())
+        random = self._push(self._task.process.kernel.streams.stream("at_random").bytes(16))
+        auxiliary = self._auxiliary(main, interpreter, vdso, platform, random)
+        program.auxiliary = auxiliary
+        pointers = struct.pack(
+            f"<Q{len(arguments)}QQ{len(environment)}QQ", len(arguments), *arguments, 0, *environment, 0
+        )
+        self._sp = self._sp - len(auxiliary) - len(pointers) & -16
+        self._cpu.copy_to_user(self._sp, pointers + auxiliary)
+        return self._sp
+
+    def _push(self, data: bytes) -> int:
+        self._sp -= len(data)
+        self._cpu.copy_to_user(self._sp, data)
+        return self._sp
+
+    def _string(self, text: bytes) -> int:
+        return self._push(text + b"\0")
+
+    def _strings(self, texts: list[bytes]) -> list[int]:
+        """Addresses of the texts, which lie in memory in the order given."""
+        return [self._string(text) for text in reversed(texts)][::-1]
+
+    def _auxiliary(
+        self, main: Loaded, interpreter: Loaded | None, vdso: int, platform: int, random: int
+    ) -> bytes:
+        task = self._task
+        config = task.process.config
+        hwcap, hwcap2 = task.process.abi.hardware_capabilities(task.cpu)
+        vector = (
+            (AT_SYSINFO_EHDR, vdso),
+            (AT_MINSIGSTKSZ, task.process.abi.minimum_signal_stack),
+            (AT_HWCAP, hwcap),
+            (AT_PAGESZ, task.process.mm.page_size),
+            (AT_CLKTCK, 100),
+            (AT_PHDR, main.headers),
+            (AT_PHENT, 56),
+            (AT_PHNUM, main.image.header_count),
+            (AT_BASE, interpreter.bias if interpreter is not None else 0),
+            (AT_FLAGS, 0),
+            (AT_ENTRY, main.entry),
+            (AT_UID, config.uid),
+            (AT_EUID, config.uid),
+            (AT_GID, config.gid),
+            (AT_EGID, config.gid),
+            (AT_SECURE, 0),
+            (AT_RANDOM, random),
+            (AT_HWCAP2, hwcap2),
+            (AT_EXECFN, self._executed),
+            (AT_PLATFORM, platform),
+            (AT_NULL, 0),
+        )
+        return b"".join(struct.pack("<QQ", *pair) for pair in vector)
