@@ -23,7 +23,8 @@ from aether_emu.machine.probe.arm64 import ArmProber
 from aether_emu.machine.probe.prober import BATCH, LANDING, Attempts, Happened, Operation
 from aether_emu.machine.probe.x86_64 import X86Prober
 from aether_emu.verify.spec import arm64, x86_64
-from aether_emu.verify.tables.formats import Arm, Bits, Words
+from aether_emu.verify.tables.formats import Bits, Words
+from aether_emu.verify.tables.formats_arm64 import Arm
 from aether_emu.verify.tables.survey import Numbers, Odd, Survey
 
 SAMPLE = 4096
