@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aether_emu.address import VirtAddr
+from aether_emu.errors import ConfigError
 from aether_emu.machine.memory import host
 from aether_emu.machine.probe import arm64 as prober_arm64
 from aether_emu.machine.probe import x86_64 as prober_x86
@@ -36,6 +37,7 @@ _MIX = 0x9E37_79B9_7F4A_7C15  # an odd number whose multiples spread well
 _WORD = np.uint64((1 << 64) - 8)  # a hole shows at one of a word's bytes
 _GENERAL_PROTECTION = 13
 _MOST_TOLD = 10
+_ARM_BITS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,13 @@ def _merged(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
 
 
 def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
-    """Try up to `sample` pages and entries that are wrong. Raises EngineError, HostMemoryError."""
+    """Try up to `sample` pages and entries that are wrong.
+
+    Raises ConfigError for tables of 52-bit addresses on ARM64, EngineError, HostMemoryError.
+    """
+    rules = found.tables.format
+    if isinstance(rules, Arm) and (rules.mode.wide or max(rules.mode.virtual_bits) > _ARM_BITS):
+        raise ConfigError("execute", rules.name, "left out: the emulated CPU has addresses of 48 bits")
     agreement = Agreement()
     addresses = _addresses(found, sample)
     upper = found.tables.format.is_upper(addresses)
@@ -264,10 +272,11 @@ def _try(found: Survey, bench: _X86Bench | _ArmBench, pages: Words, agreement: A
     sandbox, image = bench.sandbox, found.tables.image
     try:
         own = bench.reserve()
+        plain = np.uint64(~found.tables.format.encryption & (1 << 64) - 1)  # the CPU encrypts no memory
         entries: list[Words] = []
 
         def copying(_level: int, at: Words, _cases: Numbers) -> Words:
-            words = np.where(sandbox.holds(at), image.read(at)[0], np.uint64(0))
+            words = np.where(sandbox.holds(at), image.read(at)[0], np.uint64(0)) & plain
             entries.append(at)
             sandbox.store(at, words)
             return words
