@@ -66,6 +66,8 @@ def show(
     from aether_emu.verify.tables.survey import survey
 
     tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    if execute:
+        _check(tables)
     settle()
     found = survey(tables, limit=limit)
     items = shown.listed(found)
@@ -121,6 +123,8 @@ def lint(
     from aether_emu.verify.tables.survey import survey
 
     tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    if execute:
+        _check(tables)
     settle()
     found = survey(tables, limit=limit)
     findings = findings_of(found)
@@ -160,6 +164,13 @@ def _tables(
         format=format,
         registers=registers,
     )
+
+
+def _check(tables: Tables) -> None:
+    """Refuse what cannot be executed before anything is printed."""
+    from aether_emu.verify.tables.execute import check
+
+    check(tables)
 
 
 def _execute(found: Survey, *, error: bool = False) -> int:

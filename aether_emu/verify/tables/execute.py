@@ -27,6 +27,7 @@ from aether_emu.verify.spec import arm64, x86_64
 from aether_emu.verify.tables.formats import Bits, Words
 from aether_emu.verify.tables.formats_arm64 import Arm
 from aether_emu.verify.tables.survey import Numbers, Odd, Survey
+from aether_emu.verify.tables.walking import Tables
 
 SAMPLE = 4096
 """Pages that are tried."""
@@ -140,14 +141,16 @@ def _merged(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
     return found
 
 
-def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
-    """Try up to `sample` pages and entries that are wrong.
-
-    Raises ConfigError for tables of 52-bit addresses on ARM64, EngineError, HostMemoryError.
-    """
-    rules = found.tables.format
+def check(tables: Tables) -> None:
+    """Raise ConfigError for tables that the emulated CPU cannot walk: of 52-bit addresses on ARM64."""
+    rules = tables.format
     if isinstance(rules, Arm) and (rules.mode.wide or max(rules.mode.virtual_bits) > _ARM_BITS):
         raise ConfigError("execute", rules.name, "left out: the emulated CPU has addresses of 48 bits")
+
+
+def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
+    """Try up to `sample` pages and wrong entries. Raises as `check` does, EngineError, HostMemoryError."""
+    check(found.tables)
     agreement = Agreement()
     addresses = _addresses(found, sample)
     upper = found.tables.format.is_upper(addresses)
