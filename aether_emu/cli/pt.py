@@ -30,14 +30,19 @@ _Root1 = Annotated[str | None, typer.Option(help="TTBR1_EL1: arm64's upper half.
 _Format = Annotated[
     str | None,
     typer.Option(
-        help="x86_64-4level, x86_64-5level, arm64-4K, -16K or -64K; arm64 also with -39bit and so on."
+        help="x86_64-4level, x86_64-5level, arm64-4K, -16K, -64K; arm64 also with -39bit and so on, -lpa2."
     ),
 ]
 _Base = Annotated[
     str | None, typer.Option(help="The image is raw, and begins at that physical address, hexadecimal.")
 ]
 _Bits = Annotated[
-    int | None, typer.Option(help="Width of physical addresses, else the core's or 52 (48 on arm64).")
+    int | None,
+    typer.Option(help="Width of physical addresses, else the core's or 52 (48 on arm64 without LPA)."),
+]
+_Encryption = Annotated[
+    int | None,
+    typer.Option(help="The address bit that tells encrypted or shared pages (SME, SEV, TDX) from others."),
 ]
 _Types = Annotated[str | None, typer.Option(help="IA32_PAT or MAIR_EL1, hexadecimal, to name memory types.")]
 _Limit = Annotated[int, typer.Option(min=1, help="The most entries of one level to look at.")]
@@ -52,15 +57,17 @@ _MOST_DRAWN = 5_000  # lines of a table that a terminal gets in colour; more tak
 @pt.command()
 def show(
     image: _Image, root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, memory_types: _Types = None, limit: _Limit = _LIMIT,
-    execute: _Execute = False, debug: _Debug = False,
+    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
+    limit: _Limit = _LIMIT, execute: _Execute = False, debug: _Debug = False,
 ) -> None:  # fmt: skip
     """Print what is mapped, as ranges of pages that are alike, and totals."""
     show_tracebacks(debug)
     from aether_emu.verify.tables import show as shown
     from aether_emu.verify.tables.survey import survey
 
-    tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
+    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    if execute:
+        _check(tables)
     settle()
     found = survey(tables, limit=limit)
     items = shown.listed(found)
@@ -78,7 +85,8 @@ def walk(
     image: _Image,
     addresses: Annotated[list[str], typer.Argument(metavar="ADDR...", help="Virtual, hexadecimal.")],
     root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, memory_types: _Types = None, debug: _Debug = False,
+    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
+    debug: _Debug = False,
 ) -> None:  # fmt: skip
     """Print every level's entry on the way to each ADDR, decoded, and where it leads.
 
@@ -88,19 +96,19 @@ def walk(
     from aether_emu.verify.tables.show import walk_lines
     from aether_emu.verify.tables.walking import walk as walked
 
-    tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
+    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
     settle()
     walks = [walked(tables, _number("address", text)) for text in addresses]
     for found in walks:
-        _print(walk_lines(found, tables.format.name))
+        _print(walk_lines(found, tables.title))
     raise typer.Exit(int(any(found.physical is None for found in walks)))
 
 
 @pt.command()
 def lint(
     image: _Image, root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, memory_types: _Types = None, limit: _Limit = _LIMIT,
-    execute: _Execute = False,
+    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
+    limit: _Limit = _LIMIT, execute: _Execute = False,
     as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
     debug: _Debug = False,
 ) -> None:  # fmt: skip
@@ -114,7 +122,9 @@ def lint(
     from aether_emu.verify.tables.lint_rules import Severity
     from aether_emu.verify.tables.survey import survey
 
-    tables = _tables(image, root, root1, format, base, physical_bits, memory_types)
+    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    if execute:
+        _check(tables)
     settle()
     found = survey(tables, limit=limit)
     findings = findings_of(found)
@@ -130,7 +140,7 @@ def lint(
 
 def _tables(
     image: str, root: str | None, root1: str | None, format: str | None, base: str | None,
-    physical_bits: int | None, memory_types: str | None,
+    physical_bits: int | None, encryption_bit: int | None, memory_types: str | None,
 ) -> Tables:  # fmt: skip
     from dataclasses import replace
 
@@ -143,6 +153,8 @@ def _tables(
         if not 32 <= physical_bits <= 52:
             raise ConfigError("physical-bits", physical_bits, "32 to 52")
         registers = replace(registers, physical_bits=physical_bits)
+    if encryption_bit is not None:
+        registers = replace(registers, encryption_bit=encryption_bit)
     if memory_types is not None:
         registers = replace(registers, memory_types=_number("memory-types", memory_types))
     return open_tables(
@@ -152,6 +164,13 @@ def _tables(
         format=format,
         registers=registers,
     )
+
+
+def _check(tables: Tables) -> None:
+    """Refuse what cannot be executed before anything is printed."""
+    from aether_emu.verify.tables.execute import check
+
+    check(tables)
 
 
 def _execute(found: Survey, *, error: bool = False) -> int:

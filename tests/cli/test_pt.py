@@ -150,6 +150,87 @@ def test_widths_types_base_and_limit_are_options(tmp_path: Path) -> None:
     assert b"PDPT" in walked.stdout
 
 
+def test_an_encryption_bit_is_an_option_or_is_found(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0x1000, 0x35000 | 1 << 51)
+    options = crafted_image(tmp_path, crafted)
+    plain, named = aether("pt", "show", *options), aether("pt", "show", "--encryption-bit", "51", *options)
+    assert plain.stdout.decode().splitlines()[1].endswith("0x8000000035000")
+    assert named.stdout.decode().splitlines()[1].endswith("PAT0 bit51  0x35000")
+    assert "x86_64-4level, encryption bit 51" in named.stdout.decode().splitlines()
+    walked = aether("pt", "walk", "--encryption-bit", "51", *options, "1000")
+    assert (walked.returncode, b"= 0x35000 " in walked.stdout) == (0, True)
+    slots = [crafted.slot(crafted.table_of(0, level), 0, level) for level in (4, 3, 2)]
+    for slot in slots:
+        crafted.words[slot] |= 1 << 51
+    found = aether("pt", "lint", *crafted_image(tmp_path, crafted))
+    assert found.returncode == 0
+    assert found.stdout.startswith(b"note: encryption-bit at ")
+    one_line(aether("pt", "show", "--encryption-bit", "12", *options), 2, ["encryption-bit=12", "32 to 51"])
+
+
+def test_wide_addresses_are_shown_but_not_executed(tmp_path: Path) -> None:
+    crafted = Crafted("arm64-64K-lpa")
+    crafted.put(0x5_0000, 7 << 16 | 0x443 | 9 << 12)
+    options = crafted_image(tmp_path, crafted)
+    shown = aether("pt", "show", *options)
+    assert (shown.returncode, shown.stdout.decode().splitlines()[1].split()[-1]) == (0, "0x9000000070000")
+    for command in (["show"], ["lint"], ["lint", "--json"]):
+        one_line(aether("pt", *command, "--execute", *options), 2, ["execute='arm64-64K-lpa'", "48 bits"])
+    narrow = ["arm64-64K" if option == "arm64-64K-lpa" else option for option in options]
+    walked = aether("pt", "walk", *narrow, "50000")
+    assert (walked.returncode, b"arm64-64K-lpa" in walked.stdout, b"= 0x" in walked.stdout) == (
+        1,
+        True,
+        False,
+    )
+
+
+def test_tables_in_a_loop_are_few_lines_in_no_time(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-5level", 3)
+    crafted.words[:] = crafted.root | TABLE["x86_64"]
+    options = crafted_image(tmp_path, crafted)
+    shown = aether("pt", "show", "--execute", *options)
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    lines = shown.stdout.decode().splitlines()
+    assert len(lines) < 30
+    assert "as at 0000000000000000, by the PT table at 0x1000" in lines[2]
+    assert ", 0 differences" in lines[-1]
+    found = aether("pt", "lint", "--json", *options)
+    assert len(found.stdout) < 20_000
+    assert "table-loop" in {one["rule"] for one in json.loads(found.stdout)}
+
+
+def test_warnings_and_notes_alone_are_exit_0_and_errors_exit_1(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0x1000, 0x35000, 0x67)  # a user's, writable and executable: a warning
+    crafted.leaf(UPPER, crafted.root, PAGE["x86_64"] & ~4)  # a table that the kernel may write: a note
+    options = crafted_image(tmp_path, crafted)
+    for more in ([], ["--json"]):
+        result = aether("pt", "lint", *more, *options)
+        assert (result.returncode, result.stderr) == (0, b"")
+    assert b"0 errors, 1 warning, 1 note" in aether("pt", "lint", *options).stdout
+    crafted.leaf(UPPER + 0x1000, 0x36000)
+    for more in ([], ["--json"]):
+        assert aether("pt", "lint", *more, *crafted_image(tmp_path, crafted)).returncode == 1
+
+
+def test_what_is_refused_leaves_the_image_as_it_was(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0x1000, 0x35000)
+    options = crafted_image(tmp_path, crafted)
+    before = (tmp_path / "image").read_bytes()
+    assert aether("pt", "show", "--execute", *options).returncode == 0
+    one_line(aether("pt", "walk", *options, "nowhere"), 2, ["address='nowhere'", "hexadecimal"])
+    one_line(aether("pt", "walk", *options, "1" * 17), 2, ["address", "64 bits"])
+    one_line(aether("pt", "show", *options, "--memory-types", "x"), 2, ["memory-types='x'"])
+    one_line(aether("pt", "show", *options, "--base", "ffffffffffffff00"), 125, ["begin at"])
+    one_line(aether("pt", "show", *options, "--physical-bits", "31"), 2, ["physical-bits=31"])
+    one_line(aether("pt", "show", *options, "--physical-bits", "53"), 2, ["physical-bits=53"])
+    assert (tmp_path / "image").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["image"]
+
+
 def test_a_terminal_gets_a_table(cores: dict[str, Path]) -> None:
     terminal, stdout = pty.openpty()
     with subprocess.Popen(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from aether_emu.verify.tables.formats import format_of
+from aether_emu.verify.tables.format_names import format_of
 from aether_emu.verify.tables.images import Image, image_of
 
 Words = np.ndarray[Any, np.dtype[np.uint64]]
@@ -28,6 +28,9 @@ class Crafted:
     def __init__(self, name: str, pages: int = 64) -> None:
         self.format = format_of(name)
         self.isa = self.format.isa
+        self.page_bits, self.kernel_bits, self.code_bits = (
+            kind[self.isa] & ~0x300 if "lpa2" in name else kind[self.isa] for kind in (PAGE, KERNEL, CODE)
+        )  # of leaves; with LPA2 shareability is none of theirs
         self.words = np.zeros(pages * self.format.page // 8, np.uint64)
         self.root = self.format.page
         self.root1 = 2 * self.format.page
@@ -56,7 +59,7 @@ class Crafted:
 
     def leaf(self, va: int, pa: int, bits: int | None = None, level: int = 1) -> int:
         """Map one page, or a large one at a higher level."""
-        flags = PAGE[self.isa] if bits is None else bits
+        flags = self.page_bits if bits is None else bits
         if level > 1:
             flags = flags | LARGE["x86_64"] if self.isa == "x86_64" else flags & ~2
         return self.put(va, pa | flags, level)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aether_emu.errors import ConfigError
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify import open_image, open_tables, survey
 from aether_emu.verify.tables.execute import Agreement, execute
@@ -116,6 +117,24 @@ def test_a_root_without_a_free_slot_is_tried_without_two_slots() -> None:
     agreement = tried(crafted)
     assert agreement.differences == 0
     assert agreement.pages >= 510
+
+
+def test_pages_marked_by_an_encryption_bit_are_tried_without_it() -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0x1000, 0x35000 | 1 << 47)
+    crafted.leaf(0x2000, 0x36000)
+    agreement = tried(crafted, Registers(encryption_bit=47))
+    assert agreement.differences == 0
+    assert agreement.accesses - agreement.faults >= 8, "both pages are reached"
+    assert tried(crafted).faults > agreement.faults, "without a name the bit is an address bit the CPU lacks"
+
+
+@pytest.mark.parametrize("name", ["arm64-64K-lpa", "arm64-4K-lpa2", "arm64-64K-52bit"])
+def test_a_cpu_without_wide_addresses_is_not_asked_about_them(name: str) -> None:
+    crafted = Crafted(name)
+    crafted.leaf(0, 7 * crafted.format.page)
+    with pytest.raises(ConfigError, match=f"execute='{name}' is not allowed: left out"):
+        tried(crafted)
 
 
 def test_nothing_mapped_is_nothing_to_try() -> None:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.errors import ConfigError
 from aether_emu.verify import image_of, open_tables, survey, walk
-from aether_emu.verify.tables.formats import ALLOWED, NAMES, Right
+from aether_emu.verify.tables.format_names import NAMES
+from aether_emu.verify.tables.formats import ALLOWED, Right
 from aether_emu.verify.tables.images import open_image
 from aether_emu.verify.tables.notes import Registers
 from aether_emu.verify.tables.show import ranges, walk_lines
 from aether_emu.verify.tables.survey import Odd, Survey
-from tests.verify.crafted_images import CODE, KERNEL, LARGE, PAGE, TABLE, Crafted, Words
+from tests.verify.crafted_images import KERNEL, LARGE, PAGE, TABLE, Crafted, Words
 
 UPPER = 0xFFFF_FFFF_8000_0000
 _SHOWN = ALLOWED | Right.GLOBAL
@@ -45,7 +46,7 @@ def test_a_walk_shows_every_level_and_where_it_leads(name: str) -> None:
     assert (found.physical, found.page, found.backed, found.fault) == (page * 40 + 0x18, page, True, "")
     assert [step.level for step in found.steps] == list(reversed(crafted.format.level_names))
     assert len(found.steps) == levels
-    assert (found.steps[-1].at, found.steps[-1].entry) == (at, page * 40 | PAGE[crafted.isa])
+    assert (found.steps[-1].at, found.steps[-1].entry) == (at, page * 40 | crafted.page_bits)
     assert found.steps[-1].index == 5
     assert found.rights & ALLOWED == Right.USER_READ | Right.USER_WRITE | Right.READ | Right.WRITE
 
@@ -145,7 +146,7 @@ def random_tables(name: str, seed: int) -> Crafted:
                 leaf = level == 1 or (level < 4 and rng.random() < 0.4)
                 entry = TABLE[isa]
                 if leaf:
-                    entry = (PAGE[isa], KERNEL[isa], CODE[isa])[int(rng.integers(3))]
+                    entry = (crafted.page_bits, crafted.kernel_bits, crafted.code_bits)[int(rng.integers(3))]
                     entry = entry & ~2 if isa == "arm64" and level > 1 else entry | LARGE[isa] * (level > 1)
                     entry |= int(rng.integers(0, 96)) * page << (9 if level > 1 else 0)
                 else:

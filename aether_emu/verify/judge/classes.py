@@ -138,6 +138,13 @@ def _refuses(fmt: PageTableFormat, held: Held) -> bool:
 # ---- data
 
 
+_LEAVES: dict[str, dict[int, tuple[int, ...]]] = {
+    "x86_64": {12: (1, 1, 1)},
+    "arm64": {12: (16, 16, 16), 14: (128, 32), 16: (32, 32)},
+}
+"""By ISA and page: the levels that may hold leaves, and how many a contiguous hint joins (D8.3.1, D8.7.1)."""
+
+
 def data(judged: Judged, level: int) -> int:
     """The masks and sizes that a format declares say what its entries say."""
     fmt, shape, spec = judged.fmt, judged.shape, judged.fmt.levels[level - 1]
@@ -154,6 +161,9 @@ def data(judged: Judged, level: int) -> int:
     width = shape.shifts[0] - 3 if level < shape.top else shape.virtual_bits - spec.shift
     expect("bits and entries", spec.bits, spec.bits == width and spec.entries == 1 << width)
     expect("shift and size", spec.shift, spec.size == 1 << spec.shift and spec.shift > below)
+    runs = _LEAVES[shape.isa][shape.shifts[0]]
+    expect("leaf", level, spec.leaf == (level <= len(runs)))
+    expect("contiguous", spec.contiguous, spec.contiguous == (*runs, 1, 1, 1, 1)[level - 1])
     if level > 1:
         last = (1 << shape.physical_bits) - shape.page
         expect("next_table", table, fmt.next_table(fmt.table_entry(last), level) == last)

@@ -213,7 +213,13 @@ def _refusals(judged: Judged, level: int) -> int:
     wrong = [1 << bit for bit in (*range(spec.shift), *range(shape.physical_bits, 64))]
     refused = np.array([not _accepts(fmt, address, Attributes(always), level) for address in wrong])
     feature = f"refused addresses: {spec.name} leaf"
-    return done + tell(judged, feature, level, np.array(wrong, np.uint64), refused, "refused", "taken")
+    done += tell(judged, feature, level, np.array(wrong, np.uint64), refused, "refused", "taken")
+    odd = [Attributes(always, software=1 << bit) for bit in range(16)] + [Attributes(always, software=-1)]
+    odd += [Attributes(always, key=1 << bit) for bit in range(8)] + [Attributes(always, key=-1)]
+    odd += [Attributes(always, contiguous=True), Attributes(always | PageFlags.GUARDED)]
+    odd = [one for one in odd if _accepts(fmt, 0, one, level)]
+    words = np.array([fmt.leaf_entry(0, one, level) & _ONES for one in odd], np.uint64)
+    return done + _read_back(judged, f"taken or refused: {spec.name} leaf", level, words, [0] * len(odd), odd)
 
 
 def _accepts(fmt: PageTableFormat, address: int, attributes: Attributes, level: int) -> bool:

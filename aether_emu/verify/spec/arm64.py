@@ -1,8 +1,9 @@
 """VMSAv8-64 stage 1 of the EL1&0 regime by the Arm ARM (DDI 0487 K.a), chapter D8, on arrays.
 
-Without LPA, LPA2, HAFDBS and the second stage. `translate` walks (D8.2, D8.3), `judge` says what an
-access makes of the translation (D8.4: permissions; D8.5.1: access flag; D8.15: faults and their order).
-Levels here are Arm's: 0 to 3, the page at 3.
+With LPA, LVA and LPA2; without HAFDBS, 128-bit descriptors and the second stage. `translate` walks (D8.2,
+D8.3), `judge` says what an access makes of the translation (D8.4: permissions; D8.5.1: access flag; D8.15:
+faults and their order). Levels here are Arm's: 0 to 3, the page at 3; with LPA2 and addresses of 52 bits
+they begin at -1 for pages of 4K.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Ended(IntEnum):
     MAPPED = 0
     TRANSLATION = 1
     ADDRESS_SIZE = 2
+    RESERVED = 3  # a descriptor has a bit of `Mode.refused`: no fault of a CPU's, but where a reader stops
 
 
 class Access(IntEnum):
@@ -38,7 +40,9 @@ class Access(IntEnum):
     FETCH = 2
 
 
+_ONES = (1 << 64) - 1
 _BLOCKS = {12: (1, 2), 14: (2,), 16: (2,)}  # levels with block descriptors, by granule (D8.3.1)
+_MORE_BLOCKS = {12: (0,), 14: (1,), 16: (1,)}  # and with 52-bit addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,10 @@ class Mode:
     walk_disabled: tuple[bool, bool] = (False, False)
     hierarchy_disabled: tuple[bool, bool] = (False, False)
     blocks: tuple[int, ...] | None = None  # levels with block descriptors; None: the granule's (D8.3.1)
+    wide: bool = False  # descriptors of 52-bit addresses: LPA with pages of 64K, else TCR_EL1.DS (LPA2)
+    shareability: tuple[int, int] = (3, 3)  # SHn: with DS descriptors have none
+    encryption: int = 0  # an address bit that selects no memory, as in Arm CCA's realms
+    refused: int = 0  # descriptor bits that end a walk RESERVED
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +75,8 @@ class Controls:
 class Translation:
     """One element a case. Where the walk did not end MAPPED, only `ended`, `level`, `entries` mean something.
 
-    `level` is the one a fault reports. `entries[k]` is what was read at Arm's level k, 0 elsewhere.
+    `level` is the one a fault reports. `entries[k]` is what was read at Arm's level k, 0 elsewhere. Where
+    walks begin at level -1 that one is `entries[4]`.
     The four rights are after the hierarchical bits (D8.4.3); `shift` is the page's size.
     """
 
@@ -104,11 +113,29 @@ def _mask(high: int, low: int) -> np.uint64:
     return np.uint64((1 << high + 1) - (1 << low) if high >= low else 0)
 
 
+def output_address(words: Words, mode: Mode) -> Words:
+    """The address in descriptors, from the granule's bit up (D8.3.1; where the upper bits are: R_LPA, DS)."""
+    g = mode.granule_shift
+    if not mode.wide:
+        return words & _mask(47, g)
+    if g == 16:  # bits 15 to 12 are bits 51 to 48
+        return words & _mask(47, g) | (words & _mask(15, 12)) << np.uint64(36)
+    return words & _mask(49, g) | (words & _mask(9, 8)) << np.uint64(42)  # bits 9 and 8 are bits 51 and 50
+
+
+def blocks_of(mode: Mode) -> tuple[int, ...]:
+    """The levels that may hold block descriptors (D8.3.1)."""
+    if mode.blocks is not None:
+        return mode.blocks
+    g = mode.granule_shift
+    return _MORE_BLOCKS[g] + _BLOCKS[g] if mode.wide else _BLOCKS[g]
+
+
 def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode) -> Translation:
     """Walk each address from TTBR0_EL1 or TTBR1_EL1, whose table addresses are `roots` (D8.2.4)."""
     n, g = addresses.size, mode.granule_shift
     stride = g - 3
-    blocks = _BLOCKS[g] if mode.blocks is None else mode.blocks
+    blocks = blocks_of(mode)
     upper = _bit(addresses, 55)
 
     def by_half(pair: tuple[Any, Any]) -> np.ndarray[Any, Any]:
@@ -126,12 +153,13 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
     ended = np.full(n, Ended.TRANSLATION, np.int64)
     level_at = np.zeros(n, np.int64)
     physical, shift, leaf = np.zeros(n, np.uint64), np.zeros(n, np.int64), np.zeros(n, np.uint64)
-    entries = [np.zeros(n, np.uint64) for _ in range(4)]
+    highest = min(int(start.min()), 0) if n else 0
+    entries = [np.zeros(n, np.uint64) for _ in range(4 - highest)]
     locks = np.zeros(n, np.uint64)  # hierarchical bits of the tables on the way
     hierarchy = ~by_half(mode.hierarchy_disabled).astype(bool)
     table = by_half(roots).astype(np.uint64)
-    beyond, output = _mask(47, mode.physical_bits), _mask(47, g)
-    for level in range(4):
+    beyond, plain = _mask(51, mode.physical_bits), np.uint64(_ONES & ~mode.encryption)
+    for level in range(highest, 4):
         here = walking & (start <= level)
         if not here.any():
             continue
@@ -142,22 +170,25 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         entry = np.zeros(n, np.uint64)
         cases = here.nonzero()[0]
         entry[cases] = fetch(level, (table + (index << np.uint64(3)))[cases], cases)
-        entries[level] = entry
+        entries[level] = entry  # level -1 is the last one
         level_at[here] = level
         valid = here & _bit(entry, 0)
         second = _bit(entry, 1)
         is_table = valid & second & np.bool_(level < 3)
         is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in blocks))
-        too_far = (is_table | is_leaf) & ((entry & beyond) != 0)
+        output = output_address(entry, mode) & plain
+        refused = (is_table | is_leaf) & (entry & np.uint64(mode.refused) != 0)
+        ended[refused] = Ended.RESERVED
+        too_far = (is_table | is_leaf) & ~refused & ((output & beyond) != 0)
         ended[too_far] = Ended.ADDRESS_SIZE
-        is_table, is_leaf = is_table & ~too_far, is_leaf & ~too_far
+        is_table, is_leaf = is_table & ~(too_far | refused), is_leaf & ~(too_far | refused)
         ended[is_leaf] = Ended.MAPPED
         inside = np.uint64((1 << at) - 1)
-        physical = np.where(is_leaf, entry & output & ~inside | addresses & inside, physical)
+        physical = np.where(is_leaf, output & ~inside | addresses & inside, physical)
         shift[is_leaf] = at
         leaf = np.where(is_leaf, entry, leaf)
         locks |= np.where(is_table & hierarchy, entry & _mask(62, 59), np.uint64(0))
-        table = np.where(is_table, entry & output, table)
+        table = np.where(is_table, output, table)
         walking = (walking & (start > level)) | is_table
     return Translation(
         ended,
@@ -171,7 +202,9 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         ~_bit(leaf, 11),
         _bit(leaf, 10),
         (leaf >> np.uint64(2) & np.uint64(7)).astype(np.int64),
-        (leaf >> np.uint64(8) & np.uint64(3)).astype(np.int64),
+        by_half(mode.shareability).astype(np.int64)
+        if mode.wide and g != 16
+        else (leaf >> np.uint64(8) & np.uint64(3)).astype(np.int64),
         entries,
     )
 
@@ -219,4 +252,6 @@ def judge(
     kind = np.where(mapped & ~found.accessed, 0b001000, kind)
     kind = np.where(mapped & found.accessed & denied, 0b001100, kind)
     fault = ~mapped | ~found.accessed | denied
-    return Verdict(fault, np.where(fault, kind | found.level, 0).astype(np.int64), fault & write)
+    # D19.2.37: level -1 has codes of its own.
+    kind = np.where(found.level < 0, np.where(kind == 0, 0b101001, 0b101011), kind | found.level)
+    return Verdict(fault, np.where(fault, kind, 0).astype(np.int64), fault & write)

@@ -35,23 +35,27 @@ _ARM_LEAF = (
 )  # fmt: skip
 
 
-def fields(isa: str, level: int, *, leaf: bool) -> tuple[Field, ...]:
-    """The fields of a present entry. Levels count from the page's own, 1, up."""
+def fields(isa: str, level: int, *, leaf: bool, shareable: bool = True) -> tuple[Field, ...]:
+    """The fields of a present entry. Levels count from the page's own, 1, up.
+
+    Not `shareable`: Arm's descriptors with TCR_EL1.DS, where bits 9 and 8 belong to the address.
+    """
     if isa == "x86_64":
         if not leaf:
             return _X86_TABLE
         return (*_X86_LEAF, *((Field("PAT", 7),) if level == 1 else (Field("PS", 7), Field("PAT", 12))))
     if not leaf:
         return _ARM_TABLE
-    return (*_ARM_LEAF, Field("page", 1) if level == 1 else Field("nT", 16))
+    leaf_fields = _ARM_LEAF if shareable else tuple(one for one in _ARM_LEAF if one.name != "SH")
+    return (*leaf_fields, Field("page", 1) if level == 1 else Field("nT", 16))
 
 
-def decode(isa: str, entry: int, level: int, *, leaf: bool) -> str:
+def decode(isa: str, entry: int, level: int, *, leaf: bool, shareable: bool = True) -> str:
     """The fields of an entry that are not 0, lowest first: "P RW US A D", "AP=1 SH=3". Not its address."""
     if not entry & 1:
         return "0" if not entry else "not present"
     words = []
-    for field in sorted(fields(isa, level, leaf=leaf), key=lambda field: field.low):
+    for field in sorted(fields(isa, level, leaf=leaf, shareable=shareable), key=lambda field: field.low):
         value = entry >> field.low & (1 << field.width) - 1
         if value:
             words.append(field.name if field.width == 1 else f"{field.name}={value}")

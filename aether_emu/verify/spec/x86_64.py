@@ -46,6 +46,7 @@ class Mode:
     levels: int = 4
     physical_bits: int = 52
     nxe: bool = True
+    encryption: int = 0  # the address bit that selects no memory (SME, SEV: APM 2 7.10; TDX: shared)
 
     @property
     def virtual_bits(self) -> int:
@@ -112,7 +113,7 @@ def _field(high: int, low: int) -> int:
 
 def reserved_bits(entries: Words, level: int, mode: Mode) -> Words:
     """The reserved bits that are set in present entries (4.5.4: tables 4-15 to 4-20)."""
-    always = _field(51, mode.physical_bits)
+    always = _field(51, mode.physical_bits) & ~mode.encryption
     if not mode.nxe:
         always |= 1 << 63
     found = entries & np.uint64(always)
@@ -139,8 +140,8 @@ def translate(fetch: Fetch, root: Words | int, addresses: Words, mode: Mode) -> 
     entries = [np.zeros(n, np.uint64) for _ in range(mode.levels)]
     walking = canonical.copy()
     accessed = np.ones(n, bool)
-    table = np.broadcast_to(np.asarray(root, np.uint64), (n,)) & np.uint64(_field(51, 12))
-    address_bits = np.uint64(_field(mode.physical_bits - 1, 12))
+    table = np.broadcast_to(np.asarray(root, np.uint64), (n,)) & np.uint64(_field(51, 12) & ~mode.encryption)
+    address_bits = np.uint64(_field(mode.physical_bits - 1, 12) & ~mode.encryption)
     for level in range(mode.levels, 0, -1):
         at = 12 + 9 * (level - 1)
         index = addresses >> np.uint64(at) & np.uint64(511)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from aether_emu.address import VirtAddr
+from aether_emu.errors import ConfigError
 from aether_emu.machine.memory import host
 from aether_emu.machine.probe import arm64 as prober_arm64
 from aether_emu.machine.probe import x86_64 as prober_x86
@@ -23,8 +24,10 @@ from aether_emu.machine.probe.arm64 import ArmProber
 from aether_emu.machine.probe.prober import BATCH, LANDING, Attempts, Happened, Operation
 from aether_emu.machine.probe.x86_64 import X86Prober
 from aether_emu.verify.spec import arm64, x86_64
-from aether_emu.verify.tables.formats import Arm, Bits, Words
+from aether_emu.verify.tables.formats import Bits, Words
+from aether_emu.verify.tables.formats_arm64 import Arm
 from aether_emu.verify.tables.survey import Numbers, Odd, Survey
+from aether_emu.verify.tables.walking import Tables
 
 SAMPLE = 4096
 """Pages that are tried."""
@@ -35,6 +38,7 @@ _MIX = 0x9E37_79B9_7F4A_7C15  # an odd number whose multiples spread well
 _WORD = np.uint64((1 << 64) - 8)  # a hole shows at one of a word's bytes
 _GENERAL_PROTECTION = 13
 _MOST_TOLD = 10
+_ARM_BITS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,8 +141,16 @@ def _merged(ranges: list[tuple[int, int]], end: int) -> list[tuple[int, int]]:
     return found
 
 
+def check(tables: Tables) -> None:
+    """Raise ConfigError for tables that the emulated CPU cannot walk: of 52-bit addresses on ARM64."""
+    rules = tables.format
+    if isinstance(rules, Arm) and (rules.mode.wide or max(rules.mode.virtual_bits) > _ARM_BITS):
+        raise ConfigError("execute", rules.name, "left out: the emulated CPU has addresses of 48 bits")
+
+
 def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:
-    """Try up to `sample` pages and entries that are wrong. Raises EngineError, HostMemoryError."""
+    """Try up to `sample` pages and wrong entries. Raises as `check` does, EngineError, HostMemoryError."""
+    check(found.tables)
     agreement = Agreement()
     addresses = _addresses(found, sample)
     upper = found.tables.format.is_upper(addresses)
@@ -263,10 +275,11 @@ def _try(found: Survey, bench: _X86Bench | _ArmBench, pages: Words, agreement: A
     sandbox, image = bench.sandbox, found.tables.image
     try:
         own = bench.reserve()
+        plain = np.uint64(~found.tables.format.encryption & (1 << 64) - 1)  # the CPU encrypts no memory
         entries: list[Words] = []
 
         def copying(_level: int, at: Words, _cases: Numbers) -> Words:
-            words = np.where(sandbox.holds(at), image.read(at)[0], np.uint64(0))
+            words = np.where(sandbox.holds(at), image.read(at)[0], np.uint64(0)) & plain
             entries.append(at)
             sandbox.store(at, words)
             return words

@@ -116,6 +116,18 @@ def oddities(found: Survey) -> Iterator[Finding]:
 _MOST_GROUPS = 64  # garbage has reserved bits in every combination: the rest is one finding
 
 
+def encryption_bit(found: Survey) -> Iterator[Finding]:
+    """An encryption bit that nobody named."""
+    root = next((root for root in found.tables.roots if root is not None), None)
+    if found.tables.guessed and root is not None:
+        yield Finding(
+            "encryption-bit", Severity.NOTE, VirtAddr(0), VirtAddr(0), 1, None, None,
+            f"{found.tables.title}: all entries of the table at {root:#x} have it, and lead into the image "
+            "without it",
+            "memory encryption marks pages by an address bit; --encryption-bit names it",
+        )  # fmt: skip
+
+
 def writable_executable(found: Survey) -> Iterator[Finding]:
     """Memory that can be written and executed by the same privilege."""
     rights = found.leaves.rights
@@ -348,6 +360,6 @@ def contiguous_inconsistent(found: Survey) -> Iterator[Finding]:
 
 
 RULES: tuple[Rule, ...] = (
-    writable_executable, user_in_upper_half, table_writable, memory_alias, unbacked, split_inconsistent,
-    missing_bit, contiguous_inconsistent,
+    encryption_bit, writable_executable, user_in_upper_half, table_writable, memory_alias, unbacked,
+    split_inconsistent, missing_bit, contiguous_inconsistent,
 )  # fmt: skip

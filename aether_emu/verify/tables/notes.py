@@ -1,7 +1,8 @@
 """What the notes of an ELF core tell about the CPU that walked the tables.
 
 QEMU's own note (name "QEMU", x86_64 alone) holds cr0 to cr4. Ours (name "AETHER", type 1) begins with
-two words of 32 bits, a version and its size, and goes on with words of 64 bits:
+two words of 32 bits, a version and its size, and goes on with words of 64 bits, as below. Linux's VMCOREINFO
+(type 0) is text; of it NUMBER(sme_mask) is read.
 
     x86_64   CR0, CR3, CR4, IA32_EFER, IA32_PAT, MAXPHYADDR
     arm64    SCTLR_EL1, TTBR0_EL1, TTBR1_EL1, TCR_EL1, MAIR_EL1
@@ -9,6 +10,7 @@ two words of 32 bits, a version and its size, and goes on with words of 64 bits:
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,9 @@ from dataclasses import dataclass, replace
 _QEMU_CONTROL, _OURS = 392, 8  # offsets of the first control register in either note
 _PAE, _LA57, _SMEP, _NXE, _WXN = 1 << 5, 1 << 12, 1 << 20, 1 << 11, 1 << 19
 _GRANULES = {0: 4, 1: 64, 2: 16}  # TCR_EL1.TG0 (Arm ARM D19.2.147), in KiB
-_PHYSICAL = (32, 36, 40, 42, 44, 48)  # TCR_EL1.IPS
+_PHYSICAL = (32, 36, 40, 42, 44, 48, 52)  # TCR_EL1.IPS
+_DS = 1 << 59  # TCR_EL1.DS: descriptors of LPA2
+_SME_MASK = re.compile(rb"^NUMBER\(sme_mask\)=(-?[0-9]+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +38,17 @@ class Registers:
     nxe: bool | None = None
     smep: bool | None = None
     wxn: bool | None = None
+    encryption_bit: int | None = None  # the address bit that selects no memory
 
 
 def registers_of(isa: str, notes: Sequence[memoryview]) -> Registers:
     """What a core of `isa` tells: of several CPUs, the first. Notes that make no sense tell nothing."""
     found = Registers(isa)
     for name, kind, data in (note for part in notes for note in _each(part)):
+        if name == b"VMCOREINFO" and isa == "x86_64" and (mask := _SME_MASK.search(bytes(data))):
+            word = int(mask[1]) & (1 << 64) - 1
+            if word and not word & word - 1 and 32 <= word.bit_length() - 1 < 52:
+                found = replace(found, encryption_bit=word.bit_length() - 1)
         if name == b"AETHER" and kind == 1:
             return (_ours_x86 if isa == "x86_64" else _ours_arm)(found, data)
         told = found.roots[0] is not None
@@ -86,9 +95,10 @@ def _ours_arm(found: Registers, data: memoryview) -> Registers:
     granule, virtual, size = _GRANULES.get(tcr >> 14 & 3), 64 - (tcr & 63), tcr >> 32 & 7
     if granule is None or size >= len(_PHYSICAL):
         return found
+    wide = "-lpa" if granule == 64 and size == 6 else "-lpa2" if granule != 64 and tcr & _DS else ""
     return replace(
         found,
-        format=f"arm64-{granule}K" + ("" if virtual == 48 else f"-{virtual}bit"),
+        format=f"arm64-{granule}K" + ("" if virtual == 48 else f"-{virtual}bit") + wide,
         roots=(low, high),
         physical_bits=_PHYSICAL[size],
         memory_types=mair,

@@ -166,6 +166,8 @@ def totals(found: Survey) -> list[str]:
         f"{size_text(mapped)} mapped: " + (", ".join(pages) or "no pages"),
         "tables: " + ", ".join(reversed(used)),
     ]
+    if rules.registers.encryption_bit is not None:
+        lines.append(found.tables.title)
     if found.odd:
         count = sum(item.address.size for item in found.odd)
         lines.append(f"{count:,} entries are wrong or lead nowhere: see aether pt lint")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from aether_emu.address import PhysAddr, VirtAddr
 from aether_emu.errors import ConfigError
-from aether_emu.verify.spec.fields import decode
-from aether_emu.verify.tables.formats import Format, Right, Words, format_of
+from aether_emu.verify.tables.format_names import format_of
+from aether_emu.verify.tables.formats import Format, Kind, Right, Words
 from aether_emu.verify.tables.images import Image, image_of, open_image
 from aether_emu.verify.tables.notes import Registers
 
@@ -25,6 +26,17 @@ class Tables:
     image: Image
     format: Format
     roots: tuple[PhysAddr | None, ...]
+    guessed: bool = False  # the encryption bit is the only one that makes sense of the root's entries
+
+    @property
+    def title(self) -> str:
+        """The format, and the encryption bit if there is one."""
+        bit = self.format.registers.encryption_bit
+        if bit is None:
+            return self.format.name
+        return f"{self.format.name}, encryption bit {bit}" + (
+            ", found from the tables" if self.guessed else ""
+        )
 
 
 def open_tables(
@@ -45,7 +57,8 @@ def open_tables(
     name = format or known.format
     if name is None:
         raise ConfigError("format", None, f"needed: {image.name} is {image.kind} and does not tell")
-    rules = format_of(name, known if known.isa in (None, name.split("-")[0]) else Registers())
+    told = known if known.isa in (None, name.split("-")[0]) else Registers()
+    rules = format_of(name, told)
     given = (root, root1)
     if given == (None, None):
         if known.isa not in (None, rules.isa) or known.roots[0] is None:
@@ -53,15 +66,54 @@ def open_tables(
         given = known.roots
     if len(rules.halves) == 1 and root1 is not None:
         raise ConfigError("root1", hex(root1), "for arm64: x86_64 has one root")
-    roots: list[PhysAddr | None] = []
     for half, register in zip(rules.halves, given, strict=False):
         if register is not None and not 0 <= register < 1 << 64:
             raise ConfigError("root", register, f"what {half.name} can hold")
+    guessed = None
+    if told.encryption_bit is None:
+        guessed = _encryption_bit(image, name, told, given)
+        rules = format_of(name, replace(told, encryption_bit=guessed))
+    roots: list[PhysAddr | None] = []
+    for register in given[: len(rules.halves)]:
         at = None if register is None else PhysAddr(rules.root(register))
         if at is not None and at % min(rules.page, 8 << rules.widths[-1]):
             raise ConfigError("root", hex(at), "a multiple of the table's size")
         roots.append(at)
-    return Tables(image, rules, tuple(roots))
+    return Tables(image, rules, tuple(roots), guessed is not None)
+
+
+def _encryption_bit(image: Image, name: str, told: Registers, roots: Sequence[int | None]) -> int | None:
+    """The one address bit that all entries of the root have, without which alone their tables are memory."""
+    for root in roots:
+        if root is None:
+            continue
+        plain = format_of(name, told)
+        if _leads(image, plain, root):
+            return None
+        bits = [
+            bit
+            for bit in range(32, plain.address_bits)
+            if _leads(image, format_of(name, replace(told, encryption_bit=bit)), root, every=True)
+        ]
+        if len(bits) == 1:
+            return bits[0]
+    return None
+
+
+def _leads(image: Image, rules: Format, root: int, *, every: bool = False) -> bool:
+    """Whether a root has entries for tables of the image; `every`: no others, all with the bit."""
+    top = rules.levels
+    at = np.array([rules.root(root)], np.uint64)
+    if at[0] % np.uint64(8) or not image.touches(at, rules.table_size(top)).all():
+        return False
+    words, backed = image.tables(at, 1 << rules.widths[top - 1])
+    entries = words[backed]
+    entries = entries[entries & np.uint64(1) != 0]
+    entries = entries[rules.kinds(entries, top)[0] == Kind.TABLE]
+    there = image.touches(rules.next_tables(entries), rules.table_size(top - 1))
+    if every:
+        return bool(entries.size and (there & rules.encrypted(entries)).all())
+    return bool(there.any())
 
 
 def _image(source: Source) -> Image:
@@ -127,7 +179,7 @@ def walk(
     for level in sorted(read, reverse=True):
         at, entry = read[level]
         leaf = level == min(read) and walked.mapped
-        text = "not in the image" if entry is None else decode(rules.isa, entry, level, leaf=leaf)
+        text = "not in the image" if entry is None else rules.fields(entry, level, leaf=leaf)
         width, shift = rules.widths[level - 1], rules.shifts[level - 1]
         index = address >> shift & (1 << width) - 1
         steps.append(Step(rules.level_names[level - 1], index, at, entry, text))
