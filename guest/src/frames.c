@@ -27,6 +27,7 @@ static void use_stack(void *base, i32 flags, u64 size) {
 #define MARKED(uc) ((uc)->gregs[REG_RBX])
 #define LEAST_STACK 2048
 #define MOST_FRAMES 8
+#define CLEAR_TRAP(uc) ((uc)->gregs[REG_EFL] &= ~0x100UL)
 /* tgkill, with a register that a frame may change; answers what it holds afterwards. */
 __attribute__((naked)) static u64 raise_marked(u64 process, u64 thread, u64 signo) {
     __asm__("pushq %rbx\n xorl %ebx, %ebx\n movl $234, %eax\n syscall\n movq %rbx, %rax\n popq %rbx\n retq");
@@ -104,11 +105,14 @@ static void print_shown(const u64 *was) {
 CODE(code_breakpoint, "int3");
 CODE(code_undefined, "ud2");
 CODE(code_halt, "hlt");
+CODE(code_stepped, "pushfq\n orq $0x100, (%rsp)\n popfq\n movq (%rdi), %rcx");
 CODE(code_x87, "fninit\n pushq $0x37b\n fldcw (%rsp)\n popq %rcx\n fld1\n fldz\n fdivrp\n fwait");
 
 static void look(int signo, struct siginfo *info, struct ucontext *uc) {
     (void)signo, (void)info;
     u32 *area = (u32 *)uc->fpstate;
+    holds("after a system call rcx is the pc, r11 the flags",
+          uc->gregs[REG_RCX] == UC_PC(uc) && uc->gregs[REG_R11] == uc->gregs[REG_EFL]);
     holds("uc_flags tell of XSAVE and of SS", uc->flags == 7);
     holds("the state is aligned to 64 bytes", uc->fpstate % 64 == 0);
     holds("its size is told", area[116] == 0x46505853 && area[117] == area[120] + 4 && area[120] >= 576);
@@ -117,7 +121,7 @@ static void look(int signo, struct siginfo *info, struct ucontext *uc) {
     holds("in standard form", *(u64 *)(area + 130) == 0);
 }
 static void about_state(void) {
-    printf("x87 and SSE state\n");
+    printf("frames of x86_64\n");
     sigaction(SIGUSR1, look, SA_SIGINFO, 0);
     raise(SIGUSR1);
 }
@@ -125,6 +129,7 @@ static void about_state(void) {
 static void about_state(void) {}
 #define MARKED(uc) ((uc)->regs[19])
 #define LEAST_STACK 5120
+#define CLEAR_TRAP(uc)
 #define MOST_FRAMES 2 /* from the third on they would lie over each other */
 __attribute__((naked)) static u64 raise_marked(u64 process, u64 thread, u64 signo) {
     __asm__("stp x19, x30, [sp, #-16]!\n mov x19, #0\n mov x8, #131\n svc #0\n mov x0, x19\n"
@@ -286,6 +291,7 @@ static void taken(int signo, struct siginfo *info, struct ucontext *uc) {
     seen.addr = info->addr;
     show(uc, seen_shown);
     probe_handler(signo, info, uc);
+    CLEAR_TRAP(uc);
 }
 static void fault(const char *name, void (*code)(void), u64 address) {
     struct outcome out;
@@ -319,6 +325,7 @@ static void about_faults(void) {
     fault("load, not canonical", code_load, 0x0008000000000000UL);
 #if defined(__x86_64__)
     fault("hlt", code_halt, 0);
+    fault("load with TF set", code_stepped, (u64)nothing + 5);
     sigaction(SIGTRAP, probe_handler, SA_SIGINFO | SA_ONSTACK, 0);
     sigaction(SIGILL, probe_handler, SA_SIGINFO | SA_ONSTACK, 0);
     fault("undefined", code_undefined, 0);

@@ -7,7 +7,8 @@ stubs (`arch.x86_64.stubs`): `X86Cpu.supervisor` lowers the privilege in the CPU
 Engine behaviour handled here (unicorn 2.1.4):
 - `old_exception` is never cleared: reset before every run and in every exception hook.
 - a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
-- `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2.
+- `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2. A TF written
+  meanwhile would trap behind the call, and not behind the next instruction: it is set when the run goes on.
 - `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
@@ -116,6 +117,7 @@ class X86Cpu(UnicornCpu):
         self.general = self._state.general
         self._ahead = LookAhead(self._state, layout.shadow)
         self._hole_ahead = False
+        self._trap_flag = False  # TF was written in a system call and is not set yet
         self._bias = 0  # what the engine adds to rip when the current callback returns
         self._new_special: tuple[int, int, x86_blocks.Found] | None = None
         self._specials: set[int] = set()  # addresses, each with a hook that stops in front
@@ -221,11 +223,13 @@ class X86Cpu(UnicornCpu):
                     g[1] = rip[0] + 2
                     g[11] = 0x202  # arithmetic flags are not reproduced here
                 if self.return_work is not None:
+                    if result is not None:
+                        g[11] = self.read("rflags")  # a signal frame shows the two alike
                     self.return_work()
             except BaseException as failure:
                 self._fail(failure)
             self._bias = 0
-            if self._exit is not None or self._interrupted:
+            if self._exit is not None or self._interrupted or self._trap_flag:
                 engine.emu_stop(handle)
 
         return system_call
@@ -318,7 +322,9 @@ class X86Cpu(UnicornCpu):
             self._ahead.alone()
 
     def _after_entry(self, code: int) -> bool:
-        if self._new_special is not None:
+        if self._trap_flag:
+            self.write("rflags", self.read("rflags"))
+        elif self._new_special is not None:
             self._plant_special()
         elif code == FETCH_UNMAPPED and not self._ahead.running_alone:
             self._hole_ahead = True
@@ -455,6 +461,8 @@ class X86Cpu(UnicornCpu):
             return self.pc
         if name == "cpuid_1_edx":
             return self.supervisor(stubs.FEATURES).rax
+        if name == "rflags" and self._trap_flag:
+            return int(self._uc.reg_read(NUMBERS[name])) | regs.RFLAGS_TF
         if name in CONTROL:
             return int(self._uc.reg_read(CONTROL[name]))
         if name in X87_NAMES:
@@ -470,6 +478,9 @@ class X86Cpu(UnicornCpu):
             self._uc.reg_write(number, (value & MASK, value >> 64))
         elif name in GENERAL_NAMES:
             self.general[GENERAL_NAMES.index(name)] = value & MASK
+        elif name == "rflags":
+            self._trap_flag = bool(self._bias and value & regs.RFLAGS_TF)
+            self._uc.reg_write(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
         else:
             self._uc.reg_write(NUMBERS[name], value)
 

@@ -13,7 +13,7 @@ from aether_emu.linux.abi.signal import SA_ONSTACK, SA_RESTORER, SA_SIGINFO, SIG
 from aether_emu.linux.task.process import Ended
 from tests.linux.task.scripts import CODE, DATA, STACK, Several
 
-SPIN, HANDLER, RESTORER, FAULT, READ_KERNEL, PRIVILEGED = (CODE + 0x40 * i for i in range(6))
+SPIN, HANDLER, RESTORER, FAULT, READ_KERNEL, PRIVILEGED, STEPS = (CODE + 0x40 * i for i in range(7))
 ADDRESS = 0x123_0000
 """What FAULT loads from: nothing is there."""
 _X86 = {
@@ -23,6 +23,7 @@ _X86 = {
     FAULT: "8b00ebfc",  # mov eax, [rax]
     READ_KERNEL: "8b00ebfc",
     PRIVILEGED: "faebfd",  # cli
+    STEPS: "90ebfd",  # nop
 }
 _ARM64 = {
     SPIN: "00000014",

@@ -12,7 +12,7 @@ import pytest
 
 from aether_emu.linux.abi.signal import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, UNBLOCKABLE
 from tests.guests.running import ISAS
-from tests.linux.task.forging import Forging, changed
+from tests.linux.task.forging import STEPS, Forging, changed
 
 # Fields of the frames: ucontext, registers, selectors and flags, state pointer, mask; size, magic and state.
 _X86_CONTEXT = 8 + 40
@@ -66,6 +66,16 @@ def test_a_real_frame_goes_back(forging: Forging) -> None:
 def test_no_forged_frame_changes_the_privilege(forging: Forging) -> None:
     for seed in range(400):
         _stays_a_user(forging, seed)
+
+
+def test_a_frame_with_tf_traps_behind_one_instruction_each_time() -> None:
+    with Forging("x86_64") as forging:
+        frame = bytearray(forging.frame)
+        for at, value in ((16, STEPS), (17, 0x302)):  # rip and the flags
+            frame[_X86_CONTEXT + 8 * at : _X86_CONTEXT + 8 * at + 8] = value.to_bytes(8, "little")
+        for _ in range(2):
+            ended = forging.forge(bytes(frame))
+            assert ended is not None and ended.why == f"SIGTRAP at {STEPS + 1:#x}"
 
 
 @pytest.mark.slow
