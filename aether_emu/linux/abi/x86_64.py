@@ -81,6 +81,8 @@ class X86Abi(Abi):
             TrapKind.ILLEGAL: (sig.SIGILL, sig.ILL_ILLOPN, pc),
             TrapKind.PROTECTION: (sig.SIGSEGV, sig.SI_KERNEL, 0),
             TrapKind.NON_CANONICAL: (sig.SIGSEGV, sig.SI_KERNEL, 0),
+            TrapKind.STACK: (sig.SIGBUS, sig.SI_KERNEL, 0),
+            TrapKind.DEBUGGER: (sig.SIGTRAP, sig.TRAP_BRKPT, pc),
             TrapKind.ALIGNMENT: (sig.SIGBUS, sig.BUS_ADRALN, 0),
             TrapKind.FLOAT: (sig.SIGFPE, 0, pc),
         }[trap.kind]
@@ -151,6 +153,9 @@ def _encode_context(
         address = info.address
         if address >= user_end:  # Linux never tells what of the kernel's half is mapped
             error |= syndrome.PRESENT
+    # Trap 0 is a division's, and what signals carry that no exception made.
+    if trap in syndrome.FAULTS and (trap or (info.number, info.code) == (sig.SIGFPE, sig.FPE_INTDIV)):
+        state = state | {"rflags": state["rflags"] | regs.RFLAGS_RF}
     return struct.pack(
         "<18Q4H5Q64x",
         *(state[name] & _MASK for name in _CONTEXT),
