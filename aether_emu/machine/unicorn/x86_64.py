@@ -6,9 +6,10 @@ stubs (`arch.x86_64.stubs`): `X86Cpu.supervisor` lowers the privilege in the CPU
 
 Engine behaviour handled here (unicorn 2.1.4):
 - `old_exception` is never cleared: reset before every run and in every exception hook.
-- a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
+- a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4; more of this
+  kind is in `x86_traps`.
 - `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2.
-- `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
+- far returns at ring 3 read their frames with supervisor rights, which SMAP refuses: done in `x86_traps`.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
 - a block is translated whole before it runs, and what cannot be fetched faults too early: see `x86_ahead`.
