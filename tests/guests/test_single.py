@@ -125,7 +125,7 @@ LOCKABLE = [
     for source in (
         *("add [rdi], rax", "or [rdi], rax", "adc [rdi], eax", "sbb [rdi], ax", "and [rdi], al"),
         *("sub [rdi], rax", "xor [rdi], rax", "add qword ptr [rdi], 5", "xor byte ptr [rdi], 5"),
-        *("xchg [rdi], rax", "not qword ptr [rdi]", "inc dword ptr [rdi]"),
+        *("xchg [rdi], rax", "not qword ptr [rdi]", "neg byte ptr [rdi]", "inc dword ptr [rdi]"),
         *(
             "dec byte ptr [rdi]",
             "bts [rdi], rax",
@@ -187,7 +187,16 @@ FAR = [
     row(_IRETQ, fault(EDGE + 8, 4), ABSENT, rsp=EDGE - 8, open=OPEN),
     row(_RETF, SS, rsp=HOLE),
 ]
-ROWS = [*LONG_STORES, *ENTERS, *CACHE, *BASES, *LOCKED, *LOCKABLE, *STACK, *OTHERS, *FAR]
+NEGATIONS = [
+    row(
+        assemble(f"mov {size} ptr [rdi], {value}") + b"\xf0" + assemble(f"neg {size} ptr [rdi]"),
+        DONE,
+        rdi=EDGE - 2,
+    )
+    for size, most in (("byte", 1 << 7), ("word", 1 << 15), ("dword", 1 << 31), ("qword", 0x7FFF_FFFF))
+    for value in (0, 1, 16, 0x7F, most)
+]
+ROWS = [*NEGATIONS, *LONG_STORES, *ENTERS, *CACHE, *BASES, *LOCKED, *LOCKABLE, *STACK, *OTHERS, *FAR]
 _SIGNALS = {4: "ILL", 5: "TRAP", 7: "BUS", 8: "FPE", 11: "SEGV"}
 
 

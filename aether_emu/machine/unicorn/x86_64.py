@@ -303,6 +303,8 @@ class X86Cpu(X86Traps):
                 self.on_trap(PROTECTION)
             case Special.RANDOM:
                 self._answer_random(found)
+            case Special.NEGATE:
+                self._negate(code)
             case Special.TOUCH:
                 passes = self._touch(code)
             case Special.BASE:
@@ -322,7 +324,7 @@ class X86Cpu(X86Traps):
         else:
             kept = self.general[found.register] & ~0xFFFF
             self.general[found.register] = kept | value & 0xFFFF
-        self.write("rflags", self.read("rflags") & ~0x8D5 | 1)
+        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_ARITHMETIC | regs.RFLAGS_CF)
         self._state.rip[0] = self._state.rip[0] + found.size
 
     # ---- translation

@@ -4,8 +4,8 @@ The engine decodes VEX prefixes but executes them as two-operand SSE: a wrong re
 error. No CPU model here announces AVX, so such an instruction is #UD, as on a CPU without it.
 RDRAND and RDSEED would answer from the host's entropy: they answer from the seed instead. String
 I/O touches memory before it asks for the right to, and some privileged ones raise #UD: all are #GP.
-LOCK is ignored where it is #UD. And some write a part of what they store before the rest faults, or
-fault nowhere (`x86_rare`): their memory is asked for first.
+LOCK is ignored where it is #UD, and LOCK NEG leaves wrong flags. Some write a part of what they store
+before the rest faults, or fault nowhere (`x86_rare`): their memory is asked for first.
 
     PRIMARY, SECONDARY   what follows each opcode, which is all that an instruction's length takes
     _RULES               the opcodes worth a look, and what the look decides from the whole instruction
@@ -32,6 +32,8 @@ class Special(Enum):
     """It executes once what it touches is there."""
     BASE = 5
     """It executes if the new segment base is canonical."""
+    NEGATE = 6
+    """LOCK NEG, after which the engine's flags are those of another result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,8 @@ _LOCKABLE: Mapping[int, frozenset[int]] = {
 def _lock(found: Instruction) -> Found | None:
     operation = found.modrm >> 3 & 7
     if found.modrm < 0xC0 and operation in _LOCKABLE.get(found.opcode, ()):
-        return None
+        negates = found.opcode in (0xF6, 0xF7) and operation == 3
+        return Found(found.offset, found.size, Special.NEGATE) if negates else None
     return Found(found.offset, found.size, Special.ILLEGAL)
 
 

@@ -22,6 +22,7 @@ from aether_emu.machine.unicorn.x86_rare import Access
 from aether_emu.machine.unicorn.x86_state import Field, State
 
 _ICEBP, _IRET, _FAR_RETURN, _FAR_RETURN_RELEASE = 0xF1, 0xCF, 0xCB, 0xCA
+_NEG_BYTE = 0xF6
 _LONGEST = 15  # bytes of an instruction
 
 _KINDS: dict[int, TrapKind] = {
@@ -130,7 +131,26 @@ class X86Traps(UnicornCpu):
             released = code[found.size - 2 : found.size] if found.opcode == _FAR_RETURN_RELEASE else b""
             self.sp = self.sp + width * 2 + int.from_bytes(released, "little")
 
-    # ---- instructions that are asked about before they execute
+    # ---- instructions that are asked about before they execute, or done instead
+
+    def _negate(self, code: bytes) -> None:
+        """LOCK NEG of memory, with the flags of the result (Intel SDM 2B NEG)."""
+        found, operand = self._decode(code)
+        assert found is not None and operand is not None, "it was found, in memory"
+        width = 1 if found.opcode == _NEG_BYTE else 8 if found.rex & 8 else 2 if 0x66 in found.prefixes else 4
+        if not self._ask([Access(operand.address, width, write=True, stack=operand.stack)]):
+            return
+        old = int.from_bytes(self.copy_from_user(operand.address, width), "little")
+        bits = 8 * width
+        new = -old & (1 << bits) - 1
+        self.copy_to_user(operand.address, new.to_bytes(width, "little"))
+        flags = regs.RFLAGS_CF if old else regs.RFLAGS_ZF
+        flags |= 0 if (new & 0xFF).bit_count() & 1 else regs.RFLAGS_PF
+        flags |= regs.RFLAGS_AF if old & 15 else 0
+        flags |= regs.RFLAGS_SF if new >> bits - 1 else 0
+        flags |= regs.RFLAGS_OF if old == 1 << bits - 1 else 0
+        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_ARITHMETIC | flags)
+        self.pc = self.pc + found.size
 
     def _touch(self, code: bytes) -> bool:
         """Ask for all that the instruction at pc, whose bytes are `code`, touches. Whether it may execute."""
