@@ -53,6 +53,8 @@ class TrapKind(Enum):
     ILLEGAL = "undefined instruction"
     PROTECTION = "privileged instruction or bad descriptor"
     NON_CANONICAL = "address outside the virtual address space"
+    STACK = "stack address outside the virtual address space"
+    DEBUGGER = "the instruction that calls a hardware debugger"
     ALIGNMENT = "misaligned access"
     FLOAT = "floating point"
 

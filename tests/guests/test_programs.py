@@ -30,7 +30,12 @@ DEATHS = [
 ]
 # Of what only a strict CPU checks, the part whose signal this engine gets right.
 STRICT_KNOWN = {
-    "x86_64": {"noncanonicaljump": "SIGSEGV", "readmodifywild": "SIGSEGV"},
+    "x86_64": {
+        "noncanonicaljump": "SIGSEGV",
+        "noncanonicalstack": "SIGBUS",
+        "readmodifywild": "SIGSEGV",
+        "icebp": "SIGTRAP",
+    },
     "arm64": {},
 }
 

@@ -31,12 +31,20 @@ EFER_NXE = 1 << 11  # NX bits count
 
 MSR_PAT = 0x277
 
+RFLAGS_CF = 1 << 0
 RFLAGS_FIXED = 1 << 1
+RFLAGS_PF = 1 << 2
+RFLAGS_AF = 1 << 4
+RFLAGS_ZF = 1 << 6
+RFLAGS_SF = 1 << 7
 RFLAGS_TF = 1 << 8
 RFLAGS_IF = 1 << 9
 RFLAGS_DF = 1 << 10
+RFLAGS_OF = 1 << 11
 RFLAGS_RF = 1 << 16
 RFLAGS_AC = 1 << 18
+
+RFLAGS_ARITHMETIC = RFLAGS_CF | RFLAGS_PF | RFLAGS_AF | RFLAGS_ZF | RFLAGS_SF | RFLAGS_OF
 
 # What user code may change through a signal frame (Linux FIX_EFLAGS: AC OF DF TF SF ZF AF PF CF RF).
 RFLAGS_USER = 0x0005_0DD5

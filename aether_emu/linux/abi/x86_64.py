@@ -103,6 +103,8 @@ class X86Abi(Abi):
             TrapKind.ILLEGAL: (sig.SIGILL, sig.ILL_ILLOPN, pc),
             TrapKind.PROTECTION: (sig.SIGSEGV, sig.SI_KERNEL, 0),
             TrapKind.NON_CANONICAL: (sig.SIGSEGV, sig.SI_KERNEL, 0),
+            TrapKind.STACK: (sig.SIGBUS, sig.SI_KERNEL, 0),
+            TrapKind.DEBUGGER: (sig.SIGTRAP, sig.TRAP_BRKPT, pc),
             TrapKind.ALIGNMENT: (sig.SIGBUS, sig.BUS_ADRALN, 0),
             TrapKind.FLOAT: (sig.SIGFPE, _float_code(cpu, trap.vector), pc),
         }[trap.kind]

@@ -12,6 +12,7 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
 from aether_emu.machine.unicorn import engine
+from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
 
 PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
@@ -30,6 +31,7 @@ class UnicornCpu(Cpu):
     def __init__(self, uc: Any, ranges: list[tuple[int, int, int]]) -> None:
         self._uc = uc
         self._handle = engine.handle_of(uc)
+        self._entries = AbortGuard()
         self.stop_call = engine.EMU_STOP_ADDRESS, self._handle
         for start, host, length in ranges:
             uc.mem_map_ptr(start, length, UC_PROT_ALL, host)
@@ -109,7 +111,7 @@ class UnicornCpu(Cpu):
             if self.take_interrupt():
                 return Exit(ExitReason.INTERRUPTED)
             self._before_entry()
-            code = engine.emu_start(self._handle, self.pc, 0, 0, 0)
+            code = self._entries.start(self._handle, self.pc, 0, 0, 0)
             handled = self._failure is None and self._after_entry(code)
             if self._failure is not None:
                 failure, self._failure = self._failure, None
@@ -130,6 +132,8 @@ class UnicornCpu(Cpu):
         """The engine came back by itself: an access to a hole, somebody's stop, or its own limit."""
         if code in (6, 7, FETCH_UNMAPPED):  # UC_ERR_READ/WRITE_UNMAPPED
             return Exit(ExitReason.BUS, detail="physical address without memory")
+        if code == ABORTED:
+            return Exit(ExitReason.ENGINE, detail="the engine cannot translate the code there")
         if code:
             return Exit(ExitReason.ENGINE, detail=engine.error_text(code))
         return Exit(ExitReason.STRAY)
@@ -190,9 +194,9 @@ class UnicornCpu(Cpu):
         """
         counter = self._counter
         if counter is None:
-            return int(engine.emu_start_nested(self._handle, address, 0, 0, 0))
+            return self._entries.start_nested(self._handle, address, 0, 0, 0)
         kept = counter.suspend()
-        code = int(engine.emu_start_nested(self._handle, address, 0, 0, 0))
+        code = self._entries.start_nested(self._handle, address, 0, 0, 0)
         counter.resume(kept)
         return code
 

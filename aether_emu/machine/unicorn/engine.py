@@ -46,6 +46,7 @@ def _address(name: str) -> int:
 
 hook_del = _bind(_quick, "uc_hook_del", c_void_p, c_size_t)
 
+EMU_START_ADDRESS = _address("uc_emu_start")
 EMU_STOP_ADDRESS = _address("uc_emu_stop")
 VMEM_READ_ADDRESS = _address("uc_vmem_read")
 CTL_ADDRESS = _address("uc_ctl")
@@ -59,6 +60,15 @@ CODE = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
 UNMAPPED = ctypes.CFUNCTYPE(ctypes.c_bool, c_void_p, c_int, c_uint64, c_int, ctypes.c_int64, c_void_p)
 
 _hook_add = _long["uc_hook_add"]
+
+
+def guarded(address: int, *, nested: bool) -> Any:
+    """`emu_start` through machine code at `address`, with that code's own argument in front.
+
+    `nested`: with the interpreter lock held, as `emu_start_nested`.
+    """
+    make = ctypes.PYFUNCTYPE if nested else ctypes.CFUNCTYPE
+    return make(c_int, c_void_p, c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)(address)
 
 
 def hook_add(

@@ -6,10 +6,11 @@ stubs (`arch.x86_64.stubs`): `X86Cpu.supervisor` lowers the privilege in the CPU
 
 Engine behaviour handled here (unicorn 2.1.4):
 - `old_exception` is never cleared: reset before every run and in every exception hook.
-- a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4.
+- a software `int n` arrives as vector n: told apart by `is_int`, it is a #GP unless 3 or 4; more of this
+  kind is in `x86_traps`.
 - `syscall` makes no transition: rcx and r11 are set here, and a pc written meanwhile gets +2. A TF written
   meanwhile would trap behind the call, and not behind the next instruction: it is set when the run goes on.
-- `iretq` at ring 3 reads its frame with supervisor rights, which SMAP refuses: done here instead.
+- far returns at ring 3 read their frames with supervisor rights, which SMAP refuses: done in `x86_traps`.
 - a store through one address makes code of another stale if its TLB entry is older than the code:
   where such stores can be, every new block drops the TLB.
 - a block is translated whole before it runs, and what cannot be fetched faults too early: see `x86_ahead`.
@@ -35,34 +36,20 @@ from unicorn import (
     x86_const,
 )
 
-from aether_emu.arch.paging import Access
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
-from aether_emu.machine.cpu import Trap, TrapKind, UserFault
-from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate
-from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK, PROT_EXECUTE, UnicornCpu
+from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate, x86_operand
+from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
+from aether_emu.machine.unicorn.x86_blocks import Special
 from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUMBERS, X87_NAMES, X87_NUMBERS
 from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
+from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
 
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
-_IRETQ = b"\x48\xcf"
-
-_TRAPS: dict[int, TrapKind] = {
-    syndrome.VECTOR_DIVIDE: TrapKind.DIVIDE,
-    syndrome.VECTOR_DEBUG: TrapKind.DEBUG,
-    syndrome.VECTOR_BREAKPOINT: TrapKind.BREAKPOINT,
-    syndrome.VECTOR_OVERFLOW: TrapKind.OVERFLOW,
-    syndrome.VECTOR_INVALID_OPCODE: TrapKind.ILLEGAL,
-    syndrome.VECTOR_PROTECTION: TrapKind.PROTECTION,
-    syndrome.VECTOR_X87: TrapKind.FLOAT,
-    syndrome.VECTOR_ALIGNMENT: TrapKind.ALIGNMENT,
-    syndrome.VECTOR_SIMD: TrapKind.FLOAT,
-}
-
 
 # Indexed by the low six bits of the error code: a user's load or store as a neutral access, else None.
 _DATA_ACCESS = tuple(
@@ -75,11 +62,6 @@ def _ignore(_va: int, _access: int) -> None:
     """Takes the pending page fault that a failed access by the host left: the guest did not make it."""
 
 
-def _forged(vector: int) -> Trap:
-    """`int vector` by a user, whom its gate does not admit (Intel SDM 3A 7.12.1.2)."""
-    return Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION, vector * 8 + 2)
-
-
 @dataclass(frozen=True, slots=True)
 class SupervisorResult:
     """What a ring-0 stub left: rax, and the fault that ended it as (va, access), if any."""
@@ -88,7 +70,7 @@ class SupervisorResult:
     fault: tuple[int, int] | None
 
 
-class X86Cpu(UnicornCpu):
+class X86Cpu(X86Traps):
     """One x86_64 CPU. `ranges` are (guest-physical start, host address, length), mapped once.
 
     `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57).
@@ -110,6 +92,7 @@ class X86Cpu(UnicornCpu):
         self._scan = BlockScan(self._block_found)
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL), ranges)
         self._time_stamp, self._random, self._levels = time_stamp, random, levels
+        self._address_bits = 12 + 9 * levels
         layout = x86_calibrate.measure()
         base = x86_calibrate.find_state(self._uc) if live_state else None
         self.live_state = base is not None
@@ -245,46 +228,9 @@ class X86Cpu(UnicornCpu):
         else:
             self._far_return()
 
-    def _exception(self, vector: int) -> None:
-        """Everything but a genuine page fault."""
-        state = self._state
-        if state.is_int[0]:
-            if vector in (syndrome.VECTOR_BREAKPOINT, syndrome.VECTOR_OVERFLOW, syndrome.VECTOR_DEBUG):
-                self.on_trap(Trap(_TRAPS[vector], vector))
-                return
-            state.rip[0] = state.rip[0] - 2 & MASK  # a fault, so at the instruction
-            self.on_trap(_forged(vector))
-            return
-        kind = _TRAPS.get(vector)
-        if kind is None:
-            raise EngineError(f"unexpected exception vector {vector:#x} at {state.rip[0]:#x}")
-        self.on_trap(Trap(kind, vector, state.error_code[0] if vector == 13 else 0))
-
-    def _far_return(self) -> None:
-        """A user's `iretq`, by the user's rights (Intel SDM 2A IRET); what else gets here is a #GP."""
-        protection = syndrome.VECTOR_PROTECTION
-        try:
-            if self.copy_from_user(self.pc, 2) != _IRETQ:
-                self.on_trap(Trap(TrapKind.PROTECTION, protection))
-                return
-            frame = struct.unpack("<5Q", self.copy_from_user(self.sp, 40))
-        except UserFault:
-            self.on_fault(self.sp, int(Access.USER | Access.READ))
-            return
-        rip, code, flags, rsp, stack = frame
-        if (code & 0xFFFF, stack & 0xFFFF) != (regs.USER_CODE, regs.USER_DATA):
-            wrong = stack if code & 0xFFFF == regs.USER_CODE else code
-            self.on_trap(Trap(TrapKind.PROTECTION, protection, wrong & 0xFFFC))
-            return
-        self.pc, self.sp = rip, rsp
-        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_USER | flags & regs.RFLAGS_USER)
-
     def _invalid(self, _uc: int, _data: int) -> bool:
         self._state.old_exception[0] = -1
-        trap = Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)
-        if self._state.is_int[0]:  # `int 6`
-            trap = _forged(syndrome.VECTOR_INVALID_OPCODE)
-        self._guarded(lambda: self.on_trap(trap))
+        self._guarded(self._illegal)
         return True
 
     def _rdtsc(self, _uc: int, _data: int) -> int:
@@ -346,22 +292,33 @@ class X86Cpu(UnicornCpu):
 
     def _meet_special(self) -> None:
         """The run stopped in front of a special instruction; look again, code may have changed."""
-        pc = self._state.rip[0]
-        code = b""
-        for size in (15, *range(14, 0, -1)):  # the longest instruction, less near the end of a page
-            if not engine.vmem_read(self._handle, pc, PROT_EXECUTE, self._buffer_address, size):
-                code = bytes(self._buffer_view[:size])
-                break
-            self._forget_probe()
+        code = self._code_here()
         found = x86_blocks.first_special(code)
         if found is None or found.offset:
-            self._let_pass = pc
-        elif found.special is x86_blocks.Special.ILLEGAL:
-            self._guarded(lambda: self.on_trap(Trap(TrapKind.ILLEGAL, syndrome.VECTOR_INVALID_OPCODE)))
-        elif found.special is x86_blocks.Special.PRIVILEGED:
-            self._guarded(lambda: self.on_trap(Trap(TrapKind.PROTECTION, syndrome.VECTOR_PROTECTION)))
-        else:
-            self._guarded(lambda: self._answer_random(found))
+            self._let_pass = self.pc
+            return
+        self._guarded(lambda: self._instead_of(found, code))
+
+    def _instead_of(self, found: x86_blocks.Found, code: bytes) -> None:
+        """Do what is to be done instead of the special instruction at pc, whose bytes are `code`."""
+        passes = False
+        match found.special:
+            case Special.ILLEGAL:
+                self.on_trap(ILLEGAL)
+            case Special.PRIVILEGED:
+                self.on_trap(PROTECTION)
+            case Special.RANDOM:
+                self._answer_random(found)
+            case Special.NEGATE:
+                self._negate(code)
+            case Special.TOUCH:
+                passes = self._touch(code)
+            case Special.BASE:
+                passes = x86_operand.canonical(self.general[found.register], self._address_bits)
+                if not passes:
+                    self.on_trap(PROTECTION)
+        if passes:
+            self._let_pass = self.pc
 
     def _answer_random(self, found: x86_blocks.Found) -> None:
         """RDRAND and RDSEED always succeed: CF=1, the other arithmetic flags 0 (Intel SDM 2)."""
@@ -373,7 +330,7 @@ class X86Cpu(UnicornCpu):
         else:
             kept = self.general[found.register] & ~0xFFFF
             self.general[found.register] = kept | value & 0xFFFF
-        self.write("rflags", self.read("rflags") & ~0x8D5 | 1)
+        self.write("rflags", self.read("rflags") & ~regs.RFLAGS_ARITHMETIC | regs.RFLAGS_CF)
         self._state.rip[0] = self._state.rip[0] + found.size
 
     # ---- translation

@@ -4,6 +4,8 @@ The engine decodes VEX prefixes but executes them as two-operand SSE: a wrong re
 error. No CPU model here announces AVX, so such an instruction is #UD, as on a CPU without it.
 RDRAND and RDSEED would answer from the host's entropy: they answer from the seed instead. String
 I/O touches memory before it asks for the right to, and some privileged ones raise #UD: all are #GP.
+LOCK is ignored where it is #UD, and LOCK NEG leaves wrong flags. Some write a part of what they store
+before the rest faults, or fault nowhere (`x86_rare`): their memory is asked for first.
 
     PRIMARY, SECONDARY   what follows each opcode, which is all that an instruction's length takes
     _RULES               the opcodes worth a look, and what the look decides from the whole instruction
@@ -26,6 +28,12 @@ class Special(Enum):
     ILLEGAL = 1
     RANDOM = 2
     PRIVILEGED = 3
+    TOUCH = 4
+    """It executes once what it touches is there."""
+    BASE = 5
+    """It executes if the new segment base is canonical."""
+    NEGATE = 6
+    """LOCK NEG, after which the engine's flags are those of another result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +168,57 @@ def _group_9(found: Instruction) -> Found | None:
     return Found(found.offset, found.size, Special.RANDOM, register, width)
 
 
+# Opcodes that LOCK admits with a memory operand, and which operations of a group (Intel SDM 2A LOCK).
+_ALL = frozenset(range(8))
+_LOCKABLE: Mapping[int, frozenset[int]] = {
+    **{row | column: _ALL for row in range(0, 0x38, 8) for column in (0, 1)},  # ADD to XOR; not CMP
+    **dict.fromkeys((0x80, 0x81, 0x83), _ALL - {7}),
+    **dict.fromkeys((0x86, 0x87, 0x0FAB, 0x0FB0, 0x0FB1, 0x0FB3, 0x0FBB, 0x0FC0, 0x0FC1), _ALL),
+    **dict.fromkeys((0xF6, 0xF7), frozenset({2, 3})),
+    **dict.fromkeys((0xFE, 0xFF), frozenset({0, 1})),
+    0x0FBA: frozenset({5, 6, 7}),
+    0x0FC7: frozenset({1}),
+}
+
+
+def _lock(found: Instruction) -> Found | None:
+    operation = found.modrm >> 3 & 7
+    if found.modrm < 0xC0 and operation in _LOCKABLE.get(found.opcode, ()):
+        negates = found.opcode in (0xF6, 0xF7) and operation == 3
+        return Found(found.offset, found.size, Special.NEGATE) if negates else None
+    return Found(found.offset, found.size, Special.ILLEGAL)
+
+
+def _memory_form(*operations: int) -> Rule:
+    """TOUCH for these operations of a group, with a memory operand."""
+
+    def rule(found: Instruction) -> Found | None:
+        if found.modrm >= 0xC0 or found.modrm >> 3 & 7 not in operations:
+            return None
+        return Found(found.offset, found.size, Special.TOUCH)
+
+    return rule
+
+
+def _masked_store(found: Instruction) -> Found | None:
+    return Found(found.offset, found.size, Special.TOUCH) if found.modrm >= 0xC0 else None
+
+
+_SAVES_AND_FLUSHES = _memory_form(0, 1, 4, 5, 6, 7)
+
+
+def _group_15(found: Instruction) -> Found | None:
+    """FXSAVE, XSAVE and their like, cache flushes; with F3, WRFSBASE and WRGSBASE."""
+    if 0xF2 in found.prefixes:
+        return None
+    if 0xF3 not in found.prefixes:
+        return _SAVES_AND_FLUSHES(found)
+    if found.modrm < 0xD0 or found.modrm >= 0xE0 or not found.rex & 8:
+        return None
+    register = found.modrm & 7 | (found.rex & 1) << 3
+    return Found(found.offset, found.size, Special.BASE, register)
+
+
 _PRIVILEGED = _always(Special.PRIVILEGED)
 _RULES: Mapping[int, Rule] = {
     0xC4: _vex,
@@ -169,6 +228,13 @@ _RULES: Mapping[int, Rule] = {
     0x0F35: _PRIVILEGED,  # SYSEXIT
     _SSE4A: _only_measured,
     0x0FC7: _group_9,
+    0xF0: _lock,
+    0xC8: _always(Special.TOUCH),  # ENTER
+    0xD9: _memory_form(4, 6),  # FLDENV, FNSTENV
+    0xDD: _memory_form(4, 6),  # FRSTOR, FNSAVE
+    0xDF: _memory_form(6),  # FBSTP
+    0x0FAE: _group_15,
+    0x0FF7: _masked_store,
 }
 """By opcode, of one byte or behind 0F, or by prefix, whose rule is asked for each instruction with it."""
 

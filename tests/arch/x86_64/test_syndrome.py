@@ -70,6 +70,7 @@ def test_vectors_are_the_manuals() -> None:
         "VECTOR_BREAKPOINT": 3,
         "VECTOR_OVERFLOW": 4,
         "VECTOR_INVALID_OPCODE": 6,
+        "VECTOR_STACK": 12,
         "VECTOR_PROTECTION": 13,
         "VECTOR_PAGE_FAULT": 14,
         "VECTOR_X87": 16,

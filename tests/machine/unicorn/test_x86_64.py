@@ -106,7 +106,7 @@ class TestExceptions:
         bare.run("jmp rdi")
         bare["rdi"] = HOLE
         bare.run("mov rsp, rdi\npush rax")
-        assert [trap for trap, _pc in bare.traps] == [PROTECTION] * 4
+        assert [trap for trap, _pc in bare.traps] == [*[PROTECTION] * 3, Trap(TrapKind.STACK, 12)]
         assert not bare.faults
 
     @pytest.mark.parametrize("code", [b"\xec", b"\xe5\x60", b"\xee", b"\xe7\x80", b"\xef"])
@@ -167,7 +167,7 @@ class TestFarReturn:
     def test_a_frame_that_cannot_be_read_is_the_users_page_fault(self, bare: BareX86) -> None:
         bare.cpu.sp = ABSENT
         bare.run("iretq")
-        assert bare.faults == [(ABSENT, USER_READ, CODE)]
+        assert bare.faults == [(ABSENT + 16, USER_READ, CODE)]  # the flags come first
 
     @staticmethod
     def _frame(code: int, stack: int) -> bytes:
