@@ -31,6 +31,7 @@ def _bind(library: Any, name: str, *arguments: Any) -> Any:
 emu_start = _bind(_long, "uc_emu_start", c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
 emu_start_nested = _bind(_quick, "uc_emu_start", c_void_p, c_uint64, c_uint64, c_uint64, c_size_t)
 emu_stop = _bind(_quick, "uc_emu_stop", c_void_p)
+hook_del = _bind(_quick, "uc_hook_del", c_void_p, c_size_t)
 reg_read = _bind(_quick, "uc_reg_read", c_void_p, c_int, c_void_p)
 reg_write = _bind(_quick, "uc_reg_write", c_void_p, c_int, c_void_p)
 context_save = _bind(_quick, "uc_context_save", c_void_p, c_void_p)
@@ -43,8 +44,6 @@ vmem_translate = _bind(_quick, "uc_vmem_translate", c_void_p, c_uint64, c_uint32
 def _address(name: str) -> int:
     return ctypes.cast(_long[name], c_void_p).value or 0
 
-
-hook_del = _bind(_quick, "uc_hook_del", c_void_p, c_size_t)
 
 EMU_START_ADDRESS = _address("uc_emu_start")
 EMU_STOP_ADDRESS = _address("uc_emu_stop")

@@ -251,12 +251,13 @@ class X86Cpu(X86Traps):
         else:
             engine.emu_stop(self._handle)
 
-    def _block_found(self, pc: int, code: bytes) -> None:
-        """A block was translated that may hold a special instruction, and is about to run."""
-        found = x86_blocks.first_special(code)
-        if found is not None and pc + found.offset not in self._specials:
+    def _block_found(self, pc: int, code: bytes, offset: int) -> bool:
+        """A block was translated and is about to run: is its instruction at `offset` a special one?"""
+        found = x86_blocks.special_at(code, offset)
+        if found is not None and pc + offset not in self._specials:
             self._new_special = (pc, len(code), found)
             engine.emu_stop(self._handle)
+        return found is not None
 
     # ---- running
 

@@ -247,6 +247,7 @@ def _table(letters: str, first: int) -> bytes:
 
 PRIMARY, SECONDARY = _table(_PRIMARY, 0), _table(_SECONDARY, 0x0F00)
 """256 entries each: opcodes of one byte, and those behind 0F."""
+assert not any(entry & LOOK and entry & ESCAPE for entry in SECONDARY), "0F 38 and 0F 3A have no rule as such"
 
 
 # ---- decoding
@@ -258,23 +259,30 @@ _SPACES = {1: 0x0F00, 2: 0x0F3800, 3: 0x0F3A00}
 
 def first_special(code: bytes) -> Found | None:
     """The first special instruction of a block, in execution order."""
-    for instruction in instructions(code):
-        for rule in _rules_of(instruction):
-            found = rule(instruction)
-            if found is not None:
-                return found
-    return None
+    return next((found for found in map(_judge, instructions(code)) if found is not None), None)
 
 
-def needs_look(code: bytes) -> bool:
-    """Whether any instruction of a block has a rule: without one, there is no need for `first_special`."""
-    return any(True for instruction in instructions(code) for _rule in _rules_of(instruction))
+def special_at(code: bytes, offset: int) -> Found | None:
+    """What is special about the block's instruction at `offset`, if anything."""
+    try:
+        instruction = _decode(code, offset)
+    except IndexError:
+        return None
+    return _judge(instruction) if offset + instruction.size <= len(code) else None
 
 
-def _rules_of(instruction: Instruction) -> Iterator[Rule]:
+def has_rule(instruction: Instruction) -> bool:
+    """Whether a prefix or the opcode has a rule: without one, the instruction is not special."""
+    return any(key in _RULES for key in (*instruction.prefixes, instruction.opcode))
+
+
+def _judge(instruction: Instruction) -> Found | None:
     for key in (*instruction.prefixes, instruction.opcode):
-        if key in _RULES:
-            yield _RULES[key]
+        rule = _RULES.get(key)
+        found = None if rule is None else rule(instruction)
+        if found is not None:
+            return found
+    return None
 
 
 def instructions(code: bytes) -> Iterator[Instruction]:

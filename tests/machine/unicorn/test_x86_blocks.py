@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_emu.machine.unicorn.x86_blocks import Found, Special, first_special, instructions, needs_look
+from aether_emu.machine.unicorn.x86_blocks import (
+    Found,
+    Special,
+    first_special,
+    has_rule,
+    instructions,
+    special_at,
+)
 from aether_emu.machine.unicorn.x86_calibrate import MODEL
 from tests.machine.unicorn.flat_guest import CODE, assemble, unicorn
 
@@ -43,6 +50,11 @@ ORDINARY = [
     "movups xmm0, [rsp - 0x20]",
     "mov rdi, rsp",
 ]
+
+
+def needs_look(code: bytes) -> bool:
+    """Whether any instruction of a block has a rule."""
+    return any(has_rule(instruction) for instruction in instructions(code))
 
 
 @pytest.mark.parametrize("source", ILLEGAL)
@@ -102,6 +114,8 @@ def test_every_special_instruction_is_found_wherever_it_stands(before: list[str]
     found = first_special(code)
     assert found is not None
     assert (found.offset, found.size) == (len(start), len(code) - len(start))
+    assert special_at(code, len(start)) == found
+    assert special_at(code[:-1], len(start)) is None, "cut off"
 
 
 @given(st.binary(max_size=64))

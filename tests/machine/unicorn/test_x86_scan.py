@@ -10,10 +10,18 @@ from hypothesis import strategies as st
 
 from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine, x86_scan
-from aether_emu.machine.unicorn.x86_blocks import instructions, needs_look
+from aether_emu.machine.unicorn.x86_blocks import instructions
 from aether_emu.machine.unicorn.x86_scan import CODE_BUFFER, BlockScan
 from tests.machine.unicorn.flat_guest import assemble
-from tests.machine.unicorn.test_x86_blocks import ESCAPES, ILLEGAL, ORDINARY, PREFIXES, PRIVILEGED, encodings
+from tests.machine.unicorn.test_x86_blocks import (
+    ESCAPES,
+    ILLEGAL,
+    ORDINARY,
+    PREFIXES,
+    PRIVILEGED,
+    encodings,
+    needs_look,
+)
 
 AT, ENGINE = 0x40_0123, 0xABC
 LOOKED_AT = [*ILLEGAL, *PRIVILEGED, "rdrand rcx", "rdseed r8w", "cmpxchg16b [rdi]", "andn rax, rcx, rdx"]
@@ -30,20 +38,25 @@ class Scanned:
     """A scan whose engine is two callbacks: one hands out the block's bytes, one notes the TLB's flushes."""
 
     def __init__(self, kind: str) -> None:
-        self.seen: list[tuple[int, bytes]] = []
+        self.seen: list[tuple[int, bytes, int]] = []
+        self.enough = True
         self.read: list[tuple[int, int, int, int]] = []
         self.controlled: list[tuple[int, int]] = []
         self.refuse = False
         with pytest.MonkeyPatch.context() as patch:
             if kind == "python":
                 patch.setattr(native, "available", lambda: False)
-            self.scan = BlockScan(lambda pc, code: self.seen.append((pc, code)))
+            self.scan = BlockScan(self._found)
         self._code = b""
         self._callbacks = x86_scan._ReadFunction(self._read), x86_scan._ControlFunction(self._control)
         inner = self.scan._scan
         inner.read, inner.control = (
             ctypes.cast(each, ctypes.c_void_p).value or 0 for each in self._callbacks
         )
+
+    def _found(self, pc: int, code: bytes, offset: int) -> bool:
+        self.seen.append((pc, code, offset))
+        return self.enough
 
     def _read(self, handle: int, address: int, access: int, buffer: int, size: int) -> int:
         self.read.append((handle, address, access, size))
@@ -70,9 +83,10 @@ SCANS = {kind: Scanned(kind) for kind in ("machine code", "python")}
 @pytest.mark.parametrize("source", LOOKED_AT)
 def test_a_block_with_an_opcode_that_has_a_rule_is_looked_at(source: str, kind: str) -> None:
     scanned = SCANS[kind]
-    code = assemble("add rax, rbx\nmov ecx, [rsi + rdx * 8 + 0x12345678]") + assemble(source) + b"\x90\xc3"
+    before = assemble("add rax, rbx\nmov ecx, [rsi + rdx * 8 + 0x12345678]")
+    code = before + assemble(source) + b"\x90\xc3"
     assert scanned.block(code)
-    assert scanned.seen[-1] == (AT, code)
+    assert scanned.seen[-1] == (AT, code, len(before))
     assert scanned.read[-1] == (ENGINE, AT, 4, len(code)), "read as the CPU fetches"
 
 
@@ -81,6 +95,18 @@ def test_a_block_without_one_never_reaches_python(kind: str) -> None:
     code = b"".join(assemble(source) for source in PLAIN)
     assert len(PLAIN) >= 5
     assert not SCANS[kind].block(code)
+
+
+@KINDS
+@pytest.mark.parametrize("enough", [True, False])
+def test_the_walk_goes_on_behind_a_harmless_instruction(kind: str, enough: bool) -> None:
+    scanned = Scanned(kind)
+    scanned.enough = enough
+    sources = ["rdrand rcx", "mov rax, [rsp + 8]", "cmpxchg16b [rdi]", "out 0x80, al", "andn rax, rcx, rdx"]
+    pieces = [assemble(source) for source in sources]
+    offsets = [sum(map(len, pieces[:number])) for number in (0, 2, 3, 4)]
+    assert scanned.block(b"".join(pieces) + b"\xc3")
+    assert [offset for _pc, _code, offset in scanned.seen] == (offsets[:1] if enough else offsets)
 
 
 @KINDS
