@@ -13,7 +13,7 @@ import sys
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure
 
-IMPORTS = "import unicorn, numpy, typer, elftools.elf.elffile"
+IMPORTS = "import unicorn, numpy, typer"
 
 
 def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:

@@ -119,8 +119,11 @@ def layout(maps: str, bias: int, headers: int, read: Callable[[int], bytes | Non
     return Layout(tuple(areas), pages, headers - bias)
 
 
-def native_layout(path: Path, entry: int) -> Layout | None:
-    """Run a file on this host until it has been loaded; None if the kernel kills it instead."""
+def native_layout(path: Path, bias_of: Callable[[dict[int, int]], int]) -> Layout | None:
+    """Run a file on this host until it has been loaded; None if the kernel kills it instead.
+
+    `bias_of` tells from the auxiliary vector what was added to the addresses of the image that is asked for.
+    """
     with subprocess.Popen([path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
         try:
             assert process.stdout is not None
@@ -128,10 +131,10 @@ def native_layout(path: Path, entry: int) -> Layout | None:
                 return None
             at = Path("/proc") / str(process.pid)
             auxiliary = dict(struct.iter_unpack("<QQ", (at / "auxv").read_bytes()))
-            bias = auxiliary[9] - entry  # AT_ENTRY
             memory = os.open(at / "mem", os.O_RDONLY)
             try:
-                return layout((at / "maps").read_text(), bias, auxiliary[3], lambda va: _page(memory, va))
+                maps, headers = (at / "maps").read_text(), auxiliary[3]  # AT_PHDR
+                return layout(maps, bias_of(auxiliary), headers, lambda va: _page(memory, va))
             finally:
                 os.close(memory)
         finally:
