@@ -37,12 +37,12 @@ DATA, STACK, NOFILE, MEMLOCK, AS, RTPRIO = 2, 3, 7, 8, 9, 14
 READ_IMPLIES_EXEC = 0x40_0000
 
 
-def made(isa: str, uid: int = 1000) -> Iterator[Guest]:
+def made(isa: str, uid: int = 1000, name: str = "hello") -> Iterator[Guest]:
     machine = Machine(isa, ram="32M", uid=uid)
     try:
         streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-        path = program(isa, "hello")
-        machine.load(path, ["hello"], streams=streams, grants=Grants(cwd=path.parent))
+        path = program(isa, name)
+        machine.load(path, [name], streams=streams, grants=Grants(cwd=path.parent))
         yield Guest(machine, Path("/nowhere"))
     finally:
         machine.close()
@@ -276,8 +276,15 @@ def test_limits_are_what_memory_obeys(guest: Guest) -> None:
     assert guest.call("mlock", at, PAGE) == guest.call("mlockall", 1) == -errno.EPERM
 
 
-def test_the_heaps_limit_counts_the_programs_own_data(guest: Guest) -> None:
-    with program(guest.machine.abi.isa, "hello").open("rb") as stream:
+@pytest.fixture(params=ISAS)
+def with_data(request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """A guest whose program has data that is not zero."""
+    yield from made(request.param, name="faults")
+
+
+def test_the_heaps_limit_counts_the_programs_own_data(with_data: Guest) -> None:
+    guest = with_data
+    with program(guest.machine.abi.isa, "faults").open("rb") as stream:
         loads = [s.header for s in ELFFile(stream).iter_segments("PT_LOAD")]
     own = max(s.p_vaddr + s.p_filesz for s in loads) - max(s.p_vaddr for s in loads)
     heap = guest.call("brk", 0)
