@@ -244,6 +244,18 @@ def _uname(guest: Guest) -> list[str]:
     return [raw[at : at + 65].split(b"\0")[0].decode() for at in range(0, len(raw), 65)]
 
 
+@pytest.mark.parametrize(("personality", "left"), [(0, (1, 500_000)), (0x400_0000, (0, 1_500_000))])
+def test_a_timeout_stays_as_it_was_for_those_who_ask(
+    x86_64: Guest, personality: int, left: tuple[int, int]
+) -> None:
+    """STICKY_TIMEOUTS: else select tells how much of its time is left, in whole seconds and the rest."""
+    x86_64.call("personality", personality)
+    ready = x86_64.open(b"/dev/null", 0)
+    x86_64.cpu.copy_to_user(SCRATCH, struct.pack("<QQQ", 1 << ready, 0, 1_500_000))
+    assert x86_64.call("select", ready + 1, SCRATCH, 0, 0, SCRATCH + 8) == 1
+    assert x86_64.load(SCRATCH + 8, 16) == struct.pack("<QQ", *left)
+
+
 def test_uname_tells_what_the_personality_wants_to_hear(x86_64: Guest) -> None:
     assert _uname(x86_64)[2].startswith("6.6") and _uname(x86_64)[4] == "x86_64"
     assert x86_64.call("personality", 0x2_0000 | 8) == 0  # UNAME26, PER_LINUX32
