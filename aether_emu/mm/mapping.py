@@ -368,7 +368,8 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice that the area remembers, in parts of its own where only some of it was advised."""
     added, removed = _KEPT[advice]
-    if advice == MADV_WIPEONFORK and (area.shared or area.backing is not None):
+    of_file = area.backing is not None or area.name == _ZERO_DEVICE
+    if advice == MADV_WIPEONFORK and (area.shared or of_file):
         raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
     if advice == MADV_MERGEABLE and area.shared:
         return  # Linux ignores it then

@@ -206,6 +206,7 @@ def test_the_zero_device_remembers_how_it_was_opened(guest: Guest) -> None:
     assert guest.map(fd, READ, 3 | 0x8000_0000) == -errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE"
     names = {area.name for area in guest.process.mm.areas if area.start in (shared, private)}
     assert names == {"/dev/zero"}
+    assert guest.call("madvise", private, PAGE, 18) == -errno.EINVAL, "MADV_WIPEONFORK is for no file"
 
 
 # Sizes
