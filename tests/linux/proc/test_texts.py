@@ -151,6 +151,8 @@ def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> No
     fields = stat[stat.rindex(")") + 2 :].split()
     assert stat.startswith("1000 (hello) R ")
     assert len(fields) == 50, "fields 3 to 52 of proc_pid_stat(5)"
+    start, end = int(fields[26 - 3]), int(fields[27 - 3])
+    assert start <= process.program.entry < end <= int(fields[47 - 3]) == space.heap_start
     assert (fields[4 - 3], int(fields[23 - 3]), int(fields[24 - 3])) == ("999", size, len(mapped))
 
 
