@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
+from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Interrupted
+from aether_emu.mm.allocation import LOCKS
+from aether_emu.mm.mapping import MADV_DONTDUMP
 from aether_emu.mm.protection import Protection
 from aether_emu.observe import stats
 from aether_emu.system import Grants, Machine
@@ -133,6 +136,31 @@ def test_one_snapshot_can_be_restored_more_than_once() -> None:
     machine.run()
     machine.close()
     assert bytes(before["stdout"].written).endswith(outputs[0])
+
+
+def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
+    machine, _streams_before = _loaded(X86_64, "hello")
+    assert machine.process is not None
+    task, mm = machine.entry.task, machine.process.mm
+    page = mm.page_size
+    at = memory.sys_mmap(task, 0, 3 * page, 3, 0x22, -1, 0)
+    assert memory.sys_mlockall(task, 6) == memory.sys_mlock(task, at, page) == 0
+    assert memory.sys_madvise(task, at + page, page, MADV_DONTDUMP) == 0
+    machine.process.personality = 0x40_0000
+    for resource, soft in ((2, 1 << 30), (8, 5 << 20), (9, 1 << 40)):
+        machine.process.limits[resource] = (soft, 2 * soft)
+        machine.process.apply_limit(resource)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    assert restored.process is not None
+    again = restored.process.mm
+    assert [(a.start, a.flags) for a in again.areas] == [(a.start, a.flags) for a in mm.areas]
+    assert (again.reserved, again.data, again.locked) == (mm.reserved, mm.data, mm.locked)
+    assert (again.most_reserved, again.new_flags) == (mm.most_reserved, LOCKS)
+    assert again.limits.capture() == mm.limits.capture()
+    assert (again.limits.data, again.limits.data_most, again.limits.locked) == (1 << 30, 2 << 30, 5 << 20)
+    assert restored.process.personality == 0x40_0000
+    restored.close()
+    machine.close()
 
 
 def test_a_finished_machine_is_refused() -> None:

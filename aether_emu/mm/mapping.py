@@ -38,6 +38,7 @@ _LOW = (0x4000_0000, 0x8000_0000)  # where MAP_32BIT searches
 _4G = 1 << 32
 _LARGEST_FILE = (1 << 63) - 1
 _ZERO_DEVICE = "/dev/zero"
+_ERRORS = (1 << 64) - 4096  # greater values are negative errnos (MAX_ERRNO)
 
 PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
@@ -184,6 +185,8 @@ def choose_address(space: AddressSpace, request: Request, length: int) -> int:
     flags, address = request.flags, request.address
     limits = space.limits
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        if address > _ERRORS:  # Linux takes what it was asked for as the answer of its own search
+            raise Refused((1 << 64) - address, "the address is an error number")
         if address > limits.user_end - length:
             raise Refused(errno.ENOMEM, "beyond the user half")
         if address & space.page_size - 1:
@@ -369,7 +372,8 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice that the area remembers, in parts of its own where only some of it was advised."""
     added, removed = _KEPT[advice]
-    if advice == MADV_WIPEONFORK and (area.shared or area.backing is not None):
+    of_file = area.backing is not None or area.name == _ZERO_DEVICE
+    if advice == MADV_WIPEONFORK and (area.shared or of_file):
         raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
     if advice == MADV_MERGEABLE and area.shared:
         return  # Linux ignores it then

@@ -450,6 +450,16 @@ class AreaMapMachine(RuleBasedStateMachine):
             assert len(self.areas) == len(self.plain)
 
     @invariant()
+    def bounds_are_bounds(self) -> None:
+        if not hasattr(self, "areas"):
+            return
+        areas = self.areas
+        for at, bound in enumerate(areas._bounds):
+            low, high = areas._members(at)
+            assert low < high or at == 0, "a stretch without areas"
+            assert all(areas._gap(number) <= bound for number in range(low, high))
+
+    @invariant()
     def every_page_is_found(self) -> None:
         if not hasattr(self, "areas"):
             return

@@ -13,6 +13,8 @@ from elftools.elf.elffile import ELFFile
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.mm import mapping
+from aether_emu.mm.mapping import Request
 from aether_emu.observe import core
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, program
@@ -64,6 +66,26 @@ def test_a_core_holds_ram_and_the_file_pages_that_are_mapped(tmp_path: Path, tar
     finally:
         machine.close()
     assert (tmp_path / "core").stat().st_blocks * 512 < 16 << 20, "zeros take no space"
+
+
+def test_what_a_program_keeps_out_of_cores_reads_as_zeros(tmp_path: Path) -> None:
+    machine = stopped(tmp_path, TARGETS[0])
+    assert machine.process is not None
+    space, secret, plain = machine.process.mm, b"a secret of this test", b"no secret of this test"
+    try:
+        at = mapping.map_memory(space, Request(0, 2 * space.page_size, 3, 0x22, None, 0))
+        machine.cpu.copy_to_user(at, secret)
+        machine.cpu.copy_to_user(at + space.page_size, plain)
+        mapping.advise_memory(space, at, space.page_size, mapping.MADV_DONTDUMP)
+        core.write_core(machine, tmp_path / "core")
+        written = (tmp_path / "core").read_bytes()
+        assert (secret in written, plain in written) == (False, True)
+        mapping.advise_memory(space, at, space.page_size, mapping.MADV_DODUMP)
+        core.write_core(machine, tmp_path / "core")
+        assert secret in (tmp_path / "core").read_bytes()
+        assert machine.cpu.copy_from_user(at, len(secret)) == secret
+    finally:
+        machine.close()
 
 
 def test_notes_of_x86_64_hold_registers_and_control_registers(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ class ProcessTexts:
         fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
         fields[9] = process.kernel.minor_faults()
         fields[17:20] = [20, 0, len(process.tasks)]
-        fields[22:25] = [process.mm.reserved, resident, (1 << 64) - 1]
+        fields[22:27] = [process.mm.reserved, resident, (1 << 64) - 1, *process.program.code]
+        fields[46] = process.mm.heap_start
         head = b"%d (%s) R " % (process.pid, process.tasks[0].name)
         return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
 

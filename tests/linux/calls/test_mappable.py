@@ -173,6 +173,30 @@ def test_the_zero_device_is_anonymous_memory(guest: Guest, kind: int) -> None:
     assert guest.map(write_only, READ, kind) == -errno.EACCES
 
 
+@pytest.mark.parametrize(
+    ("pages", "offset", "answer"),
+    [(1, (1 << 63) - PAGE, errno.EOVERFLOW), (2, (1 << 63) - 2 * PAGE, errno.EOVERFLOW),
+     (1, 1 << 63, errno.EOVERFLOW), (1, -PAGE, errno.EOVERFLOW), (1, 1, errno.EINVAL)],
+)  # fmt: skip
+def test_no_file_reaches_behind_the_largest_offset(
+    guest: Guest, pages: int, offset: int, answer: int
+) -> None:
+    fd = guest.open(b"/w/f")
+    assert guest.call("mmap", 0, pages * PAGE, READ, MAP_SHARED, fd, offset) == -answer
+
+
+@pytest.mark.parametrize(
+    ("flags", "works"),
+    [(0, True), (0x400_0000, True), (0x40 | 0x80, True), (0x800 | 0x1000, True), (0x80_0000, False),
+     (0x8_0000, False), (0x8000_0000, False), (0x10_0000, False)],
+)  # fmt: skip
+def test_validated_flags_are_those_that_are_old(guest: Guest, flags: int, works: bool) -> None:
+    """MAP_SHARED_VALIDATE: MAP_UNINITIALIZED is known, MAP_SYNC, MAP_FIXED_NOREPLACE are not."""
+    fd, hint = guest.open(b"/w/f"), 0x3000_0000
+    answer = guest.call("mmap", hint, PAGE, READ, 3 | flags, fd, 0)
+    assert (answer == hint) if works else (answer == -errno.EOPNOTSUPP)
+
+
 def test_the_zero_device_remembers_how_it_was_opened(guest: Guest) -> None:
     fd = guest.open(b"/dev/zero", fl.O_RDONLY)
     assert guest.map(fd, READ | WRITE, MAP_SHARED) == -errno.EACCES
@@ -184,6 +208,7 @@ def test_the_zero_device_remembers_how_it_was_opened(guest: Guest) -> None:
     assert guest.map(fd, READ, 3 | 0x8000_0000) == -errno.EOPNOTSUPP, "MAP_SHARED_VALIDATE"
     names = {area.name for area in guest.process.mm.areas if area.start in (shared, private)}
     assert names == {"/dev/zero"}
+    assert guest.call("madvise", private, PAGE, 18) == -errno.EINVAL, "MADV_WIPEONFORK is for no file"
 
 
 # Sizes

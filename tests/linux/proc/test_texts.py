@@ -16,6 +16,7 @@ from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.synthetic import ControlFile
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu
+from aether_emu.mm.allocation import LOCKED, AreaFlags
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from tests.guests.running import program
@@ -118,6 +119,8 @@ def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> No
     fields = stat[stat.rindex(")") + 2 :].split()
     assert stat.startswith("1000 (hello) R ")
     assert len(fields) == 50, "fields 3 to 52 of proc_pid_stat(5)"
+    start, end = int(fields[26 - 3]), int(fields[27 - 3])
+    assert start <= process.program.entry < end <= int(fields[47 - 3]) == space.heap_start
     assert (fields[4 - 3], int(fields[23 - 3]), int(fields[24 - 3])) == ("999", size, len(mapped))
 
 
@@ -164,6 +167,72 @@ def test_system_settings_are_those_of_the_machine(process: Process) -> None:
     assert _read(process, "sys/vm/max_map_count") == b"65530\n"
     assert _read(process, "sys/vm/mmap_min_addr") == b"65536\n"
     assert _read(process, "sys/kernel/randomize_va_space") == b"2\n"
+
+
+_STATUS = (
+    *("Name", "Umask", "State", "Tgid", "Ngid", "Pid", "PPid", "TracerPid", "Uid", "Gid", "FDSize", "Groups"),
+    *(
+        "NStgid",
+        "NSpid",
+        "NSpgid",
+        "NSsid",
+        "VmPeak",
+        "VmSize",
+        "VmLck",
+        "VmPin",
+        "VmHWM",
+        "VmRSS",
+        "RssAnon",
+    ),
+    *("RssFile", "RssShmem", "VmData", "VmStk", "VmExe", "VmLib", "VmPTE", "VmSwap", "HugetlbPages"),
+    *("CoreDumping", "THP_enabled", "untag_mask", "Threads", "SigQ", "SigPnd", "ShdPnd", "SigBlk", "SigIgn"),
+    *("SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"),
+    *("Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed", "Cpus_allowed_list"),
+    *("Mems_allowed", "Mems_allowed_list"),
+)
+
+
+def test_status_has_linuxs_fields_in_their_order(process: Process) -> None:
+    assert tuple(_status(process)) == _STATUS
+    here = [line.split(":")[0] for line in Path("/proc/self/status").read_text().splitlines()]
+    assert [name for name in here if name in _STATUS] == [name for name in _STATUS if name in here]
+
+
+def test_status_tells_what_is_locked_and_what_is_data(process: Process) -> None:
+    space, rw = process.mm, Protection.READ | Protection.WRITE
+    before = _status(process)
+    start, end = _new_area(process, 3, rw)
+    _cpu(process).copy_to_user(start, b"x")
+    area = space.areas.find(start)
+    assert area is not None
+    space.mark(area, start, end, LOCKED)
+    kib = space.page_size >> 10
+    after, sizes = _status(process), _smaps(process)[start][0]
+
+    def grown(name: str) -> int:
+        return int(after[name].split()[0]) - int(before[name].split()[0])
+
+    assert [grown(name) // kib for name in ("VmLck", "VmData", "VmSize", "VmStk", "VmExe")] == [3, 3, 3, 0, 0]
+    assert sizes["Locked"] == sizes["Pss"] == kib
+    assert f"Locked: {kib:>16d} kB" in _read(process, "self/smaps_rollup").decode()
+    space.unmap(start, end)
+    ended = _status(process)
+    assert (ended["VmLck"], ended["VmData"]) == ("0 kB", before["VmData"])
+    assert ended["VmPeak"] == after["VmSize"]
+    statm = [int(text) for text in _read(process, "self/statm").split()]
+    stack = sum(area.length for area in space.areas if area.name == "[stack]")
+    assert statm[5] == (space.data + stack) // space.page_size
+    assert statm[3] * kib == int(ended["VmExe"].split()[0]) > 0
+
+
+def test_limits_are_laid_out_as_this_hosts(process: Process) -> None:
+    ours, theirs = _read(process, "self/limits").decode(), Path("/proc/self/limits").read_text()
+    columns = [(line[:26], line[68:]) for line in theirs.splitlines()]
+    assert [(line[:26], line[68:]) for line in ours.splitlines()] == columns
+    rows = {line[:26].strip(): line[26:68].split() for line in ours.splitlines()}
+    assert rows["Max locked memory"] == [str(8 << 20)] * 2
+    assert rows["Max data size"] == ["unlimited"] * 2
+    assert _read(process, "self/personality") == b"00000000\n"
 
 
 # ---- smaps and clear_refs
@@ -254,6 +323,11 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
             0
         ]: "rd mr me ms",
     }
+    advised = _new_area(process, 1, rw)[0]
+    area = process.mm.areas.find(advised)
+    assert area is not None
+    process.mm.mark(area, area.start, area.end, sum(AreaFlags))
+    wanted[advised] = "rd wr mr mw me lo sr rr dc lf ac wf dd hg nh mg"
     wanted |= {area.start: "rd wr mr mw me gd ac" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted
