@@ -121,6 +121,11 @@ CALLS: dict[str, Callable[[Any, int], Any]] = {
     "make executable": lambda f, fd: f.fchmod(fd, 0o755),
     "make private": lambda f, fd: f.fchmod(fd, 0o600),
     "the mode": lambda f, fd: f.fstat(fd).mode,
+    "create and empty": lambda f, fd: f.close(
+        f.open(CWD, b"/proc/self/fd/%d" % fd, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    ),
+    "create anew": lambda f, fd: f.open(CWD, b"/proc/self/fd/%d" % fd, os.O_RDWR | os.O_CREAT | os.O_EXCL),
+    "truncate by name": lambda f, fd: f.truncate(b"/proc/self/fd/%d" % fd, 7),
 }
 PREPARED = {
     "plain": (ALLOW_SEALING, 0),
@@ -185,6 +190,19 @@ def test_dup_and_reopening_share_seals_size_and_memory(guest: Guest) -> None:
     with refused(errno.EPERM):
         files.pwrite(other, b"x", PAGE)
     assert files.fstat(fd) == files.fstat(other)
+
+
+def test_a_memory_file_has_times_and_an_owner_without_being_in_a_grant(guest: Guest) -> None:
+    files = guest.files
+    fd = files.memfd_create(b"m")
+    link = b"/proc/self/fd/%d" % fd
+    files.utimens(CWD, link, 5, 7)
+    assert (files.fstat(fd).atime, files.fstat(fd).mtime) == (5, 7)
+    guest.clock.nanoseconds += 9
+    files.chown(CWD, link, guest.namespace.uid, 0xFFFFFFFF)
+    assert files.fstat(fd).ctime == guest.clock.nanoseconds
+    with refused(errno.EPERM):
+        files.chown(CWD, link, 0, 0)
 
 
 # What they take. The limit of this guest is 1 MiB: 256 pages.
