@@ -184,9 +184,10 @@ class Memory:
             self.namespace.on_truncate(self.key, old, max(old, end))
         with host.refusals("fallocate"):
             host.fallocate(self.host_fd, mode, offset, length)
-        fresh = set(pages) - self.touched - self.reserved
+        fresh, again = set(pages) - self.touched - self.reserved, self.reserved.intersection(pages)
         self.namespace.memory_used += len(fresh) * self._page
-        self.reserved |= fresh
+        self.reserved ^= fresh | again
+        self.touched |= again  # to allocate a page twice gives it contents (Linux `shmem_get_folio_gfp`)
         self.modified()
 
     def _punch(self, offset: int, length: int) -> None:
