@@ -282,7 +282,8 @@ class Memory:
             os.ftruncate(self.host_fd, state["size"])
             for page, content in state["pages"].items():
                 os.pwrite(self.host_fd, content, page * self._page)
-            for page in state["reserved"]:
+            behind = [page for page, content in state["pages"].items() if not content]
+            for page in (*behind, *state["reserved"]):
                 host.fallocate(self.host_fd, FALLOC_KEEP_SIZE, page * self._page, self._page)
         self.touched, self.reserved = set(state["pages"]), set(state["reserved"])
         self.namespace.memory_used += self.allocated
