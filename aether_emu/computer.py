@@ -19,12 +19,13 @@ plugs itself into the CPUs (`machine.cpu`), makes address spaces and lets CPUs e
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import COUNTER_HZ, TSC_HZ
-from aether_emu.errors import AetherError, ConfigError
+from aether_emu.errors import AddressError, AetherError, ConfigError
 from aether_emu.machine.cpu import Cpu, Exit
 from aether_emu.machine.memory.aperture import Aperture, ApertureFile
 from aether_emu.machine.memory.bus_guard import BusGuard
@@ -211,9 +212,14 @@ class Computer(Generic[C]):
     def lost_pages(self) -> list[tuple[ApertureFile, int]]:
         """(file, page) of what the host took away while a CPU used it, since the last call.
 
-        They are why a run ended as STRAY. Asking shows the file again where it still has the page.
+        They are why a run ended as STRAY. Asking shows the file again where it still has the page. Where the
+        host refuses that, the slot is given up with all its entries: its other lost pages need no answer.
         """
-        return [self.aperture.lost(address) for address in self._guard.drain(self._guard_token)]
+        lost = []
+        for address in self._guard.drain(self._guard_token):
+            with contextlib.suppress(AddressError):
+                lost.append(self.aperture.lost(address))
+        return lost
 
     # ---- the end
 

@@ -35,10 +35,8 @@ from aether_emu.machine.memory.aperture import BackingFailed
 if TYPE_CHECKING:
     from aether_emu.linux.files.namespace import Namespace
 
-F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE, F_SEAL_EXEC = (
-    *(1, 2, 4, 8),
-    *(0x10, 0x20),
-)
+F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE = 1, 2, 4, 8
+F_SEAL_FUTURE_WRITE, F_SEAL_EXEC = 0x10, 0x20
 _ALL_SEALS = 0x3F
 _NO_WRITES = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_NOEXEC_SEAL, MFD_EXEC = 1, 2, 8, 0x10
@@ -184,9 +182,10 @@ class Memory:
             self.namespace.on_truncate(self.key, old, max(old, end))
         with host.refusals("fallocate"):
             host.fallocate(self.host_fd, mode, offset, length)
-        fresh = set(pages) - self.touched - self.reserved
+        fresh, again = set(pages) - self.touched - self.reserved, self.reserved.intersection(pages)
         self.namespace.memory_used += len(fresh) * self._page
-        self.reserved |= fresh
+        self.reserved ^= fresh | again
+        self.touched |= again  # to allocate a page twice gives it contents (Linux `shmem_get_folio_gfp`)
         self.modified()
 
     def _punch(self, offset: int, length: int) -> None:
@@ -274,10 +273,8 @@ class Memory:
     def capture(self) -> dict[str, Any]:
         """Everything about it as plain data, of its contents the pages that are there."""
         pages = {page: os.pread(self.host_fd, self._page, page * self._page) for page in sorted(self.touched)}
-        return {"size": self.size, "pages": pages, "reserved": sorted(self.reserved)} | {
-            "seals": self.seals,
-            "mode": self.mode,
-        }
+        attributes = {"size": self.size, "seals": self.seals, "mode": self.mode}
+        return {**attributes, "pages": pages, "reserved": sorted(self.reserved)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one: this one is new and empty."""
@@ -285,7 +282,8 @@ class Memory:
             os.ftruncate(self.host_fd, state["size"])
             for page, content in state["pages"].items():
                 os.pwrite(self.host_fd, content, page * self._page)
-            for page in state["reserved"]:
+            behind = [page for page, content in state["pages"].items() if not content]
+            for page in (*behind, *state["reserved"]):
                 host.fallocate(self.host_fd, FALLOC_KEEP_SIZE, page * self._page, self._page)
         self.touched, self.reserved = set(state["pages"]), set(state["reserved"])
         self.namespace.memory_used += self.allocated

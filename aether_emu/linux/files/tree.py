@@ -14,7 +14,7 @@ import stat as modes
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
-from aether_emu.linux.files.memory_file import MemoryFile
+from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
 from aether_emu.linux.files.synthetic import Opened
@@ -129,8 +129,9 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     """
     if place.is_link:
         raise Refused(errno.EOPNOTSUPP, "a symbolic link has no mode of its own")
-    if isinstance(place.node, Opened) and isinstance(place.node.file, MemoryFile):
-        place.node.file.memory.set_mode(mode)
+    memory = _memory_at(place)
+    if memory is not None:
+        memory.set_mode(mode)
         return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
@@ -144,22 +145,26 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
 
 def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
     """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
-    _require_writable(place)
+    memory = _memory_at(place)
+    if memory is None:
+        _require_writable(place)
     unchanged = (-1, 0xFFFFFFFF)
     if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
         raise Refused(errno.EPERM, f"owner {uid}:{gid}")
-    namespace.inodes.changed(namespace.inode(place))
+    namespace.inodes.changed(namespace.inode(place) if memory is None else memory.inode)
 
 
 def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
     """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
-    _require_writable(place)
-    assert place.status is not None
+    memory = _memory_at(place)
+    if memory is None:
+        _require_writable(place)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
-    inode = namespace.inode(place)
-    if not place.is_link:
+    inode = namespace.inode(place) if memory is None else memory.inode
+    if memory is None and not place.is_link:
         real = place.status
+        assert real is not None, "a place that can be written is the host's"
         with host.refusals(f"utimensat {text(place.path)!r}"):
             os.utime(
                 host.by_descriptor(place.fd),
@@ -171,6 +176,13 @@ def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int 
     inode.atime = inode.atime if atime is None else atime
     inode.mtime = inode.mtime if mtime is None else mtime
     namespace.inodes.changed(inode)
+
+
+def _memory_at(place: Place) -> Memory | None:
+    """The memory file that a descriptor's link leads to: it has attributes of its own, and no grant."""
+    if isinstance(place.node, Opened) and isinstance(place.node.file, MemoryFile):
+        return place.node.file.memory
+    return None
 
 
 def allows(place: Place, mode: int) -> None:

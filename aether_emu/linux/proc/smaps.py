@@ -17,8 +17,10 @@ from aether_emu.errors import Refused
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import Frames
 
 _PSS_SHIFT = 12  # a share of a page is kept in 4096ths of a byte
 _SIZES = ("Size", "KernelPageSize", "MMUPageSize")
@@ -47,6 +49,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
+    kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
     counted, anonymous, in_object = kinds != Kind.ZERO, kinds == Kind.ANON, kinds == Kind.SHARED
     shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
@@ -83,6 +86,13 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
     }
+
+
+def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the frames show pages of memory files: to Linux those are shared memory, not a file's."""
+    objects, owners = space.physical.objects, space.physical.frames.owner_array
+    files = [item.number for item in objects if isinstance(item, FileBacking) and item.contents is not None]
+    return np.isin(owners[frames], files)
 
 
 def area_texts(space: AddressSpace) -> Iterator[bytes]:

@@ -65,6 +65,7 @@ class ProcessTexts:
             ),
             "sys/vm/overcommit_memory": lambda: b"0\n",
             "sys/kernel/randomize_va_space": lambda: b"2\n" if self._process.config.aslr else b"0\n",
+            "sys/vm/memfd_noexec": lambda: b"0\n",
             "sys/vm/max_map_count": lambda: b"%d\n" % self._process.config.max_mmap_areas,
             "sys/vm/mmap_min_addr": lambda: b"%d\n" % self._process.mm.limits.user_base,
         }

@@ -553,3 +553,23 @@ def test_a_failure_of_the_host_that_nobody_foresees_is_the_errno_of_the_call(
         patched.setattr(os, "fstat", broken)
         answer = guest.cpu.on_system_call(number, fd, SCRATCH, 0, 0, 0, 0)
     assert answer == -errno.ESTALE
+
+
+def test_pages_that_are_lost_with_their_window_are_one_bus_error(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pages of one window are lost, and the host has no mapping left to show the file again."""
+    shared = guest.map(guest.open(b"/w/f"), READ | WRITE, MAP_SHARED)
+    computer, aperture = guest.machine.computer, guest.machine.aperture
+    assert guest.load(shared) == b"a" and guest.load(shared + PAGE) == b"b"
+    frame = guest.process.mm.walk(shared).address - aperture.base + aperture.host_address  # type: ignore[union-attr]
+
+    def refuse(address: int, length: int, *_: object, **_more: object) -> None:
+        raise host.HostMemoryError("mmap", errno.ENOMEM, address, length)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "place_file", refuse)
+        patched.setattr(computer._guard, "drain", lambda token: [frame, frame + PAGE])
+        ((_file, page),) = computer.lost_pages()
+    assert page == 0
+    assert guest.load(shared + PAGE) == b"b"

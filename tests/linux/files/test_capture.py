@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import CaptureError, Restored, State, capture, restore
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
@@ -148,6 +150,8 @@ def test_of_a_memory_file_only_the_pages_that_are_there_are_kept(guest: Guest, a
     fd = files.memfd_create(b"m")
     files.ftruncate(fd, 1 << 50)
     files.pwrite(fd, b"far", (1 << 50) - 3)
+    for _ in range(2):
+        files.fallocate(fd, 1, (1 << 50) + 4096, 4096)  # behind the end; the second gives it contents
     files.fallocate(fd, 1, 1 << 50, 4096)
     state = capture([files])
     assert_plain(state)
@@ -155,9 +159,11 @@ def test_of_a_memory_file_only_the_pages_that_are_there_are_kept(guest: Guest, a
     assert restored.pread(fd, 9, (1 << 50) - 5) == b"\0\0far"
     assert restored.fstat(fd) == files.fstat(fd)
     assert restored.lseek(fd, 0, 3) == (1 << 50) - 4096  # SEEK_DATA
-    assert restored.namespace.memory_used == 2 * 4096
-    restored.fallocate(fd, 1, 1 << 50, 4096)
-    assert restored.namespace.memory_used == 2 * 4096, "what was allocated is"
+    assert restored.namespace.memory_used == 3 * 4096
+    restored.fallocate(fd, 1, 1 << 50, 2 * 4096)
+    assert restored.namespace.memory_used == 3 * 4096, "what was allocated is"
+    file = restored.table.file(fd)
+    assert isinstance(file, HostData) and os.fstat(file.host_fd).st_blocks == 3 * 8, "on the host too"
 
 
 def test_a_half_read_directory_goes_on_with_what_it_had(guest: Guest, again: Again) -> None:

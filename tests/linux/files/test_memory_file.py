@@ -6,16 +6,20 @@ import ctypes
 import errno
 import fcntl
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.mounts import TMPFS_MAGIC
-from tests.linux.files.conftest import CWD, Guest, refused
+from tests.linux.files.conftest import CWD, Guest, guest_in, refused
 
 ADD_SEALS, GET_SEALS = 1033, 1034
 SEAL, SHRINK, GROW, WRITE, FUTURE_WRITE, EXEC = 1, 2, 4, 8, 16, 32
@@ -101,6 +105,7 @@ CALLS: dict[str, Callable[[Any, int], Any]] = {
     "allocate": lambda f, fd: f.fallocate(fd, 0, PAGE + 1, PAGE),
     "allocate behind": lambda f, fd: f.fallocate(fd, 0, 3 * PAGE, 2 * PAGE),
     "keep the size": lambda f, fd: f.fallocate(fd, KEEP_SIZE, 4 * PAGE, PAGE),
+    "allocate twice": lambda f, fd: [f.fallocate(fd, KEEP_SIZE, at * PAGE, 2 * PAGE) for at in (4, 5)],
     "punch": lambda f, fd: f.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 100, 2 * PAGE),
     "punch everything": lambda f, fd: f.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 1 << 50),
     "zero range": lambda f, fd: f.fallocate(fd, ZERO_RANGE, 0, PAGE),
@@ -121,6 +126,11 @@ CALLS: dict[str, Callable[[Any, int], Any]] = {
     "make executable": lambda f, fd: f.fchmod(fd, 0o755),
     "make private": lambda f, fd: f.fchmod(fd, 0o600),
     "the mode": lambda f, fd: f.fstat(fd).mode,
+    "create and empty": lambda f, fd: f.close(
+        f.open(CWD, b"/proc/self/fd/%d" % fd, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    ),
+    "create anew": lambda f, fd: f.open(CWD, b"/proc/self/fd/%d" % fd, os.O_RDWR | os.O_CREAT | os.O_EXCL),
+    "truncate by name": lambda f, fd: f.truncate(b"/proc/self/fd/%d" % fd, 7),
 }
 PREPARED = {
     "plain": (ALLOW_SEALING, 0),
@@ -154,6 +164,36 @@ def test_every_call_on_a_memory_file_does_what_the_host_does(guest: Guest, flags
             os.close(fd)
 
 
+offsets = st.builds(
+    lambda page, within: page * PAGE + within, st.integers(0, 8), st.sampled_from([0, 1, 4000])
+)
+steps = st.one_of(
+    st.tuples(st.just("pwrite"), st.binary(min_size=1, max_size=3).map(lambda b: b * PAGE), offsets),
+    st.tuples(st.just("ftruncate"), offsets),
+    st.tuples(
+        st.just("fallocate"), st.sampled_from([0, KEEP_SIZE, KEEP_SIZE | PUNCH_HOLE]), offsets, offsets
+    ),
+    st.tuples(st.just("fcntl"), st.just(ADD_SEALS), st.sampled_from([SHRINK, GROW, WRITE, FUTURE_WRITE])),
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.lists(steps, min_size=3, max_size=20))
+def test_any_calls_in_a_row_do_what_the_host_does(calls: list[tuple[Any, ...]]) -> None:
+    native = Native()
+    with tempfile.TemporaryDirectory() as base, guest_in(Path(base)) as guest:
+        seen: list[list[object]] = []
+        for files in (guest.files, native):
+            fd = files.memfd_create(b"m", ALLOW_SEALING)
+            answers = [
+                outcome(lambda name=name, more=more, files=files, fd=fd: getattr(files, name)(fd, *more))  # type: ignore[misc]
+                for name, *more in calls
+            ]
+            seen.append([*answers, state_of(files, fd)])
+            files.close(fd)
+    assert seen[0] == seen[1]
+
+
 def test_a_memory_file_is_a_file_without_a_name(guest: Guest) -> None:
     files = guest.files
     fd = files.memfd_create(b"m")
@@ -185,6 +225,19 @@ def test_dup_and_reopening_share_seals_size_and_memory(guest: Guest) -> None:
     with refused(errno.EPERM):
         files.pwrite(other, b"x", PAGE)
     assert files.fstat(fd) == files.fstat(other)
+
+
+def test_a_memory_file_has_times_and_an_owner_without_being_in_a_grant(guest: Guest) -> None:
+    files = guest.files
+    fd = files.memfd_create(b"m")
+    link = b"/proc/self/fd/%d" % fd
+    files.utimens(CWD, link, 5, 7)
+    assert (files.fstat(fd).atime, files.fstat(fd).mtime) == (5, 7)
+    guest.clock.nanoseconds += 9
+    files.chown(CWD, link, guest.namespace.uid, 0xFFFFFFFF)
+    assert files.fstat(fd).ctime == guest.clock.nanoseconds
+    with refused(errno.EPERM):
+        files.chown(CWD, link, 0, 0)
 
 
 # What they take. The limit of this guest is 1 MiB: 256 pages.

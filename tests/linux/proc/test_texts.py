@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.synthetic import ControlFile
+from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.allocation import LOCKED, AreaFlags
+from aether_emu.mm.mapping import MAP_SHARED, Request, map_memory
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from tests.guests.running import program
@@ -439,3 +442,20 @@ def test_smaps_of_many_areas_agrees_with_each_of_them(process: Process) -> None:
     shown, kib = _smaps(process), process.mm.page_size >> 10
     assert [shown[start][0]["Rss"] // kib for start in starts] == [0, 1, 2, 3, 4]
     assert [shown[start][0]["Size"] // kib for start in starts] == [1, 2, 3, 4, 5]
+
+
+def test_pages_of_memory_files_are_shared_memory(process: Process) -> None:
+    page, before = process.mm.page_size, smaps.usage(process.mm, [0])
+    fd = process.files.memfd_create(b"m")
+    process.files.ftruncate(fd, 3 * page)
+    file = MappedFile(process.kernel, process.files.table.file(fd))
+    at = map_memory(process.mm, Request(0, 3 * page, 3, MAP_SHARED, file, 0))
+    _cpu(process).copy_to_user(at, b"x")
+    _cpu(process).copy_from_user(at + 2 * page, 1)
+    after = smaps.usage(process.mm, [0])
+    assert {name: int(after[name][0] - before[name][0]) // page for name in ("Rss", "File", "Shmem")} == {
+        "Rss": 2,
+        "File": 0,
+        "Shmem": 2,
+    }
+    assert after["Pss_Shmem"][0] - before["Pss_Shmem"][0] == 2 * page
