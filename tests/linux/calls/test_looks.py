@@ -17,10 +17,10 @@ import pytest
 
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.machine.cpu import Cpu
 from aether_emu.mm import cuts
 from aether_emu.mm.protection import Protection
 from tests.guests.running import ISAS
+from tests.linux.calls.looks import Looks
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, Served
 from tests.linux.files.conftest import guest_in
 
@@ -30,24 +30,6 @@ READ, WRITE = Protection.READ, Protection.READ | Protection.WRITE
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 2, 0x20, 0x4000, 0x8000
 POPULATED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
 MADV_DONTNEED, MADV_POPULATE_READ = 4, 22
-
-
-class Looks:
-    """Watches the flag of the CPU: how often it was looked at, and whether it is set at a look."""
-
-    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.stop_at = 0, 0
-        asked = type(served.machine.cpu).interrupted
-        assert isinstance(asked, property) and asked.fget is not None
-        really = asked.fget
-
-        def look(cpu: Cpu) -> bool:
-            self.count += 1
-            if self.count == self.stop_at:
-                cpu.interrupt()
-            return bool(really(cpu))
-
-        monkeypatch.setattr(type(served.machine.cpu), "interrupted", property(look))
 
 
 @dataclass(frozen=True)
@@ -171,11 +153,10 @@ def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: in
     """The answer and what the call left, and how often it looked; interrupted at each `every`th look."""
     with machine(isa) as served, monkeypatch.context() as patch:
         arguments = long.prepare(served)
-        looks = Looks(served, patch)
-        looks.stop_at = every
+        looks = Looks(served.machine.cpu, patch)
+        looks.stop_every = every
         answer = served(long.name, *arguments)
         while answer == BLOCKED:
-            looks.stop_at = looks.count + every
             answer = served.again()
         return (answer, left(served)), looks.count
 
@@ -183,7 +164,7 @@ def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: in
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("long", CASES, ids=lambda long: long.name)
 def test_a_long_call_looks_once_for_each_part(isa: str, long: Long, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, looks = carried_out(long, isa, monkeypatch, every=1 << 30)
+    whole, looks = carried_out(long, isa, monkeypatch, every=0)
     assert looks >= long.least, "it can be ended only so often"
     interrupted, _ = carried_out(long, isa, monkeypatch, every=2)
     assert interrupted == whole
@@ -194,9 +175,10 @@ def test_a_long_text_of_proc_can_be_given_up(text: bytes, monkeypatch: pytest.Mo
     with machine("x86_64") as served:
         for index in range(8):
             area(served, PAGE, READ, WHERE + 2 * index * PAGE)
-        looks = Looks(served, monkeypatch)
-        looks.stop_at = 5
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 5
         assert served("openat", -100, served.text(text), os.O_RDONLY, 0) == BLOCKED
         assert looks.count == 5, "the rest was not made"
+        looks.stop_every = 0
         fd = served.again()
         assert isinstance(fd, int) and fd >= 0 and looks.count > 12
