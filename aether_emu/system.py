@@ -254,6 +254,7 @@ class Machine:
             kernel_memory=self.config.ram,
         )
         namespace.on_truncate = lambda key, old, new: before_truncate(self.kernel, key, old, new)
+        namespace.look = self.kernel.checkpoint
         return namespace
 
     def new_space(self) -> AddressSpace:

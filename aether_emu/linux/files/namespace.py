@@ -43,6 +43,9 @@ class Listed:
     kind: int
 
 
+_NAMES_PER_LOOK = 4096
+
+
 def _keep_sizes(key: FileKey, old: int, new: int) -> None:
     """Nothing is mapped, so nothing needs to know that a file changes its size."""
 
@@ -79,6 +82,8 @@ class Namespace:
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _keep_sizes
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
+        self.look: Callable[[], None] = lambda: None
+        """Called now and then during long work that changes nothing: it may raise, and the work is lost."""
         self._gate = FileSystemGate()
         self._dentries: weakref.WeakSet[Dentry] = weakref.WeakSet()
         try:
@@ -292,7 +297,9 @@ class Namespace:
             Listed(b".", here, modes.S_IFDIR >> 12),
             Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
         ]
-        for name in sorted(kinds):
+        for index, name in enumerate(sorted(kinds)):
+            if index % _NAMES_PER_LOOK == 0:
+                self.look()
             key, mode = kinds[name]
             listed.append(Listed(name, self.inodes.of(key).number, modes.S_IFMT(mode) >> 12))
         return listed
@@ -304,7 +311,9 @@ class Namespace:
             fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with os.scandir(fd) as entries:
-                    for item in entries:
+                    for index, item in enumerate(entries):
+                        if index % _NAMES_PER_LOOK == 0:
+                            self.look()
                         name = os.fsencode(item.name)
                         found[name] = ((place.status.st_dev, item.inode()), _type_of(item))
             finally:

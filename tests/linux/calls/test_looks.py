@@ -7,7 +7,9 @@ arrive at any look. However often a call is interrupted, it answers and leaves w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.linux.abi.signal import SIGUSR1, SignalInfo
+from aether_emu.linux.files import namespace
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.mm import cuts
@@ -182,3 +186,46 @@ def test_a_long_text_of_proc_can_be_given_up(text: bytes, monkeypatch: pytest.Mo
         looks.stop_every = 0
         fd = served.again()
         assert isinstance(fd, int) and fd >= 0 and looks.count > 12
+
+
+@pytest.mark.parametrize("call", ["poll", "ppoll", "pselect6"])
+def test_a_call_that_waits_keeps_its_mask_and_its_time_when_it_is_ended_before(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine("x86_64") as served:
+        counter, clock = served("eventfd2", 0, 0), served.process.kernel.clock
+        assert isinstance(counter, int)
+        served.put(0, struct.pack("<iHH", counter, 1, 0))
+        served.put(64, struct.pack("<qqQQ", 2, 0, 1 << counter, 0))
+        served.put(128, struct.pack("<QQQ", BASE + 144, 8, 0))
+        arguments = {
+            "poll": (BASE, 1, 2000),
+            "ppoll": (BASE, 1, BASE + 64, BASE + 144, 8),
+            "pselect6": (counter + 1, BASE + 80, 0, 0, BASE + 64, BASE + 128),
+        }[call]
+        before = clock.now_ns
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 1
+        assert served(call, *arguments) == BLOCKED
+        looks.stop_every = 0
+        if call != "poll":
+            served.handle(SIGUSR1)
+            served.task.signals.post(SignalInfo(SIGUSR1))
+            assert served.again() == -errno.EINTR, "the mask of the call lets the signal in"
+        else:
+            assert served.again() == 0 and clock.now_ns - before == 2 * 10**9
+
+
+def test_a_directory_of_many_names_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespace, "_NAMES_PER_LOOK", 1)
+    with machine("x86_64") as served:
+        served.process.files.namespace.look = served.process.kernel.checkpoint
+        for index in range(6):
+            descriptor(served, b"/w/%d" % index)
+        directory = descriptor(served, b"/w", os.O_RDONLY)
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 10
+        assert served("getdents64", directory, BASE, PAGE) == BLOCKED
+        looks.stop_every = 0
+        read = served.again()
+        assert isinstance(read, int) and read > 6 * 24
