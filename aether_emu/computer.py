@@ -20,15 +20,18 @@ plugs itself into the CPUs (`machine.cpu`), makes address spaces and lets CPUs e
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import COUNTER_HZ, TSC_HZ
+from aether_emu.config import format_size
 from aether_emu.errors import AddressError, AetherError, ConfigError
 from aether_emu.machine.cpu import Cpu, Exit
 from aether_emu.machine.memory.aperture import Aperture, ApertureFile
 from aether_emu.machine.memory.bus_guard import BusGuard
+from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable, Leak
@@ -49,6 +52,7 @@ _APERTURE_ALIGN = 2 << 20  # the size of the aperture's slots
 _LOW_ZONE = 16 << 20
 
 C = TypeVar("C", bound=Cpu)
+M = TypeVar("M")
 CpuFactory = Callable[[Ram, Aperture], C]
 """Makes one CPU that reaches the RAM and the aperture at their guest-physical addresses."""
 
@@ -139,8 +143,13 @@ class Computer(Generic[C]):
             raise ConfigError("cpus", cpus, f"1 to {MAX_CPUS}")
         page = fmt.page_size
         self.format, self.kernel_base = fmt, kernel_base
-        self.ram = Ram(RAM_BASE, ram, page)
-        self.aperture = Aperture(RAM_BASE + -(-ram // _APERTURE_ALIGN) * _APERTURE_ALIGN, aperture, page)
+        above = RAM_BASE + -(-ram // _APERTURE_ALIGN) * _APERTURE_ALIGN
+        self.ram = _reserved("ram", ram, lambda: Ram(RAM_BASE, ram, page))
+        try:
+            self.aperture = _reserved("aperture", aperture, lambda: Aperture(above, aperture, page))
+        except BaseException:
+            self.ram.close()
+            raise
         self.cpus: list[C] = []
         self._guard = BusGuard.instance()
         self._guard_token = self._guard.register(self.aperture.host_address, self.aperture.size)
@@ -256,6 +265,15 @@ class Computer(Generic[C]):
         self._guard.unregister(token)
         self.aperture.close()
         self.ram.close()
+
+
+def _reserved(name: str, size: int, reserve: Callable[[], M]) -> M:
+    """Memory of the host, or a ConfigError for the parameter that wants more than there is."""
+    try:
+        return reserve()
+    except HostMemoryError as error:
+        why = f"no more than the host has address space for ({os.strerror(error.errno)}; see ulimit -v)"
+        raise ConfigError(name, format_size(size), why) from None
 
 
 def _zones(ram: int, page: int) -> list[Zone]:

@@ -217,11 +217,13 @@ class Config:
     """
 
     ram: int = _parameter(
-        512 * MIB, _Whole(2 * MIB, TIB, page_aligned=True, written="size"), "bytes of RAM of the machine"
+        512 * MIB,
+        _Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
+        "bytes of RAM of the machine",
     )
     aperture: int = _parameter(
         GIB,
-        _Whole(2 * MIB, TIB, multiple=2 * MIB, written="size"),
+        _Whole(2 * MIB, 32 * GIB, multiple=2 * MIB, written="size"),
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
     page_size: int = _parameter(

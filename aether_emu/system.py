@@ -16,7 +16,7 @@ from pathlib import Path
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import VirtualClock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
-from aether_emu.config import Config
+from aether_emu.config import MIB, Config, format_size
 from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
@@ -86,6 +86,9 @@ def _kernel_base(config: Config, fmt: PageTableFormat) -> int:
             "kernel_base", hex(base), f"at least {lowest:#x} with {fmt.virtual_bits} virtual bits"
         )
     if base + RAM_BASE + config.ram > TEXT:
+        if config.kernel_base is None:
+            most = format_size(TEXT - base - RAM_BASE & -MIB)
+            raise ConfigError("ram", format_size(config.ram), f"at most {most} with {fmt.virtual_bits} bits")
         lower = f"low enough for a direct map of {config.ram} bytes of RAM below {TEXT:#x}"
         raise ConfigError("kernel_base", hex(base), lower)
     return base
@@ -253,6 +256,7 @@ class Machine:
             kernel_memory=self.config.ram,
         )
         connect_mappings(self.kernel, namespace)
+        namespace.look = self.kernel.checkpoint
         return namespace
 
     def new_space(self) -> AddressSpace:

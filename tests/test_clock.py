@@ -110,6 +110,9 @@ def test_a_copied_clock_goes_on_alike() -> None:
 
 def test_time_ends_where_linux_s_does_and_stands_still_then() -> None:
     clock = VirtualClock(COSTS)
+    clock.advance(1 << 70)
+    assert clock.now_ns == LAST_NS
+    clock = VirtualClock(COSTS)
     clock.observe(0)
     clock.idle_until(1 << 70)
     assert clock.now_ns == LAST_NS

@@ -8,6 +8,7 @@ and again until the run has noticed.
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import signal
@@ -46,6 +47,22 @@ class Interrupts:
         signal.signal(signal.SIGINT, self._old_handler)
         os.close(self._read)
         os.close(self._write)
+
+    def finish(self) -> None:
+        """The run is over, and what follows is Python's: it ends by KeyboardInterrupt from now on.
+
+        If the run was ended from outside, nothing more is asked, and only another Ctrl-C ends the rest.
+        """
+        signal.signal(signal.SIGINT, self._old_handler)
+        if self.reason is None:
+            self._stop = self._end_once
+        else:
+            self._done.set()
+
+    def _end_once(self) -> None:
+        self._done.set()
+        if self.reason == "timeout":  # Ctrl-C has raised it itself
+            _thread.interrupt_main()
 
     def _watch(self) -> None:
         deadline = None if self._timeout is None else time.monotonic() + self._timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
@@ -22,6 +23,8 @@ def main() -> None:
     _fill_standard_streams()
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="aether", standalone_mode=False) or 0
+        if sys.stdout is not None:  # as when it was closed
+            sys.stdout.flush()
     except _UsageError as error:
         complain(f"{error.format_message().rstrip(chr(46))} (see aether --help)")  # type: ignore[attr-defined]  # see above
         status = 2
@@ -32,6 +35,10 @@ def main() -> None:
             raise
         complain(str(error))
         status = _status(error)
+    except OSError as error:
+        if Errors.traceback:
+            raise
+        status = _unwritten(error)
     finally:
         gc.enable()
     sys.exit(status)
@@ -43,6 +50,16 @@ def _status(error: AetherError) -> int:
             return error.exit_status
         case ConfigError():
             return 2
+    return 125
+
+
+def _unwritten(error: OSError) -> int:
+    """The host refuses what we say ourselves: a full disk, a reader who has gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
+    if isinstance(error, BrokenPipeError):
+        return 1  # as Click does when it meets this
+    with contextlib.suppress(OSError):
+        complain(f"output: {error.strerror or error}")
     return 125
 
 

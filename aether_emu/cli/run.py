@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,11 +14,12 @@ import typer
 
 from aether_emu.cli.app import app, complain, settle, show_tracebacks
 from aether_emu.cli.interrupts import Interrupts
-from aether_emu.errors import ConfigError
+from aether_emu.errors import ConfigError, ProgramError, Refused
 
 if TYPE_CHECKING:
     from aether_emu.linux.files.mounts import Bind
     from aether_emu.linux.task.process import Ended
+    from aether_emu.system import Machine
 
 _INTERRUPTED, _TIMED_OUT = 130, 124
 _MOST_DAMAGES = 10  # lines about damaged entries
@@ -60,39 +64,97 @@ def run(  # an option is a parameter here
     grants = Grants(root, [_bind(text) for text in bind or []])
     environment = dict(_variable(text) for text in env or [])
     pauses = _Pauses()
-    machine = Machine(program_isa(program, grants), config=parameters, pause=pauses.pause)
-    wanted = stats or stats_json is not None
-    if wanted:
-        from aether_emu.observe import stats as statistics
-    if core is not None:
-        from aether_emu.observe import core as cores
-
-        cores.check(core)
+    outputs = _Outputs(stats, stats_json, core)
+    with _naming_the_limit():
+        isa = program_isa(program, grants)
+    machine = Machine(isa, config=parameters, pause=pauses.pause)
     settle()
-    status = 125
     try:
-        machine.load(program, [program, *(args or [])], env=environment, grants=grants)
-        if wanted:
-            statistics.prepare(machine)
-        started = time.perf_counter()
+        with _naming_the_limit():
+            machine.load(program, [program, *(args or [])], env=environment, grants=grants)
+        outputs.prepare(machine)
         with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
             pauses.interrupts = interrupts
-            ended = _run(machine.run)
-        if core is not None:
-            cores.write_core(machine, core)
-        if wanted:
-            data = statistics.collect(machine, time.perf_counter() - started)
-            if stats_json is not None:
-                _write(stats_json, statistics.as_json(data))
-            if stats:
-                from rich.console import Console
-
-                Console(stderr=True).print(statistics.as_table(data))
-        status = _status(ended, interrupts, program)
+            try:
+                status = _to_the_end(machine, program, interrupts, outputs)
+            except KeyboardInterrupt:
+                if interrupts.reason != "timeout":
+                    raise
+                status = _timed_out(program)
     finally:
         machine.close()
     _tell_damages(machine.damages(), program)
     raise typer.Exit(status)
+
+
+def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs: _Outputs) -> int:
+    """Run the program, write what was asked for, and give everything back. The exit status.
+
+    A run that was ended from outside is over at once: nobody looks whether every frame came back.
+    """
+    started = time.perf_counter()
+    ended = _run(machine.run)
+    interrupts.finish()
+    outputs.write(machine, time.perf_counter() - started)
+    if ended is None:
+        machine.abandon()
+        return _timed_out(program) if interrupts.reason == "timeout" else _INTERRUPTED
+    if ended.signal:
+        complain(f"{program}: killed by {ended.why}")
+    machine.close()
+    return ended.status
+
+
+class _Outputs:
+    """What the user wants to have of a run beside its own output."""
+
+    def __init__(self, table: bool, json: Path | None, core: Path | None) -> None:
+        """Raises ConfigError for a place where nothing can be written."""
+        self._table, self._json, self._core = table, json, core
+        if core is not None:
+            from aether_emu.observe import core as cores
+
+            cores.check(core)
+        if table or json is not None:
+            from aether_emu.observe import stats  # noqa: F401  # before `settle`
+        if json is not None and not os.access(json if json.exists() else json.parent, os.W_OK):
+            raise ConfigError("stats-json", str(json), "a file that can be written")
+
+    def prepare(self, machine: Machine) -> None:
+        """The program is loaded and about to start."""
+        if self._table or self._json is not None:
+            from aether_emu.observe import stats as statistics
+
+            statistics.prepare(machine)
+
+    def write(self, machine: Machine, seconds: float) -> None:
+        """It has run for so long."""
+        if self._core is not None:
+            from aether_emu.observe import core as cores
+
+            cores.write_core(machine, self._core)
+        if self._table or self._json is not None:
+            from aether_emu.observe import stats as statistics
+
+            data = statistics.collect(machine, seconds)
+            if self._json is not None:
+                _write(self._json, statistics.as_json(data))
+            if self._table:
+                from rich.console import Console
+
+                Console(stderr=True).print(statistics.as_table(data))
+
+
+@contextlib.contextmanager
+def _naming_the_limit() -> Iterator[None]:
+    """Say which limit it is, if the host lets us open too few files to load a program."""
+    try:
+        yield
+    except ProgramError as error:
+        cause = error.__context__
+        if isinstance(cause, Refused) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            raise ProgramError(f"{error} (raise ulimit -n)", error.exit_status) from cause
+        raise
 
 
 class _Pauses:
@@ -118,15 +180,9 @@ def _run(run: Callable[[], Ended]) -> Ended | None:
         return None
 
 
-def _status(ended: Ended | None, interrupts: Interrupts, program: str) -> int:
-    if ended is None:
-        if interrupts.reason == "timeout":
-            complain(f"{program}: stopped by --timeout")
-            return _TIMED_OUT
-        return _INTERRUPTED
-    if ended.signal:
-        complain(f"{program}: killed by {ended.why}")
-    return ended.status
+def _timed_out(program: str) -> int:
+    complain(f"{program}: stopped by --timeout")
+    return _TIMED_OUT
 
 
 def _tell_damages(damages: list[str], program: str) -> None:
@@ -152,7 +208,15 @@ def _variable(text: str) -> tuple[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all; what is no regular file is written to directly."""
+    part = (
+        path.with_name(f".{path.name[:200]}.{os.getpid()}") if path.is_file() or not path.exists() else path
+    )
     try:
-        path.write_text(text)
+        part.write_text(text)
+        if part != path:
+            part.replace(path)
     except OSError as error:
+        if part != path:
+            part.unlink(missing_ok=True)
         raise ConfigError("stats-json", str(path), f"cannot be written: {error.strerror}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.command import PROGRAMS, aether, one_line
+from tests.cli.command import COMMAND, PATIENCE, PROGRAMS, aether, environment, one_line
 from tests.linux.exec.crafted import crafted
 
 _HELLO = str(PROGRAMS / "x86_64" / "hello")
@@ -79,3 +81,55 @@ def test_help_and_version() -> None:
         assert result.returncode == 0
         assert b"Usage: aether" in result.stdout
     assert aether("--version").stdout.startswith(b"aether_emu ")
+
+
+def limited(limit: str, *arguments: str | Path, stdout: str = "") -> subprocess.CompletedProcess[bytes]:
+    """Run it under a limit of the shell's ulimit, its standard output perhaps elsewhere."""
+    shell = f'ulimit {limit}; exec "$@"' + (f" >{stdout}" if stdout else "")
+    command = ["bash", "-c", shell, "bash", *COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, timeout=PATIENCE, env=environment(), check=False)
+
+
+@pytest.mark.parametrize(("parameter", "size"), [("ram", "16G"), ("aperture", "16G")])
+def test_a_host_without_the_address_space_names_the_parameter(
+    tmp_path: Path, parameter: str, size: str
+) -> None:
+    (tmp_path / "c.toml").write_text(f'{parameter} = "{size}"\n')
+    result = limited("-v 8000000", "run", "--config", tmp_path / "c.toml", _HELLO)
+    one_line(result, 2, [f"{parameter}='{size}'", "ulimit -v"])
+
+
+def test_an_engine_without_address_space_is_one_line() -> None:
+    """The engine itself would end the process, and say something about its translator."""
+    code = "from aether_emu.machine.memory import host; host.has_room = lambda length: False\n"
+    command = [sys.executable, "-c", f"{code}from aether_emu.cli.main import main; main()", "run", _HELLO]
+    result = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=environment(), check=False)
+    one_line(result, 125, ["address space", "ulimit -v"])
+
+
+def test_too_few_files_name_the_limit() -> None:
+    one_line(limited("-n 6", "run", _HELLO), 126, ["EMFILE", "ulimit -n"])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
+def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
+    one_line(limited("-c 0", *arguments, stdout="/dev/full"), 125, ["No space left on device"])
+
+
+@pytest.mark.parametrize("option", ["--stats-json", "--core"])
+def test_what_cannot_be_written_as_a_whole_is_not_there(tmp_path: Path, option: str) -> None:
+    result = limited("-f 0", "run", option, tmp_path / "out", _HELLO)
+    assert result.returncode in (2, 125) and result.stderr.count(b"\n") == 1
+    assert b"File too large" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_more_memory_than_the_supervisor_s_half_holds_names_it(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('virtual_bits = 39\nram = "512G"\n')
+    result = aether("run", "--config", tmp_path / "c.toml", PROGRAMS / "arm64" / "hello")
+    one_line(result, 2, ["ram='512G'", "at most 253G with 39 bits"])
+
+
+def test_the_largest_memory_is_had_and_no_more() -> None:
+    assert aether("run", "--ram", "512G", _HELLO).returncode == 0
+    one_line(aether("run", "--ram", "513G", _HELLO), 2, ["ram='513G'", "2M to 512G"])

@@ -274,6 +274,19 @@ def test_an_interrupted_run_still_has_statistics(tmp_path: Path) -> None:
     assert set(data["faults"]) >= {"demand_zero", "file"}
 
 
+def test_a_timeout_ends_what_follows_the_run_too() -> None:
+    """Taking a large program apart is Python's work: no flag of the CPU ends it."""
+    from aether_emu.cli.interrupts import Interrupts  # noqa: PLC0415  # keeps the other tests free of it
+
+    asked: list[None] = []
+    with Interrupts(lambda: asked.append(None), timeout=0.01) as interrupts:
+        interrupts.finish()
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                pass
+        assert interrupts.reason == "timeout" and not asked
+
+
 def test_the_callers_signal_settings_come_back() -> None:
     """`Interrupts` undoes what it did, so that a caller keeps its own Ctrl-C."""
     from aether_emu.cli.interrupts import Interrupts  # noqa: PLC0415  # keeps the other tests free of it

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
@@ -25,6 +26,8 @@ _SECOND = 10**9
 _FOREVER = 1 << 63  # nanoseconds; Linux's KTIME_MAX
 _POLLFD = struct.Struct("<iHH")
 _WORD_BITS = 64
+_DESCRIPTORS_PER_LOOK = 32
+T = TypeVar("T")
 # Events that select counts as readable, writable and exceptional (Linux fs/select.c).
 _SELECTED = (POLLIN | POLLHUP | POLLERR, POLLOUT | POLLERR, 0)
 _SELECT_WAITS = (POLLIN | _ALWAYS, POLLOUT | _ALWAYS, _ALWAYS)
@@ -48,7 +51,7 @@ def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | Non
     if count > task.process.files.table.limit:
         raise Refused(errno.EINVAL, f"{count} descriptors")
     wanted = [(fd, events) for fd, events, _ in _POLLFD.iter_unpack(task.cpu.copy_from_user(fds, 8 * count))]
-    found = [_events(task, fd, events) for fd, events in wanted]
+    found = [_events(task, fd, events) for fd, events in _with_looks(task, wanted)]
     ready = sum(map(bool, found))
     deadline = task.deadline(after=timeout)
     if not ready:
@@ -59,6 +62,14 @@ def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | Non
     if left:
         _tell_left(task, left, "qq", divmod(_left(task, deadline), _SECOND))
     return ready
+
+
+def _with_looks(task: Task, descriptors: Sequence[T]) -> Iterator[T]:
+    """Descriptors to look at, which may take long if they are sets of many: the run may end in between."""
+    for index, descriptor in enumerate(descriptors):
+        if index % _DESCRIPTORS_PER_LOOK == 0:
+            task.checkpoint()
+        yield descriptor
 
 
 def _events(task: Task, fd: int, wanted: int) -> int:
@@ -114,7 +125,7 @@ def _select(
     count = min(count, task.process.files.table.limit)
     size = -(-count // _WORD_BITS) * (_WORD_BITS // 8)
     asked = [_set(task, address, size, count) for address in addresses]
-    events = {fd: _polled(task, fd) for fd in sorted(set().union(*asked))}
+    events = {fd: _polled(task, fd) for fd in _with_looks(task, sorted(set().union(*asked)))}
     if any(bits & POLLNVAL for bits in events.values()):
         raise Refused(errno.EBADF, "a descriptor of the sets is not open")
     found = [[fd for fd in fds if events[fd] & bits] for fds, bits in zip(asked, _SELECTED, strict=True)]
@@ -166,7 +177,7 @@ def wait_for_any(task: Task, waited: list[Waited], mask: int | None, deadline: i
 
     The call's own mask is blocked while it waits. EINTR if a signal is pending that this lets in.
     """
-    if mask is not None and task.wait is None:
+    if mask is not None and task.signals.suspended_mask is None:
         task.signals.suspend(mask)
     if task.signals.interrupts():
         raise Refused(errno.EINTR, "a handler runs")

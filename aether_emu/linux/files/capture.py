@@ -250,7 +250,7 @@ class _Restoring:
                 f"{path.decode(errors='backslashreplace')} can't be opened again: {refusal}"
             ) from None
         if isinstance(file, OpenDirectory) and described["listing"] is not None:
-            file.listing = [Listed(*line) for line in described["listing"]]
+            file.keep([Listed(*line) for line in described["listing"]])
         return file
 
     def _memory(self, index: int) -> MemoryFile:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.files.namespace import Listed, Namespace
 
 _DIRENT = struct.Struct("<QqHB")
+_LISTED = 200  # bytes that one entry of a listing takes beside its name
 
 
 class Located(OpenFile, Named):
@@ -75,6 +76,7 @@ class OpenDirectory(Located):
     kind = "directory"
     seekable = True
     listing: list[Listed] | None = None
+    _charged = 0  # bytes of the account
 
     def read(self, count: int) -> bytes | WouldBlock:
         """Directories are read by `read_entries`."""
@@ -89,7 +91,8 @@ class OpenDirectory(Located):
         if self.is_gone:
             raise Refused(errno.ENOENT, "the directory was removed")
         if self.listing is None:
-            self.listing = self.namespace.list(self.place())
+            self.keep(self.namespace.list(self.place()))
+        assert self.listing is not None
         found = bytearray()
         while self.position < len(self.listing):
             item = self.listing[self.position]
@@ -103,13 +106,31 @@ class OpenDirectory(Located):
             self.position += 1
         return bytes(found)
 
+    def keep(self, listing: list[Listed]) -> None:
+        """Have the listing, on the account of what open files hold. Refused(ENOMEM) when that is full."""
+        size, namespace = sum(len(item.name) + _LISTED for item in listing), self.namespace
+        if namespace.memory_used + size > namespace.memory_limit:
+            raise Refused(errno.ENOMEM, f"open files may hold {namespace.memory_limit} bytes in all")
+        namespace.memory_used += size
+        self.listing, self._charged = listing, size
+
+    def _forget(self) -> None:
+        """The next reading takes a new listing."""
+        self.namespace.memory_used -= self._charged
+        self.listing, self._charged = None, 0
+
+    def release(self) -> None:
+        """See `OpenFile.release`."""
+        self._forget()
+        super().release()
+
     def seek(self, offset: int, whence: int) -> int:
         """To a position that `read_entries` gave; 0 looks at the directory anew."""
         target = offset if whence == SEEK_SET else self.position + offset
         if whence not in (SEEK_SET, SEEK_CUR) or target < 0:
             raise Refused(errno.EINVAL, f"position {offset} (whence {whence}) of a directory")
         if target == 0:
-            self.listing = None
+            self._forget()
         self.position = target
         return target
 

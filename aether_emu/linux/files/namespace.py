@@ -43,6 +43,9 @@ class Listed:
     kind: int
 
 
+_NAMES_PER_LOOK = 4096
+
+
 def _unmapped(key: FileKey, first: int, second: int) -> None:
     """Nothing is mapped, so nothing needs to know that a file changes."""
 
@@ -86,6 +89,8 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
+        self.look: Callable[[], None] = lambda: None
+        """Called now and then during long work that changes nothing: it may raise, and the work is lost."""
         self._gate = FileSystemGate()
         self._dentries: weakref.WeakSet[Dentry] = weakref.WeakSet()
         try:
@@ -299,7 +304,9 @@ class Namespace:
             Listed(b".", here, modes.S_IFDIR >> 12),
             Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
         ]
-        for name in sorted(kinds):
+        for index, name in enumerate(sorted(kinds)):
+            if index % _NAMES_PER_LOOK == 0:
+                self.look()
             key, mode = kinds[name]
             listed.append(Listed(name, self.inodes.of(key).number, modes.S_IFMT(mode) >> 12))
         return listed
@@ -311,7 +318,9 @@ class Namespace:
             fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with os.scandir(fd) as entries:
-                    for item in entries:
+                    for index, item in enumerate(entries):
+                        if index % _NAMES_PER_LOOK == 0:
+                            self.look()
                         name = os.fsencode(item.name)
                         found[name] = ((place.status.st_dev, item.inode()), _type_of(item))
             finally:

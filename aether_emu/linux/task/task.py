@@ -106,8 +106,9 @@ class Task:
 
         None is never, and so is whatever lies behind the end of time.
         """
-        if self.wait is not None:
-            return self.wait.deadline
+        wait = self.wait
+        if wait is not None and (wait.deadline is not None or not isinstance(wait, Unfinished)):
+            return wait.deadline
         if after is None:
             return None
         until = self.process.kernel.clock.now_ns + after
@@ -125,7 +126,7 @@ class Task:
     def checkpoint(self, *progress: int) -> None:
         """For long calls: let the run end here if it is to end. The call is made again with `progress`."""
         if self.cpu.interrupted:
-            raise Unfinished(*progress)
+            raise Unfinished(*progress, deadline=None if self.wait is None else self.wait.deadline)
 
     # ---- state
 

@@ -44,12 +44,15 @@ class Wait(Exception):
 
 
 class Unfinished(Wait):
-    """A long call lets others look (Ctrl-C, a timeout of the run) and goes on from `progress` at once."""
+    """A long call lets others look (Ctrl-C, a timeout of the run) and goes on from `progress` at once.
+
+    A deadline that the call had from a wait before stays; without one it has not come to its wait yet.
+    """
 
     ends_by_signal = False
 
-    def __init__(self, *progress: int) -> None:
-        super().__init__((), "its own call", progress=progress)
+    def __init__(self, *progress: int, deadline: int | None = None) -> None:
+        super().__init__((), "its own call", progress=progress, deadline=deadline)
         self.woken = True
 
 

@@ -76,6 +76,16 @@ def _checked(call: str, status: int, address: int, length: int) -> None:
         raise HostMemoryError(call, ctypes.get_errno(), address, length)
 
 
+def has_room(length: int) -> bool:
+    """Whether the host would give `length` bytes of address space more. Nothing is taken."""
+    try:
+        start = _mmap(None, length, 0, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)
+    except HostMemoryError:
+        return False
+    unmap(start, length)
+    return True
+
+
 def reserve(length: int, alignment: int = HUGE_PAGE_SIZE) -> int:
     """Reserve `length` bytes of private zero memory, readable and writable; return its aligned address.
 

@@ -16,6 +16,7 @@ from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
 from unicorn.unicorn_py3.unicorn import uclib
 
 from aether_emu.errors import EngineError
+from aether_emu.machine.memory import host
 
 _quick = ctypes.PyDLL(uclib._name)
 _long = ctypes.CDLL(uclib._name)
@@ -94,9 +95,20 @@ def hook_add(
     return slot.value
 
 
+_TRANSLATIONS = 1 << 30
+"""Bytes of address space that an engine reserves for translated code."""
+_BESIDE_THEM = 1 << 27
+"""The same for everything else of it."""
+
+
 def open_engine(arch: int, mode: int, model: int) -> Any:
     """A CPU of `model` (the wrapper is untyped), or an EngineError that says why there is none."""
     wrapper: Any = unicorn
+    if not host.has_room(_TRANSLATIONS + _BESIDE_THEM):  # the engine would end the process
+        raise EngineError(
+            f"the engine needs {_TRANSLATIONS + _BESIDE_THEM >> 20} MiB of address space, and the host gives "
+            f"no more: raise ulimit -v, or lower ram or aperture"
+        )
     try:
         return wrapper.Uc(arch, mode, model)
     except wrapper.UcError as error:

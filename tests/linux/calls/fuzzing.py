@@ -7,7 +7,6 @@ left. A call may destroy the loop itself (unmap it, jump away): the program dies
 
 from __future__ import annotations
 
-import contextlib
 import random
 import struct
 from collections.abc import Callable
@@ -198,9 +197,9 @@ class Fuzzed:
     """A machine that is about to make the calls of a seed, on a small tree of files at /w."""
 
     def __init__(self, isa: str, seed: int, count: int, base: Path, page_size: int = 4096) -> None:
-        self.isa = isa
+        self.isa, self.waits_for_input = isa, False
         machine = self.machine = Machine(
-            isa, ram="16M", aperture="16M", seed=seed, page_size=page_size, pause=_nobody_comes
+            isa, ram="16M", aperture="16M", seed=seed, page_size=page_size, pause=self._nobody_comes
         )
         self.out = BufferStream()
         (base / "d").mkdir()
@@ -242,10 +241,19 @@ class Fuzzed:
 
     def run(self) -> Outcome:
         """Make the calls, to the end of the process or until it waits for nothing that can come."""
-        ended = None
-        with contextlib.suppress(Deadlock, Interrupted):
-            ended = self.machine.run()
+        ended, going = None, True
+        while going:
+            try:
+                ended, going = self.machine.run(), False
+            except Interrupted:  # by whoever watches the looks at the flag: the calls go on
+                going = not self.waits_for_input
+            except Deadlock:
+                going = False
         return Outcome(ended, self._answers(), bytes(self.out.written))
+
+    def _nobody_comes(self) -> None:
+        self.waits_for_input = True
+        raise Interrupted
 
     def _answers(self) -> tuple[int, ...]:
         """What the calls returned, as far as the table can still be read."""
@@ -264,7 +272,3 @@ class Fuzzed:
     def close(self) -> None:
         """Give everything back. LeakError if a frame is missing."""
         self.machine.close()
-
-
-def _nobody_comes() -> None:
-    raise Interrupted

@@ -7,7 +7,9 @@ arrive at any look. However often a call is interrupted, it answers and leaves w
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,12 +17,14 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.linux.abi.signal import SIGUSR1, SignalInfo
+from aether_emu.linux.files import namespace
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.machine.cpu import Cpu
 from aether_emu.mm import cuts
 from aether_emu.mm.protection import Protection
 from tests.guests.running import ISAS
+from tests.linux.calls.looks import Looks
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, Served
 from tests.linux.files.conftest import guest_in
 
@@ -30,24 +34,6 @@ READ, WRITE = Protection.READ, Protection.READ | Protection.WRITE
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 2, 0x20, 0x4000, 0x8000
 POPULATED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
 MADV_DONTNEED, MADV_POPULATE_READ = 4, 22
-
-
-class Looks:
-    """Watches the flag of the CPU: how often it was looked at, and whether it is set at a look."""
-
-    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.count, self.stop_at = 0, 0
-        asked = type(served.machine.cpu).interrupted
-        assert isinstance(asked, property) and asked.fget is not None
-        really = asked.fget
-
-        def look(cpu: Cpu) -> bool:
-            self.count += 1
-            if self.count == self.stop_at:
-                cpu.interrupt()
-            return bool(really(cpu))
-
-        monkeypatch.setattr(type(served.machine.cpu), "interrupted", property(look))
 
 
 @dataclass(frozen=True)
@@ -171,11 +157,10 @@ def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: in
     """The answer and what the call left, and how often it looked; interrupted at each `every`th look."""
     with machine(isa) as served, monkeypatch.context() as patch:
         arguments = long.prepare(served)
-        looks = Looks(served, patch)
-        looks.stop_at = every
+        looks = Looks(served.machine.cpu, patch)
+        looks.stop_every = every
         answer = served(long.name, *arguments)
         while answer == BLOCKED:
-            looks.stop_at = looks.count + every
             answer = served.again()
         return (answer, left(served)), looks.count
 
@@ -183,7 +168,7 @@ def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: in
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("long", CASES, ids=lambda long: long.name)
 def test_a_long_call_looks_once_for_each_part(isa: str, long: Long, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, looks = carried_out(long, isa, monkeypatch, every=1 << 30)
+    whole, looks = carried_out(long, isa, monkeypatch, every=0)
     assert looks >= long.least, "it can be ended only so often"
     interrupted, _ = carried_out(long, isa, monkeypatch, every=2)
     assert interrupted == whole
@@ -194,9 +179,53 @@ def test_a_long_text_of_proc_can_be_given_up(text: bytes, monkeypatch: pytest.Mo
     with machine("x86_64") as served:
         for index in range(8):
             area(served, PAGE, READ, WHERE + 2 * index * PAGE)
-        looks = Looks(served, monkeypatch)
-        looks.stop_at = 5
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 5
         assert served("openat", -100, served.text(text), os.O_RDONLY, 0) == BLOCKED
         assert looks.count == 5, "the rest was not made"
+        looks.stop_every = 0
         fd = served.again()
         assert isinstance(fd, int) and fd >= 0 and looks.count > 12
+
+
+@pytest.mark.parametrize("call", ["poll", "ppoll", "pselect6"])
+def test_a_call_that_waits_keeps_its_mask_and_its_time_when_it_is_ended_before(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with machine("x86_64") as served:
+        counter, clock = served("eventfd2", 0, 0), served.process.kernel.clock
+        assert isinstance(counter, int)
+        served.put(0, struct.pack("<iHH", counter, 1, 0))
+        served.put(64, struct.pack("<qqQQ", 2, 0, 1 << counter, 0))
+        served.put(128, struct.pack("<QQQ", BASE + 144, 8, 0))
+        arguments = {
+            "poll": (BASE, 1, 2000),
+            "ppoll": (BASE, 1, BASE + 64, BASE + 144, 8),
+            "pselect6": (counter + 1, BASE + 80, 0, 0, BASE + 64, BASE + 128),
+        }[call]
+        before = clock.now_ns
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 1
+        assert served(call, *arguments) == BLOCKED
+        looks.stop_every = 0
+        if call != "poll":
+            served.handle(SIGUSR1)
+            served.task.signals.post(SignalInfo(SIGUSR1))
+            assert served.again() == -errno.EINTR, "the mask of the call lets the signal in"
+        else:
+            assert served.again() == 0 and clock.now_ns - before == 2 * 10**9
+
+
+def test_a_directory_of_many_names_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespace, "_NAMES_PER_LOOK", 1)
+    with machine("x86_64") as served:
+        served.process.files.namespace.look = served.process.kernel.checkpoint
+        for index in range(6):
+            descriptor(served, b"/w/%d" % index)
+        directory = descriptor(served, b"/w", os.O_RDONLY)
+        looks = Looks(served.machine.cpu, monkeypatch)
+        looks.stop_every = 10
+        assert served("getdents64", directory, BASE, PAGE) == BLOCKED
+        looks.stop_every = 0
+        read = served.again()
+        assert isinstance(read, int) and read > 6 * 24

@@ -101,3 +101,20 @@ def test_a_directory_holds_no_bytes_and_a_file_no_entries(guest: Guest) -> None:
         files.ftruncate(fd, 0)
     with refused(errno.ENOTDIR):
         files.getdents64(guest.create(b"f"), 4096)
+
+
+def test_listings_count_among_what_open_files_hold(guest: Guest) -> None:
+    for index in range(50):
+        (guest.w / f"name-{index:03}").touch()
+    account = guest.namespace
+    account.memory_limit = 20_000
+    fds = [guest.files.open(CWD, b"/w", fl.O_RDONLY) for _ in range(2)]
+    guest.files.getdents64(fds[0], 4096)
+    assert 0 < account.memory_used < account.memory_limit
+    with refused(errno.ENOMEM):
+        guest.files.getdents64(fds[1], 4096)
+    guest.files.lseek(fds[0], 0, 0)
+    assert account.memory_used == 0
+    guest.files.getdents64(fds[1], 4096)
+    guest.files.close(fds[1])
+    assert account.memory_used == 0

@@ -1,0 +1,70 @@
+"""Whatever calls a guest makes, each gets an answer that Linux knows, and every frame comes back."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.guests.running import TARGETS, Target
+from tests.linux.calls.fuzzing import Fuzzed, Outcome
+from tests.linux.calls.looks import Looks
+
+CALLS = 60
+_LARGEST_ERROR = 4095
+_OF_GUEST_ONLY = {512, 513, 514, 516}  # ERESTARTSYS and its like, which no program may see
+
+every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+
+
+def outcome(target: Target, seed: int, monkeypatch: pytest.MonkeyPatch | None = None) -> Outcome:
+    """How the calls of a seed went; with `monkeypatch` the run is ended at every other look at the flag."""
+    with tempfile.TemporaryDirectory() as base:
+        fuzzed = Fuzzed(target.isa, seed, CALLS, Path(base), target.page_size)
+        try:
+            if monkeypatch is None:
+                return fuzzed.run()
+            with monkeypatch.context() as patch:
+                Looks(fuzzed.machine.cpu, patch).stop_every = 2
+                return fuzzed.run()
+        finally:
+            fuzzed.close()
+
+
+def judge(outcome: Outcome) -> None:
+    """Each answer is a result or an errno."""
+    for answer in outcome.answers:
+        if -_LARGEST_ERROR <= answer < 0:
+            assert -answer in errno.errorcode and -answer not in _OF_GUEST_ONLY, answer
+        else:
+            assert answer >= 0, answer
+
+
+@every_target
+def test_a_sample_of_calls_is_answered(target: Target) -> None:
+    made = [outcome(target, seed) for seed in range(20)]
+    for each in made:
+        judge(each)
+    assert sum(len(each.answers) for each in made) > 20 * CALLS // 2, "most programs live to make most calls"
+
+
+@every_target
+def test_calls_that_are_interrupted_go_on_as_if_they_were_not(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(100, 105):
+        assert outcome(target, seed, monkeypatch) == outcome(target, seed)
+
+
+@pytest.mark.slow
+@every_target
+@pytest.mark.parametrize("part", range(10))
+def test_thousands_of_sequences_are_answered(
+    target: Target, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(1000 * part, 1000 * part + 200):
+        whole = outcome(target, seed)
+        judge(whole)
+        assert outcome(target, seed, monkeypatch) == whole, seed
