@@ -48,10 +48,28 @@ def verify(
     if full and cases is not None:
         raise ConfigError("cases", cases, "left out with --full")
     wanted = suites.tasks(what, suite, None if full else cases or _CASES, seed, only)
-    for path in (junit, report):
-        if path is not None:
+    files = [path for path in (junit, report) if path is not None]
+    made = [path for path in files if not path.exists()]
+    try:
+        for path in files:
             _write(path, b"", "ab")  # refused now rather than in some minutes
-    settle()
+        settle()
+        outcomes = _outcomes(wanted, jobs, only)
+        if junit is not None:
+            _write(junit, junit_xml.as_xml(outcomes))
+        if report is not None:
+            _write(report, html.as_html(outcomes).encode())
+    finally:
+        for path in made:  # what was refused or stopped leaves no empty file
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()
+    total, clean = sum(item.tally.cases for item in outcomes), all(map(suites.verdict, outcomes))
+    print(f"{total:,} cases: " + ("nothing is left to explain" if clean else "there are differences"))
+    raise typer.Exit(0 if clean else 1)
+
+
+def _outcomes(wanted: Sequence[Task], jobs: int, only: str) -> list[Outcome]:
+    """Perform the tasks and say what came of each. ConfigError where no feature contains `only`."""
     outcomes = []
     for outcome in _perform(wanted, jobs):
         outcomes.append(outcome)
@@ -59,13 +77,7 @@ def verify(
             _say(outcome)
     if only and not any(outcome.tally.cases for outcome in outcomes):
         raise ConfigError("only", only, "part of a feature's name, as the report has them")
-    if junit is not None:
-        _write(junit, junit_xml.as_xml(outcomes))
-    if report is not None:
-        _write(report, html.as_html(outcomes).encode())
-    total, clean = sum(item.tally.cases for item in outcomes), all(map(suites.verdict, outcomes))
-    print(f"{total:,} cases: " + ("nothing is left to explain" if clean else "there are differences"))
-    raise typer.Exit(0 if clean else 1)
+    return outcomes
 
 
 def _perform(wanted: Sequence[Task], jobs: int) -> Iterator[Outcome]:

@@ -9,11 +9,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from typer.testing import CliRunner
 
+from aether_emu.cli import verify as _registers  # noqa: F401  # the command
+from aether_emu.cli.app import app
+from aether_emu.errors import ConfigError
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.machine.probe.x86_64 import X86Prober
 from aether_emu.verify.cases import suites
-from aether_emu.verify.cases.comparison import Tally
+from aether_emu.verify.cases.comparison import Case, Tally
+from aether_emu.verify.cases.tlb import Finding, TlbTally
 from aether_emu.verify.report import html, junit
 from aether_emu.verify.spec import x86_64 as spec
 from tests.cli.command import aether, one_line
@@ -116,6 +121,7 @@ def test_only_chooses_among_edits_too() -> None:
         (("--full", "--cases", "5"), "cases=5 is not allowed: left out with --full"),
         (("x86_64-4level", "--suite", "tlb", "--only", "nonsense"), "only='nonsense' is not allowed"),
         (("arm64-4K-upper", "--suite", "encodings"), "suite='encodings' is not allowed: another one"),
+        (("x86_64", "--report", "/nowhere/x.html"), "cannot be written: No such file or directory"),
         (("x86_64", "--junit", "/nowhere/x.xml"), "cannot be written: No such file or directory"),
     ],
 )
@@ -172,6 +178,81 @@ def test_a_known_difference_that_is_gone_is_a_failure() -> None:
     assert not suites.verdict(outcome)
     failure = ElementTree.fromstring(junit.as_xml([outcome])).find(".//failure")
     assert failure is not None and failure.get("message") == "gone in 2 cases"
+
+
+# ---- the command in this process, with outcomes of the test's own
+
+
+def outcome(tally: Tally, *lines: str) -> suites.Outcome:
+    return suites.Outcome(suites.Task("x86_64-4level", "entries", 10, 0), tally, list(lines))
+
+
+def commanded(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> tuple[int, list[str]]:
+    """Exit status and lines of a run whose only task ends with that tally."""
+    monkeypatch.setattr(suites, "perform", lambda _task, _progress: outcome(tally))
+    ran = CliRunner().invoke(app, ["verify", "x86_64-4level", "--suite", "entries", *arguments])
+    return ran.exit_code, ran.output.splitlines()
+
+
+def test_what_is_clean_is_exit_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally(cases=5, set_aside=3)
+    tally.known["rmw-reads-first"] = 2
+    status, lines = commanded(monkeypatch, tally)
+    assert status == 0
+    assert lines[0].endswith("5 cases, 0 differences, 3 set aside, rmw-reads-first 2")
+    assert lines[1] == "5 cases: nothing is left to explain"
+
+
+def test_a_known_difference_that_was_not_met_is_exit_1_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = Tally(cases=5)
+    tally.known["rmw-reads-first"] = 2  # met in two cases, but not in one
+    tally.gone["rmw-reads-first"] = 1
+    assert not tally.clean
+    status, lines = commanded(monkeypatch, tally)
+    assert status == 1
+    assert lines[0].endswith("rmw-reads-first 2, GONE: rmw-reads-first in 1")
+    assert lines[1] == "5 cases: there are differences"
+
+
+def test_differences_are_exit_1_and_three_are_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cases = [Case("PT entry", "read user", {}, 0x1000 * n, 1, (n,), "a page", "a fault") for n in range(5)]
+    tally = Tally(cases=9, different=5, differences=cases)
+    tally.cells["PT entry", "read user"] = 9
+    tally.red["PT entry", "read user"] = 5
+    tally.examples["PT entry", "read user"] = cases[0]
+    xml, page = tmp_path / "x.xml", tmp_path / "x.html"
+    status, lines = commanded(monkeypatch, tally, "--junit", str(xml), "--report", str(page))
+    assert status == 1
+    assert sum("a fault" in line for line in lines) == 3
+    assert ElementTree.parse(xml).getroot().get("failures") == "1"
+    assert "there are differences" in page.read_text()
+
+
+def test_a_flush_that_the_policy_lacks_is_exit_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    for missing, needless, expected in ((2, 0, 1), (0, 2, 0)):
+        tally = TlbTally(cases=5, findings={"write removed": Finding(missing=missing, needless=needless)})
+        status, lines = commanded(monkeypatch, tally)
+        assert status == expected
+        assert lines[1] == f"  write removed: flush missing after {missing}, needless after {needless} edits"
+
+
+@pytest.mark.parametrize("arguments", [("--only", "nonsense"), ("--report", "/nowhere/x.html")])
+def test_what_is_refused_leaves_no_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, str]
+) -> None:
+    made, kept = tmp_path / "x.xml", tmp_path / "kept.xml"
+    kept.write_bytes(b"before")
+    for path in (made, kept):
+        with pytest.raises(ConfigError, match=arguments[1]):
+            runs(monkeypatch, Tally(), "--junit", str(path), *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.xml"]
+    assert kept.read_bytes() == b"before"
+
+
+def runs(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> None:
+    """As `commanded`, for one that raises."""
+    monkeypatch.setattr(suites, "perform", lambda _task, _progress: outcome(tally))
+    app(["verify", "x86_64-4level", "--suite", "entries", *arguments], standalone_mode=False)
 
 
 def test_names_are_escaped() -> None:

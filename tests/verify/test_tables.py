@@ -159,11 +159,11 @@ def random_tables(name: str, seed: int) -> Crafted:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_survey_agrees_with_the_specifications_walker(name: str, seed: int) -> None:
     crafted = random_tables(name, seed)
     tables = open_tables(
-        crafted.image, **crafted.options, registers=Registers(physical_bits=46, wxn=seed > 3)
+        crafted.image, **crafted.options, registers=Registers(physical_bits=46, wxn=seed > 1)
     )
     found = survey(tables)
     leaves, sizes = found.leaves, found.sizes().tolist()
@@ -290,7 +290,7 @@ def test_a_root_that_is_not_there_is_told() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(seed=st.integers(0, 1 << 32), present=st.booleans())
 def test_garbage_ends(name: str, seed: int, present: bool) -> None:
     rng = np.random.default_rng(seed)
