@@ -150,9 +150,8 @@ class X86Abi(Abi):
             selectors = _selectors(words[18] | 3, words[21] | 3, uc_flags)
             flags = cpu.read("rflags") & ~regs.RFLAGS_USER | values["rflags"] & regs.RFLAGS_USER
             values["rflags"] = flags & ~regs.RFLAGS_RF  # it suppresses breakpoints, and there are none
-            cpu.load_registers(values | fpu.initial_state())
-            if words[26]:
-                cpu.load_registers(fpu.read_state(cpu.copy_from_user, words[26]))
+            cpu.load_registers(values)
+            _restore_state(cpu, words[26])
             start, flags, size = struct.unpack("<QIxxxxQ", cpu.copy_from_user(ucontext + 16, 24))
             restored.stack = sig.AlternateStack(start, flags, size)
         except (UserFault, fpu.BadState):
@@ -174,6 +173,16 @@ class X86Abi(Abi):
             return stack & _SELECTOR
         sign = pc >> self._virtual_bits - 1
         return 0 if sign not in (0, _MASK >> self._virtual_bits - 1) else None
+
+
+def _restore_state(cpu: Cpu, area: int) -> None:
+    """The x87 and SSE state of a frame; that of a new program when the frame has none, or a bad one."""
+    state = fpu.initial_state()
+    try:
+        if area:
+            state = fpu.read_state(cpu.copy_from_user, area)
+    finally:
+        cpu.load_registers(state)
 
 
 def _selectors(code: int, stack: int, uc_flags: int) -> tuple[int, int]:
