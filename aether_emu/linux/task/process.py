@@ -16,8 +16,9 @@ PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
 RLIMIT_STACK, RLIMIT_NPROC, RLIMIT_NOFILE, RLIMIT_AS, RLIMIT_SIGPENDING = 3, 6, 7, 9, 11
-_KERNEL_STACK = 16 << 10
-"""Bytes of a task's stack in the kernel, where pages are not larger (THREAD_SIZE)."""
+_RAM_PER_SIGNAL = (
+    2 * 8 * (16 << 10)
+)  # bytes: Linux admits half as many as stacks of 16 KiB in an eighth of RAM
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,7 @@ class Process:
         limits[RLIMIT_STACK] = (space.stack, RLIM_INFINITY)
         limits[RLIMIT_NPROC] = (1, 1)
         limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
-        # Half as many as tasks, whose kernel stacks may take an eighth of RAM (Linux: fork_init).
-        signals = max(self.config.ram // 8 // max(_KERNEL_STACK, self.mm.page_size) // 2, 1)
+        signals = max(self.config.ram // _RAM_PER_SIGNAL, 1)
         limits[RLIMIT_SIGPENDING] = (signals, signals)
         if space.address_space is not None:
             limits[RLIMIT_AS] = (space.address_space, space.address_space)
