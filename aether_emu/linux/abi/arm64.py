@@ -129,20 +129,24 @@ class ArmAbi(Abi):
 
     def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> sig.Restored:
         restored, frame = sig.Restored(), cpu.sp
+        values: dict[str, int] = {}
         try:
             if frame % 16 or frame + _FRAME > self.user_end:
                 raise UserFault("a frame lies in the user's half, aligned to 16 bytes")
-            self._restore(cpu, frame, restored)
+            self._read_frame(cpu, frame, restored, values)
             start, flags, size = struct.unpack("<QIxxxxQ", cpu.copy_from_user(frame + _STACK_AT, 24))
             restored.stack = sig.AlternateStack(start, flags, size)
         except (UserFault, BadRecords):
-            at = cpu.sp
+            at = values.get("sp", frame)
             code = sig.SEGV_ACCERR if is_below_an_area(regs.untagged(at)) else sig.SEGV_MAPERR
             restored.refused = sig.SignalInfo(sig.SIGSEGV, code, at, record=sig.FaultRecord())
+        cpu.load_registers(values)
         return restored
 
-    def _restore(self, cpu: Cpu, frame: int, restored: sig.Restored) -> None:
-        """Mask and registers of a frame. Raises UserFault or BadRecords, with what came before restored."""
+    def _read_frame(self, cpu: Cpu, frame: int, restored: sig.Restored, values: dict[str, int]) -> None:
+        """A frame's mask and, into `values`, its registers, as far as it is good. Words that cannot be read
+        are 0. Raises UserFault or BadRecords behind what is to be restored all the same.
+        """
         unreadable = 0
 
         def word(offset: int) -> int:
@@ -160,14 +164,13 @@ class ArmAbi(Abi):
             words = struct.unpack("<34Q", cpu.copy_from_user(frame + _GENERAL_AT, 34 * 8))
         except UserFault:
             words = tuple(word(_GENERAL_AT + 8 * i) for i in range(34))
-        values = dict(zip((*_GENERAL, "sp", "pc"), words[:33], strict=True))
+        values |= zip((*_GENERAL, "sp", "pc"), words[:33], strict=True)
         values["pc"], values["nzcv"] = regs.untagged(values["pc"]), words[33] & regs.PSTATE_FLAGS
-        cpu.load_registers(values)
         if unreadable or words[33] & regs.PSTATE_NOT_USER:
             raise UserFault("registers that a program cannot have")
         records = frame + _SIGINFO + _RESERVED_AT
         found = find_fpsimd(cpu.copy_from_user, frame, records, self.user_end)
-        cpu.load_registers(decode_fpsimd(cpu.copy_from_user(found, FPSIMD_SIZE)))
+        values |= decode_fpsimd(cpu.copy_from_user(found, FPSIMD_SIZE))
 
 
 def _encode_context(state: dict[str, int], record: sig.FaultRecord) -> bytes:

@@ -116,7 +116,7 @@ class AlternateStack:
 
 
 DISARMED = AlternateStack(flags=SS_DISABLE)
-"""What is there while a handler runs on a stack that is disarmed on entry."""
+"""None: what a program begins with, and has while a handler runs on a stack that is disarmed on entry."""
 
 
 @dataclass(frozen=True, slots=True)

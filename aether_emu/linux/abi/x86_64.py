@@ -147,27 +147,30 @@ class X86Abi(Abi):
 
     def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> sig.Restored:
         restored, ucontext = sig.Restored(), cpu.sp  # the handler's `ret` has popped the return address
+        values: dict[str, int] = {}
         selectors = _OWN_SELECTORS
         try:
             (restored.mask,) = struct.unpack("<Q", cpu.copy_from_user(ucontext + _MASK_AT & _MASK, 8))
             (uc_flags,) = struct.unpack("<Q", cpu.copy_from_user(ucontext, 8))
             words = struct.unpack("<18Q4H5Q", cpu.copy_from_user(ucontext + _CONTEXT_AT & _MASK, 192))
-            values = dict(zip(_CONTEXT, words, strict=False))
             selectors = _selectors(words[18] | 3, words[21] | 3, uc_flags)
+            values |= zip(_CONTEXT, words[:18], strict=True)
             flags = cpu.read("rflags") & ~regs.RFLAGS_USER | values["rflags"] & regs.RFLAGS_USER
             values["rflags"] = flags & ~regs.RFLAGS_RF  # it suppresses breakpoints, and there are none
-            cpu.load_registers(values | fpu.initial_state())
+            values |= fpu.initial_state()  # what is left of a bad one
             if words[26]:
-                cpu.load_registers(fpu.read_state(cpu.copy_from_user, words[26]))
+                values |= fpu.read_state(cpu.copy_from_user, words[26])
             start, flags, size = struct.unpack("<QIxxxxQ", cpu.copy_from_user(ucontext + 16, 24))
             restored.stack = sig.AlternateStack(start, flags, size)
+            error = self._return_error(*selectors, values["rip"])
+            if error is not None:
+                record = sig.FaultRecord(syndrome.VECTOR_PROTECTION, error, address=None)
+                restored.refused = sig.SignalInfo(
+                    sig.SIGSEGV, sig.SI_KERNEL, record=record, selectors=selectors
+                )
         except (UserFault, fpu.BadState):
             restored.refused = sig.SignalInfo(sig.SIGSEGV, sig.SI_KERNEL, selectors=selectors)
-            return restored
-        error = self._return_error(*selectors, cpu.pc)
-        if error is not None:
-            record = sig.FaultRecord(syndrome.VECTOR_PROTECTION, error, address=None)
-            restored.refused = sig.SignalInfo(sig.SIGSEGV, sig.SI_KERNEL, record=record, selectors=selectors)
+        cpu.load_registers(values)
         return restored
 
     def _return_error(self, code: int, stack: int, pc: int) -> int | None:

@@ -176,7 +176,7 @@ class TaskSignals:
         self.blocked = 0
         self.pending = Pending()
         self.suspended_mask: int | None = None
-        self.stack = AlternateStack()
+        self.stack = sig.DISARMED
         self.record = FaultRecord()
 
     def blocks(self, number: int) -> bool:
@@ -305,8 +305,6 @@ class TaskSignals:
         mode = wanted.flags & ~sig.SS_AUTODISARM
         if mode not in (0, sig.SS_DISABLE, sig.SS_ONSTACK):
             raise Refused(errno.EINVAL, "unknown flags")
-        if wanted == self.stack:
-            return
         smallest = self._task.process.abi.smallest_stack
         if mode == sig.SS_DISABLE:
             wanted = AlternateStack(flags=wanted.flags)

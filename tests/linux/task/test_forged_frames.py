@@ -11,10 +11,12 @@ from random import Random
 import pytest
 
 from aether_emu.linux.abi.signal import SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, UNBLOCKABLE
+from aether_emu.mm.mapping import unmap_memory
 from tests.guests.running import ISAS
 from tests.linux.task.forging import STEPS, Forging, changed
 
 # Fields of the frames: ucontext, registers, selectors and flags, state pointer, mask; size, magic and state.
+PAGE = 4096
 _X86_CONTEXT = 8 + 40
 _X86_FIELDS = (
     *(8 + 8 * i for i in range(5)),
@@ -66,6 +68,18 @@ def test_a_real_frame_goes_back(forging: Forging) -> None:
 def test_no_forged_frame_changes_the_privilege(forging: Forging) -> None:
     for seed in range(400):
         _stays_a_user(forging, seed)
+
+
+def test_an_arm64_frame_that_ends_early_gives_what_can_be_read_and_zeros() -> None:
+    with Forging("arm64") as forging:
+        at = _ARM64_CONTEXT + 8 + 8 * 17  # of x17, which is aligned to 16 bytes
+        border = forging.sp + at & -PAGE
+        unmap_memory(forging.process.mm, border, forging.top - border + PAGE & -PAGE)
+        words = b"".join((0x100 + i).to_bytes(8, "little") for i in range(17))
+        ended = forging.forge(forging.frame[: at - len(words)] + words, shift=border - forging.sp - at)
+        assert ended is not None and ended.why == "SIGSEGV at 0x0"  # at sp
+        assert [forging.cpu.read(f"x{i}") for i in (0, 16, 17, 30)] == [0x100, 0x110, 0, 0]
+        assert (forging.cpu.sp, forging.cpu.pc) == (0, 0)
 
 
 def test_a_frame_with_tf_traps_behind_one_instruction_each_time() -> None:

@@ -76,6 +76,14 @@ def test_a_queue_of_many_is_counted_over_the_process_and_its_tasks(forging: Forg
     assert process.queued_signals == 0
 
 
+def test_a_full_queue_takes_a_kill_all_the_same(forging: Forging) -> None:
+    forging.process.limits[RLIMIT_SIGPENDING] = (0, 0)
+    forging.process.post(SignalInfo(sig.SIGKILL, sig.SI_TKILL))
+    assert forging.process.queued_signals == 0
+    forging.entry.before_user()
+    assert forging.process.ended is not None and forging.process.ended.signal == sig.SIGKILL
+
+
 def test_as_many_signals_may_wait_as_linux_admits_with_this_much_ram(forging: Forging) -> None:
     ram = forging.process.config.ram
     assert forging.process.limits[RLIMIT_SIGPENDING] == (ram // (1 << 18), ram // (1 << 18))
