@@ -100,6 +100,8 @@ class Entry:
 
     def _refuse(self, outcome: object, va: int, access: int) -> None:
         signals = self.task.signals
+        if isinstance(outcome, (AccessError, BusError)) and self.cpu.overread(va):
+            return
         match outcome:
             case AccessError(_, mapped):
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
