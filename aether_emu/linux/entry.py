@@ -75,7 +75,9 @@ class Entry:
 
     def _fault(self, va: int, access: int) -> None:
         outcome = self._fault_in(va, access)
-        if outcome is not RESOLVED:
+        if outcome is RESOLVED:
+            return
+        if not (isinstance(outcome, (AccessError, BusError)) and self.cpu.overread(va)):
             self._refuse(outcome, va, access)
 
     def _resolve(self, va: int, access: int) -> bool:
@@ -100,8 +102,6 @@ class Entry:
 
     def _refuse(self, outcome: object, va: int, access: int) -> None:
         signals = self.task.signals
-        if isinstance(outcome, (AccessError, BusError)) and self.cpu.overread(va):
-            return
         match outcome:
             case AccessError(_, mapped):
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
