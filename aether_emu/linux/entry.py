@@ -80,7 +80,9 @@ class Entry:
 
     def _fault(self, va: int, access: int) -> None:
         outcome = self._fault_in(va, access)
-        if outcome is not RESOLVED:
+        if outcome is RESOLVED:
+            return
+        if not (isinstance(outcome, (AccessError, BusError)) and self.cpu.overread(va)):
             self._refuse(outcome, va, access)
 
     def _resolve(self, va: int, access: int) -> bool:

@@ -146,6 +146,12 @@ class Cpu(ABC):
     def count_blocks(self) -> None:
         """Start counting executed blocks, from now on. Idempotent."""
 
+    def overread(self, _va: int) -> bool:
+        """Asked in a fault's callback, before the fault at `_va` becomes the guest's signal: whether its
+        instruction needs nothing there, and was done in another way. The guest then goes on behind it.
+        """
+        return False
+
     # ---- address translation
 
     @abstractmethod

@@ -196,7 +196,36 @@ NEGATIONS = [
     for size, most in (("byte", 1 << 7), ("word", 1 << 15), ("dword", 1 << 31), ("qword", 0x7FFF_FFFF))
     for value in (0, 1, 16, 0x7F, most)
 ]
-ROWS = [*NEGATIONS, *LONG_STORES, *ENTERS, *CACHE, *BASES, *LOCKED, *LOCKABLE, *STACK, *OTHERS, *FAR]
+_LOAD = "mov rax, {0}\nmov [rdi], rax\n"
+OVERREADS = [
+    row(assemble(_LOAD.format(value)) + code, DONE, ABSENT, rdi=EDGE - 8)
+    for code in (
+        *(b"\x0f\x5a\x0f", b"\x44\x0f\x5a\x3f", b"\xf3\x0f\xe6\x0f"),  # CVTPS2PD, CVTDQ2PD
+        *(b"\x66\x0f\x3a\x0b\x0f" + bytes([mode]) for mode in (8, 9, 10, 11, 12)),  # ROUNDSD
+        *(b"\x66\x0f\x3a\x0a\x4f\x04" + bytes([mode]) for mode in (8, 9, 10, 11, 12)),  # ROUNDSS
+    )
+    for value in (
+        *(0x3FC0_0000_BFC0_0000, 0x4009_21FB_5444_2D18, 0xC004_0000_0000_0000, 0x8000_0000_7F80_0000),
+        *(0x7FC1_2345_FFC0_0001, 0xFFF0_0000_0000_0000, 0xBFE0_0000_4020_0000, 0x43E0_0000_4B80_0001),
+    )
+] + [
+    row(b"\x0f\x5a\x0f", fault(EDGE, 4), ABSENT, rdi=EDGE - 7),
+    row(b"\x66\x0f\x3a\x0a\x0f\x08", fault(EDGE, 4), ABSENT, rdi=EDGE - 3),
+    row(b"\xf3\x0f\xe6\x0f", fault(EDGE, 4), ABSENT, rdi=EDGE),
+]
+ROWS = [
+    *OVERREADS,
+    *NEGATIONS,
+    *LONG_STORES,
+    *ENTERS,
+    *CACHE,
+    *BASES,
+    *LOCKED,
+    *LOCKABLE,
+    *STACK,
+    *OTHERS,
+    *FAR,
+]
 _SIGNALS = {4: "ILL", 5: "TRAP", 7: "BUS", 8: "FPE", 11: "SEGV"}
 
 

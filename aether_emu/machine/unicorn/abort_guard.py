@@ -1,9 +1,10 @@
 """Surviving the engine's `abort()`: code that its translator cannot digest ends a run, not the process.
 
 LOCK before BT, BTS, BTR or BTC of a register (#UD on a CPU) makes the translator meet a value that was never
-computed, and it calls `abort`. No hook comes before the translation. So a run is entered through machine code
-that keeps the stack pointer, and the SIGABRT handler of the process returns there. The engine is then in
-the middle of its work: it may be closed, but not run again.
+computed, and it calls `abort`; unallocated encodings of ARM64's half-precision group do the same. No hook
+comes before the translation. So a run is entered through machine code that keeps the stack pointer, and the
+SIGABRT handler of the process returns there. The engine is then in the middle of its work: it may be closed,
+but not run again.
 
 Where machine code cannot run (`native.available`), such code ends the process.
 """

@@ -14,7 +14,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import syndrome
 from aether_emu.errors import EngineError
 from aether_emu.machine.cpu import Trap, TrapKind
-from aether_emu.machine.unicorn import engine, x86_blocks, x86_operand, x86_rare
+from aether_emu.machine.unicorn import engine, x86_blocks, x86_operand, x86_overread, x86_rare
 from aether_emu.machine.unicorn.cpu import MASK, PROT_EXECUTE, PROT_READ, PROT_WRITE, UnicornCpu
 from aether_emu.machine.unicorn.x86_blocks import Instruction
 from aether_emu.machine.unicorn.x86_operand import Operand
@@ -91,6 +91,21 @@ class X86Traps(UnicornCpu):
             self.on_trap(_DEBUGGER)
         else:
             self.on_trap(ILLEGAL)
+
+    def overread(self, va: int) -> bool:
+        code = self._code_here()
+        found, operand = self._decode(code)
+        done = None if found is None else x86_overread.operation(found)
+        if found is None or done is None or operand is None:
+            return False
+        if not done.size <= va - operand.address < x86_overread.LOADED:
+            return False
+        data = int.from_bytes(self.copy_from_user(operand.address, done.size), "little")
+        name = f"xmm{found.modrm >> 3 & 7 | (found.rex & 4) << 1}"
+        value = done.result(data, self.read(name), code[found.size - 1], self.read("mxcsr"))
+        self.write(name, value)
+        self.pc = self.pc + found.size
+        return True
 
     # ---- far returns
 

@@ -15,6 +15,7 @@ from aether_emu.machine.unicorn import abort_guard
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Machine
 from tests.guests.running import program
+from tests.machine.unicorn.bare_arm64 import BareArm64
 from tests.machine.unicorn.bare_x86 import CODE, DATA, READ_WRITE, BareX86
 from tests.machine.unicorn.flat_guest import assemble
 
@@ -34,6 +35,13 @@ def test_code_that_the_translator_cannot_digest_ends_the_run(code: bytes) -> Non
     other = BareX86()
     assert other.run("mov ebx, 3\nsyscall").reason is ExitReason.STOPPED
     assert other["rbx"] == 3
+
+
+def test_so_does_such_code_on_arm64() -> None:
+    bare = BareArm64()
+    bare.fill(bare.code, bytes.fromhex("9c7a794e"))
+    assert bare.go().reason is ExitReason.ENGINE
+    bare.cpu.close()
 
 
 def test_a_run_inside_the_run_does_not_take_its_place() -> None:
