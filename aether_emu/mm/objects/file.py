@@ -15,6 +15,8 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
 
+_FILE = int(Kind.FILE)
+
 
 class FileBacking(Backing):
     """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
@@ -51,7 +53,7 @@ class FileBacking(Backing):
         address, count = self.file.frames(index, count, write=write)
         table = self._physical.frames
         first = table.number(address)
-        if (table.kind_array[first : first + count] != Kind.FILE).any():
+        if bytes(table.kind[first : first + count]).count(_FILE) < count:
             table.claim(first, count, Kind.FILE, self.number, index)
         return first, count
 
