@@ -16,6 +16,8 @@ from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
+_DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
+
 
 class Physical:
     """One computer's memory. `zero_frame` backs every untouched page that was only read.
@@ -61,10 +63,10 @@ class Physical:
     def prepare(self, frame: int) -> None:
         """Make a frame fresh from the allocator read as zero; it counts as written from now on."""
         flags = self.frames.flags
-        if flags[frame] & Flags.DIRTY:
+        if flags[frame] & _DIRTY:
             self.ram.zero(self.frames.address(frame), self.ram.page_size)
             self.counters.n[Event.ZEROED_PAGES] += 1
-        flags[frame] |= Flags.DIRTY
+        flags[frame] |= _DIRTY
 
     def page_bytes(self, frame: int) -> memoryview:
         """The bytes of a RAM frame, writable in place."""

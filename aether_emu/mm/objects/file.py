@@ -41,6 +41,8 @@ class Contents(Protocol):
     def let_go(self) -> None:
         """No mapping shows the file any more."""
 
+_FILE = int(Kind.FILE)
+
 
 class FileBacking(Backing):
     """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
@@ -83,7 +85,7 @@ class FileBacking(Backing):
             self.contents.show(index, count)
         table = self._physical.frames
         first = table.number(address)
-        if (table.kind_array[first : first + count] != Kind.FILE).any():
+        if bytes(table.kind[first : first + count]).count(_FILE) < count:
             table.claim(first, count, Kind.FILE, self.number, index)
         return first, count
 

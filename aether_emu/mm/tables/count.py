@@ -24,6 +24,7 @@ from aether_emu.mm.tables.tree import Found, Stretch, Tree
 Frames = NDArray[np.int64]
 Chosen = NDArray[np.bool_] | None
 """Which entries of a stretch are meant; None: all of them."""
+_ZERO = int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
 
 
 class Sort(Enum):
@@ -104,7 +105,7 @@ def frames_of(fmt: PageTableFormat, frames: FrameTable, entries: Entries, level:
 
 def counted(frames: FrameTable, numbers: Frames) -> Frames:
     """Those of the frames that hold a reference and a mapping for each entry."""
-    zero = frames.kind_array[numbers] == Kind.ZERO
+    zero = frames.kind_array[numbers] == _ZERO
     return numbers[~zero] if zero.any() else numbers
 
 

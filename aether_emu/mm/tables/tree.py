@@ -39,6 +39,7 @@ from aether_emu.mm.tables.walk import Walk, walk
 from aether_emu.mm.tables.written import Written
 
 _FEW = 8  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
+_DIRTY = int(Flags.DIRTY)  # plain: numpy needs 20 us for an operation with an enum
 JOINED = 1 << 13  # entries in one stretch at most, so that the arrays made of it stay in the CPU's cache
 
 
@@ -351,13 +352,13 @@ class Tree(Written):
         frames = self.frames
         frame = self._buddy.alloc()
         address = frames.address(frame)
-        if frames.flags[frame] & Flags.DIRTY:
+        if frames.flags[frame] & _DIRTY:
             self.ram.zero(address, self.format.page_size)
         frames.kind[frame] = Kind.TABLE
         frames.owner[frame] = self.owner
         frames.index[frame] = level
         frames.refs[frame] = 1
-        frames.flags[frame] |= Flags.DIRTY
+        frames.flags[frame] |= _DIRTY
         self.tables += 1
         if level > 1:
             self._written[self._base_slot(address)] = {}
@@ -374,13 +375,13 @@ class Tree(Written):
         if not places:
             return set()
         frames, fresh = self.frames, self._buddy.alloc_bulk(len(places))
-        for frame in fresh[(frames.flags_array[fresh] & Flags.DIRTY) != 0].tolist():
+        for frame in fresh[(frames.flags_array[fresh] & _DIRTY) != 0].tolist():
             self.ram.zero(frames.address(frame), self.format.page_size)
         frames.kind_array[fresh] = Kind.TABLE
         frames.owner_array[fresh] = self.owner
         frames.index_array[fresh] = 1
         frames.refs_array[fresh] = 1
-        frames.flags_array[fresh] |= np.uint8(Flags.DIRTY)
+        frames.flags_array[fresh] |= np.uint8(_DIRTY)
         self.tables += len(places)
         words, page = self.ram.words, -(self.format.page_size >> 3)
         keys: set[int] = set()

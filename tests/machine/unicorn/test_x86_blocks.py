@@ -127,7 +127,7 @@ def test_any_bytes_are_classified_without_an_error(code: bytes) -> None:
 # ---- lengths: what capstone, and the engine itself, make of every opcode
 
 NOPS, HLT = b"\x90" * 8, b"\xf4"  # behind an instruction that is shorter than thought, others are as long
-PREFIXES = [b"", b"\x66", b"\x48", b"\x67", b"\xf2", b"\xf3", b"\x66\x49", b"\x48\x66", b"\x2e\x41"]
+PREFIXES = [b"", b"\x66", b"\x67", b"\xf2", b"\x66\x49", b"\x48\x66"]
 ESCAPES = [b"", b"\x0f", b"\x0f\x38", b"\x0f\x3a"]
 OPERANDS = [
     bytes([modrm, sib])
