@@ -155,6 +155,11 @@ class Area:
         """Whether RLIMIT_DATA counts it: private and writable, and no stack."""
         return not (self.denied & _WRITE or self.shared or self.grows_down)
 
+    def require_cuttable(self) -> None:
+        """Raise Refused(EINVAL) if the area is never cut, because it shows all of its object or nothing."""
+        if self.backing is not None and self.backing.whole:
+            raise Refused(errno.EINVAL, f"{self.name} is not cut")
+
     def piece(self, start: int, end: int, page_shift: int) -> Area:
         """A copy that covers only `[start, end)`."""
         part = Area.__new__(Area)
@@ -303,17 +308,14 @@ class AreaMap:
 
         EINVAL if it would leave a part of an area that stays whole.
         """
-        self.require_whole(start, end)
         area = self.find(start)
-        if area is not None and area.start < start and area.end > end > start:
-            self.require_room(1)
-
-    def require_whole(self, start: int, end: int) -> None:
-        """Raise Refused(EINVAL) if an end of `[start, end)` lies inside an area that is never cut."""
-        for place in (start, end):
-            area = self.find(place)
-            if area is not None and area.start < place and area.backing is not None and area.backing.whole:
-                raise Refused(errno.EINVAL, f"{area.name} is not cut")
+        if area is not None and area.start < start:
+            area.require_cuttable()
+            if area.end > end > start:
+                self.require_room(1)
+        area = self.find(end)
+        if area is not None and area.start < end:
+            area.require_cuttable()
 
     def remove(self, start: int, end: int) -> list[Area]:
         """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.

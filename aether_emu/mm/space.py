@@ -257,7 +257,8 @@ class AddressSpace:
 
         Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
-        self.areas.require_whole(start, end)
+        if (start, end) != (area.start, area.end):
+            area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
         newly = protection & _WX == _WX and not piece.was_writable_executable

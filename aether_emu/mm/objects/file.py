@@ -41,6 +41,7 @@ class Contents(Protocol):
     def let_go(self) -> None:
         """No mapping shows the file any more."""
 
+
 _FILE = int(Kind.FILE)
 
 

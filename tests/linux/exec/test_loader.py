@@ -131,6 +131,28 @@ def test_a_strange_segment(tmp_path: Path, target: Target, name: str) -> None:
 
 
 @every_target
+def test_the_heap_of_a_static_independent_program_stands_where_images_go(
+    tmp_path: Path, target: Target
+) -> None:
+    """Two thirds of the addresses up (ELF_ET_DYN_BASE), which is no multiple of a page: the next one."""
+    (tmp_path / "p").write_bytes(crafted(isa=target.isa, kind=3))
+    machine = Machine(target.isa, page_size=target.page_size, ram="8M", aperture="4M", aslr=False)
+    try:
+        space = machine.load(tmp_path / "p", grants=Grants(cwd=tmp_path)).mm
+        assert space.heap_start == -(-(_END[target.isa] // 3 * 2) // target.page_size) * target.page_size
+    finally:
+        machine.close()
+
+
+@every_target
+def test_a_hole_as_large_as_the_address_space_takes_no_time(tmp_path: Path, target: Target) -> None:
+    """Room for all segments is reserved at once, and given back: an image of 2 ** 46 bytes with two pages."""
+    far = Header(address=0x400000 + (1 << 46))
+    content = crafted([Header(), far, *[Header(memory_size=0, file_size=0)] * 20], isa=target.isa, kind=3)
+    assert _outcome(tmp_path, content, target) == "exit 7"
+
+
+@every_target
 def test_a_program_without_segments_starts_and_dies(tmp_path: Path, target: Target) -> None:
     stack = Header(kind=GNU_STACK, flags=READ | WRITE)
     for kind in (2, 3):
@@ -363,6 +385,26 @@ def test_the_initial_stack_holds_what_execve_promises(machine: Machine) -> None:
     assert headers == content[64 : 64 + len(headers)]
     chance = cpu.copy_from_user(auxiliary[stack.AT_RANDOM], 16)
     assert chance != bytes(16)
+
+
+@every_target
+def test_the_last_segment_that_holds_the_program_headers_says_where_they_are(
+    tmp_path: Path, target: Target
+) -> None:
+    """Of ET_EXEC and ET_DYN; where none holds them, it is what was added to all addresses."""
+    first, second = Header(address=0x400000), Header(address=0x500000)
+    elsewhere = Header(offset=0x10000, address=0x600000)
+    for kind in (2, 3):
+        for headers, at in (([first, second, elsewhere], 0x500040), ([elsewhere], 0)):
+            (tmp_path / "p").write_bytes(crafted(headers, isa=target.isa, kind=kind))
+            machine = Machine(target.isa, page_size=target.page_size, ram="8M", aperture="4M")
+            try:
+                program = machine.load(tmp_path / "p", grants=Grants(cwd=tmp_path)).program
+                auxiliary = dict(struct.iter_unpack("<QQ", program.auxiliary))
+                bias = auxiliary[stack.AT_ENTRY] - (0x400000 + CODE)
+                assert auxiliary[stack.AT_PHDR] - bias == at
+            finally:
+                machine.close()
 
 
 @every_target
