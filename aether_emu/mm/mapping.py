@@ -66,7 +66,7 @@ _KEPT = {
     MADV_WIPEONFORK: (AreaFlags.WIPE_ON_FORK, 0),
     MADV_KEEPONFORK: (0, AreaFlags.WIPE_ON_FORK),
 }
-_MOST_RESIDENCY = 1 << 16  # pages that one step of mincore looks at
+_MOST_RESIDENCY = 1 << 12  # pages of which one step of mincore tells, a page of answers as in Linux
 _TAKES_PAGES = (MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_COLD, MADV_PAGEOUT)  # what is locked stays
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}

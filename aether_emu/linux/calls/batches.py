@@ -16,7 +16,7 @@ def batches(task: Task, address: int, length: int, pages: int | None = None) -> 
     """
     mm = task.process.mm
     end = address + mm.page_up(length)
-    if not length or address & mm.page_size - 1 or end > mm.limits.user_end:
+    if not address < end <= mm.limits.user_end or address & mm.page_size - 1:
         yield address, length
         return
     (low,) = task.progress or (address,)

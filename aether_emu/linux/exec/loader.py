@@ -101,8 +101,9 @@ def _note_extents(task: Task, main: Loaded) -> None:
     code = [(start, end) for start, end, segment in segments if segment.protection & Protection.EXECUTE]
     if code:
         task.process.program.code = min(start for start, _ in code), max(end for _, end in code)
-    last = max(start for start, _end, _segment in segments)
-    task.process.mm.program_data = max(end for _start, end, _segment in segments) - last
+    if segments:
+        last = max(start for start, _end, _segment in segments)
+        task.process.mm.program_data = max(end for _start, end, _segment in segments) - last
 
 
 def _place_heap(task: Task, main: Loaded, layout: AddressLayout) -> None:

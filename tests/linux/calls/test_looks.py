@@ -106,7 +106,7 @@ def _holes(served: Served) -> tuple[int, ...]:
 CASES = (
     Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
     Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
-    Long("mlock", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB)),
+    Long("mlock", 2, lambda s: (area(s, 8 * MIB, READ), 8 * MIB)),  # RLIMIT_MEMLOCK
     Long("munmap", 4, lambda s: (WHERE, filled(s))),
     Long("mprotect", 4, lambda s: (WHERE, filled(s), 0)),
     Long("madvise", 4, lambda s: (WHERE, filled(s), MADV_DONTNEED)),
