@@ -14,7 +14,7 @@ from aether_emu.verify.tables.format_names import NAMES
 from aether_emu.verify.tables.formats import ALLOWED, Right
 from aether_emu.verify.tables.images import open_image
 from aether_emu.verify.tables.notes import Registers
-from aether_emu.verify.tables.show import ranges, walk_lines
+from aether_emu.verify.tables.show import ranges, repeats, walk_lines
 from aether_emu.verify.tables.survey import Odd, Survey
 from tests.verify.crafted_images import KERNEL, LARGE, PAGE, TABLE, Crafted, Words
 
@@ -229,6 +229,27 @@ def test_tables_that_map_nothing_are_not_told_again() -> None:
     assert found.again.address.size == 0
     assert found.uses == [5, 5, 1, 1]
     assert odd(found) == {Odd.UNBACKED: 4}
+
+
+def test_a_table_nobody_saved_counts_once_for_each_way_to_it_too() -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.put(0, 0x7000_0000 | TABLE["x86_64"], level=2)
+    shared = crafted.table_of(0, 2)
+    for number in range(1, 4):
+        crafted.put(number << 30, shared | TABLE["x86_64"], level=3)
+    assert surveyed(crafted).uses == [4, 4, 1, 1]
+
+
+def test_repeats_of_one_table_under_other_rights_are_told_apart() -> None:
+    crafted = Crafted("x86_64-4level")
+    crafted.leaf(0, 0x5000)
+    table = crafted.table_of(0, 1)
+    for number in range(1, 4):
+        read_only = number % 2
+        crafted.put(number << 21, table | TABLE["x86_64"] & ~(2 * read_only), level=2)
+    assert [(int(one.start), one.end, int(one.first)) for one in repeats(surveyed(crafted))] == [
+        (2 << 21, 3 << 21, 0), (3 << 21, 4 << 21, 1 << 21),
+    ]  # fmt: skip
 
 
 def test_the_upper_half_is_sign_extended() -> None:

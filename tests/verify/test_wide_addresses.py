@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from aether_emu.verify.tables.images import Image
 from aether_emu.verify.tables.notes import Registers, registers_of
 from aether_emu.verify.tables.show import ranges, totals, walk_lines
 from aether_emu.verify.tables.survey import Odd
-from tests.verify.crafted_images import PAGE, Crafted, note
+from tests.verify.crafted_images import PAGE, Crafted, elf_core, note
 from tests.verify.test_tables import odd, surveyed
 
 TABLE = 3
@@ -218,6 +219,19 @@ def test_it_is_not_guessed_where_tables_do_not_tell() -> None:
     one.words[one.root // 8] = 0x3000 | 1 << 47 | 0x27
     one.words[one.root // 8 + 1] = 0x3000 | 0x27  # an entry without it
     assert not open_tables(one.image, **one.options).guessed
+
+
+@pytest.mark.parametrize(
+    ("memory", "title"),
+    [((), "x86_64-4level"), ((1 << 45,), "x86_64-4level, encryption bit 47, found from the tables"),
+     ((1 << 45, 1 << 47), "x86_64-4level"), ((1 << 45, 1 << 45 | 1 << 47), "x86_64-4level")],
+    ids=["no bit will do", "one will", "two would", "the address is memory as it is"],
+)  # fmt: skip
+def test_only_one_bit_must_make_sense(tmp_path: Path, memory: tuple[int, ...], title: str) -> None:
+    root = struct.pack("<Q", 1 << 45 | 1 << 47 | 0x3000 | 0x27).ljust(4096, b"\0")
+    ranges = [(0x1000, root, 4096), *((at | 0x3000, bytes(4096), 4096) for at in memory)]
+    (tmp_path / "core").write_bytes(elf_core(ranges))
+    assert open_tables(tmp_path / "core", root=0x1000, format="x86_64-4level").title == title
 
 
 def test_a_realms_bit_is_one_too() -> None:

@@ -55,7 +55,7 @@ class Arm(Format):
         self.address_bits = 52 if wide else 48
         super().__init__(name, shifts, virtual_bits - shifts[-1], registers)
         self.contiguous = (*_CONTIGUOUS[granule], *(1,) * len(shifts))[: len(shifts)]
-        bits = min(registers.physical_bits or self.address_bits, self.address_bits)
+        bits = registers.physical_bits or self.address_bits
         refused = 0 if wide else 0xF << 12 if granule == 64 else 3 << 48
         self.mode = arm64.Mode(
             first, (virtual_bits, virtual_bits), bits, wide=wide, encryption=self.encryption, refused=refused
