@@ -108,7 +108,7 @@ _ANYTHING = (
     *(4097, 1 << 16, (1 << 21) - 1, 1 << 30, (1 << 31) - 1, 1 << 31, (1 << 31) + 1, 1 << 32, 1 << 40),
     *((1 << 47) - 4096, 1 << 47, 1 << 55, (1 << 63) - 1, 1 << 63, (1 << 63) + 1, _LAST, _LAST - 1),
     *(1 << 46, _LAST - 4095),
-    *(0xFFFF_8000_0000_0000, 0xFFFF_FFFF, 0xFFFF_FF9C, _LAST - 99, 8, 0xDEAD_BEEF_DEAD_BEE8, CODE, TABLE),
+    *(0xFFFF_8000_0000_0000, 0xFFFF_FFFF, 0xFFFF_FF9C, _LAST - 99, 8, 0xDEAD_BEEF_DEAD_BEE8, CODE),
 )  # fmt: skip
 _MAP_FLAGS = _bits(0x10, 0x20, 0x20, 0x100, 0x2000, 0x4000, 0x8000, 0x100000)
 _DRAWS: dict[str, Draw] = {
