@@ -24,7 +24,6 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.user import UserMemory
 from aether_emu.system import Grants, Machine
-from tests.guests.running import program
 
 _LOOPS = {
     # l: mov rax, [rbx]; rdi, rsi, rdx, r10, r8, r9 likewise; syscall; mov [rbx+56], rax; add rbx, 64; jmp l
@@ -202,11 +201,13 @@ class Fuzzed:
             isa, ram="16M", aperture="16M", seed=seed, page_size=page_size, pause=self._nobody_comes
         )
         self.out = BufferStream()
-        (base / "d").mkdir()
-        (base / "f").write_bytes(bytes(range(256)) * 40)
-        (base / "l").symlink_to("f")
-        grants = Grants(binds=[Bind(base, "/w", writable=True)], cwd=base)
-        namespace = machine.namespace = machine.new_namespace(str(program(isa, "hello")), grants)
+        root, files = base / "root", base / "files"  # whose names on the host the guest cannot learn
+        root.mkdir()
+        (files / "d").mkdir(parents=True)
+        (files / "f").write_bytes(bytes(range(256)) * 40)
+        (files / "l").symlink_to("f")
+        grants = Grants(root, [Bind(files, "/w", writable=True)])
+        namespace = machine.namespace = machine.new_namespace("/hello", grants)
         process = machine.process = Process(
             machine.kernel, machine.new_space(), Program(b"/w/f", [b"f"], []), pid=4242
         )
@@ -214,12 +215,12 @@ class Fuzzed:
         process.files.attach({"stdin": BufferStream(b"in" * 50), "stdout": self.out, "stderr": self.out})
         task = Task(process)
         machine.entry.switch(task)
-        self._fill(process, calls(isa, dict(machine.abi.system_calls), seed, count), base)
+        self._fill(process, calls(isa, dict(machine.abi.system_calls), seed, count), files / "f")
         machine.abi.start(machine.cpu, CODE, STACK + _SIZE - 4096)
         machine.cpu.load_registers(machine.cpu.registers() | {_TABLE_REGISTER[isa]: TABLE})
         machine.scheduler.add(task)
 
-    def _fill(self, process: Process, made: list[tuple[int, ...]], base: Path) -> None:
+    def _fill(self, process: Process, made: list[tuple[int, ...]], shared: Path) -> None:
         mm, cpu = process.mm, self.machine.cpu
         table = b"".join(struct.pack("<8Q", *call, _UNANSWERED) for call in made)
         self._calls = len(made)
@@ -230,7 +231,7 @@ class Fuzzed:
             *((READABLE, _SIZE, Protection.READ), (FORBIDDEN, _SIZE, Protection.NONE)),
         ):
             mm.insert(mm.new_area(start, start + length, protection))
-        with (base / "f").open("r+b") as file:
+        with shared.open("r+b") as file:
             mm.map_file(file, SHARED, _SIZE, both)
         cpu.copy_to_user(CODE, bytes.fromhex(_LOOPS[self.isa]))
         cpu.copy_to_user(HANDLER, _HANDLERS[self.isa])
