@@ -24,6 +24,7 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.user import UserMemory
 from aether_emu.system import Grants, Machine
+from tests.linux.calls.looks import Looks
 
 _LOOPS = {
     # l: mov rax, [rbx]; rdi, rsi, rdx, r10, r8, r9 likewise; syscall; mov [rbx+56], rax; add rbx, 64; jmp l
@@ -185,9 +186,13 @@ def _argument(chance: random.Random, kind: str) -> int:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a sequence went: `ended` is None when nobody could go on. `answers` are those it lived to see."""
+    """How a sequence went: `ended` is None when nobody could go on, or it was given up for taking so long.
+
+    `answers` are those it lived to see.
+    """
 
     ended: Ended | None
+    given_up: bool
     answers: tuple[int, ...]
     output: bytes
 
@@ -240,17 +245,20 @@ class Fuzzed:
             cpu.copy_to_user(_TEXTS + _STEP * index, path + b"\0")
         cpu.copy_to_user(_STRUCTURES, _structures())
 
-    def run(self) -> Outcome:
-        """Make the calls, to the end of the process or until it waits for nothing that can come."""
+    def run(self, looks: Looks) -> Outcome:
+        """Make the calls, to the end of the process or until it waits for nothing that can come.
+
+        `looks` may end the run now and then, and does so for good.
+        """
         ended, going = None, True
         while going:
             try:
                 ended, going = self.machine.run(), False
-            except Interrupted:  # by whoever watches the looks at the flag: the calls go on
-                going = not self.waits_for_input
+            except Interrupted:
+                going = not self.waits_for_input and not looks.is_over
             except Deadlock:
                 going = False
-        return Outcome(ended, self._answers(), bytes(self.out.written))
+        return Outcome(ended, looks.is_over, self._answers(), bytes(self.out.written))
 
     def _nobody_comes(self) -> None:
         self.waits_for_input = True
