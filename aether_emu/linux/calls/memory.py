@@ -8,6 +8,7 @@ choose where memory is to be (mmap, brk, the target of mremap) do not (Documenta
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64
@@ -157,7 +158,9 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
-        return _advise(task, address, length, advice)
+        return _past_holes(
+            task, address, length, lambda low, part: mapping.advise_memory(mm, low, part, advice)
+        )
     (first,) = task.progress or (0,)
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
         task.checkpoint(done)
@@ -165,12 +168,12 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     return 0
 
 
-def _advise(task: Task, address: int, length: int, advice: int) -> int:
-    """Advice that goes on behind a hole, and is refused for it at the end (ENOMEM)."""
+def _past_holes(task: Task, address: int, length: int, edit: Callable[[int, int], None]) -> int:
+    """An edit of (address, length) that goes on behind a hole, and is refused for it at the end (ENOMEM)."""
     mm, refused = task.process.mm, None
     for low, part in batches(task, address, length):
         try:
-            mapping.advise_memory(mm, low, part, advice)
+            edit(low, part)
         except Refused as error:
             if error.errno != errno.ENOMEM:
                 raise
@@ -183,8 +186,8 @@ def _advise(task: Task, address: int, length: int, advice: int) -> int:
 
 
 def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int:
-    mapping.sync_memory(task.process.mm, _untagged(task, address), length, s32(flags))
-    return 0
+    mm, how, address = task.process.mm, s32(flags), _untagged(task, address)
+    return _past_holes(task, address, length, lambda low, part: mapping.sync_memory(mm, low, part, how))
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:

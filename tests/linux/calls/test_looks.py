@@ -33,6 +33,7 @@ WHERE, OTHER = 0x4000_0000, 0x5000_0000
 READ, WRITE = Protection.READ, Protection.READ | Protection.WRITE
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 2, 0x20, 0x4000, 0x8000
 POPULATED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
+MAP_SHARED, MAP_FIXED, READ_AND_WRITE, MS_SYNC = 1, 0x10, 3, 4
 MADV_DONTNEED, MADV_POPULATE_READ = 4, 22
 
 
@@ -103,6 +104,18 @@ def _holes(served: Served) -> tuple[int, ...]:
     return WHERE, length, MADV_DONTNEED
 
 
+def _dirty_file(served: Served) -> tuple[int, ...]:
+    """A shared mapping of a file, every page of it written, and a hole."""
+    file, length = descriptor(served, b"/w/file"), 10 * MIB
+    assert served("ftruncate", file, length) == 0
+    flags = MAP_SHARED | MAP_FIXED
+    assert served("mmap", WHERE, length, READ_AND_WRITE, flags, file, 0) == WHERE
+    for at in range(WHERE, WHERE + length, PAGE):
+        served.machine.cpu.copy_to_user(at, b"x")
+    assert served("munmap", WHERE + PAGE, PAGE) == 0
+    return WHERE, length, MS_SYNC
+
+
 CASES = (
     Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
     Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
@@ -112,6 +125,7 @@ CASES = (
     Long("madvise", 4, lambda s: (WHERE, filled(s), MADV_DONTNEED)),
     Long("madvise", 4, _holes),
     Long("munmap", 4, _unmapping_areas),
+    Long("msync", 4, _dirty_file),
     Long("mincore", 12, _mincore),
     Long("readv", 4, lambda s: _vector(s, b"/dev/zero", WRITE)),
     Long("readv", 4, lambda s: _vector(s, b"/dev/urandom", WRITE)),
