@@ -22,7 +22,7 @@ from aether_emu.machine.unicorn.x86_rare import Access
 from aether_emu.machine.unicorn.x86_state import Field, State
 
 _ICEBP, _IRET, _FAR_RETURN, _FAR_RETURN_RELEASE = 0xF1, 0xCF, 0xCB, 0xCA
-_NEG_BYTE = 0xF6
+_NEG_BYTE, _LAHF = 0xF6, 0x9F
 _LONGEST = 15  # bytes of an instruction
 
 _KINDS: dict[int, TrapKind] = {
@@ -165,6 +165,18 @@ class X86Traps(UnicornCpu):
         flags |= regs.RFLAGS_SF if new >> bits - 1 else 0
         flags |= regs.RFLAGS_OF if old == 1 << bits - 1 else 0
         self.write("rflags", self.read("rflags") & ~regs.RFLAGS_ARITHMETIC | flags)
+        self.pc = self.pc + found.size
+
+    def _move_flags(self, code: bytes) -> None:
+        """LAHF or SAHF (Intel SDM 2A, 2B): the lower half of the arithmetic flags, and AH."""
+        found, _operand = self._decode(code)
+        assert found is not None, "it was found"
+        moved = regs.RFLAGS_ARITHMETIC & 0xFF
+        flags, rax = self.read("rflags"), self.general[0]
+        if found.opcode == _LAHF:
+            self.general[0] = rax & ~0xFF00 | (flags & moved | regs.RFLAGS_FIXED) << 8
+        else:
+            self.write("rflags", flags & ~moved | rax >> 8 & moved)
         self.pc = self.pc + found.size
 
     def _touch(self, code: bytes) -> bool:
