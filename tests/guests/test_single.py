@@ -213,7 +213,15 @@ OVERREADS = [
     row(b"\x66\x0f\x3a\x0a\x0f\x08", fault(EDGE, 4), ABSENT, rdi=EDGE - 3),
     row(b"\xf3\x0f\xe6\x0f", fault(EDGE, 4), ABSENT, rdi=EDGE),
 ]
+FLAGS = [
+    row(rex + code, DONE, rax=rax, rflags=rflags)
+    for rex in (b"", b"\x40", b"\x43", b"\x48", b"\x66\x4f")
+    for code in (b"\x9e", b"\x9f")
+    for rax in (0x1234_5678_9ABC_0000, 0xFFFF, 0xD500, 0x2A00)
+    for rflags in (0x202, 0xAD7)
+]
 ROWS = [
+    *FLAGS,
     *OVERREADS,
     *NEGATIONS,
     *LONG_STORES,
