@@ -220,7 +220,24 @@ FLAGS = [
     for rax in (0x1234_5678_9ABC_0000, 0xFFFF, 0xD500, 0x2A00)
     for rflags in (0x202, 0xAD7)
 ]
+ENDS = [
+    *(row("mov rax, [rdi]", GP, rdi=HOLE - distance) for distance in (1, 4, 7)),
+    *(row("mov [rdi], rax", GP, rdi=HOLE - distance) for distance in (1, 7)),
+    row("mov rax, [rdi]", Told("SEGV", 1, HOLE - 8, 5, 14), rdi=HOLE - 8),
+    row("mov eax, [rdi]", Told("SEGV", 1, HOLE - 4, 5, 14), rdi=HOLE - 4),
+    row("mov al, [rdi]", Told("SEGV", 1, HOLE - 1, 5, 14), rdi=HOLE - 1),
+    row("add ax, [rdi]", GP, rdi=HOLE - 1),
+    row("movups xmm0, [rdi]", GP, rdi=HOLE - 15),
+    row("movups [rdi], xmm0", GP, rdi=HOLE - 8),
+    row("movsd xmm0, [rdi]", Told("SEGV", 1, HOLE - 8, 5, 14), rdi=HOLE - 8),
+    row("mov rax, [rsp]", SS, rsp=HOLE - 4),
+    row("pop rax", SS, rsp=HOLE - 4),
+    row("push rax", SS, rsp=HOLE + 4),
+    row("ret", SS, rsp=HOLE - 1),
+    row("pop rax", Told("SEGV", 1, HOLE - 8, 5, 14), rsp=HOLE - 8),
+]
 ROWS = [
+    *ENDS,
     *FLAGS,
     *OVERREADS,
     *NEGATIONS,
