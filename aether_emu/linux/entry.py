@@ -82,7 +82,7 @@ class Entry:
         outcome = self._fault_in(va, access)
         if outcome is RESOLVED:
             return
-        if not (isinstance(outcome, (AccessError, BusError)) and self.cpu.overread(va)):
+        if not (isinstance(outcome, (AccessError, BusError)) and self.cpu.settle(va)):
             self._refuse(outcome, va, access)
 
     def _resolve(self, va: int, access: int) -> bool:

@@ -146,9 +146,10 @@ class Cpu(ABC):
     def count_blocks(self) -> None:
         """Start counting executed blocks, from now on. Idempotent."""
 
-    def overread(self, _va: int) -> bool:
-        """Asked in a fault's callback, before the fault at `_va` becomes the guest's signal: whether its
-        instruction needs nothing there, and was done in another way. The guest then goes on behind it.
+    def settle(self, _va: int) -> bool:
+        """Asked in a fault's callback, before the fault at `_va` becomes the guest's signal: whether there is
+        none, since the instruction needs nothing there and was done in another way, or another exception,
+        of which `on_trap` was told.
         """
         return False
 

@@ -213,7 +213,32 @@ OVERREADS = [
     row(b"\x66\x0f\x3a\x0a\x0f\x08", fault(EDGE, 4), ABSENT, rdi=EDGE - 3),
     row(b"\xf3\x0f\xe6\x0f", fault(EDGE, 4), ABSENT, rdi=EDGE),
 ]
+FLAGS = [
+    row(rex + code, DONE, rax=rax, rflags=rflags)
+    for rex in (b"", b"\x40", b"\x43", b"\x48", b"\x66\x4f")
+    for code in (b"\x9e", b"\x9f")
+    for rax in (0x1234_5678_9ABC_0000, 0xFFFF, 0xD500, 0x2A00)
+    for rflags in (0x202, 0xAD7)
+]
+ENDS = [
+    *(row("mov rax, [rdi]", GP, rdi=HOLE - distance) for distance in (1, 4, 7)),
+    *(row("mov [rdi], rax", GP, rdi=HOLE - distance) for distance in (1, 7)),
+    row("mov rax, [rdi]", Told("SEGV", 1, HOLE - 8, 5, 14), rdi=HOLE - 8),
+    row("mov eax, [rdi]", Told("SEGV", 1, HOLE - 4, 5, 14), rdi=HOLE - 4),
+    row("mov al, [rdi]", Told("SEGV", 1, HOLE - 1, 5, 14), rdi=HOLE - 1),
+    row("add ax, [rdi]", GP, rdi=HOLE - 1),
+    row("movups xmm0, [rdi]", GP, rdi=HOLE - 15),
+    row("movups [rdi], xmm0", GP, rdi=HOLE - 8),
+    row("movsd xmm0, [rdi]", Told("SEGV", 1, HOLE - 8, 5, 14), rdi=HOLE - 8),
+    row("mov rax, [rsp]", SS, rsp=HOLE - 4),
+    row("pop rax", SS, rsp=HOLE - 4),
+    row("push rax", SS, rsp=HOLE + 4),
+    row("ret", SS, rsp=HOLE - 1),
+    row("pop rax", Told("SEGV", 1, HOLE - 8, 5, 14), rsp=HOLE - 8),
+]
 ROWS = [
+    *ENDS,
+    *FLAGS,
     *OVERREADS,
     *NEGATIONS,
     *LONG_STORES,

@@ -312,6 +312,8 @@ class X86Cpu(X86Traps):
                 self._answer_random(found)
             case Special.NEGATE:
                 self._negate(code)
+            case Special.FLAGS:
+                self._move_flags(code)
             case Special.TOUCH:
                 passes = self._touch(code)
             case Special.BASE:

@@ -34,6 +34,8 @@ class Special(Enum):
     """It executes if the new segment base is canonical."""
     NEGATE = 6
     """LOCK NEG, after which the engine's flags are those of another result."""
+    FLAGS = 7
+    """LAHF or SAHF behind REX, where the engine takes SPL for AH."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,10 @@ def _lock(found: Instruction) -> Found | None:
     return Found(found.offset, found.size, Special.ILLEGAL)
 
 
+def _behind_rex(found: Instruction) -> Found | None:
+    return Found(found.offset, found.size, Special.FLAGS) if found.rex else None
+
+
 def _memory_form(*operations: int) -> Rule:
     """TOUCH for these operations of a group, with a memory operand."""
 
@@ -229,6 +235,8 @@ _RULES: Mapping[int, Rule] = {
     _SSE4A: _only_measured,
     0x0FC7: _group_9,
     0xF0: _lock,
+    0x9E: _behind_rex,  # SAHF
+    0x9F: _behind_rex,  # LAHF
     0xC8: _always(Special.TOUCH),  # ENTER
     0xD9: _memory_form(4, 6),  # FLDENV, FNSTENV
     0xDD: _memory_form(4, 6),  # FRSTOR, FNSAVE

@@ -71,3 +71,30 @@ def _modrm_at(found: Instruction) -> int | None:
     if found.opcode < 0x10000:
         return at + 2 if SECONDARY[found.opcode & 0xFF] & MODRM else None
     return at + 3  # 0F 38 and 0F 3A: all have one
+
+
+# What operands of one byte are told by: the lowest bit of the opcode (Intel SDM 2D B.1.4.3).
+_BYTE_OR_FULL = frozenset(
+    {row | column for row in range(0, 0x40, 8) for column in range(4)}
+    | {0x80, 0x81, *range(0x84, 0x8C), 0xC0, 0xC1, 0xC6, 0xC7, *range(0xD0, 0xD4), 0xF6, 0xF7, 0xFE}
+)
+_FULL = frozenset({0x69, 0x6B, 0x83, *range(0x0F40, 0x0F50), 0x0FAF, 0x0FB1, 0x0FC1})
+_STACK_OPERANDS = frozenset({0x8F})
+_GROUP_5 = 0xFF
+_VECTOR_MOVES = frozenset({0x0F10, 0x0F11, 0x0F28, 0x0F29, 0x0F6F, 0x0F7F, 0x0FE7, 0x0F2B})
+
+
+def length(found: Instruction) -> int:
+    """Bytes of the memory operand, or 1 where this does not know the opcode."""
+    wide = 8 if found.rex & 8 else 2 if 0x66 in found.prefixes else 4
+    opcode = found.opcode
+    if opcode == _GROUP_5:
+        return wide if found.modrm >> 3 & 7 < 2 else 8
+    if opcode in _BYTE_OR_FULL:
+        return wide if opcode & 1 else 1
+    if opcode in _FULL:
+        return wide
+    if opcode in _VECTOR_MOVES:
+        scalar = opcode < 0x0F12
+        return 4 if scalar and 0xF3 in found.prefixes else 8 if scalar and 0xF2 in found.prefixes else 16
+    return 8 if opcode in _STACK_OPERANDS else 1

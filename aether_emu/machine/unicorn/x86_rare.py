@@ -132,6 +132,12 @@ def protection_kind(
     return TrapKind.PROTECTION
 
 
+def uses_stack(found: Instruction) -> bool:
+    """Whether an instruction pushes or pops, besides what its ModRM names."""
+    pushes = found.opcode == _GROUP_5 and found.modrm >> 3 & 7 in _GROUP_5_PUSHES
+    return pushes or found.opcode in _PUSH or found.opcode in _POP or found.opcode == _LEAVE
+
+
 def _stack_is_canonical(found: Instruction, general: Field, bits: int) -> bool:
     pushes = found.opcode in _PUSH or (found.opcode == _GROUP_5 and found.modrm >> 3 & 7 in _GROUP_5_PUSHES)
     if pushes:

@@ -22,7 +22,8 @@ from aether_emu.machine.unicorn.x86_rare import Access
 from aether_emu.machine.unicorn.x86_state import Field, State
 
 _ICEBP, _IRET, _FAR_RETURN, _FAR_RETURN_RELEASE = 0xF1, 0xCF, 0xCB, 0xCA
-_NEG_BYTE = 0xF6
+_NEG_BYTE, _LAHF = 0xF6, 0x9F
+_LONGEST_OPERAND = 16
 _LONGEST = 15  # bytes of an instruction
 
 _KINDS: dict[int, TrapKind] = {
@@ -92,13 +93,38 @@ class X86Traps(UnicornCpu):
         else:
             self.on_trap(ILLEGAL)
 
-    def overread(self, va: int) -> bool:
+    def settle(self, va: int) -> bool:
         code = self._code_here()
         found, operand = self._decode(code)
-        done = None if found is None else x86_overread.operation(found)
-        if found is None or done is None or operand is None:
+        if found is None:
             return False
-        if not done.size <= va - operand.address < x86_overread.LOADED:
+        return self._leaves_the_half(found, operand, va) or (
+            operand is not None and self._overread(code, found, operand, va)
+        )
+
+    def _leaves_the_half(self, found: Instruction, operand: Operand | None, va: int) -> bool:
+        """An access that begins in the last bytes of the lower half and ends outside it is no page fault.
+
+        Linux has no program map the last page there, so that every such access gets here.
+        """
+        end = 1 << self._address_bits - 1
+        if not end - _LONGEST_OPERAND < va < end:
+            return False
+        if operand is not None and operand.address == va:
+            length, stack = x86_operand.length(found), operand.stack
+        elif x86_rare.uses_stack(found):
+            length, stack = 2 if 0x66 in found.prefixes else 8, True
+        else:
+            return False
+        if va + length <= end:
+            return False
+        self.on_trap(_STACK if stack else PROTECTION)
+        return True
+
+    def _overread(self, code: bytes, found: Instruction, operand: Operand, va: int) -> bool:
+        """Do the instruction here if the engine's load is longer than its own, which `va` does not need."""
+        done = x86_overread.operation(found)
+        if done is None or not done.size <= va - operand.address < x86_overread.LOADED:
             return False
         data = int.from_bytes(self.copy_from_user(operand.address, done.size), "little")
         name = f"xmm{found.modrm >> 3 & 7 | (found.rex & 4) << 1}"
@@ -165,6 +191,18 @@ class X86Traps(UnicornCpu):
         flags |= regs.RFLAGS_SF if new >> bits - 1 else 0
         flags |= regs.RFLAGS_OF if old == 1 << bits - 1 else 0
         self.write("rflags", self.read("rflags") & ~regs.RFLAGS_ARITHMETIC | flags)
+        self.pc = self.pc + found.size
+
+    def _move_flags(self, code: bytes) -> None:
+        """LAHF or SAHF (Intel SDM 2A, 2B): the lower half of the arithmetic flags, and AH."""
+        found, _operand = self._decode(code)
+        assert found is not None, "it was found"
+        moved = regs.RFLAGS_ARITHMETIC & 0xFF
+        flags, rax = self.read("rflags"), self.general[0]
+        if found.opcode == _LAHF:
+            self.general[0] = rax & ~0xFF00 | (flags & moved | regs.RFLAGS_FIXED) << 8
+        else:
+            self.write("rflags", flags & ~moved | rax >> 8 & moved)
         self.pc = self.pc + found.size
 
     def _touch(self, code: bytes) -> bool:
