@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -341,11 +343,12 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
     isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[bool, bool]] = []
+    printed = dict.fromkeys(itertools.product((True, False), repeat=2), b"out")
 
     def run(*_: object, looking: bool = True, counting: bool = True) -> real.Timed:
         asked.append((looking, counting))
         engine = 1.0 + looking + 2 * counting
-        return real.Timed(engine + 0.75, 0.5, 0.25, 0.125, b"out" if looking or counting else b"")
+        return real.Timed(engine + 0.75, 0.5, 0.25, 0.125, printed[looking, counting])
 
     monkeypatch.setattr(real, "find", lambda name, of: f"/{name}/{of}")
     monkeypatch.setattr(real, "run", run)
@@ -371,6 +374,11 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
     console.print(report.as_table([result]))
     assert isinstance(console.file, io.StringIO)
     assert "engine 1 s, counting 2 s, scan 1 s, faults 500 ms" in console.file.getvalue()
+    for runs in ((False, True), (False, False)):
+        printed[runs] = b"else"
+        with pytest.raises(BenchError, match="hello: printed"):
+            measure(figure)
+        printed[runs] = b"out"
 
 
 def test_a_program_that_ends_otherwise_or_does_not_start_is_left_out() -> None:
@@ -432,6 +440,13 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
     assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "edit", "start", "real"]
+
+
+def test_the_documentation_has_a_line_for_each_name() -> None:
+    page = (guests.SOURCE_TREE / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(catalogue.GOALS)
+    for work in real.WORKS:
+        assert work.name in page
 
 
 def test_a_name_with_an_isa_means_its_figures_there() -> None:

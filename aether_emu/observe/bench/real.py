@@ -193,7 +193,8 @@ def figure(isa: str, work: Work, goal: float, *, repetitions: int = 3) -> Figure
         program, whole = find(work.name, isa), wholes[-1]
         unseen = run(isa, program, work, looking=False)
         uncounted = run(isa, program, work, looking=False, counting=False)
-        same_output(work.name, whole.output, unseen.output)
+        for other in (unseen, uncounted):
+            same_output(work.name, whole.output, other.output)
         runs.append((whole, unseen, uncounted))
         return unseen.engine
 
