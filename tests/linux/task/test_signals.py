@@ -78,7 +78,7 @@ def test_a_queue_of_many_is_counted_over_the_process_and_its_tasks(forging: Forg
 
 def test_a_full_queue_takes_a_kill_all_the_same(forging: Forging) -> None:
     forging.process.limits[RLIMIT_SIGPENDING] = (0, 0)
-    forging.process.post(SignalInfo(sig.SIGKILL, sig.SI_TKILL))
+    forging.process.post(SignalInfo(sig.SIGKILL))
     assert forging.process.queued_signals == 0
     forging.entry.before_user()
     assert forging.process.ended is not None and forging.process.ended.signal == sig.SIGKILL
@@ -127,7 +127,7 @@ class TestTaggedPointers:
 
     def test_sigreturn_takes_no_frame_from_a_tagged_stack_pointer(self, forging: Forging) -> None:
         ended = forging.forge(forging.frame, tag=self.TAG)
-        assert ended is not None and ended.signal == SIGSEGV
+        assert ended is not None and ended.why == f"SIGSEGV at {forging.sp | self.TAG:#x}"
 
 
 def test_a_fault_keeps_its_record_until_the_next(forging: Forging) -> None:
