@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import LOCKED, LOCKS
+from aether_emu.mm.allocation import LOCKED, LOCKS, Area
 from aether_emu.mm.space import AddressSpace
 
 MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT = 1, 2, 4
@@ -91,7 +91,7 @@ def _mark(space: AddressSpace, start: int, length: int, flags: int) -> None:
         if area is None:
             raise Refused(errno.ENOMEM, f"nothing is mapped at {start:#x}")
         upto = min(area.end, end)
-        space.mark(area, start, upto, area.flags & ~LOCKS | flags)
+        _mark_part(space, area, start, upto, flags)
         start = upto
 
 
@@ -100,5 +100,11 @@ def _mark_all(space: AddressSpace, flags: int) -> None:
     area = space.areas.following(0)
     while area is not None:
         end = area.end
-        space.mark(area, area.start, end, area.flags & ~LOCKS | flags)
+        _mark_part(space, area, area.start, end, flags)
         area = space.areas.following(end)
+
+
+def _mark_part(space: AddressSpace, area: Area, start: int, end: int, flags: int) -> None:
+    """The kernel's own pages are never locked, and nobody is refused because of them (Linux: VM_SPECIAL)."""
+    if area.backing is None or not area.backing.whole:
+        space.mark(area, start, end, area.flags & ~LOCKS | flags)

@@ -380,6 +380,8 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
     try:
         space.mark(area, start, end, area.flags & ~int(removed) | int(added))
     except Refused as refused:
+        if refused.errno != errno.ENOMEM:
+            raise
         raise Refused(errno.EAGAIN, "no more areas") from refused
 
 

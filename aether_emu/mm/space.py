@@ -275,9 +275,11 @@ class AddressSpace:
         self._put_back(area, piece)
 
     def mark(self, area: Area, start: int, end: int, flags: int) -> None:
-        """Let `[start, end)` of one area have these flags. Raises Refused(ENOMEM), changing nothing."""
+        """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
         if flags == area.flags:
             return
+        if (start, end) != (area.start, area.end):
+            area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
         self.areas.require_room(self.areas.growth(area, piece))

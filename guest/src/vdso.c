@@ -21,11 +21,11 @@ enum { CLOCK_REALTIME = 0, CLOCK_MONOTONIC = 1 };
 #if defined(__x86_64__)
 #define PREFIX "__vdso_"
 static const char *const names[] = {"clock_gettime", "gettimeofday", "clock_getres", "time", "getcpu"};
-enum { CLOCK_GETRES = 229, GETCPU = 309, SECOND_NAMES = 1 };
+enum { CLOCK_GETRES = 229, GETCPU = 309, MLOCK = 149, SECOND_NAMES = 1 };
 #else
 #define PREFIX "__kernel_"
 static const char *const names[] = {"clock_gettime", "gettimeofday", "clock_getres", "rt_sigreturn"};
-enum { CLOCK_GETRES = 114, GETCPU = 168, SECOND_NAMES = 0 };
+enum { CLOCK_GETRES = 114, GETCPU = 168, MLOCK = 228, SECOND_NAMES = 0 };
 #endif
 
 static const u8 *image;
@@ -205,6 +205,8 @@ static void try_memory(void) {
          mmap((void *)data->start, PAGE, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
     SHOW("[vvar], a part, moved:",
          mremap((void *)data->start, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, (void *)(64 * GIB)));
+    SHOW("[vvar], a part, locked:", syscall6(MLOCK, data->start, PAGE, 0, 0, 0, 0));
+    SHOW("[vvar], a part, to be read at random:", madvise((void *)data->start, PAGE, MADV_RANDOM));
     SHOW("[vvar] made shorter:", mremap((void *)data->start, size, PAGE, 0, NULL));
     SHOW("[vvar] made longer:", mremap((void *)data->start, size, size + PAGE, MREMAP_MAYMOVE, NULL));
     SHOW("[vdso] made longer:", mremap((void *)code->start, whole, whole + PAGE, MREMAP_MAYMOVE, NULL));
