@@ -344,10 +344,11 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
 ) -> None:
     asked: list[tuple[bool, bool]] = []
     printed = dict.fromkeys(itertools.product((True, False), repeat=2), b"out")
+    disturbed = dict.fromkeys(printed, 0)
 
     def run(*_: object, looking: bool = True, counting: bool = True) -> real.Timed:
         asked.append((looking, counting))
-        engine = 1.0 + looking + 2 * counting
+        engine = 1.0 + looking + 2 * counting + disturbed[looking, counting]
         return real.Timed(engine + 0.75, 0.5, 0.25, 0.125, printed[looking, counting])
 
     monkeypatch.setattr(real, "find", lambda name, of: f"/{name}/{of}")
@@ -374,6 +375,8 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
     console.print(report.as_table([result]))
     assert isinstance(console.file, io.StringIO)
     assert "engine 1 s, counting 2 s, scan 1 s, faults 500 ms" in console.file.getvalue()
+    disturbed[False, True] = 5
+    assert measure(figure).pairs == ((4.75, 4.0),) * 2, "the quicker run's share"
     for runs in ((False, True), (False, False)):
         printed[runs] = b"else"
         with pytest.raises(BenchError, match="hello: printed"):
