@@ -12,7 +12,18 @@ import os
 
 
 class AetherError(Exception):
-    """Root of all errors raised on purpose. `str()` is one line, fit for a terminal."""
+    """Root of all errors raised on purpose. `str()` is one line, fit for a terminal.
+
+    A worker process can send one to the process that tells the user.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuilt, (type(self), self.args), self.__dict__
+
+
+def _rebuilt(kind: type[AetherError], arguments: tuple[object, ...]) -> AetherError:
+    """An error with its words; its values follow as the state. Its own `__init__` would make other words."""
+    return kind.__new__(kind, *arguments)
 
 
 class ConfigError(AetherError):
