@@ -73,7 +73,7 @@ def mmap(guest: Guest, pages: int, protection: int = RW, flags: int = 0, at: int
 
 
 def resident(guest: Guest, at: int, pages: int) -> str:
-    return "".join(str(byte) for byte in residency(guest.process.mm, at, pages * PAGE))
+    return "".join(str(residency(guest.process.mm, at + i * PAGE, PAGE)[0]) for i in range(pages))
 
 
 def rights(guest: Guest, at: int) -> int:
