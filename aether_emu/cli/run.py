@@ -101,7 +101,10 @@ def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs:
         return _timed_out(program) if interrupts.reason == "timeout" else _INTERRUPTED
     if ended.signal:
         complain(f"{program}: killed by {ended.why}")
-    machine.close()
+    try:
+        machine.close()
+    except KeyboardInterrupt:  # the program has ended in its own way, and that is what the user hears
+        machine.abandon()
     return ended.status
 
 

@@ -67,7 +67,8 @@ def remap_memory(space: AddressSpace, request: Remap) -> int:
     _check_resize(space, area, address, old, new)
     _check_whole(area, request, old, new)
     grows_by = new if keep else new - old
-    space.require(grows_by, data=area.is_data)
+    if grows_by:
+        space.require(grows_by, data=area.is_data)
     if not moves and old and _grow_in_place(space, area, address, old, new):
         return address
     if not flags & MREMAP_MAYMOVE:

@@ -121,7 +121,8 @@ class AddressSpace:
         that brings no `own_pages` takes its family, and how they are numbered, from a neighbour that it
         continues otherwise, so that the two become one.
         """
-        self.require(area.length if grows_by is None else grows_by, data=area.is_data)
+        if grows_by != 0:
+            self.require(area.length if grows_by is None else grows_by, data=area.is_data)
         self._add(area, own_pages=own_pages)
 
     def _add(self, area: Area, *, own_pages: bool = False) -> None:

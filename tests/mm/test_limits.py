@@ -6,7 +6,7 @@ import pytest
 
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_PRIVATE, MAP_SHARED
-from aether_emu.mm.remap import MREMAP_MAYMOVE
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.space import AddressSpace
 from tests.mm.calls import ANONYMOUS, RW, Make, mmap, mremap, refusal
 
@@ -89,6 +89,14 @@ def test_a_move_counts_what_it_adds(make: Make, page: int, limit: str, most: int
     setattr(space.limits, limit, most * page)
     assert refusal(lambda: mremap(space, at, 4, 7, MREMAP_MAYMOVE)) == "ENOMEM"
     assert mremap(space, at, 4, 6, MREMAP_MAYMOVE) == at
+
+
+def test_a_move_of_the_same_length_asks_for_nothing(make: Make, page: int) -> None:
+    space = make()
+    at = mmap(space, AT, 4, RW, ANONYMOUS | MAP_FIXED)
+    space.limits.address_space = 0
+    target = at + 16 * page
+    assert mremap(space, at, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target
 
 
 def _heap(space: AddressSpace) -> int:

@@ -13,8 +13,8 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "system-calls.md"
 _HEAD = """\
 # System calls
 
-These are the calls that a guest program can make. Any other one answers `ENOSYS`, as on a kernel that was
-built without it. What a call refuses in particular stands with its function in `aether_emu/linux/calls`.
+These are the calls that a guest program can make. Any other one answers `ENOSYS`, as one does that a kernel
+does not know. What a call refuses in particular stands with its function in `aether_emu/linux/calls`.
 
 This page is written by `python -m tests.programs.call_list`; a test holds it against the code.
 """

@@ -19,6 +19,7 @@ from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.open_file import (
+    LARGEST_OFFSET,
     MOST_PER_CALL,
     POLLHUP,
     POLLIN,
@@ -27,7 +28,9 @@ from aether_emu.linux.files.open_file import (
     WouldBlock,
 )
 from aether_emu.linux.files.pipe import EventCounter, PipeEnd
+from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
+from aether_emu.linux.files.synthetic import DeviceFile
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 
@@ -46,7 +49,9 @@ _AT_POSITION = (1 << 64) - 1
 
 def sys_read(task: Task, fd: int, buffer: int, count: int, *_: int) -> int:
     file = reader(task, fd)
-    return _read(task, file, user.read_buffer(buffer, count, task.process.abi.user_end))
+    pieces = user.read_buffer(buffer, count, task.process.abi.user_end)
+    _check_end(file, count)
+    return _read(task, file, pieces)
 
 
 def sys_readv(task: Task, fd: int, vector: int, count: int, *_: int) -> int:
@@ -56,12 +61,15 @@ def sys_readv(task: Task, fd: int, vector: int, count: int, *_: int) -> int:
 
 def sys_pread64(task: Task, fd: int, buffer: int, count: int, offset: int, *_: int) -> int:
     file = _positioned(task, reader, fd, s64(offset))
-    return _read_at(task, file, user.read_buffer(buffer, count, task.process.abi.user_end), s64(offset))
+    pieces = user.read_buffer(buffer, count, task.process.abi.user_end)
+    _check_end(file, count, s64(offset))
+    return _read_at(task, file, pieces, s64(offset))
 
 
 def sys_preadv(task: Task, fd: int, vector: int, count: int, offset: int, *_: int) -> int:
     file = _positioned(task, reader, fd, s64(offset))
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
+    _check_end(file, user.total(pieces), s64(offset))
     return _read_at(task, file, pieces, s64(offset)) if user.total(pieces) else 0
 
 
@@ -88,8 +96,17 @@ def _positioned(task: Task, opened: Callable[[Task, int], OpenFile], fd: int, of
     return opened(task, fd)
 
 
+def _check_end(file: OpenFile, count: int, offset: int | None = None) -> None:
+    """No transfer reaches behind the largest offset (Linux: rw_verify_area). Regions check it themselves."""
+    if isinstance(file, Seekable) and not isinstance(file, RegionFile):
+        begin = file.position if offset is None else offset
+        if begin + count > LARGEST_OFFSET:
+            raise Refused(errno.EINVAL, f"{count} bytes from {begin} on")
+
+
 def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
+    _check_end(file, user.total(pieces))
     return _read(task, file, pieces) if user.total(pieces) else 0
 
 
@@ -164,23 +181,28 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
 def sys_write(task: Task, fd: int, buffer: int, count: int, *_: int) -> int:
     file = writer(task, fd)
     pieces = user.read_buffer(buffer, count, task.process.abi.user_end)
+    _check_end(file, count)
     return _write(task, file, pieces)
 
 
 def sys_writev(task: Task, fd: int, vector: int, count: int, *_: int) -> int:
     file = writer(task, fd)
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
+    _check_end(file, user.total(pieces))
     return _write(task, file, pieces) if user.total(pieces) else 0
 
 
 def sys_pwrite64(task: Task, fd: int, buffer: int, count: int, offset: int, *_: int) -> int:
     file = _positioned(task, writer, fd, s64(offset))
-    return _write_at(task, file, user.read_buffer(buffer, count, task.process.abi.user_end), s64(offset))
+    pieces = user.read_buffer(buffer, count, task.process.abi.user_end)
+    _check_end(file, count, s64(offset))
+    return _write_at(task, file, pieces, s64(offset))
 
 
 def sys_pwritev(task: Task, fd: int, vector: int, count: int, offset: int, *_: int) -> int:
     file = _positioned(task, writer, fd, s64(offset))
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)
+    _check_end(file, user.total(pieces), s64(offset))
     return _write_at(task, file, pieces, s64(offset)) if user.total(pieces) else 0
 
 
@@ -227,6 +249,8 @@ def _store(
     """Write memory to a file, from where the call stood when it last waited. The count."""
     done = _done_before(task)
     wanted = user.total(pieces)
+    if isinstance(file, DeviceFile) and file.take is not None:
+        return file.take(wanted)
     change = rewriting(task.process.kernel, file)
     try:
         while True:
@@ -274,7 +298,9 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     at = int(read_struct(task.cpu, offset, "q")[0]) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
-    writing, files = writer(task, out), task.process.files
+    reading, writing, files = reader(task, source), writer(task, out), task.process.files
+    _check_end(reading, count, at)
+    _check_end(writing, count)
 
     def move(most: int, done: int) -> int | WouldBlock:
         return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)

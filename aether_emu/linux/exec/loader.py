@@ -102,8 +102,11 @@ def _note_extents(task: Task, main: Loaded) -> None:
     if code:
         task.process.program.code = min(start for start, _ in code), max(end for _, end in code)
     if segments:
-        last = max(start for start, _end, _segment in segments)
-        task.process.mm.program_data = max(end for _start, end, _segment in segments) - last
+        data = (
+            max(start for start, _end, _segment in segments),
+            max(end for _start, end, _segment in segments),
+        )
+        task.process.program.data, task.process.mm.program_data = data, data[1] - data[0]
 
 
 def _place_heap(task: Task, main: Loaded, layout: AddressLayout) -> None:

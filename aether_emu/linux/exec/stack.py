@@ -53,7 +53,9 @@ class InitialStack:
             raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
         self._executed = self._string(program.path)
         self._environment = self._strings(program.environment)
+        environment = self._sp
         self._arguments = self._strings(program.arguments)
+        program.strings = self._sp, environment, self._executed
         return self._sp
 
     def put_vectors(self, main: Loaded, interpreter: Loaded | None, vdso: int) -> int:

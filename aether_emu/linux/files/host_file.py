@@ -64,10 +64,8 @@ class HostData(Seekable):
 
     def pread(self, count: int, offset: int) -> bytes:
         """See `OpenFile.pread`."""
-        if offset > LARGEST_OFFSET - MOST_PER_CALL:
-            return b""
         try:
-            return os.pread(self.host_fd, min(count, MOST_PER_CALL), offset)
+            return os.pread(self.host_fd, min(count, MOST_PER_CALL, LARGEST_OFFSET - offset), offset)
         except OSError as error:
             raise host.refused(error, "read") from None
 

@@ -54,11 +54,15 @@ class Link:
 
 @dataclass(frozen=True)
 class Device:
-    """A character device: what reading and writing it does; None if it can't be opened (ENXIO)."""
+    """A character device: what reading and writing it does; None if it can't be opened (ENXIO).
+
+    A device with `take` never looks at what is written to it, only at how many bytes it is.
+    """
 
     number: tuple[int, int]
     read: Callable[[int], bytes] | None
     write: Callable[[bytes], int] | None
+    take: Callable[[int], int] | None = None
     mode: int = modes.S_IFCHR | 0o666
 
 
@@ -187,13 +191,8 @@ class DeviceFile(OpenFile):
         super().__init__(flags, stat)
         if device.read is None or device.write is None:
             raise Refused(errno.ENXIO, f"{path!r} has nothing behind it")
-        self.path, self._read, self._write, self._device, self._fs = (
-            path,
-            device.read,
-            device.write,
-            device,
-            fs,
-        )
+        self.path, self._device, self._fs = path, device, fs
+        self._read, self._write, self.take = device.read, device.write, device.take
 
     def read(self, count: int) -> bytes:
         """See `OpenFile.read`."""
@@ -239,8 +238,11 @@ _MOST_AT_ONCE = 0x1FFFFFF
 def device_tree(random: Callable[[int], bytes]) -> Directory:
     """/dev: the memory devices, and links to the process's own descriptors. `random` gives n bytes."""
 
-    def no_space(data: bytes) -> int:
+    def no_space(count: int) -> int:
         raise Refused(errno.ENOSPC, "/dev/full is full")
+
+    def all_of_it(count: int) -> int:
+        return count
 
     def to(target: bytes) -> Link:
         return Link(lambda: target)
@@ -252,9 +254,9 @@ def device_tree(random: Callable[[int], bytes]) -> Directory:
         return bytes(min(count, _MOST_AT_ONCE))
 
     nodes: dict[bytes, Node] = {
-        b"null": Device((1, 3), lambda count: b"", len),
-        b"zero": Device((1, 5), zeros, len),
-        b"full": Device((1, 7), zeros, no_space),
+        b"null": Device((1, 3), lambda count: b"", len, all_of_it),
+        b"zero": Device((1, 5), zeros, len, all_of_it),
+        b"full": Device((1, 7), zeros, lambda data: no_space(len(data)), no_space),
         b"random": Device((1, 8), chance, len),
         b"urandom": Device((1, 9), chance, len),
         b"tty": Device((5, 0), None, None),

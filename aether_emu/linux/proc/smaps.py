@@ -147,6 +147,7 @@ def _flags(area: Area) -> str:
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
         ("dc", flags & AreaFlags.NO_FORK),
+        ("de", area.backing is not None and area.backing.whole),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
         ("ac", now & Protection.WRITE and not area.shared and not area.no_reserve),
         ("nr", area.no_reserve),

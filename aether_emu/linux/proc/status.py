@@ -104,7 +104,6 @@ def _signals(process: Process) -> Rows:
     def actions(chosen: Callable[[int], bool]) -> int:
         return sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and chosen(a.handler))
 
-    queued = pending.bit_count() + shared.bit_count()
     masks = (
         ("SigPnd", pending),
         ("ShdPnd", shared),
@@ -114,7 +113,7 @@ def _signals(process: Process) -> Rows:
     )
     return (
         ("Threads", len(process.tasks)),
-        ("SigQ", f"{queued}/{process.limits[RLIMIT_SIGPENDING][0]}"),
+        ("SigQ", f"{process.queued_signals}/{process.limits[RLIMIT_SIGPENDING][0]}"),
         *((name, f"{mask:016x}") for name, mask in masks),
     )
 
@@ -133,6 +132,8 @@ def _rights(process: Process) -> Rows:
         ("Cpus_allowed_list", 0),
         ("Mems_allowed", 1),
         ("Mems_allowed_list", 0),
+        ("voluntary_ctxt_switches", process.tasks[0].waits),
+        ("nonvoluntary_ctxt_switches", 0),
     )
 
 

@@ -77,8 +77,9 @@ class ProcessTexts:
         fields[3:8] = [process.parent_pid, process.pid, process.pid, 0, -1]
         fields[9] = process.kernel.minor_faults()
         fields[17:20] = [20, 0, len(process.tasks)]
-        fields[22:27] = [process.mm.reserved, resident, (1 << 64) - 1, *process.program.code]
-        fields[46] = process.mm.heap_start
+        program, (arguments, environment, end) = process.program, process.program.strings
+        fields[22:28] = [process.mm.reserved, resident, (1 << 64) - 1, *program.code, program.stack_pointer]
+        fields[44:51] = [*program.data, process.mm.heap_start, arguments, environment, environment, end]
         head = b"%d (%s) R " % (process.pid, process.tasks[0].name)
         return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
 

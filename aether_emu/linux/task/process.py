@@ -44,7 +44,8 @@ class Ended:
 class Program:
     """What was executed, as /proc/self and the auxiliary vector tell it.
 
-    `code` are the addresses from the start of its own code to its end.
+    `code` and `data` are the addresses from the start of its own code and data to their ends, `strings` those
+    of its arguments, their end and the environment's beginning, and its end.
     `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
     it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
@@ -54,6 +55,8 @@ class Program:
     environment: list[bytes]
     auxiliary: bytes = b""
     code: tuple[int, int] = (0, 0)
+    data: tuple[int, int] = (0, 0)
+    strings: tuple[int, int, int] = (0, 0, 0)
     entry: int = 0
     stack_pointer: int = 0
     vdso: int = 0
@@ -70,6 +73,8 @@ class Member(Protocol):
     def name(self) -> bytes: ...
     @property
     def signals(self) -> TaskSignals: ...
+    @property
+    def waits(self) -> int: ...
     def stop(self) -> None: ...
 
 

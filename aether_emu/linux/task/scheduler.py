@@ -43,13 +43,13 @@ class Deadlock(AetherError):
         self.waiting = tuple(waiting)
         whats = [task.wait.what for task in waiting if task.wait is not None]
         if len(whats) == 1:
-            super().__init__(f"the program waits for {whats[0]} that nobody can change")
+            super().__init__(f"deadlock: the program waits for {whats[0]}, and nothing can end the wait")
             return
         each = (
             f"task {task.tid} ({task.name.decode('utf-8', 'backslashreplace')}) waits for {what}"
             for task, what in zip(waiting, whats, strict=True)
         )
-        super().__init__(f"{', '.join(each)}: nobody can change that")
+        super().__init__(f"deadlock: {', '.join(each)}, and nothing can end that")
 
 
 class Scheduler:

@@ -32,6 +32,7 @@ class Task:
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.clear_child_tid = 0
         self.robust_list = (0, 0)
+        self.waits = 0  # how often it gave up its CPU to wait
         self._cpu: Cpu | None = None
         process.tasks.append(self)
 
@@ -71,6 +72,7 @@ class Task:
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
+        self.waits += not isinstance(wait, Unfinished)
         for queue in wait.queues:
             queue.add(self)
 
@@ -140,6 +142,7 @@ class Task:
             "signals": self.signals.capture(),
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
+            "waits": self.waits,
             "call": self.call,
             "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
         }
@@ -149,6 +152,7 @@ class Task:
         self.tid, self.name, self.registers = state["tid"], state["name"], dict(state["registers"])
         self.signals.restore(state["signals"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
+        self.waits = state["waits"]
         if state["wait"] is not None:
             what, deadline, progress = state["wait"]
             self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from aether_emu.linux.abi.signal import SIGPIPE
 from aether_emu.linux.calls.transfer import CHUNK
+from aether_emu.linux.files.open_file import MOST_PER_CALL
 from aether_emu.linux.files.streams import BufferStream, StreamFile
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, PROT_NONE, A, F, Served, Twin
@@ -185,7 +186,7 @@ def test_counts_are_clamped_and_not_allocated(served: Served) -> None:
     assert isinstance(fd, int)
     served.memory.protect(BAD, PROT_NONE)
     assert served("read", fd, BASE, 1 << 40) == EDGE
-    assert served("write", fd, BASE, 1 << 40) == EDGE
+    assert served("write", fd, BASE, 1 << 40) == MOST_PER_CALL, "nobody looks at the bytes"
 
 
 # Vectors
@@ -458,3 +459,28 @@ def test_a_write_that_does_not_fit_into_a_counter_waits_for_a_reader(served: Ser
     assert served("write", counter, BASE + 8, 8) == BLOCKED
     assert served.task.wait is not None and str(served.task.wait.what) == "an eventfd"
     assert served.waits_for(served.process.files.table.file(counter))
+
+
+# Where nothing is looked at, and where nothing is
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "/dev/zero", "/dev/full"])
+def test_a_device_that_ignores_what_is_written_does_not_look_at_it(prepared: Twin, path: str) -> None:
+    prepared.open("device", "openat", AT_FDCWD, prepared.text(path.encode()), os.O_WRONLY)
+    for count in (0, 10, 3 * PAGE):
+        prepared.call("write", F("device"), A(EDGE), count)
+        prepared.call("pwrite64", F("device"), A(EDGE), count, 5)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_no_transfer_reaches_behind_the_largest_offset(prepared: Twin, before: int) -> None:
+    at = (1 << 63) - 1 - before
+    prepared.open("m", "memfd_create", prepared.text(b"m"), 0)
+    for count in (1, 2):
+        prepared.call("pread64", F("m"), A(0), count, at)
+        prepared.call("pread64", F("f"), A(0), count, at)
+        prepared.call("pwrite64", F("m"), A(0), count, at)
+        prepared.call("lseek", F("m"), at, os.SEEK_SET)
+        prepared.call("read", F("m"), A(0), count)
+        prepared.call("write", F("m"), A(0), count)
+        prepared.call("sendfile", F("m"), F("f"), 0, count)

@@ -128,6 +128,13 @@ def test_status_statm_and_stat_agree_with_the_page_table(process: Process) -> No
     start, end = int(fields[26 - 3]), int(fields[27 - 3])
     assert start <= process.program.entry < end <= int(fields[47 - 3]) == space.heap_start
     assert (fields[4 - 3], int(fields[23 - 3]), int(fields[24 - 3])) == ("999", size, len(mapped))
+    assert int(fields[28 - 3]) == process.program.stack_pointer
+    data, data_end = int(fields[45 - 3]), int(fields[46 - 3])
+    assert space.areas.covered(data & -page, data_end) and data <= data_end <= space.heap_start
+    arguments, end, environment, last = (int(fields[number - 3]) for number in (48, 49, 50, 51))
+    assert end == environment
+    strings = b"".join(text + b"\0" for text in (*process.program.arguments, *process.program.environment))
+    assert _cpu(process).copy_from_user(arguments, last - arguments) == strings
 
 
 def _present(process: Process, va: int) -> bool:
@@ -194,7 +201,7 @@ _STATUS = (
     *("CoreDumping", "THP_enabled", "untag_mask", "Threads", "SigQ", "SigPnd", "ShdPnd", "SigBlk", "SigIgn"),
     *("SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters"),
     *("Speculation_Store_Bypass", "SpeculationIndirectBranch", "Cpus_allowed", "Cpus_allowed_list"),
-    *("Mems_allowed", "Mems_allowed_list"),
+    *("Mems_allowed", "Mems_allowed_list", "voluntary_ctxt_switches", "nonvoluntary_ctxt_switches"),
 )
 
 
