@@ -14,7 +14,7 @@ from aether_emu.verify.tables.walking import Tables, Walk, open_tables, walk
 
 if TYPE_CHECKING:
     from aether_emu.verify.cases.suites import differential
-    from aether_emu.verify.judge.encodings import judge
+    from aether_emu.verify.judging.encodings import judge
 
 __all__ = [
     "Finding",
@@ -42,7 +42,7 @@ def __getattr__(name: str) -> object:
 
         return differential
     if name == "judge":
-        from aether_emu.verify.judge.encodings import judge  # noqa: PLC0415  # as said above
+        from aether_emu.verify.judging.encodings import judge  # noqa: PLC0415  # as said above
 
         return judge
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,10 +10,11 @@ import pytest
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, PageTableFormat
 from aether_emu.arch.x86_64.stage1 import X86Format
+from aether_emu.verify import judge
 from aether_emu.verify.cases import suites
 from aether_emu.verify.cases.comparison import Tally
-from aether_emu.verify.judge import encodings
-from aether_emu.verify.judge.encodings import judge
+from aether_emu.verify.judging import encodings
+from aether_emu.verify.judging.encodings import steps
 from aether_emu.verify.spec import x86_64 as spec
 
 TRUE = [item for item in suites.FORMATS.values() if "kvm" not in item.name and "upper" not in item.name]
@@ -21,7 +22,7 @@ TRUE = [item for item in suites.FORMATS.values() if "kvm" not in item.name and "
 
 def judged(fmt: PageTableFormat, isa: str, cases: int, seed: int = 0, only: str = "") -> Tally:
     tally = Tally()
-    done = sum(judge(fmt, isa, cases, seed, tally, only))
+    done = sum(steps(fmt, isa, cases, seed, tally, only))
     assert done == tally.cases == tally.cells.total()
     return tally
 
@@ -64,9 +65,9 @@ def test_the_physical_width_decides_what_is_reserved(physical_bits: int) -> None
 def test_a_format_for_a_cpu_without_a_feature_is_judged_without_it(nxe: bool, pke: bool) -> None:
     fmt = X86Format(4, no_execute=nxe, keys=pke)
     without, with_all = Tally(), Tally()
-    for _done in judge(fmt, "x86_64", 2_000, 0, without, nxe=nxe, pke=pke):
+    for _done in steps(fmt, "x86_64", 2_000, 0, without, nxe=nxe, pke=pke):
         pass
-    for _done in judge(fmt, "x86_64", 2_000, 0, with_all):
+    for _done in steps(fmt, "x86_64", 2_000, 0, with_all):
         pass
     assert without.different == 0 < with_all.different
 
@@ -129,3 +130,15 @@ def test_a_million_entries_of_each_format_mean_what_the_format_says(item: suites
     tally = judged(item.ours(), item.isa, 1_000_000)
     assert tally.cases > 2_000_000
     assert tally.different == 0
+
+
+def test_everybody_can_judge_an_encoder_of_their_own() -> None:
+    class Wrong(X86Format):
+        """Supervisor pages are given to users."""
+
+        def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
+            return super().leaf_bits(attributes, level) | 4
+
+    assert judge(X86Format(4), "x86_64", cases=500).clean
+    tally = judge(Wrong(4), "x86_64", cases=500)
+    assert not tally.clean and tally.cases > 500 and tally.differences

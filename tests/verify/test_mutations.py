@@ -11,9 +11,9 @@ from aether_emu.arch.paging import Entry
 from aether_emu.arch.x86_64 import stage1 as x86
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.verify.cases import suites
-from aether_emu.verify.judge import edge_mutants, mutations
-from aether_emu.verify.judge.mutations import Mutant
-from aether_emu.verify.judge.seeded_mutants import seeded
+from aether_emu.verify.judging import edge_mutants, mutations
+from aether_emu.verify.judging.mutations import Mutant
+from aether_emu.verify.judging.seeded_mutants import seeded
 
 MUTANTS = [*mutations.mutants(), *edge_mutants.mutants()]
 SEEDED = seeded(0, 40)

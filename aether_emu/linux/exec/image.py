@@ -65,6 +65,8 @@ def map_program(task: Task, image: Image, file: MappedFile, base: int, name: byt
     if not image.position_independent or not image.segments:
         return _map_all(task, Loaded(image, 0, name), file, MAP_FIXED_NOREPLACE)
     align = max(image.align, space.page_size)
+    if image.interpreter is None and align > space.mmap_base // 2:
+        align = space.page_size  # no room has such an address, and Linux then takes what there is
     if image.interpreter is not None:
         place = base
     elif align == space.page_size:

@@ -40,6 +40,8 @@ _INSTRUCTION = 4
 _ZERO_REGISTER = 31
 _MAINTENANCE = (1, 3, 7)  # op0, op1, CRn of cache maintenance by address
 _IC_IVAU = (5, 1)  # CRm, op2
+# IC IVAU, DC CVAC, CVAU, CVAP, CVADP, CIVAC. CFP, DVP and CPP RCTX stand beside them and touch no address.
+_BY_ADDRESS = frozenset({_IC_IVAU, (10, 1), (11, 1), (12, 1), (13, 1), (14, 1)})
 _CNTFRQ, _CNTPCT, _CNTVCT = (3, 3, 14, 0, 0), (3, 3, 14, 0, 1), (3, 3, 14, 0, 2)
 _MISALIGNED_PC = syndrome.EC_PC_ALIGNMENT << 26 | syndrome.IL
 
@@ -199,7 +201,7 @@ class ArmCpu(UnicornCpu):
                 self.general[target] = value
             self.pc = self.pc + _INSTRUCTION
             return True
-        if (op0, op1, crn) == _MAINTENANCE:
+        if (op0, op1, crn) == _MAINTENANCE and (crm, op2) in _BY_ADDRESS:
             address = 0 if target == _ZERO_REGISTER else self.general[target]
             if engine.vmem_translate(self._handle, address, PROT_READ, ctypes.addressof(self._physical)):
                 self._maintenance_fault(address)

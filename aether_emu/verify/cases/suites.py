@@ -25,7 +25,7 @@ from aether_emu.verify.cases.comparison import Tally, run
 from aether_emu.verify.cases.laboratory import Laboratory
 from aether_emu.verify.cases.tlb import Policy, Selection, TlbTally
 from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
-from aether_emu.verify.judge.encodings import engine_chunks, judge
+from aether_emu.verify.judging.encodings import engine_chunks, steps
 
 SUITES = ("encodings", "entries", "permissions", "tlb")
 
@@ -178,10 +178,10 @@ def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcom
     outcome = Outcome(task, Tally())
     count = _MANY if task.asked is None else task.asked
     fmt = item.ours()
-    for done in judge(fmt, item.isa, count, task.seed, outcome.tally, task.only):
+    for done in steps(fmt, item.isa, count, task.seed, outcome.tally, task.only):
         progress(done)
     for other in item.variants:
-        for done in judge(
+        for done in steps(
             other.make(), item.isa, min(count, _FEW), task.seed, outcome.tally, task.only, nxe=other.nxe,
             pke=other.pke, prefix=other.name,
         ):  # fmt: skip

@@ -170,7 +170,8 @@ def totals(found: Survey) -> list[str]:
         lines.append(found.tables.title)
     if found.odd:
         count = sum(item.address.size for item in found.odd)
-        lines.append(f"{count:,} entries are wrong or lead nowhere: see aether pt lint")
+        what = "entry is wrong or leads" if count == 1 else "entries are wrong or lead"
+        lines.append(f"{count:,} {what} nowhere: see aether pt lint")
     return lines
 
 

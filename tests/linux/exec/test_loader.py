@@ -97,7 +97,7 @@ _PLACES = {
     "alignment 1 GiB": (Header(align=1 << 30), "exit 7", "exit 7"),
     "alignment 0": (Header(align=0), "exit 7", "exit 7"),
     "alignment 3": (Header(align=3), "exit 7", "exit 7"),
-    "alignment of the highest bit": (Header(align=1 << 63), "exit 7", "EPERM"),
+    "alignment of the highest bit": (Header(align=1 << 63), "exit 7", "exit 7"),
     "no access": (Header(flags=0), "signal 11", "signal 11"),
     "not executable": (Header(flags=READ | WRITE), "signal 11", "signal 11"),
     "cleared tail": (Header(flags=7, file_size=0xC00, memory_size=0x2800), "exit 7", "exit 7"),

@@ -196,6 +196,14 @@ class TestAborts:
         bare.cpu.run()
         assert (len(bare.faults), bare.calls) == (1, [(0, CODE + 8)])
 
+    @pytest.mark.parametrize("word", [0xD50B_7381, 0xD50B_73A1, 0xD50B_73E1])
+    def test_prediction_restrictions_touch_no_address(self, bare: BareArm64, word: int) -> None:
+        """CFP, DVP and CPP RCTX stand among cache maintenance, and are undefined here."""
+        bare["x1"] = ABSENT
+        bare.run(f".long {word:#x}")
+        assert bare.faults == []
+        assert [(trap.kind, pc) for trap, pc in bare.traps] == [(TrapKind.ILLEGAL, CODE)]
+
     def test_cache_maintenance_of_the_kernels_pages_is_refused(self, bare: BareArm64) -> None:
         bare["x1"] = TEXT
         bare.run("dc civac, x1")

@@ -13,8 +13,8 @@ import numpy as np
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, Held, HeldKind, MemoryType, PageFlags, PageTableFormat, Reach
 from aether_emu.arch.x86_64.stage1 import X86Format
-from aether_emu.verify.judge.edge_mutants import absent, masked
-from aether_emu.verify.judge.mutations import (
+from aether_emu.verify.judging.edge_mutants import absent, masked
+from aether_emu.verify.judging.mutations import (
     ARM_SHAPES,
     X86_SHAPES,
     Alter,

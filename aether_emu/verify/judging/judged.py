@@ -10,7 +10,7 @@ import numpy as np
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.verify.cases.cases import Bits, Words
 from aether_emu.verify.cases.comparison import Case, Tally
-from aether_emu.verify.judge.readings import Meaning, Path, Shape
+from aether_emu.verify.judging.readings import Meaning, Path, Shape
 
 _ONES = (1 << 64) - 1
 

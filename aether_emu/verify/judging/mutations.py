@@ -31,7 +31,7 @@ from aether_emu.arch.x86_64 import stage1 as x86
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.errors import EncodingError
 from aether_emu.verify.cases.comparison import Tally
-from aether_emu.verify.judge.encodings import judge
+from aether_emu.verify.judging.encodings import steps
 
 _WORD = (1 << 64) - 1
 _CASES = 4_000
@@ -60,7 +60,7 @@ def check(mutant: Mutant, seed: int = 0, cases: int = _CASES) -> Caught:
     """Judge one mutant: by few cases, and by `cases` what those let through."""
     for count in (min(_FEW, cases), cases):
         tally = Tally()
-        for _done in judge(mutant.make(), mutant.isa, count, seed, tally):
+        for _done in steps(mutant.make(), mutant.isa, count, seed, tally):
             pass
         if tally.different:
             break

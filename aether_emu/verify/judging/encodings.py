@@ -32,9 +32,9 @@ from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify.cases.cases import Chunk, Words, random_flips
 from aether_emu.verify.cases.comparison import Tally
 from aether_emu.verify.cases.laboratory import Laboratory
-from aether_emu.verify.judge.classes import data, every_address_bit, every_bit, not_present
-from aether_emu.verify.judge.judged import Judged, compare, tell
-from aether_emu.verify.judge.readings import (
+from aether_emu.verify.judging.classes import data, every_address_bit, every_bit, not_present
+from aether_emu.verify.judging.judged import Judged, compare, tell
+from aether_emu.verify.judging.readings import (
     RIGHTS,
     Kind,
     Meaning,
@@ -53,7 +53,19 @@ _AT_ONCE = 10_000  # cases that are judged together
 _ONES = (1 << 64) - 1
 
 
-def judge(
+def judge(fmt: PageTableFormat, isa: str, cases: int = 20_000, seed: int = 0) -> Tally:
+    """Judge an encoder, ours or another, by the specification of `isa` ("x86_64" or "arm64").
+
+    `cases` is about how many of them each way. The tally's `clean` says whether nothing is left to explain,
+    `differences` has the first that are.
+    """
+    tally = Tally()
+    for _done in steps(fmt, isa, cases, seed, tally):
+        pass
+    return tally
+
+
+def steps(
     fmt: PageTableFormat,
     isa: str,
     count: int,

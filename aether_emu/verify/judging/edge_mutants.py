@@ -11,7 +11,7 @@ from collections.abc import Callable
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, Entry, Held, Leaf, Malformed, PageTableFormat, Table
 from aether_emu.arch.x86_64.stage1 import X86Format
-from aether_emu.verify.judge.mutations import Alter, Mutant, table
+from aether_emu.verify.judging.mutations import Alter, Mutant, table
 
 
 def masked(lost: int) -> Alter:

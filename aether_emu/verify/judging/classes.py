@@ -21,8 +21,8 @@ from aether_emu.arch.paging import (
 )
 from aether_emu.errors import EncodingError
 from aether_emu.verify.cases.cases import Words
-from aether_emu.verify.judge.judged import Judged, compare, tell
-from aether_emu.verify.judge.readings import Kind, by_specification, nothing
+from aether_emu.verify.judging.judged import Judged, compare, tell
+from aether_emu.verify.judging.readings import Kind, by_specification, nothing
 
 _BITS = 64
 _RANDOM = 256  # absent words by chance
