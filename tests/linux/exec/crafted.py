@@ -14,7 +14,8 @@ from aether_emu.system import Grants, Machine
 
 PROGRAMS = Path(__file__).parents[3] / "guest" / "bin"
 ISAS = ("x86_64", "arm64")
-LOAD, INTERP, NOTE, GNU_STACK, GNU_PROPERTY = 1, 3, 4, 0x6474E551, 0x6474E553
+LOAD, DYNAMIC, INTERP, NOTE = 1, 2, 3, 4
+GNU_STACK, GNU_PROPERTY = 0x6474E551, 0x6474E553
 READ, WRITE, EXECUTE = 4, 2, 1
 _MACHINES = {"x86_64": 62, "arm64": 183}
 # exit(7): mov edi, 7; mov eax, 60; syscall / mov x0, #7; mov x8, #93; svc #0

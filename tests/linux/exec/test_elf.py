@@ -11,6 +11,7 @@ from aether_emu.errors import ProgramError
 from aether_emu.linux.exec.elf import Image, read_image
 from tests.linux.exec.crafted import (
     CODE,
+    DYNAMIC,
     EXECUTE,
     GNU_PROPERTY,
     GNU_STACK,
@@ -196,6 +197,12 @@ def test_a_program_that_needs_avx_is_told_so(tmp_path: Path, kind: int, levels: 
 def test_the_note_is_found_behind_another(tmp_path: Path) -> None:
     notes = _note(b"Linux\0", 1, b"12345678") + _needing(4)
     assert "needs AVX" in _refusal(tmp_path, crafted([Header(), data_header(NOTE, len(notes))], data=notes))
+
+
+def test_what_is_no_note_is_not_read_as_one(tmp_path: Path) -> None:
+    note = _needing(4)
+    image = crafted([Header(), data_header(DYNAMIC, len(note))], data=note)
+    assert _read(tmp_path, image).isa == "x86_64"
 
 
 @pytest.mark.parametrize(
