@@ -143,7 +143,7 @@ def test_a_fault_keeps_its_record_until_the_next(forging: Forging) -> None:
 def test_a_handler_ends_the_mask_that_it_was_waited_for_with(forging: Forging) -> None:
     signals, handled = forging.task.signals, 1 << SIGUSR1 - 1
     forging.process.set_action(SIGUSR1, Action(HANDLER, sig.SA_RESTORER, HANDLER))
-    signals.blocked = handled
+    signals.blocked = handled | 1 << SIGUSR2 - 1
     signals.suspend(0)
     signals.post(SignalInfo(SIGUSR1))
     forging.entry.before_user()
