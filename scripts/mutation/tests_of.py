@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import coverage
 import recorder
+from coverage.exceptions import CoverageWarning
 
 _SETTINGS = """\
 [tool.coverage.run]
@@ -97,7 +99,9 @@ def measure(root: Path, folder: Path) -> TestMap:
 def _join(folder: Path) -> None:
     """One file of lines and one of durations out of those of all processes."""
     lines = coverage.Coverage(config_file=str(folder / "coverage.toml"))
-    lines.combine([str(folder)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CoverageWarning)  # of commands that tests have killed
+        lines.combine([str(folder)])
     lines.save()
     seconds: dict[str, float] = {}
     for part in sorted(folder.glob("durations-*.json")):
