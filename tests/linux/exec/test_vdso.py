@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import struct
 from collections.abc import Iterator
@@ -13,12 +14,14 @@ from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
 from aether_emu.config import Config
+from aether_emu.errors import Refused
 from aether_emu.linux.exec import stack, vdso
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import BusError
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.mapping import unmap_memory
 from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.observe.core import write_core
 from aether_emu.state import capture, restore
@@ -231,6 +234,16 @@ def test_its_code_does_not_make_code_count_as_changeable(tmp_path: Path) -> None
         UserMemory(machine.process.mm).read(areas["[vdso]"].start, 1)
         assert not machine.physical.code.mutable
         machine.close()
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_neither_end_of_its_data_is_unmapped_alone(machine: Machine, end: int) -> None:
+    space, data = machine.process.mm, _areas(machine)["[vvar]"]
+    with pytest.raises(Refused) as refused:
+        unmap_memory(space, data.start + end * space.page_size, data.length - space.page_size)
+    assert refused.value.errno == errno.EINVAL
+    unmap_memory(space, data.start, data.length)
+    assert "[vvar]" not in _areas(machine)
 
 
 def test_a_forked_process_has_the_same(machine: Machine) -> None:
