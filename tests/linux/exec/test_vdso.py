@@ -238,6 +238,7 @@ def test_its_code_does_not_make_code_count_as_changeable(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("end", [0, 1])
 def test_neither_end_of_its_data_is_unmapped_alone(machine: Machine, end: int) -> None:
+    assert machine.process is not None
     space, data = machine.process.mm, _areas(machine)["[vvar]"]
     with pytest.raises(Refused) as refused:
         unmap_memory(space, data.start + end * space.page_size, data.length - space.page_size)
