@@ -122,6 +122,12 @@ def test_the_tree_of_proc(told: tuple[Guest, list[int]]) -> None:
         guest.files.open(CWD, b"/proc/meminfo", fl.O_RDWR)
 
 
+def test_an_open_text_lies_in_its_file_system(told: tuple[Guest, list[int]]) -> None:
+    files = told[0].files
+    fd = files.open(CWD, b"/proc/meminfo", fl.O_RDONLY)
+    assert files.fstatfs(fd) == files.statfs(b"/proc/meminfo") == files.statfs(b"/proc")
+
+
 def test_links_of_proc(told: tuple[Guest, list[int]]) -> None:
     guest, _ = told
     files = guest.files
