@@ -122,10 +122,11 @@ def test_the_tree_of_proc(told: tuple[Guest, list[int]]) -> None:
         guest.files.open(CWD, b"/proc/meminfo", fl.O_RDWR)
 
 
-def test_an_open_text_lies_in_its_file_system(told: tuple[Guest, list[int]]) -> None:
+@pytest.mark.parametrize("path", [b"/proc/meminfo", b"/dev/null"])
+def test_what_is_open_lies_in_the_file_system_of_its_path(told: tuple[Guest, list[int]], path: bytes) -> None:
     files = told[0].files
-    fd = files.open(CWD, b"/proc/meminfo", fl.O_RDONLY)
-    assert files.fstatfs(fd) == files.statfs(b"/proc/meminfo") == files.statfs(b"/proc")
+    fd = files.open(CWD, path, fl.O_RDONLY)
+    assert files.fstatfs(fd) == files.statfs(path) == files.statfs(os.path.dirname(path))
 
 
 def test_links_of_proc(told: tuple[Guest, list[int]]) -> None:
