@@ -162,25 +162,6 @@ class KvmProber:
             self._words[_IDT // 8 + 2 * vector] = low | (to >> 16 & 0xFFFF) << 48
             self._words[_IDT // 8 + 2 * vector + 1] = to >> 32
 
-    def attempt(
-        self,
-        root: int,
-        addresses: Words,
-        operation: Operation,
-        *,
-        user: bool,
-        wp: bool = True,
-        smep: bool = False,
-        smap: bool = False,
-        pke: bool = False,
-        nxe: bool = True,
-        ac: bool = False,
-        pkru: int = 0,
-    ) -> Attempts:
-        """`configure` and `run` in one: an access at each address, in order, with a cold TLB."""
-        self.configure(wp=wp, smep=smep, smap=smap, pke=pke, nxe=nxe)
-        return self.run(root, addresses, operation, user=user, ac=ac, pkru=pkru)
-
     def configure(self, *, wp: bool, smep: bool, smap: bool, pke: bool, nxe: bool) -> None:
         """Set the control registers for the batches that follow. EngineError for a bit not on offer."""
         for name, wanted in (("smep", smep), ("smap", smap), ("pke", pke), ("nxe", nxe)):
@@ -201,7 +182,7 @@ class KvmProber:
         pkru: int = 0,
         flush: bool = True,
     ) -> Attempts:
-        """As `attempt`, under the controls that were configured. `flush` False keeps the TLB.
+        """As `X86Prober.run`.
 
         Raises GuestHangs when the batch takes longer than it may.
         """

@@ -170,29 +170,6 @@ class X86Prober:
         self._address[index] = physical
         return False
 
-    def attempt(
-        self,
-        root: int,
-        addresses: Words,
-        operation: Operation,
-        *,
-        user: bool,
-        wp: bool = True,
-        smep: bool = False,
-        smap: bool = False,
-        pke: bool = False,
-        nxe: bool = True,
-        ac: bool = False,
-        pkru: int = 0,
-    ) -> Attempts:
-        """Make one access at each address, in order, with a cold TLB. EngineError when the engine fails.
-
-        Keyword arguments are the control bits of those names; the TLB keeps what earlier accesses of the
-        batch brought in.
-        """
-        self.configure(wp=wp, smep=smep, smap=smap, pke=pke, nxe=nxe)
-        return self.run(root, addresses, operation, user=user, ac=ac, pkru=pkru)
-
     def configure(self, *, wp: bool, smep: bool, smap: bool, pke: bool, nxe: bool) -> None:
         """Set the control registers for the batches that follow."""
         uc = self._uc
@@ -214,7 +191,11 @@ class X86Prober:
         pkru: int = 0,
         flush: bool = True,
     ) -> Attempts:
-        """As `attempt`, under the controls that were configured. `flush` False keeps the TLB."""
+        """Make one access at each address, in order, under the controls that were configured.
+
+        Until the first access the TLB is cold, or with `flush` False what earlier batches left; it keeps what
+        the accesses of the batch bring in. EngineError when the engine fails.
+        """
         count = self._count = addresses.size
         if not 0 < count <= BATCH:
             raise EngineError(f"a batch has 1 to {BATCH} accesses, not {count}")

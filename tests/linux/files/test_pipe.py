@@ -53,6 +53,15 @@ def test_an_empty_or_full_pipe_is_eagain_when_not_blocking(guest: Guest) -> None
     assert not guest.files.poll(writing) & POLLOUT
 
 
+def test_a_pipe_is_writable_from_room_for_pipe_buf_on(guest: Guest) -> None:
+    files = guest.files
+    _reading, writing = files.pipe()
+    files.write(writing, b"x" * (65536 - PIPE_BUF))
+    assert files.poll(writing) & POLLOUT
+    files.write(writing, b"x")
+    assert not files.poll(writing) & POLLOUT
+
+
 def test_a_write_of_pipe_buf_is_whole_or_waits(guest: Guest) -> None:
     files = guest.files
     reading, writing = files.pipe()

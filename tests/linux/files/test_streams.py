@@ -15,7 +15,9 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, WouldBlock
+from aether_emu.linux.files.pipe import PIPE_BUF
 from aether_emu.linux.files.streams import BufferStream, DescriptorStream, Stream
+from aether_emu.waiting import HostQueue
 from tests.linux.files.conftest import CWD, Guest, Source, refused
 
 TCGETS, TCSETSW, TIOCGPGRP, TIOCGWINSZ, FIONREAD = 0x5401, 0x5403, 0x540F, 0x5413, 0x541B
@@ -105,6 +107,19 @@ def test_a_stream_that_nobody_reads_is_epipe(pair: tuple[int, int]) -> None:
     os.close(pair[0])
     with refused(errno.EPIPE):
         files.write(1, b"x")
+    end(files)
+
+
+def test_a_full_pipe_would_block_and_is_tried_again(pair: tuple[int, int]) -> None:
+    os.set_blocking(pair[1], False)
+    files = process(BufferStream(), DescriptorStream(pair[1]))
+    while not isinstance(taken := files.write(1, bytes(PIPE_BUF)), WouldBlock):
+        assert taken == PIPE_BUF
+    assert taken.events == POLLOUT
+    (queue,) = files.table.file(1).queues(taken.events)
+    assert isinstance(queue, HostQueue) and queue.arrived(), "the host does not tell when there is room"
+    os.read(pair[0], PIPE_BUF)
+    assert files.write(1, bytes(PIPE_BUF)) == PIPE_BUF
     end(files)
 
 

@@ -122,6 +122,13 @@ def test_the_tree_of_proc(told: tuple[Guest, list[int]]) -> None:
         guest.files.open(CWD, b"/proc/meminfo", fl.O_RDWR)
 
 
+@pytest.mark.parametrize("path", [b"/proc/meminfo", b"/dev/null"])
+def test_what_is_open_lies_in_the_file_system_of_its_path(told: tuple[Guest, list[int]], path: bytes) -> None:
+    files = told[0].files
+    fd = files.open(CWD, path, fl.O_RDONLY)
+    assert files.fstatfs(fd) == files.statfs(path) == files.statfs(os.path.dirname(path))
+
+
 def test_links_of_proc(told: tuple[Guest, list[int]]) -> None:
     guest, _ = told
     files = guest.files

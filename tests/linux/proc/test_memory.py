@@ -263,7 +263,7 @@ def test_pagemap_has_whole_entries_up_to_the_end_of_the_user_half(view: View) ->
     files, pagemap, last = view.files, view.pagemap, view.process.mm.limits.user_end // view.page
     assert len(files.pread(pagemap, 64, 8 * (last - 3))) == 24
     assert files.pread(pagemap, 8, 8 * last) == files.pread(pagemap, 8, (1 << 63) - 16) == b""
-    for count, position in ((7, 0), (8, 4), (0, 1), (16, (1 << 63) - 8)):
+    for count, position in ((7, 0), (8, 4), (0, 1), (8, (1 << 63) - 8), (16, (1 << 63) - 8)):
         assert (
             refusal(lambda count=count, position=position: files.pread(pagemap, count, position))  # type: ignore[misc]
             == "EINVAL"

@@ -305,6 +305,13 @@ def test_smaps_has_linuxs_fields_below_the_lines_of_maps(process: Process) -> No
         assert sizes["KernelPageSize"] == sizes["MMUPageSize"] == process.mm.page_size >> 10
 
 
+@pytest.mark.parametrize(("name", "flags"), [("clear_refs", os.O_WRONLY), ("mem", os.O_RDWR)])
+def test_what_is_no_text_lies_in_proc_too(process: Process, name: str, flags: int) -> None:
+    files = process.files
+    fd = files.open(fl.AT_FDCWD, f"/proc/self/{name}".encode(), flags)
+    assert files.fstatfs(fd) == files.statfs(b"/proc")
+
+
 def test_smaps_rollup_is_the_sum_of_smaps(process: Process) -> None:
     head, *fields = _read(process, "self/smaps_rollup").decode().splitlines()
     areas = list(process.mm.areas)

@@ -289,6 +289,20 @@ def test_five_levels_that_are_not_on_offer_are_refused(monkeypatch: pytest.Monke
         KvmProber(kvm.page_aligned(SIZE), levels=5)
 
 
+def test_five_levels_that_are_on_offer_get_as_far_as_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    def machine() -> None:
+        raise Reached
+
+    offer = kvm.Offer(52, 46, True, True, True, True, True, True, True, False, "", "")
+    monkeypatch.setattr(kvm, "offer", lambda: offer)
+    monkeypatch.setattr(kvm, "VirtualMachine", machine)
+    with pytest.raises(Reached):
+        KvmProber(kvm.page_aligned(SIZE), levels=5)
+
+
 @needs_kvm
 def test_memory_off_a_page_boundary_is_refused() -> None:
     with pytest.raises(EngineError, match="KVM refuses memory at 0x0"):

@@ -6,6 +6,7 @@ Every scenario runs in a child, which a regression would kill.
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 
 from aether_emu.machine import native
 from aether_emu.machine.memory.aperture import Aperture, ApertureFile, BackingFailed, BeyondEnd
-from aether_emu.machine.memory.bus_guard import BusGuard
+from aether_emu.machine.memory.bus_guard import BusGuard, SignalHandlerError
 from tests.machine.child import HANG_SECONDS, in_other_process, outcome_of, survives
 from tests.machine.memory.small_disk import fill_disk, on_small_disk
 from tests.machine.unicorn.flat_guest import CODE, FlatGuest, assemble, emu_stop_address
@@ -274,6 +275,17 @@ def test_engines_that_share_a_range_are_aimed_at_in_turn(handler_kind: str) -> N
         scene.guard.aim(scene.token, emu_stop_address(), other.handle)
         other.run()
         assert other["rip"] == CODE and scene.drained() == [BASE + PAGE]
+
+    survives(scenario)
+
+
+def test_a_host_that_refuses_the_handler_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scenario() -> None:
+        monkeypatch.setattr(signal, "SIGBUS", signal.SIGKILL)  # nobody may handle it
+        monkeypatch.setattr(BusGuard, "_instance", None)
+        with pytest.raises(SignalHandlerError, match=os.strerror(errno.EINVAL)) as caught:
+            BusGuard.instance()
+        assert caught.value.errno == errno.EINVAL
 
     survives(scenario)
 
