@@ -45,6 +45,7 @@ class TestMap:
     def tests(self, path: str, line: int) -> list[str]:
         """Those that run the line, those of the file's own test folder first, then the quick ones.
 
+        Then the others of their modules: what a module's tests share is run, and noted, by the first of them.
         A line that only an import runs is run by every test, so the folder's own are taken.
         """
         if path not in self._lines:
@@ -53,7 +54,13 @@ class TestMap:
         found = {test for test in self._lines[path].get(line, ()) if test in self.seconds}
         if not found:
             found = {test for test in self.seconds if test.startswith(own)}
-        return sorted(found, key=lambda test: (not test.startswith(own), self.seconds[test], test))
+        modules = {test.partition("::")[0] for test in found}
+        shared = {test for test in self.seconds if test.partition("::")[0] in modules}
+
+        def order(test: str) -> tuple[bool, bool, float, str]:
+            return test not in found, not test.startswith(own), self.seconds[test], test
+
+        return sorted(found | shared, key=order)
 
 
 def _own_tests(path: str) -> str:
