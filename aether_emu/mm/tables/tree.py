@@ -164,6 +164,8 @@ class Tree(Written):
                 below = next_table(entry, level)
                 if below is None:
                     return self._stopped(va, level, slot, entry)
+                if below < ram_base:  # `words` would count from its end
+                    return self._astray(va)
                 table = below
             index = va >> self._page_shift & self._last_entry
             slot = (table - ram_base >> 3) + index

@@ -129,7 +129,7 @@ CASES = (
     Long("mincore", 12, _mincore),
     Long("readv", 4, lambda s: _vector(s, b"/dev/zero", WRITE)),
     Long("readv", 4, lambda s: _vector(s, b"/dev/urandom", WRITE)),
-    Long("writev", 4, lambda s: _vector(s, b"/dev/null", READ)),
+    Long("writev", 4, lambda s: _vector(s, b"/dev/urandom", READ)),
     Long("getrandom", 64, lambda s: _buffer(s, WHERE, 4 * MIB, 0)),
     Long("sendfile", 3, lambda s: (*_files(s)[::-1], 0, 3 * MIB)),
     Long("copy_file_range", 3, lambda s: ((pair := _files(s))[0], 0, pair[1], 0, 3 * MIB, 0)),
