@@ -1,12 +1,19 @@
-"""mremap(2) on an address space, with Linux's refusals and order of checks."""
+"""mremap(2) on an address space, with Linux's refusals and order of checks.
+
+What takes long is done in parts: to unmap what the mapping shrinks by or what stands at the target, to move
+the entries, and to unmap the old place. Between two parts the call can be left, and taken up again later.
+"""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import LOCKS, Area
+from aether_emu.mm.cuts import cuts
 from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
@@ -35,62 +42,163 @@ class Remap:
     new_address: int
 
 
-def remap_memory(space: AddressSpace, request: Remap) -> int:
-    """mremap(2). Returns the address of the mapping."""
-    flags, address = request.flags, request.address
-    if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP):
-        raise Refused(errno.EINVAL, "unknown flags")
-    if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
-        raise Refused(errno.EINVAL, "MREMAP_FIXED needs MREMAP_MAYMOVE")
-    old, new = space.page_up(request.old_length), space.page_up(request.new_length)
-    keep = bool(flags & MREMAP_DONTUNMAP)
-    if keep and (not flags & MREMAP_MAYMOVE or request.old_length != request.new_length):
-        raise Refused(errno.EINVAL, "MREMAP_DONTUNMAP moves without resizing")
-    if address & space.page_size - 1:
-        raise Refused(errno.EINVAL, "the address is not page aligned")
-    if new == 0:
-        raise Refused(errno.EINVAL, "the new length is zero")
-    area = space.areas.find(address)
-    if area is None:
-        raise Refused(errno.EFAULT, "nothing is mapped there")
-    moves = bool(flags & (MREMAP_FIXED | MREMAP_DONTUNMAP))
-    if moves:
-        _check_target(space, request, old, new)
-        space.areas.require_room(_PLACED_ROOM)
-    if new < old:
-        unmap_memory(space, address + new, old - new)
-        old = new
-        area = space.areas.find(address)
-        assert area is not None, "the part that stays is never empty"
-    if new == old and not moves:
-        return address
-    _check_resize(space, area, address, old, new)
-    _check_whole(area, request, old, new)
-    grows_by = new if keep else new - old
-    if grows_by:
-        space.require(grows_by, data=area.is_data)
-    if not moves and old and _grow_in_place(space, area, address, old, new):
-        return address
-    if not flags & MREMAP_MAYMOVE:
-        raise Refused(errno.ENOMEM, "no room to grow in place")
-    space.areas.require_room(_MOVE_ROOM)
-    hint = request.new_address if moves else 0
-    if flags & MREMAP_FIXED:
-        target = hint
-        space.unmap(target, target + new)
-        if space.areas.find(address) is None:  # MREMAP_FIXED onto itself: the unmap took the source away
+class Stage(IntEnum):
+    """What a call that is left in between was about to go on with."""
+
+    SHRINK = 0  # to unmap the end that is given up
+    CLEAR = 1  # to unmap what stands at the target
+    MOVE = 2  # to move the entries
+    LEAVE = 3  # to unmap the old place
+
+
+Look = Callable[[int, int, int], None]
+"""Told (stage, target, position) before each part. Whoever raises there takes the call up again with them."""
+
+
+def remap_memory(
+    space: AddressSpace, request: Remap, look: Look | None = None, left: tuple[int, ...] = ()
+) -> int:
+    """mremap(2). Returns the address of the mapping.
+
+    `left` is what `look` was told when the call was left, to take it up again.
+    """
+    call = _Call(space, request, look or (lambda *_: None))
+    stage, target, position = left or (Stage.SHRINK, 0, 0)
+    if not left:
+        call.check()
+    return call.go_on(Stage(stage), target, position)
+
+
+class _Call:
+    """One call. `old` and `new` are bytes in whole pages."""
+
+    def __init__(self, space: AddressSpace, request: Remap, look: Look) -> None:
+        self.space, self.request, self.look = space, request, look
+        self.address = request.address
+        self.old, self.new = space.page_up(request.old_length), space.page_up(request.new_length)
+        self.fixed = bool(request.flags & MREMAP_FIXED)
+        self.keep = bool(request.flags & MREMAP_DONTUNMAP)
+        self.moves = self.fixed or self.keep
+
+    def check(self) -> None:
+        """Refuse what Linux refuses before it changes anything."""
+        space, flags, address = self.space, self.request.flags, self.address
+        if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP):
+            raise Refused(errno.EINVAL, "unknown flags")
+        if self.fixed and not flags & MREMAP_MAYMOVE:
+            raise Refused(errno.EINVAL, "MREMAP_FIXED needs MREMAP_MAYMOVE")
+        if self.keep and (not flags & MREMAP_MAYMOVE or self.request.old_length != self.request.new_length):
+            raise Refused(errno.EINVAL, "MREMAP_DONTUNMAP moves without resizing")
+        if address & space.page_size - 1:
+            raise Refused(errno.EINVAL, "the address is not page aligned")
+        if self.new == 0:
+            raise Refused(errno.EINVAL, "the new length is zero")
+        if space.areas.find(address) is None:
+            raise Refused(errno.EFAULT, "nothing is mapped there")
+        if self.moves:
+            _check_target(space, self.request, self.old, self.new)
+            space.areas.require_room(_PLACED_ROOM)
+        if self.new < self.old and self.old > space.limits.user_end - address:
+            raise Refused(errno.EINVAL, "the range leaves the user half")
+
+    def go_on(self, stage: Stage, target: int, position: int) -> int:
+        """Carry the call out from a stage on; `position` is where that stage had come to, 0 at its start."""
+        address = self.address
+        if self.new < self.old:
+            if stage == Stage.SHRINK:
+                self._unmap(stage, 0, address + self.new, address + self.old, position)
+                position = 0
+            self.old = self.new
+        if stage <= Stage.CLEAR:
+            if self.new == self.old and not self.moves:
+                return address
+            if stage == Stage.SHRINK and not self._prepare():
+                return address
+            if self.fixed:
+                target = self.request.new_address
+                self._unmap(Stage.CLEAR, target, target, target + self.new, position)
+            target, position = self._place(target), 0
+        if stage <= Stage.MOVE:
+            self._move(target, position)
+            position = 0
+        self._leave(target, position)
+        return target
+
+    def _unmap(self, stage: Stage, target: int, start: int, end: int, position: int) -> None:
+        for low, high in self._parts(stage, target, start, end, position):
+            unmap_memory(self.space, low, high - low)
+
+    def _parts(
+        self, stage: Stage, target: int, start: int, end: int, position: int
+    ) -> Iterator[tuple[int, int]]:
+        """The parts of a range from `position` (0: from its start) on."""
+        low = position or start
+        for high in (*cuts(self.space, low, end), end) if low < end else ():
+            self.look(stage, target, low)
+            yield low, high
+            low = high
+
+    def _source(self) -> Area:
+        area = self.space.areas.find(self.address)
+        if area is None:
             raise Refused(errno.EFAULT, "the target replaced the source")
-    else:
-        wanted = Request(hint, new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
-        target = choose_address(space, wanted, new)
-    _move(space, area.piece(address, address + old, space.table.format.page_shift), target, new, grows_by)
-    if old and not keep:
-        space.unmap(address, address + old)
-    elif keep:  # what is left is not locked any more: the lock has moved with the pages
-        left = space.areas.find(address)
-        assert left is not None, "the source stays"
-        space.mark(left, address, address + old, left.flags & ~LOCKS)
-    return target
+        return area
+
+    def _grows_by(self) -> int:
+        return self.new if self.keep else self.new - self.old
+
+    def _prepare(self) -> bool:
+        """The checks before anything moves. False when it need not, because the area could grow in place."""
+        space, area = self.space, self._source()
+        _check_resize(space, area, self.address, self.old, self.new)
+        _check_whole(area, self.request, self.old, self.new)
+        if self._grows_by():
+            space.require(self._grows_by(), data=area.is_data)
+        if not self.moves and self.old and _grow_in_place(space, area, self.address, self.old, self.new):
+            return False
+        if not self.request.flags & MREMAP_MAYMOVE:
+            raise Refused(errno.ENOMEM, "no room to grow in place")
+        space.areas.require_room(_MOVE_ROOM)
+        return True
+
+    def _place(self, target: int) -> int:
+        """Have an area at the target that shows what the source shows. Returns where that is."""
+        space, source = self.space, self._source()
+        if not self.fixed:
+            hint = self.request.new_address if self.moves else 0
+            wanted = Request(hint, self.new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
+            target = choose_address(space, wanted, self.new)
+        shift, end = space.table.format.page_shift, self.address + self.old
+        own_pages = space.has_own_pages(self.address, end)
+        moved = source.piece(self.address, end, shift)
+        moved.moved = moved.moved + (self.address - target >> shift) if own_pages else 0
+        moved.start, moved.end = target, target + self.new
+        moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
+        space.insert(moved, self._grows_by(), own_pages=own_pages)
+        return target
+
+    def _move(self, target: int, position: int) -> None:
+        """Bring the entries to the target.
+
+        Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
+        """
+        space, address = self.space, self.address
+        for low, high in self._parts(Stage.MOVE, target, address, address + self.old, position):
+            try:
+                space.move_entries(low, high, target + low - address)
+            except OutOfFrames:
+                space.move_entries(target, target + low - address, address)  # whose tables are still there
+                space.unmap(target, target + self.new)
+                raise Refused(errno.ENOMEM, "no memory for page tables") from None
+
+    def _leave(self, target: int, position: int) -> None:
+        """Take the old place away, if it is not to be kept."""
+        space, end = self.space, self.address + self.old
+        if not self.keep:
+            self._unmap(Stage.LEAVE, target, self.address, end, position)
+        else:  # what is left is not locked any more: the lock has moved with the pages
+            source = self._source()
+            space.mark(source, self.address, end, source.flags & ~LOCKS)
 
 
 def _check_target(space: AddressSpace, request: Remap, old: int, new: int) -> None:
@@ -137,22 +245,3 @@ def _grow_in_place(space: AddressSpace, area: Area, address: int, old: int, new:
         return False
     space.insert(area.piece_after(end, space.table.format.page_shift), own_pages=True)
     return True
-
-
-def _move(space: AddressSpace, source: Area, target: int, new: int, grows_by: int) -> None:
-    """Show what `source` (a copy of the area, cut to the old range) shows at `target`, `new` bytes long.
-
-    Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
-    """
-    shift = space.table.format.page_shift
-    own_pages = space.has_own_pages(source.start, source.end)
-    moved = source.piece(source.start, source.end, shift)
-    moved.start, moved.end = target, target + new
-    moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
-    moved.moved = source.moved + (source.start - target >> shift) if own_pages else 0
-    space.insert(moved, grows_by, own_pages=own_pages)
-    try:
-        space.move_entries(source.start, source.end, target)
-    except OutOfFrames:
-        space.unmap(target, target + new)
-        raise Refused(errno.ENOMEM, "no memory for page tables") from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from copy import copy
 from typing import IO, Any
 
@@ -430,8 +430,8 @@ class AddressSpace:
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family."""
-        kinds = self.physical.frames.kind_array[self.shown(start, end)]
-        return bool((kinds == _ANON).any())
+        kinds = self.physical.frames.kind_array
+        return any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end))
 
     # ---- state
 
@@ -491,14 +491,16 @@ class AddressSpace:
 
     def shown(self, start: int, end: int) -> Frames:
         """The frames behind the entries of `[start, end)`, a frame once for each page that shows it."""
+        return np.concatenate([np.zeros(0, np.int64), *self._shown_each(start, end)])
+
+    def _shown_each(self, start: int, end: int) -> Iterator[Frames]:
+        """`shown`, in the pieces in which the table holds them."""
         fmt, frames = self.table.format, self.physical.frames
-        shown = [np.zeros(0, np.int64)]
         for item in self.table.visit(start, end):
             entries, level = entries_of(self.table, item)
             for kind, chosen in kinds(fmt, entries, level):
                 if has_frame(fmt, kind, level):
-                    shown.append(frames_of(fmt, frames, of_kind(entries, chosen), level))
-        return np.concatenate(shown)
+                    yield frames_of(fmt, frames, of_kind(entries, chosen), level)
 
     def clear(self, gather: Gather, area: Window, start: int, end: int, *, own_pages: bool = True) -> None:
         """Remove the entries of `[start, end)`, a part of `area`; `gather` lets go of what they show.

@@ -25,6 +25,7 @@ from aether_emu.mm.protection import READABLE, Protection
 
 _MLOCK_ONFAULT = 1
 _X86_FLAGS = mapping.MAP_32BIT | mapping.MAP_ABOVE4G  # arm64 ignores them
+_FILLING = 2  # numbers that mremap has noted once it is at that
 _BATCH = 1024  # pages that are faulted in between two looks at whether the run is to end
 
 
@@ -139,12 +140,12 @@ def _require_keys(task: Task) -> None:
 
 def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target: int, *_: int) -> int:
     """mremap(2). What a locked area grows by is brought in afterwards."""
-    mm = task.process.mm
-    if task.progress:
-        start, position = task.progress
+    mm, left = task.process.mm, task.progress
+    if len(left) == _FILLING:
+        start, position = left
     else:
         request = remap.Remap(_untagged(task, address), old, new, flags, target)
-        start = remap.remap_memory(mm, request)
+        start = remap.remap_memory(mm, request, task.checkpoint, left)
         position = start + mm.page_up(old)
     if mm.locked and mm.page_up(new) > mm.page_up(old):
         area = mm.areas.find(position)

@@ -23,6 +23,7 @@ from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.mm import cuts
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from tests.guests.running import ISAS
 from tests.linux.calls.looks import Looks
 from tests.linux.calls.twin import BASE, BLOCKED, PAGE, Served
@@ -116,6 +117,15 @@ def _dirty_file(served: Served) -> tuple[int, ...]:
     return WHERE, length, MS_SYNC
 
 
+def _moving(served: Served, target: int = OTHER) -> tuple[int, ...]:
+    """Five tables of pages to a place where as many stand, at another offset within their tables."""
+    length = filled(served)
+    area(served, length, READ, target)
+    for at in range(target, target + length, PAGE):
+        assert served.machine.cpu.copy_from_user(at, 1) == b"\0"
+    return WHERE, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target
+
+
 CASES = (
     Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
     Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
@@ -126,6 +136,9 @@ CASES = (
     Long("madvise", 4, _holes),
     Long("munmap", 4, _unmapping_areas),
     Long("msync", 4, _dirty_file),
+    Long("mremap", 12, _moving),
+    Long("mremap", 12, lambda s: _moving(s, OTHER + PAGE)),
+    Long("mremap", 4, lambda s: (WHERE, filled(s), PAGE, 0)),
     Long("mincore", 12, _mincore),
     Long("readv", 4, lambda s: _vector(s, b"/dev/zero", WRITE)),
     Long("readv", 4, lambda s: _vector(s, b"/dev/urandom", WRITE)),
