@@ -9,6 +9,7 @@ names its owner and index, so the entry can be written again and no reference is
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 import numpy as np
@@ -19,11 +20,10 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import mappings
-from aether_emu.mm.tables.count import first_frames
+from aether_emu.mm.tables.count import few_used, first_frames
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.tree import Found, Stretch
 
-_FEW = 16  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 # Plain ints: numpy needs 20 us to compare with an enum.
 _ANON, _ZERO, _FILE, _SHARED = int(Kind.ANON), int(Kind.ZERO), int(Kind.FILE), int(Kind.SHARED)
 
@@ -96,8 +96,9 @@ def reclaim(physical: Physical, item: MemoryObject) -> int:
 
 def _strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     """The numbers of entries of a stretch that are not absent, and show no page that belongs there."""
-    if stretch.count <= _FEW:
-        return _few_strangers(space, area, stretch)
+    few = few_used(space.table, stretch)
+    if few is not None:
+        return _few_strangers(space, area, stretch, few)
     fmt, frames = space.table.format, space.physical.frames
     entries: Entries = space.physical.ram.array[stretch.slot : stretch.slot + stretch.count]
     used = entries.nonzero()[0]
@@ -120,14 +121,14 @@ def _strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     return strangers
 
 
-def _few_strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
-    """The same for a few entries, one by one: quicker than to set numpy going."""
+def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:
+    """The same for a few entries, those of the numbers `used`, one by one."""
     fmt, frames = space.table.format, space.physical.frames
     words, mask, present = space.physical.ram.words, fmt.address_mask, fmt.present_mask
     kind, owner, index = frames.kind, frames.owner, frames.index
     page, backing = stretch.va >> fmt.page_shift, area.backing
     strangers = []
-    for number in range(stretch.count):
+    for number in used:
         entry = words[stretch.slot + number]
         if not entry:
             continue

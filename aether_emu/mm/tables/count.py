@@ -10,6 +10,7 @@ outside the frame table (devices).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import lru_cache
@@ -25,6 +26,10 @@ Frames = NDArray[np.int64]
 Chosen = NDArray[np.bool_] | None
 """Which entries of a stretch are meant; None: all of them."""
 _ZERO = int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
+
+
+_FEW = 16  # entries, one by one
+_MANY = 1 << 12  # entries of a stretch that is not searched for few: several tables in a row
 
 
 class Sort(Enum):
@@ -117,6 +122,22 @@ def entries_of(table: Tree, item: Stretch | Found) -> tuple[Entries, int]:
     if isinstance(item, Stretch):
         return table.ram.array[item.slot : item.slot + item.count], 1
     return np.array([table.ram.words[item.slot]], np.uint64), item.level
+
+
+def few_used(table: Tree, stretch: Stretch) -> Sequence[int] | None:
+    """The numbers of the entries in use, if those are few; None if they are many.
+
+    A loop over a few is quicker than numpy's fixed cost.
+    """
+    if stretch.count <= _FEW:
+        return range(stretch.count)
+    if stretch.count > _MANY:
+        return None
+    entries = table.ram.array[stretch.slot : stretch.slot + stretch.count]
+    if np.count_nonzero(entries) > _FEW:
+        return None
+    used: list[int] = entries.nonzero()[0].tolist()
+    return used
 
 
 @dataclass(slots=True)

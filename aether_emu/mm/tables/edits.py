@@ -16,7 +16,7 @@ held kind has no frame that anybody could know: zap clears and returns it, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ from aether_emu.mm.tables.count import (
     address_bits,
     counted,
     entries_of,
+    few_used,
     first_frames,
     frames_of,
     has_frame,
@@ -45,9 +46,6 @@ from aether_emu.mm.tables.tree import Found, Stretch, Tree
 
 Change = Callable[[int, int], int]
 """What an entry of a kind (its address cleared) becomes at a level; its address stays."""
-
-
-_FEW = 16  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 
 # ---- the two ways in which entries change
 
@@ -92,7 +90,7 @@ def rewrite(table: Tree, items: list[Stretch | Found], change: Change, gather: G
         return known[kind, level]
 
     for item in items:
-        if isinstance(item, Stretch) and item.count <= _FEW:
+        if isinstance(item, Stretch) and few_used(table, item) is not None:
             kind_bits = ~address_bits(fmt, 1)
             for found in found_in(table, item, entries_of(table, item)[0] != 0):
                 bits, owing = judged(found.entry & kind_bits, 1)
@@ -188,8 +186,8 @@ def zap(
     for item in whole(table, gather, start, end):
         if inspect is not None and isinstance(item, Stretch):
             inspect(item)
-        if isinstance(item, Stretch) and item.count <= _FEW:
-            frameless += _zap_few(table, gather, item, spare)
+        if isinstance(item, Stretch) and (used := few_used(table, item)) is not None:
+            frameless += _zap_few(table, gather, item, used, spare)
             continue
         entries, level = entries_of(table, item)
         for kind, alike in kinds(fmt, entries, level):
@@ -211,11 +209,13 @@ def zap(
     return frameless
 
 
-def _zap_few(table: Tree, gather: Gathering, item: Stretch, spare: Kind | None) -> list[Found]:
-    """`zap` for a few entries, one by one: quicker than to set numpy going."""
+def _zap_few(
+    table: Tree, gather: Gathering, item: Stretch, used: Iterable[int], spare: Kind | None
+) -> list[Found]:
+    """`zap` for a few entries, those of the numbers `used`, one by one."""
     fmt, frames, words = table.format, table.frames, table.ram.words
     kind_bits, frameless = ~address_bits(fmt, 1), list[Found]()
-    for number in range(item.count):
+    for number in used:
         slot = item.slot + number
         entry = words[slot]
         if not entry:
