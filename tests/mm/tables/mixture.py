@@ -322,7 +322,9 @@ def _pages(mixture: Mixture, at: int) -> None:
         count = min(random.choice([1, 1, 3]), block - place)
         sort = random.choice(["leaf", "leaf", "file", "zero", "junk", *HeldKind])
         frameless = sort == "junk" or (isinstance(sort, HeldKind) and not sort.has_frame)
-        kind = Kind.FILE if sort == "file" or frameless else Kind.ANON  # what is no frame's number looks like one
+        kind = (
+            Kind.FILE if sort == "file" or frameless else Kind.ANON
+        )  # what is no frame's number looks like one
         first = mixture.take(4, kind)
         flags = mixture._flags()
         for number in range(count):
