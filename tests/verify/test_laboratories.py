@@ -193,6 +193,21 @@ def test_every_operation_is_tried_at_every_privilege_and_size(name: str) -> None
     laboratory.close()
 
 
+@pytest.mark.parametrize("name", ["x86_64-4level", "arm64-64K-42bit"])
+def test_seeded_combinations_fill_up_what_single_bits_leave_of_the_cases(name: str) -> None:
+    laboratory = suites.FORMATS[name].open()
+
+    def made(count: int) -> int:
+        if isinstance(laboratory, X86Laboratory):
+            return sum(chunk.size for chunk in x86_cases.entries(laboratory, count, 1))
+        assert isinstance(laboratory, ArmLaboratory)
+        return sum(chunk.size for chunk in arm64_cases.entries(laboratory, count, 1))
+
+    alone = made(0)
+    assert made(alone + 100) == alone + 100
+    laboratory.close()
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_combinations_of_permissions_reach_pages_of_every_size_and_end_before_them(name: str) -> None:
     laboratory = suites.FORMATS[name].open()
