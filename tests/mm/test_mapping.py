@@ -169,6 +169,13 @@ def test_the_number_of_areas_is_limited(make: Make, page: int) -> None:
     assert areas(space) == [(0x100_0000, 3), (0x200_0000, 1), (0x300_0000, 1)]
 
 
+def test_a_hole_may_take_the_last_room_for_an_area(make: Make, page: int) -> None:
+    space = make(areas=2)
+    at = mmap(space, 0, 3)
+    mapping.unmap_memory(space, at + page, page)
+    assert areas(space) == [(at, 1), (at + 2 * page, 1)]
+
+
 def test_at_the_limit_a_border_between_two_areas_can_still_move(make: Make, page: int) -> None:
     space = make(areas=2)
     at = mmap(space, 0, 4)
