@@ -142,6 +142,7 @@ LOCKABLE = [
     for source in (
         *("add [rdi], rax", "or [rdi], rax", "adc [rdi], eax", "sbb [rdi], ax", "and [rdi], al"),
         *("sub [rdi], rax", "xor [rdi], rax", "add qword ptr [rdi], 5", "xor byte ptr [rdi], 5"),
+        "or dword ptr [rdi], 0x12345",
         *("xchg [rdi], rax", "not qword ptr [rdi]", "neg byte ptr [rdi]", "inc dword ptr [rdi]"),
         *(
             "dec byte ptr [rdi]",
