@@ -160,6 +160,7 @@ class Machine:
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
@@ -222,6 +223,7 @@ class Machine:
         """
         if self.computer.closed:
             return
+        self.observers.detach_all()
         try:
             if self.process is not None:
                 self.computer.rest()

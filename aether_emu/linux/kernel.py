@@ -1,4 +1,4 @@
-"""What all processes of a machine share: clock, chance, memory, files that are mapped, futexes, accounts.
+"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, observers, accounts.
 
 It knows no process. Who is running is the `Entry`'s business, one for each CPU; who runs next is the
 `Scheduler`'s.
@@ -14,6 +14,7 @@ from typing import Any
 from aether_emu.clock import VirtualClock
 from aether_emu.config import Config
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -58,6 +59,7 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
         costs = config.clock

@@ -22,6 +22,7 @@ from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
+from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.limits import Limits
@@ -129,7 +130,9 @@ class AddressSpace:
         self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
+        start, end = area.start, area.end
         self._place(area)
+        self._tell(Change.MAPPED, start, end)
 
     def _join_neighbour(self, area: Area) -> None:
         shift, chosen = self.table.format.page_shift, (area.family, area.moved)
@@ -236,6 +239,13 @@ class AddressSpace:
             self.finish(gather)
             for item in held:
                 item.let_go()
+        self._tell(Change.UNMAPPED, start, end)
+
+    def _tell(self, change: Change, start: int, end: int) -> None:
+        """Whoever watches mappings hears of it, once it is done."""
+        told = self.physical.on_mapping
+        if told is not None:
+            told(self.number, change, start, end)
 
     def _take_out(self, start: int, end: int) -> list[Area]:
         """Remove areas but not entries. The caller holds their objects until the entries are gone."""
@@ -275,6 +285,7 @@ class AddressSpace:
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
+        self._tell(Change.PROTECTED, start, end)
 
     def mark(self, area: Area, start: int, end: int, flags: int) -> None:
         """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
@@ -286,6 +297,7 @@ class AddressSpace:
         piece.flags = flags
         self.areas.require_room(self.areas.growth(area, piece))
         self._put_back(area, piece)
+        self._tell(Change.MARKED, start, end)
 
     def _put_back(self, area: Area, piece: Area) -> None:
         """Let `piece`, a part of `area` with something changed, stand in its place."""
@@ -323,9 +335,11 @@ class AddressSpace:
             self.require_lockable(above.start - start, above.flags)
         except Refused:
             return None
-        self._count(above, above.start - start)
+        end = above.start
+        self._count(above, end - start)
         self.areas.grow_down(above, start)
         self.last_area = self.nowhere
+        self._tell(Change.GROWN, start, end)
         return above
 
     # ---- entries
