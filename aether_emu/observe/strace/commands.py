@@ -15,7 +15,7 @@ from aether_emu.observe.strace.kinds import (
     timespec,
     word,
 )
-from aether_emu.observe.strace.words import address, quoted, signed
+from aether_emu.observe.strace.words import address, bare, quoted, signed
 
 # ---- fcntl
 
@@ -93,7 +93,8 @@ def _ioctl_name(_call: Made, value: int) -> str:
     if "/*" not in known:
         return known
     kinds = ("_IOC_NONE", "_IOC_WRITE", "_IOC_READ", "_IOC_READ|_IOC_WRITE")
-    return f"_IOC({kinds[command >> 30]}, {command >> 8 & 0xFF:#x}, {command & 0xFF:#x}, {command >> 16 & 0x3FFF:#x})"
+    parts = (command >> 8 & 0xFF, command & 0xFF, command >> 16 & 0x3FFF)
+    return f"_IOC({kinds[command >> 30]}, {', '.join(map(bare, parts))})"
 
 
 IOCTL_COMMAND = Kind(_ioctl_name)
@@ -153,7 +154,7 @@ def _wake_operation(bits: int) -> str:
     shift = "FUTEX_OP_OPARG_SHIFT<<28|" if bits >> 31 else ""
     first = f"FUTEX_OP_{operations[operation]}<<28" if operation < 5 else f"{operation:#x}<<28"
     second = f"FUTEX_OP_CMP_{comparisons[comparison]}<<24" if comparison < 6 else f"{comparison:#x}<<24"
-    return f"{shift}{first}|{bits >> 12 & 0xFFF:#x}<<12|{second}|{bits & 0xFFF:#x}"
+    return f"{shift}{first}|{bits >> 12 & 0xFFF:#x}<<12|{second}|{bare(bits & 0xFFF)}"
 
 
 FUTEX_REST = Kind(_futex_rest)
@@ -161,11 +162,11 @@ FUTEX_REST = Kind(_futex_rest)
 
 # ---- prctl, arch_prctl
 
-_SET_NAME, _GET_NAME = 15, 16
+_GET_DUMPABLE, _SET_DUMPABLE, _SET_NAME, _GET_NAME = 3, 4, 15, 16
 
 
 _PRCTL_ALONE = (3, 7, 21, 27, 30)  # commands that take nothing more
-_PRCTL_NUMBER = (1, 4, 8, 23, 24, 29)
+_PRCTL_NUMBER = (1, 8, 23, 24, 29)
 
 
 def _process_control(call: Made, value: int) -> str | None:
@@ -176,9 +177,23 @@ def _process_control(call: Made, value: int) -> str | None:
         return pointed(_command_name)(call, value)
     if command == _GET_NAME:
         return address(value)
+    if command == _SET_DUMPABLE:
+        return names.DUMPABLE.one(value)
     if command in _PRCTL_NUMBER:
         return str(value)
     return ", ".join(str(n) if n < 10 else f"{n:#x}" for n in call.arguments[1:5])
+
+
+def prctl_result(call: Made, result: int) -> str:
+    """A number that some commands have names for."""
+    if call.arguments[0] & 0xFFFF_FFFF == _GET_DUMPABLE:
+        return f"{result} ({names.DUMPABLE.one(result)})"
+    return str(result)
+
+
+def membarrier_result(call: Made, result: int) -> str:
+    """What there is, if that was asked."""
+    return f"{result:#x} ({names.MEMBARRIER.bits(result)})" if result else "0"
 
 
 def _command_name(call: Made, value: int) -> str:

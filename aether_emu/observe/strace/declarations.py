@@ -27,7 +27,9 @@ from aether_emu.observe.strace.commands import (
     REMAP_TARGET,
     SOCKET_TYPE,
     fcntl_result,
+    membarrier_result,
     personality_result,
+    prctl_result,
 )
 from aether_emu.observe.strace.kinds import (
     ATTRIBUTE,
@@ -243,7 +245,7 @@ CALLS: dict[str, Declaration] = {
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
     "set_robust_list": _call(POINTER, SIZE),
-    "membarrier": _call(bits_of(names.MEMBARRIER), HEX_INT),
+    "membarrier": _call(bits_of(names.MEMBARRIER), HEX_INT, result=membarrier_result),
     # the process
     "exit": _call(INT),
     "exit_group": _call(INT),
@@ -280,7 +282,7 @@ CALLS: dict[str, Declaration] = {
     "uname": _call(st.UTSNAME),
     "sysinfo": _call(st.SYSINFO),
     "personality": _call(PERSONALITY, result=personality_result),
-    "prctl": _call(one_of(names.PRCTL), PRCTL_REST),
+    "prctl": _call(one_of(names.PRCTL), PRCTL_REST, result=prctl_result),
     "arch_prctl": _call(one_of(names.ARCH), ARCH_ADDRESS),
     "wait4": _call(INT, st.WAIT_STATUS, bits_of(names.WAIT4), st.USAGE),
     "waitid": _call(one_of(names.WAIT_ID), INT, POINTER, bits_of(names.WAIT), st.USAGE),

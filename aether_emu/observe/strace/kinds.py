@@ -15,6 +15,7 @@ from aether_emu.observe.strace import names
 from aether_emu.observe.strace.words import (
     Names,
     address,
+    bare,
     clipped,
     error_text,
     hexadecimal,
@@ -93,8 +94,8 @@ INT = Kind(lambda _call, value: str(signed(value, 32)))
 UINT = Kind(lambda _call, value: str(value & 0xFFFF_FFFF))
 LONG = Kind(lambda _call, value: str(signed(value)))
 SIZE = Kind(lambda _call, value: str(value))
-HEX = Kind(lambda _call, value: f"{value:#x}")
-HEX_INT = Kind(lambda _call, value: f"{value & 0xFFFF_FFFF:#x}")
+HEX = Kind(lambda _call, value: bare(value))
+HEX_INT = Kind(lambda _call, value: bare(value & 0xFFFF_FFFF))
 POINTER = Kind(lambda _call, value: address(value))
 ID = INT
 FD = Kind(lambda _call, value: str(signed(value, 32)), role="desc")
@@ -110,11 +111,11 @@ DIR_FD = Kind(lambda _call, value: dir_fd(value), role="desc")
 
 
 def octal(value: int) -> str:
-    """A mode's permissions: at least three digits."""
-    return f"0{value & 0o7777:03o}" if value & 0o7777 else "000"
+    """A mode: a zero, and three digits in all at least."""
+    return f"0{value & 0xFFFF:o}".zfill(3)
 
 
-MODE = Kind(lambda _call, value: octal(value & 0xFFFF))
+MODE = Kind(lambda _call, value: octal(value))
 
 
 def file_mode(value: int) -> str:
@@ -123,7 +124,7 @@ def file_mode(value: int) -> str:
         name for bit, name in ((0o4000, "S_ISUID"), (0o2000, "S_ISGID"), (0o1000, "S_ISVTX")) if value & bit
     ]
     head = [names.FILE_TYPE.one(kind, "{:#o}")] if kind else []
-    return "|".join((*head, *special, f"0{value & 0o777:03o}"))
+    return "|".join((*head, *special, octal(value & 0o777)))
 
 
 NODE_MODE = Kind(lambda _call, value: file_mode(value & 0xFFFF))

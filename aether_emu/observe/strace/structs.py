@@ -23,7 +23,7 @@ from aether_emu.observe.strace.kinds import (
     timeval,
     unpack,
 )
-from aether_emu.observe.strace.words import address, listed, quoted, signed
+from aether_emu.observe.strace.words import address, bare, listed, quoted, signed
 
 _INFINITY = (1 << 64) - 1
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -51,7 +51,7 @@ OPEN_FLAGS = Kind(open_flags)
 def mode_if_creating(flags: int) -> Kind:
     """The mode, which counts only if argument `flags` creates the file."""
     return Kind(
-        lambda call, value: octal(value & 0xFFFF) if _creates(call.arguments[flags]) else None
+        lambda call, value: octal(value) if _creates(call.arguments[flags]) else None
     )
 
 
@@ -139,8 +139,8 @@ def _statfs(call: Made, value: int) -> str:
     longest, fragment, flags = unpack(call, value + 64, "3Q")
     return (
         f"{{f_type={names.FILE_SYSTEM.one(kind)}, f_bsize={block}, f_blocks={blocks}, f_bfree={free}, "
-        f"f_bavail={available}, f_files={files}, f_ffree={free_files}, f_fsid={{val=[{low & 0xFFFFFFFF:#x}, "
-        f"{high & 0xFFFFFFFF:#x}]}}, f_namelen={longest}, f_frsize={fragment}, "
+        f"f_bavail={available}, f_files={files}, f_ffree={free_files}, f_fsid={{val=[{bare(low & 0xFFFFFFFF)}, "
+        f"{bare(high & 0xFFFFFFFF)}]}}, f_namelen={longest}, f_frsize={fragment}, "
         f"f_flags={names.FILE_SYSTEM_FLAGS.bits(flags)}}}"
     )
 
@@ -176,21 +176,35 @@ DIRECTORY_PATH = late(_directory_path)
 def _times(call: Made, value: int) -> str:
     texts = []
     for at in (value, value + 16):
-        _seconds, rest = unpack(call, at, "qq")
+        seconds, rest = unpack(call, at, "qq")
         special = {_UTIME_NOW: "UTIME_NOW", _UTIME_OMIT: "UTIME_OMIT"}.get(rest)
-        texts.append(special or timespec(call, at))
+        dated = f"{timespec(call, at)}{_date(seconds, rest)}"
+        texts.append(special or dated)
     return listed(texts)
 
 
 TIMES = early(_times)
-TIMEVALS = early(lambda call, value: items(call, value, 2, 16, timeval))
+
+
+def _date(seconds: int, rest: int = 0, digits: int = 9) -> str:
+    """The comment with a time's date."""
+    part = f".{rest:0{digits}d}" if 0 < rest < 10**digits else ""
+    try:
+        return f" /* {time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}{part}+0000 */"
+    except (OverflowError, ValueError, OSError):
+        return ""
+
+
+def _dated_timeval(call: Made, value: int) -> str:
+    seconds, rest = unpack(call, value, "qq")
+    return f"{timeval(call, value)}{_date(seconds, rest, 6)}"
+
+
+TIMEVALS = early(lambda call, value: items(call, value, 2, 16, _dated_timeval))
 
 
 def _stamp(seconds: int) -> str:
-    try:
-        return f"{seconds} /* {time.strftime('%Y-%m-%dT%H:%M:%S+0000', time.gmtime(seconds))} */"
-    except (OverflowError, ValueError, OSError):
-        return str(seconds)
+    return f"{seconds}{_date(seconds)}"
 
 
 def _old_times(call: Made, value: int) -> str:

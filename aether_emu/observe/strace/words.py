@@ -17,6 +17,11 @@ def signed(value: int, bits: int = 64) -> int:
     return value - (1 << bits) if value >> bits - 1 else value
 
 
+def bare(value: int) -> str:
+    """A number in base 16, as C's %#x writes it."""
+    return f"{value:#x}" if value else "0"
+
+
 def address(value: int) -> str:
     """A pointer."""
     return f"{value:#x}" if value else "NULL"
@@ -25,7 +30,7 @@ def address(value: int) -> str:
 def quoted(data: bytes, *, more: bool = False) -> str:
     """A C string literal; `more` says that it goes on."""
     parts = []
-    for byte, after in zip(data, (*data[1:], 0), strict=True):
+    for byte, after in zip(data, data[1:] + bytes(1), strict=False):
         if byte in _ESCAPES:
             parts.append(_ESCAPES[byte])
         elif 0x20 <= byte < 0x7F:
