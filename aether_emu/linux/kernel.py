@@ -90,7 +90,8 @@ class Kernel:
 
     def _costs_so_far(self) -> int:
         calls = sum(self.calls_made.values()) * self.config.clock.system_call
-        return sum(map(mul, self.physical.counters.n, self._costs)) + calls
+        faults: int = sum(map(mul, self.physical.counters.n, self._costs))
+        return faults + calls
 
     def time_seen(self) -> int:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""

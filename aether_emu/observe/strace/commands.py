@@ -289,7 +289,8 @@ def _left_of_sleep(call: Made, value: int) -> str:
     """What is left of a sleep, which is there only if it was interrupted."""
     interrupted = call.result == -4
     absolute = call.name == "clock_nanosleep" and call.arguments[1] & 1
-    return pointed(timespec)(call, value) or "NULL" if interrupted and not absolute else address(value)
+    shown: str | None = pointed(timespec)(call, value) if interrupted and not absolute else None
+    return shown or address(value)
 
 
 LEFT_OF_SLEEP = Kind(_left_of_sleep, late=True)

@@ -1,7 +1,8 @@
 """Kinds of arguments: how a number that a program passes is shown, and when it is looked at.
 
-What a program gives is shown as it is when the call is entered; what the kernel fills in is looked at when the
-call has been answered, and is a bare address if it was refused. A kind that says None leaves its argument out.
+What a program gives is shown as it is when the call is entered; what the kernel fills in is looked at when
+the call has been answered, and is a bare address if it was refused. A kind that says None leaves its argument
+out.
 """
 
 from __future__ import annotations
@@ -120,9 +121,14 @@ MODE = Kind(lambda _call, value: octal(value))
 
 def file_mode(value: int) -> str:
     """A mode with its file type."""
-    kind, special = value & 0o170000, [
-        name for bit, name in ((0o4000, "S_ISUID"), (0o2000, "S_ISGID"), (0o1000, "S_ISVTX")) if value & bit
-    ]
+    kind, special = (
+        value & 0o170000,
+        [
+            name
+            for bit, name in ((0o4000, "S_ISUID"), (0o2000, "S_ISGID"), (0o1000, "S_ISVTX"))
+            if value & bit
+        ],
+    )
     head = [names.FILE_TYPE.one(kind, "{:#o}")] if kind else []
     return "|".join((*head, *special, octal(value & 0o777)))
 
@@ -202,7 +208,9 @@ ATTRIBUTE_NAMES = late(_attribute_names)
 
 def unpack(call: Made, value: int, layout: str) -> tuple[int, ...]:
     """A structure's fields. Raises Unreadable."""
-    fields: tuple[int, ...] = struct.unpack("<" + layout, call.memory.read(value, struct.calcsize("<" + layout)))
+    fields: tuple[int, ...] = struct.unpack(
+        "<" + layout, call.memory.read(value, struct.calcsize("<" + layout))
+    )
     return fields
 
 
@@ -314,8 +322,11 @@ def signals(call: Made, value: int) -> str:
 
 
 SIGNALS = early(signals)
-SIGNAL = Kind(lambda _call, value: signal_name(signed(value, 32)) if 0 < signed(value, 32) <= 64
-              else str(signed(value, 32)))
+SIGNAL = Kind(
+    lambda _call, value: (
+        signal_name(signed(value, 32)) if 0 < signed(value, 32) <= 64 else str(signed(value, 32))
+    )
+)
 
 
 # ---- results

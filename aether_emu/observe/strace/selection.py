@@ -17,7 +17,9 @@ _NAMES = frozenset(X86_CALLS.values()) | frozenset(ARM64_CALLS.values())
 
 
 def _with_role(role: str) -> frozenset[str]:
-    return frozenset(name for name, call in CALLS.items() if any(kind.role == role for kind in call.arguments))
+    return frozenset(
+        name for name, call in CALLS.items() if any(kind.role == role for kind in call.arguments)
+    )
 
 
 def _words(text: str) -> frozenset[str]:

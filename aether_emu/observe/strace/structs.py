@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
+from aether_emu.linux.abi.signal import SA_RESTORER
 from aether_emu.linux.files import flags as fl
 from aether_emu.observe.peek import Unreadable
 from aether_emu.observe.strace import names
@@ -50,9 +52,7 @@ OPEN_FLAGS = Kind(open_flags)
 
 def mode_if_creating(flags: int) -> Kind:
     """The mode, which counts only if argument `flags` creates the file."""
-    return Kind(
-        lambda call, value: octal(value) if _creates(call.arguments[flags]) else None
-    )
+    return Kind(lambda call, value: octal(value) if _creates(call.arguments[flags]) else None)
 
 
 def _how(call: Made, value: int) -> str:
@@ -135,12 +135,12 @@ STATX_FLAGS = Kind(statx_flags)
 
 def _statfs(call: Made, value: int) -> str:
     kind, block, blocks, free, available, files, free_files = unpack(call, value, "7Q")
-    low, high = unpack(call, value + 56, "ii")
+    low, high = unpack(call, value + 56, "II")
     longest, fragment, flags = unpack(call, value + 64, "3Q")
+    counts = f"f_blocks={blocks}, f_bfree={free}, f_bavail={available}, f_files={files}, f_ffree={free_files}"
     return (
-        f"{{f_type={names.FILE_SYSTEM.one(kind)}, f_bsize={block}, f_blocks={blocks}, f_bfree={free}, "
-        f"f_bavail={available}, f_files={files}, f_ffree={free_files}, f_fsid={{val=[{bare(low & 0xFFFFFFFF)}, "
-        f"{bare(high & 0xFFFFFFFF)}]}}, f_namelen={longest}, f_frsize={fragment}, "
+        f"{{f_type={names.FILE_SYSTEM.one(kind)}, f_bsize={block}, {counts}, "
+        f"f_fsid={{val=[{bare(low)}, {bare(high)}]}}, f_namelen={longest}, f_frsize={fragment}, "
         f"f_flags={names.FILE_SYSTEM_FLAGS.bits(flags)}}}"
     )
 
@@ -316,10 +316,8 @@ def select_result(call: Made, result: int) -> str:
                 texts.append(f"{name} {listed_fds(found)}")
     if call.arguments[4]:
         show = timespec if call.name == "pselect6" else timeval
-        try:
+        with contextlib.suppress(Unreadable):
             texts.append(f"left {show(call, call.arguments[4])}")
-        except Unreadable:
-            pass
     return f"{result} ({', '.join(texts)})"
 
 
@@ -370,15 +368,11 @@ def handler(value: int) -> str:
 
 
 def _action(call: Made, value: int) -> str:
-    function, flags = unpack(call, value, "QQ")
-    if call.isa == "arm64":  # whose struct has a restorer too, unused
-        restorer, mask = unpack(call, value + 16, "QQ")
-    else:
-        restorer, mask = unpack(call, value + 16, "QQ")
-    field = "sa_sigaction" if flags & 4 else "sa_handler"
-    field = "sa_handler"
-    text = f"{{{field}={handler(function)}, sa_mask={signal_set(mask)}, sa_flags={names.SIGNAL_ACTION.bits(flags)}"
-    return text + (f", sa_restorer={restorer:#x}}}" if flags & 0x0400_0000 else "}")
+    function, flags, restorer, mask = unpack(call, value, "4Q")
+    shown = f"sa_flags={names.SIGNAL_ACTION.bits(flags)}"
+    if flags & SA_RESTORER:
+        shown += f", sa_restorer={restorer:#x}"
+    return f"{{sa_handler={handler(function)}, sa_mask={signal_set(mask)}, {shown}}}"
 
 
 ACTION, OLD_ACTION = early(_action), late(_action)
@@ -387,7 +381,9 @@ OLD_SIGNALS = late(signals)
 
 def _stack(call: Made, value: int) -> str:
     start, flags, _pad, size = unpack(call, value, "QiiQ")
-    return f"{{ss_sp={address(start)}, ss_flags={names.SIGNAL_STACK.bits(flags & 0xFFFFFFFF)}, ss_size={size}}}"
+    return (
+        f"{{ss_sp={address(start)}, ss_flags={names.SIGNAL_STACK.bits(flags & 0xFFFFFFFF)}, ss_size={size}}}"
+    )
 
 
 STACK, OLD_STACK = early(_stack), late(_stack)

@@ -4,8 +4,8 @@
     [1000] 0.000003160 page-fault(0x7ffd1230, write, user) = demand-zero, frame 0x1234000
     [1000] 0.000004000 --- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_MAPERR, si_addr=0x10} ---
 
-A line begins with the task and with the virtual time in seconds at which it is written: a call's is that of its
-answer. A call that waits is written once, when it is done. Nothing here changes what it shows: memory is
+A line begins with the task, and with the virtual time in seconds at which it is written: a call's is that of
+its answer. A call that waits is written once, when it is done. Nothing here changes what it shows: memory is
 only looked at, and the clock is read without a guest's noticing.
 """
 
@@ -16,7 +16,15 @@ from collections.abc import Callable
 from aether_emu.arch.paging import Access
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
-from aether_emu.linux.observers import Answer, Attachment, FaultSeen, SignalSeen, SystemCall
+from aether_emu.linux.observers import (
+    Answer,
+    Attachment,
+    FaultSeen,
+    ProcessSeen,
+    SignalSeen,
+    SystemCall,
+    TaskSeen,
+)
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.counters import Event
@@ -33,7 +41,6 @@ from aether_emu.system import Machine
 _COLUMN = 40  # where strace puts the equals sign, if the call leaves room
 _UNDECLARED = Declaration((HEX,) * 6, decimal)
 _RESULT_REGISTER = {"x86_64": "rax", "arm64": "x0"}
-_SIGILL, _SIGBUS = sig.SIGILL, sig.SIGBUS
 _WITH_ADDRESS = (sig.SIGILL, sig.SIGFPE, sig.SIGSEGV, sig.SIGBUS)
 _SENT = (sig.SI_USER, sig.SI_TKILL)
 _DID = {
@@ -85,14 +92,18 @@ class Tracer:
         words = listed(clipped(word) for word in program.arguments)
         count, start = len(program.environment), program.strings[1]
         variables = f"{address(start)} /* {count} var{'' if count == 1 else 's'} */"
-        path = clipped(program.path) if len(program.path) < 32 else f'"{program.path.decode("utf-8", "replace")}"'
+        path = (
+            clipped(program.path)
+            if len(program.path) < 32
+            else f'"{program.path.decode("utf-8", "replace")}"'
+        )
         self._call_line(process.pid, f"execve({path}, {words}, {variables})", "0")
 
     def _entered(self, call: SystemCall) -> None:
         name = call.name or f"syscall_{call.number:#x}"
         if not self._selection.shows(name):
             return
-        made = Made(name, call.arguments, PeekMemory(call.task.process.mm), self._abi.isa)
+        made = Made(name, call.arguments, PeekMemory(_itself(call.task).process.mm), self._abi.isa)
         texts = [
             "" if kind.late else kind.show(made, value)
             for kind, value in zip(_declared(name).arguments, call.arguments, strict=False)
@@ -100,7 +111,7 @@ class Tracer:
         self._pending[call.task.tid] = made, texts
 
     def _answered(self, told: Answer) -> None:
-        task = told.call.task
+        task = _itself(told.call.task)
         if told.wait is not None or task.tid not in self._pending:
             return
         made, texts = self._pending.pop(task.tid)
@@ -114,7 +125,7 @@ class Tracer:
 
     def _result(self, told: Answer) -> int | None:
         """The answer; that of rt_sigreturn is what it has put into the register."""
-        task = told.call.task
+        task = _itself(told.call.task)
         if task.process.is_over and told.call.name in ("exit", "exit_group"):
             return None
         if told.result is not None:
@@ -138,12 +149,11 @@ class Tracer:
         name = signal_name(seen.info.number)
         self._line(seen.task.tid, f"--- {name} {{si_signo={name}, {_details(seen.info)}}} ---")
 
-    def _ended(self, process: Process) -> None:
+    def _ended(self, process: ProcessSeen) -> None:
         ended = process.ended
-        for task in process.tasks:
-            if task.tid in self._pending:
-                made, texts = self._pending.pop(task.tid)
-                self._call_line(task.tid, f"{made.name}({_joined(texts)})", "?")
+        for tid in list(self._pending):
+            made, texts = self._pending.pop(tid)
+            self._call_line(tid, f"{made.name}({_joined(texts)})", "?")
         if ended is None:
             return
         if ended.signal:
@@ -183,9 +193,15 @@ def _outcome(seen: FaultSeen) -> str:
     return f"{did}, frame {_frame(seen.task, seen.address):#x}"
 
 
-def _frame(task: Task, va: int) -> int:
+def _itself(task: TaskSeen) -> Task:
+    """The task: listeners in general are promised less of one."""
+    assert isinstance(task, Task), "there are no others"
+    return task
+
+
+def _frame(task: TaskSeen, va: int) -> int:
     """The physical address of the page's frame."""
-    table = task.process.mm.table
+    table = _itself(task).process.mm.table
     try:
         found = table.find(va)
     except TableDamaged:
