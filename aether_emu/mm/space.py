@@ -19,7 +19,7 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
-from aether_emu.errors import Refused
+from aether_emu.errors import AddressError, Refused
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.changes import Change
@@ -91,7 +91,13 @@ class AddressSpace:
         return value + self.page_size - 1 & -self.page_size & (1 << 64) - 1
 
     def walk(self, va: int) -> Walk:
-        """Translate `va` in Python, every level's entry decoded. The CPU is not involved."""
+        """Translate `va` in Python; `print` the answer for every level's entry, decoded.
+
+        The CPU is not involved, and no page is brought. Raises AddressError for no address of the format.
+        """
+        va, fmt = int(va), self.table.format
+        if not 0 <= va < 1 << 64 or not fmt.canonical(va):
+            raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
         return self.table.walk(va)
 
     def bits_for(self, protection: Protection) -> LeafBits:

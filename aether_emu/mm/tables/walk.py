@@ -48,12 +48,15 @@ class Origin:
     format: PageTableFormat
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class _Walked:
     """What the answers of a walk share: `print` one to see every level decoded."""
 
     steps: tuple[Step, ...]
-    origin: Origin = field(compare=False, repr=False)
+    origin: Origin = field(compare=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.origin.va:#x}: {self._ending()})"
 
     def __str__(self) -> str:
         fmt, va = self.origin.format, self.origin.va
@@ -71,7 +74,7 @@ class _Walked:
         raise AssertionError(f"{type(self).__name__} says how it ended")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Mapped(_Walked):
     """The address translates: `address` is physical, `size` the leaf's bytes.
 
@@ -94,7 +97,7 @@ class Mapped(_Walked):
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class NotMapped(_Walked):
     """The walk ended at an absent entry of `level`."""
 
@@ -104,7 +107,7 @@ class NotMapped(_Walked):
         return f"not mapped, {self.origin.format.level_name(self.level)} has no entry"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class HeldAt(_Walked):
     """The walk ended at a typed non-present entry."""
 
@@ -115,7 +118,7 @@ class HeldAt(_Walked):
         return f"not present, {self.origin.format.level_name(self.level)} keeps {self.what.kind.name}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class MalformedAt(_Walked):
     """The walk ended at an entry with reserved `bits` set."""
 
@@ -133,12 +136,10 @@ def walk(fmt: PageTableFormat, ram: Ram, root: int, va: int) -> Walk:
     """Translate `va` by the table at physical `root`.
 
     A damaged entry may name a table outside RAM: that reads as zeroes, as a hole in the bus does.
-    Raises AddressError for a number that is no address of the format.
+    Raises AddressError for what has more than 64 bits, or less than none.
     """
     if not 0 <= va < 1 << 64:
         raise AddressError("virtual address", va, "it has 64 bits")
-    if not fmt.canonical(va):
-        raise AddressError("virtual address", va, f"{fmt.name} translates {fmt.virtual_bits} bits of one")
     origin = Origin(va, fmt)
     steps: list[Step] = []
     words, table = ram.words, root
