@@ -78,8 +78,7 @@ class _Report:
         seconds = self._recorder.machine.kernel.time_seen() / 10**9
         yield f"Crash of task {task.tid} ({task.name.decode('utf-8', 'replace')}) at {seconds:.9f} s: {name}"
         for sentence in self._sentences():
-            yield from textwrap.wrap(sentence, WIDTH - 2, initial_indent="  ", subsequent_indent="  ",
-                                     break_on_hyphens=False)  # fmt: skip
+            yield from _wrapped(sentence, "  ", "  ")
 
     def _sentences(self) -> Iterator[str]:
         info, fatal = self._fatal.info, self._fatal
@@ -88,7 +87,7 @@ class _Report:
             yield from self._refused(self._refusal, "The program tried")
         elif not fatal.forced:
             yield f"The program sent {name} to itself, as abort() does."
-        elif info.record is None:
+        elif info.record is None and info.number == sig.SIGSEGV:
             yield "The frame of a signal could not be written or read back: see the stack pointer."
             first = refusal_of(self._isa, replace(info, record=fatal.task.signals.record))
             if first is not None:
@@ -179,9 +178,10 @@ class _Report:
     # ---- where it went
 
     def _walk(self) -> Iterator[str]:
-        if self._refusal is not None:
+        if self._refusal is not None and self._space.table.format.canonical(self._refusal.address):
             for line in str(self._space.walk(self._refusal.address)).splitlines():
-                yield f"  {line}"
+                indent = " " * (2 + len(line) - len(line.lstrip()))
+                yield from _wrapped(line.strip(), indent, f"{indent}    ")
 
     def _areas(self) -> Iterator[str]:
         address = self._pc if self._refusal is None else self._refusal.address
@@ -198,6 +198,18 @@ class _Report:
             area = self._space.areas.find(start)
             shown = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
             yield f"  {time / 10**9:.9f} {change.value:<9} {start:#x}-{end:#x}{shown}"
+
+
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    """Lines that break at blanks alone."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _runs(frames: list[Frame]) -> list[tuple[int, int]]:
