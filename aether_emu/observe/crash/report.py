@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,8 @@ from aether_emu.observe.crash.unwind import COLUMNS, MOST_FRAMES, Frame, Unwinde
 from aether_emu.observe.peek import PeekMemory
 
 WIDTH = 80
-_FIRST, _LAST = 12, 4  # frames that are shown of a long backtrace
+_FIRST, _LAST = 16, 4  # frames that are shown of a long backtrace
+_FOLDERS = re.compile(r"(?<= )/(?:[^/ ]*/)+")
 _SHOWN = {
     "x86_64": (
         "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -228,8 +230,10 @@ def _line(area: Area, mark: str) -> str:
 
 
 def _printable(line: str) -> str:
-    """Names may hold anything. Long lines lose their middle."""
+    """Names may hold anything. Of long lines the folders are left out, then their middle."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    if len(text) > WIDTH:
+        text = _FOLDERS.sub(".../", text)
     if len(text) <= WIDTH:
         return text
     half = (WIDTH - 3) // 2

@@ -119,7 +119,7 @@ class Unwinder:
         registers = {number: state[name] for number, name in enumerate(columns.names) if name in state}
         pc, by, returned = state[columns.pc], "registers", False
         for _ in range(MOST_FRAMES):
-            trampoline = self._is_trampoline(pc)
+            trampoline = self._is_trampoline(pc, registers)
             returned = returned and not trampoline
             yield Frame(pc, registers[columns.sp], by, returned)
             try:
@@ -162,15 +162,20 @@ class Unwinder:
             self._tables[module.name] = [] if where is None else scan(self._memory, *where)
         return self._tables[module.name]
 
-    def _is_trampoline(self, pc: int) -> bool:
-        """Whether it is the code that signal handlers return to, and not what follows a call before it."""
+    def _is_trampoline(self, pc: int, registers: dict[int, int]) -> bool:
+        """Whether it is the code that signal handlers return to.
+
+        What follows a call may look the same. Then it counts who is found to have been interrupted.
+        """
         if pc not in self._trampolines:
             code = self._memory.read_up_to(pc, _TRAMPOLINE) if self._is_code(pc) else b""
-            function = self._function(pc)
-            tabled = function is not None and function.signal_frame
-            known = self._columns.trampoline in code and not self._follows_call(pc)
-            self._trampolines[pc] = tabled or known
-        return self._trampolines[pc]
+            self._trampolines[pc] = self._columns.trampoline in code
+        if not self._trampolines[pc]:
+            return False
+        try:
+            return not self._follows_call(pc) or self._is_code(self._interrupted(registers)[_PC])
+        except Unreadable:
+            return False
 
     def _follows_call(self, pc: int) -> bool:
         if self._columns.link is None:
