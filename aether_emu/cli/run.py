@@ -100,7 +100,7 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
     "--strace",
     cls=WithOrWithout,
     bare=STDERR,
-    metavar="FILE",
+    type=FILE,
     help="System calls, page faults and signals, a line each, on stderr or into FILE.",
 )
 @click.option(
@@ -127,7 +127,7 @@ def run(  # an option is a parameter here
     bind: tuple[Bind, ...],
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
-    strace: str | None,
+    strace: Path | None,
     strace_only: str | None,
     no_crash_report: bool,
     stats: bool,

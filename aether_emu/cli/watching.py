@@ -27,7 +27,7 @@ class Unwritten(AetherError):
 class Watching:
     """Whoever watches one run. `strace` is a file's name, or None for no lines at all."""
 
-    def __init__(self, strace: str | None, only: str | None, *, crash_report: bool) -> None:
+    def __init__(self, strace: Path | None, only: str | None, *, crash_report: bool) -> None:
         """Raises ConfigError for a file that cannot be written, or words that select nothing."""
         self._lines: _Lines | None = None
         self._tracer: Tracer | None = None
@@ -39,7 +39,7 @@ class Watching:
 
             everything = selection.EVERYTHING
             self._selection = everything if only is None else selection.select(_words(only))
-            self._lines = _Lines(strace or STDERR)
+            self._lines = _Lines(STDERR if strace is None else str(strace))
         if crash_report:
             from aether_emu.observe.crash import recorder  # noqa: F401
 
