@@ -78,6 +78,14 @@ class EngineError(AetherError):
     """The emulated CPU stopped for a reason that is the engine's, not the guest's."""
 
 
+class TimedOut(AetherError, TimeoutError):
+    """The time that a run was given, in seconds, is over. The machine stands still and can go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the run did not end within {seconds:g} s")
+
+
 class ProgramError(AetherError):
     """The program cannot be run. `exit_status` follows the shell: 126 cannot execute, 127 not found."""
 

@@ -9,6 +9,7 @@ Machine
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import VirtualClock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import MIB, Config, format_size
-from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
+from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError, TimedOut
+from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
 from aether_emu.linux.entry import Entry
@@ -29,7 +31,7 @@ from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.scheduler import Scheduler
+from aether_emu.linux.task.scheduler import Interrupted, Scheduler
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
@@ -199,15 +201,45 @@ class Machine:
         self.scheduler.add(task)
         return process
 
-    def run(self) -> Ended:
-        """Run the loaded program to its end. Raises `scheduler.Interrupted`, Deadlock, EngineError."""
-        self.scheduler.run()
+    def run(self, timeout: float | None = None) -> Ended:
+        """Run the loaded program to its end, in any thread.
+
+        Raises TimedOut after `timeout` seconds of the host's time; what a signal handler of the caller
+        raises, such as the KeyboardInterrupt of Ctrl-C; `scheduler.Interrupted` when another thread called
+        `cpu.interrupt`; Deadlock, EngineError. After the first three the machine can go on: `run` again.
+        """
+        self._run(None, timeout)
         assert self.process is not None and self.process.ended is not None, "nothing was loaded"
         return self.process.ended
 
-    def run_for(self, blocks: int) -> Ended | None:
+    def run_for(self, blocks: int, timeout: float | None = None) -> Ended | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        return self.process.ended if self.scheduler.run(blocks) and self.process is not None else None
+        return self.process.ended if self._run(blocks, timeout) and self.process is not None else None
+
+    def _run(self, blocks: int | None, timeout: float | None) -> bool:
+        """Whether the program has ended, rather than executed so many blocks.
+
+        Handlers of the caller that raise nothing let the run go on.
+        """
+        end = None if blocks is None else self.cpu.blocks + blocks
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            block = Undisturbed(self.cpu.interrupt, left)
+            try:
+                with block:
+                    return self.scheduler.run(None if end is None else max(0, end - self.cpu.blocks))
+            except Interrupted:
+                if not block.asked:
+                    raise
+            finally:
+                if block.asked:
+                    self.cpu.take_interrupt()
+            if block.program_ends:
+                raise SystemExit
+            if block.timed_out:
+                assert timeout is not None
+                raise TimedOut(timeout)
 
     def damages(self) -> list[str]:
         """A line for each page-table entry of the program that was found damaged; complete after `close`."""
