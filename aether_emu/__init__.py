@@ -7,9 +7,7 @@ The folders are described in CONTRIBUTING.md, in the order in which they may imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # without `typing`: importing the package takes no time
 if TYPE_CHECKING:
     from aether_emu.config import Config as Config
     from aether_emu.errors import Refused as Refused
@@ -32,4 +30,6 @@ def __getattr__(name: str) -> object:
     """The public face, imported when it is first asked for: `import aether_emu` stays cheap."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  # as said above
+
     return getattr(import_module(_PUBLIC[name]), name)

@@ -1,6 +1,6 @@
 """Ctrl-C (SIGINT) and --timeout in every command: the process ends at once, whatever it is doing.
 
-    from `listen` on       Ctrl-C ends the process where it stands
+    from `early` on        Ctrl-C ends the process where it stands
     inside `reporting`     Ctrl-C raises KeyboardInterrupt, so that the command can say what it has so far.
                            When an engine executes, that is at the end of its run, which is brought about
     soon after it          whoever has not ended by then (in an import, in a library, waiting for the host) is
@@ -18,18 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-INTERRUPTED, TIMED_OUT = 130, 124
+from aether_emu.cli.early import INTERRUPTED
+
+TIMED_OUT = 124
 _GRACE = 0.3
 """Seconds after Ctrl-C in which a command may tell what it has so far."""
 _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0
 """Seconds after --timeout in which what was asked for is written."""
-
-
-def listen() -> None:
-    """Call it first, before anything large is imported. SIGINT may have been blocked until now."""
-    signal.signal(signal.SIGINT, lambda _number, _frame: os._exit(INTERRUPTED))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 class Interrupts:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING
 
-from aether_emu.cli.interrupts import INTERRUPTED, interrupts, listen
+from aether_emu.cli.early import INTERRUPTED, listen
 
+TYPE_CHECKING = False  # without `typing`, which takes milliseconds of the time before `listen`
 if TYPE_CHECKING:
     import click
 
@@ -27,6 +26,7 @@ def main(program: str = "aether") -> None:
     import click
 
     from aether_emu.cli.app import Errors, complain
+    from aether_emu.cli.interrupts import interrupts
     from aether_emu.errors import AetherError
 
     interrupts.watch()
@@ -97,6 +97,8 @@ def _unwritten(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
     if isinstance(error, BrokenPipeError):
         return 1  # as Click does when it meets this
+    import contextlib
+
     from aether_emu.cli.app import complain
 
     with contextlib.suppress(OSError):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from aether_emu.cli.app import complain, settle, show_tracebacks
-from aether_emu.cli.interrupts import INTERRUPTED, TIMED_OUT, interrupts
+from aether_emu.cli.early import INTERRUPTED
+from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
     DIRECTORY,
     FILE,
