@@ -265,7 +265,7 @@ def test_a_machine_that_cannot_be_made_says_why() -> None:
         Machine(ram="1M")
     with pytest.raises(ConfigError, match="kernel_base="):
         Machine(kernel_base=0xFFFF_FFFF_0000_0000, ram="2G")
-    with pytest.raises(ConfigError, match="rum=.* is no parameter: did you mean ram"):
+    with pytest.raises(ConfigError, match=r"rum=.* is no parameter: did you mean ram"):
         Machine(rum="1G")  # type: ignore[call-arg]  # what mypy refuses too
 
 
