@@ -124,6 +124,14 @@ def test_a_run_that_is_stopped_shows_the_call_it_waits_in() -> None:
     assert lines[-1].endswith("stopped by --timeout")
 
 
+def test_a_deadlock_shows_the_call_it_waits_in() -> None:
+    result = aether("run", "--strace-only=%signal", PROGRAMS / "x86_64" / "signals", "suspend")
+    lines = result.stderr.decode().splitlines()
+    assert result.returncode == 125, lines
+    assert lines[-2].endswith("rt_sigsuspend([], 8 <unfinished ...>")
+    assert "deadlock" in lines[-1]
+
+
 # ---- crashes
 
 
