@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_shows_the_call_it_waits_in() -> None:
 
 
 def test_a_deadlock_shows_the_call_it_waits_in() -> None:
-    result = aether("run", "--strace-only=%signal", PROGRAMS / "x86_64" / "signals", "suspend")
+    result = aether("run", "--strace-only=%signal", CRASH / "x86_64" / "crash", "sleeps")
     lines = result.stderr.decode().splitlines()
     assert result.returncode == 125, lines
     assert lines[-2].endswith("rt_sigsuspend([], 8 <unfinished ...>")

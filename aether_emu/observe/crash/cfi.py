@@ -18,7 +18,7 @@ from aether_emu.observe.peek import PeekMemory
 
 _MASK = (1 << 64) - 1
 _DATA_RELATIVE_S32, _PC_RELATIVE_S32, _UDATA4 = 0x3B, 0x1B, 0x03  # encodings, as every linker writes them
-_MOST_BYTES, _MOST_TABLES = 1 << 16, 16 << 20  # of a record, and of all of a file
+_MOST_BYTES, _MOST_TABLES = 1 << 12, 16 << 20  # of a record, and of all of a file
 _MOST_OPERATIONS = 256
 _STRUCTS = DWARFStructs(little_endian=True, dwarf_format=32, address_size=8)
 

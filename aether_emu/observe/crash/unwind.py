@@ -20,6 +20,7 @@ from aether_emu.observe.crash.modules import Module, Modules, NotElf
 from aether_emu.observe.peek import PeekMemory, Unreadable
 
 MOST_FRAMES = 100_000
+_MOST_PLACES = 512  # whose records are looked at: hostile ones may take long
 _MASK = (1 << 64) - 1
 _WORD = struct.Struct("<Q")
 _PC = -1  # the column that keeps the pc of a caller
@@ -143,7 +144,7 @@ class Unwinder:
 
     def _find(self, pc: int) -> Function | None:
         module = self._modules.at(pc)
-        if module is None or not self._is_code(pc):
+        if module is None or not self._is_code(pc) or len(self._functions) > _MOST_PLACES:
             return None
         try:
             if module.unwind_index is not None:

@@ -13,13 +13,13 @@ CRASH = Path(__file__).parents[2] / "programs" / "bin"
 
 
 def crashed(
-    program: Path, isa: str, cwd: Path, *arguments: str, page_size: int = 4096
+    program: Path, isa: str, cwd: Path, *arguments: str, page_size: int = 4096, grants: Grants | None = None
 ) -> dict[str, list[str]]:
     """The report's lines by the title above them; the first lines are under "". Empty without a report."""
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     machine = Machine(isa, ram="256M", seed=7, page_size=page_size)
     try:
-        machine.load(program, [program.name, *arguments], grants=Grants(cwd=cwd), streams=streams)
+        machine.load(program, [str(program), *arguments], grants=grants or Grants(cwd=cwd), streams=streams)
         recorder = Recorder(machine)
         machine.run()
         text = report(recorder)

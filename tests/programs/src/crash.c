@@ -1,4 +1,4 @@
-// Crashes in the way that its argument names, a few calls deep (or waits for a line). No call is a function's last act, so that each
+// Crashes in the way that its argument names, a few calls deep (or waits). No call is a function's last act, so that each
 // has its frame.
 #include "aether.h"
 
@@ -76,6 +76,11 @@ __attribute__((noinline)) static void waits(void) {
   zero = (int)SYSCALL(read, 0, line, sizeof line);
 }
 
+__attribute__((noinline)) static void sleeps(void) {
+  u64 mask = 0;
+  zero = (int)SYSCALL(rt_sigsuspend, &mask, 8);
+}
+
 static void handler(int number) {
   zero = number - number;
   null();
@@ -95,7 +100,7 @@ static const struct {
     {"null", null},   {"hole", hole}, {"constant", constant},   {"jump", jump},
     {"data", data},   {"deep", deep}, {"protected", protected}, {"end-of-file", end_of_file},
     {"wild", wild},   {"trap", trap}, {"divide", divide},       {"abort", gives_up},
-    {"kernel", kernel}, {"handler", in_handler}, {"terminated", terminated}, {"waits", waits},
+    {"kernel", kernel}, {"handler", in_handler}, {"terminated", terminated}, {"waits", waits}, {"sleeps", sleeps},
 };
 
 int main(int argc, char **argv) {
