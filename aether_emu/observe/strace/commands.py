@@ -67,6 +67,7 @@ def fcntl_result(call: Made, result: int) -> str:
 # ---- ioctl
 
 _TERMINAL, _WINDOW, _READABLE, _NONBLOCK = 0x5401, 0x5413, 0x541B, 0x5421
+_TERMINAL_GIVEN = (0x5402, 0x5403, 0x5404)
 _WITHOUT = (0x5450, 0x5451, 0x5422)
 _GIVEN_INT = (0x5410,)
 
@@ -77,6 +78,8 @@ def _ioctl(call: Made, value: int) -> str | None:
                               0x540F: number}  # fmt: skip
     if command in _WITHOUT:
         return None
+    if command in _TERMINAL_GIVEN:
+        return pointed(structs.terminal)(call, value)
     if command == _NONBLOCK or command in _GIVEN_INT:
         return pointed(number)(call, value)
     if command in shows:

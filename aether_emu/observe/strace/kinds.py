@@ -40,6 +40,7 @@ class Made:
     isa: str
     result: int | None = None
     blocked: int = 0
+    page_size: int = 4096
 
     @property
     def refused(self) -> bool:

@@ -26,7 +26,7 @@ from aether_emu.observe.strace.kinds import (
     timeval,
     unpack,
 )
-from aether_emu.observe.strace.words import address, bare, listed, quoted, signed
+from aether_emu.observe.strace.words import Names, address, bare, listed, quoted, signed
 
 _INFINITY = (1 << 64) - 1
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
@@ -81,9 +81,9 @@ def _stat(call: Made, value: int) -> str:
 def _mode_and_size(mode: int, size: int, major: int, minor: int, prefix: str) -> str:
     if mode & 0o170000 in (0o20000, 0o60000):
         if prefix == "stx":
-            rest = f"stx_rdev_major={major:#x}, stx_rdev_minor={minor:#x}"
+            rest = f"stx_rdev_major={bare(major)}, stx_rdev_minor={bare(minor)}"
         else:
-            rest = f"st_rdev=makedev({major:#x}, {minor:#x})"
+            rest = f"st_rdev=makedev({bare(major)}, {bare(minor)})"
     else:
         rest = f"{prefix}_size={size}"
     return f"{{{prefix}_mode={file_mode(mode)}, {rest}, ...}}"
@@ -106,7 +106,7 @@ def device_if_special(mode: int) -> Kind:
     def show(call: Made, value: int) -> str | None:
         if call.arguments[mode] & 0o170000 not in (0o20000, 0o60000):
             return None
-        return f"makedev({_major(value):#x}, {_minor(value):#x})"
+        return f"makedev({bare(_major(value))}, {bare(_minor(value))})"
 
     return Kind(show)
 
@@ -488,8 +488,8 @@ WAIT_STATUS = late(_wait_status)
 
 
 def _residency(call: Made, value: int) -> str:
-    """A byte for each page; an ISA's page is not known here, so the mapping's first pages are shown."""
-    pages = -(-call.arguments[1] // 4096)
+    """A bit for each page."""
+    pages = -(-call.arguments[1] // call.page_size)
     data = call.memory.read_up_to(value, min(pages, 32))
     return listed([*(str(byte & 1) for byte in data), *(["..."] if pages > 32 else [])])
 
@@ -517,15 +517,29 @@ window_size = _window_size
 
 
 def _terminal(call: Made, value: int) -> str:
+    """struct termios, without its characters."""
     iflag, oflag, cflag, lflag = unpack(call, value, "4I")
-    speeds = {0: "B0", 13: "B9600", 14: "B19200", 15: "B38400", 0o10001: "B57600", 0o10002: "B115200"}
-    speed = speeds.get(cflag & 0o10017, f"{cflag & 0o10017:#o}")
-    marks = (
-        (iflag & 0x100, "icrnl"), (iflag & 0x400, "ixon"), (oflag & 1, "opost"), (lflag & 1, "isig"),
-        (lflag & 2, "icanon"), (lflag & 8, "echo"),
-    )  # fmt: skip
-    shown = " ".join(name if value else f"-{name}" for value, name in marks[2:])
-    return f"{{{speed} {shown} ...}}"
+    delays = [f"{name}{(oflag & bits) >> shift}" for name, bits, shift in _DELAYS]
+    output = "|".join(filter(None, (*delays, _bits(names.TERMINAL_OUTPUT, oflag & 0xFF))))
+    control = (
+        names.TERMINAL_SPEED.one(cflag & 0x100F),
+        f"CS{5 + (cflag >> 4 & 3)}",
+        _bits(names.TERMINAL_CONTROL, cflag & ~0x103F),
+    )
+    return (
+        f"{{c_iflag={_bits(names.TERMINAL_INPUT, iflag)}, c_oflag={output}, "
+        f"c_cflag={'|'.join(filter(None, control))}, c_lflag={_bits(names.TERMINAL_LOCAL, lflag)}, ...}}"
+    )
+
+
+_DELAYS = (
+    ("NL", 0x100, 8), ("CR", 0x600, 9), ("TAB", 0x1800, 11), ("BS", 0x2000, 13), ("VT", 0x4000, 14),
+    ("FF", 0x8000, 15),
+)  # fmt: skip
+
+
+def _bits(table: Names, value: int) -> str:
+    return table.bits(value) if value else ""
 
 
 terminal = _terminal

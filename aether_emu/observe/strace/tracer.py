@@ -99,7 +99,8 @@ class Tracer:
         name = call.name or f"syscall_{call.number:#x}"
         if not self._selection.shows(name):
             return
-        made = Made(name, call.arguments, PeekMemory(_itself(call.task).process.mm), self._abi.isa)
+        space = _itself(call.task).process.mm
+        made = Made(name, call.arguments, PeekMemory(space), self._abi.isa, page_size=space.page_size)
         texts = [
             "" if kind.late else kind.show(made, value)
             for kind, value in zip(_declared(name).arguments, call.arguments, strict=False)

@@ -85,3 +85,13 @@ def test_names_that_would_move_the_cursor_are_escaped(tmp_path: Path) -> None:
     text = "".join(_run(data, "x86_64", tmp_path)["Backtrace"])
     assert "\x1b" not in text
     assert r"\x1b[2J+0x" in text
+
+
+def test_frame_pointers_lead_back_where_there_are_no_tables(tmp_path: Path) -> None:
+    """The arm64 compiler keeps them. The innermost function calls nobody, and has its caller in x30."""
+    data = bytearray((CRASH / "arm64/crash").read_bytes())
+    offset, size = _named(bytes(data), b".eh_frame_hdr")
+    data[offset : offset + size] = bytes(size)
+    sections = _run(data, "arm64", tmp_path)
+    assert functions(sections)[:3] == ["null", "main", "start"]
+    assert all("(by frame pointer)" in line for line in sections["Backtrace"][1:])
