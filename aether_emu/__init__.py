@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from aether_emu.system import Grants as Grants
     from aether_emu.system import Machine as Machine
 
+    __version__: str
+
 _PUBLIC = {
     "Config": "aether_emu.config",
     "Grants": "aether_emu.system",
@@ -25,11 +27,11 @@ _PUBLIC = {
     "Refused": "aether_emu.errors",
 }
 
-__version__ = "0.1.0"
-
 
 def __getattr__(name: str) -> object:
     """The public face, imported when it is first asked for: `import aether_emu` stays cheap."""
+    if name == "__version__":
+        return import_module("aether_emu.version").version()
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
