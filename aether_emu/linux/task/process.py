@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aether_emu.linux.abi.signal import Action, SignalInfo
@@ -12,6 +11,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1

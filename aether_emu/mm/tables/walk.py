@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aether_emu.address import PhysAddr
 from aether_emu.arch.paging import (
     Absent,
@@ -16,6 +14,7 @@ from aether_emu.arch.paging import (
     Table,
 )
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.records import dataclass
 
 _RESTRICTED = PageFlags.WRITE | PageFlags.USER | PageFlags.EXECUTE
 
