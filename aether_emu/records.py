@@ -18,17 +18,17 @@ else:
     from operator import attrgetter
     from reprlib import recursive_repr
 
-    def dataclass(cls=None, /, *, frozen=False, slots=False, eq=True):
+    def dataclass(cls=None, /, *, frozen=False, slots=False, eq=True, repr=True):
         """As the standard one of the same name, with these of its arguments."""
 
         def made(cls):
             own = vars(cls)
             new = dataclasses.dataclass(cls, init=True, repr=False, eq=False, slots=slots)
-            names = tuple(field.name for field in dataclasses.fields(new))
-            if "__repr__" not in own:
-                new.__repr__ = _shown(names)
+            fields = dataclasses.fields(new)
+            if repr and "__repr__" not in own:
+                new.__repr__ = _shown(tuple(field.name for field in fields if field.repr))
             if eq and "__eq__" not in own:
-                new.__eq__, hashed = _compared(names)
+                new.__eq__, hashed = _compared(tuple(field.name for field in fields if field.compare))
                 if "__hash__" not in own:
                     new.__hash__ = hashed if frozen else None
             return new
