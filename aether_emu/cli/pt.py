@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +15,8 @@ from aether_emu.cli.app import app, settle, show_tracebacks
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
-    from aether_emu.verify.tables.show import Range, Repeat
     from aether_emu.verify.tables.survey import Survey
     from aether_emu.verify.tables.walking import Tables
 
@@ -51,7 +52,6 @@ _Execute = Annotated[
 ]
 _Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
 _LIMIT = 1 << 23
-_MOST_DRAWN = 5_000  # lines of a table that a terminal gets in colour; more take too long to lay out
 
 
 @pt.command()
@@ -63,6 +63,7 @@ def show(
     """Print what is mapped, as ranges of pages that are alike, and totals."""
     show_tracebacks(debug)
     from aether_emu.verify.tables import show as shown
+    from aether_emu.verify.tables.listing import listing
     from aether_emu.verify.tables.survey import survey
 
     tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
@@ -70,11 +71,12 @@ def show(
         _check(tables)
     settle()
     found = survey(tables, limit=limit)
-    items = shown.listed(found)
-    if os.isatty(1) and len(items) <= _MOST_DRAWN:
-        _print_table(items)
-    else:
-        _print(shown.columns([shown.COLUMNS, *map(shown.row, items)]))
+    terminal = os.isatty(1)
+    width = shutil.get_terminal_size().columns if terminal else None
+    sys.stdout.flush()
+    for text in shown.table(listing(found), width=width, colour=terminal):
+        sys.stdout.buffer.write(text)
+    sys.stdout.buffer.flush()
     _print(shown.totals(found))
     if execute:
         raise typer.Exit(_execute(found))
@@ -191,22 +193,6 @@ def _number(name: str, text: str) -> int:
     if not 0 <= value < 1 << 64:
         raise ConfigError(name, text, "64 bits")
     return value
-
-
-def _print_table(items: Sequence[Range | Repeat]) -> None:
-    """The ranges for a terminal; what can be written and executed stands out."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from aether_emu.verify.tables import show as shown
-
-    table = Table(*shown.COLUMNS, box=box.SIMPLE_HEAD, pad_edge=False)
-    for item in items:
-        style = "bold red" if shown.writable_executable(item) else ""
-        table.add_row(*(Text(cell, style) for cell in shown.row(item)))
-    Console().print(table)
 
 
 def _print(lines: Iterable[str]) -> None:
