@@ -42,7 +42,7 @@ def shown(items: Listing) -> Iterator[bytes]:
 def walked(tables: Tables, walks: Iterable[Walk]) -> Iterator[bytes]:
     """Of `walk`: `walks` in the order of the addresses."""
     data = {**_tables(tables), "walks": [_walk(one) for one in walks]}
-    yield json.dumps(data, indent=1).encode() + b"\n"
+    yield json.dumps(data, indent=1).encode()
 
 
 def owned(tables: Tables, owners: Iterable[Owners]) -> Iterator[bytes]:
@@ -62,7 +62,7 @@ def owned(tables: Tables, owners: Iterable[Owners]) -> Iterator[bytes]:
         }  # fmt: skip
         yield b",\n" if number else b"\n"
         yield from _document(head, {"mappings": (one.address.size, partial(_mapping, one))})
-    yield b"]}\n"
+    yield b"\n]}"
 
 
 def differing(old: Tables, new: Tables, found: Difference) -> Iterator[bytes]:
@@ -85,7 +85,7 @@ def _document(head: dict[str, object], arrays: dict[str, tuple[int, Rows]]) -> I
             text = lines([constant("\n", size), *rows_of(rows), constant(",", size)])
             yield text if rows.stop < count else text[:-1]
         yield b"]"
-    yield b"}\n"
+    yield b"}"
 
 
 def _tables(tables: Tables) -> dict[str, object]:

@@ -145,7 +145,7 @@ class Layout:
         """The words of a kind of pages."""
         page, rights, memory = kind
         if not page:
-            return ("-",) * 5
+            return ("-",) * len(self.titles)
         user, own = letters(rights)
         if not self.narrow:
             return size_text(page), user, own, ",".join(flag_names(rights)) or "-", memory

@@ -150,10 +150,11 @@ def _text(texts: list[str], width: int | None) -> bytes:
 
 
 def _table_line(use: TableUse) -> str:
-    by = "a root" if use.at is None else f"entry at {use.at:#x}"
+    span = f"{use.start:016x}-{use.end & _NO_ENTRY:016x}"
+    by = "a root" if use.at is None else f"of {span}, by the entry at {use.at:#x}"
     return (
-        f"  {use.level} table at {use.table:#x} of {use.start:016x}-{use.end & _NO_ENTRY:016x}, by {by}; "
-        f"there entry {use.entry}, which translates {use.translates:016x}"
+        f"  {use.level} table at {use.table:#x}, {by}; in it entry {use.entry}, "
+        f"which translates {use.translates:016x}"
     )
 
 
