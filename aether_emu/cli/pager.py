@@ -1,9 +1,9 @@
 """Long output at a terminal: through the user's pager.
 
-Nothing of it happens in a pipe or file, and short output is printed as it is: the pager starts when there are
-more lines than the terminal has. As with git, PAGER names it (`less` where nobody says), an empty PAGER or
-`cat` is none, as is a program that is not there, and LESS is FRX where nobody has set it. While the pager runs, Ctrl-C is its own; who quits it
-early has read enough, which is no error.
+A pipe or file gets none, and short output is printed as it is: the pager starts when there are more lines
+than the terminal has. As with git, PAGER names it (`less` where nobody says), an empty PAGER or `cat` is
+none, as is a program that is not there, and LESS is FRX where nobody has set it. While the pager runs, Ctrl-C
+is its own; who quits it early has read enough, which is no error.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from aether_emu.errors import ConfigError
 from aether_emu.verify.tables.formats import USER, Bits, Flags, Right, Words
 from aether_emu.verify.tables.survey import Again, Leaves, Survey
 
@@ -93,12 +92,12 @@ def _leads_to_some(found: Survey, passes: Bits) -> Bits:
 
 
 def span_of(text: str) -> tuple[int, int]:
-    """START-END or START+SIZE, hexadecimal; END is not in it, and 0 for the end of all. ConfigError."""
+    """START-END or START+SIZE, hexadecimal; END is not in it, and 0 for the end of all. ValueError."""
     found = _SPAN.fullmatch(text.strip())
     if found is None:
-        raise ConfigError("range", text, "START-END or START+SIZE, hexadecimal")
+        raise ValueError(text)
     start, number = int(found[1], 16), int(found[3], 16)
     end = start + number if found[2] == "+" else number or _TOP
     if not start < end <= _TOP:
-        raise ConfigError("range", text, "not empty, and of addresses of 64 bits")
+        raise ValueError(text)
     return start, end

@@ -8,7 +8,7 @@ that is longer than the terminal all the same goes on in the next one; nothing i
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -55,7 +55,7 @@ def flag_names(rights: Right) -> list[str]:
     return [name for right, name, _letter in _FLAGS if rights & right]
 
 
-def wrapped(texts: Sequence[str], width: int | None) -> Iterator[str]:
+def wrapped(texts: Iterable[str], width: int | None) -> Iterator[str]:
     """Lines of words, in a width if there is one. No word is cut; what goes on is indented more."""
     for line in texts:
         blank = line[: len(line) - len(line.lstrip())]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from aether_emu.verify.tables.formats import Bits, Numbers, Right
-from aether_emu.verify.tables.layout import Layout, Pages, Targets, finished, letters, slices, wrapped
+from aether_emu.verify.tables.layout import Layout, Pages, Targets, finished, letters, slices
 from aether_emu.verify.tables.listing import Listing
 from aether_emu.verify.tables.survey import Survey
 from aether_emu.verify.tables.text import Part, addresses, chosen, constant, hexadecimal, size_text
@@ -119,18 +119,17 @@ def counted(items: Listing) -> str:
     return text + (f", {more:,} place{'' if more == 1 else 's'} that are as others" if more else "")
 
 
-def walk_lines(found: Walk, name: str, width: int | None = None) -> Iterator[str]:
-    """A walk, a line for each level and one for what comes of it; longer than `width` it goes on below."""
-    lines = [f"{found.address:#018x}  {name}"]
+def walk_lines(found: Walk, name: str) -> Iterator[str]:
+    """A walk, a line for each level and one for what comes of it."""
+    yield f"{found.address:#018x}  {name}"
     for step in found.steps:
         entry = "?" * 18 if step.entry is None else f"{step.entry:#018x}"
-        lines.append(f"  {step.level:<4} {step.index:>5}  at {step.at:#x}  {entry}  {step.fields}")
+        yield (f"  {step.level:<4} {step.index:>5}  at {step.at:#x}  {entry}  {step.fields}")
     if found.physical is not None:
         user, own = letters(found.rights)
         flags = " global" if found.rights & Right.GLOBAL else ""
         where = "" if found.backed else ", not in the image"
         page = f"page of {size_text(found.page)}, user {user}, kernel {own}{flags}"
-        lines.append(f"  = {found.physical:#x}  {page}, {found.memory}{where}")
+        yield (f"  = {found.physical:#x}  {page}, {found.memory}{where}")
     if found.fault:
-        lines.append(f"  = {found.fault}")
-    return wrapped(lines, width)
+        yield f"  = {found.fault}"

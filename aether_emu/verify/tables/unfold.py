@@ -105,7 +105,7 @@ def unfolded(one: Survey, other: Survey, limit: int) -> tuple[Flat, Flat]:
             room -= side.unfold(again[~same], first[~same], span, room)
             if room < 0:
                 raise ConfigError(
-                    "limit", limit, f"needed: more; shared tables unfold to more than {limit:,} entries"
+                    "limit", limit, "shared tables unfold to more entries", refusal="is too low"
                 )
     return sides[0].flat(), sides[1].flat()
 
