@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from aether_emu.cli.app import app
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.machine.probe.x86_64 import X86Prober
-from aether_emu.verify.cases import suites
+from aether_emu.verify.cases import suites, workers
 from aether_emu.verify.cases.comparison import Case, Tally
 from aether_emu.verify.cases.tlb import Finding, TlbTally
 from aether_emu.verify.report import html, junit
@@ -186,9 +186,18 @@ def outcome(tally: Tally, *lines: str) -> suites.Outcome:
     return suites.Outcome(suites.Task("x86_64-4level", "entries", 10, 0), tally, list(lines))
 
 
+def fill(monkeypatch: pytest.MonkeyPatch, tally: Tally) -> None:
+    """Let every task end with that tally."""
+
+    def perform(_task: suites.Task, _progress: object, into: suites.Outcome) -> None:
+        into.tally = tally
+
+    monkeypatch.setattr(workers, "perform", perform)
+
+
 def commanded(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> tuple[int, list[str]]:
     """Exit status and lines of a run whose only task ends with that tally."""
-    monkeypatch.setattr(suites, "perform", lambda _task, _progress: outcome(tally))
+    fill(monkeypatch, tally)
     ran = CliRunner().invoke(app, ["verify", "x86_64-4level", "--suite", "entries", *arguments])
     return ran.exit_code, ran.output.splitlines()
 
@@ -250,7 +259,7 @@ def test_what_is_refused_leaves_no_file(
 
 def runs(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> None:
     """As `commanded`, for one that raises."""
-    monkeypatch.setattr(suites, "perform", lambda _task, _progress: outcome(tally))
+    fill(monkeypatch, tally)
     app(["verify", "x86_64-4level", "--suite", "entries", *arguments], standalone_mode=False)
 
 
