@@ -25,9 +25,7 @@ The folders are described in CONTRIBUTING.md, in the order in which they may imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # without `typing`: importing the package takes no time
 if TYPE_CHECKING:
     from aether_emu import tables as tables
     from aether_emu.arch.paging import Access as Access
@@ -79,10 +77,12 @@ __all__ = [*_PUBLIC, *_MODULES]  # noqa: PLE0604  # names, all of them: the dict
 
 def __getattr__(name: str) -> object:
     """The public face, imported when it is first asked for: `import aether_emu` stays cheap."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  # as said above
+
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
 
 

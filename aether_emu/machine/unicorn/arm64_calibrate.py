@@ -28,6 +28,7 @@ from aether_emu.arch.arm64.stage1 import (
     VALID,
 )
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
 
@@ -119,7 +120,8 @@ def measure() -> Layout:
     ):
         struct.pack_into("<I", memory, 0x8000 + offset, instruction)
         uc.reg_write(arm64_const.UC_ARM64_REG_X1, target)
-        engine.emu_start(handle, code + offset, 0, 0, 0)
+        with Undisturbed():
+            engine.emu_start(handle, code + offset, 0, 0, 0)
         after = dump()
         mask = 0xFE00_007C if syndrome & 3 else 0xFE00_007F  # the level depends on tables near the target
         pcs = _narrow(pcs, places(after, "Q", (code + offset).__eq__))

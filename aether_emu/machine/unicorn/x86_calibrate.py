@@ -22,6 +22,7 @@ from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.stage1 import NX, P, U, W
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
 
@@ -117,7 +118,8 @@ class _Scratch:
     def start(self, pc: int) -> int:
         """Run from `pc` to the first exception; its vector."""
         self.vectors.clear()
-        engine.emu_start(self.handle, pc, 0, 0, 0)
+        with Undisturbed():
+            engine.emu_start(self.handle, pc, 0, 0, 0)
         return self.vectors[0] if self.vectors else -1
 
     def code(self, offset: int, code: bytes) -> int:

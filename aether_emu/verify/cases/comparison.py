@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aether_emu.interruption import Undisturbed
 from aether_emu.verify.cases.cases import Answers, Bits, Chunk, Words, differing
 from aether_emu.verify.cases.laboratory import Laboratory
 
@@ -63,7 +64,10 @@ _KEPT = 100
 
 
 def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterator[int]:
-    """Put chunks to specification and engine, adding to `tally`; yields how many cases as they are done."""
+    """Put chunks to specification and engine, adding to `tally`; yields how many cases as they are done.
+
+    However it ends, the tally is that of whole chunks.
+    """
     for chunk in chunks:
         entries, addresses = laboratory.place(chunk)
         expected = laboratory.expected(chunk, entries, addresses)
@@ -71,17 +75,18 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
         if aside is not None and aside.any():  # clear their entries, so that they harm no other case
             entries[-1] = np.where(aside, np.uint64(0), entries[-1])
             expected = laboratory.expected(chunk, entries, addresses)
-            tally.set_aside += int(aside.sum())
         predicted = laboratory.predicted(chunk, entries, addresses)
         observed = laboratory.observed(chunk, entries, addresses)
         different = differing(predicted[-1].answers if predicted else expected, observed)
-        before = expected
-        for known in predicted:
-            apart = differing(before, known.answers)
-            tally.known[known.name] += int((apart & ~different).sum())
-            tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
-            before = known.answers
-        record(tally, Asked(chunk, entries, addresses, expected, observed), different)
+        with Undisturbed():
+            before = expected
+            for known in predicted:
+                apart = differing(before, known.answers)
+                tally.known[known.name] += int((apart & ~different).sum())
+                tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
+                before = known.answers
+            tally.set_aside += 0 if aside is None else int(aside.sum())
+            record(tally, Asked(chunk, entries, addresses, expected, observed), different)
         yield chunk.size
 
 

@@ -156,16 +156,29 @@ def differential(format: str, suite: str = "permissions", cases: int | None = 20
     return perform(task).tally
 
 
-def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -> Outcome:
-    """Run one task; `progress` hears how many cases were done. Raises EngineError."""
+def nothing_yet(task: Task) -> Outcome:
+    """The outcome of a task that has not begun."""
+    return Outcome(task, TlbTally() if task.suite == "tlb" else Tally())
+
+
+def perform(
+    task: Task, progress: Callable[[int], None] = lambda _cases: None, into: Outcome | None = None
+) -> Outcome:
+    """Run one task; `progress` hears how many cases were done. Raises EngineError.
+
+    `into` is filled on the way: a caller who ends the work, by Ctrl-C or from `progress`, has there what was
+    found until then.
+    """
     item, host = FORMATS[task.format], task.format.endswith("-kvm")
+    outcome = nothing_yet(task) if into is None else into
     if task.suite == "encodings":
-        return _judged(task, item, progress)
+        _judged(outcome, item, progress)
+        return outcome
     if host and (reason := silicon.available()) is not None:
-        return Outcome(task, Tally(), [reason])
+        outcome.lines.append(reason)
+        return outcome
     laboratory = item.open()
     try:
-        outcome = Outcome(task, TlbTally() if task.suite == "tlb" else Tally())
         for done in _cases_done(task, item, laboratory, outcome):
             progress(done)
         return outcome
@@ -173,9 +186,9 @@ def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -
         laboratory.close()
 
 
-def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcome:
+def _judged(outcome: Outcome, item: Format, progress: Callable[[int], None]) -> None:
     """This project's own encoder: by the specification, and a sample of its leaves by the engine."""
-    outcome = Outcome(task, Tally())
+    task = outcome.task
     count = _MANY if task.asked is None else task.asked
     fmt = item.ours()
     for done in steps(fmt, item.isa, count, task.seed, outcome.tally, task.only):
@@ -193,7 +206,6 @@ def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcom
             progress(done)
     finally:
         laboratory.close()
-    return outcome
 
 
 def _cases_done(task: Task, item: Format, laboratory: Laboratory, outcome: Outcome) -> Iterator[int]:

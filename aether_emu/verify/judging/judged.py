@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aether_emu.arch.paging import PageTableFormat
+from aether_emu.interruption import Undisturbed
 from aether_emu.verify.cases.cases import Bits, Words
 from aether_emu.verify.cases.comparison import Case, Tally
 from aether_emu.verify.judging.readings import Meaning, Path, Shape
@@ -82,12 +83,13 @@ def tell(
             feature, "format", {}, 0, level, (0,) * (level - 1) + (int(words[at]),), expected, observed
         )
 
-    if cell not in tally.examples or (wrong and not tally.red[cell]):
-        tally.examples[cell] = case(wrong[0] if wrong else 0)
-    if tally.red[cell] == 0:
-        tally.differences += [case(at) for at in wrong[:3]]
-    tally.cells[cell] += n
-    tally.red[cell] += len(wrong)
-    tally.different += len(wrong)
-    tally.cases += n
+    with Undisturbed():
+        if cell not in tally.examples or (wrong and not tally.red[cell]):
+            tally.examples[cell] = case(wrong[0] if wrong else 0)
+        if tally.red[cell] == 0:
+            tally.differences += [case(at) for at in wrong[:3]]
+        tally.cells[cell] += n
+        tally.red[cell] += len(wrong)
+        tally.different += len(wrong)
+        tally.cases += n
     return n
