@@ -60,12 +60,12 @@ def _perform(program: str) -> int:
     """Do what the arguments say, or what the shell asks in order to complete them. The exit status."""
     from click.exceptions import Exit
 
-    from aether_emu.cli.app import app
+    from aether_emu.cli.app import COMPLETION, app
 
-    if instruction := os.environ.get("_AETHER_COMPLETE"):
+    if instruction := os.environ.get(COMPLETION):
         from click.shell_completion import shell_complete
 
-        return shell_complete(app, {}, "aether", "_AETHER_COMPLETE", instruction)
+        return shell_complete(app, {}, "aether", COMPLETION, instruction)
     try:
         with app.make_context(program, sys.argv[1:]) as context:
             app.invoke(context)

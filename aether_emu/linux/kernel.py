@@ -1,4 +1,4 @@
-"""What all processes of a machine share: clock, chance, memory, files that are mapped, futexes, accounts.
+"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, observers, accounts.
 
 It knows no process. Who is running is the `Entry`'s business, one for each CPU; who runs next is the
 `Scheduler`'s.
@@ -13,7 +13,9 @@ from typing import Any
 
 from aether_emu.clock import VirtualClock
 from aether_emu.config import Config
+from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -58,8 +60,10 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
+        self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
@@ -70,6 +74,11 @@ class Kernel:
             Event.FLUSH_ALL: costs.flush_all,
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+
+    def require_open(self) -> None:
+        """Raise ClosedError once the machine is closed."""
+        if self.closed:
+            raise ClosedError
 
     # ---- time
 
