@@ -9,6 +9,8 @@ handler raises in an engine's callback is lost in C code. So the handlers of who
     the end of the block                           the signals are sent again: now their handlers run, and
                                                    the KeyboardInterrupt of Ctrl-C comes out here
 
+A block that gives no answer for a second is left by another Ctrl-C wherever it is.
+
 Signals are the main thread's. In another thread a block only keeps its time limit; when the main thread has
 ended, which is how Python ends a program, such a block is stopped as well.
 """
@@ -27,6 +29,9 @@ from typing import Protocol
 
 _AGAIN = 0.02
 """Seconds until somebody who was asked to stop is asked again: an engine may miss one request."""
+
+_UNANSWERED = 1.0
+"""Seconds after which another Ctrl-C is handled where it comes: a callback of the caller may hang."""
 
 _LONGEST = 3600.0
 """Seconds that the thread sleeps at most: the host's timers have an end."""
@@ -58,7 +63,7 @@ class Undisturbed:
 
     def __init__(self, stop: Callable[[], None] | None = None, timeout: float | None = None) -> None:
         self._stop, self._timeout = stop, timeout
-        self._noted: dict[int, None] = {}
+        self._noted: dict[int, float] = {}  # signal: when it came
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._old_fd: int | None = None
         self._deadline: float | None = None
@@ -123,8 +128,13 @@ class Undisturbed:
             finally:
                 self._send_again()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._noted[number] = None
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._noted.setdefault(number, now) > _UNANSWERED:
+            del self._noted[number]
+            self._handlers[number](number, frame)
+            return
+        self._noted.setdefault(number, now)
         self.asked = True
         if self._stop is not None:
             self._stop()

@@ -11,6 +11,7 @@ from types import FrameType
 
 import pytest
 
+from aether_emu import interruption
 from aether_emu.interruption import Undisturbed, checkpoint, undisturbed, watcher
 
 PATIENCE = 60.0  # seconds after which a test is taken to hang
@@ -74,6 +75,18 @@ def test_a_checkpoint_handles_what_came_until_then_and_the_block_goes_on() -> No
             checkpoint()
             assert len(log) == 2, "the block around this one is somebody else's"
     assert len(log) == 3
+
+
+def test_a_block_that_does_not_answer_is_left_by_another_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # at once: a key that bounced
+        reached.append(1)
+        monkeypatch.setattr(interruption, "_UNANSWERED", -1)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(2)
+    assert reached == [1]
 
 
 def test_every_signal_of_a_block_is_handled_though_the_first_handler_raises() -> None:
