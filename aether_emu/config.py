@@ -83,7 +83,7 @@ class _Whole(_Rule):
         if self.power_of_two:
             kind = "a power of two"
         elif self.page_aligned:
-            kind = "a multiple of page_size"
+            kind = "a multiple of the page size"
         elif self.multiple > 1:
             kind = f"a multiple of {self.format(self.multiple)}"
         text = f"{kind} from {self.format(self.low)} to {self.format(self.high)}"
@@ -115,17 +115,20 @@ class _Choice(_Rule):
 
     values: tuple[int, ...]
     absent: str = ""  # as for a whole number
+    written: Literal["number", "size"] = "number"
 
     @property
     def allowed(self) -> str:
-        text = "one of " + ", ".join(map(str, self.values))
+        text = "one of " + ", ".join(map(self.format, self.values))
         return f"{text}, or left out for {self.absent}" if self.absent else text
 
     def check(self, value: object) -> bool:
         return value in self.values or (value is None and bool(self.absent))
 
     def format(self, value: object) -> str:
-        return self.absent if value is None else str(value)
+        if value is None:
+            return self.absent
+        return format_size(value) if self.written == "size" and isinstance(value, int) else str(value)
 
     def parse(self, name: str, value: object) -> object:
         return parse_size(value, name) if isinstance(value, str) else value
@@ -228,8 +231,8 @@ class Config:
     )
     page_size: int = _parameter(
         4096,
-        _Choice((4 * KIB, 16 * KIB, 64 * KIB)),
-        "bytes in a base page, the granule; x86_64 has 4096 alone",
+        _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
+        "bytes in a base page, the granule; x86_64 has 4K alone",
     )
     virtual_bits: int | None = _parameter(
         None,

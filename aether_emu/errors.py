@@ -27,11 +27,23 @@ def _rebuilt(kind: type[AetherError], arguments: tuple[object, ...]) -> AetherEr
 
 
 class ConfigError(AetherError):
-    """A parameter has a bad value. Names the parameter, the value and what is allowed."""
+    """A parameter has a bad value. Names the parameter, the value, what is wrong and what is allowed."""
 
-    def __init__(self, name: str, value: object, allowed: str) -> None:
-        self.name, self.value, self.allowed = name, value, allowed
-        super().__init__(f"{name}={value!r} is not allowed: {allowed}")
+    def __init__(self, name: str, value: object, allowed: str, *, refusal: str = "is not allowed") -> None:
+        self.name, self.value, self.allowed, self.refusal = name, value, allowed, refusal
+        super().__init__(self.about(f"{name}={value!r}"))
+
+    def about(self, subject: str) -> str:
+        """The same sentence about what the user wrote, which became the parameter: `--granule 16K`."""
+        return f"{subject} {self.refusal}: {self.allowed}"
+
+
+class NeededError(ConfigError):
+    """A parameter has to be given, since nothing else tells its value. `why` says what does not."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, None, why, refusal="is needed")
+        self.args = (self.about(name),)
 
 
 class AddressError(AetherError, ValueError):

@@ -38,6 +38,7 @@ from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 
 ISAS = ("x86_64", "arm64")
+_ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,10 @@ def _isa(name: str, config: Config) -> _Isa:
     page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
         if page != 4096:
-            raise ConfigError("page_size", page, "4096 on x86_64")
+            raise ConfigError("page_size", page, "pages are 4K there", refusal="is not possible on x86_64")
         if bits not in (48, 57):
-            raise ConfigError("virtual_bits", bits, "48 or 57 on x86_64")
+            allowed = "addresses have 48 or 57 bits there"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on x86_64")
         from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
@@ -71,9 +73,8 @@ def _isa(name: str, config: Config) -> _Isa:
         try:
             return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
         except EncodingError:
-            raise ConfigError(
-                "virtual_bits", bits, f"48, or what pages of {page} bytes give on arm64"
-            ) from None
+            allowed = f"addresses have 48 or {_ARM_NARROW[page]} bits there with pages of {format_size(page)}"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on arm64") from None
     raise ConfigError("arch", name, " or ".join(ISAS))
 
 
@@ -160,6 +161,7 @@ class Machine:
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
@@ -222,6 +224,7 @@ class Machine:
         """
         if self.computer.closed:
             return
+        self.observers.detach_all()
         try:
             if self.process is not None:
                 self.computer.rest()

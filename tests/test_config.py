@@ -223,4 +223,4 @@ def test_every_parameter_describes_itself() -> None:
     assert [row.name for row in rows] == names
     assert all(row.default and row.allowed and row.meaning for row in rows)
     ram = rows[0]
-    assert (ram.default, ram.allowed) == ("512M", "a multiple of page_size from 2M to 512G")
+    assert (ram.default, ram.allowed) == ("512M", "a multiple of the page size from 2M to 512G")

@@ -76,6 +76,8 @@ def folder_of(name: str) -> str:
     first = name.split(".")[1]
     if first in ASSEMBLY:
         return "assembly"
+    if first == "__main__":  # the command by another name
+        return "cli"
     return first if first in ROW_OF else "ground"
 
 

@@ -315,7 +315,7 @@ def test_the_kernels_half_begins_where_it_is_told_within_the_width(page: int, bi
     with pytest.raises(ConfigError, match="kernel_base") as caught:
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest - page)
     assert f"{lowest:#x}" in str(caught.value) or "from 0xffff800000000000" in str(caught.value)
-    with pytest.raises(ConfigError, match="multiple of page_size"):
+    with pytest.raises(ConfigError, match="multiple of the page size"):
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page // 2)
     machine, streams = (
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
 from aether_emu import __version__
-from aether_emu.cli.app import app, complain, settle, show_tracebacks
+from aether_emu.cli.app import complain, settle, show_tracebacks
+from aether_emu.cli.options import FILE, Command, debug_option, text
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 120
 
 
-@app.command()
-def bench(
-    name: Annotated[list[str] | None, typer.Argument(help="What to measure.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Every pair as JSON, into a file.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
-) -> None:
+def _names() -> Sequence[str]:
+    from aether_emu.observe.bench import catalogue, guests
+
+    return [*catalogue.GOALS, *(f"{name}/{isa}" for name in catalogue.GOALS for isa in guests.ABIS)]
+
+
+@click.command(cls=Command)
+@click.argument("benchmark", nargs=-1, type=text("NAME", _names), help="What to measure.")
+@click.option("--json", "json_file", type=FILE, help="Every pair as JSON, into a file.")
+@debug_option
+def bench(benchmark: tuple[str, ...], json_file: Path | None, debug: bool) -> None:
     """Measure each figure beside its floor, in alternating pairs, and print the ratios.
 
     NAME is fault, syscall, exec, map, edit, start or real, for every ISA, or one of them with the ISA, such
@@ -38,7 +42,7 @@ def bench(
     from aether_emu.observe.bench import catalogue, report
 
     settle()
-    figures = catalogue.figures(name or [])
+    figures = catalogue.figures(list(benchmark))
     if json_file is not None:
         _write(json_file, "", "a")  # refused now rather than in some minutes, an older file still whole
     results, left_out = measure_all(figures)

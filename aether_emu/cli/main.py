@@ -7,28 +7,30 @@ import gc
 import os
 import sys
 
-import typer
+import click
 
 from aether_emu.cli.app import Errors, app, complain
 from aether_emu.errors import AetherError, ConfigError, ProgramError
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Click's, which typer may carry inside itself
 
+def main(program: str = "aether") -> None:
+    """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status.
 
-def main() -> None:
-    """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
+    `program` is how the user called it.
+    """
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
-    from aether_emu.cli import bench, pt, run, verify  # noqa: F401  # register their commands
-
     _fill_standard_streams()
     try:
-        status = app(sys.argv[1:] or ["--help"], prog_name="aether", standalone_mode=False) or 0
+        status = _perform(program)
         if sys.stdout is not None:  # as when it was closed
             sys.stdout.flush()
-    except _UsageError as error:
-        complain(f"{error.format_message().rstrip(chr(46))} (see aether --help)")  # type: ignore[attr-defined]  # see above
-        status = 2
-    except (KeyboardInterrupt, typer.Abort):
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
+    except click.UsageError as error:
+        complain(_with_hint(error, program))
+        status = error.exit_code
+    except KeyboardInterrupt:
         status = 130
     except AetherError as error:
         if Errors.traceback:
@@ -42,6 +44,27 @@ def main() -> None:
     finally:
         gc.enable()
     sys.exit(status)
+
+
+def _perform(program: str) -> int:
+    """Do what the arguments say, or what the shell asks in order to complete them. The exit status."""
+    if instruction := os.environ.get("_AETHER_COMPLETE"):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(app, {}, "aether", "_AETHER_COMPLETE", instruction)
+    try:
+        with app.make_context(program, sys.argv[1:]) as context:
+            app.invoke(context)
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _with_hint(error: click.UsageError, program: str) -> str:
+    """What is wrong, and where to look: the help of the command that was used."""
+    path = program if error.ctx is None else error.ctx.command_path
+    see = getattr(error, "see", None) or f"{path} --help"
+    return f"{error.format_message().rstrip('.')} (see {see})"
 
 
 def _status(error: AetherError) -> int:
@@ -70,7 +93,3 @@ def _fill_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
-
-
-if __name__ == "__main__":
-    main()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import typer
+import click
 
-from aether_emu.cli.app import app, settle, show_tracebacks
-from aether_emu.errors import ConfigError
+from aether_emu.cli.app import Ordered, settle, show_tracebacks
+from aether_emu.cli.options import FILE, HEX, Command, debug_option, hexadecimal, text, whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -19,53 +21,89 @@ if TYPE_CHECKING:
     from aether_emu.verify.tables.survey import Survey
     from aether_emu.verify.tables.walking import Tables
 
-pt = typer.Typer(help="Look at the page tables in a physical memory image.", no_args_is_help=True)
-app.add_typer(pt, name="pt")
 
-_Image = Annotated[str, typer.Argument(metavar="IMAGE", help="Raw memory, an ELF core or LiME.")]
-_Root = Annotated[
-    str | None, typer.Option(help="CR3 or TTBR0_EL1, hexadecimal. A core of aether or QEMU may tell it.")
-]
-_Root1 = Annotated[str | None, typer.Option(help="TTBR1_EL1: arm64's upper half.")]
-_Format = Annotated[
-    str | None,
-    typer.Option(
-        help="x86_64-4level, x86_64-5level, arm64-4K, -16K, -64K; arm64 also with -39bit and so on, -lpa2."
+class _Reading(NamedTuple):
+    """How the image is to be read, as the options tell."""
+
+    root: int | None
+    root1: int | None
+    format: str | None
+    base: int | None
+    physical_bits: int | None
+    encryption_bit: int | None
+    memory_types: int | None
+
+
+def _formats() -> Sequence[str]:
+    from aether_emu.verify.tables.format_names import NAMES
+
+    return NAMES
+
+
+_READING = (
+    click.option("--root", type=HEX, help="CR3 or TTBR0_EL1. A core of aether or QEMU may tell it."),
+    click.option("--root1", type=HEX, help="TTBR1_EL1: arm64's upper half."),
+    click.option(
+        "--format",
+        type=text("FORMAT", _formats),
+        help="x86_64-4level, x86_64-5level, arm64-4K, -16K, -64K; arm64 also with -39bit and so on, -lpa2.",
     ),
-]
-_Base = Annotated[
-    str | None, typer.Option(help="The image is raw, and begins at that physical address, hexadecimal.")
-]
-_Bits = Annotated[
-    int | None,
-    typer.Option(help="Width of physical addresses, else the core's or 52 (48 on arm64 without LPA)."),
-]
-_Encryption = Annotated[
-    int | None,
-    typer.Option(help="The address bit that tells encrypted or shared pages (SME, SEV, TDX) from others."),
-]
-_Types = Annotated[str | None, typer.Option(help="IA32_PAT or MAIR_EL1, hexadecimal, to name memory types.")]
-_Limit = Annotated[int, typer.Option(min=1, help="The most entries of one level to look at.")]
-_Execute = Annotated[
-    bool, typer.Option("--execute", help="Ask the emulated CPU's MMU the same, page by page, and compare.")
-]
-_Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")]
-_LIMIT = 1 << 23
+    click.option("--base", type=HEX, help="The image is raw, and begins at that physical address."),
+    click.option(
+        "--physical-bits",
+        type=whole(32, 52),
+        help="Width of physical addresses, else the core's or 52 (48 on arm64 without LPA).",
+    ),
+    click.option(
+        "--encryption-bit",
+        type=whole(0),
+        help="The address bit that tells encrypted or shared pages (SME, SEV, TDX) from others.",
+    ),
+    click.option("--memory-types", type=HEX, help="IA32_PAT or MAIR_EL1, to name memory types."),
+)
+
+
+def _reads_an_image(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command its IMAGE, and the options that say how to read it as one `reading`."""
+
+    @functools.wraps(command)
+    def with_reading(**given: Any) -> None:
+        command(reading=_Reading(*(given.pop(name) for name in _Reading._fields)), **given)
+
+    decorated: Callable[..., None] = with_reading
+    for option in reversed(_READING):
+        decorated = option(decorated)
+    return click.argument("image", type=FILE, help="Raw memory, an ELF core or LiME.")(decorated)
+
+
+_limit = click.option(
+    "--limit", type=whole(1), default=1 << 23, help="The most entries of one level to look at."
+)
+_execute_too = click.option(
+    "--execute", is_flag=True, help="Ask the emulated CPU's MMU the same, page by page, and compare."
+)
+
+
+@click.group(cls=Ordered, help="Look at the page tables in a physical memory image.", no_args_is_help=True)
+def pt() -> None:
+    """What its commands share: nothing."""
+
+
 _MOST_DRAWN = 5_000  # lines of a table that a terminal gets in colour; more take too long to lay out
 
 
-@pt.command()
-def show(
-    image: _Image, root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
-    limit: _Limit = _LIMIT, execute: _Execute = False, debug: _Debug = False,
-) -> None:  # fmt: skip
+@pt.command(cls=Command, short_help="What is mapped, as ranges of pages that are alike.")
+@_reads_an_image
+@_limit
+@_execute_too
+@debug_option
+def show(image: Path, reading: _Reading, limit: int, execute: bool, debug: bool) -> None:
     """Print what is mapped, as ranges of pages that are alike, and totals."""
     show_tracebacks(debug)
     from aether_emu.verify.tables import show as shown
     from aether_emu.verify.tables.survey import survey
 
-    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    tables = _tables(image, reading)
     if execute:
         _check(tables)
     settle()
@@ -77,17 +115,14 @@ def show(
         _print(shown.columns([shown.COLUMNS, *map(shown.row, items)]))
     _print(shown.totals(found))
     if execute:
-        raise typer.Exit(_execute(found))
+        raise click.exceptions.Exit(_execute(found))
 
 
-@pt.command()
-def walk(
-    image: _Image,
-    addresses: Annotated[list[str], typer.Argument(metavar="ADDR...", help="Virtual, hexadecimal.")],
-    root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
-    debug: _Debug = False,
-) -> None:  # fmt: skip
+@pt.command(cls=Command, short_help="Each level's entry on the way to an address.")
+@_reads_an_image
+@click.argument("addresses", nargs=-1, required=True, type=hexadecimal("ADDR"), help="Virtual, hexadecimal.")
+@debug_option
+def walk(image: Path, reading: _Reading, addresses: tuple[int, ...], debug: bool) -> None:
     """Print every level's entry on the way to each ADDR, decoded, and where it leads.
 
     Exit status 1 when an address leads nowhere.
@@ -96,22 +131,21 @@ def walk(
     from aether_emu.verify.tables.show import walk_lines
     from aether_emu.verify.tables.walking import walk as walked
 
-    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    tables = _tables(image, reading)
     settle()
-    walks = [walked(tables, _number("address", text)) for text in addresses]
+    walks = [walked(tables, address) for address in addresses]
     for found in walks:
         _print(walk_lines(found, tables.title))
-    raise typer.Exit(int(any(found.physical is None for found in walks)))
+    raise click.exceptions.Exit(int(any(found.physical is None for found in walks)))
 
 
-@pt.command()
-def lint(
-    image: _Image, root: _Root = None, root1: _Root1 = None, format: _Format = None, base: _Base = None,
-    physical_bits: _Bits = None, encryption_bit: _Encryption = None, memory_types: _Types = None,
-    limit: _Limit = _LIMIT, execute: _Execute = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Findings as JSON.")] = False,
-    debug: _Debug = False,
-) -> None:  # fmt: skip
+@pt.command(cls=Command, short_help="What is suspicious, and how bad it is.")
+@_reads_an_image
+@_limit
+@_execute_too
+@click.option("--json", "as_json", is_flag=True, help="Findings as JSON.")
+@debug_option
+def lint(image: Path, reading: _Reading, limit: int, execute: bool, as_json: bool, debug: bool) -> None:
     """Find what is suspicious: each finding with its address, entry, why it matters and how bad it is.
 
     Exit status 1 when there are errors.
@@ -122,7 +156,7 @@ def lint(
     from aether_emu.verify.tables.lint_rules import Severity
     from aether_emu.verify.tables.survey import survey
 
-    tables = _tables(image, root, root1, format, base, physical_bits, encryption_bit, memory_types)
+    tables = _tables(image, reading)
     if execute:
         _check(tables)
     settle()
@@ -135,34 +169,22 @@ def lint(
     failed = any(finding.severity is Severity.ERROR for finding in findings)
     if execute:
         failed |= bool(_execute(found, error=as_json))
-    raise typer.Exit(int(failed))
+    raise click.exceptions.Exit(int(failed))
 
 
-def _tables(
-    image: str, root: str | None, root1: str | None, format: str | None, base: str | None,
-    physical_bits: int | None, encryption_bit: int | None, memory_types: str | None,
-) -> Tables:  # fmt: skip
+def _tables(image: Path, reading: _Reading) -> Tables:
     from dataclasses import replace
 
     from aether_emu.verify.tables.images import open_image
     from aether_emu.verify.tables.walking import open_tables
 
-    opened = open_image(Path(image), None if base is None else _number("base", base))
-    registers = opened.registers
-    if physical_bits is not None:
-        if not 32 <= physical_bits <= 52:
-            raise ConfigError("physical-bits", physical_bits, "32 to 52")
-        registers = replace(registers, physical_bits=physical_bits)
-    if encryption_bit is not None:
-        registers = replace(registers, encryption_bit=encryption_bit)
-    if memory_types is not None:
-        registers = replace(registers, memory_types=_number("memory-types", memory_types))
+    opened = open_image(image, reading.base)
+    told = {name: getattr(reading, name) for name in ("physical_bits", "encryption_bit", "memory_types")}
+    registers = replace(
+        opened.registers, **{name: value for name, value in told.items() if value is not None}
+    )
     return open_tables(
-        opened,
-        root=None if root is None else _number("root", root),
-        root1=None if root1 is None else _number("root1", root1),
-        format=format,
-        registers=registers,
+        opened, root=reading.root, root1=reading.root1, format=reading.format, registers=registers
     )
 
 
@@ -179,18 +201,8 @@ def _execute(found: Survey, *, error: bool = False) -> int:
 
     agreement = execute(found)
     for line in agreement.lines():
-        typer.echo(line, err=error)
+        click.echo(line, err=error)
     return int(bool(agreement.differences))
-
-
-def _number(name: str, text: str) -> int:
-    try:
-        value = int(text, 16)
-    except ValueError:
-        raise ConfigError(name, text, "a hexadecimal number") from None
-    if not 0 <= value < 1 << 64:
-        raise ConfigError(name, text, "64 bits")
-    return value
 
 
 def _print_table(items: Sequence[Range | Repeat]) -> None:

@@ -8,12 +8,24 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from aether_emu.cli.app import app, complain, settle, show_tracebacks
+from aether_emu.cli.app import complain, settle, show_tracebacks
 from aether_emu.cli.interrupts import Interrupts
+from aether_emu.cli.options import (
+    DIRECTORY,
+    FILE,
+    SECONDS,
+    Command,
+    Form,
+    Setting,
+    debug_option,
+    text,
+    whole,
+)
+from aether_emu.config import Config
 from aether_emu.errors import ConfigError, ProgramError, Refused
 
 if TYPE_CHECKING:
@@ -25,34 +37,87 @@ _INTERRUPTED, _TIMED_OUT = 130, 124
 _MOST_DAMAGES = 10  # lines about damaged entries
 
 
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def _bind(written: str) -> Bind:
+    from aether_emu.linux.files.mounts import Bind
+
+    parts = written.split(":")
+    if len(parts) not in (2, 3) or not all(parts) or parts[2:] not in ([], ["rw"], ["ro"]):
+        raise ValueError(written)
+    return Bind(Path(parts[0]), parts[1], writable=parts[2:] == ["rw"])
+
+
+def _variable(written: str) -> tuple[str, str]:
+    name, equals, value = written.partition("=")
+    if not name or not equals or "\0" in written:
+        raise ValueError(written)
+    return name, value
+
+
+_BIND = Form("HOST:GUEST[:rw]", "HOST:GUEST or HOST:GUEST:rw", _bind)
+_VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
+
+
+@click.command(cls=Command, context_settings={"allow_interspersed_args": False})
+@click.argument("program", type=click.Path(), help="The ELF program; its header names the ISA.")
+@click.argument("args", nargs=-1, type=click.Path(), help="Its arguments.")
+@click.option(
+    "--ram",
+    cls=Setting,
+    key="ram",
+    type=text("SIZE"),
+    help="Emulated RAM, such as 512M.",
+)
+@click.option(
+    "--seed",
+    cls=Setting,
+    key="seed",
+    type=whole(0),
+    help="The one source of all chance.",
+)
+@click.option(
+    "--granule",
+    cls=Setting,
+    key="page_size",
+    type=text("SIZE", lambda: ("4K", "16K", "64K")),
+    help="Page size on ARM64: 4K, 16K or 64K.",
+)
+@click.option(
+    "--la57", cls=Setting, key="virtual_bits", is_flag=True, help="Five levels of page tables on x86_64."
+)
+@click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
+@click.option("--config", type=FILE, help="A TOML file of parameters.")
+@click.option("--root", type=DIRECTORY, help="A host directory that becomes the guest's /.")
+@click.option(
+    "--bind", type=_BIND, multiple=True, help="Show the guest something of the host; may be repeated."
+)
+@click.option("--env", type=_VARIABLE, multiple=True, help="A variable for the guest; may be repeated.")
+@click.option("--timeout", type=SECONDS, help="Stop after that many seconds (exit 124).")
+@click.option("--stats", is_flag=True, help="A table of what happened, on stderr.")
+@click.option("--stats-json", type=FILE, help="The same as JSON, into a file.")
+@click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
+@debug_option
 def run(  # an option is a parameter here
-    program: Annotated[str, typer.Argument(help="The ELF program; its header names the ISA.")],
-    args: Annotated[list[str] | None, typer.Argument(help="Its arguments.")] = None,
-    ram: Annotated[str | None, typer.Option(help="Emulated RAM, such as 512M.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The one source of all chance.")] = None,
-    granule: Annotated[str | None, typer.Option(help="Page size on ARM64: 4K, 16K or 64K.")] = None,
-    la57: Annotated[bool, typer.Option("--la57", help="Five levels of page tables on x86_64.")] = False,
-    no_aslr: Annotated[bool, typer.Option("--no-aslr", help="Do not randomise addresses.")] = False,
-    config: Annotated[Path | None, typer.Option(help="A TOML file of parameters.")] = None,
-    root: Annotated[Path | None, typer.Option(help="A host directory that becomes the guest's /.")] = None,
-    bind: Annotated[list[str] | None, typer.Option(help="HOST:GUEST[:rw], may be repeated.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="K=V, may be repeated.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Stop after that many seconds (exit 124).")] = None,
-    stats: Annotated[bool, typer.Option("--stats", help="A table of what happened, on stderr.")] = False,
-    stats_json: Annotated[Path | None, typer.Option(help="The same as JSON, into a file.")] = None,
-    core: Annotated[
-        Path | None, typer.Option(help="At the end write all memory there, as an ELF core for aether pt.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
-) -> None:
+    program: str,
+    args: tuple[str, ...],
+    ram: str | None,
+    seed: int | None,
+    granule: str | None,
+    la57: bool,
+    no_aslr: bool,
+    config: Path | None,
+    root: Path | None,
+    bind: tuple[Bind, ...],
+    env: tuple[tuple[str, str], ...],
+    timeout: float | None,
+    stats: bool,
+    stats_json: Path | None,
+    core: Path | None,
+    debug: bool,
+) -> None:  # fmt: skip
     """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
     show_tracebacks(debug)
-    from aether_emu.config import Config
     from aether_emu.system import Grants, Machine, program_isa
 
-    if timeout is not None and timeout <= 0:
-        raise ConfigError("timeout", timeout, "more than 0 seconds")
     overrides = {
         "ram": ram,
         "seed": seed,
@@ -61,8 +126,7 @@ def run(  # an option is a parameter here
         "aslr": False if no_aslr else None,
     }
     parameters = Config.load(config, overrides)
-    grants = Grants(root, [_bind(text) for text in bind or []])
-    environment = dict(_variable(text) for text in env or [])
+    grants = Grants(root, list(bind))
     pauses = _Pauses()
     outputs = _Outputs(stats, stats_json, core)
     with _naming_the_limit():
@@ -71,7 +135,7 @@ def run(  # an option is a parameter here
     settle()
     try:
         with _naming_the_limit():
-            machine.load(program, [program, *(args or [])], env=environment, grants=grants)
+            machine.load(program, [program, *args], env=dict(env), grants=grants)
         outputs.prepare(machine)
         with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
             pauses.interrupts = interrupts
@@ -84,7 +148,7 @@ def run(  # an option is a parameter here
     finally:
         machine.close()
     _tell_damages(machine.damages(), program)
-    raise typer.Exit(status)
+    raise click.exceptions.Exit(status)
 
 
 def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs: _Outputs) -> int:
@@ -192,22 +256,6 @@ def _tell_damages(damages: list[str], program: str) -> None:
     """A line for each of the first entries that were found damaged."""
     for line in damages[:_MOST_DAMAGES]:
         complain(f"{program}: damaged page table: {line}")
-
-
-def _bind(text: str) -> Bind:
-    from aether_emu.linux.files.mounts import Bind
-
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(parts) or parts[2:] not in ([], ["rw"], ["ro"]):
-        raise ConfigError("bind", text, "HOST:GUEST or HOST:GUEST:rw")
-    return Bind(Path(parts[0]), parts[1], writable=parts[2:] == ["rw"])
-
-
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name or not equals or "\0" in text:
-        raise ConfigError("env", text, "NAME=VALUE")
-    return name, value
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from aether_emu.cli.app import app, settle, show_tracebacks
+from aether_emu.cli.app import settle, show_tracebacks
+from aether_emu.cli.options import FILE, Command, Option, debug_option, text, whole
 from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,22 +19,50 @@ if TYPE_CHECKING:
 _CASES = 20_000
 
 
-@app.command()
+def _formats() -> Sequence[str]:
+    from aether_emu.verify.cases.suites import FORMATS
+
+    return ["x86_64", "arm64", "all", *FORMATS]
+
+
+def _suites() -> Sequence[str]:
+    from aether_emu.verify.cases.suites import SUITES
+
+    return [*SUITES, "all"]
+
+
+@click.command(cls=Command)
+@click.argument("what", type=text("WHAT", _formats), default="all", help="x86_64, arm64, all, or one format.")
+@click.option(
+    "--suite", type=text("SUITE", _suites), default="all", help="encodings, entries, permissions, tlb or all."
+)
+@click.option(
+    "--cases", cls=Option, type=whole(1), show_default=str(_CASES), help="Cases for each format and suite."
+)
+@click.option("--full", is_flag=True, help="All permissions there are, and a million entries of each format.")
+@click.option("--seed", type=whole(0), default=0, help="Chooses sample and combinations.")
+@click.option(
+    "--only",
+    type=text("TEXT"),
+    default="",
+    show_default=False,
+    help="Only features whose name contains this.",
+)
+@click.option("--jobs", type=whole(1), default=1, help="Processes; the result is the same.")
+@click.option("--junit", type=FILE, help="JUnit XML.")
+@click.option("--report", type=FILE, metavar="FILE.html", help="A page to read.")
+@debug_option
 def verify(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="x86_64, arm64, all, or one format.")] = "all",
-    suite: Annotated[str, typer.Option(help="encodings, entries, permissions, tlb or all.")] = "all",
-    cases: Annotated[
-        int | None, typer.Option(min=1, help=f"Cases for each format and suite (default {_CASES}).")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="All permissions there are, and a million entries of each format.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses sample and combinations.")] = 0,
-    only: Annotated[str, typer.Option(help="Only features whose name contains this.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="A page to read.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    what: str,
+    suite: str,
+    cases: int | None,
+    full: bool,
+    seed: int,
+    only: str,
+    jobs: int,
+    junit: Path | None,
+    report: Path | None,
+    debug: bool,
 ) -> None:
     """Put page-table entries to the specification's walker and to the emulated CPU, and compare.
 
@@ -65,7 +94,7 @@ def verify(
                 path.unlink()
     total, clean = sum(item.tally.cases for item in outcomes), all(map(suites.verdict, outcomes))
     print(f"{total:,} cases: " + ("nothing is left to explain" if clean else "there are differences"))
-    raise typer.Exit(0 if clean else 1)
+    raise click.exceptions.Exit(0 if clean else 1)
 
 
 def _outcomes(wanted: Sequence[Task], jobs: int, only: str) -> list[Outcome]:

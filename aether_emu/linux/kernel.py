@@ -1,4 +1,4 @@
-"""What all processes of a machine share: clock, chance, memory, files that are mapped, futexes, accounts.
+"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, observers, accounts.
 
 It knows no process. Who is running is the `Entry`'s business, one for each CPU; who runs next is the
 `Scheduler`'s.
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from operator import mul
 from typing import Any
 
-from aether_emu.clock import VirtualClock
+from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -58,6 +59,7 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
         costs = config.clock
@@ -82,10 +84,21 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        calls = sum(self.calls_made.values()) * self.config.clock.system_call
-        total = sum(map(mul, self.physical.counters.n, self._costs)) + calls
+        total = self._costs_so_far()
         self.clock.advance(total - self.charged)
         self.charged = total
+
+    def _costs_so_far(self) -> int:
+        calls = sum(self.calls_made.values()) * self.config.clock.system_call
+        faults: int = sum(map(mul, self.physical.counters.n, self._costs))
+        return faults + calls
+
+    def time_seen(self) -> int:
+        """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
+        clock, since = self.clock, 0
+        if clock.origin is not None:
+            since = (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * self.config.clock.block
+        return min(clock.now_ns + since + self._costs_so_far() - self.charged, LAST_NS)
 
     # ---- the end of the run
 

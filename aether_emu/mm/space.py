@@ -19,9 +19,10 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
-from aether_emu.errors import Refused
+from aether_emu.errors import AddressError, Refused
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
+from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.limits import Limits
@@ -90,7 +91,13 @@ class AddressSpace:
         return value + self.page_size - 1 & -self.page_size & (1 << 64) - 1
 
     def walk(self, va: int) -> Walk:
-        """Translate `va` in Python, every level's entry decoded. The CPU is not involved."""
+        """Translate `va` in Python; `print` the answer for every level's entry, decoded.
+
+        The CPU is not involved, and no page is brought. Raises AddressError for no address of the format.
+        """
+        va, fmt = int(va), self.table.format
+        if not 0 <= va < 1 << 64 or not fmt.canonical(va):
+            raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
         return self.table.walk(va)
 
     def bits_for(self, protection: Protection) -> LeafBits:
@@ -129,7 +136,9 @@ class AddressSpace:
         self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
+        start, end = area.start, area.end
         self._place(area)
+        self._tell(Change.MAPPED, start, end)
 
     def _join_neighbour(self, area: Area) -> None:
         shift, chosen = self.table.format.page_shift, (area.family, area.moved)
@@ -236,6 +245,13 @@ class AddressSpace:
             self.finish(gather)
             for item in held:
                 item.let_go()
+        self._tell(Change.UNMAPPED, start, end)
+
+    def _tell(self, change: Change, start: int, end: int) -> None:
+        """Whoever watches mappings hears of it, once it is done."""
+        told = self.physical.on_mapping
+        if told is not None:
+            told(self.number, change, start, end)
 
     def _take_out(self, start: int, end: int) -> list[Area]:
         """Remove areas but not entries. The caller holds their objects until the entries are gone."""
@@ -275,6 +291,7 @@ class AddressSpace:
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
+        self._tell(Change.PROTECTED, start, end)
 
     def mark(self, area: Area, start: int, end: int, flags: int) -> None:
         """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
@@ -286,6 +303,7 @@ class AddressSpace:
         piece.flags = flags
         self.areas.require_room(self.areas.growth(area, piece))
         self._put_back(area, piece)
+        self._tell(Change.MARKED, start, end)
 
     def _put_back(self, area: Area, piece: Area) -> None:
         """Let `piece`, a part of `area` with something changed, stand in its place."""
@@ -323,9 +341,11 @@ class AddressSpace:
             self.require_lockable(above.start - start, above.flags)
         except Refused:
             return None
-        self._count(above, above.start - start)
+        end = above.start
+        self._count(above, end - start)
         self.areas.grow_down(above, start)
         self.last_area = self.nowhere
+        self._tell(Change.GROWN, start, end)
         return above
 
     # ---- entries

@@ -101,6 +101,10 @@ class X86Format(PageTableFormat):
         self.address_mask = _ADDRESS & ((1 << physical_bits) - 1)
         self._reserved_high = _ADDRESS & ~self.address_mask | (0 if no_execute else NX)
 
+    def canonical(self, va: int) -> bool:
+        """One root serves both halves, so the highest translated bit counts too (Intel SDM 1 3.3.7.1)."""
+        return va >> self.virtual_bits - 1 in (0, (1 << 65 - self.virtual_bits) - 1)
+
     def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
         flags = attributes.flags
         if not flags & PageFlags.READ:
@@ -211,10 +215,11 @@ class X86Format(PageTableFormat):
 
 _HELD_KINDS = {kind.value: kind for kind in HeldKind}
 
+# Named as the Intel SDM names them (3A, tables 4-15 to 4-20): RW and US are its R/W and U/S.
 _LOW_FIELDS = (
     BitField("P", 0, 1, "present"),
-    BitField("W", 1, 1, "writable"),
-    BitField("U", 2, 1, "user"),
+    BitField("RW", 1, 1, "writable"),
+    BitField("US", 2, 1, "user"),
     BitField("PWT", 3, 1, "memory type bit 0"),
     BitField("PCD", 4, 1, "memory type bit 1"),
     BitField("A", 5, 1, "accessed"),
@@ -225,8 +230,8 @@ _LEAF_FIELDS = (
     BitField("G", 8, 1, "global"),
     BitField("SWL", 9, 3, "software"),
     BitField("SWH", 52, 7, "software"),
-    BitField("PKEY", 59, 4, "protection key"),
-    BitField("NX", 63, 1, "no execute"),
+    BitField("PK", 59, 4, "protection key"),
+    BitField("XD", 63, 1, "no execute"),
 )
 _PAGE_FIELDS = (
     *_LEAF_FIELDS,
@@ -245,5 +250,5 @@ _LARGE_FIELDS = {
 _TABLE_FIELDS = (
     *_LOW_FIELDS,
     BitField("ADDR", 12, 40, "physical table"),
-    BitField("NX", 63, 1, "no execute"),
+    BitField("XD", 63, 1, "no execute"),
 )

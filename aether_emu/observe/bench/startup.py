@@ -13,7 +13,7 @@ import sys
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure
 
-IMPORTS = "import unicorn, numpy, typer"
+IMPORTS = "import unicorn, numpy, click"
 
 
 def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
@@ -34,7 +34,7 @@ def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
         program="aether run hello",
         floor_is=f'python -c "{IMPORTS}"',
         unit="process",
-        ours=lambda: child("-m", "aether_emu.cli.main", "run", hello),
+        ours=lambda: child("-m", "aether_emu", "run", hello),
         floor=lambda: child("-c", IMPORTS),
         repetitions=repetitions,
         goal=goal,
