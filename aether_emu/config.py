@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from aether_emu.errors import ConfigError
+from aether_emu.errors import ConfigError, suggestion
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -204,7 +204,41 @@ class ClockCosts:
         _validate(self, "clock.")
 
 
-@dataclass(frozen=True, kw_only=True)
+class CostOptions(TypedDict, total=False):
+    """The fields of `ClockCosts`, as keywords."""
+
+    block: int
+    fault_minor: int
+    fault_copy: int
+    fault_denied: int
+    system_call: int
+    flush_page: int
+    flush_all: int
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Config`, as keywords of `Machine`. Sizes and addresses may be text with a unit."""
+
+    ram: int | str
+    aperture: int | str
+    page_size: int | str
+    virtual_bits: int | None
+    kernel_base: int | str | None
+    user_base: int | str
+    max_mmap_areas: int
+    stack_limit: int | str
+    memory_limit: int | str | None
+    open_files: int
+    fault_around: int
+    aslr: bool
+    seed: int
+    uid: int
+    gid: int
+    hostname: str
+    clock: CostOptions
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
     """The parameters of one machine. Invalid ones cannot be constructed: ConfigError says what is allowed.
 
@@ -303,6 +337,19 @@ class Config:
                     parameter.name, rule.format(value), f"{rule.allowed}, which is {self.page_size}"
                 )
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, as it would be written."""
+        shown = []
+        for parameter in fields(self):
+            value, rule = getattr(self, parameter.name), parameter.metadata.get("rule")
+            if rule is None:
+                if value != ClockCosts():
+                    shown.append(f"clock={value}")
+            elif value != parameter.default:
+                text = rule.format(value)
+                shown.append(f"{parameter.name}={text if isinstance(value, int) else repr(value)}")
+        return f"Config({', '.join(shown)})"
+
     @classmethod
     def load(
         cls, toml_path: str | Path | None = None, overrides: Mapping[str, object] | None = None
@@ -357,7 +404,8 @@ def _parse_table(
     parsed: dict[str, object] = {}
     for name, value in table.items():
         if name not in rules:
-            raise ConfigError(prefix + name, value, f"no such parameter; known are {', '.join(rules)}")
+            known = f"no such parameter; known are {', '.join(rules)}"
+            raise ConfigError(prefix + name, value, known + suggestion(name, rules))
         if value is not None:
             parsed[name] = rules[name].parse(prefix + name, value)
             if not rules[name].check(parsed[name]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Iterable
 
 
 class AetherError(Exception):
@@ -24,6 +25,14 @@ class AetherError(Exception):
 def _rebuilt(kind: type[AetherError], arguments: tuple[object, ...]) -> AetherError:
     """An error with its words; its values follow as the state. Its own `__init__` would make other words."""
     return kind.__new__(kind, *arguments)
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """What a message about an unknown name ends with: the nearest of those that are known, or nothing."""
+    import difflib  # noqa: PLC0415  # nobody else needs it, and a program must start quickly
+
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class ConfigError(AetherError):
@@ -76,6 +85,17 @@ class MappingError(AetherError):
 
 class EngineError(AetherError):
     """The emulated CPU stopped for a reason that is the engine's, not the guest's."""
+
+
+class MachineError(AetherError):
+    """The machine is not in a state in which this can be done. The message says what can be done instead."""
+
+
+class ClosedError(MachineError):
+    """The machine is closed: its memory and its CPU are gone."""
+
+    def __init__(self) -> None:
+        super().__init__("the machine is closed: look at it before close(), or make a new one")
 
 
 class ProgramError(AetherError):

@@ -17,6 +17,7 @@ scheduler's decision.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
@@ -46,14 +47,19 @@ from aether_emu.mm.tables.damage import Damaged, TableDamaged
 
 
 class Entry:
-    """The entry points of one CPU. `task` is the one it runs, or ran last; there is none before `switch`."""
+    """The entry points of one CPU. `task` is the one it runs, or ran last; there is none before `switch`.
+
+    `manager` is the memory manager's own decision about a fault.
+    """
 
     task: Task
 
     def __init__(self, kernel: Kernel, percpu: PerCpu) -> None:
         self.kernel, self.percpu = kernel, percpu
         cpu = self.cpu = percpu.cpu
-        self._fault_in = percpu.fault
+        self.manager = percpu.fault
+        self._fault_in: Callable[[int, int], Outcome] = percpu.fault  # what a fault of the program asks
+        self._call_fault_in: Callable[[int, int], Outcome] = percpu.fault  # and one inside a call
         self._physical = kernel.physical
         self._calls = call_table(kernel.abi)
         self._made = kernel.calls_made
@@ -61,6 +67,7 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         cpu.on_trap = self._trap
+        self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
 
@@ -70,7 +77,21 @@ class Entry:
         cpu.on_fault = self._told_fault if observers.fault else self._fault
         cpu.resolve = self._told_resolve if observers.fault else self._resolve
         told = observers.call_entered or observers.call_answered
-        cpu.on_system_call = self._told_system_call if told else self._system_call
+        cpu.on_system_call = self._told_system_call if told else self.call_in
+
+    def ask(
+        self,
+        fault: Callable[[int, int, bool], Outcome] | None,
+        call: Callable[..., int | None] | None,
+    ) -> None:
+        """Let `fault(address, access, whether in a call)` decide faults, `call` answer calls; None: we do."""
+        if fault is None:
+            self._fault_in = self._call_fault_in = self.manager
+        else:
+            self._fault_in = lambda va, access: fault(va, access, False)
+            self._call_fault_in = lambda va, access: fault(va, access, True)
+        self.call_in = self._system_call if call is None else call
+        self.plug()
 
     def switch(self, task: Task) -> None:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
@@ -95,7 +116,7 @@ class Entry:
 
     def _resolve(self, va: int, access: int) -> bool:
         """A fault of a call's own access. Raises Wait when the page is on its way: the call is made again."""
-        return self._resolved(self._fault_in(va, access))
+        return self._resolved(self._call_fault_in(va, access))
 
     def _resolved(self, outcome: Outcome) -> bool:
         match outcome:
@@ -121,7 +142,7 @@ class Entry:
 
     def _told_resolve(self, va: int, access: int) -> bool:
         before = self._physical.counters.n.copy()
-        outcome = self._fault_in(va, access)
+        outcome = self._call_fault_in(va, access)
         self._tell_fault(va, access, outcome, before, in_call=True)
         return self._resolved(outcome)
 
@@ -220,12 +241,20 @@ class Entry:
             self._made[UNKNOWN] += 1
             return -errno.ENOSYS
 
+    def make_call(self, number: int, *arguments: int) -> int | None:
+        """Make a call, as the program's instruction would have it made: its result, None as in `Cpu`."""
+        return self._system_call(number, *arguments)
+
+    def count_call(self, number: int) -> None:
+        """A call of that number was answered by somebody else."""
+        self._made[number if number < len(self._calls) else UNKNOWN] += 1
+
     def _told_system_call(self, number: int, *arguments: int) -> int | None:
         """As `_system_call`, but listeners are told."""
         observers, task, number = self.kernel.observers, self.task, number & 0xFFFF_FFFF
         call = SystemCall(task, number, self.kernel.abi.system_calls.get(number, ""), arguments)
         observers.tell(observers.call_entered, call)
-        result = self._system_call(number, *arguments)
+        result = self.call_in(number, *arguments)
         shown = None if task.process.is_over else result
         observers.tell(observers.call_answered, Answer(call, shown, task.wait))
         return result

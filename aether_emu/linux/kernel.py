@@ -13,6 +13,7 @@ from typing import Any
 
 from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
+from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -62,6 +63,7 @@ class Kernel:
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
+        self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
@@ -72,6 +74,11 @@ class Kernel:
             Event.FLUSH_ALL: costs.flush_all,
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+
+    def require_open(self) -> None:
+        """Raise ClosedError once the machine is closed."""
+        if self.closed:
+            raise ClosedError
 
     # ---- time
 

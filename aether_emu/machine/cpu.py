@@ -96,6 +96,9 @@ class Cpu(ABC):
     code_changes: bool
     return_work: Callable[[], None] | None
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.isa}>"
+
     # ---- bring-up
 
     @staticmethod

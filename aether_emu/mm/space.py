@@ -19,7 +19,8 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
-from aether_emu.errors import AddressError, Refused
+from aether_emu.config import format_size
+from aether_emu.errors import AddressError, ClosedError, Refused
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.changes import Change
@@ -35,7 +36,7 @@ from aether_emu.mm.tables import edits, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import Found, PageTable
-from aether_emu.mm.tables.walk import Walk
+from aether_emu.mm.tables.walk import NotMapped, Origin, Walk
 from aether_emu.mm.tlb import Gather
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
@@ -80,6 +81,12 @@ class AddressSpace:
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
+    def __repr__(self) -> str:
+        return (
+            f"<AddressSpace {self.number}: {len(self.areas)} areas, {format_size(self.reserved)} reserved, "
+            f"{self.table}>"
+        )
+
     # ---- looking
 
     @property
@@ -95,10 +102,17 @@ class AddressSpace:
 
         The CPU is not involved, and no page is brought. Raises AddressError for no address of the format.
         """
+        self._require_open()
         va, fmt = int(va), self.table.format
         if not 0 <= va < 1 << 64 or not fmt.canonical(va):
             raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
+        if va >> 63 and self._kernel is None and self.table.reach is Reach.USER:
+            return NotMapped((), Origin(va, fmt), fmt.top)  # the supervisor's half has a root of its own
         return self.table.walk(va)
+
+    def _require_open(self) -> None:
+        if self.physical.ram.closed:
+            raise ClosedError
 
     def bits_for(self, protection: Protection) -> LeafBits:
         """The entry bits of a protection, computed once."""
@@ -173,18 +187,35 @@ class AddressSpace:
                 backing.let_go()
 
     def map_file(
-        self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
+        self,
+        file: IO[bytes] | str | os.PathLike[str],
+        address: int,
+        size: int,
+        protection: Protection,
+        offset: int = 0,
     ) -> VirtAddr:
-        """Show `size` bytes of an open host file at `address`, without copying; returns the address.
+        """Show `size` bytes of a host file at `address`, without copying; returns the address.
 
-        The mapping is shared: what the program stores is in the file at once, if the file is open for
-        writing. What was at `address` is replaced, as by mmap with MAP_FIXED; the file may be closed
-        afterwards. All in bytes: `size` is rounded up to pages, `address` and `offset` must be page aligned
-        (EINVAL). Raises Refused(EINVAL, ENOMEM, EACCES, ENODEV).
+        The mapping is shared: what the program stores is in the file at once. A path is opened for that if
+        `protection` has WRITE, else to read; an open file must be open for it, and may be closed afterwards.
+        What was at `address` is replaced, as by mmap with MAP_FIXED. All in bytes: `size` is rounded up to
+        pages, `address` and `offset` must be page aligned (EINVAL). Raises Refused(EINVAL, ENOMEM, EACCES,
+        ENODEV), and the host's errno for a path that cannot be opened.
         """
+        self._require_open()
+        if isinstance(file, str | os.PathLike):
+            try:
+                with open(file, "r+b" if protection & Protection.WRITE else "rb") as opened:
+                    return self.map_file(opened, address, size, protection, offset)
+            except OSError as error:
+                raise Refused(error.errno or errno.EIO, f"{os.fspath(file)}: {error.strerror}") from None
         assert self.files is not None, "this address space belongs to no machine"
-        address, length, fd = int(address), self.page_up(size), file.fileno()
-        if (address | offset) & self.page_size - 1 or length <= 0:
+        address, length = int(address), self.page_up(size)
+        try:
+            fd = file.fileno()
+        except (AttributeError, OSError, ValueError):  # no file, not one of the host, closed
+            raise Refused(errno.EBADF, f"{file!r} is neither a path nor an open file of the host") from None
+        if (address | offset) & self.page_size - 1 or length <= 0 or offset < 0:
             raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
         if not self.limits.user_base <= address <= self.limits.user_end - length:
             raise Refused(errno.ENOMEM, "the range leaves the user half")

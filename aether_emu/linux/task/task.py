@@ -38,6 +38,11 @@ class Task:
         self._cpu: Cpu | None = None
         process.tasks.append(self)
 
+    def __repr__(self) -> str:
+        name = self.name.decode("utf-8", "backslashreplace")
+        state = f"waits for {self.wait.what}" if self.wait is not None else "can run"
+        return f"<Task {self.tid} {name}: {state}>"
+
     # ---- on a CPU and off it
 
     @property

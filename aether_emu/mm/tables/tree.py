@@ -132,6 +132,9 @@ class Tree(Written):
 
     # ---- single entries
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.format.name} at {self.root:#x}>"
+
     def leaf_slot(self, va: int) -> int:
         """The level-1 slot of `va`; tables on the way are created.
 

@@ -104,6 +104,8 @@ class NotMapped(_Walked):
     level: int
 
     def _ending(self) -> str:
+        if not self.steps:
+            return "not mapped, this table does not translate the supervisor's half"
         return f"not mapped, {self.origin.format.level_name(self.level)} has no entry"
 
 
