@@ -19,6 +19,8 @@ KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
 _SIZE = re.compile(r"([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
+_HEADER = re.compile(r"\s*\[\s*([^][]+?)\s*\]")  # of a TOML table
+_ASSIGNMENT = re.compile(r"""\s*(?:["']([^"']*)["']|([\w.-]+))\s*=""")
 _SIZE_FORMS = "a number of bytes, or one with K, M, G or T (powers of 1024), such as 512M"
 
 
@@ -46,8 +48,20 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_TYPES = {
+    "number": "integer",
+    "size": "integer or string",
+    "address": "integer or string",
+}
+
+
 class _Rule(ABC):
     """What a parameter may be. `allowed` says it in words, for errors and documentation."""
+
+    @property
+    @abstractmethod
+    def type(self) -> str:
+        """What a TOML file has for it."""
 
     @property
     @abstractmethod
@@ -76,6 +90,10 @@ class _Whole(_Rule):
     page_aligned: bool = False
     absent: str = ""  # what leaving it out means; "": it has a value
     written: Literal["number", "size", "address"] = "number"
+
+    @property
+    def type(self) -> str:
+        return _TYPES[self.written]
 
     @property
     def allowed(self) -> str:
@@ -118,12 +136,18 @@ class _Choice(_Rule):
     written: Literal["number", "size"] = "number"
 
     @property
+    def type(self) -> str:
+        return _TYPES[self.written]
+
+    @property
     def allowed(self) -> str:
         text = "one of " + ", ".join(map(self.format, self.values))
         return f"{text}, or left out for {self.absent}" if self.absent else text
 
     def check(self, value: object) -> bool:
-        return value in self.values or (value is None and bool(self.absent))
+        if value is None:
+            return bool(self.absent)
+        return isinstance(value, int) and value in self.values
 
     def format(self, value: object) -> str:
         if value is None:
@@ -137,6 +161,7 @@ class _Choice(_Rule):
 class _Flag(_Rule):
     """True or false."""
 
+    type = "boolean"
     allowed = "true or false"
 
     def check(self, value: object) -> bool:
@@ -149,6 +174,7 @@ class _Flag(_Rule):
 class _HostName(_Rule):
     """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
 
+    type = "string"
     allowed = "1 to 64 letters, digits, '.' and '-', the first a letter or a digit"
 
     def check(self, value: object) -> bool:
@@ -173,12 +199,14 @@ def _validate(parameters: ClockCosts | Config, prefix: str = "") -> None:
 
 
 class Parameter(NamedTuple):
-    """One row of the documentation of the parameters."""
+    """One row of the documentation of the parameters. `optional`: the default is to leave it out."""
 
     name: str
+    type: str
     default: str
     allowed: str
     meaning: str
+    optional: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,14 +390,20 @@ class Config:
         """
         values: dict[str, Any] = {}
         costs: dict[str, Any] = {}
-        for source in (_read_toml(toml_path) if toml_path is not None else {}, overrides or {}):
-            table = source.get("clock")
-            if isinstance(table, Mapping):
-                costs |= _parse_table(ClockCosts, table, "clock.")
-            elif table is not None:
-                raise ConfigError("clock", table, "a table of costs")
-            values |= _parse_table(cls, {name: value for name, value in source.items() if name != "clock"})
+        if toml_path is not None:
+            source = _read_toml(toml_path)
+            try:
+                _parse(cls, source, values, costs)
+            except ConfigError as error:
+                raise error.at(cls.where(toml_path, error.name) or str(toml_path)) from None
+        _parse(cls, overrides or {}, values, costs)
         return cls(**values, clock=ClockCosts(**costs))
+
+    @staticmethod
+    def where(toml_path: str | Path, name: str) -> str | None:
+        """`FILE:LINE` of the line in a TOML file that sets the parameter, or None if none does."""
+        line = _line_of(Path(toml_path).read_text(encoding="utf-8", errors="replace"), name)
+        return None if line is None else f"{toml_path}:{line}"
 
     @classmethod
     def describe(cls) -> list[Parameter]:
@@ -381,7 +415,9 @@ class Config:
                 if rule is not None:
                     default = rule.format(parameter.default)
                     meaning = parameter.metadata["meaning"]
-                    rows.append(Parameter(prefix + parameter.name, default, rule.allowed, meaning))
+                    optional = parameter.default is None
+                    name = prefix + parameter.name
+                    rows.append(Parameter(name, rule.type, default, rule.allowed, meaning, optional))
         return rows
 
 
@@ -391,9 +427,49 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("config", str(path), f"cannot be read: {error.strerror}") from error
+        why = error.strerror or str(error)
+        raise ConfigError("config", str(path), why, refusal="cannot be read") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError("config", str(path), f"not TOML: {error}") from error
+        raise ConfigError("config", str(path), str(error), refusal="is not TOML") from error
+
+
+def _line_of(text: str, name: str) -> int | None:
+    """The line that sets a parameter, such as `clock.block`: as a key, in its table, or the table's own."""
+    table = found = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := _HEADER.match(line):
+            table = header[1]
+            found = number if table == name else found
+        elif assignment := _ASSIGNMENT.match(line):
+            key = ".".join(filter(None, (table, assignment[1] or assignment[2])))
+            if key == name:
+                return number
+            if name.startswith(key + "."):
+                found = number
+    return found
+
+
+def _parse(
+    owner: type[Config], source: Mapping[str, object], values: dict[str, Any], costs: dict[str, Any]
+) -> None:
+    """Add what a source says to the parameters and to the clock's costs."""
+    table = source.get("clock")
+    if isinstance(table, Mapping):
+        costs |= _parse_table(ClockCosts, table, "clock.")
+    elif table is not None:
+        raise ConfigError("clock", table, "a table of costs")
+    values |= _parse_table(owner, {name: value for name, value in source.items() if name != "clock"})
+
+
+def _nearest(name: str) -> str:
+    """The parameter that somebody meant, or all there are."""
+    from difflib import get_close_matches  # noqa: PLC0415  # only what is wrong needs it
+
+    known = [row.name for row in Config.describe()]
+    last = name.rpartition(".")[2].lower().replace("-", "_")
+    same = [full for full in known if full.rpartition(".")[2] == last]
+    near = same or get_close_matches(name, known, 1) or get_close_matches(last, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def _parse_table(
@@ -404,8 +480,7 @@ def _parse_table(
     parsed: dict[str, object] = {}
     for name, value in table.items():
         if name not in rules:
-            known = f"no such parameter; known are {', '.join(rules)}"
-            raise ConfigError(prefix + name, value, known + suggestion(name, rules))
+            raise ConfigError(prefix + name, value, _nearest(prefix + name), refusal="is no parameter")
         if value is not None:
             parsed[name] = rules[name].parse(prefix + name, value)
             if not rules[name].check(parsed[name]):

@@ -36,7 +36,12 @@ def suggestion(name: object, known: Iterable[str]) -> str:
 
 
 class ConfigError(AetherError):
-    """A parameter has a bad value. Names the parameter, the value, what is wrong and what is allowed."""
+    """A parameter has a bad value. Names the parameter, the value, what is wrong and what is allowed.
+
+    `where` is the file and line that say so, when the value comes from a file.
+    """
+
+    where = ""
 
     def __init__(self, name: str, value: object, allowed: str, *, refusal: str = "is not allowed") -> None:
         self.name, self.value, self.allowed, self.refusal = name, value, allowed, refusal
@@ -45,6 +50,12 @@ class ConfigError(AetherError):
     def about(self, subject: str) -> str:
         """The same sentence about what the user wrote, which became the parameter: `--granule 16K`."""
         return f"{subject} {self.refusal}: {self.allowed}"
+
+    def at(self, where: str) -> ConfigError:
+        """This error, with the file and line that the value comes from."""
+        self.where = where
+        self.args = (f"{where}: {self}",)
+        return self
 
 
 class NeededError(ConfigError):
@@ -104,6 +115,14 @@ class ProgramError(AetherError):
     def __init__(self, message: str, exit_status: int = 126) -> None:
         self.exit_status = exit_status
         super().__init__(message)
+
+
+class InterpreterError(ProgramError):
+    """A program's ELF interpreter is not among what the guest sees. `interpreter` is its path there."""
+
+    def __init__(self, program: str, interpreter: str) -> None:
+        self.interpreter = interpreter
+        super().__init__(f"{program}: its interpreter {interpreter} is not visible to it")
 
 
 class Refused(AetherError):

@@ -62,7 +62,9 @@ def _isa(name: str, config: Config) -> _Isa:
     page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
         if page != 4096:
-            raise ConfigError("page_size", page, "pages are 4K there", refusal="is not possible on x86_64")
+            raise ConfigError(
+                "page_size", format_size(page), "pages are 4K there", refusal="is not possible on x86_64"
+            )
         if bits not in (48, 57):
             allowed = "addresses have 48 or 57 bits there"
             raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on x86_64")

@@ -10,6 +10,9 @@ import click
 
 from aether_emu import __version__
 
+COMPLETION = "_AETHER_COMPLETE"
+"""By this variable a shell asks for the words that complete a line."""
+
 
 class Ordered(click.Group):
     """A group that lists its commands as they were defined."""
@@ -58,9 +61,13 @@ app = Subcommands(
     "aether",
     {
         "run": "Run a program.",
+        "demo": "Run a program that comes with aether: a tour of virtual memory.",
         "pt": "Look at the page tables in a physical memory image.",
         "verify": "Compare page tables with a specification, an MMU and silicon.",
         "bench": "Measure the project's figures beside their floors.",
+        "config": "Print all parameters of a machine, for --config.",
+        "completion": "Print what makes a shell complete aether's options.",
+        "man": "Print the manual page.",
     },
     help="Run programs on a memory manager that builds genuine page tables.",
     no_args_is_help=True,

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from aether_emu.cli.app import Errors, app, complain
+from aether_emu.cli.app import COMPLETION, Errors, app, complain
 from aether_emu.errors import AetherError, ConfigError, ProgramError
 
 
@@ -48,10 +48,10 @@ def main(program: str = "aether") -> None:
 
 def _perform(program: str) -> int:
     """Do what the arguments say, or what the shell asks in order to complete them. The exit status."""
-    if instruction := os.environ.get("_AETHER_COMPLETE"):
+    if instruction := os.environ.get(COMPLETION):
         from click.shell_completion import shell_complete
 
-        return shell_complete(app, {}, "aether", "_AETHER_COMPLETE", instruction)
+        return shell_complete(app, {}, "aether", COMPLETION, instruction)
     try:
         with app.make_context(program, sys.argv[1:]) as context:
             app.invoke(context)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from aether_emu.cli.app import Errors, Wrong
+from aether_emu.config import Config
 from aether_emu.errors import ConfigError, NeededError
 
 if TYPE_CHECKING:
@@ -84,6 +85,17 @@ def text(name: str, choices: Callable[[], Sequence[str]] = tuple) -> Form[str]:
     return Form(name, "", str, choices)
 
 
+def one_of(name: str, values: Sequence[str]) -> Form[str]:
+    """One of a few words."""
+
+    def read(written: str) -> str:
+        if written not in values:
+            raise ValueError(written)
+        return written
+
+    return Form(name, f"one of {', '.join(values)}", read, lambda: values)
+
+
 def whole(low: int, high: int | None = None) -> Form[int]:
     """A whole number in decimal from `low` to `high`."""
 
@@ -143,8 +155,6 @@ class Setting(click.Option):
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         """As any option, with the parameter's default."""
-        from aether_emu.config import Config
-
         extra = super().get_help_extra(ctx)
         if not self.is_flag:
             extra["default"] = next(row.default for row in Config.describe() if row.name == self.key)
@@ -169,18 +179,28 @@ class Command(click.Command):
             raise self._worded(ctx, error) from error
 
     def _worded(self, ctx: click.Context, error: ConfigError) -> Wrong:
+        """The error about the option that was typed, else about the file that says so."""
         typed, _, _ = self.make_parser(ctx).parse_args(list(ctx.meta[_TYPED]))
-        for param in self.get_params(ctx):
-            if (
-                error.name not in (param.name, getattr(param, "key", None))
-                and f"--{error.name}" not in param.opts
-            ):
-                continue
+        meant = [param for param in self.get_params(ctx) if _is_about(error, param)]
+        for param in meant:
             if param.name in typed:
                 return Wrong(error.about(_subject(param, _word(typed[param.name], error.value))), ctx)
-            if isinstance(error, NeededError):
-                return Wrong(error.about(_subject(param, None)), ctx)
-        return Wrong(str(error), ctx)
+        keys = f"{ctx.find_root().info_name} config"
+        if error.where:
+            return Wrong(str(error), ctx, see=keys)
+        if ctx.params.get("config") and (where := Config.where(ctx.params["config"], error.name)):
+            return Wrong(str(error.at(where)), ctx, see=keys)
+        for param in meant:
+            value = None if isinstance(error, NeededError) else f"{error.value} (its default)"
+            return Wrong(error.about(_subject(param, value)), ctx)
+        return Wrong(
+            str(error), ctx, see=keys if error.name in {row.name for row in Config.describe()} else None
+        )
+
+
+def _is_about(error: ConfigError, param: click.Parameter) -> bool:
+    """Whether the option or argument becomes the parameter that the error is about."""
+    return error.name in (param.name, getattr(param, "key", None)) or f"--{error.name}" in param.opts
 
 
 def _word(typed: object, value: object) -> object:

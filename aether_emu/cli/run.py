@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ from aether_emu.cli.options import (
     whole,
 )
 from aether_emu.config import Config
-from aether_emu.errors import ConfigError, ProgramError, Refused
+from aether_emu.errors import ConfigError, InterpreterError, ProgramError, Refused
 
 if TYPE_CHECKING:
     from aether_emu.linux.files.mounts import Bind
@@ -114,7 +115,13 @@ def run(  # an option is a parameter here
     core: Path | None,
     debug: bool,
 ) -> None:  # fmt: skip
-    """Run PROGRAM. Its streams pass through; the exit status is its own, 128+N on signal N."""
+    """Run PROGRAM under the memory manager. Its streams pass through.
+
+    It sees itself and the working directory, read-only; more by --bind or --root. There is no network.
+
+    The exit status is its own, 128+N on signal N, 124 on --timeout, 125 if the run cannot go on, 126 and 127
+    as in a shell, 2 for a wrong option, 130 after Ctrl-C.
+    """
     show_tracebacks(debug)
     from aether_emu.system import Grants, Machine, program_isa
 
@@ -134,7 +141,7 @@ def run(  # an option is a parameter here
     machine = Machine(isa, config=parameters, pause=pauses.pause)
     settle()
     try:
-        with _naming_the_limit():
+        with _naming_the_limit(), _suggesting_a_root(program, root):
             machine.load(program, [program, *args], env=dict(env), grants=grants)
         outputs.prepare(machine)
         with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
@@ -163,7 +170,7 @@ def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs:
     if ended is None:
         machine.abandon()
         return _timed_out(program) if interrupts.reason == "timeout" else _INTERRUPTED
-    if ended.signal:
+    if ended.signal and ended.signal != signal.SIGPIPE:  # of which a shell says nothing either
         complain(f"{program}: killed by {ended.why}")
     try:
         machine.close()
@@ -222,6 +229,18 @@ def _naming_the_limit() -> Iterator[None]:
         if isinstance(cause, Refused) and cause.errno in (errno.EMFILE, errno.ENFILE):
             raise ProgramError(f"{error} (raise ulimit -n)", error.exit_status) from cause
         raise
+
+
+@contextlib.contextmanager
+def _suggesting_a_root(program: str, root: Path | None) -> Iterator[None]:
+    """Say how a program of the host finds its interpreter."""
+    try:
+        yield
+    except InterpreterError as error:
+        hint = "give it with --root or --bind"
+        if root is None and os.path.exists(error.interpreter):
+            hint = f"try --root / {os.path.abspath(program)}"
+        raise ProgramError(f"{error}; {hint}", error.exit_status) from error
 
 
 class _Pauses:

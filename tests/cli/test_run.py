@@ -121,8 +121,7 @@ def test_a_broken_pipe_kills_the_program_as_it_would_natively() -> None:
     )
     os.close(write)
     assert result.returncode == 128 + signal.SIGPIPE
-    assert result.stderr.endswith(b"killed by SIGPIPE\n")
-    assert result.stderr.count(b"\n") == 1
+    assert result.stderr == b"", "as a shell, which says nothing of it"
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
