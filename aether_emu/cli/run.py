@@ -22,10 +22,12 @@ from aether_emu.cli.options import (
     Command,
     Form,
     Setting,
+    WithOrWithout,
     debug_option,
     text,
     whole,
 )
+from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError, InterpreterError, ProgramError, Refused
 
@@ -93,6 +95,20 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 )
 @click.option("--env", type=_VARIABLE, multiple=True, help="A variable for the guest; may be repeated.")
 @click.option("--timeout", type=SECONDS, help="Stop after that many seconds (exit 124).")
+@click.option(
+    "--strace",
+    cls=WithOrWithout,
+    bare=STDERR,
+    metavar="FILE",
+    help="System calls, page faults and signals, a line each, on stderr or into FILE.",
+)
+@click.option(
+    "--strace-only",
+    metavar="KINDS",
+    help="Only these, separated by commas: names of calls, page-fault, signal, syscall, and families such as"
+    " %memory and %file. Means --strace too.",
+)
+@click.option("--no-crash-report", is_flag=True, help="Do not explain a crash on stderr.")
 @click.option("--stats", is_flag=True, help="A table of what happened, on stderr.")
 @click.option("--stats-json", type=FILE, help="The same as JSON, into a file.")
 @click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
@@ -110,6 +126,9 @@ def run(  # an option is a parameter here
     bind: tuple[Bind, ...],
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
+    strace: str | None,
+    strace_only: str | None,
+    no_crash_report: bool,
     stats: bool,
     stats_json: Path | None,
     core: Path | None,
@@ -136,6 +155,7 @@ def run(  # an option is a parameter here
     grants = Grants(root, list(bind))
     pauses = _Pauses()
     outputs = _Outputs(stats, stats_json, core)
+    watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
         isa = program_isa(program, grants)
     machine = Machine(isa, config=parameters, pause=pauses.pause)
@@ -144,10 +164,11 @@ def run(  # an option is a parameter here
         with _naming_the_limit(), _suggesting_a_root(program, root):
             machine.load(program, [program, *args], env=dict(env), grants=grants)
         outputs.prepare(machine)
+        watching.attach(machine)
         with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
             pauses.interrupts = interrupts
             try:
-                status = _to_the_end(machine, program, interrupts, outputs)
+                status = _to_the_end(machine, program, interrupts, outputs, watching)
             except KeyboardInterrupt:
                 if interrupts.reason != "timeout":
                     raise
@@ -158,7 +179,9 @@ def run(  # an option is a parameter here
     raise click.exceptions.Exit(status)
 
 
-def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs: _Outputs) -> int:
+def _to_the_end(
+    machine: Machine, program: str, interrupts: Interrupts, outputs: _Outputs, watching: Watching
+) -> int:
     """Run the program, write what was asked for, and give everything back. The exit status.
 
     A run that was ended from outside is over at once: nobody looks whether every frame came back.
@@ -166,6 +189,7 @@ def _to_the_end(machine: Machine, program: str, interrupts: Interrupts, outputs:
     started = time.perf_counter()
     ended = _run(machine.run)
     interrupts.finish()
+    watching.finish()
     outputs.write(machine, time.perf_counter() - started)
     if ended is None:
         machine.abandon()

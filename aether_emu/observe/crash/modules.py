@@ -22,9 +22,10 @@ from aether_emu.mm.space import AddressSpace
 _PT_LOAD, _PT_EH_FRAME = 1, 0x6474_E550
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _NAMED = (0, 1, 2, 10)  # symbol types: none, object, function, indirect function
+_MARK = b"$"  # begins what marks code and data in ARM's object files, and is nobody's name
 _MOST_BYTES = 64 << 20  # of a table
 _FARTHEST = 1 << 20  # that an address lies behind a symbol without a size
-_LONGEST_NAME = 256
+_LONGEST_NAME, _MOST_MARKS = 256, 16
 _MOST_HEADERS, _MOST_NAMES = 4096, 1 << 20
 _SYMBOL = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
@@ -191,9 +192,12 @@ class _Symbols:
         index = int(np.searchsorted(self._starts, np.uint64(address), "right")) - 1
         if index < 0:
             return None
-        row = self._table[index]
-        offset, size = address - int(row["value"]), int(row["size"])
-        if (offset >= size and size) or offset > _FARTHEST:
-            return None
-        name = self._text[int(row["name"]) :][:_LONGEST_NAME].partition(b"\0")[0]
-        return (name.decode("utf-8", "replace"), offset) if name else None
+        for row in self._table[max(0, index - _MOST_MARKS) : index + 1][::-1]:
+            offset, size = address - int(row["value"]), int(row["size"])
+            at = int(row["name"])
+            name = self._text[at : at + _LONGEST_NAME].partition(b"\0")[0]
+            if name.startswith(_MARK) or not name:
+                continue
+            inside = offset < size or not size
+            return (name.decode("utf-8", "replace"), offset) if inside and offset <= _FARTHEST else None
+        return None

@@ -116,6 +116,9 @@ def _nothing_behind(space: AddressSpace, area: Area, va: int) -> list[str]:
 
 
 def _outside(space: AddressSpace, va: int, refusal: Refusal) -> list[str]:
+    fmt = space.table.format
+    if not fmt.canonical(va):
+        return [f"It is no address: those of this machine have {fmt.virtual_bits} bits."]
     if va >= space.limits.user_end:
         return _supervisor()
     if va < space.page_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,8 @@ from aether_emu.observe.crash.unwind import COLUMNS, MOST_FRAMES, Frame, Unwinde
 from aether_emu.observe.peek import PeekMemory
 
 WIDTH = 80
-_FIRST, _LAST = 12, 4  # frames that are shown of a long backtrace
+_FIRST, _LAST = 16, 4  # frames that are shown of a long backtrace
+_FOLDERS = re.compile(r"(?<= )/(?:[^/ ]*/)+")
 _SHOWN = {
     "x86_64": (
         "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", "r8", "r9", "r10", "r11", "r12", "r13",
@@ -78,8 +80,7 @@ class _Report:
         seconds = self._recorder.machine.kernel.time_seen() / 10**9
         yield f"Crash of task {task.tid} ({task.name.decode('utf-8', 'replace')}) at {seconds:.9f} s: {name}"
         for sentence in self._sentences():
-            yield from textwrap.wrap(sentence, WIDTH - 2, initial_indent="  ", subsequent_indent="  ",
-                                     break_on_hyphens=False)  # fmt: skip
+            yield from _wrapped(sentence, "  ", "  ")
 
     def _sentences(self) -> Iterator[str]:
         info, fatal = self._fatal.info, self._fatal
@@ -88,7 +89,7 @@ class _Report:
             yield from self._refused(self._refusal, "The program tried")
         elif not fatal.forced:
             yield f"The program sent {name} to itself, as abort() does."
-        elif info.record is None:
+        elif info.record is None and info.number == sig.SIGSEGV:
             yield "The frame of a signal could not be written or read back: see the stack pointer."
             first = refusal_of(self._isa, replace(info, record=fatal.task.signals.record))
             if first is not None:
@@ -179,9 +180,10 @@ class _Report:
     # ---- where it went
 
     def _walk(self) -> Iterator[str]:
-        if self._refusal is not None:
+        if self._refusal is not None and self._space.table.format.canonical(self._refusal.address):
             for line in str(self._space.walk(self._refusal.address)).splitlines():
-                yield f"  {line}"
+                indent = " " * (2 + len(line) - len(line.lstrip()))
+                yield from _wrapped(line.strip(), indent, f"{indent}    ")
 
     def _areas(self) -> Iterator[str]:
         address = self._pc if self._refusal is None else self._refusal.address
@@ -200,6 +202,18 @@ class _Report:
             yield f"  {time / 10**9:.9f} {change.value:<9} {start:#x}-{end:#x}{shown}"
 
 
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    """Lines that break at blanks alone."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 def _runs(frames: list[Frame]) -> list[tuple[int, int]]:
     """(number of the first, how many) of frames in a row at the same place."""
     runs: list[tuple[int, int]] = []
@@ -216,8 +230,10 @@ def _line(area: Area, mark: str) -> str:
 
 
 def _printable(line: str) -> str:
-    """Names may hold anything. Long lines lose their middle."""
+    """Names may hold anything. Of long lines the folders are left out, then their middle."""
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    if len(text) > WIDTH:
+        text = _FOLDERS.sub(".../", text)
     if len(text) <= WIDTH:
         return text
     half = (WIDTH - 3) // 2

@@ -22,6 +22,7 @@ from aether_emu.observe.peek import PeekMemory, Unreadable
 MOST_FRAMES = 100_000
 _MASK = (1 << 64) - 1
 _WORD = struct.Struct("<Q")
+_PC = -1  # the column that keeps the pc of a caller
 _X86 = ("rax", "rdx", "rcx", "rbx", "rsi", "rdi", "rbp", "rsp", *(f"r{i}" for i in range(8, 16)), "rip")
 _ARM = (*(f"x{i}" for i in range(31)), "sp")
 
@@ -31,6 +32,8 @@ class Columns:
     """How DWARF numbers an ISA's registers (their psABIs): `names` by number, and those that matter here.
 
     `link` is the register that a call leaves the return address in, None where that is on the stack.
+    `trampoline` is the code that a signal handler returns to; then the registers named in `kept` stand in a
+    row, `context` bytes from the stack pointer on (`linux/abi`).
     """
 
     names: tuple[str, ...]
@@ -38,11 +41,19 @@ class Columns:
     sp: int
     frame: int
     link: int | None
+    trampoline: bytes
+    context: int
+    kept: tuple[str, ...]
 
 
+_KEPT_X86 = (
+    *(f"r{i}" for i in range(8, 16)),
+    *("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip"),
+)
+_TRAMPOLINE = 12  # bytes: the number of rt_sigreturn, and the call
 COLUMNS = {
-    "x86_64": Columns(_X86, "rip", 7, 6, None),
-    "arm64": Columns(_ARM, "pc", 31, 29, 30),
+    "x86_64": Columns(_X86, "rip", 7, 6, None, b"\x0f\0\0\0\x0f\x05", 40, _KEPT_X86),
+    "arm64": Columns(_ARM, "pc", 31, 29, 30, bytes.fromhex("681180d2010000d4"), 128 + 176 + 8, (*_ARM, "pc")),
 }
 
 
@@ -60,6 +71,35 @@ class _End(Exception):
     """There is no caller."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """The rules of a place: the frame's address by a register or an expression, and where registers are.
+
+    `saved` are (column, offset from there), `others` are rules of another kind.
+    """
+
+    register: int | None
+    offset: int
+    expression: bytes | None
+    saved: tuple[tuple[int, int], ...]
+    others: tuple[tuple[int, object], ...]
+
+    @classmethod
+    def of(cls, row: dict[object, object]) -> _Row:
+        """As pyelftools has decoded them."""
+        cfa = row["cfa"]
+        register, offset, expression = (getattr(cfa, name) for name in ("reg", "offset", "expr"))
+        rules = [(column, how) for column, how in row.items() if isinstance(column, int)]
+        saved = [(column, how) for column, how in rules if getattr(how, "type", "") == "OFFSET"]
+        return cls(
+            register,
+            offset or 0,
+            None if expression is None else bytes(expression),
+            tuple((column, int(getattr(how, "arg", 0))) for column, how in saved),
+            tuple(rule for rule in rules if rule not in saved),
+        )
+
+
 class Unwinder:
     """Walks the frames of one process."""
 
@@ -70,7 +110,8 @@ class Unwinder:
         self._functions: dict[int, Function | None] = {}
         self._tables: dict[str, list[tuple[int, int]]] = {}
         self._pages: dict[int, bytes] = {}
-        self._rows: dict[int, dict[object, object]] = {}
+        self._rows: dict[int, _Row] = {}
+        self._trampolines: dict[int, bool] = {}
 
     def frames(self, state: dict[str, int]) -> Iterator[Frame]:
         """From the innermost frame on; `state` are a CPU's registers. At most `MOST_FRAMES`."""
@@ -78,19 +119,17 @@ class Unwinder:
         registers = {number: state[name] for number, name in enumerate(columns.names) if name in state}
         pc, by, returned = state[columns.pc], "registers", False
         for _ in range(MOST_FRAMES):
-            function = self._function(pc - returned)
-            interrupted = function is not None and function.signal_frame
+            trampoline = self._is_trampoline(pc, registers)
+            returned = returned and not trampoline
             yield Frame(pc, registers[columns.sp], by, returned)
             try:
-                caller, by = self._caller(pc, returned, function, registers)
+                caller, by = self._caller(pc, returned, trampoline, registers)
             except (_End, NoFrame, Unreadable):
                 return
-            pc, before = caller.pop(-1), registers[columns.sp]
-            if caller[columns.sp] <= before and not interrupted and (returned or caller[columns.sp] < before):
+            pc, before, after = caller.pop(_PC), registers[columns.sp], caller[columns.sp]
+            if not pc or (not trampoline and (after < before or (after == before and returned))):
                 return  # a stack that does not get smaller has no end
-            if not pc:
-                return
-            registers, returned = caller, not interrupted
+            registers, returned = caller, not trampoline
 
     def function_start(self, pc: int) -> int | None:
         """Where the function around `pc` begins, if its unwind tables tell."""
@@ -123,42 +162,63 @@ class Unwinder:
             self._tables[module.name] = [] if where is None else scan(self._memory, *where)
         return self._tables[module.name]
 
+    def _is_trampoline(self, pc: int, registers: dict[int, int]) -> bool:
+        """Whether it is the code that signal handlers return to.
+
+        What follows a call may look the same. Then it counts who is found to have been interrupted.
+        """
+        if pc not in self._trampolines:
+            code = self._memory.read_up_to(pc, _TRAMPOLINE) if self._is_code(pc) else b""
+            self._trampolines[pc] = self._columns.trampoline in code
+        if not self._trampolines[pc]:
+            return False
+        try:
+            return not self._follows_call(pc) or self._is_code(self._interrupted(registers)[_PC])
+        except Unreadable:
+            return False
+
+    def _follows_call(self, pc: int) -> bool:
+        if self._columns.link is None:
+            return self._memory.read_up_to(pc - 5, 1) == b"\xe8"
+        return self._memory.read_up_to(pc - 1, 1) in (b"\x94", b"\x95", b"\x96", b"\x97")
+
     def _caller(
-        self, pc: int, returned: bool, function: Function | None, registers: dict[int, int]
+        self, pc: int, returned: bool, trampoline: bool, registers: dict[int, int]
     ) -> tuple[dict[int, int], str]:
-        """The caller's registers, with its pc under -1, and how they were found."""
-        if function is not None:
+        """The caller's registers, with its pc under `_PC`, and how they were found."""
+        function = self._function(pc - returned)
+        if function is not None and (function.signal_frame or not trampoline):
             return self._by_table(pc - returned, function, registers), "table"
+        if trampoline:
+            return self._interrupted(registers), "signal"
         if not returned and not self._is_code(pc):
             return self._after_call(registers), "call"
-        return self._by_frame_pointer(returned, registers), "frame pointer"
+        return self._by_frame_pointer(pc, returned, registers), "frame pointer"
 
     def _by_table(self, pc: int, function: Function, registers: dict[int, int]) -> dict[int, int]:
         row = self._rows.get(pc)
         if row is None:
-            row = self._rows[pc] = function.row(pc)
-        rule = row["cfa"]
-        expression, register, offset = (getattr(rule, name) for name in ("expr", "reg", "offset"))
-        if expression is not None:
-            cfa = evaluate(bytes(expression), self._with_pc(registers, pc), self._memory, None)
-        elif register in registers:
-            cfa = registers[register] + offset & _MASK
+            row = self._rows[pc] = _Row.of(function.row(pc))
+        if row.expression is not None:
+            cfa = evaluate(row.expression, self._with_pc(registers, pc), self._memory, None)
+        elif row.register in registers:
+            cfa = registers[row.register] + row.offset & _MASK
         else:
             raise NoFrame("a frame by an unknown register")
-        caller = dict(registers)
+        caller = registers.copy()
         caller[self._columns.sp] = cfa
-        for column, how in row.items():
-            if isinstance(column, int):
-                value = self._restored(how, cfa, registers, pc)
-                if value is None:
-                    caller.pop(column, None)
-                else:
-                    caller[column] = value
+        for column, offset in row.saved:
+            caller[column] = self._word(cfa + offset)
+        for column, how in row.others:
+            value = self._restored(how, cfa, registers, pc)
+            if value is None:
+                caller.pop(column, None)
+            else:
+                caller[column] = value
         if function.return_column not in caller:
             raise _End
-        if function.return_column == self._columns.link and caller[function.return_column] == pc:
-            raise _End
-        return {**caller, -1: caller[function.return_column]}
+        caller[_PC] = caller[function.return_column]
+        return caller
 
     def _with_pc(self, registers: dict[int, int], pc: int) -> dict[int, int]:
         return {**registers, 16: pc} if self._columns.link is None else registers
@@ -166,8 +226,6 @@ class Unwinder:
     def _restored(self, how: object, cfa: int, registers: dict[int, int], pc: int) -> int | None:
         """A register as it was before the call; None when nobody kept it."""
         kind, argument = getattr(how, "type", ""), getattr(how, "arg", None)
-        if kind == "OFFSET":
-            return self._word(cfa + int(str(argument)))
         if kind == "VAL_OFFSET":
             return cfa + int(str(argument)) & _MASK
         if kind == "REGISTER":
@@ -189,22 +247,29 @@ class Unwinder:
             caller = {**registers, columns.sp: registers[columns.sp] + 8}
         if not self._is_code(target):
             raise _End
-        return {**caller, -1: target}
+        return {**caller, _PC: target}
 
-    def _by_frame_pointer(self, returned: bool, registers: dict[int, int]) -> dict[int, int]:
+    def _interrupted(self, registers: dict[int, int]) -> dict[int, int]:
+        """The registers that a signal's frame keeps, at the code that a handler returns to."""
+        columns, start = self._columns, registers[self._columns.sp] + self._columns.context
+        kept = {name: self._word(start + 8 * index) for index, name in enumerate(columns.kept)}
+        caller = {number: kept[name] for number, name in enumerate(columns.names) if name in kept}
+        return {**caller, _PC: kept[columns.pc]}
+
+    def _by_frame_pointer(self, pc: int, returned: bool, registers: dict[int, int]) -> dict[int, int]:
         columns = self._columns
         frame, sp = registers.get(columns.frame, 0), registers[columns.sp]
         if not returned and columns.link is not None:
             link = registers.get(columns.link, 0)
             saved = self._word(frame + 8) if frame and frame >= sp else 0
-            if self._is_code(link) and link != saved:  # it has not kept it yet, or calls nobody
-                return {**registers, -1: link}
+            if self._is_code(link) and link not in (saved, pc):  # it has not kept it yet, or calls nobody
+                return {**registers, _PC: link}
         if frame < sp or frame % 8:
             raise _End
         target = self._word(frame + 8)
         if not self._is_code(target):
             raise _End
-        return {**registers, columns.frame: self._word(frame), columns.sp: frame + 16, -1: target}
+        return {**registers, columns.frame: self._word(frame), columns.sp: frame + 16, _PC: target}
 
     def _word(self, address: int) -> int:
         """Eight bytes of memory, which does not change any more."""

@@ -203,9 +203,14 @@ def _command_name(call: Made, value: int) -> str:
 PRCTL_REST = Kind(_process_control, late=True)
 
 
+def _word_behind(call: Made, value: int) -> str:
+    """A word, by its address."""
+    return pointed(word)(call, value) or address(value)
+
+
 def _architecture(call: Made, value: int) -> str:
-    if call.arguments[0] & 0xFFFF_FFFF in (0x1003, 0x1004):
-        return address(value) if call.refused else pointed(word)(call, value)
+    if call.arguments[0] & 0xFFFF_FFFF in (0x1003, 0x1004) and not call.refused:
+        return _word_behind(call, value)
     return f"{value:#x}"
 
 

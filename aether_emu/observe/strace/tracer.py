@@ -35,7 +35,7 @@ from aether_emu.observe.strace import names
 from aether_emu.observe.strace.declarations import CALLS, Declaration
 from aether_emu.observe.strace.kinds import HEX, Made, answer, decimal, signal_name
 from aether_emu.observe.strace.selection import EVERYTHING, Selection
-from aether_emu.observe.strace.words import address, clipped, listed, signed
+from aether_emu.observe.strace.words import address, clipped, listed, quoted, signed
 from aether_emu.system import Machine
 
 _COLUMN = 40  # where strace puts the equals sign, if the call leaves room
@@ -92,12 +92,7 @@ class Tracer:
         words = listed(clipped(word) for word in program.arguments)
         count, start = len(program.environment), program.strings[1]
         variables = f"{address(start)} /* {count} var{'' if count == 1 else 's'} */"
-        path = (
-            clipped(program.path)
-            if len(program.path) < 32
-            else f'"{program.path.decode("utf-8", "replace")}"'
-        )
-        self._call_line(process.pid, f"execve({path}, {words}, {variables})", "0")
+        self._call_line(process.pid, f"execve({quoted(program.path)}, {words}, {variables})", "0")
 
     def _entered(self, call: SystemCall) -> None:
         name = call.name or f"syscall_{call.number:#x}"

@@ -1,26 +1,25 @@
-// Crashes in the way that its argument names, a few calls deep.
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
-#include <fcntl.h>
+// Crashes in the way that its argument names, a few calls deep. No call is a function's last act, so that each
+// has its frame.
+#include "aether.h"
 
 typedef void function(void);
 
 static volatile int zero;
-static char *volatile literal = "a literal";
+static volatile int *volatile pointer;
+static const char *volatile literal = "a literal";
 
-__attribute__((noinline)) static void null(void) { *(volatile int *)(long)(zero + 16) = 1; }
+__attribute__((noinline)) static void null(void) {
+  pointer = (int *)(long)(zero + 16);
+  *pointer = 1;
+}
 
 __attribute__((noinline)) static void hole(void) {
-  char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  munmap(page, 4096);
+  volatile char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  munmap((void *)page, PAGE);
   page[5] = 1;
 }
 
-__attribute__((noinline)) static void constant(void) { literal[2] = 'x'; }
+__attribute__((noinline)) static void constant(void) { ((char *)literal)[2] = 'x'; }
 
 __attribute__((noinline)) static void jump(void) {
   function *volatile nowhere = (function *)0x123456789000;
@@ -42,53 +41,62 @@ __attribute__((noinline)) static int deeper(int depth) {
 
 __attribute__((noinline)) static void deep(void) { zero = deeper(0); }
 
-__attribute__((noinline)) static void protected_page(void) {
-  char *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  mprotect(page, 4096, PROT_NONE);
+__attribute__((noinline)) static void protected(void) {
+  volatile char *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  mprotect((void *)page, PAGE, PROT_NONE);
   zero = page[1];
 }
 
-__attribute__((noinline)) static void file_end(void) {
-  int fd = open("short", O_RDWR | O_CREAT | O_TRUNC, 0600);
-  zero = (int)write(fd, "abc", 3);
-  char *page = mmap(NULL, 131072, PROT_READ, MAP_SHARED, fd, 0);
-  zero = page[70000];
+__attribute__((noinline)) static void end_of_file(void) {
+  int fd = (int)SYSCALL(openat, AT_FDCWD, "short", 0, 0);
+  volatile char *page = mmap(NULL, 4 * PAGE, PROT_READ, MAP_SHARED, fd, 0);
+  zero = page[2 * PAGE];
 }
 
-__attribute__((noinline)) static void kernel(void) { zero = *(volatile int *)0xffff800000000000; }
+__attribute__((noinline)) static void kernel(void) { zero = *(volatile int *)KERNEL_HALF; }
 
-__attribute__((noinline)) static void wild(void) { zero = *(volatile int *)0x1234567812345678; }
+__attribute__((noinline)) static void wild(void) { zero = *(volatile int *)0x0034567812345678; }
 
 __attribute__((noinline)) static void trap(void) { __builtin_trap(); }
 
-__attribute__((noinline)) static void gives_up(void) { abort(); }
+__attribute__((noinline)) static void divide(void) { zero = 1 / zero; }
 
-__attribute__((noinline)) static void terminated(void) { raise(SIGTERM); }
+__attribute__((noinline)) static void gives_up(void) {
+  raise(6);
+  zero++;
+}
+
+__attribute__((noinline)) static void terminated(void) {
+  raise(15);
+  zero++;
+}
 
 static void handler(int number) {
-  (void)number;
+  zero = number - number;
   null();
+  zero++;
 }
 
 __attribute__((noinline)) static void in_handler(void) {
-  signal(SIGUSR1, handler);
-  raise(SIGUSR1);
+  sigaction(10, handler, 0, 0);
+  raise(10);
+  zero++;
 }
 
 static const struct {
   const char *name;
   function *crash;
 } ways[] = {
-    {"null", null},   {"hole", hole},     {"constant", constant},        {"jump", jump},
-    {"data", data},   {"deep", deep},     {"protected", protected_page}, {"file-end", file_end},
-    {"wild", wild},   {"trap", trap},     {"abort", gives_up},           {"handler", in_handler},
-    {"term", terminated}, {"kernel", kernel},
+    {"null", null},   {"hole", hole}, {"constant", constant},   {"jump", jump},
+    {"data", data},   {"deep", deep}, {"protected", protected}, {"end-of-file", end_of_file},
+    {"wild", wild},   {"trap", trap}, {"divide", divide},       {"abort", gives_up},
+    {"kernel", kernel}, {"handler", in_handler}, {"terminated", terminated},
 };
 
 int main(int argc, char **argv) {
-  for (unsigned i = 0; i < sizeof ways / sizeof *ways; i++)
-    if (argc > 1 && !strcmp(argv[1], ways[i].name))
+  for (u64 i = 0; i < COUNT(ways); i++)
+    if (argc > 1 && streq(argv[1], ways[i].name))
       ways[i].crash();
-  puts("no such way");
+  printf("no such way\n");
   return 1;
 }
