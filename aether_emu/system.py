@@ -15,15 +15,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Unpack, cast, overload
 
-from aether_emu.arch.paging import PageTableFormat
+from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.clock import VirtualClock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import MIB, Config, Options, format_size
-from aether_emu.errors import ConfigError, EncodingError, MachineError, OutOfFrames, ProgramError
+from aether_emu.errors import ConfigError, EncodingError, MachineError, OutOfFrames, ProgramError, suggestion
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
+from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
+from aether_emu.linux.exec.symbols import symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
@@ -193,6 +195,7 @@ class Machine:
         self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
         self.handlers = Handlers(self.entry)
+        self.debugger = Debugger(self.entry)
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
@@ -234,23 +237,48 @@ class Machine:
         self.scheduler.add(task)
         return process
 
-    def run(self) -> Ended:
-        """Run the loaded program to its end.
+    def run(self) -> Ended | Stopped:
+        """Run the loaded program to its end, or until it is stopped: by a breakpoint, an access, `stop`.
 
+        An `Ended` has `status`, `code` and `signal`; asking a `Stopped` for them raises MachineError.
         Raises `scheduler.Interrupted`, Deadlock, EngineError, MachineError, and what a listener or a handler
         raised. After any of them but EngineError another `run` goes on.
         """
         process = self._runnable()
-        self.scheduler.run()
+        try:
+            self.scheduler.run()
+        except Pause as pause:
+            return pause.stopped
         assert process.ended is not None, "every task has ended"
         return process.ended
 
-    def run_for(self, blocks: int) -> Ended | None:
+    def run_for(self, blocks: int) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
         process = self._runnable()
         if blocks < 0:
             raise MachineError(f"a run has 0 blocks or more, not {blocks}")
-        return process.ended if self.scheduler.run(blocks) else None
+        try:
+            return process.ended if self.scheduler.run(blocks) else None
+        except Pause as pause:
+            return pause.stopped
+
+    def step(self, count: int = 1) -> Ended | Stopped:
+        """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
+        if count < 1:
+            raise MachineError(f"a step has 1 instruction or more, not {count}")
+        self._runnable()
+        self.debugger.begin_steps(count)
+        try:
+            return self.run()
+        finally:
+            self.debugger.end_steps()
+
+    def stop(self) -> None:
+        """From a handler or a listener: let the run return a `Stopped` as soon as the CPU is left."""
+        self.kernel.require_open()
+        if not self.observers.running:
+            raise MachineError("nothing runs: stop() is for handlers and listeners")
+        self.debugger.stop()
 
     def _runnable(self) -> Process:
         """The program, if there is anything of it to run. Raises MachineError."""
@@ -263,6 +291,48 @@ class Machine:
         if not self.scheduler.tasks:
             raise MachineError("the program was not loaded to its end: a new machine can try another")
         return process
+
+    # ---- stopping and watching
+
+    def breakpoint(self, where: int | str, handler: HaltHandler | None = None) -> Attachment:
+        """Stop in front of the instruction at an address, or at a symbol of the program: `run` returns.
+
+        With a handler the run goes on after it: it gets a `Halt`, whose registers it may change, and may call
+        `stop`. The program cannot see a breakpoint: its bytes stay, and so does its virtual time. Raises
+        AddressError, and MachineError for a symbol that the program has not.
+        """
+        process = self._loaded("breakpoint()")
+        if isinstance(where, str):
+            symbols = symbols_of(process)
+            if where not in symbols:
+                raise MachineError(f"the program has no symbol {where!r}{suggestion(where, symbols)}")
+            where = symbols[where]
+        return self.debugger.break_at(int(where), handler)
+
+    def on_access(
+        self, start: int, length: int, handler: AccessHandler | None = None, kinds: str = "rw"
+    ) -> Attachment:
+        """Tell `handler` of each access of the program to `length` bytes from `start`; without one, stop.
+
+        `kinds` are letters: r, w, x. The handler gets an `AccessSeen` when the instruction is done: address,
+        bytes, value, pc. Accesses to other pages are as quick as ever, those to the same pages are slow.
+        Accesses by system calls are not told (`on_system_call` hears of the calls).
+        """
+        self._loaded("on_access()")
+        letters = {"r": Access.READ, "w": Access.WRITE, "x": Access.EXECUTE}
+        if not kinds or set(kinds) - set(letters):
+            raise ConfigError("kinds", kinds, "letters of r, w and x")
+        wanted = Access(0)
+        for letter in kinds:
+            wanted |= letters[letter]
+        return self.debugger.watch(int(start), length, handler, wanted)
+
+    def _loaded(self, what: str) -> Process:
+        """The program, for `what`, which needs one. Raises MachineError."""
+        self.kernel.require_open()
+        if self.process is None:
+            raise MachineError(f"{what} needs a program: load() one first")
+        return self.process
 
     # ---- deciding in the kernel's stead
 

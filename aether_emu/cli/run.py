@@ -32,6 +32,7 @@ from aether_emu.config import Config
 from aether_emu.errors import ConfigError, InterpreterError, ProgramError, Refused
 
 if TYPE_CHECKING:
+    from aether_emu.linux.debugging import Stopped
     from aether_emu.linux.files.mounts import Bind
     from aether_emu.linux.task.process import Ended
     from aether_emu.system import Machine
@@ -280,7 +281,7 @@ class _Pauses:
         time.sleep(0.005)
 
 
-def _run(run: Callable[[], Ended]) -> Ended | None:
+def _run(run: Callable[[], Ended | Stopped]) -> Ended | Stopped | None:
     """The end of the program, or None when the run was stopped from outside."""
     from aether_emu.linux.task.scheduler import Interrupted
 

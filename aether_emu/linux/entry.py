@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
@@ -37,13 +38,23 @@ from aether_emu.linux.observers import Answer, FaultSeen, SystemCall
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import PageWait, Wait
-from aether_emu.machine.cpu import Trap, UserFault
+from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
 from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, Outcome, OutOfMemory
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
+
+
+class Debugged(Protocol):
+    """Who stands between the CPU and the kernel, so that the kernel sees memory as it knows it."""
+
+    def stand_before(self, cpu: Cpu) -> None:
+        """Take the CPU's callbacks, and call those that were there."""
+
+    def run(self, budget: int | None) -> Exit:
+        """As `PerCpu.run`."""
 
 
 class Entry:
@@ -66,7 +77,7 @@ class Entry:
         self._vsyscall = vsyscall.PAGE if kernel.abi.has_vsyscalls else None
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
-        cpu.on_trap = self._trap
+        self.debugger: Debugged | None = None
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
@@ -78,6 +89,18 @@ class Entry:
         cpu.resolve = self._told_resolve if observers.fault else self._resolve
         told = observers.call_entered or observers.call_answered
         cpu.on_system_call = self._told_system_call if told else self.call_in
+        cpu.on_trap = self._trap
+        if self.debugger is not None:
+            self.debugger.stand_before(cpu)
+
+    def run(self, budget: int | None) -> Exit:
+        """Run the task, as `Cpu.run`."""
+        return self.percpu.run(budget) if self.debugger is None else self.debugger.run(budget)
+
+    def debug(self, debugger: Debugged | None) -> None:
+        """Let `debugger` stand between the CPU and the kernel, or nobody."""
+        self.debugger = debugger
+        self.plug()
 
     def ask(
         self,

@@ -81,8 +81,6 @@ def reclaim(physical: Physical, item: MemoryObject) -> int:
     """
     frames, taken, unused = physical.frames, 0, []
     for frame in np.flatnonzero((frames.owner_array == item.number) & (frames.maps_array > 0)).tolist():
-        if frames.kind[frame] not in (Kind.ANON, Kind.SHARED, Kind.FILE):
-            continue
         lost = frames.maps[frame] - sum(1 for _mapping in mappings(physical, frame))
         if lost > 0:
             taken += lost

@@ -148,7 +148,7 @@ class Scheduler:
         turn = None if limit is None else limit - cpu.blocks
         if len(self.tasks) > 1:
             turn = TURN if turn is None else min(turn, TURN)
-        ended = self.entry.percpu.run(turn)
+        ended = self.entry.run(turn)
         match ended.reason:
             case ExitReason.STOPPED:
                 pass

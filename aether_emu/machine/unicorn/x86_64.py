@@ -293,10 +293,13 @@ class X86Cpu(X86Traps):
 
     def _meet_special(self) -> None:
         """The run stopped in front of a special instruction; look again, code may have changed."""
+        if self.halts.halts_instead(self.pc):
+            self._halted()
+            return
         code = self._code_here()
         found = x86_blocks.first_special(code)
         if found is None or found.offset:
-            self._let_pass = self.pc
+            self._pass()
             return
         self._guarded(lambda: self._instead_of(found, code))
 
@@ -321,7 +324,11 @@ class X86Cpu(X86Traps):
                 if not passes:
                     self.on_trap(PROTECTION)
         if passes:
-            self._let_pass = self.pc
+            self._pass()
+
+    def _pass(self) -> None:
+        """Let the instruction at pc execute as it is."""
+        self._let_pass = self.halts.again = self.pc
 
     def _answer_random(self, found: x86_blocks.Found) -> None:
         """RDRAND and RDSEED always succeed: CF=1, the other arithmetic flags 0 (Intel SDM 2)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -103,8 +102,21 @@ def select(words: Iterable[str]) -> Selection:
 
 
 def _nearest(word: str) -> str:
-    known = [*KINDS, "all", *(f"%{family}" for family in FAMILIES), *FAMILIES, *_NAMES]
-    close = difflib.get_close_matches(word, sorted(known), 1, 0.5)
+    known = [*KINDS, "all", *(f"%{family}" for family in FAMILIES), *FAMILIES, *sorted(_NAMES)]
+    edits, _, nearest = min((_edits(word, name), index, name) for index, name in enumerate(known))
     families = " ".join(f"%{family}" for family in FAMILIES)
     allowed = f"a system call, one of {' '.join(KINDS)}, or a family ({families})"
-    return f"did you mean {close[0]}?" if close else allowed
+    return f"did you mean {nearest}?" if 2 * edits < len(word) else allowed
+
+
+def _edits(first: str, second: str) -> int:
+    """How many letters have to be changed, added or left out to make one word the other (Levenshtein)."""
+    row = list(range(len(second) + 1))
+    for count, letter in enumerate(first, 1):
+        before, row[0] = row[0], count
+        for index, other in enumerate(second, 1):
+            before, row[index] = (
+                row[index],
+                min(row[index] + 1, row[index - 1] + 1, before + (letter != other)),
+            )
+    return row[-1]

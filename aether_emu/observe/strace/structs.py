@@ -10,6 +10,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.observe.peek import Unreadable
 from aether_emu.observe.strace import names
 from aether_emu.observe.strace.kinds import (
+    PATH_MAX,
     Kind,
     Made,
     early,
@@ -167,7 +168,7 @@ DIRECTORY = late(_directory)
 
 
 def _directory_path(call: Made, value: int) -> str:
-    return quoted(call.memory.read(value, max((call.result or 1) - 1, 0)))
+    return quoted(call.memory.read(value, min(max((call.result or 1) - 1, 0), PATH_MAX)))
 
 
 DIRECTORY_PATH = late(_directory_path)

@@ -82,7 +82,7 @@ class Tracer:
         self._attachment.detach()
         for tid in list(self._pending):
             made, texts = self._pending.pop(tid)
-            self._line(tid, f"{made.name}({_joined(texts)} <unfinished ...>")
+            self._line(tid, f"{made.name}({_joined(texts)}<unfinished ...>")
 
     # ---- calls
 
@@ -148,7 +148,7 @@ class Tracer:
         ended = process.ended
         for tid in list(self._pending):
             made, texts = self._pending.pop(tid)
-            self._call_line(tid, f"{made.name}({_joined(texts)})", "?")
+            self._call_line(tid, f"{made.name}({_joined(texts)}<unfinished ...>)", "?")
         if ended is None:
             return
         if ended.signal:
@@ -168,7 +168,8 @@ def _declared(name: str) -> Declaration:
 def _joined(texts: list[str | None]) -> str:
     """What is known of a call that has no answer: the arguments up to the first that the kernel fills in."""
     known = texts[: texts.index("")] if "" in texts else texts
-    return ", ".join(text for text in known if text is not None)
+    shown = "".join(f"{text}, " for text in known if text is not None)
+    return shown if "" in texts else f"{shown.removesuffix(', ')} "
 
 
 def _outcome(seen: FaultSeen) -> str:

@@ -155,6 +155,11 @@ def test_locks(opened: Twin) -> None:
     opened.put(0, lock(fcntl.F_WRLCK))
     assert opened.call("fcntl", F("f"), F_OFD_SETLK, A(0)) == 0
     assert opened.call("fcntl", F("ro"), F_OFD_SETLK, A(0)) == -errno.EBADF
+    opened.open("wo", "openat", F("dir"), opened.text(b"f"), os.O_WRONLY)
+    opened.put(0, lock(fcntl.F_RDLCK))
+    assert opened.call("fcntl", F("f"), F_OFD_SETLK, A(0)) == 0
+    assert opened.call("fcntl", F("ro"), F_OFD_SETLK, A(0)) == 0
+    assert opened.call("fcntl", F("wo"), F_OFD_SETLK, A(0)) == -errno.EBADF
     assert opened.call("fcntl", F("f"), F_OFD_SETLK, BAD) == -errno.EFAULT
     assert opened.call("fcntl", 999, F_OFD_SETLK, BAD) == -errno.EBADF
     opened.put(0, lock(fcntl.F_WRLCK, pid=1))
@@ -177,6 +182,9 @@ def test_controlling(opened: Twin) -> None:
     assert opened.call("ioctl", F("r"), 0x541B, A(0)) == 0
     assert opened.served.unpack("i", 0) == (77,)
     assert opened.call("ioctl", F("r"), 0x541B, BAD) == -errno.EFAULT
+    opened.open("counter", "eventfd2", 0, 0)
+    for name in ("counter", "dir"):  # nothing of either can be counted
+        assert opened.call("ioctl", F(name), 0x541B, A(0)) == -errno.ENOTTY
     opened.put(0, struct.pack("<i", 0))
     assert opened.call("ioctl", F("r"), 0x5421, A(0)) == 0
     assert opened.call("fcntl", F("r"), fcntl.F_GETFL, 0) == 0

@@ -110,6 +110,14 @@ def test_memory_without_any_right_cannot_be_brought_but_is_locked(guest: Guest) 
     assert guest.call("madvise", at, PAGE, MADV_DONTNEED) == -errno.EINVAL
 
 
+def test_what_lies_behind_a_files_end_cannot_be_locked(guest: Guest) -> None:
+    fd = guest.call("memfd_create", guest.text(b"m"), 0)
+    assert guest.call("ftruncate", fd, PAGE) == 0
+    at = guest.map(fd, RW, 1, 2)  # MAP_SHARED
+    assert guest.call("mlock", at, 2 * PAGE) == -errno.ENOMEM
+    assert guest.call("mlock", at, PAGE) == 0
+
+
 def test_everything_that_is_made_later_is_brought_too(guest: Guest) -> None:
     assert guest.call("mlockall", 2) == 0  # MCL_FUTURE
     at = mmap(guest, 2)

@@ -115,6 +115,9 @@ def test_fallocate_makes_punches_and_refuses(guest: Guest) -> None:
     fd = guest.create(b"f", b"x" * 8192)
     files.fallocate(fd, PUNCH_HOLE | KEEP_SIZE, 0, 4096)
     assert (guest.w / "f").read_bytes() == bytes(4096) + b"x" * 4096
+    guest.clock.nanoseconds += 9
+    files.fallocate(fd, 0, 0, 8192)
+    assert files.fstat(fd).mtime == files.fstat(fd).ctime == guest.clock.nanoseconds
     with refused(errno.EOPNOTSUPP):
         files.fallocate(fd, COLLAPSE, 0, 4096)
     for offset, length in ((-1, 1), (0, 0)):

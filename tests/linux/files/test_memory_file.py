@@ -240,6 +240,15 @@ def test_a_memory_file_has_times_and_an_owner_without_being_in_a_grant(guest: Gu
         files.chown(CWD, link, 0, 0)
 
 
+def test_a_search_for_data_or_a_hole_moves_the_position(guest: Guest) -> None:
+    files = guest.files
+    fd = files.memfd_create(b"m")
+    files.pwrite(fd, b"x" * PAGE, PAGE)
+    for whence, start, found in ((SEEK_DATA, 0, PAGE), (SEEK_HOLE, PAGE, 2 * PAGE)):
+        assert files.lseek(fd, start, whence) == found
+        assert files.lseek(fd, 0, 1) == found
+
+
 # What they take. The limit of this guest is 1 MiB: 256 pages.
 
 

@@ -80,6 +80,13 @@ def test_without_a_root_only_the_ways_to_grants_exist(tree: Path) -> None:
             it.files.open(CWD, b"/new", fl.O_WRONLY | fl.O_CREAT, 0o666)
 
 
+def test_the_directory_above_a_grant_is_the_guests_and_not_the_hosts(tree: Path) -> None:
+    with Opened(None, [Bind(tree / "other", "/a/c")], "/a/c") as it:
+        listed = it.files.getdents64(it.files.open(CWD, b"/a/c", fl.O_RDONLY), 4096)
+        numbers = {name: number for name, number, _ in parse_entries(listed)}
+        assert numbers[b".."] == it.files.stat(CWD, b"/a").ino != (tree / "other" / "..").stat().st_ino
+
+
 def test_binds_lie_over_the_root_and_show_in_its_listings(tree: Path) -> None:
     binds = [Bind(tree / "other", "/mnt/deep"), Bind(tree / "other" / "file", "/etc/passwd")]
     with Opened(tree / "root", binds) as it:
@@ -87,6 +94,15 @@ def test_binds_lie_over_the_root_and_show_in_its_listings(tree: Path) -> None:
         assert it.read(b"/etc/passwd") == b"other's"
         assert it.names(b"/mnt") == [b"deep"]
         assert it.read(b"/mnt/deep/../../mnt/deep/file") == b"other's"
+
+
+def test_a_way_to_a_grant_that_the_host_does_not_have_is_not_writable(tree: Path) -> None:
+    """Even within a writable grant: there is no directory in which a name could be made."""
+    binds = [Bind(tree / "root", "/w", True), Bind(tree / "other", "/w/way/other")]
+    with Opened(None, binds, "/w") as it:
+        it.files.mkdir(CWD, b"/w/new", 0o777)
+        with refused(errno.EROFS):
+            it.files.mkdir(CWD, b"/w/way/new", 0o777)
 
 
 def test_a_bind_below_a_link_lies_where_the_link_leads(tree: Path) -> None:

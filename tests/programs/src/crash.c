@@ -59,7 +59,7 @@ __attribute__((noinline)) static void wild(void) { zero = *(volatile int *)0x003
 
 __attribute__((noinline)) static void trap(void) { __builtin_trap(); }
 
-__attribute__((noinline)) static void divide(void) { zero = 1 / zero; }
+__attribute__((noinline)) static void divide(void) { zero = 1000 / zero; }
 
 __attribute__((noinline)) static void gives_up(void) {
   raise(6);
