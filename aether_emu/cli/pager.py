@@ -37,7 +37,7 @@ class Terminal:
         self.colour = not plain and (not self._command or _CLEVER in self._command)
 
     def write(self, parts: Iterable[bytes]) -> None:
-        """Write text, through the pager if it is long. KeyboardInterrupt when Ctrl-C came before its end."""
+        """Write text, through the pager if it is long. OSError when a pipe or file does not take it."""
         sys.stdout.flush()
         parts = iter(parts)
         short = b"".join(self._screen(parts)) if self._command else b""
@@ -61,18 +61,16 @@ class Terminal:
         environment = {**os.environ, "LESS": os.environ.get("LESS", "FRX")}
         with subprocess.Popen(["sh", "-c", self._command], stdin=subprocess.PIPE, env=environment) as pager:
             assert pager.stdin is not None
-            try:
-                with contextlib.suppress(BrokenPipeError):
-                    pager.stdin.write(first)
-                    for part in parts:
-                        pager.stdin.write(part)
-            finally:
-                # Whoever still reads has to say when he is done: Ctrl-C is no end for `less`.
-                before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-                with contextlib.suppress(BrokenPipeError):
-                    pager.stdin.close()
-                pager.wait()
-                signal.signal(signal.SIGINT, before)
+            # From here on: a pager that were to inherit this could not be interrupted itself.
+            before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with contextlib.suppress(BrokenPipeError):
+                pager.stdin.write(first)
+                for part in parts:
+                    pager.stdin.write(part)
+            with contextlib.suppress(BrokenPipeError):
+                pager.stdin.close()
+            pager.wait()
+            signal.signal(signal.SIGINT, before)
 
 
 def _plain(part: bytes) -> None:

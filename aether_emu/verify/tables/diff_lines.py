@@ -73,7 +73,7 @@ def _rows(found: Difference, layout: Layout, rows: slice) -> list[Part]:
 
 
 def _in(rows: Bits, parts: Sequence[Part]) -> list[Part]:
-    return [part.where(rows) for part in parts]
+    return [part.where(rows) for part in parts] if rows.any() else []
 
 
 def _state(layout: Layout, state: State, rows: slice) -> list[Part]:

@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     def where(self, rows: Bits) -> Part:
         """The same in these rows, and nothing in the others."""
-        return Part(self.characters, self.kept & rows[:, None])
+        return self if rows.all() else Part(self.characters, self.kept & rows[:, None])
 
     @property
     def widths(self) -> Numbers:
