@@ -5,7 +5,7 @@ Each kind here is of the last argument that is always there; what it shows has t
 
 from __future__ import annotations
 
-from aether_emu.observe.strace import names, structs
+from aether_emu.observe.strace import names, structs, terminals
 from aether_emu.observe.strace.kinds import (
     Kind,
     Made,
@@ -74,12 +74,12 @@ _GIVEN_INT = (0x5410,)
 
 def _ioctl(call: Made, value: int) -> str | None:
     command = call.arguments[1] & 0xFFFF_FFFF
-    shows: dict[int, Show] = {_TERMINAL: structs.terminal, _WINDOW: structs.window_size, _READABLE: number,
+    shows: dict[int, Show] = {_TERMINAL: terminals.terminal, _WINDOW: terminals.window_size, _READABLE: number,
                               0x540F: number}  # fmt: skip
     if command in _WITHOUT:
         return None
     if command in _TERMINAL_GIVEN:
-        return pointed(structs.terminal)(call, value)
+        return pointed(terminals.terminal)(call, value)
     if command == _NONBLOCK or command in _GIVEN_INT:
         return pointed(number)(call, value)
     if command in shows:

@@ -7,7 +7,7 @@ from typing import cast
 
 from aether_emu.mm.space import AddressSpace
 from aether_emu.observe.peek import PeekMemory
-from aether_emu.observe.strace import structs
+from aether_emu.observe.strace import structs, terminals
 from aether_emu.observe.strace.kinds import Made
 
 
@@ -27,12 +27,12 @@ def test_the_modes_of_a_terminal() -> None:
     fresh = Made(
         "ioctl", (0, 0x5401, 0x1000), _Bytes(struct.pack("<4I", 0x500, 5, 0xBF, 0x8A3B)), "x86_64", 0
     )
-    assert structs.terminal(fresh, 0x1000) == (
+    assert terminals.terminal(fresh, 0x1000) == (
         "{c_iflag=ICRNL|IXON, c_oflag=NL0|CR0|TAB0|BS0|VT0|FF0|OPOST|ONLCR, c_cflag=B38400|CS8|CREAD, "
         "c_lflag=ISIG|ICANON|ECHO|ECHOE|ECHOK|IEXTEN|ECHOCTL|ECHOKE, ...}"
     )
     raw = Made("ioctl", (0, 0x5403, 0x1000), _Bytes(struct.pack("<4I", 0, 4, 0xBF, 0x8A30)), "x86_64", 0)
-    assert structs.terminal(raw, 0x1000) == (
+    assert terminals.terminal(raw, 0x1000) == (
         "{c_iflag=, c_oflag=NL0|CR0|TAB0|BS0|VT0|FF0|ONLCR, c_cflag=B38400|CS8|CREAD, "
         "c_lflag=ECHOE|ECHOK|IEXTEN|ECHOCTL|ECHOKE, ...}"
     )
