@@ -66,7 +66,13 @@ def fcntl_result(call: Made, result: int) -> str:
 
 # ---- ioctl
 
-_TERMINAL, _WINDOW, _READABLE, _NONBLOCK = 0x5401, 0x5413, 0x541B, 0x5421
+_TERMINAL, _WINDOW, _READABLE, _NONBLOCK, _GROUP = 0x5401, 0x5413, 0x541B, 0x5421, 0x540F
+_FOUND: dict[int, Show] = {
+    _TERMINAL: terminals.terminal,
+    _WINDOW: terminals.window_size,
+    _READABLE: number,
+    _GROUP: number,
+}
 _TERMINAL_GIVEN = (0x5402, 0x5403, 0x5404)
 _WITHOUT = (0x5450, 0x5451, 0x5422)
 _GIVEN_INT = (0x5410,)
@@ -74,16 +80,14 @@ _GIVEN_INT = (0x5410,)
 
 def _ioctl(call: Made, value: int) -> str | None:
     command = call.arguments[1] & 0xFFFF_FFFF
-    shows: dict[int, Show] = {_TERMINAL: terminals.terminal, _WINDOW: terminals.window_size, _READABLE: number,
-                              0x540F: number}  # fmt: skip
     if command in _WITHOUT:
         return None
     if command in _TERMINAL_GIVEN:
         return pointed(terminals.terminal)(call, value)
     if command == _NONBLOCK or command in _GIVEN_INT:
         return pointed(number)(call, value)
-    if command in shows:
-        return address(value) if call.refused else pointed(shows[command])(call, value)
+    if command in _FOUND:
+        return address(value) if call.refused else pointed(_FOUND[command])(call, value)
     return f"{value:#x}"
 
 

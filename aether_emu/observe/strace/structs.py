@@ -222,7 +222,8 @@ OLD_TIMES = early(_old_times)
 PIPE = late(lambda call, value: "[{}, {}]".format(*unpack(call, value, "ii")))
 
 
-def _lock(call: Made, value: int) -> str:
+def lock(call: Made, value: int) -> str:
+    """struct flock."""
     kind, whence = unpack(call, value, "hh")
     start, length = unpack(call, value + 8, "qq")
     pid = unpack(call, value + 24, "i")[0]
@@ -233,12 +234,7 @@ def _lock(call: Made, value: int) -> str:
     )
 
 
-def _moved_offset(call: Made, value: int) -> str:
-    """An offset that the call moves."""
-    return offset(call, value)
-
-
-OFFSET = early(_moved_offset)
+OFFSET = early(offset)
 
 
 def poll_fds(call: Made, value: int) -> str:
@@ -255,7 +251,8 @@ def poll_fds(call: Made, value: int) -> str:
 POLL_FDS = early(poll_fds)
 
 
-def _poll_result(call: Made, result: int) -> str:
+def poll_result(call: Made, result: int) -> str:
+    """What is ready, and for what."""
     if not result:
         return f"{result} (Timeout)"
     texts = []
@@ -279,9 +276,6 @@ def _left(call: Made, argument: int) -> str:
         return f", left {timespec(call, where)}"
     except Unreadable:
         return ""
-
-
-poll_result = _poll_result
 
 
 def _set(call: Made, value: int) -> str:
@@ -506,6 +500,3 @@ def _futex_waiters(call: Made, value: int) -> str:
 
 
 FUTEX_WAITERS = early(_futex_waiters)
-
-
-lock = _lock
