@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from aether_emu.arch.paging import Access
+from aether_emu.arch.x86_64.syndrome import VECTOR_OVERFLOW, VECTOR_STACK
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.kernel import Moment
 from aether_emu.mm.allocation import Area
@@ -128,13 +129,17 @@ class _Report:
             return f"The CPU refuses the instruction{f' {text}' if text else ''}."
         if info.number == sig.SIGTRAP:
             return "It met a breakpoint or a trap instruction."
+        trap = info.record.trap if info.record is not None else 0
+        if self._isa == "x86_64" and trap == VECTOR_OVERFLOW:
+            return "It raised the exception for an overflow (int 4)."
+        if self._isa == "x86_64" and trap == VECTOR_STACK:
+            addresses = [self._state["rsp"], *addresses]
         bits = self._recorder.machine.format.virtual_bits
-        for address in addresses:
+        for address in (self._pc, *addresses):
             if address >> bits - 1 not in (0, (1 << 65 - bits) - 1):
-                return (
-                    f"It used {address:#x}, which is no address: bits 63 to {bits - 1} of one are alike. "
-                    f"The instruction is {text}."
-                )
+                what = f" The instruction is {text}." if text else ""
+                alike = f"bits 63 to {bits - 1} of one are alike"
+                return f"It used {address:#x}, which is no address: {alike}.{what}"
         if info.number == sig.SIGBUS:
             return "It used a misaligned address, or a misaligned pc."
         return f"Only the supervisor may execute {text or 'this instruction'}."

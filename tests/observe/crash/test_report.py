@@ -132,6 +132,20 @@ def test_a_signal_that_the_program_did_not_make_by_a_mistake_has_no_report(isa: 
     assert _crash(isa, "terminated", tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("int4", "an overflow (int 4)"),
+        ("gp", "Only the supervisor may execute hlt."),
+        ("noncanonicaljump", "which is no address: bits 63 to 47 of one are alike."),
+        ("noncanonicalstack", "which is no address: bits 63 to 47 of one are alike."),
+    ],
+)
+def test_exceptions_of_x86_64(fault: str, words: str, tmp_path: Path) -> None:
+    program = CRASH.parents[2] / "guest/bin/x86_64/faults"
+    assert words in told(crashed(program, "x86_64", tmp_path, fault))
+
+
 def test_larger_pages(tmp_path: Path) -> None:
     program = CRASH.parents[2] / "guest/bin/arm64/faults"
     sections = crashed(program, "arm64", tmp_path, "wild", page_size=65536)
