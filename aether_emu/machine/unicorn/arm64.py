@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
 
@@ -35,6 +34,7 @@ from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
 from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, UnicornCpu
+from aether_emu.records import dataclass
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
 _INSTRUCTION = 4
