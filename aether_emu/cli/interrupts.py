@@ -28,7 +28,7 @@ from aether_emu.interruption import watcher
 from aether_emu.output import remove_unfinished
 
 TIMED_OUT = 124
-_GRACE = 0.3
+_GRACE = 0.25
 """Seconds after Ctrl-C in which a command may tell what it has so far."""
 _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0

@@ -57,9 +57,13 @@ class Scene:
     programs: tuple[tuple[str, Callable[[], bytes]], ...] = ()
 
 
-def guest(name: str, code: Callable[[], bytes], **settings: bool) -> Scene:
+def guest(name: str, code: Callable[[], bytes], *options: str, **settings: bool) -> Scene:
     return Scene(
-        f"run {name}", ("run", "{}/p"), 1.5, programs=(("p", lambda: crafted(code=code())),), **settings
+        f"run {name}",
+        ("run", *options, "{}/p"),
+        1.5,
+        programs=(("p", lambda: crafted(code=code())),),
+        **settings,
     )
 
 
@@ -71,10 +75,12 @@ SCENES = (
     Scene("run with outputs", ("run", *OUTPUTS, SPIN), 1.5),
     guest("waiting for input", lambda: READ_STDIN["x86_64"]),
     guest("in long calls", lambda: assembled(LONG_CALLS)),
+    guest("in traced calls", lambda: assembled(LONG_CALLS), "--strace={}/trace"),
     guest("into a full pipe", lambda: assembled(WRITES), full=True),
     Scene("verify", ("verify", "--full", *REPORTS), 4),
     Scene("verify with workers", ("verify", "--full", "--jobs", "2", *REPORTS), 4),
     Scene("bench", ("bench", "--json", "{}/json"), 4),
+    Scene("pt into a full pipe", ("pt", "walk", "IMAGE", *map(hex, range(0, 4 << 20, 4096))), 1.0, full=True),
     Scene("pt show", ("pt", "show", "IMAGE"), 1.0, ends=True),
     Scene("pt lint", ("pt", "lint", "IMAGE"), 1.0, ends=True),
     Scene("pt lint --execute", ("pt", "lint", "--execute", "IMAGE"), 2.0, ends=True),
@@ -176,9 +182,10 @@ def sweep(scene: Scene, folder: Path, image: Path, count: int, seed: int = 0) ->
         assert b"Traceback" not in ended.output + ended.errors, what
         assert b"nothing is left to explain" not in ended.output, what
         left = {path.name: path for path in folder.iterdir() if path.name not in before}
-        assert left.keys() <= {"stats", "core"}, what  # those of a run tell how far it came, and are whole
-        for path in left.values():
-            assert path.read_bytes()[:2] in (b"{\n", b"\x7fE"), what
+        assert left.keys() <= {"stats", "core", "trace"}, what  # those of a run tell how far it came
+        for name, path in left.items():
+            text = path.read_bytes()
+            assert text[:2] in (b"{\n", b"\x7fE") or (name == "trace" and text[-1:] in (b"\n", b"")), what
             path.unlink()
         longest = max(longest, ended.seconds)
     return longest
