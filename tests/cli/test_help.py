@@ -132,7 +132,7 @@ def _completed(tmp_path: Path, *words: str) -> list[str]:
         (("ver",), ["verify"]),
         (("run", "--gr"), ["--granule"]),
         (("run", "--granule", ""), ["4K", "16K", "64K"]),
-        (("run", "--st"), ["--stats", "--stats-json"]),
+        (("run", "--stat"), ["--stats", "--stats-json"]),
         (("pt", "w"), ["walk"]),
         (("pt", "show", "--format", "x86_64"), ["x86_64-4level", "x86_64-5level"]),
         (("verify", "--suite", "t"), ["tlb"]),

@@ -144,11 +144,9 @@ class ApertureFile:
         page_size = self._aperture.page_size
         self._fit_tail(slot)
         within = page_index * page_size % SLOT_SIZE
-        for done in range(count):
-            if not self._populated(slot, within + done * page_size, page_size, write):
-                break
-        else:
-            return count
+        done = 0
+        while done < count and self._populated(slot, within + done * page_size, page_size, write):
+            done += 1
         if done:
             return done
         if page_index * page_size >= self.size:

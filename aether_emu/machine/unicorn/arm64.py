@@ -233,11 +233,14 @@ class ArmCpu(UnicornCpu):
         except UserFault:
             return False
         read = regs.decode_mrs(word)
-        value = None if read is None else id_registers.user_value(read[0])
-        if read is None or value is None:
+        if read is None:
             return False
-        if read[1] != _ZERO_REGISTER:
-            self.general[read[1]] = value
+        register, target = read
+        value = id_registers.user_value(register)
+        if value is None:
+            return False
+        if target != _ZERO_REGISTER:
+            self.general[target] = value
         return True
 
     # ---- blocks that must not run as they are

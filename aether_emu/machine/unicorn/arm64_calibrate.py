@@ -29,6 +29,7 @@ from aether_emu.arch.arm64.stage1 import (
 )
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
+from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
 from aether_emu.records import dataclass
@@ -101,7 +102,7 @@ def measure() -> Layout:
     struct.pack_into("<Q", memory, 0x4000 + (code >> 12 & 511) * 8, 0x8000 | leaf)
     enable_paging(uc, 0x1000, regs.tcr_value(_GRANULE, _VIRTUAL_BITS))
     context = uc.context_save()
-    address = int(ctypes.cast(context.context, ctypes.c_void_p).value or 0)
+    address = native.address_of(context.context)
 
     def dump() -> bytes:
         engine.context_save(handle, context.context)

@@ -23,6 +23,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.stage1 import NX, P, U, W
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
+from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
 from aether_emu.records import dataclass
@@ -87,7 +88,7 @@ class _Scratch:
         self.uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, self.STUBS + 0x100, len(gdt) - 1, 0))
         self.memory[0xA000:0xA002] = bytes.fromhex("48cf")  # iretq
         self.context = self.uc.context_save()
-        self.address = int(ctypes.cast(self.context.context, ctypes.c_void_p).value or 0)
+        self.address = native.address_of(self.context.context)
         self.vectors: list[int] = []
         self._hook = engine.INTERRUPT(self._on_interrupt)
         engine.hook_add(self.handle, UC_HOOK_INTR, self._hook)
