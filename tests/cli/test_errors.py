@@ -77,6 +77,7 @@ def test_a_bad_program(tmp_path: Path, content: bytes | None, status: int, words
         ("[clock]\nblok = 3\n", ["c.toml:2: clock.blok=3 ", "did you mean clock.block?"]),
         ("system_call = 3\n", ["c.toml:1: system_call=3 ", "did you mean clock.system_call?"]),
         ("[clock]\nRAM = '1G'\n", ["c.toml:2: ", "did you mean ram?"]),
+        ("granule = '16K'\n", ["c.toml:1: granule='16K' ", "did you mean page_size?"]),
         ("zzz = 3\n", ["c.toml:1: zzz=3 is no parameter: known are ram, "]),
         ("ram = true\n", ["c.toml:1: ram=True is not allowed: a multiple of"]),
         ("clock = 3\n", ["c.toml:1: clock=3 is not allowed: a table"]),
