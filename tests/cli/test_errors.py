@@ -28,6 +28,12 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
         (["run", "--timeout", "1e300", _HELLO], ["--timeout 1e300 ", "at most 1,000,000,000"]),
         (["run", "--grnule", "4K", _HELLO], ["--grnule", "--granule"]),
         (["run", "--seed", "x", _HELLO], ["--seed x ", "a whole number"]),
+        (["run", "--seed", "1_0", _HELLO], ["--seed 1_0 ", "a whole number"]),
+        (["run", "--timeout", " 5", _HELLO], ["--timeout  5 ", "seconds"]),
+        (["pt", "walk", "--root", "1_0", "i", "0"], ["--root 1_0 ", "hexadecimal"]),
+        (["run", "--config", "", _HELLO], ["--config '' ", "the name of a file"]),
+        (["run", "--root", "", _HELLO], ["--root '' ", "the name of a directory"]),
+        (["run", "--bind", "/etc:relative", _HELLO], ["--bind /etc:relative ", "has no .. (see"]),
         (["run", "--seed", str(1 << 64), _HELLO], [f"--seed {1 << 64} ", "18446744073709551615"]),
         (
             ["run", "--la57", str(PROGRAMS / "arm64" / "hello")],
