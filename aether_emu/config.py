@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
 from aether_emu import records
-from aether_emu.errors import ConfigError
+from aether_emu.errors import ConfigError, suggestion
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -49,6 +49,7 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
     "number": "integer",
     "size": "integer or string",
@@ -466,13 +467,12 @@ def _parse(
 
 def _nearest(name: str) -> str:
     """The parameter that somebody meant, or all there are."""
-    from difflib import get_close_matches  # noqa: PLC0415  # only what is wrong needs it
-
     known = [row.name for row in Config.describe()]
     last = name.rpartition(".")[2].lower().replace("-", "_")
+    last = _OPTIONS.get(last, last)
     same = [full for full in known if full.rpartition(".")[2] == last]
-    near = same or get_close_matches(name, known, 1) or get_close_matches(last, known, 1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    near = f"; did you mean {same[0]}?" if same else suggestion(name, known) or suggestion(last, known)
+    return near.removeprefix("; ") or f"known are {', '.join(known)}"
 
 
 def _parse_table(

@@ -76,9 +76,12 @@ def _perform(program: str) -> int:
 
 def _with_hint(error: click.UsageError, program: str) -> str:
     """What is wrong, and where to look: the help of the command that was used."""
-    path = program if error.ctx is None else error.ctx.command_path
-    see = getattr(error, "see", None) or f"{path} --help"
-    return f"{error.format_message().rstrip('.')} (see {see})"
+    from aether_emu.cli.app import Wrong
+
+    see = f"{program if error.ctx is None else error.ctx.command_path} --help"
+    if isinstance(error, Wrong):
+        return f"{error.format_message()} (see {error.see or see})"
+    return f"{error.format_message().removesuffix('.')} (see {see})"  # Click's own is a sentence
 
 
 def _status(error: AetherError) -> int:

@@ -68,6 +68,12 @@ class _Place(click.Path):
         super().__init__(path_type=Path, readable=False)
         self.name, self._completed_as = name, completed_as
 
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises Wrong for none, which would be the working directory."""
+        if value == "" and param is not None:
+            raise Wrong(f"{_subject(param, value)} is not allowed: the name of a {self.name}", ctx)
+        return super().convert(value, param, ctx)
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
@@ -96,11 +102,18 @@ def one_of(name: str, values: Sequence[str]) -> Form[str]:
     return Form(name, f"one of {', '.join(values)}", read, lambda: values)
 
 
+def _plain(written: str) -> str:
+    """A number without what only Python's own has: underscores, spaces around it, digits of other scripts."""
+    if not written.isascii() or "_" in written or written != written.strip():
+        raise ValueError(written)
+    return written
+
+
 def whole(low: int, high: int | None = None) -> Form[int]:
     """A whole number in decimal from `low` to `high`."""
 
     def read(written: str) -> int:
-        number = int(written)
+        number = int(_plain(written))
         if number < low or (high is not None and number > high):
             raise ValueError(written)
         return number
@@ -113,7 +126,7 @@ def whole(low: int, high: int | None = None) -> Form[int]:
 
 
 def _seconds(written: str) -> float:
-    number = float(written)
+    number = float(_plain(written))
     if not (math.isfinite(number) and 0 < number <= _LONGEST):
         raise ValueError(written)
     return number
@@ -123,7 +136,7 @@ def hexadecimal(name: str = "HEX") -> Form[int]:
     """A hexadecimal number, with or without 0x."""
 
     def read(written: str) -> int:
-        number = int(written, 16)
+        number = int(_plain(written), 16)
         if not 0 <= number < 1 << 64:
             raise ValueError(written)
         return number

@@ -14,6 +14,7 @@ from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure
 
 IMPORTS = "import unicorn, numpy, click"
+COMMAND = "from aether_emu.cli.main import main; main()"  # what the script `aether` consists of
 
 
 def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
@@ -34,7 +35,7 @@ def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
         program="aether run hello",
         floor_is=f'python -c "{IMPORTS}"',
         unit="process",
-        ours=lambda: child("-m", "aether_emu", "run", hello),
+        ours=lambda: child("-c", COMMAND, "run", hello),
         floor=lambda: child("-c", IMPORTS),
         repetitions=repetitions,
         goal=goal,
