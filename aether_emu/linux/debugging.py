@@ -7,7 +7,6 @@ While there is none of them the CPU calls the kernel directly; the first one put
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
@@ -20,7 +19,8 @@ from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.watching import AccessSeen, Watch, Watching
 from aether_emu.machine.cpu import Cpu, Exit, Trap
-from aether_emu.machine.halting import Halting
+from aether_emu.machine.halting import Halting, Told
+from aether_emu.records import dataclass
 
 _MOST_PAGES = 4096
 
@@ -186,14 +186,14 @@ class Debugger:
         if self._entry.kernel.observers.running and not self._watching.looking and self._watching.watches:
             self._halt_next()
 
-    def _halt_next(self, *, begun: bool = True) -> bool:
+    def _halt_next(self, *, begun: bool = True, told: Told | None = None) -> bool:
         """Halt behind the instruction at pc, which may not have begun; whether it executes at all before."""
         left = self._halting.steps_left
         if not begun and left == 0:
             return False
         if self._left_to_step is None:
             self._left_to_step = left if begun or left is None else left - 1
-            self._halting.step(0 if begun else 1)
+            self._halting.step(0 if begun else 1, told)
         return True
 
     def begin_steps(self, count: int) -> None:
@@ -245,7 +245,7 @@ class Debugger:
                     watching.begin_again()
                     return
                 if watched:
-                    if self._halt_next(begun=begun):
+                    if self._halt_next(begun=begun, told=watching.note):
                         watching.look(va, access)
                     return
             watching.give_up()

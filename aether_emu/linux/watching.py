@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
-from aether_emu.arch.paging import Access, Leaf, PageFlags
+from aether_emu.arch.paging import Access, Leaf, PageFlags, PageTableFormat
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.tables.walk import Mapped
 
 _SINGLE_FLUSHES = 8  # more pages than this are dropped from the TLB all at once
 _KINDS = Access.READ | Access.WRITE | Access.EXECUTE
@@ -83,7 +83,8 @@ class Watching:
 
     def __init__(self, entry: Entry) -> None:
         self._entry, self._cpu = entry, entry.cpu
-        self.watches: tuple[Watch, ...] = ()
+        self._watches: tuple[Watch, ...] = ()
+        self._pages: dict[int, Access] = {}  # what each watched page is watched for
         self._armed: list[_Armed] = []
         self._touched: tuple[int, int, int] | None = None  # pc, address, access of the one that is looked at
         self._pieces: list[_Piece] = []
@@ -93,31 +94,34 @@ class Watching:
     def _space(self) -> AddressSpace:
         return self._entry.task.process.mm
 
-    def _pages(self) -> dict[int, Access]:
-        """What each watched page is watched for."""
-        pages: dict[int, Access] = {}
+    @property
+    def watches(self) -> tuple[Watch, ...]:
+        """What is watched."""
+        return self._watches
+
+    @watches.setter
+    def watches(self, watches: tuple[Watch, ...]) -> None:
+        self._watches, self._pages = watches, {}
         size = self._space.page_size
-        for watch in self.watches:
+        for watch in watches:
             for page in range(watch.start & -size, watch.end, size):
-                pages[page] = pages.get(page, Access(0)) | watch.kinds
-        return pages
+                self._pages[page] = self._pages.get(page, Access(0)) | watch.kinds
 
     # ---- armed or not
 
     def arm(self) -> None:
         """Take from the entries of watched pages what is watched for."""
-        space, pages = self._space, self._pages()
-        fmt, words = space.table.format, space.physical.ram.words
+        table, words = self._space.table, self._space.physical.ram.words
         changed = []
-        for page, kinds in pages.items():
-            found = space.table.find(page)
+        for page, kinds in self._pages.items():
+            found = table.find(page)
             if found is None or found.level != 1:
                 continue
-            armed = self._without(space, found.entry, kinds)
+            armed = _without(table.format, found.entry, kinds)
             if armed != found.entry:
                 words[found.slot] = armed
                 self._armed.append(_Armed(found.slot, found.entry, armed))
-                changed.append(page & -fmt.page_size)
+                changed.append(page)
         if len(changed) > _SINGLE_FLUSHES:
             self._cpu.flush_all()
         else:
@@ -135,60 +139,41 @@ class Watching:
                 physical.ram.words[slot] = fmt.touch(entry) if fmt.accessed(now) else entry
         self._armed.clear()
 
-    @staticmethod
-    def _without(space: AddressSpace, entry: int, kinds: Access) -> int:
-        """An entry that does not permit `kinds`."""
-        fmt = space.table.format
-        decoded = fmt.decode(entry, 1)
-        if not isinstance(decoded, Leaf):
-            return entry
-        lost = PageFlags(0)
-        if kinds & Access.READ:
-            lost = PageFlags.USER | PageFlags.EXECUTE
-        elif kinds & Access.WRITE:
-            lost = PageFlags.WRITE
-        if kinds & Access.EXECUTE:
-            lost |= PageFlags.EXECUTE
-        attributes = replace(decoded.attributes, flags=decoded.attributes.flags & ~lost)
-        return fmt.leaf_entry(decoded.address, attributes)
-
     # ---- a fault
 
     def watches_page(self, va: int) -> bool:
         """Whether a page with something watched contains `va`."""
-        return va & -self._space.page_size in self._pages()
+        return va & -self._space.page_size in self._pages
 
     def permitted(self, va: int, access: int) -> bool:
         """With the entries put right: whether the MMU lets this access pass, and we alone were in its way."""
-        space = self._space
-        found = space.walk(va)
-        if not isinstance(found, Mapped) or not found.attributes.flags & PageFlags.USER:
-            return False
-        flags, fmt = found.attributes.flags, space.table.format
-        if not fmt.hardware_accessed and not flags & PageFlags.ACCESSED:
-            return False
-        if access & Access.WRITE:
-            return bool(flags & PageFlags.WRITE) and (fmt.hardware_dirty or bool(flags & PageFlags.DIRTY))
-        return bool(flags & (PageFlags.EXECUTE if access & Access.EXECUTE else PageFlags.READ))
+        table = self._space.table
+        found = table.find(va)
+        return found is not None and bool(
+            access & _KINDS & _permitted(table.format, found.entry, found.level)
+        )
 
     def look(self, va: int, access: int) -> None:
         """The instruction at pc is made again, alone: note what it does to watched pages."""
         self._touched = self._cpu.pc, va, access
         self.begin_again()
-        assert self._cpu.halting is not None, "it halts already"
-        self._cpu.halting.tell_accesses(self._note)
 
     def begin_again(self) -> None:
         """It begins, perhaps after one more fault, which may have brought other frames."""
         self._pieces.clear()
-        walks = {page: self._space.walk(page) for page in self._pages()}
-        self._frames = {int(to.address): page for page, to in walks.items() if isinstance(to, Mapped)}
+        table, self._frames = self._space.table, {}
+        for page in self._pages:
+            found = table.find(page)
+            if found is not None and found.entry & table.format.present_mask:
+                address = table.format.leaf_address(found.entry, found.level) + page - found.start
+                self._frames[address & -self._space.page_size] = page
 
     def give_up(self) -> None:
         """The instruction will not be made again: a signal has come of it."""
         self._touched = None
 
-    def _note(self, store: bool, physical: int, size: int, value: int) -> None:
+    def note(self, store: bool, physical: int, size: int, value: int) -> None:
+        """See `machine.halting.Told`."""
         page = self._frames.get(physical & -self._space.page_size)
         if page is None:
             return
@@ -238,3 +223,33 @@ class Watching:
                 if watch.start < end and one.address < watch.end and watch.kinds & one.kind
             ]
         return told
+
+
+@lru_cache(1024)
+def _without(fmt: PageTableFormat, entry: int, kinds: Access) -> int:
+    """A leaf of level 1 that does not permit `kinds`; another entry as it is."""
+    decoded = fmt.decode(entry, 1)
+    if not isinstance(decoded, Leaf):
+        return entry
+    lost = PageFlags(0)
+    if kinds & Access.READ:
+        lost = PageFlags.USER | PageFlags.EXECUTE
+    elif kinds & Access.WRITE:
+        lost = PageFlags.WRITE
+    if kinds & Access.EXECUTE:
+        lost |= PageFlags.EXECUTE
+    attributes = replace(decoded.attributes, flags=decoded.attributes.flags & ~lost)
+    return fmt.leaf_entry(decoded.address, attributes)
+
+
+@lru_cache(1024)
+def _permitted(fmt: PageTableFormat, entry: int, level: int) -> Access:
+    """What the MMU lets a user do by this entry without a fault."""
+    decoded = fmt.decode(entry, level)
+    flags = decoded.attributes.flags if isinstance(decoded, Leaf) else PageFlags(0)
+    if not flags & PageFlags.USER or not (fmt.hardware_accessed or flags & PageFlags.ACCESSED):
+        return Access(0)
+    permitted = Access.READ if flags & PageFlags.READ else Access(0)
+    if flags & PageFlags.WRITE and (fmt.hardware_dirty or flags & PageFlags.DIRTY):
+        permitted |= Access.WRITE
+    return permitted | (Access.EXECUTE if flags & PageFlags.EXECUTE else Access(0))

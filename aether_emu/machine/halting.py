@@ -32,8 +32,8 @@ class Halting(ABC):
         """Not any more. `va` was given to `break_at`."""
 
     @abstractmethod
-    def step(self, count: int) -> None:
-        """Halt when `count` more instructions have been executed."""
+    def step(self, count: int, told: Told | None = None) -> None:
+        """Halt when `count` more instructions have been executed, and tell of every access of theirs."""
 
     @property
     @abstractmethod
@@ -43,10 +43,6 @@ class Halting(ABC):
     @abstractmethod
     def end_steps(self) -> None:
         """Count no instructions any more, and tell of no accesses."""
-
-    @abstractmethod
-    def tell_accesses(self, told: Told) -> None:
-        """Tell of every access until `end_steps`."""
 
     @abstractmethod
     def made_again(self, *, begun: bool, uncounted: bool) -> None:

@@ -206,9 +206,17 @@ class ArmProber:
             self._words[first : first + count].copy(),
         )
 
+    def translated(self, address: int, kind: int) -> int:
+        """Where an access went that was just DONE: `kind` is 1 for a load, 2 for a store, 4 for a fetch."""
+        physical = ctypes.c_uint64()
+        if engine.vmem_translate(self._handle, address, kind, ctypes.addressof(physical)):
+            raise EngineError(f"{address:#x} was accessed, and does not translate")
+        return physical.value
+
     def close(self) -> None:
-        """Let go of the engine."""
+        """Let go of the engine, and then of the memory."""
         self._uc = None
+        self._memory = []
 
 
 _RESUME = {operation: _routine(operation)[1] for operation in _SOURCES}

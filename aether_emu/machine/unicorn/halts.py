@@ -2,7 +2,7 @@
 
 A hook on a single address costs nothing elsewhere, and the guest cannot see it: no byte of its code changes.
 Steps are counted by a hook on every address, which is there only while steps are left. What an instruction
-loads and stores is told by a third kind while somebody asks (`tell_accesses`), with physical addresses.
+loads and stores is told by a third kind while somebody asks (`step`), with physical addresses.
 
 An instruction that faults, and is made again after the fault, has begun once.
 """
@@ -56,10 +56,17 @@ class Halts(Halting):
     def unbreak(self, va: int) -> None:
         engine.hook_del(self._handle, self._places.pop(va))
 
-    def step(self, count: int) -> None:
-        self._left = count
+    def step(self, count: int, told: Told | None = None) -> None:
+        self._left, fresh = count, False
         if self._each_hook is None:
             self._each_hook = engine.hook_add(self._handle, UC_HOOK_CODE, self._at_each)
+            fresh = True
+        if told is not None and not self._memory_hooks:
+            kinds = (UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE)
+            self._memory_hooks = [engine.hook_add(self._handle, kind, self._at_access) for kind in kinds]
+            fresh = True
+        self._told = told
+        if fresh:
             self._cpu.flush_code()
 
     @property
@@ -67,19 +74,12 @@ class Halts(Halting):
         return None if self._each_hook is None else self._left
 
     def end_steps(self) -> None:
-        if self._each_hook is not None:
+        if self._each_hook is not None:  # with a hook the engine drops the translations that know it
             engine.hook_del(self._handle, self._each_hook)
             self._each_hook = None
-            self._told = None
-            while self._memory_hooks:
-                engine.hook_del(self._handle, self._memory_hooks.pop())
-            self._cpu.flush_code()
-
-    def tell_accesses(self, told: Told) -> None:
-        self._told = told
-        kinds = (UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE)
-        self._memory_hooks = [engine.hook_add(self._handle, kind, self._at_access) for kind in kinds]
-        self._cpu.flush_code()
+        self._told = None
+        while self._memory_hooks:
+            engine.hook_del(self._handle, self._memory_hooks.pop())
 
     def go_past(self) -> None:
         """Not to halt once more at a breakpoint where the run goes on."""
