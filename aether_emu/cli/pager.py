@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -38,6 +36,8 @@ class Terminal:
 
     def write(self, parts: Iterable[bytes]) -> None:
         """Write text, through the pager if it is long. OSError when a pipe or file does not take it."""
+        if sys.stdout is None:  # as when it was closed
+            return
         sys.stdout.flush()
         parts = iter(parts)
         short = b"".join(self._screen(parts)) if self._command else b""
@@ -58,6 +58,8 @@ class Terminal:
                 return
 
     def _page(self, first: bytes, parts: Iterator[bytes]) -> None:
+        import subprocess
+
         environment = {**os.environ, "LESS": os.environ.get("LESS", "FRX")}
         with subprocess.Popen(["sh", "-c", self._command], stdin=subprocess.PIPE, env=environment) as pager:
             assert pager.stdin is not None
@@ -80,6 +82,8 @@ def _plain(part: bytes) -> None:
 
 def _pager() -> str:
     """The pager's command line; empty for none, and where the program is not there."""
+    import shlex
+
     command = os.environ.get("PAGER", _CLEVER).strip()
     if command in _NONE:
         return ""

@@ -133,7 +133,7 @@ def _completed(tmp_path: Path, *words: str) -> list[str]:
         (("run", "--gr"), ["--granule"]),
         (("run", "--granule", ""), ["4K", "16K", "64K"]),
         (("run", "--stat"), ["--stats", "--stats-json"]),
-        (("pt", "wa"), ["walk"]),
+        (("pt", "w"), ["walk", "who"]),
         (("pt", "show", "--format", "x86_64"), ["x86_64-4level", "x86_64-5level"]),
         (("verify", "--suite", "t"), ["tlb"]),
         (("verify", "arm64-64K"), ["arm64-64K", "arm64-64K-42bit"]),

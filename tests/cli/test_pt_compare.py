@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli.command import aether, one_line
+from tests.cli.command import COMMAND, PATIENCE, aether, environment, one_line
 from tests.cli.terminal import at_terminal
 from tests.cli.test_pt import crafted_image
 from tests.guests.running import Target
@@ -190,3 +191,19 @@ def test_beside_a_document_the_engines_answer_goes_to_stderr(tmp_path: Path) -> 
     assert result.returncode == 0
     assert len(json.loads(result.stdout)["ranges"]) == 1
     assert result.stderr.startswith(b"executed: ")
+
+
+def test_whoever_closes_or_leaves_stdout_gets_no_traceback(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-4level")
+    for number in range(4096):  # more lines than a pipe holds
+        crafted.leaf(0x1000 * number, 0x20000, PAGE["x86_64"] & ~(number % 2 << 1))
+    options = crafted_image(tmp_path, crafted)
+    for redirection, status in ((">&-", 0), ("| head -n 1", 0), ("> /dev/full", 125)):
+        script = f'"$@" {redirection}'
+        result = subprocess.run(
+            ["sh", "-c", script, "sh", *COMMAND, "pt", "show", *map(str, options)],
+            capture_output=True, timeout=PATIENCE, env=environment(), check=False,
+        )  # fmt: skip
+        assert result.returncode == status
+        assert b"Traceback" not in result.stderr
+        assert result.stderr.count(b"\n") <= 1

@@ -65,6 +65,7 @@ def test_ranges_fit_80_columns_and_no_address_is_cut(name: str, types: int | Non
         assert f"{item.end % TOP:016x}" in words
         assert item.pieces > 1 or f"{item.physical:x}" in words
     assert f"{address:016x}" in words
+    assert types != 0 or len(narrow) == 1 + len(items), "each range has one line"
     for lines_of in (walk_lines(walk(tables, address), tables.title), lint_lines(lint(found))):
         text = list(lines_of)
         fitted = list(wrapped(text, 80))

@@ -96,6 +96,14 @@ def test_a_table_of_several_levels_is_told_for_each() -> None:
     assert at == crafted.root + 8 * 511
 
 
+def test_a_table_that_nobody_saved_is_told_once_by_its_first_entry() -> None:
+    crafted = Crafted("x86_64-4level")
+    first = crafted.put(0x4000_0000, 0x7000_0000 | TABLE["x86_64"], level=2)
+    crafted.put(0x4020_0000, 0x7000_0000 | TABLE["x86_64"], level=2)
+    (use,) = who(surveyed(crafted), 0x7000_0008).tables
+    assert (use.level, use.start, use.entry, use.at) == ("PT", 0x4000_0000, 1, first)
+
+
 def test_more_addresses_than_are_told_are_said_to_be_more() -> None:
     crafted = Crafted("x86_64-4level", 8)
     crafted.words[512 : 512 + 256] = 3 * 4096 | TABLE["x86_64"]
