@@ -9,6 +9,8 @@ handler raises in an engine's callback is lost in C code. So the handlers of who
     the end of the block                           the signals are sent again: now their handlers run, and
                                                    the KeyboardInterrupt of Ctrl-C comes out here
 
+A block that gives no answer for a second is left by another Ctrl-C wherever it is.
+
 Signals are the main thread's. In another thread a block only keeps its time limit; when the main thread has
 ended, which is how Python ends a program, such a block is stopped as well.
 """
@@ -27,6 +29,9 @@ from typing import Protocol
 
 _AGAIN = 0.02
 """Seconds until somebody who was asked to stop is asked again: an engine may miss one request."""
+
+_UNANSWERED = 1.0
+"""Seconds after which another Ctrl-C is handled where it comes: a callback of the caller may hang."""
 
 _LONGEST = 3600.0
 """Seconds that the thread sleeps at most: the host's timers have an end."""
@@ -51,13 +56,14 @@ class Undisturbed:
     """A block in which no signal handler of Python's is called.
 
     `stop` must be callable from any thread, and is never called when the block is over. Without it and
-    without `timeout` (seconds) the block only defers signals: it should be short. Blocks may be nested.
+    without `timeout` (seconds) the block only defers signals: it should be short, or have checkpoints. Blocks
+    may be nested.
     `asked`: the block was told to stop, by a signal, the time or the end of the program.
     """
 
     def __init__(self, stop: Callable[[], None] | None = None, timeout: float | None = None) -> None:
         self._stop, self._timeout = stop, timeout
-        self._noted: dict[int, None] = {}
+        self._noted: dict[int, float] = {}  # signal: when it came
         self._handlers: dict[int, Callable[[int, FrameType | None], object]] = {}
         self._old_fd: int | None = None
         self._deadline: float | None = None
@@ -65,15 +71,14 @@ class Undisturbed:
 
     def __enter__(self) -> Undisturbed:
         self._main = threading.current_thread() is threading.main_thread()
-        _here.depth = _depth() + 1
+        _open_here().append(self)
         if self._timeout is not None:
             self._deadline = time.monotonic() + self._timeout
         if self._main:
             handlers = {number: signal.getsignal(number) for number in _DEFERRED}
             self._handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
         try:
-            for number in self._handlers:
-                signal.signal(number, self._note)
+            self._stand_aside()
             if self._stop is not None:
                 thread = watcher()
                 if self._main:
@@ -89,10 +94,21 @@ class Undisturbed:
     def __exit__(self, *_: object) -> None:
         if self._stop is not None:
             watcher().remove(self)
-        _here.depth -= 1
+        _open_here().remove(self)
         if self._main:
             self._give_back()
             self._send_again()
+
+    def handle_now(self) -> None:
+        """Call the handlers of what came until now. See `checkpoint`."""
+        if self._noted and self._stop is None:
+            self._give_back()
+            self._send_again()
+            self._stand_aside()
+
+    def _stand_aside(self) -> None:
+        for number in self._handlers:
+            signal.signal(number, self._note)
 
     def _give_back(self) -> None:
         try:
@@ -112,8 +128,13 @@ class Undisturbed:
             finally:
                 self._send_again()
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._noted[number] = None
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._noted.setdefault(number, now) > _UNANSWERED:
+            del self._noted[number]
+            self._handlers[number](number, frame)
+            return
+        self._noted.setdefault(number, now)
         self.asked = True
         if self._stop is not None:
             self._stop()
@@ -139,14 +160,28 @@ class Undisturbed:
 _here = threading.local()
 
 
-def _depth() -> int:
-    depth: int = getattr(_here, "depth", 0)
-    return depth
+def _open_here() -> list[Undisturbed]:
+    """The blocks that this thread is in, the outermost first."""
+    blocks: list[Undisturbed] | None = getattr(_here, "blocks", None)
+    if blocks is None:
+        blocks = _here.blocks = []
+    return blocks
 
 
 def undisturbed() -> bool:
     """Whether this thread is in such a block."""
-    return _depth() > 0
+    return bool(_open_here())
+
+
+def checkpoint() -> None:
+    """In the middle of a long block: signals that came are handled now, for nothing is half done here.
+
+    What a handler raises comes out of this call. Nothing happens in a block inside another, nor in one that
+    has somebody to stop.
+    """
+    blocks = _open_here()
+    if len(blocks) == 1:
+        blocks[0].handle_now()
 
 
 class Watcher:

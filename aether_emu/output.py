@@ -47,6 +47,7 @@ class Output:
         self.option, self.path = option, Path(path)
         self._mode = 0o600 if regular else 0o666
         self._kept: int | None = None  # the mode of the file that it replaces
+        self._stream: int | None = None  # the descriptor that it goes to, if that is a standard stream
         try:
             self._target = self._find(regular)
             if self._target is not None:
@@ -59,6 +60,7 @@ class Output:
     def _find(self, regular: bool) -> Path | None:
         """The file to replace, or None for what is written to directly."""
         if str(self.path) == "-" and not regular:
+            self._stream = 1
             return None
         target = Path(os.path.realpath(self.path))
         try:
@@ -71,7 +73,8 @@ class Output:
             raise IsADirectoryError(0, "it is a directory")
         if not os.access(self.path, os.W_OK):
             raise PermissionError(0, "permission denied")
-        if not stat.S_ISREG(status.st_mode) or _is_standard_stream(status):
+        self._stream = _standard_stream(status)
+        if not stat.S_ISREG(status.st_mode) or self._stream is not None:
             return None
         self._kept = stat.S_IMODE(status.st_mode)
         return target
@@ -113,16 +116,17 @@ class Output:
             _unfinished.discard(name)
 
     def _directly(self) -> BinaryIO:
-        if str(self.path) == "-":
-            sys.stdout.flush()
-            return os.fdopen(os.dup(1), "wb")
-        flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | (os.O_APPEND if self.path.is_file() else 0)
-        return os.fdopen(os.open(self.path, flags), "wb")
+        if self._stream is not None:
+            if sys.stdout is not None:  # as when it was closed
+                sys.stdout.flush()
+            return os.fdopen(os.dup(self._stream), "wb")
+        return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), "wb")
 
 
-def _is_standard_stream(status: os.stat_result) -> bool:
+def _standard_stream(status: os.stat_result) -> int | None:
+    """The standard stream that is this file."""
     for fd in (1, 2):
         with contextlib.suppress(OSError):
             if os.path.samestat(status, os.fstat(fd)):
-                return True
-    return False
+                return fd
+    return None

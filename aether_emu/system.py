@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack, cast, overload
@@ -52,6 +52,7 @@ from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
+from aether_emu.records import dataclass
 
 ISAS = ("x86_64", "arm64")
 _ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule

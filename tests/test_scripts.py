@@ -445,7 +445,8 @@ def test_lock_files_pin_every_package_for_every_host(name: str) -> None:
     assert all(hashes for _, hashes in pins.values())
     assert pins["numpy"][1] > 20  # a wheel for each Python, processor and C library
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if "dev" in name else [])
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + (extras["dev"] + extras["docs"] if "dev" in name else [])
     for requirement in wanted:
         package, operator, version = re.split("(==|>=)", requirement)
         assert package in pins, f"{package} is not locked: run scripts/lock"

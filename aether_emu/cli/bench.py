@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aether_emu import __version__
 from aether_emu.cli.app import complain, settle, show_tracebacks
 from aether_emu.cli.interrupts import interrupts
 from aether_emu.cli.options import FILE, Command, debug_option, text
@@ -40,6 +39,7 @@ def bench(benchmark: tuple[str, ...], json_file: Path | None, debug: bool) -> No
     show_tracebacks(debug)
     from rich.console import Console
 
+    from aether_emu import __version__
     from aether_emu.observe.bench import catalogue, report
 
     settle()

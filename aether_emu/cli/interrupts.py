@@ -8,17 +8,24 @@
 
 What is half written is taken away, and the workers end, in each case. The status is 130, and 124 for
 --timeout. An ignored SIGINT is not ignored here: shells ignore it for a script's background commands.
+
+Nothing is imported on the way out: the signal may have come in the middle of an import.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from aether_emu.cli.early import INTERRUPTED
+from aether_emu.interruption import watcher
+from aether_emu.output import remove_unfinished
 
 TIMED_OUT = 124
 _GRACE = 0.3
@@ -42,10 +49,6 @@ class Interrupts:
 
     def watch(self) -> None:
         """Hear of signals in a thread as well: the main one may be where no handler runs."""
-        import sys
-
-        from aether_emu.interruption import watcher
-
         thread = watcher()
         thread.add(self)
         signal.set_wakeup_fd(thread.fd, warn_on_full_buffer=False)
@@ -69,26 +72,18 @@ class Interrupts:
 
     def limit(self, seconds: float, says: str) -> None:
         """End the process after so many seconds, with status 124 and a line on stderr."""
-        import time
-
         self._deadline, self._says = time.monotonic() + seconds, says
 
     def left(self) -> float | None:
         """Seconds until that limit."""
-        import time
-
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def reached(self) -> None:
         """The limit was reached, and the command knows: it has a moment to write what was asked for."""
-        import time
-
         self._deadline = time.monotonic() + _AFTER_TIMEOUT
 
     def leave(self, status: int) -> NoReturn:
         """End the process now. What is buffered is written if somebody takes it."""
-        import sys
-
         self._end_soon(status, _LEAST_GRACE)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, RuntimeError, ValueError, AttributeError):
@@ -102,15 +97,11 @@ class Interrupts:
         raise KeyboardInterrupt
 
     def _end_soon(self, status: int, grace: float) -> None:
-        import time
-
         ends_at = time.monotonic() + grace
         if self._ends_at is None or ends_at < self._ends_at:
             self._ends_at, self._ends_with = ends_at, status
 
     def _end(self, status: int) -> NoReturn:
-        from aether_emu.output import remove_unfinished
-
         remove_unfinished()
         for worker in list(self.workers):
             with suppress(ProcessLookupError):
@@ -120,7 +111,7 @@ class Interrupts:
     def due(self, now: float) -> float | None:
         """See `interruption.Attentive`."""
         limit = None if self._deadline is None else self._deadline + _LEAST_GRACE
-        times = [time for time in (self._ends_at, limit) if time is not None]
+        times = [at for at in (self._ends_at, limit) if at is not None]
         return max(0.0, min(times) - now) if times else None
 
     def look(self, now: float, numbers: bytes, over: bool) -> None:
@@ -136,8 +127,6 @@ class Interrupts:
 
 def _say(line: str) -> None:
     """A line on stderr, if somebody takes it."""
-    import select
-
     room = select.poll()
     room.register(2, select.POLLOUT)
     if line and room.poll(0):

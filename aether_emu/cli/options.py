@@ -146,6 +146,22 @@ class Option(click.Option):
         return extra
 
 
+class WithOrWithout(Option):
+    """An option whose value follows "=" if it has one: alone it means `bare`, and takes no word behind it."""
+
+    def __init__(self, declarations: Sequence[str], *, bare: str, **settings: Any) -> None:
+        super().__init__(declarations, **settings)
+        self.bare = bare
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """As any option, with the value in brackets."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        name, _, value = record[0].partition(" ")
+        return f"{name}[={value}]", record[1]
+
+
 class Setting(click.Option):
     """An option that sets the parameter `key` of a `Config`, whose default is shown."""
 
@@ -166,8 +182,27 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As any command, but what was typed is kept."""
+        args = self._with_bare_values(args)
         ctx.meta[_TYPED] = list(args)
         return super().parse_args(ctx, args)
+
+    def _with_bare_values(self, args: list[str]) -> list[str]:
+        """The arguments, where each `WithOrWithout` among the options has a value."""
+        options = {
+            name: param
+            for param in self.params
+            if isinstance(param, click.Option)
+            for name in (*param.opts, *param.secondary_opts)
+        }
+        given, at = list(args), 0
+        while at < len(given) and given[at].startswith("-") and given[at] not in ("-", "--"):
+            option = options.get(given[at])
+            if isinstance(option, WithOrWithout):
+                given[at] += f"={option.bare}"
+            elif option is not None and not option.is_flag and not option.count:
+                at += 1
+            at += 1
+        return given
 
     def invoke(self, ctx: click.Context) -> Any:
         """As any command. Raises Wrong for a ConfigError."""

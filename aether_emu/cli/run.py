@@ -23,12 +23,14 @@ from aether_emu.cli.options import (
     Command,
     Form,
     Setting,
+    WithOrWithout,
     debug_option,
     text,
     whole,
 )
+from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
-from aether_emu.errors import InterpreterError, ProgramError, Refused, TimedOut
+from aether_emu.errors import AetherError, InterpreterError, ProgramError, Refused, TimedOut
 from aether_emu.output import Output
 
 if TYPE_CHECKING:
@@ -95,6 +97,20 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 )
 @click.option("--env", type=_VARIABLE, multiple=True, help="A variable for the guest; may be repeated.")
 @click.option("--timeout", type=SECONDS, help="Stop after that many seconds (exit 124).")
+@click.option(
+    "--strace",
+    cls=WithOrWithout,
+    bare=STDERR,
+    type=FILE,
+    help="System calls, page faults and signals, a line each, on stderr or into FILE.",
+)
+@click.option(
+    "--strace-only",
+    metavar="KINDS",
+    help="Only these, separated by commas: names of calls, page-fault, signal, syscall, and families such as"
+    " %memory and %file. Means --strace too.",
+)
+@click.option("--no-crash-report", is_flag=True, help="Do not explain a crash on stderr.")
 @click.option("--stats", is_flag=True, help="A table of what happened, on stderr.")
 @click.option("--stats-json", type=FILE, help="The same as JSON, into a file.")
 @click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
@@ -112,6 +128,9 @@ def run(  # an option is a parameter here
     bind: tuple[Bind, ...],
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
+    strace: Path | None,
+    strace_only: str | None,
+    no_crash_report: bool,
     stats: bool,
     stats_json: Path | None,
     core: Path | None,
@@ -139,6 +158,7 @@ def run(  # an option is a parameter here
     if timeout is not None:
         interrupts.limit(timeout + _START, f"{program}: stopped by --timeout")
     outputs = _Outputs(stats, stats_json, core)
+    watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
         isa = program_isa(program, grants)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
@@ -149,15 +169,16 @@ def run(  # an option is a parameter here
         outputs.prepare(machine)
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
+        watching.attach(machine)
         with interrupts.reporting():
-            status = _to_the_end(machine, program, outputs)
+            status = _to_the_end(machine, program, outputs, watching)
     finally:
         machine.close()
     _tell_damages(machine.damages(), program)
     raise click.exceptions.Exit(status)
 
 
-def _to_the_end(machine: Machine, program: str, outputs: _Outputs) -> int:
+def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Watching) -> int:
     """Run the program, write what was asked for, and give everything back. The exit status.
 
     A run that was ended from outside is over at once: nobody looks whether every frame came back.
@@ -168,12 +189,17 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs) -> int:
     except (KeyboardInterrupt, TimedOut) as why:
         if isinstance(why, TimedOut):
             interrupts.reached()
+        watching.finish()
         outputs.write(machine, time.perf_counter() - started)
         machine.abandon()
         if isinstance(why, KeyboardInterrupt):
             return INTERRUPTED
         complain(f"{program}: stopped by --timeout")
         return TIMED_OUT
+    except AetherError:  # such as a deadlock: the call that waits is what one wants to see
+        watching.finish()
+        raise
+    watching.finish()
     outputs.write(machine, time.perf_counter() - started)
     if ended.signal and ended.signal != signal.SIGPIPE:  # of which a shell says nothing either
         complain(f"{program}: killed by {ended.why}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 _LETTERS = (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EXECUTE))
 

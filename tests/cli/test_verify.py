@@ -257,6 +257,32 @@ def test_what_is_refused_leaves_no_file(
     assert kept.read_bytes() == b"before"
 
 
+def test_an_interrupted_verification_says_what_it_has_and_gives_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_text("older")
+
+    def perform(task: suites.Task, _progress: object, into: suites.Outcome) -> None:
+        into.tally.cases = 1500
+        if task.suite == "entries":
+            into.tally.different = 2
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "perform", perform)
+    ran = CliRunner().invoke(app, ["verify", "x86_64-4level", "--report", str(old), "--junit", str(new)])
+    assert ran.exit_code
+    assert ran.stdout.splitlines() == [
+        "x86_64-4level      encodings         1,500 cases, 0 differences",
+        "x86_64-4level      entries     stopped after 1,500 cases, 2 differences so far",
+        "interrupted: 1 of 4 suites are complete; nothing is said about the rest",
+        f"{new} is not written",
+        f"{old} is not written",
+    ]
+    assert old.read_text() == "older"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def runs(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> None:
     """As `commanded`, for one that raises."""
     fill(monkeypatch, tally)

@@ -24,7 +24,6 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from unicorn import UC_PROT_ALL
@@ -34,6 +33,7 @@ from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.machine.unicorn import engine
+from aether_emu.records import dataclass
 
 PAGE = 4096
 FREE = 16 << 20

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
 
@@ -35,6 +34,7 @@ from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
 from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, UnicornCpu
+from aether_emu.records import dataclass
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
 _INSTRUCTION = 4
@@ -233,11 +233,14 @@ class ArmCpu(UnicornCpu):
         except UserFault:
             return False
         read = regs.decode_mrs(word)
-        value = None if read is None else id_registers.user_value(read[0])
-        if read is None or value is None:
+        if read is None:
             return False
-        if read[1] != _ZERO_REGISTER:
-            self.general[read[1]] = value
+        register, target = read
+        value = id_registers.user_value(register)
+        if value is None:
+            return False
+        if target != _ZERO_REGISTER:
+            self.general[target] = value
         return True
 
     # ---- blocks that must not run as they are

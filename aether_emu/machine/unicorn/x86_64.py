@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import (
     UC_ARCH_X86,
@@ -48,6 +47,7 @@ from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUM
 from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
+from aether_emu.records import dataclass
 
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from aether_emu.address import PhysAddr
@@ -26,6 +26,7 @@ from aether_emu.arch.paging import (
 )
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError
+from aether_emu.records import dataclass
 
 _RESTRICTED = PageFlags.WRITE | PageFlags.USER | PageFlags.EXECUTE
 _SHOWN = PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.GLOBAL | PageFlags.GUARDED

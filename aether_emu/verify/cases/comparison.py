@@ -64,10 +64,7 @@ _KEPT = 100
 
 
 def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterator[int]:
-    """Put chunks to specification and engine, adding to `tally`; yields how many cases as they are done.
-
-    However it ends, the tally is that of whole chunks.
-    """
+    """Put chunks to specification and engine, adding to `tally`; yields how many cases as they are done."""
     for chunk in chunks:
         entries, addresses = laboratory.place(chunk)
         expected = laboratory.expected(chunk, entries, addresses)
@@ -75,19 +72,31 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
         if aside is not None and aside.any():  # clear their entries, so that they harm no other case
             entries[-1] = np.where(aside, np.uint64(0), entries[-1])
             expected = laboratory.expected(chunk, entries, addresses)
+            tally.set_aside += int(aside.sum())
         predicted = laboratory.predicted(chunk, entries, addresses)
         observed = laboratory.observed(chunk, entries, addresses)
         different = differing(predicted[-1].answers if predicted else expected, observed)
-        with Undisturbed():
-            before = expected
-            for known in predicted:
-                apart = differing(before, known.answers)
-                tally.known[known.name] += int((apart & ~different).sum())
-                tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
-                before = known.answers
-            tally.set_aside += 0 if aside is None else int(aside.sum())
-            record(tally, Asked(chunk, entries, addresses, expected, observed), different)
+        before = expected
+        for known in predicted:
+            apart = differing(before, known.answers)
+            tally.known[known.name] += int((apart & ~different).sum())
+            tally.gone[known.name] += int((apart & different & ~differing(before, observed)).sum())
+            before = known.answers
+        record(tally, Asked(chunk, entries, addresses, expected, observed), different)
         yield chunk.size
+
+
+def whole_steps(steps: Iterator[int]) -> Iterator[int]:
+    """The same steps, undisturbed: signals are handled between two of them, and at checkpoints inside.
+
+    What a handler raises elsewhere could be lost, for numpy too drops errors of what it asks.
+    """
+    while True:
+        with Undisturbed():
+            done = next(steps, None)
+        if done is None:
+            return
+        yield done
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from aether_emu.verify.cases import silicon
 from aether_emu.verify.cases import x86_64 as x86_cases
 from aether_emu.verify.cases.arm64_laboratory import ArmLaboratory
 from aether_emu.verify.cases.cases import Chunk, only
-from aether_emu.verify.cases.comparison import Tally, run
+from aether_emu.verify.cases.comparison import Tally, run, whole_steps
 from aether_emu.verify.cases.laboratory import Laboratory
 from aether_emu.verify.cases.tlb import Policy, Selection, TlbTally
 from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
@@ -179,7 +179,7 @@ def perform(
         return outcome
     laboratory = item.open()
     try:
-        for done in _cases_done(task, item, laboratory, outcome):
+        for done in whole_steps(_cases_done(task, item, laboratory, outcome)):
             progress(done)
         return outcome
     finally:
@@ -191,18 +191,20 @@ def _judged(outcome: Outcome, item: Format, progress: Callable[[int], None]) -> 
     task = outcome.task
     count = _MANY if task.asked is None else task.asked
     fmt = item.ours()
-    for done in steps(fmt, item.isa, count, task.seed, outcome.tally, task.only):
+    for done in whole_steps(steps(fmt, item.isa, count, task.seed, outcome.tally, task.only)):
         progress(done)
     for other in item.variants:
-        for done in steps(
+        variant = steps(
             other.make(), item.isa, min(count, _FEW), task.seed, outcome.tally, task.only, nxe=other.nxe,
             pke=other.pke, prefix=other.name,
-        ):  # fmt: skip
+        )  # fmt: skip
+        for done in whole_steps(variant):
             progress(done)
     laboratory = item.open()
     try:
         chunks = engine_chunks(fmt, laboratory, round(count * item.share) // 4, task.seed)
-        for done in run(laboratory, only(chunks, task.only) if task.only else chunks, outcome.tally):
+        chunks = only(chunks, task.only) if task.only else chunks
+        for done in whole_steps(run(laboratory, chunks, outcome.tally)):
             progress(done)
     finally:
         laboratory.close()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from aether_emu.interruption import Undisturbed
+from aether_emu.interruption import checkpoint
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify.cases.cases import Answers, Bits, Chunk, Numbers, Words, differing
 from aether_emu.verify.cases.comparison import Asked, Tally, record
@@ -143,13 +143,11 @@ def run_histories(
                 allowed = ~stale
                 if flush == FLUSHES[0]:
                     allowed |= ~_apart(old, seen)
+                    _count_stale(tally, wanted, stale & allowed)
                 # Which allowed answer comes depends on the size of a TLB, and is no result.
                 shown = chosen_from(allowed, new, seen)
                 asked = Asked(after, *laboratory.place(after), new, shown, flush)
-                with Undisturbed():
-                    if flush == FLUSHES[0]:
-                        _count_stale(tally, wanted, stale & allowed)
-                    record(tally, asked, ~allowed)
+                record(tally, asked, ~allowed)
                 yield wanted.kind.size
     _judge_policy(tally, wanted, leaf, owed, policy)
 
@@ -194,6 +192,7 @@ def _tried(laboratory: Laboratory, warm: Chunk, cold: Chunk, flush: str) -> Answ
     entries, first = laboratory.place(warm)
     edited, second = laboratory.place(cold)
     for start in range(0, warm.size, paths.count):
+        checkpoint()
         part = slice(start, start + paths.count)
         paths.install([words[part] for words in entries], laboratory.neighbour, laboratory.prober.own_entries)
         laboratory.answers(warm.operation, laboratory.attempt(warm, first[part]), first[part])

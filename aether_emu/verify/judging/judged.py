@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.interruption import Undisturbed
+from aether_emu.interruption import checkpoint
 from aether_emu.verify.cases.cases import Bits, Words
 from aether_emu.verify.cases.comparison import Case, Tally
 from aether_emu.verify.judging.readings import Meaning, Path, Shape
@@ -71,6 +71,7 @@ def tell(
     found: str | Callable[[int], str],
 ) -> int:
     """Count cases of a feature; the first different ones, or else an example, are put into words."""
+    checkpoint()
     feature = judged.prefix + feature
     tally, n = judged.tally, int(words.size)
     if judged.only not in feature or not n:
@@ -83,13 +84,12 @@ def tell(
             feature, "format", {}, 0, level, (0,) * (level - 1) + (int(words[at]),), expected, observed
         )
 
-    with Undisturbed():
-        if cell not in tally.examples or (wrong and not tally.red[cell]):
-            tally.examples[cell] = case(wrong[0] if wrong else 0)
-        if tally.red[cell] == 0:
-            tally.differences += [case(at) for at in wrong[:3]]
-        tally.cells[cell] += n
-        tally.red[cell] += len(wrong)
-        tally.different += len(wrong)
-        tally.cases += n
+    if cell not in tally.examples or (wrong and not tally.red[cell]):
+        tally.examples[cell] = case(wrong[0] if wrong else 0)
+    if tally.red[cell] == 0:
+        tally.differences += [case(at) for at in wrong[:3]]
+    tally.cells[cell] += n
+    tally.red[cell] += len(wrong)
+    tally.different += len(wrong)
+    tally.cases += n
     return n
