@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aether_emu.errors import MachineError as MachineError
     from aether_emu.errors import ProgramError as ProgramError
     from aether_emu.errors import Refused as Refused
+    from aether_emu.errors import TimedOut as TimedOut
     from aether_emu.linux.debugging import Stopped as Stopped
     from aether_emu.linux.files.mounts import Bind as Bind
     from aether_emu.linux.handlers import Call as Call
@@ -72,6 +73,7 @@ _PUBLIC = {
     "Refused": "aether_emu.errors",
     "Resolved": "aether_emu.mm.fault",
     "Stopped": "aether_emu.linux.debugging",
+    "TimedOut": "aether_emu.errors",
 }
 _MODULES = ("computer", "observe", "state", "tables", "verify")
 
