@@ -14,7 +14,7 @@ guest ELF programs through them; each fault comes back to Python, where the memo
     Machine          an emulated computer that runs one Linux program: load, run, look, decide
     Config, Grants   what it is made of; what of the host its program sees
     Protection, PageFlags, Access       rights of areas, of entries, of an access
-    Ended                               how a program ended
+    Ended, Stopped                      how a program ended; why a run stopped before
     Resolved, AccessError, BusError     what a fault can end in, for handlers (`Machine.on_fault`)
     AetherError                         the root of every error that is raised on purpose
     tables           page tables alone, without any program: build, walk, execute an access
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from aether_emu.errors import MachineError as MachineError
     from aether_emu.errors import ProgramError as ProgramError
     from aether_emu.errors import Refused as Refused
+    from aether_emu.errors import TimedOut as TimedOut
+    from aether_emu.linux.debugging import Stopped as Stopped
     from aether_emu.linux.files.mounts import Bind as Bind
     from aether_emu.linux.handlers import Call as Call
     from aether_emu.linux.handlers import Fault as Fault
@@ -70,6 +72,8 @@ _PUBLIC = {
     "Protection": "aether_emu.mm.protection",
     "Refused": "aether_emu.errors",
     "Resolved": "aether_emu.mm.fault",
+    "Stopped": "aether_emu.linux.debugging",
+    "TimedOut": "aether_emu.errors",
 }
 _MODULES = ("computer", "observe", "state", "tables", "verify")
 

@@ -210,6 +210,7 @@ class Machine:
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        self._end_told = False  # a run has returned the end
 
     def load(
         self,
@@ -262,8 +263,7 @@ class Machine:
             self._run(None, timeout)
         except Pause as pause:
             return pause.stopped
-        assert process.ended is not None, "every task has ended"
-        return process.ended
+        return self._end_of(process)
 
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
@@ -271,18 +271,18 @@ class Machine:
         if blocks < 0:
             raise MachineError(f"a run has 0 blocks or more, not {blocks}")
         try:
-            return process.ended if self._run(blocks, timeout) else None
+            return self._end_of(process) if self._run(blocks, timeout) else None
         except Pause as pause:
             return pause.stopped
 
-    def step(self, count: int = 1) -> Ended | Stopped:
+    def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
         if count < 1:
             raise MachineError(f"a step has 1 instruction or more, not {count}")
         self._runnable()
         self.debugger.begin_steps(count)
         try:
-            return self.run()
+            return self.run(timeout)
         finally:
             self.debugger.end_steps()
 
@@ -318,15 +318,20 @@ class Machine:
                 assert timeout is not None
                 raise TimedOut(timeout)
 
+    def _end_of(self, process: Process) -> Ended:
+        assert process.ended is not None, "every task has ended"
+        self._end_told = True
+        return process.ended
+
     def _runnable(self) -> Process:
         """The program, if there is anything of it to run. Raises MachineError."""
         self.kernel.require_open()
         process = self.process
         if process is None:
             raise MachineError("there is no program to run: load() one first")
-        if process.ended is not None:
+        if self._end_told:
             raise MachineError(f"the program has ended ({process.ended}): a new machine runs it again")
-        if not self.scheduler.tasks:
+        if process.ended is None and not self.scheduler.tasks:
             raise MachineError("the program was not loaded to its end: a new machine can try another")
         return process
 
