@@ -73,6 +73,14 @@ def test_growing_in_place_may_reach_a_growing_area_itself(make: Make, page: int)
     assert refusal(lambda: mremap(space, at, 16, 17)) == "ENOMEM"
 
 
+def test_growing_in_place_may_reach_the_end_of_the_user_half(make: Make, page: int, top: int) -> None:
+    space = make()
+    at = mmap(space, top - 2 * page, 1, RW, ANONYMOUS | MAP_FIXED)
+    assert mremap(space, at, 1, 2) == at
+    assert refusal(lambda: mremap(space, at, 2, 3)) == "ENOMEM"
+    assert areas(space) == [(at, 2)]
+
+
 def test_moving_takes_pages_along_and_leaves_nothing(make: Make, page: int, plain: Board) -> None:
     space = make()
     at = mmap(space, 0x100_0000, 2)

@@ -17,7 +17,7 @@ from aether_emu.verify.cases import x86_64 as x86_cases
 from aether_emu.verify.cases.arm64_laboratory import ArmLaboratory
 from aether_emu.verify.cases.cases import Chunk, Words, only
 from aether_emu.verify.cases.comparison import Tally, run
-from aether_emu.verify.cases.laboratory import Laboratory
+from aether_emu.verify.cases.laboratory import CROSSES, Laboratory
 from aether_emu.verify.cases.paths import Geometry, Paths
 from aether_emu.verify.cases.tlb import FLUSHES, TlbTally
 from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
@@ -169,6 +169,48 @@ def test_the_whole_product_has_the_size_of_what_kvm_is_tested_with(
         assert arm64_cases.permission_count(laboratory) >= at_least
 
 
+PRIVILEGED_ALONE = (Operation.UNPRIVILEGED_READ, Operation.UNPRIVILEGED_WRITE)
+
+
+@pytest.mark.parametrize("name", ["x86_64-4level", "arm64-4K", "arm64-64K-42bit"])
+def test_every_operation_is_tried_at_every_privilege_and_size(name: str) -> None:
+    laboratory = suites.FORMATS[name].open()
+    leaves: tuple[int, ...] = (1, 2, 3)
+    if isinstance(laboratory, X86Laboratory):
+        chunks = x86_cases.entries(laboratory, 0, 1)
+    else:
+        assert isinstance(laboratory, ArmLaboratory)
+        leaves = (1, *laboratory.block_levels)
+        chunks = arm64_cases.entries(laboratory, 0, 1)
+    tried = {(int(chunk.leaf[0]), chunk.operation, chunk.user) for chunk in chunks}
+    assert tried == {
+        (leaf, operation, user)
+        for leaf in leaves
+        for operation in laboratory.operations
+        for user in (True, False)
+        if not (leaf > 1 and operation in CROSSES) and not (user and operation in PRIVILEGED_ALONE)
+    }
+    laboratory.close()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_combinations_of_permissions_reach_pages_of_every_size_and_end_before_them(name: str) -> None:
+    laboratory = suites.FORMATS[name].open()
+    if isinstance(laboratory, X86Laboratory):
+        chunks = x86_cases.permissions(laboratory, 5_000, 3)
+    else:
+        assert isinstance(laboratory, ArmLaboratory)
+        chunks = arm64_cases.permissions(laboratory, 5_000, 3)
+    reached = dict[int, set[bool]]()
+    for chunk in chunks:
+        leaf = int(chunk.leaf[0])
+        valid = np.all([(word & np.uint64(1)) != 0 for word in chunk.words[leaf - 1 :]], axis=0)
+        reached.setdefault(leaf, set()).update(valid.tolist())
+    assert reached == {leaf: {False, True} for leaf in reached}
+    assert len(reached) > 1
+    laboratory.close()
+
+
 # ---- paths
 
 
@@ -184,6 +226,20 @@ def test_no_two_paths_share_an_entry_a_page_or_a_neighbour(name: str) -> None:
     assert pages.min() >= paths.data and pages.max() < paths.size
     assert all(low < high for low, high in pairwise(paths.addresses.tolist()))
     laboratory.close()
+
+
+@pytest.mark.parametrize(
+    ("pages", "width", "first_slot", "fit"),
+    [(10, 9, 0, 1), (64, 9, 0, 10), (1024, 7, 1, 126), (1024, 7, 0, 128)],
+    ids=["the tables of one", "tables", "a root with slots left free", "a root"],
+)
+def test_as_many_paths_as_there_is_room_for_and_no_more(
+    pages: int, width: int, first_slot: int, fit: int
+) -> None:
+    geometry, memory = Geometry((12, 21, 30, 39), (9, 9, 9, width)), np.zeros(pages * 512, np.uint64)
+    assert Paths(memory, geometry, fit, b"", 0x800, first_slot=first_slot).count == fit
+    with pytest.raises(ConfigError, match="paths="):
+        Paths(memory, geometry, fit + 1, b"", 0x800, first_slot=first_slot)
 
 
 def test_too_many_paths_are_refused() -> None:

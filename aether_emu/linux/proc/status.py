@@ -48,7 +48,7 @@ def status_text(process: Process) -> bytes:
 def _identity(process: Process) -> Rows:
     pid, config, leader = process.pid, process.config, process.tasks[0]
     highest = max(process.files.table.descriptors, default=0)
-    room = _DESCRIPTORS if highest < _DESCRIPTORS else max(256, 1 << highest.bit_length())
+    room = max(_DESCRIPTORS, 1 << highest.bit_length())
     return (
         ("Name", leader.name.decode("utf-8", "replace")),
         ("Umask", f"{process.files.mask:04o}"),

@@ -60,8 +60,7 @@ class SharedMemory(Backing):
         """Nothing stands behind anonymous memory."""
 
     def release(self) -> None:
-        held = [frame for _index, frame in sorted(self._frames.items())]
-        self._frames.clear()
+        held = [self._frames.pop(index) for index in sorted(self._frames)]
         self._drop(held)
 
     def _drop(self, held: list[int]) -> None:

@@ -68,8 +68,7 @@ class SpecialMapping(Backing):
         return next((area.start for area in self.windows if area.space is space), None)
 
     def release(self) -> None:
-        held = [frame for _index, frame in sorted(self._frames.items())]
-        self._frames.clear()
+        held = [self._frames.pop(index) for index in sorted(self._frames)]
         table = self._physical.frames
         self._physical.give_back([frame for frame in held if table.put(frame)])
 

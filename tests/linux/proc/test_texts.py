@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -209,6 +210,33 @@ def test_status_has_linuxs_fields_in_their_order(process: Process) -> None:
     assert tuple(_status(process)) == _STATUS
     here = [line.split(":")[0] for line in Path("/proc/self/status").read_text().splitlines()]
     assert [name for name in here if name in _STATUS] == [name for name in _STATUS if name in here]
+
+
+def test_status_of_a_process_that_did_nothing_is_that_of_one_of_this_host(process: Process) -> None:
+    ran = subprocess.run(["cat", "/proc/self/status"], capture_output=True, text=True, check=True)
+    here = dict(line.split(":\t", 1) for line in ran.stdout.splitlines())
+    alike = ("Ngid", "TracerPid", "VmLck", "VmPin", "VmSwap", "HugetlbPages", "CoreDumping", "Threads")
+    masks = ("SigPnd", "ShdPnd", "SigBlk", "SigCgt", "CapInh", "CapAmb")
+    ours = _status(process)
+    for name in (*alike, *masks):
+        assert ours[name] == here[name].strip(), name
+    mask = "0xffffffffffffff" if process.abi.isa == "arm64" else here.get("untag_mask", "0xffffffffffffffff")
+    assert ours["untag_mask"] == mask
+
+
+@pytest.mark.parametrize(
+    ("highest", "room"), [(63, 64), (64, 128), (127, 128), (128, 256), (256, 512), (1023, 1024)]
+)
+def test_the_room_for_descriptors_is_what_linux_makes_for_the_highest(
+    process: Process, highest: int, room: int
+) -> None:
+    """Recorded on Linux 6.18 (alloc_fdtable, fs/file.c)."""
+    fd = process.files.open(fl.AT_FDCWD, b"/proc/self/status", fl.O_RDONLY)
+    assert _status(process)["FDSize"] == "64"
+    process.files.dup3(fd, highest, 0)
+    assert _status(process)["FDSize"] == str(room)
+    for each in (fd, highest):
+        process.files.close(each)
 
 
 def test_status_tells_what_is_locked_and_what_is_data(process: Process) -> None:

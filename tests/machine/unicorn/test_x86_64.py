@@ -423,7 +423,7 @@ def test_an_event_without_a_kernel_is_an_error_and_not_a_silent_end(source: str)
     bare.cpu.on_fault, bare.cpu.on_trap = bare.cpu._unplugged, bare.cpu._unplugged_trap
     bare["rdi"] = ABSENT
     with pytest.raises(EngineError, match="before a kernel"):
-        bare.run(source)
+        bare.run(source, budget=8)
 
 
 def test_the_features_told_to_a_kernel_are_those_that_the_guest_is_told(bare: BareX86) -> None:

@@ -321,7 +321,11 @@ def _pages(mixture: Mixture, at: int) -> None:
     for place in places:
         count = min(random.choice([1, 1, 3]), block - place)
         sort = random.choice(["leaf", "leaf", "file", "zero", "junk", *HeldKind])
-        first = mixture.take(4, Kind.FILE if sort == "file" else Kind.ANON)
+        frameless = sort == "junk" or (isinstance(sort, HeldKind) and not sort.has_frame)
+        kind = (
+            Kind.FILE if sort == "file" or frameless else Kind.ANON
+        )  # what is no frame's number looks like one
+        first = mixture.take(4, kind)
         flags = mixture._flags()
         for number in range(count):
             page = at + place + number
