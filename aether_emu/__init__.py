@@ -25,9 +25,7 @@ The folders are described in CONTRIBUTING.md, in the order in which they may imp
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # without `typing`: importing the package takes no time
 if TYPE_CHECKING:
     from aether_emu import tables as tables
     from aether_emu.arch.paging import Access as Access
@@ -49,6 +47,8 @@ if TYPE_CHECKING:
     from aether_emu.mm.protection import Protection as Protection
     from aether_emu.system import Grants as Grants
     from aether_emu.system import Machine as Machine
+
+    __version__: str
 
 _PUBLIC = {
     "Access": "aether_emu.arch.paging",
@@ -73,16 +73,19 @@ _PUBLIC = {
 }
 _MODULES = ("computer", "observe", "state", "tables", "verify")
 
-__version__ = "0.1.0"
 __all__ = [*_PUBLIC, *_MODULES]  # noqa: PLE0604  # names, all of them: the dict's keys and the tuple's
 
 
 def __getattr__(name: str) -> object:
     """The public face, imported when it is first asked for: `import aether_emu` stays cheap."""
+    if name not in (*__all__, "__version__"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415  # as said above
+
+    if name == "__version__":
+        return import_module(f"{__name__}.version").version()
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
 
 

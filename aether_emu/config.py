@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
 
+from aether_emu import records
 from aether_emu.errors import ConfigError
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = re.compile(r"([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
-_HEADER = re.compile(r"\s*\[\s*([^][]+?)\s*\]")  # of a TOML table
-_ASSIGNMENT = re.compile(r"""\s*(?:["']([^"']*)["']|([\w.-]+))\s*=""")
+_SIZE = r"(?ai)([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?"
+_HEADER = r"\s*\[\s*([^][]+?)\s*\]"  # of a TOML table
+_ASSIGNMENT = r"""\s*(?:["']([^"']*)["']|([\w.-]+))\s*="""
 _SIZE_FORMS = "a number of bytes, or one with K, M, G or T (powers of 1024), such as 512M"
 
 
@@ -35,7 +36,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
         stripped = text.strip()
         if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", stripped):
             return int(stripped, 16)
-        if match := _SIZE.fullmatch(stripped):
+        if match := re.fullmatch(_SIZE, stripped):
             return int(match[1]) * _UNITS[(match[2] or "").upper()]
     raise ConfigError(name, text, _SIZE_FORMS)
 
@@ -79,7 +80,7 @@ class _Rule(ABC):
         return str(value)
 
 
-@dataclass(frozen=True)
+@records.dataclass(frozen=True)
 class _Whole(_Rule):
     """A whole number from `low` to `high`. Other than a plain number it is written with units or in hex."""
 
@@ -127,7 +128,7 @@ class _Whole(_Rule):
         return format_size(value) if self.written == "size" else hex(value)
 
 
-@dataclass(frozen=True)
+@records.dataclass(frozen=True)
 class _Choice(_Rule):
     """One of a few sizes."""
 
@@ -178,7 +179,9 @@ class _HostName(_Rule):
     allowed = "1 to 64 letters, digits, '.' and '-', the first a letter or a digit"
 
     def check(self, value: object) -> bool:
-        return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", value) is not None
+        if not (isinstance(value, str) and value.isascii() and 1 <= len(value) <= 64):
+            return False
+        return value[0].isalnum() and value.replace(".", "a").replace("-", "a").isalnum()
 
 
 def _parameter(default: Any, rule: _Rule, meaning: str) -> Any:
@@ -437,10 +440,10 @@ def _line_of(text: str, name: str) -> int | None:
     """The line that sets a parameter, such as `clock.block`: as a key, in its table, or the table's own."""
     table = found = None
     for number, line in enumerate(text.splitlines(), 1):
-        if header := _HEADER.match(line):
+        if header := re.match(_HEADER, line):
             table = header[1]
             found = number if table == name else found
-        elif assignment := _ASSIGNMENT.match(line):
+        elif assignment := re.match(_ASSIGNMENT, line):
             key = ".".join(filter(None, (table, assignment[1] or assignment[2])))
             if key == name:
                 return number

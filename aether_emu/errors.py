@@ -109,6 +109,14 @@ class ClosedError(MachineError):
         super().__init__("the machine is closed: look at it before close(), or make a new one")
 
 
+class TimedOut(AetherError, TimeoutError):
+    """The time that a run was given, in seconds, is over. The machine stands still and can go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the run did not end within {seconds:g} s")
+
+
 class ProgramError(AetherError):
     """The program cannot be run. `exit_status` follows the shell: 126 cannot execute, 127 not found."""
 

@@ -14,8 +14,9 @@ with little-endian numbers, i counting from 0 and `name` in UTF-8 (RFC 7693). No
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
+
+from aether_emu.records import dataclass
 
 _BLOCK = 64  # bytes of one BLAKE2b-512 digest
 _WORD = 8

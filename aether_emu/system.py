@@ -9,8 +9,9 @@ Machine
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Unpack, cast, overload
@@ -19,7 +20,16 @@ from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.clock import VirtualClock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import MIB, Config, Options, format_size
-from aether_emu.errors import ConfigError, EncodingError, MachineError, OutOfFrames, ProgramError, suggestion
+from aether_emu.errors import (
+    ConfigError,
+    EncodingError,
+    MachineError,
+    OutOfFrames,
+    ProgramError,
+    TimedOut,
+    suggestion,
+)
+from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
 from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped
@@ -35,13 +45,14 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.observers import Attachment
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.scheduler import Scheduler
+from aether_emu.linux.task.scheduler import Interrupted, Scheduler
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
+from aether_emu.records import dataclass
 
 ISAS = ("x86_64", "arm64")
 _ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
@@ -237,28 +248,30 @@ class Machine:
         self.scheduler.add(task)
         return process
 
-    def run(self) -> Ended | Stopped:
+    def run(self, timeout: float | None = None) -> Ended | Stopped:
         """Run the loaded program to its end, or until it is stopped: by a breakpoint, an access, `stop`.
 
-        An `Ended` has `status`, `code` and `signal`; asking a `Stopped` for them raises MachineError.
-        Raises `scheduler.Interrupted`, Deadlock, EngineError, MachineError, and what a listener or a handler
-        raised. After any of them but EngineError another `run` goes on.
+        In any thread. An `Ended` has `status`, `code` and `signal`; asking a `Stopped` for them raises
+        MachineError. Raises TimedOut after `timeout` seconds of the host's time; what a signal handler of the
+        caller raises, such as the KeyboardInterrupt of Ctrl-C; `scheduler.Interrupted` when another thread
+        called `cpu.interrupt`; Deadlock, EngineError, MachineError, and what a listener or a handler raised.
+        After any of them but EngineError another `run` goes on.
         """
         process = self._runnable()
         try:
-            self.scheduler.run()
+            self._run(None, timeout)
         except Pause as pause:
             return pause.stopped
         assert process.ended is not None, "every task has ended"
         return process.ended
 
-    def run_for(self, blocks: int) -> Ended | Stopped | None:
+    def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
         process = self._runnable()
         if blocks < 0:
             raise MachineError(f"a run has 0 blocks or more, not {blocks}")
         try:
-            return process.ended if self.scheduler.run(blocks) else None
+            return process.ended if self._run(blocks, timeout) else None
         except Pause as pause:
             return pause.stopped
 
@@ -279,6 +292,31 @@ class Machine:
         if not self.observers.running:
             raise MachineError("nothing runs: stop() is for handlers and listeners")
         self.debugger.stop()
+
+    def _run(self, blocks: int | None, timeout: float | None) -> bool:
+        """Whether the program has ended, rather than executed so many blocks.
+
+        Handlers of the caller that raise nothing let the run go on.
+        """
+        end = None if blocks is None else self.cpu.blocks + blocks
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            block = Undisturbed(self.cpu.interrupt, left)
+            try:
+                with block:
+                    return self.scheduler.run(None if end is None else max(0, end - self.cpu.blocks))
+            except Interrupted:
+                if not block.asked:
+                    raise
+            finally:
+                if block.asked:
+                    self.cpu.take_interrupt()
+            if block.program_ends:
+                raise SystemExit
+            if block.timed_out:
+                assert timeout is not None
+                raise TimedOut(timeout)
 
     def _runnable(self) -> Process:
         """The program, if there is anything of it to run. Raises MachineError."""

@@ -9,13 +9,13 @@ is level 1 here, and each format names its own levels for people (`level_name`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 from typing import Any, TypeVar
 
 import numpy as np
 
 from aether_emu.errors import EncodingError
+from aether_emu.records import dataclass
 
 Entries = np.ndarray[tuple[int], np.dtype[np.uint64]]
 """A stretch of a table, as `ram.array` shows it."""

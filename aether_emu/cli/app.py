@@ -8,8 +8,6 @@ from importlib import import_module
 
 import click
 
-from aether_emu import __version__
-
 COMPLETION = "_AETHER_COMPLETE"
 """By this variable a shell asks for the words that complete a line."""
 
@@ -53,6 +51,8 @@ class Subcommands(click.Group):
 
 def _version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
+        from aether_emu import __version__  # asks git in a work tree
+
         click.echo(f"aether_emu {__version__}")
         ctx.exit()
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
 
-import click
+from aether_emu.cli.early import INTERRUPTED, listen
 
-from aether_emu.cli.app import COMPLETION, Errors, app, complain
-from aether_emu.errors import AetherError, ConfigError, ProgramError
+TYPE_CHECKING = False  # without `typing`, which takes milliseconds of the time before `listen`
+if TYPE_CHECKING:
+    import click
+
+    from aether_emu.errors import AetherError
 
 
 def main(program: str = "aether") -> None:
@@ -18,8 +20,16 @@ def main(program: str = "aether") -> None:
 
     `program` is how the user called it.
     """
+    listen()
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
     _fill_standard_streams()
+    import click
+
+    from aether_emu.cli.app import Errors, complain
+    from aether_emu.cli.interrupts import interrupts
+    from aether_emu.errors import AetherError
+
+    interrupts.watch()
     try:
         status = _perform(program)
         if sys.stdout is not None:  # as when it was closed
@@ -31,7 +41,7 @@ def main(program: str = "aether") -> None:
         complain(_with_hint(error, program))
         status = error.exit_code
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     except AetherError as error:
         if Errors.traceback:
             raise
@@ -43,11 +53,15 @@ def main(program: str = "aether") -> None:
         status = _unwritten(error)
     finally:
         gc.enable()
-    sys.exit(status)
+    interrupts.leave(status)
 
 
 def _perform(program: str) -> int:
     """Do what the arguments say, or what the shell asks in order to complete them. The exit status."""
+    from click.exceptions import Exit
+
+    from aether_emu.cli.app import COMPLETION, app
+
     if instruction := os.environ.get(COMPLETION):
         from click.shell_completion import shell_complete
 
@@ -55,7 +69,7 @@ def _perform(program: str) -> int:
     try:
         with app.make_context(program, sys.argv[1:]) as context:
             app.invoke(context)
-    except click.exceptions.Exit as ended:
+    except Exit as ended:
         return ended.exit_code
     return 0
 
@@ -68,6 +82,8 @@ def _with_hint(error: click.UsageError, program: str) -> str:
 
 
 def _status(error: AetherError) -> int:
+    from aether_emu.errors import ConfigError, ProgramError
+
     match error:
         case ProgramError():
             return error.exit_status
@@ -81,6 +97,10 @@ def _unwritten(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
     if isinstance(error, BrokenPipeError):
         return 1  # as Click does when it meets this
+    import contextlib
+
+    from aether_emu.cli.app import complain
+
     with contextlib.suppress(OSError):
         complain(f"output: {error.strerror or error}")
     return 125

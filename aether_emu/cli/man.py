@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import click
 
-from aether_emu import __version__
 from aether_emu.cli.options import Command
 
 
@@ -27,6 +26,8 @@ def man() -> None:
 
 def _page(app: click.Group, context: click.Context) -> Iterator[str]:
     """The lines of the page in the language of man(7)."""
+    from aether_emu import __version__
+
     yield f'.TH AETHER 1 "" "aether_emu {_text(__version__)}" "User Commands"'
     yield from (".SH NAME", rf"aether \- {_text(app.help or '').rstrip('.')}")
     yield from (".SH SYNOPSIS", *_synopsis(app, context))

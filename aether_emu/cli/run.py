@@ -7,14 +7,15 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from aether_emu.cli.app import complain, settle, show_tracebacks
-from aether_emu.cli.interrupts import Interrupts
+from aether_emu.cli.early import INTERRUPTED
+from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
     DIRECTORY,
     FILE,
@@ -29,15 +30,15 @@ from aether_emu.cli.options import (
 )
 from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
-from aether_emu.errors import ConfigError, InterpreterError, ProgramError, Refused
+from aether_emu.errors import AetherError, InterpreterError, ProgramError, Refused, TimedOut
+from aether_emu.output import Output
 
 if TYPE_CHECKING:
-    from aether_emu.linux.debugging import Stopped
     from aether_emu.linux.files.mounts import Bind
-    from aether_emu.linux.task.process import Ended
     from aether_emu.system import Machine
 
-_INTERRUPTED, _TIMED_OUT = 130, 124
+_PAUSE = 0.005  # seconds between two looks for what only the host can bring
+_START = 5.0  # seconds that loading the program may take beside --timeout
 _MOST_DAMAGES = 10  # lines about damaged entries
 
 
@@ -100,7 +101,7 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
     "--strace",
     cls=WithOrWithout,
     bare=STDERR,
-    metavar="FILE",
+    type=FILE,
     help="System calls, page faults and signals, a line each, on stderr or into FILE.",
 )
 @click.option(
@@ -127,7 +128,7 @@ def run(  # an option is a parameter here
     bind: tuple[Bind, ...],
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
-    strace: str | None,
+    strace: Path | None,
     strace_only: str | None,
     no_crash_report: bool,
     stats: bool,
@@ -154,47 +155,52 @@ def run(  # an option is a parameter here
     }
     parameters = Config.load(config, overrides)
     grants = Grants(root, list(bind))
-    pauses = _Pauses()
+    if timeout is not None:
+        interrupts.limit(timeout + _START, f"{program}: stopped by --timeout")
     outputs = _Outputs(stats, stats_json, core)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
         isa = program_isa(program, grants)
-    machine = Machine(isa, config=parameters, pause=pauses.pause)
+    machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
     settle()
     try:
         with _naming_the_limit(), _suggesting_a_root(program, root):
             machine.load(program, [program, *args], env=dict(env), grants=grants)
         outputs.prepare(machine)
+        if timeout is not None:
+            interrupts.limit(timeout, f"{program}: stopped by --timeout")
         watching.attach(machine)
-        with Interrupts(machine.cpu.interrupt, timeout) as interrupts:
-            pauses.interrupts = interrupts
-            try:
-                status = _to_the_end(machine, program, interrupts, outputs, watching)
-            except KeyboardInterrupt:
-                if interrupts.reason != "timeout":
-                    raise
-                status = _timed_out(program)
+        with interrupts.reporting():
+            status = _to_the_end(machine, program, outputs, watching)
     finally:
         machine.close()
     _tell_damages(machine.damages(), program)
     raise click.exceptions.Exit(status)
 
 
-def _to_the_end(
-    machine: Machine, program: str, interrupts: Interrupts, outputs: _Outputs, watching: Watching
-) -> int:
+def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Watching) -> int:
     """Run the program, write what was asked for, and give everything back. The exit status.
 
     A run that was ended from outside is over at once: nobody looks whether every frame came back.
     """
     started = time.perf_counter()
-    ended = _run(machine.run)
-    interrupts.finish()
+    try:
+        ended = machine.run(timeout=interrupts.left())
+    except (KeyboardInterrupt, TimedOut) as why:
+        if isinstance(why, TimedOut):
+            interrupts.reached()
+        watching.finish()
+        outputs.write(machine, time.perf_counter() - started)
+        machine.abandon()
+        if isinstance(why, KeyboardInterrupt):
+            return INTERRUPTED
+        complain(f"{program}: stopped by --timeout")
+        return TIMED_OUT
+    except AetherError:  # such as a deadlock: the call that waits is what one wants to see
+        watching.finish()
+        raise
     watching.finish()
     outputs.write(machine, time.perf_counter() - started)
-    if ended is None:
-        machine.abandon()
-        return _timed_out(program) if interrupts.reason == "timeout" else _INTERRUPTED
     if ended.signal and ended.signal != signal.SIGPIPE:  # of which a shell says nothing either
         complain(f"{program}: killed by {ended.why}")
     try:
@@ -209,15 +215,18 @@ class _Outputs:
 
     def __init__(self, table: bool, json: Path | None, core: Path | None) -> None:
         """Raises ConfigError for a place where nothing can be written."""
-        self._table, self._json, self._core = table, json, core
+        self._table = table
+        self._json = None if json is None else Output("stats-json", json)
+        self._core: Output | None = None
         if core is not None:
             from aether_emu.observe import core as cores
 
-            cores.check(core)
+            self._core = cores.place(core)
         if table or json is not None:
             from aether_emu.observe import stats  # noqa: F401  # before `settle`
-        if json is not None and not os.access(json if json.exists() else json.parent, os.W_OK):
-            raise ConfigError("stats-json", str(json), "a file that can be written")
+        if table:  # imported now: an interrupted run has no time for it
+            import rich.console
+            import rich.table  # noqa: F401
 
     def prepare(self, machine: Machine) -> None:
         """The program is loaded and about to start."""
@@ -228,20 +237,20 @@ class _Outputs:
 
     def write(self, machine: Machine, seconds: float) -> None:
         """It has run for so long."""
-        if self._core is not None:
-            from aether_emu.observe import core as cores
-
-            cores.write_core(machine, self._core)
         if self._table or self._json is not None:
             from aether_emu.observe import stats as statistics
 
             data = statistics.collect(machine, seconds)
             if self._json is not None:
-                _write(self._json, statistics.as_json(data))
+                self._json.write(statistics.as_json(data).encode())
             if self._table:
                 from rich.console import Console
 
                 Console(stderr=True).print(statistics.as_table(data))
+        if self._core is not None:
+            from aether_emu.observe import core as cores
+
+            cores.write_core(machine, self._core)
 
 
 @contextlib.contextmanager
@@ -268,50 +277,7 @@ def _suggesting_a_root(program: str, root: Path | None) -> Iterator[None]:
         raise ProgramError(f"{error}; {hint}", error.exit_status) from error
 
 
-class _Pauses:
-    """Sleeps a little while the guest waits for input; ends the run when it was interrupted."""
-
-    interrupts: Interrupts | None = None
-
-    def pause(self) -> None:
-        from aether_emu.linux.task.scheduler import Interrupted
-
-        if self.interrupts is not None and self.interrupts.reason is not None:
-            raise Interrupted
-        time.sleep(0.005)
-
-
-def _run(run: Callable[[], Ended | Stopped]) -> Ended | Stopped | None:
-    """The end of the program, or None when the run was stopped from outside."""
-    from aether_emu.linux.task.scheduler import Interrupted
-
-    try:
-        return run()
-    except Interrupted:
-        return None
-
-
-def _timed_out(program: str) -> int:
-    complain(f"{program}: stopped by --timeout")
-    return _TIMED_OUT
-
-
 def _tell_damages(damages: list[str], program: str) -> None:
     """A line for each of the first entries that were found damaged."""
     for line in damages[:_MOST_DAMAGES]:
         complain(f"{program}: damaged page table: {line}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all; what is no regular file is written to directly."""
-    part = (
-        path.with_name(f".{path.name[:200]}.{os.getpid()}") if path.is_file() or not path.exists() else path
-    )
-    try:
-        part.write_text(text)
-        if part != path:
-            part.replace(path)
-    except OSError as error:
-        if part != path:
-            part.unlink(missing_ok=True)
-        raise ConfigError("stats-json", str(path), f"cannot be written: {error.strerror}") from None

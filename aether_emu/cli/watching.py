@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 STDERR = "-"
 """The file of --strace that stands for stderr."""
+_LOOK_AGAIN = 20  # ms
 
 
 class Unwritten(AetherError):
@@ -27,7 +29,7 @@ class Unwritten(AetherError):
 class Watching:
     """Whoever watches one run. `strace` is a file's name, or None for no lines at all."""
 
-    def __init__(self, strace: str | None, only: str | None, *, crash_report: bool) -> None:
+    def __init__(self, strace: Path | None, only: str | None, *, crash_report: bool) -> None:
         """Raises ConfigError for a file that cannot be written, or words that select nothing."""
         self._lines: _Lines | None = None
         self._tracer: Tracer | None = None
@@ -39,7 +41,7 @@ class Watching:
 
             everything = selection.EVERYTHING
             self._selection = everything if only is None else selection.select(_words(only))
-            self._lines = _Lines(strace or STDERR)
+            self._lines = _Lines(STDERR if strace is None else str(strace))
         if crash_report:
             from aether_emu.observe.crash import recorder  # noqa: F401
 
@@ -48,6 +50,7 @@ class Watching:
         if self._lines is not None:
             from aether_emu.observe.strace.tracer import Tracer
 
+            self._lines.interrupted = lambda: machine.cpu.interrupted
             self._tracer = Tracer(machine, self._lines.write, self._selection)
         if self._crash_report:
             from aether_emu.observe.crash.recorder import Recorder
@@ -56,7 +59,8 @@ class Watching:
 
     def finish(self) -> None:
         """The run is over, or stopped: the last lines, and the report if it crashed."""
-        if self._tracer is not None:
+        if self._tracer is not None and self._lines is not None:
+            self._lines.patient = False
             self._tracer.close()
         if self._recorder is not None and self._recorder.fatal is not None:
             from aether_emu.observe.crash.report import report
@@ -75,28 +79,44 @@ def _words(only: str) -> list[str]:
 
 
 class _Lines:
-    """A file that is written to line by line, past every buffer."""
+    """A file that is written to line by line, past every buffer.
+
+    `interrupted` tells whether the run is to end. With `patient` false nothing waits for a reader any more:
+    what he does not take is lost.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._fd = 2
+        self.patient = True
+        self.interrupted: Callable[[], bool] = lambda: False
         if name != STDERR:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
             try:
-                self._fd = os.open(
-                    Path(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o666
-                )
+                self._fd = os.open(name, flags, 0o666)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or str(error)
                 raise ConfigError("strace", name, f"a file that can be written ({reason})") from None
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLOUT)
 
     def write(self, text: str) -> None:
-        """Write a line. Raises Unwritten."""
+        """Write a line. Raises Unwritten, and Interrupted if the run is to end while nobody reads."""
         data = text.encode("utf-8", "backslashreplace")
         while data:
+            if not self._poll.poll(_LOOK_AGAIN):
+                if not self.patient:
+                    return
+                if self.interrupted():
+                    from aether_emu.linux.task.scheduler import Interrupted
+
+                    self.patient = False
+                    raise Interrupted
+                continue
             try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # somebody has made the terminal or pipe so
-                select.select([], [self._fd], [])
+                data = data[os.write(self._fd, data[: select.PIPE_BUF]) :]
+            except BlockingIOError:  # another writer was quicker
+                continue
             except OSError as error:
                 name = "stderr" if self._name == STDERR else self._name
                 raise Unwritten(f"--strace {name}: {error.strerror}") from error

@@ -7,7 +7,6 @@ While there is none of them the CPU calls the kernel directly; the first one put
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 from typing import NoReturn
 
@@ -21,6 +20,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.watching import AccessSeen, Watch, Watching
 from aether_emu.machine.cpu import Cpu, Exit, Trap
 from aether_emu.machine.halting import Halting, Told
+from aether_emu.records import dataclass
 
 _MOST_PAGES = 4096
 

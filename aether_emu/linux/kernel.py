@@ -36,6 +36,8 @@ _WITHOUT_COPY = (
     Event.FAULT_ACCESS_FLAG,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
+Moment = tuple[int, int, int, list[int], int]
+"""Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
 
@@ -91,21 +93,32 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        total = self._costs_so_far()
+        total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
         self.clock.advance(total - self.charged)
         self.charged = total
 
-    def _costs_so_far(self) -> int:
-        calls = sum(self.calls_made.values()) * self.config.clock.system_call
-        faults: int = sum(map(mul, self.physical.counters.n, self._costs))
-        return faults + calls
+    def _costs_of(self, calls: int, events: Sequence[int]) -> int:
+        costs: int = sum(map(mul, events, self._costs))
+        return costs + calls * self.config.clock.system_call
+
+    def moment(self) -> Moment:
+        """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
+        no blocks.
+        """
+        clock, blocks = self.clock, 0
+        if clock.origin is not None:
+            blocks = sum(cpu.blocks for cpu in self.cpus) - clock.blocks
+        uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
+        return clock.now_ns, blocks, *uncharged
+
+    def time_of(self, moment: Moment) -> int:
+        """The virtual time of a moment, in ns."""
+        now, blocks, calls, events, charged = moment
+        return min(now + blocks * self.config.clock.block + self._costs_of(calls, events) - charged, LAST_NS)
 
     def time_seen(self) -> int:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
-        clock, since = self.clock, 0
-        if clock.origin is not None:
-            since = (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * self.config.clock.block
-        return min(clock.now_ns + since + self._costs_so_far() - self.charged, LAST_NS)
+        return self.time_of(self.moment())
 
     # ---- the end of the run
 

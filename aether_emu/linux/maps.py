@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 _LETTERS = (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EXECUTE))
 
@@ -17,8 +17,8 @@ _LETTERS = (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EX
 class AreaRecord:
     """One area. `str` makes a line of /proc/PID/maps of it (proc_pid_maps(5)).
 
-    `offset` is in bytes of the file `name`, whose `device` and `inode` are the host's; they are 0 where no
-    file is mapped, and `name` is then "" or says what it is: [heap], [stack], [vdso].
+    `offset` is in bytes of the file `name`, whose `device` and `inode` are as the program's stat shows them;
+    they are 0 where no file is mapped, and `name` is then "" or says what it is: [heap], [stack], [vdso].
     """
 
     start: int

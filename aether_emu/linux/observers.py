@@ -15,7 +15,6 @@ on. Listeners are not captured with a machine's state: a restored machine has no
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from aether_emu.arch.paging import Access
@@ -29,6 +28,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import Outcome
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 
 class Ending(Protocol):

@@ -21,10 +21,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
 
 from aether_emu.machine.halting import Halting
+from aether_emu.records import dataclass
 
 
 class ExitReason(Enum):

@@ -26,12 +26,19 @@ def available() -> bool:
     return sys.platform == "linux" and platform.machine() == "x86_64" and sys.maxsize > 2**32
 
 
+def address_of(pointer: Any) -> int:
+    """Where a ctypes pointer or function leads, which is never nowhere."""
+    address = ctypes.cast(pointer, ctypes.c_void_p).value
+    assert address is not None, f"{pointer} leads nowhere"
+    return address
+
+
 def routine(code: bytes, callback: Any) -> int:
     """Address of a routine for C to call: of `code`, or of the ctypes `callback` that does the same.
 
     The code stays mapped, once for the process. The caller keeps the callback.
     """
-    return _mapped(code) if available() else ctypes.cast(callback, ctypes.c_void_p).value or 0
+    return _mapped(code) if available() else address_of(callback)
 
 
 @functools.cache

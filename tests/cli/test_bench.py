@@ -48,7 +48,7 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=PATIENCE)
     os.close(terminal)
-    assert (process.returncode, output) == (130, b"")
+    assert (process.returncode, output) == (130, b"interrupted: 0 of 8 figures are complete\n")
 
 
 def _notice_ctrl_c() -> None:

@@ -191,7 +191,7 @@ def test_an_engine_without_address_space_is_one_line() -> None:
 
 
 def test_too_few_files_name_the_limit() -> None:
-    one_line(limited("-n 6", "run", _HELLO), 126, ["EMFILE", "ulimit -n"])
+    one_line(limited("-n 8", "run", _HELLO), 126, ["EMFILE", "ulimit -n"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])

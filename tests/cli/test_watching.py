@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -92,15 +93,43 @@ def test_a_trace_changes_nothing_that_the_program_or_its_statistics_see(tmp_path
     assert (tmp_path / "lines").read_bytes() == first
 
 
-def test_a_run_that_times_out_shows_the_call_it_waits_in() -> None:
-    busybox_free = CRASH / "x86_64" / "calls"
-    assert busybox_free.exists()
+def test_a_reader_who_does_not_read_does_not_keep_the_run_from_its_timeout() -> None:
+    read, write = os.pipe()
+    program, lines = CRASH / "x86_64" / "calls", f"--strace=/proc/self/fd/{write}"
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
     done = subprocess.run(
-        [*COMMAND, "run", "--strace-only=syscall", "--timeout", "2", str(PROGRAMS / "x86_64/spin")],
-        stdin=subprocess.PIPE, capture_output=True, timeout=PATIENCE, env=environment(), check=False,
+        [*COMMAND, "run", lines, "--timeout", "1", str(program)],
+        capture_output=True, timeout=PATIENCE, env=environment(), pass_fds=[write], check=False,
     )  # fmt: skip
+    os.close(write)
+    os.close(read)
+    one_line(done, 124, ["stopped by --timeout"])
+
+
+def test_a_run_that_is_stopped_shows_the_call_it_waits_in() -> None:
+    read, write = os.pipe()
+    done = subprocess.run(
+        [*COMMAND, "run", "--strace-only=read", "--timeout", "3", str(CRASH / "x86_64" / "crash"), "waits"],
+        stdin=read, capture_output=True, timeout=PATIENCE, env=environment(), check=False,
+    )  # fmt: skip
+    os.close(write)
+    os.close(read)
     assert done.returncode == 124
-    assert done.stderr.splitlines()[-1].endswith(b"stopped by --timeout")
+    lines = done.stderr.decode().splitlines()
+    assert lines[-2].endswith("read(0, <unfinished ...>")
+    assert lines[-1].endswith("stopped by --timeout")
+
+
+def test_a_deadlock_shows_the_call_it_waits_in() -> None:
+    result = aether("run", "--strace-only=%signal", PROGRAMS / "x86_64" / "signals", "suspend")
+    lines = result.stderr.decode().splitlines()
+    assert result.returncode == 125, lines
+    assert lines[-2].endswith("rt_sigsuspend([], 8 <unfinished ...>")
+    assert "deadlock" in lines[-1]
 
 
 # ---- crashes

@@ -75,6 +75,23 @@ LONG_STORES = [
     row("fld1\nfnsave [rdi]", fault(EDGE + 57, 6, 2), ABSENT, rdi=EDGE - 50, open=OPEN),
     row("fld1\nfnsave [rdi]", fault(EDGE, 7, 2), READ_ONLY, rdi=EDGE - 3, open=OPEN),
     row("fld1\nfnstenv [rdi]", fault(EDGE + 15, 6, 2), ABSENT, rdi=EDGE - 12, open=OPEN),
+    *(
+        row(prefix + code, fault(EDGE + size - behind, error), ABSENT, rdi=EDGE + 1 - behind, open=OPEN)
+        for code, wide, narrow, error in (
+            (b"\xd9\x27", 28, 14, 4),  # FLDENV
+            (b"\xd9\x37", 28, 14, 6),  # FNSTENV
+            (b"\xdd\x27", 108, 94, 4),  # FRSTOR
+            (b"\xdd\x37", 108, 94, 6),  # FNSAVE
+        )
+        for prefix, size, first in ((b"", wide, 4), (b"\x66", narrow, 2))
+        for behind in (first + 1, size)
+    ),
+    *(
+        row("fld1\nfbstp [rdi]", fault(EDGE, error, 2), page, rdi=EDGE - before)
+        for page, error in ((ABSENT, 6), (READ_ONLY, 7))
+        for before in (1, 7)  # with 8 or 9 the CPU of the records stores those first
+    ),
+    row("fld1\nfbstp [rdi]", DONE, ABSENT, rdi=EDGE - 10),
     row("fxsave [rdi]", DONE, rdi=EDGE - 256, open=OPEN),  # the mask of MXCSR is the model's
     row("fxsave [rdi + 4]", GP, ABSENT, rdi=EDGE - 256),
     row("pcmpeqd xmm2, xmm2\nmaskmovdqu xmm1, xmm2", fault(EDGE + 5, 6, 4), ABSENT, rdi=EDGE - 3, open=OPEN),

@@ -184,6 +184,7 @@ def test_locking_everything_is_for_what_is_there_and_what_will_be(
     heap = space.heap_end
     assert mapping.set_break(space, heap + page) == heap + page
     assert (locks(space, at, 1), locks(space, new, 1), locks(space, heap, 1)) == (now, later, later)
+    assert space.has_own_pages(new, new + page) == (later == "l"), "what is locked is there at once"
     locking.unlock_all(space)
     assert space.locked == 0
     assert locks(space, mmap(space, 0, 1), 1) == "-"

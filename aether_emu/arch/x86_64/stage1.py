@@ -76,6 +76,9 @@ _FLAG_BITS: tuple[tuple[PageFlags, int], ...] = (
     (PageFlags.ACCESSED, A),
     (PageFlags.DIRTY, D),
 )
+# The same as plain numbers: an operation on flags makes an object each time.
+_VALUE_BITS = tuple((flag.value, bit) for flag, bit in _FLAG_BITS)
+_READ, _EXECUTE, _GUARDED = PageFlags.READ.value, PageFlags.EXECUTE.value, PageFlags.GUARDED.value
 
 
 class X86Format(PageTableFormat):
@@ -106,22 +109,22 @@ class X86Format(PageTableFormat):
         return va >> self.virtual_bits - 1 in (0, (1 << 65 - self.virtual_bits) - 1)
 
     def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
-        flags = attributes.flags
-        if not flags & PageFlags.READ:
+        flags = attributes.flags.value
+        if not flags & _READ:
             raise EncodingError(f"{self.name}: a present entry is always readable")
         if not self.levels[level - 1].leaf:
             raise EncodingError(f"{self.name}: no leaf at level {level} ({self.level_name(level)})")
         if attributes.key >> 4 or (attributes.key and not self.keys):
             raise EncodingError(f"{self.name}: protection key {attributes.key} does not exist")
-        if flags & PageFlags.GUARDED or attributes.contiguous:
+        if flags & _GUARDED or attributes.contiguous:
             raise EncodingError(f"{self.name}: there are no guarded pages and no contiguous hint")
         if attributes.software >> 10:
             raise EncodingError(f"{self.name}: 10 software bits, {attributes.software:#x} does not fit")
         bits = P | (PS if level > 1 else 0)
-        for flag, bit in _FLAG_BITS:
+        for flag, bit in _VALUE_BITS:
             if flags & flag:
                 bits |= bit
-        if not flags & PageFlags.EXECUTE:
+        if not flags & _EXECUTE:
             if not self.no_execute:
                 raise EncodingError(f"{self.name}: without EFER.NXE every page is executable")
             bits |= NX

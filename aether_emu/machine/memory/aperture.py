@@ -25,11 +25,11 @@ import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 from aether_emu.errors import AddressError, AetherError, ConfigError, Refused
 from aether_emu.machine.memory import host
 from aether_emu.machine.memory.ram import check_range
+from aether_emu.records import dataclass
 
 SLOT_SIZE = 2 << 20
 """Bytes of a slot. Large slots keep the host's mappings few: `vm.max_map_count` is 65,530 by default."""
@@ -144,11 +144,9 @@ class ApertureFile:
         page_size = self._aperture.page_size
         self._fit_tail(slot)
         within = page_index * page_size % SLOT_SIZE
-        for done in range(count):
-            if not self._populated(slot, within + done * page_size, page_size, write):
-                break
-        else:
-            return count
+        done = 0
+        while done < count and self._populated(slot, within + done * page_size, page_size, write):
+            done += 1
         if done:
             return done
         if page_index * page_size >= self.size:

@@ -85,7 +85,7 @@ class BusGuard:
             handler = bus_handler.bus_handler(self._table)
         else:
             self._callback = _Handler(self._handle)
-            handler = ctypes.cast(self._callback, ctypes.c_void_p).value or 0
+            handler = native.address_of(self._callback)
         self._table.previous = _set_action(handler)
 
     def register(self, start: int, length: int, stop_function: int = 0, stop_argument: int = 0) -> int:

@@ -72,6 +72,6 @@ class RandomReads:
             return 1
 
         self._read = _ReadCallback(read)
-        self._pointer = ctypes.c_uint64(ctypes.cast(self._read, ctypes.c_void_p).value or 0)
+        self._pointer = ctypes.c_uint64(native.address_of(self._read))
         self.callback = native.routine(CODE, _python_filter)
         self.user_data = ctypes.addressof(self._pointer)

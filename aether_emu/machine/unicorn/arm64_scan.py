@@ -108,6 +108,6 @@ class BlockScan:
             found(ctypes.c_uint64.from_address(block).value)
 
         self._found = _EdgeCallback(call)
-        self._scan = Scan(read_function, ctypes.cast(self._found, ctypes.c_void_p).value or 0)
+        self._scan = Scan(read_function, native.address_of(self._found))
         self.callback = native.routine(CODE, _python_scan)
         self.user_data = ctypes.addressof(self._scan)

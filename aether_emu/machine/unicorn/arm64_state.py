@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 from unicorn import arm64_const
 
+from aether_emu.machine import native
 from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.x86_state import Field, HiddenField, RegisterField
 
@@ -39,7 +39,7 @@ class ArmState:
             self.address = engine.view(base + layout.address, "Q", 1)
             return
         self._keep = uc.context_save()
-        context = int(ctypes.cast(self._keep.context, ctypes.c_void_p).value or 0)
+        context = native.address_of(self._keep.context)
         first = context + layout.context
         self.general = RegisterField(handle, GENERAL)
         self.pc = RegisterField(handle, (arm64_const.UC_ARM64_REG_PC,))

@@ -10,6 +10,7 @@ from unicorn import UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed, undisturbed
 from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
@@ -105,6 +106,24 @@ class UnicornCpu(Cpu):
         return False
 
     def run(self, budget: int | None = None) -> Exit:
+        if undisturbed():
+            return self._run(budget)
+        limit = None if budget is None else self.blocks + budget
+        while True:
+            block = Undisturbed(self.interrupt)
+            try:
+                with block:
+                    ended = self._run(budget)
+            finally:
+                if block.asked:
+                    self._interrupted = False
+            if block.program_ends:
+                raise SystemExit
+            if not block.asked or ended.reason is not ExitReason.INTERRUPTED:
+                return ended
+            budget = None if limit is None else max(0, limit - self.blocks)
+
+    def _run(self, budget: int | None) -> Exit:
         if budget is not None:
             self.count_blocks()
         self._set_counter(_UNLIMITED if budget is None else budget)

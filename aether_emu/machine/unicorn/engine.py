@@ -16,6 +16,7 @@ from unicorn import UC_CTL_IO_WRITE, UC_CTL_TLB_FLUSH
 from unicorn.unicorn_py3.unicorn import uclib
 
 from aether_emu.errors import EngineError
+from aether_emu.machine import native
 from aether_emu.machine.memory import host
 
 _quick = ctypes.PyDLL(uclib._name)
@@ -42,14 +43,10 @@ vmem_write = _bind(_quick, "uc_vmem_write", c_void_p, c_uint64, c_uint32, c_void
 vmem_translate = _bind(_quick, "uc_vmem_translate", c_void_p, c_uint64, c_uint32, c_void_p)
 
 
-def _address(name: str) -> int:
-    return ctypes.cast(_long[name], c_void_p).value or 0
-
-
-EMU_START_ADDRESS = _address("uc_emu_start")
-EMU_STOP_ADDRESS = _address("uc_emu_stop")
-VMEM_READ_ADDRESS = _address("uc_vmem_read")
-CTL_ADDRESS = _address("uc_ctl")
+EMU_START_ADDRESS = native.address_of(_long["uc_emu_start"])
+EMU_STOP_ADDRESS = native.address_of(_long["uc_emu_stop"])
+VMEM_READ_ADDRESS = native.address_of(_long["uc_vmem_read"])
+CTL_ADDRESS = native.address_of(_long["uc_ctl"])
 TLB_FLUSH = UC_CTL_IO_WRITE << 30 | UC_CTL_TLB_FLUSH  # as `uc_ctl` wants it, without arguments (unicorn.h)
 
 INTERRUPT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)

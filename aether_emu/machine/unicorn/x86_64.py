@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import (
     UC_ARCH_X86,
@@ -39,6 +38,7 @@ from unicorn import (
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate, x86_operand
 from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
@@ -47,6 +47,7 @@ from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUM
 from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
+from aether_emu.records import dataclass
 
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
@@ -150,7 +151,8 @@ class X86Cpu(X86Traps):
         self.on_fault, kernel = expect, self.on_fault
         self._state.old_exception[0] = -1
         self.write("rsp", data + _IRET_FRAME)
-        code = engine.emu_start(self._handle, text + stubs.IRET.offset, 0, 0, 0)
+        with Undisturbed():
+            code = engine.emu_start(self._handle, text + stubs.IRET.offset, 0, 0, 0)
         self.on_fault = kernel
         if self._failure is not None:
             raise self._failure

@@ -72,9 +72,9 @@ def accesses(code: bytes, found: Instruction, operand: Operand | None, general: 
     elif operand is not None:
         key = found.opcode, found.modrm >> 3 & 7
         wide, narrow, write = _X87[key]
-        length = narrow if 0x66 in found.prefixes else wide
+        length, field = (narrow, 2) if 0x66 in found.prefixes else (wide, 4)
         if key != _FBSTP:
-            yield Access(operand.address, 4, write, operand.stack)
+            yield Access(operand.address, field, write, operand.stack)
             yield Access(operand.address + length - 1 & MASK, 1, write, operand.stack)
         yield Access(operand.address, length, write, operand.stack)
 

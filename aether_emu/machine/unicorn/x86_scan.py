@@ -240,8 +240,7 @@ class BlockScan:
             return found(ctypes.c_uint64.from_address(block).value, code, offset)
 
         self._found = _FoundFunction(call)
-        address = ctypes.cast(self._found, ctypes.c_void_p).value or 0
-        self._scan = Scan(engine.VMEM_READ_ADDRESS, address, engine.CTL_ADDRESS, 0)
+        self._scan = Scan(engine.VMEM_READ_ADDRESS, native.address_of(self._found), engine.CTL_ADDRESS, 0)
         self._scan.primary[:] = PRIMARY
         self._scan.secondary[:] = SECONDARY
         self._scan.immediates[:] = IMMEDIATE_SIZES

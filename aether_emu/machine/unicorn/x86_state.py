@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from unicorn import x86_const
 
+from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.x86_calibrate import GENERAL, Layout
 
@@ -91,7 +92,7 @@ class ContextState:
     def __init__(self, uc: Any, layout: Layout) -> None:
         handle = engine.handle_of(uc)
         self._keep = uc.context_save()
-        context = int(ctypes.cast(self._keep.context, ctypes.c_void_p).value or 0)
+        context = native.address_of(self._keep.context)
         base = context + layout.context
 
         def hidden(offset: int, kind: str) -> Field:

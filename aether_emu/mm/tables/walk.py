@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import Protocol
 
 from aether_emu.address import PhysAddr
 from aether_emu.arch.paging import (
@@ -25,7 +26,7 @@ from aether_emu.arch.paging import (
 )
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError
-from aether_emu.machine.memory.ram import Ram
+from aether_emu.records import dataclass
 
 _RESTRICTED = PageFlags.WRITE | PageFlags.USER | PageFlags.EXECUTE
 _SHOWN = PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.GLOBAL | PageFlags.GUARDED
@@ -38,6 +39,15 @@ class Step:
     level: int
     address: PhysAddr
     entry: int
+
+
+class Memory(Protocol):
+    """Where tables stand: words from physical `base` on."""
+
+    @property
+    def base(self) -> int: ...
+    @property
+    def words(self) -> memoryview[int]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +144,7 @@ class MalformedAt(_Walked):
 Walk = Mapped | NotMapped | HeldAt | MalformedAt
 
 
-def walk(fmt: PageTableFormat, ram: Ram, root: int, va: int) -> Walk:
+def walk(fmt: PageTableFormat, ram: Memory, root: int, va: int) -> Walk:
     """Translate `va` by the table at physical `root`.
 
     A damaged entry may name a table outside RAM: that reads as zeroes, as a hole in the bus does.

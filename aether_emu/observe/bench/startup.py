@@ -54,8 +54,12 @@ def cpu_seconds(arguments: tuple[str, ...]) -> float:
         env=environment,
     ) as process:
         assert process.stderr is not None, "stderr is a pipe"
-        complaint = process.stderr.read().decode(errors="replace").strip()
-        _pid, status, usage = os.wait4(process.pid, 0)
+        try:
+            complaint = process.stderr.read().decode(errors="replace").strip()
+            _pid, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C need not have reached it
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         last = complaint.splitlines()[-1:] or [f"exit status {process.returncode}"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.kernel import Moment
 from aether_emu.linux.observers import MappingChanged, SignalSeen
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.changes import Change
@@ -35,14 +36,14 @@ class Fatal:
 class Recorder:
     """Listens to a machine until the end. `fatal` is None unless a signal of `CRASHES` ended the program.
 
-    `changes` are the last changes of mappings, the newest last, each with its virtual time in ns.
+    `changes` are the last changes of mappings, the newest last, each with its moment.
     """
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
         self.fatal: Fatal | None = None
-        self.changes: deque[tuple[int, Change, int, int]] = deque(maxlen=_CHANGES)
-        self._time = machine.kernel.time_seen
+        self.changes: deque[tuple[Moment, Change, int, int]] = deque(maxlen=_CHANGES)
+        self._moment = machine.kernel.moment
         machine.observers.attach(signal=self._signal, mapping=self._mapping)
 
     def _signal(self, seen: SignalSeen) -> None:
@@ -52,4 +53,4 @@ class Recorder:
 
     def _mapping(self, seen: MappingChanged) -> None:
         if seen.change in _TOLD:
-            self.changes.append((self._time(), seen.change, seen.start, seen.end))
+            self.changes.append((self._moment(), seen.change, seen.start, seen.end))

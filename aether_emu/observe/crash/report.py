@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from aether_emu.arch.paging import Access
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.kernel import Moment
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.changes import Change
 from aether_emu.mm.space import AddressSpace
@@ -103,10 +104,10 @@ class _Report:
         where = f", at {self._pc:#x} {self._modules.describe(self._pc)}"
         yield f"{tried} {refusal.words}{'' if refusal.kind == Access.EXECUTE else where}."
         yield from reasons(self._space, refusal)
-        for time, change, start, end in reversed(self._recorder.changes):
+        for moment, change, start, end in reversed(self._recorder.changes):
             if start <= refusal.address < end:
                 if change is not Change.MAPPED:
-                    yield f"These addresses were {change.value} at {time / 10**9:.9f} s."
+                    yield f"These addresses were {change.value} at {self._seconds(moment)} s."
                 break
 
     def _exception(self) -> str:
@@ -137,6 +138,9 @@ class _Report:
         if info.number == sig.SIGBUS:
             return "It used a misaligned address, or a misaligned pc."
         return f"Only the supervisor may execute {text or 'this instruction'}."
+
+    def _seconds(self, moment: Moment) -> str:
+        return f"{self._recorder.machine.kernel.time_of(moment) / 10**9:.9f}"
 
     # ---- how it came there
 
@@ -196,10 +200,10 @@ class _Report:
                 yield f"  => {address:#x} lies between"
 
     def _changes(self) -> Iterator[str]:
-        for time, change, start, end in self._recorder.changes:
+        for moment, change, start, end in self._recorder.changes:
             area = self._space.areas.find(start)
             shown = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
-            yield f"  {time / 10**9:.9f} {change.value:<9} {start:#x}-{end:#x}{shown}"
+            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{shown}"
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:

@@ -74,8 +74,9 @@ class Tracer:
             signal=self._signal if selection.signals else None,
             ended=self._ended,
         )
+        self._first = ""  # a line that is written when the run has begun
         if machine.process is not None and selection.shows("execve"):
-            self._executed(machine.process)
+            self._first = self._executed(machine.process)
 
     def close(self) -> None:
         """The run is over, or is left where it is: calls that have no answer are shown without."""
@@ -86,13 +87,13 @@ class Tracer:
 
     # ---- calls
 
-    def _executed(self, process: Process) -> None:
+    def _executed(self, process: Process) -> str:
         """The call that nobody made: it brought the program there."""
         program = process.program
         words = listed(clipped(word) for word in program.arguments)
         count, start = len(program.environment), program.strings[1]
         variables = f"{address(start)} /* {count} var{'' if count == 1 else 's'} */"
-        self._call_line(process.pid, f"execve({quoted(program.path)}, {words}, {variables})", "0")
+        return self._dated(process.pid, f"execve({quoted(program.path)}, {words}, {variables}) = 0")
 
     def _entered(self, call: SystemCall) -> None:
         name = call.name or f"syscall_{call.number:#x}"
@@ -157,8 +158,12 @@ class Tracer:
             self._line(process.pid, f"+++ exited with {ended.code & 0xFF} +++")
 
     def _line(self, tid: int, text: str) -> None:
+        first, self._first = self._first, ""
+        self._write(first + self._dated(tid, text))
+
+    def _dated(self, tid: int, text: str) -> str:
         seconds, nanoseconds = divmod(self._kernel.time_seen(), 10**9)
-        self._write(f"[{tid}] {seconds}.{nanoseconds:09d} {text}\n")
+        return f"[{tid}] {seconds}.{nanoseconds:09d} {text}\n"
 
 
 def _declared(name: str) -> Declaration:

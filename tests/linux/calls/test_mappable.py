@@ -451,9 +451,13 @@ def test_removing_needs_a_shared_mapping_that_is_writable_now(guest: Guest) -> N
 
 
 def residency(guest: Guest, address: int, pages: int) -> str | int:
-    """mincore(2): a digit for each page, or a negative errno."""
+    """mincore(2): a digit for each page, or a negative errno. Nothing is stored behind them."""
+    behind = b"\7" * 8
+    guest.cpu.copy_to_user(SCRATCH + 4 * PAGE + pages, behind)
     answer = guest.call("mincore", address, pages * PAGE, SCRATCH + 4 * PAGE)
-    return answer or "".join(str(byte) for byte in guest.cpu.copy_from_user(SCRATCH + 4 * PAGE, pages))
+    told = guest.cpu.copy_from_user(SCRATCH + 4 * PAGE, pages + len(behind))
+    assert told[pages:] == behind
+    return answer or "".join(str(byte) for byte in told[:pages])
 
 
 def test_the_object_knows_what_is_in_memory(guest: Guest) -> None:

@@ -21,7 +21,8 @@ from aether_emu.linux.proc.texts import maps_text
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import BusError
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import unmap_memory
+from aether_emu.mm.mapping import protect_memory, unmap_memory
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.observe.core import write_core
 from aether_emu.state import capture, restore
@@ -245,6 +246,17 @@ def test_neither_end_of_its_data_is_unmapped_alone(machine: Machine, end: int) -
     assert refused.value.errno == errno.EINVAL
     unmap_memory(space, data.start, data.length)
     assert "[vvar]" not in _areas(machine)
+
+
+def test_a_program_that_stores_into_it_has_its_own_copy(machine: Machine) -> None:
+    process, code = machine.process, _areas(machine)["[vdso]"]
+    assert process is not None
+    image = vdso.image(process.abi.isa, code.length)
+    protect_memory(process.mm, code.start, code.length, Protection.READ | Protection.WRITE)
+    machine.cpu.copy_to_user(code.start + 0x100, b"mine")
+    assert machine.cpu.copy_from_user(code.start, code.length) == (
+        image[:0x100] + b"mine" + image[0x104:].ljust(code.length - 0x104, b"\0")
+    )
 
 
 def test_a_forked_process_has_the_same(machine: Machine) -> None:

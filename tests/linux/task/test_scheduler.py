@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.abi.signal import SA_RESTORER, SIGPIPE, SIGUSR1, Action, SignalInfo
+from aether_emu.linux.abi.signal import SA_RESTORER, SIGNALS, SIGPIPE, SIGUSR1, Action, SignalInfo
 from aether_emu.linux.task.scheduler import TURN, Deadlock, Interrupted
 from aether_emu.mm.fault import Faults, Outcome
 from aether_emu.mm.objects.protocol import NotReady
@@ -180,7 +180,8 @@ def test_an_edge_made_by_another_process_is_heard(isa: str) -> None:
 
 
 @every_isa
-def test_a_signal_with_a_handler_ends_a_wait(isa: str) -> None:
+@pytest.mark.parametrize("number", [1, SIGUSR1, SIGNALS])
+def test_a_signal_with_a_handler_ends_a_wait(isa: str, number: int) -> None:
     handler = CODE + 0x8000
     with Several(isa) as several:
         reading, _writing = several.pipe()
@@ -188,8 +189,8 @@ def test_a_signal_with_a_handler_ends_a_wait(isa: str) -> None:
         several.machine.cpu.copy_to_user(handler, SPIN[isa])
         with pytest.raises(Deadlock):
             several.run()
-        task.process.set_action(SIGUSR1, Action(handler, SA_RESTORER, handler))
-        task.process.post(SignalInfo(SIGUSR1))
+        task.process.set_action(number, Action(handler, SA_RESTORER, handler))
+        task.process.post(SignalInfo(number))
         assert not several.machine.scheduler.run(10)
         assert task.wait is None and several.machine.cpu.pc == handler
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -237,6 +238,13 @@ def test_a_modify_of_a_read_only_hole_is_a_fault(board: Board) -> None:
 
 
 @needs_kvm
+def test_a_stop_for_what_is_no_access_is_an_error_that_says_why(board: Board) -> None:
+    board.memory[(PAGE + LANDING) // 8] = 0xEE  # out dx, al
+    with pytest.raises(EngineError, match="stopped with KVM exit reason 2"):
+        board.attempt(PAGE | GOOD, Operation.FETCH, user=False)
+
+
+@needs_kvm
 def test_entries_edited_between_batches_count(board: Board) -> None:
     for leaf, ended in (
         (PAGE | GOOD, Happened.DONE),
@@ -257,6 +265,16 @@ def test_a_batch_may_be_full_and_each_access_has_its_answer(board: Board) -> Non
     )
     assert tried.happened.tolist() == (odd * Happened.FAULT).tolist()
     assert tried.code.tolist() == (odd * 6).tolist()
+
+
+@needs_kvm
+def test_a_closed_prober_keeps_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")
+    board = Board()
+    assert board.ends(PAGE | GOOD, Operation.READ)[0] is Happened.DONE
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    board.prober.close()
+    assert os.listdir("/proc/self/fd") == before
 
 
 # ---- refusals

@@ -417,13 +417,18 @@ class TestRunning:
         assert bare.faults == [(CODE2, int(Access.USER | Access.EXECUTE), CODE + 0xFFD)]
 
 
-def test_an_event_without_a_kernel_is_an_error_and_not_a_silent_end() -> None:
+@pytest.mark.parametrize("source", ["mov rax, [rdi]", "ud2"])
+def test_an_event_without_a_kernel_is_an_error_and_not_a_silent_end(source: str) -> None:
     bare = BareX86()
-    del bare.cpu.on_fault
-    bare.cpu.on_fault = bare.cpu._unplugged
+    bare.cpu.on_fault, bare.cpu.on_trap = bare.cpu._unplugged, bare.cpu._unplugged_trap
     bare["rdi"] = ABSENT
     with pytest.raises(EngineError, match="before a kernel"):
-        bare.run("mov rax, [rdi]")
+        bare.run(source)
+
+
+def test_the_features_told_to_a_kernel_are_those_that_the_guest_is_told(bare: BareX86) -> None:
+    bare.run("mov eax, 1\ncpuid\nsyscall")
+    assert bare.cpu.read("cpuid_1_edx") == bare["rdx"] != 0
 
 
 def test_registers_survive_being_read_and_loaded(bare: BareX86) -> None:

@@ -1,4 +1,4 @@
-// Crashes in the way that its argument names, a few calls deep. No call is a function's last act, so that each
+// Crashes in the way that its argument names, a few calls deep (or waits for a line). No call is a function's last act, so that each
 // has its frame.
 #include "aether.h"
 
@@ -71,6 +71,11 @@ __attribute__((noinline)) static void terminated(void) {
   zero++;
 }
 
+__attribute__((noinline)) static void waits(void) {
+  static char line[8];
+  zero = (int)SYSCALL(read, 0, line, sizeof line);
+}
+
 static void handler(int number) {
   zero = number - number;
   null();
@@ -90,7 +95,7 @@ static const struct {
     {"null", null},   {"hole", hole}, {"constant", constant},   {"jump", jump},
     {"data", data},   {"deep", deep}, {"protected", protected}, {"end-of-file", end_of_file},
     {"wild", wild},   {"trap", trap}, {"divide", divide},       {"abort", gives_up},
-    {"kernel", kernel}, {"handler", in_handler}, {"terminated", terminated},
+    {"kernel", kernel}, {"handler", in_handler}, {"terminated", terminated}, {"waits", waits},
 };
 
 int main(int argc, char **argv) {
