@@ -275,14 +275,14 @@ class Machine:
         except Pause as pause:
             return pause.stopped
 
-    def step(self, count: int = 1) -> Ended | Stopped:
+    def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
         if count < 1:
             raise MachineError(f"a step has 1 instruction or more, not {count}")
         self._runnable()
         self.debugger.begin_steps(count)
         try:
-            return self.run()
+            return self.run(timeout)
         finally:
             self.debugger.end_steps()
 
