@@ -153,7 +153,7 @@ def _leaves(judged: Judged, level: int, count: int) -> int:
 
 def _attributes(rng: np.random.Generator, count: int) -> list[Attributes]:
     """A seeded sample, the same for everybody: a format refuses what it cannot say."""
-    flags = [sum(chosen, PageFlags(0)) for chosen in product(*((flag, PageFlags(0)) for flag in PageFlags))]
+    flags = [PageFlags(sum(chosen)) for chosen in product(*((flag, PageFlags(0)) for flag in PageFlags))]
     readable = [one for one in flags if one & PageFlags.READ]
     order = [flags[place] for place in rng.permutation(len(flags)).tolist()]
     first = [readable[place] for place in rng.permutation(len(readable)).tolist()]
