@@ -14,9 +14,8 @@ The costs are `ClockCosts` in `config`; they give plausible time, not a model of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aether_emu.config import ClockCosts
+from aether_emu.records import dataclass
 
 EPOCH_NS = 1_577_836_800 * 10**9
 """2020-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts."""

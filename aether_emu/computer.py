@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -153,6 +154,9 @@ class Computer(Generic[C]):
         self.cpus: list[C] = []
         self._guard = BusGuard.instance()
         self._guard_token = self._guard.register(self.aperture.host_address, self.aperture.size)
+        # The memory goes with a computer that nobody closes: another one may come to stand there.
+        self._unguard = weakref.finalize(self, self._guard.unregister, self._guard_token)
+        self._unguard.atexit = False
         self.kernel_half: KernelHalf | None = None
         try:
             covered = self.aperture.base + self.aperture.size - RAM_BASE
@@ -259,10 +263,10 @@ class Computer(Generic[C]):
         """Let go of the engines and the host's memory without accounts. Safe twice."""
         if self.closed:
             return
-        token, self._guard_token = self._guard_token, -1
+        self._guard_token = -1
         for cpu in self.cpus:
             cpu.close()
-        self._guard.unregister(token)
+        self._unguard()
         self.aperture.close()
         self.ram.close()
 

@@ -11,14 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
-from aether_emu.errors import ConfigError
+from aether_emu import records
+from aether_emu.errors import ConfigError, suggestion
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 _UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = re.compile(r"([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?", re.IGNORECASE | re.ASCII)
+_SIZE = r"(?ai)([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?"
+_HEADER = r"\s*\[\s*([^][]+?)\s*\]"  # of a TOML table
+_ASSIGNMENT = r"""\s*(?:["']([^"']*)["']|([\w.-]+))\s*="""
 _SIZE_FORMS = "a number of bytes, or one with K, M, G or T (powers of 1024), such as 512M"
 
 
@@ -33,7 +36,7 @@ def parse_size(text: str | int, name: str = "size") -> int:
         stripped = text.strip()
         if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", stripped):
             return int(stripped, 16)
-        if match := _SIZE.fullmatch(stripped):
+        if match := re.fullmatch(_SIZE, stripped):
             return int(match[1]) * _UNITS[(match[2] or "").upper()]
     raise ConfigError(name, text, _SIZE_FORMS)
 
@@ -46,8 +49,21 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
+_TYPES = {
+    "number": "integer",
+    "size": "integer or string",
+    "address": "integer or string",
+}
+
+
 class _Rule(ABC):
     """What a parameter may be. `allowed` says it in words, for errors and documentation."""
+
+    @property
+    @abstractmethod
+    def type(self) -> str:
+        """What a TOML file has for it."""
 
     @property
     @abstractmethod
@@ -65,7 +81,7 @@ class _Rule(ABC):
         return str(value)
 
 
-@dataclass(frozen=True)
+@records.dataclass(frozen=True)
 class _Whole(_Rule):
     """A whole number from `low` to `high`. Other than a plain number it is written with units or in hex."""
 
@@ -78,12 +94,16 @@ class _Whole(_Rule):
     written: Literal["number", "size", "address"] = "number"
 
     @property
+    def type(self) -> str:
+        return _TYPES[self.written]
+
+    @property
     def allowed(self) -> str:
         kind = "a whole number"
         if self.power_of_two:
             kind = "a power of two"
         elif self.page_aligned:
-            kind = "a multiple of page_size"
+            kind = "a multiple of the page size"
         elif self.multiple > 1:
             kind = f"a multiple of {self.format(self.multiple)}"
         text = f"{kind} from {self.format(self.low)} to {self.format(self.high)}"
@@ -109,23 +129,32 @@ class _Whole(_Rule):
         return format_size(value) if self.written == "size" else hex(value)
 
 
-@dataclass(frozen=True)
+@records.dataclass(frozen=True)
 class _Choice(_Rule):
     """One of a few sizes."""
 
     values: tuple[int, ...]
     absent: str = ""  # as for a whole number
+    written: Literal["number", "size"] = "number"
+
+    @property
+    def type(self) -> str:
+        return _TYPES[self.written]
 
     @property
     def allowed(self) -> str:
-        text = "one of " + ", ".join(map(str, self.values))
+        text = "one of " + ", ".join(map(self.format, self.values))
         return f"{text}, or left out for {self.absent}" if self.absent else text
 
     def check(self, value: object) -> bool:
-        return value in self.values or (value is None and bool(self.absent))
+        if value is None:
+            return bool(self.absent)
+        return isinstance(value, int) and value in self.values
 
     def format(self, value: object) -> str:
-        return self.absent if value is None else str(value)
+        if value is None:
+            return self.absent
+        return format_size(value) if self.written == "size" and isinstance(value, int) else str(value)
 
     def parse(self, name: str, value: object) -> object:
         return parse_size(value, name) if isinstance(value, str) else value
@@ -134,6 +163,7 @@ class _Choice(_Rule):
 class _Flag(_Rule):
     """True or false."""
 
+    type = "boolean"
     allowed = "true or false"
 
     def check(self, value: object) -> bool:
@@ -146,10 +176,13 @@ class _Flag(_Rule):
 class _HostName(_Rule):
     """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
 
+    type = "string"
     allowed = "1 to 64 letters, digits, '.' and '-', the first a letter or a digit"
 
     def check(self, value: object) -> bool:
-        return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", value) is not None
+        if not (isinstance(value, str) and value.isascii() and 1 <= len(value) <= 64):
+            return False
+        return value[0].isalnum() and value.replace(".", "a").replace("-", "a").isalnum()
 
 
 def _parameter(default: Any, rule: _Rule, meaning: str) -> Any:
@@ -170,12 +203,14 @@ def _validate(parameters: ClockCosts | Config, prefix: str = "") -> None:
 
 
 class Parameter(NamedTuple):
-    """One row of the documentation of the parameters."""
+    """One row of the documentation of the parameters. `optional`: the default is to leave it out."""
 
     name: str
+    type: str
     default: str
     allowed: str
     meaning: str
+    optional: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +236,41 @@ class ClockCosts:
         _validate(self, "clock.")
 
 
-@dataclass(frozen=True, kw_only=True)
+class CostOptions(TypedDict, total=False):
+    """The fields of `ClockCosts`, as keywords."""
+
+    block: int
+    fault_minor: int
+    fault_copy: int
+    fault_denied: int
+    system_call: int
+    flush_page: int
+    flush_all: int
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Config`, as keywords of `Machine`. Sizes and addresses may be text with a unit."""
+
+    ram: int | str
+    aperture: int | str
+    page_size: int | str
+    virtual_bits: int | None
+    kernel_base: int | str | None
+    user_base: int | str
+    max_mmap_areas: int
+    stack_limit: int | str
+    memory_limit: int | str | None
+    open_files: int
+    fault_around: int
+    aslr: bool
+    seed: int
+    uid: int
+    gid: int
+    hostname: str
+    clock: CostOptions
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Config:
     """The parameters of one machine. Invalid ones cannot be constructed: ConfigError says what is allowed.
 
@@ -228,8 +297,8 @@ class Config:
     )
     page_size: int = _parameter(
         4096,
-        _Choice((4 * KIB, 16 * KIB, 64 * KIB)),
-        "bytes in a base page, the granule; x86_64 has 4096 alone",
+        _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
+        "bytes in a base page, the granule; x86_64 has 4K alone",
     )
     virtual_bits: int | None = _parameter(
         None,
@@ -300,6 +369,19 @@ class Config:
                     parameter.name, rule.format(value), f"{rule.allowed}, which is {self.page_size}"
                 )
 
+    def __repr__(self) -> str:
+        """What differs from the defaults, as it would be written."""
+        shown = []
+        for parameter in fields(self):
+            value, rule = getattr(self, parameter.name), parameter.metadata.get("rule")
+            if rule is None:
+                if value != ClockCosts():
+                    shown.append(f"clock={value}")
+            elif value != parameter.default:
+                text = rule.format(value)
+                shown.append(f"{parameter.name}={text if isinstance(value, int) else repr(value)}")
+        return f"Config({', '.join(shown)})"
+
     @classmethod
     def load(
         cls, toml_path: str | Path | None = None, overrides: Mapping[str, object] | None = None
@@ -312,14 +394,20 @@ class Config:
         """
         values: dict[str, Any] = {}
         costs: dict[str, Any] = {}
-        for source in (_read_toml(toml_path) if toml_path is not None else {}, overrides or {}):
-            table = source.get("clock")
-            if isinstance(table, Mapping):
-                costs |= _parse_table(ClockCosts, table, "clock.")
-            elif table is not None:
-                raise ConfigError("clock", table, "a table of costs")
-            values |= _parse_table(cls, {name: value for name, value in source.items() if name != "clock"})
+        if toml_path is not None:
+            source = _read_toml(toml_path)
+            try:
+                _parse(cls, source, values, costs)
+            except ConfigError as error:
+                raise error.at(cls.where(toml_path, error.name) or str(toml_path)) from None
+        _parse(cls, overrides or {}, values, costs)
         return cls(**values, clock=ClockCosts(**costs))
+
+    @staticmethod
+    def where(toml_path: str | Path, name: str) -> str | None:
+        """`FILE:LINE` of the line in a TOML file that sets the parameter, or None if none does."""
+        line = _line_of(Path(toml_path).read_text(encoding="utf-8", errors="replace"), name)
+        return None if line is None else f"{toml_path}:{line}"
 
     @classmethod
     def describe(cls) -> list[Parameter]:
@@ -331,7 +419,9 @@ class Config:
                 if rule is not None:
                     default = rule.format(parameter.default)
                     meaning = parameter.metadata["meaning"]
-                    rows.append(Parameter(prefix + parameter.name, default, rule.allowed, meaning))
+                    optional = parameter.default is None
+                    name = prefix + parameter.name
+                    rows.append(Parameter(name, rule.type, default, rule.allowed, meaning, optional))
         return rows
 
 
@@ -341,9 +431,48 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError("config", str(path), f"cannot be read: {error.strerror}") from error
+        why = error.strerror or str(error)
+        raise ConfigError("config", str(path), why, refusal="cannot be read") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
-        raise ConfigError("config", str(path), f"not TOML: {error}") from error
+        raise ConfigError("config", str(path), str(error), refusal="is not TOML") from error
+
+
+def _line_of(text: str, name: str) -> int | None:
+    """The line that sets a parameter, such as `clock.block`: as a key, in its table, or the table's own."""
+    table = found = None
+    for number, line in enumerate(text.splitlines(), 1):
+        if header := re.match(_HEADER, line):
+            table = header[1]
+            found = number if table == name else found
+        elif assignment := re.match(_ASSIGNMENT, line):
+            key = ".".join(filter(None, (table, assignment[1] or assignment[2])))
+            if key == name:
+                return number
+            if name.startswith(key + "."):
+                found = number
+    return found
+
+
+def _parse(
+    owner: type[Config], source: Mapping[str, object], values: dict[str, Any], costs: dict[str, Any]
+) -> None:
+    """Add what a source says to the parameters and to the clock's costs."""
+    table = source.get("clock")
+    if isinstance(table, Mapping):
+        costs |= _parse_table(ClockCosts, table, "clock.")
+    elif table is not None:
+        raise ConfigError("clock", table, "a table of costs")
+    values |= _parse_table(owner, {name: value for name, value in source.items() if name != "clock"})
+
+
+def _nearest(name: str) -> str:
+    """The parameter that somebody meant, or all there are."""
+    known = [row.name for row in Config.describe()]
+    last = name.rpartition(".")[2].lower().replace("-", "_")
+    last = _OPTIONS.get(last, last)
+    same = [full for full in known if full.rpartition(".")[2] == last]
+    near = f"; did you mean {same[0]}?" if same else suggestion(name, known) or suggestion(last, known)
+    return near.removeprefix("; ") or f"known are {', '.join(known)}"
 
 
 def _parse_table(
@@ -354,7 +483,7 @@ def _parse_table(
     parsed: dict[str, object] = {}
     for name, value in table.items():
         if name not in rules:
-            raise ConfigError(prefix + name, value, f"no such parameter; known are {', '.join(rules)}")
+            raise ConfigError(prefix + name, value, _nearest(prefix + name), refusal="is no parameter")
         if value is not None:
             parsed[name] = rules[name].parse(prefix + name, value)
             if not rules[name].check(parsed[name]):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+from collections.abc import Iterable
 
 
 class AetherError(Exception):
@@ -26,12 +27,43 @@ def _rebuilt(kind: type[AetherError], arguments: tuple[object, ...]) -> AetherEr
     return kind.__new__(kind, *arguments)
 
 
-class ConfigError(AetherError):
-    """A parameter has a bad value. Names the parameter, the value and what is allowed."""
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """What a message about an unknown name ends with: the nearest of those that are known, or nothing."""
+    import difflib  # noqa: PLC0415  # nobody else needs it, and a program must start quickly
 
-    def __init__(self, name: str, value: object, allowed: str) -> None:
-        self.name, self.value, self.allowed = name, value, allowed
-        super().__init__(f"{name}={value!r} is not allowed: {allowed}")
+    near = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+class ConfigError(AetherError):
+    """A parameter has a bad value. Names the parameter, the value, what is wrong and what is allowed.
+
+    `where` is the file and line that say so, when the value comes from a file.
+    """
+
+    where = ""
+
+    def __init__(self, name: str, value: object, allowed: str, *, refusal: str = "is not allowed") -> None:
+        self.name, self.value, self.allowed, self.refusal = name, value, allowed, refusal
+        super().__init__(self.about(f"{name}={value!r}"))
+
+    def about(self, subject: str) -> str:
+        """The same sentence about what the user wrote, which became the parameter: `--granule 16K`."""
+        return f"{subject} {self.refusal}: {self.allowed}"
+
+    def at(self, where: str) -> ConfigError:
+        """This error, with the file and line that the value comes from."""
+        self.where = where
+        self.args = (f"{where}: {self}",)
+        return self
+
+
+class NeededError(ConfigError):
+    """A parameter has to be given, since nothing else tells its value. `why` says what does not."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, None, why, refusal="is needed")
+        self.args = (self.about(name),)
 
 
 class AddressError(AetherError, ValueError):
@@ -66,12 +98,39 @@ class EngineError(AetherError):
     """The emulated CPU stopped for a reason that is the engine's, not the guest's."""
 
 
+class MachineError(AetherError):
+    """The machine is not in a state in which this can be done. The message says what can be done instead."""
+
+
+class ClosedError(MachineError):
+    """The machine is closed: its memory and its CPU are gone."""
+
+    def __init__(self) -> None:
+        super().__init__("the machine is closed: look at it before close(), or make a new one")
+
+
+class TimedOut(AetherError, TimeoutError):
+    """The time that a run was given, in seconds, is over. The machine stands still and can go on."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        super().__init__(f"the run did not end within {seconds:g} s")
+
+
 class ProgramError(AetherError):
     """The program cannot be run. `exit_status` follows the shell: 126 cannot execute, 127 not found."""
 
     def __init__(self, message: str, exit_status: int = 126) -> None:
         self.exit_status = exit_status
         super().__init__(message)
+
+
+class InterpreterError(ProgramError):
+    """A program's ELF interpreter is not among what the guest sees. `interpreter` is its path there."""
+
+    def __init__(self, program: str, interpreter: str) -> None:
+        self.interpreter = interpreter
+        super().__init__(f"{program}: its interpreter {interpreter} is not visible to it")
 
 
 class Refused(AetherError):

@@ -9,35 +9,53 @@ Machine
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
+from types import TracebackType
+from typing import Unpack, cast, overload
 
-from aether_emu.arch.paging import PageTableFormat
+from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.clock import VirtualClock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
-from aether_emu.config import MIB, Config, format_size
-from aether_emu.errors import ConfigError, EncodingError, OutOfFrames, ProgramError
+from aether_emu.config import MIB, Config, Options, format_size
+from aether_emu.errors import (
+    ConfigError,
+    EncodingError,
+    MachineError,
+    OutOfFrames,
+    ProgramError,
+    TimedOut,
+    suggestion,
+)
+from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
+from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
+from aether_emu.linux.exec.symbols import symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import DescriptorStream, Stream
+from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.observers import Attachment
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.scheduler import Scheduler
+from aether_emu.linux.task.scheduler import Interrupted, Scheduler
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
+from aether_emu.records import dataclass
 
 ISAS = ("x86_64", "arm64")
+_ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
 
 
 @dataclass(frozen=True)
@@ -57,9 +75,12 @@ def _isa(name: str, config: Config) -> _Isa:
     page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
         if page != 4096:
-            raise ConfigError("page_size", page, "4096 on x86_64")
+            raise ConfigError(
+                "page_size", format_size(page), "pages are 4K there", refusal="is not possible on x86_64"
+            )
         if bits not in (48, 57):
-            raise ConfigError("virtual_bits", bits, "48 or 57 on x86_64")
+            allowed = "addresses have 48 or 57 bits there"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on x86_64")
         from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
@@ -71,9 +92,8 @@ def _isa(name: str, config: Config) -> _Isa:
         try:
             return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
         except EncodingError:
-            raise ConfigError(
-                "virtual_bits", bits, f"48, or what pages of {page} bytes give on arm64"
-            ) from None
+            allowed = f"addresses have 48 or {_ARM_NARROW[page]} bits there with pages of {format_size(page)}"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on arm64") from None
     raise ConfigError("arch", name, " or ".join(ISAS))
 
 
@@ -108,20 +128,37 @@ class Grants:
     cwd: Path | None = None
 
 
+def _texts(name: str, values: Sequence[str | bytes | os.PathLike[str]]) -> list[bytes]:
+    """Strings for a new program as bytes. ConfigError for what is no row of strings."""
+    if isinstance(values, str | bytes):
+        raise ConfigError(name, values, f"a list of strings, such as [{values!r}]")
+    try:
+        texts = [os.fsencode(value) for value in values]
+    except TypeError:
+        raise ConfigError(name, values, "a list of strings") from None
+    for text in texts:
+        if b"\0" in text:
+            raise ConfigError(name, os.fsdecode(text), "a string without NUL characters")
+    return texts
+
+
 def standard_streams() -> dict[str, Stream]:
     """The host's own stdin, stdout and stderr."""
     return {name: DescriptorStream(fd) for fd, name in enumerate(("stdin", "stdout", "stderr"))}
 
 
 class Machine:
-    """An emulated computer. Options are `Config` fields; sizes may be text such as "256M".
+    """An emulated computer that runs one Linux program. Options are the fields of `Config`.
 
-    >>> machine = Machine(arch="x86_64", ram="256M", seed=7)      # doctest: +SKIP
-    >>> process = machine.load("guest/bin/x86_64/tour", ["tour"])
-    >>> ended = machine.run()
-    >>> machine.close()
+        with Machine("x86_64", ram="256M", seed=7) as machine:
+            process = machine.load("guest/bin/x86_64/tour", ["tour"])
+            ended = machine.run()
+            print(process.mm.walk(process.program.entry))
 
-    `pause` is called again and again while the guest waits for input; it may raise to end the run.
+    What can be looked at and changed while the program stands still: `process.read`, `write`, `registers`,
+    `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
+    A machine is used by one thread at a time. `pause` is called again and again while the guest waits for
+    input; it may raise to end the run.
     """
 
     def __init__(
@@ -132,9 +169,15 @@ class Machine:
         trace: Trace = NO_TRACE,
         live_state: bool = True,
         pause: Callable[[], None] = lambda: None,
-        **options: object,
+        **options: Unpack[Options],
     ) -> None:
-        self.config = config if config is not None else Config.load(overrides=options)
+        if config is not None and options:
+            raise ConfigError(
+                *next(iter(options.items())), "put it into `config`, which stands for all options"
+            )
+        self.config = (
+            config if config is not None else Config.load(overrides=cast("dict[str, object]", options))
+        )
         isa = _isa(arch, self.config)
         self.kernel_base = _kernel_base(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
@@ -160,10 +203,14 @@ class Machine:
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
+        self.handlers = Handlers(self.entry)
+        self.debugger = Debugger(self.entry)
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        self._end_told = False  # a run has returned the end
 
     def load(
         self,
@@ -177,14 +224,18 @@ class Machine:
         """Load a program of the host, ready to run. `argv[0]` is its name.
 
         With `grants.root` the program is looked up in the guest, as the guest would; otherwise it is
-        granted read-only under its own absolute path, links resolved. Raises ProgramError, ConfigError.
+        granted read-only under its own absolute path, links resolved. `streams` are its stdin, stdout and
+        stderr; the host's where there are none. Raises ProgramError, ConfigError, MachineError.
         """
+        self.kernel.require_open()
         if self.process is not None:
-            raise ProgramError(f"{os.fspath(program)}: the machine has a program already")
+            raise ProgramError(
+                f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
+            )
         grants = grants or Grants()
         path = _visible(os.fspath(program), grants)[0]
-        arguments = [os.fsencode(a) for a in (argv if argv is not None else [os.fspath(program)])]
-        environment = [os.fsencode(f"{key}={value}") for key, value in (env or {}).items()]
+        arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
+        environment = _texts("env", [f"{key}={value}" for key, value in (env or {}).items()])
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
@@ -198,15 +249,174 @@ class Machine:
         self.scheduler.add(task)
         return process
 
-    def run(self) -> Ended:
-        """Run the loaded program to its end. Raises `scheduler.Interrupted`, Deadlock, EngineError."""
-        self.scheduler.run()
-        assert self.process is not None and self.process.ended is not None, "nothing was loaded"
-        return self.process.ended
+    def run(self, timeout: float | None = None) -> Ended | Stopped:
+        """Run the loaded program to its end, or until it is stopped: by a breakpoint, an access, `stop`.
 
-    def run_for(self, blocks: int) -> Ended | None:
+        In any thread. An `Ended` has `status`, `code` and `signal`; asking a `Stopped` for them raises
+        MachineError. Raises TimedOut after `timeout` seconds of the host's time; what a signal handler of the
+        caller raises, such as the KeyboardInterrupt of Ctrl-C; `scheduler.Interrupted` when another thread
+        called `cpu.interrupt`; Deadlock, EngineError, MachineError, and what a listener or a handler raised.
+        After any of them but EngineError another `run` goes on.
+        """
+        process = self._runnable()
+        try:
+            self._run(None, timeout)
+        except Pause as pause:
+            return pause.stopped
+        return self._end_of(process)
+
+    def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        return self.process.ended if self.scheduler.run(blocks) and self.process is not None else None
+        process = self._runnable()
+        if blocks < 0:
+            raise MachineError(f"a run has 0 blocks or more, not {blocks}")
+        try:
+            return self._end_of(process) if self._run(blocks, timeout) else None
+        except Pause as pause:
+            return pause.stopped
+
+    def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
+        """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
+        if count < 1:
+            raise MachineError(f"a step has 1 instruction or more, not {count}")
+        self._runnable()
+        self.debugger.begin_steps(count)
+        try:
+            return self.run(timeout)
+        finally:
+            self.debugger.end_steps()
+
+    def stop(self) -> None:
+        """From a handler or a listener: let the run return a `Stopped` as soon as the CPU is left."""
+        self.kernel.require_open()
+        if not self.observers.running:
+            raise MachineError("nothing runs: stop() is for handlers and listeners")
+        self.debugger.stop()
+
+    def _run(self, blocks: int | None, timeout: float | None) -> bool:
+        """Whether the program has ended, rather than executed so many blocks.
+
+        Handlers of the caller that raise nothing let the run go on.
+        """
+        end = None if blocks is None else self.cpu.blocks + blocks
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if deadline is None else deadline - time.monotonic()
+            block = Undisturbed(self.cpu.interrupt, left)
+            try:
+                with block:
+                    return self.scheduler.run(None if end is None else max(0, end - self.cpu.blocks))
+            except Interrupted:
+                if not block.asked:
+                    raise
+            finally:
+                if block.asked:
+                    self.cpu.take_interrupt()
+            if block.program_ends:
+                raise SystemExit
+            if block.timed_out:
+                assert timeout is not None
+                raise TimedOut(timeout)
+
+    def _end_of(self, process: Process) -> Ended:
+        assert process.ended is not None, "every task has ended"
+        self._end_told = True
+        return process.ended
+
+    def _runnable(self) -> Process:
+        """The program, if there is anything of it to run. Raises MachineError."""
+        self.kernel.require_open()
+        process = self.process
+        if process is None:
+            raise MachineError("there is no program to run: load() one first")
+        if self._end_told:
+            raise MachineError(f"the program has ended ({process.ended}): a new machine runs it again")
+        if process.ended is None and not self.scheduler.tasks:
+            raise MachineError("the program was not loaded to its end: a new machine can try another")
+        return process
+
+    # ---- stopping and watching
+
+    def breakpoint(self, where: int | str, handler: HaltHandler | None = None) -> Attachment:
+        """Stop in front of the instruction at an address, or at a symbol of the program: `run` returns.
+
+        With a handler the run goes on after it: it gets a `Halt`, whose registers it may change, and may call
+        `stop`. The program cannot see a breakpoint: its bytes stay, and so does its virtual time. Raises
+        AddressError, and MachineError for a symbol that the program has not.
+        """
+        process = self._loaded("breakpoint()")
+        if isinstance(where, str):
+            symbols = symbols_of(process)
+            if where not in symbols:
+                raise MachineError(f"the program has no symbol {where!r}{suggestion(where, symbols)}")
+            where = symbols[where]
+        return self.debugger.break_at(int(where), handler)
+
+    def on_access(
+        self, start: int, length: int, handler: AccessHandler | None = None, kinds: str = "rw"
+    ) -> Attachment:
+        """Tell `handler` of each access of the program to `length` bytes from `start`; without one, stop.
+
+        `kinds` are letters: r, w, x. The handler gets an `AccessSeen` when the instruction is done: address,
+        bytes, value, pc. Accesses to other pages are as quick as ever, those to the same pages are slow.
+        Accesses by system calls are not told (`on_system_call` hears of the calls).
+        """
+        self._loaded("on_access()")
+        letters = {"r": Access.READ, "w": Access.WRITE, "x": Access.EXECUTE}
+        if not kinds or set(kinds) - set(letters):
+            raise ConfigError("kinds", kinds, "letters of r, w and x")
+        wanted = Access(0)
+        for letter in kinds:
+            wanted |= letters[letter]
+        return self.debugger.watch(int(start), length, handler, wanted)
+
+    def _loaded(self, what: str) -> Process:
+        """The program, for `what`, which needs one. Raises MachineError."""
+        self.kernel.require_open()
+        if self.process is None:
+            raise MachineError(f"{what} needs a program: load() one first")
+        return self.process
+
+    # ---- deciding in the kernel's stead
+
+    def on_fault(self, handler: FaultHandler) -> Attachment:
+        """Ask `handler` about each page fault from now on; works as a decorator.
+
+            @machine.on_fault
+            def fill(fault):
+                if fault.area is not None and fault.area.name == "[heap]":
+                    return fault.map(b"hello")          # this page, with these bytes
+                return None                             # the manager decides
+
+        It gets a `Fault` and returns None, or an outcome: of `fault.map`, `deny`, `bus_error`, `decide`, or
+        RESOLVED where it has changed the process's memory itself. The last that was attached is asked first.
+        What it raises ends the run. `detach()` on the result ends it.
+        """
+        return self.handlers.on_fault(handler)
+
+    @overload
+    def on_system_call(self, handler: CallHandler, names: Collection[str] = ()) -> Attachment: ...
+    @overload
+    def on_system_call(
+        self, handler: None = None, names: Collection[str] = ()
+    ) -> Callable[[CallHandler], Attachment]: ...
+    def on_system_call(
+        self, handler: CallHandler | None = None, names: Collection[str] = ()
+    ) -> Attachment | Callable[[CallHandler], Attachment]:
+        """Ask `handler` before each system call of these names (all without any); works as a decorator.
+
+            @machine.on_system_call(names=["getpid"])
+            def answer(call):
+                return 42                               # instead of the call; None has it made
+
+        It gets a `Call`: `call.make()` makes the call at once, for a handler that looks at the result.
+        As for `on_fault` else. Raises HandlerError for a name that the ISA has not.
+        """
+        if isinstance(names, str):
+            names = [names]
+        if handler is None:
+            return lambda decorated: self.handlers.on_system_call(decorated, names)
+        return self.handlers.on_system_call(handler, names)
 
     def damages(self) -> list[str]:
         """A line for each page-table entry of the program that was found damaged; complete after `close`."""
@@ -222,6 +432,8 @@ class Machine:
         """
         if self.computer.closed:
             return
+        self.observers.detach_all()
+        self.kernel.closed = True
         try:
             if self.process is not None:
                 self.computer.rest()
@@ -237,7 +449,28 @@ class Machine:
 
     def abandon(self) -> None:
         """Let go of the engine and the host's memory without accounts, after a failed start."""
+        self.kernel.closed = True
         self.computer.abandon()
+
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        """Close it. An error on the way out of the block is the one that is raised."""
+        try:
+            self.close()
+        except Exception as failed:
+            if error is None:
+                raise
+            error.add_note(f"closing the machine failed too: {failed}")
+
+    def __repr__(self) -> str:
+        parts = f"{self.format.name}, {format_size(self.config.ram)} of RAM, seed {self.config.seed}"
+        if self.kernel.closed:
+            return f"<Machine {parts}: closed>"
+        return f"<Machine {parts}: {'no program' if self.process is None else self.process}>"
 
     # ---- parts
 

@@ -22,10 +22,14 @@ UNFINISHED = VENV / ".unfinished"
 LOCKS = ("requirements.lock", "requirements-dev.lock")  # the second holds all of the first
 NEWEST_FIRST = ("python3.14", "python3.13", "python3.12", "python3.11")
 
+# There if the host's `env` can hold a signal back: Ctrl-C then waits until Python can answer it.
+WAITS = VENV / ".ctrl-c-waits"
+WAITING = ("/usr/bin/env", "--block-signal=INT")
+
 # What pip would write for a console script, but finding its Python beside itself.
 ENTRY = """\
 #!/bin/sh
-'''exec' "$(dirname -- "$(readlink -f -- "$0")")/python" "$0" "$@"
+'''exec' {waiting}"$(dirname -- "$(readlink -f -- "$0")")/python" "$0" "$@"
 ' '''
 import sys
 
@@ -107,6 +111,14 @@ def make_venv() -> None:
     run("making .venv", python, "-I", "-m", "venv", str(VENV))
 
 
+def can_wait() -> bool:
+    """Whether `env` knows the option, which came with coreutils 8.31."""
+    try:
+        return subprocess.run([*WAITING, "true"], capture_output=True, check=False).returncode == 0
+    except OSError:
+        return False
+
+
 def install(lock_name: str) -> None:
     """Install what the lock file names, then the work tree itself, as a path and a command."""
     UNFINISHED.touch()
@@ -127,8 +139,11 @@ def install(lock_name: str) -> None:
     for site in VENV.glob("lib/python3*/site-packages"):
         (site / "aether_emu.pth").write_text(os.path.relpath(ROOT, site.resolve()) + "\n")
     entry = VENV / "bin/aether"
-    entry.write_text(ENTRY)
+    waits = can_wait()
+    entry.write_text(ENTRY.format(waiting=" ".join((*WAITING, "")) if waits else ""))
     entry.chmod(0o755)
+    if waits:
+        WAITS.touch()
     UNFINISHED.unlink()
     for name in LOCKS[: LOCKS.index(lock_name) + 1]:
         part = VENV / (name + ".part")

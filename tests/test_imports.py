@@ -31,7 +31,7 @@ ROWS = (
     ("cli",),
 )
 ROW_OF = {folder: number for number, row in enumerate(ROWS) for folder in row}
-ASSEMBLY = {"computer", "system", "state"}  # the modules beside the ground that wire everything
+ASSEMBLY = {"computer", "system", "state", "tables"}  # the modules beside the ground that wire everything
 SPECIFICATION = f"{PACKAGE}.verify.spec"
 ISA_WORDS = ("x86", "arm64", "aarch64", "riscv")
 
@@ -76,6 +76,8 @@ def folder_of(name: str) -> str:
     first = name.split(".")[1]
     if first in ASSEMBLY:
         return "assembly"
+    if first == "__main__":  # the command by another name
+        return "cli"
     return first if first in ROW_OF else "ground"
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -131,3 +133,25 @@ def test_bugs_that_tests_notice_are_told_from_those_that_survive(tree: Tree) -> 
     tree.git("add", ".")
     status, output = tree.mutate("-n", "9", "--jobs", "1", "aether_emu")
     assert (status, output.splitlines()[-1]) == (0, "2 of 2 bugs noticed (100 %)")
+
+
+def test_ctrl_c_ends_the_tests_that_run_and_leaves_no_copy(tree: Tree) -> None:
+    """The test of a bug hangs, and says so: only whoever ends it ends."""
+    os.mkfifo(tree.root / "hanging")
+    command = [str(tree.root / "scripts/mutate"), "-n", "1", "aether_emu"]
+    (tree.root / "tests/test_sums.py").write_text(
+        "from aether_emu.sums import add\n\n\ndef test_add():\n"
+        "    if add(2, 3) != 5:\n"
+        f"        open({str(tree.root / 'hanging')!r}, 'w').close()\n"
+        f"        open({str(tree.root / 'hanging')!r}).read()\n"
+    )
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
+        with (tree.root / "hanging").open() as hanging:  # until a test has opened it too
+            hanging.read()
+        child.send_signal(signal.SIGINT)
+        output, errors = child.communicate(timeout=60)
+    assert (child.returncode, output) == (130, "")
+    assert errors == "mutate: interrupted: 0 of 1 bugs were judged\n"
+    assert not list((tree.root / ".cache/mutation").glob("copy-*"))

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -166,6 +167,30 @@ def test_without_python_there_is_one_line(tmp_path: Path, tools: str) -> None:
         "",
         "test: needs Python 3.11 or later; there is no python3\n",
     )
+
+
+@pytest.fixture
+def interrupted_at_once(tree: Tree) -> Iterator[Tree]:
+    """The tree with a command that meets Ctrl-C before it has asked for it."""
+    path = tree.root / "aether_emu/cli/main.py"
+    path.write_text(
+        "import os, signal\n"
+        "def main() -> int:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(signal.SIGINT in signal.sigpending())\n"
+        "    return 42\n"
+    )
+    yield tree
+    path.write_text(MAIN)
+
+
+@pytest.mark.parametrize("script", ["scripts/aether", ".venv/bin/aether"])
+def test_ctrl_c_waits_until_the_command_asks_for_it(interrupted_at_once: Tree, script: str) -> None:
+    """Python would show where it was interrupted while it starts."""
+    tree = interrupted_at_once
+    can = subprocess.run(["/usr/bin/env", "--block-signal=INT", "true"], capture_output=True, check=False)
+    status, output, _ = tree.aether(script=tree.root / script)
+    assert ((status, output) == (42, "True\n")) == (can.returncode == 0)
 
 
 @pytest.fixture
@@ -445,7 +470,8 @@ def test_lock_files_pin_every_package_for_every_host(name: str) -> None:
     assert all(hashes for _, hashes in pins.values())
     assert pins["numpy"][1] > 20  # a wheel for each Python, processor and C library
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    wanted = project["dependencies"] + (project["optional-dependencies"]["dev"] if "dev" in name else [])
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + (extras["dev"] + extras["docs"] if "dev" in name else [])
     for requirement in wanted:
         package, operator, version = re.split("(==|>=)", requirement)
         assert package in pins, f"{package} is not locked: run scripts/lock"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.computer import LeakError
-from aether_emu.config import Config
+from aether_emu.config import Config, format_size
 from aether_emu.errors import ConfigError, ProgramError, Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
@@ -265,8 +265,8 @@ def test_a_machine_that_cannot_be_made_says_why() -> None:
         Machine(ram="1M")
     with pytest.raises(ConfigError, match="kernel_base="):
         Machine(kernel_base=0xFFFF_FFFF_0000_0000, ram="2G")
-    with pytest.raises(ConfigError, match="no such parameter"):
-        Machine(rum="1G")
+    with pytest.raises(ConfigError, match=r"rum=.* is no parameter: did you mean ram"):
+        Machine(rum="1G")  # type: ignore[call-arg]  # what mypy refuses too
 
 
 _HELLO = b"hello, world\nargc = 1\n"
@@ -305,7 +305,10 @@ def test_a_geometry_that_the_isa_does_not_have_is_refused(
 ) -> None:
     with pytest.raises(ConfigError) as caught:
         _machine(isa, page_size=page, virtual_bits=bits)
-    assert (caught.value.name, caught.value.value) == (name, page if name == "page_size" else bits)
+    assert (caught.value.name, caught.value.value) == (
+        name,
+        format_size(page) if name == "page_size" else bits,
+    )
     assert "\n" not in str(caught.value)
 
 
@@ -315,7 +318,7 @@ def test_the_kernels_half_begins_where_it_is_told_within_the_width(page: int, bi
     with pytest.raises(ConfigError, match="kernel_base") as caught:
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest - page)
     assert f"{lowest:#x}" in str(caught.value) or "from 0xffff800000000000" in str(caught.value)
-    with pytest.raises(ConfigError, match="multiple of page_size"):
+    with pytest.raises(ConfigError, match="multiple of the page size"):
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page // 2)
     machine, streams = (
         _machine("arm64", page_size=page, virtual_bits=bits, kernel_base=lowest + page),

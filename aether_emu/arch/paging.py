@@ -9,13 +9,13 @@ is level 1 here, and each format names its own levels for people (`level_name`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from enum import Enum, IntEnum, IntFlag
 from typing import Any, TypeVar
 
 import numpy as np
 
 from aether_emu.errors import EncodingError
+from aether_emu.records import dataclass
 
 Entries = np.ndarray[tuple[int], np.dtype[np.uint64]]
 """A stretch of a table, as `ram.array` shows it."""
@@ -224,6 +224,10 @@ class PageTableFormat(ABC):
         root = self.levels[-1]
         return root.shift + root.bits
 
+    def canonical(self, va: int) -> bool:
+        """Whether an address of 64 bits can be translated: its bits above `virtual_bits` are all alike."""
+        return va >> self.virtual_bits in (0, (1 << 64 - self.virtual_bits) - 1)
+
     def leaf_sizes(self) -> tuple[int, ...]:
         """Bytes of each leaf the format allows, smallest first."""
         return tuple(level.size for level in self.levels if level.leaf)
@@ -313,13 +317,27 @@ class PageTableFormat(ABC):
         return address | self.leaf_bits(attributes, level)
 
     def describe(self, entry: int, level: int) -> str:
-        """One line for people: the fields of `entry`, or what software keeps where there is no page."""
-        match self.decode(entry, level):
+        """One line for people: the level, the entry, `meaning` of it."""
+        return f"{self.level_name(level)} {entry:#018x} {self.meaning(entry, level)}"
+
+    def meaning(self, entry: int, level: int) -> str:
+        """What `entry` says, in the manual's names: "P RW US A D XD -> 0x7000".
+
+        A field of one bit is named where it is 1, a wider one with its value. Then the address that the entry
+        points at, or what software keeps where there is no page, or the reserved bits that are set.
+        """
+        decoded = self.decode(entry, level)
+        match decoded:
             case Absent():
-                parts = ["absent"]
+                return "absent"
             case Held(kind, value):
-                parts = [kind.name, f"{value:#x}"]
-            case _:
-                fields = self.fields(entry, level)
-                parts = [f"{field.name}={field.get(entry):#x}" for field in fields if field.get(entry)]
-        return f"{self.level_name(level)} {entry:#018x} " + " ".join(parts)
+                return f"{kind.name} {value:#x}"
+        words = []
+        for field in sorted(self.fields(entry, level), key=lambda field: field.low):
+            value = field.get(entry)
+            if value and field.name != "ADDR":
+                words.append(field.name if field.width == 1 else f"{field.name}={value:#x}")
+        if isinstance(decoded, Malformed):
+            return " ".join([*words, f"reserved {decoded.bits:#x}"])
+        assert isinstance(decoded, (Leaf, Table)), "an entry that is present and well formed"
+        return " ".join([*words, f"-> {decoded.address:#x}"])

@@ -1,38 +1,92 @@
-"""The `aether` command itself: what all subcommands register at and share."""
+"""The `aether` command itself: its subcommands, and what they share."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from typing import Annotated
+from importlib import import_module
 
-import typer
+import click
 
-from aether_emu import __version__
+COMPLETION = "_AETHER_COMPLETE"
+"""By this variable a shell asks for the words that complete a line."""
 
-app = typer.Typer(
-    name="aether",
+
+class Ordered(click.Group):
+    """A group that lists its commands as they were defined."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which newcomers meet them."""
+        return list(self.commands)
+
+
+class Subcommands(click.Group):
+    """A group whose commands are imported when they are used. Naming them all costs nothing.
+
+    `listed` has each command's name with its short help. The command is what has that name in the module
+    of that name, beside this one.
+    """
+
+    def __init__(self, name: str, listed: dict[str, str], **settings: object) -> None:
+        super().__init__(name, **settings)  # type: ignore[arg-type]  # handed on as they came
+        self._listed = listed
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which newcomers meet them."""
+        return list(self._listed)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command, imported now, or None when there is none of that name."""
+        if cmd_name not in self._listed:
+            return None
+        command = getattr(import_module(f"aether_emu.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command), f"{command!r} is no command"
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands in the help, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(self._listed.items()))
+
+
+def _version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from aether_emu import __version__  # asks git in a work tree
+
+        click.echo(f"aether_emu {__version__}")
+        ctx.exit()
+
+
+app = Subcommands(
+    "aether",
+    {
+        "run": "Run a program.",
+        "demo": "Run a program that comes with aether: a tour of virtual memory.",
+        "pt": "Look at the page tables in a physical memory image.",
+        "verify": "Compare page tables with a specification, an MMU and silicon.",
+        "bench": "Measure the project's figures beside their floors.",
+        "config": "Print all parameters of a machine, for --config.",
+        "completion": "Print what makes a shell complete aether's options.",
+        "man": "Print the manual page.",
+    },
     help="Run programs on a memory manager that builds genuine page tables.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    params=[
+        click.Option(
+            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version,
+            help="Print the version.",
+        )
+    ],
+)  # fmt: skip
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"aether_emu {__version__}")
-        raise typer.Exit
+class Wrong(click.UsageError):
+    """What the user typed cannot be. `see` is the command that tells more, else the help of this one."""
 
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    """Options before the subcommand."""
+    def __init__(self, message: str, ctx: click.Context | None = None, *, see: str | None = None) -> None:
+        super().__init__(message, ctx)
+        self.see = see
 
 
 class Errors:

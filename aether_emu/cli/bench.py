@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from aether_emu import __version__
-from aether_emu.cli.app import app, complain, settle, show_tracebacks
-from aether_emu.errors import ConfigError
+from aether_emu.cli.app import complain, settle, show_tracebacks
+from aether_emu.cli.interrupts import interrupts
+from aether_emu.cli.options import FILE, Command, debug_option, text
+from aether_emu.output import Output
 
 if TYPE_CHECKING:
     from aether_emu.observe.bench.figure import Figure, Result
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 120
 
 
-@app.command()
-def bench(
-    name: Annotated[list[str] | None, typer.Argument(help="What to measure.")] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Every pair as JSON, into a file.")
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
-) -> None:
+def _names() -> Sequence[str]:
+    from aether_emu.observe.bench import catalogue, guests
+
+    return [*catalogue.GOALS, *(f"{name}/{isa}" for name in catalogue.GOALS for isa in guests.ABIS)]
+
+
+@click.command(cls=Command)
+@click.argument("benchmark", nargs=-1, type=text("NAME", _names), help="What to measure.")
+@click.option("--json", "json_file", type=FILE, help="Every pair as JSON, into a file.")
+@debug_option
+def bench(benchmark: tuple[str, ...], json_file: Path | None, debug: bool) -> None:
     """Measure each figure beside its floor, in alternating pairs, and print the ratios.
 
     NAME is fault, syscall, exec, map, edit, start or real, for every ISA, or one of them with the ISA, such
@@ -35,29 +39,40 @@ def bench(
     show_tracebacks(debug)
     from rich.console import Console
 
+    from aether_emu import __version__
     from aether_emu.observe.bench import catalogue, report
 
     settle()
-    figures = catalogue.figures(name or [])
-    if json_file is not None:
-        _write(json_file, "", "a")  # refused now rather than in some minutes, an older file still whole
-    results, left_out = measure_all(figures)
+    figures = catalogue.figures(list(benchmark))
+    output = None if json_file is None else Output("json", json_file)
     console = Console()
     if not console.is_terminal:
         console = Console(width=_PIPE_WIDTH)
-    if results:
-        console.print(report.as_table(results))
-    for label, why in left_out.items():
-        complain(f"{label} is not measured: {why}")
-    if json_file is not None:
-        data = report.as_data(results, report.versions(__version__), left_out)
-        _write(json_file, report.as_json(data))
+    results: list[Result] = []
+    left_out: dict[str, str] = {}
+    with interrupts.reporting():
+        try:
+            measure_all(figures, results, left_out)
+        except KeyboardInterrupt:
+            if results:
+                console.print(report.as_table(results))
+            done = len(results) + len(left_out)
+            unwritten = "" if output is None else f"; {output.path} is not written"
+            print(f"interrupted: {done} of {len(figures)} figures are complete{unwritten}")
+            raise
+        if results:
+            console.print(report.as_table(results))
+        for label, why in left_out.items():
+            complain(f"{label} is not measured: {why}")
+        if output is not None:
+            data = report.as_data(results, report.versions(__version__), left_out)
+            output.write(report.as_json(data).encode())
 
 
-def measure_all(figures: Sequence[Figure]) -> tuple[list[Result], dict[str, str]]:
+def measure_all(figures: Sequence[Figure], results: list[Result], left_out: dict[str, str]) -> None:
     """Measure the figures one after another; on a terminal a line on stderr tells how far it is.
 
-    The second part of the answer is why figures were left out, by their labels.
+    `results` grows, and so does `left_out`: why figures were left out, by their labels.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -75,19 +90,9 @@ def measure_all(figures: Sequence[Figure]) -> tuple[list[Result], dict[str, str]
             progress.advance(task)
             progress.refresh()
 
-        results, left_out = [], {}
         for figure in figures:
             progress.update(task, description=figure.label, refresh=True)
             try:
                 results.append(measure(figure, step))
             except NotMeasured as error:
                 left_out[figure.label] = str(error)
-        return results, left_out
-
-
-def _write(path: Path, text: str, mode: str = "w") -> None:
-    try:
-        with path.open(mode) as file:
-            file.write(text)
-    except OSError as error:
-        raise ConfigError("json", str(path), f"cannot be written: {error.strerror}") from None

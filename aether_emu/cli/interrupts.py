@@ -1,80 +1,137 @@
-"""Ctrl-C and --timeout: a thread that stops the CPU from outside.
+"""Ctrl-C (SIGINT) and --timeout in every command: the process ends at once, whatever it is doing.
 
-Python runs its signal handlers between bytecodes, and there are none while the engine executes, so
-a spinning guest would ignore Ctrl-C for ever. The interpreter writes a byte to a pipe the moment a
-signal arrives (`signal.set_wakeup_fd`); the thread waits there and asks the engine to stop, again
-and again until the run has noticed.
+    from `early` on        Ctrl-C ends the process where it stands
+    inside `reporting`     Ctrl-C raises KeyboardInterrupt, so that the command can say what it has so far.
+                           When an engine executes, that is at the end of its run, which is brought about
+    soon after it          whoever has not ended by then (in an import, in a library, waiting for the host) is
+                           ended by a thread. A second Ctrl-C does not wait
+
+What is half written is taken away, and the workers end, in each case. The status is 130, and 124 for
+--timeout. An ignored SIGINT is not ignored here: shells ignore it for a script's background commands.
+
+Nothing is imported on the way out: the signal may have come in the middle of an import.
 """
 
 from __future__ import annotations
 
-import _thread
 import os
 import select
 import signal
-import threading
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
-_ASK_AGAIN = 0.02  # seconds
+from aether_emu.cli.early import INTERRUPTED
+from aether_emu.interruption import watcher
+from aether_emu.output import remove_unfinished
+
+TIMED_OUT = 124
+_GRACE = 0.25
+"""Seconds after Ctrl-C in which a command may tell what it has so far."""
+_LEAST_GRACE = 0.1
+_AFTER_TIMEOUT = 5.0
+"""Seconds after --timeout in which what was asked for is written."""
 
 
 class Interrupts:
-    """Watches while the context is open. `reason` is "interrupt", "timeout" or None.
+    """What becomes of Ctrl-C and of a time limit, from `watch` on."""
 
-    `stop` is called from the thread until the context closes.
-    """
+    def __init__(self) -> None:
+        self.workers: set[int] = set()
+        """Processes to be killed with this one."""
+        self._reporting = self._raised = False
+        self._ends_at: float | None = None
+        self._ends_with = INTERRUPTED
+        self._deadline: float | None = None
+        self._says = ""
 
-    def __init__(self, stop: Callable[[], None], timeout: float | None) -> None:
-        self._stop, self._timeout = stop, timeout
-        self.reason: str | None = None
-        self._done = threading.Event()
+    def watch(self) -> None:
+        """Hear of signals in a thread as well: the main one may be where no handler runs."""
+        thread = watcher()
+        thread.add(self)
+        signal.set_wakeup_fd(thread.fd, warn_on_full_buffer=False)
+        signal.signal(signal.SIGINT, self._handle)
+        usual = sys.unraisablehook
 
-    def __enter__(self) -> Interrupts:
-        self._read, self._write = os.pipe()
-        os.set_blocking(self._write, False)
-        self._old_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        self._old_handler = signal.signal(signal.SIGINT, lambda _number, _frame: None)
-        self._thread = threading.Thread(target=self._watch, name="interrupts", daemon=True)
-        self._thread.start()
-        return self
+        def unraisable(lost: Any) -> None:
+            if not isinstance(lost.exc_value, KeyboardInterrupt):  # met in a finaliser: the thread ends it
+                usual(lost)
 
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        os.write(self._write, b"\0")
-        self._thread.join()
-        signal.set_wakeup_fd(self._old_fd)
-        signal.signal(signal.SIGINT, self._old_handler)
-        os.close(self._read)
-        os.close(self._write)
+        sys.unraisablehook = unraisable
 
-    def finish(self) -> None:
-        """The run is over, and what follows is Python's: it ends by KeyboardInterrupt from now on.
+    @contextmanager
+    def reporting(self) -> Iterator[None]:
+        """In here Ctrl-C raises KeyboardInterrupt."""
+        self._reporting = True
+        try:
+            yield
+        finally:
+            self._reporting = False
 
-        If the run was ended from outside, nothing more is asked, and only another Ctrl-C ends the rest.
-        """
-        signal.signal(signal.SIGINT, self._old_handler)
-        if self.reason is None:
-            self._stop = self._end_once
-        else:
-            self._done.set()
+    def limit(self, seconds: float, says: str) -> None:
+        """End the process after so many seconds, with status 124 and a line on stderr."""
+        self._deadline, self._says = time.monotonic() + seconds, says
 
-    def _end_once(self) -> None:
-        self._done.set()
-        if self.reason == "timeout":  # Ctrl-C has raised it itself
-            _thread.interrupt_main()
+    def left(self) -> float | None:
+        """Seconds until that limit."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def _watch(self) -> None:
-        deadline = None if self._timeout is None else time.monotonic() + self._timeout
-        while not self._done.is_set():
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([self._read], [], [], left)
-            if not ready:
-                self.reason = "timeout"
-            elif signal.SIGINT in os.read(self._read, 64):
-                self.reason = "interrupt"
-            if self.reason is not None:
-                break
-        while not self._done.is_set():
-            self._stop()
-            self._done.wait(_ASK_AGAIN)
+    def reached(self) -> None:
+        """The limit was reached, and the command knows: it has a moment to write what was asked for."""
+        self._deadline = time.monotonic() + _AFTER_TIMEOUT
+
+    def leave(self, status: int) -> NoReturn:
+        """End the process now. What is buffered is written if somebody takes it."""
+        self._end_soon(status, _LEAST_GRACE)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, RuntimeError, ValueError, AttributeError):
+                stream.flush()
+        self._end(status)
+
+    def _handle(self, _number: int, _frame: object) -> None:
+        if not self._reporting or self._raised:
+            self.leave(INTERRUPTED)
+        self._raised = True
+        raise KeyboardInterrupt
+
+    def _end_soon(self, status: int, grace: float) -> None:
+        ends_at = time.monotonic() + grace
+        if self._ends_at is None or ends_at < self._ends_at:
+            self._ends_at, self._ends_with = ends_at, status
+
+    def _end(self, status: int) -> NoReturn:
+        remove_unfinished()
+        for worker in list(self.workers):
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
+        os._exit(status)
+
+    def due(self, now: float) -> float | None:
+        """See `interruption.Attentive`."""
+        limit = None if self._deadline is None else self._deadline + _LEAST_GRACE
+        times = [at for at in (self._ends_at, limit) if at is not None]
+        return max(0.0, min(times) - now) if times else None
+
+    def look(self, now: float, numbers: bytes, over: bool) -> None:
+        """See `interruption.Attentive`."""
+        if signal.SIGINT in numbers and self._ends_at is None:
+            self._end_soon(INTERRUPTED, _GRACE if self._reporting else _LEAST_GRACE)
+        if self._ends_at is not None and now >= self._ends_at:
+            self._end(self._ends_with)
+        if self._deadline is not None and now >= self._deadline + _LEAST_GRACE:
+            _say(self._says)
+            self._end(TIMED_OUT)
+
+
+def _say(line: str) -> None:
+    """A line on stderr, if somebody takes it."""
+    room = select.poll()
+    room.register(2, select.POLLOUT)
+    if line and room.poll(0):
+        os.write(2, f"aether: {line}\n".encode(errors="backslashreplace"))
+
+
+interrupts = Interrupts()
+"""Those of this process."""

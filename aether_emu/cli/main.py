@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import sys
 
-import typer
+from aether_emu.cli.early import INTERRUPTED, listen
 
-from aether_emu.cli.app import Errors, app, complain
-from aether_emu.errors import AetherError, ConfigError, ProgramError
+TYPE_CHECKING = False  # without `typing`, which takes milliseconds of the time before `listen`
+if TYPE_CHECKING:
+    import click
 
-_UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # Click's, which typer may carry inside itself
+    from aether_emu.errors import AetherError
 
 
-def main() -> None:
-    """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status."""
+def main(program: str = "aether") -> None:
+    """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status.
+
+    `program` is how the user called it.
+    """
+    listen()
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
-    from aether_emu.cli import bench, pt, run, verify  # noqa: F401  # register their commands
-
     _fill_standard_streams()
+    import click
+
+    from aether_emu.cli.app import Errors, complain
+    from aether_emu.cli.interrupts import interrupts
+    from aether_emu.errors import AetherError
+
+    interrupts.watch()
     try:
-        status = app(sys.argv[1:] or ["--help"], prog_name="aether", standalone_mode=False) or 0
+        status = _perform(program)
         if sys.stdout is not None:  # as when it was closed
             sys.stdout.flush()
-    except _UsageError as error:
-        complain(f"{error.format_message().rstrip(chr(46))} (see aether --help)")  # type: ignore[attr-defined]  # see above
-        status = 2
-    except (KeyboardInterrupt, typer.Abort):
-        status = 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        status = error.exit_code
+    except click.UsageError as error:
+        complain(_with_hint(error, program))
+        status = error.exit_code
+    except KeyboardInterrupt:
+        status = INTERRUPTED
     except AetherError as error:
         if Errors.traceback:
             raise
@@ -41,10 +53,40 @@ def main() -> None:
         status = _unwritten(error)
     finally:
         gc.enable()
-    sys.exit(status)
+    interrupts.leave(status)
+
+
+def _perform(program: str) -> int:
+    """Do what the arguments say, or what the shell asks in order to complete them. The exit status."""
+    from click.exceptions import Exit
+
+    from aether_emu.cli.app import COMPLETION, app
+
+    if instruction := os.environ.get(COMPLETION):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(app, {}, "aether", COMPLETION, instruction)
+    try:
+        with app.make_context(program, sys.argv[1:]) as context:
+            app.invoke(context)
+    except Exit as ended:
+        return ended.exit_code
+    return 0
+
+
+def _with_hint(error: click.UsageError, program: str) -> str:
+    """What is wrong, and where to look: the help of the command that was used."""
+    from aether_emu.cli.app import Wrong
+
+    see = f"{program if error.ctx is None else error.ctx.command_path} --help"
+    if isinstance(error, Wrong):
+        return f"{error.format_message()} (see {error.see or see})"
+    return f"{error.format_message().removesuffix('.')} (see {see})"  # Click's own is a sentence
 
 
 def _status(error: AetherError) -> int:
+    from aether_emu.errors import ConfigError, ProgramError
+
     match error:
         case ProgramError():
             return error.exit_status
@@ -58,6 +100,10 @@ def _unwritten(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
     if isinstance(error, BrokenPipeError):
         return 1  # as Click does when it meets this
+    import contextlib
+
+    from aether_emu.cli.app import complain
+
     with contextlib.suppress(OSError):
         complain(f"output: {error.strerror or error}")
     return 125
@@ -70,7 +116,3 @@ def _fill_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number
-
-
-if __name__ == "__main__":
-    main()

@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+import click
 
-from aether_emu.cli.app import app, settle, show_tracebacks
+from aether_emu.cli.app import settle, show_tracebacks
+from aether_emu.cli.interrupts import interrupts
+from aether_emu.cli.options import FILE, Command, Option, debug_option, text, whole
 from aether_emu.errors import ConfigError
+from aether_emu.output import Output
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from aether_emu.verify.cases.suites import Outcome, Task
+    from aether_emu.verify.cases.workers import InTurn, Workers
 
 _CASES = 20_000
 
 
-@app.command()
+def _formats() -> Sequence[str]:
+    from aether_emu.verify.cases.suites import FORMATS
+
+    return ["x86_64", "arm64", "all", *FORMATS]
+
+
+def _suites() -> Sequence[str]:
+    from aether_emu.verify.cases.suites import SUITES
+
+    return [*SUITES, "all"]
+
+
+@click.command(cls=Command)
+@click.argument("what", type=text("WHAT", _formats), default="all", help="x86_64, arm64, all, or one format.")
+@click.option(
+    "--suite", type=text("SUITE", _suites), default="all", help="encodings, entries, permissions, tlb or all."
+)
+@click.option(
+    "--cases", cls=Option, type=whole(1), show_default=str(_CASES), help="Cases for each format and suite."
+)
+@click.option("--full", is_flag=True, help="All permissions there are, and a million entries of each format.")
+@click.option("--seed", type=whole(0), default=0, help="Chooses sample and combinations.")
+@click.option(
+    "--only",
+    type=text("TEXT"),
+    default="",
+    show_default=False,
+    help="Only features whose name contains this.",
+)
+@click.option("--jobs", type=whole(1), default=1, help="Processes; the result is the same.")
+@click.option("--junit", type=FILE, help="JUnit XML.")
+@click.option("--report", type=FILE, metavar="FILE.html", help="A page to read.")
+@debug_option
 def verify(
-    what: Annotated[str, typer.Argument(metavar="WHAT", help="x86_64, arm64, all, or one format.")] = "all",
-    suite: Annotated[str, typer.Option(help="encodings, entries, permissions, tlb or all.")] = "all",
-    cases: Annotated[
-        int | None, typer.Option(min=1, help=f"Cases for each format and suite (default {_CASES}).")
-    ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="All permissions there are, and a million entries of each format.")
-    ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses sample and combinations.")] = 0,
-    only: Annotated[str, typer.Option(help="Only features whose name contains this.")] = "",
-    jobs: Annotated[int, typer.Option(min=1, help="Processes; the result is the same.")] = 1,
-    junit: Annotated[Path | None, typer.Option(metavar="FILE", help="JUnit XML.")] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="A page to read.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback for an error.")] = False,
+    what: str,
+    suite: str,
+    cases: int | None,
+    full: bool,
+    seed: int,
+    only: str,
+    jobs: int,
+    junit: Path | None,
+    report: Path | None,
+    debug: bool,
 ) -> None:
     """Put page-table entries to the specification's walker and to the emulated CPU, and compare.
 
@@ -48,69 +81,100 @@ def verify(
     if full and cases is not None:
         raise ConfigError("cases", cases, "left out with --full")
     wanted = suites.tasks(what, suite, None if full else cases or _CASES, seed, only)
-    files = [path for path in (junit, report) if path is not None]
-    made = [path for path in files if not path.exists()]
-    try:
-        for path in files:
-            _write(path, b"", "ab")  # refused now rather than in some minutes
-        settle()
-        outcomes = _outcomes(wanted, jobs, only)
-        if junit is not None:
-            _write(junit, junit_xml.as_xml(outcomes))
-        if report is not None:
-            _write(report, html.as_html(outcomes).encode())
-    finally:
-        for path in made:  # what was refused or stopped leaves no empty file
-            if path.is_file() and not path.stat().st_size:
-                path.unlink()
+    xml = None if junit is None else Output("junit", junit)
+    page = None if report is None else Output("report", report)
+    settle()
+    with interrupts.reporting():
+        try:
+            outcomes = _outcomes(wanted, jobs, only)
+        except KeyboardInterrupt:
+            for output in filter(None, (xml, page)):
+                print(f"{output.path} is not written")
+            raise
+        if xml is not None:
+            xml.write(junit_xml.as_xml(outcomes))
+        if page is not None:
+            page.write(html.as_html(outcomes).encode())
     total, clean = sum(item.tally.cases for item in outcomes), all(map(suites.verdict, outcomes))
     print(f"{total:,} cases: " + ("nothing is left to explain" if clean else "there are differences"))
-    raise typer.Exit(0 if clean else 1)
+    raise click.exceptions.Exit(0 if clean else 1)
 
 
 def _outcomes(wanted: Sequence[Task], jobs: int, only: str) -> list[Outcome]:
     """Perform the tasks and say what came of each. ConfigError where no feature contains `only`."""
-    outcomes = []
-    for outcome in _perform(wanted, jobs):
-        outcomes.append(outcome)
-        if outcome.tally.cases or not only:
-            _say(outcome)
+    from aether_emu.verify.cases.workers import InTurn, Workers
+
+    outcomes: list[Outcome] = []
+    bars = _Bars(len(wanted))
+    workers = interrupts.workers
+    crew = InTurn(wanted, bars.hear) if jobs == 1 else Workers(wanted, jobs, workers.add, workers.discard)
+    try:
+        with bars:
+            for outcome in crew.perform():
+                outcomes.append(outcome)
+                bars.complete()
+                if outcome.tally.cases or not only:
+                    _say(outcome)
+    except KeyboardInterrupt:
+        _say_so_far(wanted, outcomes, crew)
+        raise
     if only and not any(outcome.tally.cases for outcome in outcomes):
         raise ConfigError("only", only, "part of a feature's name, as the report has them")
     return outcomes
 
 
-def _perform(wanted: Sequence[Task], jobs: int) -> Iterator[Outcome]:
-    """The outcomes in the order of the tasks; a bar on stderr tells how far they are, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from aether_emu.verify.cases.suites import perform
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    quiet = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=quiet) as progress:
-        if jobs == 1:
-            for task in wanted:
-                bar = progress.add_task(f"{task.format} {task.suite}", total=task.cases)
-                yield perform(task, lambda done, bar=bar: progress.advance(bar, done))  # type: ignore[misc]  # bound now
-                progress.remove_task(bar)
-            return
-        bar = progress.add_task("formats and suites", total=len(wanted))
-        for outcome in _in_processes(wanted, jobs):
-            progress.advance(bar)
-            yield outcome
+def _say_so_far(wanted: Sequence[Task], said: Sequence[Outcome], crew: InTurn | Workers) -> None:
+    """Ctrl-C: what is complete and not told yet, how far the others are, and that this is no verdict."""
+    for task in wanted:
+        if task in crew.outcomes and all(outcome.task != task for outcome in said):
+            _say(crew.outcomes[task])
+        elif task in crew.under_way:
+            tally = crew.under_way[task].tally
+            print(
+                f"{task.format:<18} {task.suite:<12}stopped after {tally.cases:,} cases, "
+                f"{tally.different:,} differences so far"
+            )
+    print(
+        f"interrupted: {len(crew.outcomes)} of {len(wanted)} suites are complete; "
+        "nothing is said about the rest"
+    )
 
 
-def _in_processes(wanted: Sequence[Task], jobs: int) -> Iterator[Outcome]:
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
+class _Bars:
+    """How far the work is, on stderr if that is a terminal."""
 
-    from aether_emu.verify.cases.suites import perform
+    def __init__(self, suites: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    with ProcessPoolExecutor(min(jobs, len(wanted)), get_context("spawn")) as pool:  # engines do not fork
-        yield from pool.map(perform, wanted)
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        quiet = not console.is_terminal
+        self._progress = Progress(*columns, console=console, transient=True, disable=quiet)
+        self._whole = self._progress.add_task("formats and suites", total=suites)
+        self._bar: TaskID | None = None
+        self._shown: Task | None = None
+
+    def __enter__(self) -> _Bars:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def hear(self, task: Task, cases: int) -> None:
+        """So many cases of a task were done in this process."""
+        if self._shown != task or self._bar is None:
+            self._shown = task
+            self._bar = self._progress.add_task(f"{task.format} {task.suite}", total=task.cases)
+        self._progress.advance(self._bar, cases)
+
+    def complete(self) -> None:
+        """A task was."""
+        self._progress.advance(self._whole)
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+            self._bar = None
 
 
 def _say(outcome: Outcome) -> None:
@@ -122,7 +186,7 @@ def _say(outcome: Outcome) -> None:
         parts.append(f"{tally.set_aside:,} set aside")
     parts += [f"{name} {count:,}" for name, count in tally.known.items() if count]
     parts += [f"GONE: {name} in {count:,}" for name, count in tally.gone.items() if count]
-    print(f"{task.format:<18} {task.suite:<12}" + ", ".join(parts))
+    print(f"{task.format:<18} {task.suite:<12}" + ", ".join(parts), flush=True)
     for line in outcome.lines:
         print(f"  {line}")
     if isinstance(tally, TlbTally):
@@ -133,14 +197,3 @@ def _say(outcome: Outcome) -> None:
         from aether_emu.verify.report.junit import as_text
 
         print(f"  {as_text(case)}")
-
-
-def _write(path: Path, content: bytes, mode: str = "wb") -> None:
-    try:
-        with path.open(mode) as file:
-            file.write(content)
-            file.flush()
-            if content:
-                os.fsync(file.fileno())
-    except OSError as error:
-        raise ConfigError(path.name, str(path), f"cannot be written: {error.strerror}") from None

@@ -17,6 +17,8 @@ scheduler's decision.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
+from typing import Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
@@ -32,37 +34,87 @@ from aether_emu.linux.abi.signal import (
 )
 from aether_emu.linux.calls import call_table, vsyscall
 from aether_emu.linux.kernel import UNKNOWN, Kernel
+from aether_emu.linux.observers import Answer, FaultSeen, SystemCall
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import PageWait, Wait
-from aether_emu.machine.cpu import Trap, UserFault
+from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
 from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, OutOfMemory
+from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, Outcome, OutOfMemory
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 
 
+class Debugged(Protocol):
+    """Who stands between the CPU and the kernel, so that the kernel sees memory as it knows it."""
+
+    def stand_before(self, cpu: Cpu) -> None:
+        """Take the CPU's callbacks, and call those that were there."""
+
+    def run(self, budget: int | None) -> Exit:
+        """As `PerCpu.run`."""
+
+
 class Entry:
-    """The entry points of one CPU. `task` is the one it runs, or ran last; there is none before `switch`."""
+    """The entry points of one CPU. `task` is the one it runs, or ran last; there is none before `switch`.
+
+    `manager` is the memory manager's own decision about a fault.
+    """
 
     task: Task
 
     def __init__(self, kernel: Kernel, percpu: PerCpu) -> None:
         self.kernel, self.percpu = kernel, percpu
         cpu = self.cpu = percpu.cpu
-        self._fault_in = percpu.fault
+        self.manager = percpu.fault
+        self._fault_in: Callable[[int, int], Outcome] = percpu.fault  # what a fault of the program asks
+        self._call_fault_in: Callable[[int, int], Outcome] = percpu.fault  # and one inside a call
         self._physical = kernel.physical
         self._calls = call_table(kernel.abi)
         self._made = kernel.calls_made
         self._vsyscall = vsyscall.PAGE if kernel.abi.has_vsyscalls else None
-        cpu.on_fault = self._fault
-        cpu.resolve = self._resolve
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
+        self.debugger: Debugged | None = None
+        self.call_in: Callable[..., int | None] = self._system_call
+        self.plug()
+        kernel.observers.plugs.append(self.plug)
+
+    def plug(self) -> None:
+        """Let faults and calls come straight in, or by way of those who listen to them."""
+        observers, cpu = self.kernel.observers, self.cpu
+        cpu.on_fault = self._told_fault if observers.fault else self._fault
+        cpu.resolve = self._told_resolve if observers.fault else self._resolve
+        told = observers.call_entered or observers.call_answered
+        cpu.on_system_call = self._told_system_call if told else self.call_in
         cpu.on_trap = self._trap
-        cpu.on_system_call = self._system_call
+        if self.debugger is not None:
+            self.debugger.stand_before(cpu)
+
+    def run(self, budget: int | None) -> Exit:
+        """Run the task, as `Cpu.run`."""
+        return self.percpu.run(budget) if self.debugger is None else self.debugger.run(budget)
+
+    def debug(self, debugger: Debugged | None) -> None:
+        """Let `debugger` stand between the CPU and the kernel, or nobody."""
+        self.debugger = debugger
+        self.plug()
+
+    def ask(
+        self,
+        fault: Callable[[int, int, bool], Outcome] | None,
+        call: Callable[..., int | None] | None,
+    ) -> None:
+        """Let `fault(address, access, whether in a call)` decide faults, `call` answer calls; None: we do."""
+        if fault is None:
+            self._fault_in = self._call_fault_in = self.manager
+        else:
+            self._fault_in = lambda va, access: fault(va, access, False)
+            self._call_fault_in = lambda va, access: fault(va, access, True)
+        self.call_in = self._system_call if call is None else call
+        self.plug()
 
     def switch(self, task: Task) -> None:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
@@ -87,7 +139,9 @@ class Entry:
 
     def _resolve(self, va: int, access: int) -> bool:
         """A fault of a call's own access. Raises Wait when the page is on its way: the call is made again."""
-        outcome = self._fault_in(va, access)
+        return self._resolved(self._call_fault_in(va, access))
+
+    def _resolved(self, outcome: Outcome) -> bool:
         match outcome:
             case Blocked(on):
                 raise PageWait(on, self.task.wait)
@@ -96,6 +150,31 @@ class Entry:
             case Damaged():
                 self.damaged(outcome)
         return outcome is RESOLVED
+
+    # As the two above, but listeners are told.
+
+    def _told_fault(self, va: int, access: int) -> None:
+        before = self._physical.counters.n.copy()
+        outcome = self._fault_in(va, access)
+        if isinstance(outcome, (AccessError, BusError)) and self.cpu.settle(va):
+            return
+        if not self._is_vsyscall(va, access):
+            self._tell_fault(va, access, outcome, before, in_call=False)
+        if outcome is not RESOLVED:
+            self._refuse(outcome, va, access)
+
+    def _told_resolve(self, va: int, access: int) -> bool:
+        before = self._physical.counters.n.copy()
+        outcome = self._call_fault_in(va, access)
+        self._tell_fault(va, access, outcome, before, in_call=True)
+        return self._resolved(outcome)
+
+    def _tell_fault(
+        self, va: int, access: int, outcome: Outcome, before: list[int], *, in_call: bool
+    ) -> None:
+        did = tuple(event for event in Event if self._physical.counters.n[event] != before[event])
+        observers = self.kernel.observers
+        observers.tell(observers.fault, FaultSeen(self.task, va, Access(access), outcome, did, in_call))
 
     def _rewritten(self, va: int, length: int) -> None:
         """The kernel wrote user memory: code in it, under this or another address, must not run stale."""
@@ -109,7 +188,7 @@ class Entry:
         signals, signal_of = self.task.signals, self.kernel.abi.fault_signal
         match outcome:
             case AccessError(_, mapped):
-                if va & -vsyscall.SIZE == self._vsyscall and access & Access.EXECUTE:
+                if self._is_vsyscall(va, access):
                     self._call_vsyscall(va)
                     return
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
@@ -125,6 +204,9 @@ class Entry:
                 self.cpu.stop()
             case _:
                 raise AssertionError(f"fault outcome {outcome!r}")
+
+    def _is_vsyscall(self, va: int, access: int) -> bool:
+        return va & -vsyscall.SIZE == self._vsyscall and bool(access & Access.EXECUTE)
 
     def _call_vsyscall(self, va: int) -> None:
         """The program called a function of its ISA's vsyscall page."""
@@ -182,6 +264,24 @@ class Entry:
             self._made[UNKNOWN] += 1
             return -errno.ENOSYS
 
+    def make_call(self, number: int, *arguments: int) -> int | None:
+        """Make a call, as the program's instruction would have it made: its result, None as in `Cpu`."""
+        return self._system_call(number, *arguments)
+
+    def count_call(self, number: int) -> None:
+        """A call of that number was answered by somebody else."""
+        self._made[number if number < len(self._calls) else UNKNOWN] += 1
+
+    def _told_system_call(self, number: int, *arguments: int) -> int | None:
+        """As `_system_call`, but listeners are told."""
+        observers, task, number = self.kernel.observers, self.task, number & 0xFFFF_FFFF
+        call = SystemCall(task, number, self.kernel.abi.system_calls.get(number, ""), arguments)
+        observers.tell(observers.call_entered, call)
+        result = self.call_in(number, *arguments)
+        shown = None if task.process.is_over else result
+        observers.tell(observers.call_answered, Answer(call, shown, task.wait))
+        return result
+
     def _must_wait(self, wait: Wait, number: int, arguments: tuple[int, ...]) -> int | None:
         """The answer if a signal ends the wait before it began, else None: the task waits."""
         if wait.ends_by_signal and self.task.signals.interrupts():
@@ -218,6 +318,10 @@ class Entry:
                 return
         task.done_waiting()
         assert result is not None, "a call that waited has a result"
+        observers = self.kernel.observers
+        if observers.call_answered:
+            made = SystemCall(task, number, self.kernel.abi.system_calls[number], arguments)
+            observers.tell(observers.call_answered, Answer(made, result, None))
         if result != -errno.EINTR:
             task.signals.end_suspension()
         self.kernel.abi.finish_call(self.cpu, result)

@@ -1,4 +1,4 @@
-"""What all processes of a machine share: clock, chance, memory, files that are mapped, futexes, accounts.
+"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, observers, accounts.
 
 It knows no process. Who is running is the `Entry`'s business, one for each CPU; who runs next is the
 `Scheduler`'s.
@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from operator import mul
 from typing import Any
 
-from aether_emu.clock import VirtualClock
+from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
+from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -34,6 +36,8 @@ _WITHOUT_COPY = (
     Event.FAULT_ACCESS_FLAG,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
+Moment = tuple[int, int, int, list[int], int]
+"""Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
 
@@ -58,8 +62,10 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
+        self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
@@ -70,6 +76,11 @@ class Kernel:
             Event.FLUSH_ALL: costs.flush_all,
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+
+    def require_open(self) -> None:
+        """Raise ClosedError once the machine is closed."""
+        if self.closed:
+            raise ClosedError
 
     # ---- time
 
@@ -82,10 +93,32 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        calls = sum(self.calls_made.values()) * self.config.clock.system_call
-        total = sum(map(mul, self.physical.counters.n, self._costs)) + calls
+        total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
         self.clock.advance(total - self.charged)
         self.charged = total
+
+    def _costs_of(self, calls: int, events: Sequence[int]) -> int:
+        costs: int = sum(map(mul, events, self._costs))
+        return costs + calls * self.config.clock.system_call
+
+    def moment(self) -> Moment:
+        """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
+        no blocks.
+        """
+        clock, blocks = self.clock, 0
+        if clock.origin is not None:
+            blocks = sum(cpu.blocks for cpu in self.cpus) - clock.blocks
+        uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
+        return clock.now_ns, blocks, *uncharged
+
+    def time_of(self, moment: Moment) -> int:
+        """The virtual time of a moment, in ns."""
+        now, blocks, calls, events, charged = moment
+        return min(now + blocks * self.config.clock.block + self._costs_of(calls, events) - charged, LAST_NS)
+
+    def time_seen(self) -> int:
+        """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
+        return self.time_of(self.moment())
 
     # ---- the end of the run
 

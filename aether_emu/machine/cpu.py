@@ -11,6 +11,7 @@ stands still at the event:
     on_rewrite(va, length)  user memory was written by the host, unseen by the engine (None: not told)
     code_changes            whether any code exists that guest stores could reach: true until told otherwise
     return_work()           called once a system call's result is in place (None: nothing to do)
+    halting                 breakpoints and steps (`machine.halting`); None where a CPU has none
 
 When they return the guest goes on, unless `stop()` was called. A hook never calls `run`, and so never
 switches tasks: `run` returns first, to whoever called it.
@@ -20,8 +21,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum
+
+from aether_emu.machine.halting import Halting
+from aether_emu.records import dataclass
 
 
 class ExitReason(Enum):
@@ -95,6 +98,10 @@ class Cpu(ABC):
     on_rewrite: Callable[[int, int], None] | None
     code_changes: bool
     return_work: Callable[[], None] | None
+    halting: Halting | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.isa}>"
 
     # ---- bring-up
 

@@ -9,7 +9,6 @@ same calls here see the same pages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +30,7 @@ from aether_emu.mm.tables.count import (
 )
 from aether_emu.mm.tables.owed import Gathering
 from aether_emu.mm.tables.tree import Stretch, Tree
+from aether_emu.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

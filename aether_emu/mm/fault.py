@@ -18,7 +18,6 @@ flush; one that gets another frame is flushed through a gather.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +37,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
+from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 

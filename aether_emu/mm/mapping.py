@@ -8,7 +8,6 @@ brk(2), mprotect(2), mincore(2). mremap has a module of its own (`mm.remap`), an
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from aether_emu.arch.paging import Access
@@ -21,6 +20,7 @@ from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
+from aether_emu.records import dataclass
 
 MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
 MAP_FIXED, MAP_ANONYMOUS, MAP_32BIT = 0x10, 0x20, 0x40

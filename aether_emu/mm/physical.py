@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
@@ -24,6 +25,8 @@ class Physical:
 
     `objects` finds the memory object that the frame table names as a frame's owner. When the allocator has
     no frame left it asks `tlb.settle` first: frames may wait for a CPU that has not acknowledged their flush.
+    `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
+    is done (None: nobody listens).
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Physical:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters = Counters()
         self.trace = trace
+        self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.objects: Registry[MemoryObject] = Registry()
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)

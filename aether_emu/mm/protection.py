@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntFlag
 from functools import cache
 
 from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, PageFlags, PageTableFormat
+from aether_emu.records import dataclass
 
 
 class Protection(IntFlag):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 
 from aether_emu.errors import OutOfFrames, Refused
@@ -24,6 +23,7 @@ from aether_emu.mm.mapping import (
 )
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 MREMAP_MAYMOVE, MREMAP_FIXED, MREMAP_DONTUNMAP = 1, 2, 4
 _MOVE_ROOM = 4  # areas that a move may add meanwhile: the new one, and cuts at both ends of source and target

@@ -19,9 +19,11 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
-from aether_emu.errors import Refused
+from aether_emu.config import format_size
+from aether_emu.errors import AddressError, ClosedError, Refused
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
+from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.limits import Limits
@@ -34,7 +36,7 @@ from aether_emu.mm.tables import edits, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import Found, PageTable
-from aether_emu.mm.tables.walk import Walk
+from aether_emu.mm.tables.walk import NotMapped, Origin, Walk
 from aether_emu.mm.tlb import Gather
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
@@ -79,6 +81,12 @@ class AddressSpace:
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
+    def __repr__(self) -> str:
+        return (
+            f"<AddressSpace {self.number}: {len(self.areas)} areas, {format_size(self.reserved)} reserved, "
+            f"{self.table}>"
+        )
+
     # ---- looking
 
     @property
@@ -90,8 +98,21 @@ class AddressSpace:
         return value + self.page_size - 1 & -self.page_size & (1 << 64) - 1
 
     def walk(self, va: int) -> Walk:
-        """Translate `va` in Python, every level's entry decoded. The CPU is not involved."""
+        """Translate `va` in Python; `print` the answer for every level's entry, decoded.
+
+        The CPU is not involved, and no page is brought. Raises AddressError for no address of the format.
+        """
+        self._require_open()
+        va, fmt = int(va), self.table.format
+        if not 0 <= va < 1 << 64 or not fmt.canonical(va):
+            raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
+        if va >> 63 and self._kernel is None and self.table.reach is Reach.USER:
+            return NotMapped((), Origin(va, fmt), fmt.top)  # the supervisor's half has a root of its own
         return self.table.walk(va)
+
+    def _require_open(self) -> None:
+        if self.physical.ram.closed:
+            raise ClosedError
 
     def bits_for(self, protection: Protection) -> LeafBits:
         """The entry bits of a protection, computed once."""
@@ -129,7 +150,9 @@ class AddressSpace:
         self._note_writable_executable(area)
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
+        start, end = area.start, area.end
         self._place(area)
+        self._tell(Change.MAPPED, start, end)
 
     def _join_neighbour(self, area: Area) -> None:
         shift, chosen = self.table.format.page_shift, (area.family, area.moved)
@@ -164,18 +187,35 @@ class AddressSpace:
                 backing.let_go()
 
     def map_file(
-        self, file: IO[bytes], address: int, size: int, protection: Protection, offset: int = 0
+        self,
+        file: IO[bytes] | str | os.PathLike[str],
+        address: int,
+        size: int,
+        protection: Protection,
+        offset: int = 0,
     ) -> VirtAddr:
-        """Show `size` bytes of an open host file at `address`, without copying; returns the address.
+        """Show `size` bytes of a host file at `address`, without copying; returns the address.
 
-        The mapping is shared: what the program stores is in the file at once, if the file is open for
-        writing. What was at `address` is replaced, as by mmap with MAP_FIXED; the file may be closed
-        afterwards. All in bytes: `size` is rounded up to pages, `address` and `offset` must be page aligned
-        (EINVAL). Raises Refused(EINVAL, ENOMEM, EACCES, ENODEV).
+        The mapping is shared: what the program stores is in the file at once. A path is opened for that if
+        `protection` has WRITE, else to read; an open file must be open for it, and may be closed afterwards.
+        What was at `address` is replaced, as by mmap with MAP_FIXED. All in bytes: `size` is rounded up to
+        pages, `address` and `offset` must be page aligned (EINVAL). Raises Refused(EINVAL, ENOMEM, EACCES,
+        ENODEV), and the host's errno for a path that cannot be opened.
         """
+        self._require_open()
+        if isinstance(file, str | os.PathLike):
+            try:
+                with open(file, "r+b" if protection & Protection.WRITE else "rb") as opened:
+                    return self.map_file(opened, address, size, protection, offset)
+            except OSError as error:
+                raise Refused(error.errno or errno.EIO, f"{os.fspath(file)}: {error.strerror}") from None
         assert self.files is not None, "this address space belongs to no machine"
-        address, length, fd = int(address), self.page_up(size), file.fileno()
-        if (address | offset) & self.page_size - 1 or length <= 0:
+        address, length = int(address), self.page_up(size)
+        try:
+            fd = file.fileno()
+        except (AttributeError, OSError, ValueError):  # no file, not one of the host, closed
+            raise Refused(errno.EBADF, f"{file!r} is neither a path nor an open file of the host") from None
+        if (address | offset) & self.page_size - 1 or length <= 0 or offset < 0:
             raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
         if not self.limits.user_base <= address <= self.limits.user_end - length:
             raise Refused(errno.ENOMEM, "the range leaves the user half")
@@ -236,6 +276,13 @@ class AddressSpace:
             self.finish(gather)
             for item in held:
                 item.let_go()
+        self._tell(Change.UNMAPPED, start, end)
+
+    def _tell(self, change: Change, start: int, end: int) -> None:
+        """Whoever watches mappings hears of it, once it is done."""
+        told = self.physical.on_mapping
+        if told is not None:
+            told(self.number, change, start, end)
 
     def _take_out(self, start: int, end: int) -> list[Area]:
         """Remove areas but not entries. The caller holds their objects until the entries are gone."""
@@ -275,6 +322,7 @@ class AddressSpace:
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
+        self._tell(Change.PROTECTED, start, end)
 
     def mark(self, area: Area, start: int, end: int, flags: int) -> None:
         """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
@@ -286,6 +334,7 @@ class AddressSpace:
         piece.flags = flags
         self.areas.require_room(self.areas.growth(area, piece))
         self._put_back(area, piece)
+        self._tell(Change.MARKED, start, end)
 
     def _put_back(self, area: Area, piece: Area) -> None:
         """Let `piece`, a part of `area` with something changed, stand in its place."""
@@ -323,9 +372,11 @@ class AddressSpace:
             self.require_lockable(above.start - start, above.flags)
         except Refused:
             return None
-        self._count(above, above.start - start)
+        end = above.start
+        self._count(above, end - start)
         self.areas.grow_down(above, start)
         self.last_area = self.nowhere
+        self._tell(Change.GROWN, start, end)
         return above
 
     # ---- entries

@@ -15,9 +15,7 @@ are those that a program asked to leave out (MADV_DONTDUMP): they read as zeros.
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,10 +24,11 @@ import numpy as np
 
 from aether_emu.arch.arm64 import registers as arm
 from aether_emu.arch.x86_64 import registers as x86
-from aether_emu.errors import AetherError, ConfigError, Refused
+from aether_emu.errors import AetherError, Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.allocation import AreaFlags
 from aether_emu.mm.frames.table import Kind
+from aether_emu.output import Output
 from aether_emu.system import Machine
 
 _EM = {"x86_64": 62, "arm64": 183}
@@ -47,7 +46,7 @@ _CODE_FLAGS, _DATA_FLAGS = 0x00AF_FB00, 0x00CF_F300  # second words of flat user
 
 
 class CoreError(AetherError):
-    """The core cannot be written; nothing of it is left."""
+    """A core cannot hold the machine; nothing of it is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,37 +57,19 @@ class _Slot:
     data: bytes
 
 
-def check(path: Path) -> None:
-    """Refuse a place where no core can be written, before the program runs. ConfigError."""
-    if path.exists() and not path.is_file():
-        raise ConfigError("core", str(path), "a regular file, or a name that is free")
-    try:
-        part = _part(path)
-        os.close(part[0])
-        os.unlink(part[1])
-    except OSError as error:
-        allowed = f"a file in a folder that can be written ({path.parent}: {error.strerror})"
-        raise ConfigError("core", str(path), allowed) from None
+def place(path: Path) -> Output:
+    """Where a core can be written, before the program runs. Raises ConfigError."""
+    return Output("core", path, regular=True)
 
 
-def _part(path: Path) -> tuple[int, str]:
-    """A new file beside `path`, which will replace it: its descriptor and name."""
-    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:200]}.")
+def write_core(machine: Machine, path: Path | Output) -> None:
+    """Write the memory of a machine that is not running.
 
-
-def write_core(machine: Machine, path: Path) -> None:
-    """Write the memory of a machine that is not running. CoreError when the host cannot, leaving nothing."""
-    try:
-        fd, name = _part(path)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                _write(machine, file)
-            os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise CoreError(f"core {path}: cannot be written: {error.strerror}") from None
+    Raises OutputError when the host cannot, CoreError, and ConfigError for a bad path; nothing is left then.
+    """
+    output = path if isinstance(path, Output) else place(path)
+    with output.open() as file:
+        _write(machine, file)
 
 
 def _write(machine: Machine, file: BinaryIO) -> None:

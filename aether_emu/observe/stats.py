@@ -79,7 +79,8 @@ def as_table(statistics: dict[str, Any]) -> Table:
     """The data for a terminal. Rows of zeros are left out."""
     from rich.table import Table  # heavy, and only needed when somebody looks
 
-    table = Table(title=f"{statistics['program']} ({statistics['isa']})", show_header=False)
+    partial = ", so far" if statistics["exit_status"] is None else ""
+    table = Table(title=f"{statistics['program']} ({statistics['isa']}){partial}", show_header=False)
     table.add_column("what")
     table.add_column("value", justify="right")
     calls = statistics["system_calls"]

@@ -7,9 +7,8 @@ under `setarch -R`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aether_emu.random import Stream
+from aether_emu.records import dataclass
 
 _MIN_GAP = 128 << 20  # Linux keeps at least this below the stack for it to grow
 

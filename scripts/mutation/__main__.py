@@ -25,7 +25,7 @@ CACHE = ROOT / ".cache" / "mutation"
 
 
 def main() -> int:
-    """Exit status 0 if every bug was noticed, 1 if some survived, 2 for a wrong argument."""
+    """Exit status 0 if every bug was noticed, 1 if some survived, 2 for a wrong argument, 130 on Ctrl-C."""
     arguments = _arguments()
     files = _files(arguments.paths, arguments.since)
     if not files:
@@ -35,11 +35,16 @@ def main() -> int:
     if arguments.list:
         print(*(mutant.name for mutant in mutants), sep="\n")
         return 0
+    verdicts: list[Verdict] = []
     try:
-        verdicts = _judge_all(mutants, arguments.jobs, arguments.seconds)
+        _judge_all(mutants, arguments.jobs, arguments.seconds, verdicts)
     except MapError as error:
         print(f"mutate: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"mutate: interrupted: {len(verdicts)} of {len(mutants)} bugs were judged", file=sys.stderr)
+        return 130
+    verdicts.sort(key=lambda verdict: mutants.index(verdict.mutant))
     survivors = [verdict for verdict in verdicts if not verdict.killed]
     killed = len(verdicts) - len(survivors)
     print(f"{killed} of {len(verdicts)} bugs noticed ({100 * killed / max(len(verdicts), 1):.0f} %)")
@@ -86,28 +91,39 @@ def _files(paths: list[Path], since: str) -> list[tuple[str, Path]]:
     ]
 
 
-def _judge_all(mutants: list[Mutant], jobs: int, most: float) -> list[Verdict]:
-    """Each bug's verdict, in the order of the bugs; told one by one as they come."""
+def _judge_all(mutants: list[Mutant], jobs: int, most: float, verdicts: list[Verdict]) -> None:
+    """Add each bug's verdict, told as they come. On Ctrl-C no test goes on, and no copy is left."""
     tests = measure(ROOT, CACHE / _state_of_the_code())
     for test in tests.failing:
         print(f"mutate: {test} fails without any bug; it is left out", file=sys.stderr)
     copies: Queue[Copy] = Queue()
     folders = [CACHE / f"copy-{number}" for number in range(min(jobs, len(mutants)))]
-    for folder in folders:
-        copies.put(Copy(ROOT, folder))
+    made = []
 
-    def judge(mutant: Mutant) -> Verdict:
+    def judge(mutant: Mutant) -> None:
         copy = copies.get()
         try:
             verdict = copy.judge(mutant, tests.tests(mutant.path, mutant.line), tests.seconds, most)
         finally:
             copies.put(copy)
+        if verdict is None:
+            return
+        verdicts.append(verdict)
         print("noticed " if verdict.killed else "SURVIVED", mutant.name, f"({verdict.how})", flush=True)
-        return verdict
 
     try:
+        for folder in folders:
+            made.append(Copy(ROOT, folder))
+            copies.put(made[-1])
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(judge, mutants))
+            try:
+                for future in [pool.submit(judge, mutant) for mutant in mutants]:
+                    future.result()
+            except BaseException:
+                for copy in made:
+                    copy.end()
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     finally:
         for folder in folders:
             remove(ROOT, folder)

@@ -31,6 +31,8 @@ class Copy:
 
     def __init__(self, root: Path, folder: Path) -> None:
         self.folder = folder
+        self._process: subprocess.Popen[str] | None = None
+        self._over = False
         remove(root, folder)
         _git(root, "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
         for name in _git(root, "diff", "--name-only", "HEAD").split("\n"):
@@ -42,8 +44,10 @@ class Copy:
                 (folder / name).parent.mkdir(exist_ok=True)
                 subprocess.run(["cp", "-al", str(root / name), str(folder / name)], check=True)
 
-    def judge(self, mutant: Mutant, tests: list[str], seconds: dict[str, float], most: float) -> Verdict:
-        """Run the tests, as many as `most` seconds hold, until one fails."""
+    def judge(
+        self, mutant: Mutant, tests: list[str], seconds: dict[str, float], most: float
+    ) -> Verdict | None:
+        """Run the tests, as many as `most` seconds hold, until one fails. None: they were ended."""
         asked: list[str] = []
         spent = 0.0
         for test in tests:
@@ -60,6 +64,8 @@ class Copy:
             how = self._run(asked, _LEAST + _HANGS * spent)
         finally:
             path.write_bytes(source)
+        if self._over:
+            return None
         return Verdict(mutant, killed=bool(how), asked=len(asked), running=len(tests), how=how or "survived")
 
     def _run(self, tests: list[str], timeout: float) -> str:
@@ -81,6 +87,9 @@ class Copy:
             errors="replace",
             start_new_session=True,
         ) as run:
+            self._process = run
+            if self._over:
+                self.end()
             try:
                 output, _ = run.communicate(timeout=timeout)
             except subprocess.TimeoutExpired:
@@ -90,6 +99,13 @@ class Copy:
             return ""
         failed = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
         return failed[0].partition(" - ")[0] if failed else f"pytest ended with status {run.returncode}"
+
+    def end(self) -> None:
+        """From another thread: no tests any more, for the user has interrupted us. Those of now end."""
+        self._over = True
+        run = self._process
+        if run is not None and run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def remove(root: Path, folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_progress_is_told_on_a_terminal_and_ctrl_c_ends_it() -> None:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=PATIENCE)
     os.close(terminal)
-    assert (process.returncode, output) == (130, b"")
+    assert (process.returncode, output) == (130, b"interrupted: 0 of 8 figures are complete\n")
 
 
 def _notice_ctrl_c() -> None:
@@ -71,10 +71,10 @@ def test_programs_that_this_host_lacks_are_named(tmp_path: Path, monkeypatch: py
 
 def test_an_unknown_figure_is_refused() -> None:
     names = "fault, syscall, exec, map, edit, start, real"
-    one_line(aether("bench", "map", "map/vax"), 2, ["benchmark='map/vax'", names])
+    one_line(aether("bench", "map", "map/vax"), 2, ["NAME map/vax ", names])
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
     one_line(
-        aether("bench", "start", "--json", tmp_path / "missing" / "f"), 2, ["json=", "cannot be written"]
+        aether("bench", "start", "--json", tmp_path / "missing" / "f"), 2, ["--json ", "cannot be written"]
     )

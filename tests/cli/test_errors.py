@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import COMMAND, PATIENCE, PROGRAMS, aether, environment, one_line
-from tests.linux.exec.crafted import crafted
+from tests.linux.exec.crafted import INTERP, Header, crafted, data_header
 
 _HELLO = str(PROGRAMS / "x86_64" / "hello")
 
@@ -17,21 +17,38 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["nonsense"], ["nonsense"]),
-        (["run"], ["Missing argument"]),
+        (["nonsense"], ["nonsense", "(see aether --help)"]),
+        (["run"], ["Missing argument", "(see aether run --help)"]),
         (["run", "--nope", _HELLO], ["--nope"]),
         (["run", "--timeout", "soon", _HELLO], ["--timeout"]),
-        (["run", "--timeout", "-1", _HELLO], ["timeout=-1.0", "more than 0"]),
-        (["run", "--ram", "3x", _HELLO], ["ram='3x'"]),
-        (["run", "--ram", "1M", _HELLO], ["ram='1M'", "from 2M"]),
-        (["run", "--seed", "-1", _HELLO], ["seed=-1"]),
+        (["run", "--timeout", "-1", _HELLO], ["--timeout -1 ", "more than 0"]),
+        (["run", "--timeout", "inf", _HELLO], ["--timeout inf ", "more than 0"]),
+        (["run", "--timeout", "nan", _HELLO], ["--timeout nan ", "more than 0"]),
+        (["run", "--timeout", "0", _HELLO], ["--timeout 0 ", "more than 0"]),
+        (["run", "--timeout", "1e300", _HELLO], ["--timeout 1e300 ", "at most 1,000,000,000"]),
+        (["run", "--grnule", "4K", _HELLO], ["--grnule", "--granule"]),
+        (["run", "--seed", "x", _HELLO], ["--seed x ", "a whole number"]),
+        (["run", "--seed", "1_0", _HELLO], ["--seed 1_0 ", "a whole number"]),
+        (["run", "--timeout", " 5", _HELLO], ["--timeout  5 ", "seconds"]),
+        (["pt", "walk", "--root", "1_0", "i", "0"], ["--root 1_0 ", "hexadecimal"]),
+        (["run", "--config", "", _HELLO], ["--config '' ", "the name of a file"]),
+        (["run", "--root", "", _HELLO], ["--root '' ", "the name of a directory"]),
+        (["run", "--bind", "/etc:relative", _HELLO], ["--bind /etc:relative ", "has no .. (see"]),
+        (["run", "--seed", str(1 << 64), _HELLO], [f"--seed {1 << 64} ", "18446744073709551615"]),
+        (
+            ["run", "--la57", str(PROGRAMS / "arm64" / "hello")],
+            ["--la57 is not possible on arm64", "48 or 39"],
+        ),
+        (["run", "--ram", "3x", _HELLO], ["--ram 3x "]),
+        (["run", "--ram", "1M", _HELLO], ["--ram 1M ", "from 2M"]),
+        (["run", "--seed", "-1", _HELLO], ["--seed -1 "]),
         (["run", "--config", "/missing.toml", _HELLO], ["/missing.toml"]),
-        (["run", "--bind", "here", _HELLO], ["bind='here'", "HOST:GUEST"]),
+        (["run", "--bind", "here", _HELLO], ["--bind here ", "HOST:GUEST"]),
         (["run", "--bind", "/missing:/data", _HELLO], ["/missing"]),
         (["run", "--bind", "/proc:/data", _HELLO], ["/proc", "kernel"]),
         (["run", "--env", "NAME", _HELLO], ["NAME=VALUE"]),
         (["run", "--root", "/missing", "hello"], ["/missing"]),
-        (["run", "--stats-json", "/missing/file", _HELLO], ["stats-json"]),
+        (["run", "--stats-json", "/missing/file", _HELLO], ["--stats-json /missing/file "]),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else None,
 )
@@ -59,6 +76,79 @@ def test_a_bad_program(tmp_path: Path, content: bytes | None, status: int, words
     one_line(aether("run", "./p", cwd=tmp_path), status, ["./p: " if content is None else "p: ", words])
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("seed = 1\n\npage_sise = '16K'\n", ["c.toml:3: page_sise='16K' is no parameter: did"]),
+        ("[clock]\nblok = 3\n", ["c.toml:2: clock.blok=3 ", "did you mean clock.block?"]),
+        ("system_call = 3\n", ["c.toml:1: system_call=3 ", "did you mean clock.system_call?"]),
+        ("[clock]\nRAM = '1G'\n", ["c.toml:2: ", "did you mean ram?"]),
+        ("granule = '16K'\n", ["c.toml:1: granule='16K' ", "did you mean page_size?"]),
+        ("zzz = 3\n", ["c.toml:1: zzz=3 is no parameter: known are ram, "]),
+        ("ram = true\n", ["c.toml:1: ram=True is not allowed: a multiple of"]),
+        ("clock = 3\n", ["c.toml:1: clock=3 is not allowed: a table"]),
+        ("clock.block = 0\n", ["c.toml:1: clock.block=0 is not allowed", "from 1"]),
+        ("clock = {block = 0}\n", ["c.toml:1: clock.block=0 is not allowed", "from 1"]),
+        ("'page_size' = 4096.0\n", ["c.toml:1: page_size=4096.0 is not allowed: one of 4K, "]),
+        # what only the machine can tell
+        ("seed = 1\npage_size = '16K'\n", ["c.toml:2: page_size='16K' is not possible on x86_64"]),
+        ("virtual_bits = 39\n", ["c.toml:1: virtual_bits=39 is not possible on x86_64: addresses"]),
+    ],
+)  # fmt: skip
+def test_a_bad_configuration_file_is_told_by_its_line(tmp_path: Path, content: str, words: list[str]) -> None:
+    (tmp_path / "c.toml").write_text(content)
+    said = one_line(aether("run", "--config", tmp_path / "c.toml", _HELLO), 2, words)
+    assert said.startswith(f"aether: {tmp_path}/c.toml:")
+    assert said.endswith(" (see aether config)\n")
+
+
+@pytest.mark.parametrize("content", [b"ram = 16K", b"ram = '\xff'", None])
+def test_what_is_no_configuration_file_is_told_by_its_option(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "c.toml").write_bytes(content)
+    words = [f"--config {tmp_path}/c.toml ", "cannot be read" if content is None else "is not TOML"]
+    one_line(aether("run", "--config", tmp_path / "c.toml", _HELLO), 2, words)
+
+
+def test_an_option_is_to_blame_before_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text("page_size = '64K'\n")
+    options = ["--config", str(tmp_path / "c.toml"), "--granule", "16K"]
+    one_line(aether("run", *options, _HELLO), 2, ["--granule 16K is not possible on x86_64"])
+
+
+def test_the_hint_is_the_command_that_was_used() -> None:
+    for words in (["run"], ["run", "--ram", "1M", _HELLO], ["pt", "walk"], ["verify", "vax"], ["bench", "x"]):
+        path = " ".join(words[: 2 if words[0] == "pt" else 1])
+        assert one_line(aether(*words), 2).endswith(f" (see aether {path} --help)\n")
+
+
+def test_an_option_that_was_not_typed_is_named_as_a_default() -> None:
+    """No host has this much left: the limit is below the default."""
+    one_line(limited("-v 500000", "run", _HELLO), 2, ["--ram 512M (its default) ", "ulimit -v"])
+
+
+def _dynamic(path: Path, interpreter: str) -> None:
+    name = interpreter.encode() + b"\0"
+    path.write_bytes(crafted([Header(), data_header(INTERP, len(name))], data=name))
+
+
+def test_a_dynamic_program_of_the_host_gets_a_root_suggested_that_works(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (tmp_path / "ld.so").write_bytes(crafted(kind=3))
+    _dynamic(here / "p", f"{tmp_path}/ld.so")
+    words = [f"its interpreter {tmp_path}/ld.so is not visible to it; try --root / {here}/p"]
+    said = one_line(aether("run", "./p", cwd=here), 126, words)
+    assert aether("run", *said.split("try ")[1].split(), cwd=here).returncode == 7
+
+
+def test_no_root_is_suggested_where_none_would_help(tmp_path: Path) -> None:
+    _dynamic(tmp_path / "p", "/lib/no-such-ld.so")
+    arguments: list[list[str | Path]] = [[tmp_path / "p"], ["--root", tmp_path, "/p"]]
+    for options in arguments:
+        one_line(aether("run", *options), 126, ["no-such-ld.so is not visible to it; give it with --root"])
+
+
 def test_a_directory_is_no_program(tmp_path: Path) -> None:
     one_line(aether("run", tmp_path), 126, ["is a directory"])
 
@@ -76,7 +166,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in ([], ["--help"], ["run", "--help"]):
+    for arguments in (["--help"], ["-h"], ["run", "--help"], ["run", "-h"], ["pt", "walk", "-h"]):
         result = aether(*arguments)
         assert result.returncode == 0
         assert b"Usage: aether" in result.stdout
@@ -108,7 +198,7 @@ def test_an_engine_without_address_space_is_one_line() -> None:
 
 
 def test_too_few_files_name_the_limit() -> None:
-    one_line(limited("-n 6", "run", _HELLO), 126, ["EMFILE", "ulimit -n"])
+    one_line(limited("-n 8", "run", _HELLO), 126, ["EMFILE", "ulimit -n"])
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
@@ -132,4 +222,4 @@ def test_more_memory_than_the_supervisor_s_half_holds_names_it(tmp_path: Path) -
 
 def test_the_largest_memory_is_had_and_no_more() -> None:
     assert aether("run", "--ram", "512G", _HELLO).returncode == 0
-    one_line(aether("run", "--ram", "513G", _HELLO), 2, ["ram='513G'", "2M to 512G"])
+    one_line(aether("run", "--ram", "513G", _HELLO), 2, ["--ram 513G ", "2M to 512G"])

@@ -166,7 +166,9 @@ def test_an_encryption_bit_is_an_option_or_is_found(tmp_path: Path) -> None:
     found = aether("pt", "lint", *crafted_image(tmp_path, crafted))
     assert found.returncode == 0
     assert found.stdout.startswith(b"note: encryption-bit at ")
-    one_line(aether("pt", "show", "--encryption-bit", "12", *options), 2, ["encryption-bit=12", "32 to 51"])
+    one_line(
+        aether("pt", "show", "--encryption-bit", "12", *options), 2, ["--encryption-bit 12 ", "32 to 51"]
+    )
 
 
 def test_wide_addresses_are_shown_but_not_executed(tmp_path: Path) -> None:
@@ -176,7 +178,11 @@ def test_wide_addresses_are_shown_but_not_executed(tmp_path: Path) -> None:
     shown = aether("pt", "show", *options)
     assert (shown.returncode, shown.stdout.decode().splitlines()[1].split()[-1]) == (0, "0x9000000070000")
     for command in (["show"], ["lint"], ["lint", "--json"]):
-        one_line(aether("pt", *command, "--execute", *options), 2, ["execute='arm64-64K-lpa'", "48 bits"])
+        one_line(
+            aether("pt", *command, "--execute", *options),
+            2,
+            ["--execute is not possible with arm64-64K-lpa", "48 bits"],
+        )
     narrow = ["arm64-64K" if option == "arm64-64K-lpa" else option for option in options]
     walked = aether("pt", "walk", *narrow, "50000")
     assert (walked.returncode, b"arm64-64K-lpa" in walked.stdout, b"= 0x" in walked.stdout) == (
@@ -221,12 +227,12 @@ def test_what_is_refused_leaves_the_image_as_it_was(tmp_path: Path) -> None:
     options = crafted_image(tmp_path, crafted)
     before = (tmp_path / "image").read_bytes()
     assert aether("pt", "show", "--execute", *options).returncode == 0
-    one_line(aether("pt", "walk", *options, "nowhere"), 2, ["address='nowhere'", "hexadecimal"])
-    one_line(aether("pt", "walk", *options, "1" * 17), 2, ["address", "64 bits"])
-    one_line(aether("pt", "show", *options, "--memory-types", "x"), 2, ["memory-types='x'"])
+    one_line(aether("pt", "walk", *options, "nowhere"), 2, ["ADDR nowhere ", "hexadecimal"])
+    one_line(aether("pt", "walk", *options, "1" * 17), 2, ["ADDR", "64 bits"])
+    one_line(aether("pt", "show", *options, "--memory-types", "x"), 2, ["--memory-types x "])
     one_line(aether("pt", "show", *options, "--base", "ffffffffffffff00"), 125, ["begin at"])
-    one_line(aether("pt", "show", *options, "--physical-bits", "31"), 2, ["physical-bits=31"])
-    one_line(aether("pt", "show", *options, "--physical-bits", "53"), 2, ["physical-bits=53"])
+    one_line(aether("pt", "show", *options, "--physical-bits", "31"), 2, ["--physical-bits 31 "])
+    one_line(aether("pt", "show", *options, "--physical-bits", "53"), 2, ["--physical-bits 53 "])
     assert (tmp_path / "image").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["image"]
 
@@ -250,21 +256,20 @@ def test_a_terminal_gets_a_table(cores: dict[str, Path]) -> None:
             told += part
         assert process.wait(PATIENCE) == 0
     os.close(terminal)
-    assert "─".encode() in told
     assert b"0000000000400000" in told
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--format", "vax", "--root", "0"], ["format='vax'", "arm64-64K"]),
+        (["--format", "vax", "--root", "0"], ["--format vax ", "arm64-64K"]),
         (["--format", "arm64-4K-42bit", "--root", "0"], ["widths"]),
-        (["--root", "0"], ["format", "does not tell"]),
-        (["--format", "arm64-4K"], ["root", "does not tell"]),
-        (["--format", "x86_64-4level", "--root", "zzz"], ["root='zzz'", "hexadecimal"]),
+        (["--root", "0"], ["--format is needed", "does not tell"]),
+        (["--format", "arm64-4K"], ["--root is needed", "does not tell"]),
+        (["--format", "x86_64-4level", "--root", "zzz"], ["--root zzz ", "hexadecimal"]),
         (["--format", "x86_64-4level", "--root", "1" * 20], ["64 bits"]),
-        (["--format", "x86_64-4level", "--root", "0", "--root1", "0"], ["root1"]),
-        (["--format", "x86_64-4level", "--root", "0", "--physical-bits", "99"], ["physical-bits=99"]),
+        (["--format", "x86_64-4level", "--root", "0", "--root1", "0"], ["--root1 0 "]),
+        (["--format", "x86_64-4level", "--root", "0", "--physical-bits", "99"], ["--physical-bits 99 "]),
         (["--base", "-8"], ["base"]),
     ],
 )
@@ -289,7 +294,7 @@ def test_a_broken_image_is_one_line(tmp_path: Path, content: bytes) -> None:
 def test_a_core_in_an_impossible_place_is_refused_before_the_program_runs(tmp_path: Path) -> None:
     program = PROGRAMS / "x86_64" / "hello"
     for path in (tmp_path / "missing" / "core", tmp_path, Path("/dev/full")):
-        one_line(aether("run", "--core", path, program), 2, ["core="])
+        one_line(aether("run", "--core", path, program), 2, ["--core "])
     assert list(tmp_path.iterdir()) == []
 
 

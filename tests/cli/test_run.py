@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -83,14 +82,13 @@ def test_an_interrupt_ends_a_program_that_waits(tmp_path: Path) -> None:
     """The program waits once it has taken the first input: it reads, and the wrapper sees it asleep."""
     program = _program(tmp_path, READ_STDIN)
     code = (
-        "import sys\n"
-        "from aether_emu.cli import run\n"
-        "pause = run._Pauses.pause\n"
-        "def said(self):\n"
-        "    sys.stderr.write('waiting\\n') if not hasattr(self, 'said') else None\n"
-        "    self.said = True\n"
-        "    pause(self)\n"
-        "run._Pauses.pause = said\n"
+        "import sys, time\n"
+        "pause = time.sleep\n"
+        "def said(seconds):\n"
+        "    sys.stderr.write('waiting\\n')\n"
+        "    time.sleep = pause\n"
+        "    pause(seconds)\n"
+        "time.sleep = said\n"
         "from aether_emu.cli.main import main\n"
         "main()\n"
     )
@@ -121,8 +119,7 @@ def test_a_broken_pipe_kills_the_program_as_it_would_natively() -> None:
     )
     os.close(write)
     assert result.returncode == 128 + signal.SIGPIPE
-    assert result.stderr.endswith(b"killed by SIGPIPE\n")
-    assert result.stderr.count(b"\n") == 1
+    assert result.stderr == b"", "as a shell, which says nothing of it"
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
@@ -231,13 +228,17 @@ def test_granule_counts_more_than_the_configuration_file(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("text", ["8K", "32K", "4X", "0", "", "-4096", "4096.0", "2M"])
 def test_a_granule_that_no_machine_has_is_one_line(text: str) -> None:
-    one_line(aether("run", f"--granule={text}", PROGRAMS / "arm64" / "hello"), 2, ["page_size"])
+    one_line(
+        aether("run", f"--granule={text}", PROGRAMS / "arm64" / "hello"),
+        2,
+        [f"--granule {text or repr(text)} "],
+    )
 
 
 @pytest.mark.parametrize("text", ["16K", "64K"])
 def test_a_granule_that_x86_64_does_not_have_is_one_line(text: str) -> None:
-    words = one_line(aether("run", "--granule", text, PROGRAMS / "x86_64" / "hello"), 2, ["page_size"])
-    assert "4096 on x86_64" in words
+    said = one_line(aether("run", "--granule", text, PROGRAMS / "x86_64" / "hello"), 2)
+    assert f"--granule {text} is not possible on x86_64: pages are 4K there (see aether run --help)" in said
     assert aether("run", "--granule", "4K", PROGRAMS / "x86_64" / "hello").returncode == 0
 
 
@@ -274,30 +275,10 @@ def test_an_interrupted_run_still_has_statistics(tmp_path: Path) -> None:
     assert set(data["faults"]) >= {"demand_zero", "file"}
 
 
-def test_a_timeout_ends_what_follows_the_run_too() -> None:
-    """Taking a large program apart is Python's work: no flag of the CPU ends it."""
-    from aether_emu.cli.interrupts import Interrupts  # noqa: PLC0415  # keeps the other tests free of it
-
-    asked: list[None] = []
-    with Interrupts(lambda: asked.append(None), timeout=0.01) as interrupts:
-        interrupts.finish()
-        with pytest.raises(KeyboardInterrupt):
-            while True:
-                pass
-        assert interrupts.reason == "timeout" and not asked
-
-
-def test_the_callers_signal_settings_come_back() -> None:
-    """`Interrupts` undoes what it did, so that a caller keeps its own Ctrl-C."""
-    from aether_emu.cli.interrupts import Interrupts  # noqa: PLC0415  # keeps the other tests free of it
-
-    assert threading.current_thread() is threading.main_thread()
-    before, wakeup = signal.getsignal(signal.SIGINT), signal.set_wakeup_fd(-1)
-    signal.set_wakeup_fd(wakeup)
-    descriptors = set(os.listdir("/proc/self/fd"))
-    with Interrupts(lambda: None, None) as interrupts:
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert interrupts.reason is None
-    assert signal.getsignal(signal.SIGINT) is before
-    assert signal.set_wakeup_fd(wakeup) == wakeup
-    assert set(os.listdir("/proc/self/fd")) == descriptors
+def test_a_timeout_ends_what_follows_the_run_too(tmp_path: Path) -> None:
+    """Nobody reads the pipe that the statistics go to."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    result = aether("run", "--timeout", "1", "--stats-json", pipe, PROGRAMS / "x86_64" / "hello")
+    assert result.returncode == 124
+    assert result.stderr.endswith(b"hello: stopped by --timeout\n")

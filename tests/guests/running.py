@@ -72,6 +72,7 @@ def run_guest(
         machine.load(program(target.isa, argv[0]), list(argv), streams=streams, grants=grants)
         before(machine)
         ended = machine.run()
+        assert isinstance(ended, Ended)
     finally:
         machine.close()
     return Ran(ended, (streams["stdout"].written + streams["stderr"].written).decode())

@@ -16,6 +16,7 @@ from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Ran, Target, expect
 COMMANDS = (
     *("hello", "tour", "signals", "frames", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
     "vdso",
+    "freed",
     "faults all",
     *("maps file", "workset file"),
 )

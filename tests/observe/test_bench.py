@@ -396,7 +396,9 @@ def test_figures_that_cannot_be_measured_here_do_not_stop_the_others() -> None:
     def absent() -> float:
         raise NotMeasured("not on this host")
 
-    results, left_out = measure_all([_figure(ours=absent), replace(_figure(), name="next")])
+    results: list[Result] = []
+    left_out: dict[str, str] = {}
+    measure_all([_figure(ours=absent), replace(_figure(), name="next")], results, left_out)
     assert [result.figure.label for result in results] == [f"next/{ISA}"]
     assert left_out == {f"name/{ISA}": "not on this host"}
 

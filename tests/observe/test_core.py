@@ -16,6 +16,7 @@ from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import Request
 from aether_emu.observe import core
+from aether_emu.output import OutputError
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, program
 
@@ -144,7 +145,7 @@ def test_a_core_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(core, "_elf_header", full)
     try:
-        with pytest.raises(core.CoreError, match="No space left on device"):
+        with pytest.raises(OutputError, match="No space left on device"):
             core.write_core(machine, older)
     finally:
         machine.close()
@@ -153,9 +154,9 @@ def test_a_core_that_does_not_fit_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 
 def test_places_for_a_core_are_checked_before(tmp_path: Path) -> None:
-    core.check(tmp_path / "new")
+    core.place(tmp_path / "new")
     (tmp_path / "old").write_text("")
-    core.check(tmp_path / "old")
+    core.place(tmp_path / "old")
     for path in (tmp_path, tmp_path / "missing" / "core", Path("/dev/full"), Path("/proc/core")):
         with pytest.raises(ConfigError, match="core="):
-            core.check(path)
+            core.place(path)

@@ -28,10 +28,31 @@ _OPTIONS = (
 # takes ten times the space, so it is only these.
 WITH_GLIBC = ("control", "memory")
 
+# Without any library, and with symbols and unwind tables: a small program whose crashes can be explained.
+ALONE = ("crash",)
+_ALONE_OPTIONS = (
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-O1",
+    "-g0",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unused-function",
+    "-fno-stack-protector",
+    "-fasynchronous-unwind-tables",
+    "-Wl,--eh-frame-hdr,--build-id=none,-z,max-page-size=4096",
+    "-I../../guest/include",
+)
+
 
 def build(name: str, isa: str) -> None:
     """Compile, link and strip one program with each C library. CalledProcessError when a compiler refuses."""
     machine = _MACHINES[isa]
+    if name in ALONE:
+        command = (f"{machine}-linux-gnu-gcc", *_ALONE_OPTIONS, f"src/{name}.c", "-o", f"bin/{isa}/{name}")
+        subprocess.run(command, cwd=HERE, check=True)
+        return
     zig = (sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=all")
     compilers: dict[str, tuple[str, ...]] = {name: (*zig, "-target", f"{machine}-linux-musl")}
     if name in WITH_GLIBC:

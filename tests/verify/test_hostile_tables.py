@@ -11,9 +11,12 @@ import pytest
 
 from aether_emu.verify import image_of, lint, open_tables, survey, walk
 from aether_emu.verify.tables.format_names import NAMES
-from aether_emu.verify.tables.show import listed, ranges, repeats, row, size_text, totals
+from aether_emu.verify.tables.listing import listing, ranges, repeats
+from aether_emu.verify.tables.show import totals
 from aether_emu.verify.tables.survey import Odd
+from aether_emu.verify.tables.text import size_text
 from tests.verify.crafted_images import TABLE, Crafted
+from tests.verify.test_show import cells
 from tests.verify.test_tables import odd, surveyed
 
 SOME = (
@@ -52,7 +55,7 @@ def test_what_is_found_and_kept_is_bounded_by_the_image(name: str, pages: int) -
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found.leaves.count + found.again.address.size <= most
-    assert len(listed(found)) <= most
+    assert len(listing(found)) <= most
     assert peak < 1500 * most
     assert len(findings) < 1500
     assert Odd.LIMIT not in odd(found)
@@ -108,7 +111,7 @@ def test_what_is_said_to_be_the_same_is_the_same(name: str, seed: int) -> None:
 def test_every_address_is_listed_as_a_leaf_or_as_the_same_as_another(name: str) -> None:
     crafted = hostile(name, 3, 9)
     tables = open_tables(crafted.image, **crafted.options)
-    items = listed(survey(tables))
+    items = list(listing(survey(tables)))
     starts = [int(item.start) for item in items]
     assert starts == sorted(starts)
     assert all(one.end <= other.start for one, other in pairwise(items))
@@ -141,10 +144,10 @@ def test_a_table_that_is_its_own_page_table_is_one_line_a_level() -> None:
     crafted = Crafted("x86_64-5level", 3)
     crafted.words[512:1024] = crafted.root | TABLE["x86_64"]
     found = surveyed(crafted)
-    lines = [row(item) for item in listed(found)]
+    lines = cells(found)
     assert len(lines) < 20
     assert lines[1][-1] == "as at 0000000000000000, by the PT table at 0x1000"
-    assert lines[1][3:8] == ("-",) * 5
+    assert lines[1][3:8] == ["-"] * 5
     assert found.pages[0] == 512**5
 
 

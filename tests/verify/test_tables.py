@@ -13,8 +13,9 @@ from aether_emu.verify import image_of, open_tables, survey, walk
 from aether_emu.verify.tables.format_names import NAMES
 from aether_emu.verify.tables.formats import ALLOWED, Right
 from aether_emu.verify.tables.images import open_image
+from aether_emu.verify.tables.listing import ranges, repeats
 from aether_emu.verify.tables.notes import Registers
-from aether_emu.verify.tables.show import ranges, repeats, walk_lines
+from aether_emu.verify.tables.show import walk_lines
 from aether_emu.verify.tables.survey import Odd, Survey
 from tests.verify.crafted_images import KERNEL, LARGE, PAGE, TABLE, Crafted, Words
 

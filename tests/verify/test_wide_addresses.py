@@ -13,8 +13,9 @@ from aether_emu.verify import Severity, image_of, lint, open_tables, survey, wal
 from aether_emu.verify.spec import arm64
 from aether_emu.verify.tables.format_names import format_of
 from aether_emu.verify.tables.images import Image
+from aether_emu.verify.tables.listing import ranges
 from aether_emu.verify.tables.notes import Registers, registers_of
-from aether_emu.verify.tables.show import ranges, totals, walk_lines
+from aether_emu.verify.tables.show import totals, walk_lines
 from aether_emu.verify.tables.survey import Odd
 from tests.verify.crafted_images import PAGE, Crafted, elf_core, note
 from tests.verify.test_tables import odd, surveyed

@@ -10,9 +10,8 @@ Announced is what the engine executes correctly at EL0, with no state beyond tha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aether_emu.arch.arm64.registers import Encoding
+from aether_emu.records import dataclass
 
 ID_AA64PFR0_EL1 = Encoding(3, 0, 0, 4, 0)
 ID_AA64DFR0_EL1 = Encoding(3, 0, 0, 5, 0)

@@ -6,10 +6,10 @@ named fields, so that what the CPU runs with can be read, printed and compared b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from aether_emu.arch.paging import BitField
+from aether_emu.records import dataclass
 
 
 class Encoding(NamedTuple):

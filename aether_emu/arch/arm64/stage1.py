@@ -277,19 +277,19 @@ def _table(address: int, entry: int) -> Table:
     return Table(address, user, supervisor)
 
 
+# Named as the Arm ARM names them (D8.3.1, D8.3.2); V and T are its bits 0 and 1, SD and SW our software's.
 _LEAF_FIELDS = (
     BitField("V", 0, 1, "valid"),
     BitField("T", 1, 1, "page, not block"),
-    BitField("ATTR", 2, 3, "index into MAIR"),
+    BitField("AttrIndx", 2, 3, "index into MAIR"),
     BitField("NS", 5, 1, "non-secure"),
-    BitField("AP1", 6, 1, "user access"),
-    BitField("AP2", 7, 1, "read-only"),
+    BitField("AP", 6, 2, "user access (1), read-only (2)"),
     BitField("SH", 8, 2, "shareability"),
     BitField("AF", 10, 1, "accessed"),
-    BitField("NG", 11, 1, "not global"),
+    BitField("nG", 11, 1, "not global"),
     BitField("GP", 50, 1, "guarded page (BTI)"),
     BitField("DBM", 51, 1, "writable, dirty once read-only is off"),
-    BitField("CONT", 52, 1, "contiguous hint"),
+    BitField("Contiguous", 52, 1, "contiguous hint"),
     BitField("PXN", 53, 1, "no execution at EL1"),
     BitField("UXN", 54, 1, "no execution at EL0"),
     BitField("SD", 55, 1, "software: dirty"),
@@ -298,8 +298,8 @@ _LEAF_FIELDS = (
 _TABLE_FIELDS = (
     BitField("V", 0, 1, "valid"),
     BitField("T", 1, 1, "table, not block"),
-    BitField("PXNT", 59, 1, "no execution at EL1 below"),
-    BitField("UXNT", 60, 1, "no execution at EL0 below"),
-    BitField("APT", 61, 2, "no user access (1), no writing (2) below"),
-    BitField("NST", 63, 1, "non-secure below"),
+    BitField("PXNTable", 59, 1, "no execution at EL1 below"),
+    BitField("UXNTable", 60, 1, "no execution at EL0 below"),
+    BitField("APTable", 61, 2, "no user access (1), no writing (2) below"),
+    BitField("NSTable", 63, 1, "non-secure below"),
 )

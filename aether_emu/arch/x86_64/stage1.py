@@ -76,6 +76,9 @@ _FLAG_BITS: tuple[tuple[PageFlags, int], ...] = (
     (PageFlags.ACCESSED, A),
     (PageFlags.DIRTY, D),
 )
+# The same as plain numbers: an operation on flags makes an object each time.
+_VALUE_BITS = tuple((flag.value, bit) for flag, bit in _FLAG_BITS)
+_READ, _EXECUTE, _GUARDED = PageFlags.READ.value, PageFlags.EXECUTE.value, PageFlags.GUARDED.value
 
 
 class X86Format(PageTableFormat):
@@ -101,23 +104,27 @@ class X86Format(PageTableFormat):
         self.address_mask = _ADDRESS & ((1 << physical_bits) - 1)
         self._reserved_high = _ADDRESS & ~self.address_mask | (0 if no_execute else NX)
 
+    def canonical(self, va: int) -> bool:
+        """One root serves both halves, so the highest translated bit counts too (Intel SDM 1 3.3.7.1)."""
+        return va >> self.virtual_bits - 1 in (0, (1 << 65 - self.virtual_bits) - 1)
+
     def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
-        flags = attributes.flags
-        if not flags & PageFlags.READ:
+        flags = attributes.flags.value
+        if not flags & _READ:
             raise EncodingError(f"{self.name}: a present entry is always readable")
         if not self.levels[level - 1].leaf:
             raise EncodingError(f"{self.name}: no leaf at level {level} ({self.level_name(level)})")
         if attributes.key >> 4 or (attributes.key and not self.keys):
             raise EncodingError(f"{self.name}: protection key {attributes.key} does not exist")
-        if flags & PageFlags.GUARDED or attributes.contiguous:
+        if flags & _GUARDED or attributes.contiguous:
             raise EncodingError(f"{self.name}: there are no guarded pages and no contiguous hint")
         if attributes.software >> 10:
             raise EncodingError(f"{self.name}: 10 software bits, {attributes.software:#x} does not fit")
         bits = P | (PS if level > 1 else 0)
-        for flag, bit in _FLAG_BITS:
+        for flag, bit in _VALUE_BITS:
             if flags & flag:
                 bits |= bit
-        if not flags & PageFlags.EXECUTE:
+        if not flags & _EXECUTE:
             if not self.no_execute:
                 raise EncodingError(f"{self.name}: without EFER.NXE every page is executable")
             bits |= NX
@@ -211,10 +218,11 @@ class X86Format(PageTableFormat):
 
 _HELD_KINDS = {kind.value: kind for kind in HeldKind}
 
+# Named as the Intel SDM names them (3A, tables 4-15 to 4-20): RW and US are its R/W and U/S.
 _LOW_FIELDS = (
     BitField("P", 0, 1, "present"),
-    BitField("W", 1, 1, "writable"),
-    BitField("U", 2, 1, "user"),
+    BitField("RW", 1, 1, "writable"),
+    BitField("US", 2, 1, "user"),
     BitField("PWT", 3, 1, "memory type bit 0"),
     BitField("PCD", 4, 1, "memory type bit 1"),
     BitField("A", 5, 1, "accessed"),
@@ -225,8 +233,8 @@ _LEAF_FIELDS = (
     BitField("G", 8, 1, "global"),
     BitField("SWL", 9, 3, "software"),
     BitField("SWH", 52, 7, "software"),
-    BitField("PKEY", 59, 4, "protection key"),
-    BitField("NX", 63, 1, "no execute"),
+    BitField("PK", 59, 4, "protection key"),
+    BitField("XD", 63, 1, "no execute"),
 )
 _PAGE_FIELDS = (
     *_LEAF_FIELDS,
@@ -245,5 +253,5 @@ _LARGE_FIELDS = {
 _TABLE_FIELDS = (
     *_LOW_FIELDS,
     BitField("ADDR", 12, 40, "physical table"),
-    BitField("NX", 63, 1, "no execute"),
+    BitField("XD", 63, 1, "no execute"),
 )

@@ -5,7 +5,7 @@ A test assembles each source and compares. All stubs end in `hlt`, which ends a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from aether_emu.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,11 +47,16 @@ TABLE_SIZE = 512
 
 def find(name: str) -> Call | None:
     """The function that serves a call, or None."""
-    for family in FAMILIES:
-        call: Call | None = getattr(family, f"sys_{name}", None)
-        if call is not None:
-            return call
-    return None
+    return _functions().get(f"sys_{name}")
+
+
+@functools.cache
+def _functions() -> dict[str, Call]:
+    """All that the families have under a call's name, imported or defined; the first family's counts."""
+    functions: dict[str, Call] = {}
+    for family in reversed(FAMILIES):
+        functions.update((name, value) for name, value in vars(family).items() if name.startswith("sys_"))
+    return functions
 
 
 def call_table(abi: Abi) -> tuple[Call | None, ...]:

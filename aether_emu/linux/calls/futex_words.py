@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, require_user, write_struct
 from aether_emu.linux.task.futex import Futexes, FutexWait, Key
 from aether_emu.linux.task.task import Task
+from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from aether_emu.errors import ProgramError
 from aether_emu.mm.protection import Protection
+from aether_emu.records import dataclass
 
 MACHINES = {62: "x86_64", 183: "arm64"}
 _OTHERS = {

@@ -12,7 +12,6 @@ the file behind its end are mapped like all others: touching one is SIGBUS.
 from __future__ import annotations
 
 import errno
-from dataclasses import dataclass
 from itertools import pairwise
 
 from aether_emu.errors import ProgramError, Refused
@@ -24,6 +23,7 @@ from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 _SMALLEST_PAGE = 4096  # with these, programs may rely on what Linux makes of such a page
 _RW = Protection.READ | Protection.WRITE

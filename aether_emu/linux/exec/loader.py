@@ -16,7 +16,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from aether_emu.errors import OutOfFrames, ProgramError, Refused
+from aether_emu.errors import InterpreterError, OutOfFrames, ProgramError, Refused
 from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.exec.elf import Image, read_image, shown
 from aether_emu.linux.exec.image import Loaded, map_interpreter, map_program
@@ -154,9 +154,7 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
         try:
             image, file = opened.enter_context(_opened(task.process.files, path))
         except Refused as refused:
-            raise ProgramError(
-                f"{program}: its interpreter {name} is not visible to it; give it with --root or --bind"
-            ) from refused
+            raise InterpreterError(program, name) from refused
         if image.isa != task.process.abi.isa:
             raise ProgramError(f"{program}: its interpreter {name} is for {image.isa}")
         try:

@@ -7,7 +7,7 @@ found again by its name is refused (`CaptureError`): an unlinked file exists onl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any
 
 from aether_emu.errors import AetherError, Refused
@@ -27,6 +27,7 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import TextFile
+from aether_emu.records import dataclass
 
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""

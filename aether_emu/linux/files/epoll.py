@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from aether_emu.errors import Refused
@@ -25,6 +24,7 @@ from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, 
 from aether_emu.linux.files.pipe import EventCounter
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.synthetic import DeviceFile, TextFile
+from aether_emu.records import dataclass
 from aether_emu.waiting import HostQueue, WaitQueue
 
 EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD = 1, 2, 3

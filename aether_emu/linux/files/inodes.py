@@ -8,7 +8,8 @@ constant until the guest changes something; from then on they are virtual.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from aether_emu.records import dataclass
 
 EPOCH_NS = 1_577_836_800 * 10**9
 """2020-01-01 00:00:00 UTC: every time of a file that the guest has not changed, in nanoseconds."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.linux.files.proc import Viewer
 from aether_emu.linux.files.synthetic import Node
+from aether_emu.records import dataclass
 
 _FIRST_MINOR = 32
 

@@ -16,7 +16,6 @@ import os
 import stat as modes
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from aether_emu.errors import ConfigError, Refused
@@ -29,6 +28,7 @@ from aether_emu.linux.files.proc import Viewer, proc_tree
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
 from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
+from aether_emu.records import dataclass
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK

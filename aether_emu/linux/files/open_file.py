@@ -10,12 +10,12 @@ import errno
 import os
 import select
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 MOST_PER_CALL = 0x7FFFF000

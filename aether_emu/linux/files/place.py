@@ -11,13 +11,13 @@ import errno
 import os
 import stat as modes
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from types import TracebackType
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.mounts import Mount
 from aether_emu.linux.files.synthetic import Node
+from aether_emu.records import dataclass
 
 GuestPath = tuple[bytes, ...]
 """A canonical path: components below the guest's root, with no links, `.` or `..` among them."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import stat as modes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.records import dataclass
 
 _POSITIONS = (1 << 64) - 1
 _NEGATIVE = 1 << 63

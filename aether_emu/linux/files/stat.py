@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat as modes
 import struct
-from dataclasses import dataclass
+
+from aether_emu.records import dataclass
 
 BLOCK = 4096
 

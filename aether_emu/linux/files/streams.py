@@ -38,19 +38,48 @@ class Stream(Protocol):
         """(columns, lines) of a terminal; None if it is none."""
 
 
+_ATOMIC = select.PIPE_BUF
+"""Bytes that a pipe takes without waiting once it says that it takes any (pipe(7))."""
+_MOMENT = 5
+"""Milliseconds that a write waits for room: a reader at work makes some at once."""
+
+
 class DescriptorStream:
-    """A stream on a host descriptor, which stays the caller's to close."""
+    """A stream on a host descriptor, which stays the caller's to close.
+
+    A write never waits for a reader: then nothing outside could end the run.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._room = select.poll()
+        self._room.register(fd, select.POLLOUT)
 
     def read(self, count: int) -> bytes:
         """See `Stream.read`."""
         return os.read(self.fd, min(count, 1 << 20))
 
     def write(self, data: bytes) -> int:
-        """See `Stream.write`."""
-        return os.write(self.fd, data)
+        """See `Stream.write`. BlockingIOError when nobody makes room."""
+        done = 0
+        while not done or done < len(data):
+            if not self._room.poll(0 if done else _MOMENT):
+                break
+            try:
+                done += os.write(self.fd, data[done : done + _ATOMIC])
+            except OSError:
+                if not done:
+                    raise
+                break  # the next write tells
+            if not data:
+                return 0
+        if not done:
+            raise BlockingIOError(errno.EAGAIN, "nobody reads")
+        return done
+
+    def has_room(self) -> bool:
+        """Whether a write would take something now, or fail at once."""
+        return bool(self._room.poll(0))
 
     def ready(self) -> bool:
         """See `Stream.ready`."""
@@ -123,7 +152,9 @@ class StreamFile(OpenFile):
         self.stream = stream
         self._termios = _cooked_termios()
         self._incoming = HostQueue(self._has_input)
-        self._outgoing = HostQueue(lambda: True)  # a host that took nothing says no more: try again
+        # A stream that took nothing and says no more is tried again.
+        self._has_room = stream.has_room if isinstance(stream, DescriptorStream) else lambda: True
+        self._outgoing = HostQueue(self._has_room)
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`: only the host changes a stream."""
@@ -165,7 +196,7 @@ class StreamFile(OpenFile):
     def poll(self) -> int:
         """See `OpenFile.poll`."""
         incoming = POLLIN if self.readable and self.stream.ready() else 0
-        return incoming | (POLLOUT if self.writable else 0)
+        return incoming | (POLLOUT if self.writable and self._has_room() else 0)
 
     def link(self) -> bytes:
         """See `OpenFile.link`."""

@@ -6,7 +6,6 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from aether_emu.errors import Refused
@@ -14,6 +13,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.records import dataclass
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.records import dataclass
 
 DEFAULT_LIMIT = 1024
 """`RLIMIT_NOFILE`."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.calls import vsyscall
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control
+from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
 from aether_emu.linux.task.process import Process
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
@@ -148,17 +147,4 @@ def _with_looks(process: Process, areas: Iterable[Area]) -> Iterator[Area]:
 
 
 def _line(space: AddressSpace, area: Area) -> bytes:
-    flags = "".join(
-        letter if area.protection & bit else "-"
-        for letter, bit in (("r", Protection.READ), ("w", Protection.WRITE), ("x", Protection.EXECUTE))
-    )
-    flags += "s" if area.shared else "p"
-    offset, device, inode = 0, "00:00", 0
-    if isinstance(area.backing, FileBacking):
-        offset = area.offset << space.table.format.page_shift
-        number, inode = area.backing.identity
-        device = f"{os.major(number):02x}:{os.minor(number):02x}"
-    head = f"{area.start:08x}-{area.end:08x} {flags} {offset:08x} {device} {inode}"
-    name = area.name.replace("\n", "\\012")
-    line = f"{head:<72} {name}" if name else head + " "
-    return (line + "\n").encode("utf-8", "surrogateescape")
+    return (str(record_of(space, area)) + "\n").encode("utf-8", "surrogateescape")

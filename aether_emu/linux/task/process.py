@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
+from aether_emu.errors import AddressError
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.maps import Areas, record_of
+from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.user import ForcedMemory, UserFaulted
+from aether_emu.records import dataclass
+
+T = TypeVar("T")
 
 PID, PARENT_PID = 1000, 999
 RLIM_INFINITY = (1 << 64) - 1
@@ -38,6 +46,10 @@ class Ended:
     def status(self) -> int:
         """The exit status as a shell shows it: 128+N for signal N."""
         return 128 + self.signal if self.signal else self.code & 0xFF
+
+    def __str__(self) -> str:
+        """In words: "exit status 3", "killed by SIGSEGV at 0x10"."""
+        return f"killed by {self.why or self.signal}" if self.signal else f"exit status {self.status}"
 
 
 @dataclass
@@ -75,6 +87,13 @@ class Member(Protocol):
     def signals(self) -> TaskSignals: ...
     @property
     def waits(self) -> int: ...
+
+    registers: dict[str, int]
+
+    @property
+    def running(self) -> bool: ...
+    @property
+    def cpu(self) -> Cpu: ...
     def stop(self) -> None: ...
 
 
@@ -144,6 +163,51 @@ class Process:
             space.locked = None if self.is_root else soft
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+
+    # ---- to look at it from outside
+
+    def read(self, address: int, length: int) -> bytes:
+        """`length` bytes of its memory, as a debugger reads them: PROT_NONE too, and pages not yet there.
+
+        Raises AddressError at the first address that is not mapped.
+        """
+        memory = ForcedMemory(self.mm)
+        return self._accessed(lambda: memory.read(address, length), address, length)
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Store `data`, as a debugger does: read-only private memory is copied first. Code never runs stale.
+
+        Raises AddressError at the first address that cannot be written so; what is before it is written.
+        """
+        memory = ForcedMemory(self.mm)
+        self._accessed(lambda: memory.write(address, data), address, len(data))
+
+    def _accessed(self, access: Callable[[], T], address: int, length: int) -> T:
+        self.kernel.require_open()
+        if not 0 <= address <= address + length <= 1 << 64:
+            raise AddressError("range of memory", address, f"{length} bytes from there are not in 64 bits")
+        try:
+            return access()
+        except UserFaulted as fault:
+            area = self.mm.areas.find(fault.va)
+            why = "nothing is mapped there" if area is None else f"{area} does not have it"
+            raise AddressError("address of the process", fault.va, why) from None
+
+    @property
+    def areas(self) -> Areas:
+        """Its areas at this moment, as records; `print` them for the lines of /proc/PID/maps."""
+        return Areas(record_of(self.mm, area) for area in self.mm.areas)
+
+    @property
+    def registers(self) -> Registers:
+        """The registers of its first task: read at any time, set while the program stands still."""
+        self.kernel.require_open()
+        return Registers(self.abi.isa, self.tasks[0])
+
+    def __repr__(self) -> str:
+        name = self.program.path.decode("utf-8", "backslashreplace")
+        state = "lives" if self.ended is None else repr(self.ended)
+        return f"<Process {self.pid} {name}: {len(self.mm.areas)} areas, {state}>"
 
     # ---- signals
 

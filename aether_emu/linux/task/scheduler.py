@@ -79,11 +79,20 @@ class Scheduler:
     def run(self, budget: int | None = None) -> bool:
         """Run until every task has ended (True), or for `budget` blocks (False).
 
-        Raises Interrupted, Deadlock, EngineError.
+        Raises Interrupted, Deadlock, EngineError, and what a listener raised.
         """
-        cpu = self.entry.cpu
+        observers = self.kernel.observers
+        observers.running = True
+        try:
+            return self._run(budget)
+        finally:
+            observers.running = False
+
+    def _run(self, budget: int | None) -> bool:
+        cpu, check = self.entry.cpu, self.kernel.observers.check
         limit = None if budget is None else cpu.blocks + budget
         while self._bury():
+            check()
             if cpu.take_interrupt():
                 raise Interrupted
             task = self._next()
@@ -96,8 +105,11 @@ class Scheduler:
                 if task.wait is not None:
                     continue
             self.entry.before_user()
+            check()
             if not task.process.is_over and self._turn(limit):
+                check()
                 return False
+        check()
         return True
 
     def _bury(self) -> bool:
@@ -109,6 +121,7 @@ class Scheduler:
                 task.done_waiting()
             if not any(other.process is task.process for other in self.tasks):
                 task.process.files.close_all()
+                self.kernel.observers.tell(self.kernel.observers.ended, task.process)
         return bool(self.tasks)
 
     def _next(self) -> Task | None:
@@ -135,7 +148,7 @@ class Scheduler:
         turn = None if limit is None else limit - cpu.blocks
         if len(self.tasks) > 1:
             turn = TURN if turn is None else min(turn, TURN)
-        ended = self.entry.percpu.run(turn)
+        ended = self.entry.run(turn)
         match ended.reason:
             case ExitReason.STOPPED:
                 pass

@@ -162,6 +162,7 @@ class Receiver(Protocol):
     def running(self) -> bool: ...
     @property
     def cpu(self) -> Cpu: ...
+    def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None: ...
 
 
 class TaskSignals:
@@ -193,9 +194,9 @@ class TaskSignals:
             self.record = replace(record, address=kept)
         action = self._task.process.signals.actions[info.number]
         if action.handler in (sig.SIG_DFL, sig.SIG_IGN) or self.blocks(info.number):
-            self._die(info)
+            self._die(info, forced=True)
         else:
-            self._enter(info, action)
+            self._enter(info, action, forced=True)
 
     def post(self, info: SignalInfo) -> None:
         """A signal for this task alone, delivered when it is about to go on and does not block it.
@@ -246,18 +247,20 @@ class TaskSignals:
             if info is None:
                 break
             action = process.signals.actions[info.number]
-            if action.handler == sig.SIG_DFL:
-                if info.number not in sig.IGNORED_BY_DEFAULT and info.number not in sig.STOPPING:
-                    self._die(info)
-            elif action.handler != sig.SIG_IGN:
-                self._enter(info, action)
+            if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
+                self._enter(info, action, forced=False)
+            elif process.signals.is_ignored(info.number) or info.number in sig.STOPPING:
+                self._task.takes(info, forced=False, handler=0, fatal=False)
+            else:
+                self._die(info, forced=False)
         self.end_suspension()
         self.update()
 
-    def _enter(self, info: SignalInfo, action: Action) -> None:
+    def _enter(self, info: SignalInfo, action: Action, *, forced: bool) -> None:
         cpu, process = self._task.cpu, self._task.process
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
             info = self._without_tag(info)
+        self._task.takes(info, forced=forced, handler=action.handler, fatal=False)
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
         delivery = Delivery(info, action, mask, self.stack, self.record, process.signal_return())
         if action.flags & sig.SA_RESETHAND:  # even if the frame cannot be built
@@ -267,7 +270,7 @@ class TaskSignals:
         except UserFault:
             failed = SignalInfo(sig.SIGSEGV, sig.SI_KERNEL)
             if info.number == sig.SIGSEGV:
-                self._die(failed)
+                self._die(failed, forced=True)
             else:
                 self.force(failed)
             return
@@ -312,7 +315,8 @@ class TaskSignals:
             raise Refused(errno.ENOMEM, f"at least {smallest} bytes")
         self.stack = wanted
 
-    def _die(self, info: SignalInfo) -> None:
+    def _die(self, info: SignalInfo, *, forced: bool) -> None:
+        self._task.takes(info, forced=forced, handler=0, fatal=True)
         where = f" at {info.address:#x}" if info.is_fault else ""
         self._task.process.die(info.number, f"{sig.name_of(info.number)}{where}")
 

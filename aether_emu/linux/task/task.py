@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from aether_emu.clock import LAST_NS
+from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.wait import Unfinished, Wait
@@ -36,6 +38,11 @@ class Task:
         self._cpu: Cpu | None = None
         process.tasks.append(self)
 
+    def __repr__(self) -> str:
+        name = self.name.decode("utf-8", "backslashreplace")
+        state = f"waits for {self.wait.what}" if self.wait is not None else "can run"
+        return f"<Task {self.tid} {name}: {state}>"
+
     # ---- on a CPU and off it
 
     @property
@@ -66,6 +73,12 @@ class Task:
         """Leave the CPU's run loop when its current callback returns; nothing if it is on none."""
         if self._cpu is not None:
             self._cpu.stop()
+
+    def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None:
+        """It takes a signal: whoever listens is told, before anything changes."""
+        observers = self.process.kernel.observers
+        if observers.signal:
+            observers.tell(observers.signal, SignalSeen(self, info, forced, handler, fatal))
 
     # ---- waiting
 

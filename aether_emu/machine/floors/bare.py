@@ -24,15 +24,16 @@ from __future__ import annotations
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from unicorn import UC_PROT_ALL
 
 from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.machine.unicorn import engine
+from aether_emu.records import dataclass
 
 PAGE = 4096
 FREE = 16 << 20
@@ -137,7 +138,10 @@ class Floor(ABC):
         engine.emu_stop(self._handle)
 
     def _execute(self, start: int) -> None:
-        code = engine.emu_start(self._handle, start, 0, 0, 0)
+        with Undisturbed(lambda: engine.emu_stop(self._handle)) as block:
+            code = engine.emu_start(self._handle, start, 0, 0, 0)
+        if block.program_ends:
+            raise SystemExit
         if self._failure is not None:
             raise self._failure
         if code or not self._stopped:

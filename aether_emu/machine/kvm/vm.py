@@ -15,7 +15,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
@@ -24,6 +23,7 @@ import numpy as np
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.errors import AetherError, EngineError
 from aether_emu.machine.probe.prober import Words
+from aether_emu.records import dataclass
 
 DEVICE = Path("/dev/kvm")
 

@@ -25,11 +25,11 @@ import stat
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
 
 from aether_emu.errors import AddressError, AetherError, ConfigError, Refused
 from aether_emu.machine.memory import host
 from aether_emu.machine.memory.ram import check_range
+from aether_emu.records import dataclass
 
 SLOT_SIZE = 2 << 20
 """Bytes of a slot. Large slots keep the host's mappings few: `vm.max_map_count` is 65,530 by default."""

@@ -127,6 +127,11 @@ class Ram:
             offset = number * self.page_size - self.base
             self.bytes[offset : offset + self.page_size] = content
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._memory is None
+
     def close(self) -> None:
         """Give all host memory back. The views refuse from now on; older slices read zero. Idempotent."""
         if self._memory is None:

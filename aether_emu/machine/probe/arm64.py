@@ -27,6 +27,7 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.probe.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
 from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_state import ArmState
@@ -188,7 +189,8 @@ class ArmProber:
         x[1], x[2], x[3], x[4] = base + self._list, base + self._results, count, self._resume
         at = start
         while True:
-            code = engine.emu_start(self._handle, at, 0, 0, 0)
+            with Undisturbed():
+                code = engine.emu_start(self._handle, at, 0, 0, 0)
             if not code:
                 break
             if code not in (6, 7, 8):  # UC_ERR_READ/WRITE/FETCH_UNMAPPED: noted by the hook
@@ -204,9 +206,17 @@ class ArmProber:
             self._words[first : first + count].copy(),
         )
 
+    def translated(self, address: int, kind: int) -> int:
+        """Where an access went that was just DONE: `kind` is 1 for a load, 2 for a store, 4 for a fetch."""
+        physical = ctypes.c_uint64()
+        if engine.vmem_translate(self._handle, address, kind, ctypes.addressof(physical)):
+            raise EngineError(f"{address:#x} was accessed, and does not translate")
+        return physical.value
+
     def close(self) -> None:
-        """Let go of the engine."""
+        """Let go of the engine, and then of the memory."""
         self._uc = None
+        self._memory = []
 
 
 _RESUME = {operation: _routine(operation)[1] for operation in _SOURCES}

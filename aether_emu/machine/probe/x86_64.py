@@ -29,6 +29,7 @@ from unicorn import (
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.stage1 import A, D, P, U, W
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.probe.prober import BATCH, Attempts, Happened, Memory, Operation, Words, placed
 from aether_emu.machine.unicorn import engine, x86_calibrate
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
@@ -216,7 +217,8 @@ class X86Prober:
         at = start if self._keys else start + len(_KEYS[1])
         while True:
             state.old_exception[0] = -1
-            code = engine.emu_start(self._handle, at, 0, 0, 0)
+            with Undisturbed():
+                code = engine.emu_start(self._handle, at, 0, 0, 0)
             if not code:
                 break
             if code not in (6, 7, 8):  # UC_ERR_READ/WRITE/FETCH_UNMAPPED: noted by the hook
@@ -232,6 +234,14 @@ class X86Prober:
             values,
         )
 
+    def translated(self, address: int, kind: int) -> int:
+        """Where an access went that was just DONE: `kind` is 1 for a load, 2 for a store, 4 for a fetch."""
+        physical = ctypes.c_uint64()
+        if engine.vmem_translate(self._handle, address, kind, ctypes.addressof(physical)):
+            raise EngineError(f"{address:#x} was accessed, and does not translate")
+        return physical.value
+
     def close(self) -> None:
-        """Let go of the engine."""
+        """Let go of the engine, and then of the memory."""
         self._uc = None
+        self._memory = []

@@ -21,19 +21,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
 
 from aether_emu.arch.arm64 import id_registers, stubs, syndrome
 from aether_emu.arch.arm64 import registers as regs
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.cpu import Trap, TrapKind, UserFault
 from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
 from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, UnicornCpu
+from aether_emu.records import dataclass
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
 _INSTRUCTION = 4
@@ -127,7 +128,8 @@ class ArmCpu(UnicornCpu):
         self._text = text
         self._add_hook(UC_HOOK_INTR, engine.INTERRUPT(self._exception_hook()))
         self._look_at_blocks(self._scan.callback, self._scan.user_data)
-        self.supervisor(stubs.JUMP, x1=text + stubs.LOAD.offset + len(stubs.LOAD.code) - _INSTRUCTION)
+        with Undisturbed():
+            self.supervisor(stubs.JUMP, x1=text + stubs.LOAD.offset + len(stubs.LOAD.code) - _INSTRUCTION)
 
     def _exception_hook(self) -> Callable[[int, int, int], None]:
         handle, x = self._handle, self.general

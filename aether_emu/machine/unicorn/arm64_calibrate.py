@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from unicorn import UC_ARCH_ARM64, UC_HOOK_INTR, UC_MODE_ARM, UC_PROT_ALL, arm64_const
 
 from aether_emu.arch.arm64 import registers as regs
@@ -28,9 +28,14 @@ from aether_emu.arch.arm64.stage1 import (
     VALID,
 )
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
+from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MODEL = arm64_const.UC_CPU_ARM64_MAX
 _GRANULE, _VIRTUAL_BITS = 4096, 48  # of the scratch CPU
@@ -120,11 +125,12 @@ def measure() -> Layout:
     ):
         struct.pack_into("<I", memory, 0x8000 + offset, instruction)
         uc.reg_write(arm64_const.UC_ARM64_REG_X1, target)
-        engine.emu_start(handle, code + offset, 0, 0, 0)
+        with Undisturbed():
+            engine.emu_start(handle, code + offset, 0, 0, 0)
         after = dump()
         mask = 0xFE00_007C if syndrome & 3 else 0xFE00_007F  # the level depends on tables near the target
-        pcs = _narrow(pcs, places(after, "Q", (code + offset).__eq__))
-        addresses = _narrow(addresses, places(after, "Q", (target + 16).__eq__))
+        pcs = _narrow(pcs, places(after, "Q", partial(np.equal, code + offset)))
+        addresses = _narrow(addresses, places(after, "Q", partial(np.equal, target + 16)))
         syndromes = _narrow(syndromes, places(after, "I", partial(_alike, syndrome, mask)))
     at = only("the fault address", addresses or set())
     syndrome_at = only("the syndrome", {place for place in syndromes or set() if 0 < at - place <= 16})
@@ -135,8 +141,9 @@ def _narrow(before: set[int] | None, found: set[int]) -> set[int]:
     return found if before is None else before & found
 
 
-def _alike(wanted: int, mask: int, value: int) -> bool:
-    return value & mask == wanted & mask
+def _alike(wanted: int, mask: int, values: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    alike: NDArray[np.bool_] = values & mask == wanted & mask
+    return alike
 
 
 def find_state(uc: Any) -> int | None:

@@ -10,10 +10,12 @@ from unicorn import UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed, undisturbed
 from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
+from aether_emu.machine.unicorn.halts import Halts
 
 PROT_READ, PROT_WRITE, PROT_EXECUTE = 1, 2, 4  # UC_PROT_*
 MASK = (1 << 64) - 1
@@ -46,6 +48,7 @@ class UnicornCpu(Cpu):
         self._blocks_before = 0
         self._hooks: list[object] = []
         self._look = 0
+        self.halting = self.halts = Halts(self, self._handle, self._uncount)
         self.on_fault = self._unplugged
         self.on_system_call = lambda *_arguments: None
         self.on_trap = self._unplugged_trap
@@ -103,6 +106,24 @@ class UnicornCpu(Cpu):
         return False
 
     def run(self, budget: int | None = None) -> Exit:
+        if undisturbed():
+            return self._run(budget)
+        limit = None if budget is None else self.blocks + budget
+        while True:
+            block = Undisturbed(self.interrupt)
+            try:
+                with block:
+                    ended = self._run(budget)
+            finally:
+                if block.asked:
+                    self._interrupted = False
+            if block.program_ends:
+                raise SystemExit
+            if not block.asked or ended.reason is not ExitReason.INTERRUPTED:
+                return ended
+            budget = None if limit is None else max(0, limit - self.blocks)
+
+    def _run(self, budget: int | None) -> Exit:
         if budget is not None:
             self.count_blocks()
         self._set_counter(_UNLIMITED if budget is None else budget)
@@ -112,7 +133,11 @@ class UnicornCpu(Cpu):
                 return Exit(ExitReason.INTERRUPTED)
             self._before_entry()
             code = self._entries.start(self._handle, self.pc, 0, 0, 0)
-            handled = self._failure is None and self._after_entry(code)
+            if self.halts.hit and self._failure is None:
+                self._halted()
+                handled = True
+            else:
+                handled = self._failure is None and self._after_entry(code)
             if self._failure is not None:
                 failure, self._failure = self._failure, None
                 raise failure
@@ -153,6 +178,18 @@ class UnicornCpu(Cpu):
     def take_interrupt(self) -> bool:
         pending, self._interrupted = self._interrupted, False
         return pending
+
+    def _halted(self) -> None:
+        """In front of an instruction: tell, outside the engine. The block entered anew then counts once."""
+        self.halts.hit = False
+        self._uncount()
+        self.halts.go_past()
+        self.halts.on_halt()
+
+    def _uncount(self) -> None:
+        """The block that runs now is entered again for no reason of the guest's."""
+        if self._counter is not None:
+            self._counter.value += 1
 
     # ---- counting blocks
 

@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from aether_emu.errors import EngineError
 from aether_emu.machine.unicorn import engine
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 SENTINELS = tuple(0x5EED_C0DE_0000_1111 * (i + 3) & (1 << 64) - 1 for i in range(16))
 
 
-def places(dump: bytes, kind: str, test: Callable[[int], bool]) -> set[int]:
+def places(dump: bytes, kind: str, test: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> set[int]:
+    """Offsets of the aligned values of a kind (as in `struct`) that pass a test, which gets all of them."""
     size = struct.calcsize(kind)
-    count = len(dump) // size
-    return {i * size for i, value in enumerate(struct.unpack_from(f"<{count}{kind}", dump)) if test(value)}
+    values = np.frombuffer(dump, f"<{kind}", len(dump) // size)
+    return set((np.flatnonzero(test(values)) * size).tolist())
 
 
 def only(name: str, places: set[int]) -> int:

@@ -24,7 +24,6 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from unicorn import (
     UC_ARCH_X86,
@@ -39,6 +38,7 @@ from unicorn import (
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate, x86_operand
 from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
@@ -47,6 +47,7 @@ from aether_emu.machine.unicorn.x86_registers import CONTROL, GENERAL_NAMES, NUM
 from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
+from aether_emu.records import dataclass
 
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
@@ -150,7 +151,8 @@ class X86Cpu(X86Traps):
         self.on_fault, kernel = expect, self.on_fault
         self._state.old_exception[0] = -1
         self.write("rsp", data + _IRET_FRAME)
-        code = engine.emu_start(self._handle, text + stubs.IRET.offset, 0, 0, 0)
+        with Undisturbed():
+            code = engine.emu_start(self._handle, text + stubs.IRET.offset, 0, 0, 0)
         self.on_fault = kernel
         if self._failure is not None:
             raise self._failure
@@ -293,10 +295,13 @@ class X86Cpu(X86Traps):
 
     def _meet_special(self) -> None:
         """The run stopped in front of a special instruction; look again, code may have changed."""
+        if self.halts.halts_instead(self.pc):
+            self._halted()
+            return
         code = self._code_here()
         found = x86_blocks.first_special(code)
         if found is None or found.offset:
-            self._let_pass = self.pc
+            self._pass()
             return
         self._guarded(lambda: self._instead_of(found, code))
 
@@ -321,7 +326,11 @@ class X86Cpu(X86Traps):
                 if not passes:
                     self.on_trap(PROTECTION)
         if passes:
-            self._let_pass = self.pc
+            self._pass()
+
+    def _pass(self) -> None:
+        """Let the instruction at pc execute as it is."""
+        self._let_pass = self.halts.again = self.pc
 
     def _answer_random(self, found: x86_blocks.Found) -> None:
         """RDRAND and RDSEED always succeed: CF=1, the other arithmetic flags 0 (Intel SDM 2)."""

@@ -17,9 +17,10 @@ machine code; it stops at an opcode (or a prefix) that has a rule, and everythin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
+
+from aether_emu.records import dataclass
 
 
 class Special(Enum):

@@ -13,18 +13,20 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, x86_const
 
 from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64.stage1 import NX, P, U, W
 from aether_emu.errors import EngineError
+from aether_emu.interruption import Undisturbed
 from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
+from aether_emu.records import dataclass
 
 MODEL = x86_const.UC_CPU_X86_EPYC_ROME
 
@@ -118,7 +120,8 @@ class _Scratch:
     def start(self, pc: int) -> int:
         """Run from `pc` to the first exception; its vector."""
         self.vectors.clear()
-        engine.emu_start(self.handle, pc, 0, 0, 0)
+        with Undisturbed():
+            engine.emu_start(self.handle, pc, 0, 0, 0)
         return self.vectors[0] if self.vectors else -1
 
     def code(self, offset: int, code: bytes) -> int:
@@ -236,14 +239,14 @@ def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
         scratch.start(pc)
         dump = scratch.dump()
         wanted = scratch.CODE + rip
-        found = places(dump, "Q", wanted.__eq__)
+        found = places(dump, "Q", partial(np.equal, wanted))
         rips = found if rips is None else rips & found
-        flag = places(dump, "i", int(error is None).__eq__)
+        flag = places(dump, "i", partial(np.equal, int(error is None)))
         ints = flag if ints is None else ints & flag
         if error is not None:
-            found = places(dump, "Q", (rdi + 16).__eq__)
+            found = places(dump, "Q", partial(np.equal, rdi + 16))
             cr2s = found if cr2s is None else cr2s & found
-            found = places(dump, "i", error.__eq__)
+            found = places(dump, "i", partial(np.equal, error))
             errors = found if errors is None else errors & found
     return (
         only("rip", rips or set()),

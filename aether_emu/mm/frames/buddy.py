@@ -21,7 +21,6 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -31,6 +30,7 @@ from aether_emu.errors import FrameError, OutOfFrames
 from aether_emu.mm.frames.free_lists import MAX_ORDER, SINGLE, FrameArray, FreeLists
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.ports import NEVER_FAILS, FailurePoints
+from aether_emu.records import dataclass
 
 __all__ = ["BATCH", "HIGH_WATER", "MAX_ORDER", "Buddy", "BuddyStats", "FrameArray", "Zone", "ZoneStats"]
 

@@ -11,7 +11,7 @@ outside the frame table (devices).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Entries, Held, PageTableFormat
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.tables.tree import Found, Stretch, Tree
+from aether_emu.records import dataclass
 
 Frames = NDArray[np.int64]
 Chosen = NDArray[np.bool_] | None

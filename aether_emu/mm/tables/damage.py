@@ -6,11 +6,10 @@ that a flipped bit is told from a mapping. Bits that the MMU itself sets (access
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import AetherError
+from aether_emu.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ held kind has no frame that anybody could know: zap clears and returns it, the o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +42,7 @@ from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import cut
 from aether_emu.mm.tables.tree import Found, Stretch, Tree
+from aether_emu.records import dataclass
 
 Change = Callable[[int, int], int]
 """What an entry of a kind (its address cleared) becomes at a level; its address stays."""

@@ -8,7 +8,6 @@ the target, or finds a table in its place there.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,6 +19,7 @@ from aether_emu.mm.tables.edits import clear, found_in, gather_pages, rewrite, w
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import flush_large, split
 from aether_emu.mm.tables.tree import JOINED, Found, Stretch, Tree
+from aether_emu.records import dataclass
 
 _Piece = tuple[int, int, int]  # address, slot and number of some level-1 entries
 _ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way

@@ -23,7 +23,7 @@ Where bytes lead elsewhere than what was written there, `find` and `visit` raise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from aether_emu.mm.tables.damage import Damaged, same
 from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.walk import Walk, walk
 from aether_emu.mm.tables.written import Written
+from aether_emu.records import dataclass
 
 _FEW = 8  # up to so many entries a loop of plain ints is quicker than numpy's fixed cost
 _DIRTY = int(Flags.DIRTY)  # plain: numpy needs 20 us for an operation with an enum
@@ -131,6 +132,9 @@ class Tree(Written):
         self.root = self.new_table(fmt.top)
 
     # ---- single entries
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.format.name} at {self.root:#x}>"
 
     def leaf_slot(self, va: int) -> int:
         """The level-1 slot of `va`; tables on the way are created.

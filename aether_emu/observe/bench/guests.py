@@ -75,7 +75,7 @@ class Loaded:
 def on_machine(isa: str, name: str, arguments: Sequence[int], *, ram: int | None = None) -> Iterator[Loaded]:
     """The program on a machine with default parameters, or with other RAM (bytes)."""
     path, output = path_of(isa, name), BufferStream()
-    machine = Machine(isa, ram=ram)
+    machine = Machine(isa) if ram is None else Machine(isa, ram=ram)
     try:
         streams = {"stdin": BufferStream(), "stdout": output, "stderr": output}
         machine.load(path, [name, *map(str, arguments)], streams=streams)

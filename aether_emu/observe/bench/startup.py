@@ -13,7 +13,8 @@ import sys
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure
 
-IMPORTS = "import unicorn, numpy, typer"
+IMPORTS = "import unicorn, numpy, click"
+COMMAND = "from aether_emu.cli.main import main; main()"  # what the script `aether` consists of
 
 
 def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
@@ -34,7 +35,7 @@ def figure(isa: str, goal: float, *, repetitions: int = 9) -> Figure:
         program="aether run hello",
         floor_is=f'python -c "{IMPORTS}"',
         unit="process",
-        ours=lambda: child("-m", "aether_emu.cli.main", "run", hello),
+        ours=lambda: child("-c", COMMAND, "run", hello),
         floor=lambda: child("-c", IMPORTS),
         repetitions=repetitions,
         goal=goal,
@@ -54,8 +55,12 @@ def cpu_seconds(arguments: tuple[str, ...]) -> float:
         env=environment,
     ) as process:
         assert process.stderr is not None, "stderr is a pipe"
-        complaint = process.stderr.read().decode(errors="replace").strip()
-        _pid, status, usage = os.wait4(process.pid, 0)
+        try:
+            complaint = process.stderr.read().decode(errors="replace").strip()
+            _pid, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # Ctrl-C need not have reached it
+            process.kill()
+            raise
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         last = complaint.splitlines()[-1:] or [f"exit status {process.returncode}"]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aether_emu.interruption import Undisturbed
 from aether_emu.verify.cases.cases import Answers, Bits, Chunk, Words, differing
 from aether_emu.verify.cases.laboratory import Laboratory
 
@@ -83,6 +84,19 @@ def run(laboratory: Laboratory, chunks: Iterable[Chunk], tally: Tally) -> Iterat
             before = known.answers
         record(tally, Asked(chunk, entries, addresses, expected, observed), different)
         yield chunk.size
+
+
+def whole_steps(steps: Iterator[int]) -> Iterator[int]:
+    """The same steps, undisturbed: signals are handled between two of them, and at checkpoints inside.
+
+    What a handler raises elsewhere could be lost, for numpy too drops errors of what it asks.
+    """
+    while True:
+        with Undisturbed():
+            done = next(steps, None)
+        if done is None:
+            return
+        yield done
 
 
 @dataclass(frozen=True, slots=True)

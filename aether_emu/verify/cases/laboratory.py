@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from aether_emu.interruption import checkpoint
 from aether_emu.machine.probe.prober import CROSSING, LANDING, Attempts, Happened, Operation
 from aether_emu.verify.cases.cases import Answers, Bits, Chunk, Numbers, Words
 from aether_emu.verify.cases.paths import Paths
@@ -100,6 +101,7 @@ class Laboratory(ABC):
         step = self.paths.count
         parts = []
         for start in range(0, chunk.size, step):
+            checkpoint()
             part = slice(start, start + step)
             self.paths.install([words[part] for words in entries], self.neighbour, self.prober.own_entries)
             tried = self.attempt(chunk, addresses[part])

@@ -21,7 +21,7 @@ from aether_emu.verify.cases import silicon
 from aether_emu.verify.cases import x86_64 as x86_cases
 from aether_emu.verify.cases.arm64_laboratory import ArmLaboratory
 from aether_emu.verify.cases.cases import Chunk, only
-from aether_emu.verify.cases.comparison import Tally, run
+from aether_emu.verify.cases.comparison import Tally, run, whole_steps
 from aether_emu.verify.cases.laboratory import Laboratory
 from aether_emu.verify.cases.tlb import Policy, Selection, TlbTally
 from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
@@ -156,44 +156,58 @@ def differential(format: str, suite: str = "permissions", cases: int | None = 20
     return perform(task).tally
 
 
-def perform(task: Task, progress: Callable[[int], None] = lambda _cases: None) -> Outcome:
-    """Run one task; `progress` hears how many cases were done. Raises EngineError."""
+def nothing_yet(task: Task) -> Outcome:
+    """The outcome of a task that has not begun."""
+    return Outcome(task, TlbTally() if task.suite == "tlb" else Tally())
+
+
+def perform(
+    task: Task, progress: Callable[[int], None] = lambda _cases: None, into: Outcome | None = None
+) -> Outcome:
+    """Run one task; `progress` hears how many cases were done. Raises EngineError.
+
+    `into` is filled on the way: a caller who ends the work, by Ctrl-C or from `progress`, has there what was
+    found until then.
+    """
     item, host = FORMATS[task.format], task.format.endswith("-kvm")
+    outcome = nothing_yet(task) if into is None else into
     if task.suite == "encodings":
-        return _judged(task, item, progress)
+        _judged(outcome, item, progress)
+        return outcome
     if host and (reason := silicon.available()) is not None:
-        return Outcome(task, Tally(), [reason])
+        outcome.lines.append(reason)
+        return outcome
     laboratory = item.open()
     try:
-        outcome = Outcome(task, TlbTally() if task.suite == "tlb" else Tally())
-        for done in _cases_done(task, item, laboratory, outcome):
+        for done in whole_steps(_cases_done(task, item, laboratory, outcome)):
             progress(done)
         return outcome
     finally:
         laboratory.close()
 
 
-def _judged(task: Task, item: Format, progress: Callable[[int], None]) -> Outcome:
+def _judged(outcome: Outcome, item: Format, progress: Callable[[int], None]) -> None:
     """This project's own encoder: by the specification, and a sample of its leaves by the engine."""
-    outcome = Outcome(task, Tally())
+    task = outcome.task
     count = _MANY if task.asked is None else task.asked
     fmt = item.ours()
-    for done in steps(fmt, item.isa, count, task.seed, outcome.tally, task.only):
+    for done in whole_steps(steps(fmt, item.isa, count, task.seed, outcome.tally, task.only)):
         progress(done)
     for other in item.variants:
-        for done in steps(
+        variant = steps(
             other.make(), item.isa, min(count, _FEW), task.seed, outcome.tally, task.only, nxe=other.nxe,
             pke=other.pke, prefix=other.name,
-        ):  # fmt: skip
+        )  # fmt: skip
+        for done in whole_steps(variant):
             progress(done)
     laboratory = item.open()
     try:
         chunks = engine_chunks(fmt, laboratory, round(count * item.share) // 4, task.seed)
-        for done in run(laboratory, only(chunks, task.only) if task.only else chunks, outcome.tally):
+        chunks = only(chunks, task.only) if task.only else chunks
+        for done in whole_steps(run(laboratory, chunks, outcome.tally)):
             progress(done)
     finally:
         laboratory.close()
-    return outcome
 
 
 def _cases_done(task: Task, item: Format, laboratory: Laboratory, outcome: Outcome) -> Iterator[int]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from aether_emu.interruption import checkpoint
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify.cases.cases import Answers, Bits, Chunk, Numbers, Words, differing
 from aether_emu.verify.cases.comparison import Asked, Tally, record
@@ -191,6 +192,7 @@ def _tried(laboratory: Laboratory, warm: Chunk, cold: Chunk, flush: str) -> Answ
     entries, first = laboratory.place(warm)
     edited, second = laboratory.place(cold)
     for start in range(0, warm.size, paths.count):
+        checkpoint()
         part = slice(start, start + paths.count)
         paths.install([words[part] for words in entries], laboratory.neighbour, laboratory.prober.own_entries)
         laboratory.answers(warm.operation, laboratory.attempt(warm, first[part]), first[part])

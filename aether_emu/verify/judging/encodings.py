@@ -30,7 +30,7 @@ from aether_emu.arch.paging import (
 from aether_emu.errors import EncodingError
 from aether_emu.machine.probe.prober import Operation
 from aether_emu.verify.cases.cases import Chunk, Words, random_flips
-from aether_emu.verify.cases.comparison import Tally
+from aether_emu.verify.cases.comparison import Tally, whole_steps
 from aether_emu.verify.cases.laboratory import Laboratory
 from aether_emu.verify.judging.classes import data, every_address_bit, every_bit, not_present
 from aether_emu.verify.judging.judged import Judged, compare, tell
@@ -60,7 +60,7 @@ def judge(fmt: PageTableFormat, isa: str, cases: int = 20_000, seed: int = 0) ->
     `differences` has the first that are.
     """
     tally = Tally()
-    for _done in steps(fmt, isa, cases, seed, tally):
+    for _done in whole_steps(steps(fmt, isa, cases, seed, tally)):
         pass
     return tally
 
@@ -153,7 +153,10 @@ def _leaves(judged: Judged, level: int, count: int) -> int:
 
 def _attributes(rng: np.random.Generator, count: int) -> list[Attributes]:
     """A seeded sample, the same for everybody: a format refuses what it cannot say."""
-    flags = [sum(chosen, PageFlags(0)) for chosen in product(*((flag, PageFlags(0)) for flag in PageFlags))]
+    flags = [
+        PageFlags(sum(chosen, PageFlags(0)))
+        for chosen in product(*((flag, PageFlags(0)) for flag in PageFlags))
+    ]
     readable = [one for one in flags if one & PageFlags.READ]
     order = [flags[place] for place in rng.permutation(len(flags)).tolist()]
     first = [readable[place] for place in rng.permutation(len(readable)).tolist()]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aether_emu.arch.paging import PageTableFormat
+from aether_emu.interruption import checkpoint
 from aether_emu.verify.cases.cases import Bits, Words
 from aether_emu.verify.cases.comparison import Case, Tally
 from aether_emu.verify.judging.readings import Meaning, Path, Shape
@@ -70,6 +71,7 @@ def tell(
     found: str | Callable[[int], str],
 ) -> int:
     """Count cases of a feature; the first different ones, or else an example, are put into words."""
+    checkpoint()
     feature = judged.prefix + feature
     tally, n = judged.tally, int(words.size)
     if judged.only not in feature or not n:

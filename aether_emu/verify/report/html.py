@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from aether_emu.verify.cases.comparison import Case
@@ -17,72 +15,65 @@ _PAGE = Path(__file__).with_name("report.html")
 
 
 def as_html(outcomes: Sequence[Outcome]) -> str:
-    """The whole page: it needs nothing from elsewhere."""
+    """The whole page: it needs nothing from elsewhere. What it shows is escaped, wherever it comes from."""
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415  # nothing but a report needs it
+
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     details: dict[str, object] = {}
-    body = "".join(_section(number, outcome, details) for number, outcome in enumerate(outcomes))
     clean = all(map(verdict, outcomes))
     total = sum(outcome.tally.cases for outcome in outcomes)
-    summary = f"{total:,} cases; " + ("nothing is left to explain" if clean else "there are differences")
-    data = json.dumps(details, sort_keys=True).replace("<", "\\u003c")
-    page = _PAGE.read_text(encoding="utf-8")
-    for place, content in (
-        ("{{summary}}", escape(summary)),
-        ("{{state}}", "green" if clean else "red"),
-        ("{{known}}", _rows(KNOWN)),
-        ("{{not-asked}}", "".join(f"<li>{escape(text)}</li>" for text in NOT_ASKED)),
-        ("{{body}}", body),
-        ("{{data}}", data),
-    ):
-        page = page.replace(place, content)
-    return page
+    return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
+        sections=[_section(number, outcome, details) for number, outcome in enumerate(outcomes)],
+        details=details,
+        state="green" if clean else "red",
+        summary=f"{total:,} cases; " + ("nothing is left to explain" if clean else "there are differences"),
+        known=KNOWN.items(),
+        not_asked=NOT_ASKED,
+    )
 
 
-def _rows(table: dict[str, str]) -> str:
-    return "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in table.items())
-
-
-def _section(number: int, outcome: Outcome, details: dict[str, object]) -> str:
+def _section(number: int, outcome: Outcome, details: dict[str, object]) -> dict[str, object]:
+    """What the page says of one task. The cases behind its cells go into `details`."""
     task, tally = outcome.task, outcome.tally
-    parts = [f"<section><h2>{escape(task.format)}: {escape(task.suite)}</h2><p>{tally.cases:,} cases"]
+    summary = f"{tally.cases:,} cases"
     if tally.set_aside:
-        parts.append(f", {tally.set_aside:,} set aside")
-    parts.append(f", {tally.different:,} differences")
-    parts += [f"; {escape(name)}: {count:,}" for name, count in tally.known.items() if count]
-    parts.append("</p>")
-    parts += [f"<p>{escape(line)}</p>" for line in outcome.lines]
+        summary += f", {tally.set_aside:,} set aside"
+    summary += f", {tally.different:,} differences"
+    summary += "".join(f"; {name}: {count:,}" for name, count in tally.known.items() if count)
     features = list(dict.fromkeys(feature for feature, _access in tally.cells))
     accesses = list(dict.fromkeys(access for _feature, access in tally.cells))
-    if features:
-        parts.append("<table class=matrix><tr><th></th>")
-        parts += [f"<th>{escape(access)}</th>" for access in accesses]
-        parts.append("</tr>")
-        for row, feature in enumerate(features):
-            parts.append(f"<tr><th>{escape(feature)}</th>")
-            for column, access in enumerate(accesses):
-                cell, key = (feature, access), f"{number}.{row}.{column}"
-                count, red = tally.cells[cell], tally.red[cell]
-                if not count:
-                    parts.append("<td></td>")
-                    continue
-                details[key] = _detail(outcome, tally.examples[cell], red)
-                state, text = ("red", f"{red:,} of {count:,}") if red else ("green", f"{count:,}")
-                parts.append(f'<td class={state}><button data-key="{key}">{text}</button></td>')
-            parts.append("</tr>")
-        parts.append("</table>")
-    if isinstance(tally, TlbTally):
-        parts.append(_findings(tally))
-    return "".join(parts) + "<div class=detail hidden></div></section>"
+    rows = []
+    for row, feature in enumerate(features):
+        keys = [(f"{number}.{row}.{column}", access) for column, access in enumerate(accesses)]
+        cells = [_cell(outcome, (feature, access), key, details) for key, access in keys]
+        rows.append({"feature": feature, "cells": cells})
+    findings = tally.findings.items() if isinstance(tally, TlbTally) else ()
+    return {
+        "format": task.format,
+        "suite": task.suite,
+        "summary": summary,
+        "lines": outcome.lines,
+        "accesses": accesses,
+        "rows": rows,
+        "findings": [
+            (edit, (found.histories, found.owed, found.missing, found.needless)) for edit, found in findings
+        ],
+    }
 
 
-def _findings(tally: TlbTally) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(edit)}</th><td>{found.histories:,}</td><td>{found.owed:,}</td>"
-        f"<td>{found.missing:,}</td><td>{found.needless:,}</td></tr>"
-        for edit, found in tally.findings.items()
-    )
-    names = ("edit", "histories", "owe a flush", "flush missing", "needless")
-    head = "".join(f"<th>{name}</th>" for name in names)
-    return f"<table class=matrix><tr>{head}</tr>{rows}</table>"
+def _cell(
+    outcome: Outcome, cell: tuple[str, str], key: str, details: dict[str, object]
+) -> dict[str, str] | None:
+    """One cell of a matrix. None where no case fell into it."""
+    tally = outcome.tally
+    count, red = tally.cells[cell], tally.red[cell]
+    if not count:
+        return None
+    details[key] = _detail(outcome, tally.examples[cell], red)
+    text = f"{red:,} of {count:,}" if red else f"{count:,}"
+    return {"key": key, "state": "red" if red else "green", "text": text}
 
 
 def _detail(outcome: Outcome, case: Case, red: int) -> dict[str, object]:

@@ -145,7 +145,12 @@ def check(tables: Tables) -> None:
     """Raise ConfigError for tables that the emulated CPU cannot walk: of 52-bit addresses on ARM64."""
     rules = tables.format
     if isinstance(rules, Arm) and (rules.mode.wide or max(rules.mode.virtual_bits) > _ARM_BITS):
-        raise ConfigError("execute", rules.name, "left out: the emulated CPU has addresses of 48 bits")
+        raise ConfigError(
+            "execute",
+            rules.name,
+            "the emulated CPU has addresses of 48 bits",
+            refusal=f"is not possible with {rules.name}",
+        )
 
 
 def execute(found: Survey, *, sample: int = SAMPLE) -> Agreement:

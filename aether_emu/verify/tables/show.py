@@ -1,155 +1,90 @@
-"""What an address space looks like to a person: ranges of leaves that are alike, and totals.
-
-Leaves become one range when their addresses follow each other and their rights, memory type, page size
-and, on ARM64, contiguous hint are the same. Accessed and dirty flags don't part a range. A range whose
-frames follow each other too has a physical start; another is told by how many pieces it lies in.
-What a table maps is listed once: where it is reached again, one line says what it is the same as.
-"""
+"""What `aether pt show` and `walk` print: ranges of pages, totals below them, the levels of a walk."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
-from aether_emu.address import PhysAddr, VirtAddr
-from aether_emu.verify.tables.formats import ALLOWED, Right
+from aether_emu.verify.tables.formats import Bits, Numbers, Right
+from aether_emu.verify.tables.layout import Layout, Pages, Targets, finished, letters, slices
+from aether_emu.verify.tables.listing import Listing
 from aether_emu.verify.tables.survey import Survey
+from aether_emu.verify.tables.text import Part, addresses, chosen, constant, hexadecimal, size_text
 from aether_emu.verify.tables.walking import Walk
 
-COLUMNS = ("start", "end", "size", "page", "user", "kernel", "flags", "memory", "physical")
-_STAYS = np.uint16(ALLOWED | Right.GLOBAL | Right.CONTIGUOUS)
-_UNITS = ("B", "K", "M", "G", "T", "P", "E")
 
+def table(items: Listing, *, width: int | None = None, colour: bool = False) -> Iterator[bytes]:
+    """Ranges and repeats as lines, some of them at once, the titles first. Without a width each is one line.
 
-@dataclass(frozen=True, slots=True)
-class Range:
-    """[start, end) of virtual addresses; `end` itself need not be one: it can be 2**64.
-
-    `pieces` counts the runs of contiguous frames behind it.
+    In colour, what somebody may write and somebody may execute stands out.
     """
-
-    start: VirtAddr
-    end: int
-    page: int
-    rights: Right
-    memory: str
-    physical: PhysAddr
-    pieces: int
-
-    @property
-    def size(self) -> int:
-        return self.end - int(self.start)
+    layout = _layout(items, width)
+    front = f"{'start':16}{layout.gap}{'end':16}{layout.gap}size"
+    yield layout.head(front, layout.spans_width, "physical").encode() + b"\n"
+    hot = writable_executable(items) if colour else None
+    for rows in slices(len(items)):
+        parts = layout.spans(items.start[rows], items.size[rows])
+        parts = layout.folded(parts, layout.spans_width, _tail(items, layout, rows))
+        yield finished(parts, None if hot is None else hot[rows])
 
 
-@dataclass(frozen=True, slots=True)
-class Repeat:
-    """[start, end) is what [first, ...) is: entries lead to the same table, of the level of that name.
-
-    Where there are several, each of them leads to the whole table.
-    """
-
-    start: VirtAddr
-    end: int
-    level: str
-    table: PhysAddr
-    first: VirtAddr
-
-    @property
-    def size(self) -> int:
-        return self.end - int(self.start)
+def writable_executable(items: Listing) -> Bits:
+    """Which ranges somebody may write and somebody may execute; of a repeat, its first place tells."""
+    execute = items.rights & np.uint16(Right.EXECUTE | Right.USER_EXECUTE) != 0
+    return np.asarray((items.rights & np.uint16(Right.WRITE) != 0) & execute)
 
 
-def listed(found: Survey) -> list[Range | Repeat]:
-    """All that is mapped, in ascending order."""
-    return sorted((*ranges(found), *repeats(found)), key=lambda item: int(item.start))
+def _layout(items: Listing, width: int | None) -> Layout:
+    """The wide one, if it fits the width."""
+    for narrow in (False, True):
+        layout = Layout(narrow, width)
+        layout.measure(_pages(items))
+        layout.measure_sizes(items.size)
+        if width is None:
+            break
+        again = items.repeats != 0
+        targets = Targets(items.physical[~again], items.pieces[~again])
+        last = len(layout.prefix) + max(targets.width, len("physical"))
+        if again.any():
+            one = _repeats(items, layout, np.flatnonzero(again)[:1])
+            last = max(last, sum(part.characters.shape[1] for part in one))
+        if layout.spans_width + layout.pages_width + last + 2 * len(layout.gap) <= width:
+            break
+    return layout
 
 
-def repeats(found: Survey) -> list[Repeat]:
-    """Where tables are reached again, in ascending order."""
-    again, rules = found.again, found.tables.format
-    if not again.address.size:
-        return []
-    span = np.uint64(1) << np.array([*rules.shifts, rules.shifts[-1]], np.uint64)[again.level]
-    follows = again.address[1:] == again.address[:-1] + span[:-1]
-    for column in (again.level, again.table, again.first):
-        follows &= column[1:] == column[:-1]
-    first = np.concatenate([[0], np.flatnonzero(~follows) + 1])
-    last = np.concatenate([first[1:], [again.address.size]]) - 1
-    columns = (
-        again.address[first], again.address[last], span[first], again.level[first], again.table[first],
-        again.first[first],
-    )  # fmt: skip
+def _pages(items: Listing) -> Pages:
+    return Pages(items.found.tables.format, items.level, items.rights, items.memory)
+
+
+def _tail(items: Listing, layout: Layout, rows: slice) -> list[Part]:
+    """What is behind the span of each row."""
+    again = items.repeats[rows] != 0
+    pages = layout.pages(_pages(items)[rows])
+    gap = constant(layout.gap, again.size)
+    target = Targets(items.physical, items.pieces)[rows].parts(layout.prefix)
+    if not again.any():
+        return [pages, gap, *target]
+    if layout.narrow:
+        pages, gap = pages.where(~again), gap.where(~again)
+    repeat = _repeats(items, layout, np.arange(rows.start, rows.stop))
     return [
-        Repeat(
-            VirtAddr(start, 64), end + size, rules.level_names[level - 1], PhysAddr(table), VirtAddr(same, 64)
-        )
-        for start, end, size, level, table, same in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+        pages, gap, *(part.where(~again) for part in target), *(part.where(again) for part in repeat)
+    ]  # fmt: skip
 
 
-def ranges(found: Survey) -> list[Range]:
-    """All leaves of the tables that were read, merged, in ascending order."""
-    leaves, rules = found.leaves, found.tables.format
-    if not leaves.count:
-        return []
-    sizes = found.sizes()
-    rights = leaves.rights & _STAYS
-    follows = leaves.address[1:] == leaves.address[:-1] + sizes[:-1]
-    for column in (rights, leaves.memory, leaves.level):
-        follows &= column[1:] == column[:-1]
-    first = np.concatenate([[0], np.flatnonzero(~follows) + 1])
-    last = np.concatenate([first[1:], [leaves.count]]) - 1
-    breaks = leaves.physical[1:] != leaves.physical[:-1] + sizes[:-1]
-    broken = np.concatenate([[0], np.cumsum(breaks)])
-    columns = (
-        leaves.address[first], leaves.address[last], sizes[first], rights[first], leaves.memory[first],
-        leaves.physical[first], broken[last] - broken[first] + 1,
-    )  # fmt: skip
-    names = {kind: rules.memory_name(kind) for kind in np.unique(leaves.memory).tolist()}
-    kinds = {word: Right(word) for word in np.unique(rights).tolist()}
+def _repeats(items: Listing, layout: Layout, rows: Numbers) -> list[Part]:
+    """What repeats are the same as."""
+    names = ["", *items.found.tables.format.level_names]
+    if layout.narrow:
+        before, levels, between = "= ", [f" by {name} " for name in names], ""
+    else:
+        before, levels, between = "as at ", [f", by the {name} table at " for name in names], "0x"
     return [
-        Range(VirtAddr(start, 64), end + page, page, kinds[right], names[memory], PhysAddr(physical), pieces)
-        for start, end, page, right, memory, physical, pieces in zip(
-            *(column.tolist() for column in columns), strict=True
-        )
-    ]
-
-
-@cache
-def size_text(size: int) -> str:
-    """Bytes in the largest unit that gives a whole number: 4K, 2M, 1536M."""
-    unit = 0
-    while size and size % 1024 == 0 and unit < len(_UNITS) - 1:
-        size, unit = size // 1024, unit + 1
-    return f"{size}{_UNITS[unit]}"
-
-
-@cache
-def letters(rights: Right) -> tuple[str, str]:
-    """What users and the supervisor may do, as "r-x"."""
-    user = (Right.USER_READ, Right.USER_WRITE, Right.USER_EXECUTE)
-    own = (Right.READ, Right.WRITE, Right.EXECUTE)
-    texts = (
-        "".join(c if rights & right else "-" for c, right in zip("rwx", row, strict=True))
-        for row in (user, own)
-    )
-    return next(texts), next(texts)
-
-
-def row(item: Range | Repeat) -> tuple[str, ...]:
-    """A range in the words of COLUMNS."""
-    start, end = f"{item.start:016x}", f"{item.end & (1 << 64) - 1:016x}"
-    if isinstance(item, Repeat):
-        same = f"as at {item.first:016x}, by the {item.level} table at {item.table:#x}"
-        return (start, end, size_text(item.size), *("-",) * 5, same)
-    user, own = letters(item.rights)
-    marks = ("global", Right.GLOBAL), ("contiguous", Right.CONTIGUOUS)
-    flags = ",".join(name for name, right in marks if item.rights & right) or "-"
-    where = f"{item.physical:#x}" if item.pieces == 1 else f"{item.pieces} pieces"
-    return (start, end, size_text(item.size), size_text(item.page), user, own, flags, item.memory, where)
+        constant(before, rows.size), addresses(items.first[rows]), chosen(levels, items.repeats[rows]),
+        constant(between, rows.size), hexadecimal(items.physical[rows]),
+    ]  # fmt: skip
 
 
 def totals(found: Survey) -> list[str]:
@@ -168,25 +103,20 @@ def totals(found: Survey) -> list[str]:
     ]
     if rules.registers.encryption_bit is not None:
         lines.append(found.tables.title)
-    if found.odd:
-        count = sum(item.address.size for item in found.odd)
-        what = "entry is wrong or leads" if count == 1 else "entries are wrong or lead"
-        lines.append(f"{count:,} {what} nowhere: see aether pt lint")
+    if found.wrong:
+        what = "entry is wrong or leads" if found.wrong == 1 else "entries are wrong or lead"
+        lines.append(f"{found.wrong:,} {what} nowhere: see aether pt lint")
     return lines
 
 
-def columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
-    """Rows as lines with aligned columns, the first row on top."""
-    widths = [max(len(cells[k]) for cells in rows) for k in range(len(rows[0]))]
-    for cells in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
-
-
-def writable_executable(item: Range | Repeat) -> bool:
-    """Whether anybody may write a range that anybody may execute; of a repeat, its first place tells."""
-    if isinstance(item, Repeat):
-        return False
-    return bool(item.rights & Right.WRITE and item.rights & (Right.EXECUTE | Right.USER_EXECUTE))
+def counted(items: Listing) -> str:
+    """One line: how much of it filters let through."""
+    again = items.repeats != 0
+    size = sum(items.size[~again].tolist())
+    count = int(np.count_nonzero(~again))
+    text = f"shown: {size_text(size)} in {count:,} range{'' if count == 1 else 's'}"
+    more = int(np.count_nonzero(again))
+    return text + (f", {more:,} place{'' if more == 1 else 's'} that are as others" if more else "")
 
 
 def walk_lines(found: Walk, name: str) -> Iterator[str]:
@@ -194,14 +124,12 @@ def walk_lines(found: Walk, name: str) -> Iterator[str]:
     yield f"{found.address:#018x}  {name}"
     for step in found.steps:
         entry = "?" * 18 if step.entry is None else f"{step.entry:#018x}"
-        yield f"  {step.level:<4} {step.index:>5}  at {step.at:#x}  {entry}  {step.fields}"
+        yield (f"  {step.level:<4} {step.index:>5}  at {step.at:#x}  {entry}  {step.fields}")
     if found.physical is not None:
         user, own = letters(found.rights)
         flags = " global" if found.rights & Right.GLOBAL else ""
         where = "" if found.backed else ", not in the image"
-        yield (
-            f"  = {found.physical:#x}  page of {size_text(found.page)}, user {user}, kernel {own}{flags}, "
-            f"{found.memory}{where}"
-        )
+        page = f"page of {size_text(found.page)}, user {user}, kernel {own}{flags}"
+        yield (f"  = {found.physical:#x}  {page}, {found.memory}{where}")
     if found.fault:
         yield f"  = {found.fault}"

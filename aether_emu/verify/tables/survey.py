@@ -69,6 +69,20 @@ class Again:
 
 
 @dataclass(frozen=True, slots=True)
+class Places:
+    """The tables that entries or a root lead to, in the image or not, each once as a survey reads them.
+
+    `table` is where one lies, `level` its level, and `address` the lowest that it translates. `at` is where
+    the entry stands that leads there first; all ones for a root.
+    """
+
+    table: Words
+    level: Bytes
+    address: Words
+    at: Words
+
+
+@dataclass(frozen=True, slots=True)
 class Oddities:
     """Entries of one kind of oddity and one level. `bits` are those that are wrong."""
 
@@ -90,15 +104,40 @@ class Survey:
     tables: Tables
     leaves: Leaves
     again: Again
-    table_pages: Words  # physical addresses, unique, ascending
+    places: Places
     uses: list[int]
     pages: list[int]
     odd: list[Oddities] = field(default_factory=list)
 
+    @property
+    def table_pages(self) -> Words:
+        """Physical addresses of tables, unique, ascending."""
+        return np.unique(self.places.table)
+
+    @property
+    def wrong(self) -> int:
+        """How many entries are odd."""
+        return sum(int(item.address.size) for item in self.odd)
+
+    @property
+    def page_sizes(self) -> Words:
+        """The bytes of a page by the level of its leaf, from 1 on."""
+        return np.uint64(1) << np.array([0, *self.tables.format.shifts], np.uint64)
+
     def sizes(self) -> Words:
         """The bytes of each leaf's page."""
-        shifts = np.array(self.tables.format.shifts, np.uint64)
-        return np.uint64(1) << shifts[self.leaves.level.astype(np.int64) - 1]
+        return self.page_sizes[self.leaves.level.astype(np.int64)]
+
+    @property
+    def every_span(self) -> Words:
+        """The bytes of addresses that a table translates by its level, from 1 on."""
+        rules = self.tables.format
+        ends = [0, *rules.shifts[1:], rules.shifts[-1] + rules.widths[-1]]
+        return np.uint64(1) << np.array(ends, np.uint64)
+
+    def spans(self, levels: Bytes) -> Words:
+        """The bytes of addresses that a table of each level translates."""
+        return self.every_span[levels.astype(np.int64)]
 
 
 @dataclass(slots=True)
@@ -149,7 +188,10 @@ class _Gathered:
     leaves: list[Leaves] = field(default_factory=list)
     again: list[Again] = field(default_factory=list)
     notes: dict[tuple[Odd, int], list[tuple[Words, Words, Words, Words]]] = field(default_factory=dict)
-    table_pages: list[Words] = field(default_factory=list)
+    places: list[Places] = field(default_factory=list)
+
+    def place(self, table: Words, level: int, address: Words, at: Words) -> None:
+        self.places.append(Places(table, np.full(table.size, level, np.uint8), address, at))
 
     def note(self, odd: Odd, level: int, address: Words, entry: Words, at: Words, bits: Words) -> None:
         if address.size:
@@ -172,11 +214,11 @@ def survey(found: Tables, *, limit: int = LIMIT) -> Survey:
         if root is not None:
             parts.append(_Gathered())
             _half(found, half, int(root), parts[-1], limit, (uses, pages))
-    leaves = Leaves(*_sorted(Leaves.__slots__, [one for part in parts for one in part.leaves]))
-    again = Again(*_sorted(Again.__slots__, [one for part in parts for one in part.again]))
-    tables = np.unique(np.concatenate([np.zeros(0, np.uint64), *(t for p in parts for t in p.table_pages)]))
+    leaves = Leaves(*_sorted(Leaves.__slots__, [part.leaves for part in parts]))
+    again = Again(*_sorted(Again.__slots__, [part.again for part in parts]))
+    places = Places(*_joined(Places.__slots__, [part.places for part in parts]))
     odd = [one for part in parts for one in part.oddities()]
-    return Survey(found, leaves, again, tables, uses, pages, odd)
+    return Survey(found, leaves, again, places, uses, pages, odd)
 
 
 def _half(
@@ -192,7 +234,7 @@ def _half(
     levels: list[tuple[_Tables, _Links]] = []
     for level in range(found.format.levels, 0, -1):
         uses[level - 1] += int(tables.ways.sum())
-        gathered.table_pages.append(np.unique(tables.table))
+        gathered.place(tables.table, level, tables.address, tables.at)
         links, leaves = _read(found, level, tables, gathered)
         pages[level - 1] += int(leaves @ tables.ways)
         tables.maps |= leaves > 0
@@ -203,7 +245,8 @@ def _half(
         gone = ~found.image.touches(links.table, found.format.table_size(level - 1))
         if gone.any():
             gathered.note(Odd.UNBACKED, level - 1, *links.told(gone))
-            gathered.table_pages.append(np.unique(links.table[gone]))
+            lost, first = np.unique(links.table[gone], return_index=True)
+            gathered.place(lost, level - 1, links.address[gone][first], links.at[gone][first])
             uses[level - 2] += int(tables.ways[links.above[gone]].sum())
             links = links.some(~gone)
             levels[-1] = tables, links
@@ -317,14 +360,30 @@ def _read_some(
 _NUMBERS = {"level": np.uint8, "rights": np.uint16, "memory": np.uint8}  # other columns are words
 
 
-def _sorted(columns: Sequence[str], parts: Sequence[Leaves | Again]) -> list[Any]:
+def _sorted(columns: Sequence[str], halves: Sequence[list[Any]]) -> list[Any]:
     """The columns of all parts together, by address."""
-    found = []
-    for column in columns:
-        none = np.zeros(0, _NUMBERS.get(column, np.uint64))
-        found.append(np.concatenate([none, *(getattr(part, column) for part in parts)]))
+    found = _joined(columns, halves)
     address = found[0]
     if address.size and (address[1:] < address[:-1]).any():
         order = np.argsort(address, kind="stable")
-        found = [column[order] for column in found]
+        for number, column in enumerate(found):
+            found[number] = column[order]
+    return found
+
+
+def _joined(columns: Sequence[str], halves: Sequence[list[Any]]) -> list[Any]:
+    """The columns of all parts together. The parts leave their lists, so that none is there twice."""
+    parts = [
+        [
+            np.zeros(0, _NUMBERS.get(column, np.uint64)),
+            *(getattr(one, column) for half in halves for one in half),
+        ]
+        for column in columns
+    ]
+    for half in halves:
+        half.clear()
+    found = []
+    for part in parts:
+        found.append(np.concatenate(part))
+        part.clear()
     return found

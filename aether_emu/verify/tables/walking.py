@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from aether_emu.address import PhysAddr, VirtAddr
-from aether_emu.errors import ConfigError
+from aether_emu.errors import ConfigError, NeededError
 from aether_emu.verify.tables.format_names import format_of
 from aether_emu.verify.tables.formats import Format, Kind, Right, Words
 from aether_emu.verify.tables.images import Image, image_of, open_image
@@ -56,16 +56,16 @@ def open_tables(
     known = image.registers if registers is None else registers
     name = format or known.format
     if name is None:
-        raise ConfigError("format", None, f"needed: {image.name} is {image.kind} and does not tell")
+        raise NeededError("format", f"{image.name} is {image.kind} and does not tell")
     told = known if known.isa in (None, name.split("-")[0]) else Registers()
     rules = format_of(name, told)
     given = (root, root1)
     if given == (None, None):
         if known.isa not in (None, rules.isa) or known.roots[0] is None:
-            raise ConfigError("root", None, f"needed: {image.name} is {image.kind} and does not tell")
+            raise NeededError("root", f"{image.name} is {image.kind} and does not tell")
         given = known.roots
     if len(rules.halves) == 1 and root1 is not None:
-        raise ConfigError("root1", hex(root1), "for arm64: x86_64 has one root")
+        raise ConfigError("root1", hex(root1), "it has one root", refusal="is not possible on x86_64")
     for half, register in zip(rules.halves, given, strict=False):
         if register is not None and not 0 <= register < 1 << 64:
             raise ConfigError("root", register, f"what {half.name} can hold")

@@ -406,14 +406,14 @@ def test_the_fields_of_an_entry_are_apart_and_cover_what_the_codec_sets(fmt: Arm
             4 * K,
             0x0068_0000_0000_7743,
             1,
-            "L3 0x0068000000007743 V=0x1 T=0x1 AP1=0x1 SH=0x3 AF=0x1 DBM=0x1 PXN=0x1 UXN=0x1 ADDR=0x7",
+            "L3 0x0068000000007743 V T AP=0x1 SH=0x3 AF DBM PXN UXN -> 0x7000",
         ),
-        (64 * K, 0x0800_0000_0003_0003, 2, "L2 0x0800000000030003 V=0x1 T=0x1 PXNT=0x1 ADDR=0x3"),
+        (64 * K, 0x0800_0000_0003_0003, 2, "L2 0x0800000000030003 V T PXNTable -> 0x30000"),
         (
             16 * K,
             0x0070_0000_0600_0781,
             2,
-            "L2 0x0070000006000781 V=0x1 AP2=0x1 SH=0x3 AF=0x1 CONT=0x1 PXN=0x1 UXN=0x1 ADDR=0x3",
+            "L2 0x0070000006000781 V AP=0x2 SH=0x3 AF Contiguous PXN UXN -> 0x6000000",
         ),
     ],
 )

@@ -291,9 +291,10 @@ def test_the_fields_of_an_entry_do_not_overlap(level: int) -> None:
     [
         (0, 1, "PT 0x0000000000000000 absent"),
         (0x5002, 1, "PT 0x0000000000005002 SWAP 0x5"),
-        (0x8000_0000_0000_7067, 1, "PT 0x8000000000007067 P=0x1 W=0x1 U=0x1 A=0x1 D=0x1 NX=0x1 ADDR=0x7"),
-        (0x7027, 2, "PD 0x0000000000007027 P=0x1 W=0x1 U=0x1 A=0x1 ADDR=0x7"),
-        (0x60_10E3, 2, "PD 0x00000000006010e3 P=0x1 W=0x1 A=0x1 D=0x1 PS=0x1 PAT=0x1 ADDR=0x3"),
+        (0x8000_0000_0000_7067, 1, "PT 0x8000000000007067 P RW US A D XD -> 0x7000"),
+        (0x7027, 2, "PD 0x0000000000007027 P RW US A -> 0x7000"),
+        (0x60_10E3, 2, "PD 0x00000000006010e3 P RW A D PS PAT -> 0x600000"),
+        (0x60_30E3, 2, "PD 0x00000000006030e3 P RW A D PS PAT reserved 0x2000"),
     ],
 )
 def test_an_entry_is_described_by_what_it_is(entry: int, level: int, text: str) -> None:

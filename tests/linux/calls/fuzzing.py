@@ -253,7 +253,9 @@ class Fuzzed:
         ended, going = None, True
         while going:
             try:
-                ended, going = self.machine.run(), False
+                self.machine.run()
+                assert self.machine.process is not None
+                ended, going = self.machine.process.ended, False
             except Interrupted:
                 going = not self.waits_for_input and not looks.is_over
             except Deadlock:

@@ -110,15 +110,19 @@ def test_a_stream_that_nobody_reads_is_epipe(pair: tuple[int, int]) -> None:
     end(files)
 
 
-def test_a_full_pipe_would_block_and_is_tried_again(pair: tuple[int, int]) -> None:
-    os.set_blocking(pair[1], False)
+@pytest.mark.parametrize("blocking", [False, True])
+def test_a_full_pipe_would_block_until_somebody_reads(pair: tuple[int, int], blocking: bool) -> None:
+    os.set_blocking(pair[1], blocking)
     files = process(BufferStream(), DescriptorStream(pair[1]))
     while not isinstance(taken := files.write(1, bytes(PIPE_BUF)), WouldBlock):
         assert taken == PIPE_BUF
     assert taken.events == POLLOUT
     (queue,) = files.table.file(1).queues(taken.events)
-    assert isinstance(queue, HostQueue) and queue.arrived(), "the host does not tell when there is room"
+    assert isinstance(queue, HostQueue) and not queue.arrived()
+    assert files.poll(1) == 0
     os.read(pair[0], PIPE_BUF)
+    assert queue.arrived()
+    assert files.poll(1) == POLLOUT
     assert files.write(1, bytes(PIPE_BUF)) == PIPE_BUF
     end(files)
 

@@ -1,0 +1,238 @@
+"""Who decides in the kernel's stead: handlers of faults and of system calls.
+
+    fault --> handlers, the last that came first --None--> the manager's own decision
+                                     \\-an outcome: that is it
+    call  --> handlers of its name, likewise     --None--> the call
+                                     \\-a number: that is its result, and the call is not made
+
+As with listeners (`observers`), nobody pays while there is none: `Entry` is given another function to ask,
+and its own one back. What a handler raises ends the run, and the kernel decides. They are no part of a
+machine's state: a restored machine has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from aether_emu.arch.paging import Access, Attributes, PageFlags
+from aether_emu.errors import AetherError, suggestion
+from aether_emu.linux.entry import Entry
+from aether_emu.linux.observers import Attachment
+from aether_emu.linux.task.process import Process
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, Resolved
+from aether_emu.mm.own_page import put_page
+from aether_emu.mm.tables.walk import Walk
+
+_MOST_TRIES = 8  # times that one access may be called resolved and fault again: more means no progress
+
+
+class HandlerError(AetherError):
+    """A handler did what a handler cannot do."""
+
+
+class Fault:
+    """A page fault that waits for its outcome. `address` is exact; `access` is what was tried, and by whom.
+
+    `area` is the one that contains the address, or None. `in_call` when a system call of the task touches the
+    page, and not the program itself.
+    """
+
+    def __init__(self, entry: Entry, address: int, access: int, *, in_call: bool) -> None:
+        self._entry = entry
+        self.task, self.address, self.access, self.in_call = entry.task, address, Access(access), in_call
+
+    @property
+    def process(self) -> Process:
+        """Whose fault it is."""
+        return self.task.process
+
+    @property
+    def page(self) -> int:
+        """The address of the page."""
+        return self.address & -self.process.mm.page_size
+
+    @property
+    def pc(self) -> int:
+        """Where the program is: at the instruction, or behind the call."""
+        return self.task.cpu.pc
+
+    @property
+    def area(self) -> Area | None:
+        return self.process.mm.areas.find(self.address)
+
+    @property
+    def walk(self) -> Walk:
+        """What the tables say now."""
+        return self.process.mm.walk(self.address)
+
+    # ---- outcomes
+
+    def map(
+        self,
+        content: bytes | int = b"",
+        flags: PageFlags | None = None,
+        *,
+        bits: int | None = None,
+    ) -> Resolved:
+        """Show a page of these bytes (zeros behind them), or a frame by its number; then access it again.
+
+        The entry gets what the area's protection asks for, or exactly `flags`, or exactly `bits`: as the
+        manual lays them out, without the address. What the MMU makes of them is the program's to see.
+        Raises MappingError, see `mm.own_page.put_page`; EncodingError for flags that the format has not.
+        """
+        area = self.area
+        if area is None:
+            raise HandlerError(f"{self.address:#x} is in no area: map one first (process.mm), or deny()")
+        if flags is not None and bits is not None:
+            raise HandlerError("flags or bits, not both")
+        if flags is not None:
+            bits = self.process.mm.table.format.leaf_bits(Attributes(flags))
+        put_page(self.process.mm, area, self.address, content, bits)
+        return RESOLVED
+
+    def deny(self) -> AccessError:
+        """Refuse the access: SIGSEGV, or EFAULT of a call."""
+        return AccessError(self.address, self.area is not None)
+
+    def bus_error(self) -> BusError:
+        """There is nothing behind the page: SIGBUS, or EFAULT of a call."""
+        return BusError(self.address)
+
+    def decide(self) -> Outcome:
+        """Let the manager decide now, and see what it did: return that, or something else."""
+        return self._entry.manager(self.address, int(self.access))
+
+    def __repr__(self) -> str:
+        how = "|".join(one.name.lower() for one in Access if one & self.access and one.name)
+        return f"<Fault {how} at {self.address:#x}, pc {self.pc:#x}, {self.area or 'in no area'}>"
+
+
+class Call:
+    """A system call that is about to be made, with six `arguments`. `name` is "" for an unknown number."""
+
+    def __init__(self, entry: Entry, number: int, arguments: tuple[int, ...]) -> None:
+        self._entry = entry
+        self.task, self.number, self.arguments = entry.task, number & 0xFFFF_FFFF, arguments
+        self.name = entry.kernel.abi.system_calls.get(self.number, "")
+        self.made = False
+        self.result: int | None = None
+
+    @property
+    def process(self) -> Process:
+        """Who calls."""
+        return self.task.process
+
+    def make(self, *arguments: int) -> int | None:
+        """Have the kernel make it now, with other arguments if there are any; its result, -errno if negative.
+
+        None for a call that has to wait (it is answered later, and no handler hears of it), that has set the
+        registers itself, or that has ended the process.
+        """
+        if self.made:
+            raise HandlerError(f"{self.name}: the call is made already")
+        self.made = True
+        given = (*arguments, *self.arguments[len(arguments) :])
+        self.result = self._entry.make_call(self.number, *given)
+        return self.result
+
+    def __repr__(self) -> str:
+        return f"<Call {self.name or self.number}({', '.join(map(hex, self.arguments))})>"
+
+
+FaultHandler = Callable[[Fault], Outcome | None]
+CallHandler = Callable[[Call], int | None]
+
+
+class Handlers:
+    """The handlers of one CPU's entry, the last that came first."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+        self._faults: tuple[FaultHandler, ...] = ()
+        self._calls: tuple[tuple[CallHandler, frozenset[str]], ...] = ()
+        self._last, self._tries = (0, 0, 0), 0  # the last access that a handler called resolved
+
+    def on_fault(self, handler: FaultHandler) -> Attachment:
+        """Ask it about every fault from now on, until the result is detached."""
+        self._faults = (handler, *self._faults)
+        self._plug()
+
+        def detach() -> None:
+            left = list(self._faults)
+            left.remove(handler)
+            self._faults = tuple(left)
+            self._plug()
+
+        return Attachment(detach)
+
+    def on_system_call(self, handler: CallHandler, names: Collection[str]) -> Attachment:
+        """Ask it about every call of those names, of all without a name, likewise. Raises HandlerError."""
+        known = set(self._entry.kernel.abi.system_calls.values())
+        for name in names:
+            if name not in known:
+                isa = self._entry.kernel.abi.isa
+                raise HandlerError(f"{isa} has no system call {name!r}{suggestion(name, sorted(known))}")
+        item = handler, frozenset(names)
+        self._calls = (item, *self._calls)
+        self._plug()
+
+        def detach() -> None:
+            left = list(self._calls)
+            left.remove(item)
+            self._calls = tuple(left)
+            self._plug()
+
+        return Attachment(detach)
+
+    def _plug(self) -> None:
+        self._entry.ask(self._fault if self._faults else None, self._call if self._calls else None)
+
+    # ---- deciding
+
+    def _fault(self, va: int, access: int, in_call: bool) -> Outcome:
+        fault = Fault(self._entry, va, access, in_call=in_call)
+        for handler in self._faults:
+            try:
+                outcome = handler(fault)
+                if outcome is not None:
+                    self._check(fault, handler, outcome)
+                    return RESOLVED if isinstance(outcome, Resolved) else outcome
+            except BaseException as raised:
+                self._entry.kernel.observers.end_run(raised)
+        return self._entry.manager(va, access)
+
+    def _check(self, fault: Fault, handler: FaultHandler, outcome: object) -> None:
+        name = getattr(handler, "__name__", repr(handler))
+        if not isinstance(outcome, Outcome):
+            raise HandlerError(f"{name} returned {outcome!r}: a fault's handler returns None or an outcome")
+        here = fault.pc, fault.address, int(fault.access)
+        self._tries = self._tries + 1 if here == self._last and isinstance(outcome, Resolved) else 0
+        self._last = here
+        if self._tries == _MOST_TRIES:
+            self._tries = 0
+            raise HandlerError(
+                f"{name} calls the fault at {fault.address:#x} resolved, but the access faults every time"
+            )
+
+    def _call(self, number: int, *arguments: int) -> int | None:
+        call = Call(self._entry, number, arguments)
+        for handler, names in self._calls:
+            if names and call.name not in names:
+                continue
+            try:
+                result = handler(call)
+                if result is not None and (not isinstance(result, int) or isinstance(result, bool)):
+                    raise HandlerError(
+                        f"the handler of {call.name} returned {result!r}, not a number or None"
+                    )
+            except BaseException as raised:
+                self._entry.kernel.observers.end_run(raised)
+                result = None
+            if call.made:
+                waits = call.result is None
+                return call.result if waits or result is None else result
+            if result is not None:
+                self._entry.count_call(call.number)
+                return result
+        return self._entry.make_call(number, *arguments)

@@ -1,0 +1,165 @@
+"""`aether run --strace` and its crash report, as a user meets them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, one_line
+
+CRASH = Path(__file__).parents[1] / "programs" / "bin"
+
+
+def _lines(text: bytes) -> list[str]:
+    return [line.split(" ", 2)[2] for line in text.decode().splitlines()]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_calls_faults_and_the_end_go_to_stderr(isa: str) -> None:
+    result = aether("run", "--strace", PROGRAMS / isa / "hello")
+    assert result.stdout == b"hello, world\nargc = 1\n"
+    lines = _lines(result.stderr)
+    assert lines[0].startswith('execve("')
+    assert 'write(1, "hello, world\\nargc = 1\\n", 22) = 22' in lines
+    assert any(line.startswith("page-fault(0x") for line in lines)
+    assert lines[-2:] == ["exit_group(0)                           = ?", "+++ exited with 0 +++"]
+
+
+def test_a_bare_strace_takes_no_word_behind_it(tmp_path: Path) -> None:
+    result = aether("run", "--strace", "--seed", "3", PROGRAMS / "x86_64/hello", "--strace", cwd=tmp_path)
+    assert result.stdout == b"hello, world\nargc = 2\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_go_into_a_file_and_are_selected(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    result = aether("run", f"--strace={file}", "--strace-only=write,signal", PROGRAMS / "x86_64/hello")
+    assert result.stderr == b""
+    assert _lines(file.read_bytes()) == [
+        'write(1, "hello, world\\nargc = 1\\n", 22) = 22',
+        "+++ exited with 0 +++",
+    ]
+
+
+def test_strace_only_means_strace() -> None:
+    result = aether("run", "--strace-only=exit_group", PROGRAMS / "x86_64/hello")
+    assert _lines(result.stderr)[0].startswith("exit_group(0)")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--strace-only=nmap"], ["--strace-only nmap", "did you mean mmap?"]),
+        (["--strace-only=mmap,,brk"], ["--strace-only mmap,,brk"]),
+        (["--strace=/no/such/folder/file"], ["--strace /no/such/folder/file", "No such file or directory"]),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_program_starts(options: list[str], words: list[str]) -> None:
+    one_line(aether("run", *options, PROGRAMS / "x86_64/hello"), 2, words)
+
+
+def test_a_full_disk_ends_the_run_with_a_line() -> None:
+    one_line(
+        aether("run", "--strace=/dev/full", PROGRAMS / "x86_64/hello"), 125, ["/dev/full", "No space left"]
+    )
+
+
+def test_a_reader_who_goes_away_ends_the_run() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [*COMMAND, "run", f"--strace=/proc/self/fd/{write}", str(PROGRAMS / "x86_64/hello")]
+    done = subprocess.run(
+        command, capture_output=True, timeout=PATIENCE, env=environment(), pass_fds=[write], check=False
+    )
+    os.close(write)
+    one_line(done, 125, ["Broken pipe"])
+
+
+def test_a_trace_changes_nothing_that_the_program_or_its_statistics_see(tmp_path: Path) -> None:
+    """The tour prints addresses and times; the statistics have the virtual time."""
+    results = []
+    for options in ([], ["--strace=lines", "--no-crash-report"]):
+        done = aether("run", *options, "--stats-json=stats", PROGRAMS / "x86_64/tour", cwd=tmp_path)
+        stats = json.loads((tmp_path / "stats").read_text())
+        results.append((done.stdout, done.returncode, {k: v for k, v in stats.items() if "wall" not in k}))
+    assert results[0] == results[1]
+    first = (tmp_path / "lines").read_bytes()
+    aether("run", "--strace=lines", PROGRAMS / "x86_64/tour", cwd=tmp_path)
+    assert (tmp_path / "lines").read_bytes() == first
+
+
+def test_a_reader_who_does_not_read_does_not_keep_the_run_from_its_timeout() -> None:
+    read, write = os.pipe()
+    program, lines = CRASH / "x86_64" / "calls", f"--strace=/proc/self/fd/{write}"
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    done = subprocess.run(
+        [*COMMAND, "run", lines, "--timeout", "1", str(program)],
+        capture_output=True, timeout=PATIENCE, env=environment(), pass_fds=[write], check=False,
+    )  # fmt: skip
+    os.close(write)
+    os.close(read)
+    one_line(done, 124, ["stopped by --timeout"])
+
+
+def test_a_run_that_is_stopped_shows_the_call_it_waits_in() -> None:
+    read, write = os.pipe()
+    done = subprocess.run(
+        [*COMMAND, "run", "--strace-only=read", "--timeout", "3", str(CRASH / "x86_64" / "crash"), "waits"],
+        stdin=read, capture_output=True, timeout=PATIENCE, env=environment(), check=False,
+    )  # fmt: skip
+    os.close(write)
+    os.close(read)
+    assert done.returncode == 124
+    lines = done.stderr.decode().splitlines()
+    assert lines[-2].endswith("read(0, <unfinished ...>")
+    assert lines[-1].endswith("stopped by --timeout")
+
+
+def test_a_deadlock_shows_the_call_it_waits_in() -> None:
+    result = aether("run", "--strace-only=%signal", CRASH / "x86_64" / "crash", "sleeps")
+    lines = result.stderr.decode().splitlines()
+    assert result.returncode == 125, lines
+    assert lines[-2].endswith("rt_sigsuspend([], 8 <unfinished ...>")
+    assert "deadlock" in lines[-1]
+
+
+# ---- crashes
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_crash_is_explained_before_the_last_line(isa: str) -> None:
+    program = CRASH / isa / "crash"
+    result = aether("run", program, "null")
+    text = result.stderr.decode()
+    assert result.returncode == 128 + 11
+    assert text.splitlines()[0].startswith("Crash of task 1000 (crash) at 0.")
+    assert text.splitlines()[-1] == f"aether: {program}: killed by SIGSEGV at 0x10"
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+
+
+def test_no_crash_report_leaves_the_last_line() -> None:
+    one_line(aether("run", "--no-crash-report", CRASH / "x86_64/crash", "null"), 139, ["killed by SIGSEGV"])
+
+
+@pytest.mark.parametrize("way", ["terminated", ""])
+def test_what_is_no_crash_is_not_explained(way: str) -> None:
+    result = aether("run", CRASH / "x86_64/crash", way)
+    assert b"Crash of" not in result.stderr
+
+
+def test_an_explained_crash_says_so_in_the_trace_too() -> None:
+    result = aether("run", "--strace-only=signal", "--no-crash-report", CRASH / "x86_64/crash", "null")
+    lines = [line for line in result.stderr.decode().splitlines() if line.startswith("[")]
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        "--- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_MAPERR, si_addr=0x10} ---",
+        "+++ killed by SIGSEGV +++",
+    ]

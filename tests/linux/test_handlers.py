@@ -1,0 +1,266 @@
+"""Deciding in the kernel's stead: faults and calls that handlers answer, by programs on both ISAs."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aether_emu.arch.paging import Access, Attributes, PageFlags
+from aether_emu.errors import MappingError
+from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.handlers import Call, Fault, HandlerError
+from aether_emu.linux.task.process import Ended
+from aether_emu.mm.fault import RESOLVED, Outcome
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Request, map_memory
+from aether_emu.system import Machine
+from tests.small_programs import DATA, EXIT, every_isa, loaded
+
+HOLE = 0x70_0000
+# Exits with the byte that it loads from DATA + 0x1000; HOLE is in no area.
+LOAD = {
+    "x86_64": f"mov rbx, {DATA + 0x1000}; movzx edi, byte ptr [rbx]; {EXIT['x86_64']}",
+    "arm64": f"mov x19, #{DATA}; add x19, x19, #0x1000; ldrb w0, [x19]; {EXIT['arm64']}",
+}
+STORE = {
+    "x86_64": f"mov rbx, {DATA + 0x1000}; mov byte ptr [rbx], 5; movzx edi, byte ptr [rbx]; {EXIT['x86_64']}",
+    "arm64": f"mov x19, #{DATA}; add x19, x19, #0x1000; mov w1, #5; strb w1, [x19]; ldrb w0, [x19]; "
+    f"{EXIT['arm64']}",
+}
+LOAD_HOLE = {
+    "x86_64": f"mov rbx, {HOLE}; movzx edi, byte ptr [rbx]; {EXIT['x86_64']}",
+    "arm64": f"mov x19, #{HOLE}; ldrb w0, [x19]; {EXIT['arm64']}",
+}
+GETPID = {
+    "x86_64": f"mov eax, 39; syscall; mov edi, eax; {EXIT['x86_64']}",
+    "arm64": f"mov x8, #172; svc #0; {EXIT['arm64']}",
+}
+READ = {  # read(0, DATA + 0x1000, 1), then exit with -result
+    "x86_64": f"xor edi, edi; mov esi, {DATA + 0x1000}; mov edx, 1; xor eax, eax; syscall; mov edi, eax; "
+    f"neg edi; {EXIT['x86_64']}",
+    "arm64": f"mov x0, #0; mov x1, #{DATA}; add x1, x1, #0x1000; mov x2, #1; mov x8, #63; svc #0; "
+    f"neg x0, x0; {EXIT['arm64']}",
+}
+
+
+def _only_data(handler: Callable[[Fault], Outcome | None]) -> Callable[[Fault], Outcome | None]:
+    """The handler for data faults of the program, the manager for the rest."""
+    return lambda fault: None if fault.access & Access.EXECUTE else handler(fault)
+
+
+@every_isa
+def test_a_handler_brings_a_page_of_its_own_bytes(tmp_path: Path, isa: str) -> None:
+    faults: list[Fault] = []
+
+    def fill(fault: Fault) -> Outcome | None:
+        faults.append(fault)
+        return fault.map(b"\x2a")
+
+    for program in (LOAD, STORE):
+        with loaded(tmp_path, isa, program) as machine:
+            machine.on_fault(_only_data(fill))
+            assert machine.run() == Ended(code=42 if program is LOAD else 5)
+            (fault,) = faults
+            assert (fault.address, fault.page, fault.in_call) == (DATA + 0x1000, DATA + 0x1000, False)
+            assert fault.area is not None
+            assert fault.area.start == DATA
+            assert machine.process is not None
+            assert machine.process.read(DATA + 0x1000, 2) == (b"\x2a\0" if program is LOAD else b"\x05\0")
+            faults.clear()
+
+
+@every_isa
+def test_a_handler_chooses_the_bits_of_the_entry(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, STORE) as machine:
+        asked = 0
+
+        def read_only(fault: Fault) -> Outcome | None:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                return fault.deny()
+            return fault.map(b"\x2a", PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED)
+
+        machine.on_fault(_only_data(read_only))
+        ended = machine.run()
+        assert (ended.signal, asked) == (sig.SIGSEGV, 2)
+        assert machine.process is not None
+        walk = machine.process.mm.walk(DATA + 0x1000)
+        assert "user read\n" in str(walk)
+
+
+@every_isa
+def test_a_handler_writes_the_entry_bit_by_bit(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, LOAD) as machine:
+        raw = machine.format.leaf_bits(Attributes(PageFlags.READ | PageFlags.USER))  # not yet accessed
+        machine.on_fault(_only_data(lambda fault: fault.map(b"x", bits=raw) if _absent(fault) else None))
+        assert machine.run() == Ended(code=ord("x"))
+        assert machine.process is not None
+        (leaf,) = machine.process.mm.walk(DATA + 0x1000).steps[-1:]
+        assert leaf.entry & 0xFFF == raw & 0xFFF | (1 << 5 if isa == "x86_64" else 1 << 10)  # A, AF
+
+
+def test_a_reserved_bit_of_a_handlers_is_the_architectures_fault(tmp_path: Path) -> None:
+    with loaded(tmp_path, "x86_64", LOAD) as machine:
+        raw = 1 << 51 | machine.format.leaf_bits(Attributes(PageFlags.READ | PageFlags.USER))
+        machine.on_fault(_only_data(lambda fault: fault.map(b"x", bits=raw) if _absent(fault) else None))
+        ended = machine.run()
+        assert (ended.signal, ended.why) == (sig.SIGKILL, "a damaged page table")
+
+
+def _absent(fault: Fault) -> bool:
+    return fault.process.mm.table.find(fault.page) is None
+
+
+@every_isa
+def test_a_handler_maps_a_frame_that_it_has_taken(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, LOAD) as machine:
+        frame = machine.physical.take(Kind.ANON, 0, 0)
+        machine.physical.page_bytes(frame)[0] = 9
+        machine.on_fault(_only_data(lambda fault: fault.map(frame)))
+        assert machine.run() == Ended(code=9)
+
+
+@every_isa
+def test_a_handler_denies_and_gives_bus_errors(tmp_path: Path, isa: str) -> None:
+    for outcome, number in (("deny", sig.SIGSEGV), ("bus_error", sig.SIGBUS)):
+        with loaded(tmp_path, isa, LOAD) as machine:
+            machine.on_fault(_only_data(lambda fault, how=outcome: getattr(fault, how)()))  # type: ignore[misc]  # bound now
+            assert machine.run().signal == number
+    with loaded(tmp_path, isa, READ, stdin=b"1") as machine:
+        machine.on_fault(lambda fault: fault.deny() if fault.in_call else None)
+        assert machine.run() == Ended(code=errno.EFAULT)
+
+
+@every_isa
+def test_a_handler_makes_the_area_that_is_missing(tmp_path: Path, isa: str) -> None:
+    def make(fault: Fault) -> Outcome | None:
+        if fault.area is None:
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+            map_memory(fault.process.mm, Request(fault.page, 4096, 3, flags, None, 0))
+            return fault.map(b"\x07")
+        return None
+
+    with loaded(tmp_path, isa, LOAD_HOLE) as machine:
+        machine.on_fault(make)
+        assert machine.run() == Ended(code=7)
+    with loaded(tmp_path, isa, LOAD_HOLE) as machine:
+        machine.on_fault(lambda fault: fault.map(b"") if fault.area is None else None)
+        with pytest.raises(HandlerError, match="is in no area"):
+            machine.run()
+
+
+@every_isa
+def test_the_last_handler_is_asked_first_and_may_see_the_managers_decision(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, LOAD) as machine:
+        order: list[str] = []
+
+        def first(_fault: Fault) -> None:
+            order.append("first")
+
+        machine.on_fault(_only_data(first))
+
+        def second(fault: Fault) -> Outcome | None:
+            order.append("second")
+            return fault.decide() if len(order) > 3 else None
+
+        attached = machine.on_fault(_only_data(second))
+        assert machine.run() == Ended(code=0)
+        assert order == ["second", "first"]
+        attached.detach()
+        assert not attached.attached
+
+
+@every_isa
+@pytest.mark.parametrize("wrong", ["resolved for ever", "a number", "raises"])
+def test_a_handler_that_goes_wrong_ends_the_run_with_its_error(tmp_path: Path, isa: str, wrong: str) -> None:
+    def bad(_fault: Fault) -> Outcome | None:
+        if wrong == "raises":
+            raise IndexError("mine")
+        return RESOLVED if wrong == "resolved for ever" else 5  # type: ignore[return-value]  # the misuse
+
+    with loaded(tmp_path, isa, LOAD) as machine:
+        attached = machine.on_fault(_only_data(bad))
+        with pytest.raises(IndexError if wrong == "raises" else HandlerError):
+            machine.run()
+        attached.detach()
+        assert machine.run() == Ended(code=0)
+
+
+def test_what_cannot_be_put_into_an_area_is_refused(tmp_path: Path) -> None:
+    with loaded(tmp_path, "x86_64", LOAD) as machine:
+        errors: list[Exception] = []
+
+        def wrong(fault: Fault) -> Outcome | None:
+            for content in (b"x" * 4097, 1 << 40, machine.physical.zero_frame):
+                with pytest.raises(MappingError) as caught:
+                    fault.map(content)
+                errors.append(caught.value)
+            return None
+
+        machine.on_fault(_only_data(wrong))
+        assert machine.run() == Ended(code=0)
+        assert len(errors) == 3
+
+
+@every_isa
+def test_a_handler_answers_a_call_instead_of_the_kernel(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, GETPID) as machine:
+
+        @machine.on_system_call(names=["getpid"])
+        def answer(call: Call) -> int:
+            assert call.name == "getpid"
+            return 42
+
+        assert machine.run() == Ended(code=42)
+        assert answer.attached
+        assert machine.kernel.calls_by_name() == {"getpid": 1, "exit_group": 1}
+
+
+@every_isa
+def test_a_handler_makes_the_call_and_changes_its_result(tmp_path: Path, isa: str) -> None:
+    results: list[int | None] = []
+
+    def double(call: Call) -> int | None:
+        results.append(call.make())
+        with pytest.raises(HandlerError, match="made already"):
+            call.make()
+        return None if results[-1] is None else 7
+
+    with loaded(tmp_path, isa, GETPID) as machine:
+        machine.on_system_call(double, "getpid")
+        assert machine.run() == Ended(code=7)
+        assert results == [1000]
+
+
+@every_isa
+def test_handlers_cost_nothing_once_they_are_gone(tmp_path: Path, isa: str) -> None:
+    def callbacks(machine: Machine) -> tuple[object, ...]:
+        cpu, entry = machine.cpu, machine.entry
+        return (
+            cpu.on_fault,
+            cpu.resolve,
+            cpu.on_system_call,
+            cpu.on_trap,
+            entry.debugger,
+            vars(entry)["_fault_in"],
+        )
+
+    with loaded(tmp_path, isa, GETPID) as machine:
+        before = callbacks(machine)
+        attached = [
+            machine.on_fault(lambda _fault: None),
+            machine.on_system_call(lambda _call: None),
+            machine.breakpoint(DATA),
+            machine.on_access(DATA, 8),
+        ]
+        assert all(
+            now != then for now, then in zip(callbacks(machine), before, strict=True) if then is not None
+        )
+        for one in attached:
+            one.detach()
+        assert callbacks(machine) == before
+        assert machine.run().status == 1000 & 0xFF

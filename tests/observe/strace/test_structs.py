@@ -1,0 +1,44 @@
+"""Structures that no program here passes, as strace shows them."""
+
+from __future__ import annotations
+
+import struct
+from typing import cast
+
+from aether_emu.mm.space import AddressSpace
+from aether_emu.observe.peek import PeekMemory
+from aether_emu.observe.strace import structs, terminals
+from aether_emu.observe.strace.kinds import Made
+
+
+class _Bytes(PeekMemory):
+    """Memory that has some bytes at 0x1000."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(cast(AddressSpace, None))
+        self._data = data
+
+    def read_up_to(self, va: int, length: int) -> bytes:
+        return self._data[va - 0x1000 :][:length]
+
+
+def test_the_modes_of_a_terminal() -> None:
+    """Those of a fresh pseudo-terminal, and what `stty raw -echo` makes of them."""
+    fresh = Made(
+        "ioctl", (0, 0x5401, 0x1000), _Bytes(struct.pack("<4I", 0x500, 5, 0xBF, 0x8A3B)), "x86_64", 0
+    )
+    assert terminals.terminal(fresh, 0x1000) == (
+        "{c_iflag=ICRNL|IXON, c_oflag=NL0|CR0|TAB0|BS0|VT0|FF0|OPOST|ONLCR, c_cflag=B38400|CS8|CREAD, "
+        "c_lflag=ISIG|ICANON|ECHO|ECHOE|ECHOK|IEXTEN|ECHOCTL|ECHOKE, ...}"
+    )
+    raw = Made("ioctl", (0, 0x5403, 0x1000), _Bytes(struct.pack("<4I", 0, 4, 0xBF, 0x8A30)), "x86_64", 0)
+    assert terminals.terminal(raw, 0x1000) == (
+        "{c_iflag=, c_oflag=NL0|CR0|TAB0|BS0|VT0|FF0|ONLCR, c_cflag=B38400|CS8|CREAD, "
+        "c_lflag=ECHOE|ECHOK|IEXTEN|ECHOCTL|ECHOKE, ...}"
+    )
+
+
+def test_a_device_has_its_numbers() -> None:
+    data = struct.pack("<QQQIIIIQq", 1, 2, 1, 0o20620, 0, 0, 0, 0x8800, 0)
+    call = Made("fstat", (0, 0x1000), _Bytes(data), "x86_64", 0)
+    assert structs.STAT.show(call, 0x1000) == "{st_mode=S_IFCHR|0620, st_rdev=makedev(0x88, 0), ...}"
