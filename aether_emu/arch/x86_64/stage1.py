@@ -109,7 +109,7 @@ class X86Format(PageTableFormat):
         return va >> self.virtual_bits - 1 in (0, (1 << 65 - self.virtual_bits) - 1)
 
     def leaf_bits(self, attributes: Attributes, level: int = 1) -> int:
-        flags = attributes.flags.value
+        flags = int(attributes.flags)
         if not flags & _READ:
             raise EncodingError(f"{self.name}: a present entry is always readable")
         if not self.levels[level - 1].leaf:
