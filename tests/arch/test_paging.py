@@ -75,9 +75,7 @@ def test_no_held_kind_is_zero() -> None:
 @cache
 def expressible(fmt: PageTableFormat, level: int) -> list[Attributes]:
     """Every combination of flags, memory type and hint that the format can say in a leaf of `level`."""
-    combinations = [
-        sum(chosen, start=PageFlags(0)) for chosen in product(*((PageFlags(0), flag) for flag in PageFlags))
-    ]
+    combinations = [reduce(or_, chosen) for chosen in product(*((PageFlags(0), flag) for flag in PageFlags))]
     found = []
     for flags, memory, contiguous in product(combinations, MemoryType, (False, True)):
         attributes = Attributes(flags, memory, contiguous=contiguous)

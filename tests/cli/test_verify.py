@@ -289,6 +289,14 @@ def runs(monkeypatch: pytest.MonkeyPatch, tally: Tally, *arguments: str) -> None
     app(["verify", "x86_64-4level", "--suite", "entries", *arguments], standalone_mode=False)
 
 
+def test_the_page_tells_how_many_cases_were_set_aside() -> None:
+    for aside, words in ((0, "4,000 cases, 0 differences"), (1234, "4,000 cases, 1,234 set aside, 0 diff")):
+        outcome = suites.Outcome(
+            suites.Task("x86_64-4level", "entries", 4000, 0), Tally(cases=4000, set_aside=aside), []
+        )
+        assert f"<p>{words}" in html.as_html([outcome])
+
+
 def test_names_are_escaped() -> None:
     outcome = suites.Outcome(suites.Task("x86_64-4level", "entries", 10, 0), Tally(), ["<b>&</b>"])
     assert "<b>" not in html.as_html([outcome]).replace("<body>", "")

@@ -178,6 +178,10 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing", Path("/dev/null")):
         with pytest.raises(ImageError):
             open_image(path)
+    with pytest.raises(ImageError, match="missing: No such file or directory"):
+        open_image(tmp_path / "missing")
+    with pytest.raises(ImageError, match="embedded null byte"):  # Python's words: the host is not asked
+        open_image("an image\0")
     with pytest.raises(ImageError, match="begin at"):
         open_image(written(tmp_path, bytes(16)), base=(1 << 64) - 8)
 

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from aether_emu.arch.arm64 import stage1 as arm
-from aether_emu.arch.paging import Entry
+from aether_emu.arch.paging import Attributes, Entry, Held, HeldKind, PageFlags, PageTableFormat, Table
 from aether_emu.arch.x86_64 import stage1 as x86
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.verify.cases import suites
@@ -66,6 +66,32 @@ def test_a_mistake_is_found_where_it_is() -> None:
     assert found("a reserved bit not seen") == {"decode", "next table"}
     assert "encode" in found("PS missing in 2M leaves")
     assert found("write-combining refused") == {"accepted"}
+
+
+def wrong(isa: str, name: str) -> tuple[PageTableFormat, PageTableFormat]:
+    """A format with a mistake, and the same one without."""
+    (mutant,) = (one for one in MUTANTS if (one.isa, one.name) == (isa, name))
+    made = mutant.make()
+    return made, next(true for item in suites.FORMATS.values() if (true := item.ours()).name == made.name)
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_a_held_value_one_bit_up_is_twice_the_value_of_the_same_kind(isa: str) -> None:
+    mutant, true = wrong(isa, "held values one bit up")
+    for kind in HeldKind:
+        for value in (0, 1, 0b1011, 1 << 39):
+            assert true.decode(mutant.held_entry(Held(kind, value)), 1) == Held(kind, 2 * value)
+
+
+@pytest.mark.parametrize(
+    ("isa", "name"), [("x86_64", "large leaves taken for tables"), ("arm64", "blocks taken for tables")]
+)
+def test_a_large_leaf_taken_for_a_table_leads_to_where_it_pointed(isa: str, name: str) -> None:
+    mutant, true = wrong(isa, name)
+    asked = Attributes(PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED)
+    page, large = (true.leaf_entry(5 << 30, asked, level) for level in (1, 2))
+    assert mutant.decode(large, 2) == Table(5 << 30, true.decode(large, 2).attributes.flags)  # type: ignore[union-attr]  # a leaf
+    assert mutant.decode(page, 1) == true.decode(page, 1)
 
 
 # ---- what `aether verify` judges when nobody asks for more: other CPUs than the engine's too

@@ -301,7 +301,7 @@ _EVERY: tuple[tuple[str, Alter], ...] = (
     ("what tables take from writing not read", _reading(_table_grants(PageFlags.WRITE))),
     ("what tables take from execution not read", _reading(_table_grants(PageFlags.EXECUTE))),
     ("held entries not read", _reading(_only_present)),
-    ("held values one bit up", _held(lambda entry: (entry & ~0x3F | (entry & ~0x3FF) << 1) & _WORD)),
+    ("held values one bit up", _held(lambda entry: (entry & 0xFFF | (entry & ~0xFFF) << 1) & _WORD)),
     (
         "offending bits not told",
         _reading(_untold),

@@ -135,3 +135,15 @@ def guest(tmp_path: Path) -> Iterator[Guest]:
     """See `guest_in`."""
     with guest_in(tmp_path) as made:
         yield made
+
+
+@contextlib.contextmanager
+def standard_input_closed() -> Iterator[None]:
+    """The host's descriptor 0 is free for the next file that is opened."""
+    kept = os.dup(0)
+    os.close(0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 
 from aether_emu.linux.files import flags as fl
-from tests.linux.files.conftest import CWD, Guest, parse_entries, refused
+from tests.linux.files.conftest import CWD, Guest, parse_entries, refused, standard_input_closed
 
 
 def test_entries_are_whole_aligned_and_resume_where_the_buffer_ended(guest: Guest) -> None:
@@ -118,3 +119,16 @@ def test_listings_count_among_what_open_files_hold(guest: Guest) -> None:
     guest.files.getdents64(fds[1], 4096)
     guest.files.close(fds[1])
     assert account.memory_used == 0
+
+
+def test_the_hosts_descriptor_0_is_as_good_as_any(guest: Guest) -> None:
+    with standard_input_closed():
+        fd = guest.files.open(CWD, b"/w", fl.O_RDONLY)
+        assert os.path.samefile("/proc/self/fd/0", guest.w)
+        guest.w.chmod(0o700)
+        assert guest.files.fstat(fd).mode & 0o777 == 0o700
+        guest.w.rmdir()
+        with refused(errno.ENOENT):
+            guest.files.getdents64(fd, 4096)
+        guest.files.close(fd)
+        assert not os.path.lexists("/proc/self/fd/0")

@@ -11,7 +11,7 @@ import pytest
 
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
-from tests.linux.files.conftest import CWD, Guest, refused
+from tests.linux.files.conftest import CWD, Guest, refused, standard_input_closed
 
 _WRITES: dict[str, Callable[[Files], object]] = {
     "create": lambda files: files.open(CWD, b"/r/new", fl.O_CREAT | fl.O_RDONLY, 0o666),
@@ -217,3 +217,11 @@ def test_nothing_is_remembered_of_files_that_are_gone(guest: Guest) -> None:
     after = guest.namespace.inodes.capture()["inodes"]
     assert isinstance(before, list) and isinstance(after, list)
     assert len(after) <= len(before) + 1, "only the directory that held them is new"
+
+
+def test_a_file_that_the_host_opens_at_descriptor_0_gets_another_name(guest: Guest) -> None:
+    guest.files.close(guest.create(b"/w/one", b"contents"))
+    with standard_input_closed():
+        guest.files.link(CWD, b"/w/one", CWD, b"/w/two")
+        guest.files.rename(CWD, b"/w/two", CWD, b"/w/three")
+    assert guest.read_all(b"/w/three") == b"contents"

@@ -204,6 +204,13 @@ class Mixture:
         self.frames.kind_array[first : first + pages] = kind
         return address >> fmt.page_shift
 
+    def first_frame(self, segment: Segment) -> int | None:
+        """The frame of the frame table that the first page shows. None: a device's, or no frame at all."""
+        address = segment.value << self.format.page_shift
+        if not segment.framed or not 0 <= address - self.frames.base < self.frames.size:
+            return None
+        return self.frames.number(address)
+
     def put(self, segment: Segment, level: int, *, contiguous: bool = False) -> None:
         """Write one entry, and count what it stands for."""
         fmt, va = self.format, segment.page << self.format.page_shift
@@ -249,8 +256,8 @@ class Mixture:
         """How often each frame is shown, the zero page aside."""
         shown = np.zeros(self.frames.count, np.uint32)
         for segment in segments:
-            if segment.framed and segment.value != self.zero:
-                first = self.frames.number(segment.value << self.format.page_shift)
+            first = self.first_frame(segment)
+            if first is not None and segment.value != self.zero:
                 shown[first : first + segment.pages] += 1
         return shown
 
@@ -320,7 +327,7 @@ def _pages(mixture: Mixture, at: int) -> None:
     used: set[int] = set()
     for place in places:
         count = min(random.choice([1, 1, 3]), block - place)
-        sort = random.choice(["leaf", "leaf", "file", "zero", "junk", *HeldKind])
+        sort = random.choice(["leaf", "leaf", "file", "zero", "below", "beyond", "junk", *HeldKind])
         frameless = sort == "junk" or (isinstance(sort, HeldKind) and not sort.has_frame)
         kind = (
             Kind.FILE if sort == "file" or frameless else Kind.ANON
@@ -339,6 +346,9 @@ def _small(mixture: Mixture, page: int, sort: str | HeldKind, value: int, flags:
     fmt = mixture.format
     if sort == "zero":
         return Segment(page, 1, mixture.zero, None, flags & ~PageFlags.WRITE)
+    if sort in ("below", "beyond"):  # devices, on either side of the frame table
+        below, size = RAM_BASE >> fmt.page_shift, mixture.frames.size >> fmt.page_shift
+        return Segment(page, 1, value % below if sort == "below" else value + size, None, flags)
     if sort == "junk":
         return Segment(page, 1, fmt.held_entry(Held(HeldKind.SWAP, value)) | 1 << 5, junk=True)
     if not isinstance(sort, HeldKind):

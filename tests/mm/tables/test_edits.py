@@ -58,10 +58,11 @@ def test_zap_clears_drops_and_returns_what_has_no_frame(mixture: Mixture) -> Non
 
 
 def test_zap_spares_one_kind_of_frame_and_what_has_none(mixture: Mixture) -> None:
-    fmt, frames = mixture.format, mixture.frames
+    frames = mixture.frames
 
     def goes(segment: Segment) -> bool:
-        return segment.framed and frames.kind[frames.number(segment.value << fmt.page_shift)] != Kind.ANON
+        first = mixture.first_frame(segment)
+        return first is not None and frames.kind[first] != Kind.ANON
 
     for start, end in reversed(mixture.ranges(4)):
         gather = Recorder(mixture.table)
@@ -75,7 +76,7 @@ def test_zap_spares_one_kind_of_frame_and_what_has_none(mixture: Mixture) -> Non
 
 
 def test_protect_changes_permissions_and_nothing_else(mixture: Mixture) -> None:
-    fmt, frames = mixture.format, mixture.frames
+    fmt = mixture.format
     order = [READ | WRITE, Protection.NONE, READ, READ | EXECUTE, Protection.NONE, READ | WRITE | EXECUTE]
     for protection, (start, end) in zip(order, mixture.ranges(len(order)), strict=True):
 
@@ -95,7 +96,7 @@ def test_protect_changes_permissions_and_nothing_else(mixture: Mixture) -> None:
         )
         code = [s for s in mixture.segments if start <= s.page < end and s.kind is None and not s.junk]
         expected = (
-            [frames.number(s.value << fmt.page_shift) + n for s in code for n in range(s.pages)]
+            [first + n for s in code if (first := mixture.first_frame(s)) is not None for n in range(s.pages)]
             if protection & EXECUTE
             else []
         )
