@@ -38,7 +38,10 @@ class StateError(AetherError):
 
 
 def capture(machine: Machine) -> State:
-    """Everything about a loaded machine that is not running. Raises StateError, CaptureError."""
+    """Everything about a loaded machine that is not running. Raises StateError, CaptureError, ClosedError."""
+    machine.kernel.require_open()
+    if machine.observers.running:
+        raise StateError("the machine runs: capture it when the run has returned, as stop() in it does")
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")

@@ -8,6 +8,7 @@ Machine
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -268,7 +269,7 @@ class Machine:
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
         process = self._runnable()
-        if blocks < 0:
+        if operator.index(blocks) < 0:
             raise MachineError(f"a run has 0 blocks or more, not {blocks}")
         try:
             return self._end_of(process) if self._run(blocks, timeout) else None
@@ -277,7 +278,7 @@ class Machine:
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
-        if count < 1:
+        if operator.index(count) < 1:
             raise MachineError(f"a step has 1 instruction or more, not {count}")
         self._runnable()
         self.debugger.begin_steps(count)
@@ -326,6 +327,7 @@ class Machine:
     def _runnable(self) -> Process:
         """The program, if there is anything of it to run. Raises MachineError."""
         self.kernel.require_open()
+        self._require_rest()
         process = self.process
         if process is None:
             raise MachineError("there is no program to run: load() one first")
@@ -334,6 +336,11 @@ class Machine:
         if process.ended is None and not self.scheduler.tasks:
             raise MachineError("the program was not loaded to its end: a new machine can try another")
         return process
+
+    def _require_rest(self) -> None:
+        """Raises MachineError inside a run: from a handler, a listener, or another thread."""
+        if self.observers.running:
+            raise MachineError("the machine runs already: let that run return first, as stop() in it does")
 
     # ---- stopping and watching
 
@@ -350,7 +357,7 @@ class Machine:
             if where not in symbols:
                 raise MachineError(f"the program has no symbol {where!r}{suggestion(where, symbols)}")
             where = symbols[where]
-        return self.debugger.break_at(int(where), handler)
+        return self.debugger.break_at(operator.index(where), handler)
 
     def on_access(
         self, start: int, length: int, handler: AccessHandler | None = None, kinds: str = "rw"
@@ -368,7 +375,7 @@ class Machine:
         wanted = Access(0)
         for letter in kinds:
             wanted |= letters[letter]
-        return self.debugger.watch(int(start), length, handler, wanted)
+        return self.debugger.watch(operator.index(start), operator.index(length), handler, wanted)
 
     def _loaded(self, what: str) -> Process:
         """The program, for `what`, which needs one. Raises MachineError."""
@@ -390,8 +397,10 @@ class Machine:
 
         It gets a `Fault` and returns None, or an outcome: of `fault.map`, `deny`, `bus_error`, `decide`, or
         RESOLVED where it has changed the process's memory itself. The last that was attached is asked first.
-        What it raises ends the run. `detach()` on the result ends it.
+        What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for what cannot be
+        called.
         """
+        self.kernel.require_open()
         return self.handlers.on_fault(handler)
 
     @overload
@@ -412,6 +421,7 @@ class Machine:
         It gets a `Call`: `call.make()` makes the call at once, for a handler that looks at the result.
         As for `on_fault` else. Raises HandlerError for a name that the ISA has not.
         """
+        self.kernel.require_open()
         if isinstance(names, str):
             names = [names]
         if handler is None:
@@ -428,10 +438,12 @@ class Machine:
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
 
-        Safe twice. The engine and the host's memory are released in any case.
+        Safe twice. The engine and the host's memory are released in any case; but not inside a run of it:
+        MachineError.
         """
         if self.computer.closed:
             return
+        self._require_rest()
         self.observers.detach_all()
         self.kernel.closed = True
         try:
@@ -449,6 +461,7 @@ class Machine:
 
     def abandon(self) -> None:
         """Let go of the engine and the host's memory without accounts, after a failed start."""
+        self._require_rest()
         self.kernel.closed = True
         self.computer.abandon()
 
