@@ -143,6 +143,24 @@ def _texts(name: str, values: Sequence[str | bytes | os.PathLike[str]]) -> list[
     return texts
 
 
+def _variables(env: Mapping[str, str]) -> list[bytes]:
+    """An environment as a new program gets it. ConfigError for what is no mapping of strings to strings."""
+    if not isinstance(env, Mapping) or not all(
+        isinstance(text, str) for pair in env.items() for text in pair
+    ):
+        raise ConfigError("env", env, "a mapping of strings to strings")
+    return _texts("env", [f"{key}={value}" for key, value in env.items()])
+
+
+def complete_streams(given: Mapping[str, Stream]) -> dict[str, Stream]:
+    """All three standard streams, the host's where none is given. ConfigError for other names."""
+    streams = standard_streams()
+    if not isinstance(given, Mapping) or given.keys() - streams.keys():
+        shown = sorted(given) if isinstance(given, Mapping) else given
+        raise ConfigError("streams", shown, "streams by the names stdin, stdout and stderr")
+    return streams | dict(given)
+
+
 def standard_streams() -> dict[str, Stream]:
     """The host's own stdin, stdout and stderr."""
     return {name: DescriptorStream(fd) for fd, name in enumerate(("stdin", "stdout", "stderr"))}
@@ -172,6 +190,8 @@ class Machine:
         pause: Callable[[], None] = lambda: None,
         **options: Unpack[Options],
     ) -> None:
+        if config is not None and not isinstance(config, Config):
+            raise ConfigError("config", config, "a Config, such as Config.load() makes")
         if config is not None and options:
             raise ConfigError(
                 *next(iter(options.items())), "put it into `config`, which stands for all options"
@@ -225,18 +245,21 @@ class Machine:
         """Load a program of the host, ready to run. `argv[0]` is its name.
 
         With `grants.root` the program is looked up in the guest, as the guest would; otherwise it is
-        granted read-only under its own absolute path, links resolved. `streams` are its stdin, stdout and
-        stderr; the host's where there are none. Raises ProgramError, ConfigError, MachineError.
+        granted read-only under its own absolute path, links resolved. `streams` are its "stdin", "stdout" and
+        "stderr"; those that are missing are the host's. Raises ProgramError, ConfigError, MachineError.
         """
         self.kernel.require_open()
         if self.process is not None:
             raise ProgramError(
                 f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
             )
-        grants = grants or Grants()
+        grants = Grants() if grants is None else grants
+        if not isinstance(grants, Grants):
+            raise ConfigError("grants", grants, "a Grants, such as Grants(root=Path('/srv/root'))")
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
-        environment = _texts("env", [f"{key}={value}" for key, value in (env or {}).items()])
+        environment = _variables({} if env is None else env)
+        opened = complete_streams({} if streams is None else streams)
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
@@ -244,7 +267,7 @@ class Machine:
         task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
-        process.files.attach(streams if streams is not None else standard_streams())
+        process.files.attach(opened)
         self.entry.switch(task)
         load_program(task)
         self.scheduler.add(task)
@@ -568,7 +591,7 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
         raise ProgramError(f"{program}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        cwd = (grants.cwd or Path.cwd()).resolve()
+        cwd = Path(grants.cwd or Path.cwd()).resolve()
     except OSError as error:
         raise ConfigError("cwd", str(grants.cwd or "."), f"the host says {error.strerror}") from None
     granted = grants.cwd is not None or cwd != Path("/")

@@ -29,13 +29,14 @@ from aether_emu import (
 from aether_emu.config import ClockCosts, CostOptions, Options
 from aether_emu.errors import AddressError, ClosedError, HandlerError
 from aether_emu.linux.debugging import AccessHandler, HaltHandler, Stopped
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.handlers import CallHandler, FaultHandler
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import RegisterError
 from aether_emu.state import StateError, capture
 from tests.guests.running import program
-from tests.small_programs import DATA, DATA_SIZE, EXIT, START, every_isa, loaded
+from tests.small_programs import DATA, DATA_SIZE, EXIT, START, every_isa, loaded, written
 
 ROOT = Path(__file__).parents[1]
 PLAIN: pydoc.TextDoc = vars(pydoc)["plaintext"]
@@ -282,6 +283,7 @@ def _misuses(machine: Machine, folder: Path) -> list[tuple[type[AetherError], Ca
 @every_isa
 def test_misuse_gets_one_line_of_ours(tmp_path: Path, isa: str) -> None:
     with loaded(tmp_path, isa, QUICK) as machine:
+        registers = _process(machine).registers
         for error, misuse in _misuses(machine, tmp_path):
             with pytest.raises(error) as caught:
                 misuse()
@@ -299,6 +301,10 @@ def test_misuse_gets_one_line_of_ours(tmp_path: Path, isa: str) -> None:
         lambda: machine.on_system_call(lambda _call: None),
         lambda: machine.observers.attach(fault=print),
         lambda: capture(machine),
+        lambda: _process(machine).areas,
+        lambda: str(registers),
+        lambda: registers["xmm0" if isa == "x86_64" else "x0"],
+        lambda: registers.update(sp=5),
         lambda: _process(machine).read(DATA, 1),
         lambda: _process(machine).registers,
         lambda: _process(machine).mm.walk(DATA),
@@ -365,6 +371,40 @@ def test_arguments_are_a_list_of_strings(argv: object) -> None:
             machine.load(path, argv)  # type: ignore[arg-type]  # likewise
         with pytest.raises(MachineError, match="no program to run"):
             machine.run()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("env", ["A=b"]),
+        ("env", {"A": 5}),
+        ("env", {b"A": "b"}),
+        ("streams", {"stdbla": BufferStream()}),
+        ("streams", [BufferStream()]),
+        ("grants", Path("/")),
+    ],
+)
+def test_what_a_program_gets_is_of_the_kind_that_is_asked_for(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    path = written(tmp_path, "x86_64", QUICK["x86_64"])
+    with Machine(ram="8M") as machine:
+        with pytest.raises(ConfigError, match=name):
+            machine.load(path, **{name: value})  # type: ignore[arg-type]  # the misuse
+        assert machine.load(path) is machine.process, "nothing of it is left"
+
+
+def test_a_config_is_a_config() -> None:
+    with pytest.raises(ConfigError, match="a Config"):
+        Machine(config={"ram": "8M"})  # type: ignore[arg-type]  # the misuse
+
+
+def test_streams_that_are_not_given_are_the_hosts(tmp_path: Path) -> None:
+    mine = BufferStream()
+    with Machine(ram="8M") as machine:
+        files = machine.load(written(tmp_path, "x86_64", QUICK["x86_64"]), streams={"stdout": mine}).files
+        assert [files.table.file(fd).stream for fd in range(3)][1] is mine  # type: ignore[attr-defined]  # StreamFile
+        assert machine.run().code == 3
 
 
 def test_options_are_named_as_they_are() -> None:

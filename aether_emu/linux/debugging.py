@@ -99,7 +99,7 @@ class Halt:
     @property
     def registers(self) -> Registers:
         """Its registers, to be read and set."""
-        return Registers(self.process.abi.isa, self.task)
+        return Registers(self.process.abi.isa, self.task, self.process.kernel.require_open)
 
 
 HaltHandler = Callable[[Halt], object]
