@@ -109,6 +109,10 @@ class ClosedError(MachineError):
         super().__init__("the machine is closed: look at it before close(), or make a new one")
 
 
+class HandlerError(AetherError):
+    """A handler did what a handler cannot do, or is none."""
+
+
 class TimedOut(AetherError, TimeoutError):
     """The time that a run was given, in seconds, is over. The machine stands still and can go on."""
 

@@ -28,7 +28,7 @@ from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
-from aether_emu.system import Grants, Machine, standard_streams
+from aether_emu.system import Grants, Machine, complete_streams
 
 State = dict[str, Any]
 
@@ -38,7 +38,10 @@ class StateError(AetherError):
 
 
 def capture(machine: Machine) -> State:
-    """Everything about a loaded machine that is not running. Raises StateError, CaptureError."""
+    """Everything about a loaded machine that is not running. Raises StateError, CaptureError, ClosedError."""
+    machine.kernel.require_open()
+    if machine.observers.running:
+        raise StateError("the machine runs: capture it when the run has returned, as stop() in it does")
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
@@ -75,7 +78,7 @@ def restore(
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
             raise StateError(f"a snapshot with {tables}")
-        _fill(machine, state, grants or Grants(), streams if streams is not None else standard_streams())
+        _fill(machine, state, grants or Grants(), complete_streams({} if streams is None else streams))
     except BaseException:
         machine.abandon()
         raise

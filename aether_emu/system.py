@@ -8,6 +8,7 @@ Machine
 
 from __future__ import annotations
 
+import operator
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -142,6 +143,24 @@ def _texts(name: str, values: Sequence[str | bytes | os.PathLike[str]]) -> list[
     return texts
 
 
+def _variables(env: Mapping[str, str]) -> list[bytes]:
+    """An environment as a new program gets it. ConfigError for what is no mapping of strings to strings."""
+    if not isinstance(env, Mapping) or not all(
+        isinstance(text, str) for pair in env.items() for text in pair
+    ):
+        raise ConfigError("env", env, "a mapping of strings to strings")
+    return _texts("env", [f"{key}={value}" for key, value in env.items()])
+
+
+def complete_streams(given: Mapping[str, Stream]) -> dict[str, Stream]:
+    """All three standard streams, the host's where none is given. ConfigError for other names."""
+    streams = standard_streams()
+    if not isinstance(given, Mapping) or given.keys() - streams.keys():
+        shown = sorted(given) if isinstance(given, Mapping) else given
+        raise ConfigError("streams", shown, "streams by the names stdin, stdout and stderr")
+    return streams | dict(given)
+
+
 def standard_streams() -> dict[str, Stream]:
     """The host's own stdin, stdout and stderr."""
     return {name: DescriptorStream(fd) for fd, name in enumerate(("stdin", "stdout", "stderr"))}
@@ -171,6 +190,8 @@ class Machine:
         pause: Callable[[], None] = lambda: None,
         **options: Unpack[Options],
     ) -> None:
+        if config is not None and not isinstance(config, Config):
+            raise ConfigError("config", config, "a Config, such as Config.load() makes")
         if config is not None and options:
             raise ConfigError(
                 *next(iter(options.items())), "put it into `config`, which stands for all options"
@@ -224,18 +245,21 @@ class Machine:
         """Load a program of the host, ready to run. `argv[0]` is its name.
 
         With `grants.root` the program is looked up in the guest, as the guest would; otherwise it is
-        granted read-only under its own absolute path, links resolved. `streams` are its stdin, stdout and
-        stderr; the host's where there are none. Raises ProgramError, ConfigError, MachineError.
+        granted read-only under its own absolute path, links resolved. `streams` are its "stdin", "stdout" and
+        "stderr"; those that are missing are the host's. Raises ProgramError, ConfigError, MachineError.
         """
         self.kernel.require_open()
         if self.process is not None:
             raise ProgramError(
                 f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
             )
-        grants = grants or Grants()
+        grants = Grants() if grants is None else grants
+        if not isinstance(grants, Grants):
+            raise ConfigError("grants", grants, "a Grants, such as Grants(root=Path('/srv/root'))")
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
-        environment = _texts("env", [f"{key}={value}" for key, value in (env or {}).items()])
+        environment = _variables({} if env is None else env)
+        opened = complete_streams({} if streams is None else streams)
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
@@ -243,7 +267,7 @@ class Machine:
         task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
-        process.files.attach(streams if streams is not None else standard_streams())
+        process.files.attach(opened)
         self.entry.switch(task)
         load_program(task)
         self.scheduler.add(task)
@@ -268,7 +292,7 @@ class Machine:
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
         process = self._runnable()
-        if blocks < 0:
+        if operator.index(blocks) < 0:
             raise MachineError(f"a run has 0 blocks or more, not {blocks}")
         try:
             return self._end_of(process) if self._run(blocks, timeout) else None
@@ -277,7 +301,7 @@ class Machine:
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
-        if count < 1:
+        if operator.index(count) < 1:
             raise MachineError(f"a step has 1 instruction or more, not {count}")
         self._runnable()
         self.debugger.begin_steps(count)
@@ -326,6 +350,7 @@ class Machine:
     def _runnable(self) -> Process:
         """The program, if there is anything of it to run. Raises MachineError."""
         self.kernel.require_open()
+        self._require_rest()
         process = self.process
         if process is None:
             raise MachineError("there is no program to run: load() one first")
@@ -334,6 +359,11 @@ class Machine:
         if process.ended is None and not self.scheduler.tasks:
             raise MachineError("the program was not loaded to its end: a new machine can try another")
         return process
+
+    def _require_rest(self) -> None:
+        """Raises MachineError inside a run: from a handler, a listener, or another thread."""
+        if self.observers.running:
+            raise MachineError("the machine runs already: let that run return first, as stop() in it does")
 
     # ---- stopping and watching
 
@@ -350,7 +380,7 @@ class Machine:
             if where not in symbols:
                 raise MachineError(f"the program has no symbol {where!r}{suggestion(where, symbols)}")
             where = symbols[where]
-        return self.debugger.break_at(int(where), handler)
+        return self.debugger.break_at(operator.index(where), handler)
 
     def on_access(
         self, start: int, length: int, handler: AccessHandler | None = None, kinds: str = "rw"
@@ -368,7 +398,7 @@ class Machine:
         wanted = Access(0)
         for letter in kinds:
             wanted |= letters[letter]
-        return self.debugger.watch(int(start), length, handler, wanted)
+        return self.debugger.watch(operator.index(start), operator.index(length), handler, wanted)
 
     def _loaded(self, what: str) -> Process:
         """The program, for `what`, which needs one. Raises MachineError."""
@@ -390,8 +420,10 @@ class Machine:
 
         It gets a `Fault` and returns None, or an outcome: of `fault.map`, `deny`, `bus_error`, `decide`, or
         RESOLVED where it has changed the process's memory itself. The last that was attached is asked first.
-        What it raises ends the run. `detach()` on the result ends it.
+        What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for what cannot be
+        called.
         """
+        self.kernel.require_open()
         return self.handlers.on_fault(handler)
 
     @overload
@@ -412,6 +444,7 @@ class Machine:
         It gets a `Call`: `call.make()` makes the call at once, for a handler that looks at the result.
         As for `on_fault` else. Raises HandlerError for a name that the ISA has not.
         """
+        self.kernel.require_open()
         if isinstance(names, str):
             names = [names]
         if handler is None:
@@ -428,10 +461,12 @@ class Machine:
     def close(self) -> None:
         """Give everything back, in the order that teardown has to work: LeakError when a frame is left.
 
-        Safe twice. The engine and the host's memory are released in any case.
+        Safe twice. The engine and the host's memory are released in any case; but not inside a run of it:
+        MachineError.
         """
         if self.computer.closed:
             return
+        self._require_rest()
         self.observers.detach_all()
         self.kernel.closed = True
         try:
@@ -449,6 +484,7 @@ class Machine:
 
     def abandon(self) -> None:
         """Let go of the engine and the host's memory without accounts, after a failed start."""
+        self._require_rest()
         self.kernel.closed = True
         self.computer.abandon()
 
@@ -555,7 +591,7 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
         raise ProgramError(f"{program}: {getattr(error, 'strerror', None) or error}") from None
     try:
-        cwd = (grants.cwd or Path.cwd()).resolve()
+        cwd = Path(grants.cwd or Path.cwd()).resolve()
     except OSError as error:
         raise ConfigError("cwd", str(grants.cwd or "."), f"the host says {error.strerror}") from None
     granted = grants.cwd is not None or cwd != Path("/")

@@ -30,7 +30,14 @@ from aether_emu.arch.paging import Attributes, Leaf, MemoryType, PageFlags, Page
 from aether_emu.arch.x86_64 import syndrome as x86_syndrome
 from aether_emu.arch.x86_64.stage1 import X86Format
 from aether_emu.config import format_size
-from aether_emu.errors import AddressError, ConfigError, EncodingError, MappingError, OutOfFrames
+from aether_emu.errors import (
+    AddressError,
+    ConfigError,
+    EncodingError,
+    MachineError,
+    MappingError,
+    OutOfFrames,
+)
 from aether_emu.mm.tables.walk import Mapped, Walk, walk
 
 if TYPE_CHECKING:
@@ -190,7 +197,7 @@ class PageTables:
             raise ConfigError(
                 "base", hex(base), "such that the memory ends below 512G, and within physical_bits"
             )
-        self._memory = _Memory(self.memory, base)
+        self._lent: _Memory | None = _Memory(self.memory, base)
         self._taken: set[int] = set()
         self.root = self._free_page() if root is None else root
         if self.root % page or not base <= self.root < base + size:
@@ -202,15 +209,30 @@ class PageTables:
         """Whose tables they are."""
         return "x86_64" if isinstance(self.format, X86Format) else "arm64"
 
+    @property
+    def _memory(self) -> _Memory:
+        if self._lent is None:
+            raise MachineError(
+                "these page tables are closed: their buffer is let go, new ones can be made in it"
+            )
+        return self._lent
+
     def __repr__(self) -> str:
-        memory = self._memory
+        memory = self._lent
+        if memory is None:
+            return f"<PageTables {self.format.name}: closed>"
         where = f"{format_size(memory.size)} at {memory.base:#x}"
         return f"<PageTables {self.format.name} at {self.root:#x}, in {where}>"
 
     def close(self) -> None:
-        """Let go of the buffer, so that an mmap can be closed; the tables cannot be used any more."""
-        del self._memory.array
-        self._memory.words.release()
+        """Let go of the buffer, so that an mmap can be closed. Safe twice.
+
+        The tables cannot be used any more: MachineError.
+        """
+        memory, self._lent = self._lent, None
+        if memory is not None:
+            del memory.array
+            memory.words.release()
 
     # ---- entries
 

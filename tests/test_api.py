@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import cast, get_args, get_type_hints
 
 import pytest
 
@@ -27,13 +27,16 @@ from aether_emu import (
     Refused,
 )
 from aether_emu.config import ClockCosts, CostOptions, Options
-from aether_emu.errors import AddressError, ClosedError
-from aether_emu.linux.debugging import Stopped
+from aether_emu.errors import AddressError, ClosedError, HandlerError
+from aether_emu.linux.debugging import AccessHandler, HaltHandler, Stopped
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.handlers import CallHandler, FaultHandler
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import RegisterError
+from aether_emu.state import StateError, capture
 from tests.guests.running import program
-from tests.small_programs import DATA, DATA_SIZE, EXIT, START, every_isa, loaded
+from tests.small_programs import DATA, DATA_SIZE, EXIT, START, every_isa, loaded, written
 
 ROOT = Path(__file__).parents[1]
 PLAIN: pydoc.TextDoc = vars(pydoc)["plaintext"]
@@ -269,12 +272,18 @@ def _misuses(machine: Machine, folder: Path) -> list[tuple[type[AetherError], Ca
         (MachineError, lambda: machine.on_access(DATA, 1 << 30)),
         (ConfigError, lambda: machine.on_access(DATA, 8, kinds="q")),
         (AetherError, lambda: machine.on_system_call(print, ["opnat"])),
+        (HandlerError, lambda: machine.on_system_call(cast("CallHandler", 5))),
+        (HandlerError, lambda: machine.on_fault(cast("FaultHandler", 5))),
+        (HandlerError, lambda: machine.breakpoint(START, cast("HaltHandler", 5))),
+        (HandlerError, lambda: machine.on_access(DATA, 8, cast("AccessHandler", 5))),
+        (HandlerError, lambda: machine.observers.attach(fault=cast("Callable[[object], object]", 5))),
     ]
 
 
 @every_isa
 def test_misuse_gets_one_line_of_ours(tmp_path: Path, isa: str) -> None:
     with loaded(tmp_path, isa, QUICK) as machine:
+        registers = _process(machine).registers
         for error, misuse in _misuses(machine, tmp_path):
             with pytest.raises(error) as caught:
                 misuse()
@@ -288,6 +297,14 @@ def test_misuse_gets_one_line_of_ours(tmp_path: Path, isa: str) -> None:
         machine.run,
         lambda: machine.load("x"),
         lambda: machine.breakpoint(0),
+        lambda: machine.on_fault(lambda _fault: None),
+        lambda: machine.on_system_call(lambda _call: None),
+        lambda: machine.observers.attach(fault=print),
+        lambda: capture(machine),
+        lambda: _process(machine).areas,
+        lambda: str(registers),
+        lambda: registers["xmm0" if isa == "x86_64" else "x0"],
+        lambda: registers.update(sp=5),
         lambda: _process(machine).read(DATA, 1),
         lambda: _process(machine).registers,
         lambda: _process(machine).mm.walk(DATA),
@@ -295,6 +312,52 @@ def test_misuse_gets_one_line_of_ours(tmp_path: Path, isa: str) -> None:
     ):
         with pytest.raises(ClosedError, match="is closed"):
             late()
+
+
+@every_isa
+@pytest.mark.parametrize("misuse", ["run", "run_for", "step", "close", "abandon", "capture"])
+def test_a_machine_that_runs_is_not_run_closed_or_captured_meanwhile(
+    tmp_path: Path, isa: str, misuse: str
+) -> None:
+    told: list[str] = []
+    with loaded(tmp_path, isa, QUICK) as machine:
+        misuses: dict[str, Callable[[], object]] = {
+            "run": machine.run,
+            "run_for": lambda: machine.run_for(1),
+            "step": machine.step,
+            "close": machine.close,
+            "abandon": machine.abandon,
+            "capture": lambda: capture(machine),
+        }
+
+        def listen(_fault: object) -> None:
+            with pytest.raises((MachineError, StateError), match="the machine runs") as caught:
+                misuses[misuse]()
+            told.append(str(caught.value))
+
+        machine.observers.attach(fault=listen)
+        assert machine.run().code == 3
+    assert told
+
+
+@every_isa
+def test_a_count_that_is_no_whole_number_leaves_nothing_behind(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, QUICK) as machine:
+        half = cast("int", 1.5)
+        misuses: tuple[Callable[[], object], ...] = (
+            lambda: machine.step(half),
+            lambda: machine.run_for(half),
+            lambda: machine.breakpoint(half),
+            lambda: machine.on_access(DATA, half),
+            lambda: machine.on_access(half, 8),
+        )
+        for misuse in misuses:
+            with pytest.raises(TypeError):
+                misuse()
+        assert machine.entry.debugger is None
+        with machine.on_access(DATA, 8):
+            assert isinstance(machine.run(), Stopped)
+        assert machine.run().code == 3
 
 
 @pytest.mark.parametrize("argv", ["tour", b"tour", [5], None, [], ["a\0b"]])
@@ -308,6 +371,40 @@ def test_arguments_are_a_list_of_strings(argv: object) -> None:
             machine.load(path, argv)  # type: ignore[arg-type]  # likewise
         with pytest.raises(MachineError, match="no program to run"):
             machine.run()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("env", ["A=b"]),
+        ("env", {"A": 5}),
+        ("env", {b"A": "b"}),
+        ("streams", {"stdbla": BufferStream()}),
+        ("streams", [BufferStream()]),
+        ("grants", Path("/")),
+    ],
+)
+def test_what_a_program_gets_is_of_the_kind_that_is_asked_for(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    path = written(tmp_path, "x86_64", QUICK["x86_64"])
+    with Machine(ram="8M") as machine:
+        with pytest.raises(ConfigError, match=name):
+            machine.load(path, **{name: value})  # type: ignore[arg-type]  # the misuse
+        assert machine.load(path) is machine.process, "nothing of it is left"
+
+
+def test_a_config_is_a_config() -> None:
+    with pytest.raises(ConfigError, match="a Config"):
+        Machine(config={"ram": "8M"})  # type: ignore[arg-type]  # the misuse
+
+
+def test_streams_that_are_not_given_are_the_hosts(tmp_path: Path) -> None:
+    mine = BufferStream()
+    with Machine(ram="8M") as machine:
+        files = machine.load(written(tmp_path, "x86_64", QUICK["x86_64"]), streams={"stdout": mine}).files
+        assert [files.table.file(fd).stream for fd in range(3)][1] is mine  # type: ignore[attr-defined]  # StreamFile
+        assert machine.run().code == 3
 
 
 def test_options_are_named_as_they_are() -> None:

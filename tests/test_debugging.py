@@ -197,14 +197,16 @@ def test_a_program_cannot_see_that_it_is_watched(tmp_path: Path, isa: str, name:
 
 @every_isa
 def test_executed_blocks_count_as_if_nobody_watched(tmp_path: Path, isa: str) -> None:
-    def blocks(*, breaks: bool = False, watches: bool = False, steps: int = 0) -> int:
+    def blocks(*, breaks: bool = False, watches: str = "", steps: int = 0) -> int:
         with loaded(tmp_path, isa, COUNT) as machine:
             machine.kernel.observe_time()
             if breaks:
                 machine.breakpoint(LOOP[isa], lambda _halt: None)
                 machine.breakpoint(START, lambda _halt: None)
-            if watches:
-                machine.on_access(DATA, 8, lambda _access: None)
+            if watches == "x":
+                machine.on_access(START, 4096, lambda _access: None, kinds=watches)
+            elif watches:
+                machine.on_access(DATA, 8, lambda _access: None, kinds=watches)
             for _ in range(steps):
                 machine.step()
             assert machine.run() == Ended(code=5)
@@ -212,9 +214,10 @@ def test_executed_blocks_count_as_if_nobody_watched(tmp_path: Path, isa: str) ->
 
     plain = blocks()
     assert blocks(breaks=True) == plain
-    assert blocks(watches=True) == plain
+    assert blocks(watches="rw") == plain
+    assert blocks(watches="x") == plain
     assert blocks(steps=8) == plain
-    assert blocks(breaks=True, watches=True, steps=3) == plain
+    assert blocks(breaks=True, watches="rw", steps=3) == plain
 
 
 @every_isa

@@ -8,7 +8,15 @@ import pytest
 
 from aether_emu import tables
 from aether_emu.arch.paging import MemoryType, PageFlags
-from aether_emu.errors import AddressError, AetherError, ConfigError, EncodingError, MappingError, OutOfFrames
+from aether_emu.errors import (
+    AddressError,
+    AetherError,
+    ConfigError,
+    EncodingError,
+    MachineError,
+    MappingError,
+    OutOfFrames,
+)
 from aether_emu.mm.tables.walk import Mapped, NotMapped
 from aether_emu.tables import (
     FORMATS,
@@ -31,6 +39,22 @@ def _made(name: str) -> PageTables:
     made = PageTables(name, bytearray(64 << 16))
     made.map(VA, TARGET * made.format.page_size)
     return made
+
+
+def test_closed_tables_say_so_and_close_twice() -> None:
+    table = _made("x86_64-4level")
+    table.close()
+    table.close()
+    assert repr(table) == "<PageTables x86_64-4level: closed>"
+    for late in (
+        lambda: table.walk(VA),
+        lambda: table.execute(VA),
+        lambda: table.map(VA, 0),
+        lambda: table.unmap(VA),
+        lambda: table.read(VA),
+    ):
+        with pytest.raises(MachineError, match="are closed"):
+            late()
 
 
 @every_format

@@ -13,7 +13,7 @@ from typing import NoReturn
 from aether_emu.arch.paging import Access
 from aether_emu.errors import AddressError, MachineError
 from aether_emu.linux.entry import Entry
-from aether_emu.linux.observers import Attachment
+from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.task import Task
@@ -31,7 +31,7 @@ class Why(Enum):
     BREAKPOINT = "a breakpoint"
     STEP = "the end of a step"
     ACCESS = "an access to watched memory"
-    ASKED = "stop() was called"
+    ASKED = "a call of stop()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class Halt:
     @property
     def registers(self) -> Registers:
         """Its registers, to be read and set."""
-        return Registers(self.process.abi.isa, self.task)
+        return Registers(self.process.abi.isa, self.task, self.process.kernel.require_open)
 
 
 HaltHandler = Callable[[Halt], object]
@@ -137,6 +137,8 @@ class Debugger:
 
     def break_at(self, va: int, handler: HaltHandler | None) -> Attachment:
         """Stop in front of the instruction at `va`, or call `handler` there and go on."""
+        if handler is not None:
+            require_callable(handler)
         if not 0 <= va < 1 << 64:
             raise AddressError("address of an instruction", va, "it has 64 bits")
         if va not in self._breaks:
@@ -158,6 +160,8 @@ class Debugger:
 
     def watch(self, start: int, length: int, handler: AccessHandler | None, kinds: Access) -> Attachment:
         """Tell `handler` of each access to a range, or stop behind it."""
+        if handler is not None:
+            require_callable(handler)
         mm = self._entry.task.process.mm
         if length <= 0 or not 0 <= start <= start + length <= mm.limits.user_end:
             raise AddressError("range of a program", start, f"{length} bytes from there")
@@ -240,7 +244,7 @@ class Debugger:
                 fault(va, access)
             if cpu.pc == pc:
                 begun = not access & Access.EXECUTE
-                self._halting.made_again(begun=begun, uncounted=ours)
+                self._halting.made_again(begun=begun, uncounted=ours and begun)  # a fetch enters no block
                 if watching.looking:
                     watching.begin_again()
                     return

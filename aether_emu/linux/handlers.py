@@ -15,20 +15,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from aether_emu.arch.paging import Access, Attributes, PageFlags
-from aether_emu.errors import AetherError, suggestion
+from aether_emu.errors import HandlerError, suggestion
 from aether_emu.linux.entry import Entry
-from aether_emu.linux.observers import Attachment
+from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.task.process import Process
+from aether_emu.linux.watching import permitted_by
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, Resolved
 from aether_emu.mm.own_page import put_page
-from aether_emu.mm.tables.walk import Walk
+from aether_emu.mm.tables.walk import Mapped, Walk
 
 _MOST_TRIES = 8  # times that one access may be called resolved and fault again: more means no progress
-
-
-class HandlerError(AetherError):
-    """A handler did what a handler cannot do."""
 
 
 class Fault:
@@ -140,6 +137,12 @@ class Call:
         return f"<Call {self.name or self.number}({', '.join(map(hex, self.arguments))})>"
 
 
+def _goes_through(fault: Fault) -> bool:
+    """Whether the tables permit the access now: a loop may map, touch and unmap one page for ever."""
+    walked, fmt = fault.walk, fault.process.mm.table.format
+    return isinstance(walked, Mapped) and bool(fault.access & permitted_by(fmt, walked.attributes.flags))
+
+
 FaultHandler = Callable[[Fault], Outcome | None]
 CallHandler = Callable[[Call], int | None]
 
@@ -154,7 +157,8 @@ class Handlers:
         self._last, self._tries = (0, 0, 0), 0  # the last access that a handler called resolved
 
     def on_fault(self, handler: FaultHandler) -> Attachment:
-        """Ask it about every fault from now on, until the result is detached."""
+        """Ask it about every fault from now on, until the result is detached. Raises HandlerError."""
+        require_callable(handler)
         self._faults = (handler, *self._faults)
         self._plug()
 
@@ -168,6 +172,7 @@ class Handlers:
 
     def on_system_call(self, handler: CallHandler, names: Collection[str]) -> Attachment:
         """Ask it about every call of those names, of all without a name, likewise. Raises HandlerError."""
+        require_callable(handler)
         known = set(self._entry.kernel.abi.system_calls.values())
         for name in names:
             if name not in known:
@@ -207,7 +212,8 @@ class Handlers:
         if not isinstance(outcome, Outcome):
             raise HandlerError(f"{name} returned {outcome!r}: a fault's handler returns None or an outcome")
         here = fault.pc, fault.address, int(fault.access)
-        self._tries = self._tries + 1 if here == self._last and isinstance(outcome, Resolved) else 0
+        again = here == self._last and isinstance(outcome, Resolved) and not _goes_through(fault)
+        self._tries = self._tries + 1 if again else 0
         self._last = here
         if self._tries == _MOST_TRIES:
             self._tries = 0

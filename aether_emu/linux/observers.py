@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aether_emu.arch.paging import Access
+from aether_emu.errors import ClosedError, HandlerError
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.files import Files
@@ -136,6 +137,12 @@ class MappingChanged:
     end: int
 
 
+def require_callable(handler: object) -> None:
+    """Refuse at once what could only fail in the middle of a run. Raises HandlerError."""
+    if not callable(handler):
+        raise HandlerError(f"{handler!r} cannot be called: a handler or listener is a function")
+
+
 class Attachment:
     """One or more listeners, attached. As a context manager it detaches them at the end of the block."""
 
@@ -187,7 +194,8 @@ class Observers:
     ) -> Attachment:
         """Tell these functions of what they are named for, until the result is detached.
 
-        A fault is told before the signal that it becomes, an exit after the call that asked for it.
+        A fault is told before the signal that it becomes, an exit after the call that asked for it. Raises
+        HandlerError for what cannot be called, ClosedError.
         """
         wanted = {
             "call_entered": call_entered,
@@ -198,6 +206,10 @@ class Observers:
             "ended": ended,
         }
         chosen = {kind: listener for kind, listener in wanted.items() if listener is not None}
+        for listener in chosen.values():
+            require_callable(listener)
+        if self._physical.ram.closed:
+            raise ClosedError
         for kind, listener in chosen.items():
             setattr(self, kind, (*getattr(self, kind), listener))
         self._plug()

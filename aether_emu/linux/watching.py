@@ -246,7 +246,11 @@ def _without(fmt: PageTableFormat, entry: int, kinds: Access) -> int:
 def _permitted(fmt: PageTableFormat, entry: int, level: int) -> Access:
     """What the MMU lets a user do by this entry without a fault."""
     decoded = fmt.decode(entry, level)
-    flags = decoded.attributes.flags if isinstance(decoded, Leaf) else PageFlags(0)
+    return permitted_by(fmt, decoded.attributes.flags) if isinstance(decoded, Leaf) else Access(0)
+
+
+def permitted_by(fmt: PageTableFormat, flags: PageFlags) -> Access:
+    """What the MMU lets a user do in a page with these flags, without a fault."""
     if not flags & PageFlags.USER or not (fmt.hardware_accessed or flags & PageFlags.ACCESSED):
         return Access(0)
     permitted = Access.READ if flags & PageFlags.READ else Access(0)

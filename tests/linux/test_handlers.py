@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from aether_emu.arch.paging import Access, Attributes, PageFlags
-from aether_emu.errors import MappingError
+from aether_emu.errors import HandlerError, MappingError
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.handlers import Call, Fault, HandlerError
+from aether_emu.linux.handlers import Call, Fault
 from aether_emu.linux.task.process import Ended
 from aether_emu.mm.fault import RESOLVED, Outcome
 from aether_emu.mm.frames.table import Kind
@@ -43,6 +43,41 @@ READ = {  # read(0, DATA + 0x1000, 1), then exit with -result
     f"neg edi; {EXIT['x86_64']}",
     "arm64": f"mov x0, #0; mov x1, #{DATA}; add x1, x1, #0x1000; mov x2, #1; mov x8, #63; svc #0; "
     f"neg x0, x0; {EXIT['arm64']}",
+}
+
+
+TOUCH_AND_DROP = {  # 20 times: store to DATA + 0x1000, then madvise(DATA + 0x1000, 0x1000, MADV_DONTNEED)
+    "x86_64": f"""
+        mov rbx, {DATA + 0x1000}
+        mov ebp, 20
+    again:
+        mov byte ptr [rbx], 5
+        mov rdi, rbx
+        mov esi, 0x1000
+        mov edx, 4
+        mov eax, 28
+        syscall
+        dec ebp
+        jnz again
+        xor edi, edi
+    """
+    + EXIT["x86_64"],
+    "arm64": f"""
+        mov x19, #{DATA}
+        add x19, x19, #0x1000
+        mov x20, #20
+    again:
+        strb w20, [x19]
+        mov x0, x19
+        mov x1, #0x1000
+        mov x2, #4
+        mov x8, #233
+        svc #0
+        subs x20, x20, #1
+        b.ne again
+        mov x0, #0
+    """
+    + EXIT["arm64"],
 }
 
 
@@ -188,6 +223,23 @@ def test_a_handler_that_goes_wrong_ends_the_run_with_its_error(tmp_path: Path, i
             machine.run()
         attached.detach()
         assert machine.run() == Ended(code=0)
+
+
+@every_isa
+@pytest.mark.parametrize("how", ["decided", "mapped"])
+def test_a_page_that_is_dropped_and_touched_again_is_resolved_any_number_of_times(
+    tmp_path: Path, isa: str, how: str
+) -> None:
+    addresses: list[int] = []
+
+    def bring(fault: Fault) -> Outcome:
+        addresses.append(fault.address)
+        return fault.decide() if how == "decided" else fault.map()
+
+    with loaded(tmp_path, isa, TOUCH_AND_DROP) as machine:
+        machine.on_fault(_only_data(bring))
+        assert machine.run() == Ended(code=0)
+    assert addresses == [DATA + 0x1000] * 20
 
 
 def test_what_cannot_be_put_into_an_area_is_refused(tmp_path: Path) -> None:

@@ -196,13 +196,14 @@ class Process:
     @property
     def areas(self) -> Areas:
         """Its areas at this moment, as records; `print` them for the lines of /proc/PID/maps."""
+        self.kernel.require_open()
         return Areas(record_of(self.mm, area) for area in self.mm.areas)
 
     @property
     def registers(self) -> Registers:
         """The registers of its first task: read at any time, set while the program stands still."""
         self.kernel.require_open()
-        return Registers(self.abi.isa, self.tasks[0])
+        return Registers(self.abi.isa, self.tasks[0], self.kernel.require_open)
 
     def __repr__(self) -> str:
         name = self.program.path.decode("utf-8", "backslashreplace")

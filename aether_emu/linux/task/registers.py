@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Protocol
 
 from aether_emu.errors import AetherError, suggestion
@@ -37,8 +37,9 @@ class Registers(MutableMapping[str, int]):
     handler or listener. `pc` and `sp` are the same on every ISA.
     """
 
-    def __init__(self, isa: str, holder: Holder) -> None:
-        self._isa, self._holder = isa, holder
+    def __init__(self, isa: str, holder: Holder, require_open: Callable[[], None]) -> None:
+        """`require_open` raises once there is no machine any more."""
+        self._isa, self._holder, self._require_open = isa, holder, require_open
 
     @property
     def pc(self) -> int:
@@ -60,6 +61,7 @@ class Registers(MutableMapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         holder = self._holder
+        self._require_open()
         try:
             return holder.cpu.read(name) if holder.running else holder.registers[name]
         except KeyError:
@@ -90,6 +92,7 @@ class Registers(MutableMapping[str, int]):
 
     def _all(self) -> dict[str, int]:
         holder = self._holder
+        self._require_open()
         return holder.cpu.registers() if holder.running else holder.registers
 
     def _width(self, name: str) -> int:
@@ -105,7 +108,9 @@ class Registers(MutableMapping[str, int]):
         return [name for name in self if name[0] == "r"]
 
     def _unknown(self, name: str) -> RegisterError:
-        return RegisterError(f"{self._isa} has no register {name!r}{suggestion(name, self)}")
+        own = {"pc": _COUNTER, "sp": _POINTER}.get(str(name))
+        hint = f"; it is {own[self._isa]} there" if own else suggestion(name, self)
+        return RegisterError(f"{self._isa} has no register {name!r}{hint}")
 
     def __str__(self) -> str:
         """The general registers, three in a line."""
