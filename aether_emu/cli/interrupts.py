@@ -130,7 +130,8 @@ def _say(line: str) -> None:
     room = select.poll()
     room.register(2, select.POLLOUT)
     if line and room.poll(0):
-        os.write(2, f"aether: {line}\n".encode(errors="backslashreplace"))
+        with suppress(OSError):
+            os.write(2, f"aether: {line}\n".encode(errors="backslashreplace"))
 
 
 interrupts = Interrupts()

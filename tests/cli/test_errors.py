@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -204,6 +205,25 @@ def test_too_few_files_name_the_limit() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
 def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
     one_line(limited("-c 0", *arguments, stdout="/dev/full"), 125, ["No space left on device"])
+
+
+@pytest.mark.parametrize("stderr", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["run"], 2),
+        (["run", "./missing"], 127),
+        (["pt", "show", "./missing"], 125),
+        (["run", str(PROGRAMS / "x86_64" / "faults"), "null"], 128 + signal.SIGSEGV),
+    ],
+)
+def test_a_complaint_that_nobody_takes_leaves_the_status(
+    arguments: list[str], status: int, stderr: str
+) -> None:
+    command = ["sh", "-c", f'exec "$@" 2{stderr}', "sh", *COMMAND, *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE, env=environment(), check=False)
+    assert (result.returncode, result.stdout) == (status, b"")
 
 
 @pytest.mark.parametrize("option", ["--stats-json", "--core"])

@@ -269,3 +269,16 @@ def test_a_timeout_ends_a_program_that_writes_into_a_full_pipe(tmp_path: Path) -
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_timeout_ends_a_command_that_waits_though_nobody_takes_the_line(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    options = ["run", "--timeout", "0.3", "--stats-json", str(fifo), str(PROGRAMS / "x86_64" / "hello")]
+    command = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *COMMAND, *options]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
+    try:
+        assert child.wait(MOST + 10) == 124
+    finally:
+        child.kill()
+        child.wait()
