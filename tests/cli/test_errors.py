@@ -21,6 +21,9 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
         (["nonsense"], ["nonsense", "(see aether --help)"]),
         (["run"], ["Missing argument", "(see aether run --help)"]),
         (["run", "--nope", _HELLO], ["--nope"]),
+        (["run", "--ram"], ["--ram", "requires an argument (see aether run --help)"]),
+        (["pt", "show", "--json=3", "i"], ["--json", "(see aether pt show --help)"]),
+        (["run", "--core", "-", _HELLO], ["--core - ", "not standard output"]),
         (["run", "--timeout", "soon", _HELLO], ["--timeout"]),
         (["run", "--timeout", "-1", _HELLO], ["--timeout -1 ", "more than 0"]),
         (["run", "--timeout", "inf", _HELLO], ["--timeout inf ", "more than 0"]),
@@ -148,6 +151,11 @@ def test_no_root_is_suggested_where_none_would_help(tmp_path: Path) -> None:
     arguments: list[list[str | Path]] = [[tmp_path / "p"], ["--root", tmp_path, "/p"]]
     for options in arguments:
         one_line(aether("run", *options), 126, ["no-such-ld.so is not visible to it; give it with --root"])
+
+
+@pytest.mark.parametrize("options", [[], ["--root", "/"]])
+def test_no_name_is_no_program(options: list[str]) -> None:
+    one_line(aether("run", *options, ""), 127, ["'': no such file"])
 
 
 def test_a_directory_is_no_program(tmp_path: Path) -> None:
