@@ -59,7 +59,9 @@ class Output:
 
     def _find(self, regular: bool) -> Path | None:
         """The file to replace, or None for what is written to directly."""
-        if str(self.path) == "-" and not regular:
+        if str(self.path) == "-":
+            if regular:
+                raise ConfigError(self.option, "-", "a file, which may have holes, not standard output")
             self._stream = 1
             return None
         target = Path(os.path.realpath(self.path))

@@ -580,6 +580,8 @@ def program_isa(program: str | os.PathLike[str], grants: Grants | None = None) -
 
 def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     """(guest path of the program, binds, guest working directory)."""
+    if not program:  # "" would be the working directory
+        raise ProgramError("'': no such file", 127)
     if grants.root is not None:
         return program, list(grants.binds), "/"
     try:

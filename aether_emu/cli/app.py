@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from importlib import import_module
@@ -101,9 +102,14 @@ def show_tracebacks(wanted: bool) -> None:
 
 
 def complain(text: str) -> None:
-    """Say on stderr, in one line, what is wrong. Names may hold anything: controls are escaped."""
+    """Say on stderr, in one line, what is wrong. Names may hold anything: controls are escaped.
+
+    If nobody takes it, the exit status tells alone.
+    """
     line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
-    print(f"aether: {line}", file=sys.stderr)
+    if sys.stderr is not None:  # as when it was closed; `print` would choose stdout
+        with contextlib.suppress(OSError):
+            print(f"aether: {line}", file=sys.stderr, flush=True)
 
 
 def settle() -> None:

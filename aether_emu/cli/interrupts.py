@@ -8,6 +8,7 @@
 
 What is half written is taken away, and the workers end, in each case. The status is 130, and 124 for
 --timeout. An ignored SIGINT is not ignored here: shells ignore it for a script's background commands.
+SIGTERM and SIGHUP end the process without a word, with status 128+N; what ignores them stays.
 
 Nothing is imported on the way out: the signal may have come in the middle of an import.
 """
@@ -33,6 +34,7 @@ _GRACE = 0.25
 _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0
 """Seconds after --timeout in which what was asked for is written."""
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupts:
@@ -53,6 +55,9 @@ class Interrupts:
         thread.add(self)
         signal.set_wakeup_fd(thread.fd, warn_on_full_buffer=False)
         signal.signal(signal.SIGINT, self._handle)
+        for ending in _ENDING:
+            if signal.getsignal(ending) is signal.SIG_DFL:  # not under nohup
+                signal.signal(ending, lambda number, _frame: self._end(128 + number))
         usual = sys.unraisablehook
 
         def unraisable(lost: Any) -> None:
@@ -116,6 +121,9 @@ class Interrupts:
 
     def look(self, now: float, numbers: bytes, over: bool) -> None:
         """See `interruption.Attentive`."""
+        for number in _ENDING:
+            if number in numbers:
+                self._end(128 + number)
         if signal.SIGINT in numbers and self._ends_at is None:
             self._end_soon(INTERRUPTED, _GRACE if self._reporting else _LEAST_GRACE)
         if self._ends_at is not None and now >= self._ends_at:
@@ -130,7 +138,8 @@ def _say(line: str) -> None:
     room = select.poll()
     room.register(2, select.POLLOUT)
     if line and room.poll(0):
-        os.write(2, f"aether: {line}\n".encode(errors="backslashreplace"))
+        with suppress(OSError):
+            os.write(2, f"aether: {line}\n".encode(errors="backslashreplace"))
 
 
 interrupts = Interrupts()

@@ -23,6 +23,8 @@ def main(program: str = "aether") -> None:
     listen()
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
     _fill_standard_streams()
+    import contextlib
+
     import click
 
     from aether_emu.cli.app import Errors, complain
@@ -35,7 +37,8 @@ def main(program: str = "aether") -> None:
         if sys.stdout is not None:  # as when it was closed
             sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
+        with contextlib.suppress(OSError):  # nobody takes it
+            error.show()
         status = error.exit_code
     except click.UsageError as error:
         complain(_with_hint(error, program))
@@ -100,12 +103,9 @@ def _unwritten(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
     if isinstance(error, BrokenPipeError):
         return 1  # as Click does when it meets this
-    import contextlib
-
     from aether_emu.cli.app import complain
 
-    with contextlib.suppress(OSError):
-        complain(f"output: {error.strerror or error}")
+    complain(f"output: {error.strerror or error}")
     return 125
 
 

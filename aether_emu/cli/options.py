@@ -197,7 +197,11 @@ class Command(click.Command):
         """As any command, but what was typed is kept."""
         args = self._with_bare_values(args)
         ctx.meta[_TYPED] = list(args)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx  # Click's parser does not say whose option it is
+            raise
 
     def _with_bare_values(self, args: list[str]) -> list[str]:
         """The arguments, where each `WithOrWithout` among the options has a value."""

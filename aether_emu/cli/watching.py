@@ -66,9 +66,10 @@ class Watching:
             from aether_emu.observe.crash.report import report
 
             text = report(self._recorder)
-            with contextlib.suppress(OSError):  # nobody reads it
-                sys.stderr.write(text)
-                sys.stderr.flush()
+            if sys.stderr is not None:  # as when it was closed
+                with contextlib.suppress(OSError):  # nobody reads it
+                    sys.stderr.write(text)
+                    sys.stderr.flush()
 
 
 def _words(only: str) -> list[str]:

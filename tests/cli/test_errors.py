@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,9 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
         (["nonsense"], ["nonsense", "(see aether --help)"]),
         (["run"], ["Missing argument", "(see aether run --help)"]),
         (["run", "--nope", _HELLO], ["--nope"]),
+        (["run", "--ram"], ["--ram", "requires an argument (see aether run --help)"]),
+        (["pt", "show", "--json=3", "i"], ["--json", "(see aether pt show --help)"]),
+        (["run", "--core", "-", _HELLO], ["--core - ", "not standard output"]),
         (["run", "--timeout", "soon", _HELLO], ["--timeout"]),
         (["run", "--timeout", "-1", _HELLO], ["--timeout -1 ", "more than 0"]),
         (["run", "--timeout", "inf", _HELLO], ["--timeout inf ", "more than 0"]),
@@ -149,6 +153,11 @@ def test_no_root_is_suggested_where_none_would_help(tmp_path: Path) -> None:
         one_line(aether("run", *options), 126, ["no-such-ld.so is not visible to it; give it with --root"])
 
 
+@pytest.mark.parametrize("options", [[], ["--root", "/"]])
+def test_no_name_is_no_program(options: list[str]) -> None:
+    one_line(aether("run", *options, ""), 127, ["'': no such file"])
+
+
 def test_a_directory_is_no_program(tmp_path: Path) -> None:
     one_line(aether("run", tmp_path), 126, ["is a directory"])
 
@@ -204,6 +213,25 @@ def test_too_few_files_name_the_limit() -> None:
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
 def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
     one_line(limited("-c 0", *arguments, stdout="/dev/full"), 125, ["No space left on device"])
+
+
+@pytest.mark.parametrize("stderr", [">/dev/full", ">&-"])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ([], 2),
+        (["run"], 2),
+        (["run", "./missing"], 127),
+        (["pt", "show", "./missing"], 125),
+        (["run", str(PROGRAMS / "x86_64" / "faults"), "null"], 128 + signal.SIGSEGV),
+    ],
+)
+def test_a_complaint_that_nobody_takes_leaves_the_status(
+    arguments: list[str], status: int, stderr: str
+) -> None:
+    command = ["sh", "-c", f'exec "$@" 2{stderr}', "sh", *COMMAND, *arguments]
+    result = subprocess.run(command, stdout=subprocess.PIPE, timeout=PATIENCE, env=environment(), check=False)
+    assert (result.returncode, result.stdout) == (status, b"")
 
 
 @pytest.mark.parametrize("option", ["--stats-json", "--core"])

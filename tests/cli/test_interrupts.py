@@ -10,6 +10,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -269,3 +270,65 @@ def test_a_timeout_ends_a_program_that_writes_into_a_full_pipe(tmp_path: Path) -
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_timeout_ends_a_command_that_waits_though_nobody_takes_the_line(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    options = ["run", "--timeout", "0.3", "--stats-json", str(fifo), str(PROGRAMS / "x86_64" / "hello")]
+    command = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh", *COMMAND, *options]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment())
+    try:
+        assert child.wait(MOST + 10) == 124
+    finally:
+        child.kill()
+        child.wait()
+
+
+HALF_WRITTEN = """
+import time
+from aether_emu.cli.interrupts import interrupts
+from aether_emu.output import Output
+interrupts.watch()
+output = Output("core", "core", regular=True)
+with output.open() as file:
+    file.write(b"half")
+    print("now", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_nothing_half_written_stays_when_a_signal_ends_the_command(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", HALF_WRITTEN], stdout=subprocess.PIPE, cwd=tmp_path, env=environment()
+    )
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"now\n"
+        assert list(tmp_path.iterdir())
+        child.send_signal(number)
+        assert child.wait(MOST) == 128 + number
+        assert not list(tmp_path.iterdir())
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_a_hangup_that_the_caller_ignores_ends_nothing() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        options = ["run", "--timeout", "1", str(PROGRAMS / "x86_64" / "spin")]
+        child = subprocess.Popen([*COMMAND, *options], stderr=subprocess.DEVNULL, env=environment())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    try:
+        while child.poll() is None:
+            child.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+        assert child.returncode == 124
+    finally:
+        child.kill()
+        child.wait()

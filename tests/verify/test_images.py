@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 from collections.abc import Callable
@@ -211,3 +212,9 @@ def _opened(data: bytes) -> Image:
         file.write(data)
         file.flush()
         return open_image(file.name)
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ImageError, match="not a regular file"):
+        open_image(tmp_path / "fifo")

@@ -199,10 +199,12 @@ class _Report:
         areas = self._space.areas
         hit, below, above = areas.find(address), areas.preceding(address), areas.following(address)
         chosen = [area for area in (below, hit, None if hit is above else above) if area is not None]
+        if below is None and hit is None and chosen:
+            yield f"  => {address:#x} lies before them all"
         for area in chosen:
             yield _line(area, "=>" if area is hit else "  ")
             if area is below and hit is None:
-                yield f"  => {address:#x} lies between"
+                yield f"  => {address:#x} lies {'behind them all' if above is None else 'between'}"
 
     def _changes(self) -> Iterator[str]:
         for moment, change, start, end in self._recorder.changes:

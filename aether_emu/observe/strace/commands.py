@@ -308,10 +308,30 @@ def _left_of_sleep(call: Made, value: int) -> str:
 LEFT_OF_SLEEP = Kind(_left_of_sleep, late=True)
 
 
-def _clone_flags(_call: Made, value: int) -> str:
+def _clone_flags(call: Made, _value: int) -> str:
+    value = call.arguments[0]
     signal = names.SIGNAL.one(value & 0xFF).split(" ")[0] if value & 0xFF else ""
     flags = value & ~0xFF
-    return "|".join(part for part in (names.CLONE.bits(flags) if flags else "", signal) if part) or "0"
+    shown = "|".join(part for part in (names.CLONE.bits(flags) if flags else "", signal) if part)
+    return f"flags={shown or '0'}"
 
 
-CLONE_FLAGS = Kind(_clone_flags)
+def _clone_argument(name: str, at: dict[str, int], used_with: int) -> Kind:
+    """An argument of clone that counts with some of the flags, by ISA."""
+
+    def show(call: Made, _value: int) -> str | None:
+        if not call.arguments[0] & used_with:
+            return None
+        return f"{name}={address(call.arguments[at[call.isa]])}"
+
+    return Kind(show)
+
+
+CLONE_ARGUMENTS = (
+    Kind(lambda call, _value: f"child_stack={address(call.arguments[1])}"),
+    Kind(_clone_flags),
+    _clone_argument("parent_tid", {"x86_64": 2, "arm64": 2}, 0x0010_1000),  # PARENT_SETTID, PIDFD
+    _clone_argument("tls", {"x86_64": 4, "arm64": 3}, 0x0008_0000),  # SETTLS
+    _clone_argument("child_tidptr", {"x86_64": 3, "arm64": 4}, 0x0120_0000),  # CHILD_SETTID, CHILD_CLEARTID
+)
+"""In strace's order, which is not the kernel's."""

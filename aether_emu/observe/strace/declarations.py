@@ -11,7 +11,7 @@ from aether_emu.observe.strace import names
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
     ARCH_ADDRESS,
-    CLONE_FLAGS,
+    CLONE_ARGUMENTS,
     FCNTL_ARGUMENT,
     FILE_OFFSET,
     FUTEX_OPERATION,
@@ -289,7 +289,7 @@ CALLS: dict[str, Declaration] = {
     # asked for by many programs, and not served
     "fork": _call(),
     "vfork": _call(),
-    "clone": _call(CLONE_FLAGS, POINTER, POINTER, POINTER, POINTER),
+    "clone": _call(*CLONE_ARGUMENTS),
     "clone3": _call(POINTER, SIZE),
     "execve": _call(PATH, POINTER, POINTER),
     "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),

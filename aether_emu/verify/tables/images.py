@@ -12,7 +12,6 @@ import mmap
 import os
 import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -140,6 +139,11 @@ def image_of(data: bytes | bytearray | memoryview | Words, base: int = 0, name: 
     return Image(name, view, "raw", _rows([(base, len(view), len(view), 0)]))
 
 
+def _at_once(path: str, flags: int) -> int:
+    """An opener that does not wait for the other end of a FIFO."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def open_image(path: str | os.PathLike[str], base: int | None = None) -> Image:
     """Open a file of any of the kinds. `base` makes it a raw one, from that physical address on.
 
@@ -147,7 +151,7 @@ def open_image(path: str | os.PathLike[str], base: int | None = None) -> Image:
     """
     name = os.fspath(path)
     try:
-        with Path(path).open("rb") as file:
+        with open(path, "rb", opener=_at_once) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise ImageError(name, "is not a regular file")
             if not os.fstat(file.fileno()).st_size:

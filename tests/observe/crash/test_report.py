@@ -26,6 +26,7 @@ def test_a_null_pointer(isa: str, tmp_path: Path) -> None:
     (marked,) = [line for line in sections["Code"] if "=>" in line]
     assert re.search(r"\bmov dword ptr \[|\bstr w", marked)
     assert len(sections["Code"]) > 4
+    assert sections["Areas"][0].endswith("=> 0x10 lies before them all")
     assert any("absent" in line for line in sections["Walk"])
     register = {"x86_64": "rip", "arm64": "pc"}[isa]
     pc = marked.split()[1].removeprefix("0x")
@@ -94,7 +95,9 @@ def test_the_end_of_a_file(isa: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_an_address_of_the_supervisor(isa: str, tmp_path: Path) -> None:
-    assert "belongs to the supervisor" in told(_crash(isa, "kernel", tmp_path))
+    sections = _crash(isa, "kernel", tmp_path)
+    assert "belongs to the supervisor" in told(sections)
+    assert sections["Areas"][-1].endswith(" lies behind them all")
 
 
 def test_what_is_no_address(tmp_path: Path) -> None:

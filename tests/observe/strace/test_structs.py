@@ -5,9 +5,12 @@ from __future__ import annotations
 import struct
 from typing import cast
 
+import pytest
+
 from aether_emu.mm.space import AddressSpace
 from aether_emu.observe.peek import PeekMemory
 from aether_emu.observe.strace import structs, terminals
+from aether_emu.observe.strace.declarations import CALLS
 from aether_emu.observe.strace.kinds import Made
 
 
@@ -42,3 +45,28 @@ def test_a_device_has_its_numbers() -> None:
     data = struct.pack("<QQQIIIIQq", 1, 2, 1, 0o20620, 0, 0, 0, 0x8800, 0)
     call = Made("fstat", (0, 0x1000), _Bytes(data), "x86_64", 0)
     assert structs.STAT.show(call, 0x1000) == "{st_mode=S_IFCHR|0620, st_rdev=makedev(0x88, 0), ...}"
+
+
+@pytest.mark.parametrize(
+    ("isa", "arguments"),
+    [
+        ("x86_64", (0x0139_0000, 0, 0x1000, 0x2000, 0x3000)),
+        ("arm64", (0x0139_0000, 0, 0x1000, 0x3000, 0x2000)),
+    ],
+)
+def test_clone_has_its_arguments_in_strace_s_order_on_every_isa(isa: str, arguments: tuple[int, ...]) -> None:
+    call = Made("clone", arguments, _Bytes(b""), isa)
+    shown = [kind.show(call, value) for kind, value in zip(CALLS["clone"].arguments, arguments, strict=True)]
+    assert shown == [
+        "child_stack=NULL",
+        "flags=CLONE_THREAD|CLONE_SETTLS|CLONE_PARENT_SETTID|CLONE_CHILD_CLEARTID|CLONE_CHILD_SETTID",
+        "parent_tid=0x1000",
+        "tls=0x3000",
+        "child_tidptr=0x2000",
+    ]
+
+
+def test_an_argument_of_clone_that_no_flag_uses_is_left_out() -> None:
+    call = Made("clone", (17, 0x1000, 1, 2, 3), _Bytes(b""), "x86_64")
+    shown = [kind.show(call, 0) for kind in CALLS["clone"].arguments]
+    assert shown == ["child_stack=0x1000", "flags=SIGCHLD", None, None, None]
