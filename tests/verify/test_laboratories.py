@@ -19,7 +19,7 @@ from aether_emu.verify.cases.cases import Chunk, Words, only
 from aether_emu.verify.cases.comparison import Tally, run
 from aether_emu.verify.cases.laboratory import CROSSES, Laboratory
 from aether_emu.verify.cases.paths import Geometry, Paths
-from aether_emu.verify.cases.tlb import FLUSHES, TlbTally
+from aether_emu.verify.cases.tlb import FLUSHES, Histories, TlbTally
 from aether_emu.verify.cases.x86_64_laboratory import X86Laboratory
 
 FORMATS = [name for name in suites.FORMATS if "kvm" not in name]
@@ -365,4 +365,23 @@ def test_granting_write_owes_a_flush_where_it_ends_execution() -> None:
     for _ in arm64_cases.tlb(laboratory, tally, lambda *_edit: None):
         pass
     assert 0 < tally.findings["write granted"].owed < tally.findings["write granted"].histories
+    laboratory.close()
+
+
+def test_what_histories_edit_is_large_where_large_pages_are_and_of_one_memory_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit 7 makes a large page of an entry of levels 2 and 3; in one of level 1 it is a memory type's."""
+    seen: dict[int, set[bool]] = {}
+
+    def note(
+        _laboratory: object, _table: object, leaf: int, made: Histories, *_rest: object
+    ) -> Iterator[int]:
+        seen[leaf] = set(((np.concatenate([made.before, made.after]) & np.uint64(1 << 7)) != 0).tolist())
+        return iter(())
+
+    monkeypatch.setattr(x86_cases, "run_histories", note)
+    laboratory = X86Laboratory(4)
+    assert list(x86_cases.tlb(laboratory, TlbTally(), lambda *_edit: None)) == []
+    assert (seen[1], True in seen[2], True in seen[3]) == ({False}, True, True)
     laboratory.close()
