@@ -226,7 +226,7 @@ class _Outputs:
             from aether_emu.observe import stats  # noqa: F401  # before `settle`
         if table:  # imported now: an interrupted run has no time for it
             import rich.console
-            import rich.table  # noqa: F401
+            import rich.table  # noqa: F401  # likewise
 
     def prepare(self, machine: Machine) -> None:
         """The program is loaded and about to start."""

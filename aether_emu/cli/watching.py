@@ -37,13 +37,13 @@ class Watching:
         self._crash_report = crash_report
         if strace is not None or only is not None:
             # All that a run needs is imported before it starts: see `app.settle`.
-            from aether_emu.observe.strace import selection, tracer  # noqa: F401
+            from aether_emu.observe.strace import selection, tracer  # noqa: F401  # for `attach`
 
             everything = selection.EVERYTHING
             self._selection = everything if only is None else selection.select(_words(only))
             self._lines = _Lines(STDERR if strace is None else str(strace))
         if crash_report:
-            from aether_emu.observe.crash import recorder  # noqa: F401
+            from aether_emu.observe.crash import recorder  # noqa: F401  # for `attach`
 
     def attach(self, machine: Machine) -> None:
         """The program is loaded and about to start."""
