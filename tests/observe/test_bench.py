@@ -376,7 +376,10 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
     assert isinstance(console.file, io.StringIO)
     assert "engine 1 s, counting 2 s, scan 1 s, faults 500 ms" in console.file.getvalue()
     disturbed[False, True] = 5
-    assert measure(figure).pairs == ((4.75, 4.0),) * 2, "the quicker run's share"
+    assert measure(figure).pairs == ((4.75, 3.0),) * 2, "the scan is that of the quickest runs so far"
+    disturbed[True, True] = 7
+    assert measure(figure).pairs == ((11.75, 10.0),) * 2, "and a disturbed run is compared with itself"
+    disturbed[True, True] = 0
     for runs in ((False, True), (False, False)):
         printed[runs] = b"else"
         with pytest.raises(BenchError, match="hello: printed"):

@@ -1,9 +1,11 @@
 """Whole programs of the host: their run on the machine beside the engine's own time for it.
 
-Three runs of the same program belong together. The whole run is our side. In the second, new blocks are
-not looked at. The time without that in our handlers is the engine's own, in the quicker of the two: the
-floor. It contains what the engine takes to call a hook before each block, by which virtual time passes; the
-third run, which counts no blocks, tells how much of it that is. Start-up is apart.
+Three runs of the same program belong together. The whole run is our side. Its time without that in our
+handlers, and without that of the scan of new blocks, is the engine's own: the floor. Both sides are of one
+run, so that a host that disturbs it disturbs them alike. In the second run new blocks are not looked at: by
+how much the quickest of those is quicker than the quickest whole run is the scan's time. The floor contains
+what the engine takes to call a hook before each block, by which virtual time passes; the third run, which
+counts no blocks, tells how much of it that is. Start-up is apart.
 """
 
 from __future__ import annotations
@@ -160,17 +162,29 @@ def run(isa: str, program: str, work: Work, *, looking: bool = True, counting: b
         machine.close()
 
 
-def shares(runs: Sequence[tuple[Timed, Timed, Timed]]) -> Mapping[str, float]:
-    """CPU seconds of our side by kind, and those before it.
+_Runs = Sequence[tuple[Timed, Timed, Timed]]
 
-    A share that is a difference of runs is one of the quickest runs: what disturbs them only makes them slow.
-    """
+
+def _quickest(runs: _Runs) -> tuple[float, float, float]:
+    """The engine's CPU seconds in the quickest run of each kind: what disturbs runs only makes them slow."""
     seen, unseen, uncounted = (min(run.engine for run in kind) for kind in zip(*runs, strict=True))
+    return seen, unseen, uncounted
+
+
+def _scan(runs: _Runs) -> float:
+    """CPU seconds for which a run looks at new blocks."""
+    seen, unseen, _ = _quickest(runs)
+    return max(0.0, seen - unseen)
+
+
+def shares(runs: _Runs) -> Mapping[str, float]:
+    """CPU seconds of our side by kind, and those before it."""
+    _, unseen, uncounted = _quickest(runs)
     wholes = [whole for whole, _, _ in runs]
     return {
         "engine": uncounted,
         "counting": max(0.0, unseen - uncounted),
-        "scan": max(0.0, seen - unseen),
+        "scan": _scan(runs),
         "faults": median(whole.faults for whole in wholes),
         "system calls": median(whole.calls for whole in wholes),
         "start, apart": median(whole.start for whole in wholes),
@@ -196,7 +210,7 @@ def figure(isa: str, work: Work, goal: float, *, repetitions: int = 5) -> Figure
         for other in (unseen, uncounted):
             same_output(work.name, whole.output, other.output)
         runs.append((whole, unseen, uncounted))
-        return min(whole.engine, unseen.engine)  # what disturbs a run only makes it slow
+        return whole.engine - _scan(runs)
 
     return Figure(
         name=f"real-{work.name}",
