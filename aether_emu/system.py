@@ -224,6 +224,7 @@ class Machine:
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
         self.handlers = Handlers(self.entry)
@@ -472,15 +473,25 @@ class Machine:
         try:
             if self.process is not None:
                 self.computer.rest()
-                self.process.mm.destroy()
-                if hasattr(self.process, "files"):
-                    self.process.files.close_all()
+                self._end_processes(self.process)
             if self.namespace is not None:
                 self.namespace.close()
         except BaseException:
             self.abandon()
             raise
         self.computer.close()
+
+    @staticmethod
+    def _end_processes(first: Process) -> None:
+        """Give back the memory and the files of every process, and of the first, which kept its memory."""
+        for process in [*first.registry.processes.values(), first]:
+            if not process.released:
+                process.released = True
+                if hasattr(process, "files"):
+                    process.files.close_all()
+                if process is not first:
+                    process.mm.let_go()
+        first.mm.let_go()
 
     def abandon(self) -> None:
         """Let go of the engine and the host's memory without accounts, after a failed start."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from aether_emu.arch.paging import Access
@@ -126,7 +127,7 @@ class Entry:
             before.leave()
         self.task = task
         self.percpu.enter(task.process.mm)
-        task.enter(self.cpu)
+        task.enter(self.cpu, self.percpu.enter)
 
     # ---- faults
 
@@ -317,19 +318,27 @@ class Entry:
             if result is None:
                 return
         task.done_waiting()
-        assert result is not None, "a call that waited has a result"
         observers = self.kernel.observers
         if observers.call_answered:
             made = SystemCall(task, number, self.kernel.abi.system_calls[number], arguments)
             observers.tell(observers.call_answered, Answer(made, result, None))
         if result != -errno.EINTR:
             task.signals.end_suspension()
-        self.kernel.abi.finish_call(self.cpu, result)
+        if result is not None:  # else the registers are right already: another program starts
+            self.kernel.abi.finish_call(self.cpu, result)
 
     def before_user(self) -> None:
         """The task is about to go on in its program: signals that came meanwhile are delivered."""
+        if self.task.set_child_tid:
+            self._tell_number()
         if self.task.signals.ready():
             self.task.signals.deliver()
+
+    def _tell_number(self) -> None:
+        """CLONE_CHILD_SETTID: before its first instruction a task has its number in its memory."""
+        address, self.task.set_child_tid = self.task.set_child_tid, 0
+        with suppress(UserFault):  # as Linux, which tells nobody
+            self.cpu.copy_to_user(address, self.task.tid.to_bytes(4, "little"))
 
 
 def _errno_of(refusal: OSError | HostMemoryError) -> int:

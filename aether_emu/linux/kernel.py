@@ -7,7 +7,7 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import mul
 from typing import Any
 
@@ -15,6 +15,7 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.wait import Unfinished
@@ -23,6 +24,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
+from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
@@ -65,6 +67,8 @@ class Kernel:
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
+        self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
+        self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {

@@ -67,6 +67,11 @@ class PerCpu:
             self.space.cpus &= ~self._bit
             self._switch(self._kernel_root)
 
+    def leave_space(self, space: AddressSpace) -> None:
+        """Walk `space` no longer, if that is where the CPU is: it is about to be destroyed."""
+        if self.inside and self.space is space:
+            self.leave()
+
     def _switch(self, root: int) -> None:
         """Another root drops the whole TLB, and with it all that the CPU was asked to drop."""
         self.cpu.set_root(root)

@@ -68,6 +68,7 @@ class AddressSpace:
         self._bits: dict[Protection, LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
+        self.users = 1  # processes that hold it
         self.cpus = 0  # those that walk this table: a bit each, and nobody else holds translations of it
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
@@ -463,6 +464,12 @@ class AddressSpace:
         finally:
             self.finish(gather)
         return child
+
+    def let_go(self) -> None:
+        """One process less has it; the last one destroys it."""
+        self.users -= 1
+        if not self.users:
+            self.destroy()
 
     def destroy(self) -> None:
         """Give back every page, table and backing, damaged or not. No CPU may walk the table any more."""

@@ -44,6 +44,10 @@ class Abi(ABC):
     def finish_call(self, cpu: Cpu, result: int) -> None:
         """Set the registers as a system call leaves them that was made outside the CPU's own callback."""
 
+    @abstractmethod
+    def child_registers(self, registers: dict[str, int], stack: int, tls: int | None) -> dict[str, int]:
+        """The registers of a new task, whose maker has `registers` in its call; `stack` 0 and None keep them."""
+
     # ---- signals
 
     minimum_signal_stack: int  # AT_MINSIGSTKSZ

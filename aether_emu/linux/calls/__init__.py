@@ -7,6 +7,7 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process
+    cloning, executing, waiting    making processes, running programs in them, hearing of their ends
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -26,8 +27,10 @@ from types import ModuleType
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls import (
     attributes,
+    cloning,
     descriptors,
     epolling,
+    executing,
     futexes,
     memory,
     paths,
@@ -36,11 +39,13 @@ from aether_emu.linux.calls import (
     signals,
     time,
     transfer,
+    waiting,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
+    cloning, executing, waiting,
 )  # fmt: skip
 TABLE_SIZE = 512
 

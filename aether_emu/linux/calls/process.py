@@ -39,12 +39,17 @@ _GRND_KNOWN = 7
 
 
 def sys_exit(task: Task, code: int, *_: int) -> int:
-    task.process.end(Ended(code=code & 0xFF))
+    """exit(2): the end of one task; the last one ends the process."""
+    if all(other.is_over for other in task.process.tasks if other is not task):
+        return sys_exit_group(task, code)
+    task.end()
     return 0
 
 
 def sys_exit_group(task: Task, code: int, *_: int) -> int:
-    return sys_exit(task, code)
+    task.clear_number()
+    task.process.end(Ended(code=code & 0xFF))
+    return 0
 
 
 # ---- identity
@@ -270,17 +275,6 @@ def sys_membarrier(task: Task, command: int, *_: int) -> int:
     if s32(command):
         raise Refused(errno.EINVAL, f"no command {s32(command)}")
     return 0
-
-
-# ---- children: there are none yet
-
-
-def sys_wait4(task: Task, *_: int) -> int:
-    raise Refused(errno.ECHILD, "there are no children")
-
-
-def sys_waitid(task: Task, *_: int) -> int:
-    raise Refused(errno.ECHILD, "there are no children")
 
 
 # ---- resources

@@ -52,6 +52,7 @@ class Files(DescriptorOperations):
         else:
             self._cwd = parent._cwd
         self._cwd.hold()
+        self._users = 1  # processes that share it
         self._is_over = False
 
     def fork(self, proc: ProcSource) -> Files:
@@ -71,9 +72,22 @@ class Files(DescriptorOperations):
         """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""
         self.table.close_on_exec()
 
+    def share(self) -> Files:
+        """The same, for a process that shares descriptors and working directory (CLONE_FILES)."""
+        self._users += 1
+        return self
+
+    def alone(self) -> Files:
+        """What a process has that is about to execute another program: shared with nobody."""
+        if self._users == 1:
+            return self
+        self._users -= 1
+        return self.fork(self._proc)
+
     def close_all(self) -> None:
-        """The process has ended: everything it holds is let go. Nothing else can be called afterwards."""
-        if not self._is_over:
+        """A process has ended: everything it holds is let go, unless another one shares it."""
+        self._users = max(0, self._users - 1)
+        if not self._users and not self._is_over:
             self._is_over = True
             self.table.close_all()
             self._cwd.let_go()

@@ -1,4 +1,7 @@
-"""One process: its memory, files, signal actions and limits, its tasks, and how it ended."""
+"""One process: its memory, files, signal actions and limits, its tasks, its family, and how it ended.
+
+    lives --end()--> over: its tasks are let go of --release()--> zombie --waited for--> gone
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,28 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError
+from aether_emu.errors import AddressError, Refused
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
+from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
+from aether_emu.waiting import WaitQueue
 
 T = TypeVar("T")
 
-PID, PARENT_PID = 1000, 999
+PARENT_PID = 999
+"""The first process's parent, which is not of this machine."""
+INIT = 1
+"""The parent of orphans: nobody, who waits for each of them at once."""
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
 RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 2, 3, 4, 6, 7
@@ -58,6 +67,8 @@ class Program:
 
     `code` and `data` are the addresses from the start of its own code and data to their ends, `strings` those
     of its arguments, their end and the environment's beginning, and its end.
+    `executed` is what execve named, as it did: a script where `path` is its interpreter; empty for the first
+    program.
     `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
     it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
@@ -74,6 +85,7 @@ class Program:
     vdso: int = 0
     vdso_start: int = 0
     signal_return: int = 0
+    executed: bytes = b""
 
 
 class Member(Protocol):
@@ -87,6 +99,8 @@ class Member(Protocol):
     def signals(self) -> TaskSignals: ...
     @property
     def waits(self) -> int: ...
+    @property
+    def is_over(self) -> bool: ...
 
     registers: dict[str, int]
 
@@ -100,10 +114,16 @@ class Member(Protocol):
 class Process:
     """A process.
 
-    `mm` is its address space. `tasks` are its threads, the first one first; a task enters itself when it is
-    made. `personality` has the bits of personality(2). `ended` is None while it lives, and never changes
-    afterwards. `limits` are resource -> (soft, hard), as getrlimit shows them. `files` is set by whoever
-    makes the process, before it runs.
+    `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
+    one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
+    None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
+    shows them. `files` is set by whoever makes the process, before it runs.
+
+    Its family: `parent` is None for the first one and for orphans. `children` are those that it has not waited
+    for, the oldest first; `exit_signal` is what its parent gets at its end. `stop_signal` stopped it, 0 is
+    none; `untold` is what of that its parent has not been told: a stop ("stopped"), or that it goes on
+    ("continued"). `changed` is woken whenever there is news of a child, `left_parent` once a process that was
+    made by vfork needs its parent's memory no longer.
     """
 
     files: Files
@@ -114,13 +134,28 @@ class Process:
         mm: AddressSpace,
         program: Program,
         *,
-        pid: int = PID,
-        parent_pid: int = PARENT_PID,
+        pid: int | None = None,
+        parent: Process | None = None,
     ) -> None:
         self.kernel, self.config, self.abi = kernel, kernel.config, kernel.abi
         self.mm = mm
         self.program = program
-        self.pid, self.parent_pid = pid, parent_pid
+        self.registry: Registry[Process, Member]
+        if parent is None:
+            self.registry = Registry(max(kernel.config.ram // RAM_PER_TASK, 2))
+        else:
+            self.registry = parent.registry
+        self.pid = self.registry.number() if pid is None else pid
+        self.parent, self.outer_parent = parent, PARENT_PID
+        self.children: list[Process] = []
+        self.group = self.session = self.pid
+        self.exit_signal = sig.SIGCHLD
+        self.stop_signal, self.untold = 0, ""
+        self.has_executed = self.reaps_orphans = self.released = False
+        self.death_signal = 0
+        self.changed, self.left_parent = WaitQueue(), WaitQueue()
+        self.uses_parents_memory = False
+        self.registry.processes[self.pid] = self
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
@@ -133,7 +168,7 @@ class Process:
         limits = dict.fromkeys(range(RLIMITS), (RLIM_INFINITY, RLIM_INFINITY))
         space = self.mm.limits
         limits[RLIMIT_STACK] = (space.stack, RLIM_INFINITY)
-        limits[RLIMIT_NPROC] = (1, 1)
+        limits[RLIMIT_NPROC] = (self.registry.most // 2,) * 2
         limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
         signals = max(self.config.ram // _RAM_PER_SIGNAL, 1)
         limits[RLIMIT_SIGPENDING] = (signals, signals)
@@ -163,6 +198,98 @@ class Process:
             space.locked = None if self.is_root else soft
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+
+    # ---- its family
+
+    @property
+    def parent_pid(self) -> int:
+        """getppid(2)."""
+        return self.outer_parent if self.parent is None else self.parent.pid
+
+    def fork(self, *, shares_memory: bool) -> Process:
+        """A child, without tasks and files. Raises Refused(EAGAIN), OutOfFrames, TableDamaged."""
+        mm = self.mm if shares_memory else self.mm.fork()
+        try:
+            child = Process(self.kernel, mm, copy.deepcopy(self.program), parent=self)
+        except Refused:
+            if not shares_memory:
+                mm.destroy()
+            raise
+        if shares_memory:
+            mm.users += 1
+        child.group, child.session = self.group, self.session
+        child.signals.actions = list(self.signals.actions)
+        child.limits = dict(self.limits)
+        child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        self.children.append(child)
+        return child
+
+    def tell_parent(self, code: int, status: int) -> None:
+        """There is news for the parent: SIGCHLD, as far as it wants one, and it is woken."""
+        parent = self.parent
+        if parent is None:
+            return
+        number = self.exit_signal if self.is_over else sig.SIGCHLD
+        action = parent.signals.actions[number] if number else None
+        if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
+            parent.post(SignalInfo(number, code, pid=self.pid, uid=self.config.uid, value=status))
+        parent.changed.wake()
+
+    def release(self) -> None:
+        """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
+        assert self.ended is not None, "it has ended"
+        self.released = True
+        self.files.close_all()
+        self.leave_memory()
+        for child in list(self.children):
+            self._orphan(child)
+        self.children.clear()
+        parent = self.parent
+        if parent is None:
+            self.vanish()
+            return
+        self.tell_parent(*self.how_it_ended())
+        action = parent.signals.actions[self.exit_signal] if self.exit_signal == sig.SIGCHLD else None
+        if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
+            self.vanish()
+            parent.changed.wake()
+
+    def how_it_ended(self) -> tuple[int, int]:
+        """si_code and si_status of the end. As on a Linux that leaves no cores (RLIMIT_CORE 0), none is left."""
+        assert self.ended is not None, "it has ended"
+        signal = self.ended.signal
+        if not signal:
+            return sig.CLD_EXITED, self.ended.code
+        dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
+        return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
+
+    def leave_memory(self) -> None:
+        """It needs its address space no longer, nor its parent's."""
+        if self.uses_parents_memory:
+            self.uses_parents_memory = False
+            self.left_parent.wake()
+        if self.parent is not None or self.outer_parent == INIT:  # the first one's is kept, to be looked at
+            self.mm.let_go()
+
+    def _orphan(self, child: Process) -> None:
+        """Its parent is gone: the next ancestor that takes orphans (PR_SET_CHILD_SUBREAPER) has it, or init."""
+        ancestor = self.parent
+        while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
+            ancestor = ancestor.parent
+        child.parent, child.outer_parent = ancestor, INIT
+        if child.death_signal:
+            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid))
+        if ancestor is not None:
+            ancestor.children.append(child)
+            ancestor.changed.wake()
+        elif child.released:
+            child.vanish()
+
+    def vanish(self) -> None:
+        """Nobody waits for it any more: its number is free."""
+        if self.parent is not None and self in self.parent.children:
+            self.parent.children.remove(self)
+        self.registry.processes.pop(self.pid, None)
 
     # ---- to look at it from outside
 
@@ -218,6 +345,8 @@ class Process:
         Raises Refused(EAGAIN), see `signals.enqueue`.
         """
         forget_opposite(info.number, self)
+        if info.number in (sig.SIGCONT, sig.SIGKILL):
+            self.go_on()
         takers = [task for task in self.tasks if not task.signals.blocks(info.number)]
         if takers and self.signals.is_ignored(info.number):
             return
@@ -270,10 +399,24 @@ class Process:
         """Whether it has ended."""
         return self.ended is not None
 
+    def stop(self, signal: int) -> None:
+        """It is stopped by a signal: no task of it runs until SIGCONT or SIGKILL."""
+        if not self.stop_signal:
+            self.stop_signal, self.untold = signal, "stopped"
+            self.tell_parent(sig.CLD_STOPPED, signal)
+            for task in self.tasks:
+                task.stop()
+
+    def go_on(self) -> None:
+        """SIGCONT: it runs again, whatever becomes of the signal itself."""
+        if self.stop_signal:
+            self.stop_signal, self.untold = 0, "continued"
+            self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
-            self.ended = ended
+            self.ended, self.stop_signal = ended, 0
         for task in self.tasks:
             task.stop()
 

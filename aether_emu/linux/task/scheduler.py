@@ -19,7 +19,10 @@ from collections.abc import Callable, Sequence
 
 from aether_emu.errors import AetherError, EngineError
 from aether_emu.linux.entry import Entry
+from aether_emu.linux.abi.signal import SIGKILL
+from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.process import Ended, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import ExitReason
 from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
@@ -70,10 +73,13 @@ class Scheduler:
     ) -> None:
         self.kernel, self.entry = kernel, entry
         self.tasks: list[Task] = []
+        self.first: Process | None = None
         self._pause, self._lost_pages = pause, lost_pages
 
     def add(self, task: Task) -> None:
-        """Run the task when its turn comes."""
+        """Run the task when its turn comes. The first one's process is the one that the run is about."""
+        if self.first is None:
+            self.first = task.process
         self.tasks.append(task)
 
     def run(self, budget: int | None = None) -> bool:
@@ -106,23 +112,54 @@ class Scheduler:
                     continue
             self.entry.before_user()
             check()
-            if not task.process.is_over and self._turn(limit):
+            if not task.is_over and not task.process.stop_signal and self._turn(limit):
                 check()
                 return False
         check()
         return True
 
     def _bury(self) -> bool:
-        """Let go of the tasks of processes that have ended. Whether any task is left."""
-        for task in [task for task in self.tasks if task.process.is_over]:
-            self.tasks.remove(task)
-            if task.wait is not None:
-                task.leave_queues()
-                task.done_waiting()
-            if not any(other.process is task.process for other in self.tasks):
-                task.process.files.close_all()
-                self.kernel.observers.tell(self.kernel.observers.ended, task.process)
+        """Take in the tasks that are new, let go of those that have ended. Whether the run goes on."""
+        if self.first is not None and self.first.is_over and not self._is_heard():
+            self._end_all()
+        registry = self.first.registry if self.first is not None else None
+        if registry is not None and registry.arrivals:
+            for arrived in registry.arrivals:
+                assert isinstance(arrived, Task)
+                self.tasks.append(arrived)
+            registry.arrivals.clear()
+        for task in [task for task in self.tasks if task.is_over]:
+            self._let_go(task)
         return bool(self.tasks)
+
+    def _let_go(self, task: Task) -> None:
+        """A task has ended. With the last one of its process, that has too."""
+        self.tasks.remove(task)
+        if task.wait is not None:
+            task.leave_queues()
+            task.done_waiting()
+        process = task.process
+        process.registry.tasks.pop(task.tid, None)
+        if task in process.tasks and len(process.tasks) > 1:
+            process.tasks.remove(task)
+            return
+        if process.mm.users == 1 and process is not self.first:
+            self.entry.percpu.leave_space(process.mm)
+        process.release()
+        self.kernel.observers.tell(self.kernel.observers.ended, process)
+
+    def _is_heard(self) -> bool:
+        """Whether a process that is left may write to the run's output: then its end is waited for."""
+        return any(
+            isinstance(file, StreamFile) and file.writable
+            for task in self.tasks
+            for file in task.process.files.open_files().values()
+        )
+
+    def _end_all(self) -> None:
+        """The first process has ended, and nobody listens to those that are left: they are killed."""
+        for task in self.tasks:
+            task.process.end(Ended(signal=SIGKILL, why="the end of the first process"))
 
     def _next(self) -> Task | None:
         """The next task that can go on, which goes to the end of the line; None if all wait."""
@@ -179,6 +216,8 @@ class Scheduler:
             self.kernel.clock.idle_until(min(deadlines))
         elif of_host:
             self._pause()
+        elif self.first is not None and self.first.is_over:
+            self._end_all()  # nothing can come of them
         else:
             raise Deadlock(self.tasks)
 

@@ -118,6 +118,11 @@ class ProcessSignals:
         self.actions = [Action()] * (sig.SIGNALS + 1)
         self.pending = Pending()
 
+    def reset(self, *, keeps_ignored: bool) -> None:
+        """Another program begins: no handlers, and what was ignored stays so if it `keeps_ignored`."""
+        ignored = (keeps_ignored and action.handler == sig.SIG_IGN for action in self.actions)
+        self.actions = [Action(sig.SIG_IGN) if each else Action() for each in ignored]
+
     def is_ignored(self, number: int) -> bool:
         """Whether the signal has no effect under its present action."""
         handler = self.actions[number].handler
@@ -151,6 +156,7 @@ class Group(Protocol):
     def forget(self, number: int) -> None: ...
     def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
+    def stop(self, signal: int) -> None: ...
 
 
 class Receiver(Protocol):
@@ -249,8 +255,12 @@ class TaskSignals:
             action = process.signals.actions[info.number]
             if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
                 self._enter(info, action, forced=False)
-            elif process.signals.is_ignored(info.number) or info.number in sig.STOPPING:
+            elif process.signals.is_ignored(info.number):
                 self._task.takes(info, forced=False, handler=0, fatal=False)
+            elif info.number in sig.STOPPING:
+                self._task.takes(info, forced=False, handler=0, fatal=False)
+                process.stop(info.number)
+                break
             else:
                 self._die(info, forced=False)
         self.end_suspension()

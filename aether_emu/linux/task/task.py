@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aether_emu.clock import LAST_NS
@@ -10,7 +12,8 @@ from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.wait import Unfinished, Wait
-from aether_emu.machine.cpu import Cpu
+from aether_emu.machine.cpu import Cpu, UserFault
+from aether_emu.mm.space import AddressSpace
 
 NAME_MAX = 15
 
@@ -22,21 +25,26 @@ class Task:
     is None while it can run; with it, it stands in the queues of `wait` until one is woken. `call` is the
     system call in progress, (number, arguments), to be made again when the wait is over; None when it waits
     for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
+    `set_child_tid` is where its number is to be written before its first instruction, `clear_child_tid` where
+    it is to be cleared at its end; 0 is nowhere. `ended` is set once it has ended, alone or with its process.
     """
 
     def __init__(self, process: Process, tid: int | None = None) -> None:
         self.process = process
         self.tid = process.pid if tid is None else tid
         self.name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
+        self.ended = False
         self.signals = TaskSignals(self)
         self.registers: dict[str, int] = {}
         self.wait: Wait | None = None
         self.call: tuple[int, tuple[int, ...]] | None = None
-        self.clear_child_tid = 0
+        self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
         self.waits = 0  # how often it gave up its CPU to wait
         self._cpu: Cpu | None = None
+        self._walk: Callable[[AddressSpace], None]
         process.tasks.append(self)
+        process.registry.tasks[self.tid] = self
 
     def __repr__(self) -> str:
         name = self.name.decode("utf-8", "backslashreplace")
@@ -56,9 +64,9 @@ class Task:
         assert self._cpu is not None, f"task {self.tid} is on no CPU"
         return self._cpu
 
-    def enter(self, cpu: Cpu) -> None:
-        """Put it on `cpu`, which has its address space already."""
-        self._cpu = cpu
+    def enter(self, cpu: Cpu, walk: Callable[[AddressSpace], None]) -> None:
+        """Put it on `cpu`, which has its address space already; `walk` gives the CPU another."""
+        self._cpu, self._walk = cpu, walk
         if self.registers:
             cpu.load_registers(self.registers)
             self.registers = {}
@@ -69,10 +77,39 @@ class Task:
         self.registers = self.cpu.registers()
         self._cpu = None
 
+    def move_to(self, space: AddressSpace) -> None:
+        """Its process goes on in another address space. Not inside a callback of its CPU."""
+        self.process.mm = space
+        self._walk(space)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended, alone or with its process."""
+        return self.ended or self.process.is_over
+
     def stop(self) -> None:
         """Leave the CPU's run loop when its current callback returns; nothing if it is on none."""
         if self._cpu is not None:
             self._cpu.stop()
+
+    def end(self) -> None:
+        """It ends, and its process goes on."""
+        self.clear_number()
+        self.ended = True
+        self.stop()
+
+    def clear_number(self) -> None:
+        """It ends: who shares its memory and waits for that at its number sees 0 there (CLONE_CHILD_CLEARTID)."""
+        address, self.clear_child_tid = self.clear_child_tid, 0
+        mm, futexes = self.process.mm, self.process.kernel.futexes
+        if not address or (len(self.process.tasks) < 2 and mm.users < 2):
+            return
+        with suppress(UserFault):  # Linux tells nobody
+            self.cpu.copy_to_user(address, bytes(4))
+        queue = futexes.waiting(futexes.key(mm, address, private=False))
+        for waiter in queue or ():
+            waiter.wake()
+            break
 
     def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None:
         """It takes a signal: whoever listens is told, before anything changes."""
@@ -107,6 +144,8 @@ class Task:
 
     def can_go_on(self, now: int) -> bool:
         """Whether it is worth running it at virtual time `now`, in ns."""
+        if self.process.stop_signal:
+            return False
         wait = self.wait
         if wait is None or wait.woken:
             return True

@@ -1,0 +1,186 @@
+"""fork(2), vfork(2), clone(2), clone3(2): new tasks, in processes of their own or in their maker's.
+
+A new task has its maker's registers, but for the result 0 and, if asked for, another stack and thread pointer.
+The scheduler finds it among the registry's arrivals. Refusals and their order are Linux 6.6's (copy_process).
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.arguments import is_arm64
+from aether_emu.linux.calls.user import s32, write_struct
+from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
+from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
+from aether_emu.machine.cpu import UserFault
+from aether_emu.records import dataclass
+
+_VM, _FS, _FILES, _SIGHAND, _PIDFD = 0x100, 0x200, 0x400, 0x800, 0x1000
+_VFORK, _PARENT, _THREAD, _SETTLS = 0x4000, 0x8000, 0x1_0000, 0x8_0000
+_PARENT_SETTID, _CHILD_CLEARTID, _DETACHED, _CHILD_SETTID = 0x10_0000, 0x20_0000, 0x40_0000, 0x100_0000
+_NEW_TIME, _NEW_NS, _CLEAR_SIGHAND, _INTO_CGROUP = 0x80, 0x2_0000, 1 << 32, 1 << 33
+_NAMESPACES = 0x7E02_0000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+_SIGNAL = 0xFF
+_KNOWN = 0x1_FFFF_FFFF & ~_SIGNAL
+_ARGUMENTS = 64  # the smallest struct clone_args (CLONE_ARGS_SIZE_VER0)
+_FIELDS = 11
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for. `stack` is the first stack pointer; addresses may be 0."""
+
+    flags: int
+    exit_signal: int
+    stack: int = 0
+    tls: int = 0
+    parent_tid: int = 0
+    child_tid: int = 0
+    pidfd: int = 0
+
+
+def sys_fork(task: Task, *_: int) -> int:
+    return _clone(task, _Request(0, sig.SIGCHLD))
+
+
+def sys_vfork(task: Task, *_: int) -> int:
+    return _clone(task, _Request(_VFORK | _VM, sig.SIGCHLD))
+
+
+def sys_clone(task: Task, flags: int, stack: int, parent: int, d: int, e: int, *_: int) -> int:
+    """clone(2). The last two arguments change places between the ISAs."""
+    tls, child = (d, e) if is_arm64(task) else (e, d)
+    flags &= 0xFFFF_FFFF
+    asked = _Request(flags & ~_SIGNAL, flags & _SIGNAL, stack, tls, parent, child, parent)
+    if flags & _PIDFD and flags & (_PARENT_SETTID | _DETACHED):
+        raise Refused(errno.EINVAL, "one place for two answers")
+    return _clone(task, asked)
+
+
+def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
+    if size < _ARGUMENTS:
+        raise Refused(errno.EINVAL, "the arguments are too short")
+    if size > 4096:
+        raise Refused(errno.E2BIG, "the arguments are too long")
+    given = task.cpu.copy_from_user(arguments, size)
+    if any(given[8 * _FIELDS :]):
+        raise Refused(errno.E2BIG, "arguments that nobody knows")
+    fields = [int.from_bytes(given[at : at + 8], "little") for at in range(0, 8 * _FIELDS, 8)]
+    flags, pidfd, child, parent, signal, stack, length, tls, set_tid, set_tid_size, _cgroup = fields
+    if set_tid or set_tid_size:
+        raise Refused(errno.EPERM if set_tid and set_tid_size else errno.EINVAL, "numbers are not chosen")
+    if flags & ~(_KNOWN | _CLEAR_SIGHAND | _INTO_CGROUP) or flags & (_DETACHED | _SIGNAL & ~_NEW_TIME):
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    if signal & ~_SIGNAL or signal > sig.SIGNALS or (signal and flags & (_THREAD | _PARENT)):
+        raise Refused(errno.EINVAL, f"signal {signal}")
+    if bool(stack) != bool(length) or stack + length > task.process.abi.user_end:
+        raise Refused(errno.EINVAL, "a stack without length, or a length without stack")
+    if flags & _SIGHAND and flags & _CLEAR_SIGHAND:
+        raise Refused(errno.EINVAL, "handlers are shared or cleared")
+    return _clone(task, _Request(flags, signal, stack + length, tls, parent, child, pidfd))
+
+
+def _check(flags: int) -> None:
+    """Raise what copy_process refuses before it copies anything."""
+    if flags & (_NEW_NS | _FS) == _NEW_NS | _FS:
+        raise Refused(errno.EINVAL, "a file system of its own, and shared")
+    if flags & _THREAD and not flags & _SIGHAND:
+        raise Refused(errno.EINVAL, "threads share their handlers")
+    if flags & _SIGHAND and not flags & _VM:
+        raise Refused(errno.EINVAL, "who shares handlers shares memory")
+    if flags & _PIDFD and flags & _THREAD:
+        raise Refused(errno.EINVAL, "a thread has no pidfd")
+    if flags & (_NAMESPACES | _NEW_TIME | _INTO_CGROUP):
+        raise Refused(errno.EPERM, "there are no namespaces")
+    if flags & _THREAD and not flags & _FILES:
+        raise Refused(errno.EINVAL, "threads share their descriptors here")
+
+
+def _clone(task: Task, asked: _Request) -> int:
+    if task.progress:
+        return _vforked(task, task.progress[0])
+    _check(asked.flags)
+    if asked.flags & _THREAD:
+        made = Task(task.process, task.process.registry.number())
+    else:
+        made = _process_of(task, asked)
+    _prepare(task, made, asked)
+    task.process.registry.arrivals.append(made)
+    task.stop()  # so that the scheduler sees it
+    if asked.flags & _VFORK:
+        made.process.uses_parents_memory = True
+        return _vforked(task, made.tid)
+    return made.tid
+
+
+def _process_of(task: Task, asked: _Request) -> Task:
+    """The first task of a new process."""
+    process, flags = task.process, asked.flags
+    limit = process.limits[RLIMIT_NPROC][0]
+    if limit != RLIM_INFINITY and not process.is_root and len(process.registry.tasks) >= limit:
+        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
+    try:
+        child = process.fork(shares_memory=bool(flags & _VM))
+    except OutOfFrames:
+        raise Refused(errno.ENOMEM, "no memory is left for its tables") from None
+    child.exit_signal = asked.exit_signal
+    if flags & _PARENT and process.parent is not None:
+        process.children.remove(child)
+        child.parent = process.parent
+        child.parent.children.append(child)
+        child.exit_signal = process.exit_signal
+    if flags & _SIGHAND:
+        child.signals.actions = process.signals.actions
+    elif flags & _CLEAR_SIGHAND:
+        child.signals.reset(keeps_ignored=True)
+    child.files = process.files.share() if flags & _FILES else process.files.fork(process.kernel.show(child))
+    return Task(child)
+
+
+def _prepare(task: Task, made: Task, asked: _Request) -> None:
+    """Let the new task begin where its maker stands."""
+    flags, process = asked.flags, task.process
+    made.name = task.name
+    made.signals.blocked = task.signals.blocked
+    if not flags & _VM or flags & _VFORK:
+        made.signals.stack = task.signals.stack
+    tls = asked.tls if flags & _SETTLS else None
+    made.registers = process.abi.child_registers(task.cpu.registers(), asked.stack, tls)
+    made.set_child_tid = asked.child_tid if flags & _CHILD_SETTID else 0
+    made.clear_child_tid = asked.child_tid if flags & _CHILD_CLEARTID else 0
+    if flags & _PARENT_SETTID:
+        with suppress(UserFault):  # Linux tells nobody
+            write_struct(task.cpu, asked.parent_tid, "i", made.tid)
+
+
+def _vforked(task: Task, pid: int) -> int:
+    """The maker waits until the child has ended, or has a memory of its own. Only SIGKILL ends that."""
+    child = task.process.registry.processes.get(pid)
+    if not isinstance(child, Process) or not child.uses_parents_memory:
+        return pid
+    raise _VforkWait(child, pid)
+
+
+class _VforkWait(Wait):
+    """For the child that has its parent's memory."""
+
+    ends_by_signal = ends_by_time = False
+
+    def __init__(self, child: Process, pid: int) -> None:
+        super().__init__((child.left_parent,), f"its child {pid}", progress=(pid,))
+
+
+def sys_unshare(task: Task, flags: int, *_: int) -> int:
+    """unshare(2): what is shared with nobody is the caller's own already."""
+    flags = s32(flags)
+    if flags & ~(_THREAD | _FS | _FILES | _SIGHAND | _VM | 0x4_0000 | _NAMESPACES | _NEW_TIME):
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    if flags & (_NAMESPACES | _NEW_TIME):
+        raise Refused(errno.EPERM, "there are no namespaces")
+    if flags and len(task.process.tasks) > 1:
+        raise Refused(errno.EINVAL, "threads share it")
+    return 0
