@@ -11,7 +11,7 @@ contents: files are opened again by their guest paths, through the grants given 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from aether_emu.config import Config
@@ -20,6 +20,7 @@ from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process
@@ -45,8 +46,13 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    space, physical, kernel = process.mm, machine.physical, machine.kernel
-    backings = _backings_of(space)
+    machine.scheduler.settle()
+    physical, kernel, registry = machine.physical, machine.kernel, process.registry
+    processes = list(registry.processes.values())
+    living = [each for each in processes if not each.released]
+    spaces = {each.mm.number: each.mm for each in living}
+    files = list(dict.fromkeys(each.files for each in living))
+    backings = _backings_of(spaces.values())
     return {
         "arch": machine.abi.isa,
         "format": machine.format.name,
@@ -61,10 +67,14 @@ def capture(machine: Machine) -> State:
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
         "backings": [backing.capture() for backing in backings],
-        "space": space.capture(),
-        "process": process.capture(),
-        "tasks": [task.capture() for task in machine.scheduler.tasks],
-        "files": files_capture.capture([process.files]),
+        "spaces": [space.capture() for space in spaces.values()],
+        "processes": [each.capture() for each in processes],
+        "space_of": {each.pid: each.mm.number for each in living},
+        "files_of": {each.pid: files.index(each.files) for each in living},
+        "last_number": registry.last,
+        "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.tasks],
+        "running": machine.entry.task.tid,
+        "files": files_capture.capture(files),
     }
 
 
@@ -86,38 +96,82 @@ def restore(
 
 
 def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, Stream]) -> None:
-    space = machine.new_space()
-    process = Process(machine.kernel, space, state["process"]["program"])
-    machine.process = process
-    process.restore(state["process"])
-    tasks = [Task(process) for _ in state["tasks"]]
-    machine.namespace = machine.new_namespace(process.program.path.decode(), grants)
-    sources = [ProcessTexts(process)]
-    restored = files_capture.restore(state["files"], machine.namespace, sources, streams)
-    (process.files,) = restored.processes
+    processes, spaces = _processes(machine, state)
+    first = processes[0]
+    machine.process = first
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.restore(described)
+    machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
+    _restore_files(machine.namespace, processes, state, streams)
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
     machine.ram.load(state["ram"])
     machine.physical.restore(state["physical"])
-    backings = [_restore_backing(process, described) for described in state["backings"]]
+    backings = [_restore_backing(first, described) for described in state["backings"]]
     machine.aperture.load(state["aperture"])
-    space.restore(state["space"], {backing.number: backing for backing in backings})
+    for described in state["spaces"]:
+        spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
     machine.cpu.restore_blocks(state["blocks"])
-    for task, described in zip(tasks, state["tasks"], strict=True):
+    _restore_tasks(machine, first, state)
+
+
+def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:
+    """The processes without what they are made of, and their address spaces by number."""
+    spaces = {described["number"]: machine.new_space() for described in state["spaces"]}
+    users: set[int] = set()
+    processes: list[Process] = []
+    for described in state["processes"]:
+        number = state["space_of"].get(described["pid"])
+        if number is None:  # a zombie has nothing
+            space = machine.new_space()
+            space.destroy()
+        else:
+            space = spaces[number]
+            space.users += number in users
+            users.add(number)
+        parent = processes[0] if processes else None
+        processes.append(
+            Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
+        )
+    processes[0].registry.last = state["last_number"]
+    return processes, spaces
+
+
+def _restore_files(
+    namespace: Namespace, processes: list[Process], state: State, streams: Mapping[str, Stream]
+) -> None:
+    """Give each process its files; several may share them."""
+    owners: dict[int, Process] = {}
+    living = {process.pid: process for process in processes if process.pid in state["files_of"]}
+    for pid, index in state["files_of"].items():
+        owners.setdefault(index, living[pid])
+    sources = [ProcessTexts(owners[index]) for index in sorted(owners)]
+    restored = files_capture.restore(state["files"], namespace, sources, streams).processes
+    for pid, process in living.items():
+        files = restored[state["files_of"][pid]]
+        process.files = files if owners[state["files_of"][pid]] is process else files.share()
+
+
+def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
+    machine.scheduler.first = first
+    for pid, described in state["tasks"]:
+        task = Task(first.registry.processes[pid], described["tid"])
         task.restore(described)
         machine.scheduler.add(task)
-    machine.entry.switch(tasks[0])
+    tasks = machine.scheduler.tasks
+    machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
 
 
 # ---- memory
 
 
-def _backings_of(space: AddressSpace) -> list[Backing]:
-    return list(dict.fromkeys(area.backing for area in space.areas if area.backing is not None))
+def _backings_of(spaces: Iterable[AddressSpace]) -> list[Backing]:
+    areas = (area for space in spaces for area in space.areas)
+    return list(dict.fromkeys(area.backing for area in areas if area.backing is not None))
 
 
 def _restore_backing(process: Process, described: State) -> Backing:

@@ -46,7 +46,7 @@ class Abi(ABC):
 
     @abstractmethod
     def child_registers(self, registers: dict[str, int], stack: int, tls: int | None) -> dict[str, int]:
-        """The registers of a new task, whose maker has `registers` in its call; `stack` 0 and None keep them."""
+        """Those of a new task whose maker has `registers` in its call. `stack` 0 and `tls` None keep them."""
 
     # ---- signals
 

@@ -1,7 +1,8 @@
 """fork(2), vfork(2), clone(2), clone3(2): new tasks, in processes of their own or in their maker's.
 
-A new task has its maker's registers, but for the result 0 and, if asked for, another stack and thread pointer.
-The scheduler finds it among the registry's arrivals. Refusals and their order are Linux 6.6's (copy_process).
+A new task has its maker's registers, but for the result 0 and, if asked for, another stack and thread
+pointer. The scheduler finds it among the registry's arrivals. Refusals and their order are Linux 6.6's
+(copy_process).
 """
 
 from __future__ import annotations

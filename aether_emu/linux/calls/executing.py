@@ -22,7 +22,9 @@ def sys_execve(task: Task, path: int, arguments: int, environment: int, *_: int)
     _execute(task, fl.AT_FDCWD, path, arguments, environment, 0)
 
 
-def sys_execveat(task: Task, fd: int, path: int, arguments: int, environment: int, flags: int, *_: int) -> None:
+def sys_execveat(
+    task: Task, fd: int, path: int, arguments: int, environment: int, flags: int, *_: int
+) -> None:
     _execute(task, s32(fd), path, arguments, environment, s32(flags))
 
 

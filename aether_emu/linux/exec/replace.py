@@ -1,8 +1,8 @@
 """execve(2): another program takes a process over.
 
-    find the file, follow `#!` lines, read the headers      a refusal is the call's errno
-    ---- the point of no return
-    other threads end; new address space; load               a refusal is SIGSEGV (Linux: bprm_execve)
+find the file, follow `#!` lines, read the headers      a refusal is the call's errno
+---- the point of no return
+other threads end; new address space; load               a refusal is SIGSEGV (Linux: bprm_execve)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.task.process import RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK, RLIMIT_AS, Program
+from aether_emu.linux.task.process import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK, Program
 from aether_emu.linux.task.task import NAME_MAX, Task
 
 _HEAD = 256  # BINPRM_BUF_SIZE: what is read to see what a file is
@@ -137,9 +137,10 @@ def _check_program(files: Files, file: HostData, isa: str) -> None:
     if image.isa != isa:
         raise Refused(errno.ENOEXEC, f"a program for {image.isa}")
     if image.interpreter is not None:
-        with _opened(files, fl.AT_FDCWD, image.interpreter, 0) as found, open(
-            found.host_fd, "rb", closefd=False
-        ) as stream:
+        with (
+            _opened(files, fl.AT_FDCWD, image.interpreter, 0) as found,
+            open(found.host_fd, "rb", closefd=False) as stream,
+        ):
             stream.seek(0)
             try:
                 if read_image(stream, "it").isa != isa:
@@ -151,8 +152,9 @@ def _check_program(files: Files, file: HostData, isa: str) -> None:
 def _end_others(task: Task) -> None:
     """The threads of a process end when one of them executes another program; that one is the first then."""
     process, registry = task.process, task.process.registry
-    for other in [other for other in process.tasks if other is not task]:
-        other.ended = True
+    for other in process.tasks:
+        if other is not task:
+            other.ended = True
     if task.tid != process.pid:
         registry.tasks.pop(task.tid, None)
         task.tid = process.pid

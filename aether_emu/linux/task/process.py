@@ -1,6 +1,6 @@
 """One process: its memory, files, signal actions and limits, its tasks, its family, and how it ended.
 
-    lives --end()--> over: its tasks are let go of --release()--> zombie --waited for--> gone
+lives --end()--> over: its tasks are let go of --release()--> zombie --waited for--> gone
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 T = TypeVar("T")
+_PLAIN = (
+    "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
+    "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
+    "personality",
+)  # fmt: skip
+"""What of a process is captured as it is."""
 
 PARENT_PID = 999
 """The first process's parent, which is not of this machine."""
@@ -103,6 +109,7 @@ class Member(Protocol):
     def is_over(self) -> bool: ...
 
     registers: dict[str, int]
+    ended: bool
 
     @property
     def running(self) -> bool: ...
@@ -119,11 +126,12 @@ class Process:
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
     shows them. `files` is set by whoever makes the process, before it runs.
 
-    Its family: `parent` is None for the first one and for orphans. `children` are those that it has not waited
-    for, the oldest first; `exit_signal` is what its parent gets at its end. `stop_signal` stopped it, 0 is
-    none; `untold` is what of that its parent has not been told: a stop ("stopped"), or that it goes on
-    ("continued"). `changed` is woken whenever there is news of a child, `left_parent` once a process that was
-    made by vfork needs its parent's memory no longer.
+    Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
+    are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end.
+    `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
+    ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
+    `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
+    that it is a zombie.
     """
 
     files: Files
@@ -255,7 +263,7 @@ class Process:
             parent.changed.wake()
 
     def how_it_ended(self) -> tuple[int, int]:
-        """si_code and si_status of the end. As on a Linux that leaves no cores (RLIMIT_CORE 0), none is left."""
+        """si_code and si_status of the end."""
         assert self.ended is not None, "it has ended"
         signal = self.ended.signal
         if not signal:
@@ -272,7 +280,7 @@ class Process:
             self.mm.let_go()
 
     def _orphan(self, child: Process) -> None:
-        """Its parent is gone: the next ancestor that takes orphans (PR_SET_CHILD_SUBREAPER) has it, or init."""
+        """Its parent is gone: the next ancestor that wants orphans takes it (PR_SET_CHILD_SUBREAPER), or init."""
         ancestor = self.parent
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
@@ -430,19 +438,21 @@ class Process:
         """What is the process's own; its memory and files are captured by themselves."""
         return {
             "pid": self.pid,
-            "parent_pid": self.parent_pid,
+            "parent": None if self.parent is None else self.parent.pid,
+            "children": [child.pid for child in self.children],
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
-            "no_new_privileges": self.no_new_privileges,
-            "personality": self.personality,
             "signals": self.signals.capture(),
+            **{name: getattr(self, name) for name in _PLAIN},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `capture` gave."""
-        self.pid, self.parent_pid = state["pid"], state["parent_pid"]
+        """Take over what `capture` gave. The whole family is there already."""
+        family = self.registry.processes
+        self.parent = None if state["parent"] is None else family[state["parent"]]
+        self.children = [family[pid] for pid in state["children"]]
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
-        self.no_new_privileges = state["no_new_privileges"]
-        self.personality = state["personality"]
         self.signals.restore(state["signals"])
+        for name in _PLAIN:
+            setattr(self, name, state[name])

@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from aether_emu.errors import AetherError, EngineError
-from aether_emu.linux.entry import Entry
 from aether_emu.linux.abi.signal import SIGKILL
+from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
@@ -97,7 +97,7 @@ class Scheduler:
     def _run(self, budget: int | None) -> bool:
         cpu, check = self.entry.cpu, self.kernel.observers.check
         limit = None if budget is None else cpu.blocks + budget
-        while self._bury():
+        while self.settle():
             check()
             if cpu.take_interrupt():
                 raise Interrupted
@@ -118,8 +118,8 @@ class Scheduler:
         check()
         return True
 
-    def _bury(self) -> bool:
-        """Take in the tasks that are new, let go of those that have ended. Whether the run goes on."""
+    def settle(self) -> bool:
+        """Take in tasks that are new, let go of those that have ended. Whether the run goes on."""
         if self.first is not None and self.first.is_over and not self._is_heard():
             self._end_all()
         registry = self.first.registry if self.first is not None else None

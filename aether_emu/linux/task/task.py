@@ -99,7 +99,7 @@ class Task:
         self.stop()
 
     def clear_number(self) -> None:
-        """It ends: who shares its memory and waits for that at its number sees 0 there (CLONE_CHILD_CLEARTID)."""
+        """It ends: its number becomes 0 where others of its memory wait for that (CLONE_CHILD_CLEARTID)."""
         address, self.clear_child_tid = self.clear_child_tid, 0
         mm, futexes = self.process.mm, self.process.kernel.futexes
         if not address or (len(self.process.tasks) < 2 and mm.users < 2):
@@ -192,6 +192,7 @@ class Task:
             "name": self.name,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
+            "set_child_tid": self.set_child_tid,
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
             "waits": self.waits,
@@ -201,7 +202,8 @@ class Task:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
-        self.tid, self.name, self.registers = state["tid"], state["name"], dict(state["registers"])
+        self.name, self.registers = state["name"], dict(state["registers"])
+        self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
         self.waits = state["waits"]
