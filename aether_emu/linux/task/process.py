@@ -280,7 +280,7 @@ class Process:
             self.mm.let_go()
 
     def _orphan(self, child: Process) -> None:
-        """Its parent is gone: the next ancestor that wants orphans takes it (PR_SET_CHILD_SUBREAPER), or init."""
+        """Its parent is gone: a near ancestor takes it (PR_SET_CHILD_SUBREAPER), or init."""
         ancestor = self.parent
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
