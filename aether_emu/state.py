@@ -12,6 +12,7 @@ files, which have no path, are held with their contents, whether a descriptor or
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -34,7 +35,7 @@ from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
-from aether_emu.system import Grants, Machine, complete_streams
+from aether_emu.system import Grants, Machine, checked_grants, complete_streams
 
 State = dict[str, Any]
 T = TypeVar("T")
@@ -49,6 +50,8 @@ def capture(machine: Machine) -> State:
 
     Raises StateError, CaptureError, ClosedError; also for a mapped file that `restore` could not find again.
     """
+    if not isinstance(machine, Machine):
+        raise StateError(f"{machine!r} is no Machine: only the state of one can be captured")
     machine.kernel.require_open()
     if machine.observers.running:
         raise StateError("the machine runs: capture it when the run has returned, as stop() in it does")
@@ -88,13 +91,16 @@ def restore(
     state: State, *, grants: Grants | None = None, streams: Mapping[str, Stream] | None = None
 ) -> Machine:
     """A machine that goes on where the captured one stood. Raises StateError, ConfigError, CaptureError."""
+    if not isinstance(state, dict) or not isinstance(state.get("config"), Config):
+        raise StateError(f"{reprlib.repr(state)} is no state of a machine, as capture() gives it")
     config: Config = state["config"]
+    grants = checked_grants(grants)
     machine = Machine(state["arch"], config=config)
     try:
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
             raise StateError(f"a snapshot with {tables}")
-        _fill(machine, state, grants or Grants(), complete_streams({} if streams is None else streams))
+        _fill(machine, state, grants, complete_streams({} if streams is None else streams))
     except BaseException:
         machine.abandon()
         raise

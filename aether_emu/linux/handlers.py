@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from aether_emu.arch.paging import Access, Attributes, PageFlags
-from aether_emu.errors import HandlerError, suggestion
+from aether_emu.errors import ConfigError, HandlerError, suggestion, whole
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.task.process import Process
@@ -25,6 +25,7 @@ from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, Resolv
 from aether_emu.mm.own_page import put_page
 from aether_emu.mm.tables.walk import Mapped, Walk
 
+_MASK = (1 << 64) - 1
 _MOST_TRIES = 8  # times that one access may be called resolved and fault again: more means no progress
 
 
@@ -83,6 +84,12 @@ class Fault:
             raise HandlerError(f"{self.address:#x} is in no area: map one first (process.mm), or deny()")
         if flags is not None and bits is not None:
             raise HandlerError("flags or bits, not both")
+        if not isinstance(content, bytes | bytearray | memoryview):
+            content = whole("content", content, "bytes, or a frame's number")
+        if flags is not None and not isinstance(flags, PageFlags):
+            raise ConfigError("flags", flags, "a PageFlags, such as PageFlags.READ | PageFlags.USER")
+        if bits is not None and not 0 <= whole("bits", bits) < 1 << 64:
+            raise ConfigError("bits", bits, "64 bits of an entry")
         if flags is not None:
             bits = self.process.mm.table.format.leaf_bits(Attributes(flags))
         put_page(self.process.mm, area, self.address, content, bits)
@@ -128,6 +135,10 @@ class Call:
         """
         if self.made:
             raise HandlerError(f"{self.name}: the call is made already")
+        if len(arguments) > len(self.arguments):
+            most = len(self.arguments)
+            raise HandlerError(f"{self.name}: a call has {most} arguments, not {len(arguments)}")
+        arguments = tuple(whole("argument", argument) & _MASK for argument in arguments)
         self.made = True
         given = (*arguments, *self.arguments[len(arguments) :])
         self.result = self._entry.make_call(self.number, *given)
