@@ -495,9 +495,10 @@ class Machine:
                 return None                             # the manager decides
 
         It gets a `Fault` and returns None, or an outcome: of `fault.map`, `deny`, `bus_error`, `decide`, or
-        RESOLVED where it has changed the process's memory itself. The last that was attached is asked first.
-        What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for what cannot be
-        called.
+        RESOLVED where it has changed the process's memory itself. The kernel's own touches are asked about
+        too: of system calls on the page, MAP_POPULATE, mlock (`fault.in_call`). The last that was attached is
+        asked first. What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for
+        what cannot be called.
         """
         self.kernel.require_open()
         return self.handlers.on_fault(handler)
