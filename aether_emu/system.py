@@ -235,8 +235,8 @@ class Machine:
 
     What can be looked at and changed while the program stands still: `process.read`, `write`, `registers`,
     `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
-    A machine is used by one thread at a time. `pause` is called again and again while the guest waits for
-    input; it may raise to end the run.
+    A machine is used by one thread at a time, but for `stop`. `pause` is called again and again while the
+    guest waits for input; it may raise to end the run.
     """
 
     def __init__(
