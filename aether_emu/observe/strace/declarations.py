@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_emu.observe.strace import names
+from aether_emu.observe.strace import names, waits
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
     ARCH_ADDRESS,
@@ -137,18 +137,24 @@ CALLS: dict[str, Declaration] = {
     "memfd_create": _call(NAME, bits_of(names.MEMFD)),
     "socket": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL),
     "socketpair": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL, st.PIPE),
-    "poll": _call(st.POLL_FDS, UINT, INT, result=st.poll_result),
-    "ppoll": _call(st.POLL_FDS, UINT, TIMESPEC, SIGNALS, SIZE, result=st.poll_result),
-    "select": _call(INT, st.FD_SET, st.FD_SET, st.FD_SET, TIMEVAL, result=st.select_result),
+    "poll": _call(waits.POLL_FDS, UINT, INT, result=waits.poll_result),
+    "ppoll": _call(waits.POLL_FDS, UINT, TIMESPEC, SIGNALS, SIZE, result=waits.poll_result),
+    "select": _call(INT, waits.FD_SET, waits.FD_SET, waits.FD_SET, TIMEVAL, result=waits.select_result),
     "pselect6": _call(
-        INT, st.FD_SET, st.FD_SET, st.FD_SET, TIMESPEC, st.MASK_AND_SIZE, result=st.select_result
+        INT,
+        waits.FD_SET,
+        waits.FD_SET,
+        waits.FD_SET,
+        TIMESPEC,
+        waits.MASK_AND_SIZE,
+        result=waits.select_result,
     ),
     "epoll_create": _call(INT),
     "epoll_create1": _call(bits_of(names.EPOLL_CREATE)),
-    "epoll_ctl": _call(FD, one_of(names.EPOLL_OPERATION), FD, st.EPOLL_EVENT),
-    "epoll_wait": _call(FD, st.EPOLL_READY, INT, INT),
-    "epoll_pwait": _call(FD, st.EPOLL_READY, INT, INT, SIGNALS, SIZE),
-    "epoll_pwait2": _call(FD, st.EPOLL_READY, INT, TIMESPEC, SIGNALS, SIZE),
+    "epoll_ctl": _call(FD, one_of(names.EPOLL_OPERATION), FD, waits.EPOLL_EVENT),
+    "epoll_wait": _call(FD, waits.EPOLL_READY, INT, INT),
+    "epoll_pwait": _call(FD, waits.EPOLL_READY, INT, INT, SIGNALS, SIZE),
+    "epoll_pwait2": _call(FD, waits.EPOLL_READY, INT, TIMESPEC, SIGNALS, SIZE),
     # what a file is
     "stat": _call(PATH, st.STAT),
     "lstat": _call(PATH, st.STAT),
