@@ -32,13 +32,20 @@ _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 # ---- opening
 
 
+def _bits(call: Made, value: int) -> int:
+    """O_* as x86_64 has them, of those of the program's ISA."""
+    value &= 0xFFFF_FFFF
+    return fl.from_arm64(value) if call.isa == "arm64" else value
+
+
+DESCRIPTOR_FLAGS = Kind(lambda call, value: names.OPEN.bits(_bits(call, value)))
+
+
 def open_flags(call: Made, value: int) -> str:
     """O_* of the program's ISA."""
-    value &= 0xFFFF_FFFF
-    if call.isa == "arm64":
-        value = fl.from_arm64(value)
+    value = _bits(call, value)
     mode, rest = names.OPEN_ACCESS[value & 3], value & ~3
-    return f"{mode}|{names.OPEN.bits(rest)}" if rest else mode
+    return f"{mode}|{names.OPEN.bits(rest, behind=True)}" if rest else mode
 
 
 def _creates(flags: int) -> bool:
@@ -125,7 +132,7 @@ def statx_flags(_call: Made, value: int) -> str:
     """How a statx looks, and how it finds."""
     sync, rest = value & 0x6000, value & 0xFFFF_9FFF
     text = names.STATX_SYNC.one(sync)
-    return f"{text}|{names.AT.bits(rest)}" if rest else text
+    return f"{text}|{names.AT.bits(rest, behind=True)}" if rest else text
 
 
 STATX_FLAGS = Kind(statx_flags)
