@@ -249,13 +249,14 @@ def _protection(call: Made, value: int) -> str:
 PROTECTION = Kind(_protection)
 
 
-def _map_flags(_call: Made, value: int) -> str:
+def _map_flags(call: Made, value: int) -> str:
+    table = names.MAP_ARM64 if call.isa == "arm64" else names.MAP
     kind, rest = value & 0xF, value & ~0xF
     shift = rest >> 26 & 0x3F
     rest &= ~(0x3F << 26) if shift else ~0
     text = names.MAP_TYPE.one(kind)
     if rest:
-        text += f"|{names.MAP.bits(rest, behind=True)}"
+        text += f"|{table.bits(rest, behind=True)}"
     return text + (f"|{shift}<<MAP_HUGE_SHIFT" if shift else "")
 
 
@@ -304,10 +305,13 @@ def personality_result(_call: Made, result: int) -> str:
 
 
 def _socket_type(_call: Made, value: int) -> str:
-    flags = value & 0o2004000
-    number = value & 0xFFFF_FFFF & ~0o2004000
-    kind = names.SOCKET_TYPE.one(number) if number else "0"
-    return f"{kind}|{names.SOCKET_FLAGS.bits(flags)}" if flags else kind
+    value &= 0xFFFF_FFFF
+    kind = value & 0xF
+    if not names.SOCKET_TYPE.knows(kind):
+        return names.SOCKET_FLAGS.bits(value)
+    flags = value & ~0xF
+    text = names.SOCKET_TYPE.one(kind)
+    return f"{text}|{names.SOCKET_FLAGS.bits(flags, behind=True)}" if flags else text
 
 
 SOCKET_TYPE = Kind(_socket_type)

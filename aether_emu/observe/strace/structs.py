@@ -131,7 +131,7 @@ STATX = late(_statx)
 def statx_flags(_call: Made, value: int) -> str:
     """How a statx looks, and how it finds."""
     sync, rest = value & 0x6000, value & 0xFFFF_9FFF
-    text = names.STATX_SYNC.one(sync)
+    text = names.STATX_SYNC.bits(sync)
     return f"{text}|{names.AT.bits(rest, behind=True)}" if rest else text
 
 
