@@ -169,7 +169,7 @@ class _Symbols:
 
     def __init__(self, table: NDArray[np.void], text: bytes, sections: list[tuple[int, ...]]) -> None:
         """`table` are rows of `_SYMBOL`, `text` is what their names stand in, and `sections` the headers."""
-        self._ends = [section[3] + section[5] for section in sections]
+        self._sections = [range(section[3], section[3] + section[5]) for section in sections]
         named = table[(table["section"] != 0) & np.isin(table["info"] & 15, _NAMED) & (table["name"] != 0)]
         # Of several at one address the last one counts: that with the largest size.
         self._table, self._text = named[np.lexsort((named["size"], named["value"]))], text
@@ -210,8 +210,7 @@ class _Symbols:
             if name.startswith(_MARK) or not name:
                 continue
             section = int(row["section"])
-            inside = offset < size or (
-                not size and section < len(self._ends) and address < self._ends[section]
-            )
+            around = self._sections[section] if section < len(self._sections) else range(0)
+            inside = offset < size or (not size and address in around)
             return (name.decode("utf-8", "replace"), offset) if inside and offset <= _FARTHEST else None
         return None
