@@ -14,16 +14,13 @@ def readable(name: str) -> str:
     """
     if not name.startswith(_MANGLED):
         return name
-    from demangle import DemanglingError, demangle, signature  # only few programs have such names
+    from demangle import DemanglingError, signature  # only few programs have such names
 
-    full = demangle(name, language=_LANGUAGES)
-    if full == name or len(full) <= _LONG:
-        return full
     try:
         parts = signature(name, language=_LANGUAGES)
-    except DemanglingError:  # it stops at less than what reads the whole
-        return full
-    if not parts.qualified_name:
-        return full
-    part = parts.decoration if not parts.qualified_name.endswith(parts.decoration) else ""
+    except DemanglingError:
+        return name
+    if len(parts.demangled) <= _LONG or not parts.qualified_name:
+        return parts.demangled
+    part = "" if parts.qualified_name.endswith(parts.decoration) else parts.decoration
     return f"{parts.qualified_name}{part}"

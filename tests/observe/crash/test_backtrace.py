@@ -106,6 +106,7 @@ def test_a_function_that_has_kept_nothing_has_its_return_address_on_the_stack(tm
         ("mov rbp, rsp; add rbp, 4", "is no frame pointer"),
         ("mov rbp, 0x7fffffffe000", "0x7fffffffe000, points to nothing"),
         ("lea rbp, [rsp + 16]; mov qword ptr [rbp + 8], 0x1234", "leads to 0x1234, which no call left"),
+        ("lea rbp, [rsp + 16]; lea rax, [rip]; mov [rbp + 8], rax", ", which no call left"),
         ("mov rbp, rsp; mov qword ptr [rbp], rbp", "is no frame pointer"),
     ],
 )
