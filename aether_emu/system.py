@@ -235,8 +235,9 @@ class Machine:
 
     What can be looked at and changed while the program stands still: `process.read`, `write`, `registers`,
     `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
-    A machine is used by one thread at a time, but for `stop`. `pause` is called again and again while the
-    guest waits for input; it may raise to end the run.
+    A machine is used by one thread at a time, but for `stop`. `arch` is "x86_64" or "arm64". `pause` is
+    called again and again while the guest waits for input; it may raise to end the run. `live_state=False`
+    reads and sets the CPU's state by the engine's API alone, which is slower. Raises ConfigError.
     """
 
     def __init__(

@@ -52,7 +52,10 @@ UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none)."""
+    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
+
+    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
+    """
 
     code: int = 0
     signal: int = 0
