@@ -12,7 +12,7 @@ from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.wait import Unfinished, Wait
-from aether_emu.machine.cpu import Cpu, UserFault
+from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 
 NAME_MAX = 15
@@ -35,13 +35,15 @@ class Task:
         self.name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
         self.ended = False
         self.signals = TaskSignals(self)
-        self.registers: dict[str, int] = {}
+        self._saved: Saved | None = None  # its state off the CPU, but for what `_changes` has
+        self._changes: dict[str, int] = {}
         self.wait: Wait | None = None
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
         self.waits = 0  # how often it gave up its CPU to wait
         self._cpu: Cpu | None = None
+        self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
@@ -67,15 +69,37 @@ class Task:
     def enter(self, cpu: Cpu, walk: Callable[[AddressSpace], None]) -> None:
         """Put it on `cpu`, which has its address space already; `walk` gives the CPU another."""
         self._cpu, self._walk = cpu, walk
-        if self.registers:
-            cpu.load_registers(self.registers)
-            self.registers = {}
+        if self._saved is not None:
+            cpu.restore(self._saved)
+        if self._changes:
+            cpu.load_registers(self._changes)
+            self._changes = {}
         self.signals.update()
 
     def leave(self) -> None:
         """Take it off its CPU."""
-        self.registers = self.cpu.registers()
-        self._cpu = None
+        cpu = self.cpu
+        self._saved, self._last_cpu, self._cpu = cpu.save(self._saved), cpu, None
+
+    def begin_as(self, maker: Task, changes: dict[str, int]) -> None:
+        """Begin where `maker` stands in its call, but for these registers."""
+        self._saved, self._last_cpu, self._changes = maker.cpu.save(), maker.cpu, changes
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """What it has, off its CPU: by name, to be read and set."""
+        if self._saved is not None:
+            cpu = self._last_cpu
+            assert cpu is not None, "some CPU saved it"
+            present = cpu.save()
+            cpu.restore(self._saved)
+            self._saved, self._changes = None, cpu.registers() | self._changes
+            cpu.restore(present)
+        return self._changes
+
+    @registers.setter
+    def registers(self, values: dict[str, int]) -> None:
+        self._saved, self._changes = None, values
 
     def move_to(self, space: AddressSpace) -> None:
         """Its process goes on in another address space. Not inside a callback of its CPU."""

@@ -11,7 +11,8 @@ from unicorn import UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed, undisturbed
-from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
+from aether_emu.machine import native
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Saved, Trap, UserFault
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
@@ -25,6 +26,20 @@ _UNLIMITED = 1 << 62
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
 _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USER | Access.WRITE)}
+
+
+class Context(Saved):
+    """A context of the engine, at host address `address`, and the root of the page table it was saved under.
+
+    `kept` frees the engine's memory when it goes.
+    """
+
+    __slots__ = ("address", "kept", "root")
+
+    def __init__(self, uc: Any) -> None:
+        self.kept = uc.context_save()
+        self.address = native.address_of(self.kept.context)
+        self.root = 0
 
 
 class UnicornCpu(Cpu):
@@ -47,6 +62,7 @@ class UnicornCpu(Cpu):
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
         self._hooks: list[object] = []
+        self._root = 0
         self._look = 0
         self.halting = self.halts = Halts(self, self._handle, self._uncount)
         self.on_fault = self._unplugged
@@ -252,6 +268,18 @@ class UnicornCpu(Cpu):
         self._uc.ctl_flush_tb()
 
     # ---- registers
+
+    def save(self, into: Saved | None = None) -> Saved:
+        saved = into if isinstance(into, Context) else Context(self._uc)
+        engine.context_save(self._handle, saved.address)
+        saved.root = self._root
+        return saved
+
+    def restore(self, saved: Saved) -> None:
+        assert isinstance(saved, Context), "another kind of CPU saved it"
+        engine.context_restore(self._handle, saved.address)
+        if saved.root != self._root:
+            self.set_root(self._root)
 
     def load_registers(self, values: dict[str, int]) -> None:
         for name, value in values.items():
