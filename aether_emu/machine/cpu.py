@@ -137,6 +137,13 @@ class Cpu(ABC):
         """Execute until something ends it. `budget` is in blocks; None is no limit."""
 
     @abstractmethod
+    def limit(self, budget: int) -> None:
+        """From inside a callback: let `run` end after `budget` more blocks, if it would go on for longer.
+
+        It may end at once, with STOPPED.
+        """
+
+    @abstractmethod
     def stop(self) -> None:
         """From inside a callback: leave `run` with STOPPED as soon as the callback returns."""
 

@@ -42,6 +42,9 @@ class Task:
         self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
         self.waits = 0  # how often it gave up its CPU to wait
+        self.in_line = False  # whether it is in the run queue
+        self.turn = 0  # blocks left of its turn while it does not run
+        self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
@@ -74,7 +77,7 @@ class Task:
         if self._changes:
             cpu.load_registers(self._changes)
             self._changes = {}
-        self.signals.update()
+        self.signals.arm()
 
     def leave(self) -> None:
         """Take it off its CPU."""
@@ -120,6 +123,7 @@ class Task:
         """It ends, and its process goes on."""
         self.clear_number()
         self.ended = True
+        self.process.kernel.run_queue.look_at(self.process)
         self.stop()
 
     def clear_number(self) -> None:
@@ -161,21 +165,27 @@ class Task:
         assert self.wait is not None, f"task {self.tid} stands in a queue and does not wait"
         self.wait.woken = True
         self.leave_queues()
+        self.process.kernel.run_queue.add(self)
 
     def done_waiting(self) -> None:
         """What it waited for is over and done with."""
         self.wait = self.call = None
 
-    def can_go_on(self, now: int) -> bool:
-        """Whether it is worth running it at virtual time `now`, in ns."""
+    def can_go_on(self) -> bool:
+        """Whether it is worth running it now."""
         if self.process.stop_signal:
             return False
         wait = self.wait
         if wait is None or wait.woken:
             return True
-        if wait.ends_by_time and wait.deadline is not None and wait.deadline <= now:
+        if wait.ends_by_time and self.has_waited_until(wait.deadline):
             return True
         return wait.ends_by_signal and self.signals.interrupts()
+
+    def signalled(self) -> None:
+        """It may have a signal to take: one that waits may go on."""
+        if self._cpu is None or self.wait is not None:
+            self.process.kernel.run_queue.look_at(self.process)
 
     # ---- what calls ask
 
@@ -220,6 +230,7 @@ class Task:
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
             "waits": self.waits,
+            "turn": self.turn,
             "call": self.call,
             "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
         }
@@ -230,7 +241,7 @@ class Task:
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
-        self.waits = state["waits"]
+        self.waits, self.turn = state["waits"], state["turn"]
         if state["wait"] is not None:
             what, deadline, progress = state["wait"]
             self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])

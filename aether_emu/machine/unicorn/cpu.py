@@ -179,6 +179,12 @@ class UnicornCpu(Cpu):
             return Exit(ExitReason.ENGINE, detail=engine.error_text(code))
         return Exit(ExitReason.STRAY)
 
+    def limit(self, budget: int) -> None:
+        if self._counter is None:
+            self.stop()  # counting drops the translation that runs now
+        elif budget < self._counter.value:
+            self._set_counter(budget)
+
     def stop(self) -> None:
         if self._exit is None:
             self._exit = Exit(ExitReason.STOPPED)

@@ -68,7 +68,7 @@ class Several:
         self.out = BufferStream()
         streams = {"stdin": BufferStream(), "stdout": self.out, "stderr": BufferStream()}
         self.first = self.machine.load(path, streams=streams, grants=Grants(cwd=path.parent))
-        self.machine.scheduler.tasks.clear()
+        self.machine.scheduler.remove(self.machine.scheduler.tasks[0])
         self.tasks: list[Task] = []
 
     def __enter__(self) -> Several:
