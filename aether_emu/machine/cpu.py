@@ -137,6 +137,14 @@ class Cpu(ABC):
         """Execute until something ends it. `budget` is in blocks; None is no limit."""
 
     @abstractmethod
+    def cut(self, instructions: int) -> None:
+        """Let the next `run`, which has a budget of one block, execute at most so many of its instructions.
+
+        It ends with BUDGET in front of the next one, in the midst of the block. The rest of the block counts
+        as one, and the part before it as none, so that the count comes out as without.
+        """
+
+    @abstractmethod
     def limit(self, budget: int) -> None:
         """From inside a callback: let `run` end after `budget` more blocks, if it would go on for longer.
 

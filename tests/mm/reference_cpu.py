@@ -261,6 +261,9 @@ class ReferenceCpu(Cpu):
     def sp(self, value: int) -> None:
         raise AssertionError("this CPU executes nothing")
 
+    def cut(self, instructions: int) -> None:
+        raise AssertionError("this CPU executes nothing")
+
     def limit(self, budget: int) -> None:
         raise AssertionError("this CPU executes nothing")
 

@@ -43,6 +43,7 @@ SHORT, CLASSES = 64, 6
 LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
 """Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 64, or
 up to 256, ... or up to this many, each class and each length in it equally likely."""
+_CUT_ONE_IN, _DEEPEST_CUT = 4, 8
 _MOST_NAMED = 20  # tasks that a message names
 _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
 
@@ -234,7 +235,7 @@ class Scheduler:
     def _next(self) -> Task | None:
         """The first in line that can go on; None if all wait."""
         line = self._queue.line
-        if self._sleepers and not (line and line[0].turn):
+        if self._sleepers and not (line and (line[0].turn or line[0].cut)):
             self._wake_sleepers()
         if self._of_host:
             self._turns += 1
@@ -275,12 +276,13 @@ class Scheduler:
         if task.is_over:
             queue.look_at(task.process)
         elif task.can_go_on():
-            if task.turn and not task.yields:
+            if (task.turn or task.cut) and not task.yields:
                 queue.put_first(task)
             else:
+                task.turn = task.cut = 0
                 queue.add(task)
         elif wait is not None:
-            task.turn = 0
+            task.turn = task.cut = 0
             if wait.ends_by_time and wait.deadline is not None:
                 self._slept += 1
                 heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
@@ -294,8 +296,18 @@ class Scheduler:
     # ---- turns
 
     def _length(self, task: Task) -> int:
-        """How many blocks a turn of it has."""
+        """How many blocks a turn of it has. Some end in the midst of a block, after so many instructions."""
+        task.cut = 0 if self._chance.below(_CUT_ONE_IN) else 1 + self._chance.below(_DEEPEST_CUT)
         return 1 + self._chance.below(SHORT << 2 * self._chance.below(CLASSES))
+
+    def _begun(self, task: Task) -> int | None:
+        """How many blocks the turn has that begins now; None: as many as there are."""
+        turn = self._length(task) if self._queue.line else None
+        deadline = self._first_deadline()
+        if deadline is None:
+            return turn
+        until = self._blocks_to(deadline)
+        return until if turn is None else min(turn, until)
 
     def _share(self) -> None:
         """Another task can run since a moment ago: who runs alone is in a turn from now on."""
@@ -314,12 +326,13 @@ class Scheduler:
     def _turn(self, task: Task, limit: int | None) -> bool:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
         cpu, queue, start = self.entry.cpu, self._queue, self.entry.cpu.blocks
-        turn = task.turn or None
-        if turn is None:
-            turn = self._length(task) if queue.line else None
-            if (deadline := self._first_deadline()) is not None:
-                until = self._blocks_to(deadline)
-                turn = until if turn is None else min(turn, until)
+        cut = 0 if task.turn else task.cut
+        turn: int | None
+        if cut:
+            task.cut, turn = 0, 1
+            cpu.cut(cut)
+        else:
+            turn = task.turn or self._begun(task)
         self._turn_end = None if turn is None else start + turn
         if not queue.line:
             queue.came = self._share
@@ -328,13 +341,18 @@ class Scheduler:
             ended = self.entry.run(budget)
         finally:
             queue.came = None
-            task.turn = 0 if self._turn_end is None else max(0, self._turn_end - cpu.blocks)
+            task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
         match ended.reason:
             case ExitReason.STOPPED:
                 pass
             case ExitReason.BUDGET:
-                return limit is not None and cpu.blocks >= limit
+                if limit is not None and cpu.blocks >= limit:
+                    return True
+                if task.cut and not task.turn:
+                    return self._turn(task, limit)
             case ExitReason.INTERRUPTED:
+                if cut and cpu.blocks == start:
+                    task.cut = cut
                 raise Interrupted
             case ExitReason.BUS:  # an entry points at no memory: the engine does not say which
                 self.entry.lost(cpu.pc)

@@ -44,6 +44,7 @@ class Task:
         self.waits = 0  # how often it gave up its CPU to wait
         self.in_line = False  # whether it is in the run queue
         self.turn = 0  # blocks left of its turn while it does not run
+        self.cut = 0  # instructions that the turn has beyond its last whole block
         self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
@@ -231,6 +232,7 @@ class Task:
             "robust_list": self.robust_list,
             "waits": self.waits,
             "turn": self.turn,
+            "cut": self.cut,
             "call": self.call,
             "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
         }
@@ -241,7 +243,7 @@ class Task:
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
-        self.waits, self.turn = state["waits"], state["turn"]
+        self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             what, deadline, progress = state["wait"]
             self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
