@@ -286,12 +286,14 @@ CALLS: dict[str, Declaration] = {
     "arch_prctl": _call(one_of(names.ARCH), ARCH_ADDRESS),
     "wait4": _call(INT, st.WAIT_STATUS, bits_of(names.WAIT4), st.USAGE),
     "waitid": _call(one_of(names.WAIT_ID), INT, POINTER, bits_of(names.WAIT), st.USAGE),
-    # asked for by many programs, and not served
     "fork": _call(),
     "vfork": _call(),
     "clone": _call(*CLONE_ARGUMENTS),
     "clone3": _call(POINTER, SIZE),
     "execve": _call(PATH, POINTER, POINTER),
+    "execveat": _call(DIR_FD, PATH, POINTER, POINTER, bits_of(names.AT)),
+    "unshare": _call(bits_of(names.CLONE)),
+    # asked for by many programs, and not served
     "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),
     "pause": _call(),
     "alarm": _call(UINT),
