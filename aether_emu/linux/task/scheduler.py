@@ -39,10 +39,10 @@ from aether_emu.mm.rmap import lowest_address
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.waiting import HostQueue
 
-SHORT, CLASSES = 64, 6
+SHORT, CLASSES = 8, 8
 LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
-"""Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 64, or
-up to 256, ... or up to this many, each class and each length in it equally likely."""
+"""Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 8, or
+up to 32, ... or up to this many, each class and each length in it equally likely."""
 _CUT_ONE_IN, _DEEPEST_CUT = 4, 8
 _MOST_NAMED = 20  # tasks that a message names
 _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
