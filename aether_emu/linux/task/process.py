@@ -441,11 +441,13 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+        self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
 
