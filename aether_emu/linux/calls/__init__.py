@@ -8,6 +8,7 @@
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -32,6 +33,7 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    jobs,
     memory,
     paths,
     polling,
@@ -45,7 +47,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting,
+    cloning, executing, waiting, jobs,
 )  # fmt: skip
 TABLE_SIZE = 512
 
