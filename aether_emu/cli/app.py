@@ -9,6 +9,8 @@ from importlib import import_module
 
 import click
 
+from aether_emu.errors import shown
+
 COMPLETION = "_AETHER_COMPLETE"
 """By this variable a shell asks for the words that complete a line."""
 
@@ -106,7 +108,7 @@ def complain(text: str) -> None:
 
     If nobody takes it, the exit status tells alone.
     """
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    line = shown(text)
     if sys.stderr is not None:  # as when it was closed; `print` would choose stdout
         with contextlib.suppress(OSError):
             print(f"aether: {line}", file=sys.stderr, flush=True)

@@ -160,7 +160,7 @@ def run(  # an option is a parameter here
     outputs = _Outputs(stats, stats_json, core)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
-        isa = program_isa(program, grants)
+        isa = program_isa(program, grants, executable=True)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
     settle()
     try:

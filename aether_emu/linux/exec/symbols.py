@@ -5,8 +5,8 @@ from __future__ import annotations
 import struct
 from typing import BinaryIO
 
-from aether_emu.errors import ProgramError, Refused
-from aether_emu.linux.exec.elf import read_image, shown
+from aether_emu.errors import ProgramError, Refused, shown
+from aether_emu.linux.exec.elf import read_image
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.task.process import Process
@@ -60,7 +60,7 @@ def _symbols(file: BinaryIO) -> list[tuple[str, int]]:
         for name, info, _other, section, value, _size in _SYMBOL.iter_unpack(_bytes(file, at, length)):
             end = names.find(b"\0", name)
             if section and name and end > name and info & 15 in _FUNCTIONS_AND_DATA:
-                found.append((names[name:end].decode("utf-8", "backslashreplace"), value))
+                found.append((shown(names[name:end]), value))
     return found
 
 

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError
+from aether_emu.errors import AddressError, shown
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
@@ -206,7 +206,7 @@ class Process:
         return Registers(self.abi.isa, self.tasks[0], self.kernel.require_open)
 
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
         state = "lives" if self.ended is None else repr(self.ended)
         return f"<Process {self.pid} {name}: {len(self.mm.areas)} areas, {state}>"
 

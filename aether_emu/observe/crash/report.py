@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from aether_emu.arch.paging import Access
 from aether_emu.arch.x86_64.syndrome import VECTOR_OVERFLOW, VECTOR_STACK
+from aether_emu.errors import shown
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.kernel import Moment
 from aether_emu.mm.allocation import Area
@@ -164,9 +165,9 @@ class _Report:
             yield "  ... and more frames"
 
     def _frame(self, number: int, frame: Frame) -> str:
-        shown = self._modules.describe(frame.pc, returned=frame.returned)
+        written = self._modules.describe(frame.pc, returned=frame.returned)
         guess = "  (by frame pointer)" if frame.by == "frame pointer" else ""
-        return f"  #{number:<3} {frame.pc:#014x} {shown}{guess}"
+        return f"  #{number:<3} {frame.pc:#014x} {written}{guess}"
 
     def _code(self) -> Iterator[str]:
         start = self._unwinder.function_start(self._pc)
@@ -182,9 +183,9 @@ class _Report:
             yield f"  {mark} {one.address:#x}  {one.code.hex():<16}  {one.text}"
 
     def _registers(self) -> Iterator[str]:
-        shown = [f"{name:>9} {self._state[name]:016x}" for name in _SHOWN[self._isa] if name in self._state]
-        for first in range(0, len(shown), 3):
-            yield "".join(shown[first : first + 3])
+        written = [f"{name:>9} {self._state[name]:016x}" for name in _SHOWN[self._isa] if name in self._state]
+        for first in range(0, len(written), 3):
+            yield "".join(written[first : first + 3])
 
     # ---- where it went
 
@@ -209,8 +210,8 @@ class _Report:
     def _changes(self) -> Iterator[str]:
         for moment, change, start, end in self._recorder.changes:
             area = self._space.areas.find(start)
-            shown = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
-            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{shown}"
+            written = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
+            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{written}"
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
@@ -242,7 +243,7 @@ def _line(area: Area, mark: str) -> str:
 
 def _printable(line: str) -> str:
     """Names may hold anything. Of long lines the folders are left out, then their middle."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    text = shown(line)
     if len(text) > WIDTH:
         text = _FOLDERS.sub(".../", text)
     if len(text) <= WIDTH:
