@@ -93,9 +93,14 @@ class Wrong(click.UsageError):
 
 
 class Errors:
-    """Whether an error shows where it came from."""
+    """What becomes of an error: whether it shows where it came from, and the exit status.
+
+    2 is trouble, with an image, a disk, a full disk behind stdout: 0 and 1 are answers. Of a program's run
+    everything up to 124 is the program's own.
+    """
 
     traceback = False
+    status = 2
 
 
 def show_tracebacks(wanted: bool) -> None:

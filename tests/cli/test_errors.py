@@ -262,7 +262,16 @@ def test_too_few_files_name_the_limit() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
 def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
-    one_line(limited("-c 0", *arguments, stdout="/dev/full"), 125, ["No space left on device"])
+    one_line(limited("-c 0", *arguments, stdout="/dev/full"), 2, ["write error: No space left on device"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["man"], ["config"], ["completion", "bash"], ["pt", "walk", "--help"],
+     ["verify", "x86_64-4level", "--suite", "tlb"]],
+)  # fmt: skip
+def test_a_standard_output_that_is_closed_is_one_line(arguments: list[str]) -> None:
+    one_line(limited("-c 0", *arguments, stdout="&-"), 2, ["aether: write error: Bad file descriptor"])
 
 
 @pytest.mark.parametrize("stderr", [">/dev/full", ">&-"])
@@ -272,7 +281,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) ->
         ([], 2),
         (["run"], 2),
         (["run", "./missing"], 127),
-        (["pt", "show", "./missing"], 125),
+        (["pt", "show", "./missing"], 2),
         (["run", str(PROGRAMS / "x86_64" / "faults"), "null"], 128 + signal.SIGSEGV),
     ],
 )
