@@ -8,6 +8,7 @@ carries the POSIX errno that a system call returns.
 from __future__ import annotations
 
 import errno as _errno
+import operator
 import os
 from collections.abc import Iterable
 
@@ -89,6 +90,16 @@ class ConfigError(AetherError):
         self.where = where
         self.args = (f"{where}: {self.about(f'{self.name} = {toml(self.value)}')}",)
         return self
+
+
+def whole(name: str, value: object, allowed: str = "a whole number") -> int:
+    """The argument `name` of a public function as an int. ConfigError for what is none, bools too."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]  # what has none is refused below
+        except TypeError:
+            pass
+    raise ConfigError(name, value, allowed)
 
 
 class NeededError(ConfigError):

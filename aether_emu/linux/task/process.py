@@ -6,8 +6,9 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, shown
+from aether_emu.errors import AddressError, ConfigError, shown, whole
 from aether_emu.linux.abi.signal import Action, SignalInfo
+from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
@@ -126,6 +127,7 @@ class Process:
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
 
@@ -171,6 +173,7 @@ class Process:
 
         Raises AddressError at the first address that is not mapped.
         """
+        address, length = whole("address", address), whole("length", length)
         memory = ForcedMemory(self.mm)
         return self._accessed(lambda: memory.read(address, length), address, length)
 
@@ -179,8 +182,11 @@ class Process:
 
         Raises AddressError at the first address that cannot be written so; what is before it is written.
         """
-        memory = ForcedMemory(self.mm)
-        self._accessed(lambda: memory.write(address, data), address, len(data))
+        address = whole("address", address)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigError("data", data, "bytes, a bytearray or a memoryview")
+        memory, raw = ForcedMemory(self.mm), bytes(data)
+        self._accessed(lambda: memory.write(address, raw), address, len(raw))
 
     def _accessed(self, access: Callable[[], T], address: int, length: int) -> T:
         self.kernel.require_open()
@@ -205,8 +211,20 @@ class Process:
         self.kernel.require_open()
         return Registers(self.abi.isa, self.tasks[0], self.kernel.require_open)
 
+    @property
+    def symbols(self) -> Symbols:
+        """Names of the program's own functions and data, read from its file once: `symbols["main"]` is the
+        address, `symbols.at(pc)` what stands there. Empty for a stripped program.
+        """
+        self.kernel.require_open()
+        if self._symbols is None:
+            self._symbols = symbols_of(self.files, self.program)
+        return self._symbols
+
     def __repr__(self) -> str:
         name = shown(self.program.path)
+        if self.kernel.closed:
+            return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)
         return f"<Process {self.pid} {name}: {len(self.mm.areas)} areas, {state}>"
 
