@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from aether_emu.errors import AetherError, EngineError
+from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.task import Task
@@ -46,7 +46,7 @@ class Deadlock(AetherError):
             super().__init__(f"deadlock: the program waits for {whats[0]}, and nothing can end the wait")
             return
         each = (
-            f"task {task.tid} ({task.name.decode('utf-8', 'backslashreplace')}) waits for {what}"
+            f"task {task.tid} ({shown(task.name)}) waits for {what}"
             for task, what in zip(waiting, whats, strict=True)
         )
         super().__init__(f"deadlock: {', '.join(each)}, and nothing can end that")
