@@ -6,7 +6,8 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process
+    signals, time, futexes, process, scheduling
+    sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
@@ -36,6 +37,8 @@ from aether_emu.linux.calls import (
     paths,
     polling,
     process,
+    scheduling,
+    sequences,
     signals,
     time,
     transfer,
@@ -45,7 +48,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting,
+    scheduling, sequences, cloning, executing, waiting,
 )  # fmt: skip
 TABLE_SIZE = 512
 
