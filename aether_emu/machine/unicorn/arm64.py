@@ -321,13 +321,13 @@ class ArmCpu(UnicornCpu):
     def read(self, name: str) -> int:
         if name == "pc":
             return self.pc
-        return int(self._uc.reg_read(NUMBERS[name]))
+        return self._read_register(NUMBERS[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "pc":
             self.pc = value
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(NUMBERS[name], value)
 
     @property
     def pc(self) -> int:

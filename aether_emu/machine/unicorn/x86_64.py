@@ -434,27 +434,25 @@ class X86Cpu(X86Traps):
         if name == "cpuid_1_edx":
             return self.supervisor(stubs.FEATURES).rax
         if name == "rflags" and self._trap_flag:
-            return int(self._uc.reg_read(NUMBERS[name])) | regs.RFLAGS_TF
+            return self._read_register(NUMBERS[name]) | regs.RFLAGS_TF
         if name in CONTROL:
-            return int(self._uc.reg_read(CONTROL[name]))
+            return self._read_register(CONTROL[name])
         if name in X87_NAMES:
-            mantissa, exponent = self._uc.reg_read(X87_NUMBERS[X87_NAMES.index(name)])
-            return int(mantissa) | int(exponent) << 64
-        return int(self._uc.reg_read(NUMBERS[name]))
+            return self._read_register(X87_NUMBERS[X87_NAMES.index(name)])
+        return self._read_register(NUMBERS[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "rip":
             self.pc = value
         elif name in X87_NAMES:
-            number = X87_NUMBERS[X87_NAMES.index(name)]
-            self._uc.reg_write(number, (value & MASK, value >> 64))
+            self._write_register(X87_NUMBERS[X87_NAMES.index(name)], value)
         elif name in GENERAL_NAMES:
             self.general[GENERAL_NAMES.index(name)] = value & MASK
         elif name == "rflags":
             self._trap_flag = bool(self._bias and value & regs.RFLAGS_TF)
-            self._uc.reg_write(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
+            self._write_register(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(NUMBERS[name], value)
 
     @property
     def pc(self) -> int:
