@@ -358,7 +358,9 @@ class ArmCpu(UnicornCpu):
     def save(self, into: Saved | None = None) -> Saved:
         saved = super().save(into)
         assert isinstance(saved, Context), "it is ours"
-        engine.view(saved.address + self._reserved, "Q", 1)[0] = MASK  # CLREX
+        if saved is not into:
+            saved.extra = engine.view(saved.address + self._reserved, "Q", 1)
+        saved.extra[0] = MASK  # CLREX
         return saved
 
     def registers(self) -> dict[str, int]:

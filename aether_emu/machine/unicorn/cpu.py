@@ -32,10 +32,12 @@ _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USE
 class Context(Saved):
     """A context of the engine, at host address `address`, and the root of the page table it was saved under.
 
-    `kept` frees the engine's memory when it goes.
+    `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
     """
 
-    __slots__ = ("address", "kept", "root")
+    __slots__ = ("address", "extra", "kept", "root")
+
+    extra: memoryview
 
     def __init__(self, uc: Any) -> None:
         self.kept = uc.context_save()
