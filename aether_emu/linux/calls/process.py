@@ -36,6 +36,7 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 2,
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _GRND_KNOWN = 7
+_ROBUST_HEAD = 24
 
 
 # ---- the end
@@ -165,10 +166,20 @@ def sys_set_tid_address(task: Task, address: int, *_: int) -> int:
 
 
 def sys_set_robust_list(task: Task, head: int, length: int, *_: int) -> int:
-    """Kept with the task. Linux walks the list when a thread dies; with one, nobody waits for its locks."""
-    if length != 24:
+    """Kept with the task: `task.robust` walks the list when it ends."""
+    if length != _ROBUST_HEAD:
         raise Refused(errno.EINVAL, "the list head has another size")
     task.robust_list = (head, length)
+    return 0
+
+
+def sys_get_robust_list(task: Task, tid: int, head: int, length: int, *_: int) -> int:
+    """get_robust_list(2), of any thread: all belong to one user."""
+    other = task.process.registry.tasks.get(s32(tid)) if s32(tid) else task
+    if not isinstance(other, Task):
+        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
+    write_struct(task.cpu, length, "Q", _ROBUST_HEAD)
+    write_struct(task.cpu, head, "Q", other.robust_list[0])
     return 0
 
 
@@ -219,51 +230,6 @@ def _read_name(task: Task, address: int) -> bytes:
         return read_string(task.cpu, address, 16)
     except Refused:  # a longer name is cut, not refused
         return task.cpu.copy_from_user(address, 15)
-
-
-def sys_sched_yield(task: Task, *_: int) -> int:
-    return 0
-
-
-def sys_sched_getaffinity(task: Task, pid: int, size: int, result: int, *_: int) -> int:
-    _known_task(task, pid)
-    if size < 8 or size & 7:
-        raise Refused(errno.EINVAL, "the mask is too small")
-    write_struct(task.cpu, result, "Q", 1)
-    return 8
-
-
-def sys_sched_setaffinity(task: Task, pid: int, size: int, mask: int, *_: int) -> int:
-    _known_task(task, pid)
-    wanted = task.cpu.copy_from_user(mask, min(size, 8))
-    if not wanted or not wanted[0] & 1:
-        raise Refused(errno.EINVAL, "no CPU of the mask exists")
-    return 0
-
-
-def _known_task(task: Task, tid: int) -> None:
-    if s32(tid) and s32(tid) not in task.process.registry.tasks:
-        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
-
-
-def sys_getcpu(task: Task, cpu: int, node: int, *_: int) -> int:
-    for address in (cpu, node):
-        if address:
-            write_struct(task.cpu, address, "I", 0)
-    return 0
-
-
-def sys_getpriority(task: Task, which: int, who: int, *_: int) -> int:
-    if s32(which) not in (0, 1, 2):
-        raise Refused(errno.EINVAL, "no such target")
-    return 20
-
-
-def sys_membarrier(task: Task, command: int, *_: int) -> int:
-    """membarrier(2): one thread needs no barrier, so only MEMBARRIER_CMD_QUERY is served."""
-    if s32(command):
-        raise Refused(errno.EINVAL, f"no command {s32(command)}")
-    return 0
 
 
 # ---- resources

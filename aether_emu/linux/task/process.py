@@ -30,7 +30,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality",
+    "personality", "barriers",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -173,6 +173,7 @@ class Process:
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
@@ -234,6 +235,7 @@ class Process:
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.barriers = self.barriers
         self.children.append(child)
         return child
 
