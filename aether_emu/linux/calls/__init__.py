@@ -9,6 +9,7 @@
     signals, time, futexes, process, scheduling
     sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -33,6 +34,7 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    jobs,
     memory,
     paths,
     polling,
@@ -48,7 +50,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting,
+    scheduling, sequences, cloning, executing, waiting, jobs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, ConfigError, Refused, whole
+from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
@@ -52,7 +52,10 @@ UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none)."""
+    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
+
+    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
+    """
 
     code: int = 0
     signal: int = 0
@@ -359,7 +362,7 @@ class Process:
         return self._symbols
 
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
         if self.kernel.closed:
             return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 
-from aether_emu.errors import AetherError, EngineError
+from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.streams import StreamFile
@@ -71,7 +71,7 @@ class Deadlock(AetherError):
 
 def _called(task: Task) -> str:
     """A task by number and name, and the process of a thread that is not its first."""
-    name = task.name.decode("utf-8", "backslashreplace")
+    name = shown(task.name)
     if task.tid == task.process.pid:
         return f"process {task.tid} ({name})"
     return f"thread {task.tid} ({name}) of process {task.process.pid}"

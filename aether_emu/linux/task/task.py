@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from aether_emu.clock import LAST_NS
+from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
@@ -58,7 +59,7 @@ class Task:
         process.registry.tasks[self.tid] = self
 
     def __repr__(self) -> str:
-        name = self.name.decode("utf-8", "backslashreplace")
+        name = shown(self.name)
         state = f"waits for {self.wait.what}" if self.wait is not None else "can run"
         return f"<Task {self.tid} {name}: {state}>"
 
