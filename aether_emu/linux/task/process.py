@@ -19,6 +19,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
@@ -168,6 +169,7 @@ class Process:
         self.changed, self.left_parent = WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
+        self.usage, self.usage_of_children = Usage(), Usage()
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
@@ -277,6 +279,18 @@ class Process:
             return sig.CLD_EXITED, self.ended.code
         dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
         return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
+
+    def parent_takes_usage(self) -> None:
+        """It was waited for: what it and its own children used counts as its parent's children's."""
+        if self.parent is not None:
+            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    def used(self) -> Usage:
+        """What it has used until now. Only its own task may ask while one of it runs."""
+        running = any(task.running for task in self.tasks)
+        return (
+            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
+        )
 
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""
@@ -468,6 +482,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -479,5 +494,6 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -155,6 +155,7 @@ class Scheduler:
             try:
                 reached = self._let_run(task, limit)
             finally:
+                task.account(preempted=task.wait is None and not task.is_over)
                 self._stand_back(task)
             if reached:
                 check()
