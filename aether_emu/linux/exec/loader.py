@@ -25,6 +25,7 @@ from aether_emu.linux.exec.vdso import map_vdso
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE, RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
@@ -32,14 +33,15 @@ from aether_emu.mm.space import STACK_GUARD_PAGES
 from aether_emu.policy.aslr import AddressLayout, choose_layout
 
 
-def load_program(task: Task) -> None:
+def load_program(task: Task, file: HostData | None = None) -> None:
     """Map the program that `task.process.program` names and set the registers to start it.
 
-    Raises ProgramError with the shell's exit status when it cannot be run.
+    `file` is the program, if it is open already. Raises ProgramError with the shell's exit status when it
+    cannot be run.
     """
     name = shown(task.process.program.path)
     try:
-        _load(task, name)
+        _load(task, name, file)
     except Refused as refused:
         raise _unloadable(name, refused) from refused
     except (OutOfFrames, UserFault) as error:
@@ -61,24 +63,26 @@ def _unloadable(name: str, refused: Refused) -> ProgramError:
     return ProgramError(f"{name}: {refused}")
 
 
-def _load(task: Task, name: str) -> None:
+def _load(task: Task, name: str, opened: HostData | None) -> None:
     process = task.process
     config, abi, space = process.config, process.abi, process.mm
-    stream = process.kernel.streams.stream("aslr") if config.aslr else None
+    randomised = config.aslr and not process.personality & ADDR_NO_RANDOMIZE
+    stream = process.kernel.streams.stream("aslr") if randomised else None
     layout = choose_layout(
         abi.entropy,
         user_end=abi.window,
-        stack_limit=config.stack_limit,
+        stack_limit=process.limits[RLIMIT_STACK][0],
         guard=STACK_GUARD_PAGES * space.page_size,
         page_size=space.page_size,
         stream=stream,
     )
     space.mmap_base = layout.mmap_base
     stack = InitialStack(task, layout)
-    with _opened(process.files, process.program.path) as (image, file):
+    with _opened(process.files, process.program.path, opened) as (image, file):
         if image.isa != abi.isa:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
-        process.program.path = file.link()
+        process.program.path, process.program.file = file.link(), file.key
+        process.guard_programs()
         map_stack(space, layout, executable=image.executable_stack)
         lowest = stack.put_strings()
         with _attached(task, file) as mapped:
@@ -121,19 +125,24 @@ def _place_heap(task: Task, main: Loaded, layout: AddressLayout) -> None:
 
 
 @contextlib.contextmanager
-def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
+def _opened(files: Files, path: bytes, opened: HostData | None = None) -> Iterator[tuple[Image, HostData]]:
     """An ELF file of the guest's file system, parsed, open while the context is."""
-    fd = files.open(fl.AT_FDCWD, path, fl.O_RDONLY | fl.O_NONBLOCK)
+    fd = files.open(fl.AT_FDCWD, path, fl.O_RDONLY | fl.O_NONBLOCK) if opened is None else -1
     try:
-        file = files.table.file(fd)
+        file = files.table.file(fd) if opened is None else opened
         if not isinstance(file, HostData):
             raise ProgramError(f"{shown(path)}: is not a regular file")
-        with open(file.host_fd, "rb", closefd=False) as stream:
-            stream.seek(0)
-            image = read_image(stream, shown(path))
-        yield image, file
+        yield image_of(file, shown(path)), file
     finally:
-        files.close(fd)
+        if opened is None:
+            files.close(fd)
+
+
+def image_of(file: HostData, name: str) -> Image:
+    """The parsed headers of an open file. Raises ProgramError (exit status 126)."""
+    with open(file.host_fd, "rb", closefd=False) as stream:
+        stream.seek(0)
+        return read_image(stream, name)
 
 
 @contextlib.contextmanager
@@ -152,7 +161,9 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
     name, program = shown(path), shown(task.process.program.path)
     with contextlib.ExitStack() as opened:
         try:
-            image, file = opened.enter_context(_opened(task.process.files, path))
+            file = task.process.files.open_program(fl.AT_FDCWD, path)
+            opened.callback(file.let_go)
+            image = image_of(file, name)
         except Refused as refused:
             raise InterpreterError(program, name) from refused
         if image.isa != task.process.abi.isa:

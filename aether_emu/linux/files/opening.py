@@ -134,6 +134,10 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
         raise Refused(errno.EACCES, f"{text(place.path)!r} is a device, FIFO or socket of the host")
     if wants_write(flags) and not place.mount.writable:
         raise Refused(errno.EROFS, f"{text(place.path)!r} is in a read-only grant")
+    if wants_write(flags):
+        status = place.status
+        if status is not None and namespace.is_executed((status.st_dev, status.st_ino)):
+            raise Refused(errno.ETXTBSY, f"a process executes {text(place.path)!r}")
     with host.refusals(f"{text(place.path)!r}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
     file = HostFile(namespace, place, fd, flags)
