@@ -161,7 +161,7 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
     name, program = shown(path), shown(task.process.program.path)
     with contextlib.ExitStack() as opened:
         try:
-            file = task.process.files.open_program(fl.AT_FDCWD, path)
+            file = task.process.files.open_program(fl.AT_FDCWD, path, lenient=True)
             opened.callback(file.let_go)
             image = image_of(file, name)
         except Refused as refused:

@@ -168,11 +168,11 @@ class Files(DescriptorOperations):
                 return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
         raise Refused(errno.EBUSY, f"{path!r} comes and goes on the host")
 
-    def open_program(self, dirfd: int, path: bytes, flags: int = 0) -> HostData:
+    def open_program(self, dirfd: int, path: bytes, flags: int = 0, *, lenient: bool = False) -> HostData:
         """The file that execve(2) is to run, on no descriptor; whoever calls holds it.
 
         `flags` are those of execveat(2). EACCES for what is no regular file or not executable, ELOOP,
-        ETXTBSY while somebody has it open for writing.
+        ETXTBSY while somebody has it open for writing; a `lenient` caller runs whatever can be read.
         """
         follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
@@ -180,10 +180,11 @@ class Files(DescriptorOperations):
                 raise Refused(errno.ELOOP, "a symbolic link")
             if not modes.S_ISREG(place.mode):
                 raise Refused(errno.EACCES, "it is no regular file")
-            tree.allows(place, os.X_OK)
+            if not lenient:
+                tree.allows(place, os.X_OK)
             file = opening.open_place(self.namespace, place, fl.O_RDONLY)
         file.hold()
-        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
+        if isinstance(file, HostData) and (lenient or not self.namespace.writers[file.key]):
             return file
         file.let_go()
         if isinstance(file, HostData):
