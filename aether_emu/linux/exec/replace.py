@@ -26,6 +26,7 @@ from aether_emu.linux.task.process import (
     RLIMIT_STACK,
     Program,
 )
+from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.space import AddressSpace
 
@@ -85,7 +86,8 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     task.name = program.executed.rsplit(b"/", 1)[-1][:NAME_MAX]
     task.signals.stack = sig.DISARMED
     task.set_child_tid = 0
-    task.robust_list = (0, 0)
+    task.robust_list, task.sequences = (0, 0), None
+    process.barriers = 0
 
 
 def _hold(opened: contextlib.ExitStack, file: HostData) -> HostData:
@@ -186,8 +188,11 @@ def _end_others(task: Task) -> None:
     """The threads of a process end when one of them executes another program; that one is the first then."""
     process, registry = task.process, task.process.registry
     for other in process.tasks:
+        assert isinstance(other, Task), "a member"
+        leave_locks(other)
         if other is not task:
             other.ended = True
+            process.kernel.run_queue.look_at(process)
     if task.tid != process.pid:
         registry.tasks.pop(task.tid, None)
         task.tid = process.pid

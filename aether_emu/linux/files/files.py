@@ -12,7 +12,7 @@ import os
 import stat as modes
 from collections.abc import Callable, Mapping
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening, tree
 from aether_emu.linux.files.descriptor_operations import DescriptorOperations
@@ -144,7 +144,7 @@ class Files(DescriptorOperations):
     def _anchor(self, place: Place) -> Located:
         """Hold a directory to stand in: needs permission to search it."""
         if not place.is_directory:
-            raise Refused(errno.ENOTDIR, f"{text(place.path)!r} is no directory")
+            raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
         tree.allows(place, os.X_OK)
         file = opening.open_place(self.namespace, place, fl.O_PATH)
         assert isinstance(file, Located)
@@ -166,13 +166,20 @@ class Files(DescriptorOperations):
                 file = opening.open_entry(self.namespace, entry, flags, mode, self.mask)
             if file is not None:
                 return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
-        raise Refused(errno.EBUSY, f"{path!r} comes and goes on the host")
+        raise Refused(errno.EBUSY, f"{shown(path)} comes and goes on the host")
 
-    def open_program(self, dirfd: int, path: bytes, flags: int = 0, *, lenient: bool = False) -> HostData:
+    def open_held(self, path: bytes) -> OpenFile:
+        """A file open for reading, on no descriptor; whoever calls holds it. As open(2)."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY | fl.O_NONBLOCK)
+        file.hold()
+        return file
+
+    def open_program(self, dirfd: int, path: bytes, flags: int = 0) -> HostData:
         """The file that execve(2) is to run, on no descriptor; whoever calls holds it.
 
         `flags` are those of execveat(2). EACCES for what is no regular file or not executable, ELOOP,
-        ETXTBSY while somebody has it open for writing; a `lenient` caller runs whatever can be read.
+        ETXTBSY while somebody has it open for writing.
         """
         follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
@@ -180,11 +187,10 @@ class Files(DescriptorOperations):
                 raise Refused(errno.ELOOP, "a symbolic link")
             if not modes.S_ISREG(place.mode):
                 raise Refused(errno.EACCES, "it is no regular file")
-            if not lenient:
-                tree.allows(place, os.X_OK)
+            tree.allows(place, os.X_OK)
             file = opening.open_place(self.namespace, place, fl.O_RDONLY)
         file.hold()
-        if isinstance(file, HostData) and (lenient or not self.namespace.writers[file.key]):
+        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
             return file
         file.let_go()
         if isinstance(file, HostData):
@@ -261,7 +267,9 @@ class Files(DescriptorOperations):
             raise Refused(errno.EINVAL, f"a buffer of {size} bytes")
         with self._lookup(dirfd, path, follow=False, empty=dirfd != fl.AT_FDCWD) as place:
             if not place.is_link:
-                raise Refused(errno.ENOENT if not path else errno.EINVAL, f"{path!r} is no symbolic link")
+                raise Refused(
+                    errno.ENOENT if not path else errno.EINVAL, f"{shown(path)} is no symbolic link"
+                )
             return read_link(place)[:size]
 
     def getcwd(self) -> bytes:

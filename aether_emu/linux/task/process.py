@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, ConfigError, Refused, whole
+from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality",
+    "personality", "barriers",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -53,7 +53,10 @@ UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none)."""
+    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
+
+    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
+    """
 
     code: int = 0
     signal: int = 0
@@ -173,6 +176,7 @@ class Process:
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
@@ -234,6 +238,7 @@ class Process:
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.barriers = self.barriers
         self.children.append(child)
         return child
 
@@ -367,7 +372,7 @@ class Process:
         return self._symbols
 
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
         if self.kernel.closed:
             return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)
@@ -448,11 +453,13 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+        self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
 
