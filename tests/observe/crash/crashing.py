@@ -20,9 +20,10 @@ def crashed(
     machine = Machine(isa, ram="256M", seed=7, page_size=page_size)
     try:
         machine.load(program, [str(program), *arguments], grants=grants or Grants(cwd=cwd), streams=streams)
-        recorder = Recorder(machine)
+        reports: list[str] = []
+        recorder = Recorder(machine, lambda fatal: reports.append(report(recorder, fatal)))
         machine.run()
-        text = report(recorder)
+        text = "".join(reports)
     finally:
         machine.close()
     sections: dict[str, list[str]] = {}
