@@ -19,6 +19,7 @@ from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
@@ -96,6 +97,9 @@ def restore(
 
 
 def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, Stream]) -> None:
+    # What is made here first gets numbers that nothing captured has, and those that were captured later.
+    objects = machine.physical.objects
+    objects.last = state["physical"]["last_owner"]
     processes, spaces = _processes(machine, state)
     first = processes[0]
     machine.process = first
@@ -107,11 +111,14 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
     machine.ram.load(state["ram"])
+    last = objects.last
     machine.physical.restore(state["physical"])
+    objects.last = last
     backings = [_restore_backing(first, described) for described in state["backings"]]
     machine.aperture.load(state["aperture"])
     for described in state["spaces"]:
         spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
+    objects.last = state["physical"]["last_owner"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
@@ -150,10 +157,13 @@ def _restore_files(
     for pid, index in state["files_of"].items():
         owners.setdefault(index, living[pid])
     sources = [ProcessTexts(owners[index]) for index in sorted(owners)]
-    restored = files_capture.restore(state["files"], namespace, sources, streams).processes
-    for pid, process in living.items():
-        files = restored[state["files_of"][pid]]
-        process.files = files if owners[state["files_of"][pid]] is process else files.share()
+
+    def give(index: int, files: Files) -> None:
+        for pid, process in living.items():
+            if state["files_of"][pid] == index:
+                process.files = files if owners[index] is process else files.share()
+
+    files_capture.restore(state["files"], namespace, sources, streams, give)
 
 
 def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
