@@ -104,12 +104,15 @@ class Files(DescriptorOperations):
         """Its open files by descriptor."""
         return {fd: descriptor.file for fd, descriptor in self.table.descriptors.items()}
 
+    def closes_on_exec(self, fd: int) -> bool:
+        """Whether execve closes this descriptor."""
+        return self.table.descriptors[fd].cloexec
+
     def mount_texts(self) -> Mapping[str, Callable[[], bytes]]:
         """What the namespace tells about itself in /proc."""
         return {
-            "self/mounts": self.namespace.mounts_text,
-            "self/mountinfo": self.namespace.mountinfo_text,
-            "filesystems": lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n",
+            "mounts": self.namespace.mounts_text,
+            "mountinfo": self.namespace.mountinfo_text,
         }
 
     # From descriptors and paths to places

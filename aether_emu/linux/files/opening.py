@@ -124,9 +124,9 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if isinstance(node, Region):
         return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
-    if wants_write(flags):
+    if wants_write(flags) and node.accept is None:
         raise Refused(errno.EACCES, f"{shown(path)} is read-only")
-    return TextFile(path, node.provide(), stat, fs, namespace)
+    return TextFile(path, node, flags, stat, fs, namespace)
 
 
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
