@@ -85,15 +85,6 @@ def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
     return task.process.files.memfd_create(text, u32(flags))
 
 
-def sys_socket(task: Task, *_: int) -> int:
-    """There is no network, of any family."""
-    raise Refused(errno.EAFNOSUPPORT, "no address family is supported")
-
-
-def sys_socketpair(task: Task, *_: int) -> int:
-    return sys_socket(task)
-
-
 # ---- control
 
 
