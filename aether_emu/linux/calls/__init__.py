@@ -33,6 +33,7 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    locks,
     memory,
     paths,
     polling,
@@ -47,7 +48,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, sockets,
+    cloning, executing, waiting, sockets, locks,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -16,7 +16,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.net.inbox import Credentials, Received
 from aether_emu.linux.net.options import SO_RCVLOWAT, SOL_SOCKET
-from aether_emu.linux.net.socket import PLAIN, SOCK_STREAM, Outgoing, Socket
+from aether_emu.linux.net.socket import PLAIN, SOCK_DGRAM, SOCK_STREAM, Outgoing, Socket
 from aether_emu.linux.net.unix import UnixSocket
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
@@ -72,6 +72,8 @@ def send(task: Task, socket: Socket, pieces: list[Piece], flags: int, outgoing: 
     wanted, done = user.total(pieces), task.progress[0] if task.progress else 0
     if isinstance(socket, UnixSocket):
         outgoing = outgoing._replace(credentials=outgoing.credentials or credentials(task))
+    if flags & MSG_MORE:
+        outgoing = outgoing._replace(more=True)
     try:
         while True:
             task.checkpoint(done)
@@ -106,6 +108,9 @@ def receive(task: Task, socket: Socket, pieces: list[Piece], flags: int) -> tupl
         raise Refused(errno.EAGAIN, "nothing is in the queue of errors")
     if socket.is_stream:
         return _receive_bytes(task, socket, pieces, flags)
+    if socket.type == SOCK_DGRAM and socket.reads_shut and not socket.inbox and not socket.error:
+        if socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT:  # who may not wait sees no end, as on Linux
+            raise Refused(errno.EAGAIN, "nothing is there")
     got = socket.receive(user.total(pieces), peek=bool(flags & MSG_PEEK))
     if isinstance(got, WouldBlock):
         wait_for_socket(task, got, flags, sending=False)

@@ -22,6 +22,7 @@ from aether_emu.errors import ConfigError, Refused
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
@@ -87,6 +88,7 @@ class Namespace:
         self.page_size = page_size
         self.pipes = PipeAccount()
         self.specials = Specials(self.inodes)
+        self.locks = FileLocks()
         account = SocketAccount(kernel_memory)
         self.unix = UnixSpace(account, self._socket_stat)
         self.internet = Internet(account, self._socket_stat)

@@ -34,13 +34,15 @@ _SOCKFS_MAGIC = 0x534F434B
 class Outgoing(NamedTuple):
     """What goes with sent bytes. An empty `address` is the peer's; the sender lets go of `rights` itself.
 
-    `at` is the socket that a path leads to, where `address` is one.
+    `at` is the socket that a path leads to, where `address` is one. `more` says that the next call sends the
+    rest of the message (MSG_MORE): only UDP waits for it.
     """
 
     address: bytes = b""
     at: Socket | None = None
     rights: tuple[OpenFile, ...] = ()
     credentials: Credentials | None = None
+    more: bool = False
 
 
 PLAIN = Outgoing()
@@ -143,7 +145,7 @@ class Socket(OpenFile):
         """See `OpenFile.available`: bytes of a stream, or of the first message."""
         if self.is_listening:
             raise Refused(errno.EINVAL, "a listening socket has no bytes")
-        return self.inbox.size if self.is_stream else self.inbox.first_size
+        return self.inbox.first_size if self.type == SOCK_DGRAM else self.inbox.size
 
     def ioctl(self, request: int, fetch: Callable[[int], bytes]) -> bytes:
         """See `OpenFile.ioctl`."""

@@ -119,8 +119,7 @@ class TcpSocket(InetSocket):
 
     def connect(self, address: bytes, at: Socket | None = None) -> WouldBlock | None:
         """See `Socket.connect`."""
-        told = self.endpoint(address)
-        if told is None:
+        if address[:2] == bytes(2):
             self._disconnect()
             return None
         if self.state is State.CONNECTING:
@@ -133,6 +132,8 @@ class TcpSocket(InetSocket):
             self.take_error()
         if self.state is State.LISTENING or self.state is State.ESTABLISHED or self.was_connected:
             raise Refused(errno.EISCONN, "it is connected, or listens")
+        told = self.endpoint(address)
+        assert told is not None, "no disconnection"
         remote = self.destination(told)
         if not self.local.port:
             self.take_port()
@@ -238,6 +239,8 @@ class TcpSocket(InetSocket):
         self.reads_shut |= how != SHUT_WR
         if how != SHUT_RD and not self.writes_shut:
             self.writes_shut = True
+            if self.ended:
+                self.state = State.CLOSED
             if self.peer is not None:
                 self.peer.end()
         self.changed()
@@ -245,14 +248,15 @@ class TcpSocket(InetSocket):
     def end(self) -> None:
         """The peer sends no more."""
         self.ended = True
+        if self.writes_shut:
+            self.state = State.CLOSED
         self.changed()
 
     def reset(self) -> None:
-        """The peer knows nothing of the connection any more."""
+        """The peer knows nothing of the connection any more. What has come is still to be read."""
         number = errno.EPIPE if self.ended else errno.ECONNRESET
         self.state = State.CLOSED
         self.reads_shut = self.writes_shut = True
-        self.inbox.clear(lambda _files: None)
         self.fail(number)
 
     # ---- data
@@ -268,6 +272,11 @@ class TcpSocket(InetSocket):
             return 0
         peer = self.peer
         if peer is None:
+            self.reset()
+            return len(data)
+        if peer.reads_shut and peer.writes_shut:  # it takes data for a mistake, and resets the connection
+            peer.peer = self.peer = None
+            peer.reset()
             self.reset()
             return len(data)
         room = self.send_room()
@@ -310,10 +319,12 @@ class TcpSocket(InetSocket):
         """See `Socket.receive`."""
         if self.inbox:
             return self.inbox.take_bytes(count, peek=peek, apart=False)
+        if self.ended:
+            return Received(b"", 0)
         self.take_error()
         if self.state is State.CONNECTING:
             return WouldBlock(self, POLLIN)
-        if self.ended or self.reads_shut:
+        if self.reads_shut:
             return Received(b"", 0)
         if self.state is not State.ESTABLISHED:
             raise Refused(errno.ENOTCONN, "it is not connected")

@@ -32,6 +32,7 @@ class UdpSocket(InetSocket):
         super().__init__(internet, internet.udp, family, SOCK_DGRAM, who, flags)
         self.protocol = IPPROTO_UDP
         self._waiting = 0  # what of SO_RCVBUF is taken
+        self._begun: tuple[bytes, Endpoint] | None = None  # a datagram whose rest comes with the next call
 
     def release(self) -> None:
         """See `OpenFile.release`."""
@@ -75,9 +76,18 @@ class UdpSocket(InetSocket):
 
     def send(self, data: bytes, outgoing: Outgoing = PLAIN) -> int:
         """See `Socket.send`. What nobody receives, or has no room for, is lost."""
+        count, begun = len(data), self._begun
+        if begun is not None:
+            data = begun[0] + data
         if len(data) > _LARGEST:
             raise Refused(errno.EMSGSIZE, f"a datagram of {len(data)} bytes")
-        told = self.endpoint(outgoing.address) if outgoing.address else self.remote
+        told = (
+            begun[1]
+            if begun is not None
+            else self.endpoint(outgoing.address)
+            if outgoing.address
+            else self.remote
+        )
         if told is None:
             raise Refused(errno.EDESTADDRREQ, "no address, and no connection")
         if not told.port:
@@ -90,13 +100,16 @@ class UdpSocket(InetSocket):
         to = self.destination(told)
         if not self.local.port:
             self.take_port()
+        self._begun = (data, told) if outgoing.more else None
+        if outgoing.more:
+            return count
         source = self.source(to)
         receiver = self._receiver(to, source)
         if receiver is not None:
             receiver.deliver(data, source)
         elif self.remote == to:
             self.fail(errno.ECONNREFUSED)
-        return len(data)
+        return count
 
     def _receiver(self, to: Endpoint, source: Endpoint) -> UdpSocket | None:
         there = [
@@ -126,8 +139,8 @@ class UdpSocket(InetSocket):
 
     def receive(self, count: int, *, peek: bool = False) -> Received | WouldBlock:
         """See `Socket.receive`."""
+        self.take_error()
         if not self.inbox:
-            self.take_error()
             return Received(b"", 0) if self.reads_shut else WouldBlock(self, POLLIN)
         return self.inbox.take_message(count, peek=peek)
 

@@ -401,6 +401,7 @@ class UnixSocket(Socket):
         if peer.is_gone:
             if peer is self.peer:
                 self.peer = None
+                self.forget_messages()
                 self.room.wake()
             raise Refused(errno.ECONNREFUSED, "the receiver is gone")
         if not self._may_send_to(peer):
@@ -439,10 +440,9 @@ class UnixSocket(Socket):
 
     def receive(self, count: int, *, peek: bool = False) -> Received | WouldBlock:
         """See `Socket.receive`."""
-        if self.type == SOCK_DGRAM:
-            if not self.inbox:
-                self.take_error()
-        elif self.is_listening or not self.was_connected:
+        if not self.is_stream:
+            self.take_error()
+        if self.type != SOCK_DGRAM and (self.is_listening or not self.was_connected):
             number = errno.EINVAL if self.is_stream else errno.ENOTCONN
             raise Refused(number, "it is not connected")
         if not self.inbox:
