@@ -108,9 +108,9 @@ def receive(task: Task, socket: Socket, pieces: list[Piece], flags: int) -> tupl
         raise Refused(errno.EAGAIN, "nothing is in the queue of errors")
     if socket.is_stream:
         return _receive_bytes(task, socket, pieces, flags)
-    if socket.type == SOCK_DGRAM and socket.reads_shut and not socket.inbox and not socket.error:
-        if socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT:  # who may not wait sees no end, as on Linux
-            raise Refused(errno.EAGAIN, "nothing is there")
+    ended = socket.type == SOCK_DGRAM and socket.reads_shut and not socket.inbox and not socket.error
+    if ended and (socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT):
+        raise Refused(errno.EAGAIN, "who may not wait sees no end, as on Linux")
     got = socket.receive(user.total(pieces), peek=bool(flags & MSG_PEEK))
     if isinstance(got, WouldBlock):
         wait_for_socket(task, got, flags, sending=False)

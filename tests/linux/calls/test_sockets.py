@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import os
 import random
 import socket
 import struct
@@ -12,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.linux.calls.twin import A, F, Served, Twin
+from tests.linux.calls.twin import A, F, Twin
 
 STREAM, DGRAM, SEQPACKET = socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET
 NONBLOCK = socket.SOCK_NONBLOCK
