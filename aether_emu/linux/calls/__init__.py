@@ -7,6 +7,7 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process
+    splicing      bytes into pipes and out of them; locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
 
@@ -40,6 +41,7 @@ from aether_emu.linux.calls import (
     process,
     signals,
     sockets,
+    splicing,
     time,
     transfer,
     waiting,
@@ -48,7 +50,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, sockets, locks,
+    cloning, executing, waiting, sockets, locks, splicing,
 )  # fmt: skip
 TABLE_SIZE = 512
 
