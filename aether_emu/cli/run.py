@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aether_emu.cli.app import complain, settle, show_tracebacks
+from aether_emu.cli.app import Errors, complain, settle, show_tracebacks
 from aether_emu.cli.early import INTERRUPTED
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
@@ -144,6 +144,7 @@ def run(  # an option is a parameter here
     as in a shell, 2 for a wrong option, 130 after Ctrl-C.
     """
     show_tracebacks(debug)
+    Errors.status = 125
     from aether_emu.system import Grants, Machine, program_isa
 
     overrides = {
@@ -160,7 +161,7 @@ def run(  # an option is a parameter here
     outputs = _Outputs(stats, stats_json, core)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
-        isa = program_isa(program, grants)
+        isa = program_isa(program, grants, executable=True)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
     settle()
     try:

@@ -1,4 +1,5 @@
-"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, observers, accounts.
+"""What all processes of a machine share: clock, chance, memory, mapped files, futexes, the run queue,
+observers, accounts.
 
 It knows no process. Who is running is the `Entry`'s business, one for each CPU; who runs next is the
 `Scheduler`'s.
@@ -18,6 +19,7 @@ from aether_emu.linux.abi import Abi
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
+from aether_emu.linux.task.run_queue import RunQueue
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Event
@@ -64,6 +66,7 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.run_queue: RunQueue[Any, Any] = RunQueue()
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0

@@ -40,7 +40,7 @@ enum {
     SYS_sigaltstack = 131, SYS_gettid = 186, SYS_futex = 202, SYS_getdents64 = 217, SYS_clock_gettime = 228,
     SYS_exit_group = 231, SYS_tgkill = 234, SYS_openat = 257, SYS_newfstatat = 262, SYS_readlinkat = 267,
     SYS_faccessat = 269, SYS_ppoll = 271, SYS_pipe2 = 293, SYS_prlimit64 = 302, SYS_getrandom = 318,
-    SYS_statx = 332,
+    SYS_statx = 332, SYS_clone = 56, SYS_execve = 59, SYS_wait4 = 61, SYS_waitid = 247, SYS_prctl = 157,
 };
 /* clang-format on */
 #define O_DIRECTORY 0x10000
@@ -104,6 +104,13 @@ CODE(code_load, "movq (%rdi), %rcx");
 CODE(code_store, "movq %rcx, (%rdi)");
 CODE(code_jump, "jmp *%rdi");
 
+/* What spawn() is, see there. */
+__asm__(".section .text.spawn, \"ax\"\n.globl spawn\nspawn:\n"
+        " leaq -16(%rsi), %rsi\n movq %r8, (%rsi)\n movq %r9, 8(%rsi)\n movq %rcx, %r10\n xorl %r8d, %r8d\n"
+        " movl $56, %eax\n syscall\n testq %rax, %rax\n jz 1f\n retq\n"
+        "1: popq %rax\n popq %rdi\n xorl %ebp, %ebp\n callq *%rax\n"
+        " movl %eax, %edi\n movl $60, %eax\n syscall\n");
+
 /* ------------------------------------------------------------------------------------------ arm64 */
 #elif defined(__aarch64__)
 #define ISA "arm64"
@@ -120,6 +127,7 @@ enum {
     SYS_getppid = 173, SYS_gettid = 178, SYS_sysinfo = 179, SYS_brk = 214, SYS_munmap = 215,
     SYS_mremap = 216, SYS_mmap = 222, SYS_mprotect = 226, SYS_msync = 227, SYS_mincore = 232,
     SYS_madvise = 233, SYS_prlimit64 = 261, SYS_getrandom = 278, SYS_statx = 291,
+    SYS_clone = 220, SYS_execve = 221, SYS_wait4 = 260, SYS_waitid = 95, SYS_prctl = 167,
 };
 /* clang-format on */
 #define O_DIRECTORY 0x4000
@@ -175,6 +183,11 @@ __asm__(".section .text.probe, \"ax\"\n"
 CODE(code_load, "ldr x1, [x0]");
 CODE(code_store, "str x1, [x0]");
 CODE(code_jump, "br x0");
+
+/* What spawn() is, see there. */
+__asm__(".section .text.spawn, \"ax\"\n.globl spawn\nspawn:\n"
+        " stp x4, x5, [x1, #-16]!\n mov x4, x3\n mov x3, #0\n mov x8, #220\n svc #0\n cbz x0, 1f\n ret\n"
+        "1: ldp x1, x0, [sp], #16\n mov x29, #0\n mov x30, #0\n blr x1\n mov x8, #93\n svc #0\n");
 #else
 #error "guest programs are built for x86_64 and arm64"
 #endif

@@ -17,6 +17,7 @@ COMMANDS = (
     *("hello", "tour", "signals", "frames", "smc", "wild", "wide", "privilege", "clock", "maps", "workset"),
     "vdso",
     "freed",
+    "family",
     "faults all",
     *("maps file", "workset file"),
 )

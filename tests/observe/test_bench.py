@@ -285,7 +285,7 @@ def test_a_start_figure_warms_each_side_once(isa: str, monkeypatch: pytest.Monke
         return 1.0
 
     monkeypatch.setattr(startup, "cpu_seconds", child)
-    figure = startup.figure(isa, 1.6, repetitions=2)
+    figure = startup.figure(isa, 1.4, repetitions=2)
     measure(figure)
     assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
 

@@ -10,6 +10,7 @@
     splicing      bytes into pipes and out of them; locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -34,6 +35,7 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    jobs,
     locks,
     memory,
     paths,
@@ -50,7 +52,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, sockets, locks, splicing,
+    cloning, executing, waiting, jobs, sockets, locks, splicing,
 )  # fmt: skip
 TABLE_SIZE = 512
 

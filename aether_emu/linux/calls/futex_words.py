@@ -15,10 +15,11 @@ from aether_emu.waiting import WaitQueue
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word by its key."""
+    """A word by its key, and by its address in the memory of who makes the call."""
 
     futexes: Futexes
     key: Key
+    address: int
 
     def to_wait(self) -> WaitQueue:
         """The queue to wait in."""
@@ -44,7 +45,7 @@ def word(task: Task, address: int, *, private: bool, writes: bool = False) -> Wo
         if writes:
             write_struct(task.cpu, address, "I", *value)
     futexes = task.process.kernel.futexes
-    return Word(futexes, futexes.key(task.process.mm, address, private=private))
+    return Word(futexes, futexes.key(task.process.mm, address, private=private), address)
 
 
 def wake(word: Word, most: int, bits: int) -> int:
@@ -70,5 +71,5 @@ def move(waiter: Task, wait: FutexWait, source: Word, target: Word) -> None:
     """Let a task that waits at `source` wait at `target` instead."""
     before, after = source.to_wait(), target.to_wait()
     before.remove(waiter)
-    wait.move(before, after)
+    wait.move(before, after, target.address)
     after.add(waiter)

@@ -30,7 +30,7 @@ def lock(task: Task, address: int, deadline: int | None, private: bool, *, tryin
         raise Refused(errno.EAGAIN, "somebody else has the lock")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], deadline, _EVERY_BIT, locks=at.key)
+    raise FutexWait([at.to_wait()], [at.address], deadline, _EVERY_BIT, locks=at.key)
 
 
 def _take(task: Task, taker: Task, address: int, at: Word) -> bool:
@@ -78,7 +78,7 @@ def wait_to_lock(
         raise Refused(errno.EINVAL, "one word under two addresses")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], deadline, _EVERY_BIT, locks=locked.key)
+    raise FutexWait([at.to_wait()], [at.address], deadline, _EVERY_BIT, locks=locked.key)
 
 
 def hand_over(task: Task, waiter: Task, source: Word, address: int, locked: Word) -> None:

@@ -7,7 +7,9 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
+from aether_emu.linux.calls.jobs import find_process
 from aether_emu.linux.calls.user import (
     read_string,
     read_struct,
@@ -30,7 +32,8 @@ from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
-_PR_GET_DUMPABLE = 3
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 2, 3, 4
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _GRND_KNOWN = 7
 
@@ -65,35 +68,6 @@ def sys_gettid(task: Task, *_: int) -> int:
 
 def sys_getppid(task: Task, *_: int) -> int:
     return task.process.parent_pid
-
-
-def sys_getpgrp(task: Task, *_: int) -> int:
-    return task.process.pid
-
-
-def sys_getpgid(task: Task, pid: int, *_: int) -> int:
-    return _of_self(task, pid)
-
-
-def sys_getsid(task: Task, pid: int, *_: int) -> int:
-    return _of_self(task, pid)
-
-
-def sys_setpgid(task: Task, pid: int, group: int, *_: int) -> int:
-    _of_self(task, pid)
-    if s32(group) not in (0, task.process.pid):
-        raise Refused(errno.EPERM, "there is no other process group")
-    return 0
-
-
-def sys_setsid(task: Task, *_: int) -> int:
-    raise Refused(errno.EPERM, "the process leads its group already")
-
-
-def _of_self(task: Task, pid: int) -> int:
-    if s32(pid) not in (0, task.process.pid):
-        raise Refused(errno.ESRCH, f"no process {s32(pid)}")
-    return task.process.pid
 
 
 def sys_getuid(task: Task, *_: int) -> int:
@@ -221,6 +195,16 @@ def sys_prctl(task: Task, option: int, argument: int, *_: int) -> int:
         task.cpu.copy_to_user(argument, task.name.ljust(16, b"\0"))
     elif option == _PR_GET_DUMPABLE:
         return 1
+    elif option == _PR_SET_DUMPABLE and argument in (0, 1):
+        return 0
+    elif option == _PR_SET_PDEATHSIG and argument <= sig.SIGNALS:
+        task.process.death_signal = argument
+    elif option == _PR_GET_PDEATHSIG:
+        write_struct(task.cpu, argument, "i", task.process.death_signal)
+    elif option == _PR_SET_CHILD_SUBREAPER:
+        task.process.reaps_orphans = bool(argument)
+    elif option == _PR_GET_CHILD_SUBREAPER:
+        write_struct(task.cpu, argument, "i", task.process.reaps_orphans)
     elif option == _PR_SET_NO_NEW_PRIVS and argument == 1:
         task.process.no_new_privileges = 1
     elif option == _PR_GET_NO_NEW_PRIVS:
@@ -242,7 +226,7 @@ def sys_sched_yield(task: Task, *_: int) -> int:
 
 
 def sys_sched_getaffinity(task: Task, pid: int, size: int, result: int, *_: int) -> int:
-    _of_self(task, pid)
+    _known_task(task, pid)
     if size < 8 or size & 7:
         raise Refused(errno.EINVAL, "the mask is too small")
     write_struct(task.cpu, result, "Q", 1)
@@ -250,11 +234,16 @@ def sys_sched_getaffinity(task: Task, pid: int, size: int, result: int, *_: int)
 
 
 def sys_sched_setaffinity(task: Task, pid: int, size: int, mask: int, *_: int) -> int:
-    _of_self(task, pid)
+    _known_task(task, pid)
     wanted = task.cpu.copy_from_user(mask, min(size, 8))
     if not wanted or not wanted[0] & 1:
         raise Refused(errno.EINVAL, "no CPU of the mask exists")
     return 0
+
+
+def _known_task(task: Task, tid: int) -> None:
+    if s32(tid) and s32(tid) not in task.process.registry.tasks:
+        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
 
 
 def sys_getcpu(task: Task, cpu: int, node: int, *_: int) -> int:
@@ -282,20 +271,20 @@ def sys_membarrier(task: Task, command: int, *_: int) -> int:
 
 def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: int) -> int:
     wanted = read_struct(task.cpu, new, "QQ") if new else None
-    _of_self(task, pid)
+    process = find_process(task, pid)
     resource = u32(resource)
     if resource >= RLIMITS:
         raise Refused(errno.EINVAL, f"no resource {resource}")
-    before = task.process.limits[resource]
+    before = process.limits[resource]
     if wanted is not None:
         soft, hard = wanted
         if soft > hard:
             raise Refused(errno.EINVAL, "the soft limit is over the hard one")
         # What limits root is the table of descriptors itself (fs.nr_open).
-        if hard > before[1] and (resource == RLIMIT_NOFILE or not task.process.is_root):
+        if hard > before[1] and (resource == RLIMIT_NOFILE or not process.is_root):
             raise Refused(errno.EPERM, "the hard limit cannot grow")
-        task.process.limits[resource] = (soft, hard)
-        task.process.apply_limit(resource)
+        process.limits[resource] = (soft, hard)
+        process.apply_limit(resource)
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0

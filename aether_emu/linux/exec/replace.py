@@ -155,6 +155,7 @@ def _end_others(task: Task) -> None:
     for other in process.tasks:
         if other is not task:
             other.ended = True
+            process.kernel.run_queue.look_at(process)
     if task.tid != process.pid:
         registry.tasks.pop(task.tid, None)
         task.tid = process.pid

@@ -50,20 +50,24 @@ class Futexes:
 class FutexWait(Wait):
     """A wait at one word or several, for a wake that has one of `bits`.
 
-    Whoever wakes it says by which of `queues`: `progress` is (bits, index). `locks` is the word of a lock
-    (priority inheritance) that the waiter is to own: it waits for that, or until somebody moves it there.
+    `addresses` are the words' in the waiter's memory. Whoever wakes it says by which of `queues`: `progress`
+    is (bits, index). `locks` is the word of a lock (priority inheritance) that the waiter is to own: it waits
+    for that, or until somebody moves it there.
     """
 
     def __init__(
         self,
         queues: Sequence[WaitQueue],
+        addresses: Sequence[int],
         deadline: int | None,
         bits: int,
         *,
         index: int = 0,
         locks: Key | None = None,
     ) -> None:
-        super().__init__(queues, "a futex", deadline=deadline, progress=(bits, index))
+        words = ", ".join(hex(address) for address in addresses)
+        what = f"{'a futex' if locks is None else 'a lock'} at {words}"
+        super().__init__(queues, what, deadline=deadline, progress=(bits, index))
         self.locks = locks
 
     @property
@@ -75,6 +79,7 @@ class FutexWait(Wait):
         """It is woken by this one of its queues."""
         self.progress = (self.bits, self.queues.index(queue))
 
-    def move(self, source: WaitQueue, target: WaitQueue) -> None:
-        """Wait in `target` from now on, and no longer in `source`."""
+    def move(self, source: WaitQueue, target: WaitQueue, address: int) -> None:
+        """Wait in `target`, the queue of the word at `address`, from now on, and no longer in `source`."""
+        self.what = f"{'a futex' if self.locks is None else 'a lock'} at {address:#x}"
         self.queues = tuple(target if queue is source else queue for queue in self.queues)

@@ -9,9 +9,10 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, Refused
+from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
+from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
@@ -51,7 +52,10 @@ UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none)."""
+    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
+
+    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
+    """
 
     code: int = 0
     signal: int = 0
@@ -169,6 +173,7 @@ class Process:
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
 
@@ -306,6 +311,7 @@ class Process:
 
         Raises AddressError at the first address that is not mapped.
         """
+        address, length = whole("address", address), whole("length", length)
         memory = ForcedMemory(self.mm)
         return self._accessed(lambda: memory.read(address, length), address, length)
 
@@ -314,8 +320,11 @@ class Process:
 
         Raises AddressError at the first address that cannot be written so; what is before it is written.
         """
-        memory = ForcedMemory(self.mm)
-        self._accessed(lambda: memory.write(address, data), address, len(data))
+        address = whole("address", address)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigError("data", data, "bytes, a bytearray or a memoryview")
+        memory, raw = ForcedMemory(self.mm), bytes(data)
+        self._accessed(lambda: memory.write(address, raw), address, len(raw))
 
     def _accessed(self, access: Callable[[], T], address: int, length: int) -> T:
         self.kernel.require_open()
@@ -340,8 +349,20 @@ class Process:
         self.kernel.require_open()
         return Registers(self.abi.isa, self.tasks[0], self.kernel.require_open)
 
+    @property
+    def symbols(self) -> Symbols:
+        """Names of the program's own functions and data, read from its file once: `symbols["main"]` is the
+        address, `symbols.at(pc)` what stands there. Empty for a stripped program.
+        """
+        self.kernel.require_open()
+        if self._symbols is None:
+            self._symbols = symbols_of(self.files, self.program)
+        return self._symbols
+
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
+        if self.kernel.closed:
+            return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)
         return f"<Process {self.pid} {name}: {len(self.mm.areas)} areas, {state}>"
 
@@ -420,11 +441,13 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+        self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
 

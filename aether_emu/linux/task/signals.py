@@ -169,6 +169,7 @@ class Receiver(Protocol):
     @property
     def cpu(self) -> Cpu: ...
     def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None: ...
+    def signalled(self) -> None: ...
 
 
 class TaskSignals:
@@ -215,6 +216,11 @@ class TaskSignals:
             self.update()
 
     def update(self) -> None:
+        """What is pending or blocked has changed: tell the CPU, or who has the task wait."""
+        self.arm()
+        self._task.signalled()
+
+    def arm(self) -> None:
         """Tell the CPU whether there is something to deliver when the system call returns."""
         if self._task.running:
             self._task.cpu.return_work = self.deliver if self.ready() else None

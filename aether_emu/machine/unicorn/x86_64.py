@@ -39,6 +39,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
+from aether_emu.machine.cpu import Saved
 from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate, x86_operand
 from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
@@ -138,6 +139,7 @@ class X86Cpu(X86Traps):
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
+        self._root = root
         uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, _GDT_LIMIT, 0))
         uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
         self._text = text
@@ -356,6 +358,7 @@ class X86Cpu(X86Traps):
         self._scan.changes = changes
 
     def set_root(self, root: int) -> None:
+        self._root = root
         self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)
 
     def flush_page(self, va: int) -> None:
@@ -468,6 +471,19 @@ class X86Cpu(X86Traps):
     @sp.setter
     def sp(self, value: int) -> None:
         self.general[4] = value & MASK
+
+    def save(self, into: Saved | None = None) -> Saved:
+        rip = self._state.rip
+        here = rip[0]
+        rip[0] = self.pc
+        saved = super().save(into)
+        rip[0] = here
+        return saved
+
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        if self._bias:
+            self.pc = self._state.rip[0]
 
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("rip", *NUMBERS, *X87_NAMES)}

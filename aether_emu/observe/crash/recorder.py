@@ -7,7 +7,6 @@ listened to.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
@@ -15,6 +14,7 @@ from aether_emu.linux.kernel import Moment
 from aether_emu.linux.observers import MappingChanged, SignalSeen
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.changes import Change
+from aether_emu.records import dataclass
 from aether_emu.system import Machine
 
 _CHANGES = 8
