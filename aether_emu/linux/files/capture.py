@@ -17,6 +17,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
+from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
@@ -29,6 +30,7 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
+from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
 
 State = dict[str, Any]
@@ -52,6 +54,8 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
 
     `mapped` are files that memory areas hold, whether or not a descriptor is left.
     """
+    if processes:
+        refuse_what_cannot_be_captured(processes[0].namespace)
     seen = _Seen()
     described = [
         {
@@ -71,8 +75,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
         "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": bytes(p.buffer)}
-            for p in seen.pipes
+            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
@@ -116,6 +119,14 @@ def restore(
         restoring.let_go()
 
 
+def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
+    """Raise CaptureError while there are named pipes, or locks on files."""
+    if namespace.specials:
+        raise CaptureError("there is a named pipe or a named socket: its state can't be captured")
+    if len(namespace.locks):
+        raise CaptureError("files are locked: who holds the locks can't be captured")
+
+
 class _Seen:
     """Everything met so far, numbered in the order of first sight."""
 
@@ -142,6 +153,10 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
+        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
+    if isinstance(file, Socket):
+        raise CaptureError("a socket is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     if isinstance(file, PipeEnd):
         described["pipe"] = seen.shared(file.pipe)
