@@ -7,6 +7,7 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process
+    sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
@@ -32,11 +33,13 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    locks,
     memory,
     paths,
     polling,
     process,
     signals,
+    sockets,
     time,
     transfer,
     waiting,
@@ -45,7 +48,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting,
+    cloning, executing, waiting, sockets, locks,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -11,10 +11,10 @@ import errno
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
-from aether_emu.linux.calls import user
+from aether_emu.linux.calls import socket_transfer, user
 from aether_emu.linux.calls.arguments import reader, wait_for, writer
 from aether_emu.linux.calls.mappable import rewriting
+from aether_emu.linux.calls.socket_transfer import broken_pipe
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
@@ -31,6 +31,7 @@ from aether_emu.linux.files.pipe import EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
+from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 
@@ -111,6 +112,8 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    if isinstance(file, Socket):
+        return _receive(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -124,6 +127,16 @@ def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
             file.position -= count
 
     return _load(task, pieces, take, give_back)
+
+
+def _receive(task: Task, socket: Socket, pieces: list[Piece]) -> int:
+    """read(2) of a socket: open files that come with the bytes are lost."""
+    if not user.total(pieces):
+        return 0
+    got, done = socket_transfer.receive(task, socket, pieces, 0)
+    for file in got.rights:
+        file.let_go()
+    return done
 
 
 def _read_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
@@ -236,6 +249,8 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    if isinstance(file, Socket):
+        return socket_transfer.send(task, file, pieces, 0)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -266,7 +281,7 @@ def _store(
                 return done
     except (Refused, UserFault) as error:
         if isinstance(error, Refused) and error.errno == errno.EPIPE:
-            _broken_pipe(task)
+            broken_pipe(task)
         if not done:
             raise
         return done
@@ -283,12 +298,6 @@ def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> byte
         if not data:
             raise UserFault("no whole page can be read")
     return data
-
-
-def _broken_pipe(task: Task) -> None:
-    """No reader is left: post SIGPIPE, which is delivered before the program sees EPIPE."""
-    process = task.process
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
 
 
 # ---- from file to file
@@ -350,7 +359,7 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
                 return done
     except Refused as refused:
         if refused.errno == errno.EPIPE:
-            _broken_pipe(task)
+            broken_pipe(task)
         if not done:
             raise
         return done

@@ -27,6 +27,7 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import TextFile
+from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
 
 State = dict[str, Any]
@@ -50,6 +51,8 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
 
     `mapped` are files that memory areas hold, whether or not a descriptor is left.
     """
+    if processes:
+        refuse_what_cannot_be_captured(processes[0].namespace)
     seen = _Seen()
     described = [
         {
@@ -110,6 +113,14 @@ def restore(
         restoring.let_go()
 
 
+def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
+    """Raise CaptureError while there are named pipes, or locks on files."""
+    if namespace.specials:
+        raise CaptureError("there is a named pipe or a named socket: its state can't be captured")
+    if len(namespace.locks):
+        raise CaptureError("files are locked: who holds the locks can't be captured")
+
+
 class _Seen:
     """Everything met so far, numbered in the order of first sight."""
 
@@ -136,6 +147,8 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if isinstance(file, Socket):
+        raise CaptureError("a socket is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     if isinstance(file, PipeEnd):
         described["pipe"] = seen.shared(file.pipe)

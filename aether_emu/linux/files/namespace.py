@@ -22,12 +22,17 @@ from aether_emu.errors import ConfigError, Refused
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
+from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
 from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
+from aether_emu.linux.net.inbox import SocketAccount
+from aether_emu.linux.net.internet import Internet
+from aether_emu.linux.net.unix import UnixSpace
 from aether_emu.records import dataclass
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
@@ -82,6 +87,11 @@ class Namespace:
         self.memory_used = 0
         self.page_size = page_size
         self.pipes = PipeAccount()
+        self.specials = Specials(self.inodes)
+        self.locks = FileLocks()
+        account = SocketAccount(kernel_memory)
+        self.unix = UnixSpace(account, self._socket_stat)
+        self.internet = Internet(account, self._socket_stat)
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
@@ -102,6 +112,7 @@ class Namespace:
 
     def close(self) -> None:
         """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
+        self.unix.close()
         for mount in self.mounts.all():
             if mount.fd >= 0:
                 os.close(mount.fd)
@@ -249,6 +260,11 @@ class Namespace:
         if isinstance(place.node, Opened):
             return place.node.file.stat()
         node, inode = place.node, self.inode(place)
+        if isinstance(node, Special):
+            return Stat(
+                *(place.mount.dev, inode.number, node.mode, node.links, self.uid, self.gid, 0, 0),
+                *(inode.atime, inode.mtime, inode.ctime),
+            )
         return Stat(
             *(place.mount.dev, inode.number, node.mode, 1, 0, 0, rdev(node), 0),
             *(inode.atime, inode.mtime, inode.ctime),
@@ -279,6 +295,9 @@ class Namespace:
             _ANONYMOUS_DEV, number, mode, 1, self.uid, self.gid, device, 0, EPOCH_NS, EPOCH_NS, EPOCH_NS
         )
 
+    def _socket_stat(self) -> Stat:
+        return self.nameless_stat(modes.S_IFSOCK | 0o777)
+
     def statfs(self, mount: Mount) -> StatFs:
         """The attributes of a mount: half of 64 GiB is free, whatever the host has left."""
         blocks = _STORAGE_BLOCKS if mount.kind == EXT4_MAGIC else 0
@@ -291,6 +310,7 @@ class Namespace:
             kinds = self._list_host(place)
         elif isinstance(place.node, Directory):
             kinds = {name: ((*place.path, name), node.mode) for name, node in place.node.children().items()}
+        kinds.update((name, (node.key, node.mode)) for name, node in self.specials.inside(place.key))
         for name in self.mounts.names_below(place.path):
             path = (*place.path, name)
             mount = self.mounts.at(path)

@@ -10,11 +10,14 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.directory import OpenDirectory, PathOnly
+from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.pipe import Pipe
 from aether_emu.linux.files.place import Entry, Place, text
 from aether_emu.linux.files.region import Region, RegionFile
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import (
     Control,
     ControlFile,
@@ -116,6 +119,8 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     node, path = place.node, text(place.path)
     if isinstance(node, Opened):
         return node.file.reopen(flags)
+    if isinstance(node, Special):
+        return _open_special(namespace, place, node, flags)
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)
     if isinstance(node, Device):
         return DeviceFile(path, node, flags, stat, fs)
@@ -127,6 +132,20 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if wants_write(flags):
         raise Refused(errno.EACCES, f"{path!r} is read-only")
     return TextFile(path, node.provide(), stat, fs, namespace)
+
+
+def _open_special(namespace: Namespace, place: Place, node: Special, flags: int) -> OpenFile:
+    """An end of a named pipe. Nobody opens a socket by its name (ENXIO)."""
+    wanted = {fl.O_RDONLY: os.R_OK, fl.O_WRONLY: os.W_OK}.get(flags & fl.O_ACCMODE, os.R_OK | os.W_OK)
+    if wanted & ~(node.mode >> 6):
+        raise Refused(errno.EACCES, f"{text(place.path)!r} doesn't allow it")
+    if not node.is_fifo:
+        raise Refused(errno.ENXIO, f"{text(place.path)!r} is a socket")
+    if node.pipe is None or not (node.pipe.readers or node.pipe.writers):
+        node.pipe = Pipe(namespace.stat(place), namespace.pipes)
+    if flags & fl.O_NONBLOCK and flags & fl.O_ACCMODE == fl.O_WRONLY and not node.pipe.readers:
+        raise Refused(errno.ENXIO, f"nobody reads from {text(place.path)!r}")
+    return FifoEnd(namespace, place, node, flags)
 
 
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:

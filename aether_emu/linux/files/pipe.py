@@ -24,7 +24,7 @@ class Pipe:
     """The bytes between the ends, and how many open files are at each.
 
     `filled` is woken when bytes came or the last writer left, `drained` when there is room again for writers
-    that had too little, or the last reader left.
+    that had too little, or the last reader left, `opened` when an end was opened.
     """
 
     def __init__(self, stat: Stat, account: PipeAccount) -> None:
@@ -36,6 +36,8 @@ class Pipe:
         self.writers = 0
         self.filled = WaitQueue()
         self.drained = WaitQueue()
+        self.openings = [0, 0]  # of ends for reading and for writing, ever
+        self.opened = WaitQueue()
 
     @property
     def room(self) -> int:
@@ -62,6 +64,14 @@ class Pipe:
         self._account.used += capacity - self.capacity
         self.capacity = capacity
         self.buffer += content
+
+    def join(self, *, reader: bool, writer: bool) -> None:
+        """One more end is open."""
+        self.readers += reader
+        self.writers += writer
+        self.openings[0] += reader
+        self.openings[1] += writer
+        self.opened.wake()
 
     def leave(self, *, reader: bool, writer: bool) -> None:
         """An open end is gone. With the last of both sides the pipe is."""
@@ -97,8 +107,7 @@ class PipeEnd(OpenFile):
     def __init__(self, pipe: Pipe, flags: int) -> None:
         super().__init__(flags, pipe.stat)
         self.pipe = pipe
-        pipe.readers += self.readable
-        pipe.writers += self.writable
+        pipe.join(reader=self.readable, writer=self.writable)
 
     def release(self) -> None:
         """Leave the pipe: readers see the end, writers EPIPE."""

@@ -12,6 +12,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.region import Region
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.records import dataclass
 
@@ -78,7 +79,7 @@ class Opened:
         return self.file.stat().mode
 
 
-Node = Directory | Text | Control | Region | Link | Device | Opened
+Node = Directory | Text | Control | Region | Link | Device | Opened | Special
 
 
 class Account(Protocol):

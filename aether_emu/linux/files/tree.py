@@ -17,6 +17,7 @@ from aether_emu.linux.files import host
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import Opened
 
 _PERMISSIONS = 0o7777
@@ -32,15 +33,31 @@ def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) ->
 
 
 def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
-    """mknod(2) of a regular file. FIFOs, sockets and devices would be the host's: EPERM."""
-    if modes.S_IFMT(mode) not in (0, modes.S_IFREG):
+    """mknod(2) of a regular file, a named pipe or a socket. Devices are root's, and none's here: EPERM."""
+    kind = modes.S_IFMT(mode)
+    if kind in (modes.S_IFIFO, modes.S_IFSOCK):
+        make_special(namespace, entry, mode, umask)
+        return
+    if kind not in (0, modes.S_IFREG):
         if entry.place is not None:
             raise Refused(errno.EEXIST, "it exists")
-        raise Refused(errno.EPERM, "only regular files can be made")
+        raise Refused(errno.EPERM, "devices can't be made")
     _require_new(entry)
     with host.refusals(f"mknod {text(entry.path)!r}"), host.umask(umask):
         os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
+
+
+def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> Special:
+    """A named pipe, or the name of a socket. The host sees neither."""
+    _require_new(entry)
+    assert entry.name is not None, "an ordinary name"
+    if not os.access(host.by_descriptor(entry.parent.fd), os.W_OK | os.X_OK, effective_ids=True):
+        raise Refused(errno.EACCES, f"{text(entry.parent.path)!r} doesn't allow it")
+    made = namespace.specials.make(modes.S_IFMT(mode) | mode & 0o1777 & ~umask)
+    namespace.specials.name(made, entry.parent.key, entry.name)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+    return made
 
 
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
@@ -54,6 +71,12 @@ def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
 def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2): another name for the object at `source`, which must be in the same grant."""
     _require_new(entry)
+    if source.mount is entry.parent.mount and isinstance(source.node, Special):
+        assert entry.name is not None, "an ordinary name"
+        namespace.specials.name(source.node, entry.parent.key, entry.name)
+        namespace.inodes.changed(source.node.inode)
+        namespace.inodes.modified(namespace.inode(entry.parent))
+        return
     if source.mount is not entry.parent.mount or source.fd < 0:
         raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another grant")
     with host.refusals(f"link {text(entry.path)!r}"):
@@ -71,6 +94,11 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
+    if isinstance(place.node, Special):
+        if entry.slash:
+            raise Refused(errno.ENOTDIR, f"{text(entry.path)!r} is no directory")
+        _remove_special(namespace, entry)
+        return
     with host.refusals(f"unlink {text(entry.path)!r}"):
         os.unlink(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
@@ -85,6 +113,10 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
+    if isinstance(place.node, Special):
+        raise Refused(errno.ENOTDIR, f"{text(entry.path)!r} is no directory")
+    if any(namespace.specials.inside(place.key)):
+        raise Refused(errno.ENOTEMPTY, f"{text(entry.path)!r} is not empty")
     with host.refusals(f"rmdir {text(entry.path)!r}"):
         os.rmdir(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
@@ -106,6 +138,11 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
         raise Refused(errno.EEXIST, f"{text(new.path)!r} exists")
     _require_unpinned(namespace, old.path)
     _require_unpinned(namespace, new.path)
+    if isinstance(source.node, Special) or (target is not None and isinstance(target.node, Special)):
+        _rename_special(namespace, old, new, flags)
+        return
+    if target is not None and target.is_directory and any(namespace.specials.inside(target.key)):
+        raise Refused(errno.ENOTEMPTY, f"{text(new.path)!r} is not empty")
     with host.refusals(f"rename {text(old.path)!r} to {text(new.path)!r}"):
         if flags:
             host.rename_exactly(old.parent.fd, old.host_name, new.parent.fd, new.host_name, flags)
@@ -122,6 +159,40 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     namespace.name_moved(old.path, new.path, exchange)
 
 
+def _remove_special(namespace: Namespace, entry: Entry) -> None:
+    assert entry.name is not None and entry.place is not None, "it exists"
+    namespace.specials.remove(entry.parent.key, entry.name)
+    namespace.name_removed(entry.path)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def _rename_special(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
+    """rename(2) where a named pipe or socket moves, or one is replaced."""
+    source, target, specials = old.place, new.place, namespace.specials
+    assert source is not None and old.name is not None and new.name is not None, "it exists"
+    if flags & fl.RENAME_EXCHANGE:
+        raise Refused(errno.EINVAL, "named pipes and sockets can't be exchanged")
+    if source.is_directory or old.slash or new.slash:
+        raise Refused(errno.ENOTDIR, f"{text(new.path)!r} is no directory")
+    if target is not None and target.is_directory:
+        raise Refused(errno.EISDIR, f"{text(new.path)!r} is a directory")
+    if target is not None and target.node is source.node is not None:
+        return
+    if target is not None:
+        remove_name(namespace, new)
+    if isinstance(source.node, Special):
+        specials.name(source.node, new.parent.key, new.name)
+        specials.remove(old.parent.key, old.name)
+        namespace.inodes.changed(source.node.inode)
+    else:
+        with host.refusals(f"rename {text(old.path)!r}"):
+            os.rename(old.host_name, new.host_name, src_dir_fd=old.parent.fd, dst_dir_fd=new.parent.fd)
+        namespace.inodes.changed(namespace.inode(source))
+    for parent in (old.parent, new.parent):
+        namespace.inodes.modified(namespace.inode(parent))
+    namespace.name_moved(old.path, new.path)
+
+
 def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     """chmod(2), for files and directories of writable grants; no set-id bits on files (EPERM).
 
@@ -132,6 +203,10 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     memory = _memory_at(place)
     if memory is not None:
         memory.set_mode(mode)
+        return
+    if isinstance(place.node, Special):
+        place.node.mode = modes.S_IFMT(place.node.mode) | mode & _PERMISSIONS
+        namespace.inodes.changed(place.node.inode)
         return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
@@ -146,7 +221,7 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
 def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
     """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
     memory = _memory_at(place)
-    if memory is None:
+    if memory is None and not isinstance(place.node, Special):
         _require_writable(place)
     unchanged = (-1, 0xFFFFFFFF)
     if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
@@ -156,13 +231,13 @@ def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
 
 def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
     """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
-    memory = _memory_at(place)
-    if memory is None:
+    memory, special = _memory_at(place), isinstance(place.node, Special)
+    if memory is None and not special:
         _require_writable(place)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
     inode = namespace.inode(place) if memory is None else memory.inode
-    if memory is None and not place.is_link:
+    if memory is None and not special and not place.is_link:
         real = place.status
         assert real is not None, "a place that can be written is the host's"
         with host.refusals(f"utimensat {text(place.path)!r}"):

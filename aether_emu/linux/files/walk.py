@@ -19,6 +19,7 @@ from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.files.mounts import Mount, MountTable
 from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer
+from aether_emu.linux.files.special import Specials
 from aether_emu.linux.files.synthetic import Directory, Link, Opened
 
 PATH_MAX = 4096
@@ -39,6 +40,10 @@ class Ground(Protocol):
     @property
     def mounts(self) -> MountTable:
         """What is mounted where."""
+
+    @property
+    def specials(self) -> Specials:
+        """Named pipes and sockets."""
 
     def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
         """The place where `mount` begins."""
@@ -168,6 +173,9 @@ class Walk:
         mount = self._ground.mounts.at(path)
         if mount is not None:
             return self._ground.root_of(mount, self._viewer)
+        special = self._ground.specials.find(here.key, name) if self._ground.specials else None
+        if special is not None:
+            return Place(here.mount, path, node=special, inode=special.inode)
         found = (
             self._host_child(here, name, path) if here.node is None else self._node_child(here, name, path)
         )
