@@ -144,7 +144,7 @@ class Namespace:
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
-        self._make_mount_points()
+        self.make_mount_points()
 
     def _mount_tmpfs(self, path: GuestPath) -> None:
         owner = {"uid": self.uid, "gid": self.gid}
@@ -152,7 +152,7 @@ class Namespace:
         self.tmpfs.append(fs)
         self._mount(path, TMPFS_MAGIC, writable=True, make=lambda viewer: fs.root)
 
-    def _make_mount_points(self) -> None:
+    def make_mount_points(self) -> None:
         """A tmpfs that a grant took the place of is gone; in the others, ways lead to the grants below."""
         self.tmpfs = [fs for fs in self.tmpfs if self.in_memory(self.mounts.at(fs.path)) is fs]
         for fs in self.tmpfs:

@@ -102,7 +102,9 @@ def refused(*expected: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def guest_in(base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None) -> Iterator[Guest]:
+def guest_in(
+    base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None, uid: int = 1000
+) -> Iterator[Guest]:
     """A guest over fresh directories below `base`; every host descriptor must be back afterwards."""
     before = host_descriptors()
     w, r, outside = base / "w", base / "r", base / "outside"
@@ -118,6 +120,7 @@ def guest_in(base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None)
         random=lambda count: b"\x07" * count,
         now=clock,
         memory_limit=1 << 20,
+        uid=uid,
     )
     files = Files(namespace, Source(texts=texts or {}))
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}

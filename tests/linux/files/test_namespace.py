@@ -38,8 +38,10 @@ def tree(tmp_path: Path) -> Path:
 class Opened:
     """A process in a namespace, closed together."""
 
-    def __init__(self, root: Path | None, binds: list[Bind], cwd: str = "/") -> None:
-        self.namespace = Namespace(root, binds, cwd, random=chance)
+    def __init__(
+        self, root: Path | None, binds: list[Bind], cwd: str = "/", *, memory: int = 512 << 20
+    ) -> None:
+        self.namespace = Namespace(root, binds, cwd, random=chance, kernel_memory=memory)
         self.files = Files(self.namespace, Source())
 
     def __enter__(self) -> Opened:
