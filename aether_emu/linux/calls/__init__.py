@@ -43,12 +43,13 @@ from aether_emu.linux.calls import (
     time,
     transfer,
     waiting,
+    xattrs,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, sockets, locks,
+    cloning, executing, waiting, sockets, locks, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -15,7 +15,7 @@ from aether_emu.linux.files.namespace import Listed, Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Place
 from aether_emu.linux.files.special import Special
-from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpLink, TmpNode
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpLink, TmpNode, attribute_size
 from aether_emu.linux.files.tmpfs import TmpFile, TmpMemory, TmpOpen
 
 State = dict[str, Any]
@@ -146,5 +146,7 @@ def _make(
         if described["links"]:
             node.memory.hold()
     node.uid, node.gid = described["uid"], described["gid"]
-    node.attributes = dict(map(tuple, described["attributes"]))
+    for name, value in described["attributes"]:
+        node.attributes[name] = value
+        fs.account.memory_used += attribute_size((name, value))
     return node

@@ -68,6 +68,11 @@ class Tmpfs:
             directory.entries.clear()
 
 
+def attribute_size(attribute: tuple[bytes, bytes]) -> int:
+    """What an extended attribute takes of memory, in bytes."""
+    return sum(map(len, attribute))
+
+
 class TmpNode:
     """What is at a name: its attributes, `links` (how many names, of a directory as Linux counts them).
 
@@ -124,7 +129,12 @@ class TmpNode:
 
     def nameless(self) -> None:
         """The last name is gone."""
+        self.gone()
+
+    def gone(self) -> None:
+        """Nobody has it any more: what it took is given back."""
         self.fs.give_back_inode()
+        self.fs.account.memory_used -= sum(map(attribute_size, self.attributes.items()))
 
 
 class TmpDirectory(TmpNode):

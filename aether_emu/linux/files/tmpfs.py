@@ -50,7 +50,7 @@ class TmpMemory(Memory):
         """See `Memory.let_go`. When only the name is left, it falls asleep."""
         super().let_go()
         if not self._holders:
-            self.node.fs.give_back_inode()
+            self.node.gone()
         elif self._holders == 1 and self.node.links and self._asleep is None and self.allocated <= _SLEEPS:
             state = self.capture()
             self._give_back_storage()

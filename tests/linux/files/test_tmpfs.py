@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files import xattr
 from aether_emu.linux.files.capture import capture
 from aether_emu.linux.files.mounts import TMPFS_MAGIC, Bind
 from aether_emu.linux.files.tmp_capture import CaptureError
@@ -228,6 +229,7 @@ def test_everything_is_part_of_the_state(guest: Guest, again: Again) -> None:
     files = guest.files
     files.mkdir(CWD, b"/tmp/d", 0o750)
     make(guest, b"/tmp/d/f", b"content", 0o640)
+    xattr.put(files.with_attributes(b"/tmp/d/f", follow=True), b"user.x", b"value", 0)
     files.link(CWD, b"/tmp/d/f", CWD, b"/dev/shm/../../tmp/g")
     files.symlink(b"d/f", CWD, b"/tmp/l")
     files.symlink(b"y" * 300, CWD, b"/tmp/long")
@@ -254,6 +256,7 @@ def test_everything_is_part_of_the_state(guest: Guest, again: Again) -> None:
     assert restored.pread(gone, 20, 0) == b"nameless"
     assert restored.pread(sparse, 3, 1 << 30) == b"end"
     assert restored.readlink(CWD, b"/tmp/long", 400) == b"y" * 300
+    assert xattr.get(restored.with_attributes(b"/tmp/g", follow=True), b"user.x") == b"value"
     assert restored.getcwd() == b"/tmp/d"
     restored.close(gone)
     assert restored.namespace.memory_used == guest.namespace.memory_used - PAGE
