@@ -91,7 +91,7 @@ def capture(machine: Machine) -> State:
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "last_number": registry.last,
+        "numbers": (registry.last, registry.terminal_session, registry.foreground),
         "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.tasks],
         "running": machine.entry.task.tid,
         "files": captured_files,
@@ -160,7 +160,8 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
         processes.append(
             Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
         )
-    processes[0].registry.last = state["last_number"]
+    registry = processes[0].registry
+    registry.last, registry.terminal_session, registry.foreground = state["numbers"]
     return processes, spaces
 
 

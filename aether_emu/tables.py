@@ -281,7 +281,10 @@ class PageTables:
         self._memory.words[self._slot(self.address_of(va, level))] = entry
 
     def walk(self, va: int) -> Walk:
-        """Translate by the format's rules, in Python; `print` it for every level's entry."""
+        """Translate by the format's rules, in Python; `print` it for every level's entry.
+
+        Intel SDM 3A 4.5, Arm ARM D8.2. Raises AddressError for no address of the format.
+        """
         return walk(self.format, self._memory, self.root, self._checked(va))
 
     # ---- mappings
@@ -297,11 +300,13 @@ class PageTables:
         key: int = 0,
         leaf: int | None = None,
     ) -> None:
-        """Map `size` bytes (None: one leaf) by leaves of `leaf` bytes (None: the format's page).
+        """Map `size` bytes (None: one leaf) from virtual `va` on to physical memory from `physical` on.
 
-        What is mapped already is mapped anew. A larger leaf that the range meets a part of is split: a table
-        of smaller ones takes its place, and the rest of it stays mapped as it was. Raises EncodingError,
-        MappingError, AddressError, ConfigError, and OutOfFrames when no page is free for a table.
+        Each leaf has `leaf` bytes (None: the format's page), those `flags`, that type of `memory` and, on
+        x86_64, the protection `key`. What is mapped already is mapped anew. A larger leaf that the range
+        meets a part of is split: a table of smaller ones takes its place, and the rest of it stays mapped as
+        it was. Raises EncodingError, MappingError, AddressError, ConfigError, and OutOfFrames when no page is
+        free for a table.
         """
         physical, key = whole("physical", physical, "a physical address"), whole("key", key)
         _require_kind("flags", flags, PageFlags)
@@ -325,12 +330,15 @@ class PageTables:
     def unmap(self, va: int, size: int | None = None) -> None:
         """Clear the leaves of `size` bytes from `va` on, or the one leaf there; tables stay.
 
-        A leaf that reaches out of the range goes as a whole.
+        A leaf that reaches out of the range goes as a whole. Raises MappingError where there is none.
         """
         self._change(va, size, lambda _leaf, _level: 0)
 
     def protect(self, va: int, size: int | None = None, flags: PageFlags = _USER_PAGE) -> None:
-        """Give the leaves there other flags; address, memory type and key stay."""
+        """Give the leaves of `size` bytes from `va` on, or the one leaf there, other flags.
+
+        Address, memory type and key stay. Raises MappingError where there is none, and EncodingError.
+        """
         _require_kind("flags", flags, PageFlags)
 
         def changed(leaf: Leaf, level: int) -> int:

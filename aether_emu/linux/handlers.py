@@ -31,7 +31,8 @@ _MOST_TRIES = 8  # times that one access may be called resolved and fault again:
 
 
 class Fault:
-    """A page fault that waits for its outcome. `address` is exact; `access` is what was tried, and by whom.
+    """A page fault that waits for its outcome. `address` is the exact virtual one, not its page's; `access`
+    has the bits of `Access`: what was tried, and by whom.
 
     `area` is the one that contains the address, or None. `in_call` when not the program itself touches the
     page but the kernel for it: a call that reads or writes user memory, MAP_POPULATE, mlock, /proc/self/mem;
@@ -60,6 +61,7 @@ class Fault:
 
     @property
     def area(self) -> Area | None:
+        """The area that contains the address now; None where nothing is mapped."""
         return self.process.mm.areas.find(self.address)
 
     @property
@@ -99,11 +101,11 @@ class Fault:
         return RESOLVED
 
     def deny(self) -> AccessError:
-        """Refuse the access: SIGSEGV, or EFAULT of a call."""
+        """Refuse the access: SIGSEGV (SEGV_ACCERR in an area, else SEGV_MAPERR), or EFAULT of a call."""
         return AccessError(self.address, self.area is not None)
 
     def bus_error(self) -> BusError:
-        """There is nothing behind the page: SIGBUS, or EFAULT of a call."""
+        """There is nothing behind the page: SIGBUS (BUS_ADRERR), or EFAULT of a call."""
         return BusError(self.address)
 
     def decide(self) -> Outcome:

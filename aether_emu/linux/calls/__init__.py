@@ -6,9 +6,11 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process
+    signals, time, futexes, process, scheduling
     sockets       connections between processes, and `messages` with `socket_transfer`
+    sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -33,11 +35,14 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    jobs,
     locks,
     memory,
     paths,
     polling,
     process,
+    scheduling,
+    sequences,
     signals,
     sockets,
     time,
@@ -49,7 +54,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, sockets, locks, xattrs,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -9,7 +9,7 @@ import errno
 import os
 import stat as modes
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
@@ -79,11 +79,11 @@ def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2) to a name that is free."""
     node = source.node
     if source.mount is not entry.parent.mount or not isinstance(node, TmpNode | Special):
-        raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another file system")
+        raise Refused(errno.EXDEV, f"{shown(text(source.path))} is in another file system")
     if isinstance(node, TmpDirectory):
-        raise Refused(errno.EPERM, f"{text(source.path)!r} is a directory")
+        raise Refused(errno.EPERM, f"{shown(text(source.path))} is a directory")
     if not node.links and not (isinstance(node, TmpFile) and node.linkable):
-        raise Refused(errno.ENOENT, f"{text(source.path)!r} has no name any more")
+        raise Refused(errno.ENOENT, f"{shown(text(source.path))} has no name any more")
     namespace.inodes.changed(node.inode)
     _give_name(namespace, entry, node)
 
@@ -112,10 +112,10 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     """unlink(2)."""
     place = _existing(entry)
     if entry.slash:
-        raise Refused(errno.EISDIR if place.is_directory else errno.ENOTDIR, f"{text(entry.path)!r}")
+        raise Refused(errno.EISDIR if place.is_directory else errno.ENOTDIR, f"{shown(text(entry.path))}")
     _parent(entry).require_change()
     if place.is_directory:
-        raise Refused(errno.EISDIR, f"{text(entry.path)!r} is a directory")
+        raise Refused(errno.EISDIR, f"{shown(text(entry.path))} is a directory")
     _require_unpinned(namespace, entry.path)
     _take_name(namespace, entry)
 
@@ -125,7 +125,7 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     place = _existing(entry)
     _parent(entry).require_change()
     if not place.is_directory:
-        raise Refused(errno.ENOTDIR, f"{text(entry.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
     _require_unpinned(namespace, entry.path)
     _require_empty(place)
     _take_name(namespace, entry)
@@ -154,16 +154,16 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     """renameat2(2), both names in this mount."""
     source, target = _existing(old), new.place
     if flags & fl.RENAME_NOREPLACE and target is not None:
-        raise Refused(errno.EEXIST, f"{text(new.path)!r} exists")
+        raise Refused(errno.EEXIST, f"{shown(text(new.path))} exists")
     exchange = bool(flags & fl.RENAME_EXCHANGE)
     if exchange and target is None:
         raise new.absent()
     if target is None and len(new.name or b"") > NAME_MAX:
         raise new.absent()
     if exchange and target is not None and new.slash and not target.is_directory:
-        raise Refused(errno.ENOTDIR, f"{text(new.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(new.path))} is no directory")
     if not source.is_directory and (old.slash or (new.slash and not exchange)):
-        raise Refused(errno.ENOTDIR, f"{text(old.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(old.path))} is no directory")
     _require_no_loop(old, new, exchange)
     if target is not None and target.node is source.node:
         return
@@ -180,9 +180,9 @@ def _require_no_loop(old: Entry, new: Entry, exchange: bool) -> None:
     moved, replaced = old.place, new.place
     assert moved is not None, "the caller has looked"
     if isinstance(moved.node, TmpDirectory) and _parent(new).is_below(moved.node):
-        raise Refused(errno.EINVAL, f"{text(new.path)!r} is inside {text(old.path)!r}")
+        raise Refused(errno.EINVAL, f"{shown(text(new.path))} is inside {shown(text(old.path))}")
     if replaced and isinstance(replaced.node, TmpDirectory) and _parent(old).is_below(replaced.node):
-        raise Refused(errno.EINVAL if exchange else errno.ENOTEMPTY, f"{text(old.path)!r} is inside")
+        raise Refused(errno.EINVAL if exchange else errno.ENOTEMPTY, f"{shown(text(old.path))} is inside")
 
 
 def _may_replace(old: Entry, new: Entry, source: Place, target: Place | None, exchange: bool) -> None:
@@ -190,9 +190,9 @@ def _may_replace(old: Entry, new: Entry, source: Place, target: Place | None, ex
     _parent(new).require_change()
     if target is not None and not exchange:
         if source.is_directory and not target.is_directory:
-            raise Refused(errno.ENOTDIR, f"{text(new.path)!r} is no directory")
+            raise Refused(errno.ENOTDIR, f"{shown(text(new.path))} is no directory")
         if target.is_directory and not source.is_directory:
-            raise Refused(errno.EISDIR, f"{text(new.path)!r} is a directory")
+            raise Refused(errno.EISDIR, f"{shown(text(new.path))} is a directory")
     if old.parent.node is not new.parent.node:  # a directory that moves is written: its `..`
         for place in (source, target if exchange else None):
             if place is not None and isinstance(place.node, TmpDirectory):
@@ -224,9 +224,9 @@ def _existing(entry: Entry) -> Place:
 
 def _require_unpinned(namespace: Namespace, path: GuestPath) -> None:
     if namespace.mounts.pins(path):
-        raise Refused(errno.EBUSY, f"{text(path)!r} is or leads to a grant")
+        raise Refused(errno.EBUSY, f"{shown(text(path))} is or leads to a grant")
 
 
 def _require_empty(place: Place) -> None:
     if isinstance(place.node, TmpDirectory) and place.node.entries:
-        raise Refused(errno.ENOTEMPTY, f"{text(place.path)!r} is not empty")
+        raise Refused(errno.ENOTEMPTY, f"{shown(text(place.path))} is not empty")

@@ -11,7 +11,7 @@ import errno
 import os
 import stat as modes
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -31,7 +31,7 @@ def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) ->
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_directory(namespace, entry, mode, umask)
         return
-    with host.refusals(f"mkdir {text(entry.path)!r}"), host.umask(umask):
+    with host.refusals(f"mkdir {shown(text(entry.path))}"), host.umask(umask):
         os.mkdir(entry.host_name, mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -50,7 +50,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_file(namespace, entry, mode, umask)
         return
-    with host.refusals(f"mknod {text(entry.path)!r}"), host.umask(umask):
+    with host.refusals(f"mknod {shown(text(entry.path))}"), host.umask(umask):
         os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -62,7 +62,7 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
     if tmp_tree.directory_of(entry.parent):
         return tmp_tree.make_special(namespace, entry, mode, umask)
     if not os.access(host.by_descriptor(entry.parent.fd), os.W_OK | os.X_OK, effective_ids=True):
-        raise Refused(errno.EACCES, f"{text(entry.parent.path)!r} doesn't allow it")
+        raise Refused(errno.EACCES, f"{shown(text(entry.parent.path))} doesn't allow it")
     made = namespace.specials.make(modes.S_IFMT(mode) | mode & 0o1777 & ~umask)
     namespace.specials.name(made, entry.parent.key, entry.name)
     namespace.inodes.modified(namespace.inode(entry.parent))
@@ -75,7 +75,7 @@ def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_link(namespace, entry, target)
         return
-    with host.refusals(f"symlink {text(entry.path)!r}"):
+    with host.refusals(f"symlink {shown(text(entry.path))}"):
         os.symlink(target, entry.host_name, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -93,8 +93,8 @@ def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
         namespace.inodes.modified(namespace.inode(entry.parent))
         return
     if source.mount is not entry.parent.mount or source.fd < 0:
-        raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another grant")
-    with host.refusals(f"link {text(entry.path)!r}"):
+        raise Refused(errno.EXDEV, f"{shown(text(source.path))} is in another grant")
+    with host.refusals(f"link {shown(text(entry.path))}"):
         os.link(
             host.by_descriptor(source.fd), entry.host_name, dst_dir_fd=entry.parent.fd, follow_symlinks=True
         )
@@ -114,10 +114,10 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     _require_unpinned(namespace, entry.path)
     if isinstance(place.node, Special):
         if entry.slash:
-            raise Refused(errno.ENOTDIR, f"{text(entry.path)!r} is no directory")
+            raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
         _remove_special(namespace, entry)
         return
-    with host.refusals(f"unlink {text(entry.path)!r}"):
+    with host.refusals(f"unlink {shown(text(entry.path))}"):
         os.unlink(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
     namespace.inodes.modified(namespace.inode(entry.parent))
@@ -127,7 +127,7 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     """rmdir(2)."""
     if not entry.is_ordinary:
         number = {None: errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[entry.name]
-        raise Refused(number, f"{entry.name!r} can't be removed")
+        raise Refused(number, f"{shown(entry.name or b'/')} can't be removed")
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.remove_directory(namespace, entry)
         return
@@ -135,10 +135,10 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
     if isinstance(place.node, Special):
-        raise Refused(errno.ENOTDIR, f"{text(entry.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
     if any(namespace.specials.inside(place.key)):
-        raise Refused(errno.ENOTEMPTY, f"{text(entry.path)!r} is not empty")
-    with host.refusals(f"rmdir {text(entry.path)!r}"):
+        raise Refused(errno.ENOTEMPTY, f"{shown(text(entry.path))} is not empty")
+    with host.refusals(f"rmdir {shown(text(entry.path))}"):
         os.rmdir(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
     namespace.inodes.modified(namespace.inode(entry.parent))
@@ -149,9 +149,11 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     if old.parent.mount is not new.parent.mount:
         raise Refused(errno.EXDEV, "the names are in different grants")
     if not old.is_ordinary:
-        raise Refused(errno.EBUSY, f"{old.name!r} can't be renamed")
+        raise Refused(errno.EBUSY, f"{shown(old.name or b'/')} can't be renamed")
     if not new.is_ordinary:
-        raise Refused(errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{new.name!r} stays")
+        raise Refused(
+            errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{shown(new.name or b'/')} stays"
+        )
     if tmp_tree.directory_of(old.parent) and tmp_tree.directory_of(new.parent):
         tmp_tree.rename(namespace, old, new, flags)
         return
@@ -159,15 +161,15 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     _require_writable(new.parent)
     source, target = _existing(old), new.place
     if flags & fl.RENAME_NOREPLACE and target is not None:
-        raise Refused(errno.EEXIST, f"{text(new.path)!r} exists")
+        raise Refused(errno.EEXIST, f"{shown(text(new.path))} exists")
     _require_unpinned(namespace, old.path)
     _require_unpinned(namespace, new.path)
     if isinstance(source.node, Special) or (target is not None and isinstance(target.node, Special)):
         _rename_special(namespace, old, new, flags)
         return
     if target is not None and target.is_directory and any(namespace.specials.inside(target.key)):
-        raise Refused(errno.ENOTEMPTY, f"{text(new.path)!r} is not empty")
-    with host.refusals(f"rename {text(old.path)!r} to {text(new.path)!r}"):
+        raise Refused(errno.ENOTEMPTY, f"{shown(text(new.path))} is not empty")
+    with host.refusals(f"rename {shown(text(old.path))} to {shown(text(new.path))}"):
         if flags:
             host.rename_exactly(old.parent.fd, old.host_name, new.parent.fd, new.host_name, flags)
         else:
@@ -197,9 +199,9 @@ def _rename_special(namespace: Namespace, old: Entry, new: Entry, flags: int) ->
     if flags & fl.RENAME_EXCHANGE:
         raise Refused(errno.EINVAL, "named pipes and sockets can't be exchanged")
     if source.is_directory or old.slash or new.slash:
-        raise Refused(errno.ENOTDIR, f"{text(new.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(new.path))} is no directory")
     if target is not None and target.is_directory:
-        raise Refused(errno.EISDIR, f"{text(new.path)!r} is a directory")
+        raise Refused(errno.EISDIR, f"{shown(text(new.path))} is a directory")
     if target is not None and target.node is source.node is not None:
         return
     if target is not None:
@@ -209,7 +211,7 @@ def _rename_special(namespace: Namespace, old: Entry, new: Entry, flags: int) ->
         specials.remove(old.parent.key, old.name)
         namespace.inodes.changed(source.node.inode)
     else:
-        with host.refusals(f"rename {text(old.path)!r}"):
+        with host.refusals(f"rename {shown(text(old.path))}"):
             os.rename(old.host_name, new.host_name, src_dir_fd=old.parent.fd, dst_dir_fd=new.parent.fd)
         namespace.inodes.changed(namespace.inode(source))
     for parent in (old.parent, new.parent):
@@ -234,10 +236,10 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
         return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
-        raise Refused(errno.EPERM, f"{text(place.path)!r} is a device, FIFO or socket of the host")
+        raise Refused(errno.EPERM, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if mode & _SET_ID and not place.is_directory:
         raise Refused(errno.EPERM, f"mode {mode:o} would lend out an identity")
-    with host.refusals(f"chmod {text(place.path)!r}"):
+    with host.refusals(f"chmod {shown(text(place.path))}"):
         os.chmod(host.by_descriptor(place.fd), mode & _PERMISSIONS)
     namespace.inodes.changed(namespace.inode(place))
 
@@ -264,7 +266,7 @@ def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int 
     if memory is None and not ours and not place.is_link:
         real = place.status
         assert real is not None, "a place that can be written is the host's"
-        with host.refusals(f"utimensat {text(place.path)!r}"):
+        with host.refusals(f"utimensat {shown(text(place.path))}"):
             os.utime(
                 host.by_descriptor(place.fd),
                 ns=(
@@ -286,7 +288,6 @@ def _memory_at(place: Place) -> Memory | None:
 
 def allows(place: Place, mode: int) -> None:
     """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
-    shown = text(place.path)
     if isinstance(place.node, TmpNode):
         place.node.require(mode & (os.R_OK | os.W_OK | os.X_OK))
         return
@@ -296,14 +297,14 @@ def allows(place: Place, mode: int) -> None:
         if wanted & ~((granted | granted >> 3 | granted >> 6) & 7) or (
             wanted & os.W_OK and place.is_directory
         ):
-            raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+            raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
         return
     if mode & os.W_OK and not place.mount.writable:
-        raise Refused(errno.EROFS, f"{shown!r} is in a read-only grant")
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
     if mode and not (modes.S_ISREG(place.mode) or place.is_directory or place.is_link):
-        raise Refused(errno.EACCES, f"{shown!r} is a device, FIFO or socket of the host")
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if not place.is_link and not os.access(host.by_descriptor(place.fd), mode, effective_ids=True):
-        raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
 
 
 def _require_new(entry: Entry, directory: bool = False) -> None:
@@ -321,12 +322,12 @@ def _require_writable(place: Place) -> None:
         place.node.require_change()
         return
     if not place.mount.writable or place.fd < 0:
-        raise Refused(errno.EROFS, f"{text(place.path)!r} is read-only")
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
 
 
 def _require_unpinned(namespace: Namespace, path: GuestPath) -> None:
     if namespace.mounts.pins(path):
-        raise Refused(errno.EBUSY, f"{text(path)!r} is or leads to a grant")
+        raise Refused(errno.EBUSY, f"{shown(text(path))} is or leads to a grant")
 
 
 def _existing(entry: Entry) -> Place:
