@@ -7,6 +7,7 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process, scheduling
+    splicing      bytes into pipes and out of them; locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
@@ -45,6 +46,7 @@ from aether_emu.linux.calls import (
     sequences,
     signals,
     sockets,
+    splicing,
     time,
     transfer,
     waiting,
@@ -54,7 +56,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, xattrs,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -57,7 +57,7 @@ def sys_pipe(task: Task, result: int, *_: int) -> int:
 
 
 def sys_pipe2(task: Task, result: int, flags: int, *_: int) -> int:
-    pair = task.process.files.pipe(s32(flags))
+    pair = task.process.files.pipe(open_flags(task, s32(flags)))
     try:
         write_struct(task.cpu, result, "ii", *pair)
     except UserFault:

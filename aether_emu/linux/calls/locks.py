@@ -94,8 +94,9 @@ def _shown(lock: Lock) -> bytes:
 
 def _refuse_ring(task: Task, owner: Hashable, blocker: Hashable) -> None:
     """Refused(EDEADLK) if who has the lock waits, in the end, for the one who wants it."""
-    waits = [other.wait for other in task.process.registry.tasks.values() if isinstance(other, Task)]
-    waiting = {wait.owner: wait.blocker for wait in waits if isinstance(wait, LockWait) and not wait.woken}
+    others = task.process.files.namespace.locks.waiters()
+    waits = [other.wait for other in others if isinstance(other, Task)]
+    waiting = {wait.owner: wait.blocker for wait in waits if isinstance(wait, LockWait)}
     waiting.pop(owner, None)
     for _ in range(_LONGEST_RING):
         if blocker is owner:

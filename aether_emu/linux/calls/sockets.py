@@ -50,6 +50,7 @@ from aether_emu.machine.cpu import UserFault
 
 _TYPE_MASK, _TYPE_FLAGS = 0xF, fl.O_NONBLOCK | fl.O_CLOEXEC
 _MOST_MESSAGES = 1024
+_PROTOCOLS = 263  # Linux IPPROTO_MAX
 _MESSAGE_SIZE = 64  # struct mmsghdr: a struct msghdr, and the length that was moved
 _MESSAGE_LENGTH = 56
 
@@ -99,6 +100,8 @@ def _make(task: Task, family: int, kind: int, protocol: int, flags: int) -> Sock
         raise Refused(errno.EPERM, "packets are root's")
     if family not in (AF_INET, AF_INET6):
         raise Refused(errno.EAFNOSUPPORT, f"address family {family}")
+    if not 0 <= protocol < _PROTOCOLS:
+        raise Refused(errno.EINVAL, f"protocol {protocol}")
     if kind == SOCK_STREAM and protocol in (0, op.IPPROTO_TCP):
         return TcpSocket(namespace.internet, family, who, flags)
     if kind == SOCK_DGRAM and protocol in (0, op.IPPROTO_UDP):
@@ -328,7 +331,9 @@ def sys_getsockopt(task: Task, fd: int, level: int, number: int, value: int, len
 
 def _option(socket: Socket, level: int, number: int) -> bytes:
     """The value of an option, as the program sees it."""
-    _check_level(socket, level, number)
+    if level not in _levels(socket):
+        is_inet6 = socket.family == AF_INET6
+        raise Refused(errno.ENOPROTOOPT if is_inet6 else errno.EOPNOTSUPP, f"level {level}")
     if level == op.IPPROTO_TCP and number == op.TCP_INFO and isinstance(socket, TcpSocket):
         return socket.info()
     if level == op.SOL_SOCKET:
@@ -357,22 +362,22 @@ def _option(socket: Socket, level: int, number: int) -> bytes:
     return struct.pack("<i", socket.options.get(level, number))
 
 
-def _check_level(socket: Socket, level: int, number: int) -> None:
-    """Refused(EOPNOTSUPP, ENOPROTOOPT) where a kind of socket has no such options."""
+def _levels(socket: Socket) -> tuple[int, ...]:
+    """The levels of options that a kind of socket has."""
     if isinstance(socket, UnixSocket):
-        if level != op.SOL_SOCKET:
-            raise Refused(errno.EOPNOTSUPP, f"a unix socket has no options of level {level}")
-        return
-    is_missing = level == op.IPPROTO_TCP and not isinstance(socket, TcpSocket)
-    if is_missing or (level == op.IPPROTO_IPV6 and socket.family != AF_INET6):
-        raise Refused(errno.ENOPROTOOPT, f"no option {number} of level {level}")
+        return (op.SOL_SOCKET,)
+    levels: tuple[int, ...] = (op.SOL_SOCKET, op.IPPROTO_IP)
+    levels += (op.IPPROTO_TCP,) if isinstance(socket, TcpSocket) else ()
+    return levels + ((op.IPPROTO_IPV6,) if socket.family == AF_INET6 else ())
 
 
 def sys_setsockopt(task: Task, fd: int, level: int, number: int, value: int, length: int, *_: int) -> int:
     socket, level, number, length = find_socket(task, fd), s32(level), s32(number), s32(length)
     if length < 0:
         raise Refused(errno.EINVAL, f"a length of {length}")
-    _check_level(socket, level, number)
+    if level not in _levels(socket):
+        is_unix = isinstance(socket, UnixSocket)
+        raise Refused(errno.EOPNOTSUPP if is_unix else errno.ENOPROTOOPT, f"level {level}")
     if level == op.SOL_SOCKET and number in (op.SO_RCVTIMEO, op.SO_SNDTIMEO):
         _set_timeout(socket, number, _fetch(task, value, length, "qq"))
     elif level == op.SOL_SOCKET and number == op.SO_LINGER:
@@ -403,8 +408,6 @@ def _set_integer(socket: Socket, level: int, number: int, setting: int) -> None:
         and socket.local.port
     ):
         raise Refused(errno.EINVAL, "it is bound")
-    if level == op.SOL_SOCKET and number == op.SO_PASSCRED and not isinstance(socket, UnixSocket):
-        raise Refused(errno.EOPNOTSUPP, "only unix sockets pass credentials")
     socket.options.set(level, number, setting)
 
 

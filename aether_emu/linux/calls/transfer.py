@@ -27,12 +27,13 @@ from aether_emu.linux.files.open_file import (
     Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import EventCounter, PipeEnd
+from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
 from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
 
 CHUNK = 1 << 20
@@ -171,6 +172,8 @@ def _load(
 def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     """Take what is there, but no more than can be delivered."""
     wanted = user.total(pieces)
+    if isinstance(file, PipeEnd):
+        return _read_pipe(task, file, pieces, wanted)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -186,6 +189,19 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if isinstance(data, WouldBlock):
         wait_for(data)
     return user.scatter(task.cpu, pieces, data)
+
+
+def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> int:
+    """Take what is there; what can't be delivered goes back."""
+    data = end.read(wanted)
+    if isinstance(data, WouldBlock):
+        wait_for(data)
+    moved = user.scatter(task.cpu, pieces, data)
+    if moved < len(data):
+        end.pipe.put_back(data[moved:])
+        if not moved:
+            raise UserFault("nothing of the buffer can be written")
+    return moved
 
 
 # ---- writing
@@ -271,6 +287,8 @@ def _store(
         while True:
             task.checkpoint(done)
             step = min(CHUNK, wanted - done)
+            if isinstance(file, PipeEnd) and step > PIPE_BUF:
+                step = min(step, max(file.pipe.room, 1))
             data = _gather(task, file, user.behind(pieces, done) if done else pieces, step)
             took = put(data, done)
             if isinstance(took, WouldBlock):
@@ -304,7 +322,7 @@ def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> byte
 
 
 def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_: int) -> int:
-    at = int(read_struct(task.cpu, offset, "q")[0]) if offset else None
+    at = int(read_struct(task.cpu, offset, "q")[0]) - _done_before(task) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
     reading, writing, files = reader(task, source), writer(task, out), task.process.files
@@ -314,7 +332,12 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     def move(most: int, done: int) -> int | WouldBlock:
         return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)
 
-    moved = _move(task, writing, count, move)
+    try:
+        moved = _move(task, writing, count, move)
+    except Wait as wait:
+        if at is not None:  # a signal may end the wait, and what went has gone
+            write_struct(task.cpu, offset, "q", at + (wait.progress[0] if wait.progress else 0))
+        raise
     if at is not None:
         write_struct(task.cpu, offset, "q", at + moved)
     return moved
@@ -351,9 +374,9 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
             task.checkpoint(done)
             moved = move(count - done, done)
             if isinstance(moved, WouldBlock):
-                if done:
+                if done and not isinstance(out, Socket):
                     return done
-                wait_for(moved)
+                wait_for(moved, done)
             done += moved
             if not moved or done == count:
                 return done
@@ -368,11 +391,6 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
             change.done()
 
 
-def sys_splice(task: Task, *_: int) -> int:
-    """splice(2) is refused with EINVAL, at which programs fall back on reading and writing."""
-    raise Refused(errno.EINVAL, "pipes give their pages to nobody")
-
-
 def _done_before(task: Task) -> int:
     """Bytes that the call in progress moved before it last waited."""
     return task.progress[0] if task.progress else 0
@@ -380,8 +398,6 @@ def _done_before(task: Task) -> int:
 
 def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
-    if isinstance(file, PipeEnd):
-        return file.available()
     if isinstance(file, StreamFile):
         return _STREAM_CHUNK
     return _COUNTER_SIZE if isinstance(file, EventCounter) else 0

@@ -72,8 +72,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
         "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": bytes(p.buffer)}
-            for p in seen.pipes
+            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
@@ -151,6 +150,8 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
+        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
     if isinstance(file, FifoEnd):

@@ -62,11 +62,11 @@ class DescriptorOperations:
 
     def pipe(self, flags: int = 0) -> tuple[int, int]:
         """pipe2(2): the reading and the writing descriptor."""
-        if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
+        if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK | fl.O_DIRECT):
             raise Refused(errno.EINVAL, f"pipe flags {flags:#x}")
         self.table.require_room(2)
         pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
-        status, cloexec = flags & fl.O_NONBLOCK, bool(flags & fl.O_CLOEXEC)
+        status, cloexec = flags & (fl.O_NONBLOCK | fl.O_DIRECT), bool(flags & fl.O_CLOEXEC)
         reading, writing = PipeEnd(pipe, status | fl.O_RDONLY), PipeEnd(pipe, status | fl.O_WRONLY)
         return self.table.install(reading, cloexec=cloexec), self.table.install(writing, cloexec=cloexec)
 

@@ -10,12 +10,12 @@ They are among guest processes only: the host's own are not locked out, nor do t
 from __future__ import annotations
 
 import errno
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.records import dataclass
-from aether_emu.waiting import WaitQueue
+from aether_emu.waiting import Waiter, WaitQueue
 
 F_RDLCK, F_WRLCK, F_UNLCK = 0, 1, 2
 END = 1 << 63
@@ -61,6 +61,10 @@ class FileLocks:
     def queue(self, file: OpenFile) -> WaitQueue:
         """Who waits for a lock on this file stands here."""
         return self._there(file).freed
+
+    def waiters(self) -> Iterator[Waiter]:
+        """Whoever waits for a lock, on whatever file."""
+        return (waiter for there in self._by_file.values() for waiter in there.freed)
 
     def _there(self, file: OpenFile) -> _Locked:
         return self._by_file.setdefault(key_of(file), _Locked())

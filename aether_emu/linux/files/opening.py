@@ -167,10 +167,10 @@ def _open_special(namespace: Namespace, place: Place, node: Special, flags: int)
         raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
     if not node.is_fifo:
         raise Refused(errno.ENXIO, f"{shown(text(place.path))} is a socket")
-    if node.pipe is None or not (node.pipe.readers or node.pipe.writers):
-        node.pipe = Pipe(namespace.stat(place), namespace.pipes)
-    if flags & fl.O_NONBLOCK and flags & fl.O_ACCMODE == fl.O_WRONLY and not node.pipe.readers:
+    pipe = node.pipe if node.pipe is not None and (node.pipe.readers or node.pipe.writers) else None
+    if flags & fl.O_NONBLOCK and flags & fl.O_ACCMODE == fl.O_WRONLY and not (pipe and pipe.readers):
         raise Refused(errno.ENXIO, f"nobody reads from {shown(text(place.path))}")
+    node.pipe = pipe or Pipe(namespace.stat(place), namespace.pipes)
     return FifoEnd(namespace, place, node, flags)
 
 

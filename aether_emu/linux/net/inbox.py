@@ -10,7 +10,8 @@ from typing import NamedTuple
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import OpenFile
 
-_HEAD, _ALIGNED, _RECORD = 320, 512, 256
+_PAGE, _HEAD, _ALIGNED, _RECORD = 4096, 320, 512, 256
+_IN_ONE = 4 * _PAGE - _HEAD
 
 
 class Credentials(NamedTuple):
@@ -41,17 +42,15 @@ class SocketAccount:
         self.used -= size
 
 
-def cost_of(size: int) -> int:
+def cost_of(size: int, in_one: int = _IN_ONE) -> int:
     """What Linux reckons for a message of `size` bytes in a buffer (skb->truesize).
 
-    Up to a page it is a piece of a power of two, with room for what the kernel writes before and behind it.
+    Up to `in_one` bytes are one piece of a power of two, with room for what the kernel writes around it; what
+    goes beyond takes whole pages.
     """
-    whole = size + _HEAD
-    if whole <= _ALIGNED:
-        return _ALIGNED + _RECORD
-    if size <= 1 << 15:
-        return (1 << (whole - 1).bit_length()) + _RECORD
-    return (whole + 4095 & -4096) + _RECORD
+    pages = min(size, -(-max(0, size - in_one) // _PAGE) * _PAGE)
+    head = max(size - pages + _HEAD, _ALIGNED)
+    return (1 << (head - 1).bit_length()) + _RECORD + -(-pages // _PAGE) * _PAGE
 
 
 class Message:

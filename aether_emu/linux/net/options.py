@@ -23,12 +23,17 @@ _INT_MAX = (1 << 31) - 1
 
 
 class _Option(NamedTuple):
-    """An option that is an integer: its value at first, and those that may be set."""
+    """An option that is an integer: its value at first, those that may be set, and what of them is kept.
+
+    With `resets`, -1 stands for the value at first.
+    """
 
     value: int = 0
     lowest: int = -1 << 31
     highest: int = _INT_MAX
     is_flag: bool = False
+    mask: int = -1
+    resets: bool = False
 
 
 _FLAG = _Option(is_flag=True)
@@ -60,20 +65,20 @@ _OF_TCP = {
     18: _Option(0, 0),  # TCP_USER_TIMEOUT
 }
 _OF_IP = {
-    1: _Option(0, 0, 255),  # IP_TOS
-    2: _Option(64, 1, 255),  # IP_TTL
+    1: _Option(0, mask=0xFF),  # IP_TOS
+    2: _Option(64, 1, 255, resets=True),  # IP_TTL
     10: _Option(1, 0, 5),  # IP_MTU_DISCOVER
     24: _FLAG,  # IP_BIND_ADDRESS_NO_PORT
     33: _Option(1, 0, 255),  # IP_MULTICAST_TTL
     34: _Option(1, is_flag=True),  # IP_MULTICAST_LOOP
 }
 _OF_IPV6 = {
-    16: _Option(64, -1, 255),  # IPV6_UNICAST_HOPS
-    18: _Option(1, -1, 255),  # IPV6_MULTICAST_HOPS
+    16: _Option(64, 0, 255, resets=True),  # IPV6_UNICAST_HOPS
+    18: _Option(1, 0, 255, resets=True),  # IPV6_MULTICAST_HOPS
     19: _Option(1, is_flag=True),  # IPV6_MULTICAST_LOOP
     23: _Option(1, 0, 5),  # IPV6_MTU_DISCOVER
     IPV6_V6ONLY: _FLAG,
-    67: _Option(0, -1, 255),  # IPV6_TCLASS
+    67: _Option(0, 0, 255, resets=True),  # IPV6_TCLASS
 }
 _INTEGERS = {
     SOL_SOCKET: _OF_SOCKETS,
@@ -117,6 +122,8 @@ class Options:
         known = _INTEGERS.get(level, {}).get(number)
         if known is None:
             raise Refused(errno.ENOPROTOOPT, f"option {number} of level {level}")
+        if known.resets and value == -1:
+            value = known.value
         if known.is_flag:
             value = int(value != 0)
         elif level == SOL_SOCKET and number in (SO_SNDBUF, SO_RCVBUF):
@@ -126,7 +133,7 @@ class Options:
             value = _INT_MAX if value < 0 else value or 1
         elif not known.lowest <= value <= known.highest:
             raise Refused(errno.EINVAL, f"option {number} of level {level}: {value}")
-        self._set[level, number] = value
+        self._set[level, number] = value & known.mask
 
     @property
     def send_buffer(self) -> int:

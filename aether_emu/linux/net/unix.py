@@ -39,7 +39,9 @@ _FAMILY = struct.pack("<H", AF_UNIX)
 _LONGEST_ADDRESS = 110
 _MOST_WAITING = 10
 """Messages that wait in the inbox of a datagram socket, and one more (Linux net.unix.max_dgram_qlen)."""
-_PIECE = 1 << 15
+_IN_ONE = 4096 - 320
+_PIECE = _IN_ONE + (1 << 15)
+"""Bytes of a stream that make a message, at most (Linux unix_stream_sendmsg)."""
 _AUTOMATIC_NAMES = 1 << 20
 
 
@@ -361,7 +363,8 @@ class UnixSocket(Socket):
                 if not done:
                     return WouldBlock(self, POLLOUT)
                 break
-            piece = data[done : done + _PIECE] if done or len(data) > _PIECE else data
+            most = min(_PIECE, (self.options.send_buffer >> 1) - 64)
+            piece = data[done : done + most] if done or len(data) > most else data
             try:
                 self._put(peer, piece, outgoing._replace(rights=()) if done else outgoing)
             except Refused:
@@ -414,7 +417,7 @@ class UnixSocket(Socket):
         passes = any(end.options.get(SOL_SOCKET, SO_PASSCRED) for end in (self, peer))
         who = outgoing.credentials if passes or outgoing.rights or peer.listener is not None else None
         self.space.depart(outgoing.rights, self.most_flying)
-        cost = cost_of(len(data))
+        cost = cost_of(len(data), _IN_ONE) if self.is_stream else cost_of(len(data))
         message = Message(
             data, cost, self._paid, address=self.address, rights=outgoing.rights, credentials=who
         )
@@ -435,8 +438,9 @@ class UnixSocket(Socket):
         return 4 * self.outstanding <= self.options.send_buffer
 
     def send_room(self) -> int:
-        """See `Socket.send_room`."""
-        return max(0, self.options.send_buffer - self.outstanding)
+        """See `Socket.send_room`. A message may go beyond the buffer with its end."""
+        room = self.options.send_buffer - self.outstanding
+        return room + _PIECE if room > 0 else 0
 
     def receive(self, count: int, *, peek: bool = False) -> Received | WouldBlock:
         """See `Socket.receive`."""

@@ -110,6 +110,8 @@ CALLS: dict[str, Declaration] = {
     "sendfile": _call(FD, FD, st.OFFSET, SIZE),
     "copy_file_range": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, HEX_INT),
     "splice": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, bits_of(names.SPLICE)),
+    "tee": _call(FD, FD, SIZE, bits_of(names.SPLICE)),
+    "vmsplice": _call(FD, vectors(False), SIZE, bits_of(names.SPLICE)),
     "lseek": _call(FD, LONG, _SEEK),
     "readahead": _call(FD, LONG, SIZE),
     "fadvise64": _call(FD, LONG, SIZE, one_of(names.FADVISE)),
