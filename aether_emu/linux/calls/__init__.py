@@ -51,12 +51,13 @@ from aether_emu.linux.calls import (
     time,
     transfer,
     waiting,
+    xattrs,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

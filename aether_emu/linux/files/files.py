@@ -28,6 +28,7 @@ from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
 from aether_emu.linux.files.synthetic import Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
+from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.linux.files.walk import checked, read_link
 from aether_emu.linux.net.unix import UnixSocket
 
@@ -316,6 +317,16 @@ class Files(DescriptorOperations):
         follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
             tree.set_times(self.namespace, place, atime, mtime)
+
+    def with_attributes(self, path: bytes, *, follow: bool) -> TmpNode | None:
+        """What is at a path, if it can have extended attributes: only what is in a tmpfs."""
+        with self._lookup(fl.AT_FDCWD, path, follow=follow) as place:
+            return place.node if isinstance(place.node, TmpNode) else None
+
+    def open_with_attributes(self, fd: int) -> TmpNode | None:
+        """See `with_attributes`. EBADF for O_PATH."""
+        node = self._place_of(self.table.file(fd)).node
+        return node if isinstance(node, TmpNode) else None
 
     # Names
 
