@@ -92,7 +92,8 @@ class _Report:
         if self._refusal is not None:
             yield from self._refused(self._refusal, "The program tried")
         elif not fatal.forced:
-            yield f"The program sent {name} to itself, as abort() does."
+            way = "as abort() does" if info.number == sig.SIGABRT else "by kill() or its like"
+            yield f"The program sent {name} to itself, {way}."
         elif info.record is None and info.number == sig.SIGSEGV:
             yield "The frame of a signal could not be written or read back: see the stack pointer."
             first = refusal_of(self._isa, replace(info, record=fatal.task.signals.record))
