@@ -29,6 +29,7 @@ from aether_emu.errors import (
     OutOfFrames,
     ProgramError,
     TimedOut,
+    shown,
     suggestion,
     whole,
 )
@@ -215,8 +216,8 @@ def complete_streams(given: Mapping[str, Stream]) -> dict[str, Stream]:
     """All three standard streams, the host's where none is given. ConfigError for other names."""
     streams = standard_streams()
     if not isinstance(given, Mapping) or given.keys() - streams.keys():
-        shown = sorted(given) if isinstance(given, Mapping) else given
-        raise ConfigError("streams", shown, "streams by the names stdin, stdout and stderr")
+        names = sorted(given) if isinstance(given, Mapping) else given
+        raise ConfigError("streams", names, "streams by the names stdin, stdout and stderr")
     return streams | dict(given)
 
 
@@ -648,10 +649,13 @@ class _Nobody:
     texts: Mapping[str, Callable[[], bytes]] = {}  # never written
 
 
-def program_isa(program: str | os.PathLike[str], grants: Grants | None = None) -> str:
+def program_isa(
+    program: str | os.PathLike[str], grants: Grants | None = None, *, executable: bool = False
+) -> str:
     """The ISA that a program's header names; it is found where `Machine.load` will find it.
 
-    Raises ProgramError, ConfigError as that.
+    Raises ProgramError, ConfigError as that. `executable`: ProgramError also where a shell would say that the
+    file may not be executed, which is no concern of `load`.
     """
     program, grants = _path("program", program), checked_grants(grants)
     path, binds, cwd = _visible(os.fspath(program), grants)
@@ -659,7 +663,9 @@ def program_isa(program: str | os.PathLike[str], grants: Grants | None = None) -
     try:
         files = Files(namespace, _Nobody())
         try:
-            return program_image(files, os.fsencode(path)).isa
+            return program_image(
+                files, os.fsencode(path), shown(os.fspath(program)), executable=executable
+            ).isa
         finally:
             files.close_all()
     finally:
@@ -675,11 +681,11 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     try:
         host = Path(program).resolve(strict=True)
         if host.is_dir():
-            raise ProgramError(f"{program}: is a directory")
+            raise ProgramError(f"{shown(program)}: is a directory")
     except FileNotFoundError:
-        raise ProgramError(f"{program}: no such file", 127) from None
+        raise ProgramError(f"{shown(program)}: no such file", 127) from None
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
-        raise ProgramError(f"{program}: {getattr(error, 'strerror', None) or error}") from None
+        raise ProgramError(f"{shown(program)}: {getattr(error, 'strerror', None) or error}") from None
     try:
         cwd = Path(grants.cwd or Path.cwd()).resolve()
     except OSError as error:

@@ -6,7 +6,8 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process
+    signals, time, futexes, process, scheduling
+    sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
 
@@ -38,6 +39,8 @@ from aether_emu.linux.calls import (
     paths,
     polling,
     process,
+    scheduling,
+    sequences,
     signals,
     time,
     transfer,
@@ -47,7 +50,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, jobs,
+    scheduling, sequences, cloning, executing, waiting, jobs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -7,8 +7,8 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from typing import BinaryIO, Protocol
 
-from aether_emu.errors import ProgramError, Refused, whole
-from aether_emu.linux.exec.elf import read_image, shown
+from aether_emu.errors import ProgramError, Refused, shown, whole
+from aether_emu.linux.exec.elf import read_image
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
@@ -115,7 +115,7 @@ def _symbols(file: BinaryIO) -> list[tuple[str, int, int]]:
         for name, info, _other, section, value, extent in _SYMBOL.iter_unpack(_bytes(file, at, length)):
             end = names.find(b"\0", name)
             if section and name and end > name and info & 15 in _FUNCTIONS_AND_DATA:
-                found.append((names[name:end].decode("utf-8", "backslashreplace"), value, extent))
+                found.append((shown(names[name:end]), value, extent))
     return found
 
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, ConfigError, Refused, whole
+from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
@@ -19,6 +19,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
@@ -30,7 +31,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality",
+    "personality", "barriers",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -168,11 +169,13 @@ class Process:
         self.changed, self.left_parent = WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
+        self.usage, self.usage_of_children = Usage(), Usage()
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
@@ -234,6 +237,7 @@ class Process:
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.barriers = self.barriers
         self.children.append(child)
         return child
 
@@ -275,6 +279,18 @@ class Process:
             return sig.CLD_EXITED, self.ended.code
         dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
         return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
+
+    def parent_takes_usage(self) -> None:
+        """It was waited for: what it and its own children used counts as its parent's children's."""
+        if self.parent is not None:
+            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    def used(self) -> Usage:
+        """What it has used until now. Only its own task may ask while one of it runs."""
+        running = any(task.running for task in self.tasks)
+        return (
+            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
+        )
 
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""
@@ -360,7 +376,7 @@ class Process:
         return self._symbols
 
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
         if self.kernel.closed:
             return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)
@@ -466,6 +482,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -477,5 +494,6 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from aether_emu.arch.paging import Access
 from aether_emu.arch.x86_64.syndrome import VECTOR_OVERFLOW, VECTOR_STACK
+from aether_emu.errors import shown
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.kernel import Moment
 from aether_emu.mm.allocation import Area
@@ -214,8 +215,8 @@ class _Report:
     def _changes(self) -> Iterator[str]:
         for moment, change, start, end in self._recorder.changes:
             area = self._space.areas.find(start)
-            shown = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
-            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{shown}"
+            written = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
+            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{written}"
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
@@ -247,7 +248,7 @@ def _line(area: Area, mark: str) -> str:
 
 def _printable(line: str) -> str:
     """Names may hold anything. Of long lines the folders are left out, then their middle."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    text = shown(line)
     if len(text) > WIDTH:
         text = _FOLDERS.sub(".../", text)
     if len(text) <= WIDTH:
