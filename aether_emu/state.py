@@ -12,6 +12,7 @@ files, which have no path, are held with their contents, whether a descriptor or
 
 from __future__ import annotations
 
+import functools
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.calls.mappable import file_backing
+from aether_emu.linux.calls.time import meter_of
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -138,6 +140,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.alarms.restore(described["alarms"], functools.partial(meter_of, process))
     machine.cpu.restore_blocks(state["blocks"])
     _restore_tasks(machine, first, state)
 
@@ -174,7 +178,8 @@ def _restore_files(
     for pid, index in state["files_of"].items():
         owners.setdefault(index, living[pid])
     sources = [ProcessTexts(owners[index]) for index in sorted(owners)]
-    restored = files_capture.restore(state["files"], namespace, sources, streams)
+    timers = processes[0].kernel.timers
+    restored = files_capture.restore(state["files"], namespace, sources, streams, timers)
     for pid, process in living.items():
         files = restored.processes[state["files_of"][pid]]
         process.files = files if owners[state["files_of"][pid]] is process else files.share()

@@ -9,6 +9,7 @@
     signals, time, futexes, process, scheduling
     sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    timers        what is to happen at a time
     jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
@@ -43,6 +44,7 @@ from aether_emu.linux.calls import (
     sequences,
     signals,
     time,
+    timers,
     transfer,
     waiting,
 )
@@ -50,7 +52,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs,
+    scheduling, sequences, cloning, executing, waiting, jobs, timers,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -3,11 +3,11 @@
     Timer.set --> Timers, a heap of deadlines --> the scheduler ends a turn or idles there --> expire()
 
 A timer that repeats is armed again when its expiry is *taken* (a signal is delivered, a timerfd is read), not
-before: `forward` then says how many periods have passed. So the shortest period costs no more than the program
-that asked for it, as under Linux (hrtimer_forward).
+before: `forward` then says how many periods have passed. So the shortest period costs no more than the
+program that asked for it, as under Linux (hrtimer_forward).
 
-There are two time lines: the machine's, and the processor's (`VirtualClock.busy_ns`), which stands still while
-no task can run. While nothing is armed nobody asks for anything here.
+A timer measures the machine's time, or the processor's time of a process or thread, which its `meter` reads.
+While nothing is armed nobody asks for anything here.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from heapq import heappop, heappush
 
 from aether_emu.clock import LAST_NS, VirtualClock
 
-_Entry = tuple[int, int, "Timer"]
+_FAR, _CALL = 1 << 16, 1 << 10  # ns: the longest time between two glances, and what a call costs at most then
+State = tuple[int | None, int, bool]
 
 
 class Timer:
     """One timer, disarmed at first. `expire` is called at its deadline; it is then not armed any more.
 
-    `deadline` is in ns of its time line, the last one if that has passed; None was never set. `interval` is
-    its period in ns, 0 is none.
+    `meter` reads the time that it measures, in ns; None is the machine's. `deadline` is a time of that, the
+    last one if it has passed; None was never set. `interval` is its period in ns, 0 is none.
     """
 
-    def __init__(self, timers: Timers, expire: Callable[[], None], *, of_processor: bool = False) -> None:
-        self._timers, self.expire, self.of_processor = timers, expire, of_processor
+    def __init__(
+        self, timers: Timers, expire: Callable[[], None], meter: Callable[[], int] | None = None
+    ) -> None:
+        self._timers, self.expire, self.meter = timers, expire, meter
         self.deadline: int | None = None
         self.interval = 0
         self.ticket = 0  # that of its entry in the heap; 0: not armed
@@ -40,8 +43,8 @@ class Timer:
 
     @property
     def now(self) -> int:
-        """ns on its time line."""
-        return self._timers.now(of_processor=self.of_processor)
+        """The time that it measures, in ns."""
+        return self._timers.read() if self.meter is None else self.meter()
 
     def set(self, deadline: int | None, interval: int = 0) -> None:
         """Let it expire at `deadline`, or never."""
@@ -71,15 +74,15 @@ class Timer:
             return 0
         return max(1, self.deadline - self.now)
 
-    def capture(self) -> tuple[int | None, int, bool]:
+    def capture(self) -> State:
         """Deadline, period, and whether it is armed."""
         return self.deadline, self.interval, self.armed
 
-    def restore(self, state: tuple[int | None, int, bool]) -> None:
+    def restore(self, state: State) -> None:
         """Take over what `capture` gave."""
         self.deadline, self.interval, armed = state
         if armed:
-            self.arm()
+            self._timers.insert(self)
 
 
 class Timers:
@@ -89,67 +92,81 @@ class Timers:
     """
 
     def __init__(self, clock: VirtualClock, read: Callable[[], int]) -> None:
-        self._clock, self._read = clock, read
-        self._heaps: dict[bool, list[_Entry]] = {False: [], True: []}
+        self._clock, self.read = clock, read
+        self._heap: list[tuple[int, int, Timer]] = []
+        self._metered: dict[Timer, None] = {}
         self._tickets = 0
         self.armed = 0
+        self.unseen = 0  # calls that return before `glance` looks again
         self.came: Callable[[], None] | None = None
 
-    def now(self, *, of_processor: bool = False) -> int:
-        """ns on one of the time lines."""
-        now = self._read()
-        return self._clock.busy_ns if of_processor else now
-
     def add(self, timer: Timer) -> None:
-        """It is armed."""
-        assert timer.deadline is not None, "it was set"
-        self._read()  # from now on executed blocks count
-        self._tickets += 1
-        self.armed += 1
-        timer.ticket = self._tickets
-        heappush(self._heaps[timer.of_processor], (timer.deadline, timer.ticket, timer))
+        """It is armed: from now on executed blocks count, and no task runs past the deadline."""
+        self.read()
+        self.insert(timer)
+        self.unseen = 0
         if self.came is not None:
             self.came()
 
+    def insert(self, timer: Timer) -> None:
+        """It is armed again on a machine that is restored: its clock counts already, and nobody runs."""
+        assert timer.deadline is not None, "it was set"
+        self._tickets += 1
+        self.armed += 1
+        timer.ticket = self._tickets
+        if timer.meter is None:
+            heappush(self._heap, (timer.deadline, timer.ticket, timer))
+        else:
+            self._metered[timer] = None
+
     def remove(self, timer: Timer) -> None:
         """It is not armed any more, if it was. Its entry is thrown away when it comes up."""
-        if timer.ticket:
-            timer.ticket = 0
-            self.armed -= 1
-            heap = self._heaps[timer.of_processor]
-            if len(heap) > 2 * self.armed + 64:
-                heap[:] = sorted(entry for entry in heap if entry[2].ticket == entry[1])
+        if not timer.ticket:
+            return
+        timer.ticket = 0
+        self.armed -= 1
+        self._metered.pop(timer, None)
+        if len(self._heap) > 2 * self.armed + 64:
+            self._heap = sorted(entry for entry in self._heap if entry[2].ticket == entry[1])
 
-    def _first(self, of_processor: bool) -> int | None:
-        heap = self._heaps[of_processor]
+    def _first(self) -> int | None:
+        heap = self._heap
         while heap and heap[0][2].ticket != heap[0][1]:
             heappop(heap)
         return heap[0][0] if heap else None
 
     def earliest(self, *, idle: bool) -> int | None:
         """The first deadline, in ns of the machine; None if there is none. `idle`: while nobody runs."""
-        first, other = self._first(False), None if idle else self._first(True)
-        if other is None:
+        first, now = self._first(), self._clock.now_ns
+        if idle or not self._metered:
             return first
-        other += self._clock.idle_ns
+        other = now + min(max(0, (timer.deadline or 0) - timer.now) for timer in self._metered)
         return other if first is None else min(first, other)
 
     def expire(self) -> bool:
         """Let those expire whose time has come by `VirtualClock.now_ns`. Whether there was one."""
-        any_did = False
-        for of_processor, heap in self._heaps.items():
-            now = self._clock.busy_ns if of_processor else self._clock.now_ns
-            due = []
-            while (first := self._first(of_processor)) is not None and first <= now:
-                due.append(heappop(heap)[2])
-                due[-1].ticket = 0
-                self.armed -= 1
-            for timer in due:
-                any_did = True
-                timer.expire()
-        return any_did
+        due = []
+        while (first := self._first()) is not None and first <= self._clock.now_ns:
+            due.append(heappop(self._heap)[2])
+            self.remove(due[-1])
+        for timer in [each for each in self._metered if (each.deadline or 0) <= each.now]:
+            due.append(timer)
+            self.remove(timer)
+        for timer in due:
+            timer.expire()
+        return bool(due)
+
+    def glance(self) -> None:
+        """A system call returns: `look`, more seldom while the first deadline is far."""
+        if self.unseen:
+            self.unseen -= 1
+            return
+        self.look()
+        first = self.earliest(idle=False)
+        if first is not None:
+            self.unseen = max(0, min(first - self._clock.now_ns, _FAR)) // _CALL
 
     def look(self) -> bool:
         """Read the clock, then `expire`."""
-        self._read()
+        self.read()
         return self.expire()
