@@ -40,7 +40,8 @@ class Opened:
 
     def __init__(self, root: Path | None, binds: list[Bind], cwd: str = "/") -> None:
         self.namespace = Namespace(root, binds, cwd, random=chance)
-        self.files = Files(self.namespace, Source())
+        source = Source()
+        self.files = source.files = Files(self.namespace, source)
 
     def __enter__(self) -> Opened:
         return self
