@@ -25,6 +25,7 @@ from aether_emu.cli.options import (
     Setting,
     WithOrWithout,
     debug_option,
+    several,
     text,
     whole,
 )
@@ -56,6 +57,12 @@ def _variable(written: str) -> tuple[str, str]:
     if not name or not equals or "\0" in written:
         raise ValueError(written)
     return name, value
+
+
+def _kinds() -> list[str]:
+    from aether_emu.observe.strace.selection import all_words
+
+    return all_words()
 
 
 _BIND = Form("HOST:GUEST[:rw]", "HOST:GUEST or HOST:GUEST:rw", _bind)
@@ -106,7 +113,7 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 )
 @click.option(
     "--strace-only",
-    metavar="KINDS",
+    type=several("KINDS", _kinds),
     help="Only these, separated by commas: names of calls, page-fault, signal, syscall, and families such as"
     " %memory and %file. Means --strace too.",
 )

@@ -6,7 +6,8 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process
+    signals, time, futexes, process, scheduling
+    sequences     membarrier and rseq
     splicing      bytes into pipes and out of them; locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
@@ -41,6 +42,8 @@ from aether_emu.linux.calls import (
     paths,
     polling,
     process,
+    scheduling,
+    sequences,
     signals,
     sockets,
     splicing,
@@ -52,7 +55,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting, jobs, sockets, locks, splicing,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -147,6 +147,8 @@ def _prepare(task: Task, made: Task, asked: _Request) -> None:
     flags, process = asked.flags, task.process
     made.name = task.name
     made.signals.blocked = task.signals.blocked
+    made.set_scheduling(task.scheduling.of_child())
+    made.sequences = None if flags & _VM else task.sequences
     if not flags & _VM or flags & _VFORK:
         made.signals.stack = task.signals.stack
     tls = asked.tls if flags & _SETTLS else None

@@ -25,6 +25,10 @@ class Word:
         """The queue to wait in."""
         return self.futexes.queue(self.key)
 
+    def to_lock(self) -> WaitQueue:
+        """The queue to wait in for a lock that the kernel passes on."""
+        return self.futexes.lock_queue(self.key)
+
     def waiting(self) -> Iterator[tuple[Task, FutexWait]]:
         """Who waits there, the longest-waiting first."""
         for waiter in self.futexes.waiting(self.key) or ():
@@ -69,7 +73,8 @@ def wake(word: Word, most: int, bits: int) -> int:
 
 def move(waiter: Task, wait: FutexWait, source: Word, target: Word) -> None:
     """Let a task that waits at `source` wait at `target` instead."""
-    before, after = source.to_wait(), target.to_wait()
+    before = source.to_wait()
+    after = target.to_wait() if wait.locks is None else target.to_lock()
     before.remove(waiter)
     wait.move(before, after, target.address)
     after.add(waiter)

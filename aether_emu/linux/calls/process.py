@@ -29,6 +29,7 @@ from aether_emu.linux.task.process import (
     Ended,
 )
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import UserFault
 
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
@@ -36,6 +37,8 @@ _PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 2,
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _GRND_KNOWN = 7
+_ROBUST_HEAD = 24
+_SELF, _CHILDREN, _THREAD = 0, -1, 1
 
 
 # ---- the end
@@ -165,10 +168,20 @@ def sys_set_tid_address(task: Task, address: int, *_: int) -> int:
 
 
 def sys_set_robust_list(task: Task, head: int, length: int, *_: int) -> int:
-    """Kept with the task. Linux walks the list when a thread dies; with one, nobody waits for its locks."""
-    if length != 24:
+    """Kept with the task: `task.robust` walks the list when it ends."""
+    if length != _ROBUST_HEAD:
         raise Refused(errno.EINVAL, "the list head has another size")
     task.robust_list = (head, length)
+    return 0
+
+
+def sys_get_robust_list(task: Task, tid: int, head: int, length: int, *_: int) -> int:
+    """get_robust_list(2), of any thread: all belong to one user."""
+    other = task.process.registry.tasks.get(s32(tid)) if s32(tid) else task
+    if not isinstance(other, Task):
+        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
+    write_struct(task.cpu, length, "Q", _ROBUST_HEAD)
+    write_struct(task.cpu, head, "Q", other.robust_list[0])
     return 0
 
 
@@ -221,51 +234,6 @@ def _read_name(task: Task, address: int) -> bytes:
         return task.cpu.copy_from_user(address, 15)
 
 
-def sys_sched_yield(task: Task, *_: int) -> int:
-    return 0
-
-
-def sys_sched_getaffinity(task: Task, pid: int, size: int, result: int, *_: int) -> int:
-    _known_task(task, pid)
-    if size < 8 or size & 7:
-        raise Refused(errno.EINVAL, "the mask is too small")
-    write_struct(task.cpu, result, "Q", 1)
-    return 8
-
-
-def sys_sched_setaffinity(task: Task, pid: int, size: int, mask: int, *_: int) -> int:
-    _known_task(task, pid)
-    wanted = task.cpu.copy_from_user(mask, min(size, 8))
-    if not wanted or not wanted[0] & 1:
-        raise Refused(errno.EINVAL, "no CPU of the mask exists")
-    return 0
-
-
-def _known_task(task: Task, tid: int) -> None:
-    if s32(tid) and s32(tid) not in task.process.registry.tasks:
-        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
-
-
-def sys_getcpu(task: Task, cpu: int, node: int, *_: int) -> int:
-    for address in (cpu, node):
-        if address:
-            write_struct(task.cpu, address, "I", 0)
-    return 0
-
-
-def sys_getpriority(task: Task, which: int, who: int, *_: int) -> int:
-    if s32(which) not in (0, 1, 2):
-        raise Refused(errno.EINVAL, "no such target")
-    return 20
-
-
-def sys_membarrier(task: Task, command: int, *_: int) -> int:
-    """membarrier(2): one thread needs no barrier, so only MEMBARRIER_CMD_QUERY is served."""
-    if s32(command):
-        raise Refused(errno.EINVAL, f"no command {s32(command)}")
-    return 0
-
-
 # ---- resources
 
 
@@ -299,18 +267,26 @@ def sys_setrlimit(task: Task, resource: int, new: int, *_: int) -> int:
 
 
 def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
-    if s32(who) not in (0, -1, 1):
+    who, process = s32(who), task.process
+    if who not in (_SELF, _CHILDREN, _THREAD):
         raise Refused(errno.EINVAL, "nobody to account for")
-    usage = [0] * 18
-    if s32(who) != -1:
-        kernel = task.process.kernel
-        kernel.observe_time()
-        seconds, rest = divmod(kernel.clock.busy_ns, 10**9)
-        usage[0], usage[1] = seconds, rest // 1000
-        usage[4] = kernel.peak_memory() >> 10
-        usage[8] = kernel.minor_faults()
-    write_struct(task.cpu, result, "18q", *usage)
+    process.kernel.observe_time()
+    if who == _CHILDREN:
+        used = process.usage_of_children
+    else:
+        used = process.used() if who == _SELF else task.usage.plus(process.kernel.used())
+    waits = task.waits if who == _THREAD else sum(member.waits for member in process.tasks)
+    peak = process.kernel.peak_memory() if who != _CHILDREN or used.time else 0
+    task.cpu.copy_to_user(result, encode_usage(used, peak, waits))
     return 0
+
+
+def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
+    """struct rusage: all time is the user's, `peak` bytes of memory."""
+    seconds, rest = divmod(used.time, 10**9)
+    fields = [seconds, rest // 1000, 0, 0, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    fields[16:18] = waits or used.waits, used.preemptions
+    return struct.pack("<18q", *fields)
 
 
 def sys_sysinfo(task: Task, result: int, *_: int) -> int:

@@ -18,6 +18,7 @@ from aether_emu.linux.files import opening, tree
 from aether_emu.linux.files.descriptor_operations import DescriptorOperations
 from aether_emu.linux.files.directory import Located
 from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
+from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Entry, Place, place_of, text
@@ -221,6 +222,35 @@ class Files(DescriptorOperations):
             if node.socket.is_gone:
                 raise Refused(errno.ECONNREFUSED, f"nobody has {path!r} any more")
             return node.socket
+
+    def open_held(self, path: bytes) -> OpenFile:
+        """A file open for reading, on no descriptor; whoever calls holds it. As open(2)."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY | fl.O_NONBLOCK)
+        file.hold()
+        return file
+
+    def open_program(self, dirfd: int, path: bytes, flags: int = 0) -> HostData:
+        """The file that execve(2) is to run, on no descriptor; whoever calls holds it.
+
+        `flags` are those of execveat(2). EACCES for what is no regular file or not executable, ELOOP,
+        ETXTBSY while somebody has it open for writing.
+        """
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            if place.is_link:
+                raise Refused(errno.ELOOP, "a symbolic link")
+            if not modes.S_ISREG(place.mode):
+                raise Refused(errno.EACCES, "it is no regular file")
+            tree.allows(place, os.X_OK)
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY)
+        file.hold()
+        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
+            return file
+        file.let_go()
+        if isinstance(file, HostData):
+            raise Refused(errno.ETXTBSY, "it is open for writing")
+        raise Refused(errno.EACCES, "it is no file of the host, and none in memory")
 
     # Attributes
 

@@ -15,6 +15,7 @@ import errno
 import os
 import stat as modes
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -99,6 +100,10 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
+        self.is_executed: Callable[[FileKey], bool] = lambda key: False
+        """Whether a process runs the file: then nobody opens it for writing."""
+        self.writers: Counter[FileKey] = Counter()
+        """How many open files may write to a file of the host: while there are any, nobody executes it."""
         self.look: Callable[[], None] = lambda: None
         """Called now and then during long work that changes nothing: it may raise, and the work is lost."""
         self._gate = FileSystemGate()

@@ -153,6 +153,10 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
         raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if wants_write(flags) and not place.mount.writable:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
+    if wants_write(flags):
+        status = place.status
+        if status is not None and namespace.is_executed((status.st_dev, status.st_ino)):
+            raise Refused(errno.ETXTBSY, f"a process executes {shown(text(place.path))}")
     with host.refusals(f"{shown(text(place.path))}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
     file = HostFile(namespace, place, fd, flags)

@@ -19,6 +19,8 @@ from aether_emu.waiting import WaitQueue
 
 Key = tuple[int, int, int]
 _PRIVATE, _IN_OBJECT, _OF_SPACE = range(3)
+OWNER, OWNER_DIED, WAITERS = 0x3FFF_FFFF, 0x4000_0000, 0x8000_0000
+"""What the word of a lock says: the owner's thread id, that it died with the lock, that somebody waits."""
 
 
 class Futexes:
@@ -26,6 +28,7 @@ class Futexes:
 
     def __init__(self) -> None:
         self._queues: weakref.WeakValueDictionary[Key, WaitQueue] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[Key, WaitQueue] = weakref.WeakValueDictionary()
 
     def key(self, mm: AddressSpace, address: int, *, private: bool) -> Key:
         """The name of the word at `address`."""
@@ -41,6 +44,15 @@ class Futexes:
         if found is None:
             found = self._queues[key] = WaitQueue()
         return found
+
+    def lock_queue(self, key: Key) -> WaitQueue:
+        """The same for a lock with priority inheritance, which its owner may die with."""
+        queue = self._locks[key] = self.queue(key)
+        return queue
+
+    def locks(self) -> list[WaitQueue]:
+        """The queues of such locks."""
+        return [self._locks[key] for key in sorted(self._locks)] if self._locks else []
 
     def waiting(self, key: Key) -> WaitQueue | None:
         """The queue to wake; None if nobody waits there."""
@@ -65,6 +77,7 @@ class FutexWait(Wait):
         index: int = 0,
         locks: Key | None = None,
     ) -> None:
+        self.addresses = tuple(addresses)
         words = ", ".join(hex(address) for address in addresses)
         what = f"{'a futex' if locks is None else 'a lock'} at {words}"
         super().__init__(queues, what, deadline=deadline, progress=(bits, index))
@@ -81,5 +94,6 @@ class FutexWait(Wait):
 
     def move(self, source: WaitQueue, target: WaitQueue, address: int) -> None:
         """Wait in `target`, the queue of the word at `address`, from now on, and no longer in `source`."""
+        self.addresses = (address,)
         self.what = f"{'a futex' if self.locks is None else 'a lock'} at {address:#x}"
         self.queues = tuple(target if queue is source else queue for queue in self.queues)

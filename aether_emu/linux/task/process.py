@@ -14,11 +14,13 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
@@ -30,7 +32,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality",
+    "personality", "barriers",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -47,7 +49,7 @@ _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYT
 # Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
-UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
+UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Program:
     of its arguments, their end and the environment's beginning, and its end.
     `executed` is what execve named, as it did: a script where `path` is its interpreter; empty for the first
     program.
+    `file` is the identity of that file, which nobody can open for writing meanwhile.
     `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
     it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
@@ -96,6 +99,7 @@ class Program:
     vdso_start: int = 0
     signal_return: int = 0
     executed: bytes = b""
+    file: FileKey | None = None
 
 
 class Member(Protocol):
@@ -168,11 +172,13 @@ class Process:
         self.changed, self.left_parent = WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
+        self.usage, self.usage_of_children = Usage(), Usage()
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
@@ -234,6 +240,7 @@ class Process:
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.barriers = self.barriers
         self.children.append(child)
         return child
 
@@ -267,6 +274,13 @@ class Process:
             self.vanish()
             parent.changed.wake()
 
+    def guard_programs(self) -> None:
+        """Let nobody open a file for writing that a living process executes (ETXTBSY)."""
+        family = self.registry.processes
+        self.files.namespace.is_executed = lambda key: any(
+            each.program.file == key and not each.released for each in family.values()
+        )
+
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""
         assert self.ended is not None, "it has ended"
@@ -275,6 +289,18 @@ class Process:
             return sig.CLD_EXITED, self.ended.code
         dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
         return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
+
+    def parent_takes_usage(self) -> None:
+        """It was waited for: what it and its own children used counts as its parent's children's."""
+        if self.parent is not None:
+            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    def used(self) -> Usage:
+        """What it has used until now. Only its own task may ask while one of it runs."""
+        running = any(task.running for task in self.tasks)
+        return (
+            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
+        )
 
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""
@@ -466,6 +492,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -477,5 +504,6 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

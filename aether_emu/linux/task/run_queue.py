@@ -34,6 +34,7 @@ class RunQueue(Generic[T, P]):
     def __init__(self) -> None:
         self.line: deque[T] = deque()
         self.news: dict[P, None] = {}
+        self.real_time = 0  # how many tasks have a real-time policy
         self.came: Callable[[], None] | None = None
 
     def add(self, task: T) -> None:
@@ -57,6 +58,11 @@ class RunQueue(Generic[T, P]):
         task = self.line.popleft()
         task.in_line = False
         return task
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody stands in line, or may after what happened."""
+        return bool(self.line or self.news)
 
     def remove(self, task: T) -> None:
         """It leaves the line, if it is in it."""

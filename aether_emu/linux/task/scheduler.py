@@ -20,6 +20,7 @@ one run, and what the host does meanwhile changes nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 
@@ -29,7 +30,9 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
+from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.run_queue import RunQueue
+from aether_emu.linux.task.scheduling import FIFO, NICE_0_WEIGHT, ORDINARY
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import ExitReason
@@ -152,6 +155,7 @@ class Scheduler:
             try:
                 reached = self._let_run(task, limit)
             finally:
+                task.account(preempted=task.wait is None and not task.is_over)
                 self._stand_back(task)
             if reached:
                 check()
@@ -203,6 +207,8 @@ class Scheduler:
     def _let_go(self, task: Task) -> None:
         """A task has ended. With the last one of its process, that has too."""
         self.remove(task)
+        task.set_scheduling(ORDINARY)
+        leave_locks(task)
         if task.wait is not None:
             task.leave_queues()
             task.done_waiting()
@@ -242,6 +248,9 @@ class Scheduler:
             if self._turns >= _LOOK_AGAIN:
                 self._turns = 0
                 self._ask_host()
+        if self._queue.real_time and line:
+            line = deque(sorted(line, key=lambda task: -task.scheduling.priority))  # equals keep their order
+            self._queue.line = line
         while (task := self._queue.take()) is not None:
             if not task.is_over and task.can_go_on():
                 return task  # the others are looked at when their process goes on, or ends
@@ -276,7 +285,8 @@ class Scheduler:
         if task.is_over:
             queue.look_at(task.process)
         elif task.can_go_on():
-            if (task.turn or task.cut) and not task.yields:
+            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
+            if goes_on and not task.yields:
                 queue.put_first(task)
             else:
                 task.turn = task.cut = 0
@@ -298,7 +308,12 @@ class Scheduler:
     def _length(self, task: Task) -> int:
         """How many blocks a turn of it has. Some end in the midst of a block, after so many instructions."""
         task.cut = 0 if self._chance.below(_CUT_ONE_IN) else 1 + self._chance.below(_DEEPEST_CUT)
-        return 1 + self._chance.below(SHORT << 2 * self._chance.below(CLASSES))
+        length = 1 + self._chance.below(SHORT << 2 * self._chance.below(CLASSES))
+        weight = task.scheduling.weight
+        if weight == NICE_0_WEIGHT:
+            return length
+        heaviest = max([weight, *(other.scheduling.weight for other in self._queue.line)])
+        return max(1, length * weight // min(heaviest, NICE_0_WEIGHT))
 
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""

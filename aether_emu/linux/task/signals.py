@@ -170,6 +170,7 @@ class Receiver(Protocol):
     def cpu(self) -> Cpu: ...
     def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None: ...
     def signalled(self) -> None: ...
+    def abort_sequence(self) -> None: ...
 
 
 class TaskSignals:
@@ -277,6 +278,7 @@ class TaskSignals:
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
             info = self._without_tag(info)
         self._task.takes(info, forced=forced, handler=action.handler, fatal=False)
+        self._task.abort_sequence()
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
         delivery = Delivery(info, action, mask, self.stack, self.record, process.signal_return())
         if action.flags & sig.SA_RESETHAND:  # even if the frame cannot be built

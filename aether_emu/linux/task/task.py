@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from aether_emu.clock import LAST_NS
@@ -11,7 +12,10 @@ from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
+from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
@@ -42,10 +46,14 @@ class Task:
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
+        self.usage = Usage()
         self.waits = 0  # how often it gave up its CPU to wait
         self.in_line = False  # whether it is in the run queue
         self.turn = 0  # blocks left of its turn while it does not run
         self.cut = 0  # instructions that the turn has beyond its last whole block
+        self.scheduling = ORDINARY
+        self.sequences: Sequences | None = None
+        self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
@@ -85,6 +93,7 @@ class Task:
         """Take it off its CPU."""
         cpu = self.cpu
         self._saved, self._last_cpu, self._cpu = cpu.save(self._saved), cpu, None
+        self.left = True
 
     def begin_as(self, maker: Task, changes: dict[str, int]) -> None:
         """Begin where `maker` stands in its call, but for these registers."""
@@ -110,6 +119,28 @@ class Task:
         """Its process goes on in another address space. Not inside a callback of its CPU."""
         self.process.mm = space
         self._walk(space)
+
+    @property
+    def user_end(self) -> int:
+        """Where its address space ends."""
+        return self.process.abi.user_end
+
+    def abort_sequence(self) -> None:
+        """It was interrupted: see `sequences`."""
+        self.left = False
+        if self.sequences is not None:
+            self.sequences.abort(self)
+
+    def set_scheduling(self, wanted: Scheduling) -> None:
+        """Share the CPU like that from its next turn on."""
+        self.process.kernel.run_queue.real_time += (wanted.priority > 0) - (self.scheduling.priority > 0)
+        self.scheduling = wanted
+
+    def yield_cpu(self) -> None:
+        """sched_yield(2): its turn is over, if another can run."""
+        if self.process.kernel.run_queue.is_wanted:
+            self.yields = True
+            self.stop()
 
     @property
     def is_over(self) -> bool:
@@ -146,6 +177,13 @@ class Task:
         observers = self.process.kernel.observers
         if observers.signal:
             observers.tell(observers.signal, SignalSeen(self, info, forced, handler, fatal))
+
+    def account(self, *, preempted: bool) -> None:
+        """It has left its CPU, or goes on in another turn: what was used since the last time is its own."""
+        used = self.process.kernel.close_books()
+        used.preemptions = int(preempted)
+        self.usage.add(used)
+        self.process.usage.add(used)
 
     # ---- waiting
 
@@ -231,6 +269,10 @@ class Task:
             "set_child_tid": self.set_child_tid,
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
+            "usage": copy(self.usage),
+            "scheduling": self.scheduling,
+            "sequences": self.sequences,
+            "left": self.left,
             "waits": self.waits,
             "turn": self.turn,
             "cut": self.cut,
@@ -243,7 +285,10 @@ class Task:
         self.name, self.registers = state["name"], dict(state["registers"])
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
+        self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
+        self.set_scheduling(state["scheduling"])
+        self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             what, deadline, progress = state["wait"]

@@ -321,13 +321,13 @@ class ArmCpu(UnicornCpu):
     def read(self, name: str) -> int:
         if name == "pc":
             return self.pc
-        return int(self._uc.reg_read(NUMBERS[name]))
+        return self._read_register(NUMBERS[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "pc":
             self.pc = value
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(NUMBERS[name], value)
 
     @property
     def pc(self) -> int:
@@ -358,7 +358,9 @@ class ArmCpu(UnicornCpu):
     def save(self, into: Saved | None = None) -> Saved:
         saved = super().save(into)
         assert isinstance(saved, Context), "it is ours"
-        engine.view(saved.address + self._reserved, "Q", 1)[0] = MASK  # CLREX
+        if saved is not into:
+            saved.extra = engine.view(saved.address + self._reserved, "Q", 1)
+        saved.extra[0] = MASK  # CLREX
         return saved
 
     def registers(self) -> dict[str, int]:

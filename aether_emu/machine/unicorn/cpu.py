@@ -32,10 +32,12 @@ _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USE
 class Context(Saved):
     """A context of the engine, at host address `address`, and the root of the page table it was saved under.
 
-    `kept` frees the engine's memory when it goes.
+    `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
     """
 
-    __slots__ = ("address", "kept", "root")
+    __slots__ = ("address", "extra", "kept", "root")
+
+    extra: memoryview
 
     def __init__(self, uc: Any) -> None:
         self.kept = uc.context_save()
@@ -64,6 +66,9 @@ class UnicornCpu(Cpu):
         self._blocks_before = 0
         self._hooks: list[object] = []
         self._root = 0
+        register = (ctypes.c_uint64 * 2)()
+        self._register = memoryview(register).cast("B").cast("Q")
+        self._register_address = ctypes.addressof(register)
         self._at_cut = engine.CODE(self._cut_here)
         self._cut_hook = 0
         self._cut_left, self._cut_last, self._cut_hit = 0, -1, False
@@ -308,6 +313,18 @@ class UnicornCpu(Cpu):
         self._uc.ctl_flush_tb()
 
     # ---- registers
+
+    def _read_register(self, number: int) -> int:
+        """One by the engine's number, of up to 128 bits; by the wrapper it takes four times as long."""
+        value = self._register
+        value[0] = value[1] = 0
+        engine.reg_read(self._handle, number, self._register_address)
+        return value[0] | value[1] << 64
+
+    def _write_register(self, number: int, wanted: int) -> None:
+        value = self._register
+        value[0], value[1] = wanted & MASK, wanted >> 64 & MASK
+        engine.reg_write(self._handle, number, self._register_address)
 
     def save(self, into: Saved | None = None) -> Saved:
         saved = into if isinstance(into, Context) else Context(self._uc)

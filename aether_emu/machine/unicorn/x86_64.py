@@ -50,6 +50,10 @@ from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
 from aether_emu.records import dataclass
 
+_GENERAL = {name: index for index, name in enumerate(GENERAL_NAMES)}
+_WRITABLE = {**NUMBERS, **dict(zip(X87_NAMES, X87_NUMBERS, strict=True))}
+_ALL = {**_WRITABLE, **CONTROL}
+_OTHERS = [(name, n) for name, n in _WRITABLE.items() if name not in _GENERAL and name != "rflags"]
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
 
@@ -434,27 +438,19 @@ class X86Cpu(X86Traps):
         if name == "cpuid_1_edx":
             return self.supervisor(stubs.FEATURES).rax
         if name == "rflags" and self._trap_flag:
-            return int(self._uc.reg_read(NUMBERS[name])) | regs.RFLAGS_TF
-        if name in CONTROL:
-            return int(self._uc.reg_read(CONTROL[name]))
-        if name in X87_NAMES:
-            mantissa, exponent = self._uc.reg_read(X87_NUMBERS[X87_NAMES.index(name)])
-            return int(mantissa) | int(exponent) << 64
-        return int(self._uc.reg_read(NUMBERS[name]))
+            return self._read_register(NUMBERS[name]) | regs.RFLAGS_TF
+        return self._read_register(_ALL[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "rip":
             self.pc = value
-        elif name in X87_NAMES:
-            number = X87_NUMBERS[X87_NAMES.index(name)]
-            self._uc.reg_write(number, (value & MASK, value >> 64))
-        elif name in GENERAL_NAMES:
-            self.general[GENERAL_NAMES.index(name)] = value & MASK
+        elif name in _GENERAL:
+            self.general[_GENERAL[name]] = value & MASK
         elif name == "rflags":
             self._trap_flag = bool(self._bias and value & regs.RFLAGS_TF)
-            self._uc.reg_write(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
+            self._write_register(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(_WRITABLE[name], value)
 
     @property
     def pc(self) -> int:
@@ -486,4 +482,8 @@ class X86Cpu(X86Traps):
             self.pc = self._state.rip[0]
 
     def registers(self) -> dict[str, int]:
-        return {name: self.read(name) for name in ("rip", *NUMBERS, *X87_NAMES)}
+        values = {"rip": self.pc, **{name: self.general[i] for name, i in _GENERAL.items()}}
+        values["rflags"] = self.read("rflags")
+        read = self._read_register
+        values.update([(name, read(number)) for name, number in _OTHERS])
+        return values

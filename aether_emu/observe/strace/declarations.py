@@ -61,6 +61,7 @@ from aether_emu.observe.strace.kinds import (
     Result,
     bits_of,
     decimal,
+    early,
     given_bytes,
     hexadecimal_result,
     late,
@@ -91,6 +92,7 @@ _OPEN, _MODE_AT_1, _MODE_AT_2 = st.OPEN_FLAGS, st.mode_if_creating(1), st.mode_i
 _CLOCK, _SEEK = one_of(names.CLOCK), one_of(names.SEEK)
 _RESOURCE, _RWF = one_of(names.RESOURCE), bits_of(names.RWF)
 _INT_FOUND, _TIMESPEC_FOUND, _TIMEVAL_FOUND = late(number), late(timespec), late(timeval)
+_INT_READ = early(number)
 _UPPER_HALF = Kind(lambda _call, _value: None)  # of an offset, which is whole without it
 
 CALLS: dict[str, Declaration] = {
@@ -272,6 +274,8 @@ CALLS: dict[str, Declaration] = {
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
     "set_robust_list": _call(POINTER, SIZE),
+    "get_robust_list": _call(INT, POINTER, POINTER),
+    "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),
     "membarrier": _call(one_of(names.MEMBARRIER), MEMBARRIER_FLAGS, result=membarrier_result),
     # the process
     "exit": _call(INT),
@@ -301,7 +305,17 @@ CALLS: dict[str, Declaration] = {
     "prlimit64": _call(INT, _RESOURCE, st.LIMIT, st.OLD_LIMIT),
     "getrusage": _call(one_of(names.USAGE), st.USAGE),
     "getpriority": _call(one_of(names.PRIORITY), INT),
+    "setpriority": _call(one_of(names.PRIORITY), INT, INT),
     "sched_yield": _call(),
+    "sched_getscheduler": _call(INT),
+    "sched_setscheduler": _call(INT, one_of(names.SCHEDULING), _INT_READ),
+    "sched_getparam": _call(INT, _INT_FOUND),
+    "sched_setparam": _call(INT, _INT_READ),
+    "sched_getattr": _call(INT, POINTER, UINT, UINT),
+    "sched_setattr": _call(INT, POINTER, UINT),
+    "sched_get_priority_max": _call(one_of(names.SCHEDULING)),
+    "sched_get_priority_min": _call(one_of(names.SCHEDULING)),
+    "sched_rr_get_interval": _call(INT, _TIMESPEC_FOUND),
     "sched_getaffinity": _call(INT, SIZE, st.CPUS_FOUND),
     "sched_setaffinity": _call(INT, SIZE, st.CPUS),
     "getcpu": _call(_INT_FOUND, _INT_FOUND, POINTER),
@@ -321,7 +335,6 @@ CALLS: dict[str, Declaration] = {
     "execveat": _call(DIR_FD, PATH, POINTER, POINTER, bits_of(names.AT)),
     "unshare": _call(bits_of(names.CLONE)),
     # asked for by many programs, and not served
-    "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),
     "pause": _call(),
     "alarm": _call(UINT),
 }

@@ -149,6 +149,8 @@ rt_sigpending b8;rt_sigtimedwait tbt8;personality g;statfs pb;fstatfs fb;mlock m
 mlock2 msk;prctl ktttt;arch_prctl gb;futex bktttk;sched_getaffinity Psb;sched_setaffinity Pst
 epoll_ctl fkft;epoll_wait ftnk;epoll_pwait ftnkt8;epoll_pwait2 ftntt8;clock_gettime kb;clock_getres kb
 clock_nanosleep kktb;openat dpgo;mkdirat dpg;newfstatat dpbg;unlinkat dpg;renameat dpdp;renameat2 dpdpk
+sched_getattr Pbsk;sched_setattr Ptk;sched_setscheduler Pkt;sched_setparam Pt;sched_getparam Pb;rseq tskk
+membarrier kkk;setpriority kPk;getpriority kP;sched_rr_get_interval Pb;get_robust_list Pbb
 linkat dpdpg;symlinkat pdp;readlinkat dpbs;fchmodat dpg;fchmodat2 dpgg;faccessat dpk;faccessat2 dpkg
 pselect6 nbbbtt;ppoll tntt8;utimensat dptg;fallocate fkos;eventfd2 ng;epoll_create1 g;dup3 ffg;pipe2 bg
 preadv ftno;pwritev ftno;preadv2 ftnokk;pwritev2 ftnokk;prlimit64 Pktb;getrandom bsk;memfd_create pg
