@@ -56,6 +56,11 @@ class Specials:
         key = (_KEYS, self._made)
         return Special(mode, key, self._inodes.created(key))
 
+    def restored(self, mode: int, key: FileKey) -> Special:
+        """A captured one, without a name."""
+        self._made = max(self._made, key[1])
+        return Special(mode, key, self._inodes.of(key))
+
     def name(self, special: Special, directory: Hashable, name: bytes) -> None:
         """Give it a name, which nothing has."""
         special.links += 1

@@ -13,12 +13,13 @@ import stat as modes
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import host
+from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
 from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import Opened
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpNode
 
 _PERMISSIONS = 0o7777
 _SET_ID = modes.S_ISUID | modes.S_ISGID
@@ -27,6 +28,9 @@ _SET_ID = modes.S_ISUID | modes.S_ISGID
 def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
     """mkdir(2)."""
     _require_new(entry, directory=True)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_directory(namespace, entry, mode, umask)
+        return
     with host.refusals(f"mkdir {shown(text(entry.path))}"), host.umask(umask):
         os.mkdir(entry.host_name, mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
@@ -43,6 +47,9 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
             raise Refused(errno.EEXIST, "it exists")
         raise Refused(errno.EPERM, "devices can't be made")
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_file(namespace, entry, mode, umask)
+        return
     with host.refusals(f"mknod {shown(text(entry.path))}"), host.umask(umask):
         os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
@@ -52,6 +59,8 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
     """A named pipe, or the name of a socket. The host sees neither."""
     _require_new(entry)
     assert entry.name is not None, "an ordinary name"
+    if tmp_tree.directory_of(entry.parent):
+        return tmp_tree.make_special(namespace, entry, mode, umask)
     if not os.access(host.by_descriptor(entry.parent.fd), os.W_OK | os.X_OK, effective_ids=True):
         raise Refused(errno.EACCES, f"{shown(text(entry.parent.path))} doesn't allow it")
     made = namespace.specials.make(modes.S_IFMT(mode) | mode & 0o1777 & ~umask)
@@ -63,6 +72,9 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     """symlink(2). The target is only text: it is resolved in the guest's namespace when a walk meets it."""
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_link(namespace, entry, target)
+        return
     with host.refusals(f"symlink {shown(text(entry.path))}"):
         os.symlink(target, entry.host_name, dir_fd=entry.parent.fd)
     _made(namespace, entry)
@@ -71,6 +83,9 @@ def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
 def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2): another name for the object at `source`, which must be in the same grant."""
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.add_name(namespace, source, entry)
+        return
     if source.mount is entry.parent.mount and isinstance(source.node, Special):
         assert entry.name is not None, "an ordinary name"
         namespace.specials.name(source.node, entry.parent.key, entry.name)
@@ -91,6 +106,9 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     """unlink(2)."""
     if not entry.is_ordinary:
         raise Refused(errno.EISDIR, "a directory")
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.remove_name(namespace, entry)
+        return
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
@@ -110,6 +128,9 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     if not entry.is_ordinary:
         number = {None: errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[entry.name]
         raise Refused(number, f"{shown(entry.name or b'/')} can't be removed")
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.remove_directory(namespace, entry)
+        return
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
@@ -133,6 +154,9 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
         raise Refused(
             errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{shown(new.name or b'/')} stays"
         )
+    if tmp_tree.directory_of(old.parent) and tmp_tree.directory_of(new.parent):
+        tmp_tree.rename(namespace, old, new, flags)
+        return
     _require_writable(old.parent)
     _require_writable(new.parent)
     source, target = _existing(old), new.place
@@ -206,7 +230,7 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     if memory is not None:
         memory.set_mode(mode)
         return
-    if isinstance(place.node, Special):
+    if isinstance(place.node, Special | TmpNode):
         place.node.mode = modes.S_IFMT(place.node.mode) | mode & _PERMISSIONS
         namespace.inodes.changed(place.node.inode)
         return
@@ -223,7 +247,7 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
 def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
     """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
     memory = _memory_at(place)
-    if memory is None and not isinstance(place.node, Special):
+    if memory is None and not isinstance(place.node, Special | TmpNode):
         _require_writable(place)
     unchanged = (-1, 0xFFFFFFFF)
     if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
@@ -233,13 +257,13 @@ def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
 
 def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
     """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
-    memory, special = _memory_at(place), isinstance(place.node, Special)
-    if memory is None and not special:
+    memory, ours = _memory_at(place), isinstance(place.node, Special | TmpNode)
+    if memory is None and not ours:
         _require_writable(place)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
     inode = namespace.inode(place) if memory is None else memory.inode
-    if memory is None and not special and not place.is_link:
+    if memory is None and not ours and not place.is_link:
         real = place.status
         assert real is not None, "a place that can be written is the host's"
         with host.refusals(f"utimensat {shown(text(place.path))}"):
@@ -264,6 +288,9 @@ def _memory_at(place: Place) -> Memory | None:
 
 def allows(place: Place, mode: int) -> None:
     """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
+    if isinstance(place.node, TmpNode):
+        place.node.require(mode & (os.R_OK | os.W_OK | os.X_OK))
+        return
     if place.node is not None:
         granted = modes.S_IMODE(place.node.mode)
         wanted = mode & (os.R_OK | os.W_OK | os.X_OK)
@@ -291,6 +318,9 @@ def _require_new(entry: Entry, directory: bool = False) -> None:
 
 
 def _require_writable(place: Place) -> None:
+    if isinstance(place.node, TmpDirectory):
+        place.node.require_change()
+        return
     if not place.mount.writable or place.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
 

@@ -32,7 +32,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality", "barriers",
+    "personality", "barriers", "started",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -132,7 +132,8 @@ class Process:
     `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
-    shows them. `files` is set by whoever makes the process, before it runs.
+    shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
+    ns of virtual time.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end.
@@ -173,6 +174,7 @@ class Process:
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
+        self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
@@ -217,6 +219,11 @@ class Process:
             space.locked = None if self.is_root else soft
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+
+    @property
+    def name(self) -> bytes:
+        """What its first task is called, or was called at its end."""
+        return self.tasks[0].name if self.tasks else self.program.path.rsplit(b"/", 1)[-1]
 
     # ---- its family
 
