@@ -10,9 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.capture import CaptureError, capture
+from aether_emu.linux.files.capture import capture
 from aether_emu.linux.files.directory import OpenDirectory
 from aether_emu.linux.files.open_file import POLLHUP, POLLIN
+from aether_emu.linux.files.tmp_capture import CaptureError
 from aether_emu.linux.net.inbox import Credentials
 from aether_emu.linux.net.unix import UnixSocket
 from tests.linux.files.conftest import CWD, Guest, refused
