@@ -7,9 +7,10 @@
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process, scheduling
-    splicing      bytes into pipes and out of them; locks on files
-    sockets       connections between processes, and `messages` with `socket_transfer`
     sequences     membarrier and rseq
+    splicing      bytes into pipes and out of them
+    locks         locks on files
+    sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
 

@@ -65,11 +65,27 @@ def wait_for_socket(
     raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=done or -errno.EINTR)
 
 
-def send(task: Task, socket: Socket, pieces: list[Piece], flags: int, outgoing: Outgoing = PLAIN) -> int:
-    """Send what `pieces` have, from where the call stood when it last waited. How many bytes went."""
+def _begun(task: Task, is_first: bool) -> int:
+    """Bytes that the call moved before it last waited: those of its first message."""
+    return task.progress[0] if is_first and task.progress else 0
+
+
+def send(
+    task: Task,
+    socket: Socket,
+    pieces: list[Piece],
+    flags: int,
+    outgoing: Outgoing = PLAIN,
+    *,
+    is_first: bool = True,
+) -> int:
+    """Send what `pieces` have, from where the call stood when it last waited. How many bytes went.
+
+    `is_first` says that this is the call's first message, for which it may have waited.
+    """
     if flags & (MSG_OOB | MSG_FASTOPEN):
         raise Refused(errno.EOPNOTSUPP, "no urgent data, nor data with a connection")
-    wanted, done = user.total(pieces), task.progress[0] if task.progress else 0
+    wanted, done = user.total(pieces), _begun(task, is_first)
     if isinstance(socket, UnixSocket):
         outgoing = outgoing._replace(credentials=outgoing.credentials or credentials(task))
     if flags & MSG_MORE:
@@ -100,14 +116,16 @@ def send(task: Task, socket: Socket, pieces: list[Piece], flags: int, outgoing: 
         raise
 
 
-def receive(task: Task, socket: Socket, pieces: list[Piece], flags: int) -> tuple[Received, int]:
+def receive(
+    task: Task, socket: Socket, pieces: list[Piece], flags: int, *, is_first: bool = True
+) -> tuple[Received, int]:
     """Receive into `pieces`: what came, and how many bytes of it the call has delivered in all."""
     if flags & MSG_OOB:
         raise Refused(errno.EINVAL if socket.is_stream else errno.EOPNOTSUPP, "there is no urgent data")
     if flags & MSG_ERRQUEUE:
         raise Refused(errno.EAGAIN, "nothing is in the queue of errors")
     if socket.is_stream:
-        return _receive_bytes(task, socket, pieces, flags)
+        return _receive_bytes(task, socket, pieces, flags, is_first)
     ended = socket.type == SOCK_DGRAM and socket.reads_shut and not socket.inbox and not socket.error
     if ended and (socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT):
         raise Refused(errno.EAGAIN, "who may not wait sees no end, as on Linux")
@@ -121,8 +139,10 @@ def receive(task: Task, socket: Socket, pieces: list[Piece], flags: int) -> tupl
     return got, len(got.data)
 
 
-def _receive_bytes(task: Task, socket: Socket, pieces: list[Piece], flags: int) -> tuple[Received, int]:
-    wanted, done = user.total(pieces), task.progress[0] if task.progress else 0
+def _receive_bytes(
+    task: Task, socket: Socket, pieces: list[Piece], flags: int, is_first: bool
+) -> tuple[Received, int]:
+    wanted, done = user.total(pieces), _begun(task, is_first)
     peek = bool(flags & MSG_PEEK)
     least = wanted if flags & MSG_WAITALL else min(socket.options.get(SOL_SOCKET, SO_RCVLOWAT), wanted)
     if not wanted and socket.inbox:

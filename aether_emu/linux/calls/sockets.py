@@ -252,23 +252,23 @@ def sys_sendmsg(task: Task, fd: int, message: int, flags: int, *_: int) -> int:
     return _send_message(task, find_socket(task, fd), message, u32(flags))
 
 
-def _send_message(task: Task, socket: Socket, address: int, flags: int) -> int:
+def _send_message(task: Task, socket: Socket, address: int, flags: int, *, is_first: bool = True) -> int:
     message = read_message(task, address)
     outgoing = message.outgoing(task)
     if outgoing.address:
         outgoing = outgoing._replace(at=_at_of_message(task, socket, outgoing.address))
     if outgoing.rights and not isinstance(socket, UnixSocket):
         outgoing = outgoing._replace(rights=())  # as Linux, which leaves them to the family
-    return send(task, socket, message.pieces, flags, outgoing)
+    return send(task, socket, message.pieces, flags, outgoing, is_first=is_first)
 
 
 def sys_recvmsg(task: Task, fd: int, message: int, flags: int, *_: int) -> int:
     return _receive_message(task, find_socket(task, fd), message, u32(flags))
 
 
-def _receive_message(task: Task, socket: Socket, address: int, flags: int) -> int:
+def _receive_message(task: Task, socket: Socket, address: int, flags: int, *, is_first: bool = True) -> int:
     message = read_message(task, address)
-    got, done = receive(task, socket, message.pieces, flags)
+    got, done = receive(task, socket, message.pieces, flags, is_first=is_first)
     write_message(task, address, message, socket, got, flags)
     return got.size if flags & MSG_TRUNC and not socket.is_stream else done
 
@@ -279,7 +279,8 @@ def sys_sendmmsg(task: Task, fd: int, messages: int, count: int, flags: int, *_:
     for at in _in_turn(messages, u32(count)):
         try:
             # The first waits as sendmsg does; for a later one the call does not wait, but says how many went.
-            moved = _send_message(task, socket, at, u32(flags) | (MSG_DONTWAIT if done else 0))
+            how = u32(flags) | (MSG_DONTWAIT if done else 0)
+            moved = _send_message(task, socket, at, how, is_first=not done)
             write_struct(task.cpu, at + _MESSAGE_LENGTH, "I", moved)
         except (Refused, UserFault):
             if not done:
@@ -299,9 +300,8 @@ def sys_recvmmsg(task: Task, fd: int, messages: int, count: int, flags: int, tim
         read_timespec(task, timeout)
     for at in _in_turn(messages, u32(count)):
         try:
-            moved = _receive_message(
-                task, socket, at, flags & ~MSG_WAITFORONE | (MSG_DONTWAIT if done else 0)
-            )
+            how = flags & ~MSG_WAITFORONE | (MSG_DONTWAIT if done else 0)
+            moved = _receive_message(task, socket, at, how, is_first=not done)
             write_struct(task.cpu, at + _MESSAGE_LENGTH, "I", moved)
         except (Refused, UserFault):
             if not done:

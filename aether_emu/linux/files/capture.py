@@ -6,7 +6,9 @@ found again by its name is refused (`CaptureError`): an unlinked file exists onl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
@@ -27,7 +29,7 @@ from aether_emu.linux.files.place import text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
-from aether_emu.linux.files.synthetic import TextFile
+from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
@@ -85,10 +87,12 @@ def restore(
     namespace: Namespace,
     sources: Sequence[ProcSource],
     streams: Mapping[str, Stream],
+    made: Callable[[int, Files], None] = lambda index, files: None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
+    `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
     """
     processes: list[Files] = []
     if not state["processes"]:
@@ -98,7 +102,9 @@ def restore(
     try:
         for described, source in zip(state["processes"], sources, strict=True):
             files = Files(namespace, source, limit=described["limit"])
+            made(len(processes), files)
             processes.append(files)
+        for files, described in zip(processes, state["processes"], strict=True):
             restoring.fill(files, described)
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
         for file in mapped:
@@ -164,7 +170,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         described["pipe"] = seen.shared(file.pipe)
     elif isinstance(file, MemoryFile):
         described["memory"] = seen.shared(file.memory)
-    elif isinstance(file, EventCounter | StreamFile):
+    elif isinstance(file, EventCounter | StreamFile | TextFile):
         described["stat"] = list(astuple(file.stat()))
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
@@ -197,6 +203,10 @@ def _require_name(file: HostFile | Located) -> None:
     if file.dentry.detached or not same:
         name = shown(text(file.dentry.path))
         raise CaptureError(f"{name} is open but no longer has this name: its state can't be captured")
+
+
+def _gone() -> bytes:
+    raise Refused(errno.ESRCH, "the process is gone")
 
 
 class _Restoring:
@@ -259,6 +269,8 @@ class _Restoring:
             return self._memory(described["memory"]).reopen(flags)
         if kind == EpollFile.kind:
             return EpollFile(Stat(*described["stat"]), self._namespace.watches)
+        if kind == TextFile.kind:
+            return self._text(described, viewer)
         return self._find(described, viewer)
 
     def _find(self, described: State, viewer: Files) -> OpenFile:
@@ -268,15 +280,26 @@ class _Restoring:
             with self._namespace.lookup(
                 self._namespace.root(viewer), path, follow=False, viewer=viewer
             ) as place:
-                if described["kind"] == TextFile.kind:
-                    stat, fs = self._namespace.stat(place), self._namespace.statfs(place.mount)
-                    return TextFile(path, described["content"], stat, fs, self._namespace)
                 file = opening.open_place(self._namespace, place, described["flags"])
         except Refused as refusal:
             raise CaptureError(f"{shown(path)} can't be opened again: {refusal}") from None
         if isinstance(file, OpenDirectory) and described["listing"] is not None:
             file.keep([Listed(*line) for line in described["listing"]])
         return file
+
+    def _text(self, described: State, viewer: Files) -> TextFile:
+        """With the contents it had. If it was a process's that is gone, no more can be read of it (ESRCH)."""
+        namespace, path = self._namespace, described["path"]
+        root = namespace.root(viewer)
+        node: object = None
+        with suppress(Refused), namespace.lookup(root, path, follow=False, viewer=viewer) as place:
+            node = place.node
+        if not isinstance(node, Text):
+            node = Text(_gone)
+        with namespace.lookup(root, b"/proc", viewer=viewer) as place:
+            fs = namespace.statfs(place.mount)
+        stat, content = Stat(*described["stat"]), described["content"]
+        return TextFile(path, node, described["flags"], stat, fs, namespace, content)
 
     def _memory(self, index: int) -> MemoryFile:
         if index not in self._memories:

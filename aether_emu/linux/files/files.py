@@ -18,6 +18,7 @@ from aether_emu.linux.files import opening, tree
 from aether_emu.linux.files.descriptor_operations import DescriptorOperations
 from aether_emu.linux.files.directory import Located
 from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
+from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Entry, Place, place_of, text
@@ -110,12 +111,15 @@ class Files(DescriptorOperations):
         """Its open files by descriptor."""
         return {fd: descriptor.file for fd, descriptor in self.table.descriptors.items()}
 
+    def closes_on_exec(self, fd: int) -> bool:
+        """Whether execve closes this descriptor."""
+        return self.table.descriptors[fd].cloexec
+
     def mount_texts(self) -> Mapping[str, Callable[[], bytes]]:
         """What the namespace tells about itself in /proc."""
         return {
-            "self/mounts": self.namespace.mounts_text,
-            "self/mountinfo": self.namespace.mountinfo_text,
-            "filesystems": lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n",
+            "mounts": self.namespace.mounts_text,
+            "mountinfo": self.namespace.mountinfo_text,
         }
 
     # From descriptors and paths to places
@@ -175,6 +179,35 @@ class Files(DescriptorOperations):
             if file is not None:
                 return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
         raise Refused(errno.EBUSY, f"{shown(path)} comes and goes on the host")
+
+    def open_held(self, path: bytes) -> OpenFile:
+        """A file open for reading, on no descriptor; whoever calls holds it. As open(2)."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY | fl.O_NONBLOCK)
+        file.hold()
+        return file
+
+    def open_program(self, dirfd: int, path: bytes, flags: int = 0) -> HostData:
+        """The file that execve(2) is to run, on no descriptor; whoever calls holds it.
+
+        `flags` are those of execveat(2). EACCES for what is no regular file or not executable, ELOOP,
+        ETXTBSY while somebody has it open for writing.
+        """
+        follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
+        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+            if place.is_link:
+                raise Refused(errno.ELOOP, "a symbolic link")
+            if not modes.S_ISREG(place.mode):
+                raise Refused(errno.EACCES, "it is no regular file")
+            tree.allows(place, os.X_OK)
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY)
+        file.hold()
+        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
+            return file
+        file.let_go()
+        if isinstance(file, HostData):
+            raise Refused(errno.ETXTBSY, "it is open for writing")
+        raise Refused(errno.EACCES, "it is no file of the host, and none in memory")
 
     def begin_opening(self, task: int, opening: WaitsForOther) -> FifoEnd:
         """Task `task` waits in open(2) for the other side of a named pipe: its own side is open already."""

@@ -15,6 +15,8 @@ import errno
 import os
 import stat as modes
 import weakref
+import zlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -104,6 +106,10 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
+        self.is_executed: Callable[[FileKey], bool] = lambda key: False
+        """Whether a process runs the file: then nobody opens it for writing."""
+        self.writers: Counter[FileKey] = Counter()
+        """How many open files may write to a file of the host: while there are any, nobody executes it."""
         self.look: Callable[[], None] = lambda: None
         """Called now and then during long work that changes nothing: it may raise, and the work is lost."""
         self._gate = FileSystemGate()
@@ -282,7 +288,11 @@ class Namespace:
 
     def inode(self, place: Place) -> Inode:
         """The number and times of what is at `place`."""
-        return place.inode or self.inodes.of(place.key)
+        if place.inode is not None:
+            return place.inode
+        if place.status is None and _of_a_process(place.mount, place.path):
+            return Inode(_number(place.path))
+        return self.inodes.of(place.key)
 
     def stat(self, place: Place) -> Stat:
         """The attributes of what is at `place`."""
@@ -302,8 +312,9 @@ class Namespace:
                 *(place.mount.dev, inode.number, node.mode, node.links, self.uid, self.gid, 0, 0),
                 *(inode.atime, inode.mtime, inode.ctime),
             )
+        owner = (self.uid, self.gid) if _of_a_process(place.mount, place.path) else (0, 0)
         return Stat(
-            *(place.mount.dev, inode.number, node.mode, 1, 0, 0, rdev(node), 0),
+            *(place.mount.dev, inode.number, node.mode, 1, *owner, rdev(node), 0),
             *(inode.atime, inode.mtime, inode.ctime),
         )
 
@@ -374,11 +385,17 @@ class Namespace:
             Listed(b".", here, modes.S_IFDIR >> 12),
             Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
         ]
-        for index, name in enumerate(sorted(kinds)):
+        by_number = place.mount.kind == PROC_MAGIC
+        for index, name in enumerate(sorted(kinds, key=_as_number if by_number else None)):
             if index % _NAMES_PER_LOOK == 0:
                 self.look()
             key, mode = kinds[name]
-            number = numbers.get(name) or self.inodes.of(key).number
+            if name in numbers:
+                number = numbers[name]
+            elif place.status is None and _of_a_process(place.mount, (*place.path, name)):
+                number = _number((*place.path, name))
+            else:
+                number = self.inodes.of(key).number
             listed.append(Listed(name, number, modes.S_IFMT(mode) >> 12))
         return listed
 
@@ -456,6 +473,22 @@ class Namespace:
             fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
             lines.append(b"%s / %s %s,relatime - %s %s %s\n" % fields)
         return b"".join(lines)
+
+
+def _of_a_process(mount: Mount, path: GuestPath) -> bool:
+    """Whether this is the folder of a process in /proc, or below it. They come and go: no table has them."""
+    below = path[len(mount.path) :]
+    return mount.kind == PROC_MAGIC and bool(below) and below[0].isdigit()
+
+
+def _number(path: GuestPath) -> int:
+    """An inode number made from a name, above those that are given one after the other."""
+    return 1 << 32 | zlib.crc32(text(path))
+
+
+def _as_number(name: bytes) -> tuple[int, bytes]:
+    """Numbers in ascending order, behind what is none."""
+    return (len(name) if name.isdigit() else 0, name)
 
 
 def _escaped(path: GuestPath) -> bytes:

@@ -151,9 +151,9 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if isinstance(node, Region):
         return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
-    if wants_write(flags):
+    if wants_write(flags) and node.accept is None:
         raise Refused(errno.EACCES, f"{shown(path)} is read-only")
-    return TextFile(path, node.provide(), stat, fs, namespace)
+    return TextFile(path, node, flags, stat, fs, namespace)
 
 
 def _rights(flags: int) -> int:
@@ -179,6 +179,10 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
         raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if wants_write(flags) and not place.mount.writable:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
+    if wants_write(flags):
+        status = place.status
+        if status is not None and namespace.is_executed((status.st_dev, status.st_ino)):
+            raise Refused(errno.ETXTBSY, f"a process executes {shown(text(place.path))}")
     with host.refusals(f"{shown(text(place.path))}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
     file = HostFile(namespace, place, fd, flags)

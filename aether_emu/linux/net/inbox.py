@@ -107,6 +107,17 @@ class Inbox:
         self.messages.append(message)
         self.size += len(message.data)
 
+    def extend(self, data: bytes, most: int) -> bool:
+        """Append to a last message whose cost is its size, unless it would have more than `most` bytes."""
+        last = self.messages[-1] if self.messages else None
+        if last is None or len(last.data) + len(data) > most:
+            return False
+        self._account.take(len(data))
+        last.data += data
+        last.cost += len(data)
+        self.size += len(data)
+        return True
+
     @property
     def first_size(self) -> int:
         """Bytes that are left of the first message."""

@@ -33,6 +33,7 @@ from aether_emu.linux.net.socket import (
 )
 
 _PIECE = 1 << 16
+_SMALL = 4096  # pieces up to this size are put together
 _SEND_BUFFER, _CONNECTED_SEND_BUFFER, _RECEIVE_BUFFER = 16384, 2_626_560, 131_072
 
 
@@ -286,7 +287,8 @@ class TcpSocket(InetSocket):
         for at in range(0, len(data), _PIECE):
             piece = data[at : at + _PIECE] if len(data) > _PIECE else data
             try:
-                peer.inbox.put(Message(piece, len(piece), self._paid))
+                if not peer.inbox.extend(piece, _SMALL):
+                    peer.inbox.put(Message(piece, len(piece), self._paid))
             except Refused:
                 if not at and not peer.inbox:
                     raise

@@ -42,7 +42,8 @@ class Opened:
         self, root: Path | None, binds: list[Bind], cwd: str = "/", *, memory: int = 512 << 20
     ) -> None:
         self.namespace = Namespace(root, binds, cwd, random=chance, kernel_memory=memory)
-        self.files = Files(self.namespace, Source())
+        source = Source()
+        self.files = source.files = Files(self.namespace, source)
 
     def __enter__(self) -> Opened:
         return self
