@@ -390,12 +390,10 @@ class Namespace:
             if index % _NAMES_PER_LOOK == 0:
                 self.look()
             key, mode = kinds[name]
-            if name in numbers:
-                number = numbers[name]
-            elif place.status is None and _of_a_process(place.mount, (*place.path, name)):
+            if place.status is None and _of_a_process(place.mount, (*place.path, name)):
                 number = _number((*place.path, name))
             else:
-                number = self.inodes.of(key).number
+                number = numbers.get(name) or self.inodes.of(key).number
             listed.append(Listed(name, number, modes.S_IFMT(mode) >> 12))
         return listed
 
