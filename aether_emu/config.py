@@ -157,7 +157,7 @@ class _Choice(_Rule):
         return format_size(value) if self.written == "size" and isinstance(value, int) else str(value)
 
     def parse(self, name: str, value: object) -> object:
-        return parse_size(value, name) if isinstance(value, str) else value
+        return parse_size(value, name) if self.written == "size" and isinstance(value, str) else value
 
 
 class _Flag(_Rule):

@@ -8,6 +8,7 @@ carries the POSIX errno that a system call returns.
 from __future__ import annotations
 
 import errno as _errno
+import operator
 import os
 from collections.abc import Iterable
 
@@ -25,6 +26,39 @@ class AetherError(Exception):
 def _rebuilt(kind: type[AetherError], arguments: tuple[object, ...]) -> AetherError:
     """An error with its words; its values follow as the state. Its own `__init__` would make other words."""
     return kind.__new__(kind, *arguments)
+
+
+def shown(name: str | bytes) -> str:
+    """A path, or another name that may hold anything, for a line that a user reads.
+
+    It stands there as he would type it. What does not print is escaped, and so are bytes that are no UTF-8.
+    """
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    if text.isprintable():
+        return text or "''"
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    byte = ord(character) - 0xDC00  # of a byte that is no UTF-8, as `os.fsdecode` has it
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else character.encode("unicode_escape").decode()
+
+
+def toml(value: object) -> str:
+    """A value as a TOML file has it."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            plain = value.replace("\\", "\\\\").replace('"', '\\"')
+            return f'"{plain}"'
+        case list():
+            return f"[{', '.join(map(toml, value))}]"
+        case dict():
+            return f"{{{', '.join(f'{key} = {toml(inner)}' for key, inner in value.items())}}}"
+    return str(
+        value
+    )  # numbers, dates and times: TOML's are those of ISO 8601, which may have a space for the T
 
 
 def suggestion(name: object, known: Iterable[str]) -> str:
@@ -54,8 +88,18 @@ class ConfigError(AetherError):
     def at(self, where: str) -> ConfigError:
         """This error, with the file and line that the value comes from."""
         self.where = where
-        self.args = (f"{where}: {self}",)
+        self.args = (f"{where}: {self.about(f'{self.name} = {toml(self.value)}')}",)
         return self
+
+
+def whole(name: str, value: object, allowed: str = "a whole number") -> int:
+    """The argument `name` of a public function as an int. ConfigError for what is none, bools too."""
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)  # type: ignore[arg-type]  # what has none is refused below
+        except TypeError:
+            pass
+    raise ConfigError(name, value, allowed)
 
 
 class NeededError(ConfigError):
@@ -141,6 +185,14 @@ class Refused(AetherError):
     """An operation the guest asked for is refused with a POSIX errno (`errno` is positive)."""
 
     def __init__(self, errno: int, why: str = "") -> None:
-        self.errno = errno
-        name = _errno.errorcode.get(errno, str(errno))
-        super().__init__(f"{name}: {why or os.strerror(errno)}")
+        self.errno, self._why = errno, why or os.strerror(errno)
+        super().__init__(f"{self.name}: {self._why}")
+
+    @property
+    def name(self) -> str:
+        """The errno's, such as ENOENT."""
+        return _errno.errorcode.get(self.errno, str(self.errno))
+
+    def about(self, subject: str) -> str:
+        """What is wrong with a file or program that the reader has been told of already."""
+        return f"{self.name}: {self._why.removeprefix(subject).lstrip(': ')}"

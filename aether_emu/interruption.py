@@ -99,6 +99,11 @@ class Undisturbed:
             self._give_back()
             self._send_again()
 
+    def ask(self) -> None:
+        """From any thread: have it stopped, as for a signal, unless it is over."""
+        self.asked = True
+        watcher().wake()
+
     def handle_now(self) -> None:
         """Call the handlers of what came until now. See `checkpoint`."""
         if self._noted and self._stop is None:
@@ -202,7 +207,7 @@ class Watcher:
         with self._lock:
             self._told.append(attentive)
         if attentive.due(time.monotonic()) is not None or self._over:
-            self._wake()
+            self.wake()
 
     def remove(self, attentive: Attentive) -> None:
         """Tell it no more: when this returns, no call is under way. It need not have been added."""
@@ -221,9 +226,10 @@ class Watcher:
     def _wait_for_the_end(self) -> None:
         threading.main_thread().join()
         self._over = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have it ask everybody again when they want to be looked at."""
         with suppress(BlockingIOError):  # it is awake already
             os.write(self.fd, b"\0")  # the number of no signal
 

@@ -1,13 +1,15 @@
 """Files that a command leaves: refused before the work, not after it; there as a whole or not at all.
 
-A regular file is written beside its place and takes its name when it is complete; until then an older file of
-that name stays as it was. What is no regular file (a pipe, a device) is written to directly, and so is a file
-that is a standard stream already. "-" is standard output.
+A regular file is written without a name and takes its name when it is complete; until then an older file of
+that name stays as it was. Whatever ends the process, nothing else is left. (A file system that has no files
+without a name gets a hidden one beside the place: SIGKILL leaves that.) What is no regular file (a pipe, a
+device) is written to directly, and so is a file that is a standard stream already. "-" is standard output.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import stat
@@ -91,8 +93,12 @@ class Output:
                 return
             with self._part(self._target) as (name, file):
                 yield file
-                file.close()
-                os.replace(name, self._target)
+                file.flush()
+                if _has_name(file) or not _named(file, self._target):
+                    if not _has_name(file):
+                        _named(file, name)
+                    file.close()
+                    os.replace(name, self._target)
         except OSError as error:
             raise OutputError(self.option, str(self.path), error.strerror or str(error)) from None
 
@@ -103,11 +109,13 @@ class Output:
 
     @contextlib.contextmanager
     def _part(self, target: Path) -> Iterator[tuple[str, BinaryIO]]:
-        """A new file beside the target. When the block ends it is gone, or has another name by then."""
+        """A new file beside the target, and a name for it. When the block ends it has that no more."""
         name = str(target.with_name(f".{target.name[:200]}.{os.getpid()}.{next(_numbers)}"))
         _unfinished.add(name)
         try:
-            fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
+            fd = _without_name(target.parent, self._mode)
+            if fd is None:
+                fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, self._mode)
             with os.fdopen(fd, "w+b") as file:
                 if self._kept is not None:
                     os.fchmod(fd, self._kept)
@@ -123,6 +131,40 @@ class Output:
                 sys.stdout.flush()
             return os.fdopen(os.dup(self._stream), "wb")
         return os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY), "wb")
+
+
+def _without_name(folder: Path, mode: int) -> int | None:
+    """A descriptor of a new file of a folder's file system, or None where it has to have a name."""
+    try:
+        fd = os.open(folder, os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):  # of file systems, and of kernels
+            return None
+        raise
+    if os.path.exists(_by_descriptor(fd)):
+        return fd
+    os.close(fd)  # without /proc it would never have a name
+    return None
+
+
+def _by_descriptor(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _has_name(file: BinaryIO) -> bool:
+    return os.fstat(file.fileno()).st_nlink > 0
+
+
+def _named(file: BinaryIO, name: str | Path) -> bool:
+    """Give a file without a name this one, unless it is taken."""
+    folder = os.open(os.path.dirname(name), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:  # with a descriptor of a folder Python follows the link, as linkat(2) is told to
+        os.link(_by_descriptor(file.fileno()), os.path.basename(name), src_dir_fd=folder, dst_dir_fd=folder)
+    except FileExistsError:
+        return False
+    finally:
+        os.close(folder)
+    return True
 
 
 def _standard_stream(status: os.stat_result) -> int | None:

@@ -6,33 +6,42 @@
 
 A snapshot holds every page of RAM that is not zero (page tables included), the frame table, the
 allocator, areas, registers, files, signals, clock and chance. It holds no host memory and no file
-contents: files are opened again by their guest paths, through the grants given to `restore`.
+contents: files are opened again by their guest paths, through the grants given to `restore`. Only memory
+files, which have no path, are held with their contents, whether a descriptor or an area has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.capture import Restored
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.inodes import FileKey
+from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.machine.memory.aperture import ApertureState
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
-from aether_emu.system import Grants, Machine, complete_streams
+from aether_emu.system import Grants, Machine, checked_grants, complete_streams
 
 State = dict[str, Any]
+T = TypeVar("T")
 
 
 class StateError(AetherError):
@@ -40,7 +49,12 @@ class StateError(AetherError):
 
 
 def capture(machine: Machine) -> State:
-    """Everything about a loaded machine that is not running. Raises StateError, CaptureError, ClosedError."""
+    """Everything about a loaded machine that is not running.
+
+    Raises StateError, CaptureError, ClosedError; also for a mapped file that `restore` could not find again.
+    """
+    if not isinstance(machine, Machine):
+        raise StateError(f"{machine!r} is no Machine: only the state of one can be captured")
     machine.kernel.require_open()
     if machine.observers.running:
         raise StateError("the machine runs: capture it when the run has returned, as stop() in it does")
@@ -54,6 +68,12 @@ def capture(machine: Machine) -> State:
     spaces = {each.mm.number: each.mm for each in living}
     files = list(dict.fromkeys(each.files for each in living))
     backings = _backings_of(spaces.values())
+    memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
+    try:
+        captured_files = files_capture.capture(files, memories)
+    finally:
+        for memory in memories:
+            memory.release()
     return {
         "arch": machine.abi.isa,
         "format": machine.format.name,
@@ -67,15 +87,15 @@ def capture(machine: Machine) -> State:
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
-        "backings": [backing.capture() for backing in backings],
+        "backings": [_describe_backing(process, backing) for backing in backings],
         "spaces": [space.capture() for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "last_number": registry.last,
+        "numbers": (registry.last, registry.terminal_session, registry.foreground),
         "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.tasks],
         "running": machine.entry.task.tid,
-        "files": files_capture.capture(files),
+        "files": captured_files,
     }
 
 
@@ -83,13 +103,16 @@ def restore(
     state: State, *, grants: Grants | None = None, streams: Mapping[str, Stream] | None = None
 ) -> Machine:
     """A machine that goes on where the captured one stood. Raises StateError, ConfigError, CaptureError."""
+    if not isinstance(state, dict) or not isinstance(state.get("config"), Config):
+        raise StateError(f"{reprlib.repr(state)} is no state of a machine, as capture() gives it")
     config: Config = state["config"]
+    grants = checked_grants(grants)
     machine = Machine(state["arch"], config=config)
     try:
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
             raise StateError(f"a snapshot with {tables}")
-        _fill(machine, state, grants or Grants(), complete_streams({} if streams is None else streams))
+        _fill(machine, state, grants, complete_streams({} if streams is None else streams))
     except BaseException:
         machine.abandon()
         raise
@@ -106,7 +129,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore(described)
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
-    _restore_files(machine.namespace, processes, state, streams)
+    restored = _restore_files(machine.namespace, processes, state, streams)
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
@@ -114,8 +137,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     last = objects.last
     machine.physical.restore(state["physical"])
     objects.last = last
-    backings = [_restore_backing(first, described) for described in state["backings"]]
-    machine.aperture.load(state["aperture"])
+    backings, keys = _restore_backings(first, restored, state)
+    machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
         spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
     objects.last = state["physical"]["last_owner"]
@@ -144,13 +167,14 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
         processes.append(
             Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
         )
-    processes[0].registry.last = state["last_number"]
+    registry = processes[0].registry
+    registry.last, registry.terminal_session, registry.foreground = state["numbers"]
     return processes, spaces
 
 
 def _restore_files(
     namespace: Namespace, processes: list[Process], state: State, streams: Mapping[str, Stream]
-) -> None:
+) -> Restored:
     """Give each process its files; several may share them."""
     owners: dict[int, Process] = {}
     living = {process.pid: process for process in processes if process.pid in state["files_of"]}
@@ -163,7 +187,27 @@ def _restore_files(
             if state["files_of"][pid] == index:
                 process.files = files if owners[index] is process else files.share()
 
-    files_capture.restore(state["files"], namespace, sources, streams, give)
+    return files_capture.restore(state["files"], namespace, sources, streams, give)
+
+
+def _restore_backings(
+    process: Process, restored: Restored, state: State
+) -> tuple[list[Backing], dict[object, FileKey]]:
+    """What is mapped, and the keys that memory files have now, by those that they had."""
+    memories = iter(restored.mapped)
+    keys: dict[object, FileKey] = {}
+    backings = []
+    for described in state["backings"]:
+        if described["kind"] == "memory":
+            file = next(memories)
+            assert isinstance(file, HostData), "a memory file was captured"
+            keys[described["key"]] = file.key
+            backings.append(_shown(process, file, described))
+        else:
+            backings.append(_restore_backing(process, described))
+    for file in restored.mapped:
+        file.let_go()
+    return backings, keys
 
 
 def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
@@ -184,11 +228,39 @@ def _backings_of(spaces: Iterable[AddressSpace]) -> list[Backing]:
     return list(dict.fromkeys(area.backing for area in areas if area.backing is not None))
 
 
+def _memory_of(backing: Backing) -> Memory | None:
+    """The memory file that it shows, if it is one."""
+    contents = backing.contents if isinstance(backing, FileBacking) else None
+    return contents if isinstance(contents, Memory) else None
+
+
+def _describe_backing(process: Process, backing: Backing) -> State:
+    """Raises StateError for a file that could not be opened again."""
+    described = backing.capture()
+    if _memory_of(backing) is not None:
+        return described | {"kind": "memory"}
+    if isinstance(backing, FileBacking):
+        _opened(process, described, lambda _file: None)
+    return described
+
+
 def _restore_backing(process: Process, described: State) -> Backing:
+    """Of what is no memory file."""
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
     if described["kind"] == "special":
         return SpecialMapping.restored(process.kernel.physical, described)
+    return _opened(process, described, lambda file: _shown(process, file, described))
+
+
+def _shown(process: Process, file: HostData, described: State) -> Backing:
+    backing = file_backing(process.kernel, file, writable=described["writable"])
+    backing.renumber(described["number"])
+    return backing
+
+
+def _opened(process: Process, described: State, use: Callable[[HostData], T]) -> T:
+    """What `use` makes of a mapped file, opened by its path. Raises StateError if it is not the same."""
     path, writable = described["name"].encode("utf-8", "surrogateescape"), described["writable"]
     try:
         fd = process.files.open(fl.AT_FDCWD, path, fl.O_RDWR if writable else fl.O_RDONLY)
@@ -198,8 +270,12 @@ def _restore_backing(process: Process, described: State) -> Backing:
         file = process.files.table.file(fd)
         if not isinstance(file, HostData) or file.key != described["key"]:
             raise StateError(f"{described['name']}, which is mapped, is another file now")
-        backing = file_backing(process.kernel, file, writable=writable)
-        backing.renumber(described["number"])
-        return backing
+        return use(file)
     finally:
         process.files.close(fd)
+
+
+def _with_keys(aperture: ApertureState, keys: Mapping[object, FileKey]) -> ApertureState:
+    """The slots of files that are others now, by `keys`."""
+    bound = tuple(replace(slot, key=keys.get(slot.key, slot.key)) for slot in aperture.bound)
+    return replace(aperture, bound=bound)

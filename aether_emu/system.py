@@ -8,8 +8,9 @@ Machine
 
 from __future__ import annotations
 
-import operator
+import math
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
@@ -28,15 +29,16 @@ from aether_emu.errors import (
     OutOfFrames,
     ProgramError,
     TimedOut,
+    shown,
     suggestion,
+    whole,
 )
 from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.calls.mappable import connect_mappings
-from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped
+from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped, Why
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
-from aether_emu.linux.exec.symbols import symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
@@ -44,7 +46,7 @@ from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.observers import Attachment
+from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program
 from aether_emu.linux.task.scheduler import Interrupted, Scheduler
@@ -57,6 +59,7 @@ from aether_emu.random import Streams
 from aether_emu.records import dataclass
 
 ISAS = ("x86_64", "arm64")
+_MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
 _ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
 
 
@@ -130,6 +133,63 @@ class Grants:
     cwd: Path | None = None
 
 
+def _path(name: str, value: object) -> str:
+    """A path of the host. ConfigError for what is none."""
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if isinstance(path, str):
+            return path
+    raise ConfigError(name, value, "a path, as a str or a Path")
+
+
+def _require_no_nul(name: str, path: str) -> None:
+    if "\0" in path:
+        raise ConfigError(name, path, "a path without NUL characters")
+
+
+def checked_grants(grants: object) -> Grants:
+    """What may be seen of the host, nothing more than it must where there is None. Raises ConfigError."""
+    if grants is None:
+        return Grants()
+    if not isinstance(grants, Grants):
+        raise ConfigError("grants", grants, "a Grants, such as Grants(root=Path('/srv/root'))")
+    for name, value in (("root", grants.root), ("cwd", grants.cwd)):
+        if value is not None:
+            _require_no_nul(name, _path(name, value))
+    if not isinstance(grants.binds, list | tuple) or not all(isinstance(one, Bind) for one in grants.binds):
+        raise ConfigError("binds", grants.binds, "a list of Bind, such as [Bind(Path('/srv/data'), '/data')]")
+    for bind in grants.binds:
+        _require_no_nul("Bind.host", _path("Bind.host", bind.host))
+        if not isinstance(bind.guest, str):
+            raise ConfigError("Bind.guest", bind.guest, "an absolute path, as a str")
+    return grants
+
+
+def _seconds(timeout: object) -> float | None:
+    """Seconds that a run may take. ConfigError for what is no such number."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, int | float) and not isinstance(timeout, bool):
+        try:
+            seconds = float(timeout)
+        except OverflowError:
+            seconds = math.inf
+        if seconds >= 0:
+            return seconds
+    raise ConfigError("timeout", timeout, "a number of seconds, 0 or more, or None for no limit")
+
+
+def _names(names: object) -> list[str]:
+    """Names of system calls, or the one. ConfigError for what is no row of strings."""
+    if isinstance(names, str):
+        return [names]
+    if isinstance(names, Collection) and not isinstance(names, bytes):
+        row = list(names)
+        if all(isinstance(name, str) for name in row):
+            return row
+    raise ConfigError("names", names, 'names of system calls, such as ["openat"]')
+
+
 def _texts(name: str, values: Sequence[str | bytes | os.PathLike[str]]) -> list[bytes]:
     """Strings for a new program as bytes. ConfigError for what is no row of strings."""
     if isinstance(values, str | bytes):
@@ -157,8 +217,8 @@ def complete_streams(given: Mapping[str, Stream]) -> dict[str, Stream]:
     """All three standard streams, the host's where none is given. ConfigError for other names."""
     streams = standard_streams()
     if not isinstance(given, Mapping) or given.keys() - streams.keys():
-        shown = sorted(given) if isinstance(given, Mapping) else given
-        raise ConfigError("streams", shown, "streams by the names stdin, stdout and stderr")
+        names = sorted(given) if isinstance(given, Mapping) else given
+        raise ConfigError("streams", names, "streams by the names stdin, stdout and stderr")
     return streams | dict(given)
 
 
@@ -177,8 +237,9 @@ class Machine:
 
     What can be looked at and changed while the program stands still: `process.read`, `write`, `registers`,
     `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
-    A machine is used by one thread at a time. `pause` is called again and again while the guest waits for
-    input; it may raise to end the run.
+    A machine is used by one thread at a time, but for `stop`. `arch` is "x86_64" or "arm64". `pause` is
+    called again and again while the guest waits for input; it may raise to end the run. `live_state=False`
+    reads and sets the CPU's state by the engine's API alone, which is slower. Raises ConfigError.
     """
 
     def __init__(
@@ -193,6 +254,7 @@ class Machine:
     ) -> None:
         if config is not None and not isinstance(config, Config):
             raise ConfigError("config", config, "a Config, such as Config.load() makes")
+        require_callable(pause)
         if config is not None and options:
             raise ConfigError(
                 *next(iter(options.items())), "put it into `config`, which stands for all options"
@@ -234,6 +296,7 @@ class Machine:
         self.namespace: Namespace | None = None
         self.process: Process | None = None
         self._end_told = False  # a run has returned the end
+        self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
 
     def load(
         self,
@@ -255,9 +318,7 @@ class Machine:
             raise ProgramError(
                 f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
             )
-        grants = Grants() if grants is None else grants
-        if not isinstance(grants, Grants):
-            raise ConfigError("grants", grants, "a Grants, such as Grants(root=Path('/srv/root'))")
+        program, grants = _path("program", program), checked_grants(grants)
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
         environment = _variables({} if env is None else env)
@@ -284,7 +345,7 @@ class Machine:
         called `cpu.interrupt`; Deadlock, EngineError, MachineError, and what a listener or a handler raised.
         After any of them but EngineError another `run` goes on.
         """
-        process = self._runnable()
+        process, timeout = self._runnable(), _seconds(timeout)
         try:
             self._run(None, timeout)
         except Pause as pause:
@@ -293,9 +354,10 @@ class Machine:
 
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        process = self._runnable()
-        if operator.index(blocks) < 0:
-            raise MachineError(f"a run has 0 blocks or more, not {blocks}")
+        process, timeout = self._runnable(), _seconds(timeout)
+        blocks = whole("blocks", blocks, "a whole number of blocks")
+        if not 0 <= blocks <= _MOST_BLOCKS:
+            raise MachineError(f"a run has 0 to {_MOST_BLOCKS} blocks, not {blocks}")
         try:
             return self._end_of(process) if self._run(blocks, timeout) else None
         except Pause as pause:
@@ -303,8 +365,9 @@ class Machine:
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
-        if operator.index(count) < 1:
-            raise MachineError(f"a step has 1 instruction or more, not {count}")
+        count, timeout = whole("count", count, "a whole number of instructions"), _seconds(timeout)
+        if not 1 <= count <= _MOST_BLOCKS:
+            raise MachineError(f"a step has 1 to {_MOST_BLOCKS} instructions, not {count}")
         self._runnable()
         self.debugger.begin_steps(count)
         try:
@@ -313,11 +376,19 @@ class Machine:
             self.debugger.end_steps()
 
     def stop(self) -> None:
-        """From a handler or a listener: let the run return a `Stopped` as soon as the CPU is left."""
+        """Let the run return a `Stopped` at once: from a handler, a listener, or another thread.
+
+        A run that ends meanwhile returns its `Ended`. Raises MachineError where nothing runs.
+        """
         self.kernel.require_open()
-        if not self.observers.running:
-            raise MachineError("nothing runs: stop() is for handlers and listeners")
-        self.debugger.stop()
+        block = self._block
+        if not self.observers.running or block is None:
+            raise MachineError("nothing runs: stop() is for handlers, listeners and other threads")
+        if self._runner == threading.get_ident():
+            self.debugger.stop()
+        else:
+            self._stop_asked = True
+            block.ask()
 
     def _run(self, blocks: int | None, timeout: float | None) -> bool:
         """Whether the program has ended, rather than executed so many blocks.
@@ -326,9 +397,12 @@ class Machine:
         """
         end = None if blocks is None else self.cpu.blocks + blocks
         deadline = None if timeout is None else time.monotonic() + timeout
+        self._runner, self._stop_asked = threading.get_ident(), False
         while True:
             left = None if deadline is None else deadline - time.monotonic()
-            block = Undisturbed(self.cpu.interrupt, left)
+            block = self._block = Undisturbed(self.cpu.interrupt, left)
+            if self._stop_asked:  # it came between two blocks
+                block.ask()
             try:
                 with block:
                     return self.scheduler.run(None if end is None else max(0, end - self.cpu.blocks))
@@ -340,6 +414,8 @@ class Machine:
                     self.cpu.take_interrupt()
             if block.program_ends:
                 raise SystemExit
+            if self._stop_asked:
+                raise Pause(Stopped(Why.ASKED, self.entry.task, self.cpu.pc))
             if block.timed_out:
                 assert timeout is not None
                 raise TimedOut(timeout)
@@ -376,13 +452,15 @@ class Machine:
         `stop`. The program cannot see a breakpoint: its bytes stay, and so does its virtual time. Raises
         AddressError, and MachineError for a symbol that the program has not.
         """
+        if not isinstance(where, str):
+            where = whole("where", where, "an address, or a symbol's name")
         process = self._loaded("breakpoint()")
         if isinstance(where, str):
-            symbols = symbols_of(process)
+            symbols = process.symbols
             if where not in symbols:
                 raise MachineError(f"the program has no symbol {where!r}{suggestion(where, symbols)}")
             where = symbols[where]
-        return self.debugger.break_at(operator.index(where), handler)
+        return self.debugger.break_at(whole("where", where, "an address, or a symbol's name"), handler)
 
     def on_access(
         self, start: int, length: int, handler: AccessHandler | None = None, kinds: str = "rw"
@@ -395,12 +473,12 @@ class Machine:
         """
         self._loaded("on_access()")
         letters = {"r": Access.READ, "w": Access.WRITE, "x": Access.EXECUTE}
-        if not kinds or set(kinds) - set(letters):
+        if not isinstance(kinds, str) or not kinds or set(kinds) - set(letters):
             raise ConfigError("kinds", kinds, "letters of r, w and x")
         wanted = Access(0)
         for letter in kinds:
             wanted |= letters[letter]
-        return self.debugger.watch(operator.index(start), operator.index(length), handler, wanted)
+        return self.debugger.watch(whole("start", start), whole("length", length), handler, wanted)
 
     def _loaded(self, what: str) -> Process:
         """The program, for `what`, which needs one. Raises MachineError."""
@@ -421,9 +499,10 @@ class Machine:
                 return None                             # the manager decides
 
         It gets a `Fault` and returns None, or an outcome: of `fault.map`, `deny`, `bus_error`, `decide`, or
-        RESOLVED where it has changed the process's memory itself. The last that was attached is asked first.
-        What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for what cannot be
-        called.
+        RESOLVED where it has changed the process's memory itself. The kernel's own touches are asked about
+        too: of system calls on the page, MAP_POPULATE, mlock (`fault.in_call`). The last that was attached is
+        asked first. What it raises ends the run. `detach()` on the result ends it. Raises HandlerError for
+        what cannot be called.
         """
         self.kernel.require_open()
         return self.handlers.on_fault(handler)
@@ -447,8 +526,7 @@ class Machine:
         As for `on_fault` else. Raises HandlerError for a name that the ISA has not.
         """
         self.kernel.require_open()
-        if isinstance(names, str):
-            names = [names]
+        names = _names(names)
         if handler is None:
             return lambda decorated: self.handlers.on_system_call(decorated, names)
         return self.handlers.on_system_call(handler, names)
@@ -578,18 +656,23 @@ class _Nobody:
         return None
 
 
-def program_isa(program: str | os.PathLike[str], grants: Grants | None = None) -> str:
+def program_isa(
+    program: str | os.PathLike[str], grants: Grants | None = None, *, executable: bool = False
+) -> str:
     """The ISA that a program's header names; it is found where `Machine.load` will find it.
 
-    Raises ProgramError, ConfigError as that.
+    Raises ProgramError, ConfigError as that. `executable`: ProgramError also where a shell would say that the
+    file may not be executed, which is no concern of `load`.
     """
-    grants = grants or Grants()
+    program, grants = _path("program", program), checked_grants(grants)
     path, binds, cwd = _visible(os.fspath(program), grants)
     namespace = Namespace(grants.root, binds, cwd, random=bytes)
     try:
         files = Files(namespace, _Nobody())
         try:
-            return program_image(files, os.fsencode(path)).isa
+            return program_image(
+                files, os.fsencode(path), shown(os.fspath(program)), executable=executable
+            ).isa
         finally:
             files.close_all()
     finally:
@@ -605,11 +688,11 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     try:
         host = Path(program).resolve(strict=True)
         if host.is_dir():
-            raise ProgramError(f"{program}: is a directory")
+            raise ProgramError(f"{shown(program)}: is a directory")
     except FileNotFoundError:
-        raise ProgramError(f"{program}: no such file", 127) from None
+        raise ProgramError(f"{shown(program)}: no such file", 127) from None
     except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
-        raise ProgramError(f"{program}: {getattr(error, 'strerror', None) or error}") from None
+        raise ProgramError(f"{shown(program)}: {getattr(error, 'strerror', None) or error}") from None
     try:
         cwd = Path(grants.cwd or Path.cwd()).resolve()
     except OSError as error:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,6 +38,7 @@ from aether_emu.errors import (
     MachineError,
     MappingError,
     OutOfFrames,
+    whole,
 )
 from aether_emu.mm.tables.walk import Mapped, Walk, walk
 
@@ -65,9 +67,11 @@ _ABORTS = {
 
 def format_named(name: str, *, physical_bits: int | None = None) -> PageTableFormat:
     """A format by its name, with addresses of the emulated CPU's width or another. Raises ConfigError."""
-    parts = _NAME.fullmatch(name) if name in FORMATS else None
+    parts = _NAME.fullmatch(name) if isinstance(name, str) and name in FORMATS else None
     if parts is None:
         raise ConfigError("format", name, "one of " + ", ".join(FORMATS))
+    if physical_bits is not None:
+        physical_bits = whole("physical_bits", physical_bits, "a whole number of bits")
     try:
         if parts[1]:
             return X86Format(int(parts[1]), 40 if physical_bits is None else physical_bits)
@@ -152,6 +156,11 @@ Tried = Reached | Faulted | NoMemory | Excepted
 _FETCHES = (arm_syndrome.EC_FETCH_LOWER, arm_syndrome.EC_FETCH_SAME)
 
 
+def _require_kind(name: str, value: object, kind: type[Enum]) -> None:
+    if not isinstance(value, kind):
+        raise ConfigError(name, value, f"members of {kind.__name__}")
+
+
 class _Memory:
     """Somebody's buffer as physical memory from `base` on."""
 
@@ -185,8 +194,12 @@ class PageTables:
         self.format = format_named(format, physical_bits=physical_bits)
         page = self.format.page_size
         self.memory = bytearray(1 << 20) if memory is None else memory
-        size = memoryview(self.memory).nbytes
-        if memoryview(self.memory).readonly:
+        try:
+            buffer = memoryview(self.memory)
+        except (TypeError, ValueError):  # no buffer, or a closed one
+            buffer = memoryview(b"")
+        size, base = buffer.nbytes, whole("base", base, "a physical address")
+        if buffer.readonly or not buffer.c_contiguous:
             raise ConfigError(
                 "memory", type(memory).__name__, "a buffer that can be written, such as a bytearray"
             )
@@ -199,7 +212,7 @@ class PageTables:
             )
         self._lent: _Memory | None = _Memory(self.memory, base)
         self._taken: set[int] = set()
-        self.root = self._free_page() if root is None else root
+        self.root = self._free_page() if root is None else whole("root", root, "a physical address")
         if self.root % page or not base <= self.root < base + size:
             raise ConfigError("root", hex(self.root), "the address of a page of the memory")
         self._taken.add(self.root)
@@ -241,7 +254,7 @@ class PageTables:
 
         Raises MappingError where no table leads there.
         """
-        if not 1 <= level <= self.format.top:
+        if not 1 <= whole("level", level) <= self.format.top:
             raise ConfigError("level", level, f"1 to {self.format.top}, the root's")
         table, at = self.root, self.format.top
         while True:
@@ -263,12 +276,15 @@ class PageTables:
 
     def write(self, va: int, level: int, entry: int) -> None:
         """Store that entry, whatever it says: nothing is checked. Raises MappingError as `address_of`."""
-        if not 0 <= entry < 1 << 64:
+        if not 0 <= whole("entry", entry) < 1 << 64:
             raise ConfigError("entry", entry, "64 bits")
         self._memory.words[self._slot(self.address_of(va, level))] = entry
 
     def walk(self, va: int) -> Walk:
-        """Translate by the format's rules, in Python; `print` it for every level's entry."""
+        """Translate by the format's rules, in Python; `print` it for every level's entry.
+
+        Intel SDM 3A 4.5, Arm ARM D8.2. Raises AddressError for no address of the format.
+        """
         return walk(self.format, self._memory, self.root, self._checked(va))
 
     # ---- mappings
@@ -284,17 +300,24 @@ class PageTables:
         key: int = 0,
         leaf: int | None = None,
     ) -> None:
-        """Map `size` bytes (None: one leaf) by leaves of `leaf` bytes (None: the format's page).
+        """Map `size` bytes (None: one leaf) from virtual `va` on to physical memory from `physical` on.
 
-        What is mapped already is mapped anew. Raises EncodingError, MappingError, ConfigError, and
-        OutOfFrames when no page is free for a table.
+        Each leaf has `leaf` bytes (None: the format's page), those `flags`, that type of `memory` and, on
+        x86_64, the protection `key`. What is mapped already is mapped anew. A larger leaf that the range
+        meets a part of is split: a table of smaller ones takes its place, and the rest of it stays mapped as
+        it was. Raises EncodingError, MappingError, AddressError, ConfigError, and OutOfFrames when no page is
+        free for a table.
         """
+        physical, key = whole("physical", physical, "a physical address"), whole("key", key)
+        _require_kind("flags", flags, PageFlags)
+        _require_kind("memory", memory, MemoryType)
         sizes = {self.format.levels[level - 1].size: level for level in range(1, self.format.top + 1)}
-        leaf = self.format.page_size if leaf is None else leaf
+        leaf = self.format.page_size if leaf is None else whole("leaf", leaf, "a number of bytes")
         if leaf not in self.format.leaf_sizes():
             allowed = ", ".join(map(format_size, self.format.leaf_sizes()))
             raise ConfigError("leaf", format_size(leaf), allowed)
-        length = leaf if size is None else size
+        length = leaf if size is None else whole("size", size, "a number of bytes")
+        self._checked(va)
         if (va | physical | length) % leaf or length <= 0:
             raise MappingError(
                 f"{va:#x} to {physical:#x}, {length:#x} bytes: not whole leaves of {leaf:#x} bytes"
@@ -307,12 +330,16 @@ class PageTables:
     def unmap(self, va: int, size: int | None = None) -> None:
         """Clear the leaves of `size` bytes from `va` on, or the one leaf there; tables stay.
 
-        A leaf that reaches out of the range goes as a whole.
+        A leaf that reaches out of the range goes as a whole. Raises MappingError where there is none.
         """
         self._change(va, size, lambda _leaf, _level: 0)
 
     def protect(self, va: int, size: int | None = None, flags: PageFlags = _USER_PAGE) -> None:
-        """Give the leaves there other flags; address, memory type and key stay."""
+        """Give the leaves of `size` bytes from `va` on, or the one leaf there, other flags.
+
+        Address, memory type and key stay. Raises MappingError where there is none, and EncodingError.
+        """
+        _require_kind("flags", flags, PageFlags)
 
         def changed(leaf: Leaf, level: int) -> int:
             old = leaf.attributes
@@ -337,9 +364,11 @@ class PageTables:
         stores are put back. On x86_64 two entries of the root that are 0 are borrowed meanwhile. Raises
         ConfigError for controls of the other ISA, MappingError for a root without two such entries.
         """
-        if kind not in _KINDS:
+        if not isinstance(user, bool):
+            raise ConfigError("user", user, "True, or False for the supervisor")
+        if not isinstance(kind, str) or kind not in _KINDS:
             raise ConfigError("kind", kind, ", ".join(_KINDS))
-        if not 0 <= va < 1 << 64:
+        if not 0 <= whole("va", va, "a virtual address") < 1 << 64:
             raise AddressError("virtual address", va, "it has 64 bits")
         found = walk(self.format, self._memory, self.root, va)
         kept = self._kept(found) if isinstance(found, Mapped) else None
@@ -444,7 +473,7 @@ class PageTables:
     # ---- inside
 
     def _checked(self, va: int) -> int:
-        if not 0 <= va < 1 << 64 or not self.format.canonical(va):
+        if not 0 <= whole("va", va, "a virtual address") < 1 << 64 or not self.format.canonical(va):
             fmt = self.format
             raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
         return va
@@ -462,9 +491,24 @@ class PageTables:
         """The address of the entry for `va` at `level`; tables on the way are made."""
         for above in range(self.format.top, level, -1):
             at = self.address_of(va, above)
-            if self.format.next_table(self._load(at), above) is None:
-                self._memory.words[self._slot(at)] = self.format.table_entry(self._free_page())
+            entry = self._load(at)
+            if self.format.next_table(entry, above) is None:
+                table = self._free_page()
+                decoded = self.format.decode(entry, above)
+                if isinstance(decoded, Leaf):
+                    self._split(decoded, above, table)
+                self._memory.words[self._slot(at)] = self.format.table_entry(table)
         return self.address_of(va, level)
+
+    def _split(self, leaf: Leaf, level: int, table: int) -> None:
+        """Fill the empty `table` with what `leaf`, which stands at `level`, maps: leaves of the level below.
+
+        Where there are no leaves of that size (arm64's top levels have none) there are none above either.
+        """
+        spec, attributes = self.format.levels[level - 2], replace(leaf.attributes, contiguous=False)
+        for index in range(spec.entries):
+            lower = self.format.leaf_entry(leaf.address + index * spec.size, attributes, level - 1)
+            self._memory.words[self._slot(table + 8 * index)] = lower
 
     def _free_page(self) -> int:
         """A page of zeros that is no table. Raises OutOfFrames."""
@@ -480,7 +524,7 @@ class PageTables:
         raise OutOfFrames
 
     def _change(self, va: int, size: int | None, change: Callable[[Leaf, int], int]) -> None:
-        end = va + (1 if size is None else size)
+        end = self._checked(va) + (1 if size is None else whole("size", size, "a number of bytes"))
         found = 0
         while va < end:
             steps = self.walk(va).steps

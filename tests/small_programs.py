@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -60,3 +61,20 @@ def loaded(
         yield machine
     finally:
         machine.close()
+
+
+def with_symbols(image: bytes, symbols: Mapping[str, tuple[int, int]]) -> bytes:
+    """An ELF file with a symbol table: name -> (address, size) of its functions (gABI 4, "Symbol Table")."""
+    names, table = b"\0", bytes(24)
+    for name, (address, size) in symbols.items():
+        table += struct.pack("<IBBHQQ", len(names), 0x12, 0, 1, address, size)
+        names += name.encode() + b"\0"
+    at = -(-len(image) // 8) * 8
+    section = struct.Struct("<IIQQQQIIQQ")
+    headers = bytes(section.size)
+    headers += section.pack(0, 2, 0, 0, at, len(table), 2, 1, 8, 24)
+    headers += section.pack(0, 3, 0, 0, at + len(table), len(names), 0, 0, 1, 0)
+    whole = bytearray(image.ljust(at, b"\0") + table + names + headers)
+    struct.pack_into("<Q", whole, 40, at + len(table) + len(names))
+    struct.pack_into("<HHH", whole, 58, section.size, 3, 0)
+    return bytes(whole)

@@ -9,6 +9,7 @@ import pydoc
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast, get_args, get_type_hints
@@ -28,15 +29,26 @@ from aether_emu import (
 )
 from aether_emu.config import ClockCosts, CostOptions, Options
 from aether_emu.errors import AddressError, ClosedError, HandlerError
-from aether_emu.linux.debugging import AccessHandler, HaltHandler, Stopped
+from aether_emu.linux.debugging import AccessHandler, HaltHandler, Stopped, Why
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.handlers import CallHandler, FaultHandler
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import RegisterError
 from aether_emu.state import StateError, capture
+from aether_emu.system import Grants
 from tests.guests.running import program
-from tests.small_programs import DATA, DATA_SIZE, EXIT, START, every_isa, loaded, written
+from tests.small_programs import (
+    DATA,
+    DATA_SIZE,
+    EXIT,
+    START,
+    every_isa,
+    loaded,
+    streams,
+    with_symbols,
+    written,
+)
 
 ROOT = Path(__file__).parents[1]
 PLAIN: pydoc.TextDoc = vars(pydoc)["plaintext"]
@@ -352,7 +364,7 @@ def test_a_count_that_is_no_whole_number_leaves_nothing_behind(tmp_path: Path, i
             lambda: machine.on_access(half, 8),
         )
         for misuse in misuses:
-            with pytest.raises(TypeError):
+            with pytest.raises(ConfigError, match=r"=1\.5 is not allowed: "):
                 misuse()
         assert machine.entry.debugger is None
         with machine.on_access(DATA, 8):
@@ -439,3 +451,70 @@ def test_importing_the_package_is_cheap() -> None:
     )
     assert done.stdout == "[]\n"
     assert importlib.import_module("aether_emu.tables") is aether_emu.tables
+
+
+@every_isa
+def test_another_thread_stops_a_run_at_once(tmp_path: Path, isa: str) -> None:
+    with Machine(isa, ram="64M") as machine:
+        machine.load(program(isa, "spin"), ["spin"], streams=streams(), grants=Grants(cwd=tmp_path))
+
+        def stop() -> None:
+            while not machine.observers.running:
+                pass
+            machine.stop()
+
+        for _ in range(5):
+            other = threading.Thread(target=stop)
+            other.start()
+            stopped = machine.run(timeout=60)
+            other.join()
+            assert isinstance(stopped, Stopped)
+            assert stopped.reason is Why.ASKED
+            assert stopped.pc == _process(machine).registers.pc
+        with pytest.raises(MachineError, match="nothing runs"):
+            machine.stop()
+
+
+def test_another_thread_stops_a_wait_for_input(tmp_path: Path) -> None:
+    class Silent(BufferStream):
+        def ready(self) -> bool:
+            return False
+
+    waits, read = threading.Event(), "xor eax, eax; xor edi, edi; mov rsi, 0x600000; mov edx, 1; syscall;"
+    path = written(tmp_path, "x86_64", read + "mov edi, eax;" + EXIT["x86_64"])
+    with Machine(ram="8M", aperture="4M", pause=waits.set) as machine:
+        machine.load(path, grants=Grants(cwd=tmp_path), streams=streams() | {"stdin": Silent()})
+
+        def stop() -> None:
+            waits.wait()
+            machine.stop()
+
+        other = threading.Thread(target=stop)
+        other.start()
+        assert isinstance(machine.run(timeout=60), Stopped)
+        other.join()
+
+
+@every_isa
+def test_a_process_knows_its_symbols_by_name_and_by_address(tmp_path: Path, isa: str) -> None:
+    path = written(tmp_path, isa, "nop\n" * 8 + QUICK[isa])
+    named = {"begin": (START, 4), "second": (START + 4, 0), "third": (START + 8, 4), "inner": (START + 9, 1)}
+    path.write_bytes(with_symbols(path.read_bytes(), named))
+    with Machine(isa, ram="8M", aperture="4M") as machine:
+        process = machine.load(path, grants=Grants(cwd=tmp_path), streams=streams())
+        symbols = process.symbols
+        assert dict(symbols) == {name: address for name, (address, _size) in named.items()}
+        assert symbols is process.symbols
+        found = [symbols.at(START + offset) for offset in (-1, 0, 3, 4, 7, 8, 9, 10, 12)]
+        assert [symbol and symbol.name for symbol in found] == [
+            *(None, "begin", "begin", "second", "second", "third", "inner", "third", None)
+        ]
+        machine.breakpoint("second")
+        stopped = machine.run()
+        assert isinstance(stopped, Stopped)
+        assert stopped.pc == START + 4
+        with pytest.raises(MachineError, match="no symbol 'secnd'; did you mean second"):
+            machine.breakpoint("secnd")
+    assert "program: lived, the machine is closed>" in repr(process)
+    with pytest.raises(ClosedError):
+        _ = process.symbols

@@ -9,7 +9,6 @@ import pytest
 from aether_emu.arch.paging import Access
 from aether_emu.errors import MachineError
 from aether_emu.linux.debugging import Halt, Stopped, Why
-from aether_emu.linux.exec.symbols import symbols_of
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.watching import AccessSeen
 from aether_emu.system import Grants, Machine
@@ -252,7 +251,7 @@ def test_a_breakpoint_stands_at_a_symbol(tmp_path: Path, isa: str) -> None:
         process = machine.load(
             program(isa, "hello"), ["hello"], streams=streams(), grants=Grants(cwd=tmp_path)
         )
-        symbols = symbols_of(process)
+        symbols = process.symbols
         if "main" in symbols:
             machine.breakpoint("main")
             stopped = machine.run()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,14 +43,48 @@ def test_an_older_file_stays_when_the_new_one_is_not_finished(
     assert names(tmp_path) == ["file"]
 
 
-def test_what_is_half_written_can_be_taken_away_from_outside(tmp_path: Path) -> None:
-    output = Output("report", tmp_path / "file")
-    with pytest.raises(OutputError), output.open() as file:
+@pytest.fixture(params=[True, False], ids=["without names", "with names"])
+def nameless(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system has files without a name: this one, and one as others are."""
+    if not request.param:
+        monkeypatch.delattr(os, "O_TMPFILE")
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY, raising=False)  # what older kernels see of it
+    return bool(request.param)
+
+
+@pytest.mark.parametrize("older", [None, b"older"])
+def test_nothing_is_to_be_seen_before_a_file_is_whole(
+    tmp_path: Path, nameless: bool, older: bytes | None
+) -> None:
+    path = tmp_path / "file"
+    if older is not None:
+        path.write_bytes(older)
+    there = names(tmp_path)
+    with Output("report", path).open() as file:
         file.write(b"new")
-        assert len(names(tmp_path)) == 1
+        assert len(names(tmp_path)) == len(there) + (not nameless)
+        assert (path.read_bytes() if path.exists() else None) == older
+    assert names(tmp_path) == ["file"]
+    assert path.read_bytes() == b"new"
+
+
+def test_a_name_that_is_taken_meanwhile_is_replaced(tmp_path: Path, nameless: bool) -> None:
+    with Output("report", tmp_path / "file").open() as file:
+        file.write(b"new")
+        (tmp_path / "file").write_bytes(b"another's")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_what_is_half_written_can_be_taken_away_from_outside(tmp_path: Path, nameless: bool) -> None:
+    output = Output("report", tmp_path / "file")
+    gone: Any = contextlib.nullcontext() if nameless else pytest.raises(OutputError)
+    with gone, output.open() as file:
+        file.write(b"new")
+        assert len(names(tmp_path)) == (not nameless)
         remove_unfinished()
         assert names(tmp_path) == []
-    assert names(tmp_path) == []
+    assert names(tmp_path) == (["file"] if nameless else [])
 
 
 def test_mode_and_link_of_an_older_file_stay(tmp_path: Path) -> None:

@@ -57,6 +57,12 @@ def test_what_is_built_from_an_archive_has_the_same_version() -> None:
     assert "version" in project["project"]["dynamic"]
 
 
+def test_an_archive_names_its_tag_and_nothing_else() -> None:
+    """Of a commit without one setuptools-scm would make the version 0.0, in place of the one above."""
+    lines = (_SOURCES / ".git_archival.txt").read_text().splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["describe-name"]
+
+
 def test_the_command_tells_it() -> None:
     assert aether("--version").stdout.decode() == f"aether_emu {aether_emu.__version__}\n"
 

@@ -11,9 +11,11 @@ from aether_emu import state
 from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.memory_file import create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Interrupted
+from aether_emu.mm import mapping
 from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
 from aether_emu.mm.protection import Protection
@@ -223,3 +225,48 @@ def test_a_call_that_waits_is_captured_and_made_again_by_the_restored_machine() 
     assert restored.kernel.calls_by_name()["read"] == 1, "a call that is made again counts once"
     for each in (machine, restored):
         each.close()
+
+
+@pytest.mark.parametrize("closed", [False, True], ids=["open", "closed"])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_a_mapped_memory_file_is_part_of_the_state(target: Target, closed: bool) -> None:
+    machine, _ = _loaded(target, "hello")
+    task = machine.entry.task
+    files, page = task.process.files, target.page_size
+    fd = files.table.install(create_memory(files.namespace, b"kept", 0))
+    files.write(fd, b"written by a call")
+    files.table.file(fd).truncate(2 * page)
+    both = Protection.READ | Protection.WRITE
+    first, second = (memory.sys_mmap(task, 0, 2 * page, both, mapping.MAP_SHARED, fd, 0) for _ in range(2))
+    task.process.write(first + page, b"stored by the program")
+    if closed:
+        files.close(fd)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    for each in (machine, restored):
+        process = each.process
+        assert process is not None
+        assert process.read(second, 17) == b"written by a call"
+        assert process.read(second + page, 21) == b"stored by the program"
+        process.write(first, b"shared")
+        assert process.read(second, 6) == b"shared"
+        if not closed:
+            assert process.files.pread(fd, 6, 0) == b"shared"
+        assert each.namespace is not None
+        assert each.namespace.memory_used == 2 * page
+        assert each.run().status == 0
+        each.close()
+        assert each.namespace.memory_used == 0
+
+
+def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(bytes(4096))
+    machine, _ = _loaded(X86_64, "hello", grants=Grants(cwd=tmp_path))
+    assert machine.process is not None
+    machine.process.mm.map_file(path, 0x1000_0000, 4096, Protection.READ)
+    state.capture(machine)
+    path.unlink()
+    with pytest.raises(state.StateError, match="data, which is mapped, cannot be opened again"):
+        state.capture(machine)
+    assert machine.run().status == 0
+    machine.close()

@@ -7,6 +7,7 @@ import mmap
 import pytest
 
 from aether_emu import tables
+from aether_emu.address import PhysAddr
 from aether_emu.arch.paging import MemoryType, PageFlags
 from aether_emu.errors import (
     AddressError,
@@ -204,6 +205,28 @@ def test_misuse_gets_one_line_of_ours(wrong: object, error: type[AetherError]) -
     with pytest.raises(error) as caught:
         wrong()  # type: ignore[operator]  # each is a function
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_small_page_inside_a_large_leaf_splits_it_and_the_rest_stays(name: str) -> None:
+    table = PageTables(name)
+    sizes = table.format.leaf_sizes()
+    page, largest = sizes[0], sizes[-1]
+    flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
+    table.map(0, 0, leaf=largest, flags=flags, memory=MemoryType.UNCACHED)
+    before = {va: table.walk(va) for va in (0, 2 * page, largest - 1)}
+    table.map(page, 0x8_0000, flags=flags | PageFlags.WRITE | PageFlags.DIRTY)
+    assert isinstance(walked := table.walk(page), Mapped)
+    assert (walked.address, walked.size) == (0x8_0000, page)
+    assert walked.attributes.flags & PageFlags.WRITE
+    for va, was in before.items():
+        now = table.walk(va)
+        assert isinstance(was, Mapped)
+        assert isinstance(now, Mapped)
+        assert (now.address, now.attributes) == (was.address, was.attributes), hex(va)
+    assert table.execute(2 * page) == Reached(PhysAddr(2 * page))
+    assert isinstance(table.execute(2 * page, "write"), Faulted)
+    assert isinstance(table.execute(page, "write"), Reached)
 
 
 def test_memory_types_are_encoded() -> None:

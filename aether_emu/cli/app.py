@@ -9,6 +9,8 @@ from importlib import import_module
 
 import click
 
+from aether_emu.errors import shown
+
 COMPLETION = "_AETHER_COMPLETE"
 """By this variable a shell asks for the words that complete a line."""
 
@@ -91,9 +93,14 @@ class Wrong(click.UsageError):
 
 
 class Errors:
-    """Whether an error shows where it came from."""
+    """What becomes of an error: whether it shows where it came from, and the exit status.
+
+    2 is trouble, with an image, a disk, a full disk behind stdout: 0 and 1 are answers. Of a program's run
+    everything up to 124 is the program's own.
+    """
 
     traceback = False
+    status = 2
 
 
 def show_tracebacks(wanted: bool) -> None:
@@ -106,7 +113,7 @@ def complain(text: str) -> None:
 
     If nobody takes it, the exit status tells alone.
     """
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in text)
+    line = shown(text)
     if sys.stderr is not None:  # as when it was closed; `print` would choose stdout
         with contextlib.suppress(OSError):
             print(f"aether: {line}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@
 
 What is half written is taken away, and the workers end, in each case. The status is 130, and 124 for
 --timeout. An ignored SIGINT is not ignored here: shells ignore it for a script's background commands.
-SIGTERM and SIGHUP end the process without a word, with status 128+N; what ignores them stays.
+SIGTERM, SIGHUP and SIGQUIT end the process without a word, with status 128+N; what ignores them stays.
 
 Nothing is imported on the way out: the signal may have come in the middle of an import.
 """
@@ -34,7 +34,7 @@ _GRACE = 0.25
 _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0
 """Seconds after --timeout in which what was asked for is written."""
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Interrupts:

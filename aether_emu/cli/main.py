@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 def main(program: str = "aether") -> None:
-    """Entry point: exit 2 for a bad option, 126/127 as a shell would, else the guest's status.
+    """Entry point: the status of what was done, 2 for a bad option or other trouble.
 
-    `program` is how the user called it.
+    `run` has 125 for trouble that is not the options', 126 and 127 as a shell. `program` is how the user
+    called it.
     """
     listen()
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
@@ -34,8 +35,7 @@ def main(program: str = "aether") -> None:
     interrupts.watch()
     try:
         status = _perform(program)
-        if sys.stdout is not None:  # as when it was closed
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         with contextlib.suppress(OSError):  # nobody takes it
             error.show()
@@ -88,6 +88,7 @@ def _with_hint(error: click.UsageError, program: str) -> str:
 
 
 def _status(error: AetherError) -> int:
+    from aether_emu.cli.app import Errors
     from aether_emu.errors import ConfigError, ProgramError
 
     match error:
@@ -95,7 +96,7 @@ def _status(error: AetherError) -> int:
             return error.exit_status
         case ConfigError():
             return 2
-    return 125
+    return Errors.status
 
 
 def _unwritten(error: OSError) -> int:
@@ -103,16 +104,21 @@ def _unwritten(error: OSError) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer has nowhere to go
     if isinstance(error, BrokenPipeError):
         return 1  # as Click does when it meets this
-    from aether_emu.cli.app import complain
+    from aether_emu.cli.app import Errors, complain
 
-    complain(f"output: {error.strerror or error}")
-    return 125
+    complain(f"write error: {error.strerror or error}")
+    return Errors.status
 
 
 def _fill_standard_streams() -> None:
-    """A descriptor that was closed must not become one of the machine's own: the guest has it as a stream."""
-    for fd in range(3):
+    """A descriptor that was closed must not become one of the machine's own: the guest has it as a stream.
+
+    What is there instead answers as a closed one, with EBADF: it cannot be read, or not be written.
+    """
+    for fd, useless in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.open(os.devnull, useless)  # the lowest free number
+    if sys.stdout is None:  # Python's for a closed one would take everything without a word
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # as long as the process

@@ -61,6 +61,20 @@ class Form(click.ParamType[_T]):
         return [CompletionItem(choice) for choice in self._choices() if choice.startswith(incomplete)]
 
 
+class _List(Form[str]):
+    """Several of `choices` in one word, separated by commas."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Those choices that begin as the last of them does, behind the others."""
+        before, comma, last = incomplete.rpartition(",")
+        offered = super().shell_complete(ctx, param, last)
+        for item in offered:
+            item.value = before + comma + item.value
+        return offered
+
+
 class _Place(click.Path):
     """A path of the host, neither opened nor looked at: who uses it says what is wrong with it."""
 
@@ -89,6 +103,11 @@ FILE, DIRECTORY = _Place("file", "file"), _Place("directory", "dir")
 def text(name: str, choices: Callable[[], Sequence[str]] = tuple) -> Form[str]:
     """Any text; who uses it refuses what is wrong."""
     return Form(name, "", str, choices)
+
+
+def several(name: str, choices: Callable[[], Sequence[str]]) -> Form[str]:
+    """Words separated by commas; who uses them refuses what is wrong."""
+    return _List(name, "", str, choices)
 
 
 def one_of(name: str, values: Sequence[str]) -> Form[str]:

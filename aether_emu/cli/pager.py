@@ -36,8 +36,6 @@ class Terminal:
 
     def write(self, parts: Iterable[bytes]) -> None:
         """Write text, through the pager if it is long. OSError when a pipe or file does not take it."""
-        if sys.stdout is None:  # as when it was closed
-            return
         sys.stdout.flush()
         parts = iter(parts)
         short = b"".join(self._screen(parts)) if self._command else b""

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from aether_emu.cli.app import Errors, Ordered, Wrong, complain, settle, show_tracebacks
+from aether_emu.cli.app import Ordered, Wrong, settle, show_tracebacks
 from aether_emu.cli.options import FILE, HEX, Command, Form, debug_option, hexadecimal, text, whole
 from aether_emu.cli.pager import Terminal
-from aether_emu.errors import AetherError, ConfigError
+from aether_emu.errors import ConfigError
 
 if TYPE_CHECKING:
     from aether_emu.verify.tables.filters import Filter
@@ -265,18 +265,10 @@ def diff(
     second = reading
     if other_root is not None or other_root1 is not None:
         second = reading._replace(root=other_root, root1=other_root1)
-    try:
-        tables = _tables(image, reading), _tables(image if other is None else other, second)
-        settle()
-        surveys = [survey(each, limit=limit) for each in tables]
-        found = difference(*surveys, ignore_accessed=ignore_accessed, wanted=wanted, limit=limit)
-    except ConfigError:
-        raise
-    except AetherError as error:  # elsewhere it would be another status
-        if Errors.traceback:
-            raise
-        complain(str(error))
-        raise click.exceptions.Exit(2) from None
+    tables = _tables(image, reading), _tables(image if other is None else other, second)
+    settle()
+    surveys = [survey(each, limit=limit) for each in tables]
+    found = difference(*surveys, ignore_accessed=ignore_accessed, wanted=wanted, limit=limit)
     terminal = Terminal(pager=pager)
     if as_json:
         terminal.write(_ended(documents.differing(*tables, found)))

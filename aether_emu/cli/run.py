@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aether_emu.cli.app import complain, settle, show_tracebacks
+from aether_emu.cli.app import Errors, complain, settle, show_tracebacks
 from aether_emu.cli.early import INTERRUPTED
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
@@ -25,6 +25,7 @@ from aether_emu.cli.options import (
     Setting,
     WithOrWithout,
     debug_option,
+    several,
     text,
     whole,
 )
@@ -56,6 +57,12 @@ def _variable(written: str) -> tuple[str, str]:
     if not name or not equals or "\0" in written:
         raise ValueError(written)
     return name, value
+
+
+def _kinds() -> list[str]:
+    from aether_emu.observe.strace.selection import all_words
+
+    return all_words()
 
 
 _BIND = Form("HOST:GUEST[:rw]", "HOST:GUEST or HOST:GUEST:rw", _bind)
@@ -106,7 +113,7 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 )
 @click.option(
     "--strace-only",
-    metavar="KINDS",
+    type=several("KINDS", _kinds),
     help="Only these, separated by commas: names of calls, page-fault, signal, syscall, and families such as"
     " %memory and %file. Means --strace too.",
 )
@@ -144,6 +151,7 @@ def run(  # an option is a parameter here
     as in a shell, 2 for a wrong option, 130 after Ctrl-C.
     """
     show_tracebacks(debug)
+    Errors.status = 125
     from aether_emu.system import Grants, Machine, program_isa
 
     overrides = {
@@ -160,7 +168,7 @@ def run(  # an option is a parameter here
     outputs = _Outputs(stats, stats_json, core)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
-        isa = program_isa(program, grants)
+        isa = program_isa(program, grants, executable=True)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
     settle()
     try:

@@ -38,7 +38,8 @@ class Why(Enum):
 class Stopped:
     """A run stopped before the program's end; another one goes on from there.
 
-    `pc` is the instruction that is next. `access` is what was seen, if that is why.
+    `reason` is why, `task` the thread that ran, `pc` the virtual address of the instruction that is next.
+    `access` is what was seen, if that is why.
     """
 
     reason: Why

@@ -329,6 +329,8 @@ class Entry:
 
     def before_user(self) -> None:
         """The task is about to go on in its program: signals that came meanwhile are delivered."""
+        if self.task.left:
+            self.task.abort_sequence()
         if self.task.set_child_tid:
             self._tell_number()
         if self.task.signals.ready():

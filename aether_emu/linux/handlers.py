@@ -15,24 +15,29 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from aether_emu.arch.paging import Access, Attributes, PageFlags
-from aether_emu.errors import HandlerError, suggestion
+from aether_emu.errors import ConfigError, HandlerError, suggestion, whole
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.watching import permitted_by
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Outcome, Resolved
+from aether_emu.mm.fault import RESOLVED, AccessError, BusError, Faults, Outcome, Resolved
 from aether_emu.mm.own_page import put_page
+from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.walk import Mapped, Walk
 
+_MASK = (1 << 64) - 1
 _MOST_TRIES = 8  # times that one access may be called resolved and fault again: more means no progress
 
 
 class Fault:
-    """A page fault that waits for its outcome. `address` is exact; `access` is what was tried, and by whom.
+    """A page fault that waits for its outcome. `address` is the exact virtual one, not its page's; `access`
+    has the bits of `Access`: what was tried, and by whom.
 
-    `area` is the one that contains the address, or None. `in_call` when a system call of the task touches the
-    page, and not the program itself.
+    `area` is the one that contains the address, or None. `in_call` when not the program itself touches the
+    page but the kernel for it: a call that reads or writes user memory, MAP_POPULATE, mlock, /proc/self/mem;
+    or `Process.read` and `write`. What a handler touches by those is the manager's to decide, and so is what
+    a debugger's access does in spite of the area's protection.
     """
 
     def __init__(self, entry: Entry, address: int, access: int, *, in_call: bool) -> None:
@@ -56,6 +61,7 @@ class Fault:
 
     @property
     def area(self) -> Area | None:
+        """The area that contains the address now; None where nothing is mapped."""
         return self.process.mm.areas.find(self.address)
 
     @property
@@ -83,17 +89,23 @@ class Fault:
             raise HandlerError(f"{self.address:#x} is in no area: map one first (process.mm), or deny()")
         if flags is not None and bits is not None:
             raise HandlerError("flags or bits, not both")
+        if not isinstance(content, bytes | bytearray | memoryview):
+            content = whole("content", content, "bytes, or a frame's number")
+        if flags is not None and not isinstance(flags, PageFlags):
+            raise ConfigError("flags", flags, "a PageFlags, such as PageFlags.READ | PageFlags.USER")
+        if bits is not None and not 0 <= whole("bits", bits) < 1 << 64:
+            raise ConfigError("bits", bits, "64 bits of an entry")
         if flags is not None:
             bits = self.process.mm.table.format.leaf_bits(Attributes(flags))
         put_page(self.process.mm, area, self.address, content, bits)
         return RESOLVED
 
     def deny(self) -> AccessError:
-        """Refuse the access: SIGSEGV, or EFAULT of a call."""
+        """Refuse the access: SIGSEGV (SEGV_ACCERR in an area, else SEGV_MAPERR), or EFAULT of a call."""
         return AccessError(self.address, self.area is not None)
 
     def bus_error(self) -> BusError:
-        """There is nothing behind the page: SIGBUS, or EFAULT of a call."""
+        """There is nothing behind the page: SIGBUS (BUS_ADRERR), or EFAULT of a call."""
         return BusError(self.address)
 
     def decide(self) -> Outcome:
@@ -128,6 +140,10 @@ class Call:
         """
         if self.made:
             raise HandlerError(f"{self.name}: the call is made already")
+        if len(arguments) > len(self.arguments):
+            most = len(self.arguments)
+            raise HandlerError(f"{self.name}: a call has {most} arguments, not {len(arguments)}")
+        arguments = tuple(whole("argument", argument) & _MASK for argument in arguments)
         self.made = True
         given = (*arguments, *self.arguments[len(arguments) :])
         self.result = self._entry.make_call(self.number, *given)
@@ -154,6 +170,8 @@ class Handlers:
         self._entry = entry
         self._faults: tuple[FaultHandler, ...] = ()
         self._calls: tuple[tuple[CallHandler, frozenset[str]], ...] = ()
+        self._manager = Faults(entry.kernel.physical)
+        self._asking = False  # what a handler touches itself is no fault to ask about
         self._last, self._tries = (0, 0, 0), 0  # the last access that a handler called resolved
 
     def on_fault(self, handler: FaultHandler) -> Attachment:
@@ -192,11 +210,27 @@ class Handlers:
 
     def _plug(self) -> None:
         self._entry.ask(self._fault if self._faults else None, self._call if self._calls else None)
+        self._entry.kernel.physical.decide = self._brought if self._faults else None
 
     # ---- deciding
 
+    def _brought(self, space: AddressSpace, va: int, access: int) -> Outcome:
+        """A fault that the CPU has no part in: of MAP_POPULATE, mlock, /proc/self/mem, `Process.read`."""
+        task = getattr(self._entry, "task", None)
+        if self._asking or task is None or space is not task.process.mm:
+            return self._manager.resolve(space, va, access)
+        return self._fault(va, access, True)
+
     def _fault(self, va: int, access: int, in_call: bool) -> Outcome:
         fault = Fault(self._entry, va, access, in_call=in_call)
+        self._asking = True
+        try:
+            outcome = self._ask(fault)
+        finally:
+            self._asking = False
+        return self._entry.manager(va, access) if outcome is None else outcome
+
+    def _ask(self, fault: Fault) -> Outcome | None:
         for handler in self._faults:
             try:
                 outcome = handler(fault)
@@ -205,7 +239,7 @@ class Handlers:
                     return RESOLVED if isinstance(outcome, Resolved) else outcome
             except BaseException as raised:
                 self._entry.kernel.observers.end_run(raised)
-        return self._entry.manager(va, access)
+        return None
 
     def _check(self, fault: Fault, handler: FaultHandler, outcome: object) -> None:
         name = getattr(handler, "__name__", repr(handler))

@@ -11,7 +11,7 @@ difference either: these faults are counted nowhere, and cost no virtual time.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.space import AddressSpace
+from aether_emu.records import dataclass
 
 _SINGLE_FLUSHES = 8  # more pages than this are dropped from the TLB all at once
 _KINDS = Access.READ | Access.WRITE | Access.EXECUTE

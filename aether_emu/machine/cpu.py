@@ -75,6 +75,15 @@ class Trap:
     address: int = 0
 
 
+class Saved:
+    """What of a CPU belongs to the program that it runs, registers and all, as `Cpu.save` found it.
+
+    Only a CPU of the kind that saved it can do anything with it.
+    """
+
+    __slots__ = ()
+
+
 class UserFault(Exception):
     """`copy_from_user`/`copy_to_user` met an address that the MMU refuses: the guest gets EFAULT."""
 
@@ -126,6 +135,21 @@ class Cpu(ABC):
     @abstractmethod
     def run(self, budget: int | None = None) -> Exit:
         """Execute until something ends it. `budget` is in blocks; None is no limit."""
+
+    @abstractmethod
+    def cut(self, instructions: int) -> None:
+        """Let the next `run`, which has a budget of one block, execute at most so many of its instructions.
+
+        It ends with BUDGET in front of the next one, in the midst of the block. The rest of the block counts
+        as one, and the part before it as none, so that the count comes out as without.
+        """
+
+    @abstractmethod
+    def limit(self, budget: int) -> None:
+        """From inside a callback: let `run` end after `budget` more blocks, if it would go on for longer.
+
+        It may end at once, with STOPPED.
+        """
 
     @abstractmethod
     def stop(self) -> None:
@@ -226,6 +250,21 @@ class Cpu(ABC):
     @abstractmethod
     def load_registers(self, values: dict[str, int]) -> None:
         """Set what `registers` returned."""
+
+    @abstractmethod
+    def save(self, into: Saved | None = None) -> Saved:
+        """Everything of the program that runs here: `restore` lets it go on. Inside a callback it goes on
+        behind the system call. `into` is an earlier result, to be used again.
+
+        A reservation that the program holds for an exclusive store is lost, as it is when a kernel switches.
+        """
+
+    @abstractmethod
+    def restore(self, saved: Saved) -> None:
+        """Go on with what `save` found, in the address space where the CPU is now.
+
+        Inside a callback only to look at it: what was there before must be put back.
+        """
 
     # ---- user memory, by the MMU's own rules at the user's privilege
 

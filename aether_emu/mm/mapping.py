@@ -421,13 +421,13 @@ def populate(
     Raises NotReady at a page that is on its way, and TableDamaged: what came before it is there.
     """
     access = int(Access.USER | (Access.WRITE if write else Access.READ))
-    fmt, faults = space.table.format, Faults(space.physical)
+    fmt, resolve = space.table.format, space.physical.decide or Faults(space.physical).resolve
     for va in range(start, end, space.page_size):
         found = space.table.find(va)
         present = found is not None and found.entry & fmt.present_mask
         if found is not None and present and (not write or fmt.writable(found.entry)):
             continue
-        outcome = faults.resolve(space, va, access)
+        outcome = resolve(space, va, access)
         if isinstance(outcome, BusError | AccessError | OutOfMemory):
             return outcome
         if isinstance(outcome, Blocked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -26,7 +27,8 @@ class Physical:
     `objects` finds the memory object that the frame table names as a frame's owner. When the allocator has
     no frame left it asks `tlb.settle` first: frames may wait for a CPU that has not acknowledged their flush.
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
-    is done (None: nobody listens).
+    is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
+    an outcome, where a page is brought without the CPU (None: nobody decides).
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Physical:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters = Counters()
         self.trace = trace
+        self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.objects: Registry[MemoryObject] = Registry()
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)

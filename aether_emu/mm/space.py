@@ -20,7 +20,7 @@ import numpy as np
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.config import format_size
-from aether_emu.errors import AddressError, ClosedError, Refused
+from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
 from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
 from aether_emu.mm.audit import mend, reclaim
 from aether_emu.mm.changes import Change
@@ -104,7 +104,7 @@ class AddressSpace:
         The CPU is not involved, and no page is brought. Raises AddressError for no address of the format.
         """
         self._require_open()
-        va, fmt = int(va), self.table.format
+        va, fmt = whole("va", va), self.table.format
         if not 0 <= va < 1 << 64 or not fmt.canonical(va):
             raise AddressError("virtual address", va, f"{fmt.name} has {fmt.virtual_bits} bits of one")
         if va >> 63 and self._kernel is None and self.table.reach is Reach.USER:
@@ -204,14 +204,20 @@ class AddressSpace:
         ENODEV), and the host's errno for a path that cannot be opened.
         """
         self._require_open()
+        address, size, offset = whole("address", address), whole("size", size), whole("offset", offset)
+        if not isinstance(protection, Protection):
+            raise ConfigError("protection", protection, "a Protection, such as Protection.READ")
+        if not 0 <= offset <= offset + size < 1 << 63:
+            raise Refused(errno.EINVAL, f"no file has {size} bytes from {offset} on")
         if isinstance(file, str | os.PathLike):
             try:
                 with open(file, "r+b" if protection & Protection.WRITE else "rb") as opened:
                     return self.map_file(opened, address, size, protection, offset)
-            except OSError as error:
-                raise Refused(error.errno or errno.EIO, f"{os.fspath(file)}: {error.strerror}") from None
+            except (OSError, ValueError) as error:  # a NUL in the path
+                why = f"{os.fspath(file)!r}: {getattr(error, 'strerror', None) or error}"
+                raise Refused(getattr(error, "errno", None) or errno.EINVAL, why) from None
         assert self.files is not None, "this address space belongs to no machine"
-        address, length = int(address), self.page_up(size)
+        length = self.page_up(size)
         try:
             fd = file.fileno()
         except (AttributeError, OSError, ValueError):  # no file, not one of the host, closed

@@ -96,9 +96,8 @@ class UserMemory:
                     physical.ram.words[found.slot] = noted
                     start = fmt.leaf_address(found.entry, found.level)
                     return physical.frames.number(start + page - found.start & -fmt.page_size)
-            _must_be_resolved(
-                va, self._faults.resolve(self._space, va, access | (int(Access.PRESENT) if present else 0))
-            )
+            resolve = physical.decide or self._faults.resolve
+            _must_be_resolved(va, resolve(self._space, va, access | (int(Access.PRESENT) if present else 0)))
         raise UserFaulted(va, None)
 
     def _load(self, piece: _Piece) -> bytes:

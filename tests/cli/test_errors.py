@@ -76,27 +76,35 @@ def test_a_bad_option(arguments: list[str], words: list[str]) -> None:
 )
 def test_a_bad_program(tmp_path: Path, content: bytes | None, status: int, words: str) -> None:
     if content is not None:
-        (tmp_path / "p").write_bytes(content)
-    one_line(aether("run", "./p", cwd=tmp_path), status, ["./p: " if content is None else "p: ", words])
+        program(tmp_path / "p", content)
+    one_line(
+        aether("run", "./p", cwd=tmp_path),
+        status,
+        [f"aether: ./p: {words}" if content is None else "aether: ./p: ", words],
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("seed = 1\n\npage_sise = '16K'\n", ["c.toml:3: page_sise='16K' is no parameter: did"]),
-        ("[clock]\nblok = 3\n", ["c.toml:2: clock.blok=3 ", "did you mean clock.block?"]),
-        ("system_call = 3\n", ["c.toml:1: system_call=3 ", "did you mean clock.system_call?"]),
+        ("seed = 1\n\npage_sise = '16K'\n", ["c.toml:3: page_sise = \"16K\" is no parameter: did"]),
+        ("[clock]\nblok = 3\n", ["c.toml:2: clock.blok = 3 ", "did you mean clock.block?"]),
+        ("system_call = 3\n", ["c.toml:1: system_call = 3 ", "did you mean clock.system_call?"]),
         ("[clock]\nRAM = '1G'\n", ["c.toml:2: ", "did you mean ram?"]),
-        ("granule = '16K'\n", ["c.toml:1: granule='16K' ", "did you mean page_size?"]),
-        ("zzz = 3\n", ["c.toml:1: zzz=3 is no parameter: known are ram, "]),
-        ("ram = true\n", ["c.toml:1: ram=True is not allowed: a multiple of"]),
-        ("clock = 3\n", ["c.toml:1: clock=3 is not allowed: a table"]),
-        ("clock.block = 0\n", ["c.toml:1: clock.block=0 is not allowed", "from 1"]),
-        ("clock = {block = 0}\n", ["c.toml:1: clock.block=0 is not allowed", "from 1"]),
-        ("'page_size' = 4096.0\n", ["c.toml:1: page_size=4096.0 is not allowed: one of 4K, "]),
+        ("granule = '16K'\n", ["c.toml:1: granule = \"16K\" ", "did you mean page_size?"]),
+        ("zzz = 3\n", ["c.toml:1: zzz = 3 is no parameter: known are ram, "]),
+        ("ram = true\n", ["c.toml:1: ram = true is not allowed: a multiple of"]),
+        ("clock = 3\n", ["c.toml:1: clock = 3 is not allowed: a table"]),
+        ("clock.block = 0\n", ["c.toml:1: clock.block = 0 is not allowed", "from 1"]),
+        ("clock = {block = 0}\n", ["c.toml:1: clock.block = 0 is not allowed", "from 1"]),
+        ("'page_size' = 4096.0\n", ["c.toml:1: page_size = 4096.0 is not allowed: one of 4K, "]),
         # what only the machine can tell
-        ("seed = 1\npage_size = '16K'\n", ["c.toml:2: page_size='16K' is not possible on x86_64"]),
-        ("virtual_bits = 39\n", ["c.toml:1: virtual_bits=39 is not possible on x86_64: addresses"]),
+        ("seed = 1\npage_size = '16K'\n", ["c.toml:2: page_size = \"16K\" is not possible on x86_64"]),
+        ("seed = inf\n", ["c.toml:1: seed = inf is not allowed"]),
+        ("hostname = [1979-05-27, {a = false}]\n", ["c.toml:1: hostname = [1979-05-27, {a = false}] is"]),
+        ("hostname = '\\\"'\n", [r'c.toml:1: hostname = "\\\"" is not allowed']),
+        ("virtual_bits = 'x'\n", ["c.toml:1: virtual_bits = \"x\" is not allowed: one of 39, "]),
+        ("virtual_bits = 39\n", ["c.toml:1: virtual_bits = 39 is not possible on x86_64: addresses"]),
     ],
 )  # fmt: skip
 def test_a_bad_configuration_file_is_told_by_its_line(tmp_path: Path, content: str, words: list[str]) -> None:
@@ -131,15 +139,21 @@ def test_an_option_that_was_not_typed_is_named_as_a_default() -> None:
     one_line(limited("-v 500000", "run", _HELLO), 2, ["--ram 512M (its default) ", "ulimit -v"])
 
 
+def program(path: Path, content: bytes) -> None:
+    """A file that a user may execute."""
+    path.write_bytes(content)
+    path.chmod(0o755)
+
+
 def _dynamic(path: Path, interpreter: str) -> None:
     name = interpreter.encode() + b"\0"
-    path.write_bytes(crafted([Header(), data_header(INTERP, len(name))], data=name))
+    program(path, crafted([Header(), data_header(INTERP, len(name))], data=name))
 
 
 def test_a_dynamic_program_of_the_host_gets_a_root_suggested_that_works(tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
-    (tmp_path / "ld.so").write_bytes(crafted(kind=3))
+    program(tmp_path / "ld.so", crafted(kind=3))
     _dynamic(here / "p", f"{tmp_path}/ld.so")
     words = [f"its interpreter {tmp_path}/ld.so is not visible to it; try --root / {here}/p"]
     said = one_line(aether("run", "./p", cwd=here), 126, words)
@@ -156,6 +170,42 @@ def test_no_root_is_suggested_where_none_would_help(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [[], ["--root", "/"]])
 def test_no_name_is_no_program(options: list[str]) -> None:
     one_line(aether("run", *options, ""), 127, ["'': no such file"])
+
+
+@pytest.mark.parametrize("options", [[], ["--root", "/"]])
+def test_a_device_is_no_program(options: list[str]) -> None:
+    said = one_line(aether("run", *options, "/dev/null"), 126, ["aether: /dev/null: ", "is "])
+    assert said.count("/dev/null") == 1
+
+
+def test_a_name_is_shown_as_it_was_typed(tmp_path: Path) -> None:
+    """What is wrong inside a file, with a file, and with a name; a byte that is no UTF-8 is escaped."""
+    name = "it's a näme"
+    program(tmp_path / name, b"text")
+    one_line(aether("run", f"./{name}", cwd=tmp_path), 126, [f"aether: ./{name}: is not an ELF"])
+    one_line(aether("run", "--root", tmp_path, f"/{name}/x", cwd=tmp_path), 126, [f"/{name} is no directory"])
+    one_line(aether("run", "\udcff\udcfe", cwd=tmp_path), 127, [r"aether: \xff\xfe: no such file"])
+
+
+def test_a_file_without_execute_permission_is_refused_as_by_a_shell(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    program(path, crafted())
+    for mode, status in ((0o755, 7), (0o644, 126), (0o744, 7)):
+        path.chmod(mode)
+        shell = subprocess.run(["bash", "-c", path], capture_output=True, timeout=PATIENCE, check=False)
+        assert aether("run", path).returncode == shell.returncode == status
+    path.chmod(0o644)
+    one_line(aether("run", "./p", cwd=tmp_path), 126, ["./p: has no execute permission (chmod +x)"])
+    one_line(aether("run", "--root", tmp_path, "/p"), 126, ["/p: has no execute permission (chmod +x)"])
+
+
+def test_an_interpreter_without_execute_permission_is_refused(tmp_path: Path) -> None:
+    program(tmp_path / "ld.so", crafted(kind=3))
+    _dynamic(tmp_path / "p", "/ld.so")
+    assert aether("run", "--root", tmp_path, "/p").returncode == 7
+    (tmp_path / "ld.so").chmod(0o644)
+    words = ["/p: its interpreter /ld.so: has no execute permission (chmod +x)"]
+    one_line(aether("run", "--root", tmp_path, "/p"), 126, words)
 
 
 def test_a_directory_is_no_program(tmp_path: Path) -> None:
@@ -195,7 +245,7 @@ def test_a_host_without_the_address_space_names_the_parameter(
 ) -> None:
     (tmp_path / "c.toml").write_text(f'{parameter} = "{size}"\n')
     result = limited("-v 8000000", "run", "--config", tmp_path / "c.toml", _HELLO)
-    one_line(result, 2, [f"{parameter}='{size}'", "ulimit -v"])
+    one_line(result, 2, [f'{parameter} = "{size}"', "ulimit -v"])
 
 
 def test_an_engine_without_address_space_is_one_line() -> None:
@@ -212,7 +262,16 @@ def test_too_few_files_name_the_limit() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["verify", "x86_64", "--suite", "entries"]])
 def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) -> None:
-    one_line(limited("-c 0", *arguments, stdout="/dev/full"), 125, ["No space left on device"])
+    one_line(limited("-c 0", *arguments, stdout="/dev/full"), 2, ["write error: No space left on device"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["man"], ["config"], ["completion", "bash"], ["pt", "walk", "--help"],
+     ["verify", "x86_64-4level", "--suite", "tlb"]],
+)  # fmt: skip
+def test_a_standard_output_that_is_closed_is_one_line(arguments: list[str]) -> None:
+    one_line(limited("-c 0", *arguments, stdout="&-"), 2, ["aether: write error: Bad file descriptor"])
 
 
 @pytest.mark.parametrize("stderr", [">/dev/full", ">&-"])
@@ -222,7 +281,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(arguments: list[str]) ->
         ([], 2),
         (["run"], 2),
         (["run", "./missing"], 127),
-        (["pt", "show", "./missing"], 125),
+        (["pt", "show", "./missing"], 2),
         (["run", str(PROGRAMS / "x86_64" / "faults"), "null"], 128 + signal.SIGSEGV),
     ],
 )
@@ -245,7 +304,7 @@ def test_what_cannot_be_written_as_a_whole_is_not_there(tmp_path: Path, option: 
 def test_more_memory_than_the_supervisor_s_half_holds_names_it(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_text('virtual_bits = 39\nram = "512G"\n')
     result = aether("run", "--config", tmp_path / "c.toml", PROGRAMS / "arm64" / "hello")
-    one_line(result, 2, ["ram='512G'", "at most 253G with 39 bits"])
+    one_line(result, 2, ['ram = "512G"', "at most 253G with 39 bits"])
 
 
 def test_the_largest_memory_is_had_and_no_more() -> None:

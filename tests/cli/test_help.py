@@ -133,6 +133,8 @@ def _completed(tmp_path: Path, *words: str) -> list[str]:
         (("run", "--gr"), ["--granule"]),
         (("run", "--granule", ""), ["4K", "16K", "64K"]),
         (("run", "--stat"), ["--stats", "--stats-json"]),
+        (("run", "--strace-only", "%mem"), ["%memory"]),
+        (("run", "--strace-only", "mmap,page"), ["mmap,page-fault"]),
         (("pt", "w"), ["walk", "who"]),
         (("pt", "show", "--format", "x86_64"), ["x86_64-4level", "x86_64-5level"]),
         (("verify", "--suite", "t"), ["tlb"]),
@@ -154,6 +156,21 @@ def test_other_shells_have_functions_too(shell: str, line: str) -> None:
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.decode().startswith(line)
     assert b"_AETHER_COMPLETE=" in result.stdout
+
+
+@pytest.mark.parametrize(("shell", "word"), [("zsh", "3"), ("fish", "mmap,page")])
+def test_other_shells_are_offered_the_same(shell: str, word: str) -> None:
+    """What their functions ask the command for, in Click's protocol."""
+    asked = {
+        "_AETHER_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "aether run --strace-only mmap,page",
+        "COMP_CWORD": word,
+    }
+    command = [sys.executable, "-m", "aether_emu"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**environment(), **asked}, check=True
+    )
+    assert "mmap,page-fault" in result.stdout
 
 
 def test_an_unknown_shell_is_refused() -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keystone
 import pytest
@@ -25,6 +26,8 @@ from tests.linux.exec.crafted import READ_STDIN, crafted
 
 MOST = 10  # seconds to end: far more than the half of one that is promised, for hosts with other work
 FEW, MANY = 2, 40
+MODULE = (sys.executable, "-m", "aether_emu")
+INSTALLED = (sys.executable, str(Path(sys.executable).with_name("aether")))
 SPIN = str(PROGRAMS / "x86_64" / "spin")
 
 # mmap(0, 64 MiB, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0); munmap(it); and again
@@ -47,7 +50,8 @@ def assembled(source: str) -> bytes:
 class Scene:
     """A command, and in how many seconds of it the moments lie. `{}` in an argument is an empty folder.
 
-    `ends`: it ends by itself some time. `full`: its standard output is a pipe that nobody reads.
+    `started`: how it is called. `ends`: it ends by itself some time. `full`: its standard output is a pipe
+    that nobody reads.
     """
 
     name: str
@@ -56,9 +60,10 @@ class Scene:
     ends: bool = False
     full: bool = False
     programs: tuple[tuple[str, Callable[[], bytes]], ...] = ()
+    started: tuple[str, ...] = tuple(COMMAND)
 
 
-def guest(name: str, code: Callable[[], bytes], *options: str, **settings: bool) -> Scene:
+def guest(name: str, code: Callable[[], bytes], *options: str, **settings: Any) -> Scene:
     return Scene(
         f"run {name}",
         ("run", *options, "{}/p"),
@@ -85,16 +90,32 @@ SCENES = (
     Scene("pt show", ("pt", "show", "IMAGE"), 1.0, ends=True),
     Scene("pt lint", ("pt", "lint", "IMAGE"), 1.0, ends=True),
     Scene("pt lint --execute", ("pt", "lint", "--execute", "IMAGE"), 2.0, ends=True),
+    Scene(
+        "pt walk --json",
+        ("pt", "walk", "--json", "IMAGE", *map(hex, range(0, 4 << 20, 4096))),
+        1.0,
+        ends=True,
+    ),
+    Scene("pt who", ("pt", "who", "IMAGE", *map(hex, range(0, 4 << 20, 4096))), 1.0, ends=True),
+    Scene("pt diff", ("pt", "diff", "IMAGE", "OTHER"), 1.0, ends=True),
+    Scene("pt show --execute", ("pt", "show", "--execute", "IMAGE"), 2.0, ends=True),
+    Scene("demo", ("demo",), 1.0, ends=True),
+    Scene("config", ("config",), 0.2, ends=True),
+    Scene("man", ("man",), 0.4, ends=True),
+    Scene("completion", ("completion", "bash"), 0.2, ends=True),
     Scene("help", ("--help",), 0.2, ends=True),
+    Scene("python -m", ("run", SPIN), 0.5, started=MODULE),
+    Scene("the installed command", ("run", SPIN), 0.5, started=INSTALLED),
 )
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The memory of a program with some thousand pages."""
+    """The memory of a program with some thousand pages; in "core2" that of one with fewer."""
     path = tmp_path_factory.mktemp("image") / "core"
-    command = [*COMMAND, "run", "--core", str(path), str(PROGRAMS / "x86_64" / "touch"), "30000", "1"]
-    subprocess.run(command, env=environment(), capture_output=True, timeout=PATIENCE, check=True)
+    for name, pages in ((path, "30000"), (f"{path}2", "20000")):
+        command = [*COMMAND, "run", "--core", str(name), str(PROGRAMS / "x86_64" / "touch"), pages, "1"]
+        subprocess.run(command, env=environment(), capture_output=True, timeout=PATIENCE, check=True)
     return path
 
 
@@ -117,11 +138,12 @@ class Ended:
 def interrupted(scene: Scene, folder: Path, image: Path, moment: float, *, terminal: bool) -> Ended:
     """Start it and send SIGINT at that moment: from a `terminal`, to all its processes, or to the first."""
     arguments = [
-        argument.replace("{}", str(folder)).replace("IMAGE", str(image)) for argument in scene.arguments
+        argument.replace("{}", str(folder)).replace("IMAGE", str(image)).replace("OTHER", f"{image}2")
+        for argument in scene.arguments
     ]
     read, write = os.pipe()
     child = subprocess.Popen(
-        [*COMMAND, *arguments],
+        [*scene.started, *arguments],
         stdin=subprocess.PIPE,
         stdout=write,
         stderr=subprocess.PIPE,
@@ -171,6 +193,7 @@ def sweep(scene: Scene, folder: Path, image: Path, count: int, seed: int = 0) ->
     for number in range(count):
         for name, content in scene.programs:
             (folder / name).write_bytes(content())
+            (folder / name).chmod(0o755)
         before = {path.name for path in folder.iterdir()}
         moment = scene.seconds * (number + chance.random()) / count
         ended = interrupted(scene, folder, image, moment, terminal=bool(number % 2))
@@ -259,6 +282,7 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
 def test_a_timeout_ends_a_program_that_writes_into_a_full_pipe(tmp_path: Path) -> None:
     program = tmp_path / "p"
     program.write_bytes(crafted(code=assembled(WRITES)))
+    program.chmod(0o755)
     child = subprocess.Popen(
         [*COMMAND, "run", "--timeout", "0.3", str(program)],
         stdout=subprocess.PIPE,
@@ -298,20 +322,24 @@ with output.open() as file:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL])
 def test_nothing_half_written_stays_when_a_signal_ends_the_command(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, named: bool, tmp_path: Path
 ) -> None:
+    """Where a file can be written without a name not even SIGKILL leaves one."""
+    code = "import os; os.O_TMPFILE = os.O_DIRECTORY\n" if named else ""
     child = subprocess.Popen(
-        [sys.executable, "-c", HALF_WRITTEN], stdout=subprocess.PIPE, cwd=tmp_path, env=environment()
+        [sys.executable, "-c", code + HALF_WRITTEN], stdout=subprocess.PIPE, cwd=tmp_path, env=environment()
     )
     try:
         assert child.stdout is not None
         assert child.stdout.readline() == b"now\n"
-        assert list(tmp_path.iterdir())
+        assert len(list(tmp_path.iterdir())) == named
         child.send_signal(number)
-        assert child.wait(MOST) == 128 + number
-        assert not list(tmp_path.iterdir())
+        killed = number == signal.SIGKILL
+        assert child.wait(MOST) == (-number if killed else 128 + number)
+        assert len(list(tmp_path.iterdir())) == (killed and named)
     finally:
         child.kill()
         child.communicate()

@@ -230,7 +230,7 @@ def test_what_is_refused_leaves_the_image_as_it_was(tmp_path: Path) -> None:
     one_line(aether("pt", "walk", *options, "nowhere"), 2, ["ADDR nowhere ", "hexadecimal"])
     one_line(aether("pt", "walk", *options, "1" * 17), 2, ["ADDR", "64 bits"])
     one_line(aether("pt", "show", *options, "--memory-types", "x"), 2, ["--memory-types x "])
-    one_line(aether("pt", "show", *options, "--base", "ffffffffffffff00"), 125, ["begin at"])
+    one_line(aether("pt", "show", *options, "--base", "ffffffffffffff00"), 2, ["begin at"])
     one_line(aether("pt", "show", *options, "--physical-bits", "31"), 2, ["--physical-bits 31 "])
     one_line(aether("pt", "show", *options, "--physical-bits", "53"), 2, ["--physical-bits 53 "])
     assert (tmp_path / "image").read_bytes() == before
@@ -284,8 +284,8 @@ def test_a_broken_image_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "image").write_bytes(content)
     for arguments in (["show"], ["lint"], ["walk"]):
         addresses = ["0"] if arguments == ["walk"] else []
-        one_line(aether("pt", *arguments, tmp_path / "image", *addresses), 125, ["image: "])
-    one_line(aether("pt", "show", tmp_path / "missing"), 125, ["missing: No such file"])
+        one_line(aether("pt", *arguments, tmp_path / "image", *addresses), 2, ["image: "])
+    one_line(aether("pt", "show", tmp_path / "missing"), 2, ["missing: No such file"])
 
 
 # ---- aether run --core

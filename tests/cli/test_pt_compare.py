@@ -74,6 +74,17 @@ def test_cores_of_two_moments_differ_as_listings_of_both_do(
     assert max(map(len, narrow.splitlines())) <= 80
 
 
+def test_what_the_limit_left_out_is_told_as_that(tmp_path: Path) -> None:
+    crafted = Crafted("x86_64-4level")
+    for place in (0x5000, 0x200000 + 0x5000):  # in two tables of the last level
+        crafted.leaf(place, 0x35000)
+    options = crafted_image(tmp_path, crafted)
+    assert b"--limit" not in aether("pt", "show", *options).stdout
+    limited = aether("pt", "show", "--limit", "1", *options).stdout
+    assert b"1 table was not looked at, beyond --limit: this is not all" in limited
+    assert b"wrong" not in limited
+
+
 def test_two_roots_of_one_image_are_compared(tmp_path: Path) -> None:
     crafted = Crafted("x86_64-4level")
     crafted.leaf(0x5000, 0x35000)
@@ -198,7 +209,7 @@ def test_whoever_closes_or_leaves_stdout_gets_no_traceback(tmp_path: Path) -> No
     for number in range(4096):  # more lines than a pipe holds
         crafted.leaf(0x1000 * number, 0x20000, PAGE["x86_64"] & ~(number % 2 << 1))
     options = crafted_image(tmp_path, crafted)
-    for redirection, status in ((">&-", 0), ("| head -n 1", 0), ("> /dev/full", 125)):
+    for redirection, status in ((">&-", 2), ("| head -n 1", 0), ("> /dev/full", 2)):
         script = f'"$@" {redirection}'
         result = subprocess.run(
             ["sh", "-c", script, "sh", *COMMAND, "pt", "show", *map(str, options)],

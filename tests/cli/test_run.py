@@ -23,6 +23,7 @@ def _program(tmp_path: Path, code: dict[str, bytes], isa: str = "x86_64", name: 
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(crafted(isa=isa, code=code[isa]))
+    path.chmod(0o755)
     return path
 
 
@@ -124,14 +125,17 @@ def test_a_broken_pipe_kills_the_program_as_it_would_natively() -> None:
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_a_closed_stream_is_none_of_our_own_descriptors(tmp_path: Path, closed: int) -> None:
-    """Otherwise the guest would read or write the file that happened to get the number."""
+    """Otherwise the guest would read or write the file that happened to get the number. It gets EBADF."""
     program = _program(tmp_path, READ_STDIN) if closed == 0 else PROGRAMS / "x86_64" / "hello"
     shell = f'exec "$@" {closed}<&-'
-    command = ["sh", "-c", shell, "sh", *COMMAND, "run", str(program)]
-    result = subprocess.run(
-        command, input=b"", capture_output=True, timeout=PATIENCE, env=environment(), check=False
-    )
-    assert (result.returncode, result.stderr) == (0, b"")
+    native, result = (
+        subprocess.run(
+            ["sh", "-c", shell, "sh", *command, str(program)],
+            input=b"", capture_output=True, timeout=PATIENCE, env=environment(), check=False,
+        )
+        for command in ([], [*COMMAND, "run"])
+    )  # fmt: skip
+    assert (result.returncode, result.stderr) == (native.returncode, b"")
     assert result.stdout == (_HELLO.format(1).encode() if closed == 2 else b"")
 
 
@@ -156,6 +160,7 @@ def test_root_becomes_the_guests_root(tmp_path: Path) -> None:
     (root / "bin").mkdir(parents=True)
     (root / "file").write_text("the guest's")
     (root / "bin" / "open").write_bytes(crafted(isa="arm64", code=OPEN_ARGUMENT["arm64"]))
+    (root / "bin" / "open").chmod(0o755)
     (root / "bin" / "linked").symlink_to("/bin/open")
     assert aether("run", "--root", root, "bin/linked", "file").returncode == OPENED, "it stands in /"
 
@@ -167,6 +172,7 @@ def test_environment_variables_are_those_given(tmp_path: Path) -> None:
         bytes([0x48, 0x8B, 0x74, 0x24, 16]), bytes([0x48, 0x8B, 0x74, 0x24, 24])
     )
     (tmp_path / "p").write_bytes(crafted(code=moved))
+    (tmp_path / "p").chmod(0o755)
     assert aether("run", "--env", "K=V", "p", cwd=tmp_path).returncode == OPENED
     assert aether("run", "--env", "K=W", "p", cwd=tmp_path).returncode == errno.ENOENT
     assert aether("run", "p", cwd=tmp_path).returncode == errno.EFAULT, "nothing is inherited"
@@ -252,6 +258,7 @@ def test_a_program_that_was_laid_out_for_smaller_pages_is_one_line(tmp_path: Pat
     )
     for content, words in ((unaligned, "not aligned to pages"), (shared + shared, "different permissions")):
         (tmp_path / "p").write_bytes(content)
+        (tmp_path / "p").chmod(0o755)
         said = one_line(aether("run", "--granule", text, "p", cwd=tmp_path), 126, [words])
         assert f"of {text} (see --granule)" in said
         assert aether("run", "p", cwd=tmp_path).returncode == 7

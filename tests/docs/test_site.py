@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import aether_emu
 from aether_emu import Machine
 from tests.docs.blocks import ROOT, environment
 
@@ -58,6 +60,16 @@ def test_the_reference_shows_every_option_and_every_method(site: Path) -> None:
     python = words(site / "reference" / "python.html")
     assert Machine.run.__doc__ is not None
     assert Machine.run.__doc__.split(".")[0].replace("`", "") in python
+
+
+def test_the_reference_describes_every_public_name(site: Path) -> None:
+    page = (site / "reference" / "python.html").read_text(encoding="utf-8")
+    described = set(re.findall(r'id="(aether_emu[\w.]*)"', page))
+    for name in aether_emu.__all__:
+        value = getattr(aether_emu, name)
+        found = value.__name__ if inspect.ismodule(value) else f"{value.__module__}.{value.__qualname__}"
+        members = [one for one in described if one.startswith(f"{found}.")]
+        assert found in described or (inspect.ismodule(value) and members), name
 
 
 def test_the_examples_are_shown_with_their_code(site: Path) -> None:

@@ -11,11 +11,21 @@ import pytest
 from aether_emu.arch.paging import Access, Attributes, PageFlags
 from aether_emu.errors import HandlerError, MappingError
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls import memory
+from aether_emu.linux.files import flags as fl
 from aether_emu.linux.handlers import Call, Fault
 from aether_emu.linux.task.process import Ended
 from aether_emu.mm.fault import RESOLVED, Outcome
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Request, map_memory
+from aether_emu.mm.mapping import (
+    MADV_POPULATE_WRITE,
+    MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_POPULATE,
+    MAP_PRIVATE,
+    Request,
+    map_memory,
+)
 from aether_emu.system import Machine
 from tests.small_programs import DATA, EXIT, every_isa, loaded
 
@@ -316,3 +326,87 @@ def test_handlers_cost_nothing_once_they_are_gone(tmp_path: Path, isa: str) -> N
             one.detach()
         assert callbacks(machine) == before
         assert machine.run().status == 1000 & 0xFF
+
+
+# write(1, DATA + 0x1000, 4); read(0, DATA + 0x2000, 4), and its sixth byte
+TRANSFER = {
+    "x86_64": f"""
+        mov eax, 1; mov edi, 1; mov esi, {DATA + 0x1000}; mov edx, 4; syscall
+        xor eax, eax; xor edi, edi; mov esi, {DATA + 0x2000}; mov edx, 4; syscall
+        movzx edi, byte ptr [rsi + 5]
+    """
+    + EXIT["x86_64"],
+    "arm64": f"""
+        mov x19, #{DATA}
+        add x1, x19, #0x1000
+        mov x0, #1
+        mov x2, #4
+        mov x8, #64
+        svc #0
+        add x1, x19, #0x2000
+        mov x0, #0
+        mov x2, #4
+        mov x8, #63
+        svc #0
+        ldrb w0, [x1, #5]
+    """
+    + EXIT["arm64"],
+}
+
+
+def _paged(fault: Fault) -> Outcome | None:
+    """A demand pager: each page of the data has the number of the page in every byte."""
+    if not DATA <= fault.address < DATA + 0x8000:
+        return None
+    return fault.map(bytes([fault.page >> 12 & 0xFF]) * fault.process.mm.page_size)
+
+
+@every_isa
+def test_a_pagers_pages_are_what_calls_write_and_read_into(tmp_path: Path, isa: str) -> None:
+    with loaded(tmp_path, isa, TRANSFER, stdin=b"abcd") as machine:
+        machine.on_fault(_paged)
+        assert machine.run() == Ended(code=DATA + 0x2000 >> 12 & 0xFF)
+        assert machine.process is not None
+        assert machine.process.read(DATA + 0x2000, 5) == b"abcd" + bytes([DATA + 0x2000 >> 12 & 0xFF])
+
+
+@every_isa
+@pytest.mark.parametrize("how", ["read", "write", "mlock", "populate", "advice", "proc"])
+def test_a_pager_is_asked_whoever_brings_the_page(tmp_path: Path, isa: str, how: str) -> None:
+    page, expected = DATA + 0x1000, bytes([DATA + 0x1000 >> 12 & 0xFF])
+    with loaded(tmp_path, isa, TRANSFER) as machine:
+        machine.on_fault(_paged)
+        task, process = machine.entry.task, machine.process
+        assert process is not None
+        if how == "read":
+            assert process.read(page, 1) == expected
+        elif how == "write":
+            process.write(page + 5, b"x")
+        elif how == "mlock":
+            assert memory.sys_mlock(task, page, 0x1000) == 0
+        elif how == "advice":
+            assert memory.sys_madvise(task, page, 0x1000, MADV_POPULATE_WRITE) == 0
+        elif how == "populate":
+            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_POPULATE
+            assert memory.sys_mmap(task, page, 0x1000, 3, flags, -1, 0) == page
+        else:
+            fd = process.files.open(fl.AT_FDCWD, b"/proc/self/mem", fl.O_RDONLY)
+            assert process.files.pread(fd, 1, page) == expected
+        found = process.mm.table.find(page)
+        assert found is not None
+        assert process.read(page, 4) == 4 * expected
+
+
+@every_isa
+def test_what_a_handler_reads_itself_is_the_managers_to_decide(tmp_path: Path, isa: str) -> None:
+    asked = []
+
+    def look(fault: Fault) -> None:
+        asked.append(fault.page)
+        assert fault.process.read(DATA + 0x3000, 1) == b"\0"
+
+    with loaded(tmp_path, isa, LOAD) as machine:
+        machine.on_fault(look)
+        machine.run()
+        assert DATA + 0x1000 in asked
+        assert DATA + 0x3000 not in asked

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from aether_emu.arch.paging import Access, Leaf, Malformed, PageFlags, PageTableFormat, Table
-from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
+from aether_emu.machine.cpu import Cpu, Exit, Saved, Trap, UserFault
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
 
@@ -259,6 +259,18 @@ class ReferenceCpu(Cpu):
 
     @sp.setter
     def sp(self, value: int) -> None:
+        raise AssertionError("this CPU executes nothing")
+
+    def cut(self, instructions: int) -> None:
+        raise AssertionError("this CPU executes nothing")
+
+    def limit(self, budget: int) -> None:
+        raise AssertionError("this CPU executes nothing")
+
+    def save(self, into: Saved | None = None) -> Saved:
+        raise AssertionError("this CPU executes nothing")
+
+    def restore(self, saved: Saved) -> None:
         raise AssertionError("this CPU executes nothing")
 
     def registers(self) -> dict[str, int]:

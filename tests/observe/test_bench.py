@@ -20,6 +20,9 @@ from rich.console import Console
 
 from aether_emu.cli.bench import measure_all
 from aether_emu.errors import ConfigError, ProgramError
+from aether_emu.linux.files.pipe import Pipe
+from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
@@ -34,6 +37,7 @@ from aether_emu.observe.bench import (
     real,
     report,
     startup,
+    switching,
     tables,
 )
 from aether_emu.observe.bench.figure import (
@@ -246,6 +250,32 @@ def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
 
 
 @on_each_isa
+@pytest.mark.parametrize("name", ["switch-threads", "switch-processes", "signal", "pipe"])
+def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noting(owner: type, method: str) -> None:
+        truly = getattr(owner, method)
+
+        def noted(*arguments: object) -> object:
+            done.append(method)
+            return truly(*arguments)
+
+        monkeypatch.setattr(owner, method, noted)
+
+    noting(Task, "enter")
+    noting(TaskSignals, "go_back")
+    noting(Pipe, "take")
+    figure = switching.figure(isa, name, 5.0, times=6)
+    assert figure.ours() > 0
+    expected = {"signal": "go_back", "pipe": "take"}.get(name, "enter")
+    assert done.count(expected) >= 6
+    done.clear()
+    assert figure.floor() > 0
+    assert done.count(expected) < 6
+
+
+@on_each_isa
 @pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap", "fork"])
 def test_both_sides_of_an_edit_make_the_same_entries(
     isa: str, name: str, monkeypatch: pytest.MonkeyPatch
@@ -285,7 +315,7 @@ def test_a_start_figure_warms_each_side_once(isa: str, monkeypatch: pytest.Monke
         return 1.0
 
     monkeypatch.setattr(startup, "cpu_seconds", child)
-    figure = startup.figure(isa, 1.6, repetitions=2)
+    figure = startup.figure(isa, 1.4, repetitions=2)
     measure(figure)
     assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
 
@@ -447,7 +477,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    assert list(catalogue.GOALS) == ["fault", "syscall", "exec", "map", "edit", "start", "real"]
+    names = ["fault", "syscall", "exec", "map", "edit", "fork", "switch", "signal", "pipe", "start", "real"]
+    assert list(catalogue.GOALS) == names
 
 
 def test_the_documentation_has_a_line_for_each_name() -> None:

@@ -56,7 +56,7 @@ def test_an_elf_core_is_read_at_its_physical_addresses(
 
 def test_lime_is_read_at_its_physical_addresses(tmp_path: Path) -> None:
     image = open_image(written(tmp_path, lime([(address, data) for address, data, _ in SEGMENTS])))
-    assert image.kind == "LiME"
+    assert image.kind == "LiME dump"
     assert read(image, *ADDRESSES) == VALUES
 
 
@@ -74,7 +74,7 @@ def test_a_raw_image_begins_at_its_base(tmp_path: Path) -> None:
 
 def test_a_base_makes_anything_raw(tmp_path: Path) -> None:
     image = open_image(written(tmp_path, elf_core(SEGMENTS)), base=0)
-    assert (image.kind, read(image, 0)[0]) == ("raw", 0x0001_0102_464C_457F)
+    assert (image.kind, read(image, 0)[0]) == ("raw memory", 0x0001_0102_464C_457F)
 
 
 def test_what_a_core_did_not_save_exists_without_contents(tmp_path: Path) -> None:

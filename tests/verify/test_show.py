@@ -150,7 +150,7 @@ def test_totals_count_pages_by_size_and_tables_by_level() -> None:
     assert totals(surveyed(crafted)) == [
         "2052K mapped: 1 of 4K, 1 of 2M",
         "tables: 1 PML4, 1 PDPT, 2 PD, 1 PT",
-        "1 entry is wrong or leads nowhere: see aether pt lint",
+        "1 entry is wrong or leads nowhere: aether pt lint tells them",
     ]
     assert totals(surveyed(Crafted("x86_64-4level")))[0] == "0B mapped: no pages"
 

@@ -45,8 +45,11 @@ class Abi(ABC):
         """Set the registers as a system call leaves them that was made outside the CPU's own callback."""
 
     @abstractmethod
-    def child_registers(self, registers: dict[str, int], stack: int, tls: int | None) -> dict[str, int]:
-        """Those of a new task whose maker has `registers` in its call. `stack` 0 and `tls` None keep them."""
+    def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
+        """What a new task has otherwise than its maker, which is in its call on `cpu`.
+
+        `stack` 0 and `tls` None are the maker's.
+        """
 
     # ---- signals
 

@@ -77,13 +77,13 @@ class ArmAbi(Abi):
     def finish_call(self, cpu: Cpu, result: int) -> None:
         cpu.write("x0", result & (1 << 64) - 1)
 
-    def child_registers(self, registers: dict[str, int], stack: int, tls: int | None) -> dict[str, int]:
+    def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
         changed = {"x0": 0}
         if stack:
             changed["sp"] = stack
         if tls is not None:
             changed["tpidr_el0"] = tls
-        return registers | changed
+        return changed
 
     # ---- signals
 

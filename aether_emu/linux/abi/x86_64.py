@@ -85,14 +85,15 @@ class X86Abi(Abi):
         flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF
         cpu.load_registers({"rax": result & _MASK, "rcx": cpu.pc, "r11": flags})  # Intel SDM 2B SYSCALL
 
-    def child_registers(self, registers: dict[str, int], stack: int, tls: int | None) -> dict[str, int]:
+    def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
         flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF
-        changed = {"rax": 0, "rcx": registers["rip"], "r11": flags}  # Intel SDM 2B SYSCALL
+        changed = {"rax": 0, "rcx": cpu.pc, "r11": flags}  # Intel SDM 2B SYSCALL
+        changed["rflags"] = cpu.read("rflags")
         if stack:
             changed["rsp"] = stack
         if tls is not None:
             changed["fs_base"] = tls
-        return registers | changed
+        return changed
 
     # ---- signals
 

@@ -6,8 +6,10 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process
+    signals, time, futexes, process, scheduling
+    sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -32,10 +34,13 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    jobs,
     memory,
     paths,
     polling,
     process,
+    scheduling,
+    sequences,
     signals,
     time,
     transfer,
@@ -45,7 +50,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    cloning, executing, waiting,
+    scheduling, sequences, cloning, executing, waiting, jobs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

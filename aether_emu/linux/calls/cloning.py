@@ -147,10 +147,12 @@ def _prepare(task: Task, made: Task, asked: _Request) -> None:
     flags, process = asked.flags, task.process
     made.name = task.name
     made.signals.blocked = task.signals.blocked
+    made.set_scheduling(task.scheduling.of_child())
+    made.sequences = None if flags & _VM else task.sequences
     if not flags & _VM or flags & _VFORK:
         made.signals.stack = task.signals.stack
     tls = asked.tls if flags & _SETTLS else None
-    made.registers = process.abi.child_registers(task.cpu.registers(), asked.stack, tls)
+    made.begin_as(task, process.abi.child_registers(task.cpu, asked.stack, tls))
     made.set_child_tid = asked.child_tid if flags & _CHILD_SETTID else 0
     made.clear_child_tid = asked.child_tid if flags & _CHILD_CLEARTID else 0
     if flags & _PARENT_SETTID:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
+from aether_emu.linux.calls.jobs import TERMINAL_REQUESTS, terminal_request
 from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -132,6 +133,8 @@ def sys_flock(task: Task, fd: int, operation: int, *_: int) -> int:
 
 
 def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
+    if u32(request) in TERMINAL_REQUESTS:
+        return terminal_request(task, task.process.files.table.file(s32(fd)), u32(request), argument)
     answer = task.process.files.ioctl(
         s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size)
     )

@@ -15,14 +15,19 @@ from aether_emu.waiting import WaitQueue
 
 @dataclass(frozen=True, slots=True)
 class Word:
-    """A word by its key."""
+    """A word by its key, and by its address in the memory of who makes the call."""
 
     futexes: Futexes
     key: Key
+    address: int
 
     def to_wait(self) -> WaitQueue:
         """The queue to wait in."""
         return self.futexes.queue(self.key)
+
+    def to_lock(self) -> WaitQueue:
+        """The queue to wait in for a lock that the kernel passes on."""
+        return self.futexes.lock_queue(self.key)
 
     def waiting(self) -> Iterator[tuple[Task, FutexWait]]:
         """Who waits there, the longest-waiting first."""
@@ -44,7 +49,7 @@ def word(task: Task, address: int, *, private: bool, writes: bool = False) -> Wo
         if writes:
             write_struct(task.cpu, address, "I", *value)
     futexes = task.process.kernel.futexes
-    return Word(futexes, futexes.key(task.process.mm, address, private=private))
+    return Word(futexes, futexes.key(task.process.mm, address, private=private), address)
 
 
 def wake(word: Word, most: int, bits: int) -> int:
@@ -68,7 +73,8 @@ def wake(word: Word, most: int, bits: int) -> int:
 
 def move(waiter: Task, wait: FutexWait, source: Word, target: Word) -> None:
     """Let a task that waits at `source` wait at `target` instead."""
-    before, after = source.to_wait(), target.to_wait()
+    before = source.to_wait()
+    after = target.to_wait() if wait.locks is None else target.to_lock()
     before.remove(waiter)
-    wait.move(before, after)
+    wait.move(before, after, target.address)
     after.add(waiter)

@@ -88,7 +88,9 @@ def sys_futex_waitv(
         _expect(task, address, value)
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([each.to_wait() for each in words], deadline, _EVERY_BIT)
+    raise FutexWait(
+        [each.to_wait() for each in words], [each.address for each in words], deadline, _EVERY_BIT
+    )
 
 
 def _go_on(task: Task, *, tells_index: bool = False) -> int:
@@ -127,7 +129,7 @@ def _wait(task: Task, address: int, value: int, deadline: int | None, bits: int,
     _expect(task, address, value)
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], deadline, bits)
+    raise FutexWait([at.to_wait()], [address], deadline, bits)
 
 
 def _wake(task: Task, address: int, most: int, bits: int, private: bool) -> int:

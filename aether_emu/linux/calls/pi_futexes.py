@@ -14,10 +14,9 @@ import errno
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.futex_words import Word, move, word
 from aether_emu.linux.calls.user import read_struct, write_struct
-from aether_emu.linux.task.futex import FutexWait
+from aether_emu.linux.task.futex import OWNER, OWNER_DIED, WAITERS, FutexWait
 from aether_emu.linux.task.task import Task
 
-_OWNER, _OWNER_DIED, _WAITERS = 0x3FFF_FFFF, 0x4000_0000, 0x8000_0000
 _EVERY_BIT = 0xFFFF_FFFF
 
 
@@ -30,7 +29,7 @@ def lock(task: Task, address: int, deadline: int | None, private: bool, *, tryin
         raise Refused(errno.EAGAIN, "somebody else has the lock")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], deadline, _EVERY_BIT, locks=at.key)
+    raise FutexWait([at.to_lock()], [at.address], deadline, _EVERY_BIT, locks=at.key)
 
 
 def _take(task: Task, taker: Task, address: int, at: Word) -> bool:
@@ -39,14 +38,14 @@ def _take(task: Task, taker: Task, address: int, at: Word) -> bool:
     EDEADLK if the taker has it, ESRCH if no task is the owner.
     """
     (value,) = read_struct(task.cpu, address, "I")
-    owner = value & _OWNER
+    owner = value & OWNER
     if owner == taker.tid:
         raise Refused(errno.EDEADLK, "it has the lock already")
     if not owner and next(at.waiting(), None) is None:
-        write_struct(task.cpu, address, "I", value & _OWNER_DIED | taker.tid)
+        write_struct(task.cpu, address, "I", value & OWNER_DIED | taker.tid)
         return True
-    write_struct(task.cpu, address, "I", value | _WAITERS)
-    if all(other.tid != owner for other in task.process.tasks):
+    write_struct(task.cpu, address, "I", value | WAITERS)
+    if owner not in task.process.registry.tasks and all(other.tid != owner for other in task.process.tasks):
         raise Refused(errno.ESRCH, f"no task {owner} has the lock")
     return False
 
@@ -54,10 +53,10 @@ def _take(task: Task, taker: Task, address: int, at: Word) -> bool:
 def unlock(task: Task, address: int, private: bool) -> int:
     """FUTEX_UNLOCK_PI. EPERM if another has it."""
     (value,) = read_struct(task.cpu, address, "I")
-    if value & _OWNER != task.tid:
+    if value & OWNER != task.tid:
         raise Refused(errno.EPERM, "another has the lock")
     for waiter, _wait in word(task, address, private=private, writes=True).waiting():
-        write_struct(task.cpu, address, "I", _WAITERS | waiter.tid)
+        write_struct(task.cpu, address, "I", WAITERS | waiter.tid)
         waiter.wake()
         return 0
     write_struct(task.cpu, address, "I", 0)
@@ -78,7 +77,7 @@ def wait_to_lock(
         raise Refused(errno.EINVAL, "one word under two addresses")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], deadline, _EVERY_BIT, locks=locked.key)
+    raise FutexWait([at.to_wait()], [at.address], deadline, _EVERY_BIT, locks=locked.key)
 
 
 def hand_over(task: Task, waiter: Task, source: Word, address: int, locked: Word) -> None:

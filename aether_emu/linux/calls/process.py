@@ -7,7 +7,9 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
+from aether_emu.linux.calls.jobs import find_process
 from aether_emu.linux.calls.user import (
     read_string,
     read_struct,
@@ -27,12 +29,16 @@ from aether_emu.linux.task.process import (
     Ended,
 )
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import UserFault
 
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
-_PR_GET_DUMPABLE = 3
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 2, 3, 4
+_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _GRND_KNOWN = 7
+_ROBUST_HEAD = 24
+_SELF, _CHILDREN, _THREAD = 0, -1, 1
 
 
 # ---- the end
@@ -65,35 +71,6 @@ def sys_gettid(task: Task, *_: int) -> int:
 
 def sys_getppid(task: Task, *_: int) -> int:
     return task.process.parent_pid
-
-
-def sys_getpgrp(task: Task, *_: int) -> int:
-    return task.process.pid
-
-
-def sys_getpgid(task: Task, pid: int, *_: int) -> int:
-    return _of_self(task, pid)
-
-
-def sys_getsid(task: Task, pid: int, *_: int) -> int:
-    return _of_self(task, pid)
-
-
-def sys_setpgid(task: Task, pid: int, group: int, *_: int) -> int:
-    _of_self(task, pid)
-    if s32(group) not in (0, task.process.pid):
-        raise Refused(errno.EPERM, "there is no other process group")
-    return 0
-
-
-def sys_setsid(task: Task, *_: int) -> int:
-    raise Refused(errno.EPERM, "the process leads its group already")
-
-
-def _of_self(task: Task, pid: int) -> int:
-    if s32(pid) not in (0, task.process.pid):
-        raise Refused(errno.ESRCH, f"no process {s32(pid)}")
-    return task.process.pid
 
 
 def sys_getuid(task: Task, *_: int) -> int:
@@ -191,10 +168,20 @@ def sys_set_tid_address(task: Task, address: int, *_: int) -> int:
 
 
 def sys_set_robust_list(task: Task, head: int, length: int, *_: int) -> int:
-    """Kept with the task. Linux walks the list when a thread dies; with one, nobody waits for its locks."""
-    if length != 24:
+    """Kept with the task: `task.robust` walks the list when it ends."""
+    if length != _ROBUST_HEAD:
         raise Refused(errno.EINVAL, "the list head has another size")
     task.robust_list = (head, length)
+    return 0
+
+
+def sys_get_robust_list(task: Task, tid: int, head: int, length: int, *_: int) -> int:
+    """get_robust_list(2), of any thread: all belong to one user."""
+    other = task.process.registry.tasks.get(s32(tid)) if s32(tid) else task
+    if not isinstance(other, Task):
+        raise Refused(errno.ESRCH, f"no task {s32(tid)}")
+    write_struct(task.cpu, length, "Q", _ROBUST_HEAD)
+    write_struct(task.cpu, head, "Q", other.robust_list[0])
     return 0
 
 
@@ -221,6 +208,16 @@ def sys_prctl(task: Task, option: int, argument: int, *_: int) -> int:
         task.cpu.copy_to_user(argument, task.name.ljust(16, b"\0"))
     elif option == _PR_GET_DUMPABLE:
         return 1
+    elif option == _PR_SET_DUMPABLE and argument in (0, 1):
+        return 0
+    elif option == _PR_SET_PDEATHSIG and argument <= sig.SIGNALS:
+        task.process.death_signal = argument
+    elif option == _PR_GET_PDEATHSIG:
+        write_struct(task.cpu, argument, "i", task.process.death_signal)
+    elif option == _PR_SET_CHILD_SUBREAPER:
+        task.process.reaps_orphans = bool(argument)
+    elif option == _PR_GET_CHILD_SUBREAPER:
+        write_struct(task.cpu, argument, "i", task.process.reaps_orphans)
     elif option == _PR_SET_NO_NEW_PRIVS and argument == 1:
         task.process.no_new_privileges = 1
     elif option == _PR_GET_NO_NEW_PRIVS:
@@ -237,65 +234,25 @@ def _read_name(task: Task, address: int) -> bytes:
         return task.cpu.copy_from_user(address, 15)
 
 
-def sys_sched_yield(task: Task, *_: int) -> int:
-    return 0
-
-
-def sys_sched_getaffinity(task: Task, pid: int, size: int, result: int, *_: int) -> int:
-    _of_self(task, pid)
-    if size < 8 or size & 7:
-        raise Refused(errno.EINVAL, "the mask is too small")
-    write_struct(task.cpu, result, "Q", 1)
-    return 8
-
-
-def sys_sched_setaffinity(task: Task, pid: int, size: int, mask: int, *_: int) -> int:
-    _of_self(task, pid)
-    wanted = task.cpu.copy_from_user(mask, min(size, 8))
-    if not wanted or not wanted[0] & 1:
-        raise Refused(errno.EINVAL, "no CPU of the mask exists")
-    return 0
-
-
-def sys_getcpu(task: Task, cpu: int, node: int, *_: int) -> int:
-    for address in (cpu, node):
-        if address:
-            write_struct(task.cpu, address, "I", 0)
-    return 0
-
-
-def sys_getpriority(task: Task, which: int, who: int, *_: int) -> int:
-    if s32(which) not in (0, 1, 2):
-        raise Refused(errno.EINVAL, "no such target")
-    return 20
-
-
-def sys_membarrier(task: Task, command: int, *_: int) -> int:
-    """membarrier(2): one thread needs no barrier, so only MEMBARRIER_CMD_QUERY is served."""
-    if s32(command):
-        raise Refused(errno.EINVAL, f"no command {s32(command)}")
-    return 0
-
-
 # ---- resources
 
 
 def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: int) -> int:
     wanted = read_struct(task.cpu, new, "QQ") if new else None
-    _of_self(task, pid)
+    process = find_process(task, pid)
     resource = u32(resource)
     if resource >= RLIMITS:
         raise Refused(errno.EINVAL, f"no resource {resource}")
-    before = task.process.limits[resource]
+    before = process.limits[resource]
     if wanted is not None:
         soft, hard = wanted
         if soft > hard:
             raise Refused(errno.EINVAL, "the soft limit is over the hard one")
         # What limits root is the table of descriptors itself (fs.nr_open).
-        if hard > before[1] and (resource == RLIMIT_NOFILE or not task.process.is_root):
+        if hard > before[1] and (resource == RLIMIT_NOFILE or not process.is_root):
             raise Refused(errno.EPERM, "the hard limit cannot grow")
-        task.process.limits[resource] = (soft, hard)
-        task.process.apply_limit(resource)
+        process.limits[resource] = (soft, hard)
+        process.apply_limit(resource)
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0
@@ -310,18 +267,26 @@ def sys_setrlimit(task: Task, resource: int, new: int, *_: int) -> int:
 
 
 def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
-    if s32(who) not in (0, -1, 1):
+    who, process = s32(who), task.process
+    if who not in (_SELF, _CHILDREN, _THREAD):
         raise Refused(errno.EINVAL, "nobody to account for")
-    usage = [0] * 18
-    if s32(who) != -1:
-        kernel = task.process.kernel
-        kernel.observe_time()
-        seconds, rest = divmod(kernel.clock.busy_ns, 10**9)
-        usage[0], usage[1] = seconds, rest // 1000
-        usage[4] = kernel.peak_memory() >> 10
-        usage[8] = kernel.minor_faults()
-    write_struct(task.cpu, result, "18q", *usage)
+    process.kernel.observe_time()
+    if who == _CHILDREN:
+        used = process.usage_of_children
+    else:
+        used = process.used() if who == _SELF else task.usage.plus(process.kernel.used())
+    waits = task.waits if who == _THREAD else sum(member.waits for member in process.tasks)
+    peak = process.kernel.peak_memory() if who != _CHILDREN or used.time else 0
+    task.cpu.copy_to_user(result, encode_usage(used, peak, waits))
     return 0
+
+
+def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
+    """struct rusage: all time is the user's, `peak` bytes of memory."""
+    seconds, rest = divmod(used.time, 10**9)
+    fields = [seconds, rest // 1000, 0, 0, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    fields[16:18] = waits or used.waits, used.preemptions
+    return struct.pack("<18q", *fields)
 
 
 def sys_sysinfo(task: Task, result: int, *_: int) -> int:

@@ -1,4 +1,4 @@
-"""Signal system calls. A process can send to itself and its own tasks only."""
+"""What a task does with signals: actions, masks, waiting, returning. Sending them is in `jobs`."""
 
 from __future__ import annotations
 
@@ -88,44 +88,3 @@ def sys_sigaltstack(task: Task, new: int, old: int, *_: int) -> int:
         flags = before.shown_flags(task.cpu.sp)
         task.cpu.copy_to_user(old, struct.pack("<QIxxxxQ", before.start, flags, before.size))
     return 0
-
-
-def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
-    pid = s32(pid)
-    if pid not in (task.process.pid, 0, -task.process.pid, -1):
-        _check(s32(number))
-        raise Refused(errno.ESRCH, f"no process {pid}")
-    if pid == -1:  # everybody but the caller
-        _check(s32(number))
-        raise Refused(errno.ESRCH, "there is no other process")
-    _check(s32(number))
-    if s32(number):
-        task.process.post(_info(task, s32(number), sig.SI_USER))
-    return 0
-
-
-def sys_tgkill(task: Task, group: int, thread: int, number: int, *_: int) -> int:
-    if s32(group) <= 0 or s32(thread) <= 0:
-        raise Refused(errno.EINVAL, "no such thread")
-    _check(s32(number))
-    process = task.process
-    receiver = next((other for other in process.tasks if other.tid == s32(thread)), None)
-    if s32(group) != process.pid or receiver is None:
-        raise Refused(errno.ESRCH, f"no thread {s32(thread)}")
-    if s32(number):
-        receiver.signals.post(_info(task, s32(number), sig.SI_TKILL))
-    return 0
-
-
-def sys_tkill(task: Task, thread: int, number: int, *_: int) -> int:
-    return sys_tgkill(task, task.process.pid, thread, number)
-
-
-def _check(number: int) -> None:
-    if not 0 <= number <= sig.SIGNALS:
-        raise Refused(errno.EINVAL, f"no signal {number}")
-
-
-def _info(task: Task, number: int, code: int) -> sig.SignalInfo:
-    """What the receiver learns of a signal that `task` sends."""
-    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.process.config.uid)

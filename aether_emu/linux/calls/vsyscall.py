@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aether_emu.linux.calls.process import sys_getcpu
+from aether_emu.linux.calls.scheduling import sys_getcpu
 from aether_emu.linux.calls.time import sys_gettimeofday, sys_time
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault

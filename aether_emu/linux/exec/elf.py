@@ -78,12 +78,6 @@ class Image:
         return self.high - min(segment.address & -page_size for segment in self.segments)
 
 
-def shown(path: bytes) -> str:
-    """A path for a message of one line."""
-    text = path.decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def read_image(file: BinaryIO, name: str) -> Image:
     """Parse an open ELF file. Raises ProgramError (exit status 126)."""
 

@@ -14,9 +14,9 @@ from __future__ import annotations
 import errno
 from itertools import pairwise
 
-from aether_emu.errors import ProgramError, Refused
+from aether_emu.errors import ProgramError, Refused, shown
 from aether_emu.linux.calls.mappable import MappedFile
-from aether_emu.linux.exec.elf import Image, Segment, shown
+from aether_emu.linux.exec.elf import Image, Segment
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
+import stat as modes
 from collections.abc import Iterator
 
-from aether_emu.errors import InterpreterError, OutOfFrames, ProgramError, Refused
+from aether_emu.errors import InterpreterError, OutOfFrames, ProgramError, Refused, shown
 from aether_emu.linux.calls.mappable import MappedFile
-from aether_emu.linux.exec.elf import Image, read_image, shown
+from aether_emu.linux.exec.elf import Image, read_image
 from aether_emu.linux.exec.image import Loaded, map_interpreter, map_program
 from aether_emu.linux.exec.stack import InitialStack, map_stack
 from aether_emu.linux.exec.vdso import map_vdso
@@ -41,24 +43,35 @@ def load_program(task: Task) -> None:
     try:
         _load(task, name)
     except Refused as refused:
-        raise _unloadable(name, refused) from refused
+        raise _unloadable(name, refused, task.process.program.path) from refused
     except (OutOfFrames, UserFault) as error:
         raise ProgramError(f"{name}: does not fit into {task.process.config.ram} bytes of RAM") from error
 
 
-def program_image(files: Files, path: bytes) -> Image:
-    """The parsed header of a program of the guest's file system. Raises ProgramError as `load_program`."""
+def program_image(files: Files, path: bytes, name: str, *, executable: bool = False) -> Image:
+    """The parsed header of a program of the guest's file system. Raises ProgramError as `load_program`.
+
+    `name` is what its user calls it. `executable`: also for a program that execve(2) refuses because its file
+    may not be executed, or that of its interpreter.
+    """
     try:
-        with _opened(files, path) as (image, _file):
-            return image
+        if executable:
+            _require_executable(files, path, name)
+        with _opened(files, path, name) as (image, _file):
+            pass
     except Refused as refused:
-        raise _unloadable(shown(path), refused) from refused
+        raise _unloadable(name, refused, path) from refused
+    if executable and image.interpreter is not None:
+        interpreter = f"{name}: its interpreter {shown(image.interpreter)}"
+        with contextlib.suppress(Refused):  # `load_program` tells what else is wrong with it
+            _require_executable(files, image.interpreter, interpreter)
+    return image
 
 
-def _unloadable(name: str, refused: Refused) -> ProgramError:
+def _unloadable(name: str, refused: Refused, path: bytes) -> ProgramError:
     if refused.errno == errno.ENOENT:
         return ProgramError(f"{name}: no such file in the guest", 127)
-    return ProgramError(f"{name}: {refused}")
+    return ProgramError(f"{name}: {refused.about(shown(path))}")
 
 
 def _load(task: Task, name: str) -> None:
@@ -75,7 +88,7 @@ def _load(task: Task, name: str) -> None:
     )
     space.mmap_base = layout.mmap_base
     stack = InitialStack(task, layout)
-    with _opened(process.files, process.program.path) as (image, file):
+    with _opened(process.files, process.program.path, name) as (image, file):
         if image.isa != abi.isa:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         process.program.path = file.link()
@@ -121,19 +134,33 @@ def _place_heap(task: Task, main: Loaded, layout: AddressLayout) -> None:
 
 
 @contextlib.contextmanager
-def _opened(files: Files, path: bytes) -> Iterator[tuple[Image, HostData]]:
+def _opened(files: Files, path: bytes, name: str) -> Iterator[tuple[Image, HostData]]:
     """An ELF file of the guest's file system, parsed, open while the context is."""
     fd = files.open(fl.AT_FDCWD, path, fl.O_RDONLY | fl.O_NONBLOCK)
     try:
         file = files.table.file(fd)
         if not isinstance(file, HostData):
-            raise ProgramError(f"{shown(path)}: is not a regular file")
+            raise ProgramError(f"{name}: is not a regular file")
         with open(file.host_fd, "rb", closefd=False) as stream:
             stream.seek(0)
-            image = read_image(stream, shown(path))
+            image = read_image(stream, name)
         yield image, file
     finally:
         files.close(fd)
+
+
+def _require_executable(files: Files, path: bytes, name: str) -> None:
+    """Refuse a file that the host would not execute: even the superuser's have one x bit at least."""
+    found = files.stat(fl.AT_FDCWD, path, 0)
+    if not modes.S_ISREG(found.mode):
+        return
+    try:
+        files.access(fl.AT_FDCWD, path, os.X_OK, 0)
+    except Refused as refused:
+        if refused.errno != errno.EACCES:
+            raise
+        hint = "" if found.mode & 0o111 else " (chmod +x)"
+        raise ProgramError(f"{name}: has no execute permission{hint}") from refused
 
 
 @contextlib.contextmanager
@@ -152,9 +179,14 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
     name, program = shown(path), shown(task.process.program.path)
     with contextlib.ExitStack() as opened:
         try:
-            image, file = opened.enter_context(_opened(task.process.files, path))
+            image, file = opened.enter_context(_opened(task.process.files, path, name))
         except Refused as refused:
+            if refused.errno != errno.ENOENT:
+                why = refused.about(name)
+                raise ProgramError(f"{program}: its interpreter {name}: {why}") from refused
             raise InterpreterError(program, name) from refused
+        except ProgramError as error:
+            raise ProgramError(f"{program}: its interpreter {error}") from error
         if image.isa != task.process.abi.isa:
             raise ProgramError(f"{program}: its interpreter {name} is for {image.isa}")
         try:

@@ -20,6 +20,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.task.process import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK, Program
+from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.task import NAME_MAX, Task
 
 _HEAD = 256  # BINPRM_BUF_SIZE: what is read to see what a file is
@@ -54,7 +55,8 @@ def replace_program(
     task.name = executed.rsplit(b"/", 1)[-1][:NAME_MAX]
     task.signals.stack = sig.DISARMED
     task.set_child_tid = task.clear_child_tid = 0
-    task.robust_list = (0, 0)
+    task.robust_list, task.sequences = (0, 0), None
+    process.barriers = 0
     try:
         load_program(task)
     except ProgramError as error:
@@ -153,8 +155,11 @@ def _end_others(task: Task) -> None:
     """The threads of a process end when one of them executes another program; that one is the first then."""
     process, registry = task.process, task.process.registry
     for other in process.tasks:
+        assert isinstance(other, Task), "a member"
+        leave_locks(other)
         if other is not task:
             other.ended = True
+            process.kernel.run_queue.look_at(process)
     if task.tid != process.pid:
         registry.tasks.pop(task.tid, None)
         task.tid = process.pid

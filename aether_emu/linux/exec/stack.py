@@ -20,8 +20,9 @@ from aether_emu.policy.aslr import AddressLayout
 (
     AT_NULL, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY, AT_UID, AT_EUID, AT_GID,
     AT_EGID, AT_PLATFORM, AT_HWCAP, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_HWCAP2, AT_EXECFN, AT_SYSINFO_EHDR,
-    AT_MINSIGSTKSZ,
-) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 33, 51)  # fmt: skip
+    AT_RSEQ_FEATURE_SIZE, AT_RSEQ_ALIGN, AT_MINSIGSTKSZ,
+) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 33, 27, 28, 51)  # fmt: skip
+RSEQ_FEATURES, RSEQ_ALIGNMENT = 28, 32  # of a struct rseq: up to mm_cid
 _INITIAL_STACK = 132 << 10
 _RW = Protection.READ | Protection.WRITE
 
@@ -112,6 +113,8 @@ class InitialStack:
             (AT_HWCAP2, hwcap2),
             (AT_EXECFN, self._executed),
             (AT_PLATFORM, platform),
+            (AT_RSEQ_FEATURE_SIZE, RSEQ_FEATURES),
+            (AT_RSEQ_ALIGN, RSEQ_ALIGNMENT),
             (AT_NULL, 0),
         )
         return b"".join(struct.pack("<QQ", *pair) for pair in vector)

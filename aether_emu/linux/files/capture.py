@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
-from aether_emu.errors import AetherError, Refused
+from aether_emu.errors import AetherError, Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening
 from aether_emu.linux.files.directory import Located, OpenDirectory
@@ -172,14 +172,14 @@ def _require_name(file: HostFile | Located) -> None:
     place = file.place()
     if place.node is not None:
         return
-    shown = text(file.dentry.path).decode(errors="backslashreplace")
     try:
         with file.namespace.lookup(file.namespace.root(), text(place.path), follow=False) as found:
             same = found.key == place.key
     except Refused:
         same = False
     if file.dentry.detached or not same:
-        raise CaptureError(f"{shown} is open but no longer has this name: its state can't be captured")
+        name = shown(text(file.dentry.path))
+        raise CaptureError(f"{name} is open but no longer has this name: its state can't be captured")
 
 
 def _gone() -> bytes:
@@ -256,9 +256,7 @@ class _Restoring:
             ) as place:
                 file = opening.open_place(self._namespace, place, described["flags"])
         except Refused as refusal:
-            raise CaptureError(
-                f"{path.decode(errors='backslashreplace')} can't be opened again: {refusal}"
-            ) from None
+            raise CaptureError(f"{shown(path)} can't be opened again: {refusal}") from None
         if isinstance(file, OpenDirectory) and described["listing"] is not None:
             file.keep([Listed(*line) for line in described["listing"]])
         return file

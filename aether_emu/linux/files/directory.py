@@ -8,7 +8,7 @@ import stat as modes
 import struct
 from typing import TYPE_CHECKING
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, WouldBlock
@@ -99,7 +99,7 @@ class OpenDirectory(Located):
             length = (_DIRENT.size + len(item.name) + 1 + 7) & ~7
             if len(found) + length > size:
                 if not found:
-                    raise Refused(errno.EINVAL, f"{size} bytes are too few for {item.name!r}")
+                    raise Refused(errno.EINVAL, f"{size} bytes are too few for {shown(item.name)}")
                 break
             head = _DIRENT.pack(item.number, self.position + 1, length, item.kind)
             found += (head + item.name).ljust(length, b"\0")

@@ -12,7 +12,7 @@ import os
 import stat as modes
 from collections.abc import Callable, Mapping
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening, tree
 from aether_emu.linux.files.descriptor_operations import DescriptorOperations
@@ -146,7 +146,7 @@ class Files(DescriptorOperations):
     def _anchor(self, place: Place) -> Located:
         """Hold a directory to stand in: needs permission to search it."""
         if not place.is_directory:
-            raise Refused(errno.ENOTDIR, f"{text(place.path)!r} is no directory")
+            raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
         tree.allows(place, os.X_OK)
         file = opening.open_place(self.namespace, place, fl.O_PATH)
         assert isinstance(file, Located)
@@ -168,7 +168,7 @@ class Files(DescriptorOperations):
                 file = opening.open_entry(self.namespace, entry, flags, mode, self.mask)
             if file is not None:
                 return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
-        raise Refused(errno.EBUSY, f"{path!r} comes and goes on the host")
+        raise Refused(errno.EBUSY, f"{shown(path)} comes and goes on the host")
 
     # Attributes
 
@@ -240,7 +240,9 @@ class Files(DescriptorOperations):
             raise Refused(errno.EINVAL, f"a buffer of {size} bytes")
         with self._lookup(dirfd, path, follow=False, empty=dirfd != fl.AT_FDCWD) as place:
             if not place.is_link:
-                raise Refused(errno.ENOENT if not path else errno.EINVAL, f"{path!r} is no symbolic link")
+                raise Refused(
+                    errno.ENOENT if not path else errno.EINVAL, f"{shown(path)} is no symbolic link"
+                )
             return read_link(place)[:size]
 
     def getcwd(self) -> bytes:

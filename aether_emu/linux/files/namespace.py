@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from aether_emu.errors import ConfigError, Refused
+from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
@@ -227,7 +227,7 @@ class Namespace:
             if place is None:
                 raise entry.absent()
             if entry.slash and not place.is_directory:
-                raise Refused(errno.ENOTDIR, f"{path!r} is no directory")
+                raise Refused(errno.ENOTDIR, f"{shown(path)} is no directory")
         except Refused:
             entry.__exit__(None, None, None)
             raise
@@ -325,7 +325,7 @@ class Namespace:
     def _list_host(self, place: Place) -> dict[bytes, tuple[tuple[int, int] | GuestPath, int]]:
         assert place.status is not None
         found: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
-        with refusals(f"directory {text(place.path)!r}"):
+        with refusals(f"directory {shown(text(place.path))}"):
             fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 with os.scandir(fd) as entries:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat as modes
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.directory import OpenDirectory, PathOnly
@@ -70,7 +70,7 @@ def open_entry(namespace: Namespace, entry: Entry, flags: int, mode: int, umask:
 def _create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> HostFile | None:
     parent, name = entry.parent, entry.host_name
     if not parent.mount.writable or parent.fd < 0:
-        raise Refused(errno.EROFS, f"{text(parent.path)!r} is read-only")
+        raise Refused(errno.EROFS, f"{shown(text(parent.path))} is read-only")
     how = fl.to_host(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         with host.umask(umask):
@@ -78,7 +78,7 @@ def _create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: in
     except FileExistsError:
         return None
     except OSError as error:
-        raise host.refused(error, f"{text(entry.path)!r}") from None
+        raise host.refused(error, f"{shown(text(entry.path))}") from None
     status = os.fstat(fd)
     namespace.inodes.created((status.st_dev, status.st_ino))
     namespace.inodes.modified(namespace.inode(parent))
@@ -88,13 +88,13 @@ def _create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: in
 def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     """Open what is at `place`; the descriptor made for it is new, the place stays the caller's."""
     if flags & fl.O_DIRECTORY and not place.is_directory:
-        raise Refused(errno.ENOTDIR, f"{text(place.path)!r} is no directory")
+        raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
     if flags & fl.O_PATH:
         if isinstance(place.node, Opened):
             raise Refused(errno.EACCES, "a file without a name can't be opened by O_PATH")
         return PathOnly(namespace, place, os.dup(place.fd) if place.fd >= 0 else -1, flags)
     if place.is_link:
-        raise Refused(errno.ELOOP, f"{text(place.path)!r} is a symbolic link")
+        raise Refused(errno.ELOOP, f"{shown(text(place.path))} is a symbolic link")
     if place.is_directory:
         return _open_directory(namespace, place, flags)
     if place.node is not None:
@@ -104,10 +104,10 @@ def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
 
 def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
     if wants_write(flags) or flags & fl.O_CREAT:
-        raise Refused(errno.EISDIR, f"{text(place.path)!r} is a directory")
+        raise Refused(errno.EISDIR, f"{shown(text(place.path))} is a directory")
     fd = -1
     if place.fd >= 0:
-        with host.refusals(f"{text(place.path)!r}"):
+        with host.refusals(f"{shown(text(place.path))}"):
             fd = os.open(host.by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return OpenDirectory(namespace, place, fd, flags)
 
@@ -125,16 +125,16 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
         return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
     if wants_write(flags) and node.accept is None:
-        raise Refused(errno.EACCES, f"{path!r} is read-only")
+        raise Refused(errno.EACCES, f"{shown(path)} is read-only")
     return TextFile(path, node, flags, stat, fs, namespace)
 
 
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
     if not modes.S_ISREG(place.mode):
-        raise Refused(errno.EACCES, f"{text(place.path)!r} is a device, FIFO or socket of the host")
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if wants_write(flags) and not place.mount.writable:
-        raise Refused(errno.EROFS, f"{text(place.path)!r} is in a read-only grant")
-    with host.refusals(f"{text(place.path)!r}"):
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
+    with host.refusals(f"{shown(text(place.path))}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
     file = HostFile(namespace, place, fd, flags)
     if flags & fl.O_TRUNC:
@@ -150,6 +150,6 @@ def truncate_host(namespace: Namespace, place: Place, fd: int) -> None:
     """Empty the file at `place` for O_TRUNC, which needs no descriptor open for writing."""
     status = os.fstat(fd)
     namespace.on_truncate((status.st_dev, status.st_ino), status.st_size, 0)
-    with host.refusals(f"{text(place.path)!r}"):
+    with host.refusals(f"{shown(text(place.path))}"):
         os.truncate(host.by_descriptor(fd), 0)
     namespace.inodes.modified(namespace.inode(place))

@@ -13,7 +13,7 @@ import stat as modes
 from abc import ABC, abstractmethod
 from types import TracebackType
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.mounts import Mount
 from aether_emu.linux.files.synthetic import Node
@@ -162,7 +162,9 @@ class Entry:
         """What to raise because nothing is there: a name that is too long can't be."""
         if self.name is not None and len(self.name) > NAME_MAX:
             return Refused(errno.ENAMETOOLONG, f"a name of {len(self.name)} bytes")
-        return Refused(errno.ENOENT, f"{self.name!r} does not exist in {text(self.parent.path)!r}")
+        return Refused(
+            errno.ENOENT, f"{shown(self.name or b'/')} does not exist in {shown(text(self.parent.path))}"
+        )
 
     @property
     def is_ordinary(self) -> bool:

@@ -6,7 +6,7 @@ import errno
 import stat as modes
 from collections.abc import Callable
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.records import dataclass
@@ -41,7 +41,7 @@ class RegionFile(Seekable):
     def __init__(self, path: bytes, region: Region, flags: int, stat: Stat, fs: StatFs) -> None:
         super().__init__(flags, stat)
         if self.writable and region.write is None:
-            raise Refused(errno.EACCES, f"{path!r} is read-only")
+            raise Refused(errno.EACCES, f"{shown(path)} is read-only")
         self.path, self._region, self._fs = path, region, fs
 
     def read(self, count: int) -> bytes:
@@ -72,13 +72,13 @@ class RegionFile(Seekable):
         """See `OpenFile.pwrite`."""
         self._verify(offset, len(data))
         if self._region.write is None:
-            raise Refused(errno.EINVAL, f"{self.path!r} can't be written")
+            raise Refused(errno.EINVAL, f"{shown(self.path)} can't be written")
         return self._region.write(offset, data)
 
     def seek(self, offset: int, whence: int) -> int:
         """To any position, or by any distance: there is no end (Linux `mem_lseek`). What is negative too."""
         if whence not in (SEEK_SET, SEEK_CUR):
-            raise Refused(errno.EINVAL, f"whence {whence} on {self.path!r}")
+            raise Refused(errno.EINVAL, f"whence {whence} on {shown(self.path)}")
         position = offset + (self.position if whence == SEEK_CUR else 0)
         self.position = (position + _NEGATIVE & _POSITIONS) - _NEGATIVE
         return self.position
@@ -94,7 +94,7 @@ class RegionFile(Seekable):
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """See `OpenFile.allocate`."""
-        raise Refused(errno.EOPNOTSUPP, f"{self.path!r} is on no storage")
+        raise Refused(errno.EOPNOTSUPP, f"{shown(self.path)} is on no storage")
 
     def statfs(self) -> StatFs:
         """See `OpenFile.statfs`."""

@@ -8,7 +8,7 @@ import stat as modes
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.region import Region
@@ -112,7 +112,7 @@ class TextFile(Seekable):
     ) -> None:
         super().__init__(flags, stat)
         if self.writable and node.accept is None:
-            raise Refused(errno.EACCES, f"{path!r} is read-only")
+            raise Refused(errno.EACCES, f"{shown(path)} is read-only")
         self.path, self._node, self._fs, self._account = path, node, fs, account
         self.content = b""
         self._was_read = content is not None
@@ -149,7 +149,7 @@ class TextFile(Seekable):
     def seek(self, offset: int, whence: int) -> int:
         """To an offset or by one; the end of a text in /proc is no place to seek to (Linux `seq_lseek`)."""
         if whence not in (SEEK_SET, SEEK_CUR):
-            raise Refused(errno.EINVAL, f"whence {whence} on {self.path!r}")
+            raise Refused(errno.EINVAL, f"whence {whence} on {shown(self.path)}")
         return super().seek(offset, whence)
 
     def size(self) -> int:
@@ -209,7 +209,7 @@ class ControlFile(OpenFile):
     def reopen(self, flags: int) -> OpenFile:
         """See `OpenFile.reopen`. Raises Refused(EACCES) for reading."""
         if flags & fl.O_ACCMODE != fl.O_WRONLY:
-            raise Refused(errno.EACCES, f"{self.path!r} is write-only")
+            raise Refused(errno.EACCES, f"{shown(self.path)} is write-only")
         return ControlFile(self.path, self._control, flags, self._stat, self._fs)
 
     def capture(self) -> dict[str, object]:
@@ -226,7 +226,7 @@ class DeviceFile(OpenFile):
     def __init__(self, path: bytes, device: Device, flags: int, stat: Stat, fs: StatFs) -> None:
         super().__init__(flags, stat)
         if device.read is None or device.write is None:
-            raise Refused(errno.ENXIO, f"{path!r} has nothing behind it")
+            raise Refused(errno.ENXIO, f"{shown(path)} has nothing behind it")
         self.path, self._device, self._fs = path, device, fs
         self._read, self._write, self.take = device.read, device.write, device.take
 

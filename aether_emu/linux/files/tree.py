@@ -11,7 +11,7 @@ import errno
 import os
 import stat as modes
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -26,7 +26,7 @@ _SET_ID = modes.S_ISUID | modes.S_ISGID
 def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
     """mkdir(2)."""
     _require_new(entry, directory=True)
-    with host.refusals(f"mkdir {text(entry.path)!r}"), host.umask(umask):
+    with host.refusals(f"mkdir {shown(text(entry.path))}"), host.umask(umask):
         os.mkdir(entry.host_name, mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -38,7 +38,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
             raise Refused(errno.EEXIST, "it exists")
         raise Refused(errno.EPERM, "only regular files can be made")
     _require_new(entry)
-    with host.refusals(f"mknod {text(entry.path)!r}"), host.umask(umask):
+    with host.refusals(f"mknod {shown(text(entry.path))}"), host.umask(umask):
         os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -46,7 +46,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     """symlink(2). The target is only text: it is resolved in the guest's namespace when a walk meets it."""
     _require_new(entry)
-    with host.refusals(f"symlink {text(entry.path)!r}"):
+    with host.refusals(f"symlink {shown(text(entry.path))}"):
         os.symlink(target, entry.host_name, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
@@ -55,8 +55,8 @@ def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2): another name for the object at `source`, which must be in the same grant."""
     _require_new(entry)
     if source.mount is not entry.parent.mount or source.fd < 0:
-        raise Refused(errno.EXDEV, f"{text(source.path)!r} is in another grant")
-    with host.refusals(f"link {text(entry.path)!r}"):
+        raise Refused(errno.EXDEV, f"{shown(text(source.path))} is in another grant")
+    with host.refusals(f"link {shown(text(entry.path))}"):
         os.link(
             host.by_descriptor(source.fd), entry.host_name, dst_dir_fd=entry.parent.fd, follow_symlinks=True
         )
@@ -71,7 +71,7 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
-    with host.refusals(f"unlink {text(entry.path)!r}"):
+    with host.refusals(f"unlink {shown(text(entry.path))}"):
         os.unlink(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
     namespace.inodes.modified(namespace.inode(entry.parent))
@@ -81,11 +81,11 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     """rmdir(2)."""
     if not entry.is_ordinary:
         number = {None: errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[entry.name]
-        raise Refused(number, f"{entry.name!r} can't be removed")
+        raise Refused(number, f"{shown(entry.name or b'/')} can't be removed")
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
-    with host.refusals(f"rmdir {text(entry.path)!r}"):
+    with host.refusals(f"rmdir {shown(text(entry.path))}"):
         os.rmdir(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
     namespace.inodes.modified(namespace.inode(entry.parent))
@@ -96,17 +96,19 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     if old.parent.mount is not new.parent.mount:
         raise Refused(errno.EXDEV, "the names are in different grants")
     if not old.is_ordinary:
-        raise Refused(errno.EBUSY, f"{old.name!r} can't be renamed")
+        raise Refused(errno.EBUSY, f"{shown(old.name or b'/')} can't be renamed")
     if not new.is_ordinary:
-        raise Refused(errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{new.name!r} stays")
+        raise Refused(
+            errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{shown(new.name or b'/')} stays"
+        )
     _require_writable(old.parent)
     _require_writable(new.parent)
     source, target = _existing(old), new.place
     if flags & fl.RENAME_NOREPLACE and target is not None:
-        raise Refused(errno.EEXIST, f"{text(new.path)!r} exists")
+        raise Refused(errno.EEXIST, f"{shown(text(new.path))} exists")
     _require_unpinned(namespace, old.path)
     _require_unpinned(namespace, new.path)
-    with host.refusals(f"rename {text(old.path)!r} to {text(new.path)!r}"):
+    with host.refusals(f"rename {shown(text(old.path))} to {shown(text(new.path))}"):
         if flags:
             host.rename_exactly(old.parent.fd, old.host_name, new.parent.fd, new.host_name, flags)
         else:
@@ -135,10 +137,10 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
         return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
-        raise Refused(errno.EPERM, f"{text(place.path)!r} is a device, FIFO or socket of the host")
+        raise Refused(errno.EPERM, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if mode & _SET_ID and not place.is_directory:
         raise Refused(errno.EPERM, f"mode {mode:o} would lend out an identity")
-    with host.refusals(f"chmod {text(place.path)!r}"):
+    with host.refusals(f"chmod {shown(text(place.path))}"):
         os.chmod(host.by_descriptor(place.fd), mode & _PERMISSIONS)
     namespace.inodes.changed(namespace.inode(place))
 
@@ -165,7 +167,7 @@ def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int 
     if memory is None and not place.is_link:
         real = place.status
         assert real is not None, "a place that can be written is the host's"
-        with host.refusals(f"utimensat {text(place.path)!r}"):
+        with host.refusals(f"utimensat {shown(text(place.path))}"):
             os.utime(
                 host.by_descriptor(place.fd),
                 ns=(
@@ -187,21 +189,20 @@ def _memory_at(place: Place) -> Memory | None:
 
 def allows(place: Place, mode: int) -> None:
     """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
-    shown = text(place.path)
     if place.node is not None:
         granted = modes.S_IMODE(place.node.mode)
         wanted = mode & (os.R_OK | os.W_OK | os.X_OK)
         if wanted & ~((granted | granted >> 3 | granted >> 6) & 7) or (
             wanted & os.W_OK and place.is_directory
         ):
-            raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+            raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
         return
     if mode & os.W_OK and not place.mount.writable:
-        raise Refused(errno.EROFS, f"{shown!r} is in a read-only grant")
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
     if mode and not (modes.S_ISREG(place.mode) or place.is_directory or place.is_link):
-        raise Refused(errno.EACCES, f"{shown!r} is a device, FIFO or socket of the host")
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if not place.is_link and not os.access(host.by_descriptor(place.fd), mode, effective_ids=True):
-        raise Refused(errno.EACCES, f"{shown!r} doesn't allow it")
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
 
 
 def _require_new(entry: Entry, directory: bool = False) -> None:
@@ -216,12 +217,12 @@ def _require_new(entry: Entry, directory: bool = False) -> None:
 
 def _require_writable(place: Place) -> None:
     if not place.mount.writable or place.fd < 0:
-        raise Refused(errno.EROFS, f"{text(place.path)!r} is read-only")
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
 
 
 def _require_unpinned(namespace: Namespace, path: GuestPath) -> None:
     if namespace.mounts.pins(path):
-        raise Refused(errno.EBUSY, f"{text(path)!r} is or leads to a grant")
+        raise Refused(errno.EBUSY, f"{shown(text(path))} is or leads to a grant")
 
 
 def _existing(entry: Entry) -> Place:

@@ -13,7 +13,7 @@ import os
 import stat
 from typing import Protocol
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.files.mounts import Mount, MountTable
@@ -103,7 +103,7 @@ class Walk:
         if not self._pending:
             return Entry(here, None, here.borrowed(), self._slash)
         if not here.is_directory:
-            raise Refused(errno.ENOTDIR, f"{text(here.path)!r} is no directory")
+            raise Refused(errno.ENOTDIR, f"{shown(text(here.path))} is no directory")
         name = self._pending.pop()
         if name in (b".", b".."):
             self._require_search(here)
@@ -120,7 +120,7 @@ class Walk:
             return entry
         try:
             if self._resolve & fl.RESOLVE_NO_XDEV and found.mount is not here.mount:
-                raise Refused(errno.EXDEV, f"{text(found.path)!r} is another mount")
+                raise Refused(errno.EXDEV, f"{shown(text(found.path))} is another mount")
             if found.is_link and (follow or not last):
                 self._follow(found, last)
                 found.close()
@@ -140,24 +140,24 @@ class Walk:
         self._pending += reversed([name for name in path.split(b"/") if name])
         if path.startswith(b"/"):
             if self._resolve & fl.RESOLVE_BENEATH:
-                raise Refused(errno.EXDEV, f"{path!r} is absolute")
+                raise Refused(errno.EXDEV, f"{shown(path)} is absolute")
             self._jump(self._base.borrowed() if self._base else self._root())
 
     def _follow(self, link: Place, last: bool) -> None:
         if self._resolve & fl.RESOLVE_NO_SYMLINKS:
-            raise Refused(errno.ELOOP, f"{text(link.path)!r} is a symbolic link")
+            raise Refused(errno.ELOOP, f"{shown(text(link.path))} is a symbolic link")
         self._links += 1
         if self._links > MOST_LINKS:
             raise Refused(errno.ELOOP, f"more than {MOST_LINKS} symbolic links")
         if isinstance(link.node, Link) and link.node.file is not None:
             if self._resolve & (fl.RESOLVE_NO_MAGICLINKS | fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT):
-                raise Refused(errno.ELOOP, f"{text(link.path)!r} is a magic link")
+                raise Refused(errno.ELOOP, f"{shown(text(link.path))} is a magic link")
             place = place_of(link.node.file)
             self._jump(place or Place(link.mount, link.path, node=Opened(link.node.file)))
             return
         target = read_link(link)
         if not target:
-            raise Refused(errno.ENOENT, f"{text(link.path)!r} leads nowhere")
+            raise Refused(errno.ENOENT, f"{shown(text(link.path))} leads nowhere")
         self._extend(target)
 
     def _step(self, here: Place, name: bytes) -> Place | None:
@@ -190,19 +190,19 @@ class Walk:
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 return None  # `Entry.absent` says so, at the time when Linux does
-            raise refused(error, text(path).decode(errors="backslashreplace")) from None
+            raise refused(error, shown(text(path))) from None
         status = os.fstat(fd)
         if not self._gate.closed(fd, status.st_dev):
             return Place(here.mount, path, fd=fd, status=status, owned=True)
         os.close(fd)
         if not stat.S_ISDIR(status.st_mode):
-            raise Refused(errno.EACCES, f"{text(path)!r} is an interface to the host's kernel")
+            raise Refused(errno.EACCES, f"{shown(text(path))} is an interface to the host's kernel")
         return Place(here.mount, path, node=NO_CHILDREN)
 
     def _require_search(self, here: Place) -> None:
         """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
         if here.status is not None and here.status.st_mode & 0o111 != 0o111:
-            with refusals(f"directory {text(here.path)!r}"):
+            with refusals(f"directory {shown(text(here.path))}"):
                 os.close(os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=here.fd))
 
     def _enter(self, place: Place) -> None:
@@ -233,7 +233,7 @@ class Walk:
         else:
             self._descend(here.path[:-1])
         if self._resolve & fl.RESOLVE_NO_XDEV and self._here.mount is not here.mount:
-            raise Refused(errno.EXDEV, f"{text(self._here.path)!r} is another mount")
+            raise Refused(errno.EXDEV, f"{shown(text(self._here.path))} is another mount")
 
     def _descend(self, path: GuestPath) -> None:
         """Walk down a canonical path from the root. A link on it means that the tree has changed: ENOENT."""
@@ -243,7 +243,7 @@ class Walk:
             if found is None or not found.is_directory:
                 if found is not None:
                     found.close()
-                raise Refused(errno.ENOENT, f"{text(path)!r} is no longer there")
+                raise Refused(errno.ENOENT, f"{shown(text(path))} is no longer there")
             self._enter(found)
 
     def _root(self) -> Place:
@@ -256,5 +256,5 @@ def read_link(place: Place) -> bytes:
     """The target of a symbolic link."""
     if isinstance(place.node, Link):
         return place.node.target()
-    with refusals(f"link {text(place.path)!r}"):
+    with refusals(f"link {shown(text(place.path))}"):
         return os.readlink(b"", dir_fd=place.fd)

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from aether_emu.errors import Refused
+from aether_emu.errors import Refused, shown
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
@@ -169,7 +169,7 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     """
     text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
     if not re.fullmatch(rb"[+-]?[0-9]+", text):
-        raise Refused(errno.EINVAL, f"clear_refs takes a number, not {text!r}")
+        raise Refused(errno.EINVAL, f"clear_refs takes a number, not {shown(text)}")
     what = int(text)
     if not -(1 << 31) <= what < 1 << 31:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")

@@ -19,6 +19,8 @@ from aether_emu.waiting import WaitQueue
 
 Key = tuple[int, int, int]
 _PRIVATE, _IN_OBJECT, _OF_SPACE = range(3)
+OWNER, OWNER_DIED, WAITERS = 0x3FFF_FFFF, 0x4000_0000, 0x8000_0000
+"""What the word of a lock says: the owner's thread id, that it died with the lock, that somebody waits."""
 
 
 class Futexes:
@@ -26,6 +28,7 @@ class Futexes:
 
     def __init__(self) -> None:
         self._queues: weakref.WeakValueDictionary[Key, WaitQueue] = weakref.WeakValueDictionary()
+        self._locks: weakref.WeakValueDictionary[Key, WaitQueue] = weakref.WeakValueDictionary()
 
     def key(self, mm: AddressSpace, address: int, *, private: bool) -> Key:
         """The name of the word at `address`."""
@@ -42,6 +45,15 @@ class Futexes:
             found = self._queues[key] = WaitQueue()
         return found
 
+    def lock_queue(self, key: Key) -> WaitQueue:
+        """The same for a lock with priority inheritance, which its owner may die with."""
+        queue = self._locks[key] = self.queue(key)
+        return queue
+
+    def locks(self) -> list[WaitQueue]:
+        """The queues of such locks."""
+        return [self._locks[key] for key in sorted(self._locks)] if self._locks else []
+
     def waiting(self, key: Key) -> WaitQueue | None:
         """The queue to wake; None if nobody waits there."""
         return self._queues.get(key)
@@ -50,20 +62,25 @@ class Futexes:
 class FutexWait(Wait):
     """A wait at one word or several, for a wake that has one of `bits`.
 
-    Whoever wakes it says by which of `queues`: `progress` is (bits, index). `locks` is the word of a lock
-    (priority inheritance) that the waiter is to own: it waits for that, or until somebody moves it there.
+    `addresses` are the words' in the waiter's memory. Whoever wakes it says by which of `queues`: `progress`
+    is (bits, index). `locks` is the word of a lock (priority inheritance) that the waiter is to own: it waits
+    for that, or until somebody moves it there.
     """
 
     def __init__(
         self,
         queues: Sequence[WaitQueue],
+        addresses: Sequence[int],
         deadline: int | None,
         bits: int,
         *,
         index: int = 0,
         locks: Key | None = None,
     ) -> None:
-        super().__init__(queues, "a futex", deadline=deadline, progress=(bits, index))
+        self.addresses = tuple(addresses)
+        words = ", ".join(hex(address) for address in addresses)
+        what = f"{'a futex' if locks is None else 'a lock'} at {words}"
+        super().__init__(queues, what, deadline=deadline, progress=(bits, index))
         self.locks = locks
 
     @property
@@ -75,6 +92,8 @@ class FutexWait(Wait):
         """It is woken by this one of its queues."""
         self.progress = (self.bits, self.queues.index(queue))
 
-    def move(self, source: WaitQueue, target: WaitQueue) -> None:
-        """Wait in `target` from now on, and no longer in `source`."""
+    def move(self, source: WaitQueue, target: WaitQueue, address: int) -> None:
+        """Wait in `target`, the queue of the word at `address`, from now on, and no longer in `source`."""
+        self.addresses = (address,)
+        self.what = f"{'a futex' if self.locks is None else 'a lock'} at {address:#x}"
         self.queues = tuple(target if queue is source else queue for queue in self.queues)

@@ -9,15 +9,17 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from aether_emu.errors import AddressError, Refused
+from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
+from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
@@ -29,7 +31,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality", "started",
+    "personality", "started", "barriers",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -51,7 +53,10 @@ UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none)."""
+    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
+
+    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
+    """
 
     code: int = 0
     signal: int = 0
@@ -166,11 +171,14 @@ class Process:
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.started = kernel.clock.now_ns
+        self.usage, self.usage_of_children = Usage(), Usage()
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
         self.personality = 0
+        self.barriers = 0  # what it has registered for with membarrier(2)
+        self._symbols: Symbols | None = None
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
 
@@ -236,6 +244,7 @@ class Process:
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.barriers = self.barriers
         self.children.append(child)
         return child
 
@@ -278,6 +287,18 @@ class Process:
         dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
         return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
 
+    def parent_takes_usage(self) -> None:
+        """It was waited for: what it and its own children used counts as its parent's children's."""
+        if self.parent is not None:
+            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    def used(self) -> Usage:
+        """What it has used until now. Only its own task may ask while one of it runs."""
+        running = any(task.running for task in self.tasks)
+        return (
+            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
+        )
+
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""
         if self.uses_parents_memory:
@@ -313,6 +334,7 @@ class Process:
 
         Raises AddressError at the first address that is not mapped.
         """
+        address, length = whole("address", address), whole("length", length)
         memory = ForcedMemory(self.mm)
         return self._accessed(lambda: memory.read(address, length), address, length)
 
@@ -321,8 +343,11 @@ class Process:
 
         Raises AddressError at the first address that cannot be written so; what is before it is written.
         """
-        memory = ForcedMemory(self.mm)
-        self._accessed(lambda: memory.write(address, data), address, len(data))
+        address = whole("address", address)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise ConfigError("data", data, "bytes, a bytearray or a memoryview")
+        memory, raw = ForcedMemory(self.mm), bytes(data)
+        self._accessed(lambda: memory.write(address, raw), address, len(raw))
 
     def _accessed(self, access: Callable[[], T], address: int, length: int) -> T:
         self.kernel.require_open()
@@ -347,8 +372,20 @@ class Process:
         self.kernel.require_open()
         return Registers(self.abi.isa, self.tasks[0], self.kernel.require_open)
 
+    @property
+    def symbols(self) -> Symbols:
+        """Names of the program's own functions and data, read from its file once: `symbols["main"]` is the
+        address, `symbols.at(pc)` what stands there. Empty for a stripped program.
+        """
+        self.kernel.require_open()
+        if self._symbols is None:
+            self._symbols = symbols_of(self.files, self.program)
+        return self._symbols
+
     def __repr__(self) -> str:
-        name = self.program.path.decode("utf-8", "backslashreplace")
+        name = shown(self.program.path)
+        if self.kernel.closed:
+            return f"<Process {self.pid} {name}: {self.ended or 'lived'}, the machine is closed>"
         state = "lives" if self.ended is None else repr(self.ended)
         return f"<Process {self.pid} {name}: {len(self.mm.areas)} areas, {state}>"
 
@@ -427,11 +464,13 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+        self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
 
@@ -450,6 +489,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -461,5 +501,6 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

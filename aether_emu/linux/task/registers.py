@@ -62,6 +62,8 @@ class Registers(MutableMapping[str, int]):
     def __getitem__(self, name: str) -> int:
         holder = self._holder
         self._require_open()
+        if not isinstance(name, str):
+            raise self._unknown(name)
         try:
             return holder.cpu.read(name) if holder.running else holder.registers[name]
         except KeyError:
@@ -71,7 +73,7 @@ class Registers(MutableMapping[str, int]):
         if name not in self:
             raise self._unknown(name)
         wide = self._width(name)
-        if not isinstance(value, int) or not 0 <= value < 1 << wide:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << wide:
             raise RegisterError(f"{name}={value!r} is not allowed: a whole number of at most {wide} bits")
         if self._holder.running:
             self._holder.cpu.write(name, value)
@@ -88,7 +90,7 @@ class Registers(MutableMapping[str, int]):
         return len(self._all())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._all()
+        return isinstance(name, str) and name in self._all()
 
     def _all(self) -> dict[str, int]:
         holder = self._holder

@@ -36,7 +36,9 @@ T = TypeVar("T")
 class Registry(Generic[P, T]):
     """Processes by number, in the order in which they were made, zombies among them; and tasks likewise.
 
-    `most` tasks can live at one time. `arrivals` are tasks that nobody runs yet: the scheduler takes them.
+    The standard streams, if they are a terminal, are that of session `terminal_session`; the process group
+    `foreground` has it. `most` tasks can live at one time. `arrivals` are tasks that nobody runs
+    yet: the scheduler takes them.
     """
 
     def __init__(self, most: int) -> None:
@@ -45,6 +47,7 @@ class Registry(Generic[P, T]):
         self.tasks: dict[int, T] = {}
         self.arrivals: list[T] = []
         self.last = FIRST - 1
+        self.terminal_session = self.foreground = FIRST
 
     def number(self) -> int:
         """A number that nobody has. Refused(EAGAIN) when there are as many tasks as there may be."""

@@ -1,29 +1,40 @@
 """Who runs next: the outermost loop of a machine.
 
-    next task --> Entry.switch --> its call again, if it waited --> cpu.run --> why did it come back?
+    first in line --> Entry.switch --> its call again, if it waited --> cpu.run --> why did it come back?
         |
-        no task can run: idle
+        nobody in line: idle
             the host has brought something       wake who waits for it
             somebody waits until some time       advance the clock to the earliest deadline
             somebody waits for the host          `pause` a little, and look again
             else                                 Deadlock
 
 Only this file idles, advances the clock for a wait, and finds deadlocks. (What events cost advances it too,
-in `Kernel.charge`.) Tasks stand in a line: the first that can go on runs, and goes to the end. So one seed
-gives one run.
+in `Kernel.charge`.) Tasks stand in a line (`run_queue`): the first runs, and goes to the end. A task that
+waits is looked at when something happens to it, never on the way to another.
+
+A turn is over after a number of blocks that is drawn from the seed's stream "scheduler", when another can
+run: many are short, so that different seeds interleave tasks differently, few are long, so that switching
+costs little. A task that runs alone has no turn, until the call that lets another run too. So one seed gives
+one run, and what the host does meanwhile changes nothing.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
 
-from aether_emu.errors import AetherError, EngineError
-from aether_emu.linux.abi.signal import SIGKILL
+from aether_emu.errors import AetherError, EngineError, shown
+from aether_emu.linux.abi.signal import SIGKILL, name_of
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
+from aether_emu.linux.task.robust import leave_locks
+from aether_emu.linux.task.run_queue import RunQueue
+from aether_emu.linux.task.scheduling import FIFO, NICE_0_WEIGHT, ORDINARY
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import ExitReason
 from aether_emu.machine.memory.aperture import ApertureFile, BackingFailed, BeyondEnd
 from aether_emu.mm.protection import Protection
@@ -31,8 +42,13 @@ from aether_emu.mm.rmap import lowest_address
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.waiting import HostQueue
 
-TURN = 10_000
-"""Blocks that a task executes before another one that can run gets its turn."""
+SHORT, CLASSES = 8, 8
+LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
+"""Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 8, or
+up to 32, ... or up to this many, each class and each length in it equally likely."""
+_CUT_ONE_IN, _DEEPEST_CUT = 4, 8
+_MOST_NAMED = 20  # tasks that a message names
+_LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
 
 
 class Interrupted(Exception):
@@ -44,23 +60,36 @@ class Deadlock(AetherError):
 
     def __init__(self, waiting: Sequence[Task]) -> None:
         self.waiting = tuple(waiting)
-        whats = [task.wait.what for task in waiting if task.wait is not None]
-        if len(whats) == 1:
-            super().__init__(f"deadlock: the program waits for {whats[0]}, and nothing can end the wait")
+        if len(waiting) == 1:
+            super().__init__(f"deadlock: the program {_plight(waiting[0])}, and nothing can end that")
             return
-        each = (
-            f"task {task.tid} ({task.name.decode('utf-8', 'backslashreplace')}) waits for {what}"
-            for task, what in zip(waiting, whats, strict=True)
-        )
+        each = [f"{_called(task)} {_plight(task)}" for task in waiting[:_MOST_NAMED]]
+        if len(waiting) > _MOST_NAMED:
+            each.append(f"{len(waiting) - _MOST_NAMED} more wait")
         super().__init__(f"deadlock: {', '.join(each)}, and nothing can end that")
+
+
+def _called(task: Task) -> str:
+    """A task by number and name, and the process of a thread that is not its first."""
+    name = shown(task.name)
+    if task.tid == task.process.pid:
+        return f"process {task.tid} ({name})"
+    return f"thread {task.tid} ({name}) of process {task.process.pid}"
+
+
+def _plight(task: Task) -> str:
+    """Why it does not run."""
+    stopped = task.process.stop_signal
+    if stopped:
+        return f"is stopped by {name_of(stopped)}"
+    return f"waits for {task.wait.what if task.wait is not None else 'nothing'}"
 
 
 class Scheduler:
     """Runs tasks on one CPU.
 
-    `tasks` are the living ones, the next to be asked first. `pause` sleeps a little while only the host can
-    bring something, and raises when the run is to end. `lost_pages` names the file pages that vanished under
-    the guest since the last call.
+    `pause` sleeps a little while only the host can bring something, and raises when the run is to end.
+    `lost_pages` names the file pages that vanished under the guest since the last call.
     """
 
     def __init__(
@@ -72,15 +101,33 @@ class Scheduler:
         lost_pages: Callable[[], list[tuple[ApertureFile, int]]],
     ) -> None:
         self.kernel, self.entry = kernel, entry
-        self.tasks: list[Task] = []
         self.first: Process | None = None
         self._pause, self._lost_pages = pause, lost_pages
+        self._tasks: dict[Task, None] = {}
+        self._queue: RunQueue[Task, Process] = kernel.run_queue
+        self._sleepers: list[tuple[int, int, Task, Wait]] = []  # by deadline; some have woken meanwhile
+        self._slept = 0  # how many there were: who slept earlier is earlier among equals
+        self._of_host: dict[Task, Wait] = {}  # who waits for the host, perhaps no longer
+        self._chance = kernel.streams.stream("scheduler")
+        self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
+        self._turns = 0
+
+    @property
+    def tasks(self) -> list[Task]:
+        """The living ones, those that can run in the order in which they will."""
+        return list(dict.fromkeys((*self._queue.line, *self._tasks)))
 
     def add(self, task: Task) -> None:
         """Run the task when its turn comes. The first one's process is the one that the run is about."""
         if self.first is None:
             self.first = task.process
-        self.tasks.append(task)
+        self._tasks[task] = None
+        self._queue.add(task)
+
+    def remove(self, task: Task) -> None:
+        """Do not run it any more."""
+        self._tasks.pop(task, None)
+        self._queue.remove(task)
 
     def run(self, budget: int | None = None) -> bool:
         """Run until every task has ended (True), or for `budget` blocks (False).
@@ -105,18 +152,29 @@ class Scheduler:
             if task is None:
                 self._idle()
                 continue
-            self.entry.switch(task)
-            if task.wait is not None:
-                self.entry.resume()
-                if task.wait is not None:
-                    continue
-            self.entry.before_user()
-            check()
-            if not task.is_over and not task.process.stop_signal and self._turn(limit):
+            try:
+                reached = self._let_run(task, limit)
+            finally:
+                task.account(preempted=task.wait is None and not task.is_over)
+                self._stand_back(task)
+            if reached:
                 check()
                 return False
         check()
         return True
+
+    def _let_run(self, task: Task, limit: int | None) -> bool:
+        """Let a task go on until something ends that. Whether it was `limit`, a count of blocks."""
+        self.entry.switch(task)
+        if task.wait is not None:
+            self.entry.resume()
+            if task.wait is not None:
+                return False
+        self.entry.before_user()
+        self.kernel.observers.check()
+        if task.is_over or task.process.stop_signal:
+            return False
+        return self._turn(task, limit)
 
     def settle(self) -> bool:
         """Take in tasks that are new, let go of those that have ended. Whether the run goes on."""
@@ -126,20 +184,37 @@ class Scheduler:
         if registry is not None and registry.arrivals:
             for arrived in registry.arrivals:
                 assert isinstance(arrived, Task)
-                self.tasks.append(arrived)
+                self.add(arrived)
             registry.arrivals.clear()
-        for task in [task for task in self.tasks if task.is_over]:
-            self._let_go(task)
-        return bool(self.tasks)
+        news = self._queue.news
+        while news:
+            process = next(iter(news))
+            del news[process]
+            self._look_at(process)
+        return bool(self._tasks)
+
+    def _look_at(self, process: Process) -> None:
+        """A signal or an end came to a process."""
+        for task in list(process.tasks):
+            assert isinstance(task, Task)
+            if task not in self._tasks:
+                continue
+            if task.is_over:
+                self._let_go(task)
+            elif task.can_go_on():
+                self._queue.add(task)
 
     def _let_go(self, task: Task) -> None:
         """A task has ended. With the last one of its process, that has too."""
-        self.tasks.remove(task)
+        self.remove(task)
+        task.set_scheduling(ORDINARY)
+        leave_locks(task)
         if task.wait is not None:
             task.leave_queues()
             task.done_waiting()
         process = task.process
-        process.registry.tasks.pop(task.tid, None)
+        if process.registry.tasks.get(task.tid) is task:
+            del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
             return
@@ -152,46 +227,147 @@ class Scheduler:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
         return any(
             isinstance(file, StreamFile) and file.writable
-            for task in self.tasks
-            for file in task.process.files.open_files().values()
+            for files in {task.process.files: None for task in self._tasks}
+            for file in files.open_files().values()
         )
 
     def _end_all(self) -> None:
         """The first process has ended, and nobody listens to those that are left: they are killed."""
-        for task in self.tasks:
+        for task in self._tasks:
             task.process.end(Ended(signal=SIGKILL, why="the end of the first process"))
 
+    # ---- who is next
+
     def _next(self) -> Task | None:
-        """The next task that can go on, which goes to the end of the line; None if all wait."""
-        now = self._now()
-        for task in self.tasks:
-            if task.can_go_on(now):
-                self.tasks.remove(task)
-                self.tasks.append(task)
-                return task
+        """The first in line that can go on; None if all wait."""
+        line = self._queue.line
+        if self._sleepers and not (line and (line[0].turn or line[0].cut)):
+            self._wake_sleepers()
+        if self._of_host:
+            self._turns += 1
+            if self._turns >= _LOOK_AGAIN:
+                self._turns = 0
+                self._ask_host()
+        if self._queue.real_time and line:
+            line = deque(sorted(line, key=lambda task: -task.scheduling.priority))  # equals keep their order
+            self._queue.line = line
+        while (task := self._queue.take()) is not None:
+            if not task.is_over and task.can_go_on():
+                return task  # the others are looked at when their process goes on, or ends
         return None
 
-    def _now(self) -> int:
-        """Virtual time in ns. It passes for one who sleeps while others run; alone, only by `_idle`."""
-        if any(task.wait is None for task in self.tasks) and any(
-            task.wait is not None and task.wait.deadline is not None for task in self.tasks
-        ):
-            return self.kernel.observe_time()
-        return self.kernel.clock.now_ns
+    def _wake_sleepers(self) -> None:
+        """Who sleeps, and whose time has come, can go on.
 
-    def _turn(self, limit: int | None) -> bool:
+        Time passes for one who sleeps while others run; alone, only by `_idle`.
+        """
+        deadline = self._first_deadline()
+        if deadline is None:
+            return
+        now = self.kernel.observe_time() if self._queue.line else self.kernel.clock.now_ns
+        while deadline is not None and deadline <= now:
+            self._queue.add(heappop(self._sleepers)[2])
+            deadline = self._first_deadline()
+
+    def _first_deadline(self) -> int | None:
+        """The earliest of those who sleep, in virtual ns."""
+        sleepers = self._sleepers
+        while sleepers and not self._sleeps(*sleepers[0][2:]):
+            heappop(sleepers)
+        return sleepers[0][0] if sleepers else None
+
+    def _sleeps(self, task: Task, wait: Wait) -> bool:
+        return task.wait is wait and not wait.woken and task in self._tasks
+
+    def _stand_back(self, task: Task) -> None:
+        """A task has left the CPU: it stands in line, or waits."""
+        queue, wait = self._queue, task.wait
+        if task.is_over:
+            queue.look_at(task.process)
+        elif task.can_go_on():
+            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
+            if goes_on and not task.yields:
+                queue.put_first(task)
+            else:
+                task.turn = task.cut = 0
+                queue.add(task)
+        elif wait is not None:
+            task.turn = task.cut = 0
+            if wait.ends_by_time and wait.deadline is not None:
+                self._slept += 1
+                heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
+                if len(self._sleepers) > 2 * len(self._tasks) + 64:
+                    self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
+                    heapify(self._sleepers)
+            if any(isinstance(queue, HostQueue) for queue in wait.queues):
+                self._of_host[task] = wait
+        task.yields = False
+
+    # ---- turns
+
+    def _length(self, task: Task) -> int:
+        """How many blocks a turn of it has. Some end in the midst of a block, after so many instructions."""
+        task.cut = 0 if self._chance.below(_CUT_ONE_IN) else 1 + self._chance.below(_DEEPEST_CUT)
+        length = 1 + self._chance.below(SHORT << 2 * self._chance.below(CLASSES))
+        weight = task.scheduling.weight
+        if weight == NICE_0_WEIGHT:
+            return length
+        heaviest = max([weight, *(other.scheduling.weight for other in self._queue.line)])
+        return max(1, length * weight // min(heaviest, NICE_0_WEIGHT))
+
+    def _begun(self, task: Task) -> int | None:
+        """How many blocks the turn has that begins now; None: as many as there are."""
+        turn = self._length(task) if self._queue.line else None
+        deadline = self._first_deadline()
+        if deadline is None:
+            return turn
+        until = self._blocks_to(deadline)
+        return until if turn is None else min(turn, until)
+
+    def _share(self) -> None:
+        """Another task can run since a moment ago: who runs alone is in a turn from now on."""
+        self._queue.came = None
+        length = self._length(self.entry.task)
+        end = self.entry.cpu.blocks + length
+        if self._turn_end is None or end < self._turn_end:
+            self._turn_end = end
+            self.entry.cpu.limit(length)
+
+    def _blocks_to(self, deadline: int) -> int:
+        """How many blocks bring virtual time to a deadline, if nothing else costs time."""
+        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.config.clock.block
+        return max(1, min(LONGEST_TURN, -(-left // cost) if cost else LONGEST_TURN))
+
+    def _turn(self, task: Task, limit: int | None) -> bool:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
-        cpu = self.entry.cpu
-        turn = None if limit is None else limit - cpu.blocks
-        if len(self.tasks) > 1:
-            turn = TURN if turn is None else min(turn, TURN)
-        ended = self.entry.run(turn)
+        cpu, queue, start = self.entry.cpu, self._queue, self.entry.cpu.blocks
+        cut = 0 if task.turn else task.cut
+        turn: int | None
+        if cut:
+            task.cut, turn = 0, 1
+            cpu.cut(cut)
+        else:
+            turn = task.turn or self._begun(task)
+        self._turn_end = None if turn is None else start + turn
+        if not queue.line:
+            queue.came = self._share
+        budget = turn if limit is None else limit - start if turn is None else min(turn, limit - start)
+        try:
+            ended = self.entry.run(budget)
+        finally:
+            queue.came = None
+            task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
         match ended.reason:
             case ExitReason.STOPPED:
                 pass
             case ExitReason.BUDGET:
-                return limit is not None and cpu.blocks >= limit
+                if limit is not None and cpu.blocks >= limit:
+                    return True
+                if task.cut and not task.turn:
+                    return self._turn(task, limit)
             case ExitReason.INTERRUPTED:
+                if cut and cpu.blocks == start:
+                    task.cut = cut
                 raise Interrupted
             case ExitReason.BUS:  # an entry points at no memory: the engine does not say which
                 self.entry.lost(cpu.pc)
@@ -205,21 +381,32 @@ class Scheduler:
 
     def _idle(self) -> None:
         """No task can run: let the host, or time, bring on what one of them waits for. Raises Deadlock."""
-        waits = [task.wait for task in self.tasks if task.wait is not None]
-        of_host = [queue for wait in waits for queue in wait.queues if isinstance(queue, HostQueue)]
-        arrived = [queue for queue in of_host if queue.arrived()]
-        deadlines = [wait.deadline for wait in waits if wait.ends_by_time and wait.deadline is not None]
-        if arrived:
-            for queue in arrived:
-                queue.wake()
-        elif deadlines:
-            self.kernel.clock.idle_until(min(deadlines))
-        elif of_host:
+        if self._ask_host():
+            return
+        deadline = self._first_deadline()
+        if deadline is not None:
+            self.kernel.clock.idle_until(deadline)
+        elif self._of_host:
             self._pause()
+        elif freed := [task for task in self._tasks if task.can_go_on()]:
+            for task in freed:  # somebody outside the run has changed what they wait for
+                self._queue.add(task)
         elif self.first is not None and self.first.is_over:
             self._end_all()  # nothing can come of them
         else:
             raise Deadlock(self.tasks)
+
+    def _ask_host(self) -> bool:
+        """Wake who waits for something that the host has brought. Whether there was anything."""
+        arrived = []
+        for task, wait in list(self._of_host.items()):
+            if task.wait is not wait or wait.woken or task not in self._tasks:
+                del self._of_host[task]
+                continue
+            arrived += [queue for queue in wait.queues if isinstance(queue, HostQueue) and queue.arrived()]
+        for queue in arrived:
+            queue.wake()
+        return bool(arrived)
 
     # ---- files that shrink under the guest
 

@@ -169,6 +169,8 @@ class Receiver(Protocol):
     @property
     def cpu(self) -> Cpu: ...
     def takes(self, info: SignalInfo, *, forced: bool, handler: int, fatal: bool) -> None: ...
+    def signalled(self) -> None: ...
+    def abort_sequence(self) -> None: ...
 
 
 class TaskSignals:
@@ -215,6 +217,11 @@ class TaskSignals:
             self.update()
 
     def update(self) -> None:
+        """What is pending or blocked has changed: tell the CPU, or who has the task wait."""
+        self.arm()
+        self._task.signalled()
+
+    def arm(self) -> None:
         """Tell the CPU whether there is something to deliver when the system call returns."""
         if self._task.running:
             self._task.cpu.return_work = self.deliver if self.ready() else None
@@ -271,6 +278,7 @@ class TaskSignals:
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
             info = self._without_tag(info)
         self._task.takes(info, forced=forced, handler=action.handler, fatal=False)
+        self._task.abort_sequence()
         mask = self.blocked if self.suspended_mask is None else self.suspended_mask
         delivery = Delivery(info, action, mask, self.stack, self.record, process.signal_return())
         if action.flags & sig.SA_RESETHAND:  # even if the frame cannot be built

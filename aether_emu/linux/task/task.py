@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from aether_emu.clock import LAST_NS
+from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
+from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished, Wait
-from aether_emu.machine.cpu import Cpu, UserFault
+from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 
 NAME_MAX = 15
@@ -35,19 +40,29 @@ class Task:
         self.name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
         self.ended = False
         self.signals = TaskSignals(self)
-        self.registers: dict[str, int] = {}
+        self._saved: Saved | None = None  # its state off the CPU, but for what `_changes` has
+        self._changes: dict[str, int] = {}
         self.wait: Wait | None = None
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
+        self.usage = Usage()
         self.waits = 0  # how often it gave up its CPU to wait
+        self.in_line = False  # whether it is in the run queue
+        self.turn = 0  # blocks left of its turn while it does not run
+        self.cut = 0  # instructions that the turn has beyond its last whole block
+        self.scheduling = ORDINARY
+        self.sequences: Sequences | None = None
+        self.left = False  # whether another has run since
+        self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
+        self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
     def __repr__(self) -> str:
-        name = self.name.decode("utf-8", "backslashreplace")
+        name = shown(self.name)
         state = f"waits for {self.wait.what}" if self.wait is not None else "can run"
         return f"<Task {self.tid} {name}: {state}>"
 
@@ -67,20 +82,65 @@ class Task:
     def enter(self, cpu: Cpu, walk: Callable[[AddressSpace], None]) -> None:
         """Put it on `cpu`, which has its address space already; `walk` gives the CPU another."""
         self._cpu, self._walk = cpu, walk
-        if self.registers:
-            cpu.load_registers(self.registers)
-            self.registers = {}
-        self.signals.update()
+        if self._saved is not None:
+            cpu.restore(self._saved)
+        if self._changes:
+            cpu.load_registers(self._changes)
+            self._changes = {}
+        self.signals.arm()
 
     def leave(self) -> None:
         """Take it off its CPU."""
-        self.registers = self.cpu.registers()
-        self._cpu = None
+        cpu = self.cpu
+        self._saved, self._last_cpu, self._cpu = cpu.save(self._saved), cpu, None
+        self.left = True
+
+    def begin_as(self, maker: Task, changes: dict[str, int]) -> None:
+        """Begin where `maker` stands in its call, but for these registers."""
+        self._saved, self._last_cpu, self._changes = maker.cpu.save(), maker.cpu, changes
+
+    @property
+    def registers(self) -> dict[str, int]:
+        """What it has, off its CPU: by name, to be read and set."""
+        if self._saved is not None:
+            cpu = self._last_cpu
+            assert cpu is not None, "some CPU saved it"
+            present = cpu.save()
+            cpu.restore(self._saved)
+            self._saved, self._changes = None, cpu.registers() | self._changes
+            cpu.restore(present)
+        return self._changes
+
+    @registers.setter
+    def registers(self, values: dict[str, int]) -> None:
+        self._saved, self._changes = None, values
 
     def move_to(self, space: AddressSpace) -> None:
         """Its process goes on in another address space. Not inside a callback of its CPU."""
         self.process.mm = space
         self._walk(space)
+
+    @property
+    def user_end(self) -> int:
+        """Where its address space ends."""
+        return self.process.abi.user_end
+
+    def abort_sequence(self) -> None:
+        """It was interrupted: see `sequences`."""
+        self.left = False
+        if self.sequences is not None:
+            self.sequences.abort(self)
+
+    def set_scheduling(self, wanted: Scheduling) -> None:
+        """Share the CPU like that from its next turn on."""
+        self.process.kernel.run_queue.real_time += (wanted.priority > 0) - (self.scheduling.priority > 0)
+        self.scheduling = wanted
+
+    def yield_cpu(self) -> None:
+        """sched_yield(2): its turn is over, if another can run."""
+        if self.process.kernel.run_queue.is_wanted:
+            self.yields = True
+            self.stop()
 
     @property
     def is_over(self) -> bool:
@@ -96,6 +156,7 @@ class Task:
         """It ends, and its process goes on."""
         self.clear_number()
         self.ended = True
+        self.process.kernel.run_queue.look_at(self.process)
         self.stop()
 
     def clear_number(self) -> None:
@@ -117,6 +178,13 @@ class Task:
         if observers.signal:
             observers.tell(observers.signal, SignalSeen(self, info, forced, handler, fatal))
 
+    def account(self, *, preempted: bool) -> None:
+        """It has left its CPU, or goes on in another turn: what was used since the last time is its own."""
+        used = self.process.kernel.close_books()
+        used.preemptions = int(preempted)
+        self.usage.add(used)
+        self.process.usage.add(used)
+
     # ---- waiting
 
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
@@ -137,21 +205,27 @@ class Task:
         assert self.wait is not None, f"task {self.tid} stands in a queue and does not wait"
         self.wait.woken = True
         self.leave_queues()
+        self.process.kernel.run_queue.add(self)
 
     def done_waiting(self) -> None:
         """What it waited for is over and done with."""
         self.wait = self.call = None
 
-    def can_go_on(self, now: int) -> bool:
-        """Whether it is worth running it at virtual time `now`, in ns."""
+    def can_go_on(self) -> bool:
+        """Whether it is worth running it now."""
         if self.process.stop_signal:
             return False
         wait = self.wait
         if wait is None or wait.woken:
             return True
-        if wait.ends_by_time and wait.deadline is not None and wait.deadline <= now:
+        if wait.ends_by_time and self.has_waited_until(wait.deadline):
             return True
         return wait.ends_by_signal and self.signals.interrupts()
+
+    def signalled(self) -> None:
+        """It may have a signal to take: one that waits may go on."""
+        if self._cpu is None or self.wait is not None:
+            self.process.kernel.run_queue.look_at(self.process)
 
     # ---- what calls ask
 
@@ -195,7 +269,13 @@ class Task:
             "set_child_tid": self.set_child_tid,
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
+            "usage": copy(self.usage),
+            "scheduling": self.scheduling,
+            "sequences": self.sequences,
+            "left": self.left,
             "waits": self.waits,
+            "turn": self.turn,
+            "cut": self.cut,
             "call": self.call,
             "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
         }
@@ -205,8 +285,11 @@ class Task:
         self.name, self.registers = state["name"], dict(state["registers"])
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
+        self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
-        self.waits = state["waits"]
+        self.set_scheduling(state["scheduling"])
+        self.sequences, self.left = state["sequences"], state["left"]
+        self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             what, deadline, progress = state["wait"]
             self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])

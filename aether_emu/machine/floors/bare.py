@@ -111,6 +111,16 @@ class Floor(ABC):
         the way chosen on a `Paged` engine. Raises what a callback raised, or EngineError.
         """
 
+    def exchange(self) -> Callable[[], None]:
+        """A function that saves the engine's context and restores it."""
+        uc, context = self._uc, self._uc.context_save()
+
+        def exchange() -> None:
+            uc.context_update(context)
+            uc.context_restore(context)
+
+        return exchange
+
     def _place_arguments(self, arguments: Sequence[bytes]) -> int:
         """What a program finds on its stack (System V gABI, process initialization); the stack pointer."""
         texts = b"".join(text + b"\0" for text in arguments)

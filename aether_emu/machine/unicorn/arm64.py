@@ -28,12 +28,12 @@ from aether_emu.arch.arm64 import id_registers, stubs, syndrome
 from aether_emu.arch.arm64 import registers as regs
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
-from aether_emu.machine.cpu import Trap, TrapKind, UserFault
+from aether_emu.machine.cpu import Saved, Trap, TrapKind, UserFault
 from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
-from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, UnicornCpu
+from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, Context, UnicornCpu
 from aether_emu.records import dataclass
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
@@ -97,6 +97,7 @@ class ArmCpu(UnicornCpu):
         self.live_state = state.live
         self.general, self._pc = state.general, state.pc
         self._syndrome, self._address = state.syndrome, state.address
+        self._reserved = state.reserved
         self._state = state  # keeps alive the memory that the fields above are views of
         self._text = 0
         self._physical = (
@@ -125,6 +126,7 @@ class ArmCpu(UnicornCpu):
     def boot(self, root: int, text: int, _data: int) -> None:
         """Turn translation on with `root` for the kernel half, and rest at EL0."""
         arm64_calibrate.enable_paging(self._uc, root, self._translation)
+        self._root = root
         self._text = text
         self._add_hook(UC_HOOK_INTR, engine.INTERRUPT(self._exception_hook()))
         self._look_at_blocks(self._scan.callback, self._scan.user_data)
@@ -282,6 +284,7 @@ class ArmCpu(UnicornCpu):
     # ---- translation
 
     def set_root(self, root: int) -> None:
+        self._root = root
         self._uc.cpr_write(*regs.TTBR0_EL1, root)
         self.flush_all()
 
@@ -318,13 +321,13 @@ class ArmCpu(UnicornCpu):
     def read(self, name: str) -> int:
         if name == "pc":
             return self.pc
-        return int(self._uc.reg_read(NUMBERS[name]))
+        return self._read_register(NUMBERS[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "pc":
             self.pc = value
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(NUMBERS[name], value)
 
     @property
     def pc(self) -> int:
@@ -351,6 +354,14 @@ class ArmCpu(UnicornCpu):
     def fault_address(self) -> int:
         """What FAR_ELx would show likewise: of aborts alone, the tag included."""
         return self._reported[1] if self._reported is not None else self._address[0]
+
+    def save(self, into: Saved | None = None) -> Saved:
+        saved = super().save(into)
+        assert isinstance(saved, Context), "it is ours"
+        if saved is not into:
+            saved.extra = engine.view(saved.address + self._reserved, "Q", 1)
+        saved.extra[0] = MASK  # CLREX
+        return saved
 
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("pc", *NUMBERS)}

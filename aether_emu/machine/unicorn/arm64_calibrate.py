@@ -44,12 +44,16 @@ GENERAL = tuple(arm64_const.UC_ARM64_REG_X0 + i for i in range(16))
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Byte offsets from x0. `context` is x0's own offset inside a saved context."""
+    """Byte offsets from x0. `context` is x0's own offset inside a saved context.
+
+    `exclusive` is the address that the program has reserved for an exclusive store.
+    """
 
     context: int
     pc: int
     syndrome: int
     address: int
+    exclusive: int
 
 
 def enable_paging(uc: Any, root: int, translation: int) -> None:
@@ -134,7 +138,17 @@ def measure() -> Layout:
         syndromes = _narrow(syndromes, places(after, "I", partial(_alike, syndrome, mask)))
     at = only("the fault address", addresses or set())
     syndrome_at = only("the syndrome", {place for place in syndromes or set() if 0 < at - place <= 16})
-    return Layout(base, only("pc", pcs or set()) - base, syndrome_at - base, at - base)
+    exclusives = None
+    for target in (code + 0x440, code + 0x580):
+        struct.pack_into(
+            "<3I", memory, 0x8600, 0xC85F7C20, 0xD2800001, 0xD4000001
+        )  # ldxr x0, [x1]; no x1; svc
+        uc.reg_write(arm64_const.UC_ARM64_REG_X1, target)
+        with Undisturbed():
+            engine.emu_start(handle, code + 0x600, 0, 0, 0)
+        exclusives = _narrow(exclusives, places(dump(), "Q", partial(np.equal, target)))
+    reserved = only("the reserved address", exclusives or set())
+    return Layout(base, only("pc", pcs or set()) - base, syndrome_at - base, at - base, reserved - base)
 
 
 def _narrow(before: set[int] | None, found: set[int]) -> set[int]:

@@ -20,6 +20,7 @@ GENERAL = (
 class ArmState:
     """`general` are x0 to x30; the others have one element. `live` tells which kind it is.
 
+    `reserved` is where a saved context has the address of an exclusive store to come.
     `syndrome` and `address` are those of the last exception, which no register of the API shows.
     """
 
@@ -32,6 +33,7 @@ class ArmState:
         layout, handle = arm64_calibrate.measure(), engine.handle_of(uc)
         base = arm64_calibrate.find_state(uc) if live else None
         self.live = base is not None
+        self.reserved = layout.context + layout.exclusive
         if base is not None:
             self.general = engine.view(base, "Q", 31)
             self.pc = engine.view(base + layout.pc, "Q", 1)

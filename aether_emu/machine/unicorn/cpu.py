@@ -6,12 +6,13 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from unicorn import UC_HOOK_BLOCK, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
+from unicorn import UC_HOOK_BLOCK, UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed, undisturbed
-from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Trap, UserFault
+from aether_emu.machine import native
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Saved, Trap, UserFault
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
@@ -22,9 +23,26 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
+_CUT_REACH = 256  # bytes from its start in which a block is cut
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
 _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USER | Access.WRITE)}
+
+
+class Context(Saved):
+    """A context of the engine, at host address `address`, and the root of the page table it was saved under.
+
+    `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
+    """
+
+    __slots__ = ("address", "extra", "kept", "root")
+
+    extra: memoryview
+
+    def __init__(self, uc: Any) -> None:
+        self.kept = uc.context_save()
+        self.address = native.address_of(self.kept.context)
+        self.root = 0
 
 
 class UnicornCpu(Cpu):
@@ -47,6 +65,13 @@ class UnicornCpu(Cpu):
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
         self._hooks: list[object] = []
+        self._root = 0
+        register = (ctypes.c_uint64 * 2)()
+        self._register = memoryview(register).cast("B").cast("Q")
+        self._register_address = ctypes.addressof(register)
+        self._at_cut = engine.CODE(self._cut_here)
+        self._cut_hook = 0
+        self._cut_left, self._cut_last, self._cut_hit = 0, -1, False
         self._look = 0
         self.halting = self.halts = Halts(self, self._handle, self._uncount)
         self.on_fault = self._unplugged
@@ -107,7 +132,11 @@ class UnicornCpu(Cpu):
 
     def run(self, budget: int | None = None) -> Exit:
         if undisturbed():
-            return self._run(budget)
+            try:
+                return self._run(budget)
+            finally:
+                if self._cut_hook:
+                    self._end_cut()
         limit = None if budget is None else self.blocks + budget
         while True:
             block = Undisturbed(self.interrupt)
@@ -115,6 +144,8 @@ class UnicornCpu(Cpu):
                 with block:
                     ended = self._run(budget)
             finally:
+                if self._cut_hook:
+                    self._end_cut()
                 if block.asked:
                     self._interrupted = False
             if block.program_ends:
@@ -133,6 +164,9 @@ class UnicornCpu(Cpu):
                 return Exit(ExitReason.INTERRUPTED)
             self._before_entry()
             code = self._entries.start(self._handle, self.pc, 0, 0, 0)
+            if self._cut_hit and self._failure is None and self._exit is None and not self.halts.hit:
+                self._uncount()
+                return Exit(ExitReason.BUDGET)
             if self.halts.hit and self._failure is None:
                 self._halted()
                 handled = True
@@ -162,6 +196,33 @@ class UnicornCpu(Cpu):
         if code:
             return Exit(ExitReason.ENGINE, detail=engine.error_text(code))
         return Exit(ExitReason.STRAY)
+
+    def cut(self, instructions: int) -> None:
+        pc = self.pc
+        self._cut_left, self._cut_last, self._cut_hit = instructions, -1, False
+        self._cut_hook = engine.hook_add(
+            self._handle, UC_HOOK_CODE, self._at_cut, only_at=pc, length=_CUT_REACH
+        )
+        self._uc.ctl_remove_cache(pc, pc + 1)  # its block is translated anew, with the hook
+
+    def _cut_here(self, _uc: int, pc: int, _size: int, _data: int) -> None:
+        if pc <= self._cut_last:  # made again after a fault, or again by its own prefix
+            return
+        self._cut_last = pc
+        self._cut_left -= 1
+        if self._cut_left < 0:
+            self._cut_hit = True
+            engine.emu_stop(self._handle)
+
+    def _end_cut(self) -> None:
+        engine.hook_del(self._handle, self._cut_hook)
+        self._cut_hook, self._cut_hit = 0, False
+
+    def limit(self, budget: int) -> None:
+        if self._counter is None:
+            self.stop()  # counting drops the translation that runs now
+        elif budget < self._counter.value:
+            self._set_counter(budget)
 
     def stop(self) -> None:
         if self._exit is None:
@@ -252,6 +313,30 @@ class UnicornCpu(Cpu):
         self._uc.ctl_flush_tb()
 
     # ---- registers
+
+    def _read_register(self, number: int) -> int:
+        """One by the engine's number, of up to 128 bits; by the wrapper it takes four times as long."""
+        value = self._register
+        value[0] = value[1] = 0
+        engine.reg_read(self._handle, number, self._register_address)
+        return value[0] | value[1] << 64
+
+    def _write_register(self, number: int, wanted: int) -> None:
+        value = self._register
+        value[0], value[1] = wanted & MASK, wanted >> 64 & MASK
+        engine.reg_write(self._handle, number, self._register_address)
+
+    def save(self, into: Saved | None = None) -> Saved:
+        saved = into if isinstance(into, Context) else Context(self._uc)
+        engine.context_save(self._handle, saved.address)
+        saved.root = self._root
+        return saved
+
+    def restore(self, saved: Saved) -> None:
+        assert isinstance(saved, Context), "another kind of CPU saved it"
+        engine.context_restore(self._handle, saved.address)
+        if saved.root != self._root:
+            self.set_root(self._root)
 
     def load_registers(self, values: dict[str, int]) -> None:
         for name, value in values.items():

@@ -69,9 +69,15 @@ def guarded(address: int, *, nested: bool) -> Any:
 
 
 def hook_add(
-    handle: int, kind: int, callback: Any, *extra: int, user_data: int = 0, only_at: int | None = None
+    handle: int,
+    kind: int,
+    callback: Any,
+    *extra: int,
+    user_data: int = 0,
+    only_at: int | None = None,
+    length: int = 1,
 ) -> int:
-    """Register a ctypes callback (or a code address as int) for one address or all. Returns the hook.
+    """Register a ctypes callback (or a code address as int) for `length` addresses or all. Returns the hook.
 
     The caller keeps the callback alive. Raises EngineError when the engine refuses.
     """
@@ -84,7 +90,7 @@ def hook_add(
         target,
         c_void_p(user_data),
         c_uint64(1 if only_at is None else only_at),  # begin after end: the engine's way to say every address
-        c_uint64(0 if only_at is None else only_at),
+        c_uint64(0 if only_at is None else only_at + length - 1),
         *map(c_int, extra),
     )
     if code:

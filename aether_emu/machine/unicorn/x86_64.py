@@ -39,6 +39,7 @@ from aether_emu.arch.x86_64 import registers as regs
 from aether_emu.arch.x86_64 import stubs, syndrome
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
+from aether_emu.machine.cpu import Saved
 from aether_emu.machine.unicorn import engine, x86_blocks, x86_calibrate, x86_operand
 from aether_emu.machine.unicorn.cpu import FETCH_UNMAPPED, MASK
 from aether_emu.machine.unicorn.x86_ahead import LookAhead
@@ -49,6 +50,10 @@ from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
 from aether_emu.records import dataclass
 
+_GENERAL = {name: index for index, name in enumerate(GENERAL_NAMES)}
+_WRITABLE = {**NUMBERS, **dict(zip(X87_NAMES, X87_NUMBERS, strict=True))}
+_ALL = {**_WRITABLE, **CONTROL}
+_OTHERS = [(name, n) for name, n in _WRITABLE.items() if name not in _GENERAL and name != "rflags"]
 _GDT_LIMIT = regs.CPU_NUMBER | 7  # the last byte of the last descriptor
 _STACK_TOP, _TSS, _IRET_FRAME = 0xFF0, 0x100, 0xF00
 
@@ -138,6 +143,7 @@ class X86Cpu(X86Traps):
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
+        self._root = root
         uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, _GDT_LIMIT, 0))
         uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
         self._text = text
@@ -356,6 +362,7 @@ class X86Cpu(X86Traps):
         self._scan.changes = changes
 
     def set_root(self, root: int) -> None:
+        self._root = root
         self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)
 
     def flush_page(self, va: int) -> None:
@@ -431,27 +438,19 @@ class X86Cpu(X86Traps):
         if name == "cpuid_1_edx":
             return self.supervisor(stubs.FEATURES).rax
         if name == "rflags" and self._trap_flag:
-            return int(self._uc.reg_read(NUMBERS[name])) | regs.RFLAGS_TF
-        if name in CONTROL:
-            return int(self._uc.reg_read(CONTROL[name]))
-        if name in X87_NAMES:
-            mantissa, exponent = self._uc.reg_read(X87_NUMBERS[X87_NAMES.index(name)])
-            return int(mantissa) | int(exponent) << 64
-        return int(self._uc.reg_read(NUMBERS[name]))
+            return self._read_register(NUMBERS[name]) | regs.RFLAGS_TF
+        return self._read_register(_ALL[name])
 
     def write(self, name: str, value: int) -> None:
         if name == "rip":
             self.pc = value
-        elif name in X87_NAMES:
-            number = X87_NUMBERS[X87_NAMES.index(name)]
-            self._uc.reg_write(number, (value & MASK, value >> 64))
-        elif name in GENERAL_NAMES:
-            self.general[GENERAL_NAMES.index(name)] = value & MASK
+        elif name in _GENERAL:
+            self.general[_GENERAL[name]] = value & MASK
         elif name == "rflags":
             self._trap_flag = bool(self._bias and value & regs.RFLAGS_TF)
-            self._uc.reg_write(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
+            self._write_register(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
         else:
-            self._uc.reg_write(NUMBERS[name], value)
+            self._write_register(_WRITABLE[name], value)
 
     @property
     def pc(self) -> int:
@@ -469,5 +468,22 @@ class X86Cpu(X86Traps):
     def sp(self, value: int) -> None:
         self.general[4] = value & MASK
 
+    def save(self, into: Saved | None = None) -> Saved:
+        rip = self._state.rip
+        here = rip[0]
+        rip[0] = self.pc
+        saved = super().save(into)
+        rip[0] = here
+        return saved
+
+    def restore(self, saved: Saved) -> None:
+        super().restore(saved)
+        if self._bias:
+            self.pc = self._state.rip[0]
+
     def registers(self) -> dict[str, int]:
-        return {name: self.read(name) for name in ("rip", *NUMBERS, *X87_NAMES)}
+        values = {"rip": self.pc, **{name: self.general[i] for name, i in _GENERAL.items()}}
+        values["rflags"] = self.read("rflags")
+        read = self._read_register
+        values.update([(name, read(number)) for name, number in _OTHERS])
+        return values

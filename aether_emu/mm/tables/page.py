@@ -37,6 +37,7 @@ class PageTable(Tree):
         if address & (self.format.page_size - 1) or address + length - 1 >> self.format.physical_bits:
             raise MappingError(f"physical {address:#x}+{length:#x} is misaligned or wider than the format's")
         start, end, limit = va, va + length, largest or self.format.page_size
+        bits: dict[tuple[int, bool], int] = {}  # what large leaves have beside their address
         try:
             while va < end:
                 level = self._largest_level(va, address, end - va, limit)
@@ -54,11 +55,10 @@ class PageTable(Tree):
                 elif entry:
                     raise MappingError(f"{va:#x} is already mapped at level {level}")
                 else:
-                    if not self._within_run(va, address, start, end, level):
-                        chosen = attributes
-                    else:
-                        chosen = dataclasses.replace(attributes, contiguous=True)
-                    self.write(va, level, slot, self.format.leaf_entry(address, chosen, level))
+                    kind = level, self._within_run(va, address, start, end, level)
+                    if kind not in bits:
+                        bits[kind] = self._large_leaf(address, attributes, *kind) - address
+                    self.write(va, level, slot, bits[kind] + address)
                 va, address = va + size, address + size
         except BaseException:
             self._forget(start, va)
@@ -98,6 +98,11 @@ class PageTable(Tree):
             if level.leaf and fits:
                 best = number
         return best
+
+    def _large_leaf(self, address: int, attributes: Attributes, level: int, hinted: bool) -> int:
+        if hinted:
+            attributes = dataclasses.replace(attributes, contiguous=True)
+        return self.format.leaf_entry(address, attributes, level)
 
     def _within_run(self, va: int, address: int, start: int, end: int, level: int) -> bool:
         """Whether the leaf at `va` is one of a whole run that `[start, end)` maps with such leaves."""

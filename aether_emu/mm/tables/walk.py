@@ -58,12 +58,12 @@ class Origin:
     format: PageTableFormat
 
 
-@dataclass(frozen=True, slots=True, repr=False)
 class _Walked:
     """What the answers of a walk share: `print` one to see every level decoded."""
 
+    __slots__ = ()
     steps: tuple[Step, ...]
-    origin: Origin = field(compare=False)
+    origin: Origin
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.origin.va:#x}: {self._ending()})"
@@ -91,6 +91,8 @@ class Mapped(_Walked):
     `attributes` are effective, that is, restricted by every table on the way.
     """
 
+    steps: tuple[Step, ...]
+    origin: Origin = field(compare=False)
     address: PhysAddr
     size: int
     attributes: Attributes
@@ -111,6 +113,8 @@ class Mapped(_Walked):
 class NotMapped(_Walked):
     """The walk ended at an absent entry of `level`."""
 
+    steps: tuple[Step, ...]
+    origin: Origin = field(compare=False)
     level: int
 
     def _ending(self) -> str:
@@ -123,6 +127,8 @@ class NotMapped(_Walked):
 class HeldAt(_Walked):
     """The walk ended at a typed non-present entry."""
 
+    steps: tuple[Step, ...]
+    origin: Origin = field(compare=False)
     level: int
     what: Held
 
@@ -134,6 +140,8 @@ class HeldAt(_Walked):
 class MalformedAt(_Walked):
     """The walk ended at an entry with reserved `bits` set."""
 
+    steps: tuple[Step, ...]
+    origin: Origin = field(compare=False)
     level: int
     bits: int
 

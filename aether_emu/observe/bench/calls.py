@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from aether_emu.errors import shown
 from aether_emu.machine.floors.bare import FREE
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
@@ -21,7 +22,7 @@ def figure(isa: str, goal: float, *, calls: int = 200_000, repetitions: int = 9)
                 loaded.run()
                 spent = now() - start
             if int(loaded.output, 16) != calls:
-                raise BenchError(f"getppid: {loaded.output!r} of {calls} calls were answered alike")
+                raise BenchError(f"getppid: {shown(loaded.output)} of {calls} calls were answered alike")
             return spent / calls
 
     def floor() -> float:

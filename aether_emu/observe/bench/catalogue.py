@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aether_emu.errors import ConfigError
-from aether_emu.observe.bench import calls, edits, execution, faults, guests, real, startup, tables
+from aether_emu.observe.bench import calls, edits, execution, faults, guests, real, startup, switching, tables
 from aether_emu.observe.bench.figure import Figure
 
 GOALS: Mapping[str, Mapping[str, float]] = {
@@ -13,8 +13,12 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "syscall": {"syscall": 3.0},
     "exec": {"exec-alu": 1.05, "exec-stream": 1.0, "exec-stream-paged": 1.05, "exec-randload": 1.5},
     "map": {"map": 5.0},
-    "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0, "fork": 5.0},
-    "start": {"start": 1.6},
+    "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
+    "fork": {"fork": 5.0},
+    "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
+    "signal": {"signal": 50.0},
+    "pipe": {"pipe": 10.0},
+    "start": {"start": 1.4},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
 }
 """What can be asked for, and the goal of each figure that it means: the same on every ISA."""
@@ -57,6 +61,8 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return tables.figure(isa, goal)
         case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
+        case "switch-threads" | "switch-processes" | "signal" | "pipe":
+            return switching.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)
     if name.startswith("real-"):

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import aether_emu.linux
-from aether_emu.errors import ProgramError
+from aether_emu.errors import ProgramError, shown
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi.arm64 import ArmAbi
 from aether_emu.linux.abi.x86_64 import X86Abi
@@ -143,4 +143,6 @@ def reader(floor: floors.Floor) -> Callable[[int, int], bytes]:
 def same_output(program: str, ours: bytes, floor: bytes) -> None:
     """Raises BenchError unless both sides printed the same, and something."""
     if ours != floor or not ours:
-        raise BenchError(f"{program}: printed {ours!r} on the machine and {floor!r} on the bare engine")
+        raise BenchError(
+            f"{program}: printed {shown(ours)} on the machine and {shown(floor)} on the bare engine"
+        )

@@ -17,15 +17,17 @@ from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.special import SpecialMapping
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.observe.crash.names import readable
 
-_PT_LOAD, _PT_EH_FRAME = 1, 0x6474_E550
+_PT_LOAD, _PT_EH_FRAME, _PF_X = 1, 0x6474_E550, 1
 _SHT_SYMTAB, _SHT_DYNSYM = 2, 11
 _NAMED = (0, 1, 2, 10)  # symbol types: none, object, function, indirect function
 _MARK = b"$"  # begins what marks code and data in ARM's object files, and is nobody's name
 _MOST_BYTES = 32 << 20  # of a table
 _FARTHEST = 1 << 20  # that an address lies behind a symbol without a size
-_LONGEST_NAME, _MOST_MARKS = 256, 16
+_LONGEST_NAME, _MOST_MARKS = 4096, 16  # those of C++ are long, and undone whole or not at all
 _MOST_HEADERS, _MOST_NAMES = 4096, 1 << 20
 _SYMBOL = np.dtype(
     [("name", "<u4"), ("info", "u1"), ("other", "u1"), ("section", "<u2"), ("value", "<u8"), ("size", "<u8")]
@@ -45,11 +47,13 @@ class NotElf(Exception):
 class Module:
     """One such file as it is mapped: what its addresses say lies `bias` higher in memory.
 
-    `unwind_index` is the address in memory of the index of its unwind tables (.eh_frame_hdr), or None.
+    `entry` is where it starts, in memory; `unwind_index` is the address there of the index of its unwind
+    tables (.eh_frame_hdr), or None.
     """
 
     name: str
     bias: int
+    entry: int
     unwind_index: int | None
     read: Read
     _symbols: _Symbols | None = field(default=None, repr=False)
@@ -104,7 +108,7 @@ class Modules:
                 f"in {area.name or 'anonymous memory'}" if area is not None else "(nothing is mapped there)"
             )
         found = module.symbol(address - returned)
-        where = f"{found[0]}+{found[1] + returned:#x} " if found is not None else ""
+        where = f"{readable(found[0])}+{found[1] + returned:#x} " if found is not None else ""
         return f"{where}in {module.name}"
 
 
@@ -118,15 +122,18 @@ def _module(area: Area, page_shift: int) -> Module:
         raise NotElf(area.name)
     segments = list(_SEGMENT.iter_unpack(_whole(read(start, min(count, _MOST_HEADERS) * size), size)))
     shown = area.offset << page_shift  # the file's offset at the area's start
-    for kind, _flags, offset, address, _physical, in_file, _in_memory, _align in segments:
-        first = offset & -(1 << page_shift)
-        if kind == _PT_LOAD and first <= shown < offset + in_file:
-            bias = area.start - (shown - offset + address)
-            break
-    else:
+    executed = bool(area.protection & Protection.EXECUTE)
+    biases = {
+        executed == bool(flags & _PF_X): area.start - (shown - offset + address)
+        for kind, flags, offset, address, _physical, in_file, _in_memory, _align in segments
+        if kind == _PT_LOAD and offset & -(1 << page_shift) <= shown < offset + in_file
+    }
+    if not biases:
         raise NotElf(area.name)
+    bias = biases.get(True, biases.get(False, 0))  # a page of the file may show the ends of two segments
     unwind = next((segment[3] for segment in segments if segment[0] == _PT_EH_FRAME), None)
-    return Module(area.name, bias, None if unwind is None else unwind + bias, read)
+    entry = struct.unpack_from("<Q", head, 24)[0] + bias
+    return Module(area.name, bias, entry, None if unwind is None else unwind + bias, read)
 
 
 def _reader(area: Area) -> Read:
@@ -160,8 +167,9 @@ def _sections(read: Read) -> tuple[list[tuple[int, ...]], tuple[int, ...]]:
 class _Symbols:
     """Named addresses of one file."""
 
-    def __init__(self, table: NDArray[np.void], text: bytes) -> None:
-        """`table` are rows of `_SYMBOL`, `text` is what their names stand in."""
+    def __init__(self, table: NDArray[np.void], text: bytes, sections: list[tuple[int, ...]]) -> None:
+        """`table` are rows of `_SYMBOL`, `text` is what their names stand in, and `sections` the headers."""
+        self._sections = [range(section[3], section[3] + section[5]) for section in sections]
         named = table[(table["section"] != 0) & np.isin(table["info"] & 15, _NAMED) & (table["name"] != 0)]
         # Of several at one address the last one counts: that with the largest size.
         self._table, self._text = named[np.lexsort((named["size"], named["value"]))], text
@@ -170,7 +178,7 @@ class _Symbols:
     @classmethod
     def none(cls) -> _Symbols:
         """Those of a file without."""
-        return cls(np.zeros(0, _SYMBOL), b"")
+        return cls(np.zeros(0, _SYMBOL), b"", [])
 
     @classmethod
     def of(cls, read: Read) -> _Symbols:
@@ -182,11 +190,14 @@ class _Symbols:
                     strings = sections[section[6]]
                     rows = _whole(read(section[4], min(section[5], _MOST_BYTES)), _SYMBOL.itemsize)
                     text = read(strings[4], min(strings[5], _MOST_BYTES))
-                    return cls(np.frombuffer(rows, _SYMBOL), text)
+                    return cls(np.frombuffer(rows, _SYMBOL), text, sections)
         raise NotElf("no symbols")
 
     def find(self, address: int) -> tuple[str, int] | None:
-        """The symbol that an address lies in, or that it follows if that has no size; and how far behind."""
+        """The symbol that an address lies in, or that it follows if that has no size; and how far behind.
+
+        What has no size, as labels of assembly have none, reaches no farther than its section.
+        """
         if not 0 <= address < 1 << 64:
             return None
         index = int(np.searchsorted(self._starts, np.uint64(address), "right")) - 1
@@ -198,6 +209,8 @@ class _Symbols:
             name = self._text[at : at + _LONGEST_NAME].partition(b"\0")[0]
             if name.startswith(_MARK) or not name:
                 continue
-            inside = offset < size or not size
+            section = int(row["section"])
+            around = self._sections[section] if section < len(self._sections) else range(0)
+            inside = offset < size or (not size and address in around)
             return (name.decode("utf-8", "replace"), offset) if inside and offset <= _FARTHEST else None
         return None

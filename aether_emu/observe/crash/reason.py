@@ -16,16 +16,21 @@ from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import STACK_GUARD_PAGES, AddressSpace
 
 _WORDS = {Access.READ: "a read of", Access.WRITE: "a write to", Access.EXECUTE: "a jump to"}
+_UNTAGGED = (1 << 56) - 1
 _NEAR = 1 << 30  # bytes from an area that an address may have meant
 _RIGHTS = ((Protection.READ, "read"), (Protection.WRITE, "written"), (Protection.EXECUTE, "executed"))
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An access that was refused: `address`, what it was, and whether it was a page that refused it."""
+    """An access that a page, or the lack of one, refused.
+
+    `address` is where it went, and `given` the pointer, which may have a tag in its top byte besides (arm64).
+    """
 
     address: int
     access: Access
+    given: int
 
     @property
     def kind(self) -> Access:
@@ -35,7 +40,8 @@ class Refusal:
     @property
     def words(self) -> str:
         """Such as "a write to 0x10"."""
-        return f"{_WORDS[self.kind]} {self.address:#x}"
+        tagged = f" (given with a tag, {self.given:#x})" if self.given != self.address else ""
+        return f"{_WORDS[self.kind]} {self.address:#x}{tagged}"
 
 
 def refusal_of(isa: str, info: SignalInfo) -> Refusal | None:
@@ -46,10 +52,15 @@ def refusal_of(isa: str, info: SignalInfo) -> Refusal | None:
     if isa == "arm64":
         if not arm_syndrome.is_translation_abort(record.error):
             return None
-        return Refusal(record.address, arm_syndrome.access_of(record.error) or Access.READ)
+        # A jump has lost its tag before it fails (DDI 0487, D8.8).
+        return Refusal(
+            record.address,
+            arm_syndrome.access_of(record.error) or Access.READ,
+            info.address if info.address & _UNTAGGED == record.address & _UNTAGGED else record.address,
+        )
     if record.trap != x86_syndrome.VECTOR_PAGE_FAULT:
         return None
-    return Refusal(record.address, x86_syndrome.access_of(record.error))
+    return Refusal(record.address, x86_syndrome.access_of(record.error), record.address)
 
 
 def reasons(space: AddressSpace, refusal: Refusal) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
@@ -16,6 +15,7 @@ from aether_emu.linux.kernel import Moment
 from aether_emu.linux.observers import MappingChanged, ProcessSeen, SignalSeen
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.changes import Change
+from aether_emu.records import dataclass
 from aether_emu.system import Machine
 
 _CHANGES = 8  # of one address space

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from aether_emu.arch.paging import Access
 from aether_emu.arch.x86_64.syndrome import VECTOR_OVERFLOW, VECTOR_STACK
+from aether_emu.errors import shown
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.kernel import Moment
 from aether_emu.mm.allocation import Area
@@ -18,10 +19,11 @@ from aether_emu.observe.crash import code
 from aether_emu.observe.crash.modules import Modules
 from aether_emu.observe.crash.reason import Refusal, named, reasons, refusal_of
 from aether_emu.observe.crash.recorder import Fatal, Recorder
-from aether_emu.observe.crash.unwind import COLUMNS, MOST_FRAMES, Frame, Unwinder
+from aether_emu.observe.crash.unwind import COLUMNS, Frame, Unwinder
 from aether_emu.observe.peek import PeekMemory
 
 WIDTH = 80
+_GUESSES = ("frame pointer", "return address")
 _FIRST, _LAST = 16, 4  # frames that are shown of a long backtrace
 _FOLDERS = re.compile(r"(?<= )/(?:[^/ ]*/)+")
 _SHOWN = {
@@ -142,6 +144,10 @@ class _Report:
             return "It raised the exception for an overflow (int 4)."
         if self._isa == "x86_64" and trap == VECTOR_STACK:
             addresses = [self._state["rsp"], *addresses]
+        if self._isa == "arm64" and info.number == sig.SIGBUS:
+            if self._pc % 4:
+                return f"It jumped to {self._pc:#x}: instructions lie at multiples of 4."
+            return f"It used {info.address:#x}, which is misaligned for its instruction."
         bits = self._recorder.machine.format.virtual_bits
         for address in (self._pc, *addresses):
             if address >> bits - 1 not in (0, (1 << 65 - bits) - 1):
@@ -149,7 +155,7 @@ class _Report:
                 alike = f"bits 63 to {bits - 1} of one are alike"
                 return f"It used {address:#x}, which is no address: {alike}.{what}"
         if info.number == sig.SIGBUS:
-            return "It used a misaligned address, or a misaligned pc."
+            return "It used a misaligned address."
         return f"Only the supervisor may execute {text or 'this instruction'}."
 
     def _seconds(self, moment: Moment) -> str:
@@ -168,12 +174,12 @@ class _Report:
                 yield self._frame(first, frames[first])
                 if count > 1:
                     yield f"  ... and {count - 1:,} more such frames, up to #{first + count - 1}"
-        if len(frames) == MOST_FRAMES:
-            yield "  ... and more frames"
+        if self._unwinder.ended:
+            yield from _wrapped(f"It ends here: {self._unwinder.ended}.", "  ", "  ")
 
     def _frame(self, number: int, frame: Frame) -> str:
         shown = self._modules.describe(frame.pc, returned=frame.returned)
-        guess = "  (by frame pointer)" if frame.by == "frame pointer" else ""
+        guess = f"  (by {frame.by})" if frame.by in _GUESSES else ""
         return f"  #{number:<3} {frame.pc:#014x} {shown}{guess}"
 
     def _code(self) -> Iterator[str]:
@@ -190,9 +196,9 @@ class _Report:
             yield f"  {mark} {one.address:#x}  {one.code.hex():<16}  {one.text}"
 
     def _registers(self) -> Iterator[str]:
-        shown = [f"{name:>9} {self._state[name]:016x}" for name in _SHOWN[self._isa] if name in self._state]
+        shown = [f"{name:>10} {self._state[name]:016x}" for name in _SHOWN[self._isa] if name in self._state]
         for first in range(0, len(shown), 3):
-            yield "".join(shown[first : first + 3])
+            yield "".join(shown[first : first + 3]).removeprefix(" ")
 
     # ---- where it went
 
@@ -217,8 +223,8 @@ class _Report:
     def _changes(self) -> Iterator[str]:
         for moment, change, start, end in self._all_changes:
             area = self._space.areas.find(start)
-            shown = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
-            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{shown}"
+            written = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
+            yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{written}"
 
 
 def _wrapped(text: str, first: str, others: str) -> list[str]:
@@ -250,7 +256,7 @@ def _line(area: Area, mark: str) -> str:
 
 def _printable(line: str) -> str:
     """Names may hold anything. Of long lines the folders are left out, then their middle."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in line)
+    text = shown(line)
     if len(text) > WIDTH:
         text = _FOLDERS.sub(".../", text)
     if len(text) <= WIDTH:

@@ -1,7 +1,7 @@
 """Who called whom: from the registers at a place back through every frame.
 
-By unwind tables where a function has them, by frame pointers where it has not. A jump to where no code is was
-a call: its caller is what the call left behind.
+By unwind tables where a function has them, by frame pointers where it has not: then a return address counts
+if it lies behind a call. A jump to where no code is was a call: its caller is what the call left behind.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ _KEPT_X86 = (
     *(f"r{i}" for i in range(8, 16)),
     *("rdi", "rsi", "rbp", "rbx", "rdx", "rax", "rcx", "rsp", "rip"),
 )
+_ENDBR64, _PUSH_RBP, _PROLOGUE = b"\xf3\x0f\x1e\xfa", b"\x55", 5
+_LONGEST_CALL = 7  # bytes, without prefixes
+_LONGEST_START = 64  # bytes
 _TRAMPOLINE = 12  # bytes: the number of rt_sigreturn, and the call
 COLUMNS = {
     "x86_64": Columns(_X86, "rip", 7, 6, None, b"\x0f\0\0\0\x0f\x05", 40, _KEPT_X86),
@@ -69,7 +72,7 @@ class Frame:
 
 
 class _End(Exception):
-    """There is no caller."""
+    """There is no caller that could be found, and why; without words, none is to be expected."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,12 @@ class _Row:
 
 
 class Unwinder:
-    """Walks the frames of one process."""
+    """Walks the frames of one process.
+
+    `ended` says why the last walk went no farther; "" if it came to the outermost frame.
+    """
+
+    ended = ""
 
     def __init__(self, space: AddressSpace, modules: Modules, isa: str) -> None:
         self._space, self._modules = space, modules
@@ -125,12 +133,31 @@ class Unwinder:
             yield Frame(pc, registers[columns.sp], by, returned)
             try:
                 caller, by = self._caller(pc, returned, trampoline, registers)
-            except (_End, NoFrame, Unreadable):
+                self._check(pc, returned, trampoline, registers, caller)
+            except _End as end:
+                self.ended = str(end)
                 return
-            pc, before, after = caller.pop(_PC), registers[columns.sp], caller[columns.sp]
-            if not pc or (not trampoline and (after < before or (after == before and returned))):
-                return  # a stack that does not get smaller has no end
+            except NoFrame as error:
+                self.ended = f"the unwind table of {pc:#x} leads no farther: {error}"
+                return
+            except Unreadable as error:
+                self.ended = f"the frame of {pc:#x} is not in memory: {error}"
+                return
+            pc = caller.pop(_PC)
             registers, returned = caller, not trampoline
+        self.ended = f"{MOST_FRAMES:,} frames are enough"
+
+    def _check(
+        self, pc: int, returned: bool, trampoline: bool, registers: dict[int, int], caller: dict[int, int]
+    ) -> None:
+        """Raise _End for a caller that is none."""
+        before, after = registers[self._columns.sp], caller[self._columns.sp]
+        if not caller[_PC]:
+            raise _End
+        if not trampoline and (after < before or (after == before and returned)):  # that would have no end
+            raise _End(
+                f"the caller of {pc:#x} lies no higher on the stack: {after:#x}, not above {before:#x}"
+            )
 
     def function_start(self, pc: int) -> int | None:
         """Where the function around `pc` begins, if its unwind tables tell."""
@@ -180,8 +207,12 @@ class Unwinder:
 
     def _follows_call(self, pc: int) -> bool:
         if self._columns.link is None:
-            return self._memory.read_up_to(pc - 5, 1) == b"\xe8"
-        return self._memory.read_up_to(pc - 1, 1) in (b"\x94", b"\x95", b"\x96", b"\x97")
+            code = self._memory.read_up_to(pc - _LONGEST_CALL, _LONGEST_CALL)
+            return code[-5:-4] == b"\xe8" or any(  # FF /2: the target in a register or in memory
+                code[-size] == 0xFF and code[1 - size] >> 3 & 7 == 2 for size in range(2, len(code) + 1)
+            )
+        word = int.from_bytes(self._memory.read_up_to(pc - 4, 4), "little")
+        return word >> 26 == 0b100101 or word & 0xFFFF_FC1F == 0xD63F_0000  # BL, BLR
 
     def _caller(
         self, pc: int, returned: bool, trampoline: bool, registers: dict[int, int]
@@ -193,7 +224,10 @@ class Unwinder:
         if trampoline:
             return self._interrupted(registers), "signal"
         if not returned and not self._is_code(pc):
-            return self._after_call(registers), "call"
+            return self._after_call(pc, registers), "call"
+        fresh = None if returned else self._by_return_address(pc, registers)
+        if fresh is not None:
+            return fresh, "return address"
         return self._by_frame_pointer(pc, returned, registers), "frame pointer"
 
     def _by_table(self, pc: int, function: Function, registers: dict[int, int]) -> dict[int, int]:
@@ -237,7 +271,7 @@ class Unwinder:
             return self._word(value) if kind == "EXPRESSION" else value
         return None
 
-    def _after_call(self, registers: dict[int, int]) -> dict[int, int]:
+    def _after_call(self, pc: int, registers: dict[int, int]) -> dict[int, int]:
         """The registers before a call that led to where no code is."""
         columns = self._columns
         if columns.link is not None:
@@ -247,7 +281,7 @@ class Unwinder:
             target = self._word(registers[columns.sp])
             caller = {**registers, columns.sp: registers[columns.sp] + 8}
         if not self._is_code(target):
-            raise _End
+            raise _End(f"no code is at {pc:#x}, and none at {target:#x}, where a call would have left from")
         return {**caller, _PC: target}
 
     def _interrupted(self, registers: dict[int, int]) -> dict[int, int]:
@@ -258,19 +292,69 @@ class Unwinder:
         return {**caller, _PC: kept[columns.pc]}
 
     def _by_frame_pointer(self, pc: int, returned: bool, registers: dict[int, int]) -> dict[int, int]:
+        """By the row of frames that begins at the frame pointer."""
         columns = self._columns
         frame, sp = registers.get(columns.frame, 0), registers[columns.sp]
-        if not returned and columns.link is not None:
-            link = registers.get(columns.link, 0)
-            saved = self._word(frame + 8) if frame and frame >= sp else 0
-            if self._is_code(link) and link not in (saved, pc):  # it has not kept it yet, or calls nobody
-                return {**registers, _PC: link}
+        name = columns.names[columns.frame]
+        why = f"no unwind table covers {pc - returned:#x}, and {name}, {frame:#x},"
+        if not frame and self._is_start(pc):
+            raise _End
+        if not frame:
+            raise _End(f"{why} ends the row of frames")
         if frame < sp or frame % 8:
-            raise _End
-        target = self._word(frame + 8)
-        if not self._is_code(target):
-            raise _End
-        return {**registers, columns.frame: self._word(frame), columns.sp: frame + 16, _PC: target}
+            raise _End(f"{why} is no frame pointer")
+        try:
+            target, outer = self._word(frame + 8), self._word(frame)
+        except Unreadable:
+            raise _End(f"{why} points to nothing") from None
+        if target and not self._is_return_address(target):
+            raise _End(f"{why} leads to {target:#x}, which no call left")
+        return {**registers, columns.frame: outer, columns.sp: frame + 16, _PC: target}
+
+    def _by_return_address(self, pc: int, registers: dict[int, int]) -> dict[int, int] | None:
+        """As in a function that has kept nothing: where its call left the return address."""
+        columns, sp = self._columns, registers[self._columns.sp]
+        if columns.link is not None:
+            link, frame = registers.get(columns.link, 0), registers.get(columns.frame, 0)
+            saved = int.from_bytes(self._memory.read_up_to(frame + 8, 8), "little") if frame >= sp else 0
+            # Otherwise it has kept it, and has returned from a call of its own.
+            fresh = (
+                self._is_code(link)
+                and link not in (saved, pc)
+                and self._own_start(link) != self._own_start(pc)
+            )
+            return {**registers, _PC: link} if fresh else None
+        target = int.from_bytes(self._memory.read_up_to(sp, 8), "little")
+        if not self._is_return_address(target) or self._keeps_frame_pointer(pc):
+            return None
+        return {**registers, columns.sp: sp + 8, _PC: target}
+
+    def _own_start(self, pc: int) -> int:
+        """Where the function around `pc` begins by its symbol; `pc` itself if that is not known."""
+        module = self._modules.at(pc)
+        found = None if module is None else module.symbol(pc)
+        return pc if found is None else pc - found[1]
+
+    def _is_start(self, pc: int) -> bool:
+        """Whether it is in the code that a program starts with, which nobody has called."""
+        module = self._modules.at(pc)
+        return module is not None and (
+            self._own_start(pc) == module.entry or 0 <= pc - module.entry < _LONGEST_START
+        )
+
+    def _keeps_frame_pointer(self, pc: int) -> bool:
+        """Whether an x86_64 function has begun with `push rbp`, which is behind it at `pc`."""
+        start = self._own_start(pc)
+        code = self._memory.read_up_to(start, min(max(pc - start, 0), _PROLOGUE))
+        return code.removeprefix(_ENDBR64).startswith(_PUSH_RBP)
+
+    def _is_return_address(self, address: int) -> bool:
+        """Whether it lies in code, behind a call, or is what signal handlers return to."""
+        if not self._is_code(address - 1):
+            return False
+        return self._follows_call(address) or self._columns.trampoline in self._memory.read_up_to(
+            address, _TRAMPOLINE
+        )
 
     def _word(self, address: int) -> int:
         """Eight bytes of memory, which does not change any more."""

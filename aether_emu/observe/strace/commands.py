@@ -22,6 +22,7 @@ from aether_emu.observe.strace.words import address, bare, quoted, signed
 _DUP, _GETFD, _SETFD, _GETFL, _SETFL = 0, 1, 2, 3, 4
 _LOCKS, _LOCK_QUERIES = (6, 7, 37, 38), (5, 36)
 _DUP_CLOEXEC, _PIPE_SIZE, _ADD_SEALS, _GET_SEALS = 1030, 1031, 1033, 1034
+_SETOWN, _OWNERS, _SETLEASE = 8, (15, 16), 1024
 _NO_ARGUMENT = (_GETFD, _GETFL, 9, 11, 1025, 1032, _GET_SEALS)
 
 
@@ -37,9 +38,11 @@ def _fcntl(call: Made, value: int) -> str | None:
         return pointed(structs.lock)(call, value)
     if command == _ADD_SEALS:
         return names.SEALS.bits(value)
-    if command in (_DUP, _DUP_CLOEXEC, _PIPE_SIZE):
+    if command in (_DUP, _DUP_CLOEXEC, _PIPE_SIZE, _SETOWN):
         return str(signed(value, 32))
-    return f"{value:#x}"
+    if command == _SETLEASE:
+        return names.LOCK_TYPE.one(value)
+    return address(value) if command in _OWNERS else bare(value)
 
 
 def _fcntl_late(call: Made, value: int) -> str | None:
@@ -88,7 +91,7 @@ def _ioctl(call: Made, value: int) -> str | None:
         return pointed(number)(call, value)
     if command in _FOUND:
         return address(value) if call.refused else pointed(_FOUND[command])(call, value)
-    return f"{value:#x}"
+    return bare(value)
 
 
 IOCTL_ARGUMENT = Kind(_ioctl, late=True)
@@ -117,6 +120,8 @@ def _futex_operation(_call: Made, value: int) -> str:
     value &= 0xFFFF_FFFF
     private, realtime = value & 128, value & 256
     name = names.FUTEX_OPERATION.one(value & ~384)
+    if "/*" in name:
+        return names.FUTEX_OPERATION.one(value)
     return name + ("_PRIVATE" if private else "") + ("|FUTEX_CLOCK_REALTIME" if realtime else "")
 
 
@@ -129,11 +134,11 @@ def _futex_rest(call: Made, value: int) -> str | None:
     command, val, count = operation & 0x7F, val & 0xFFFF_FFFF, timeout & 0xFFFF_FFFF
     bits &= 0xFFFF_FFFF
     shown_time = pointed(timespec)(call, timeout)
-    mask = "FUTEX_BITSET_MATCH_ANY" if bits == 0xFFFF_FFFF else f"{bits:#x}"
+    mask = "FUTEX_BITSET_MATCH_ANY" if bits == 0xFFFF_FFFF else bare(bits)
     match command:
         case 0:
             return f"{val}, {shown_time}"
-        case 1:
+        case 1 | 2:
             return f"{val}"
         case 9:
             return f"{val}, {shown_time}, {mask}"
@@ -151,7 +156,7 @@ def _futex_rest(call: Made, value: int) -> str | None:
             return None
         case 11:
             return f"{val}, {shown_time}, {address(second)}"
-    return f"{val}, {timeout:#x}, {address(second)}, {bits:#x}"
+    return f"{val}, {address(timeout)}, {address(second)}, {bare(bits)}"
 
 
 def _wake_operation(bits: int) -> str:
@@ -161,7 +166,7 @@ def _wake_operation(bits: int) -> str:
     shift = "FUTEX_OP_OPARG_SHIFT<<28|" if bits >> 31 else ""
     first = f"FUTEX_OP_{operations[operation]}<<28" if operation < 5 else f"{operation:#x}<<28"
     second = f"FUTEX_OP_CMP_{comparisons[comparison]}<<24" if comparison < 6 else f"{comparison:#x}<<24"
-    return f"{shift}{first}|{bits >> 12 & 0xFFF:#x}<<12|{second}|{bare(bits & 0xFFF)}"
+    return f"{shift}{first}|{bare(bits >> 12 & 0xFFF)}<<12|{second}|{bare(bits & 0xFFF)}"
 
 
 FUTEX_REST = Kind(_futex_rest)
@@ -198,6 +203,15 @@ def prctl_result(call: Made, result: int) -> str:
     return str(result)
 
 
+def _membarrier_flags(call: Made, value: int) -> str:
+    """The flags, and the CPU that counts with one of them."""
+    text = names.MEMBARRIER_FLAGS.bits(value & 0xFFFF_FFFF)
+    return f"{text}, {signed(call.arguments[2], 32)}" if value & 0xFFFF_FFFF else text
+
+
+MEMBARRIER_FLAGS = Kind(_membarrier_flags)
+
+
 def membarrier_result(call: Made, result: int) -> str:
     """What there is, if that was asked."""
     return f"{result:#x} ({names.MEMBARRIER.bits(result)})" if result else "0"
@@ -218,7 +232,7 @@ def _word_behind(call: Made, value: int) -> str:
 def _architecture(call: Made, value: int) -> str:
     if call.arguments[0] & 0xFFFF_FFFF in (0x1003, 0x1004) and not call.refused:
         return _word_behind(call, value)
-    return f"{value:#x}"
+    return bare(value)
 
 
 ARCH_ADDRESS = Kind(_architecture, late=True)
@@ -235,22 +249,32 @@ def _protection(call: Made, value: int) -> str:
 PROTECTION = Kind(_protection)
 
 
-def _map_flags(_call: Made, value: int) -> str:
+def _map_flags(call: Made, value: int) -> str:
+    table = names.MAP_ARM64 if call.isa == "arm64" else names.MAP
     kind, rest = value & 0xF, value & ~0xF
-    shift = rest >> 26 & 0x3F if rest & 0x40000 else 0
+    shift = rest >> 26 & 0x3F
     rest &= ~(0x3F << 26) if shift else ~0
     text = names.MAP_TYPE.one(kind)
     if rest:
-        text += f"|{names.MAP.bits(rest)}"
+        text += f"|{table.bits(rest, behind=True)}"
     return text + (f"|{shift}<<MAP_HUGE_SHIFT" if shift else "")
 
 
+def _memory_file(_call: Made, value: int) -> str:
+    shift, rest = value >> 26 & 0x3F, value & 0xFFFF_FFFF & ~(0x3F << 26)
+    parts = ([names.MEMFD.bits(rest)] if rest or not shift else []) + (
+        [f"{shift}<<MFD_HUGE_SHIFT"] if shift else []
+    )
+    return "|".join(parts)
+
+
+MEMFD_FLAGS = Kind(_memory_file)
 MAP_FLAGS = Kind(_map_flags)
-FILE_OFFSET = Kind(lambda _call, value: f"{value:#x}" if value else "0")
+FILE_OFFSET = Kind(lambda _call, value: bare(value))
 
 
 def _remap_target(call: Made, value: int) -> str | None:
-    return address(value) if call.arguments[3] & 6 else None
+    return address(value) if call.arguments[3] & 3 == 3 else None
 
 
 REMAP_TARGET = Kind(_remap_target)
@@ -266,7 +290,7 @@ def personality(value: int) -> str:
         return "0xffffffff"
     kind, flags = value & 0xFF, value & ~0xFF
     text = names.PERSONALITY.one(kind)
-    return f"{text}|{names.PERSONALITY_FLAGS.bits(flags)}" if flags else text
+    return f"{text}|{names.PERSONALITY_FLAGS.bits(flags, behind=True)}" if flags else text
 
 
 PERSONALITY = Kind(_personality)
@@ -281,17 +305,24 @@ def personality_result(_call: Made, result: int) -> str:
 
 
 def _socket_type(_call: Made, value: int) -> str:
-    flags = value & 0o2004000
-    kind = names.SOCKET_TYPE.one(value & 0xFFFF_FFFF & ~0o2004000)
-    return f"{kind}|{names.SOCKET_FLAGS.bits(flags)}" if flags else kind
+    value &= 0xFFFF_FFFF
+    kind = value & 0xF
+    if not names.SOCKET_TYPE.knows(kind):
+        return names.SOCKET_FLAGS.bits(value)
+    flags = value & ~0xF
+    text = names.SOCKET_TYPE.one(kind)
+    return f"{text}|{names.SOCKET_FLAGS.bits(flags, behind=True)}" if flags else text
 
 
 SOCKET_TYPE = Kind(_socket_type)
 
 
+_PROTOCOLS = {2: names.INET_PROTOCOL, 10: names.INET_PROTOCOL, 16: names.NETLINK_PROTOCOL}
+
+
 def _protocol(call: Made, value: int) -> str:
-    family = call.arguments[0] & 0xFFFF_FFFF
-    return names.INET_PROTOCOL.one(value & 0xFFFF_FFFF) if family in (2, 10) else str(signed(value, 32))
+    table = _PROTOCOLS.get(call.arguments[0] & 0xFFFF_FFFF)
+    return str(signed(value, 32)) if table is None else table.one(value & 0xFFFF_FFFF)
 
 
 PROTOCOL = Kind(_protocol)

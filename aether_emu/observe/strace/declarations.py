@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_emu.observe.strace import names
+from aether_emu.observe.strace import names, waits
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
     ARCH_ADDRESS,
@@ -20,6 +20,8 @@ from aether_emu.observe.strace.commands import (
     IOCTL_COMMAND,
     LEFT_OF_SLEEP,
     MAP_FLAGS,
+    MEMBARRIER_FLAGS,
+    MEMFD_FLAGS,
     PERSONALITY,
     PRCTL_REST,
     PROTECTION,
@@ -58,6 +60,7 @@ from aether_emu.observe.strace.kinds import (
     Result,
     bits_of,
     decimal,
+    early,
     given_bytes,
     hexadecimal_result,
     late,
@@ -88,7 +91,8 @@ _OPEN, _MODE_AT_1, _MODE_AT_2 = st.OPEN_FLAGS, st.mode_if_creating(1), st.mode_i
 _CLOCK, _SEEK = one_of(names.CLOCK), one_of(names.SEEK)
 _RESOURCE, _RWF = one_of(names.RESOURCE), bits_of(names.RWF)
 _INT_FOUND, _TIMESPEC_FOUND, _TIMEVAL_FOUND = late(number), late(timespec), late(timeval)
-_OPEN_AT_CREATION = bits_of(names.OPEN)
+_INT_READ = early(number)
+_UPPER_HALF = Kind(lambda _call, _value: None)  # of an offset, which is whole without it
 
 CALLS: dict[str, Declaration] = {
     # bytes
@@ -100,8 +104,8 @@ CALLS: dict[str, Declaration] = {
     "writev": _call(FD, vectors(False), SIZE),
     "preadv": _call(FD, vectors(True), SIZE, LONG),
     "pwritev": _call(FD, vectors(False), SIZE, LONG),
-    "preadv2": _call(FD, vectors(True), SIZE, LONG, _RWF),
-    "pwritev2": _call(FD, vectors(False), SIZE, LONG, _RWF),
+    "preadv2": _call(FD, vectors(True), SIZE, LONG, _UPPER_HALF, _RWF),
+    "pwritev2": _call(FD, vectors(False), SIZE, LONG, _UPPER_HALF, _RWF),
     "sendfile": _call(FD, FD, st.OFFSET, SIZE),
     "copy_file_range": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, HEX_INT),
     "splice": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, bits_of(names.SPLICE)),
@@ -126,29 +130,35 @@ CALLS: dict[str, Declaration] = {
     "close_range": _call(UINT, UINT, bits_of(names.CLOSE_RANGE)),
     "dup": _call(FD),
     "dup2": _call(FD, FD),
-    "dup3": _call(FD, FD, _OPEN_AT_CREATION),
+    "dup3": _call(FD, FD, st.DESCRIPTOR_FLAGS),
     "fcntl": _call(FD, one_of(names.FCNTL), FCNTL_ARGUMENT, result=fcntl_result),
     "flock": _call(FD, bits_of(names.LOCK)),
     "ioctl": _call(FD, IOCTL_COMMAND, IOCTL_ARGUMENT),
     "pipe": _call(st.PIPE),
-    "pipe2": _call(st.PIPE, _OPEN_AT_CREATION),
+    "pipe2": _call(st.PIPE, st.DESCRIPTOR_FLAGS),
     "eventfd": _call(UINT),
     "eventfd2": _call(UINT, bits_of(names.EVENTFD)),
-    "memfd_create": _call(NAME, bits_of(names.MEMFD)),
+    "memfd_create": _call(NAME, MEMFD_FLAGS),
     "socket": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL),
     "socketpair": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL, st.PIPE),
-    "poll": _call(st.POLL_FDS, UINT, INT, result=st.poll_result),
-    "ppoll": _call(st.POLL_FDS, UINT, TIMESPEC, SIGNALS, SIZE, result=st.poll_result),
-    "select": _call(INT, st.FD_SET, st.FD_SET, st.FD_SET, TIMEVAL, result=st.select_result),
+    "poll": _call(waits.POLL_FDS, UINT, INT, result=waits.poll_result),
+    "ppoll": _call(waits.POLL_FDS, UINT, TIMESPEC, SIGNALS, SIZE, result=waits.poll_result),
+    "select": _call(INT, waits.FD_SET, waits.FD_SET, waits.FD_SET, TIMEVAL, result=waits.select_result),
     "pselect6": _call(
-        INT, st.FD_SET, st.FD_SET, st.FD_SET, TIMESPEC, st.MASK_AND_SIZE, result=st.select_result
+        INT,
+        waits.FD_SET,
+        waits.FD_SET,
+        waits.FD_SET,
+        TIMESPEC,
+        waits.MASK_AND_SIZE,
+        result=waits.select_result,
     ),
     "epoll_create": _call(INT),
     "epoll_create1": _call(bits_of(names.EPOLL_CREATE)),
-    "epoll_ctl": _call(FD, one_of(names.EPOLL_OPERATION), FD, st.EPOLL_EVENT),
-    "epoll_wait": _call(FD, st.EPOLL_READY, INT, INT),
-    "epoll_pwait": _call(FD, st.EPOLL_READY, INT, INT, SIGNALS, SIZE),
-    "epoll_pwait2": _call(FD, st.EPOLL_READY, INT, TIMESPEC, SIGNALS, SIZE),
+    "epoll_ctl": _call(FD, one_of(names.EPOLL_OPERATION), FD, waits.EPOLL_EVENT),
+    "epoll_wait": _call(FD, waits.EPOLL_READY, INT, INT),
+    "epoll_pwait": _call(FD, waits.EPOLL_READY, INT, INT, SIGNALS, SIZE),
+    "epoll_pwait2": _call(FD, waits.EPOLL_READY, INT, TIMESPEC, SIGNALS, SIZE),
     # what a file is
     "stat": _call(PATH, st.STAT),
     "lstat": _call(PATH, st.STAT),
@@ -221,7 +231,7 @@ CALLS: dict[str, Declaration] = {
     "munlockall": _call(),
     "brk": _call(POINTER, result=hexadecimal_result),
     "pkey_mprotect": _call(POINTER, SIZE, PROTECTION, INT),
-    "pkey_alloc": _call(UINT, bits_of(names.KEY_RIGHTS)),
+    "pkey_alloc": _call(HEX_INT, bits_of(names.KEY_RIGHTS)),
     "pkey_free": _call(INT),
     # signals
     "rt_sigaction": _call(SIGNAL, st.ACTION, st.OLD_ACTION, SIZE),
@@ -245,7 +255,9 @@ CALLS: dict[str, Declaration] = {
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
     "set_robust_list": _call(POINTER, SIZE),
-    "membarrier": _call(bits_of(names.MEMBARRIER), HEX_INT, result=membarrier_result),
+    "get_robust_list": _call(INT, POINTER, POINTER),
+    "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),
+    "membarrier": _call(one_of(names.MEMBARRIER), MEMBARRIER_FLAGS, result=membarrier_result),
     # the process
     "exit": _call(INT),
     "exit_group": _call(INT),
@@ -274,7 +286,17 @@ CALLS: dict[str, Declaration] = {
     "prlimit64": _call(INT, _RESOURCE, st.LIMIT, st.OLD_LIMIT),
     "getrusage": _call(one_of(names.USAGE), st.USAGE),
     "getpriority": _call(one_of(names.PRIORITY), INT),
+    "setpriority": _call(one_of(names.PRIORITY), INT, INT),
     "sched_yield": _call(),
+    "sched_getscheduler": _call(INT),
+    "sched_setscheduler": _call(INT, one_of(names.SCHEDULING), _INT_READ),
+    "sched_getparam": _call(INT, _INT_FOUND),
+    "sched_setparam": _call(INT, _INT_READ),
+    "sched_getattr": _call(INT, POINTER, UINT, UINT),
+    "sched_setattr": _call(INT, POINTER, UINT),
+    "sched_get_priority_max": _call(one_of(names.SCHEDULING)),
+    "sched_get_priority_min": _call(one_of(names.SCHEDULING)),
+    "sched_rr_get_interval": _call(INT, _TIMESPEC_FOUND),
     "sched_getaffinity": _call(INT, SIZE, st.CPUS_FOUND),
     "sched_setaffinity": _call(INT, SIZE, st.CPUS),
     "getcpu": _call(_INT_FOUND, _INT_FOUND, POINTER),
@@ -284,7 +306,7 @@ CALLS: dict[str, Declaration] = {
     "personality": _call(PERSONALITY, result=personality_result),
     "prctl": _call(one_of(names.PRCTL), PRCTL_REST, result=prctl_result),
     "arch_prctl": _call(one_of(names.ARCH), ARCH_ADDRESS),
-    "wait4": _call(INT, st.WAIT_STATUS, bits_of(names.WAIT4), st.USAGE),
+    "wait4": _call(INT, st.WAIT_STATUS, bits_of(names.WAIT), st.USAGE),
     "waitid": _call(one_of(names.WAIT_ID), INT, POINTER, bits_of(names.WAIT), st.USAGE),
     "fork": _call(),
     "vfork": _call(),
@@ -294,7 +316,6 @@ CALLS: dict[str, Declaration] = {
     "execveat": _call(DIR_FD, PATH, POINTER, POINTER, bits_of(names.AT)),
     "unshare": _call(bits_of(names.CLONE)),
     # asked for by many programs, and not served
-    "rseq": _call(POINTER, HEX_INT, HEX_INT, HEX_INT),
     "pause": _call(),
     "alarm": _call(UINT),
 }

@@ -130,7 +130,9 @@ def file_mode(value: int) -> str:
             if value & bit
         ],
     )
-    head = [names.FILE_TYPE.one(kind, "{:#o}")] if kind else []
+    if kind and not names.FILE_TYPE.knows(kind):
+        return octal(value)
+    head = [names.FILE_TYPE.one(kind)] if kind else []
     return "|".join((*head, *special, octal(value & 0o777)))
 
 
@@ -314,7 +316,7 @@ def signal_name(value: int) -> str:
     """SIGSEGV, SIGRT_1."""
     if value >= 32:
         return f"SIGRT_{value - 32}" if value > 32 else "SIGRTMIN"
-    return names.SIGNAL.one(value, "{}").split(" ")[0]
+    return names.SIGNAL.one(value).split(" ")[0]
 
 
 def signals(call: Made, value: int) -> str:

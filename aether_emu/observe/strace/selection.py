@@ -72,6 +72,11 @@ class Selection:
 EVERYTHING = Selection(None, faults=True, signals=True)
 
 
+def all_words() -> list[str]:
+    """What `select` knows: kinds, families, names of calls."""
+    return [*KINDS, *(f"%{name}" for name in sorted(FAMILIES)), *sorted(CALLS)]
+
+
 def select(words: Iterable[str]) -> Selection:
     """What `--strace-only` asks for. Raises ConfigError, with the nearest word, for one that means nothing.
 

@@ -216,7 +216,7 @@ def _frame(task: TaskSeen, va: int) -> int:
 
 def _details(info: SignalInfo) -> str:
     """What siginfo says beside the number."""
-    code = names.SENT_CODE.one(info.code, "{}")
+    code = names.SENT_CODE.one(info.code)
     if info.is_fault:
         table = names.FAULT_CODES[info.number]
         return f"si_code={table.one(info.code)}, si_addr={address(info.address)}"

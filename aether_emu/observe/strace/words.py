@@ -64,20 +64,29 @@ def listed(items: Iterable[str]) -> str:
 class Names:
     """Names of numbers: one of several, or bits. `prefix` is what strace says of one that has none."""
 
-    def __init__(self, text: str, prefix: str, *, zero: str = "0") -> None:
+    def __init__(self, text: str, prefix: str, *, zero: str = "0", unknown: str = "_???") -> None:
         """`text` is NAME=VALUE, separated by blanks."""
         pairs = (item.split("=") for item in text.split())
         self._rows = tuple((name, int(value, 0)) for name, value in pairs)
         self._by_value = {value: name for name, value in reversed(self._rows)}
-        self._unknown, self._zero = f"{prefix}_???", zero
+        self._unknown, self._zero = f"{prefix}{unknown}", zero
 
-    def one(self, value: int, unknown: str = "{:#x}") -> str:
-        """The name of a value."""
+    def one(self, value: int) -> str:
+        """The name of a value, which has 32 bits if it is negative."""
         name = self._by_value.get(value)
-        return name if name is not None else f"{unknown.format(value)} /* {self._unknown} */"
+        if name is not None:
+            return name
+        return f"{bare(value if value >= 0 else value & 0xFFFF_FFFF)} /* {self._unknown} */"
 
-    def bits(self, value: int) -> str:
-        """The names of the bits that are set, in the table's order; what is left as a number."""
+    def knows(self, value: int) -> bool:
+        """Whether a value has a name."""
+        return value in self._by_value
+
+    def bits(self, value: int, *, behind: bool = False) -> str:
+        """The names of the bits that are set, in the table's order; what is left as a number.
+
+        `behind` if others stand before them, so that it is plain what they are bits of.
+        """
         if not value:
             return self._by_value.get(0, self._zero)
         found, left = [], value
@@ -85,7 +94,7 @@ class Names:
             if bits and value & bits == bits and left & bits:
                 found.append(name)
                 left &= ~bits
-        if left == value:
+        if left == value and not behind:
             return f"{value:#x} /* {self._unknown} */"
         return "|".join((*found, f"{left:#x}") if left else found)
 

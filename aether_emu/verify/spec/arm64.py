@@ -135,19 +135,9 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
     """Walk each address from TTBR0_EL1 or TTBR1_EL1, whose table addresses are `roots` (D8.2.4)."""
     n, g = addresses.size, mode.granule_shift
     stride = g - 3
-    blocks = blocks_of(mode)
     upper = _bit(addresses, 55)
-
-    def by_half(pair: tuple[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.asarray(np.where(upper, pair[1], pair[0]))
-
-    width = by_half(mode.virtual_bits).astype(np.int64)
-    # The bits from the width up to 63, or to 55 where the top byte is ignored, must all equal bit 55.
-    top = np.where(by_half(mode.top_byte_ignored), 56, 64).astype(np.int64)
-    ones = np.uint64((1 << 64) - 1)
-    checked = _below(top) & ~_below(width)
-    in_range = (addresses & checked) == np.where(upper, ones, np.uint64(0)) & checked
-    walking = in_range & ~by_half(mode.walk_disabled).astype(bool)
+    width = _of_half(upper, mode.virtual_bits).astype(np.int64)
+    walking = _is_walked(addresses, width, mode)
     start = 4 - -(-(width - g) // stride)
     offset_in = addresses & _below(width)
     ended = np.full(n, Ended.TRANSLATION, np.int64)
@@ -156,9 +146,8 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
     highest = min(int(start.min()), 0) if n else 0
     entries = [np.zeros(n, np.uint64) for _ in range(4 - highest)]
     locks = np.zeros(n, np.uint64)  # hierarchical bits of the tables on the way
-    hierarchy = ~by_half(mode.hierarchy_disabled).astype(bool)
-    table = by_half(roots).astype(np.uint64)
-    beyond, plain = _mask(51, mode.physical_bits), np.uint64(_ONES & ~mode.encryption)
+    hierarchy = ~_of_half(upper, mode.hierarchy_disabled).astype(bool)
+    table = _of_half(upper, roots).astype(np.uint64)
     for level in range(highest, 4):
         here = walking & (start <= level)
         if not here.any():
@@ -172,16 +161,8 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         entry[cases] = fetch(level, (table + (index << np.uint64(3)))[cases], cases)
         entries[level] = entry  # level -1 is the last one
         level_at[here] = level
-        valid = here & _bit(entry, 0)
-        second = _bit(entry, 1)
-        is_table = valid & second & np.bool_(level < 3)
-        is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in blocks))
-        output = output_address(entry, mode) & plain
-        refused = (is_table | is_leaf) & (entry & np.uint64(mode.refused) != 0)
-        ended[refused] = Ended.RESERVED
-        too_far = (is_table | is_leaf) & ~refused & ((output & beyond) != 0)
-        ended[too_far] = Ended.ADDRESS_SIZE
-        is_table, is_leaf = is_table & ~(too_far | refused), is_leaf & ~(too_far | refused)
+        is_table, is_leaf, output, fault = _descriptors(entry, level, mode)
+        ended = np.where(fault != Ended.TRANSLATION, fault, ended)
         ended[is_leaf] = Ended.MAPPED
         inside = np.uint64((1 << at) - 1)
         physical = np.where(is_leaf, output & ~inside | addresses & inside, physical)
@@ -202,11 +183,43 @@ def translate(fetch: Fetch, roots: tuple[int, int], addresses: Words, mode: Mode
         ~_bit(leaf, 11),
         _bit(leaf, 10),
         (leaf >> np.uint64(2) & np.uint64(7)).astype(np.int64),
-        by_half(mode.shareability).astype(np.int64)
+        _of_half(upper, mode.shareability).astype(np.int64)
         if mode.wide and g != 16
         else (leaf >> np.uint64(8) & np.uint64(3)).astype(np.int64),
         entries,
     )
+
+
+def _of_half(upper: Bits, pair: tuple[Any, Any]) -> np.ndarray[Any, Any]:
+    """What holds for each address: the first for the lower half, the second for the upper one."""
+    return np.asarray(np.where(upper, pair[1], pair[0]))
+
+
+def _is_walked(addresses: Words, width: Numbers, mode: Mode) -> Bits:
+    """Which addresses are in the range of a table whose walks are not disabled (D8.2.4)."""
+    upper = _bit(addresses, 55)
+    # The bits from the width up to 63, or to 55 where the top byte is ignored, must all equal bit 55.
+    top = np.where(_of_half(upper, mode.top_byte_ignored), 56, 64).astype(np.int64)
+    checked = _below(top) & ~_below(width)
+    in_range = (addresses & checked) == np.where(upper, np.uint64(_ONES), np.uint64(0)) & checked
+    walked: Bits = in_range & ~_of_half(upper, mode.walk_disabled).astype(bool)
+    return walked
+
+
+def _descriptors(entry: Words, level: int, mode: Mode) -> tuple[Bits, Bits, Words, Numbers]:
+    """Which entries of a level are tables, which are leaves (D8.3.1), where they lead, and the other faults.
+
+    The fault is TRANSLATION where there is no other, as in entries that are not valid.
+    """
+    valid, second = _bit(entry, 0), _bit(entry, 1)
+    is_table = valid & second & np.bool_(level < 3)
+    is_leaf = valid & (second if level == 3 else ~second & np.bool_(level in blocks_of(mode)))
+    output = output_address(entry, mode) & np.uint64(_ONES & ~mode.encryption)
+    refused = (is_table | is_leaf) & (entry & np.uint64(mode.refused) != 0)
+    too_far = (is_table | is_leaf) & ~refused & ((output & _mask(51, mode.physical_bits)) != 0)
+    fault = np.where(refused, Ended.RESERVED, np.where(too_far, Ended.ADDRESS_SIZE, Ended.TRANSLATION))
+    good = ~(too_far | refused)
+    return is_table & good, is_leaf & good, output, fault
 
 
 def branch_target(addresses: Words, mode: Mode) -> Words:

@@ -9,7 +9,7 @@ import numpy as np
 from aether_emu.verify.tables.diff import ALONE, USE, Change, Difference, State
 from aether_emu.verify.tables.formats import Bits
 from aether_emu.verify.tables.layout import Layout, finished, slices, wrapped
-from aether_emu.verify.tables.text import Part, chosen, constant, size_text
+from aether_emu.verify.tables.text import Part, chosen, constant, distinct, size_text
 
 WORDS = {
     Change.PROTECTION: "protection",
@@ -61,8 +61,8 @@ def _rows(found: Difference, layout: Layout, rows: slice) -> list[Part]:
     altered = ~(mapped | unmapped)
     told = altered & (change & ~np.uint16(USE) != 0)  # an access alone leaves the rest as it was
     signs = chosen(["~ ", "+ ", "- "], mapped + 2 * unmapped)
-    kinds, which = np.unique(change, return_inverse=True)
-    words = chosen([", ".join(changes(kind)) for kind in kinds.tolist()], which)
+    kinds, which = distinct(change)
+    words = chosen([", ".join(changes(kind)) for kind in kinds], which)
     old, new = (_state(layout, state, rows) for state in (found.old, found.new))
     tail = [*_in(unmapped, old), *_in(mapped, new), words.where(altered)]
     front = [signs, *layout.spans(found.start[rows], found.size[rows])]
@@ -78,7 +78,7 @@ def _in(rows: Bits, parts: Sequence[Part]) -> list[Part]:
 
 def _state(layout: Layout, state: State, rows: slice) -> list[Part]:
     pages = layout.pages(state.pages[rows])
-    gap = constant(layout.gap, pages.characters.shape[0])
+    gap = constant(layout.gap, pages.rows)
     return [pages, gap, *state.targets[rows].parts(layout.prefix)]
 
 

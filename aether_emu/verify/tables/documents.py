@@ -106,7 +106,7 @@ def _totals(found: Survey) -> dict[str, object]:
     pages = {size_text(1 << shift): count for count, shift in zip(found.pages, rules.shifts, strict=True)}
     mapped = sum(count << shift for count, shift in zip(found.pages, rules.shifts, strict=True))
     uses = dict(zip(rules.level_names, found.uses, strict=True))
-    return {"mapped": f"{mapped:#x}", "pages": pages, "tables": uses, "wrong": found.wrong}
+    return {"mapped": f"{mapped:#x}", "pages": pages, "tables": uses, "wrong": found.wrong + found.skipped}
 
 
 def _span(start: Words, size: Words) -> list[Part]:

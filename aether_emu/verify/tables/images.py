@@ -65,7 +65,7 @@ class _Layout:
 
 
 class Image:
-    """Physical memory. `kind` is "raw", "ELF core" or "LiME"; `registers` what the file tells of the CPU."""
+    """Physical memory. `kind` is "raw memory", "ELF core" or "LiME dump"; `registers` what the file tells."""
 
     def __init__(
         self, name: str, data: memoryview, kind: str, rows: Ranges, registers: Registers | None = None
@@ -89,6 +89,11 @@ class Image:
         for phase in np.unique(self._delta & np.uint64(7)).tolist():
             count = max(len(data) - phase, 0) // 8
             self._phases[phase] = np.frombuffer(data, "<u8", count, phase if count else 0)
+
+    @property
+    def phrase(self) -> str:
+        """What the file is, in a sentence."""
+        return {"raw memory": self.kind, "ELF core": f"an {self.kind}"}.get(self.kind, f"a {self.kind}")
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -136,7 +141,7 @@ def image_of(data: bytes | bytearray | memoryview | Words, base: int = 0, name: 
     """Memory that is in this process already, from physical `base` on. It is not copied."""
     view = np.ascontiguousarray(data).data if isinstance(data, np.ndarray) else memoryview(data)
     view = view.cast("B")
-    return Image(name, view, "raw", _rows([(base, len(view), len(view), 0)]))
+    return Image(name, view, "raw memory", _rows([(base, len(view), len(view), 0)]))
 
 
 def _at_once(path: str, flags: int) -> int:
@@ -178,7 +183,7 @@ def _sniff(name: str, data: memoryview) -> _Layout:
 def _raw(name: str, data: memoryview, base: int) -> _Layout:
     if base % 8 or not 0 <= base <= _NOWHERE - len(data):
         raise ImageError(name, f"no memory of {len(data)} bytes can begin at {base:#x}")
-    return _Layout("raw", _rows([(base, len(data), len(data), 0)]), Registers())
+    return _Layout("raw memory", _rows([(base, len(data), len(data), 0)]), Registers())
 
 
 def _lime(name: str, data: memoryview) -> _Layout:
@@ -193,7 +198,7 @@ def _lime(name: str, data: memoryview) -> _Layout:
         size = last - first + 1
         rows.append((first, size & _NOWHERE, size & _NOWHERE, at + _LIME_HEADER))
         at += _LIME_HEADER + size
-    return _Layout("LiME", _rows(rows), Registers())
+    return _Layout("LiME dump", _rows(rows), Registers())
 
 
 def _elf(name: str, data: memoryview) -> _Layout:

@@ -20,6 +20,7 @@ from aether_emu.verify.tables.text import (
     addresses,
     chosen,
     constant,
+    distinct,
     hexadecimal,
     lines,
     short_size,
@@ -110,8 +111,8 @@ class Targets:
         one = self.pieces <= 1
         parts = [constant(prefix, one.size).where(one), hexadecimal(self.frame).where(one)]
         if not one.all():
-            counts, which = np.unique(self.pieces, return_inverse=True)
-            parts.append(chosen([f"{count} pieces" for count in counts.tolist()], which).where(~one))
+            counts, which = distinct(self.pieces)
+            parts.append(chosen([f"{count} pieces" for count in counts], which).where(~one))
         return parts
 
     @property
@@ -172,7 +173,7 @@ class Layout:
 
     def measure_sizes(self, sizes: Words) -> None:
         """Make the column of sizes as wide as these need."""
-        self.size_width = max(4, *(len(self.size(size)) for size in np.unique(sizes).tolist()), 0)
+        self.size_width = max(4, *(len(self.size(size)) for size in distinct(sizes)[0]), 0)
 
     def size(self, size: int) -> str:
         return short_size(size) if self.narrow else size_text(size)
@@ -192,8 +193,8 @@ class Layout:
 
     def spans(self, start: Words, size: Words) -> list[Part]:
         """The columns of start, end and size."""
-        sizes, which = np.unique(size, return_inverse=True)
-        texts = [self.size(one) for one in sizes.tolist()]
+        sizes, which = distinct(size)
+        texts = [self.size(one) for one in sizes]
         gap = constant(self.gap, start.size)
         return [
             addresses(start), gap, addresses(start + size), gap,
@@ -211,7 +212,7 @@ class Layout:
 
     def folded(self, front: Sequence[Part], front_width: int, tail: Sequence[Part]) -> list[Part]:
         """The front of lines and their tails, beside it or, where that is too long, below it."""
-        rows = front[0].kept.shape[0]
+        rows = front[0].rows
         gap = constant(self.gap, rows)
         if self.width is None:
             return [*front, gap, *tail]
@@ -234,7 +235,7 @@ class Layout:
 
 def finished(parts: Sequence[Part], hot: Bits | None = None) -> bytes:
     """Lines of these parts. Those that are `hot` are bold and red."""
-    rows = parts[0].kept.shape[0]
+    rows = parts[0].rows
     end = constant("\n", rows)
     if hot is None or not hot.any():
         return lines([*parts, end])

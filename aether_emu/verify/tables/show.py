@@ -105,7 +105,10 @@ def totals(found: Survey) -> list[str]:
         lines.append(found.tables.title)
     if found.wrong:
         what = "entry is wrong or leads" if found.wrong == 1 else "entries are wrong or lead"
-        lines.append(f"{found.wrong:,} {what} nowhere: see aether pt lint")
+        lines.append(f"{found.wrong:,} {what} nowhere: aether pt lint tells them")
+    if found.skipped:
+        tables = "table was" if found.skipped == 1 else "tables were"
+        lines.append(f"{found.skipped:,} {tables} not looked at, beyond --limit: this is not all")
     return lines
 
 

@@ -116,8 +116,13 @@ class Survey:
 
     @property
     def wrong(self) -> int:
-        """How many entries are odd."""
-        return sum(int(item.address.size) for item in self.odd)
+        """How many entries are odd in themselves."""
+        return sum(int(item.address.size) for item in self.odd if item.odd is not Odd.LIMIT)
+
+    @property
+    def skipped(self) -> int:
+        """How many tables the limit forbade to look at, each once for each entry that leads there."""
+        return sum(int(item.address.size) for item in self.odd if item.odd is Odd.LIMIT)
 
     @property
     def page_sizes(self) -> Words:

@@ -1,7 +1,7 @@
 """Many lines of text at once, as arrays of bytes: what prints a million rows in less than a second.
 
-A `Part` is what each of some rows has in one place: a matrix of characters, a row each, and which of them
-count. Lines are parts side by side, and what does not count is left out.
+A `Part` is what each of some rows has in one place: a matrix of characters, a row each. Lines are parts
+side by side, and the characters that do not count are left out.
 """
 
 from __future__ import annotations
@@ -15,45 +15,47 @@ import numpy as np
 from aether_emu.verify.tables.formats import Bits, Bytes, Numbers, Words
 
 _PAIRS = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint16)
-_ZERO = np.uint8(ord("0"))
+_POWERS = np.array([16**digit if digit else 0 for digit in reversed(range(16))], np.uint64)
+"""The least numbers that have each of sixteen digits."""
+_COUNTED = 1 << 14
 _UNITS = ("B", "K", "M", "G", "T", "P", "E")
 
 
 class Part(NamedTuple):
-    """`kept`: which characters of each row count."""
+    """`characters`: those of each row; NUL for one that does not count."""
 
     characters: Bytes
-    kept: Bits
+
+    @property
+    def rows(self) -> int:
+        """How many there are."""
+        return int(self.characters.shape[0])
 
     def where(self, rows: Bits) -> Part:
         """The same in these rows, and nothing in the others."""
-        return self if rows.all() else Part(self.characters, self.kept & rows[:, None])
+        return self if rows.all() else Part(self.characters * rows.view(np.uint8)[:, None])
 
     @property
     def widths(self) -> Numbers:
         """How many characters each row has."""
-        return np.asarray(np.count_nonzero(self.kept, axis=1))
+        return np.asarray(np.count_nonzero(self.characters, axis=1))
 
 
 def constant(text: str, rows: int) -> Part:
     """The same in every row."""
-    shape = rows, len(text)
-    characters = np.broadcast_to(np.frombuffer(text.encode("ascii"), np.uint8), shape)
-    return Part(characters, np.broadcast_to(np.bool_(True), shape))
+    return Part(np.broadcast_to(np.frombuffer(text.encode("ascii"), np.uint8), (rows, len(text))))
 
 
 def addresses(values: Words) -> Part:
     """Sixteen hexadecimal digits."""
-    digits = _digits(values)
-    return Part(digits, np.ones(digits.shape, bool))
+    return Part(_digits(values))
 
 
 def hexadecimal(values: Words) -> Part:
     """Hexadecimal digits without leading zeros."""
-    digits = _digits(values)
-    kept = np.logical_or.accumulate(digits != _ZERO, axis=1)
-    kept[:, -1] = True
-    return Part(digits, kept)
+    width = max(1, (int(values.max(initial=0)).bit_length() + 3) // 4)
+    needed = values[:, None] >= _POWERS[-width:]
+    return Part(_digits(values)[:, -width:] * needed.view(np.uint8))
 
 
 def _digits(values: Words) -> Bytes:
@@ -65,15 +67,30 @@ def chosen(texts: Sequence[str], which: np.ndarray[Any, Any], *, width: int = 0)
     """One of `texts` in each row, at least `width` characters wide. They are ASCII without NUL."""
     padded = [text.ljust(width).encode("ascii") for text in texts] or [b" "]
     table = np.array(padded)
-    characters = table.view(np.uint8).reshape(len(padded), -1)[which]
-    return Part(characters, characters != 0)
+    return Part(table.view(np.uint8).reshape(len(padded), -1).take(which, axis=0))
+
+
+def distinct(values: np.ndarray[Any, Any]) -> tuple[list[int], Numbers]:
+    """The different numbers among `values` in ascending order, and which of them each is.
+
+    Few small ones, or multiples of a page, are counted, which is much faster than sorting them all.
+    """
+    if not (values & 0xFFF).any():
+        numbers, unit = values >> 12, 12
+    else:
+        numbers, unit = values, 0
+    if int(numbers.max(initial=0)) >= _COUNTED:
+        sorted_out, which = np.unique(values, return_inverse=True)
+        return sorted_out.tolist(), which
+    numbers = numbers.astype(np.int64)
+    there = np.bincount(numbers, minlength=1) > 0
+    return [number << unit for number in np.flatnonzero(there).tolist()], (np.cumsum(there) - 1).take(numbers)
 
 
 def lines(parts: Sequence[Part]) -> bytes:
     """All rows, each its parts in order. A part of the last has to bring the newline."""
     characters = np.concatenate([part.characters for part in parts], axis=1)
-    kept = np.concatenate([part.kept for part in parts], axis=1)
-    return bytes(characters[kept])
+    return characters.tobytes().translate(None, b"\0")
 
 
 @cache

@@ -56,13 +56,13 @@ def open_tables(
     known = image.registers if registers is None else registers
     name = format or known.format
     if name is None:
-        raise NeededError("format", f"{image.name} is {image.kind} and does not tell")
+        raise NeededError("format", f"{image.name} is {image.phrase} and does not tell")
     told = known if known.isa in (None, name.split("-")[0]) else Registers()
     rules = format_of(name, told)
     given = (root, root1)
     if given == (None, None):
         if known.isa not in (None, rules.isa) or known.roots[0] is None:
-            raise NeededError("root", f"{image.name} is {image.kind} and does not tell")
+            raise NeededError("root", f"{image.name} is {image.phrase} and does not tell")
         given = known.roots
     if len(rules.halves) == 1 and root1 is not None:
         raise ConfigError("root1", hex(root1), "it has one root", refusal="is not possible on x86_64")

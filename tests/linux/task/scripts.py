@@ -47,7 +47,20 @@ def load_loop(isa: str, address: int) -> bytes:
     return _load(isa, 2, address) + bytes.fromhex("200040f9ffffff17")  # l: ldr x0, [x1]; b l
 
 
-def assemble(machine: Machine, calls: Sequence[Call]) -> bytes:
+def count_loop(isa: str, address: int, times: int) -> bytes:
+    """Add one to the word at `address` again and again: load, add, store. Then end the thread."""
+    if isa == "x86_64":
+        code = _load(isa, 1, address) + _load(isa, 2, times)
+        code += bytes.fromhex(
+            "8b07 83c001 8907 ffce 75f5"
+        )  # l: eax=[rdi]; add eax,1; [rdi]=eax; dec esi; jnz
+        return code + _load(isa, 1, 0) + _load(isa, 0, 60) + b"\x0f\x05"
+    code = _load(isa, 1, address) + _load(isa, 2, times)
+    code += bytes.fromhex("020040b9 42040011 020000b9 21040071 81ffff54")  # ldr, add, str, subs, b.ne
+    return code + _load(isa, 1, 0) + _load(isa, 0, 93) + bytes.fromhex("010000d4")
+
+
+def assemble(machine: Machine, calls: Sequence[Call], *, end: str = "exit_group") -> bytes:
     """The machine code of a list of calls."""
     isa, numbers = machine.abi.isa, {name: n for n, name in machine.abi.system_calls.items()}
     trap = b"\x0f\x05" if isa == "x86_64" else bytes.fromhex("010000d4")
@@ -56,7 +69,7 @@ def assemble(machine: Machine, calls: Sequence[Call]) -> bytes:
         code += _load(isa, 0, numbers[name])
         code += b"".join(_load(isa, 1 + i, value) for i, value in enumerate(arguments)) + trap
     result = b"\x48\x89\xc7" if isa == "x86_64" else b""  # mov rdi, rax: on arm64 it is in x0 already
-    return code + result + _load(isa, 0, numbers["exit_group"]) + trap
+    return code + result + _load(isa, 0, numbers[end]) + trap
 
 
 class Several:
@@ -68,7 +81,7 @@ class Several:
         self.out = BufferStream()
         streams = {"stdin": BufferStream(), "stdout": self.out, "stderr": BufferStream()}
         self.first = self.machine.load(path, streams=streams, grants=Grants(cwd=path.parent))
-        self.machine.scheduler.tasks.clear()
+        self.machine.scheduler.remove(self.machine.scheduler.tasks[0])
         self.tasks: list[Task] = []
 
     def __enter__(self) -> Several:
@@ -112,6 +125,19 @@ class Several:
         self.machine.abi.start(cpu, CODE, STACK + 0x8000)
         self.machine.scheduler.add(task)
         return task
+
+    def thread(self, task: Task, *calls: Call, code: bytes | None = None) -> Task:
+        """One more thread of a process, likewise: its code and stack lie above those of the others."""
+        process, machine = task.process, self.machine
+        index = len(process.tasks)
+        thread = Task(process, process.registry.number())
+        machine.entry.switch(task)
+        here = CODE + 0x1000 * index
+        machine.cpu.copy_to_user(here, assemble(machine, calls, end="exit") if code is None else code)
+        pc, sp = ("rip", "rsp") if self.isa == "x86_64" else ("pc", "sp")
+        thread.registers = {pc: here, sp: STACK + 0x8000 + 0x400 * index}
+        machine.scheduler.add(thread)
+        return thread
 
     def pipe(self) -> tuple[int, int]:
         """A pipe that every process made from now on inherits."""

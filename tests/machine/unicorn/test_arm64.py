@@ -262,6 +262,21 @@ class TestTranslations:
         assert (len(bare.calls), bare.faults) == (1, [])
 
 
+def test_what_was_saved_goes_on_where_it_stood_and_reserves_nothing(bare: BareArm64) -> None:
+    source = "ldxr x2, [x1]\nadd x2, x2, #1\nb next\nnext: stxr w3, x2, [x1]\nsvc #0"
+    for switched in (False, True):
+        bare["x1"], bare["x9"], bare["v4"] = DATA, 11, 1 << 127
+        bare.run(source, budget=1)
+        if switched:
+            before = bare.cpu.registers()
+            saved = bare.cpu.save()
+            bare["x9"] = bare["v4"] = bare["pc"] = 0
+            bare.cpu.restore(saved)
+            assert bare.cpu.registers() == before
+        bare.cpu.run()
+        assert bare["x3"] == switched, "another may have stored meanwhile: the exclusive store fails"
+
+
 class TestRunning:
     LOOP = "mov x2, #1000\nagain: add x3, x3, #3\nsubs x2, x2, #1\nb.ne again\nsvc #0"
 

@@ -444,6 +444,19 @@ def test_registers_survive_being_read_and_loaded(bare: BareX86) -> None:
         bare.cpu.read("r16")
 
 
+def test_what_was_saved_goes_on_where_it_stood_whatever_ran_meanwhile(bare: BareX86) -> None:
+    bare["rcx"], bare["xmm3"], bare["fp2"] = 7, 1 << 127 | 5, 0x3FFF << 64 | 3 << 62
+    bare.run("again: inc rax\ndec rcx\njnz again\nsyscall", budget=3)
+    before = bare.cpu.registers()
+    saved = bare.cpu.save()
+    bare.run("xor ecx, ecx\nmov rax, -1\npxor xmm3, xmm3\nfninit\nsyscall")
+    assert bare.cpu.registers() != before
+    root = bare.cpu.read("cr3")
+    bare.cpu.restore(saved)
+    assert bare.cpu.registers() == before
+    assert bare.cpu.read("cr3") == root
+
+
 @pytest.mark.parametrize("condition", ["z", "c", "s", "o", "p"])
 def test_arithmetic_flags_outlive_a_fault_whose_page_is_flushed(bare: BareX86, condition: str) -> None:
     """A copy-on-write fault between a comparison and its jump: nobody must see the nested run of `invlpg`."""

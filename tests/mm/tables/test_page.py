@@ -224,6 +224,23 @@ def test_a_large_leaf_translates_everywhere_inside(bench: Bench) -> None:
     assert bench.table.visit(bench.large, 2 * bench.large) == [found]
 
 
+def test_equal_large_leaves_are_encoded_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of RAM is mapped so when a machine starts."""
+    encode = bench.format.leaf_bits
+    encoded: list[tuple[int, bool]] = []
+
+    def counted(attributes: Attributes, level: int = 1) -> int:
+        encoded.append((level, attributes.contiguous))
+        return encode(attributes, level)
+
+    monkeypatch.setattr(bench.format, "leaf_bits", counted)
+    spec = bench.format.levels[1]
+    start = spec.contiguous * spec.size
+    bench.table.map(start, start, start + 3 * spec.size, DATA, largest=spec.size)
+    assert len(bench.mapped()) == spec.contiguous + 3
+    assert sorted(encoded) == sorted({(2, False), (2, spec.contiguous > 1)})
+
+
 def test_half_of_a_large_leaf_is_neither_unmapped_nor_protected(bench: Bench) -> None:
     bench.table.map(bench.large, 0, bench.large, DATA, largest=bench.large)
     before = bench.mapped()

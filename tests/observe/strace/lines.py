@@ -22,6 +22,32 @@ _ITS_PLACES = r"(?<== ){0}$|(?<=kill\(){0}|(?<=^tgkill\(SELF, ){0}|(?<=si_pid=){
 _NOT_SERVED = ("rseq(",)
 """Calls that a kernel may not have, and a C library does without."""
 
+_AS_ON_ARM64 = (
+    (r"^open\(", "openat(AT_FDCWD, "),
+    (r"^access\(", "faccessat(AT_FDCWD, "),
+    (r"^readlink\(", "readlinkat(AT_FDCWD, "),
+    (r"^lstat\((.*)\) = ", r"newfstatat(AT_FDCWD, \1, AT_SYMLINK_NOFOLLOW) = "),
+    (r"^rename\((.*), (.*)\) = ", r"renameat(AT_FDCWD, \1, AT_FDCWD, \2) = "),
+    (r"^unlink\((.*)\) = ", r"unlinkat(AT_FDCWD, \1, 0) = "),
+    (r"^pipe\((.*)\) = ", r"pipe2(\1, 0) = "),
+    # A C library for arm64 has no restorer of its own.
+    (r"sa_flags=SA_RESTORER, sa_restorer=ADDRESS", "sa_flags=0"),
+    (r"sa_flags=SA_RESTORER\|([A-Z_|]*), sa_restorer=ADDRESS", r"sa_flags=\1"),
+    # A register that was interrupted, and the size of a C library's own data.
+    (r"^(rt_sigreturn\(.*\)) = .*", r"\1"),
+    (r"^mmap\(NULL, 44[08],", "mmap(NULL, 44x,"),
+    (r"^readlinkat\(AT_FDCWD, \"/proc/self/exe\".*", "readlinkat(AT_FDCWD, EXE)"),
+)
+"""What an x86_64 program says otherwise than the same source built for arm64, which has no old calls."""
+
+
+def as_on_arm64(lines: Iterable[str]) -> list[str]:
+    """Lines of `comparable` as the same program has them on arm64."""
+    texts = [line for line in lines if not line.startswith("arch_prctl(")]
+    for pattern, name in _AS_ON_ARM64:
+        texts = [re.sub(pattern, name, text) for text in texts]
+    return texts
+
 
 def comparable(lines: Iterable[str]) -> list[str]:
     """The lines with fixed names for addresses, for what chance has made, and for the process's number.

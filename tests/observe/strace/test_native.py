@@ -8,7 +8,7 @@ import pytest
 
 from aether_emu.linux.abi.arm64_calls import SYSTEM_CALLS
 from aether_emu.observe.strace.selection import select
-from tests.observe.strace.lines import comparable, without_prefix
+from tests.observe.strace.lines import as_on_arm64, comparable, without_prefix
 from tests.observe.strace.record import EXPECTED, NAMES, PROGRAMS
 from tests.observe.strace.tracing import traced
 from tests.programs.workplace import furnish
@@ -23,7 +23,15 @@ def test_lines_are_those_of_strace(name: str, tmp_path: Path) -> None:
     assert comparable(without_prefix(text)) == (EXPECTED / f"{name}.txt").read_text().splitlines()
 
 
-def test_lines_on_arm64_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "calls"])
+def test_lines_on_arm64_are_those_of_the_same_source_on_x86_64(name: str, tmp_path: Path) -> None:
+    furnish(tmp_path)
+    text = traced(PROGRAMS / "arm64" / name, "arm64", tmp_path, selection=_CALLS_AND_SIGNALS)
+    native = (EXPECTED / f"{name}.txt").read_text().splitlines()
+    assert as_on_arm64(comparable(without_prefix(text))) == as_on_arm64(native)
+
+
+def test_lines_of_many_calls_on_arm64_are_the_same(tmp_path: Path) -> None:
     """The program makes the same calls there, but for the old ones and what the C library does first."""
     furnish(tmp_path)
     text = traced(PROGRAMS / "arm64" / "calls", "arm64", tmp_path, selection=_CALLS_AND_SIGNALS)

@@ -1,0 +1,206 @@
+"""Sending signals, process groups, sessions, the terminal's foreground group (kill(2), setpgid(2)).
+
+All processes of a machine have one user, so nobody is refused for whose they are. Rules and their order are
+those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from collections.abc import Iterable
+
+from aether_emu.errors import Refused
+from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.user import s32
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.streams import StreamFile
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
+
+_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID = 0x540E, 0x540F, 0x5410, 0x5422, 0x5429
+TERMINAL_REQUESTS = (_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID)
+
+
+def find_process(task: Task, pid: int) -> Process:
+    """The process of a number, 0 is the caller's. ESRCH."""
+    pid = s32(pid)
+    found = task.process if pid in (0, task.process.pid) else task.process.registry.processes.get(pid)
+    if not isinstance(found, Process):
+        raise Refused(errno.ESRCH, f"no process {pid}")
+    return found
+
+
+# ---- signals
+
+
+def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
+    pid, number = s32(pid), s32(number)
+    check_signal(number)
+    info = sent_by(task, number, sig.SI_USER)
+    registry = task.process.registry
+    if pid > 0:
+        found = registry.processes.get(pid)
+        if found is None:  # the number of a thread means its process
+            thread = registry.tasks.get(pid)
+            found = thread.process if isinstance(thread, Task) else None
+        if not isinstance(found, Process):
+            raise Refused(errno.ESRCH, f"no process {pid}")
+        _send([found], info)
+    elif pid == -1:
+        others = [other for other in registry.processes.values() if other is not task.process]
+        if not others:
+            raise Refused(errno.ESRCH, "there is no other process")
+        _send(others, info)
+    else:
+        members = list(registry.group(-pid or task.process.group))
+        if not members:
+            raise Refused(errno.ESRCH, f"no process group {-pid}")
+        _send(members, info)
+    return 0
+
+
+def _send(processes: Iterable[Process], info: sig.SignalInfo) -> None:
+    for process in processes:
+        if info.number and not process.is_over:
+            process.post(info)
+
+
+def sys_tgkill(task: Task, group: int, thread: int, number: int, *_: int) -> int:
+    if s32(group) <= 0:
+        raise Refused(errno.EINVAL, "no such thread")
+    return _send_to_thread(task, s32(group), s32(thread), s32(number))
+
+
+def sys_tkill(task: Task, thread: int, number: int, *_: int) -> int:
+    return _send_to_thread(task, None, s32(thread), s32(number))
+
+
+def _send_to_thread(task: Task, group: int | None, thread: int, number: int) -> int:
+    if thread <= 0:
+        raise Refused(errno.EINVAL, "no such thread")
+    receiver = task.process.registry.tasks.get(thread)
+    if not isinstance(receiver, Task) or group not in (None, receiver.process.pid):
+        raise Refused(errno.ESRCH, f"no thread {thread}")
+    check_signal(number)
+    if number and not receiver.is_over:
+        receiver.signals.post(sent_by(task, number, sig.SI_TKILL))
+    return 0
+
+
+def check_signal(number: int) -> None:
+    """EINVAL for what is no signal; 0 asks only whether one could be sent."""
+    if not 0 <= number <= sig.SIGNALS:
+        raise Refused(errno.EINVAL, f"no signal {number}")
+
+
+def sent_by(task: Task, number: int, code: int) -> sig.SignalInfo:
+    """What the receiver learns of a signal that `task` sends."""
+    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.process.config.uid)
+
+
+# ---- groups and sessions
+
+
+def sys_getpgrp(task: Task, *_: int) -> int:
+    return task.process.group
+
+
+def sys_getpgid(task: Task, pid: int, *_: int) -> int:
+    return find_process(task, pid).group
+
+
+def sys_getsid(task: Task, pid: int, *_: int) -> int:
+    return find_process(task, pid).session
+
+
+def sys_setpgid(task: Task, pid: int, group: int, *_: int) -> int:
+    if s32(group) < 0:
+        raise Refused(errno.EINVAL, f"no group {s32(group)}")
+    process, caller = find_process(task, pid), task.process
+    if process.parent is caller:
+        if process.session != caller.session:
+            raise Refused(errno.EPERM, "the child has a session of its own")
+        if process.has_executed:
+            raise Refused(errno.EACCES, "the child has executed another program")
+    elif process is not caller:
+        raise Refused(errno.ESRCH, "neither the caller nor its child")
+    if process.session == process.pid:
+        raise Refused(errno.EPERM, "it leads a session")
+    wanted = s32(group) or process.pid
+    if wanted != process.pid and process.registry.session_of(wanted) != caller.session:
+        raise Refused(errno.EPERM, f"no group {wanted} in the session")
+    process.group = wanted
+    return 0
+
+
+def sys_setsid(task: Task, *_: int) -> int:
+    process = task.process
+    if process.session == process.pid or process.registry.session_of(process.pid) is not None:
+        raise Refused(errno.EPERM, "the process leads a group already")
+    process.group = process.session = process.pid
+    return process.pid
+
+
+# ---- the terminal
+
+
+def terminal_request(task: Task, file: OpenFile, request: int, argument: int) -> int:
+    """An ioctl of job control on a standard stream that is a terminal. ENOTTY for anything else.
+
+    The terminal is that of the first process's session.
+    """
+    process, kernel = task.process, task.process.kernel
+    registry = process.registry
+    is_terminal = isinstance(file, StreamFile) and file.stream.terminal_size() is not None
+    if not is_terminal or process.session != registry.terminal_session:
+        raise Refused(errno.ENOTTY, "no terminal of the caller's session")
+    if request in (_TIOCGPGRP, _TIOCGSID):
+        number = registry.foreground if request == _TIOCGPGRP else registry.terminal_session
+        task.cpu.copy_to_user(argument, struct.pack("<i", number))
+    elif request == _TIOCSPGRP:
+        (group,) = struct.unpack("<i", task.cpu.copy_from_user(argument, 4))
+        if group < 0:
+            raise Refused(errno.EINVAL, f"no group {group}")
+        session = registry.session_of(group)
+        if session is None:
+            raise Refused(errno.ESRCH, f"no group {group}")
+        if session != process.session:
+            raise Refused(errno.EPERM, "a group of another session")
+        if process.group != registry.foreground:
+            require_foreground(task, sig.SIGTTOU)
+        registry.foreground = group
+    elif request == _TIOCNOTTY:
+        raise Refused(errno.ENOTTY, "the standard streams stay the session's terminal")
+    kernel.checkpoint()
+    return 0
+
+
+def require_foreground(task: Task, number: int) -> None:
+    """A process in the background uses the terminal: its group is stopped by SIGTTIN or SIGTTOU.
+
+    EIO for a read where that signal cannot stop it: it is ignored or blocked, or the group is orphaned. A
+    change of the terminal is then made.
+    """
+    process, signals = task.process, task.signals
+    registry = process.registry
+    if process.session != registry.terminal_session or process.group == registry.foreground:
+        return
+    if signals.blocks(number) or process.signals.actions[number].handler == sig.SIG_IGN:
+        if number == sig.SIGTTIN:
+            raise Refused(errno.EIO, "the process is in the background, and ignores that")
+        return
+    if is_orphaned(process):
+        raise Refused(errno.EIO, "the process is in the background, and nobody can bring it back")
+    _send(registry.group(process.group), sig.SignalInfo(number, sig.SI_KERNEL))
+    raise Refused(errno.EINTR, "the process is in the background")
+
+
+def is_orphaned(process: Process) -> bool:
+    """Whether no member of its group has a parent in another group of the session (setpgid(2))."""
+    return not any(
+        member.parent is not None
+        and member.parent.group != member.group
+        and member.parent.session == member.session
+        for member in process.registry.group(process.group)
+    )

@@ -1,0 +1,74 @@
+"""Turns of tasks that share a CPU: their lengths by the seed, what ends them, what they cost."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+
+from aether_emu.linux.task.scheduler import LONGEST_TURN
+from aether_emu.linux.task.task import Task
+from tests.guests.running import ISAS
+from tests.linux.task.scripts import DATA, SPIN, Several, count_loop
+
+TIMES = 2000
+FUTEX_WAIT, PRIVATE = 0, 128
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+
+def raced(isa: str, seed: int, slices: int | None = None) -> tuple[int, int]:
+    """Two threads count in one word, without a lock: (what it holds at the end, virtual blocks)."""
+    with Several(isa, seed=seed) as several:
+        first = several.calls(code=count_loop(isa, DATA, TIMES))
+        several.thread(first, code=count_loop(isa, DATA, TIMES))
+        several.machine.cpu.count_blocks()
+        while not several.machine.scheduler.run(slices):
+            pass
+        assert first.process.ended is not None
+        return int.from_bytes(first.process.read(DATA, 4), "little"), several.machine.cpu.blocks
+
+
+@every_isa
+def test_a_lost_update_shows_for_some_seed_and_shows_again_for_that(isa: str) -> None:
+    seed, found = next((seed, found) for seed in range(50) if (found := raced(isa, seed))[0] < 2 * TIMES)
+    assert raced(isa, seed) == found
+    assert raced(isa, seed, slices=37) == found, "a run that returns now and then is the same run"
+    assert found[1] == raced(isa, seed + 1)[1], "virtual time is no matter of where turns end"
+
+
+@every_isa
+def test_a_seed_is_an_interleaving(isa: str) -> None:
+    def written(seed: int) -> bytes:
+        with Several(isa, seed=seed) as several:
+            first = several.calls(("nanosleep", DATA, 0), data=struct.pack("<qq", 1, 0) + b"ab")
+            for letter in (DATA + 16, DATA + 17):
+                several.thread(first, *[("write", 1, letter, 1)] * 20)
+            several.run()
+            return bytes(several.out.written)
+
+    several_seeds = [written(seed) for seed in range(12)]
+    assert len(set(several_seeds)) > 3
+    assert several_seeds[:3] == [written(seed) for seed in range(3)]
+
+
+@every_isa
+def test_tasks_that_wait_are_not_looked_at_when_others_take_turns(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Task] = []
+
+    def can_go_on(task: Task, truly: object = Task.can_go_on) -> bool:
+        looks.append(task)
+        assert callable(truly)
+        return bool(truly(task))
+
+    with Several(isa) as several:
+        first = several.calls(code=SPIN[isa])
+        several.thread(first, code=SPIN[isa])
+        waiting = [several.thread(first, ("futex", DATA, FUTEX_WAIT | PRIVATE, 0, 0)) for _ in range(12)]
+        assert not several.machine.scheduler.run(9 * LONGEST_TURN)
+        assert all(task.wait is not None for task in waiting)
+        monkeypatch.setattr(Task, "can_go_on", can_go_on)
+        assert not several.machine.scheduler.run(9 * LONGEST_TURN)
+        assert looks
+        assert not {*looks} & {*waiting}
