@@ -6,8 +6,8 @@
 
 A snapshot holds every page of RAM that is not zero (page tables included), the frame table, the
 allocator, areas, registers, files, signals, clock and chance. It holds no host memory and no file
-contents: files are opened again by their guest paths, through the grants given to `restore`. Only memory
-files, which have no path, are held with their contents, whether a descriptor or an area has them.
+contents: files are opened again by their guest paths, through the grants given to `restore`. Only what is
+in the machine's own memory is held with its contents: memory files, /tmp and /dev/shm.
 """
 
 from __future__ import annotations
@@ -254,7 +254,7 @@ def _restore_backing(process: Process, described: State) -> Backing:
 
 
 def _shown(process: Process, file: HostData, described: State) -> Backing:
-    backing = file_backing(process.kernel, file, writable=described["writable"])
+    backing = file_backing(process.kernel, file, writable=described["writable"], name=described["name"])
     backing.renumber(described["number"])
     return backing
 

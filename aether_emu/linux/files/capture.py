@@ -1,6 +1,6 @@
 """The files of all processes as plain data, and back: host files are opened again by their guest paths.
 
-What `dup` or `fork` shares stays shared, pipes and memory files keep their contents. What can't be
+What `dup` or `fork` shares stays shared. Pipes, memory files and tmpfs keep their contents. What can't be
 found again by its name is refused (`CaptureError`): an unlinked file exists only as long as it is open.
 """
 
@@ -12,11 +12,12 @@ from contextlib import suppress
 from dataclasses import astuple
 from typing import Any
 
-from aether_emu.errors import AetherError, Refused, shown
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import opening
+from aether_emu.linux.files import opening, tmp_capture
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
+from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
@@ -29,14 +30,12 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
+from aether_emu.linux.files.tmp_capture import CaptureError, node_of
+from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
 
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
-
-
-class CaptureError(AetherError):
-    """An open file can't be described so that it could be opened again, or is not found again."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
 
     `mapped` are files that memory areas hold, whether or not a descriptor is left.
     """
+    if processes:
+        refuse_what_cannot_be_captured(processes[0].namespace)
     seen = _Seen()
     described = [
         {
@@ -67,12 +68,13 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
     ]
     held = [seen.index(file) for file in mapped]
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
+    in_memory = [node for node in map(node_of, seen.files) if node is not None]
     return {
+        "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
         "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": bytes(p.buffer)}
-            for p in seen.pipes
+            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
@@ -116,6 +118,14 @@ def restore(
         restoring.let_go()
 
 
+def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
+    """Raise CaptureError while there are named pipes, or locks on files."""
+    if namespace.specials:
+        raise CaptureError("there is a named pipe or a named socket: its state can't be captured")
+    if len(namespace.locks):
+        raise CaptureError("files are locked: who holds the locks can't be captured")
+
+
 class _Seen:
     """Everything met so far, numbered in the order of first sight."""
 
@@ -132,7 +142,11 @@ class _Seen:
             if isinstance(file, PipeEnd) and id(file.pipe) not in self._numbers:
                 self._numbers[id(file.pipe)] = len(self.pipes)
                 self.pipes.append(file.pipe)
-            if isinstance(file, MemoryFile) and id(file.memory) not in self._numbers:
+            if (
+                isinstance(file, MemoryFile)
+                and node_of(file) is None
+                and id(file.memory) not in self._numbers
+            ):
                 self._numbers[id(file.memory)] = len(self.memories)
                 self.memories.append(file)
         return self._numbers[id(file)]
@@ -142,7 +156,16 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
+        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
+    if isinstance(file, Socket):
+        raise CaptureError("a socket is open: its state can't be captured")
+    if isinstance(file, FifoEnd):
+        raise CaptureError("a named pipe is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
+    node = node_of(file)
+    if node is not None:
+        return {**described, "tmpfs": tmp_capture.describe_open(file, node)}
     if isinstance(file, PipeEnd):
         described["pipe"] = seen.shared(file.pipe)
     elif isinstance(file, MemoryFile):
@@ -198,6 +221,7 @@ class _Restoring:
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
+        self._nodes = tmp_capture.restore(state["tmpfs"], namespace)
         self._pipes: list[Pipe] = []
         for described in state["pipes"]:
             pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
@@ -230,6 +254,8 @@ class _Restoring:
 
     def _make(self, described: State, viewer: Files) -> OpenFile:
         kind, flags = described["kind"], described["flags"]
+        if "tmpfs" in described:
+            return tmp_capture.reopen(self._namespace, self._nodes, described)
         if kind == "pipe":
             return PipeEnd(self._pipes[described["pipe"]], flags)
         if kind == "eventfd":

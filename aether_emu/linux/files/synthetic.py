@@ -6,13 +6,15 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.accounts import MemoryAccount
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.region import Region
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.records import dataclass
 
 
@@ -82,14 +84,7 @@ class Opened:
         return self.file.stat().mode
 
 
-Node = Directory | Text | Control | Region | Link | Device | Opened
-
-
-class Account(Protocol):
-    """What open texts take of the host's memory, in bytes."""
-
-    memory_limit: int
-    memory_used: int
+Node = Directory | Text | Control | Region | Link | Device | Opened | Special | TmpNode
 
 
 class TextFile(Seekable):
@@ -107,7 +102,7 @@ class TextFile(Seekable):
         flags: int,
         stat: Stat,
         fs: StatFs,
-        account: Account,
+        account: MemoryAccount,
         content: bytes | None = None,
     ) -> None:
         super().__init__(flags, stat)

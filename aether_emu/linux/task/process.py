@@ -14,6 +14,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
@@ -31,7 +32,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality", "started", "barriers",
+    "personality", "barriers", "started",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -48,7 +49,7 @@ _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYT
 # Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
-UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
+UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ class Program:
     of its arguments, their end and the environment's beginning, and its end.
     `executed` is what execve named, as it did: a script where `path` is its interpreter; empty for the first
     program.
+    `file` is the identity of that file, which nobody can open for writing meanwhile.
     `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
     it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
@@ -97,6 +99,7 @@ class Program:
     vdso_start: int = 0
     signal_return: int = 0
     executed: bytes = b""
+    file: FileKey | None = None
 
 
 class Member(Protocol):
@@ -170,8 +173,8 @@ class Process:
         self.changed, self.left_parent = WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
-        self.started = kernel.clock.now_ns
         self.usage, self.usage_of_children = Usage(), Usage()
+        self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
@@ -277,6 +280,13 @@ class Process:
         if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
             self.vanish()
             parent.changed.wake()
+
+    def guard_programs(self) -> None:
+        """Let nobody open a file for writing that a living process executes (ETXTBSY)."""
+        family = self.registry.processes
+        self.files.namespace.is_executed = lambda key: any(
+            each.program.file == key and not each.released for each in family.values()
+        )
 
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""

@@ -135,7 +135,7 @@ def refused(*expected: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def guest_in(base: Path, source: Source | None = None) -> Iterator[Guest]:
+def guest_in(base: Path, source: Source | None = None, uid: int = 1000) -> Iterator[Guest]:
     """A guest over fresh directories below `base`; every host descriptor must be back afterwards."""
     before = host_descriptors()
     w, r, outside = base / "w", base / "r", base / "outside"
@@ -151,6 +151,7 @@ def guest_in(base: Path, source: Source | None = None) -> Iterator[Guest]:
         random=lambda count: b"\x07" * count,
         now=clock,
         memory_limit=1 << 20,
+        uid=uid,
     )
     source = source or Source()
     files = source.files = Files(namespace, source)

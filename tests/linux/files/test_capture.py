@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.capture import CaptureError, Restored, State, capture, restore
+from aether_emu.linux.files.capture import Restored, State, capture, restore
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
 
 
