@@ -448,6 +448,8 @@ class Machine:
     def breakpoint(self, where: int | str, handler: HaltHandler | None = None) -> Attachment:
         """Stop in front of the instruction at an address, or at a symbol of the program: `run` returns.
 
+        Whatever process comes there, as with `on_access`, `on_fault` and `on_system_call`: what is told says
+        by its `process` whose it is, and `Stopped` likewise.
         With a handler the run goes on after it: it gets a `Halt`, whose registers it may change, and may call
         `stop`. The program cannot see a breakpoint: its bytes stay, and so does its virtual time. Raises
         AddressError, and MachineError for a symbol that the program has not.
@@ -530,6 +532,17 @@ class Machine:
         if handler is None:
             return lambda decorated: self.handlers.on_system_call(decorated, names)
         return self.handlers.on_system_call(handler, names)
+
+    @property
+    def processes(self) -> list[Process]:
+        """Every process in the order of making, the first one first, zombies among them: see `released`.
+
+        One that was waited for is no longer there; the first stays until the machine is closed.
+        """
+        if self.process is None:
+            return []
+        others = self.process.registry.processes.values()
+        return [self.process, *(each for each in others if each is not self.process)]
 
     def damages(self) -> list[str]:
         """A line for each page-table entry of the program that was found damaged; complete after `close`."""

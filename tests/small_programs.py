@@ -44,6 +44,7 @@ def written(folder: Path, isa: str, source: str) -> Path:
     """The program as a file in `folder`."""
     path = folder / "program"
     path.write_bytes(crafted(_HEADERS, isa=isa, code=assembled(isa, source)))
+    path.chmod(0o755)
     return path
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, one_line
-from tests.small_programs import EXIT, START, written
+from tests.small_programs import DATA, EXIT, START, written
 
 CRASH = Path(__file__).parents[1] / "programs" / "bin"
 
@@ -251,3 +251,62 @@ def test_crashes_of_children_are_explained_from_their_own_memory(tmp_path: Path,
     assert len(sections) == 4
     assert all(re.search(r"=> .*\b(mov|str)\b", section.split("\n\n")[0]) for section in sections)
     assert "killed by" not in text
+
+
+# A child that exits with 3, for which the program waits at 0x600000.
+_WAITS_FOR_CHILD = {
+    "x86_64": f"""
+        mov eax, 57; syscall
+        mov edi, 3
+        test eax, eax
+        jz over
+        mov rdi, -1; mov esi, {DATA}; xor edx, edx; xor r10, r10
+        mov eax, 61; syscall
+        xor edi, edi
+    over:
+        {EXIT["x86_64"]}
+    """,
+    "arm64": f"""
+        mov x0, #17
+        mov x1, #0
+        mov x2, #0
+        mov x3, #0
+        mov x4, #0
+        mov x8, #220
+        svc #0
+        mov x1, x0
+        mov x0, #3
+        cbz x1, over
+        mov x0, #-1
+        mov x1, #{DATA}
+        mov x2, #0
+        mov x3, #0
+        mov x8, #260
+        svc #0
+        mov x0, #0
+    over:
+        {EXIT["arm64"]}
+    """,
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_call_that_waits_is_in_two_lines_when_another_task_has_one_between(
+    tmp_path: Path, isa: str
+) -> None:
+    program = written(tmp_path, isa, _WAITS_FOR_CHILD[isa])
+    result = aether("run", "--strace-only=wait4,exit_group,signal", program, cwd=tmp_path)
+    lines = result.stderr.decode().splitlines()
+    assert [line.split(" ", 1)[0] for line in lines] == [
+        f"[{n}]" for n in (1000, 1001, 1001, 1000, 1000, 1000)
+    ]
+    assert _lines(result.stderr) == [
+        "wait4(-1, <unfinished ...>",
+        "exit_group(3)                           = ?",
+        "+++ exited with 3 +++",
+        "<... wait4 resumed>[{WIFEXITED(s) && WEXITSTATUS(s) == 3}], 0, NULL) = 1001",
+        "exit_group(0)                           = ?",
+        "+++ exited with 0 +++",
+    ]
+    times = [line.split()[1] for line in lines]
+    assert times == sorted(times)

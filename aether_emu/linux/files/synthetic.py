@@ -107,7 +107,7 @@ class TextFile(Seekable):
     ) -> None:
         super().__init__(flags, stat)
         if self.writable and node.accept is None:
-            raise Refused(errno.EACCES, f"{path!r} is read-only")
+            raise Refused(errno.EACCES, f"{shown(path)} is read-only")
         self.path, self._node, self._fs, self._account = path, node, fs, account
         self.content = b""
         self._was_read = content is not None

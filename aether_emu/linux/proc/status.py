@@ -10,7 +10,9 @@ from collections.abc import Callable
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_SIGPENDING, Process
+from aether_emu.linux.task.scheduling import ORDINARY, REAL_TIME
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import PageWait, Unfinished
 from aether_emu.mm.space import AddressSpace
 
@@ -177,16 +179,29 @@ def _rights(process: Process, task: Task | None) -> Rows:
         ("Mems_allowed", 1),
         ("Mems_allowed_list", 0),
         ("voluntary_ctxt_switches", 0 if task is None else task.waits),
-        ("nonvoluntary_ctxt_switches", 0),
+        ("nonvoluntary_ctxt_switches", 0 if task is None else task.usage.preemptions),
     )
+
+
+def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
+    """What the process has used, or the thread alone."""
+    if whole:
+        return process.used()
+    return Usage() if task is None else task.usage
 
 
 def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> bytes:
     """/proc/PID/stat (proc_pid_stat(5)) of the thread `tid`; of the `whole` process, or of it alone."""
     fields = [0] * 52
     fields[3:8] = [process.parent_pid, process.group, process.session, 0, -1]
-    fields[9] = process.kernel.minor_faults()
-    fields[17:20] = [20, 0, max(len(process.tasks), 1)]
+    used, children = _used(process, task, whole=whole), process.usage_of_children
+    fields[9:11] = [used.faults, children.faults]
+    fields[13:17] = [used.time * TICKS // 10**9, 0, children.time * TICKS // 10**9, 0]
+    scheduling = ORDINARY if task is None else task.scheduling
+    real_time = scheduling.policy in REAL_TIME
+    priority = -1 - scheduling.priority if real_time else 20 + scheduling.nice
+    fields[17:20] = [priority, scheduling.nice, max(len(process.tasks), 1)]
+    fields[39:41] = [scheduling.priority if real_time else 0, scheduling.policy]
     fields[21] = process.started * TICKS // 10**9
     fields[24] = process.limits[_RLIMIT_RSS][0]
     if not process.released:

@@ -231,7 +231,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     return {
         **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
         "meminfo": lambda: _meminfo(kernel),
-        "uptime": lambda: b"%.2f %.2f\n" % (kernel.observe_time() / 10**9, 0.0),
+        "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "loadavg": lambda: (
             b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
         ),
@@ -248,18 +248,25 @@ def _running(registry: Registry[Process, Member]) -> int:
     return sum(status.state_of(task.process, task).startswith("R") for task in tasks)
 
 
-def _stat(process: Process) -> bytes:
-    """/proc/stat (proc_stat(5)): the one CPU is never idle, and all its time is the programs'."""
-    kernel, registry = process.kernel, process.registry
+def _now_and_idle(kernel: Kernel) -> tuple[int, int]:
+    """The time since the start, and for how much of it no task could run, in ns."""
     now = kernel.observe_time()
-    times = b"%d" % (now * status.TICKS // 10**9) + b" 0" * 9
+    return now, now - kernel.clock.busy_ns
+
+
+def _stat(process: Process) -> bytes:
+    """/proc/stat (proc_stat(5)): all time of the one CPU is the programs', or idle."""
+    kernel, registry = process.kernel, process.registry
+    now, idle = _now_and_idle(kernel)
+    busy_ticks, idle_ticks = (ns * status.TICKS // 10**9 for ns in (now - idle, idle))
+    times = b"%d 0 0 %d 0 0 0 0 0 0" % (busy_ticks, idle_ticks)
     tasks = [task for task in registry.tasks.values() if isinstance(task, Task)]
     states = [status.state_of(task.process, task) for task in tasks]
     rows = (
         (b"cpu ", times),
         (b"cpu0", times),
         (b"intr", b"0"),
-        (b"ctxt", b"%d" % sum(task.waits for task in tasks)),
+        (b"ctxt", b"%d" % sum(task.waits + task.usage.preemptions for task in tasks)),
         (b"btime", b"%d" % ((kernel.clock.realtime_ns - now) // 10**9)),
         (b"processes", b"%d" % (registry.last - FIRST + 1)),
         (b"procs_running", b"%d" % sum(state.startswith("R") for state in states)),

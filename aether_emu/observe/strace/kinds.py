@@ -7,13 +7,15 @@ out.
 
 from __future__ import annotations
 
+import itertools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from aether_emu.observe.peek import PeekMemory, Unreadable
 from aether_emu.observe.strace import names
 from aether_emu.observe.strace.words import (
+    MOST_BYTES,
     Names,
     address,
     bare,
@@ -158,6 +160,33 @@ def _path(call: Made, value: int) -> str:
 
 
 PATH = Kind(pointed(_path), role="file")
+
+
+def _pointers(call: Made, value: int) -> Iterator[int]:
+    """The addresses of an array that ends with 0. Raises Unreadable."""
+    while pointer := int.from_bytes(call.memory.read(value, 8), "little"):
+        yield pointer
+        value += 8
+
+
+def _strings(call: Made, value: int) -> str:
+    texts: list[str] = []
+    for pointer in _pointers(call, value):
+        if len(texts) == _MOST_STRINGS:
+            return listed([*texts, "..."])
+        data, whole = call.memory.string(pointer, MOST_BYTES)
+        texts.append(quoted(data, more=not whole))
+    return listed(texts)
+
+
+def _variables(call: Made, value: int) -> str:
+    count = sum(1 for _ in itertools.islice(_pointers(call, value), _MOST_VARIABLES))
+    return f"{address(value)} /* {count} var{'' if count == 1 else 's'} */"
+
+
+_MOST_STRINGS, _MOST_VARIABLES = 32, 1 << 16
+STRINGS, VARIABLES = Kind(pointed(_strings)), Kind(pointed(_variables))
+"""The arguments and the environment of a program."""
 TARGET = Kind(pointed(_path))  # of a link: a path that is not looked up
 
 

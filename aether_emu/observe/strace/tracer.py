@@ -5,8 +5,16 @@
     [1000] 0.000004000 --- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_MAPERR, si_addr=0x10} ---
 
 A line begins with the task, and with the virtual time in seconds at which it is written: a call's is that of
-its answer. A call that waits is written once, when it is done. Nothing here changes what it shows: memory is
-only looked at, and the clock is read without a guest's noticing.
+its answer. A call that waits is written once, when it is done; in two parts if another task has a line
+meanwhile, as strace -f does. The first part has the time when the wait began:
+
+    [1000] 0.000126600 wait4(-1, <unfinished ...>
+    [1001] 0.000131500 exit_group(0)                           = ?
+    [1001] 0.000131500 +++ exited with 0 +++
+    [1000] 0.000131900 <... wait4 resumed>[{WIFEXITED(s) && WEXITSTATUS(s) == 0}], 0, NULL) = 1001
+
+Nothing here changes what it shows: memory is only looked at, and the clock is read without a guest's
+noticing.
 """
 
 from __future__ import annotations
@@ -16,6 +24,7 @@ from collections.abc import Callable
 from aether_emu.arch.paging import Access
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.kernel import Moment
 from aether_emu.linux.observers import (
     Answer,
     Attachment,
@@ -36,6 +45,7 @@ from aether_emu.observe.strace.declarations import CALLS, Declaration
 from aether_emu.observe.strace.kinds import HEX, Made, answer, decimal, signal_name
 from aether_emu.observe.strace.selection import EVERYTHING, Selection
 from aether_emu.observe.strace.words import address, clipped, listed, quoted, signed
+from aether_emu.records import dataclass
 from aether_emu.system import Machine
 
 _COLUMN = 40  # where strace puts the equals sign, if the call leaves room
@@ -43,6 +53,9 @@ _UNDECLARED = Declaration((HEX,) * 6, decimal)
 _RESULT_REGISTER = {"x86_64": "rax", "arm64": "x0"}
 _WITH_ADDRESS = (sig.SIGILL, sig.SIGFPE, sig.SIGSEGV, sig.SIGBUS)
 _SENT = (sig.SI_USER, sig.SI_TKILL)
+_CHILD_CODES = dict(
+    enumerate(("CLD_EXITED", "CLD_KILLED", "CLD_DUMPED", "CLD_TRAPPED", "CLD_STOPPED", "CLD_CONTINUED"), 1)
+)
 _DID = {
     Event.FAULT_STACK: "stack-growth",
     Event.FAULT_ZERO_PAGE: "zero-page",
@@ -56,6 +69,21 @@ _DID = {
 }
 
 
+@dataclass(slots=True)
+class _Pending:
+    """A call without an answer.
+
+    It waits `since` then, if it does. `written` of its arguments are in a line already, if it `is_written`.
+    """
+
+    task: Task
+    made: Made
+    texts: list[str | None]
+    since: Moment | None = None
+    is_written: bool = False
+    written: int = 0
+
+
 class Tracer:
     """Writes what `selection` shows of a machine's run, until `close`. `write` gets each line with its end.
 
@@ -66,7 +94,7 @@ class Tracer:
         self, machine: Machine, write: Callable[[str], object], selection: Selection = EVERYTHING
     ) -> None:
         self._kernel, self._abi, self._write, self._selection = machine.kernel, machine.abi, write, selection
-        self._pending: dict[int, tuple[Made, list[str | None]]] = {}
+        self._pending: dict[int, _Pending] = {}
         self._attachment: Attachment = machine.observers.attach(
             call_entered=self._entered,
             call_answered=self._answered,
@@ -81,9 +109,9 @@ class Tracer:
     def close(self) -> None:
         """The run is over, or is left where it is: calls that have no answer are shown without."""
         self._attachment.detach()
-        for tid in list(self._pending):
-            made, texts = self._pending.pop(tid)
-            self._line(tid, f"{made.name}({_joined(texts)}<unfinished ...>")
+        for pending in list(self._pending.values()):
+            self._leave_unfinished(pending)
+        self._pending.clear()
 
     # ---- calls
 
@@ -105,25 +133,33 @@ class Tracer:
             "" if kind.late else kind.show(made, value)
             for kind, value in zip(_declared(name).arguments, call.arguments, strict=False)
         ]
-        self._pending[call.task.tid] = made, texts
+        self._pending[call.task.tid] = _Pending(_itself(call.task), made, texts)
 
     def _answered(self, told: Answer) -> None:
         task = _itself(told.call.task)
-        if told.wait is not None or task.tid not in self._pending:
+        pending = self._pending.get(task.tid)
+        if pending is None:
             return
-        made, texts = self._pending.pop(task.tid)
+        if told.wait is not None:
+            pending.since = pending.since or self._kernel.moment()
+            return
+        del self._pending[task.tid]
+        made, texts = pending.made, pending.texts
         declared = _declared(made.name)
         made.result, made.blocked = self._result(told), task.signals.blocked
         for index, (kind, value) in enumerate(zip(declared.arguments, made.arguments, strict=False)):
             if kind.late:
                 texts[index] = kind.show(made, value)
-        shown = ", ".join(text for text in texts if text is not None)
-        self._call_line(task.tid, f"{made.name}({shown})", answer(made, declared.result))
+        shown = ", ".join(text for text in texts[pending.written :] if text is not None)
+        start = f"<... {made.name} resumed>" if pending.is_written else f"{made.name}("
+        self._call_line(task.tid, f"{start}{shown})", answer(made, declared.result))
+        if task.is_over and not task.process.is_over:  # else its process's end is told
+            self._line(task.tid, f"+++ exited with {made.arguments[0] & 0xFF} +++")
 
     def _result(self, told: Answer) -> int | None:
         """The answer; that of rt_sigreturn is what it has put into the register."""
         task = _itself(told.call.task)
-        if task.process.is_over and told.call.name in ("exit", "exit_group"):
+        if task.is_over and told.call.name in ("exit", "exit_group"):
             return None
         if any(owner.pending.has(sig.SIGKILL) for owner in (task.signals, task.process.signals)):
             return None  # nobody stops at the end of a call any more (Linux: ptrace_stop)
@@ -152,9 +188,13 @@ class Tracer:
 
     def _ended(self, process: ProcessSeen) -> None:
         ended = process.ended
-        for tid in list(self._pending):
-            made, texts = self._pending.pop(tid)
-            self._call_line(tid, f"{made.name}({_joined(texts)}<unfinished ...>)", "?")
+        for tid, pending in list(self._pending.items()):
+            if pending.task.process is process:
+                del self._pending[tid]
+                made = pending.made
+                start = f"<... {made.name} resumed> " if pending.is_written else f"{made.name}("
+                known = "" if pending.is_written else _joined(pending.texts)
+                self._call_line(tid, f"{start}{known}<unfinished ...>)", "?")
         if ended is None:
             return
         if ended.signal:
@@ -162,12 +202,28 @@ class Tracer:
         else:
             self._line(process.pid, f"+++ exited with {ended.code & 0xFF} +++")
 
-    def _line(self, tid: int, text: str) -> None:
-        first, self._first = self._first, ""
-        self._write(first + self._dated(tid, text))
+    def _leave_unfinished(self, pending: _Pending) -> None:
+        """Write what is known of a call that has no answer, once."""
+        if pending.is_written:
+            return
+        pending.is_written, texts = True, pending.texts
+        pending.written = texts.index("") if "" in texts else len(texts)
+        line = f"{pending.made.name}({_joined(texts)}<unfinished ...>"
+        self._put(self._dated(pending.task.tid, line, pending.since))
 
-    def _dated(self, tid: int, text: str) -> str:
-        seconds, nanoseconds = divmod(self._kernel.time_seen(), 10**9)
+    def _line(self, tid: int, text: str) -> None:
+        for other, pending in self._pending.items():
+            if other != tid and pending.since is not None:
+                self._leave_unfinished(pending)
+        self._put(self._dated(tid, text))
+
+    def _put(self, line: str) -> None:
+        first, self._first = self._first, ""
+        self._write(first + line)
+
+    def _dated(self, tid: int, text: str, moment: Moment | None = None) -> str:
+        kernel = self._kernel
+        seconds, nanoseconds = divmod(kernel.time_seen() if moment is None else kernel.time_of(moment), 10**9)
         return f"[{tid}] {seconds}.{nanoseconds:09d} {text}\n"
 
 
@@ -224,6 +280,14 @@ def _details(info: SignalInfo) -> str:
     if info.is_fault:
         table = names.FAULT_CODES[info.number]
         return f"si_code={table.one(info.code)}, si_addr={address(info.address)}"
+    if info.number == sig.SIGCHLD and info.code in _CHILD_CODES:
+        exited = info.code == sig.CLD_EXITED
+        status = str(info.value) if exited else signal_name(info.value)
+        child = f"si_code={_CHILD_CODES[info.code]}, si_pid={info.pid}, si_uid={info.uid}, si_status={status}"
+        return f"{child}, si_utime=0, si_stime=0"
+    if info.code == names.SI_QUEUE:
+        value = f"si_int={signed(info.value, 32)}, si_ptr={address(info.value)}"
+        return f"si_code={code}, si_pid={info.pid}, si_uid={info.uid}, {value}"
     if info.code in _SENT:
         return f"si_code={code}, si_pid={info.pid}, si_uid={info.uid}"
     if info.number in _WITH_ADDRESS:

@@ -219,3 +219,14 @@ def test_it_is_all_there_after_a_restore(machine: Machine, first: Process, tmp_p
         assert again.files.read(fd, 4) == b"1001"
     finally:
         other.close()
+
+
+def test_time_is_the_programs_or_idle(first: Process) -> None:
+    up, idle = (float(text) for text in _read(first, "uptime").split())
+    assert up >= 1 and up - idle < 0.1, "it slept for a second, while nobody could run"
+    user, *_, idle_ticks = (int(text) for text in _read(first, "stat").split()[1:5])
+    assert idle_ticks >= 99 and user < 10
+    slept = [_read(first, f"{number}/stat").split() for number in (FIRST, SLEEPER)]
+    assert all(int(fields[13]) < 10 for fields in slept)
+    assert int(slept[0][21]) == int(slept[1][21]) == 0, "both were made within the first tick"
+    assert int(slept[1][9]) == 0 < int(slept[0][9]), "the child found all its pages there"
