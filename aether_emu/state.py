@@ -12,7 +12,6 @@ in the machine's own memory is held with its contents: memory files, /tmp and /d
 
 from __future__ import annotations
 
-import functools
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,7 +20,6 @@ from typing import Any, TypeVar
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
 from aether_emu.linux.calls.mappable import file_backing
-from aether_emu.linux.calls.time import meter_of
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -147,8 +145,6 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
-    for process, described in zip(processes, state["processes"], strict=True):
-        process.alarms.restore(described["alarms"], functools.partial(meter_of, process))
     machine.cpu.restore_blocks(state["blocks"])
     _restore_tasks(machine, first, state)
 
@@ -191,8 +187,7 @@ def _restore_files(
             if state["files_of"][pid] == index:
                 process.files = files if owners[index] is process else files.share()
 
-    timers = processes[0].kernel.timers
-    return files_capture.restore(state["files"], namespace, sources, streams, give, timers)
+    return files_capture.restore(state["files"], namespace, sources, streams, give)
 
 
 def _restore_backings(

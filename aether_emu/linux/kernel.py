@@ -20,7 +20,6 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.run_queue import RunQueue
-from aether_emu.linux.task.timers import Timers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -69,7 +68,6 @@ class Kernel:
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
         self.run_queue: RunQueue[Any, Any] = RunQueue()
-        self.timers = Timers(clock, self.observe_time)
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
@@ -177,16 +175,10 @@ class Kernel:
 
     def capture(self) -> dict[str, Any]:
         """The accounts. What else is shared is captured by itself."""
-        return {
-            "calls_made": dict(self.calls_made),
-            "charged": self.charged,
-            "books": self._books,
-            "unseen": self.timers.unseen,
-        }
+        return {"calls_made": dict(self.calls_made), "charged": self.charged, "books": self._books}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books = state["charged"], state["books"]
-        self.timers.unseen = state["unseen"]

@@ -12,7 +12,6 @@
     locks         locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
-    timers        what is to happen at a time
     jobs          sending signals, process groups, sessions
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
@@ -50,7 +49,6 @@ from aether_emu.linux.calls import (
     sockets,
     splicing,
     time,
-    timers,
     transfer,
     waiting,
     xattrs,
@@ -59,7 +57,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs, timers,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -7,7 +7,6 @@ The clock of a process or thread stands still while no task can run. The others 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
@@ -21,12 +20,12 @@ _SECOND = 10**9
 _TICK = 4_000_000
 """ns between two ticks of Linux at its usual 250 Hz: what coarse clocks resolve."""
 REALTIME, MONOTONIC, _PROCESS_TIME, _THREAD_TIME, _MONOTONIC_RAW = range(5)
-_REALTIME_COARSE, _MONOTONIC_COARSE, BOOTTIME, TAI = 5, 6, 7, 11
-ALARMS, _UNUSED, _CLOCKS = (8, 9), 10, 12
-_SINCE_EPOCH = (REALTIME, _REALTIME_COARSE, TAI)
-_SINCE_START = (MONOTONIC, _MONOTONIC_RAW, _MONOTONIC_COARSE, BOOTTIME)
+_REALTIME_COARSE, _MONOTONIC_COARSE, _BOOTTIME, _TAI = 5, 6, 7, 11
+_ALARMS, _UNUSED, _CLOCKS = (8, 9), 10, 12
+_SINCE_EPOCH = (REALTIME, _REALTIME_COARSE, _TAI)
+_SINCE_START = (MONOTONIC, _MONOTONIC_RAW, _MONOTONIC_COARSE, _BOOTTIME)
 _COARSE = (_REALTIME_COARSE, _MONOTONIC_COARSE)
-_SLEPT_BY = (REALTIME, MONOTONIC, BOOTTIME, TAI)
+_SLEPT_BY = (REALTIME, MONOTONIC, _BOOTTIME, _TAI)
 _TIMER_ABSTIME = 1
 # A negative clock is of a process or thread: its inverted number, 1 bit, 2 bits (Linux posix-timers.h). With
 # 3 in its last three bits it is of an open device instead.
@@ -34,7 +33,7 @@ _PER_THREAD, _KIND, _SCHEDULED, _KINDS = 4, 3, 2, 3
 _DEVICE_BITS, _OF_DEVICE = 7, 3
 
 
-def is_of_processor(task: Task, clock: int) -> bool:
+def _of_processor(task: Task, clock: int) -> bool:
     """Whether it measures the time of the caller or its process. EINVAL for those of others."""
     if clock >= 0:
         return clock in (_PROCESS_TIME, _THREAD_TIME)
@@ -48,14 +47,14 @@ def is_of_processor(task: Task, clock: int) -> bool:
     return True
 
 
-def now_on(task: Task, clock: int) -> int:
+def _now(task: Task, clock: int) -> int:
     """ns on a clock. EINVAL for one that does not exist."""
     since_start, machine = task.process.kernel.observe_time(), task.process.kernel.clock
     if clock in _SINCE_EPOCH:
         now = machine.realtime_ns
     elif clock in _SINCE_START:
         now = since_start
-    elif is_of_processor(task, clock):
+    elif _of_processor(task, clock):
         now = _used_by(task, clock).time
     else:
         raise Refused(errno.EINVAL, f"no clock {clock}")
@@ -77,34 +76,6 @@ def _used_by(task: Task, clock: int) -> Usage:
     return other.used()
 
 
-def named_clock(task: Task, clock: int) -> int:
-    """A clock of a processor by the number of its owner, whoever the caller is."""
-    own = clock if clock >= 0 else 0
-    if clock < 0 and ~(clock >> 3):
-        return clock
-    of_thread = own == _THREAD_TIME or (clock < 0 and clock & _PER_THREAD)
-    return ~task.tid << 3 | _PER_THREAD | _SCHEDULED if of_thread else ~task.process.pid << 3 | _SCHEDULED
-
-
-def meter_of(process: Process, clock: int) -> Callable[[], int] | None:
-    """What reads a clock of a processor, see `named_clock`; None for those of the machine's time."""
-    if clock >= 0:
-        return None
-    owner, registry = ~(clock >> 3), process.registry
-
-    def read() -> int:
-        if not clock & _PER_THREAD:
-            other = registry.processes.get(owner)
-            return other.used().time if isinstance(other, Process) else 0
-        thread = registry.tasks.get(owner)
-        if not isinstance(thread, Task):
-            return 0
-        on_cpu = thread.running and process.kernel.observers.running
-        return (thread.usage.plus(process.kernel.used()) if on_cpu else thread.usage).time
-
-    return read
-
-
 def _resolution(clock: int) -> int:
     """ns, of a clock that exists."""
     ticks = clock & _KIND != _SCHEDULED if clock < 0 else clock in _COARSE
@@ -112,19 +83,19 @@ def _resolution(clock: int) -> int:
 
 
 def sys_clock_gettime(task: Task, clock: int, result: int, *_: int) -> int:
-    write_struct(task.cpu, result, "qq", *divmod(now_on(task, s32(clock)), _SECOND))
+    write_struct(task.cpu, result, "qq", *divmod(_now(task, s32(clock)), _SECOND))
     return 0
 
 
 def sys_clock_getres(task: Task, clock: int, result: int, *_: int) -> int:
-    now_on(task, s32(clock))
+    _now(task, s32(clock))
     if result:
         write_struct(task.cpu, result, "qq", 0, _resolution(s32(clock)))
     return 0
 
 
 def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
-    seconds, rest = divmod(now_on(task, REALTIME), _SECOND)
+    seconds, rest = divmod(_now(task, REALTIME), _SECOND)
     if result:
         write_struct(task.cpu, result, "qq", seconds, rest // 1000)
     if zone:
@@ -133,7 +104,7 @@ def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
 
 
 def sys_time(task: Task, result: int, *_: int) -> int:
-    seconds = now_on(task, REALTIME) // _SECOND
+    seconds = _now(task, REALTIME) // _SECOND
     if result:
         write_struct(task.cpu, result, "q", seconds)
     return seconds
@@ -141,9 +112,9 @@ def sys_time(task: Task, result: int, *_: int) -> int:
 
 def sys_times(task: Task, result: int, *_: int) -> int:
     hundredth = _SECOND // 100
-    ticks = now_on(task, MONOTONIC) // hundredth
+    ticks = _now(task, MONOTONIC) // hundredth
     if result:
-        own, children = now_on(task, _PROCESS_TIME), task.process.usage_of_children.time
+        own, children = _now(task, _PROCESS_TIME), task.process.usage_of_children.time
         write_struct(task.cpu, result, "qqqq", own // hundredth, 0, children // hundredth, 0)
     return ticks
 
@@ -160,11 +131,11 @@ def sys_clock_nanosleep(task: Task, clock: int, flags: int, request: int, remain
     if by_device or clock in (_THREAD_TIME, _MONOTONIC_RAW, *_COARSE):
         raise Refused(errno.EOPNOTSUPP, f"nobody sleeps by clock {clock}")
     length = _duration(task, request)
-    if clock in ALARMS:
+    if clock in _ALARMS:
         raise Refused(errno.EOPNOTSUPP, "no device wakes the machine")
     if clock < 0 and clock & _PER_THREAD and ~(clock >> 3) in (0, task.tid):
         raise Refused(errno.EINVAL, "a thread's own clock stands still while it sleeps")
-    now = now_on(task, clock)
+    now = _now(task, clock)
     if flags & _TIMER_ABSTIME:
         length, remaining = max(0, length - now), 0
     if length and clock not in _SLEPT_BY:

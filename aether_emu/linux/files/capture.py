@@ -30,10 +30,8 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
-from aether_emu.linux.files.timerfd import TimerFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.net.socket import Socket
-from aether_emu.linux.task.timers import Timers
 from aether_emu.records import dataclass
 
 State = dict[str, Any]
@@ -90,19 +88,17 @@ def restore(
     sources: Sequence[ProcSource],
     streams: Mapping[str, Stream],
     made: Callable[[int, Files], None] = lambda index, files: None,
-    timers: Timers | None = None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
-    `timers` are the machine's.
     """
     processes: list[Files] = []
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
-    restoring = _Restoring(state, namespace, streams, timers)
+    restoring = _Restoring(state, namespace, streams)
     try:
         for described, source in zip(state["processes"], sources, strict=True):
             files = Files(namespace, source, limit=described["limit"])
@@ -174,7 +170,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         described["pipe"] = seen.shared(file.pipe)
     elif isinstance(file, MemoryFile):
         described["memory"] = seen.shared(file.memory)
-    elif isinstance(file, EventCounter | StreamFile | TextFile | TimerFile):
+    elif isinstance(file, EventCounter | StreamFile | TextFile):
         described["stat"] = list(astuple(file.stat()))
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
@@ -221,9 +217,7 @@ class _Restoring:
         state: State,
         namespace: Namespace,
         streams: Mapping[str, Stream],
-        timers: Timers | None,
     ) -> None:
-        self._timers = timers
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
@@ -266,11 +260,6 @@ class _Restoring:
             return PipeEnd(self._pipes[described["pipe"]], flags)
         if kind == "eventfd":
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
-        if kind == TimerFile.kind:
-            assert self._timers is not None, "a machine has timers"
-            timer = TimerFile(self._timers, described["clock"], flags, Stat(*described["stat"]))
-            timer.restore(described["timer"], described["expired"])
-            return timer
         if kind == "stream":
             name = described["name"]
             stream = StreamFile(name, self._streams[name], flags, Stat(*described["stat"]))

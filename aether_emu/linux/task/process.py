@@ -17,11 +17,9 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
-from aether_emu.linux.task.alarms import Alarms
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
-from aether_emu.linux.task.timers import Timers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
@@ -178,7 +176,6 @@ class Process:
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
-        self.alarms = Alarms(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
@@ -269,7 +266,6 @@ class Process:
         """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
         assert self.ended is not None, "it has ended"
         self.released = True
-        self.alarms.clear()
         self.files.close_all()
         self.leave_memory()
         for child in list(self.children):
@@ -419,22 +415,11 @@ class Process:
         enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
-        self.signals.posted.wake()
-
-    @property
-    def timers(self) -> Timers:
-        """The machine's."""
-        return self.kernel.timers
-
-    def taken(self, info: SignalInfo) -> SignalInfo:
-        """A signal is taken from what waits. What is told of it, if a timer sent it: see `alarms`."""
-        return self.alarms.taken(info)
 
     @property
     def queued_signals(self) -> int:
         """How many signals are queued for it and its tasks (`SigQ`)."""
-        queued = self.signals.pending.queued + sum(task.signals.pending.queued for task in self.tasks)
-        return queued + self.alarms.idle_records
+        return self.signals.pending.queued + sum(task.signals.pending.queued for task in self.tasks)
 
     @property
     def signal_limit(self) -> int:
@@ -514,7 +499,6 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
-            "alarms": self.alarms.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }

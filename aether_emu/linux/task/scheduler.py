@@ -4,7 +4,7 @@
         |
         nobody in line: idle
             the host has brought something       wake who waits for it
-            somebody, or a timer, has a deadline  advance the clock to the earliest deadline
+            somebody waits until some time       advance the clock to the earliest deadline
             somebody waits for the host          `pause` a little, and look again
             else                                 Deadlock
 
@@ -48,7 +48,6 @@ LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
 up to 32, ... or up to this many, each class and each length in it equally likely."""
 _CUT_ONE_IN, _DEEPEST_CUT = 4, 8
 _MOST_NAMED = 20  # tasks that a message names
-_TIMER_TURN = 1 << 14  # blocks after which a task that runs is asked again whether a timer is due
 _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
 
 
@@ -112,9 +111,6 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
-        self._timers = kernel.timers
-        self._timers.came = self._shorten
-        self._runs = False  # whether a task is on the CPU
 
     @property
     def tasks(self) -> list[Task]:
@@ -245,8 +241,6 @@ class Scheduler:
     def _next(self) -> Task | None:
         """The first in line that can go on; None if all wait."""
         line = self._queue.line
-        if self._timers.armed and (self._timers.look() if line else self._timers.expire()):
-            self.settle()
         if self._sleepers and not (line and (line[0].turn or line[0].cut)):
             self._wake_sleepers()
         if self._of_host:
@@ -331,29 +325,10 @@ class Scheduler:
         """How many blocks the turn has that begins now; None: as many as there are."""
         turn = self._length(task) if self._queue.line else None
         deadline = self._first_deadline()
-        if deadline is not None:
-            until = self._blocks_to(deadline)
-            turn = until if turn is None else min(turn, until)
-        return turn
-
-    def _blocks_to_timer(self) -> int | None:
-        """How many blocks a turn has until a timer is due, if one is armed.
-
-        What else costs time (a fault) may bring that nearer, so it is looked at often.
-        """
-        if not self._timers.armed:
-            return None
-        deadline = self._timers.earliest(idle=False)
-        return None if deadline is None else min(self._blocks_to(deadline), _TIMER_TURN)
-
-    def _shorten(self) -> None:
-        """A timer was armed: the turn ends when it is due."""
-        until = self._blocks_to_timer() if self._runs else None
-        if until is not None:
-            end = self.entry.cpu.blocks + until
-            if self._turn_end is None or end < self._turn_end:
-                self._turn_end = end
-                self.entry.cpu.limit(until)
+        if deadline is None:
+            return turn
+        until = self._blocks_to(deadline)
+        return until if turn is None else min(turn, until)
 
     def _share(self) -> None:
         """Another task can run since a moment ago: who runs alone is in a turn from now on."""
@@ -379,18 +354,14 @@ class Scheduler:
             cpu.cut(cut)
         else:
             turn = task.turn or self._begun(task)
-            until = self._blocks_to_timer()
-            if until is not None:
-                turn = until if turn is None else min(turn, until)
         self._turn_end = None if turn is None else start + turn
         if not queue.line:
             queue.came = self._share
         budget = turn if limit is None else limit - start if turn is None else min(turn, limit - start)
         try:
-            self._runs = True
             ended = self.entry.run(budget)
         finally:
-            self._runs, queue.came = False, None
+            queue.came = None
             task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
         match ended.reason:
             case ExitReason.STOPPED:
@@ -418,9 +389,7 @@ class Scheduler:
         """No task can run: let the host, or time, bring on what one of them waits for. Raises Deadlock."""
         if self._ask_host():
             return
-        deadline, timer = self._first_deadline(), self._timers.earliest(idle=True)
-        if timer is not None and (deadline is None or timer < deadline):
-            deadline = timer
+        deadline = self._first_deadline()
         if deadline is not None:
             self.kernel.clock.idle_until(deadline)
         elif self._of_host:

@@ -20,9 +20,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
-from aether_emu.linux.task.timers import Timers
 from aether_emu.machine.cpu import Cpu, UserFault
-from aether_emu.waiting import WaitQueue
 
 State = dict[str, Any]
 
@@ -98,15 +96,14 @@ def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
     """Post one signal of `group`'s. Raises Refused(EAGAIN) when a real-time one finds no room for its record.
 
     Below the real-time signals a second one of a number is lost. One that the kernel or kill(2) sends gets
-    its record whatever the limit, a timer has set its own aside; any other goes without.
-    (Linux: __send_signal_locked)
+    its record whatever the limit; any other goes without. (Linux: __send_signal_locked)
     """
     number, real_time = info.number, info.number >= sig.FIRST_REAL_TIME
-    if pending.has(number) and not real_time and not info.of_timer:
+    if pending.has(number) and not real_time:
         return
     if number == sig.SIGKILL:
         pending.mark(number)
-    elif (not real_time and info.code >= 0) or info.of_timer or group.queued_signals < group.signal_limit:
+    elif (not real_time and info.code >= 0) or group.queued_signals < group.signal_limit:
         pending.add(info)
     elif real_time and info.code != sig.SI_USER:
         raise Refused(errno.EAGAIN, "as many signals are queued as RLIMIT_SIGPENDING admits")
@@ -115,12 +112,11 @@ def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
 
 
 class ProcessSignals:
-    """A process's signals. `posted` is woken by each that comes, for a task of it too."""
+    """A process's signals."""
 
     def __init__(self) -> None:
         self.actions = [Action()] * (sig.SIGNALS + 1)
         self.pending = Pending()
-        self.posted = WaitQueue()
 
     def reset(self, *, keeps_ignored: bool) -> None:
         """Another program begins: no handlers, and what was ignored stays so if it `keeps_ignored`."""
@@ -156,10 +152,7 @@ class Group(Protocol):
     def queued_signals(self) -> int: ...
     @property
     def signal_limit(self) -> int: ...
-    @property
-    def timers(self) -> Timers: ...
     def has_memory_above(self, address: int) -> bool: ...
-    def taken(self, info: SignalInfo) -> SignalInfo: ...
     def forget(self, number: int) -> None: ...
     def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
@@ -222,7 +215,6 @@ class TaskSignals:
         if self.blocks(info.number) or not self._task.process.signals.is_ignored(info.number):
             enqueue(self.pending, info, self._task.process)
             self.update()
-            self._task.process.signals.posted.wake()
 
     def update(self) -> None:
         """What is pending or blocked has changed: tell the CPU, or who has the task wait."""
@@ -232,14 +224,7 @@ class TaskSignals:
     def arm(self) -> None:
         """Tell the CPU whether there is something to deliver when the system call returns."""
         if self._task.running:
-            looks = self._look if self._task.process.timers.armed else None
-            self._task.cpu.return_work = self.deliver if self.ready() else looks
-
-    def _look(self) -> None:
-        """A call returns while a timer is armed: its time may have come by what the call cost."""
-        self._task.process.timers.glance()
-        if self.ready():
-            self.deliver()
+            self._task.cpu.return_work = self.deliver if self.ready() else None
 
     def ready(self) -> int:
         """The signals that are pending and not blocked, as a mask."""
@@ -251,14 +236,6 @@ class TaskSignals:
         return bool(ready) and any(
             ready >> number - 1 & 1 and not shared.is_ignored(number) for number in range(1, sig.SIGNALS + 1)
         )
-
-    def take(self, blocked: int) -> SignalInfo | None:
-        """Remove and return the next that `blocked` lets through. A timer that sent it is armed again."""
-        process = self._task.process
-        info = self.pending.take(blocked)
-        if info is None:
-            info = process.signals.pending.take(blocked)
-        return None if info is None else process.taken(info)
 
     # ---- another mask for the time of a call
 
@@ -279,7 +256,7 @@ class TaskSignals:
         """Enter the handlers of what is pending and not blocked, or do the default."""
         process = self._task.process
         while not process.is_over:
-            info = self.take(self.blocked)
+            info = self.pending.take(self.blocked) or process.signals.pending.take(self.blocked)
             if info is None:
                 break
             action = process.signals.actions[info.number]

@@ -264,10 +264,6 @@ CALLS: dict[str, Declaration] = {
     "kill": _call(INT, SIGNAL),
     "tkill": _call(INT, SIGNAL),
     "tgkill": _call(INT, INT, SIGNAL),
-    "pause": _call(),
-    "rt_sigtimedwait": _call(SIGNALS, POINTER, TIMESPEC, SIZE),
-    "rt_sigqueueinfo": _call(INT, SIGNAL, POINTER),
-    "rt_tgsigqueueinfo": _call(INT, INT, SIGNAL, POINTER),
     # time
     "time": _call(late(st.seconds), result=st.time_result),
     "gettimeofday": _call(_TIMEVAL_FOUND, POINTER),
@@ -276,17 +272,6 @@ CALLS: dict[str, Declaration] = {
     "nanosleep": _call(TIMESPEC, LEFT_OF_SLEEP),
     "clock_nanosleep": _call(_CLOCK, bits_of(names.CLOCK_SLEEP), TIMESPEC, LEFT_OF_SLEEP),
     "times": _call(st.PROCESS_TIMES),
-    "alarm": _call(UINT),
-    "setitimer": _call(one_of(names.INTERVAL_TIMER), st.INTERVAL_VALUE, st.INTERVAL_FOUND),
-    "getitimer": _call(one_of(names.INTERVAL_TIMER), st.INTERVAL_FOUND),
-    "timer_create": _call(_CLOCK, st.SIGNAL_EVENT, _INT_FOUND),
-    "timer_settime": _call(INT, bits_of(names.CLOCK_SLEEP), st.TIMER_VALUE, st.TIMER_FOUND),
-    "timer_gettime": _call(INT, st.TIMER_FOUND),
-    "timer_getoverrun": _call(INT),
-    "timer_delete": _call(INT),
-    "timerfd_create": _call(_CLOCK, bits_of(names.TIMER_FILE)),
-    "timerfd_settime": _call(FD, bits_of(names.TIMER_FILE_SET), st.TIMER_VALUE, st.TIMER_FOUND),
-    "timerfd_gettime": _call(FD, st.TIMER_FOUND),
     # waiting for memory
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
@@ -351,4 +336,7 @@ CALLS: dict[str, Declaration] = {
     "execve": _call(PATH, STRINGS, VARIABLES),
     "execveat": _call(DIR_FD, PATH, STRINGS, VARIABLES, bits_of(names.AT)),
     "unshare": _call(bits_of(names.CLONE)),
+    # asked for by many programs, and not served
+    "pause": _call(),
+    "alarm": _call(UINT),
 }

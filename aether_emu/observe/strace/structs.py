@@ -17,7 +17,6 @@ from aether_emu.observe.strace.kinds import (
     late,
     octal,
     offset,
-    signal_name,
     signal_set,
     signals,
     timespec,
@@ -290,30 +289,6 @@ def _mask_restored(call: Made, _value: int) -> str:
 
 
 MASK_RESTORED = Kind(_mask_restored, late=True)
-
-
-# ---- timers
-
-
-def _timer_value(call: Made, value: int) -> str:
-    return f"{{it_interval={timespec(call, value)}, it_value={timespec(call, value + 16)}}}"
-
-
-def _interval_value(call: Made, value: int) -> str:
-    return f"{{it_interval={timeval(call, value)}, it_value={timeval(call, value + 16)}}}"
-
-
-def _signal_event(call: Made, value: int) -> str:
-    told, number, how, thread = unpack(call, value, "Qiii")
-    rest = f", sigev_notify_thread_id={thread}" if how == 4 else ""
-    shown = f"sigev_value={{sival_int={told & 0xFFFF_FFFF}, sival_ptr={address(told)}}}"
-    named = f"sigev_signo={signal_name(number)}, sigev_notify={names.SIGNAL_EVENT.one(how)}"
-    return f"{{{shown}, {named}{rest}}}"
-
-
-TIMER_VALUE, TIMER_FOUND = early(_timer_value), late(_timer_value)
-INTERVAL_VALUE, INTERVAL_FOUND = early(_interval_value), late(_interval_value)
-SIGNAL_EVENT = early(_signal_event)
 
 
 # ---- limits and the machine
