@@ -104,7 +104,7 @@ def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
             return news
     if options & _NOHANG:
         return None
-    raise Wait([parent.changed], "a child")
+    raise Wait([parent.changed], "a child", restarts=True)
 
 
 def _is_meant(child: Process, kind: int, number: int, options: int) -> bool:

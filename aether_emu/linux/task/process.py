@@ -136,7 +136,7 @@ class Process:
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
-    that it is a zombie.
+    that it is a zombie. `arrived` is woken by each signal for it or a task of it.
     """
 
     files: Files
@@ -166,7 +166,7 @@ class Process:
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self.reaps_orphans = self.released = False
         self.death_signal = 0
-        self.changed, self.left_parent = WaitQueue(), WaitQueue()
+        self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
@@ -392,12 +392,29 @@ class Process:
         forget_opposite(info.number, self)
         if info.number in (sig.SIGCONT, sig.SIGKILL):
             self.go_on()
-        takers = [task for task in self.tasks if not task.signals.blocks(info.number)]
+        takers = [task for task in self.tasks if not task.signals.blocks(info.number) and not task.is_over]
         if takers and self.signals.is_ignored(info.number):
             return
         enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
+        self.signalled(info.number)
+
+    def signalled(self, number: int) -> None:
+        """A signal is pending. Who waits for it hears of it, and none of its tasks needs to run to be
+        stopped or killed.
+        """
+        self.arrived.wake()
+        if any(task.running for task in self.tasks) or self.is_over:
+            return  # when its call returns
+        if number == sig.SIGKILL:
+            self.die(sig.SIGKILL, sig.name_of(sig.SIGKILL))
+        elif self.signals.stops(number):
+            for task in self.tasks:
+                if task.signals.ready() >> number - 1 & 1:
+                    self.forget(number)
+                    self.stop(number)
+                    break
 
     @property
     def queued_signals(self) -> int:

@@ -239,6 +239,10 @@ CALLS: dict[str, Declaration] = {
     "rt_sigpending": _call(st.OLD_SIGNALS, SIZE),
     "rt_sigsuspend": _call(SIGNALS, SIZE),
     "rt_sigreturn": _call(st.MASK_RESTORED),
+    "rt_sigtimedwait": _call(SIGNALS, POINTER, TIMESPEC, SIZE),
+    "rt_sigqueueinfo": _call(INT, SIGNAL, POINTER),
+    "rt_tgsigqueueinfo": _call(INT, INT, SIGNAL, POINTER),
+    "pause": _call(),
     "sigaltstack": _call(st.STACK, st.OLD_STACK),
     "kill": _call(INT, SIGNAL),
     "tkill": _call(INT, SIGNAL),
@@ -316,6 +320,5 @@ CALLS: dict[str, Declaration] = {
     "execveat": _call(DIR_FD, PATH, POINTER, POINTER, bits_of(names.AT)),
     "unshare": _call(bits_of(names.CLONE)),
     # asked for by many programs, and not served
-    "pause": _call(),
     "alarm": _call(UINT),
 }
