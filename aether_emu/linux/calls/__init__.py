@@ -6,7 +6,7 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process, scheduling
+    signals, time, timers, futexes, process, scheduling
     sequences     membarrier and rseq
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
@@ -43,14 +43,15 @@ from aether_emu.linux.calls import (
     sequences,
     signals,
     time,
+    timers,
     transfer,
     waiting,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
-    memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs,
+    memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, timers, futexes,
+    process, scheduling, sequences, cloning, executing, waiting, jobs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -105,7 +105,7 @@ def take_pending(task: Task, wanted: int) -> sig.SignalInfo | None:
     """Take the next pending signal of a set, the task's own first; it need not be blocked."""
     taken = task.signals.pending.take(~wanted) or task.process.signals.pending.take(~wanted)
     task.signals.update()
-    return taken
+    return None if taken is None else task.process.timers.taken(taken)
 
 
 def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -> int:

@@ -48,6 +48,7 @@ def replace_program(
     process.has_executed = True
     process.exit_signal = sig.SIGCHLD
     process.signals.reset(keeps_ignored=True)
+    process.timers.clear(keeps_intervals=True)
     process.files = process.files.alone()
     process.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):

@@ -19,6 +19,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.timers import ProcessTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
@@ -171,6 +172,7 @@ class Process:
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
         self.signals = ProcessSignals()
+        self.timers = ProcessTimers(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
@@ -480,6 +482,7 @@ class Process:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+            self.timers.clear(keeps_intervals=False)
         self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
@@ -499,6 +502,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "timers": self.timers.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -511,6 +515,7 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.timers.restore(state["timers"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -21,6 +21,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
+from aether_emu.linux.task.timers import ProcessTimers
 from aether_emu.machine.cpu import Cpu, UserFault
 
 State = dict[str, Any]
@@ -158,6 +159,8 @@ class Group(Protocol):
 
     @property
     def tasks(self) -> Sequence[Member]: ...
+    @property
+    def timers(self) -> ProcessTimers: ...
 
     @property
     def signals(self) -> ProcessSignals: ...
@@ -296,6 +299,7 @@ class TaskSignals:
             info = info or process.signals.pending.take(self.blocked | ~self._shared())
             if info is None:
                 break
+            info = process.timers.taken(info)
             action = process.signals.actions[info.number]
             if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
                 self._enter(info, action, forced=False)

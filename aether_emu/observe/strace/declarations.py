@@ -255,6 +255,14 @@ CALLS: dict[str, Declaration] = {
     "nanosleep": _call(TIMESPEC, LEFT_OF_SLEEP),
     "clock_nanosleep": _call(_CLOCK, bits_of(names.CLOCK_SLEEP), TIMESPEC, LEFT_OF_SLEEP),
     "times": _call(st.PROCESS_TIMES),
+    "alarm": _call(UINT),
+    "getitimer": _call(INT, POINTER),
+    "setitimer": _call(INT, POINTER, POINTER),
+    "timer_create": _call(_CLOCK, POINTER, _INT_FOUND),
+    "timer_settime": _call(INT, bits_of(names.CLOCK_SLEEP), POINTER, POINTER),
+    "timer_gettime": _call(INT, POINTER),
+    "timer_getoverrun": _call(INT),
+    "timer_delete": _call(INT),
     # waiting for memory
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
@@ -320,5 +328,4 @@ CALLS: dict[str, Declaration] = {
     "execveat": _call(DIR_FD, PATH, POINTER, POINTER, bits_of(names.AT)),
     "unshare": _call(bits_of(names.CLONE)),
     # asked for by many programs, and not served
-    "alarm": _call(UINT),
 }

@@ -24,7 +24,7 @@ def data(isa: str, *, flags: int = 0, wanted: int = 0, info: tuple[int, int] = (
     parts = {0: action, 0x100: _RETURN[isa], 0x120: _RESTORER[isa]}
     if wanted:
         parts[0x200] = struct.pack("<Q", 1 << wanted - 1)
-    parts[0x380] = struct.pack("<qq", 0, 1000)
+    parts[0x380] = struct.pack("<qq", 0, 100_000)
     parts[0x300] = struct.pack("<iiiiiIQ", 0, 0, info[0], 0, 7, 8, info[1])
     out = bytearray(0x400)
     for offset, piece in parts.items():
