@@ -36,6 +36,7 @@ from aether_emu.linux.calls import (
     futexes,
     jobs,
     memory,
+    notices,
     paths,
     polling,
     process,
@@ -51,7 +52,7 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, timers, futexes,
-    process, scheduling, sequences, cloning, executing, waiting, jobs,
+    process, scheduling, sequences, cloning, executing, waiting, jobs, notices,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -110,7 +110,7 @@ def take_pending(task: Task, wanted: int) -> sig.SignalInfo | None:
 
 def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -> int:
     """sigqueue(3): a signal with what the sender says of it, which may pose as the kernel to itself only."""
-    sent = _read_info(task, s32(number), info)
+    sent = read_info(task, s32(number), info)
     if (sent.code >= 0 or sent.code == sig.SI_TKILL) and s32(pid) != task.process.pid:
         raise Refused(errno.EPERM, "such a code is the kernel's")
     process = process_of_number(task, s32(pid))
@@ -121,7 +121,7 @@ def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -
 
 
 def sys_rt_tgsigqueueinfo(task: Task, group: int, thread: int, number: int, info: int, *_: int) -> int:
-    sent = _read_info(task, s32(number), info)
+    sent = read_info(task, s32(number), info)
     if s32(group) <= 0 or s32(thread) <= 0:
         raise Refused(errno.EINVAL, "no such thread")
     if (sent.code >= 0 or sent.code == sig.SI_TKILL) and s32(thread) != task.tid:
@@ -133,7 +133,7 @@ def sys_rt_tgsigqueueinfo(task: Task, group: int, thread: int, number: int, info
     return 0
 
 
-def _read_info(task: Task, number: int, address: int) -> sig.SignalInfo:
+def read_info(task: Task, number: int, address: int) -> sig.SignalInfo:
     """A siginfo_t of a program's own making."""
     raw = task.cpu.copy_from_user(address, INFO_SIZE)
     (code,) = struct.unpack_from("<i", raw, 8)

@@ -137,7 +137,8 @@ class Process:
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
-    that it is a zombie. `arrived` is woken by each signal for it or a task of it.
+    that it is a zombie. `arrived` is woken by each signal for it or a task of it, `gone`
+    once it is a zombie.
     """
 
     files: Files
@@ -168,6 +169,7 @@ class Process:
         self.has_executed = self.reaps_orphans = self.released = False
         self.death_signal = 0
         self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
+        self.gone = WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
@@ -258,6 +260,7 @@ class Process:
         """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
         assert self.ended is not None, "it has ended"
         self.released = True
+        self.gone.wake()
         self.files.close_all()
         self.leave_memory()
         for child in list(self.children):

@@ -9,9 +9,10 @@ so nothing piles up. Those that measure a processor's time are looked at when a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
@@ -48,18 +49,25 @@ class Timer:
     overruns: int = 0
 
 
+class Due(Protocol):
+    """Whatever runs until a time."""
+
+    @property
+    def deadline(self) -> int | None: ...
+
+
 class Timers:
     """The machine's timers that run by its clock."""
 
     def __init__(self) -> None:
-        self.heap: list[tuple[int, int, Timer, ProcessTimers]] = []
+        self.heap: list[tuple[int, int, Due, Callable[[], None]]] = []
         self._count = 0
 
-    def add(self, timer: Timer, owner: ProcessTimers) -> None:
-        """It runs until its deadline."""
+    def add(self, timer: Due, expire: Callable[[], None]) -> None:
+        """It runs until its deadline, and `expire` is called then."""
         assert timer.deadline is not None, "it runs"
         self._count += 1
-        heappush(self.heap, (timer.deadline, self._count, timer, owner))
+        heappush(self.heap, (timer.deadline, self._count, timer, expire))
 
     def first(self) -> int | None:
         """The earliest deadline, in virtual ns."""
@@ -71,8 +79,7 @@ class Timers:
     def fire(self, now: int) -> None:
         """Time is up for those whose deadline is `now` or was before."""
         while (first := self.first()) is not None and first <= now:
-            _deadline, _count, timer, owner = heappop(self.heap)
-            owner.expire(timer)
+            heappop(self.heap)[3]()
 
 
 class Clock(Protocol):
@@ -140,7 +147,7 @@ class ProcessTimers:
         """Let it run until `deadline`, and then again each `interval` ns; None stops it."""
         timer.deadline, timer.interval, timer.waiting, timer.overruns = deadline, interval, False, 0
         if deadline is not None and not timer.of_processor:
-            self._process.kernel.timers.add(timer, self)
+            self._process.kernel.timers.add(timer, partial(self.expire, timer))
 
     def left(self, timer: Timer) -> int:
         """ns until it is due; 0 while it does not run, and at least 1 while it does."""
@@ -187,7 +194,7 @@ class ProcessTimers:
             timer.overruns = min(missed, MOST_OVERRUNS)
             timer.deadline = timer.due + (missed + 1) * timer.interval
             if not timer.of_processor:
-                self._process.kernel.timers.add(timer, self)
+                self._process.kernel.timers.add(timer, partial(self.expire, timer))
         return timer.overruns
 
     def look(self) -> None:
@@ -222,4 +229,4 @@ class ProcessTimers:
         for fields in state["timers"]:
             timer = self.timers[fields["number"]] = Timer(**fields)
             if timer.deadline is not None and not timer.of_processor:
-                self._process.kernel.timers.add(timer, self)
+                self._process.kernel.timers.add(timer, partial(self.expire, timer))

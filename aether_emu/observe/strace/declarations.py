@@ -263,6 +263,11 @@ CALLS: dict[str, Declaration] = {
     "timer_gettime": _call(INT, POINTER),
     "timer_getoverrun": _call(INT),
     "timer_delete": _call(INT),
+    "timerfd_create": _call(_CLOCK, bits_of(names.EVENTFD)),
+    "timerfd_settime": _call(FD, bits_of(names.CLOCK_SLEEP), POINTER, POINTER),
+    "timerfd_gettime": _call(FD, POINTER),
+    "pidfd_open": _call(INT, HEX_INT),
+    "pidfd_send_signal": _call(FD, SIGNAL, POINTER, HEX_INT),
     # waiting for memory
     "futex": _call(POINTER, FUTEX_OPERATION, FUTEX_REST),
     "futex_waitv": _call(st.FUTEX_WAITERS, UINT, HEX_INT, TIMESPEC, _CLOCK),
