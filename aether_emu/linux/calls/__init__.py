@@ -8,8 +8,12 @@
     polling       waiting for one of several, and `epolling`
     signals, time, timers, futexes, process, scheduling
     sequences     membarrier and rseq
+    splicing      bytes into pipes and out of them
+    locks         locks on files
+    sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
+    notices       timerfd and pidfd
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -35,6 +39,7 @@ from aether_emu.linux.calls import (
     executing,
     futexes,
     jobs,
+    locks,
     memory,
     notices,
     paths,
@@ -43,16 +48,20 @@ from aether_emu.linux.calls import (
     scheduling,
     sequences,
     signals,
+    sockets,
+    splicing,
     time,
     timers,
     transfer,
     waiting,
+    xattrs,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, timers, futexes,
-    process, scheduling, sequences, cloning, executing, waiting, jobs, notices,
+    process, scheduling, sequences, cloning, executing, waiting, jobs, notices, sockets, locks, splicing,
+    xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -25,6 +25,8 @@ _OTHERS = {
 _PROGRAMS = (2, 3)  # ET_EXEC, ET_DYN
 _INDEPENDENT = 3
 _HEADER, _SEGMENT = struct.Struct("<16sHHIQQQIHHHHHH"), struct.Struct("<II6Q")
+ELF_HEADER = _HEADER.size
+"""Bytes of the header at the start of every ELF file."""
 _MOST_HEADERS = 65536 // _SEGMENT.size
 _LONGEST_NAME = 4096  # PATH_MAX, with the NUL
 _PT_LOAD, _PT_INTERP, _PT_NOTE, _PT_GNU_STACK, _PT_GNU_PROPERTY = 1, 3, 4, 0x6474_E551, 0x6474_E553

@@ -27,6 +27,7 @@ from aether_emu.linux.exec.vdso import map_vdso
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE, RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
@@ -34,14 +35,15 @@ from aether_emu.mm.space import STACK_GUARD_PAGES
 from aether_emu.policy.aslr import AddressLayout, choose_layout
 
 
-def load_program(task: Task) -> None:
+def load_program(task: Task, file: HostData | None = None) -> None:
     """Map the program that `task.process.program` names and set the registers to start it.
 
-    Raises ProgramError with the shell's exit status when it cannot be run.
+    `file` is the program, if it is open already. Raises ProgramError with the shell's exit status when it
+    cannot be run.
     """
     name = shown(task.process.program.path)
     try:
-        _load(task, name)
+        _load(task, name, file)
     except Refused as refused:
         raise _unloadable(name, refused, task.process.program.path) from refused
     except (OutOfFrames, UserFault) as error:
@@ -74,24 +76,26 @@ def _unloadable(name: str, refused: Refused, path: bytes) -> ProgramError:
     return ProgramError(f"{name}: {refused.about(shown(path))}")
 
 
-def _load(task: Task, name: str) -> None:
+def _load(task: Task, name: str, opened: HostData | None) -> None:
     process = task.process
     config, abi, space = process.config, process.abi, process.mm
-    stream = process.kernel.streams.stream("aslr") if config.aslr else None
+    randomised = config.aslr and not process.personality & ADDR_NO_RANDOMIZE
+    stream = process.kernel.streams.stream("aslr") if randomised else None
     layout = choose_layout(
         abi.entropy,
         user_end=abi.window,
-        stack_limit=config.stack_limit,
+        stack_limit=process.limits[RLIMIT_STACK][0],
         guard=STACK_GUARD_PAGES * space.page_size,
         page_size=space.page_size,
         stream=stream,
     )
     space.mmap_base = layout.mmap_base
     stack = InitialStack(task, layout)
-    with _opened(process.files, process.program.path, name) as (image, file):
+    with _opened(process.files, process.program.path, name, opened) as (image, file):
         if image.isa != abi.isa:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
-        process.program.path = file.link()
+        process.program.path, process.program.file = file.link(), file.key
+        process.guard_programs()
         map_stack(space, layout, executable=image.executable_stack)
         lowest = stack.put_strings()
         with _attached(task, file) as mapped:
@@ -134,19 +138,25 @@ def _place_heap(task: Task, main: Loaded, layout: AddressLayout) -> None:
 
 
 @contextlib.contextmanager
-def _opened(files: Files, path: bytes, name: str) -> Iterator[tuple[Image, HostData]]:
-    """An ELF file of the guest's file system, parsed, open while the context is."""
-    fd = files.open(fl.AT_FDCWD, path, fl.O_RDONLY | fl.O_NONBLOCK)
+def _opened(
+    files: Files, path: bytes, name: str, opened: HostData | None = None
+) -> Iterator[tuple[Image, HostData]]:
+    """An ELF file of the guest's file system, parsed, open while the context is: `opened`, or by its path."""
+    file = files.open_held(path) if opened is None else opened
     try:
-        file = files.table.file(fd)
         if not isinstance(file, HostData):
             raise ProgramError(f"{name}: is not a regular file")
-        with open(file.host_fd, "rb", closefd=False) as stream:
-            stream.seek(0)
-            image = read_image(stream, name)
-        yield image, file
+        yield image_of(file, name), file
     finally:
-        files.close(fd)
+        if opened is None:
+            file.let_go()
+
+
+def image_of(file: HostData, name: str) -> Image:
+    """The parsed headers of an open file. Raises ProgramError (exit status 126)."""
+    with open(file.host_fd, "rb", closefd=False) as stream:
+        stream.seek(0)
+        return read_image(stream, name)
 
 
 def _require_executable(files: Files, path: bytes, name: str) -> None:

@@ -10,18 +10,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
 
 from aether_emu.errors import OutOfFrames, ProgramError, Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.exec.elf import read_image
-from aether_emu.linux.exec.loader import load_program
+from aether_emu.linux.exec.elf import ELF_HEADER
+from aether_emu.linux.exec.loader import image_of, load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.task.process import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK, Program
+from aether_emu.linux.task.process import (
+    READ_IMPLIES_EXEC,
+    RLIMIT_AS,
+    RLIMIT_DATA,
+    RLIMIT_MEMLOCK,
+    RLIMIT_STACK,
+    Program,
+)
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.mm.space import AddressSpace
 
 _HEAD = 256  # BINPRM_BUF_SIZE: what is read to see what a file is
 _MOST_SCRIPTS = 5
@@ -32,124 +39,150 @@ def replace_program(
 ) -> None:
     """Run another program in `task`'s process. Raises Refused as execve(2); then nothing has changed."""
     process = task.process
-    path, executed, arguments = _find(process.files, process.abi.isa, fd, name, arguments, flags)
-    try:
-        space = process.kernel.new_space()
-    except OutOfFrames:
-        raise Refused(errno.ENOMEM, "no memory is left for its tables") from None
+    closes = _is_closing(process.files, fd, name)
+    with contextlib.ExitStack() as opened:
+        file = _hold(opened, process.files.open_program(fd, name, flags))
+        name = executed_name(fd, name)
+        file, arguments = _interpreted(task, opened, file, name, arguments, closes)
+        _check_interpreter(process.files, file, process.abi.isa)
+        try:
+            space = process.kernel.new_space()
+        except OutOfFrames:
+            raise Refused(errno.ENOMEM, "no memory is left for its tables") from None
+        _begin(task, space, Program(file.link(), arguments, environment, executed=name))
+        try:
+            load_program(task, file)
+        except ProgramError as error:
+            process.die(sig.SIGSEGV, f"execve: {error}")
+
+
+def executed_name(fd: int, name: bytes) -> bytes:
+    """What a program is told that it was executed as (`bprm->filename`)."""
+    if fd == fl.AT_FDCWD or name.startswith(b"/"):
+        return name
+    return b"/dev/fd/%d" % fd + (b"/" + name if name else b"")
+
+
+def _begin(task: Task, space: AddressSpace, program: Program) -> None:
+    """The point of no return: the old program's memory is gone, and what else does not outlive it."""
+    process = task.process
     _end_others(task)
+    task.clear_number()
     before = process.mm
     if process.uses_parents_memory:
         process.uses_parents_memory = False
         process.left_parent.wake()
     task.move_to(space)
     before.let_go()
-    process.program = Program(path, arguments, environment, executed=executed)
+    process.program = program
     process.has_executed = True
     process.exit_signal = sig.SIGCHLD
+    process.personality &= ~READ_IMPLIES_EXEC
     process.signals.reset(keeps_ignored=True)
     process.timers.clear(keeps_intervals=True)
     process.files = process.files.alone()
     process.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):
         process.apply_limit(resource)
-    task.name = executed.rsplit(b"/", 1)[-1][:NAME_MAX]
+    task.name = program.executed.rsplit(b"/", 1)[-1][:NAME_MAX]
     task.signals.stack = sig.DISARMED
-    task.set_child_tid = task.clear_child_tid = 0
+    task.set_child_tid = 0
     task.robust_list, task.sequences = (0, 0), None
     process.barriers = 0
-    try:
-        load_program(task)
-    except ProgramError as error:
-        process.die(sig.SIGSEGV, f"execve: {error}")
 
 
-def _find(
-    files: Files, isa: str, fd: int, name: bytes, arguments: list[bytes], flags: int
-) -> tuple[bytes, bytes, list[bytes]]:
-    """(path of the program, what the call executed, arguments), scripts replaced by their interpreters."""
-    executed = name
-    for _ in range(_MOST_SCRIPTS + 1):
-        with _opened(files, fd, name, flags) as file:
-            head = os.pread(file.host_fd, _HEAD, 0)
-            path = file.link()
-            if head[:2] != b"#!":
-                _check_program(files, file, isa)
-                return path, executed, arguments
-        if not name.startswith(b"/") and fd != fl.AT_FDCWD:
-            shown = b"/dev/fd/%d" % fd + (b"/" + name if name else b"")
-            executed = name = shown
-        interpreter, argument = _script(head)
+def _hold(opened: contextlib.ExitStack, file: HostData) -> HostData:
+    """The file, which is held: until the context ends."""
+    opened.callback(file.let_go)
+    return file
+
+
+def _is_closing(files: Files, fd: int, name: bytes) -> bool:
+    """Whether a name below /dev/fd means nothing to an interpreter, since the descriptor closes."""
+    if fd == fl.AT_FDCWD or name.startswith(b"/"):
+        return False
+    return files.table.descriptor(fd).cloexec
+
+
+def _interpreted(
+    task: Task,
+    opened: contextlib.ExitStack,
+    file: HostData,
+    name: bytes,
+    arguments: list[bytes],
+    closes: bool,
+) -> tuple[HostData, list[bytes]]:
+    """The program that `#!` lines lead to, and its arguments. It is for this ISA."""
+    for depth in range(_MOST_SCRIPTS + 1):
+        head = os.pread(file.host_fd, _HEAD, 0)
+        if head[:2] != b"#!":
+            _check_program(file, task.process.abi.isa)
+            return file, arguments
+        interpreter, argument = script_line(head)
+        if closes and not depth:
+            raise Refused(errno.ENOENT, "the interpreter could not open the script: its descriptor closes")
         arguments = [interpreter, *([argument] if argument else []), name, *arguments[1:]]
-        fd, name, flags = fl.AT_FDCWD, interpreter, 0
+        file, name = (
+            _hold(opened, task.process.files.open_program(fl.AT_FDCWD, interpreter or b".")),
+            interpreter,
+        )
     raise Refused(errno.ELOOP, "scripts that run scripts")
 
 
-@contextlib.contextmanager
-def _opened(files: Files, fd: int, name: bytes, flags: int) -> Iterator[HostData]:
-    """A file that may be executed, open while the context is. ENOENT, EACCES, ELOOP."""
-    if flags & fl.AT_EMPTY_PATH and not name:
-        file = files.table.held(fd)
-        if not isinstance(file, HostData):
-            raise Refused(errno.EACCES, "it is no regular file")
-        files.access(fd, b"", os.X_OK, fl.AT_EMPTY_PATH)
-        yield file
-        return
-    if not name:
-        raise Refused(errno.ENOENT, "no name")
-    nofollow = fl.O_NOFOLLOW if flags & fl.AT_SYMLINK_NOFOLLOW else 0
-    status = files.stat(fd, name, flags & fl.AT_SYMLINK_NOFOLLOW)
-    if nofollow and status.mode & 0o170000 == 0o120000:
-        raise Refused(errno.ELOOP, "a symbolic link")
-    if status.mode & 0o170000 != 0o100000:
-        raise Refused(errno.EACCES, "it is no regular file")
-    files.access(fd, name, os.X_OK, flags & fl.AT_SYMLINK_NOFOLLOW)
-    number = files.open(fd, name, fl.O_RDONLY | fl.O_CLOEXEC | nofollow)
-    try:
-        opened = files.table.file(number)
-        if not isinstance(opened, HostData):
-            raise Refused(errno.EACCES, "it is no regular file")
-        yield opened
-    finally:
-        files.close(number)
+def script_line(head: bytes) -> tuple[bytes, bytes]:
+    """Interpreter and argument of a `#!` line, given the first 256 bytes of the file. ENOEXEC.
 
-
-def _script(head: bytes) -> tuple[bytes, bytes]:
-    """Interpreter and argument of a `#!` line (Linux: load_script). ENOEXEC."""
-    line, newline, _rest = head[2:].partition(b"\n")
-    if not newline:
-        line = line.split(b"\0", 1)[0]
-        inner = line.lstrip(b" \t")
-        if len(head) == _HEAD and not any(c in inner for c in (b" ", b"\t")):
-            raise Refused(errno.ENOEXEC, "the interpreter's name is cut off")
-    line = line.strip(b" \t")
+    As Linux's load_script: what is behind the first NUL of either is not part of it, a line without an end is
+    cut off at the last byte, and an interpreter's name that is cut off so is refused.
+    """
+    buffer = head.ljust(_HEAD, b"\0")
+    text = buffer.split(b"\0", 1)[0]
+    end = text.find(b"\n")
+    if end < 0:
+        end = _HEAD - 1
+        first = _skip(buffer, 2, end)
+        if first > end or not any(c in b" \t\0" for c in buffer[first : end + 1]):
+            raise Refused(errno.ENOEXEC, "the interpreter's name is missing or cut off")
+    line = buffer[2:end].rstrip(b" \t").lstrip(b" \t")
     if not line:
         raise Refused(errno.ENOEXEC, "a script that names no interpreter")
-    interpreter, _space, argument = line.partition(b"\t" if b"\t" in line.split(b" ")[0] else b" ")
-    return interpreter.split(b"\0")[0], argument.strip(b" \t").split(b"\0")[0]
+    stop = next((at for at, c in enumerate(line) if c in b" \t\0"), len(line))
+    argument = b"" if line[stop : stop + 1] == b"\0" else line[stop:].lstrip(b" \t").split(b"\0", 1)[0]
+    return line[:stop], argument
 
 
-def _check_program(files: Files, file: HostData, isa: str) -> None:
-    """ENOEXEC for what is no program of this ISA, and what its interpreter is refused for."""
-    with open(file.host_fd, "rb", closefd=False) as stream:
-        stream.seek(0)
-        try:
-            image = read_image(stream, "it")
-        except ProgramError as error:
-            raise Refused(errno.ENOEXEC, str(error)) from None
+def _skip(buffer: bytes, at: int, last: int) -> int:
+    """Where the spaces and tabs from `at` on end, at most behind `last`."""
+    while at <= last and buffer[at] in b" \t":
+        at += 1
+    return at
+
+
+def _check_program(file: HostData, isa: str) -> None:
+    """ENOEXEC for what is no program of this ISA."""
+    try:
+        image = image_of(file, "it")
+    except ProgramError as error:
+        raise Refused(errno.ENOEXEC, str(error)) from None
     if image.isa != isa:
         raise Refused(errno.ENOEXEC, f"a program for {image.isa}")
-    if image.interpreter is not None:
-        with (
-            _opened(files, fl.AT_FDCWD, image.interpreter, 0) as found,
-            open(found.host_fd, "rb", closefd=False) as stream,
-        ):
-            stream.seek(0)
-            try:
-                if read_image(stream, "it").isa != isa:
-                    raise Refused(errno.ELIBBAD, "its interpreter is for another ISA")
-            except ProgramError as error:
-                raise Refused(errno.ELIBBAD, str(error)) from None
+
+
+def _check_interpreter(files: Files, file: HostData, isa: str) -> None:
+    """What a program's own interpreter (PT_INTERP) is refused for. EIO and ELIBBAD, or as `open_program`."""
+    interpreter = image_of(file, "it").interpreter
+    if interpreter is None:
+        return
+    with contextlib.ExitStack() as opened:
+        found = _hold(opened, files.open_program(fl.AT_FDCWD, interpreter or b"."))
+        if found.size() < ELF_HEADER:
+            raise Refused(errno.EIO, "its interpreter is too short")
+        try:
+            wrong = image_of(found, "it").isa != isa
+        except ProgramError as error:
+            raise Refused(errno.ELIBBAD, str(error)) from None
+        if wrong:
+            raise Refused(errno.ELIBBAD, "its interpreter is for another ISA")
 
 
 def _end_others(task: Task) -> None:

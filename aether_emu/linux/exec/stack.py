@@ -11,6 +11,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.exec.image import Loaded
+from aether_emu.linux.task.process import RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.protection import Protection
@@ -24,6 +25,8 @@ from aether_emu.policy.aslr import AddressLayout
 ) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 16, 17, 23, 25, 26, 31, 33, 27, 28, 51)  # fmt: skip
 RSEQ_FEATURES, RSEQ_ALIGNMENT = 28, 32  # of a struct rseq: up to mm_cid
 _INITIAL_STACK = 132 << 10
+_LARGEST = 6 << 20  # three quarters of _STK_LIM
+_LEAST = 128 << 10  # ARG_MAX
 _RW = Protection.READ | Protection.WRITE
 
 
@@ -32,6 +35,20 @@ def map_stack(space: AddressSpace, layout: AddressLayout, *, executable: bool) -
     protection = _RW | Protection.EXECUTE if executable else _RW
     start = layout.stack_top - _INITIAL_STACK & -space.page_size
     space.insert(space.new_area(start, layout.stack_top, protection, grows_down=True, name="[stack]"))
+
+
+def room_for_strings(task: Task, arguments: int, environment: int) -> int:
+    """Bytes for so many strings and the program's name, their NULs included (Linux: bprm_stack_limits).
+
+    Refused(E2BIG) if not even their addresses have room. All must fit into the stack, as well, which may be
+    smaller than what is guaranteed.
+    """
+    soft = task.process.limits[RLIMIT_STACK][0]
+    most = max(min(soft // 4, _LARGEST), _LEAST) - 8 * (max(arguments, 1) + environment)
+    if most <= 0:
+        raise Refused(errno.E2BIG, "the addresses of arguments and environment have no room")
+    page = task.process.mm.page_size
+    return min(most, (soft & -page) - 8)
 
 
 class InitialStack:
@@ -49,10 +66,11 @@ class InitialStack:
     def put_strings(self) -> int:
         """Write path, environment and arguments. Returns the address of the lowest; Refused(E2BIG)."""
         program = self._task.process.program
-        size = sum(len(text) + 9 for text in (*program.arguments, *program.environment))
-        if size > self._task.process.config.stack_limit // 4:
-            raise Refused(errno.E2BIG, "arguments and environment take more than a quarter of the stack")
-        self._executed = self._string(program.path)
+        executed, texts = program.executed or program.path, (*program.arguments, *program.environment)
+        room = room_for_strings(self._task, len(program.arguments), len(program.environment))
+        if len(executed) + 1 + sum(len(text) + 1 for text in texts) > room:
+            raise Refused(errno.E2BIG, "arguments and environment take too much of the stack")
+        self._executed = self._string(executed)
         self._environment = self._strings(program.environment)
         environment = self._sp
         self._arguments = self._strings(program.arguments)

@@ -122,6 +122,15 @@ class HostFile(HostData, Named):
         inode = namespace.inode(place)
         super().__init__(namespace, host_fd, flags, inode, namespace.host_stat(place.mount, status, inode))
         self.dentry: Dentry = namespace.remember(place)
+        namespace.writers[self.key] += self.writable
+
+    def release(self) -> None:
+        """See `OpenFile.release`."""
+        if self.writable:
+            self.namespace.writers[self.key] -= 1
+            if not self.namespace.writers[self.key]:
+                del self.namespace.writers[self.key]
+        super().release()
 
     @property
     def writable_grant(self) -> bool:

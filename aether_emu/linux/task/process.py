@@ -14,6 +14,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
@@ -32,7 +33,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality", "barriers",
+    "personality", "barriers", "started",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -49,7 +50,7 @@ _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYT
 # Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
-UNAME26, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x40_0000, 0x400_0000
+UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Program:
     of its arguments, their end and the environment's beginning, and its end.
     `executed` is what execve named, as it did: a script where `path` is its interpreter; empty for the first
     program.
+    `file` is the identity of that file, which nobody can open for writing meanwhile.
     `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
     it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
     """
@@ -98,6 +100,7 @@ class Program:
     vdso_start: int = 0
     signal_return: int = 0
     executed: bytes = b""
+    file: FileKey | None = None
 
 
 class Member(Protocol):
@@ -130,7 +133,8 @@ class Process:
     `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
-    shows them. `files` is set by whoever makes the process, before it runs.
+    shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
+    ns of virtual time.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end.
@@ -173,6 +177,7 @@ class Process:
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
+        self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
         self.timers = ProcessTimers(self)
         self.tasks: list[Member] = []
@@ -218,6 +223,11 @@ class Process:
             space.locked = None if self.is_root else soft
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+
+    @property
+    def name(self) -> bytes:
+        """What its first task is called, or was called at its end."""
+        return self.tasks[0].name if self.tasks else self.program.path.rsplit(b"/", 1)[-1]
 
     # ---- its family
 
@@ -275,6 +285,13 @@ class Process:
         if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
             self.vanish()
             parent.changed.wake()
+
+    def guard_programs(self) -> None:
+        """Let nobody open a file for writing that a living process executes (ETXTBSY)."""
+        family = self.registry.processes
+        self.files.namespace.is_executed = lambda key: any(
+            each.program.file == key and not each.released for each in family.values()
+        )
 
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""

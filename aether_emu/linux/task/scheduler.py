@@ -219,10 +219,10 @@ class Scheduler:
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
             return
+        self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
             self.entry.percpu.leave_space(process.mm)
         process.release()
-        self.kernel.observers.tell(self.kernel.observers.ended, process)
 
     def _is_heard(self) -> bool:
         """Whether a process that is left may write to the run's output: then its end is waited for."""

@@ -6,7 +6,8 @@ import struct
 
 import pytest
 
-from aether_emu.linux.files.capture import CaptureError, capture
+from aether_emu.linux.files.capture import capture
+from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.guests.running import ISAS
 from tests.linux.calls.test_timers import data, spinning
 from tests.linux.task.scripts import DATA, Several

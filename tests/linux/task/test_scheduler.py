@@ -170,7 +170,7 @@ def test_an_edge_made_by_another_process_is_heard(isa: str) -> None:
         calls: list[Call] = [("epoll_create1", 0), ("epoll_ctl", 5, EPOLL_CTL_ADD, reading, DATA)]
         several.calls(*calls, wait, wait, ("write", 1, DATA + 64, len(event)), data=event)
         write = ("write", writing, DATA, 1)
-        several.calls(write, ("nanosleep", DATA, 0), write, data=struct.pack("<qq", 0, 1_000_000))
+        several.calls(write, ("nanosleep", DATA, 0), write, data=struct.pack("<qq", 0, 1))
         several.close(reading, writing)
         assert several.run()[1] == 1
         assert several.out.written == struct.pack(layout, EPOLLIN, 77)
