@@ -286,6 +286,8 @@ class Entry:
     def _must_wait(self, wait: Wait, number: int, arguments: tuple[int, ...]) -> int | None:
         """The answer if a signal ends the wait before it began, else None: the task waits."""
         if wait.ends_by_signal and self.task.signals.interrupts():
+            if wait.restarts and wait.interrupted == -errno.EINTR:
+                self.task.signals.interrupted_call = (number, arguments[0])
             return wait.interrupted
         self.task.start_waiting(wait, (number, arguments))
         self.cpu.stop()

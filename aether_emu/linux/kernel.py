@@ -20,6 +20,7 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.run_queue import RunQueue
+from aether_emu.linux.task.timers import Timers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
@@ -67,6 +68,7 @@ class Kernel:
         self.clock, self.streams = clock, streams
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
+        self.timers = Timers()
         self.run_queue: RunQueue[Any, Any] = RunQueue()
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)

@@ -45,6 +45,10 @@ class Abi(ABC):
         """Set the registers as a system call leaves them that was made outside the CPU's own callback."""
 
     @abstractmethod
+    def restart_call(self, cpu: Cpu, number: int, argument: int) -> None:
+        """Let the program make its system call anew: `number` with `argument` as its first one."""
+
+    @abstractmethod
     def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
         """What a new task has otherwise than its maker, which is in its call on `cpu`.
 

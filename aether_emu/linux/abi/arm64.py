@@ -77,6 +77,9 @@ class ArmAbi(Abi):
     def finish_call(self, cpu: Cpu, result: int) -> None:
         cpu.write("x0", result & (1 << 64) - 1)
 
+    def restart_call(self, cpu: Cpu, number: int, argument: int) -> None:
+        cpu.load_registers({"x0": argument, "x8": number, "pc": cpu.pc - 4})
+
     def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
         changed = {"x0": 0}
         if stack:

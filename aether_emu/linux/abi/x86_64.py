@@ -44,6 +44,9 @@ _OWN_SELECTORS = (regs.USER_CODE, regs.USER_DATA)
 _LOCAL, _SELECTOR = 4, 0xFFFC  # bits of a selector: it names the LDT; index and table
 
 
+_CALL_SIZE = 2  # bytes of the instruction
+
+
 class X86Abi(Abi):
     """The x86_64 interface."""
 
@@ -84,6 +87,9 @@ class X86Abi(Abi):
     def finish_call(self, cpu: Cpu, result: int) -> None:
         flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF
         cpu.load_registers({"rax": result & _MASK, "rcx": cpu.pc, "r11": flags})  # Intel SDM 2B SYSCALL
+
+    def restart_call(self, cpu: Cpu, number: int, argument: int) -> None:
+        cpu.load_registers({"rax": number, "rip": cpu.pc - _CALL_SIZE & _MASK})
 
     def child_registers(self, cpu: Cpu, stack: int, tls: int | None) -> dict[str, int]:
         flags = regs.RFLAGS_FIXED | regs.RFLAGS_IF

@@ -6,13 +6,14 @@
     paths         making, finding, renaming and removing names
     attributes    what a file is: mode, owner, times, extended attributes
     polling       waiting for one of several, and `epolling`
-    signals, time, futexes, process, scheduling
+    signals, time, timers, futexes, process, scheduling
     sequences     membarrier and rseq
     splicing      bytes into pipes and out of them
     locks         locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
+    notices       timerfd and pidfd
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
 call, and with six arguments as unsigned 64-bit numbers: it names those it reads and lets `*_` take the
@@ -40,6 +41,7 @@ from aether_emu.linux.calls import (
     jobs,
     locks,
     memory,
+    notices,
     paths,
     polling,
     process,
@@ -49,6 +51,7 @@ from aether_emu.linux.calls import (
     sockets,
     splicing,
     time,
+    timers,
     transfer,
     waiting,
     xattrs,
@@ -56,8 +59,9 @@ from aether_emu.linux.calls import (
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
-    memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs,
+    memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, timers, futexes,
+    process, scheduling, sequences, cloning, executing, waiting, jobs, notices, sockets, locks, splicing,
+    xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -52,4 +52,5 @@ def open_flags(task: Task, flags: int) -> int:
 def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:
     """Wait for a file that can't move bytes now; `done` bytes of the call are moved already."""
     queues = reason.file.queues(reason.events)
-    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=done or -errno.EINTR)
+    answer = done or -errno.EINTR
+    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer, restarts=True)

@@ -95,6 +95,8 @@ def _check(flags: int) -> None:
         raise Refused(errno.EINVAL, "who shares handlers shares memory")
     if flags & _PIDFD and flags & _THREAD:
         raise Refused(errno.EINVAL, "a thread has no pidfd")
+    if flags & _PIDFD:
+        raise Refused(errno.EINVAL, "no pidfd is made here: pidfd_open(2) does")
     if flags & (_NAMESPACES | _NEW_TIME | _INTO_CGROUP):
         raise Refused(errno.EPERM, "there are no namespaces")
     if flags & _THREAD and not flags & _FILES:

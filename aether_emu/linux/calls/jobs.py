@@ -40,13 +40,7 @@ def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
     info = sent_by(task, number, sig.SI_USER)
     registry = task.process.registry
     if pid > 0:
-        found = registry.processes.get(pid)
-        if found is None:  # the number of a thread means its process
-            thread = registry.tasks.get(pid)
-            found = thread.process if isinstance(thread, Task) else None
-        if not isinstance(found, Process):
-            raise Refused(errno.ESRCH, f"no process {pid}")
-        _send([found], info)
+        _send([process_of_number(task, pid)], info)
     elif pid == -1:
         others = [other for other in registry.processes.values() if other is not task.process]
         if not others:
@@ -58,6 +52,18 @@ def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
             raise Refused(errno.ESRCH, f"no process group {-pid}")
         _send(members, info)
     return 0
+
+
+def process_of_number(task: Task, pid: int) -> Process:
+    """The process of a number, or of a thread's. ESRCH."""
+    registry = task.process.registry
+    found = registry.processes.get(pid)
+    if found is None:
+        thread = registry.tasks.get(pid)
+        found = thread.process if isinstance(thread, Task) else None
+    if not isinstance(found, Process):
+        raise Refused(errno.ESRCH, f"no process {pid}")
+    return found
 
 
 def _send(processes: Iterable[Process], info: sig.SignalInfo) -> None:
@@ -79,13 +85,19 @@ def sys_tkill(task: Task, thread: int, number: int, *_: int) -> int:
 def _send_to_thread(task: Task, group: int | None, thread: int, number: int) -> int:
     if thread <= 0:
         raise Refused(errno.EINVAL, "no such thread")
-    receiver = task.process.registry.tasks.get(thread)
-    if not isinstance(receiver, Task) or group not in (None, receiver.process.pid):
-        raise Refused(errno.ESRCH, f"no thread {thread}")
+    receiver = thread_of_number(task, group, thread)
     check_signal(number)
     if number and not receiver.is_over:
         receiver.signals.post(sent_by(task, number, sig.SI_TKILL))
     return 0
+
+
+def thread_of_number(task: Task, group: int | None, thread: int) -> Task:
+    """The thread of a number, in a process if one is named. ESRCH."""
+    receiver = task.process.registry.tasks.get(thread)
+    if not isinstance(receiver, Task) or group not in (None, receiver.process.pid):
+        raise Refused(errno.ESRCH, f"no thread {thread}")
+    return receiver
 
 
 def check_signal(number: int) -> None:

@@ -7,6 +7,10 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.abi.siginfo import SIZE as INFO_SIZE
+from aether_emu.linux.abi.siginfo import encode_siginfo
+from aether_emu.linux.calls.jobs import check_signal, process_of_number, thread_of_number
+from aether_emu.linux.calls.polling import read_timespec
 from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
@@ -73,6 +77,68 @@ def sys_rt_sigsuspend(task: Task, mask: int, size: int, *_: int) -> int:
     if task.wait is None:
         task.signals.suspend(wanted)
     raise Wait((), "a signal")
+
+
+def sys_pause(_task: Task, *_: int) -> int:
+    raise Wait((), "a signal")
+
+
+def sys_rt_sigtimedwait(task: Task, wanted: int, info: int, timeout: int, size: int, *_: int) -> int:
+    """sigtimedwait(2): take a signal of a set without its handler. It ends by other signals too (EINTR)."""
+    if size != _SET_SIZE:
+        raise Refused(errno.EINVAL, "the set has another size")
+    (mask,) = struct.unpack("<Q", task.cpu.copy_from_user(wanted, 8))
+    limit = read_timespec(task, timeout)
+    deadline = task.deadline(after=limit)
+    mask &= ~sig.UNBLOCKABLE
+    taken = take_pending(task, mask)
+    if taken is None and (limit == 0 or task.has_waited_until(deadline)):
+        raise Refused(errno.EAGAIN, "none of them is pending")
+    if taken is None:
+        raise Wait((task.process.arrived,), "a signal", deadline=deadline)
+    if info:
+        task.cpu.copy_to_user(info, encode_siginfo(taken))
+    return taken.number
+
+
+def take_pending(task: Task, wanted: int) -> sig.SignalInfo | None:
+    """Take the next pending signal of a set, the task's own first; it need not be blocked."""
+    taken = task.signals.pending.take(~wanted) or task.process.signals.pending.take(~wanted)
+    task.signals.update()
+    return None if taken is None else task.process.timers.taken(taken)
+
+
+def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -> int:
+    """sigqueue(3): a signal with what the sender says of it, which may pose as the kernel to itself only."""
+    sent = read_info(task, s32(number), info)
+    if (sent.code >= 0 or sent.code == sig.SI_TKILL) and s32(pid) != task.process.pid:
+        raise Refused(errno.EPERM, "such a code is the kernel's")
+    process = process_of_number(task, s32(pid))
+    check_signal(s32(number))
+    if sent.number and not process.is_over:
+        process.post(sent)
+    return 0
+
+
+def sys_rt_tgsigqueueinfo(task: Task, group: int, thread: int, number: int, info: int, *_: int) -> int:
+    sent = read_info(task, s32(number), info)
+    if s32(group) <= 0 or s32(thread) <= 0:
+        raise Refused(errno.EINVAL, "no such thread")
+    if (sent.code >= 0 or sent.code == sig.SI_TKILL) and s32(thread) != task.tid:
+        raise Refused(errno.EPERM, "such a code is the kernel's")
+    receiver = thread_of_number(task, s32(group), s32(thread))
+    check_signal(s32(number))
+    if sent.number and not receiver.is_over:
+        receiver.signals.post(sent)
+    return 0
+
+
+def read_info(task: Task, number: int, address: int) -> sig.SignalInfo:
+    """A siginfo_t of a program's own making."""
+    raw = task.cpu.copy_from_user(address, INFO_SIZE)
+    (code,) = struct.unpack_from("<i", raw, 8)
+    pid, uid, value = struct.unpack_from("<iIQ", raw, 16)
+    return sig.SignalInfo(number, code, pid=pid, uid=uid, value=value)
 
 
 def sys_rt_sigreturn(task: Task, *_: int) -> None:

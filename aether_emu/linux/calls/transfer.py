@@ -18,6 +18,7 @@ from aether_emu.linux.calls.socket_transfer import broken_pipe
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.notices import TimerFile
 from aether_emu.linux.files.open_file import (
     LARGEST_OFFSET,
     MOST_PER_CALL,
@@ -180,7 +181,7 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
         wait_for(file.wait_for(POLLIN))  # without a read, which might take what came after the look
     if count and ready:
         deliverable = user.writable(task.cpu, pieces, count)
-        if deliverable < count and isinstance(file, EventCounter):
+        if deliverable < count and isinstance(file, EventCounter | TimerFile):
             raise UserFault("the counter's value can't be delivered whole")
         count = deliverable
     elif not count:
@@ -400,4 +401,4 @@ def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
     if isinstance(file, StreamFile):
         return _STREAM_CHUNK
-    return _COUNTER_SIZE if isinstance(file, EventCounter) else 0
+    return _COUNTER_SIZE if isinstance(file, EventCounter | TimerFile) else 0

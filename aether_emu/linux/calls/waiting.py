@@ -7,6 +7,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.notices import process_of_descriptor
 from aether_emu.linux.calls.process import encode_usage
 from aether_emu.linux.calls.user import s32, write_struct
 from aether_emu.linux.task.process import Process
@@ -76,7 +77,7 @@ def sys_waitid(task: Task, kind: int, number: int, info: int, options: int, usag
     if kind == _P_PGID and not number:
         number = task.process.group
     if kind == _P_PIDFD:
-        raise Refused(errno.EBADF, "no pidfd")
+        kind, number = _P_PID, process_of_descriptor(task, number).pid
     news = _wait(task, kind, number, options)
     if usage and news is not None:
         task.cpu.copy_to_user(usage, _usage_of(news.child))
@@ -104,7 +105,7 @@ def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
             return news
     if options & _NOHANG:
         return None
-    raise Wait([parent.changed], "a child")
+    raise Wait([parent.changed], "a child", restarts=True)
 
 
 def _is_meant(child: Process, kind: int, number: int, options: int) -> bool:

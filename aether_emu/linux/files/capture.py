@@ -23,6 +23,7 @@ from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.notices import ProcessFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import text
@@ -156,6 +157,8 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if isinstance(file, TimerFile | ProcessFile):
+        raise CaptureError(f"{file.name_of_one} is open: its state can't be captured")
     if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
         raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
     if isinstance(file, Socket):

@@ -80,7 +80,7 @@ class FutexWait(Wait):
         self.addresses = tuple(addresses)
         words = ", ".join(hex(address) for address in addresses)
         what = f"{'a futex' if locks is None else 'a lock'} at {words}"
-        super().__init__(queues, what, deadline=deadline, progress=(bits, index))
+        super().__init__(queues, what, deadline=deadline, progress=(bits, index), restarts=deadline is None)
         self.locks = locks
 
     @property

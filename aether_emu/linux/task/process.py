@@ -20,6 +20,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.timers import ProcessTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
@@ -140,7 +141,8 @@ class Process:
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
-    that it is a zombie.
+    that it is a zombie. `arrived` is woken by each signal for it or a task of it, `gone`
+    once it is a zombie.
     """
 
     files: Files
@@ -170,12 +172,14 @@ class Process:
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self.reaps_orphans = self.released = False
         self.death_signal = 0
-        self.changed, self.left_parent = WaitQueue(), WaitQueue()
+        self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
+        self.gone = WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
+        self.timers = ProcessTimers(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
@@ -266,6 +270,7 @@ class Process:
         """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
         assert self.ended is not None, "it has ended"
         self.released = True
+        self.gone.wake()
         self.files.close_all()
         self.leave_memory()
         for child in list(self.children):
@@ -409,12 +414,29 @@ class Process:
         forget_opposite(info.number, self)
         if info.number in (sig.SIGCONT, sig.SIGKILL):
             self.go_on()
-        takers = [task for task in self.tasks if not task.signals.blocks(info.number)]
+        takers = [task for task in self.tasks if not task.signals.blocks(info.number) and not task.is_over]
         if takers and self.signals.is_ignored(info.number):
             return
         enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
+        self.signalled(info.number)
+
+    def signalled(self, number: int) -> None:
+        """A signal is pending. Who waits for it hears of it, and none of its tasks needs to run to be
+        stopped or killed.
+        """
+        self.arrived.wake()
+        if any(task.running for task in self.tasks) or self.is_over:
+            return  # when its call returns
+        if number == sig.SIGKILL:
+            self.die(sig.SIGKILL, sig.name_of(sig.SIGKILL))
+        elif self.signals.stops(number):
+            for task in self.tasks:
+                if task.signals.ready() >> number - 1 & 1:
+                    self.forget(number)
+                    self.stop(number)
+                    break
 
     @property
     def queued_signals(self) -> int:
@@ -480,6 +502,7 @@ class Process:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
+            self.timers.clear(keeps_intervals=False)
         self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
@@ -499,6 +522,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "timers": self.timers.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -511,6 +535,7 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.timers.restore(state["timers"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])

@@ -150,7 +150,8 @@ class Scheduler:
                 raise Interrupted
             task = self._next()
             if task is None:
-                self._idle()
+                if not self._queue.news:  # a timer may have sent a signal
+                    self._idle()
                 continue
             try:
                 reached = self._let_run(task, limit)
@@ -241,7 +242,7 @@ class Scheduler:
     def _next(self) -> Task | None:
         """The first in line that can go on; None if all wait."""
         line = self._queue.line
-        if self._sleepers and not (line and (line[0].turn or line[0].cut)):
+        if (self._sleepers or self.kernel.timers.heap) and not (line and (line[0].turn or line[0].cut)):
             self._wake_sleepers()
         if self._of_host:
             self._turns += 1
@@ -261,15 +262,22 @@ class Scheduler:
 
         Time passes for one who sleeps while others run; alone, only by `_idle`.
         """
-        deadline = self._first_deadline()
+        deadline, timers = self._first_deadline(), self.kernel.timers
         if deadline is None:
             return
         now = self.kernel.observe_time() if self._queue.line else self.kernel.clock.now_ns
+        timers.fire(now)
+        deadline = self._first_sleeper()
         while deadline is not None and deadline <= now:
             self._queue.add(heappop(self._sleepers)[2])
-            deadline = self._first_deadline()
+            deadline = self._first_sleeper()
 
     def _first_deadline(self) -> int | None:
+        """When the first who sleeps wakes, or the first timer is due, in virtual ns."""
+        sleeper, timer = self._first_sleeper(), self.kernel.timers.first()
+        return timer if sleeper is None else sleeper if timer is None else min(sleeper, timer)
+
+    def _first_sleeper(self) -> int | None:
         """The earliest of those who sleep, in virtual ns."""
         sleepers = self._sleepers
         while sleepers and not self._sleeps(*sleepers[0][2:]):
@@ -324,7 +332,10 @@ class Scheduler:
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
         turn = self._length(task) if self._queue.line else None
-        deadline = self._first_deadline()
+        deadline, of_processor = self._first_deadline(), task.process.timers.processor_time_left()
+        if of_processor is not None:
+            due = self.kernel.clock.now_ns + of_processor
+            deadline = due if deadline is None else min(deadline, due)
         if deadline is None:
             return turn
         until = self._blocks_to(deadline)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
+from aether_emu.linux.task.timers import ProcessTimers
 from aether_emu.machine.cpu import Cpu, UserFault
 
 State = dict[str, Any]
@@ -128,6 +130,10 @@ class ProcessSignals:
         handler = self.actions[number].handler
         return handler == sig.SIG_IGN or (handler == sig.SIG_DFL and number in sig.IGNORED_BY_DEFAULT)
 
+    def stops(self, number: int) -> bool:
+        """Whether the signal stops the process under its present action."""
+        return number in sig.STOPPING and self.actions[number].handler == sig.SIG_DFL
+
     def capture(self) -> State:
         return {
             "actions": list(self.actions),
@@ -139,8 +145,22 @@ class ProcessSignals:
         self.pending.restore(state["pending"])
 
 
+class Member(Protocol):
+    """Another task of the same process."""
+
+    @property
+    def signals(self) -> TaskSignals: ...
+    @property
+    def is_over(self) -> bool: ...
+
+
 class Group(Protocol):
     """A process, as the signals of its tasks see it."""
+
+    @property
+    def tasks(self) -> Sequence[Member]: ...
+    @property
+    def timers(self) -> ProcessTimers: ...
 
     @property
     def signals(self) -> ProcessSignals: ...
@@ -154,6 +174,7 @@ class Group(Protocol):
     def signal_limit(self) -> int: ...
     def has_memory_above(self, address: int) -> bool: ...
     def forget(self, number: int) -> None: ...
+    def signalled(self, number: int) -> None: ...
     def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
     def stop(self, signal: int) -> None: ...
@@ -178,6 +199,8 @@ class TaskSignals:
 
     `blocked` never holds SIGKILL or SIGSTOP. `suspended_mask` is what `blocked` was before a call lent the
     task another mask, and None at all other times. `record` is what frames show of the last fault.
+    `interrupted_call` is (number, first argument) of a call that a signal has ended a moment ago, and that
+    SA_RESTART lets the program make anew.
     """
 
     def __init__(self, task: Receiver) -> None:
@@ -187,6 +210,7 @@ class TaskSignals:
         self.suspended_mask: int | None = None
         self.stack = sig.DISARMED
         self.record = FaultRecord()
+        self.interrupted_call: tuple[int, int] | None = None
 
     def blocks(self, number: int) -> bool:
         """Whether the task takes no signal of this number now."""
@@ -212,9 +236,11 @@ class TaskSignals:
         Raises Refused(EAGAIN), see `enqueue`.
         """
         forget_opposite(info.number, self._task.process)
-        if self.blocks(info.number) or not self._task.process.signals.is_ignored(info.number):
-            enqueue(self.pending, info, self._task.process)
+        process = self._task.process
+        if self.blocks(info.number) or not process.signals.is_ignored(info.number):
+            enqueue(self.pending, info, process)
             self.update()
+            process.signalled(info.number)
 
     def update(self) -> None:
         """What is pending or blocked has changed: tell the CPU, or who has the task wait."""
@@ -228,13 +254,26 @@ class TaskSignals:
 
     def ready(self) -> int:
         """The signals that are pending and not blocked, as a mask."""
-        return (self.pending.mask | self._task.process.signals.pending.mask) & ~self.blocked
+        return (self.pending.mask | self._shared()) & ~self.blocked
+
+    def _shared(self) -> int:
+        """Those of the process that no task before this one takes (Linux: complete_signal asks in order)."""
+        process = self._task.process
+        shared = process.signals.pending.mask
+        if shared:
+            for task in process.tasks:
+                if task.signals is self:
+                    break
+                if not task.is_over:
+                    shared &= task.signals.blocked
+        return shared
 
     def interrupts(self) -> bool:
-        """Whether one of those ends a wait: it has a handler, or it kills."""
+        """Whether one of those ends a wait: it has a handler, or it kills. After a stop the wait goes on."""
         ready, shared = self.ready(), self._task.process.signals
         return bool(ready) and any(
-            ready >> number - 1 & 1 and not shared.is_ignored(number) for number in range(1, sig.SIGNALS + 1)
+            ready >> number - 1 & 1 and not shared.is_ignored(number) and not shared.stops(number)
+            for number in range(1, sig.SIGNALS + 1)
         )
 
     # ---- another mask for the time of a call
@@ -256,9 +295,11 @@ class TaskSignals:
         """Enter the handlers of what is pending and not blocked, or do the default."""
         process = self._task.process
         while not process.is_over:
-            info = self.pending.take(self.blocked) or process.signals.pending.take(self.blocked)
+            info = self.pending.take(self.blocked)
+            info = info or process.signals.pending.take(self.blocked | ~self._shared())
             if info is None:
                 break
+            info = process.timers.taken(info)
             action = process.signals.actions[info.number]
             if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
                 self._enter(info, action, forced=False)
@@ -270,11 +311,21 @@ class TaskSignals:
                 break
             else:
                 self._die(info, forced=False)
+        self._restart()
         self.end_suspension()
         self.update()
 
+    def _restart(self) -> None:
+        """The call that a signal has ended is made anew, if it may be and no handler has run since."""
+        call, self.interrupted_call = self.interrupted_call, None
+        if call is not None:
+            self._task.process.abi.restart_call(self._task.cpu, *call)
+
     def _enter(self, info: SignalInfo, action: Action, *, forced: bool) -> None:
         cpu, process = self._task.cpu, self._task.process
+        if action.flags & sig.SA_RESTART:
+            self._restart()
+        self.interrupted_call = None
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
             info = self._without_tag(info)
         self._task.takes(info, forced=forced, handler=action.handler, fatal=False)

@@ -183,6 +183,8 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
+        if self.process.timers.timers:
+            self.process.timers.look()
 
     # ---- waiting
 

@@ -20,7 +20,8 @@ class Wait(Exception):
 
     `what` names it for people ("a pipe"). `deadline` is in ns of `VirtualClock.now_ns`, None is never.
     `progress` is what the call needs to go on, as plain numbers. `interrupted` is the answer when a
-    signal ends the wait. `woken` becomes true when a queue, and not time or a signal, ended it.
+    signal ends the wait; with `restarts` the call is made anew instead where the handler has SA_RESTART
+    (signal(7) lists those calls). `woken` becomes true when a queue, and not time or a signal, ended it.
     """
 
     ends_by_signal = True
@@ -36,10 +37,11 @@ class Wait(Exception):
         deadline: int | None = None,
         progress: tuple[int, ...] = (),
         interrupted: int = -errno.EINTR,
+        restarts: bool = False,
     ) -> None:
         super().__init__(what)
         self.queues, self.what, self.deadline = tuple(queues), what, deadline
-        self.progress, self.interrupted = progress, interrupted
+        self.progress, self.interrupted, self.restarts = progress, interrupted, restarts
         self.woken = False
 
 

@@ -1,0 +1,127 @@
+"""timerfd_create(2), pidfd_open(2) and their relatives."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.errors import Refused
+from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.jobs import check_signal, sent_by
+from aether_emu.linux.calls.signals import read_info
+from aether_emu.linux.calls.user import read_struct, s32, u32
+from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.notices import ProcessFile, TimerFile
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
+
+_SECOND = 10**9
+_REALTIME, _MONOTONIC, _BOOTTIME, _ALARMS = 0, 1, 7, (8, 9)
+_ABSTIME, _CANCEL_ON_SET = 1, 2
+
+
+# ---- timers
+
+
+def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
+    clock, flags = s32(clock), u32(flags)
+    if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK) or clock not in (_REALTIME, _MONOTONIC, _BOOTTIME, *_ALARMS):
+        raise Refused(errno.EINVAL, f"clock {clock}, flags {flags:#x}")
+    if clock in _ALARMS:
+        raise Refused(errno.EPERM, "no device wakes the machine")
+    kernel, files = task.process.kernel, task.process.files
+    files.table.require_room()
+    base = EPOCH_NS if clock == _REALTIME else 0
+    file = TimerFile(
+        lambda timer: kernel.timers.add(timer, timer.expire),
+        kernel.observe_time,
+        base,
+        flags & fl.O_NONBLOCK,
+        files.namespace.nameless_stat(0o600),
+    )
+    return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+
+
+def _timer(task: Task, fd: int) -> TimerFile:
+    file = task.process.files.table.file(s32(fd))
+    if not isinstance(file, TimerFile):
+        raise Refused(errno.EINVAL, f"a {file.kind} is no timer")
+    return file
+
+
+def sys_timerfd_settime(task: Task, fd: int, flags: int, new: int, old: int, *_: int) -> int:
+    """timerfd_settime(2). Nobody sets the clock, so TFD_TIMER_CANCEL_ON_SET cancels nothing."""
+    fields = read_struct(task.cpu, new, "4q")
+    if u32(flags) & ~(_ABSTIME | _CANCEL_ON_SET):
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
+    for seconds, rest in (fields[:2], fields[2:]):
+        if seconds < 0 or not 0 <= rest < _SECOND:
+            raise Refused(errno.EINVAL, "no such time")
+    timer, now = _timer(task, fd), task.process.kernel.observe_time()
+    before = _shown(timer)
+    interval, first = (seconds * _SECOND + rest for seconds, rest in (fields[:2], fields[2:]))
+    deadline = first - timer.base if flags & _ABSTIME else now + first
+    timer.arm(min(deadline, LAST_NS) if first else None, interval)
+    task.yields = True  # the next turn ends when the timer is due
+    task.stop()
+    if old:
+        task.cpu.copy_to_user(old, before)
+    return 0
+
+
+def _shown(timer: TimerFile) -> bytes:
+    return struct.pack("<4q", *divmod(timer.interval, _SECOND), *divmod(timer.left(), _SECOND))
+
+
+def sys_timerfd_gettime(task: Task, fd: int, result: int, *_: int) -> int:
+    task.cpu.copy_to_user(result, _shown(_timer(task, fd)))
+    return 0
+
+
+# ---- processes
+
+
+def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
+    process, files = task.process, task.process.files
+    if u32(flags) & ~fl.O_NONBLOCK or s32(pid) <= 0:
+        raise Refused(errno.EINVAL, f"number {s32(pid)}, flags {u32(flags):#x}")
+    found = process.registry.processes.get(s32(pid))
+    if not isinstance(found, Process):
+        is_thread = s32(pid) in process.registry.tasks
+        raise Refused(errno.EINVAL if is_thread else errno.ESRCH, f"no process {s32(pid)}")
+    files.table.require_room()
+    stat = files.namespace.nameless_stat(0o600)
+    file = ProcessFile(found.pid, found.gone, lambda: found.released, u32(flags) & fl.O_NONBLOCK, stat)
+    return files.table.install(file, cloexec=True)
+
+
+def process_of_descriptor(task: Task, fd: int) -> Process:
+    """The process of a pidfd. EBADF for another file, ESRCH once it was waited for."""
+    file = task.process.files.table.file(s32(fd))
+    if not isinstance(file, ProcessFile):
+        raise Refused(errno.EBADF, f"a {file.kind} is no process")
+    found = task.process.registry.processes.get(file.pid)
+    if not isinstance(found, Process) or file.is_gone() != found.released:
+        raise Refused(errno.ESRCH, "it has ended, and was waited for")
+    return found
+
+
+def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
+    if flags:
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    process = process_of_descriptor(task, fd)
+    number = s32(number)
+    if info:
+        sent = read_info(task, number, info)
+        (told,) = struct.unpack("<i", task.cpu.copy_from_user(info, 4))
+        if told != number:
+            raise Refused(errno.EINVAL, "the info is of another signal")
+        if process is not task.process and (sent.code >= 0 or sent.code == sig.SI_TKILL):
+            raise Refused(errno.EPERM, "such a code is the kernel's")
+    else:
+        sent = sent_by(task, number, sig.SI_USER)
+    check_signal(number)
+    if number and not process.is_over:
+        process.post(sent)
+    return 0
