@@ -55,10 +55,11 @@ class Registry(Generic[P, T]):
             raise Refused(errno.EAGAIN, f"there are {self.most} tasks already")
         while True:
             self.last = self.last + 1 if self.last < LAST else _AGAIN
-            if not self._is_used(self.last):
+            if not self.is_used(self.last):
                 return self.last
 
-    def _is_used(self, number: int) -> bool:
+    def is_used(self, number: int) -> bool:
+        """Whether a task, process, group or session has that number."""
         if number in self.tasks or number in self.processes:
             return True
         return any(number in (process.group, process.session) for process in self.processes.values())
