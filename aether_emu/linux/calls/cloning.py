@@ -137,12 +137,15 @@ def _clone(task: Task, asked: _Request) -> int:
     if task.progress:
         return _vforked(task, task.progress[0])
     _check(asked.flags)
+    limit, registry = task.process.limits[RLIMIT_NPROC][0], task.process.registry
+    if limit != RLIM_INFINITY and not task.process.is_root and registry.count >= limit:
+        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
     if asked.flags & _THREAD:
-        made = Task(task.process, asked.number or task.process.registry.number())
+        made = Task(task.process, asked.number or registry.number())
     else:
         made = _process_of(task, asked)
     _prepare(task, made, asked)
-    task.process.registry.arrivals.append(made)
+    registry.arrivals.append(made)
     task.stop()  # so that the scheduler sees it
     if asked.flags & _VFORK:
         made.process.uses_parents_memory = True
@@ -153,9 +156,6 @@ def _clone(task: Task, asked: _Request) -> int:
 def _process_of(task: Task, asked: _Request) -> Task:
     """The first task of a new process."""
     process, flags = task.process, asked.flags
-    limit = process.limits[RLIMIT_NPROC][0]
-    if limit != RLIM_INFINITY and not process.is_root and len(process.registry.tasks) >= limit:
-        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
     try:
         child = process.fork(shares_memory=bool(flags & _VM), number=asked.number)
     except OutOfFrames:

@@ -261,6 +261,7 @@ class Process:
         """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
         assert self.ended is not None, "it has ended"
         self.released = True
+        self.registry.zombies += 1
         self.files.close_all()
         self.leave_memory()
         for child in list(self.children):
@@ -318,7 +319,8 @@ class Process:
         """Nobody waits for it any more: its number is free."""
         if self.parent is not None and self in self.parent.children:
             self.parent.children.remove(self)
-        self.registry.processes.pop(self.pid, None)
+        if self.registry.processes.pop(self.pid, None) is self:
+            self.registry.zombies -= self.released
 
     # ---- to look at it from outside
 
@@ -495,3 +497,4 @@ class Process:
         self.signals.restore(state["signals"])
         for name in _PLAIN:
             setattr(self, name, state[name])
+        self.registry.zombies += self.released
