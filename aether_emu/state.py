@@ -6,8 +6,8 @@
 
 A snapshot holds every page of RAM that is not zero (page tables included), the frame table, the
 allocator, areas, registers, files, signals, clock and chance. It holds no host memory and no file
-contents: files are opened again by their guest paths, through the grants given to `restore`. Only memory
-files, which have no path, are held with their contents, whether a descriptor or an area has them.
+contents: files are opened again by their guest paths, through the grants given to `restore`. Only what is
+in the machine's own memory is held with its contents: memory files, /tmp and /dev/shm.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -119,6 +120,9 @@ def restore(
 
 
 def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, Stream]) -> None:
+    # What is made here first gets numbers that nothing captured has, and those that were captured later.
+    objects = machine.physical.objects
+    objects.last = state["physical"]["last_owner"]
     processes, spaces = _processes(machine, state)
     first = processes[0]
     machine.process = first
@@ -130,11 +134,14 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
     machine.ram.load(state["ram"])
+    last = objects.last
     machine.physical.restore(state["physical"])
+    objects.last = last
     backings, keys = _restore_backings(first, restored, state)
     machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
         spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
+    objects.last = state["physical"]["last_owner"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
@@ -174,11 +181,13 @@ def _restore_files(
     for pid, index in state["files_of"].items():
         owners.setdefault(index, living[pid])
     sources = [ProcessTexts(owners[index]) for index in sorted(owners)]
-    restored = files_capture.restore(state["files"], namespace, sources, streams)
-    for pid, process in living.items():
-        files = restored.processes[state["files_of"][pid]]
-        process.files = files if owners[state["files_of"][pid]] is process else files.share()
-    return restored
+
+    def give(index: int, files: Files) -> None:
+        for pid, process in living.items():
+            if state["files_of"][pid] == index:
+                process.files = files if owners[index] is process else files.share()
+
+    return files_capture.restore(state["files"], namespace, sources, streams, give)
 
 
 def _restore_backings(
@@ -245,7 +254,7 @@ def _restore_backing(process: Process, described: State) -> Backing:
 
 
 def _shown(process: Process, file: HostData, described: State) -> Backing:
-    backing = file_backing(process.kernel, file, writable=described["writable"])
+    backing = file_backing(process.kernel, file, writable=described["writable"], name=described["name"])
     backing.renumber(described["number"])
     return backing
 

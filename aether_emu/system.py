@@ -42,6 +42,7 @@ from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
@@ -645,8 +646,14 @@ class Machine:
 class _Nobody:
     """What /proc shows of a process before there is one."""
 
-    pid = 0
-    texts: Mapping[str, Callable[[], bytes]] = {}  # never written
+    pid = tid = 0
+    texts: Mapping[str, Provided] = {}  # never written
+
+    def numbers(self) -> Sequence[int]:
+        return ()
+
+    def find(self, number: int) -> None:
+        return None
 
 
 def program_isa(

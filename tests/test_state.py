@@ -258,6 +258,33 @@ def test_a_mapped_memory_file_is_part_of_the_state(target: Target, closed: bool)
         assert each.namespace.memory_used == 0
 
 
+@pytest.mark.parametrize("unlinked", [False, True], ids=["named", "unlinked"])
+def test_a_mapped_file_in_dev_shm_is_part_of_the_state(unlinked: bool) -> None:
+    machine, _ = _loaded(X86_64, "hello")
+    task = machine.entry.task
+    files, path = task.process.files, b"/dev/shm/sem"
+    fd = files.open(fl.AT_FDCWD, path, fl.O_RDWR | fl.O_CREAT, 0o600)
+    files.ftruncate(fd, 4096)
+    both = Protection.READ | Protection.WRITE
+    address = memory.sys_mmap(task, 0, 4096, both, mapping.MAP_SHARED, fd, 0)
+    files.close(fd)
+    if unlinked:
+        files.unlink(fl.AT_FDCWD, path)
+    task.process.write(address, b"stored")
+    restored = state.restore(state.capture(machine), streams=_streams())
+    for each in (machine, restored):
+        process = each.process
+        assert process is not None
+        assert process.read(address, 6) == b"stored"
+        assert [area.name for area in process.areas if area.start == address] == ["/dev/shm/sem"]
+        if not unlinked:
+            again = process.files.open(fl.AT_FDCWD, path, fl.O_RDWR)
+            assert process.files.read(again, 6) == b"stored"
+            process.files.pwrite(again, b"S", 0)
+            assert process.read(address, 6) == b"Stored"
+        each.close()
+
+
 def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_path: Path) -> None:
     path = tmp_path / "data"
     path.write_bytes(bytes(4096))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 from aether_emu.errors import AetherError, ConfigError
 
 if TYPE_CHECKING:
-    from aether_emu.observe.crash.recorder import Recorder
+    from aether_emu.observe.crash.recorder import Fatal, Recorder
     from aether_emu.observe.strace.tracer import Tracer
     from aether_emu.system import Machine
 
 STDERR = "-"
 """The file of --strace that stands for stderr."""
 _LOOK_AGAIN = 20  # ms
+_REPORTS = 4  # crashes of processes other than the first that are explained
 
 
 class Unwritten(AetherError):
@@ -35,6 +36,8 @@ class Watching:
         self._tracer: Tracer | None = None
         self._recorder: Recorder | None = None
         self._crash_report = crash_report
+        self._reports: list[str] = []
+        self._unexplained = 0
         if strace is not None or only is not None:
             # All that a run needs is imported before it starts: see `app.settle`.
             from aether_emu.observe.strace import selection, tracer  # noqa: F401  # for `attach`
@@ -55,17 +58,29 @@ class Watching:
         if self._crash_report:
             from aether_emu.observe.crash.recorder import Recorder
 
-            self._recorder = Recorder(machine)
+            self._recorder = Recorder(machine, self._crashed)
+
+    def _crashed(self, fatal: Fatal) -> None:
+        """A process has crashed: it is explained now, while it has its memory, and told at the end."""
+        assert self._recorder is not None, "it tells this"
+        is_first = fatal.task.process is self._recorder.machine.process
+        if is_first or len(self._reports) < _REPORTS:
+            from aether_emu.observe.crash.report import report
+
+            self._reports.append(report(self._recorder, fatal))
+        else:
+            self._unexplained += 1
 
     def finish(self) -> None:
-        """The run is over, or stopped: the last lines, and the report if it crashed."""
+        """The run is over, or stopped: the last lines, and the reports on what crashed."""
         if self._tracer is not None and self._lines is not None:
             self._lines.patient = False
             self._tracer.close()
-        if self._recorder is not None and self._recorder.fatal is not None:
-            from aether_emu.observe.crash.report import report
-
-            text = report(self._recorder)
+        if self._unexplained:
+            more = "1 more process" if self._unexplained == 1 else f"{self._unexplained} more processes"
+            self._reports.append(f"{more} crashed\n")
+        if self._reports:
+            text = "\n".join(self._reports)
             if sys.stderr is not None:  # as when it was closed
                 with contextlib.suppress(OSError):  # nobody reads it
                     sys.stderr.write(text)

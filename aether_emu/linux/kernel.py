@@ -20,6 +20,7 @@ from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.run_queue import RunQueue
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Event
@@ -70,6 +71,7 @@ class Kernel:
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.charged = 0
+        self._books = (0, 0)  # time and faults that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.closed = False  # the memory and the engine are gone
@@ -127,6 +129,25 @@ class Kernel:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
         return self.time_of(self.moment())
 
+    def used(self) -> Usage:
+        """What has been used since the books were closed, by whoever is on the CPU."""
+        time, faults = self._books
+        return Usage(self._busy() - time, self.minor_faults() - faults)
+
+    def close_books(self) -> Usage:
+        """What has been used since then; what comes is another task's."""
+        used = self.used()
+        self._books = self._books[0] + used.time, self._books[1] + used.faults
+        return used
+
+    def _busy(self) -> int:
+        """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
+        clock, cost = self.clock, self.config.clock.block
+        pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
+        if clock.origin is not None:
+            pending += (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * cost
+        return min(clock.busy_ns + pending, LAST_NS)
+
     # ---- the end of the run
 
     def checkpoint(self) -> None:
@@ -154,10 +175,10 @@ class Kernel:
 
     def capture(self) -> dict[str, Any]:
         """The accounts. What else is shared is captured by itself."""
-        return {"calls_made": dict(self.calls_made), "charged": self.charged}
+        return {"calls_made": dict(self.calls_made), "charged": self.charged, "books": self._books}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
-        self.charged = state["charged"]
+        self.charged, self._books = state["charged"], state["books"]

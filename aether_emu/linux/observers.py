@@ -194,8 +194,9 @@ class Observers:
     ) -> Attachment:
         """Tell these functions of what they are named for, until the result is detached.
 
-        A fault is told before the signal that it becomes, an exit after the call that asked for it. Raises
-        HandlerError for what cannot be called, ClosedError.
+        A fault is told before the signal that it becomes, an exit after the call that asked for it. A process
+        that has ended still has its memory and files then, and is nobody's zombie yet. Raises HandlerError
+        for what cannot be called, ClosedError.
         """
         wanted = {
             "call_entered": call_entered,

@@ -194,7 +194,7 @@ static void threads(void) {
 }
 
 int main(int argc, char **argv) {
-    self = argv[0];
+    self = "/proc/self/exe";
     if (argc == 3 && streq(argv[1], "executed")) {
         printf("execve: another program, told \"%s\"\n", argv[2]);
         return 9;

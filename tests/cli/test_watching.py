@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.command import COMMAND, ISAS, PATIENCE, PROGRAMS, aether, environment, one_line
+from tests.small_programs import EXIT, START, written
 
 CRASH = Path(__file__).parents[1] / "programs" / "bin"
 
@@ -163,3 +165,69 @@ def test_an_explained_crash_says_so_in_the_trace_too() -> None:
         "--- SIGSEGV {si_signo=SIGSEGV, si_code=SEGV_MAPERR, si_addr=0x10} ---",
         "+++ killed by SIGSEGV +++",
     ]
+
+
+# Six children that store to 0x10, to 0x20, ...; each is waited for, and the program exits with 3.
+_CRASHING_CHILDREN = {
+    "x86_64": f"""
+        mov ebx, 0
+    again:
+        add ebx, 0x10
+        mov eax, 57; syscall
+        test eax, eax
+        jnz parent
+        mov [rbx], ebx
+    parent:
+        mov edi, eax
+        xor esi, esi; xor edx, edx; xor r10, r10
+        mov eax, 61; syscall
+        cmp ebx, 0x60
+        jne again
+        mov edi, 3
+        {EXIT["x86_64"]}
+    """,
+    "arm64": f"""
+        mov x19, #0
+    again:
+        add x19, x19, #0x10
+        mov x0, #17
+        mov x1, #0
+        mov x2, #0
+        mov x3, #0
+        mov x4, #0
+        mov x8, #220
+        svc #0
+        cbnz x0, parent
+        str x19, [x19]
+    parent:
+        mov x1, #0
+        mov x2, #0
+        mov x3, #0
+        mov x8, #260
+        svc #0
+        cmp x19, #0x60
+        bne again
+        mov x0, #3
+        {EXIT["arm64"]}
+    """,
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_crashes_of_children_are_explained_from_their_own_memory(tmp_path: Path, isa: str) -> None:
+    program = written(tmp_path, isa, _CRASHING_CHILDREN[isa])
+    result = aether("run", program, cwd=tmp_path)
+    assert result.returncode == 3
+    text = result.stderr.decode()
+    for number in range(1, 5):
+        head = re.search(rf"Crash of task {1000 + number} \(program\) at [0-9.]+ s: SIGSEGV\n(.*)\n", text)
+        assert head is not None
+        assert re.fullmatch(rf"  Process {1000 + number}, made by 1000, ran .*/program", head[1])
+        assert f"tried a write to {number * 0x10:#x}, at {START >> 12:#x}" in text
+    assert "Crash of task 1005" not in text
+    assert text.endswith("\n2 more processes crashed\n")
+    assert "cannot be shown" not in text
+    sections = text.split("\nCode\n")[1:]
+    assert len(sections) == 4
+    assert all(re.search(r"=> .*\b(mov|str)\b", section.split("\n\n")[0]) for section in sections)
+    assert "killed by" not in text

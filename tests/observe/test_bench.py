@@ -504,7 +504,10 @@ def test_unknown_names_are_refused() -> None:
     for name in ("walk", "walk/arm64", "arm64", "map/vax", "map/", "/arm64", "map/arm64/x86_64", ""):
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
-        for words in ("fault, syscall, exec, map, edit, start, real", "/x86_64 or /arm64"):
+        for words in (
+            "fault, syscall, exec, map, edit, fork, switch, signal, pipe, start, real",
+            "/x86_64 or /arm64",
+        ):
             assert words in str(refused.value)
 
 

@@ -8,6 +8,9 @@
     polling       waiting for one of several, and `epolling`
     signals, time, futexes, process, scheduling
     sequences     membarrier and rseq
+    splicing      bytes into pipes and out of them
+    locks         locks on files
+    sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     jobs          sending signals, process groups, sessions
 
@@ -35,6 +38,7 @@ from aether_emu.linux.calls import (
     executing,
     futexes,
     jobs,
+    locks,
     memory,
     paths,
     polling,
@@ -42,15 +46,18 @@ from aether_emu.linux.calls import (
     scheduling,
     sequences,
     signals,
+    sockets,
+    splicing,
     time,
     transfer,
     waiting,
+    xattrs,
 )
 
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, futexes, process,
-    scheduling, sequences, cloning, executing, waiting, jobs,
+    scheduling, sequences, cloning, executing, waiting, jobs, sockets, locks, splicing, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

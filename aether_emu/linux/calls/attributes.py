@@ -1,13 +1,12 @@
-"""Calls that show and set what a file is: stat(2), access(2), chmod(2), chown(2), times, xattr(7)."""
+"""Calls that show and set what a file is: stat(2), access(2), chmod(2), chown(2), times."""
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import read_optional_path, read_path
-from aether_emu.linux.calls.user import read_string, read_struct, s32, s64, u32
+from aether_emu.linux.calls.user import read_struct, s32, s64, u32
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import Stat, encode_statfs, encode_statx
 from aether_emu.linux.task.task import Task
@@ -18,8 +17,6 @@ _AT_SET = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH
 _SECOND = 10**9
 _UTIME_NOW, _UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 _PERMISSIONS = 0o7777
-_XATTR_NAME_MAX = 255
-_XATTR_CREATE, _XATTR_REPLACE = 1, 2
 
 Times = tuple[int | None, int | None]
 """Access and modification time in nanoseconds since 1970; None stays as it is."""
@@ -179,82 +176,7 @@ def _set_times(task: Task, dirfd: int, path: int, times: Times, flags: int) -> i
     return 0
 
 
-# ---- extended attributes: the guest's file systems have none
-
-
-def sys_getxattr(task: Task, path: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=True), name)
-
-
-def sys_lgetxattr(task: Task, path: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=False), name)
-
-
-def sys_fgetxattr(task: Task, fd: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _opened(task, fd), name)
-
-
-def sys_setxattr(task: Task, path: int, name: int, _value: int, _size: int, flags: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=True), name, flags)
-
-
-def sys_lsetxattr(task: Task, path: int, name: int, _value: int, _size: int, flags: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=False), name, flags)
-
-
-def sys_fsetxattr(task: Task, fd: int, name: int, _value: int, _size: int, flags: int, *_: int) -> int:
-    return _no_attribute(task, _opened(task, fd), name, flags)
-
-
-def sys_removexattr(task: Task, path: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=True), name)
-
-
-def sys_lremovexattr(task: Task, path: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _named(task, path, follow=False), name)
-
-
-def sys_fremovexattr(task: Task, fd: int, name: int, *_: int) -> int:
-    return _no_attribute(task, _opened(task, fd), name)
-
-
-def sys_listxattr(task: Task, path: int, *_: int) -> int:
-    _named(task, path, follow=True)()
-    return 0
-
-
-def sys_llistxattr(task: Task, path: int, *_: int) -> int:
-    _named(task, path, follow=False)()
-    return 0
-
-
-def sys_flistxattr(task: Task, fd: int, *_: int) -> int:
-    _opened(task, fd)()
-    return 0
-
-
-def _named(task: Task, path: int, *, follow: bool) -> Callable[[], object]:
-    """Find a file by its path, or be refused."""
-    flags = 0 if follow else fl.AT_SYMLINK_NOFOLLOW
-    return lambda: task.process.files.stat(fl.AT_FDCWD, read_path(task, path), flags)
-
-
-def _opened(task: Task, fd: int) -> Callable[[], object]:
-    return lambda: task.process.files.table.file(s32(fd))
-
-
-def _no_attribute(task: Task, find: Callable[[], object], name: int, flags: int = 0) -> int:
-    """EOPNOTSUPP, after everything else that could be wrong."""
-    if u32(flags) & ~(_XATTR_CREATE | _XATTR_REPLACE):
-        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
-    try:
-        text = read_string(task.cpu, name, _XATTR_NAME_MAX + 1)
-    except Refused:
-        text = b""
-    if not text:
-        raise Refused(errno.ERANGE, "an attribute's name has 1 to 255 bytes")
-    find()
-    raise Refused(errno.EOPNOTSUPP, "no file has extended attributes")
+# ---- arguments
 
 
 def _check_flags(flags: int) -> None:

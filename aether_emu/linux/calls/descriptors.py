@@ -9,6 +9,7 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
 from aether_emu.linux.calls.jobs import TERMINAL_REQUESTS, terminal_request
+from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
 from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -19,11 +20,7 @@ from aether_emu.machine.cpu import UserFault
 
 _MOST_ENTRIES = 1 << 20  # bytes of directory entries in one call
 _DIRENT_HEAD = 19  # bytes before the name in struct linux_dirent64
-_F_GETFL, _F_SETFL, _F_GETLK, _F_SETLK, _F_SETLKW = 3, 4, 5, 6, 7
-_F_OFD_GETLK, _F_OFD_SETLK, _F_OFD_SETLKW = 36, 37, 38
-_LOCKS = (_F_GETLK, _F_SETLK, _F_SETLKW, _F_OFD_GETLK, _F_OFD_SETLK, _F_OFD_SETLKW)
-_F_RDLCK, _F_WRLCK, _F_UNLCK = 0, 1, 2
-_FLOCK = struct.Struct("<hh4xqqi4x")
+_F_GETFL, _F_SETFL = 3, 4
 _MFD_NAME_MAX = 249
 _SYNC_FILE_RANGE_KNOWN = 7
 _ADVICE = range(6)  # POSIX_FADV_NORMAL to POSIX_FADV_NOREUSE
@@ -60,7 +57,7 @@ def sys_pipe(task: Task, result: int, *_: int) -> int:
 
 
 def sys_pipe2(task: Task, result: int, flags: int, *_: int) -> int:
-    pair = task.process.files.pipe(s32(flags))
+    pair = task.process.files.pipe(open_flags(task, s32(flags)))
     try:
         write_struct(task.cpu, result, "ii", *pair)
     except UserFault:
@@ -86,50 +83,18 @@ def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
     return task.process.files.memfd_create(text, u32(flags))
 
 
-def sys_socket(task: Task, *_: int) -> int:
-    """There is no network, of any family."""
-    raise Refused(errno.EAFNOSUPPORT, "no address family is supported")
-
-
-def sys_socketpair(task: Task, *_: int) -> int:
-    return sys_socket(task)
-
-
 # ---- control
 
 
 def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
     fd, command = s32(fd), s32(command)
-    if command in _LOCKS:
-        return _lock(task, fd, command, argument)
+    if command in LOCK_COMMANDS:
+        return lock_range(task, fd, command, argument)
     value = s32(argument)
     if command == _F_SETFL:
         value = open_flags(task, value)
     result = task.process.files.fcntl(fd, command, value)
     return fl.to_arm64(result) if command == _F_GETFL and is_arm64(task) else result
-
-
-def _lock(task: Task, fd: int, command: int, address: int) -> int:
-    """Record locks: checked as Linux checks them, then always granted, for there is no other process."""
-    file = task.process.files.table.file(fd)
-    raw = task.cpu.copy_from_user(address, _FLOCK.size)
-    kind, whence, _start, _length, pid = _FLOCK.unpack(raw)
-    query = command in (_F_GETLK, _F_OFD_GETLK)
-    if command in (_F_OFD_GETLK, _F_OFD_SETLK, _F_OFD_SETLKW) and pid:
-        raise Refused(errno.EINVAL, "an open file's lock has no process")
-    if whence not in (0, 1, 2) or kind not in ((_F_RDLCK, _F_WRLCK) if query else range(3)):
-        raise Refused(errno.EINVAL, f"lock type {kind} from {whence}")
-    if query:
-        task.cpu.copy_to_user(address, task.process.files.lock_query(fd, raw))
-        return 0
-    if (kind == _F_RDLCK and not file.readable) or (kind == _F_WRLCK and not file.writable):
-        raise Refused(errno.EBADF, "the descriptor is not open for such a lock")
-    return task.process.files.fcntl(fd, command, 0)
-
-
-def sys_flock(task: Task, fd: int, operation: int, *_: int) -> int:
-    task.process.files.flock(s32(fd), s32(operation))
-    return 0
 
 
 def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:

@@ -29,10 +29,13 @@ from aether_emu.mm.rmap import unmap
 _ZERO_DEVICE = os.makedev(1, 5)
 
 
-def file_backing(kernel: Kernel, file: HostData, *, writable: bool) -> FileBacking:
-    """The pages of an open file, known to /proc/self/maps as `stat` knows it. Refused as the host refuses."""
+def file_backing(kernel: Kernel, file: HostData, *, writable: bool, name: str | None = None) -> FileBacking:
+    """The pages of an open file, known to /proc/self/maps as `stat` knows it. Refused as the host refuses.
+
+    `name` is what it was called when it was mapped, if that is not now.
+    """
     shown = file.stat()
-    name, identity = os.fsdecode(file.link()), (shown.dev, shown.ino)
+    name, identity = os.fsdecode(file.link()) if name is None else name, (shown.dev, shown.ino)
     backing = kernel.file_backings.open(file.host_fd, file.key, name, writable=writable, identity=identity)
     if isinstance(file, MemoryFile) and backing.contents is None:
         # What is mapped still takes of the limit on memory files when the last descriptor is closed.

@@ -9,7 +9,9 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import open_flags, read_path
 from aether_emu.linux.calls.user import s32, u32
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.fifo import WaitsForOther
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
 
 _AT_REMOVEDIR = 0x200
 _HOW_SIZE = 24  # struct open_how, version 0
@@ -31,15 +33,28 @@ def sys_openat(task: Task, dirfd: int, path: int, flags: int, mode: int, *_: int
 
 
 def sys_creat(task: Task, path: int, mode: int, *_: int) -> int:
-    return task.process.files.open(
-        fl.AT_FDCWD, read_path(task, path), fl.O_CREAT | fl.O_WRONLY | fl.O_TRUNC, mode & _OPEN_MODE
-    )
+    return _open(task, fl.AT_FDCWD, path, fl.O_CREAT | fl.O_WRONLY | fl.O_TRUNC, mode)
 
 
 def _open(task: Task, dirfd: int, path: int, flags: int, mode: int) -> int:
-    return task.process.files.open(
-        dirfd, read_path(task, path), open_flags(task, u32(flags)), mode & _OPEN_MODE
-    )
+    return _open_path(task, dirfd, path, open_flags(task, u32(flags)), mode & _OPEN_MODE)
+
+
+def _open_path(task: Task, dirfd: int, path: int, flags: int, mode: int, resolve: int = 0) -> int:
+    """Open a file; a named pipe waits for its other side."""
+    files = task.process.files
+    waits_for = files.opening_of(task.tid)
+    if waits_for is None:
+        try:
+            return files.open(dirfd, read_path(task, path), flags, mode, resolve)
+        except WaitsForOther as opening:
+            waits_for = files.begin_opening(task.tid, opening)
+    if not waits_for.waits_for_other:
+        return files.finish_opening(task.tid)
+    if task.signals.interrupts():
+        files.give_up_opening(task.tid)
+        raise Refused(errno.EINTR, "a handler runs")
+    raise Wait((waits_for.pipe.opened,), "the other side of a named pipe")
 
 
 def sys_openat2(task: Task, dirfd: int, path: int, how: int, size: int, *_: int) -> int:
@@ -61,7 +76,7 @@ def sys_openat2(task: Task, dirfd: int, path: int, how: int, size: int, *_: int)
         raise Refused(errno.EINVAL, f"mode {mode:o}")
     if known & fl.O_PATH and known & ~(fl.O_PATH | fl.O_DIRECTORY | fl.O_NOFOLLOW | fl.O_CLOEXEC):
         raise Refused(errno.EINVAL, "O_PATH with other flags")
-    return task.process.files.open(s32(dirfd), read_path(task, path), known, mode, resolve)
+    return _open_path(task, s32(dirfd), path, known, mode, resolve)
 
 
 # ---- the working directory

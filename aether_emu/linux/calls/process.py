@@ -29,6 +29,7 @@ from aether_emu.linux.task.process import (
     Ended,
 )
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import UserFault
 
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
@@ -37,6 +38,7 @@ _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
 _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
 _GRND_KNOWN = 7
 _ROBUST_HEAD = 24
+_SELF, _CHILDREN, _THREAD = 0, -1, 1
 
 
 # ---- the end
@@ -265,18 +267,26 @@ def sys_setrlimit(task: Task, resource: int, new: int, *_: int) -> int:
 
 
 def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
-    if s32(who) not in (0, -1, 1):
+    who, process = s32(who), task.process
+    if who not in (_SELF, _CHILDREN, _THREAD):
         raise Refused(errno.EINVAL, "nobody to account for")
-    usage = [0] * 18
-    if s32(who) != -1:
-        kernel = task.process.kernel
-        kernel.observe_time()
-        seconds, rest = divmod(kernel.clock.busy_ns, 10**9)
-        usage[0], usage[1] = seconds, rest // 1000
-        usage[4] = kernel.peak_memory() >> 10
-        usage[8] = kernel.minor_faults()
-    write_struct(task.cpu, result, "18q", *usage)
+    process.kernel.observe_time()
+    if who == _CHILDREN:
+        used = process.usage_of_children
+    else:
+        used = process.used() if who == _SELF else task.usage.plus(process.kernel.used())
+    waits = task.waits if who == _THREAD else sum(member.waits for member in process.tasks)
+    peak = process.kernel.peak_memory() if who != _CHILDREN or used.time else 0
+    task.cpu.copy_to_user(result, encode_usage(used, peak, waits))
     return 0
+
+
+def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
+    """struct rusage: all time is the user's, `peak` bytes of memory."""
+    seconds, rest = divmod(used.time, 10**9)
+    fields = [seconds, rest // 1000, 0, 0, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    fields[16:18] = waits or used.waits, used.preemptions
+    return struct.pack("<18q", *fields)
 
 
 def sys_sysinfo(task: Task, result: int, *_: int) -> int:

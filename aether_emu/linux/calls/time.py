@@ -11,7 +11,9 @@ import errno
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, write_struct
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Wait
 
 _SECOND = 10**9
@@ -36,8 +38,11 @@ def _of_processor(task: Task, clock: int) -> bool:
     if clock >= 0:
         return clock in (_PROCESS_TIME, _THREAD_TIME)
     owner, process = ~(clock >> 3), task.process
-    known = [member.tid for member in process.tasks] if clock & _PER_THREAD else [process.pid]
-    if clock & _KIND >= _KINDS or owner not in (0, *known):
+    if clock & _PER_THREAD:
+        known = not owner or owner in [member.tid for member in process.tasks]
+    else:
+        known = not owner or owner in process.registry.processes
+    if clock & _KIND >= _KINDS or not known:
         raise Refused(errno.EINVAL, f"no clock {clock}")
     return True
 
@@ -50,10 +55,25 @@ def _now(task: Task, clock: int) -> int:
     elif clock in _SINCE_START:
         now = since_start
     elif _of_processor(task, clock):
-        now = machine.busy_ns
+        now = _used_by(task, clock).time
     else:
         raise Refused(errno.EINVAL, f"no clock {clock}")
     return now - now % _TICK if clock in _COARSE else now
+
+
+def _used_by(task: Task, clock: int) -> Usage:
+    """What the owner of a clock has used: a thread, or a process, which may be another."""
+    process = task.process
+    if clock == _PROCESS_TIME:
+        return process.used()
+    owner = 0 if clock >= 0 else ~(clock >> 3)
+    if clock >= 0 or clock & _PER_THREAD:
+        thread = process.registry.tasks.get(owner, task) if owner else task
+        assert isinstance(thread, Task), "a clock of a task"
+        return thread.usage.plus(process.kernel.used()) if thread.running else thread.usage
+    other = process.registry.processes.get(owner) if owner else process
+    assert isinstance(other, Process), "a clock of a process"
+    return other.used()
 
 
 def _resolution(clock: int) -> int:
@@ -94,7 +114,8 @@ def sys_times(task: Task, result: int, *_: int) -> int:
     hundredth = _SECOND // 100
     ticks = _now(task, MONOTONIC) // hundredth
     if result:
-        write_struct(task.cpu, result, "qqqq", _now(task, _PROCESS_TIME) // hundredth, 0, 0, 0)
+        own, children = _now(task, _PROCESS_TIME), task.process.usage_of_children.time
+        write_struct(task.cpu, result, "qqqq", own // hundredth, 0, children // hundredth, 0)
     return ticks
 
 

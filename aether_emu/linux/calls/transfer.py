@@ -11,10 +11,10 @@ import errno
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
-from aether_emu.linux.calls import user
+from aether_emu.linux.calls import socket_transfer, user
 from aether_emu.linux.calls.arguments import reader, wait_for, writer
 from aether_emu.linux.calls.mappable import rewriting
+from aether_emu.linux.calls.socket_transfer import broken_pipe
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
@@ -27,11 +27,13 @@ from aether_emu.linux.files.open_file import (
     Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import EventCounter, PipeEnd
+from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
+from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
 
 CHUNK = 1 << 20
@@ -111,6 +113,8 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    if isinstance(file, Socket):
+        return _receive(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -124,6 +128,16 @@ def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
             file.position -= count
 
     return _load(task, pieces, take, give_back)
+
+
+def _receive(task: Task, socket: Socket, pieces: list[Piece]) -> int:
+    """read(2) of a socket: open files that come with the bytes are lost."""
+    if not user.total(pieces):
+        return 0
+    got, done = socket_transfer.receive(task, socket, pieces, 0)
+    for file in got.rights:
+        file.let_go()
+    return done
 
 
 def _read_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
@@ -158,6 +172,8 @@ def _load(
 def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     """Take what is there, but no more than can be delivered."""
     wanted = user.total(pieces)
+    if isinstance(file, PipeEnd):
+        return _read_pipe(task, file, pieces, wanted)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -173,6 +189,19 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if isinstance(data, WouldBlock):
         wait_for(data)
     return user.scatter(task.cpu, pieces, data)
+
+
+def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> int:
+    """Take what is there; what can't be delivered goes back."""
+    data = end.read(wanted)
+    if isinstance(data, WouldBlock):
+        wait_for(data)
+    moved = user.scatter(task.cpu, pieces, data)
+    if moved < len(data):
+        end.pipe.put_back(data[moved:])
+        if not moved:
+            raise UserFault("nothing of the buffer can be written")
+    return moved
 
 
 # ---- writing
@@ -236,6 +265,8 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    if isinstance(file, Socket):
+        return socket_transfer.send(task, file, pieces, 0)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -256,6 +287,8 @@ def _store(
         while True:
             task.checkpoint(done)
             step = min(CHUNK, wanted - done)
+            if isinstance(file, PipeEnd) and step > PIPE_BUF:
+                step = min(step, max(file.pipe.room, 1))
             data = _gather(task, file, user.behind(pieces, done) if done else pieces, step)
             took = put(data, done)
             if isinstance(took, WouldBlock):
@@ -266,7 +299,7 @@ def _store(
                 return done
     except (Refused, UserFault) as error:
         if isinstance(error, Refused) and error.errno == errno.EPIPE:
-            _broken_pipe(task)
+            broken_pipe(task)
         if not done:
             raise
         return done
@@ -285,17 +318,11 @@ def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> byte
     return data
 
 
-def _broken_pipe(task: Task) -> None:
-    """No reader is left: post SIGPIPE, which is delivered before the program sees EPIPE."""
-    process = task.process
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
-
-
 # ---- from file to file
 
 
 def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_: int) -> int:
-    at = int(read_struct(task.cpu, offset, "q")[0]) if offset else None
+    at = int(read_struct(task.cpu, offset, "q")[0]) - _done_before(task) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
     reading, writing, files = reader(task, source), writer(task, out), task.process.files
@@ -305,7 +332,12 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     def move(most: int, done: int) -> int | WouldBlock:
         return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)
 
-    moved = _move(task, writing, count, move)
+    try:
+        moved = _move(task, writing, count, move)
+    except Wait as wait:
+        if at is not None:  # a signal may end the wait, and what went has gone
+            write_struct(task.cpu, offset, "q", at + (wait.progress[0] if wait.progress else 0))
+        raise
     if at is not None:
         write_struct(task.cpu, offset, "q", at + moved)
     return moved
@@ -342,26 +374,21 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
             task.checkpoint(done)
             moved = move(count - done, done)
             if isinstance(moved, WouldBlock):
-                if done:
+                if done and not isinstance(out, Socket):
                     return done
-                wait_for(moved)
+                wait_for(moved, done)
             done += moved
             if not moved or done == count:
                 return done
     except Refused as refused:
         if refused.errno == errno.EPIPE:
-            _broken_pipe(task)
+            broken_pipe(task)
         if not done:
             raise
         return done
     finally:
         if change is not None:
             change.done()
-
-
-def sys_splice(task: Task, *_: int) -> int:
-    """splice(2) is refused with EINVAL, at which programs fall back on reading and writing."""
-    raise Refused(errno.EINVAL, "pipes give their pages to nobody")
 
 
 def _done_before(task: Task) -> int:
@@ -371,8 +398,6 @@ def _done_before(task: Task) -> int:
 
 def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
-    if isinstance(file, PipeEnd):
-        return file.available()
     if isinstance(file, StreamFile):
         return _STREAM_CHUNK
     return _COUNTER_SIZE if isinstance(file, EventCounter) else 0

@@ -7,6 +7,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.process import encode_usage
 from aether_emu.linux.calls.user import s32, write_struct
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
@@ -17,7 +18,6 @@ _NOHANG, _UNTRACED, _EXITED, _CONTINUED, _NOWAIT = 1, 2, 4, 8, 0x0100_0000
 _NOTHREAD, _ALL, _CLONE = 0x2000_0000, 0x4000_0000, 0x8000_0000
 _ANY_KIND = _NOTHREAD | _ALL | _CLONE
 _P_ALL, _P_PID, _P_PGID, _P_PIDFD = range(4)
-_USAGE = struct.Struct("<18q")
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ def _news_of(child: Process, options: int) -> _News | None:
             return None
         news = _News(child, *child.how_it_ended())
         if takes:
+            child.parent_takes_usage()
             child.vanish()
         return news
     if child.untold == "stopped" and options & _UNTRACED:
@@ -144,5 +145,5 @@ def _news_of(child: Process, options: int) -> _News | None:
     return news
 
 
-def _usage_of(_child: Process) -> bytes:
-    return _USAGE.pack(*[0] * 18)
+def _usage_of(child: Process) -> bytes:
+    return encode_usage(child.used().plus(child.usage_of_children), child.kernel.peak_memory())

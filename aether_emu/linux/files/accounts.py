@@ -1,8 +1,9 @@
-"""What the files of a user may take of the kernel's memory: bytes in pipes, watches of epoll sets."""
+"""What the files of a user may take of the kernel's memory: contents, pipes, watches of epoll sets."""
 
 from __future__ import annotations
 
 import errno
+from typing import Protocol
 
 from aether_emu.errors import Refused
 
@@ -11,6 +12,13 @@ DEFAULT_CAPACITY = 16 * _PAGE
 """Bytes that a new pipe holds."""
 SMALL_CAPACITY = 2 * _PAGE
 """The same, of a user whose pipes have used up their limit."""
+
+
+class MemoryAccount(Protocol):
+    """What files in memory, open texts and listings hold of the host's memory, in bytes."""
+
+    memory_limit: int
+    memory_used: int
 
 
 class PipeAccount:

@@ -31,11 +31,9 @@ _COPY_STEP = 1 << 16
 _COPY_MOST = 1 << 20
 _CLOSE_RANGE_CLOEXEC = 4
 _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x541B, 0x5421, 0x5450, 0x5451
-_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_SETLK, _F_SETLKW = 0, 1, 2, 3, 4, 6, 7
-_F_OFD_SETLK, _F_OFD_SETLKW = 37, 38
+_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 0, 1, 2, 3, 4
 _F_DUPFD_CLOEXEC, _F_SETPIPE_SZ, _F_GETPIPE_SZ, _F_ADD_SEALS, _F_GET_SEALS = range(1030, 1035)
 _FD_CLOEXEC = 1
-_F_UNLCK = 2
 
 
 class DescriptorOperations:
@@ -64,11 +62,11 @@ class DescriptorOperations:
 
     def pipe(self, flags: int = 0) -> tuple[int, int]:
         """pipe2(2): the reading and the writing descriptor."""
-        if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
+        if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK | fl.O_DIRECT):
             raise Refused(errno.EINVAL, f"pipe flags {flags:#x}")
         self.table.require_room(2)
         pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
-        status, cloexec = flags & fl.O_NONBLOCK, bool(flags & fl.O_CLOEXEC)
+        status, cloexec = flags & (fl.O_NONBLOCK | fl.O_DIRECT), bool(flags & fl.O_CLOEXEC)
         reading, writing = PipeEnd(pipe, status | fl.O_RDONLY), PipeEnd(pipe, status | fl.O_WRONLY)
         return self.table.install(reading, cloexec=cloexec), self.table.install(writing, cloexec=cloexec)
 
@@ -244,19 +242,14 @@ class DescriptorOperations:
         except Refused:
             return POLLNVAL
 
-    def flock(self, fd: int, operation: int) -> None:
-        """flock(2): there is no other process to lock out."""
-        self.table.file(fd)
-        if operation & ~4 not in (1, 2, 8):
-            raise Refused(errno.EINVAL, f"flock operation {operation}")
-
-    def lock_query(self, fd: int, flock: bytes) -> bytes:
-        """fcntl(F_GETLK, F_OFD_GETLK) on a `struct flock`: nobody else holds a lock."""
-        self.table.file(fd)
-        return struct.pack("<h", _F_UNLCK) + flock[2:]
+    def watch_locks(self, file: OpenFile) -> None:
+        """A lock is taken on the file: closing is to give it up, from now on."""
+        locks = self.namespace.locks
+        self.table.on_close = lambda closed: locks.drop(closed, self)
+        file.on_last_close = locks.closed
 
     def fcntl(self, fd: int, command: int, argument: int) -> int:
-        """fcntl(2) but for F_GETLK and F_OFD_GETLK (`lock_query`). Locks are granted: see `flock`."""
+        """fcntl(2) but for locks, which `locks.FileLocks` has."""
         descriptor = self.table.descriptor(fd)
         if command in (_F_DUPFD, _F_DUPFD_CLOEXEC):
             if not 0 <= argument < self.table.limit:
@@ -274,8 +267,6 @@ class DescriptorOperations:
     def _fcntl_contents(self, file: OpenFile, command: int, argument: int) -> int:
         if command == _F_SETFL:
             file.flags = file.flags & ~fl.SETTABLE | argument & fl.SETTABLE
-            return 0
-        if command in (_F_SETLK, _F_SETLKW, _F_OFD_SETLK, _F_OFD_SETLKW):
             return 0
         if command in (_F_GETPIPE_SZ, _F_SETPIPE_SZ):
             if not isinstance(file, PipeEnd):

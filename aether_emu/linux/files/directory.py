@@ -47,14 +47,14 @@ class Located(OpenFile, Named):
         """See `Named.place`."""
         dentry = self.dentry
         if self._node is not None:
-            return Place(dentry.mount, dentry.path, node=self._node)
+            return Place(dentry.mount, dentry.path, node=self._node, inode=self._inode)
         status = os.fstat(self.host_fd)
         return Place(dentry.mount, dentry.path, fd=self.host_fd, status=status, inode=self._inode)
 
     def stat(self) -> Stat:
         """See `OpenFile.stat`."""
         if self.host_fd < 0:
-            return self._stat
+            return self.namespace.stat(self.place())
         return self.namespace.host_stat(self.dentry.mount, os.fstat(self.host_fd), self._inode)
 
     def statfs(self) -> StatFs:

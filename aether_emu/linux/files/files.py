@@ -17,16 +17,20 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening, tree
 from aether_emu.linux.files.descriptor_operations import DescriptorOperations
 from aether_emu.linux.files.directory import Located
+from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Entry, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
 from aether_emu.linux.files.synthetic import Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
+from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.linux.files.walk import checked, read_link
+from aether_emu.linux.net.unix import UnixSocket
 
 _MOST_CREATE_RACES = 40
 _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
@@ -54,6 +58,7 @@ class Files(DescriptorOperations):
             self._cwd = parent._cwd
         self._cwd.hold()
         self._users = 1  # processes that share it
+        self._openings: dict[int, WaitsForOther] = {}  # by the task that waits in open(2)
         self._is_over = False
 
     def fork(self, proc: ProcSource) -> Files:
@@ -90,6 +95,8 @@ class Files(DescriptorOperations):
         self._users = max(0, self._users - 1)
         if not self._users and not self._is_over:
             self._is_over = True
+            for task in list(self._openings):
+                self.give_up_opening(task)
             self.table.close_all()
             self._cwd.let_go()
 
@@ -104,12 +111,15 @@ class Files(DescriptorOperations):
         """Its open files by descriptor."""
         return {fd: descriptor.file for fd, descriptor in self.table.descriptors.items()}
 
+    def closes_on_exec(self, fd: int) -> bool:
+        """Whether execve closes this descriptor."""
+        return self.table.descriptors[fd].cloexec
+
     def mount_texts(self) -> Mapping[str, Callable[[], bytes]]:
         """What the namespace tells about itself in /proc."""
         return {
-            "self/mounts": self.namespace.mounts_text,
-            "self/mountinfo": self.namespace.mountinfo_text,
-            "filesystems": lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n",
+            "mounts": self.namespace.mounts_text,
+            "mountinfo": self.namespace.mountinfo_text,
         }
 
     # From descriptors and paths to places
@@ -164,6 +174,8 @@ class Files(DescriptorOperations):
             creating = bool(flags & fl.O_CREAT)
             with self._entry(dirfd, path, follow=follow, creating=creating, resolve=resolve) as entry:
                 file = opening.open_entry(self.namespace, entry, flags, mode, self.mask)
+            if isinstance(file, FifoEnd) and file.waits_for_other:
+                raise WaitsForOther(file, bool(flags & fl.O_CLOEXEC))
             if file is not None:
                 return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
         raise Refused(errno.EBUSY, f"{shown(path)} comes and goes on the host")
@@ -196,6 +208,53 @@ class Files(DescriptorOperations):
         if isinstance(file, HostData):
             raise Refused(errno.ETXTBSY, "it is open for writing")
         raise Refused(errno.EACCES, "it is no file of the host, and none in memory")
+
+    def begin_opening(self, task: int, opening: WaitsForOther) -> FifoEnd:
+        """Task `task` waits in open(2) for the other side of a named pipe: its own side is open already."""
+        opening.file.hold()
+        self._openings[task] = opening
+        return opening.file
+
+    def opening_of(self, task: int) -> FifoEnd | None:
+        """What `task` waits for in open(2)."""
+        opening = self._openings.get(task)
+        return None if opening is None else opening.file
+
+    def finish_opening(self, task: int) -> int:
+        """The other side is open: the new descriptor."""
+        opening = self._openings.pop(task)
+        try:
+            return self.table.install(opening.file, cloexec=opening.cloexec)
+        finally:
+            opening.file.let_go()
+
+    def give_up_opening(self, task: int) -> None:
+        """It waits no more."""
+        opening = self._openings.pop(task, None)
+        if opening is not None:
+            opening.file.let_go()
+
+    def bind_socket(self, socket: UnixSocket, address: bytes, path: bytes) -> None:
+        """bind(2) of a unix socket to a path. Refused(EADDRINUSE) if anything has that name."""
+        socket.require_nameless()
+        with self._entry(fl.AT_FDCWD, path) as entry:
+            try:
+                made = tree.make_special(self.namespace, entry, modes.S_IFSOCK | 0o777, self.mask)
+            except Refused as refused:
+                number = errno.EADDRINUSE if refused.errno == errno.EEXIST else refused.errno
+                raise Refused(number, str(refused)) from None
+        made.socket, socket.address = socket, address
+
+    def find_socket(self, path: bytes) -> UnixSocket:
+        """The socket that a path leads to. Refused(ECONNREFUSED) if it is closed, or is no socket."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            node = place.node
+            if not isinstance(node, Special) or node.is_fifo or not isinstance(node.socket, UnixSocket):
+                raise Refused(errno.ECONNREFUSED, f"{path!r} is no socket of this machine")
+            tree.allows(place, os.W_OK)
+            if node.socket.is_gone:
+                raise Refused(errno.ECONNREFUSED, f"nobody has {path!r} any more")
+            return node.socket
 
     # Attributes
 
@@ -259,6 +318,16 @@ class Files(DescriptorOperations):
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
             tree.set_times(self.namespace, place, atime, mtime)
 
+    def with_attributes(self, path: bytes, *, follow: bool) -> TmpNode | None:
+        """What is at a path, if it can have extended attributes: only what is in a tmpfs."""
+        with self._lookup(fl.AT_FDCWD, path, follow=follow) as place:
+            return place.node if isinstance(place.node, TmpNode) else None
+
+    def open_with_attributes(self, fd: int) -> TmpNode | None:
+        """See `with_attributes`. EBADF for O_PATH."""
+        node = self._place_of(self.table.file(fd)).node
+        return node if isinstance(node, TmpNode) else None
+
     # Names
 
     def readlink(self, dirfd: int, path: bytes, size: int) -> bytes:
@@ -312,7 +381,7 @@ class Files(DescriptorOperations):
             tree.make_directory(self.namespace, entry, mode, self.mask)
 
     def mknod(self, dirfd: int, path: bytes, mode: int) -> None:
-        """mknodat(2): regular files only (EPERM)."""
+        """mknodat(2) of regular files, named pipes and sockets; EPERM for devices."""
         with self._entry(dirfd, path) as entry:
             tree.make_file(self.namespace, entry, mode, self.mask)
 

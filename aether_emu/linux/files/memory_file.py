@@ -59,10 +59,22 @@ class Memory:
         self.reserved: set[int] = set()
         self._page = namespace.page_size
         self._holders = 0
+        self.host_fd = -1
+        self.key: FileKey = (0, 0)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Have an empty file of the host's, by which this one is known."""
+        self._take_storage()
+        status = os.fstat(self.host_fd)
+        self.key = (status.st_dev, status.st_ino)
+
+    def _take_storage(self) -> None:
         with host.refusals("memfd_create"):
             self.host_fd = os.memfd_create("guest", os.MFD_CLOEXEC)
-        status = os.fstat(self.host_fd)
-        self.key: FileKey = (status.st_dev, status.st_ino)
+
+    def _give_back_storage(self) -> None:
+        os.close(self.host_fd)
 
     def hold(self) -> None:
         """One more description, or the mappings all together, refer to it."""
@@ -73,7 +85,7 @@ class Memory:
         self._holders -= 1
         if not self._holders:
             self._forget(self.touched | self.reserved)
-            os.close(self.host_fd)
+            self._give_back_storage()
 
     @property
     def size(self) -> int:
@@ -278,6 +290,13 @@ class Memory:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one: this one is new and empty."""
+        self._fill(state)
+        self.touched, self.reserved = set(state["pages"]), set(state["reserved"])
+        self.namespace.memory_used += self.allocated
+        self.seals, self.mode = state["seals"], state["mode"]
+
+    def _fill(self, state: dict[str, Any]) -> None:
+        """Put captured contents into the host's file, which is empty."""
         with host.refusals("memfd_create"):
             os.ftruncate(self.host_fd, state["size"])
             for page, content in state["pages"].items():
@@ -285,9 +304,6 @@ class Memory:
             behind = [page for page, content in state["pages"].items() if not content]
             for page in (*behind, *state["reserved"]):
                 host.fallocate(self.host_fd, FALLOC_KEEP_SIZE, page * self._page, self._page)
-        self.touched, self.reserved = set(state["pages"]), set(state["reserved"])
-        self.namespace.memory_used += self.allocated
-        self.seals, self.mode = state["seals"], state["mode"]
 
 
 class MemoryFile(HostData):
@@ -298,6 +314,7 @@ class MemoryFile(HostData):
     def __init__(self, memory: Memory, flags: int) -> None:
         super().__init__(memory.namespace, memory.host_fd, flags, memory.inode, memory.stat)
         self.memory = memory
+        self.key = memory.key
         memory.hold()
 
     def release(self) -> None:

@@ -15,6 +15,7 @@ import errno
 import os
 import stat as modes
 import weakref
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,16 +24,24 @@ from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
 from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
+from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
 from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
+from aether_emu.linux.net.inbox import SocketAccount
+from aether_emu.linux.net.internet import Internet
+from aether_emu.linux.net.unix import UnixSpace
 from aether_emu.records import dataclass
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK
+_IN_MEMORY: tuple[GuestPath, ...] = ((b"tmp",), (b"dev", b"shm"))
+"""Where a tmpfs is mounted, whatever the root is."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +88,17 @@ class Namespace:
         self.now = now
         self.inodes = InodeTable(now)
         self.mounts = MountTable()
+        self.tmpfs: list[Tmpfs] = []
         self.memory_limit = memory_limit
         self.memory_used = 0
+        self._most_inodes = kernel_memory // BLOCK // 2  # of a tmpfs, as Linux has it
         self.page_size = page_size
         self.pipes = PipeAccount()
+        self.specials = Specials(self.inodes)
+        self.locks = FileLocks()
+        account = SocketAccount(kernel_memory)
+        self.unix = UnixSpace(account, self._socket_stat)
+        self.internet = Internet(account, self._socket_stat)
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
@@ -107,10 +123,13 @@ class Namespace:
 
     def close(self) -> None:
         """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
+        self.unix.close()
         for mount in self.mounts.all():
             if mount.fd >= 0:
                 os.close(mount.fd)
-        self.mounts = MountTable()
+        for fs in self.tmpfs:
+            fs.close()
+        self.mounts, self.tmpfs = MountTable(), []
 
     # Mounting
 
@@ -119,6 +138,8 @@ class Namespace:
             self._mount((), TMPFS_MAGIC, make=lambda viewer: NO_CHILDREN)
         else:
             self._grant("root", root, (), writable=False)
+        for path in _IN_MEMORY:
+            self._mount_tmpfs(path)
         for bind in binds:
             where = self._canonical(bind.guest)
             self._grant("bind", bind.host, where, bind.writable)
@@ -129,6 +150,27 @@ class Namespace:
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
+        self.make_mount_points()
+
+    def _mount_tmpfs(self, path: GuestPath) -> None:
+        owner = {"uid": self.uid, "gid": self.gid}
+        fs = Tmpfs(path, self.inodes, self, most_inodes=self._most_inodes, **owner)
+        self.tmpfs.append(fs)
+        self._mount(path, TMPFS_MAGIC, writable=True, make=lambda viewer: fs.root)
+
+    def make_mount_points(self) -> None:
+        """A tmpfs that a grant took the place of is gone; in the others, ways lead to the grants below."""
+        self.tmpfs = [fs for fs in self.tmpfs if self.in_memory(self.mounts.at(fs.path)) is fs]
+        for fs in self.tmpfs:
+            depth = len(fs.path)
+            for mount in self.mounts.all():
+                if len(mount.path) > depth and mount.path[:depth] == fs.path:
+                    fs.root.directory_at(mount.path[depth:-1])
+
+    def in_memory(self, mount: Mount | None) -> Tmpfs | None:
+        """The tmpfs that is mounted there."""
+        root = mount.make(None) if mount is not None and mount.make is not None else None
+        return root.fs if isinstance(root, TmpDirectory) else None
 
     def _mount(
         self,
@@ -188,7 +230,9 @@ class Namespace:
     def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
         """The place where `mount` begins, borrowed."""
         if mount.make is not None:
-            return Place(mount, mount.path, node=mount.make(viewer))
+            node = mount.make(viewer)
+            inode = node.inode if isinstance(node, TmpNode) else None
+            return Place(mount, mount.path, node=node, inode=inode)
         return Place(mount, mount.path, fd=mount.fd, status=os.fstat(mount.fd))
 
     def root(self, viewer: Viewer | None = None) -> Place:
@@ -244,7 +288,11 @@ class Namespace:
 
     def inode(self, place: Place) -> Inode:
         """The number and times of what is at `place`."""
-        return place.inode or self.inodes.of(place.key)
+        if place.inode is not None:
+            return place.inode
+        if place.status is None and _of_a_process(place.mount, place.path):
+            return Inode(_number(place.path))
+        return self.inodes.of(place.key)
 
     def stat(self, place: Place) -> Stat:
         """The attributes of what is at `place`."""
@@ -254,8 +302,19 @@ class Namespace:
         if isinstance(place.node, Opened):
             return place.node.file.stat()
         node, inode = place.node, self.inode(place)
+        if isinstance(node, TmpNode):
+            return Stat(
+                *(place.mount.dev, inode.number, node.mode, node.links, node.uid, node.gid, 0, node.size),
+                *(inode.atime, inode.mtime, inode.ctime, node.allocated),
+            )
+        if isinstance(node, Special):
+            return Stat(
+                *(place.mount.dev, inode.number, node.mode, node.links, self.uid, self.gid, 0, 0),
+                *(inode.atime, inode.mtime, inode.ctime),
+            )
+        owner = (self.uid, self.gid) if _of_a_process(place.mount, place.path) else (0, 0)
         return Stat(
-            *(place.mount.dev, inode.number, node.mode, 1, 0, 0, rdev(node), 0),
+            *(place.mount.dev, inode.number, node.mode, 1, *owner, rdev(node), 0),
             *(inode.atime, inode.mtime, inode.ctime),
         )
 
@@ -284,24 +343,41 @@ class Namespace:
             _ANONYMOUS_DEV, number, mode, 1, self.uid, self.gid, device, 0, EPOCH_NS, EPOCH_NS, EPOCH_NS
         )
 
+    def _socket_stat(self) -> Stat:
+        return self.nameless_stat(modes.S_IFSOCK | 0o777)
+
     def statfs(self, mount: Mount) -> StatFs:
-        """The attributes of a mount: half of 64 GiB is free, whatever the host has left."""
+        """The attributes of a mount: of a grant half of 64 GiB is free, whatever the host has left.
+
+        A tmpfs shares what files in memory may hold with all others.
+        """
+        fs = self.in_memory(mount) if mount.kind == TMPFS_MAGIC else None
+        if fs is not None:
+            free = max(0, self.memory_limit - self.memory_used) // BLOCK
+            inodes = (fs.most_inodes, fs.most_inodes - fs.inodes_used)
+            return StatFs(mount.kind, mount.number, self.memory_limit // BLOCK, free, False, inodes)
         blocks = _STORAGE_BLOCKS if mount.kind == EXT4_MAGIC else 0
         return StatFs(mount.kind, mount.number, blocks, blocks // 2, not mount.writable)
 
     def list(self, place: Place) -> list[Listed]:
         """What is in a directory: `.` and `..`, then all names in byte order."""
         kinds: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
+        numbers: dict[bytes, int] = {}
         if place.status is not None:
             kinds = self._list_host(place)
+        elif isinstance(place.node, TmpDirectory):
+            kinds = {name: (node.key, node.mode) for name, node in place.node.entries.items()}
+            numbers = {name: node.inode.number for name, node in place.node.entries.items()}
         elif isinstance(place.node, Directory):
             kinds = {name: ((*place.path, name), node.mode) for name, node in place.node.children().items()}
+        kinds.update((name, (node.key, node.mode)) for name, node in self.specials.inside(place.key))
         for name in self.mounts.names_below(place.path):
             path = (*place.path, name)
             mount = self.mounts.at(path)
             if mount is not None:
                 root = self.root_of(mount, None)
                 kinds[name] = (root.key, root.mode)
+                numbers[name] = self.inode(root).number
             elif name not in kinds or not modes.S_ISDIR(kinds[name][1]):
                 kinds[name] = (path, modes.S_IFDIR)
         here = self.inode(place).number
@@ -309,11 +385,16 @@ class Namespace:
             Listed(b".", here, modes.S_IFDIR >> 12),
             Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
         ]
-        for index, name in enumerate(sorted(kinds)):
+        by_number = place.mount.kind == PROC_MAGIC
+        for index, name in enumerate(sorted(kinds, key=_as_number if by_number else None)):
             if index % _NAMES_PER_LOOK == 0:
                 self.look()
             key, mode = kinds[name]
-            listed.append(Listed(name, self.inodes.of(key).number, modes.S_IFMT(mode) >> 12))
+            if place.status is None and _of_a_process(place.mount, (*place.path, name)):
+                number = _number((*place.path, name))
+            else:
+                number = numbers.get(name) or self.inodes.of(key).number
+            listed.append(Listed(name, number, modes.S_IFMT(mode) >> 12))
         return listed
 
     def _list_host(self, place: Place) -> dict[bytes, tuple[tuple[int, int] | GuestPath, int]]:
@@ -335,6 +416,8 @@ class Namespace:
     def _above(self, place: Place) -> int:
         above = place.path[:-1]
         mount = self.mounts.at(above)
+        if isinstance(place.node, TmpDirectory) and place.node.parent is not None:
+            return place.node.parent.inode.number
         if mount is not None:
             return self.inode(self.root_of(mount, None)).number
         if place.status is None or self.mounts.at(place.path) is not None:
@@ -388,6 +471,22 @@ class Namespace:
             fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
             lines.append(b"%s / %s %s,relatime - %s %s %s\n" % fields)
         return b"".join(lines)
+
+
+def _of_a_process(mount: Mount, path: GuestPath) -> bool:
+    """Whether this is the folder of a process in /proc, or below it. They come and go: no table has them."""
+    below = path[len(mount.path) :]
+    return mount.kind == PROC_MAGIC and bool(below) and below[0].isdigit()
+
+
+def _number(path: GuestPath) -> int:
+    """An inode number made from a name, above those that are given one after the other."""
+    return 1 << 32 | zlib.crc32(text(path))
+
+
+def _as_number(name: bytes) -> tuple[int, bytes]:
+    """Numbers in ascending order, behind what is none."""
+    return (len(name) if name.isdigit() else 0, name)
 
 
 def _escaped(path: GuestPath) -> bytes:

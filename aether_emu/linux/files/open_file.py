@@ -53,6 +53,8 @@ class OpenFile:
         self.position = 0
         self._stat = stat
         self._holders = 0
+        self.on_last_close: Callable[[OpenFile], None] | None = None
+        """Whoever has to know that nobody refers to it any more, before it is released."""
 
     @property
     def name_of_one(self) -> str:
@@ -75,6 +77,8 @@ class OpenFile:
         assert self._holders > 0, "a file was let go more often than held"
         self._holders -= 1
         if self._holders == 0:
+            if self.on_last_close is not None:
+                self.on_last_close(self)
             self.release()
 
     def release(self) -> None:

@@ -8,13 +8,16 @@ import stat as modes
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import host
+from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.directory import OpenDirectory, PathOnly
+from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.pipe import Pipe
 from aether_emu.linux.files.place import Entry, Place, text
 from aether_emu.linux.files.region import Region, RegionFile
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import (
     Control,
     ControlFile,
@@ -25,6 +28,8 @@ from aether_emu.linux.files.synthetic import (
     Text,
     TextFile,
 )
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpNode
+from aether_emu.linux.files.tmpfs import TmpFile, TmpOpen, open_file
 
 _CREATABLE_MODE = 0o1777
 """Never set-user-id or set-group-id: on the host they would lend out the identity that we run under."""
@@ -34,10 +39,8 @@ def check_flags(flags: int) -> int:
     """Open flags as Linux understands them (`build_open_flags`), or the errno it gives."""
     if flags & fl.O_PATH:
         return flags & (fl.O_PATH | fl.O_DIRECTORY | fl.O_NOFOLLOW | fl.O_CLOEXEC)
-    if flags & fl.O_TMPFILE_BIT:
-        if not flags & fl.O_DIRECTORY or flags & fl.O_ACCMODE == fl.O_RDONLY:
-            raise Refused(errno.EINVAL, "O_TMPFILE needs O_DIRECTORY and writing")
-        raise Refused(errno.EOPNOTSUPP, "O_TMPFILE")
+    if flags & fl.O_TMPFILE_BIT and (not flags & fl.O_DIRECTORY or flags & fl.O_ACCMODE == fl.O_RDONLY):
+        raise Refused(errno.EINVAL, "O_TMPFILE needs O_DIRECTORY and writing")
     if flags & fl.O_CREAT and flags & fl.O_DIRECTORY:
         raise Refused(errno.EINVAL, "O_CREAT with O_DIRECTORY")
     if flags & fl.O_ACCMODE == fl.O_ACCMODE:
@@ -64,11 +67,28 @@ def open_entry(namespace: Namespace, entry: Entry, flags: int, mode: int, umask:
         raise entry.absent()
     if entry.slash and not place.is_directory:
         raise Refused(errno.ENOTDIR, "it is no directory")
+    if flags & fl.O_TMPFILE_BIT:
+        return _open_nameless(namespace, place, flags, mode, umask)
     return open_place(namespace, place, flags)
 
 
-def _create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> HostFile | None:
+def _open_nameless(namespace: Namespace, place: Place, flags: int, mode: int, umask: int) -> TmpOpen:
+    """A file without a name (O_TMPFILE), which tmpfs alone has here."""
+    if not place.is_directory:
+        raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
+    if not place.mount.writable:
+        raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
+    if not isinstance(place.node, TmpDirectory):
+        raise Refused(errno.EOPNOTSUPP, f"{shown(text(place.path))} is in no tmpfs")
+    return tmp_tree.open_nameless(namespace, place, flags, mode, umask)
+
+
+def _create(
+    namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int
+) -> HostFile | TmpOpen | None:
     parent, name = entry.parent, entry.host_name
+    if tmp_tree.directory_of(parent):
+        return tmp_tree.create(namespace, entry, flags, mode, umask)
     if not parent.mount.writable or parent.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(parent.path))} is read-only")
     how = fl.to_host(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -105,6 +125,8 @@ def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
 def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
     if wants_write(flags) or flags & fl.O_CREAT:
         raise Refused(errno.EISDIR, f"{shown(text(place.path))} is a directory")
+    if isinstance(place.node, TmpNode):
+        place.node.require(os.R_OK)
     fd = -1
     if place.fd >= 0:
         with host.refusals(f"{shown(text(place.path))}"):
@@ -116,6 +138,11 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     node, path = place.node, text(place.path)
     if isinstance(node, Opened):
         return node.file.reopen(flags)
+    if isinstance(node, Special):
+        return _open_special(namespace, place, node, flags)
+    if isinstance(node, TmpFile):
+        node.require(_rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))
+        return open_file(namespace, place, node, flags)
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)
     if isinstance(node, Device):
         return DeviceFile(path, node, flags, stat, fs)
@@ -124,9 +151,27 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if isinstance(node, Region):
         return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
-    if wants_write(flags):
+    if wants_write(flags) and node.accept is None:
         raise Refused(errno.EACCES, f"{shown(path)} is read-only")
-    return TextFile(path, node.provide(), stat, fs, namespace)
+    return TextFile(path, node, flags, stat, fs, namespace)
+
+
+def _rights(flags: int) -> int:
+    """What a file must permit to be opened so."""
+    return {fl.O_RDONLY: os.R_OK, fl.O_WRONLY: os.W_OK}.get(flags & fl.O_ACCMODE, os.R_OK | os.W_OK)
+
+
+def _open_special(namespace: Namespace, place: Place, node: Special, flags: int) -> OpenFile:
+    """An end of a named pipe. Nobody opens a socket by its name (ENXIO)."""
+    if _rights(flags) & ~(node.mode >> 6):
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
+    if not node.is_fifo:
+        raise Refused(errno.ENXIO, f"{shown(text(place.path))} is a socket")
+    pipe = node.pipe if node.pipe is not None and (node.pipe.readers or node.pipe.writers) else None
+    if flags & fl.O_NONBLOCK and flags & fl.O_ACCMODE == fl.O_WRONLY and not (pipe and pipe.readers):
+        raise Refused(errno.ENXIO, f"nobody reads from {shown(text(place.path))}")
+    node.pipe = pipe or Pipe(namespace.stat(place), namespace.pipes)
+    return FifoEnd(namespace, place, node, flags)
 
 
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:

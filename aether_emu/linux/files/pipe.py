@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
+from collections import deque
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
@@ -17,30 +18,51 @@ PIPE_BUF = 4096
 """Writes of up to so many bytes are taken whole or not at all (pipe(7))."""
 LARGEST_CAPACITY = 1 << 20
 _LARGEST_REQUEST = 1 << 31
+_SMALL = 4096  # pieces up to this size are put together
 _PIPEFS_MAGIC = 0x50495045
+
+
+class Packet(bytes):
+    """What one write with O_DIRECT put into a pipe: one read takes it, the rest of it is lost."""
 
 
 class Pipe:
     """The bytes between the ends, and how many open files are at each.
 
+    They stay in the pieces in which they were written, so that a large one is not copied on its way; small
+    ones are put together. `size` counts the bytes.
     `filled` is woken when bytes came or the last writer left, `drained` when there is room again for writers
-    that had too little, or the last reader left.
+    that had too little, or the last reader left, `opened` when an end was opened.
     """
 
     def __init__(self, stat: Stat, account: PipeAccount) -> None:
         self.stat = stat
         self._account = account
         self.capacity = account.open()
-        self.buffer = bytearray()
+        self._pieces: deque[bytes | bytearray] = deque()
+        self._skipped = 0  # bytes of the first piece that were taken already
+        self.size = 0
         self.readers = 0
         self.writers = 0
         self.filled = WaitQueue()
         self.drained = WaitQueue()
+        self.openings = [0, 0]  # of ends for reading and for writing, ever
+        self.opened = WaitQueue()
 
     @property
     def room(self) -> int:
         """Bytes that still fit."""
-        return max(0, self.capacity - len(self.buffer))
+        return max(0, self.capacity - self.size)
+
+    @property
+    def content(self) -> bytes:
+        """All bytes that are in it."""
+        return b"".join(self._pieces)[self._skipped :]
+
+    @property
+    def has_packets(self) -> bool:
+        """Whether something was written with O_DIRECT."""
+        return any(type(piece) is Packet for piece in self._pieces)
 
     def resize(self, wanted: int) -> int:
         """`F_SETPIPE_SZ`: the next power of two of pages. Returns the new capacity."""
@@ -50,8 +72,8 @@ class Pipe:
         capacity = max(PIPE_BUF, 1 << max(0, wanted - 1).bit_length())
         if capacity > max(self.capacity, LARGEST_CAPACITY):
             raise Refused(errno.EPERM, f"a pipe of {wanted} bytes is larger than {LARGEST_CAPACITY}")
-        if capacity < len(self.buffer):
-            raise Refused(errno.EBUSY, f"{len(self.buffer)} bytes are in the pipe")
+        if capacity < self.size:
+            raise Refused(errno.EBUSY, f"{self.size} bytes are in the pipe")
         self._account.resize(self.capacity, capacity)
         self.capacity = capacity
         self.drained.wake()
@@ -61,7 +83,16 @@ class Pipe:
         """Take over a captured pipe's capacity and bytes."""
         self._account.used += capacity - self.capacity
         self.capacity = capacity
-        self.buffer += content
+        if content:
+            self.put(content)
+
+    def join(self, *, reader: bool, writer: bool) -> None:
+        """One more end is open."""
+        self.readers += reader
+        self.writers += writer
+        self.openings[0] += reader
+        self.openings[1] += writer
+        self.opened.wake()
 
     def leave(self, *, reader: bool, writer: bool) -> None:
         """An open end is gone. With the last of both sides the pipe is."""
@@ -76,17 +107,63 @@ class Pipe:
 
     def put(self, data: bytes) -> None:
         """Append bytes that fit."""
-        self.buffer += data
+        pieces = self._pieces
+        if len(data) < _SMALL and type(data) is not Packet:
+            last = pieces[-1] if pieces else None
+            if type(last) is bytearray and len(last) + len(data) <= _SMALL:
+                last += data
+            else:
+                pieces.append(bytearray(data))
+        else:
+            pieces.append(data)
+        self.size += len(data)
         self.filled.wake()
+
+    def put_back(self, data: bytes) -> None:
+        """Bytes that were taken and could not be delivered are the first again."""
+        if self._skipped:
+            self._pieces[0] = self._pieces[0][self._skipped :]
+            self._skipped = 0
+        self._pieces.appendleft(data)
+        self.size += len(data)
+
+    def look(self, count: int) -> bytes:
+        """Up to `count` bytes, which stay: not beyond a packet."""
+        parts: list[bytes | bytearray] = []
+        skipped = self._skipped
+        for piece in self._pieces:
+            if not count:
+                break
+            parts.append(piece[skipped : skipped + count])
+            count -= len(parts[-1])
+            skipped = 0
+            if type(piece) is Packet:
+                break
+        return b"".join(parts)
 
     def take(self, count: int) -> bytes:
         """Remove and return up to `count` bytes."""
         had_room = self.room >= PIPE_BUF
-        data = bytes(self.buffer[:count])
-        del self.buffer[:count]
+        parts: list[bytes | bytearray] = []
+        while count and self._pieces:
+            piece, skipped = self._pieces[0], self._skipped
+            left = len(piece) - skipped
+            if left <= count or type(piece) is Packet:
+                self._pieces.popleft()
+                self._skipped = 0
+                self.size -= left
+                whole = left <= count and not skipped
+                parts.append(piece if whole else piece[skipped : skipped + count])
+            else:
+                self._skipped += count
+                self.size -= count
+                parts.append(piece[skipped : skipped + count])
+            count -= len(parts[-1])
+            if type(piece) is Packet:
+                break
         if not had_room:
             self.drained.wake()
-        return data
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
 class PipeEnd(OpenFile):
@@ -97,8 +174,7 @@ class PipeEnd(OpenFile):
     def __init__(self, pipe: Pipe, flags: int) -> None:
         super().__init__(flags, pipe.stat)
         self.pipe = pipe
-        pipe.readers += self.readable
-        pipe.writers += self.writable
+        pipe.join(reader=self.readable, writer=self.writable)
 
     def release(self) -> None:
         """Leave the pipe: readers see the end, writers EPIPE."""
@@ -106,7 +182,7 @@ class PipeEnd(OpenFile):
 
     def read(self, count: int) -> bytes | WouldBlock:
         """What is there; empty once no writer is left."""
-        if count and not self.pipe.buffer and self.pipe.writers:
+        if count and not self.pipe.size and self.pipe.writers:
             return self.wait_for(POLLIN)
         return self.pipe.take(count)
 
@@ -124,12 +200,16 @@ class PipeEnd(OpenFile):
         if pipe.room < (len(data) if len(data) <= PIPE_BUF else 1):
             return self.wait_for(POLLOUT)
         done = min(len(data), pipe.room)
-        pipe.put(data[:done])
+        if self.flags & fl.O_DIRECT:
+            for at in range(0, done, PIPE_BUF):
+                pipe.put(Packet(data[at : min(at + PIPE_BUF, done)]))
+        else:
+            pipe.put(data[:done] if done < len(data) else data)
         return done
 
     def available(self) -> int:
         """See `OpenFile.available`."""
-        return len(self.pipe.buffer)
+        return self.pipe.size
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`. Every end hears when the other side has gone."""
@@ -142,7 +222,7 @@ class PipeEnd(OpenFile):
         """See `OpenFile.poll`. Writable means room for PIPE_BUF bytes."""
         events = 0
         if self.readable:
-            events |= (POLLIN if self.pipe.buffer else 0) | (0 if self.pipe.writers else POLLHUP)
+            events |= (POLLIN if self.pipe.size else 0) | (0 if self.pipe.writers else POLLHUP)
         if self.writable:
             events |= (POLLOUT if self.pipe.room >= PIPE_BUF else 0) | (0 if self.pipe.readers else POLLERR)
         return events

@@ -16,7 +16,9 @@ from types import TracebackType
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.mounts import Mount
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import Node
+from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.records import dataclass
 
 GuestPath = tuple[bytes, ...]
@@ -83,7 +85,9 @@ class Place:
     @property
     def key(self) -> tuple[int, int] | GuestPath:
         """What the inode table knows the object by."""
-        return self.path if self.status is None else (self.status.st_dev, self.status.st_ino)
+        if self.status is not None:
+            return self.status.st_dev, self.status.st_ino
+        return self.node.key if isinstance(self.node, TmpNode | Special) else self.path
 
     def borrowed(self) -> Place:
         """The same place without the duty to close."""

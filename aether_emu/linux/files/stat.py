@@ -46,13 +46,17 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class StatFs:
-    """One file system's attributes. `blocks` and `free` in units of 4096 bytes."""
+    """One file system's attributes. `blocks` and `free` in units of 4096 bytes.
+
+    `inodes` are how many files it can have, and how many more; None: as many as blocks.
+    """
 
     kind: int
     number: int
     blocks: int
     free: int
     read_only: bool
+    inodes: tuple[int, int] | None = None
 
 
 def _times(stat: Stat) -> tuple[int, ...]:
@@ -105,8 +109,9 @@ _ST_VALID = 0x20
 
 def encode_statfs(fs: StatFs) -> bytes:
     """`struct statfs`, 120 bytes on both 64-bit architectures (Linux `include/uapi/asm-generic/statfs.h`)."""
+    inodes, free_inodes = fs.inodes or (fs.blocks, fs.free)
     return struct.pack(
         "<qqQQQQQiiqqq32x",
-        *(fs.kind, BLOCK, fs.blocks, fs.free, fs.free, fs.blocks, fs.free, fs.number, 0),
+        *(fs.kind, BLOCK, fs.blocks, fs.free, fs.free, inodes, free_inodes, fs.number, 0),
         *(255, BLOCK, _ST_VALID | (_ST_RDONLY if fs.read_only else 0)),
     )

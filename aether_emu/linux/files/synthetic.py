@@ -6,13 +6,15 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
-from typing import Protocol
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.accounts import MemoryAccount
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.region import Region
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.records import dataclass
 
 
@@ -26,10 +28,14 @@ class Directory:
 
 @dataclass(frozen=True)
 class Text:
-    """A file whose contents are made when it is opened. Its size shows as 0, as in /proc."""
+    """A file whose contents are made when it is read from its beginning. Its size shows as 0, as in /proc.
+
+    `accept` gets what one write(2) brings, as that of a `Control`; without it nobody writes.
+    """
 
     provide: Callable[[], bytes]
     mode: int = modes.S_IFREG | 0o444
+    accept: Callable[[bytes], int] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,35 +84,62 @@ class Opened:
         return self.file.stat().mode
 
 
-Node = Directory | Text | Control | Region | Link | Device | Opened
-
-
-class Account(Protocol):
-    """What open texts take of the host's memory, in bytes."""
-
-    memory_limit: int
-    memory_used: int
+Node = Directory | Text | Control | Region | Link | Device | Opened | Special | TmpNode
 
 
 class TextFile(Seekable):
-    """An open `Text`: the contents it had at opening. Refused(ENOMEM) when `account` has no room for them."""
+    """An open `Text`: the contents it had at opening, until it is read from its beginning once more.
+
+    Refused(ENOMEM) when `account` has no room for them.
+    """
 
     kind = "text"
 
-    def __init__(self, path: bytes, content: bytes, stat: Stat, fs: StatFs, account: Account) -> None:
-        if account.memory_used + len(content) > account.memory_limit:
+    def __init__(
+        self,
+        path: bytes,
+        node: Text,
+        flags: int,
+        stat: Stat,
+        fs: StatFs,
+        account: MemoryAccount,
+        content: bytes | None = None,
+    ) -> None:
+        super().__init__(flags, stat)
+        if self.writable and node.accept is None:
+            raise Refused(errno.EACCES, f"{path!r} is read-only")
+        self.path, self._node, self._fs, self._account = path, node, fs, account
+        self.content = b""
+        self._was_read = content is not None
+        self._keep(content if content is not None else node.provide() if self.readable else b"")
+
+    def _keep(self, content: bytes) -> None:
+        account, more = self._account, len(content) - len(self.content)
+        if account.memory_used + more > account.memory_limit:
             raise Refused(errno.ENOMEM, f"open files may hold {account.memory_limit} bytes of memory in all")
-        super().__init__(fl.O_RDONLY, stat)
-        self.path, self.content, self._fs, self._account = path, content, fs, account
-        account.memory_used += len(content)
+        account.memory_used += more
+        self.content = content
 
     def release(self) -> None:
         """See `OpenFile.release`."""
         self._account.memory_used -= len(self.content)
 
     def pread(self, count: int, offset: int) -> bytes:
-        """See `OpenFile.pread`."""
+        """See `OpenFile.pread`. What is read from the beginning is the truth of that moment."""
+        if not offset and self._was_read:
+            self._keep(self._node.provide())
+        self._was_read = True
         return self.content[offset : offset + count]
+
+    def pwrite(self, data: bytes, offset: int) -> int:
+        """See `OpenFile.pwrite`: the whole of what is written counts, wherever that is."""
+        assert self._node.accept is not None, "it is open for writing"
+        return self._node.accept(data)
+
+    def truncate(self, size: int) -> None:
+        """See `OpenFile.truncate`: there is nothing to cut off, and Linux says nothing about that."""
+        if not self.writable:
+            raise Refused(errno.EINVAL, "not open for writing")
 
     def seek(self, offset: int, whence: int) -> int:
         """To an offset or by one; the end of a text in /proc is no place to seek to (Linux `seq_lseek`)."""
@@ -127,10 +160,8 @@ class TextFile(Seekable):
         return self.path
 
     def reopen(self, flags: int) -> OpenFile:
-        """The same contents from their beginning."""
-        if flags & (fl.O_ACCMODE | fl.O_TRUNC):
-            raise Refused(errno.EACCES, f"{shown(self.path)} is read-only")
-        return TextFile(self.path, self.content, self._stat, self._fs, self._account)
+        """See `OpenFile.reopen`."""
+        return TextFile(self.path, self._node, flags, self._stat, self._fs, self._account)
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""

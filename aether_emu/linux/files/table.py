@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
@@ -29,6 +29,8 @@ class DescriptorTable:
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
         self._by_number: dict[int, Descriptor] = {}
+        self.on_close: Callable[[OpenFile], None] | None = None
+        """Whoever has to know that a descriptor of a file is closed, though others may be left."""
 
     def __len__(self) -> int:
         return len(self._by_number)
@@ -79,7 +81,7 @@ class DescriptorTable:
         self._by_number[fd] = Descriptor(file, cloexec)
         if before is not None:
             with contextlib.suppress(OSError):
-                before.file.let_go()
+                self._let_go(before.file)
 
     def close(self, fd: int) -> None:
         """Free the number. The host may then say (OSError) that earlier writes were lost.
@@ -88,6 +90,11 @@ class DescriptorTable:
         """
         file = self.held(fd)
         del self._by_number[fd]
+        self._let_go(file)
+
+    def _let_go(self, file: OpenFile) -> None:
+        if self.on_close is not None:
+            self.on_close(file)
         file.let_go()
 
     def close_each(self, numbers: Iterable[int]) -> None:

@@ -13,11 +13,13 @@ import stat as modes
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import host
+from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.synthetic import Opened
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpNode
 
 _PERMISSIONS = 0o7777
 _SET_ID = modes.S_ISUID | modes.S_ISGID
@@ -26,26 +28,53 @@ _SET_ID = modes.S_ISUID | modes.S_ISGID
 def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
     """mkdir(2)."""
     _require_new(entry, directory=True)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_directory(namespace, entry, mode, umask)
+        return
     with host.refusals(f"mkdir {shown(text(entry.path))}"), host.umask(umask):
         os.mkdir(entry.host_name, mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
 
 def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
-    """mknod(2) of a regular file. FIFOs, sockets and devices would be the host's: EPERM."""
-    if modes.S_IFMT(mode) not in (0, modes.S_IFREG):
+    """mknod(2) of a regular file, a named pipe or a socket. Devices are root's, and none's here: EPERM."""
+    kind = modes.S_IFMT(mode)
+    if kind in (modes.S_IFIFO, modes.S_IFSOCK):
+        make_special(namespace, entry, mode, umask)
+        return
+    if kind not in (0, modes.S_IFREG):
         if entry.place is not None:
             raise Refused(errno.EEXIST, "it exists")
-        raise Refused(errno.EPERM, "only regular files can be made")
+        raise Refused(errno.EPERM, "devices can't be made")
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_file(namespace, entry, mode, umask)
+        return
     with host.refusals(f"mknod {shown(text(entry.path))}"), host.umask(umask):
         os.mknod(entry.host_name, modes.S_IFREG | mode & 0o1777, dir_fd=entry.parent.fd)
     _made(namespace, entry)
 
 
+def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> Special:
+    """A named pipe, or the name of a socket. The host sees neither."""
+    _require_new(entry)
+    assert entry.name is not None, "an ordinary name"
+    if tmp_tree.directory_of(entry.parent):
+        return tmp_tree.make_special(namespace, entry, mode, umask)
+    if not os.access(host.by_descriptor(entry.parent.fd), os.W_OK | os.X_OK, effective_ids=True):
+        raise Refused(errno.EACCES, f"{shown(text(entry.parent.path))} doesn't allow it")
+    made = namespace.specials.make(modes.S_IFMT(mode) | mode & 0o1777 & ~umask)
+    namespace.specials.name(made, entry.parent.key, entry.name)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+    return made
+
+
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     """symlink(2). The target is only text: it is resolved in the guest's namespace when a walk meets it."""
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.make_link(namespace, entry, target)
+        return
     with host.refusals(f"symlink {shown(text(entry.path))}"):
         os.symlink(target, entry.host_name, dir_fd=entry.parent.fd)
     _made(namespace, entry)
@@ -54,6 +83,15 @@ def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
 def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2): another name for the object at `source`, which must be in the same grant."""
     _require_new(entry)
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.add_name(namespace, source, entry)
+        return
+    if source.mount is entry.parent.mount and isinstance(source.node, Special):
+        assert entry.name is not None, "an ordinary name"
+        namespace.specials.name(source.node, entry.parent.key, entry.name)
+        namespace.inodes.changed(source.node.inode)
+        namespace.inodes.modified(namespace.inode(entry.parent))
+        return
     if source.mount is not entry.parent.mount or source.fd < 0:
         raise Refused(errno.EXDEV, f"{shown(text(source.path))} is in another grant")
     with host.refusals(f"link {shown(text(entry.path))}"):
@@ -68,9 +106,17 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     """unlink(2)."""
     if not entry.is_ordinary:
         raise Refused(errno.EISDIR, "a directory")
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.remove_name(namespace, entry)
+        return
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
+    if isinstance(place.node, Special):
+        if entry.slash:
+            raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
+        _remove_special(namespace, entry)
+        return
     with host.refusals(f"unlink {shown(text(entry.path))}"):
         os.unlink(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
@@ -82,9 +128,16 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     if not entry.is_ordinary:
         number = {None: errno.EBUSY, b".": errno.EINVAL, b"..": errno.ENOTEMPTY}[entry.name]
         raise Refused(number, f"{shown(entry.name or b'/')} can't be removed")
+    if tmp_tree.directory_of(entry.parent):
+        tmp_tree.remove_directory(namespace, entry)
+        return
     _require_writable(entry.parent)
     place = _existing(entry)
     _require_unpinned(namespace, entry.path)
+    if isinstance(place.node, Special):
+        raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
+    if any(namespace.specials.inside(place.key)):
+        raise Refused(errno.ENOTEMPTY, f"{shown(text(entry.path))} is not empty")
     with host.refusals(f"rmdir {shown(text(entry.path))}"):
         os.rmdir(entry.host_name, dir_fd=entry.parent.fd)
     _removed(namespace, entry.path, place)
@@ -101,6 +154,9 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
         raise Refused(
             errno.EEXIST if flags & fl.RENAME_NOREPLACE else errno.EBUSY, f"{shown(new.name or b'/')} stays"
         )
+    if tmp_tree.directory_of(old.parent) and tmp_tree.directory_of(new.parent):
+        tmp_tree.rename(namespace, old, new, flags)
+        return
     _require_writable(old.parent)
     _require_writable(new.parent)
     source, target = _existing(old), new.place
@@ -108,6 +164,11 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
         raise Refused(errno.EEXIST, f"{shown(text(new.path))} exists")
     _require_unpinned(namespace, old.path)
     _require_unpinned(namespace, new.path)
+    if isinstance(source.node, Special) or (target is not None and isinstance(target.node, Special)):
+        _rename_special(namespace, old, new, flags)
+        return
+    if target is not None and target.is_directory and any(namespace.specials.inside(target.key)):
+        raise Refused(errno.ENOTEMPTY, f"{shown(text(new.path))} is not empty")
     with host.refusals(f"rename {shown(text(old.path))} to {shown(text(new.path))}"):
         if flags:
             host.rename_exactly(old.parent.fd, old.host_name, new.parent.fd, new.host_name, flags)
@@ -124,6 +185,40 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     namespace.name_moved(old.path, new.path, exchange)
 
 
+def _remove_special(namespace: Namespace, entry: Entry) -> None:
+    assert entry.name is not None and entry.place is not None, "it exists"
+    namespace.specials.remove(entry.parent.key, entry.name)
+    namespace.name_removed(entry.path)
+    namespace.inodes.modified(namespace.inode(entry.parent))
+
+
+def _rename_special(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
+    """rename(2) where a named pipe or socket moves, or one is replaced."""
+    source, target, specials = old.place, new.place, namespace.specials
+    assert source is not None and old.name is not None and new.name is not None, "it exists"
+    if flags & fl.RENAME_EXCHANGE:
+        raise Refused(errno.EINVAL, "named pipes and sockets can't be exchanged")
+    if source.is_directory or old.slash or new.slash:
+        raise Refused(errno.ENOTDIR, f"{shown(text(new.path))} is no directory")
+    if target is not None and target.is_directory:
+        raise Refused(errno.EISDIR, f"{shown(text(new.path))} is a directory")
+    if target is not None and target.node is source.node is not None:
+        return
+    if target is not None:
+        remove_name(namespace, new)
+    if isinstance(source.node, Special):
+        specials.name(source.node, new.parent.key, new.name)
+        specials.remove(old.parent.key, old.name)
+        namespace.inodes.changed(source.node.inode)
+    else:
+        with host.refusals(f"rename {shown(text(old.path))}"):
+            os.rename(old.host_name, new.host_name, src_dir_fd=old.parent.fd, dst_dir_fd=new.parent.fd)
+        namespace.inodes.changed(namespace.inode(source))
+    for parent in (old.parent, new.parent):
+        namespace.inodes.modified(namespace.inode(parent))
+    namespace.name_moved(old.path, new.path)
+
+
 def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     """chmod(2), for files and directories of writable grants; no set-id bits on files (EPERM).
 
@@ -134,6 +229,10 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     memory = _memory_at(place)
     if memory is not None:
         memory.set_mode(mode)
+        return
+    if isinstance(place.node, Special | TmpNode):
+        place.node.mode = modes.S_IFMT(place.node.mode) | mode & _PERMISSIONS
+        namespace.inodes.changed(place.node.inode)
         return
     _require_writable(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
@@ -148,7 +247,7 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
 def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
     """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
     memory = _memory_at(place)
-    if memory is None:
+    if memory is None and not isinstance(place.node, Special | TmpNode):
         _require_writable(place)
     unchanged = (-1, 0xFFFFFFFF)
     if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
@@ -158,13 +257,13 @@ def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
 
 def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
     """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
-    memory = _memory_at(place)
-    if memory is None:
+    memory, ours = _memory_at(place), isinstance(place.node, Special | TmpNode)
+    if memory is None and not ours:
         _require_writable(place)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
     inode = namespace.inode(place) if memory is None else memory.inode
-    if memory is None and not place.is_link:
+    if memory is None and not ours and not place.is_link:
         real = place.status
         assert real is not None, "a place that can be written is the host's"
         with host.refusals(f"utimensat {shown(text(place.path))}"):
@@ -189,6 +288,9 @@ def _memory_at(place: Place) -> Memory | None:
 
 def allows(place: Place, mode: int) -> None:
     """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
+    if isinstance(place.node, TmpNode):
+        place.node.require(mode & (os.R_OK | os.W_OK | os.X_OK))
+        return
     if place.node is not None:
         granted = modes.S_IMODE(place.node.mode)
         wanted = mode & (os.R_OK | os.W_OK | os.X_OK)
@@ -216,6 +318,9 @@ def _require_new(entry: Entry, directory: bool = False) -> None:
 
 
 def _require_writable(place: Place) -> None:
+    if isinstance(place.node, TmpDirectory):
+        place.node.require_change()
+        return
     if not place.mount.writable or place.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
 

@@ -19,7 +19,9 @@ from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.files.mounts import Mount, MountTable
 from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer
+from aether_emu.linux.files.special import Specials
 from aether_emu.linux.files.synthetic import Directory, Link, Opened
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpLink
 
 PATH_MAX = 4096
 """Longest path in bytes, the final NUL included."""
@@ -39,6 +41,10 @@ class Ground(Protocol):
     @property
     def mounts(self) -> MountTable:
         """What is mounted where."""
+
+    @property
+    def specials(self) -> Specials:
+        """Named pipes and sockets."""
 
     def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
         """The place where `mount` begins."""
@@ -168,6 +174,9 @@ class Walk:
         mount = self._ground.mounts.at(path)
         if mount is not None:
             return self._ground.root_of(mount, self._viewer)
+        special = self._ground.specials.find(here.key, name) if self._ground.specials else None
+        if special is not None:
+            return Place(here.mount, path, node=special, inode=special.inode)
         found = (
             self._host_child(here, name, path) if here.node is None else self._node_child(here, name, path)
         )
@@ -178,6 +187,10 @@ class Walk:
         return found
 
     def _node_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
+        if isinstance(here.node, TmpDirectory):
+            here.node.require_search()
+            entry = here.node.entries.get(name)
+            return None if entry is None else Place(here.mount, path, node=entry, inode=entry.inode)
         assert isinstance(here.node, Directory)
         node = here.node.children().get(name)
         return None if node is None else Place(here.mount, path, node=node)
@@ -201,6 +214,8 @@ class Walk:
 
     def _require_search(self, here: Place) -> None:
         """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
+        if isinstance(here.node, TmpDirectory):
+            here.node.require_search()
         if here.status is not None and here.status.st_mode & 0o111 != 0o111:
             with refusals(f"directory {shown(text(here.path))}"):
                 os.close(os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=here.fd))
@@ -256,5 +271,7 @@ def read_link(place: Place) -> bytes:
     """The target of a symbolic link."""
     if isinstance(place.node, Link):
         return place.node.target()
+    if isinstance(place.node, TmpLink):
+        return place.node.target
     with refusals(f"link {shown(text(place.path))}"):
         return os.readlink(b"", dir_fd=place.fd)

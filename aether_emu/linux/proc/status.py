@@ -1,11 +1,17 @@
-"""/proc/self/status, statm and limits: the process in numbers, as Linux 6.6 writes them (fs/proc/array.c)."""
+"""/proc/PID/status, stat, statm and limits: a task in numbers, as Linux 6.6 writes them (fs/proc/array.c).
+
+A zombie has given back its memory and files: what is told of those is left out, or 0.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_SIGPENDING, Process
+from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import PageWait, Unfinished
 from aether_emu.mm.space import AddressSpace
 
 _DESCRIPTORS = 64  # room that a table of descriptors has from the start (NR_OPEN_DEFAULT)
@@ -18,6 +24,10 @@ _RESOURCES = (
     ("Max msgqueue size", "bytes"), ("Max nice priority", ""), ("Max realtime priority", ""),
     ("Max realtime timeout", "us"),
 )  # fmt: skip
+
+_RLIMIT_RSS = 5
+TICKS = 100
+"""What times in /proc count in: parts of a second (USER_HZ)."""
 
 Rows = tuple[tuple[str, object], ...]
 
@@ -39,31 +49,61 @@ def _stack(space: AddressSpace) -> int:
     return sum(area.length for area in space.areas if area.grows_down)
 
 
-def status_text(process: Process) -> bytes:
-    """/proc/self/status (proc_pid_status(5))."""
-    rows = (*_identity(process), *_memory(process), *_signals(process), *_rights(process))
+def state_of(process: Process, task: Task | None) -> str:
+    """The letter and the word for what a task does. Without a task it has ended."""
+    if task is None or task.is_over:
+        return "Z (zombie)"
+    if process.stop_signal:
+        return "T (stopped)"
+    wait = task.wait
+    if wait is None or wait.woken or isinstance(wait, Unfinished):
+        return "R (running)"
+    return "D (disk sleep)" if isinstance(wait, PageWait) else "S (sleeping)"
+
+
+def name_of(process: Process, task: Task | None) -> bytes:
+    """What a task is called, or was."""
+    return process.name if task is None else task.name
+
+
+def status_text(process: Process, tid: int, task: Task | None) -> bytes:
+    """/proc/PID/status (proc_pid_status(5)) of the thread `tid`, which is `task` while it lives."""
+    memory = () if process.released else _memory(process)
+    rows = (*_identity(process, tid, task), *memory, *_signals(process, task), *_rights(process, task))
     return "".join(f"{name}:\t{value}\n" for name, value in rows).encode()
 
 
-def _identity(process: Process) -> Rows:
-    pid, config, leader = process.pid, process.config, process.tasks[0]
-    highest = max(process.files.table.descriptors, default=0)
-    room = max(_DESCRIPTORS, 1 << highest.bit_length())
+def _identity(process: Process, tid: int, task: Task | None) -> Rows:
+    pid, config, room = process.pid, process.config, 0
+    mask: Rows = ()
+    if not process.released:
+        highest = max(process.files.table.descriptors, default=0)
+        room = max(_DESCRIPTORS, 1 << highest.bit_length())
+        mask = (("Umask", f"{process.files.mask:04o}"),)
     return (
-        ("Name", leader.name.decode("utf-8", "replace")),
-        ("Umask", f"{process.files.mask:04o}"),
-        ("State", "R (running)"),
+        ("Name", _escaped(name_of(process, task))),
+        *mask,
+        ("State", state_of(process, task)),
         ("Tgid", pid),
         ("Ngid", 0),
-        ("Pid", pid),
+        ("Pid", tid),
         ("PPid", process.parent_pid),
         ("TracerPid", 0),
         ("Uid", "\t".join([str(config.uid)] * 4)),
         ("Gid", "\t".join([str(config.gid)] * 4)),
         ("FDSize", room),
         ("Groups", f"{config.gid} "),
-        *((name, pid) for name in ("NStgid", "NSpid", "NSpgid", "NSsid")),
+        ("NStgid", pid),
+        ("NSpid", tid),
+        ("NSpgid", process.group),
+        ("NSsid", process.session),
     )
+
+
+def _escaped(name: bytes) -> str:
+    """As Linux shows a name in a line: a line's end and a backslash are escaped (proc_task_name)."""
+    text = name.decode("utf-8", "surrogateescape")
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def _memory(process: Process) -> Rows:
@@ -97,28 +137,32 @@ def _memory(process: Process) -> Rows:
     )
 
 
-def _signals(process: Process) -> Rows:
-    signals, leader = process.signals, process.tasks[0]
-    pending, shared = leader.signals.pending.mask, signals.pending.mask
+def _masks(process: Process, task: Task | None) -> dict[str, int]:
+    """Signals by the name of their line: pending, blocked, ignored, caught."""
+    signals = process.signals
 
     def actions(chosen: Callable[[int], bool]) -> int:
         return sum(1 << n - 1 for n, a in enumerate(signals.actions) if n and chosen(a.handler))
 
-    masks = (
-        ("SigPnd", pending),
-        ("ShdPnd", shared),
-        ("SigBlk", leader.signals.blocked),
-        ("SigIgn", actions(lambda handler: handler == 1)),
-        ("SigCgt", actions(lambda handler: handler > 1)),
-    )
+    return {
+        "SigPnd": 0 if task is None else task.signals.pending.mask,
+        "ShdPnd": signals.pending.mask,
+        "SigBlk": 0 if task is None else task.signals.blocked,
+        "SigIgn": actions(lambda handler: handler == sig.SIG_IGN),
+        "SigCgt": actions(lambda handler: handler not in (sig.SIG_DFL, sig.SIG_IGN)),
+    }
+
+
+def _signals(process: Process, task: Task | None) -> Rows:
+    masks = _masks(process, task).items()
     return (
-        ("Threads", len(process.tasks)),
+        ("Threads", max(len(process.tasks), 1)),
         ("SigQ", f"{process.queued_signals}/{process.limits[RLIMIT_SIGPENDING][0]}"),
         *((name, f"{mask:016x}") for name, mask in masks),
     )
 
 
-def _rights(process: Process) -> Rows:
+def _rights(process: Process, task: Task | None) -> Rows:
     owned = _CAPABILITIES if process.is_root else 0
     sets = (("CapInh", 0), ("CapPrm", owned), ("CapEff", owned), ("CapBnd", _CAPABILITIES), ("CapAmb", 0))
     return (
@@ -132,13 +176,41 @@ def _rights(process: Process) -> Rows:
         ("Cpus_allowed_list", 0),
         ("Mems_allowed", 1),
         ("Mems_allowed_list", 0),
-        ("voluntary_ctxt_switches", process.tasks[0].waits),
+        ("voluntary_ctxt_switches", 0 if task is None else task.waits),
         ("nonvoluntary_ctxt_switches", 0),
     )
 
 
+def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> bytes:
+    """/proc/PID/stat (proc_pid_stat(5)) of the thread `tid`; of the `whole` process, or of it alone."""
+    fields = [0] * 52
+    fields[3:8] = [process.parent_pid, process.group, process.session, 0, -1]
+    fields[9] = process.kernel.minor_faults()
+    fields[17:20] = [20, 0, max(len(process.tasks), 1)]
+    fields[21] = process.started * TICKS // 10**9
+    fields[24] = process.limits[_RLIMIT_RSS][0]
+    if not process.released:
+        program, (arguments, environment, end) = process.program, process.program.strings
+        fields[22] = process.mm.reserved
+        fields[23] = resident(process.mm)["Rss"] >> process.mm.table.format.page_shift
+        fields[25:28] = [*program.code, program.stack_pointer]
+        fields[44:51] = [*program.data, process.mm.heap_start, arguments, environment, environment, end]
+    masks = _masks(process, task)
+    fields[30] = masks["SigPnd"] | (masks["ShdPnd"] if whole else 0)
+    fields[31:34] = [masks["SigBlk"], masks["SigIgn"], masks["SigCgt"]]
+    fields[30:34] = [mask & (1 << 31) - 1 for mask in fields[30:34]]
+    fields[37] = process.exit_signal
+    ended = process.ended
+    if ended is not None:
+        fields[51] = ended.signal or (ended.code & 0xFF) << 8
+    head = b"%d (%s) %s " % (tid, name_of(process, task), state_of(process, task)[0].encode())
+    return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
+
+
 def statm_text(process: Process) -> bytes:
-    """/proc/self/statm (proc_pid_statm(5)), in pages."""
+    """/proc/PID/statm (proc_pid_statm(5)), in pages."""
+    if process.released:
+        return b"0 0 0 0 0 0 0\n"
     space = process.mm
     counts = resident(space)
     shared, data = counts["File"] + counts["Shmem"], space.data + _stack(space)

@@ -20,6 +20,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
+from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
@@ -31,7 +32,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
-    "no_new_privileges", "personality", "barriers",
+    "no_new_privileges", "personality", "barriers", "started",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -131,7 +132,8 @@ class Process:
     `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
-    shows them. `files` is set by whoever makes the process, before it runs.
+    shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
+    ns of virtual time.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
@@ -172,6 +174,8 @@ class Process:
         self.changed, self.left_parent = WaitQueue(), WaitQueue()
         self.uses_parents_memory = False
         self.registry.processes[self.pid] = self
+        self.usage, self.usage_of_children = Usage(), Usage()
+        self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
@@ -216,6 +220,11 @@ class Process:
             space.locked = None if self.is_root else soft
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+
+    @property
+    def name(self) -> bytes:
+        """What its first task is called, or was called at its end."""
+        return self.tasks[0].name if self.tasks else self.program.path.rsplit(b"/", 1)[-1]
 
     # ---- its family
 
@@ -292,6 +301,18 @@ class Process:
             return sig.CLD_EXITED, self.ended.code
         dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
         return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
+
+    def parent_takes_usage(self) -> None:
+        """It was waited for: what it and its own children used counts as its parent's children's."""
+        if self.parent is not None:
+            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    def used(self) -> Usage:
+        """What it has used until now. Only its own task may ask while one of it runs."""
+        running = any(task.running for task in self.tasks)
+        return (
+            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
+        )
 
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""
@@ -484,6 +505,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
+            "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
 
@@ -495,6 +517,7 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
+        self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.registry.zombies += self.released

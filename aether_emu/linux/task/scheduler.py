@@ -155,6 +155,7 @@ class Scheduler:
             try:
                 reached = self._let_run(task, limit)
             finally:
+                task.account(preempted=task.wait is None and not task.is_over)
                 self._stand_back(task)
             if reached:
                 check()
@@ -217,10 +218,10 @@ class Scheduler:
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
             return
+        self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
             self.entry.percpu.leave_space(process.mm)
         process.release()
-        self.kernel.observers.tell(self.kernel.observers.ended, process)
 
     def _is_heard(self) -> bool:
         """Whether a process that is left may write to the run's output: then its end is waited for."""

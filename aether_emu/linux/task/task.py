@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from aether_emu.clock import LAST_NS
@@ -14,6 +15,7 @@ from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
@@ -44,6 +46,7 @@ class Task:
         self.call: tuple[int, tuple[int, ...]] | None = None
         self.set_child_tid = self.clear_child_tid = 0
         self.robust_list = (0, 0)
+        self.usage = Usage()
         self.waits = 0  # how often it gave up its CPU to wait
         self.in_line = False  # whether it is in the run queue
         self.turn = 0  # blocks left of its turn while it does not run
@@ -175,6 +178,13 @@ class Task:
         if observers.signal:
             observers.tell(observers.signal, SignalSeen(self, info, forced, handler, fatal))
 
+    def account(self, *, preempted: bool) -> None:
+        """It has left its CPU, or goes on in another turn: what was used since the last time is its own."""
+        used = self.process.kernel.close_books()
+        used.preemptions = int(preempted)
+        self.usage.add(used)
+        self.process.usage.add(used)
+
     # ---- waiting
 
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
@@ -259,6 +269,7 @@ class Task:
             "set_child_tid": self.set_child_tid,
             "clear_child_tid": self.clear_child_tid,
             "robust_list": self.robust_list,
+            "usage": copy(self.usage),
             "scheduling": self.scheduling,
             "sequences": self.sequences,
             "left": self.left,
@@ -274,6 +285,7 @@ class Task:
         self.name, self.registers = state["name"], dict(state["registers"])
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
+        self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
         self.set_scheduling(state["scheduling"])
         self.sequences, self.left = state["sequences"], state["left"]

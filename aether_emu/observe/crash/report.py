@@ -35,11 +35,8 @@ _SHOWN = {
 }  # fmt: skip
 
 
-def report(recorder: Recorder) -> str:
-    """What is known of the crash; "" if there was none. A part that fails says so in a line."""
-    fatal = recorder.fatal
-    if fatal is None:
-        return ""
+def report(recorder: Recorder, fatal: Fatal) -> str:
+    """What is known of a crash, when the recorder tells it. A part that fails says so in a line."""
     return "".join(f"{line}\n" for line in _Report(recorder, fatal).lines())
 
 
@@ -48,6 +45,7 @@ class _Report:
         self._recorder, self._fatal = recorder, fatal
         self._isa = recorder.machine.abi.isa
         self._space: AddressSpace = fatal.task.process.mm
+        self._all_changes = recorder.changes(self._space.number)
         self._state = fatal.task.cpu.registers() if fatal.task.running else fatal.task.registers
         self._pc = self._state[COLUMNS[self._isa].pc]
         self._memory = PeekMemory(self._space, forced=True)
@@ -83,6 +81,10 @@ class _Report:
         name = sig.name_of(info.number)
         seconds = self._recorder.machine.kernel.time_seen() / 10**9
         yield f"Crash of task {task.tid} ({task.name.decode('utf-8', 'replace')}) at {seconds:.9f} s: {name}"
+        process = task.process
+        if process is not self._recorder.machine.process:
+            program = process.program.path.decode("utf-8", "replace")
+            yield f"  Process {process.pid}, made by {process.parent_pid}, ran {program}"
         for sentence in self._sentences():
             yield from _wrapped(sentence, "  ", "  ")
 
@@ -92,7 +94,7 @@ class _Report:
         if self._refusal is not None:
             yield from self._refused(self._refusal, "The program tried")
         elif not fatal.forced:
-            yield f"The program sent {name} to itself, as abort() does."
+            yield self._sent(name)
         elif info.record is None and info.number == sig.SIGSEGV:
             yield "The frame of a signal could not be written or read back: see the stack pointer."
             first = refusal_of(self._isa, replace(info, record=fatal.task.signals.record))
@@ -103,11 +105,17 @@ class _Report:
         if fatal.forced and fatal.blocked >> info.number - 1 & 1:
             yield f"{name} is blocked, so that no handler is asked."
 
+    def _sent(self, name: str) -> str:
+        info, process = self._fatal.info, self._fatal.task.process
+        if info.code in (sig.SI_USER, sig.SI_TKILL) and info.pid != process.pid:
+            return f"Process {info.pid} sent it {name}."
+        return f"The program sent {name} to itself, as abort() does."
+
     def _refused(self, refusal: Refusal, tried: str) -> Iterator[str]:
         where = f", at {self._pc:#x} {self._modules.describe(self._pc)}"
         yield f"{tried} {refusal.words}{'' if refusal.kind == Access.EXECUTE else where}."
         yield from reasons(self._space, refusal)
-        for moment, change, start, end in reversed(self._recorder.changes):
+        for moment, change, start, end in reversed(self._all_changes):
             if start <= refusal.address < end:
                 if change is not Change.MAPPED:
                     yield f"These addresses were {change.value} at {self._seconds(moment)} s."
@@ -213,7 +221,7 @@ class _Report:
                 yield f"  => {address:#x} lies {'behind them all' if above is None else 'between'}"
 
     def _changes(self) -> Iterator[str]:
-        for moment, change, start, end in self._recorder.changes:
+        for moment, change, start, end in self._all_changes:
             area = self._space.areas.find(start)
             written = f" {named(area)}" if area is not None and change is not Change.UNMAPPED else ""
             yield f"  {self._seconds(moment)} {change.value:<9} {start:#x}-{end:#x}{written}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aether_emu.observe.strace import names, waits
+from aether_emu.observe.strace import sockets as so
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
     ARCH_ADDRESS,
@@ -109,6 +110,8 @@ CALLS: dict[str, Declaration] = {
     "sendfile": _call(FD, FD, st.OFFSET, SIZE),
     "copy_file_range": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, HEX_INT),
     "splice": _call(FD, st.OFFSET, FD, st.OFFSET, SIZE, bits_of(names.SPLICE)),
+    "tee": _call(FD, FD, SIZE, bits_of(names.SPLICE)),
+    "vmsplice": _call(FD, vectors(False), SIZE, bits_of(names.SPLICE)),
     "lseek": _call(FD, LONG, _SEEK),
     "readahead": _call(FD, LONG, SIZE),
     "fadvise64": _call(FD, LONG, SIZE, one_of(names.FADVISE)),
@@ -141,6 +144,22 @@ CALLS: dict[str, Declaration] = {
     "memfd_create": _call(NAME, MEMFD_FLAGS),
     "socket": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL),
     "socketpair": _call(one_of(names.ADDRESS_FAMILY), SOCKET_TYPE, PROTOCOL, st.PIPE),
+    "bind": _call(FD, so.given_address(2), INT),
+    "listen": _call(FD, INT),
+    "connect": _call(FD, so.given_address(2), INT),
+    "accept": _call(FD, so.found_address(2), late(number)),
+    "accept4": _call(FD, so.found_address(2), late(number), bits_of(names.SOCKET_FLAGS)),
+    "shutdown": _call(FD, one_of(names.SHUTDOWN)),
+    "getsockname": _call(FD, so.found_address(2), late(number)),
+    "getpeername": _call(FD, so.found_address(2), late(number)),
+    "sendto": _call(FD, given_bytes(2), SIZE, so.FLAGS, so.given_address(5), UINT),
+    "recvfrom": _call(FD, RECEIVED, SIZE, so.FLAGS, so.found_address(5), late(number)),
+    "sendmsg": _call(FD, so.SENT_MESSAGE, so.FLAGS),
+    "recvmsg": _call(FD, so.RECEIVED_MESSAGE, so.FLAGS),
+    "sendmmsg": _call(FD, so.SENT_MESSAGES, UINT, so.FLAGS),
+    "recvmmsg": _call(FD, so.RECEIVED_MESSAGES, UINT, so.FLAGS, TIMESPEC),
+    "getsockopt": _call(FD, one_of(names.SOCKET_LEVEL), so.OPTION, so.FOUND_OPTION, late(number)),
+    "setsockopt": _call(FD, one_of(names.SOCKET_LEVEL), so.OPTION, so.GIVEN_OPTION, INT),
     "poll": _call(waits.POLL_FDS, UINT, INT, result=waits.poll_result),
     "ppoll": _call(waits.POLL_FDS, UINT, TIMESPEC, SIGNALS, SIZE, result=waits.poll_result),
     "select": _call(INT, waits.FD_SET, waits.FD_SET, waits.FD_SET, TIMEVAL, result=waits.select_result),

@@ -55,6 +55,8 @@ _PATHS = (
     b"x" * 300, b"/w/" + b"d/../" * 60 + b"f", b"\xff\xfe", b"/w/new", b"/w/d/new", b"/proc/self/maps",
     b"/proc/self/smaps", b"/proc/self/clear_refs", b"/proc/self/pagemap", b"/dev/full", b"/w/f/", b"new",
     b"/proc/self/exe", b"/dev/stdout", b"/proc/self/status", b"/proc/self/fd",
+    *(b"\x01\0\0name", b"\x01\0/w/name", b"\x02\0\x1f\x90\x7f\0\0\x01" + bytes(8)),
+    b"\x0a\0\x1f\x90" + bytes(24),
 )  # fmt: skip
 _STEP = 512
 
@@ -127,6 +129,12 @@ _DRAWS: dict[str, Draw] = {
     "k": _one_of(*range(17), 20, 21, 22, 23, 31, 32, 64, 1024, 1033),
     "8": _one_of(8, 8, 8, 0, 4, 16, _LAST),
     "S": _one_of(0, 10, 12, 17, 18, 23, 28, 33, 34, 40, 64, 65),  # none that kills by default is likely
+    "F": _one_of(1, 1, 1, 2, 2, 10, 16, 0),
+    "T": _one_of(1, 2, 5, 1 | 1 << 11, 2 | 1 << 11, 5 | 1 << 19, 3, 0),
+    "N": _one_of(16, 16, 28, 2, 3, 7, 9, 110, 128, 0, _LAST),
+    "l": _one_of(1, 1, 6, 0, 41, 99),
+    "O": _one_of(*range(1, 22), 26, 30, 38, 39, 67),
+    "G": _bits(1, 2, 0x20, 0x40, 0x100, 0x2000, 0x4000, 0x8000, 0x10000, 1 << 30),
     "P": _one_of(0, 4242, 4242, 4243, 1, _LAST),
 }
 _SIGNATURES = """
@@ -141,12 +149,17 @@ rt_sigpending b8;rt_sigtimedwait tbt8;personality g;statfs pb;fstatfs fb;mlock m
 mlock2 msk;prctl ktttt;arch_prctl gb;futex bktttk;sched_getaffinity Psb;sched_setaffinity Pst
 epoll_ctl fkft;epoll_wait ftnk;epoll_pwait ftnkt8;epoll_pwait2 ftntt8;clock_gettime kb;clock_getres kb
 clock_nanosleep kktb;openat dpgo;mkdirat dpg;newfstatat dpbg;unlinkat dpg;renameat dpdp;renameat2 dpdpk
+sched_getattr Pbsk;sched_setattr Ptk;sched_setscheduler Pkt;sched_setparam Pt;sched_getparam Pb;rseq tskk
+membarrier kkk;setpriority kPk;getpriority kP;sched_rr_get_interval Pb;get_robust_list Pbb
 linkat dpdpg;symlinkat pdp;readlinkat dpbs;fchmodat dpg;fchmodat2 dpgg;faccessat dpk;faccessat2 dpkg
 pselect6 nbbbtt;ppoll tntt8;utimensat dptg;fallocate fkos;eventfd2 ng;epoll_create1 g;dup3 ffg;pipe2 bg
 preadv ftno;pwritev ftno;preadv2 ftnokk;pwritev2 ftnokk;prlimit64 Pktb;getrandom bsk;memfd_create pg
 copy_file_range ftftsk;statx dpgkb;close_range ffk;openat2 dpt8;getdents64 fbs;fadvise64 fosk
 readahead fos;sync_file_range foog;futex_waitv tnktk;fchownat dpnng;mknodat dpgk;splice ftftsk
 getxattr ppbs;fgetxattr fpbs;set_robust_list b8;set_tid_address b;getcpu bb;uname b;getgroups nb
+socket FTn;socketpair FTnb;bind fpN;listen fn;connect fpN;accept fbt;accept4 fbtg;shutdown fk
+getsockname fbt;getpeername fbt;sendto fbsGpN;recvfrom fbsGbt;sendmsg ftG;recvmsg ftG;sendmmsg ftnG
+recvmmsg ftnGt;getsockopt flObt;setsockopt flOtN;tee ffsk;vmsplice ftnk
 remap_file_pages mskog;process_madvise ftnkk
 """  # fmt: skip
 _BY_NAME = dict(entry.split() for line in _SIGNATURES.split("\n") for entry in line.split(";") if entry)

@@ -10,7 +10,7 @@ import pytest
 
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.stat import encode_statx
-from tests.linux.calls.twin import ARGUMENTS, BASE, PAGE, PROT_NONE, A, F, Served, Twin
+from tests.linux.calls.twin import ARGUMENTS, BASE, PAGE, A, F, Served, Twin
 from tests.linux.files.conftest import Guest
 
 AT_FDCWD = -100
@@ -169,35 +169,3 @@ def test_refusals_of_times(named: Twin) -> None:
 
 
 # Extended attributes
-
-
-@pytest.mark.parametrize(
-    "call", ["getxattr", "lgetxattr", "setxattr", "lsetxattr", "removexattr", "lremovexattr"]
-)
-def test_files_have_no_extended_attributes(guest: Guest, served: Served, call: str) -> None:
-    (guest.w / "f").write_bytes(b"")
-    served.memory.protect(5, PROT_NONE)
-    path, name = served.text(b"f"), served.text(b"user.x", SECOND)
-    assert served(call, path, name, BASE, 10, 0) == -errno.EOPNOTSUPP
-    assert served(call, served.text(b"none"), name, BASE, 10, 0) == -errno.ENOENT
-    assert served(call, path, BASE + 5 * PAGE, BASE, 10, 0) == -errno.EFAULT
-    assert served(call, path, served.text(b"", SECOND), BASE, 10, 0) == -errno.ERANGE
-    assert served(call, path, served.text(b"x" * 256, SECOND), BASE, 10, 0) == -errno.ERANGE
-    if "set" in call:
-        assert served(call, path, served.text(b"user.x", SECOND), BASE, 10, 4) == -errno.EINVAL
-
-
-def test_no_extended_attributes_by_descriptor(guest: Guest, served: Served) -> None:
-    (guest.w / "f").write_bytes(b"")
-    fd = served("open", served.text(b"f"), os.O_RDONLY, 0)
-    path_only = served("open", served.text(b"f"), os.O_PATH, 0)
-    assert isinstance(fd, int) and isinstance(path_only, int)
-    name = served.text(b"user.x", SECOND)
-    for call in ("fgetxattr", "fsetxattr", "fremovexattr"):
-        assert served(call, fd, name, BASE, 10, 0) == -errno.EOPNOTSUPP
-        assert served(call, path_only, name, BASE, 10, 0) == -errno.EBADF
-    assert served("listxattr", served.text(b"f"), BASE, 10) == 0
-    assert served("llistxattr", served.text(b"f"), BASE, 10) == 0
-    assert served("listxattr", served.text(b"none"), BASE, 10) == -errno.ENOENT
-    assert served("flistxattr", fd, BASE, 10) == 0
-    assert served("flistxattr", 999, BASE, 10) == -errno.EBADF

@@ -97,11 +97,6 @@ def test_memory_files(opened: Twin) -> None:
     assert opened.call("memfd_create", opened.text(b"x"), 1 << 20) == -errno.EINVAL
 
 
-def test_there_is_no_network(served: Served) -> None:
-    assert served("socket", 1, 1, 0) == -errno.EAFNOSUPPORT
-    assert served("socketpair", 1, 1, 0, BASE) == -errno.EAFNOSUPPORT
-
-
 # Control
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno as numbers
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,17 +17,44 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.proc import OpenFiles, Provided, ShownTask
 from aether_emu.linux.files.streams import BufferStream
 
 CWD = fl.AT_FDCWD
 
 
 @dataclass
+class Shown:
+    """A process in /proc; it has `files` when it is the one under test."""
+
+    texts: Mapping[str, Provided]
+    files: OpenFiles | None = None
+    tasks: Mapping[int, ShownTask] = field(default_factory=dict)
+    is_gone: bool = False
+
+
+@dataclass
 class Source:
-    """What /proc shows of a process under test."""
+    """What /proc shows to a process under test, and of it: `own`, and of `others`."""
 
     pid: int = 17
-    texts: Mapping[str, Callable[[], bytes]] = field(default_factory=dict)
+    texts: Mapping[str, Provided] = field(default_factory=dict)
+    own: Mapping[str, Provided] = field(default_factory=dict)
+    others: Mapping[int, ShownTask] = field(default_factory=dict)
+    files: OpenFiles | None = None
+
+    @property
+    def tid(self) -> int:
+        return self.pid
+
+    def numbers(self) -> list[int]:
+        return sorted((self.pid, *self.others))
+
+    def find(self, number: int) -> ShownTask | None:
+        if number == self.pid:
+            own = Shown(self.own, self.files)
+            return Shown(self.own, self.files, {number: own})
+        return self.others.get(number)
 
 
 class Clock:
@@ -51,6 +78,12 @@ class Guest:
     w: Path
     r: Path
     outside: Path
+
+    def fork(self, pid: int) -> Files:
+        """The files of a child."""
+        source = Source(pid)
+        child = source.files = self.files.fork(source)
+        return child
 
     def read_all(self, path: bytes) -> bytes:
         """A whole file by its guest path."""
@@ -102,7 +135,7 @@ def refused(*expected: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def guest_in(base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None) -> Iterator[Guest]:
+def guest_in(base: Path, source: Source | None = None, uid: int = 1000) -> Iterator[Guest]:
     """A guest over fresh directories below `base`; every host descriptor must be back afterwards."""
     before = host_descriptors()
     w, r, outside = base / "w", base / "r", base / "outside"
@@ -118,8 +151,10 @@ def guest_in(base: Path, texts: Mapping[str, Callable[[], bytes]] | None = None)
         random=lambda count: b"\x07" * count,
         now=clock,
         memory_limit=1 << 20,
+        uid=uid,
     )
-    files = Files(namespace, Source(texts=texts or {}))
+    source = source or Source()
+    files = source.files = Files(namespace, source)
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     files.attach(streams)
     try:

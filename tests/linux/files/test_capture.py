@@ -10,13 +10,14 @@ from collections.abc import Iterator
 import pytest
 
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.capture import CaptureError, Restored, State, capture, restore
+from aether_emu.linux.files.capture import Restored, State, capture, restore
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
 
 
@@ -32,7 +33,12 @@ class Again:
         binds = [Bind(self.guest.w, "/w", writable=True), Bind(self.guest.r, "/r")]
         namespace = Namespace(None, binds, "/w", random=bytes, now=self.guest.clock, memory_limit=1 << 20)
         try:
-            restored = restore(state, namespace, [Source(17 + n) for n in range(sources)], self.streams)
+            shown = [Source(17 + n) for n in range(sources)]
+
+            def made(index: int, files: Files) -> None:
+                shown[index].files = files
+
+            restored = restore(state, namespace, shown, self.streams, made)
         except BaseException:
             namespace.close()
             raise
@@ -100,7 +106,7 @@ def test_capturing_twice_through_a_restore_gives_the_same(guest: Guest, again: A
     files.open(CWD, b"/dev/urandom", fl.O_RDONLY)
     files.open(CWD, b"/r/file", fl.O_PATH)
     files.open(CWD, b"/proc/self/fd", fl.O_RDONLY)
-    child = files.fork(Source(18))
+    child = guest.fork(18)
     try:
         child.close(reading)
         state = capture([files, child])
@@ -114,7 +120,7 @@ def test_pipes_between_processes_keep_contents_and_ends(guest: Guest, again: Aga
     files = guest.files
     reading, writing = files.pipe()
     files.write(writing, b"in flight")
-    child = files.fork(Source(18))
+    child = guest.fork(18)
     try:
         child.close(reading)
         files.close(writing)
@@ -249,7 +255,7 @@ def test_nothing_to_capture_is_nothing_to_restore(guest: Guest) -> None:
 def test_a_process_ends_without_leaving_descriptors(guest: Guest) -> None:
     """Twice the fixture's own check, in the middle of a run."""
     before = host_descriptors()
-    child: Files = guest.files.fork(Source(18))
+    child = guest.fork(18)
     for path in (b"/w", b"/r/file", b"/proc/mounts", b"/dev/null"):
         child.open(CWD, path, fl.O_RDONLY)
     child.pipe()

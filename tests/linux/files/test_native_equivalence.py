@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 import shutil
 import stat as modes
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -211,6 +212,34 @@ class Emulated:
     def truncate(self, path: bytes, size: int) -> None:
         self.files.truncate(path, size)
 
+    def close_all(self) -> None:
+        while self.open_fds:
+            self.close(0)
+
+    def tree(self, top: bytes) -> list[tuple[str, int, object]]:
+        """See `_tree`."""
+        first: dict[int, tuple[str, int]] = {}
+        found: list[tuple[str, int, object]] = []
+
+        def visit(path: bytes) -> None:
+            status, name = self.files.stat(CWD, path, fl.AT_SYMLINK_NOFOLLOW), os.path.relpath(path, top)
+            twin, mode = first.setdefault(status.ino, (name.decode(), status.mode))
+            content: object = None
+            if modes.S_ISLNK(status.mode):
+                content = self.readlink(path).decode()
+            else:
+                self.chmod(path, 0o700)
+            if modes.S_ISREG(status.mode):
+                content = self.files.read(fd := self.files.open(CWD, path, fl.O_RDONLY), 1 << 20)
+                self.files.close(fd)
+            found.append((name.decode(), mode, (content, twin)))
+            if modes.S_ISDIR(status.mode):
+                for child, _kind in self.entries(path):
+                    visit(path + b"/" + child)
+
+        visit(top)
+        return found
+
 
 def _kind(entry: os.DirEntry[str]) -> int:
     """`d_type`, which needs no permission to search the directory."""
@@ -325,36 +354,75 @@ def _tree(top: Path) -> list[tuple[str, int, object]]:
     return found
 
 
-@settings(max_examples=200)
-@given(calls=st.lists(_CALL, max_size=60))
-def test_random_calls_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+def _compare(native: Native, emulated: Emulated, calls: list[tuple[object, ...]]) -> None:
+    """Make the calls on both sides, and close what the real one opened."""
+    try:
+        for name, *arguments in calls:
+            assert isinstance(name, str)
+            if name in _ON_DESCRIPTORS:
+                number = arguments[0]
+                assert isinstance(number, int)
+                if not native.open_fds:
+                    continue
+                arguments[0] = number % len(native.open_fds)
+            expected = _outcome(getattr(native, name), tuple(arguments))
+            actual = _outcome(getattr(emulated, name), tuple(arguments))
+            assert actual == expected, (name, arguments)
+    finally:
+        native.close_all()
+
+
+@contextlib.contextmanager
+def _two_trees() -> Iterator[tuple[Path, str]]:
+    """A directory for both sides, and how deep in it they stand."""
     base = Path(tempfile.mkdtemp(dir=_FAST))
     mask = os.umask(0o022)
     below = "/".join(["n"] * _DEPTH)
     try:
-        with guest_in(base) as guest:
-            (base / "native" / below).mkdir(parents=True)
-            (guest.w / below).mkdir(parents=True)
-            guest.files.chdir(below.encode())
-            native, emulated = Native(base / "native" / below), Emulated(guest)
-            try:
-                for name, *arguments in calls:
-                    assert isinstance(name, str)
-                    if name in _ON_DESCRIPTORS:
-                        number = arguments[0]
-                        assert isinstance(number, int)
-                        if not native.open_fds:
-                            continue
-                        arguments[0] = number % len(native.open_fds)
-                    expected = _outcome(getattr(native, name), tuple(arguments))
-                    actual = _outcome(getattr(emulated, name), tuple(arguments))
-                    assert actual == expected, (name, arguments)
-            finally:
-                native.close_all()
-            assert _tree(base / "native") == _tree(guest.w)
+        (base / "native" / below).mkdir(parents=True)
+        yield base, below
     finally:
         os.umask(mask)
         shutil.rmtree(base, ignore_errors=True)
+
+
+@settings(max_examples=200)
+@given(calls=st.lists(_CALL, max_size=60))
+def test_random_calls_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    with _two_trees() as (base, below), guest_in(base) as guest:
+        (guest.w / below).mkdir(parents=True)
+        guest.files.chdir(below.encode())
+        _compare(Native(base / "native" / below), Emulated(guest), calls)
+        assert _tree(base / "native") == _tree(guest.w)
+
+
+@settings(max_examples=200)
+@given(calls=st.lists(_CALL, max_size=60))
+def test_random_calls_in_a_tmpfs_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    with _two_trees() as (base, below), guest_in(base, uid=os.geteuid()) as guest:
+        guest.files.mkdir(CWD, b"/tmp/top", 0o777)
+        guest.files.chdir(b"/tmp/top")
+        for name in below.split("/"):
+            guest.files.mkdir(CWD, name.encode(), 0o777)
+            guest.files.chdir(name.encode())
+        emulated = Emulated(guest)
+        _compare(Native(base / "native" / below), emulated, calls)
+        emulated.close_all()
+        assert guest.namespace.memory_used == sum(_allocated(guest, b"/tmp/top", set()))
+        assert _tree(base / "native") == emulated.tree(b"/tmp/top")
+
+
+def _allocated(guest: Guest, path: bytes, seen: set[int]) -> Iterator[int]:
+    """What each file below `path` takes, by stat(2)."""
+    status = guest.files.stat(CWD, path, fl.AT_SYMLINK_NOFOLLOW)
+    if status.ino not in seen:
+        seen.add(status.ino)
+        yield status.blocks * 512
+    if status.is_directory:
+        guest.files.chmod(CWD, path, status.mode | 0o700)
+        for name in guest.names(path)[2:]:
+            yield from _allocated(guest, path + b"/" + name, seen)
+        guest.files.chmod(CWD, path, status.mode & 0o7777)
 
 
 _ON_DESCRIPTORS = {"close", "dup", "read", "write", "pread", "pwrite", "lseek", "ftruncate", "fstat"}

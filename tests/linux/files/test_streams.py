@@ -29,7 +29,8 @@ def no_argument(size: int) -> bytes:
 
 def process(stdin: Stream, stdout: Stream) -> Files:
     namespace = Namespace(None, [], "/", random=bytes)
-    files = Files(namespace, Source())
+    source = Source()
+    files = source.files = Files(namespace, source)
     files.attach({"stdin": stdin, "stdout": stdout, "stderr": BufferStream()})
     return files
 

@@ -11,7 +11,8 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
-from tests.linux.files.conftest import CWD, Guest, guest_in, refused
+from aether_emu.linux.files.synthetic import Link
+from tests.linux.files.conftest import CWD, Guest, Shown, Source, guest_in, refused
 
 
 def test_what_the_memory_devices_read_and_take(guest: Guest) -> None:
@@ -73,18 +74,16 @@ def told(tmp_path: Path) -> Iterator[tuple[Guest, list[int]]]:
         made.append(1)
         return b"made %d times\n" % len(made)
 
-    texts = {
-        "meminfo": lambda: b"MemTotal: 1 kB\n",
-        "self/maps": maps,
-        "self/exe": lambda: b"/r/file",
-        "sys/vm/overcommit_memory": lambda: b"0\n",
-        "21/stat": lambda: b"21 (other) S\n",
-    }
-    with guest_in(tmp_path, texts) as guest:
+    source = Source(
+        texts={"meminfo": lambda: b"MemTotal: 1 kB\n", "sys/vm/overcommit_memory": lambda: b"0\n"},
+        own={"maps": maps, "exe": Link(lambda: b"/r/file")},
+        others={21: Shown({"stat": lambda: b"21 (other) S\n"})},
+    )
+    with guest_in(tmp_path, source) as guest:
         yield guest, made
 
 
-def test_texts_are_made_once_at_opening(told: tuple[Guest, list[int]]) -> None:
+def test_texts_are_made_when_they_are_read_from_the_beginning(told: tuple[Guest, list[int]]) -> None:
     guest, made = told
     files = guest.files
     files.stat(CWD, b"/proc/self/maps")
@@ -93,27 +92,34 @@ def test_texts_are_made_once_at_opening(told: tuple[Guest, list[int]]) -> None:
     fd = files.open(CWD, b"/proc/self/maps", fl.O_RDONLY)
     assert files.read(fd, 5) == b"made "
     assert files.read(fd, 100) == b"1 times\n"
-    assert files.pread(fd, 4, 0) == b"made"
-    assert files.lseek(fd, 5, 0) == 5 and files.read(fd, 1) == b"1"
+    assert files.pread(fd, 6, 0) == b"made 2"
+    assert files.lseek(fd, 5, 0) == 5 and files.read(fd, 1) == b"2"
     with refused(errno.EINVAL):
         files.lseek(fd, 0, 2)
-    assert guest.read_all(b"/proc/17/maps") == b"made 2 times\n"
+    assert guest.read_all(b"/proc/17/maps") == b"made 3 times\n"
     assert files.fstat(fd).size == 0
 
 
 def test_the_tree_of_proc(told: tuple[Guest, list[int]]) -> None:
     guest, _ = told
-    assert guest.names(b"/proc")[2:] == [b"17", b"21", b"filesystems", b"meminfo", b"mounts", b"self", b"sys"]
+    names = [b"filesystems", b"meminfo", b"mounts", b"self", b"sys", b"thread-self"]
+    assert guest.names(b"/proc")[2:] == [*names, b"17", b"21"]
     assert guest.names(b"/proc/self/")[2:] == [
         b"cwd",
         b"exe",
         b"fd",
+        b"fdinfo",
         b"maps",
         b"mountinfo",
         b"mounts",
         b"root",
+        b"task",
     ]
-    assert guest.names(b"/proc/21")[2:] == [b"stat"]
+    assert guest.names(b"/proc/21")[2:] == [b"cwd", b"fd", b"fdinfo", b"root", b"stat"]
+    assert guest.names(b"/proc/self/task")[2:] == [b"17"]
+    assert guest.names(b"/proc/21/fd")[2:] == []
+    with refused(errno.ENOENT):
+        guest.files.readlink(CWD, b"/proc/21/cwd", 99)
     assert guest.read_all(b"/proc/sys/vm/overcommit_memory") == b"0\n"
     assert guest.read_all(b"/proc/mounts") == guest.read_all(b"/proc/self/mounts")
     with refused(errno.ENOENT):

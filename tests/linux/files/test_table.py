@@ -189,19 +189,6 @@ def test_status_flags_shown_and_settable(guest: Guest) -> None:
     assert not files.fcntl(fd, F_GETFL, 0) & fl.O_NONBLOCK
 
 
-def test_locks_are_granted_and_nobody_holds_one(guest: Guest) -> None:
-    files = guest.files
-    fd = guest.create(b"f")
-    assert files.fcntl(fd, F_SETLK, 0x1000) == 0
-    files.flock(fd, 2 | 4)
-    flock = struct.pack("<hhxxxxqqi4x", 1, 0, 0, 100, 0)
-    assert struct.unpack_from("<hh4xqq", files.lock_query(fd, flock)) == (2, 0, 0, 100)
-    with refused(errno.EINVAL):
-        files.flock(fd, 3)
-    with refused(errno.EBADF):
-        files.flock(99, 2)
-
-
 def test_what_fcntl_does_not_know_is_refused(guest: Guest) -> None:
     fd = guest.create(b"f")
     with refused(errno.EINVAL):

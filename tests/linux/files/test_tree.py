@@ -85,8 +85,8 @@ def test_no_file_ever_gets_a_set_id_bit(guest: Guest) -> None:
     files.chmod(CWD, b"d", 0o2755)
 
 
-@pytest.mark.parametrize("kind", [modes.S_IFIFO, modes.S_IFCHR, modes.S_IFBLK, modes.S_IFSOCK])
-def test_nothing_but_files_can_be_made_by_mknod(guest: Guest, kind: int) -> None:
+@pytest.mark.parametrize("kind", [modes.S_IFCHR, modes.S_IFBLK])
+def test_no_devices_can_be_made_by_mknod(guest: Guest, kind: int) -> None:
     with refused(errno.EPERM):
         guest.files.mknod(CWD, b"n", kind | 0o666)
     assert not os.path.lexists(guest.w / "n")

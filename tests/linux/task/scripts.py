@@ -75,12 +75,12 @@ def assemble(machine: Machine, calls: Sequence[Call], *, end: str = "exit_group"
 class Several:
     """A machine whose first program, `hello`, is never run: it lends its files to those that are."""
 
-    def __init__(self, isa: str, **options: object) -> None:
+    def __init__(self, isa: str, grants: Grants | None = None, **options: object) -> None:
         self.isa, path = isa, program(isa, "hello")
         self.machine = Machine(isa, ram="32M", aperture="16M", **options)  # type: ignore[arg-type]  # mypy cannot tell options of Config from the rest
         self.out = BufferStream()
         streams = {"stdin": BufferStream(), "stdout": self.out, "stderr": BufferStream()}
-        self.first = self.machine.load(path, streams=streams, grants=Grants(cwd=path.parent))
+        self.first = self.machine.load(path, streams=streams, grants=grants or Grants(cwd=path.parent))
         self.machine.scheduler.remove(self.machine.scheduler.tasks[0])
         self.tasks: list[Task] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe.crash.recorder import Recorder
 from aether_emu.observe.crash.report import report
@@ -13,16 +14,31 @@ CRASH = Path(__file__).parents[2] / "programs" / "bin"
 
 
 def crashed(
-    program: Path, isa: str, cwd: Path, *arguments: str, page_size: int = 4096, grants: Grants | None = None
+    program: Path,
+    isa: str,
+    cwd: Path,
+    *arguments: str,
+    page_size: int = 4096,
+    grants: Grants | None = None,
+    sent: SignalInfo | None = None,
 ) -> dict[str, list[str]]:
-    """The report's lines by the title above them; the first lines are under "". Empty without a report."""
+    """The report's lines by the title above them; the first lines are under "". Empty without a report.
+
+    The signal `sent` comes when the program has run for a while.
+    """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     machine = Machine(isa, ram="256M", seed=7, page_size=page_size)
     try:
-        machine.load(program, [str(program), *arguments], grants=grants or Grants(cwd=cwd), streams=streams)
-        recorder = Recorder(machine)
+        process = machine.load(
+            program, [str(program), *arguments], grants=grants or Grants(cwd=cwd), streams=streams
+        )
+        reports: list[str] = []
+        recorder = Recorder(machine, lambda fatal: reports.append(report(recorder, fatal)))
+        if sent is not None:
+            assert machine.run_for(1000) is None
+            process.post(sent)
         machine.run()
-        text = report(recorder)
+        text = "".join(reports)
     finally:
         machine.close()
     sections: dict[str, list[str]] = {}

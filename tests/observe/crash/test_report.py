@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.linux.abi.signal import SIGABRT, SignalInfo
 from tests.observe.crash.crashing import CRASH, crashed, functions, told
 
 ISAS = ("x86_64", "arm64")
@@ -153,3 +154,10 @@ def test_larger_pages(tmp_path: Path) -> None:
     program = CRASH.parents[2] / "guest/bin/arm64/faults"
     sections = crashed(program, "arm64", tmp_path, "wild", page_size=65536)
     assert "Nothing is" in told(sections)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_signal_of_another_process_is_not_called_its_own(isa: str, tmp_path: Path) -> None:
+    spin = Path(__file__).parents[3] / "guest" / "bin" / isa / "spin"
+    sections = crashed(spin, isa, tmp_path, sent=SignalInfo(SIGABRT, pid=77))
+    assert told(sections) == "Process 77 sent it SIGABRT."

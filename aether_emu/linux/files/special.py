@@ -1,0 +1,74 @@
+"""Named pipes and sockets of the guest: names in directories that can be written, which the host never sees.
+
+A FIFO or a socket on the host could be opened by the host's own processes. So these are only known here, by
+their directory's identity and their name in it, beside what the host has there. They end with the machine.
+"""
+
+from __future__ import annotations
+
+import stat as modes
+from collections.abc import Hashable, Iterator
+
+from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.pipe import Pipe
+
+_KEYS = -1  # no host device has this number
+
+
+class Special:
+    """A named pipe, with the `pipe` while it is open; or the name of `socket`, which may be closed by now."""
+
+    def __init__(self, mode: int, key: FileKey, inode: Inode) -> None:
+        self.mode, self.key, self.inode = mode, key, inode
+        self.links = 0
+        self.pipe: Pipe | None = None
+        self.socket: OpenFile | None = None
+
+    @property
+    def is_fifo(self) -> bool:
+        """Whether it is a named pipe."""
+        return modes.S_ISFIFO(self.mode)
+
+
+class Specials:
+    """All of them, by (the directory's key, name)."""
+
+    def __init__(self, inodes: InodeTable) -> None:
+        self._inodes = inodes
+        self._by_name: dict[tuple[Hashable, bytes], Special] = {}
+        self._made = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._by_name)
+
+    def find(self, directory: Hashable, name: bytes) -> Special | None:
+        """The one with this name."""
+        return self._by_name.get((directory, name))
+
+    def inside(self, directory: Hashable) -> Iterator[tuple[bytes, Special]]:
+        """The names in a directory."""
+        return ((name, special) for (where, name), special in self._by_name.items() if where == directory)
+
+    def make(self, mode: int) -> Special:
+        """A new one, without a name."""
+        self._made += 1
+        key = (_KEYS, self._made)
+        return Special(mode, key, self._inodes.created(key))
+
+    def restored(self, mode: int, key: FileKey) -> Special:
+        """A captured one, without a name."""
+        self._made = max(self._made, key[1])
+        return Special(mode, key, self._inodes.of(key))
+
+    def name(self, special: Special, directory: Hashable, name: bytes) -> None:
+        """Give it a name, which nothing has."""
+        special.links += 1
+        self._by_name[directory, name] = special
+
+    def remove(self, directory: Hashable, name: bytes) -> None:
+        """A name is gone."""
+        special = self._by_name.pop((directory, name))
+        special.links -= 1
+        if not special.links:
+            self._inodes.forget(special.key)

@@ -1,0 +1,34 @@
+"""What a task, a process, or its children have used (getrusage(2)), and the clock that measures it.
+
+    Scheduler    a task leaves the CPU    Meter.read() to the task's process, and to the task
+    a call       wants to know now        what is in the books, and what has been used since they were closed
+
+Time is virtual: executed blocks and the costs of events, without what passed while no task could run.
+"""
+
+from __future__ import annotations
+
+from aether_emu.records import dataclass
+
+
+@dataclass(slots=True)
+class Usage:
+    """Sums. `time` in ns; faults that were resolved; how often it waited, and how often its turn was over."""
+
+    time: int = 0
+    faults: int = 0
+    waits: int = 0
+    preemptions: int = 0
+
+    def add(self, other: Usage) -> None:
+        """So much more."""
+        self.time += other.time
+        self.faults += other.faults
+        self.waits += other.waits
+        self.preemptions += other.preemptions
+
+    def plus(self, other: Usage) -> Usage:
+        """The sum of both, as another one."""
+        total = Usage(self.time, self.faults, self.waits, self.preemptions)
+        total.add(other)
+        return total
