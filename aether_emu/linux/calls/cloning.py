@@ -8,6 +8,7 @@ pointer. The scheduler finds it among the registry's arrivals. Refusals and thei
 from __future__ import annotations
 
 import errno
+import struct
 from contextlib import suppress
 
 from aether_emu.errors import OutOfFrames, Refused
@@ -15,6 +16,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.user import s32, write_struct
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
+from aether_emu.linux.task.registry import LAST
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -24,16 +26,21 @@ _VM, _FS, _FILES, _SIGHAND, _PIDFD = 0x100, 0x200, 0x400, 0x800, 0x1000
 _VFORK, _PARENT, _THREAD, _SETTLS = 0x4000, 0x8000, 0x1_0000, 0x8_0000
 _PARENT_SETTID, _CHILD_CLEARTID, _DETACHED, _CHILD_SETTID = 0x10_0000, 0x20_0000, 0x40_0000, 0x100_0000
 _NEW_TIME, _NEW_NS, _CLEAR_SIGHAND, _INTO_CGROUP = 0x80, 0x2_0000, 1 << 32, 1 << 33
+_NEW_USER, _NEW_PID = 0x1000_0000, 0x2000_0000
 _NAMESPACES = 0x7E02_0000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _SIGNAL = 0xFF
 _KNOWN = 0x1_FFFF_FFFF & ~_SIGNAL
 _ARGUMENTS = 64  # the smallest struct clone_args (CLONE_ARGS_SIZE_VER0)
 _FIELDS = 11
+_DEEPEST = 32  # MAX_PID_NS_LEVEL
 
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for. `stack` is the first stack pointer; addresses may be 0."""
+    """What is asked for. `stack` is the first stack pointer; addresses may be 0.
+
+    `number` is the one that the new task must get; None is any.
+    """
 
     flags: int
     exit_signal: int
@@ -42,6 +49,7 @@ class _Request:
     parent_tid: int = 0
     child_tid: int = 0
     pidfd: int = 0
+    number: int | None = None
 
 
 def sys_fork(task: Task, *_: int) -> int:
@@ -71,33 +79,57 @@ def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
     if any(given[8 * _FIELDS :]):
         raise Refused(errno.E2BIG, "arguments that nobody knows")
     fields = [int.from_bytes(given[at : at + 8], "little") for at in range(0, 8 * _FIELDS, 8)]
-    flags, pidfd, child, parent, signal, stack, length, tls, set_tid, set_tid_size, _cgroup = fields
-    if set_tid or set_tid_size:
-        raise Refused(errno.EPERM if set_tid and set_tid_size else errno.EINVAL, "numbers are not chosen")
+    flags, pidfd, child, parent, signal, stack, length, tls, set_tid, set_tid_size, cgroup = fields
+    if set_tid_size > _DEEPEST or bool(set_tid) != bool(set_tid_size):
+        raise Refused(errno.EINVAL, f"{set_tid_size} numbers")
+    if signal & ~_SIGNAL or signal > sig.SIGNALS:
+        raise Refused(errno.EINVAL, f"signal {signal}")
+    if flags & _INTO_CGROUP and (cgroup >= 1 << 31 or size < 8 * _FIELDS):
+        raise Refused(errno.EINVAL, "no cgroup is named")
+    numbers = struct.unpack(f"<{set_tid_size}i", task.cpu.copy_from_user(set_tid, 4 * set_tid_size))
     if flags & ~(_KNOWN | _CLEAR_SIGHAND | _INTO_CGROUP) or flags & (_DETACHED | _SIGNAL & ~_NEW_TIME):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    if signal & ~_SIGNAL or signal > sig.SIGNALS or (signal and flags & (_THREAD | _PARENT)):
-        raise Refused(errno.EINVAL, f"signal {signal}")
+    if signal and flags & (_THREAD | _PARENT):
+        raise Refused(errno.EINVAL, "threads and siblings tell nobody by a signal of their own")
     if bool(stack) != bool(length) or stack + length > task.process.abi.user_end:
         raise Refused(errno.EINVAL, "a stack without length, or a length without stack")
     if flags & _SIGHAND and flags & _CLEAR_SIGHAND:
         raise Refused(errno.EINVAL, "handlers are shared or cleared")
-    return _clone(task, _Request(flags, signal, stack + length, tls, parent, child, pidfd))
+    _check(flags)
+    number = _chosen(task, numbers) if numbers else None
+    return _clone(task, _Request(flags, signal, stack + length, tls, parent, child, pidfd, number))
+
+
+def _chosen(task: Task, numbers: tuple[int, ...]) -> int:
+    """The number that a new task must get (`set_tid`): Linux's alloc_pid."""
+    if task.progress:
+        return 0
+    if len(numbers) > 1 or not 0 < numbers[0] <= LAST:
+        raise Refused(errno.EINVAL, f"numbers {numbers}")
+    if not task.process.is_root:
+        raise Refused(errno.EPERM, "only the superuser chooses numbers")
+    if task.process.registry.is_used(numbers[0]):
+        raise Refused(errno.EEXIST, f"there is a {numbers[0]} already")
+    return numbers[0]
 
 
 def _check(flags: int) -> None:
     """Raise what copy_process refuses before it copies anything."""
-    if flags & (_NEW_NS | _FS) == _NEW_NS | _FS:
+    if flags & _FS and flags & (_NEW_NS | _NEW_USER):
         raise Refused(errno.EINVAL, "a file system of its own, and shared")
     if flags & _THREAD and not flags & _SIGHAND:
         raise Refused(errno.EINVAL, "threads share their handlers")
     if flags & _SIGHAND and not flags & _VM:
         raise Refused(errno.EINVAL, "who shares handlers shares memory")
+    if flags & _THREAD and flags & (_NEW_USER | _NEW_PID):
+        raise Refused(errno.EINVAL, "threads are in the namespaces of their process")
     if flags & _PIDFD and flags & _THREAD:
         raise Refused(errno.EINVAL, "a thread has no pidfd")
     if flags & _PIDFD:
         raise Refused(errno.EINVAL, "no pidfd is made here: pidfd_open(2) does")
-    if flags & (_NAMESPACES | _NEW_TIME | _INTO_CGROUP):
+    if flags & _INTO_CGROUP:
+        raise Refused(errno.EBADF, "no descriptor is a cgroup's")
+    if flags & (_NAMESPACES | _NEW_TIME):
         raise Refused(errno.EPERM, "there are no namespaces")
     if flags & _THREAD and not flags & _FILES:
         raise Refused(errno.EINVAL, "threads share their descriptors here")
@@ -107,16 +139,15 @@ def _clone(task: Task, asked: _Request) -> int:
     if task.progress:
         return _vforked(task, task.progress[0])
     _check(asked.flags)
-    process = task.process
-    limit = process.limits[RLIMIT_NPROC][0]
-    if limit != RLIM_INFINITY and not process.is_root and len(process.registry.tasks) >= limit:
+    limit, registry = task.process.limits[RLIMIT_NPROC][0], task.process.registry
+    if limit != RLIM_INFINITY and not task.process.is_root and registry.count >= limit:
         raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
     if asked.flags & _THREAD:
-        made = Task(task.process, task.process.registry.number())
+        made = Task(task.process, asked.number or registry.number())
     else:
         made = _process_of(task, asked)
     _prepare(task, made, asked)
-    task.process.registry.arrivals.append(made)
+    registry.arrivals.append(made)
     task.stop()  # so that the scheduler sees it
     if asked.flags & _VFORK:
         made.process.uses_parents_memory = True
@@ -128,15 +159,15 @@ def _process_of(task: Task, asked: _Request) -> Task:
     """The first task of a new process."""
     process, flags = task.process, asked.flags
     try:
-        child = process.fork(shares_memory=bool(flags & _VM))
+        child = process.fork(shares_memory=bool(flags & _VM), number=asked.number)
     except OutOfFrames:
         raise Refused(errno.ENOMEM, "no memory is left for its tables") from None
-    child.exit_signal = asked.exit_signal
+    child.exit_signal, child.made_by = asked.exit_signal, task.tid
     if flags & _PARENT and process.parent is not None:
         process.children.remove(child)
         child.parent = process.parent
         child.parent.children.append(child)
-        child.exit_signal = process.exit_signal
+        child.exit_signal, child.made_by = process.exit_signal, process.made_by
     if flags & _SIGHAND:
         child.signals.actions = process.signals.actions
     elif flags & _CLEAR_SIGHAND:

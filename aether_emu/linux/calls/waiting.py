@@ -96,7 +96,7 @@ def sys_waitid(task: Task, kind: int, number: int, info: int, options: int, usag
 def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
     """The first news of a child that is meant; None if there is none and the caller does not wait."""
     parent = task.process
-    meant = [child for child in parent.children if _is_meant(child, kind, number, options)]
+    meant = [child for child in parent.children if _is_meant(task, child, kind, number, options)]
     if not meant:
         raise Refused(errno.ECHILD, "there is no such child")
     for child in meant:
@@ -108,13 +108,21 @@ def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
     raise Wait([parent.changed], "a child", restarts=True)
 
 
-def _is_meant(child: Process, kind: int, number: int, options: int) -> bool:
+def _is_meant(task: Task, child: Process, kind: int, number: int, options: int) -> bool:
     if kind == _P_PID and child.pid != number:
         return False
     if kind == _P_PGID and child.group != number:
         return False
+    if options & _NOTHREAD and task.tid != _owner(task.process, child):
+        return False
     # A child that tells its parent by another signal than SIGCHLD is a "clone" child.
     return bool(options & _ALL) or (child.exit_signal != sig.SIGCHLD) == bool(options & _CLONE)
+
+
+def _owner(parent: Process, child: Process) -> int:
+    """The thread whose child it is: who made it, or after that one's end the first that is left."""
+    numbers = [each.tid for each in parent.tasks if not each.is_over]
+    return child.made_by if child.made_by in numbers else numbers[0]
 
 
 def _news_of(child: Process, options: int) -> _News | None:

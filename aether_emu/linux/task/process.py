@@ -32,8 +32,8 @@ from aether_emu.waiting import WaitQueue
 T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
-    "reaps_orphans", "released", "death_signal", "uses_parents_memory", "ended", "no_new_privileges",
-    "personality", "barriers", "started",
+    "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
+    "no_new_privileges", "personality", "barriers", "started",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -137,7 +137,8 @@ class Process:
     ns of virtual time.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
-    are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end.
+    are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
+    `made_by` the parent's task that made it.
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
@@ -168,7 +169,7 @@ class Process:
         self.parent, self.outer_parent = parent, PARENT_PID
         self.children: list[Process] = []
         self.group = self.session = self.pid
-        self.exit_signal = sig.SIGCHLD
+        self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self.reaps_orphans = self.released = False
         self.death_signal = 0
@@ -236,11 +237,14 @@ class Process:
         """getppid(2)."""
         return self.outer_parent if self.parent is None else self.parent.pid
 
-    def fork(self, *, shares_memory: bool) -> Process:
-        """A child, without tasks and files. Raises Refused(EAGAIN), OutOfFrames, TableDamaged."""
+    def fork(self, *, shares_memory: bool, number: int | None = None) -> Process:
+        """A child, without tasks and files; `number` is its own, if it must be that one.
+
+        Raises Refused(EAGAIN), OutOfFrames, TableDamaged.
+        """
         mm = self.mm if shares_memory else self.mm.fork()
         try:
-            child = Process(self.kernel, mm, copy.deepcopy(self.program), parent=self)
+            child = Process(self.kernel, mm, copy.deepcopy(self.program), pid=number, parent=self)
         except Refused:
             if not shares_memory:
                 mm.destroy()
@@ -271,6 +275,7 @@ class Process:
         assert self.ended is not None, "it has ended"
         self.released = True
         self.gone.wake()
+        self.registry.zombies += 1
         self.files.close_all()
         self.leave_memory()
         for child in list(self.children):
@@ -340,7 +345,8 @@ class Process:
         """Nobody waits for it any more: its number is free."""
         if self.parent is not None and self in self.parent.children:
             self.parent.children.remove(self)
-        self.registry.processes.pop(self.pid, None)
+        if self.registry.processes.pop(self.pid, None) is self:
+            self.registry.zombies -= self.released
 
     # ---- to look at it from outside
 
@@ -539,3 +545,4 @@ class Process:
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])
+        self.registry.zombies += self.released

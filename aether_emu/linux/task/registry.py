@@ -37,8 +37,8 @@ class Registry(Generic[P, T]):
     """Processes by number, in the order in which they were made, zombies among them; and tasks likewise.
 
     The standard streams, if they are a terminal, are that of session `terminal_session`; the process group
-    `foreground` has it. `most` tasks can live at one time. `arrivals` are tasks that nobody runs
-    yet: the scheduler takes them.
+    `foreground` has it. `most` tasks can live at one time, those that are
+    `zombies` among them. `arrivals` are tasks that nobody runs yet: the scheduler takes them.
     """
 
     def __init__(self, most: int) -> None:
@@ -46,19 +46,25 @@ class Registry(Generic[P, T]):
         self.processes: dict[int, P] = {}
         self.tasks: dict[int, T] = {}
         self.arrivals: list[T] = []
-        self.last = FIRST - 1
+        self.last, self.zombies = FIRST - 1, 0
         self.terminal_session = self.foreground = FIRST
+
+    @property
+    def count(self) -> int:
+        """How many tasks there are, for limits: a zombie has a number, and so is one."""
+        return len(self.tasks) + self.zombies
 
     def number(self) -> int:
         """A number that nobody has. Refused(EAGAIN) when there are as many tasks as there may be."""
-        if len(self.tasks) >= self.most:
+        if self.count >= self.most:
             raise Refused(errno.EAGAIN, f"there are {self.most} tasks already")
         while True:
             self.last = self.last + 1 if self.last < LAST else _AGAIN
-            if not self._is_used(self.last):
+            if not self.is_used(self.last):
                 return self.last
 
-    def _is_used(self, number: int) -> bool:
+    def is_used(self, number: int) -> bool:
+        """Whether a task, process, group or session has that number."""
         if number in self.tasks or number in self.processes:
             return True
         return any(number in (process.group, process.session) for process in self.processes.values())
