@@ -41,7 +41,7 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
-from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.namespace import IN_MEMORY, Namespace
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
@@ -692,6 +692,12 @@ def program_isa(
         namespace.close()
 
 
+def _is_hidden(host: Path, cwd: Path) -> bool:
+    """Whether a tmpfs lies over what the grant of `cwd` shows of a program."""
+    over = [Path("/", *map(os.fsdecode, path)) for path in IN_MEMORY]
+    return any(host.is_relative_to(path) and not cwd.is_relative_to(path) for path in over)
+
+
 def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     """(guest path of the program, binds, guest working directory)."""
     if not program:  # "" would be the working directory
@@ -712,6 +718,6 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
         raise ConfigError("cwd", str(grants.cwd or "."), f"the host says {error.strerror}") from None
     granted = grants.cwd is not None or cwd != Path("/")
     binds = [Bind(cwd, str(cwd))] if granted else []
-    if not (granted and host.is_relative_to(cwd)):
+    if not (granted and host.is_relative_to(cwd)) or _is_hidden(host, cwd):
         binds.append(Bind(host, str(host)))
     return str(host), [*binds, *grants.binds], str(cwd)

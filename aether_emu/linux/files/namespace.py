@@ -40,7 +40,7 @@ from aether_emu.records import dataclass
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK
-_IN_MEMORY: tuple[GuestPath, ...] = ((b"tmp",), (b"dev", b"shm"))
+IN_MEMORY: tuple[GuestPath, ...] = ((b"tmp",), (b"dev", b"shm"))
 """Where a tmpfs is mounted, whatever the root is."""
 
 
@@ -138,7 +138,7 @@ class Namespace:
             self._mount((), TMPFS_MAGIC, make=lambda viewer: NO_CHILDREN)
         else:
             self._grant("root", root, (), writable=False)
-        for path in _IN_MEMORY:
+        for path in IN_MEMORY:
             self._mount_tmpfs(path)
         for bind in binds:
             where = self._canonical(bind.guest)
