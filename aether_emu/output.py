@@ -29,7 +29,7 @@ class OutputError(AetherError):
 
     def __init__(self, option: str, path: str, why: str) -> None:
         self.option, self.path = option, path
-        super().__init__(f"{option} {path}: cannot be written: {why}")
+        super().__init__(f"{option} {path} cannot be written: {why}")
 
 
 def remove_unfinished() -> None:

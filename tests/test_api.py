@@ -64,7 +64,9 @@ def _process(machine: Machine) -> Process:
 
 
 def test_everything_public_is_listed_and_there() -> None:
-    assert set(aether_emu.__all__) <= set(dir(aether_emu))
+    listed = dir(aether_emu)
+    assert set(aether_emu.__all__) <= set(listed)
+    assert len(listed) == len(set(listed))
     for name in aether_emu.__all__:
         thing = getattr(aether_emu, name)
         assert thing.__doc__, f"{name} says nothing of itself"
@@ -225,6 +227,8 @@ def test_registers_are_a_mapping_that_can_be_set(tmp_path: Path, isa: str) -> No
             with pytest.raises(RegisterError) as caught:
                 registers[name] = value  # type: ignore[assignment]  # "1" is the misuse
             assert "\n" not in str(caught.value)
+        with pytest.raises(AttributeError):
+            setattr(registers, first, 1)
         with pytest.raises(RegisterError, match="keeps its registers"):
             del registers[first]
 

@@ -128,7 +128,7 @@ def test_a_place_where_nothing_can_be_written_is_refused_before(tmp_path: Path, 
 
 def test_a_full_device_is_found_when_it_is_written_to() -> None:
     output = Output("report", "/dev/full")
-    with pytest.raises(OutputError, match="report /dev/full: cannot be written: No space left on device"):
+    with pytest.raises(OutputError, match="report /dev/full cannot be written: No space left on device"):
         output.write(b"text")
     with pytest.raises(ConfigError, match="a regular file"):
         Output("core", "/dev/full", regular=True)

@@ -276,7 +276,8 @@ def test_a_mapped_file_in_dev_shm_is_part_of_the_state(unlinked: bool) -> None:
         process = each.process
         assert process is not None
         assert process.read(address, 6) == b"stored"
-        assert [area.name for area in process.areas if area.start == address] == ["/dev/shm/sem"]
+        backings = state.capture(each)["backings"]
+        assert [backing["name"] for backing in backings if backing["kind"] == "memory"] == ["/dev/shm/sem"]
         if not unlinked:
             again = process.files.open(fl.AT_FDCWD, path, fl.O_RDWR)
             assert process.files.read(again, 6) == b"stored"

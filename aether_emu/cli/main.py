@@ -48,7 +48,7 @@ def main(program: str = "aether") -> None:
     except AetherError as error:
         if Errors.traceback:
             raise
-        complain(str(error))
+        complain(_with_option(error))
         status = _status(error)
     except OSError as error:
         if Errors.traceback:
@@ -85,6 +85,13 @@ def _with_hint(error: click.UsageError, program: str) -> str:
     if isinstance(error, Wrong):
         return f"{error.format_message()} (see {error.see or see})"
     return f"{error.format_message().removesuffix('.')} (see {see})"  # Click's own is a sentence
+
+
+def _with_option(error: AetherError) -> str:
+    """What is wrong; of an output, under the name of its option."""
+    from aether_emu.output import OutputError
+
+    return f"--{error}" if isinstance(error, OutputError) else str(error)
 
 
 def _status(error: AetherError) -> int:

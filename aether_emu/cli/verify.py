@@ -166,7 +166,9 @@ class _Bars:
         """So many cases of a task were done in this process."""
         if self._shown != task or self._bar is None:
             self._shown = task
-            self._bar = self._progress.add_task(f"{task.format} {task.suite}", total=task.cases)
+            sized = task.suite in ("entries", "permissions")  # the others have as many cases as they have
+            total = task.cases if sized else None
+            self._bar = self._progress.add_task(f"{task.format} {task.suite}", total=total)
         self._progress.advance(self._bar, cases)
 
     def complete(self) -> None:

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from aether_emu.observe.strace.tracer import Tracer
     from aether_emu.system import Machine
 
-STDERR = "-"
-"""The file of --strace that stands for stderr."""
+STDERR = "/dev/stderr"
+"""The file of a bare --strace: a stream that is open, neither opened anew nor truncated."""
+_STREAMS = {"-": 1, "/dev/stdout": 1, STDERR: 2}
 _LOOK_AGAIN = 20  # ms
 _REPORTS = 4  # crashes of processes other than the first that are explained
 
@@ -103,10 +104,10 @@ class _Lines:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._fd = 2
+        self._fd = _STREAMS.get(name, -1)
         self.patient = True
         self.interrupted: Callable[[], bool] = lambda: False
-        if name != STDERR:
+        if self._fd < 0:
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
             try:
                 self._fd = os.open(name, flags, 0o666)
@@ -135,4 +136,4 @@ class _Lines:
                 continue
             except OSError as error:
                 name = "stderr" if self._name == STDERR else self._name
-                raise Unwritten(f"--strace {name}: {error.strerror}") from error
+                raise Unwritten(f"--strace {name} cannot be written: {error.strerror}") from error

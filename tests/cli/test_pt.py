@@ -307,7 +307,7 @@ def test_a_core_that_does_not_fit_is_one_line_and_leaves_nothing(tmp_path: Path)
     )  # fmt: skip
     assert result.returncode == 125
     text = result.stderr.decode()
-    assert text.startswith(f"aether: core {tmp_path / 'core'}: cannot be written: ")
+    assert text.startswith(f"aether: --core {tmp_path / 'core'} cannot be written: ")
     assert text.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -65,10 +65,30 @@ def test_what_cannot_be_is_refused_before_the_program_starts(options: list[str],
     one_line(aether("run", *options, PROGRAMS / "x86_64/hello"), 2, words)
 
 
+@pytest.mark.parametrize("option", ["--strace", "--strace=/dev/stderr", "--strace=-", "--strace=/dev/stdout"])
+def test_a_stream_takes_the_lines_and_keeps_what_it_has(option: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    result = aether("run", option, "--strace-only=write", PROGRAMS / "x86_64/hello")
+    streams = [result.stderr, result.stdout.removeprefix(b"hello, world\nargc = 1\n")]
+    lines, rest = reversed(streams) if option in ("--strace=-", "--strace=/dev/stdout") else streams
+    assert [line.split("(")[0] for line in _lines(lines)] == ["write", "+++ exited with 0 +++"]
+    assert rest == b""
+    file.write_text("before\n")
+    with file.open("a") as stream:
+        command = [*COMMAND, "run", option, str(PROGRAMS / "x86_64/hello")]
+        subprocess.run(command, stdout=stream, stderr=stream, timeout=PATIENCE, env=environment(), check=True)
+    assert file.read_text().startswith("before\n")
+
+
 def test_a_full_disk_ends_the_run_with_a_line() -> None:
-    one_line(
-        aether("run", "--strace=/dev/full", PROGRAMS / "x86_64/hello"), 125, ["/dev/full", "No space left"]
-    )
+    result = aether("run", "--strace=/dev/full", PROGRAMS / "x86_64/hello")
+    one_line(result, 125, ["--strace /dev/full cannot be written: No space left"])
+
+
+def test_a_full_disk_is_told_under_the_name_of_the_option() -> None:
+    result = aether("run", "--stats-json=/dev/full", PROGRAMS / "x86_64/hello")
+    assert result.stderr == b"aether: --stats-json /dev/full cannot be written: No space left on device\n"
+    assert result.returncode == 125
 
 
 def test_a_reader_who_goes_away_ends_the_run() -> None:

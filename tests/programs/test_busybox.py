@@ -166,3 +166,29 @@ def test_an_applet_works_on_larger_pages(
 def test_uname_names_the_emulated_machine(isa: str, static: Path, workplace: Path) -> None:
     busybox, names = static / isa / "bin" / "busybox", {"x86_64": b"x86_64\n", "arm64": b"aarch64\n"}
     assert run_emulated(busybox, ["uname", "-m"], Grants(cwd=workplace), isa=isa).output == names[isa]
+
+
+_IN_TMP = r"""
+set -e
+d=$(mktemp -d /tmp/aether.XXXXXX)
+trap 'rm -r $d' EXIT
+cd $d
+mkdir -p a/b; echo one >a/f; ln a/f a/b/g; ln -s b/g a/l; chmod 640 a/f; touch -d @1000000 a/f
+stat -c '%A %h %s' a/f a/l; stat -c %Y a/f; cat a/l
+tar cf t.tar a; mkdir out; tar xf t.tar -C out; find out | sort; ls -l out/a/f | cut -c1-10
+mv a/b out; mv -f out/b/g a/f; ls -R
+mkfifo p; (seq 5 >p &); sort -rn p
+seq 3000 | sort -rn -T $d | head -n 1
+i=0; while [ $i -lt 60 ]; do echo $i >n$i; i=$((i+1)); done; cat n* | wc
+exec 3>gone; rm gone; echo late >&3; ls gone 2>&1 || true
+dd if=/dev/zero of=big bs=4k count=1 seek=100 2>/dev/null; du big; truncate -s 5 big; stat -c %s big
+rmdir out || true; rm -r out
+"""
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_script_works_in_tmp_as_on_the_host(isa: str, static: Path, workplace: Path) -> None:
+    """Nothing is bound there, and nothing of it reaches the host."""
+    native = run_natively(static / HOST_ISA / "bin" / "busybox", ["sh", "-c", _IN_TMP], workplace, b"")
+    busybox = static / isa / "bin" / "busybox"
+    assert run_emulated(busybox, ["sh", "-c", _IN_TMP], Grants(cwd=workplace), isa=isa) == native

@@ -105,6 +105,10 @@ def _clone(task: Task, asked: _Request) -> int:
     if task.progress:
         return _vforked(task, task.progress[0])
     _check(asked.flags)
+    process = task.process
+    limit = process.limits[RLIMIT_NPROC][0]
+    if limit != RLIM_INFINITY and not process.is_root and len(process.registry.tasks) >= limit:
+        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
     if asked.flags & _THREAD:
         made = Task(task.process, task.process.registry.number())
     else:
@@ -121,9 +125,6 @@ def _clone(task: Task, asked: _Request) -> int:
 def _process_of(task: Task, asked: _Request) -> Task:
     """The first task of a new process."""
     process, flags = task.process, asked.flags
-    limit = process.limits[RLIMIT_NPROC][0]
-    if limit != RLIM_INFINITY and not process.is_root and len(process.registry.tasks) >= limit:
-        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
     try:
         child = process.fork(shares_memory=bool(flags & _VM))
     except OutOfFrames:

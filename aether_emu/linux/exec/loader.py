@@ -72,7 +72,8 @@ def program_image(files: Files, path: bytes, name: str, *, executable: bool = Fa
 
 def _unloadable(name: str, refused: Refused, path: bytes) -> ProgramError:
     if refused.errno == errno.ENOENT:
-        return ProgramError(f"{name}: no such file in the guest", 127)
+        where = "" if path.startswith(b"/") else ", whose working directory is /"
+        return ProgramError(f"{name}: no such file in the guest{where}", 127)
     return ProgramError(f"{name}: {refused.about(shown(path))}")
 
 

@@ -8,9 +8,11 @@ bytes, so that as many files can exist as the guest likes to make.
 
 from __future__ import annotations
 
+import os
 import stat as modes
 from typing import TYPE_CHECKING, Any
 
+from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -40,11 +42,18 @@ class TmpMemory(Memory):
         self.key = self.node.key
 
     def wake(self) -> None:
-        """Have a descriptor of the host again, for somebody who is to hold it."""
-        if self._asleep is not None:
-            self._take_storage()
-            self._fill(self._asleep)
-            self._asleep = None
+        """Have a descriptor of the host again, for somebody who is to hold it. Or Refused."""
+        state = self._asleep
+        if state is None:
+            return
+        self._take_storage()
+        try:
+            self._fill(state)
+        except Refused:
+            os.close(self.host_fd)
+            self.host_fd = -1
+            raise
+        self._asleep = None
 
     def let_go(self) -> None:
         """See `Memory.let_go`. When only the name is left, it falls asleep."""

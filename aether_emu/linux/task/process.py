@@ -257,7 +257,7 @@ class Process:
         if parent is None:
             return
         number = self.exit_signal if self.is_over else sig.SIGCHLD
-        action = parent.signals.actions[number] if number else None
+        action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
         if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
             parent.post(SignalInfo(number, code, pid=self.pid, uid=self.config.uid, value=status))
         parent.changed.wake()

@@ -37,6 +37,8 @@ class Registers(MutableMapping[str, int]):
     handler or listener. `pc` and `sp` are the same on every ISA.
     """
 
+    __slots__ = ("_holder", "_isa", "_require_open")  # `registers.rax = 1` is an error, not an attribute
+
     def __init__(self, isa: str, holder: Holder, require_open: Callable[[], None]) -> None:
         """`require_open` raises once there is no machine any more."""
         self._isa, self._holder, self._require_open = isa, holder, require_open

@@ -282,8 +282,10 @@ class Scheduler:
     def _stand_back(self, task: Task) -> None:
         """A task has left the CPU: it stands in line, or waits."""
         queue, wait = self._queue, task.wait
-        if task.is_over:
+        if task.process.is_over:
             queue.look_at(task.process)
+        elif task.ended:
+            self._let_go(task)
         elif task.can_go_on():
             goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
             if goes_on and not task.yields:
@@ -307,8 +309,12 @@ class Scheduler:
 
     def _length(self, task: Task) -> int:
         """How many blocks a turn of it has. Some end in the midst of a block, after so many instructions."""
-        task.cut = 0 if self._chance.below(_CUT_ONE_IN) else 1 + self._chance.below(_DEEPEST_CUT)
-        length = 1 + self._chance.below(SHORT << 2 * self._chance.below(CLASSES))
+        drawn = (
+            self._chance.u64()
+        )  # one number for all, whose parts are independent: bounds are powers of two
+        task.cut = 0 if drawn % _CUT_ONE_IN else 1 + drawn // _CUT_ONE_IN % _DEEPEST_CUT
+        drawn //= _CUT_ONE_IN * _DEEPEST_CUT
+        length = 1 + drawn // CLASSES % (SHORT << 2 * (drawn % CLASSES))
         weight = task.scheduling.weight
         if weight == NICE_0_WEIGHT:
             return length

@@ -155,10 +155,9 @@ class Task:
             self._cpu.stop()
 
     def end(self) -> None:
-        """It ends, and its process goes on."""
+        """It ends in its own call, and its process goes on."""
         self.clear_number()
         self.ended = True
-        self.process.kernel.run_queue.look_at(self.process)
         self.stop()
 
     def clear_number(self) -> None:

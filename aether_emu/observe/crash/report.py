@@ -109,7 +109,8 @@ class _Report:
         info, process = self._fatal.info, self._fatal.task.process
         if info.code in (sig.SI_USER, sig.SI_TKILL) and info.pid != process.pid:
             return f"Process {info.pid} sent it {name}."
-        return f"The program sent {name} to itself, as abort() does."
+        way = "as abort() does" if info.number == sig.SIGABRT else "by kill() or its like"
+        return f"The program sent {name} to itself, {way}."
 
     def _refused(self, refusal: Refusal, tried: str) -> Iterator[str]:
         where = f", at {self._pc:#x} {self._modules.describe(self._pc)}"

@@ -161,6 +161,8 @@ class Tracer:
         task = _itself(told.call.task)
         if task.is_over and told.call.name in ("exit", "exit_group"):
             return None
+        if any(owner.pending.has(sig.SIGKILL) for owner in (task.signals, task.process.signals)):
+            return None  # nobody stops at the end of a call any more (Linux: ptrace_stop)
         if told.result is not None:
             return told.result
         return signed(task.cpu.read(_RESULT_REGISTER[self._abi.isa])) if task.running else None
@@ -179,6 +181,8 @@ class Tracer:
     # ---- signals
 
     def _signal(self, seen: SignalSeen) -> None:
+        if seen.info.number == sig.SIGKILL:  # no tracer is told of it, only of the end (Linux: get_signal)
+            return
         name = signal_name(seen.info.number)
         self._line(seen.task.tid, f"--- {name} {{si_signo={name}, {_details(seen.info)}}} ---")
 

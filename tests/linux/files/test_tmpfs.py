@@ -141,8 +141,9 @@ def test_the_owners_bits_decide(guest: Guest) -> None:
         files.unlink(CWD, b"/tmp/d/f")
     with refused(errno.EACCES):
         files.open(CWD, b"/tmp/d/new", READ_WRITE, 0o666)
-    with refused(errno.EACCES):
-        files.rename(CWD, b"/tmp/d/f", CWD, b"/tmp/g")
+    for old, new in ((b"/tmp/d/f", b"/tmp/g"), (b"/tmp/f", b"/tmp/d/g")):
+        with refused(errno.EACCES):
+            files.rename(CWD, old, CWD, new)
     files.chmod(CWD, b"/tmp/d", 0o300)
     with refused(errno.EACCES):
         files.open(CWD, b"/tmp/d", fl.O_RDONLY)

@@ -12,6 +12,7 @@ import pytest
 
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
+from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.system import Grants
 from tests.guests.running import ISAS, program
@@ -214,3 +215,15 @@ def test_flock_is_of_the_open_file_that_a_child_shares(isa: str, tmp_path: Path)
         )
         assert several.run() == [0, 0, 256 - errno.EAGAIN, 1]
         assert several.out.written == b"x"
+
+
+@every_isa
+def test_an_exit_signal_that_does_not_exist_is_sent_to_nobody(isa: str) -> None:
+    with Several(isa) as several:
+        parent = several.calls(("close", 99)).process
+        child = parent.fork(shares_memory=True)
+        child.exit_signal = 200
+        child.end(Ended(code=3))
+        child.tell_parent(*child.how_it_ended())
+        assert not parent.signals.pending.mask
+        child.mm.let_go()

@@ -15,7 +15,7 @@ from tests.linux.task.scripts import DATA, SPIN, Call, Several
 HEAD, ENTRY, OTHER, OFFSET = DATA + 0x100, DATA + 0x140, DATA + 0x180, 0x10
 WAIT, WAKE, LOCK_PI, PRIVATE = 0, 1, 6, 128
 FIRST_THREAD = 1000
-A_WHILE = struct.pack("<qq", 0, 1000)
+A_WHILE = struct.pack("<qq", 0, 1_000_000)
 SLEEP: Call = ("nanosleep", DATA, 0)
 
 every_isa = pytest.mark.parametrize("isa", ISAS)

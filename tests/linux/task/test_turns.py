@@ -6,25 +6,36 @@ import struct
 
 import pytest
 
+from aether_emu.linux.debugging import Halt
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.linux.task.task import Task
 from tests.guests.running import ISAS
-from tests.linux.task.scripts import DATA, SPIN, Several, count_loop
+from tests.linux.task.scripts import CODE, DATA, SPIN, Several, count_loop
 
 TIMES = 2000
 FUTEX_WAIT, PRIVATE = 0, 128
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 
-def raced(isa: str, seed: int, slices: int | None = None) -> tuple[int, int]:
-    """Two threads count in one word, without a lock: (what it holds at the end, virtual blocks)."""
+ADDITION = {"x86_64": 22, "arm64": 36}  # where in `count_loop`
+
+
+def raced(isa: str, seed: int, slices: int | None = None, *, watched: bool = False) -> tuple[int, int]:
+    """Two threads count in one word, without a lock: (what it holds at the end, virtual blocks).
+
+    The run may come back after some blocks each time, or stop at each addition.
+    """
     with Several(isa, seed=seed) as several:
         first = several.calls(code=count_loop(isa, DATA, TIMES))
         several.thread(first, code=count_loop(isa, DATA, TIMES))
         several.machine.cpu.count_blocks()
+        halts: list[Halt] = []
+        if watched:
+            several.machine.breakpoint(CODE + ADDITION[isa], halts.append)
         while not several.machine.scheduler.run(slices):
             pass
         assert first.process.ended is not None
+        assert len(halts) == TIMES * watched
         return int.from_bytes(first.process.read(DATA, 4), "little"), several.machine.cpu.blocks
 
 
@@ -33,6 +44,7 @@ def test_a_lost_update_shows_for_some_seed_and_shows_again_for_that(isa: str) ->
     seed, found = next((seed, found) for seed in range(50) if (found := raced(isa, seed))[0] < 2 * TIMES)
     assert raced(isa, seed) == found
     assert raced(isa, seed, slices=37) == found, "a run that returns now and then is the same run"
+    assert raced(isa, seed, watched=True) == found, "nor is it another when it is looked at"
     assert found[1] == raced(isa, seed + 1)[1], "virtual time is no matter of where turns end"
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from aether_emu.linux.abi.signal import SIGABRT, SignalInfo
 from tests.observe.crash.crashing import CRASH, crashed, functions, told
+from tests.small_programs import written
 
 ISAS = ("x86_64", "arm64")
 _ROOT = ["main", "start", "_start"]
@@ -119,6 +120,16 @@ def test_a_crash_in_a_handler_leads_back_to_what_it_interrupted(isa: str, tmp_pa
     sections = _crash(isa, "handler", tmp_path)
     way_back = {"x86_64": "sigreturn_trampoline", "arm64": "__kernel_rt_sigreturn"}[isa]
     assert functions(sections) == ["null", "handler", way_back, "raise", "in_handler", *_ROOT]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_signal_that_the_program_sends_is_not_called_an_abort(isa: str, tmp_path: Path) -> None:
+    source = {
+        "x86_64": "mov edi, 1000; mov esi, 11; mov eax, 62; syscall",
+        "arm64": "mov x0, #1000; mov x1, #11; mov x8, #129; svc #0",
+    }[isa]
+    sections = crashed(written(tmp_path, isa, source), isa, tmp_path)
+    assert told(sections) == "The program sent SIGSEGV to itself, by kill() or its like."
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -15,6 +15,7 @@ from tests.guests.running import program
 from tests.observe.strace.record import PROGRAMS
 from tests.observe.strace.tracing import traced
 from tests.programs.workplace import furnish
+from tests.small_programs import written
 
 ISAS = ("x86_64", "arm64")
 
@@ -57,6 +58,23 @@ def test_a_call_that_waits_is_written_once_when_it_is_done(isa: str, tmp_path: P
     ]
     assert len(sleeps) == 3
     assert all(times[index] - times[index - 1] >= 1_000_000 for index in sleeps)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("call", "arguments"), [("kill", "1000, SIGKILL"), ("tkill", "1000, SIGKILL")])
+def test_of_a_kill_there_is_no_answer_and_no_signal_but_the_end(
+    isa: str, call: str, arguments: str, tmp_path: Path
+) -> None:
+    number = {"kill": {"x86_64": 62, "arm64": 129}, "tkill": {"x86_64": 200, "arm64": 130}}[call][isa]
+    source = {
+        "x86_64": f"mov edi, 1000; mov esi, 9; mov eax, {number}; syscall",
+        "arm64": f"mov x0, #1000; mov x1, #9; mov x8, #{number}; svc #0",
+    }[isa]
+    text = traced(written(tmp_path, isa, source), isa, tmp_path, selection=select([call, "signal"]))
+    assert [line.split(" ", 2)[2] for line in text.splitlines()] == [
+        f"{call}({arguments})".ljust(39) + " = ?",
+        "+++ killed by SIGKILL +++",
+    ]
 
 
 def test_a_call_that_never_ends_is_shown_unfinished(tmp_path: Path) -> None:
