@@ -210,9 +210,18 @@ def _restore_backings(
     return backings, keys
 
 
+def _wait_of(captured: tuple[int, State]) -> tuple[bool, int]:
+    """Who waits comes first, in the order in which they began to: they stand in their queues before any other
+    runs, who may wake them. The others keep the order of their turns.
+    """
+    wait = captured[1]["wait"]
+    waits = wait is not None and not wait["goes_on"]
+    return not waits, wait["number"] if waits else 0
+
+
 def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
     machine.scheduler.first = first
-    for pid, described in state["tasks"]:
+    for pid, described in sorted(state["tasks"], key=_wait_of):
         task = Task(first.registry.processes[pid], described["tid"])
         task.restore(described)
         machine.scheduler.add(task)

@@ -72,6 +72,7 @@ class Kernel:
         self.run_queue: RunQueue[Any, Any] = RunQueue()
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
+        self.waits_begun = 0
         self.charged = 0
         self._books = (0, 0)  # time and faults that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames

@@ -11,6 +11,7 @@ from aether_emu.clock import LAST_NS
 from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.observers import SignalSeen
+from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
@@ -48,6 +49,7 @@ class Task:
         self.robust_list = (0, 0)
         self.usage = Usage()
         self.waits = 0  # how often it gave up its CPU to wait
+        self.wait_number = 0  # when its wait began: who waits longer has the lower one
         self.in_line = False  # whether it is in the run queue
         self.turn = 0  # blocks left of its turn while it does not run
         self.cut = 0  # instructions that the turn has beyond its last whole block
@@ -192,6 +194,9 @@ class Task:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
         self.waits += not isinstance(wait, Unfinished)
+        kernel = self.process.kernel
+        kernel.waits_begun += 1
+        self.wait_number = kernel.waits_begun
         for queue in wait.queues:
             queue.add(self)
 
@@ -278,7 +283,18 @@ class Task:
             "turn": self.turn,
             "cut": self.cut,
             "call": self.call,
-            "wait": (self.wait.what, self.wait.deadline, self.wait.progress) if waits and self.wait else None,
+            "wait": self._captured_wait(self.wait) if waits and self.wait else None,
+        }
+
+    def _captured_wait(self, wait: Wait) -> dict[str, Any]:
+        """What the call that is made again needs. A futex that nobody has woken is looked at once more."""
+        anew = isinstance(wait, FutexWait) and not wait.woken
+        return {
+            "what": wait.what,
+            "deadline": wait.deadline,
+            "progress": () if anew else wait.progress,
+            "goes_on": wait.woken,
+            "number": self.wait_number,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -292,6 +308,7 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
-            what, deadline, progress = state["wait"]
+            what, deadline, progress = (state["wait"][name] for name in ("what", "deadline", "progress"))
             self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
+            self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
             self.wake()

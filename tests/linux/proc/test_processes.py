@@ -11,6 +11,7 @@ import pytest
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.observers import ProcessSeen
 from aether_emu.linux.task.process import Process
 from aether_emu.state import capture, restore
 from aether_emu.system import Grants, Machine
@@ -42,9 +43,10 @@ def _call(isa: str, name: str, *arguments: int | str) -> str:
 
 
 def _child(isa: str, label: str, flags: int, what: str) -> str:
-    """Make a task that does something for ever, or to its end."""
+    """Make a task that does something and exits."""
     skip = f"test eax, eax; jnz {label}" if isa == "x86_64" else f"cbnz x0, {label}"
-    return f"{_call(isa, 'clone', flags, 0, 0, 0, 0)}\n{skip}\n{what}\n{label}:\n"
+    made, end = _call(isa, "clone", flags, 0, 0, 0, 0), _call(isa, "exit_group", 0)
+    return f"{made}\n{skip}\n{what}\n{end}\n{label}:\n"
 
 
 def _source(isa: str) -> str:
@@ -68,8 +70,8 @@ def _source(isa: str) -> str:
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Machine]:
     """Stopped when all of them are as they stay."""
     with loaded(tmp_path, request.param, _source(request.param)) as made:
-        made.on_system_call(lambda call: made.stop(), ["getppid"])
-        made.run()
+        with made.on_system_call(lambda call: made.stop(), ["getppid"]):
+            made.run()
         yield made
 
 
@@ -230,3 +232,22 @@ def test_time_is_the_programs_or_idle(first: Process) -> None:
     assert all(int(fields[13]) < 10 for fields in slept)
     assert int(slept[0][21]) == int(slept[1][21]) == 0, "both were made within the first tick"
     assert int(slept[1][9]) == 0 < int(slept[0][9]), "the child found all its pages there"
+
+
+def _to_the_end(machine: Machine) -> tuple[object, ...]:
+    """How the run goes on: in what order who ends, how often they waited, what calls were made."""
+    told: list[tuple[int, list[int]]] = []
+
+    def ended(seen: ProcessSeen) -> None:
+        assert isinstance(seen, Process)
+        told.append((seen.pid, [task.waits for task in seen.tasks]))
+
+    machine.observers.attach(ended=ended)
+    assert machine.run().status == 0
+    return told, dict(machine.kernel.calls_made), machine.clock.now_ns
+
+
+def test_a_restored_machine_goes_on_alike(machine: Machine, tmp_path: Path) -> None:
+    with restore(capture(machine), grants=Grants(cwd=tmp_path), streams=streams()) as other:
+        again = _to_the_end(other)
+    assert again == _to_the_end(machine)
