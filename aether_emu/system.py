@@ -692,10 +692,32 @@ def program_isa(
         namespace.close()
 
 
+def _in_memory(path: str | Path) -> list[Path]:
+    """The tmpfs that a path of the guest lies in, if any."""
+    places = [Path("/", *map(os.fsdecode, place)) for place in IN_MEMORY]
+    return [place for place in places if Path(path).is_relative_to(place)]
+
+
+def is_in_memory(path: str) -> bool:
+    """Whether a path of the guest is in a tmpfs, which hides what `Grants.root` has there."""
+    return bool(_in_memory(os.path.normpath(path)))
+
+
 def _is_hidden(host: Path, cwd: Path) -> bool:
     """Whether a tmpfs lies over what the grant of `cwd` shows of a program."""
-    over = [Path("/", *map(os.fsdecode, path)) for path in IN_MEMORY]
-    return any(host.is_relative_to(path) and not cwd.is_relative_to(path) for path in over)
+    return any(not cwd.is_relative_to(place) for place in _in_memory(host))
+
+
+def _in_root(program: str, root: Path, binds: Sequence[Bind]) -> list[Bind]:
+    """A bind for a program of the root that a tmpfs would hide, and no other bind shows."""
+    path = Path(os.path.normpath(program))
+    if not _in_memory(path) or any(path.is_relative_to(bind.guest) for bind in binds):
+        return []
+    top = root.resolve()
+    host = top.joinpath(path.relative_to("/")).resolve()
+    if not (host.is_file() and host.is_relative_to(top)):
+        return []
+    return [Bind(host, str(path))]
 
 
 def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
@@ -703,7 +725,7 @@ def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
     if not program:  # "" would be the working directory
         raise ProgramError("'': no such file", 127)
     if grants.root is not None:
-        return program, list(grants.binds), "/"
+        return program, [*_in_root(program, grants.root, grants.binds), *grants.binds], "/"
     try:
         host = Path(program).resolve(strict=True)
         if host.is_dir():

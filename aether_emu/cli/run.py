@@ -281,7 +281,12 @@ def _suggesting_a_root(program: str, root: Path | None) -> Iterator[None]:
     except InterpreterError as error:
         hint = "give it with --root or --bind"
         if root is None and os.path.exists(error.interpreter):
-            hint = f"try --root / {os.path.abspath(program)}"
+            from aether_emu.system import is_in_memory
+
+            folder = os.path.dirname(error.interpreter)
+            hidden = is_in_memory(error.interpreter)  # what --root shows there, a tmpfs hides
+            bind = f" --bind {folder}:{folder}" if hidden else ""
+            hint = f"try --root /{bind} {os.path.abspath(program)}"
         raise ProgramError(f"{error}; {hint}", error.exit_status) from error
 
 

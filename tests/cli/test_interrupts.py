@@ -111,10 +111,11 @@ SCENES = (
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The memory of a program with some thousand pages; in "core2" that of one with fewer."""
+    """The memory of a program with some thousand pages; in "core2" that of another one."""
     path = tmp_path_factory.mktemp("image") / "core"
-    for name, pages in ((path, "30000"), (f"{path}2", "20000")):
-        command = [*COMMAND, "run", "--core", str(name), str(PROGRAMS / "x86_64" / "touch"), pages, "1"]
+    for name, *program in ((path, "touch", "30000", "1"), (f"{path}2", "maps")):
+        program[0] = str(PROGRAMS / "x86_64" / program[0])
+        command = [*COMMAND, "run", "--core", str(name), *program]
         subprocess.run(command, env=environment(), capture_output=True, timeout=PATIENCE, check=True)
     return path
 
