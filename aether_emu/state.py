@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
-from aether_emu.linux.calls.mappable import file_backing
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -29,6 +28,7 @@ from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
+from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task

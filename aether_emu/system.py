@@ -35,7 +35,6 @@ from aether_emu.errors import (
 )
 from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.calls.mappable import connect_mappings
 from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped, Why
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
@@ -46,6 +45,7 @@ from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
 from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Ended, Process, Program

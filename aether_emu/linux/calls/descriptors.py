@@ -10,11 +10,11 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
 from aether_emu.linux.calls.jobs import TERMINAL_REQUESTS, terminal_request
 from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
-from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.stat import encode_statfs
+from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 

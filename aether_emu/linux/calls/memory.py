@@ -13,8 +13,8 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.batches import batches
-from aether_emu.linux.calls.mappable import mappable
 from aether_emu.linux.calls.user import require_user, s32
+from aether_emu.linux.mappable import mappable
 from aether_emu.linux.task.process import READ_IMPLIES_EXEC
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import locking, mapping, remap

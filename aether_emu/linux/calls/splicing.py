@@ -11,7 +11,6 @@ import errno
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
 from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.socket_transfer import broken_pipe
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -24,6 +23,7 @@ from aether_emu.linux.files.open_file import (
 )
 from aether_emu.linux.files.pipe import PipeEnd
 from aether_emu.linux.files.streams import StreamFile
+from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
 
 _NONBLOCK, _KNOWN = 2, 0xF

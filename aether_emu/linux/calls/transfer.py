@@ -13,7 +13,6 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import socket_transfer, user
 from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.mappable import rewriting
 from aether_emu.linux.calls.socket_transfer import broken_pipe
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -32,6 +31,7 @@ from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
+from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait

@@ -15,8 +15,8 @@ import errno
 from itertools import pairwise
 
 from aether_emu.errors import ProgramError, Refused, shown
-from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.exec.elf import Image, Segment
+from aether_emu.linux.mappable import MappedFile
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping

@@ -19,7 +19,6 @@ import stat as modes
 from collections.abc import Iterator
 
 from aether_emu.errors import InterpreterError, OutOfFrames, ProgramError, Refused, shown
-from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.exec.elf import Image, read_image
 from aether_emu.linux.exec.image import Loaded, map_interpreter, map_program
 from aether_emu.linux.exec.stack import InitialStack, map_stack
@@ -27,6 +26,7 @@ from aether_emu.linux.exec.vdso import map_vdso
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.mappable import MappedFile
 from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE, RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault

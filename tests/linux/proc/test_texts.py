@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.mappable import MappedFile
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.synthetic import ControlFile
+from aether_emu.linux.mappable import MappedFile
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu

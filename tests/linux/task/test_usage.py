@@ -1,0 +1,39 @@
+"""What tasks and processes have used: time and faults add up, whoever was on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.linux.task.scripts import SPIN, Several
+
+every_isa = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+
+
+@every_isa
+def test_the_time_of_all_that_ran_is_what_has_passed(isa: str) -> None:
+    with Several(isa) as several:
+        tasks = [several.calls(code=SPIN[isa]) for _ in range(3)]
+        kernel = several.machine.kernel
+        kernel.observe_time()
+        kernel.close_books()
+        before = kernel.clock.busy_ns
+        assert not several.machine.scheduler.run(400_000)
+        kernel.observe_time()
+        used = [task.process.usage.time for task in tasks]
+        assert sum(used) == kernel.clock.busy_ns - before
+        assert all(used)
+        assert used == [task.usage.time for task in tasks]
+        assert all(task.usage.preemptions for task in tasks)
+
+
+@every_isa
+def test_a_parent_gets_what_its_child_used_when_it_waits_for_it(isa: str) -> None:
+    with Several(isa) as several:
+        parent, child = (several.calls(code=SPIN[isa]).process for _ in range(2))
+        child.parent = parent
+        parent.children.append(child)
+        assert not several.machine.scheduler.run(100_000)
+        child.usage_of_children.time = 5
+        child.parent_takes_usage()
+        assert parent.usage_of_children.time == child.usage.time + 5
+        assert parent.usage_of_children.faults == child.usage.faults
