@@ -102,6 +102,8 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 @click.option(
     "--bind", type=_BIND, multiple=True, help="Show the guest something of the host; may be repeated."
 )
+@click.option("--uid", cls=Setting, key="uid", type=whole(0), help="The user that programs are; 0 is root.")
+@click.option("--gid", cls=Setting, key="gid", type=whole(0), help="And the group.")
 @click.option("--env", type=_VARIABLE, multiple=True, help="A variable for the guest; may be repeated.")
 @click.option("--timeout", type=SECONDS, help="Stop after that many seconds (exit 124).")
 @click.option(
@@ -133,6 +135,8 @@ def run(  # an option is a parameter here
     config: Path | None,
     root: Path | None,
     bind: tuple[Bind, ...],
+    uid: int | None,
+    gid: int | None,
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
     strace: Path | None,
@@ -145,7 +149,8 @@ def run(  # an option is a parameter here
 ) -> None:  # fmt: skip
     """Run PROGRAM under the memory manager. Its streams pass through.
 
-    It sees itself and the working directory, read-only; more by --bind or --root. There is no network.
+    It sees itself and the working directory, read-only; more by --bind or --root. /tmp and /dev/shm are empty
+    and its own. The only network is a loopback of its own.
 
     The exit status is its own, 128+N on signal N, 124 on --timeout, 125 if the run cannot go on, 126 and 127
     as in a shell, 2 for a wrong option, 130 after Ctrl-C.
@@ -160,6 +165,8 @@ def run(  # an option is a parameter here
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,
         "aslr": False if no_aslr else None,
+        "uid": uid,
+        "gid": gid,
     }
     parameters = Config.load(config, overrides)
     grants = Grants(root, list(bind))

@@ -195,6 +195,18 @@ def test_a_configuration_file_counts_and_an_option_counts_more(tmp_path: Path) -
     assert ram("--ram", "7M") == 7 << 20
 
 
+def test_a_program_is_the_user_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    # getuid() * 16 + getgid() is the status
+    path.write_bytes(
+        crafted(code=bytes.fromhex("b866000000 0f05 89c3 b868000000 0f05 c1e304 01d8 89c7 b8e7000000 0f05"))
+    )
+    path.chmod(0o755)
+    for uid, gid in ((0, 7), (2, 1)):
+        assert aether("run", "--uid", str(uid), "--gid", str(gid), str(path)).returncode == 16 * uid + gid
+    one_line(aether("run", "--uid", "-1", str(path)), 2, ["--uid -1"])
+
+
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_output_and_statistics_are_the_same_on_every_run_with_one_seed(
     tmp_path: Path, target: Target
