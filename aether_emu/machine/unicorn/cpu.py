@@ -61,6 +61,7 @@ class UnicornCpu(Cpu):
         self._exit: Exit | None = None
         self._failure: BaseException | None = None
         self._interrupted = False
+        self._inside = self._uncounted_code = False
         self._counter: BlockCounter | None = None
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
@@ -162,8 +163,11 @@ class UnicornCpu(Cpu):
         while True:
             if self.take_interrupt():
                 return Exit(ExitReason.INTERRUPTED)
+            self._drop_uncounted()
             self._before_entry()
+            self._inside = True
             code = self._entries.start(self._handle, self.pc, 0, 0, 0)
+            self._inside = False
             if self._cut_hit and self._failure is None and self._exit is None and not self.halts.hit:
                 self._uncount()
                 return Exit(ExitReason.BUDGET)
@@ -260,7 +264,16 @@ class UnicornCpu(Cpu):
             self._counter.value = self._counter_start = _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
-            self.flush_code()  # blocks translated before carry no counter
+            self._uncounted_code = True  # blocks translated before carry no counter
+            if self._inside:
+                self.stop()  # what runs now must not be overwritten: dropped before the next entry
+            else:
+                self._drop_uncounted()
+
+    def _drop_uncounted(self) -> None:
+        if self._uncounted_code:
+            self._uncounted_code = False
+            self.flush_code()
 
     def _set_counter(self, value: int) -> None:
         if self._counter is not None:
