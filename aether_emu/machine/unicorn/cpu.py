@@ -23,6 +23,7 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
+_FLUSH = Exit(ExitReason.STOPPED, "to drop translations")  # never returned
 _CUT_REACH = 256  # bytes from its start in which a block is cut
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
@@ -61,7 +62,8 @@ class UnicornCpu(Cpu):
         self._exit: Exit | None = None
         self._failure: BaseException | None = None
         self._interrupted = False
-        self._inside = self._uncounted_code = False
+        self._inside = False  # whether the engine runs the guest, or a callback of that run
+        self._stale = False  # whether translations are to be dropped before the next entry
         self._counter: BlockCounter | None = None
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
@@ -163,11 +165,16 @@ class UnicornCpu(Cpu):
         while True:
             if self.take_interrupt():
                 return Exit(ExitReason.INTERRUPTED)
-            self._drop_uncounted()
+            if self._stale:
+                self._stale = False
+                self._uc.ctl_flush_tb()
             self._before_entry()
             self._inside = True
             code = self._entries.start(self._handle, self.pc, 0, 0, 0)
             self._inside = False
+            flushes = self._exit is _FLUSH
+            if flushes:
+                self._exit = None
             if self._cut_hit and self._failure is None and self._exit is None and not self.halts.hit:
                 self._uncount()
                 return Exit(ExitReason.BUDGET)
@@ -184,7 +191,8 @@ class UnicornCpu(Cpu):
             if not handled and not self._interrupted:
                 if self._spent():
                     return Exit(ExitReason.BUDGET)
-                return self._unexplained(code)
+                if code or not flushes:
+                    return self._unexplained(code)
 
     def _spent(self) -> bool:
         """Whether the last stop was the block counter's."""
@@ -229,7 +237,7 @@ class UnicornCpu(Cpu):
             self._set_counter(budget)
 
     def stop(self) -> None:
-        if self._exit is None:
+        if self._exit is None or self._exit is _FLUSH:
             self._exit = Exit(ExitReason.STOPPED)
 
     def interrupt(self) -> None:
@@ -264,16 +272,7 @@ class UnicornCpu(Cpu):
             self._counter.value = self._counter_start = _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
-            self._uncounted_code = True  # blocks translated before carry no counter
-            if self._inside:
-                self.stop()  # what runs now must not be overwritten: dropped before the next entry
-            else:
-                self._drop_uncounted()
-
-    def _drop_uncounted(self) -> None:
-        if self._uncounted_code:
-            self._uncounted_code = False
-            self.flush_code()
+            self.flush_code()  # blocks translated before carry no counter
 
     def _set_counter(self, value: int) -> None:
         if self._counter is not None:
@@ -323,7 +322,15 @@ class UnicornCpu(Cpu):
             engine.flush_tlb(self._uc)
 
     def flush_code(self) -> None:
-        self._uc.ctl_flush_tb()
+        """As `Cpu`. In a callback the block that made it may still run on, and what a nested run translates
+        would overwrite it: then the engine is left first, and entered again.
+        """
+        if not self._inside:
+            self._uc.ctl_flush_tb()
+            return
+        self._stale = True
+        if self._exit is None:
+            self._exit = _FLUSH
 
     # ---- registers
 

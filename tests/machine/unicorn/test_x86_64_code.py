@@ -7,7 +7,18 @@ from collections.abc import Iterator
 import pytest
 
 from aether_emu.machine.cpu import ExitReason, Trap, TrapKind
-from tests.machine.unicorn.bare_x86 import ANY, CODE, DATA, READ_EXECUTE, READ_WRITE, TOP, BareX86
+from tests.machine.child import outcome_of
+from tests.machine.unicorn.bare_x86 import (
+    ANY,
+    CODE,
+    CODE2,
+    DATA,
+    READ_EXECUTE,
+    READ_WRITE,
+    STACK,
+    TOP,
+    BareX86,
+)
 from tests.machine.unicorn.flat_guest import assemble
 
 ABSENT = 0x1234_5000
@@ -176,3 +187,22 @@ def test_two_cpus_on_one_memory_see_each_others_stores_and_new_code_after_a_flus
     second.cpu.flush_code()
     second.go()
     assert second["rbx"] == 6
+
+
+def test_a_system_call_that_drops_translations_and_then_a_page_goes_on_where_it_was() -> None:
+    """The block with the call still runs: what a nested run translates must not stand in its place."""
+
+    def scenario() -> None:
+        bare = BareX86()
+
+        def call(*_: int) -> int:
+            bare.cpu.flush_code()
+            for page in (DATA, STACK, CODE2):
+                bare.cpu.flush_page(page)
+            return 0
+
+        bare.cpu.on_system_call = call
+        ended = bare.run("mov r12, 50\nagain: syscall\nadd rbx, 1\ndec r12\njnz again\nint3")
+        assert (ended.reason, bare["rbx"], len(bare.traps)) == (ExitReason.STOPPED, 50, 1)
+
+    assert outcome_of(scenario) == (0, "")
