@@ -71,6 +71,8 @@ def sys_clone(task: Task, flags: int, stack: int, parent: int, d: int, e: int, *
 
 
 def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
+    if task.progress:  # the child may have written over the arguments meanwhile
+        return _vforked(task, task.progress[0])
     if size < _ARGUMENTS:
         raise Refused(errno.EINVAL, "the arguments are too short")
     if size > 4096:
@@ -102,8 +104,6 @@ def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
 
 def _chosen(task: Task, numbers: tuple[int, ...]) -> int:
     """The number that a new task must get (`set_tid`): Linux's alloc_pid."""
-    if task.progress:
-        return 0
     if len(numbers) > 1 or not 0 < numbers[0] <= LAST:
         raise Refused(errno.EINVAL, f"numbers {numbers}")
     if not task.process.is_root:

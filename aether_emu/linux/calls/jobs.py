@@ -162,10 +162,8 @@ def terminal_request(task: Task, file: OpenFile, request: int, argument: int) ->
 
     The terminal is that of the first process's session.
     """
-    process, kernel = task.process, task.process.kernel
-    registry = process.registry
-    is_terminal = isinstance(file, StreamFile) and file.stream.terminal_size() is not None
-    if not is_terminal or process.session != registry.terminal_session:
+    process, registry = task.process, task.process.registry
+    if not _is_terminal(file) or process.session != registry.terminal_session:
         raise Refused(errno.ENOTTY, "no terminal of the caller's session")
     if request in (_TIOCGPGRP, _TIOCGSID):
         number = registry.foreground if request == _TIOCGPGRP else registry.terminal_session
@@ -180,35 +178,35 @@ def terminal_request(task: Task, file: OpenFile, request: int, argument: int) ->
         if session != process.session:
             raise Refused(errno.EPERM, "a group of another session")
         if process.group != registry.foreground:
-            require_foreground(task, sig.SIGTTOU)
+            _require_foreground(task)
         registry.foreground = group
     elif request == _TIOCNOTTY:
         raise Refused(errno.ENOTTY, "the standard streams stay the session's terminal")
-    kernel.checkpoint()
+    elif process.pid != process.session:  # TIOCSCTTY
+        raise Refused(errno.EPERM, "only who leads a session chooses its terminal")
     return 0
 
 
-def require_foreground(task: Task, number: int) -> None:
-    """A process in the background uses the terminal: its group is stopped by SIGTTIN or SIGTTOU.
+def _is_terminal(file: OpenFile) -> bool:
+    return isinstance(file, StreamFile) and file.stream.terminal_size() is not None
 
-    EIO for a read where that signal cannot stop it: it is ignored or blocked, or the group is orphaned. A
-    change of the terminal is then made.
+
+def _require_foreground(task: Task) -> None:
+    """A process in the background changes the terminal: its group is stopped by SIGTTOU.
+
+    Not where it ignores or blocks that. EIO for an orphaned group, which nobody could bring back.
     """
-    process, signals = task.process, task.signals
-    registry = process.registry
-    if process.session != registry.terminal_session or process.group == registry.foreground:
+    process = task.process
+    action = process.signals.actions[sig.SIGTTOU]
+    if task.signals.blocks(sig.SIGTTOU) or action.handler == sig.SIG_IGN:
         return
-    if signals.blocks(number) or process.signals.actions[number].handler == sig.SIG_IGN:
-        if number == sig.SIGTTIN:
-            raise Refused(errno.EIO, "the process is in the background, and ignores that")
-        return
-    if is_orphaned(process):
+    if _is_orphaned(process):
         raise Refused(errno.EIO, "the process is in the background, and nobody can bring it back")
-    _send(registry.group(process.group), sig.SignalInfo(number, sig.SI_KERNEL))
+    _send(process.registry.group(process.group), sig.SignalInfo(sig.SIGTTOU, sig.SI_KERNEL))
     raise Refused(errno.EINTR, "the process is in the background")
 
 
-def is_orphaned(process: Process) -> bool:
+def _is_orphaned(process: Process) -> bool:
     """Whether no member of its group has a parent in another group of the session (setpgid(2))."""
     return not any(
         member.parent is not None

@@ -80,7 +80,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     process.personality &= ~READ_IMPLIES_EXEC
     process.signals.reset(keeps_ignored=True)
     process.timers.clear(keeps_intervals=True)
-    process.files = process.files.alone()
+    process.files = process.files.alone(process.kernel.show(process))
     process.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):
         process.apply_limit(resource)

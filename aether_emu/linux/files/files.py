@@ -83,12 +83,12 @@ class Files(DescriptorOperations):
         self._users += 1
         return self
 
-    def alone(self) -> Files:
-        """What a process has that is about to execute another program: shared with nobody."""
+    def alone(self, proc: ProcSource) -> Files:
+        """What a process, shown by `proc`, has when it executes another program: shared with nobody."""
         if self._users == 1:
             return self
         self._users -= 1
-        return self.fork(self._proc)
+        return self.fork(proc)
 
     def close_all(self) -> None:
         """A process has ended: everything it holds is let go, unless another one shares it."""

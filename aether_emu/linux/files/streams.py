@@ -120,8 +120,9 @@ class BufferStream:
         """See `Stream.ready`."""
         return True
 
-    def terminal_size(self) -> None:
+    def terminal_size(self) -> tuple[int, int] | None:
         """A buffer is no terminal."""
+        return None
 
 
 _TCGETS = 0x5401
