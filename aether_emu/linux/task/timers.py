@@ -16,6 +16,7 @@ from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Protocol
 
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
@@ -25,6 +26,7 @@ from aether_emu.records import dataclass
 REAL, VIRTUAL, PROF = -1, -2, -3
 """Numbers of the interval timers; those of timer_create count from 0."""
 MOST_OVERRUNS = (1 << 31) - 1
+_FEW = 64  # entries that are kept whether or not their timers still run until then
 
 
 @dataclass(slots=True)
@@ -61,13 +63,19 @@ class Timers:
 
     def __init__(self) -> None:
         self.heap: list[tuple[int, int, Due, Callable[[], None]]] = []
-        self._count = 0
+        self._count, self._most = 0, _FEW
 
     def add(self, timer: Due, expire: Callable[[], None]) -> None:
-        """It runs until its deadline, and `expire` is called then."""
+        """It runs until its deadline, and `expire` is called then; never at the end of time."""
         assert timer.deadline is not None, "it runs"
+        if timer.deadline >= LAST_NS:
+            return
         self._count += 1
         heappush(self.heap, (timer.deadline, self._count, timer, expire))
+        if len(self.heap) > self._most:  # a program may set one timer anew as often as it likes
+            running = {id(entry[2]): entry for entry in self.heap if entry[2].deadline == entry[0]}
+            self.heap = sorted(running.values(), key=lambda entry: entry[:2])
+            self._most = 2 * len(self.heap) + _FEW
 
     def first(self) -> int | None:
         """The earliest deadline, in virtual ns."""
