@@ -713,7 +713,7 @@ def _in_root(program: str, root: Path, binds: Sequence[Bind]) -> list[Bind]:
     path = Path(os.path.normpath(program))
     if not _in_memory(path) or any(path.is_relative_to(bind.guest) for bind in binds):
         return []
-    top = root.resolve()
+    top = Path(root).resolve()
     host = top.joinpath(path.relative_to("/")).resolve()
     if not (host.is_file() and host.is_relative_to(top)):
         return []

@@ -135,9 +135,11 @@ static void waits(void) {
     printf("own group: %s\n", news(waitpid(0, &status, 0)));
     printf("that group: %s\n", news(waitpid(-pid, &status, 0)));
 
-    /* stops */
+    /* stops; the second one when the parent has heard that the first is over */
+    int heard[2];
+    pipe(heard);
     pid = fork();
-    if (!pid) { raise(SIGSTOP); raise(SIGTSTP); _exit(5); }
+    if (!pid) { raise(SIGSTOP); read(heard[0], &status, 1); raise(SIGTSTP); _exit(5); }
     printf("stop: %s\n", news(waitpid(pid, &status, WUNTRACED)));
     printf("  again: %s\n", news(waitpid(pid, &status, WUNTRACED | WNOHANG)));
     status = 0;
@@ -148,6 +150,7 @@ static void waits(void) {
     memset(&info, 0, sizeof info);
     printf("  goes on: %s", news(waitid(P_PID, pid, &info, WCONTINUED | WNOWAIT)));
     printf(", code %d, status %d\n", info.si_code, info.si_status);
+    write(heard[1], "", 1);
     memset(&info, 0, sizeof info);
     waitid(P_PID, pid, &info, WSTOPPED), printf("  stops: code %d, status %d\n", info.si_code, info.si_status);
     kill(pid, SIGKILL);
