@@ -16,6 +16,7 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -77,8 +78,10 @@ class Kernel:
         self._books = (0, 0)  # time and faults that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
+        self.first_user = of_user(config.uid, config.gid)
+        self.actor = Actor(self.first_user)  # whose rights count now
         self.closed = False  # the memory and the engine are gone
-        costs = config.clock
+        costs = clock.costs
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
@@ -111,7 +114,7 @@ class Kernel:
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
-        return costs + calls * self.config.clock.system_call
+        return costs + calls * self.clock.costs.system_call
 
     def moment(self) -> Moment:
         """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
@@ -126,7 +129,7 @@ class Kernel:
     def time_of(self, moment: Moment) -> int:
         """The virtual time of a moment, in ns."""
         now, blocks, calls, events, charged = moment
-        return min(now + blocks * self.config.clock.block + self._costs_of(calls, events) - charged, LAST_NS)
+        return min(now + blocks * self.clock.costs.block + self._costs_of(calls, events) - charged, LAST_NS)
 
     def time_seen(self) -> int:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
@@ -145,7 +148,7 @@ class Kernel:
 
     def _busy(self) -> int:
         """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
-        clock, cost = self.clock, self.config.clock.block
+        clock, cost = self.clock, self.clock.costs.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
             pending += (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * cost

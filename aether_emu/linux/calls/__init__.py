@@ -12,6 +12,7 @@
     locks         locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    identities    users, groups, capabilities, the root directory
     jobs          sending signals, process groups, sessions
     notices       timerfd and pidfd
 
@@ -38,6 +39,7 @@ from aether_emu.linux.calls import (
     epolling,
     executing,
     futexes,
+    identities,
     jobs,
     locks,
     memory,
@@ -60,8 +62,8 @@ from aether_emu.linux.calls import (
 Call = Callable[..., int | None]
 FAMILIES: tuple[ModuleType, ...] = (
     memory, transfer, descriptors, paths, attributes, polling, epolling, signals, time, timers, futexes,
-    process, scheduling, sequences, cloning, executing, waiting, jobs, notices, sockets, locks, splicing,
-    xattrs,
+    process, identities, scheduling, sequences, cloning, executing, waiting, jobs, notices, sockets, locks,
+    splicing, xattrs,
 )  # fmt: skip
 TABLE_SIZE = 512
 

@@ -25,7 +25,7 @@ def read_optional_path(task: Task, address: int, flags: int) -> bytes:
 
 def reader(task: Task, fd: int) -> OpenFile:
     """The open file that a call reads from: EBADF if there is none or not for reading."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.readable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for reading")
     return file
@@ -33,7 +33,7 @@ def reader(task: Task, fd: int) -> OpenFile:
 
 def writer(task: Task, fd: int) -> OpenFile:
     """The open file that a call writes to: EBADF if there is none or not for writing."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.writable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for writing")
     return file

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import struct
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.jobs import check_signal, sent_by
+from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
@@ -30,9 +30,9 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
         raise Refused(errno.EINVAL, f"clock {clock}, flags {flags:#x}")
     if clock in _ALARMS:
         raise Refused(errno.EPERM, "no device wakes the machine")
-    kernel, files = task.process.kernel, task.process.files
+    kernel, files = task.process.kernel, task.files
     files.table.require_room()
-    base = EPOCH_NS if clock == _REALTIME else 0
+    base = kernel.clock.epoch_ns if clock == _REALTIME else 0
     file = TimerFile(
         lambda timer: kernel.timers.add(timer, timer.expire),
         kernel.observe_time,
@@ -44,7 +44,7 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
 
 
 def _timer(task: Task, fd: int) -> TimerFile:
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, TimerFile):
         raise Refused(errno.EINVAL, f"a {file.kind} is no timer")
     return file
@@ -83,7 +83,7 @@ def sys_timerfd_gettime(task: Task, fd: int, result: int, *_: int) -> int:
 
 
 def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
-    process, files = task.process, task.process.files
+    process, files = task.process, task.files
     if u32(flags) & ~fl.O_NONBLOCK or s32(pid) <= 0:
         raise Refused(errno.EINVAL, f"number {s32(pid)}, flags {u32(flags):#x}")
     found = process.registry.processes.get(s32(pid))
@@ -98,7 +98,7 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
 
 def process_of_descriptor(task: Task, fd: int) -> Process:
     """The process of a pidfd. EBADF for another file, ESRCH once it was waited for."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, ProcessFile):
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
     found = task.process.registry.processes.get(file.pid)
@@ -122,6 +122,7 @@ def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: in
     else:
         sent = sent_by(task, number, sig.SI_USER)
     check_signal(number)
+    require_right_to_signal(task, process, number)
     if number and not process.is_over:
         process.post(sent)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
@@ -78,7 +78,7 @@ def sys_timer_create(task: Task, clock: int, event: int, result: int, *_: int) -
     clock, process = s32(clock), task.process
     if clock in _ALARMS:
         raise Refused(errno.EOPNOTSUPP, "no device wakes the machine")
-    base = {_REALTIME: EPOCH_NS, _TAI: EPOCH_NS, _MONOTONIC: 0, _BOOTTIME: 0}.get(clock, 0)
+    base = process.kernel.clock.epoch_ns if clock in (_REALTIME, _TAI) else 0
     if clock not in (_REALTIME, _TAI, _MONOTONIC, _BOOTTIME, _PROCESS_TIME):
         raise Refused(
             errno.EOPNOTSUPP if clock == _THREAD_TIME else errno.EINVAL, f"no timers of clock {clock}"

@@ -38,6 +38,10 @@ class OpenFiles(Protocol):
     def working_directory(self) -> OpenFile:
         """Where it stands."""
 
+    @property
+    def root(self) -> OpenFile | None:
+        """What its / is; None if it is the guest's."""
+
     def closes_on_exec(self, fd: int) -> bool:
         """Whether execve closes this descriptor."""
 
@@ -175,7 +179,11 @@ def _task_nodes(shown: ShownTask) -> dict[bytes, Node]:
     nodes[b"fd"] = Directory(lambda: _descriptors(shown), modes.S_IFDIR | 0o500)
     nodes[b"fdinfo"] = Directory(lambda: _descriptor_texts(shown), _FOLDER)
     nodes[b"cwd"] = Link(_nowhere) if files is None else _link_to(files.working_directory, 0o777)
-    nodes[b"root"] = Link(_nowhere if files is None else lambda: b"/")
+    root = None if files is None else files.root
+    if root is None:
+        nodes[b"root"] = Link(_nowhere if files is None else lambda: b"/")
+    else:
+        nodes[b"root"] = _link_to(root, 0o777)
     if shown.tasks:
         nodes[b"task"] = Directory(lambda: _threads(shown), _FOLDER)
     return nodes

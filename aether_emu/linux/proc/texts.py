@@ -16,9 +16,9 @@ from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
-from aether_emu.linux.task.process import Member, Process
+from aether_emu.linux.task.process import NAME_MAX, Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
-from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection
@@ -36,11 +36,11 @@ class ProcessTexts:
         self._process = process
 
     def _looking(self) -> tuple[int, int]:
-        """(pid, tid) of the task that looks: that on the CPU. It may only share the process's files."""
+        """(pid, tid) of the task that looks: the one on the CPU."""
         process = self._process
-        for task in (*process.tasks, *process.registry.tasks.values()):
-            if task.running and isinstance(task, Task) and task.process.files is process.files:
-                return task.process.pid, task.tid
+        for task in process.tasks:
+            if task.running:
+                return process.pid, task.tid
         return process.pid, process.pid
 
     @property
@@ -74,13 +74,21 @@ class TaskTexts:
 
     @property
     def _task(self) -> Task | None:
-        """The thread, while it lives."""
+        """The thread, while it lives. A process may live on without its first."""
         task = self._process.registry.tasks.get(self._tid)
         return task if isinstance(task, Task) and task.process is self._process else None
 
     @property
     def files(self) -> Files | None:
-        return None if self._process.released else self._process.files
+        task = self._task
+        if task is not None:
+            return task.files
+        return None if self._has_left else self._process.files
+
+    @property
+    def _has_left(self) -> bool:
+        """Whether it has given back memory and files: as a zombie, or as a first thread that has ended."""
+        return self._process.released or (bool(self._process.tasks) and self._task is None)
 
     @property
     def is_gone(self) -> bool:
@@ -127,10 +135,10 @@ class TaskTexts:
         process, space = self._process, self._process.mm
 
         def of_space(provide: Callable[[Process], bytes]) -> Callable[[], bytes]:
-            return lambda: b"" if process.released else provide(process)
+            return lambda: b"" if self._has_left else provide(process)
 
         def is_left() -> bool:
-            return process.released or process.mm is not space
+            return self._has_left or process.mm is not space
 
         return {
             "maps": of_space(maps_text),
@@ -151,20 +159,20 @@ class TaskTexts:
             "pagemap": Region(
                 lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
             ),
-            "statm": lambda: status.statm_text(process),
+            "statm": lambda: status.statm_text(process, self._task),
         }
 
     def _of_program(self) -> Mapping[str, Provided]:
         process, program = self._process, self._process.program
 
         def strings(texts: list[bytes]) -> bytes:
-            return b"" if process.released else b"".join(text + b"\0" for text in texts)
+            return b"" if self._has_left else b"".join(text + b"\0" for text in texts)
 
         return {
             "exe": Link(self._executable),
             "cmdline": lambda: strings(program.arguments),
             "environ": Text(lambda: strings(program.environment), _PRIVATE),
-            "auxv": Text(lambda: b"" if process.released else program.auxiliary, _PRIVATE),
+            "auxv": Text(lambda: b"" if self._has_left else program.auxiliary, _PRIVATE),
             "personality": Text(lambda: b"%08x\n" % process.personality, _PRIVATE),
             "limits": lambda: status.limits_text(process),
             "wchan": lambda: b"0",
@@ -176,7 +184,7 @@ class TaskTexts:
         }
 
     def _executable(self) -> bytes:
-        if self._process.released:
+        if self._has_left:
             raise Refused(errno.ENOENT, "the process has given it back")
         return self._process.program.path
 

@@ -38,7 +38,8 @@ class Registry(Generic[P, T]):
 
     The standard streams, if they are a terminal, are that of session `terminal_session`; the process group
     `foreground` has it. `most` tasks can live at one time, those that are
-    `zombies` among them. `arrivals` are tasks that nobody runs yet: the scheduler takes them.
+    `zombies` among them. `has_several_users` once a task has changed its user.
+    `arrivals` are tasks that nobody runs yet: the scheduler takes them.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,6 +48,7 @@ class Registry(Generic[P, T]):
         self.tasks: dict[int, T] = {}
         self.arrivals: list[T] = []
         self.last, self.zombies = FIRST - 1, 0
+        self.has_several_users = False
         self.terminal_session = self.foreground = FIRST
 
     @property
