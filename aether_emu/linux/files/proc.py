@@ -113,6 +113,7 @@ class _Root(Mapping[bytes, Node]):
             b"self": Link(lambda: b"%d" % source.pid),
             b"thread-self": Link(lambda: b"%d/task/%d" % (source.pid, source.tid)),
             b"mounts": Link(lambda: b"self/mounts"),
+            b"net": Link(lambda: b"self/net"),
             b"filesystems": Text(lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n"),
         }
         for name, provided in source.texts.items():
@@ -172,7 +173,10 @@ def _task_folder(shown: ShownTask) -> Directory:
 def _task_nodes(shown: ShownTask) -> dict[bytes, Node]:
     if shown.is_gone:
         return {}
-    nodes = {name.encode(): _node(provided) for name, provided in shown.texts.items()}
+    tree: _Tree = {}
+    for name, provided in shown.texts.items():
+        _plant(tree, name.encode().split(b"/"), _node(provided))
+    nodes = _nodes(tree)
     files = shown.files
     mounts = {} if files is None else files.mount_texts()
     nodes |= {name.encode(): Text(provide) for name, provide in mounts.items()}

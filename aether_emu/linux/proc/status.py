@@ -232,6 +232,25 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
 
 
+def schedstat_text(process: Process, task: Task | None, *, whole: bool) -> bytes:
+    """/proc/PID/schedstat: ns on a CPU, ns of waiting for one, how often it was given one."""
+    turns = 0 if task is None else task.waits + task.usage.preemptions + 1
+    return b"%d 0 %d\n" % (_used(process, task, whole=whole).time, turns)
+
+
+def syscall_text(process: Process, task: Task | None) -> bytes:
+    """/proc/PID/syscall (proc_pid_syscall(5)): the call in which it waits, its arguments, and where."""
+    if task is None or task.running or state_of(process, task).startswith("R"):
+        return b"running\n"
+    registers = task.registers
+    names = ("rsp", "rip") if process.abi.isa == "x86_64" else ("sp", "pc")
+    where = tuple(registers[name] for name in names)
+    if task.call is None:
+        return b"-1 0x%x 0x%x\n" % where
+    number, arguments = task.call
+    return b"%d 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x\n" % (number, *arguments, *where)
+
+
 def statm_text(process: Process, task: Task | None) -> bytes:
     """/proc/PID/statm (proc_pid_statm(5)), in pages."""
     if task is None:

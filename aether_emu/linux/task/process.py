@@ -34,7 +34,8 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
-    "dumpable", "credentials", "personality", "barriers", "started", "name_left",
+    "dumpable", "oom_adjustment", "oom_least", "credentials", "personality", "barriers", "started",
+    "name_left",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -197,6 +198,7 @@ class Process:
         self.ended: Ended | None = None
         self.credentials: Credentials = kernel.first_user if parent is None else parent.credentials
         self.dumpable = 1
+        self.oom_adjustment = self.oom_least = 0  # oom_score_adj, and how low its user may set it
         self.personality = 0
         self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
@@ -265,6 +267,7 @@ class Process:
         child.limits = dict(self.limits)
         child.dumpable, child.personality = self.dumpable, self.personality
         child.barriers = self.barriers
+        child.oom_adjustment, child.oom_least = self.oom_adjustment, self.oom_least
         self.children.append(child)
         return child
 
