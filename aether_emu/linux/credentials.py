@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import stat as modes
-from dataclasses import replace
 
 from aether_emu.records import dataclass
 
@@ -98,9 +97,14 @@ class Credentials:
 
     # ---- changing
 
+    def but(self, **changes: int | tuple[int, ...]) -> Credentials:
+        """The same, but for these."""
+        kept = {name: getattr(self, name) for name in self.__slots__}
+        return Credentials(**kept | changes)
+
     def become(self, **identities: int) -> Credentials:
         """After setuid(2) and its relatives: capabilities follow the user, `cap_emulate_setxuid`."""
-        new: Credentials = replace(self, **identities)  # type: ignore[arg-type]  # not all fields are numbers
+        new = self.but(**identities)
         if self.securebits & NO_SETUID_FIXUP:
             return new
         permitted, effective, ambient = self.permitted, self.effective, self.ambient
@@ -112,7 +116,7 @@ class Credentials:
             effective = 0
         elif self.euid and not new.euid:
             effective = permitted
-        return replace(new, permitted=permitted, effective=effective, ambient=ambient)
+        return new.but(permitted=permitted, effective=effective, ambient=ambient)
 
     def for_files_as(self, fsuid: int) -> Credentials:
         """After setfsuid(2)."""
@@ -122,13 +126,13 @@ class Credentials:
                 effective &= ~_OF_FILES
             elif self.fsuid and not fsuid:
                 effective |= self.permitted & _OF_FILES
-        return replace(self, fsuid=fsuid, effective=effective)
+        return self.but(fsuid=fsuid, effective=effective)
 
     def for_access(self) -> Credentials:
         """Who access(2) asks for: the real user, with what root may if it is root (access_override_creds)."""
         if self.fsuid == self.uid and self.fsgid == self.gid and self.effective == self._of_real_user():
             return self
-        return replace(self, fsuid=self.uid, fsgid=self.gid, effective=self._of_real_user())
+        return self.but(fsuid=self.uid, fsgid=self.gid, effective=self._of_real_user())
 
     def _of_real_user(self) -> int:
         if self.securebits & NO_SETUID_FIXUP:
@@ -141,8 +145,7 @@ class Credentials:
         if not self.securebits & NOROOT and 0 in (self.uid, self.euid):
             permitted |= self.bounding | self.inheritable
             effective = effective if self.euid else permitted
-        return replace(
-            self,
+        return self.but(
             suid=self.euid,
             fsuid=self.euid,
             sgid=self.egid,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from dataclasses import replace
 
 from aether_emu.errors import Refused
 from aether_emu.linux import credentials as cr
@@ -166,7 +165,7 @@ def sys_setfsuid(task: Task, uid: int, *_: int) -> int:
 def sys_setfsgid(task: Task, gid: int, *_: int) -> int:
     who, gid = task.credentials, u32(gid)
     if gid != _UNCHANGED and (gid in (who.gid, who.egid, who.sgid, who.fsgid) or who.has(cr.SETGID)):
-        task.become(replace(who, fsgid=gid))
+        task.become(who.but(fsgid=gid))
     return who.fsgid
 
 
@@ -179,7 +178,7 @@ def sys_setgroups(task: Task, size: int, groups: int, *_: int) -> int:
     chosen = struct.unpack(f"<{count}I", task.cpu.copy_from_user(groups, 4 * count)) if count else ()
     if _UNCHANGED in chosen:
         raise Refused(errno.EINVAL, "-1 is no group")
-    task.become(replace(task.credentials, groups=tuple(sorted(chosen))))
+    task.become(task.credentials.but(groups=tuple(sorted(chosen))))
     return 0
 
 
@@ -239,9 +238,7 @@ def sys_capset(task: Task, header: int, data: int, *_: int) -> int:
     ):
         raise Refused(errno.EPERM, "capabilities that it does not have")
     ambient = who.ambient & permitted & inheritable
-    task.become(
-        replace(who, effective=effective, permitted=permitted, inheritable=inheritable, ambient=ambient)
-    )
+    task.become(who.but(effective=effective, permitted=permitted, inheritable=inheritable, ambient=ambient))
     return 0
 
 
@@ -261,7 +258,7 @@ def set_keep(task: Task, arguments: _Quad) -> int:
     if who.securebits & cr.KEEP_CAPS << 1:
         raise Refused(errno.EPERM, "it is locked")
     kept = cr.KEEP_CAPS if arguments[0] else 0
-    task.become(replace(who, securebits=who.securebits & ~cr.KEEP_CAPS | kept))
+    task.become(who.but(securebits=who.securebits & ~cr.KEEP_CAPS | kept))
     return 0
 
 
@@ -275,7 +272,7 @@ def drop_bound(task: Task, arguments: _Quad) -> int:
     who = task.credentials
     if not who.has(cr.SETPCAP):
         raise Refused(errno.EPERM, "it may not change its bounds")
-    task.become(replace(who, bounding=who.bounding & ~(1 << _capability(arguments[0]))))
+    task.become(who.but(bounding=who.bounding & ~(1 << _capability(arguments[0]))))
     return 0
 
 
@@ -301,7 +298,7 @@ def set_bits(task: Task, arguments: _Quad) -> int:
         or not who.has(cr.SETPCAP)
     ):
         raise Refused(errno.EPERM, f"securebits {wanted:#x}")
-    task.become(replace(who, securebits=wanted))
+    task.become(who.but(securebits=wanted))
     return 0
 
 
@@ -312,7 +309,7 @@ def change_ambient(task: Task, arguments: _Quad) -> int:
     if what == _AMBIENT_CLEAR:
         if number or any(rest):
             raise Refused(errno.EINVAL, "arguments that are not 0")
-        task.become(replace(who, ambient=0))
+        task.become(who.but(ambient=0))
         return 0
     if number > cr.CHECKPOINT_RESTORE or any(rest):
         raise Refused(errno.EINVAL, "no such capability, or arguments that are not 0")
@@ -324,9 +321,9 @@ def change_ambient(task: Task, arguments: _Quad) -> int:
     if what == _AMBIENT_RAISE:
         if not who.permitted & who.inheritable & bit or who.securebits & cr.NO_CAP_AMBIENT_RAISE:
             raise Refused(errno.EPERM, "it is not permitted and inheritable")
-        task.become(replace(who, ambient=who.ambient | bit))
+        task.become(who.but(ambient=who.ambient | bit))
     else:
-        task.become(replace(who, ambient=who.ambient & ~bit))
+        task.become(who.but(ambient=who.ambient & ~bit))
     return 0
 
 

@@ -9,7 +9,6 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
-from aether_emu.linux.calls.identities import PRCTL
 from aether_emu.linux.calls.jobs import find_process
 from aether_emu.linux.calls.user import (
     read_string,
@@ -138,6 +137,15 @@ def sys_arch_prctl(task: Task, code: int, address: int, *_: int) -> int:
     return 0
 
 
+def _change_identity(task: Task, option: int, arguments: tuple[int, int, int, int]) -> int:
+    """The options of prctl(2) that are about who a task is."""
+    from aether_emu.linux.calls.identities import PRCTL  # noqa: PLC0415  # few change it
+
+    if option not in PRCTL:
+        raise Refused(errno.EINVAL, f"no option {option}")
+    return PRCTL[option](task, arguments)
+
+
 def sys_prctl(task: Task, option: int, argument: int, c: int, d: int, e: int, *_: int) -> int:
     option = s32(option)
     if option == _PR_SET_NAME:
@@ -152,10 +160,8 @@ def sys_prctl(task: Task, option: int, argument: int, c: int, d: int, e: int, *_
         task.process.reaps_orphans = bool(argument)
     elif option == _PR_GET_CHILD_SUBREAPER:
         write_struct(task.cpu, argument, "i", task.process.reaps_orphans)
-    elif option in PRCTL:
-        return PRCTL[option](task, (argument, c, d, e))
     else:
-        raise Refused(errno.EINVAL, f"no option {option}")
+        return _change_identity(task, option, (argument, c, d, e))
     return 0
 
 

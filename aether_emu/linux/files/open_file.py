@@ -47,6 +47,7 @@ class OpenFile:
     kind: ClassVar[str]
     """Names the kind in captured state."""
     seekable: ClassVar[bool] = False
+    is_socket: ClassVar[bool] = False
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN

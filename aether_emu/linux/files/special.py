@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import stat as modes
 from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
 
 from aether_emu.linux.credentials import Actor
 from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
-from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import Pipe
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.unix import UnixSocket
 
 _KEYS = -1  # no host device has this number
 
@@ -25,7 +28,7 @@ class Special:
         self.uid, self.gid = uid, gid
         self.links = 0
         self.pipe: Pipe | None = None
-        self.socket: OpenFile | None = None
+        self.socket: UnixSocket | None = None
 
     @property
     def is_fifo(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from aether_emu.linux.net.internet import InetSocket
 from aether_emu.linux.net.socket import Socket
@@ -14,24 +14,26 @@ from aether_emu.linux.task.process import Process
 _ESTABLISHED, _CONNECTING, _CLOSED, _CLOSE_WAIT, _LISTENING = 1, 2, 7, 8, 10  # TCP_*
 _UNCONNECTED, _CONNECTED = 1, 3  # SS_*
 _LISTENS = 0x10000  # SO_ACCEPTCON
+_ROUTES = (
+    b"Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT"
+    b"                                                       \n"
+)
 _COUNTERS = "bytes    packets errs drop fifo frame compressed multicast"
 
 
-def net_texts(process: Process) -> dict[str, Callable[[], bytes]]:
-    """What is below net/, by name. There is one network for all."""
-    return {
-        "net/dev": _interfaces,
-        "net/route": lambda: (
-            b"Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT"
-            b"                                                       \n"
-        ),
-        "net/if_inet6": lambda: b"00000000000000000000000000000001 01 80 10 80       lo\n",
-        "net/tcp": lambda: _table(process, TcpSocket, 4),
-        "net/tcp6": lambda: _table(process, TcpSocket, 16),
-        "net/udp": lambda: _table(process, UdpSocket, 4),
-        "net/udp6": lambda: _table(process, UdpSocket, 16),
-        "net/unix": lambda: _unix(process),
-    }
+def net_text(process: Process, name: str) -> bytes:
+    """What is below net/ by this name. There is one network for all."""
+    match name:
+        case "dev":
+            return _interfaces()
+        case "route":
+            return _ROUTES
+        case "if_inet6":
+            return b"00000000000000000000000000000001 01 80 10 80       lo\n"
+        case "unix":
+            return _unix(process)
+    kind = TcpSocket if name.startswith("tcp") else UdpSocket
+    return _table(process, kind, 16 if name.endswith("6") else 4)
 
 
 def _interfaces() -> bytes:

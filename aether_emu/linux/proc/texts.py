@@ -15,8 +15,6 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
-from aether_emu.linux.proc.machine import machine_texts
-from aether_emu.linux.proc.net import net_texts
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
@@ -26,6 +24,7 @@ from aether_emu.mm.space import AddressSpace
 _AREAS_PER_LOOK = 1024
 _WRITABLE, _PRIVATE = modes.S_IFREG | 0o644, modes.S_IFREG | 0o400
 _MOST_ADJUSTMENT = 1000
+_NET = ("dev", "route", "if_inet6", "tcp", "tcp6", "udp", "udp6", "unix")
 _NAMESPACES = {
     "cgroup": ("cgroup", 0xEFFF_FFFB), "ipc": ("ipc", 0xEFFF_FFFF), "mnt": ("mnt", 0xEFFF_FFF8),
     "net": ("net", 0xEFFF_FFF9), "pid": ("pid", 0xEFFF_FFFC), "pid_for_children": ("pid", 0xEFFF_FFFC),
@@ -60,6 +59,8 @@ class ProcessTexts:
 
     @property
     def texts(self) -> Mapping[str, Provided]:
+        from aether_emu.linux.proc.machine import machine_texts  # noqa: PLC0415  # few look into /proc
+
         return machine_texts(self._process)
 
     def numbers(self) -> Iterable[int]:
@@ -192,7 +193,7 @@ class TaskTexts:
             "setgroups": lambda: b"allow\n",
             **dict.fromkeys(("uid_map", "gid_map", "projid_map"), _one_to_one),
             **{f"ns/{name}": _namespace_link(*known) for name, known in _NAMESPACES.items()},
-            **net_texts(process),
+            **{f"net/{name}": _of_net(process, name) for name in _NET},
             "loginuid": lambda: _NOBODY,
             "sessionid": lambda: _NOBODY,
             "oom_score": lambda: b"%d\n" % _oom_score(process),
@@ -220,6 +221,15 @@ class TaskTexts:
         """The processes that this one made: those of all its threads are told of the first."""
         children = self._process.children if self._tid == self._process.pid else []
         return b"".join(b"%d " % child.pid for child in children)
+
+
+def _of_net(process: Process, name: str) -> Callable[[], bytes]:
+    def text() -> bytes:
+        from aether_emu.linux.proc.net import net_text  # noqa: PLC0415  # few ask
+
+        return net_text(process, name)
+
+    return text
 
 
 def _one_to_one() -> bytes:
