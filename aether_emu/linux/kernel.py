@@ -8,9 +8,10 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from operator import mul
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
@@ -80,6 +81,7 @@ class Kernel:
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
+        self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {

@@ -13,6 +13,7 @@
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     identities    users, groups, capabilities, the root directory
+    remote        reaching into other processes
     jobs          sending signals, process groups, sessions
     notices       timerfd and pidfd
 
@@ -77,6 +78,7 @@ FAMILIES: dict[str, str] = {
         getcpu getpriority sched_get_priority_max sched_get_priority_min sched_getaffinity
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
+    "remote": "kcmp pidfd_getfd process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",

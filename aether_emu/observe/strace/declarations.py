@@ -70,6 +70,7 @@ from aether_emu.observe.strace.kinds import (
     number,
     octal_result,
     one_of,
+    places,
     timespec,
     timeval,
     vectors,
@@ -287,6 +288,10 @@ CALLS: dict[str, Declaration] = {
     "timerfd_create": _call(_CLOCK, bits_of(names.EVENTFD)),
     "timerfd_settime": _call(FD, bits_of(names.CLOCK_SLEEP), POINTER, POINTER),
     "timerfd_gettime": _call(FD, POINTER),
+    "pidfd_getfd": _call(FD, INT, HEX_INT),
+    "process_vm_readv": _call(INT, vectors(True), SIZE, places(4), SIZE, HEX_INT),
+    "process_vm_writev": _call(INT, vectors(False), SIZE, places(4), SIZE, HEX_INT),
+    "kcmp": _call(INT, INT, one_of(names.COMPARED), LONG, LONG),
     "pidfd_open": _call(INT, HEX_INT),
     "pidfd_send_signal": _call(FD, SIGNAL, POINTER, HEX_INT),
     # waiting for memory

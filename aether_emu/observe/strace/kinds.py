@@ -327,6 +327,16 @@ def vectors(moved: bool, counted_by: int = 2) -> Kind:
     return late(show) if moved else early(show)
 
 
+def places(counted_by: int) -> Kind:
+    """struct iovec of another process's memory."""
+
+    def one(call: Made, at: int) -> str:
+        base, length = unpack(call, at, "QQ")
+        return f"{{iov_base={address(base)}, iov_len={length}}}"
+
+    return early(lambda call, value: items(call, value, call.arguments[counted_by], 16, one))
+
+
 def signal_set(mask: int) -> str:
     """A set of signals: what it has, or with ~ what it has not."""
     number_of = [number for number in range(1, 65) if mask >> number - 1 & 1]
