@@ -61,6 +61,8 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
+    if machine.kernel.segments:
+        raise StateError("there is System V shared memory: its state can't be captured")
     machine.scheduler.settle()
     physical, kernel, registry = machine.physical, machine.kernel, process.registry
     processes = list(registry.processes.values())

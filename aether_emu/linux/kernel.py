@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
 from operator import mul
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from aether_emu.clock import LAST_NS, VirtualClock
@@ -32,6 +32,9 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+
+if TYPE_CHECKING:
+    from aether_emu.linux.segments import Segments
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -82,6 +85,7 @@ class Kernel:
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
+        self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {

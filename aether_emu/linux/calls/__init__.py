@@ -14,6 +14,7 @@
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     identities    users, groups, capabilities, the root directory
     remote        reaching into other processes
+    shared_segments    System V shared memory
     jobs          sending signals, process groups, sessions
     notices       timerfd and pidfd
 
@@ -80,6 +81,7 @@ FAMILIES: dict[str, str] = {
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
     "remote": "kcmp pidfd_getfd process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
+    "shared_segments": "shmat shmctl shmdt shmget",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",
     "waiting": "wait4 waitid",
