@@ -13,7 +13,7 @@ from aether_emu.linux.calls.jobs import check_signal, process_of_number, thread_
 from aether_emu.linux.calls.polling import read_timespec
 from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, SignalWait, Wait
 
 _SET_SIZE = 8
 
@@ -76,11 +76,11 @@ def sys_rt_sigsuspend(task: Task, mask: int, size: int, *_: int) -> int:
     (wanted,) = struct.unpack("<Q", task.cpu.copy_from_user(mask, 8))
     if task.wait is None:
         task.signals.suspend(wanted)
-    raise Wait((), "a signal")
+    raise Wait((), "a signal", restart=Restart.WITHOUT_HANDLER)
 
 
 def sys_pause(_task: Task, *_: int) -> int:
-    raise Wait((), "a signal")
+    raise Wait((), "a signal", restart=Restart.WITHOUT_HANDLER)
 
 
 def sys_rt_sigtimedwait(task: Task, wanted: int, info: int, timeout: int, size: int, *_: int) -> int:
@@ -95,7 +95,7 @@ def sys_rt_sigtimedwait(task: Task, wanted: int, info: int, timeout: int, size: 
     if taken is None and (limit == 0 or task.has_waited_until(deadline)):
         raise Refused(errno.EAGAIN, "none of them is pending")
     if taken is None:
-        raise Wait((task.process.arrived,), "a signal", deadline=deadline)
+        raise SignalWait(mask, deadline)
     if info:
         task.cpu.copy_to_user(info, encode_siginfo(taken))
     return taken.number

@@ -14,7 +14,7 @@ from aether_emu.linux.calls.user import read_struct, s32, write_struct
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.usage import Usage
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 
 _SECOND = 10**9
 _TICK = 4_000_000
@@ -156,7 +156,9 @@ def _sleep(task: Task, length: int, remaining: int) -> int:
     deadline = task.deadline(after=length)
     if task.has_waited_until(deadline):
         return 0
-    if remaining and task.signals.interrupts():
-        left = (LAST_NS if deadline is None else deadline) - task.process.kernel.clock.now_ns
+    stopped = None if task.wait is None else task.wait.stopped_at
+    if remaining and (stopped is not None or task.signals.interrupts()):
+        now = task.process.kernel.clock.now_ns if stopped is None else stopped
+        left = (LAST_NS if deadline is None else deadline) - now
         write_struct(task.cpu, remaining, "qq", *divmod(left, _SECOND))
-    raise Wait((), "the end of a sleep", deadline=deadline)
+    raise Wait((), "the end of a sleep", deadline=deadline, restart=Restart.WITHOUT_HANDLER)

@@ -105,7 +105,7 @@ def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
             return news
     if options & _NOHANG:
         return None
-    raise Wait([parent.changed], "a child", restarts=True)
+    raise Wait([parent.changed], "a child")
 
 
 def _is_meant(task: Task, child: Process, kind: int, number: int, options: int) -> bool:

@@ -125,6 +125,9 @@ class Member(Protocol):
     @property
     def cpu(self) -> Cpu: ...
     def stop(self) -> None: ...
+    def hear(self, number: int) -> None: ...
+    def stop_waiting(self, now: int) -> None: ...
+    def go_on_waiting(self, now: int) -> None: ...
 
 
 class Process:
@@ -433,6 +436,8 @@ class Process:
         stopped or killed.
         """
         self.arrived.wake()
+        for task in self.tasks:
+            task.hear(number)
         if any(task.running for task in self.tasks) or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:
@@ -494,7 +499,9 @@ class Process:
         if not self.stop_signal:
             self.stop_signal, self.untold = signal, "stopped"
             self.tell_parent(sig.CLD_STOPPED, signal)
+            now = self.kernel.clock.now_ns
             for task in self.tasks:
+                task.stop_waiting(now)
                 task.stop()
 
     def go_on(self) -> None:
@@ -502,6 +509,8 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            for task in self.tasks:
+                task.go_on_waiting(self.kernel.clock.now_ns)
             self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:

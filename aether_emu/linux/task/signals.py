@@ -22,6 +22,7 @@ from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
 from aether_emu.linux.task.timers import ProcessTimers
+from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import Cpu, UserFault
 
 State = dict[str, Any]
@@ -199,8 +200,8 @@ class TaskSignals:
 
     `blocked` never holds SIGKILL or SIGSTOP. `suspended_mask` is what `blocked` was before a call lent the
     task another mask, and None at all other times. `record` is what frames show of the last fault.
-    `interrupted_call` is (number, first argument) of a call that a signal has ended a moment ago, and that
-    SA_RESTART lets the program make anew.
+    `interrupted_call` is (number, first argument, when it restarts) of a call that a signal has ended a
+    moment ago, and that the program may make anew.
     """
 
     def __init__(self, task: Receiver) -> None:
@@ -210,7 +211,7 @@ class TaskSignals:
         self.suspended_mask: int | None = None
         self.stack = sig.DISARMED
         self.record = FaultRecord()
-        self.interrupted_call: tuple[int, int] | None = None
+        self.interrupted_call: tuple[int, int, Restart] | None = None
 
     def blocks(self, number: int) -> bool:
         """Whether the task takes no signal of this number now."""
@@ -291,6 +292,11 @@ class TaskSignals:
 
     # ---- delivering
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a call that has ended left something to settle, though no signal is there to deliver."""
+        return self.interrupted_call is not None or self.suspended_mask is not None
+
     def deliver(self) -> None:
         """Enter the handlers of what is pending and not blocked, or do the default."""
         process = self._task.process
@@ -308,7 +314,8 @@ class TaskSignals:
             elif info.number in sig.STOPPING:
                 self._task.takes(info, forced=False, handler=0, fatal=False)
                 process.stop(info.number)
-                break
+                self.update()
+                return  # what the call has lent or left is settled when the process goes on
             else:
                 self._die(info, forced=False)
         self._restart()
@@ -319,11 +326,12 @@ class TaskSignals:
         """The call that a signal has ended is made anew, if it may be and no handler has run since."""
         call, self.interrupted_call = self.interrupted_call, None
         if call is not None:
-            self._task.process.abi.restart_call(self._task.cpu, *call)
+            self._task.process.abi.restart_call(self._task.cpu, call[0], call[1])
 
     def _enter(self, info: SignalInfo, action: Action, *, forced: bool) -> None:
         cpu, process = self._task.cpu, self._task.process
-        if action.flags & sig.SA_RESTART:
+        call, restarts = self.interrupted_call, action.flags & sig.SA_RESTART
+        if call is not None and (call[2] is Restart.ALWAYS or (restarts and call[2] is Restart.BY_ACTION)):
             self._restart()
         self.interrupted_call = None
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
@@ -396,11 +404,13 @@ class TaskSignals:
             "blocked": self.blocked,
             "pending": self.pending.capture(),
             "suspended_mask": self.suspended_mask,
+            "interrupted_call": self.interrupted_call,
             "stack": self.stack,
             "record": self.record,
         }
 
     def restore(self, state: State) -> None:
         self.blocked, self.suspended_mask = state["blocked"], state["suspended_mask"]
+        self.interrupted_call = state["interrupted_call"]
         self.stack, self.record = state["stack"], state["record"]
         self.pending.restore(state["pending"])

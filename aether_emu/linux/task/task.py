@@ -17,11 +17,12 @@ from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.usage import Usage
-from aether_emu.linux.task.wait import Unfinished, Wait
+from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 
 NAME_MAX = 15
+_OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
 
 class Task:
@@ -193,6 +194,7 @@ class Task:
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
+        wait.stopped_at = None
         self.waits += not isinstance(wait, Unfinished)
         kernel = self.process.kernel
         kernel.waits_begun += 1
@@ -222,11 +224,38 @@ class Task:
         if self.process.stop_signal:
             return False
         wait = self.wait
-        if wait is None or wait.woken:
+        if wait is None or wait.woken or wait.stopped_at is not None:
             return True
         if wait.ends_by_time and self.has_waited_until(wait.deadline):
             return True
         return wait.ends_by_signal and self.signals.interrupts()
+
+    def hear(self, number: int) -> None:
+        """A signal came to its process or a task of it: its call may wait for that."""
+        if self.wait is not None and self.wait.signals >> number - 1 & 1 and not self.wait.woken:
+            self.wake()
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether its process was stopped while the call in progress waited."""
+        return self.wait is not None and self.wait.stopped_at is not None
+
+    @property
+    def waits_on(self) -> bool:
+        """Whether the call in progress is to be made again: a stop has ended some."""
+        return not self.was_stopped or (self.wait is not None and self.wait.restart is not Restart.NEVER)
+
+    def stop_waiting(self, now: int) -> None:
+        """Its process is stopped: a call leaves its wait, as for any signal (Linux: signal_pending)."""
+        wait = self.wait
+        if wait is not None and wait.ends_by_signal and not wait.woken and wait.stopped_at is None:
+            wait.stopped_at = now
+
+    def go_on_waiting(self, now: int) -> None:
+        """Its process goes on, and so does a timeout that stood still."""
+        wait = self.wait
+        if wait is not None and wait.pauses and wait.stopped_at is not None and wait.deadline is not None:
+            wait.deadline, wait.stopped_at = wait.deadline + now - wait.stopped_at, now
 
     def signalled(self) -> None:
         """It may have a signal to take: one that waits may go on."""
@@ -294,6 +323,10 @@ class Task:
             "deadline": wait.deadline,
             "progress": () if anew else wait.progress,
             "goes_on": wait.woken,
+            "interrupted": wait.interrupted,
+            "restart": wait.restart,
+            "pauses": wait.pauses,
+            "stopped_at": wait.stopped_at,
             "number": self.wait_number,
         }
 
@@ -308,7 +341,8 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
-            what, deadline, progress = (state["wait"][name] for name in ("what", "deadline", "progress"))
-            self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
+            wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+            self.start_waiting(wait, state["call"])
+            wait.stopped_at = state["wait"]["stopped_at"]
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
             self.wake()
