@@ -74,7 +74,7 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0)  # time and faults that were given to tasks
+        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.closed = False  # the memory and the engine are gone
@@ -134,13 +134,15 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults = self._books
-        return Usage(self._busy() - time, self.minor_faults() - faults)
+        time, faults, system = self._books
+        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        self._books = self._books[0] + used.time, self._books[1] + used.faults
+        time, faults, system = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
     def _busy(self) -> int:

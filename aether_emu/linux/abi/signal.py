@@ -65,7 +65,9 @@ class SignalInfo:
     """One signal on its way. `address` for faults, `pid`/`uid` for sent ones, `value` for queued ones.
 
     `record` is what a fault leaves in this frame and later ones; None leaves what was there. `selectors` are
-    CS and SS as the frame shows them, where a program has put others there than its own (x86_64).
+    CS and SS as the frame shows them, where a program has put others there than its own (x86_64). `raw` is
+    the siginfo as a program made it (sigqueue). `of_timer` marks those of timer_create: `pid` is the timer's
+    number, `uid` how often it was due meanwhile.
     """
 
     number: int
@@ -76,6 +78,8 @@ class SignalInfo:
     value: int = 0
     record: FaultRecord | None = None
     selectors: tuple[int, int] | None = None
+    raw: bytes = b""
+    of_timer: bool = False
 
     @property
     def is_fault(self) -> bool:

@@ -21,7 +21,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
-from aether_emu.linux.task.timers import ProcessTimers
+from aether_emu.linux.task.alarms import Alarms
 from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import Cpu, UserFault
 
@@ -99,14 +99,15 @@ def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
     """Post one signal of `group`'s. Raises Refused(EAGAIN) when a real-time one finds no room for its record.
 
     Below the real-time signals a second one of a number is lost. One that the kernel or kill(2) sends gets
-    its record whatever the limit; any other goes without. (Linux: __send_signal_locked)
+    its record whatever the limit, a timer has set its own aside; any other goes without.
+    (Linux: __send_signal_locked)
     """
     number, real_time = info.number, info.number >= sig.FIRST_REAL_TIME
-    if pending.has(number) and not real_time:
+    if pending.has(number) and not real_time and not info.of_timer:
         return
     if number == sig.SIGKILL:
         pending.mark(number)
-    elif (not real_time and info.code >= 0) or group.queued_signals < group.signal_limit:
+    elif (not real_time and info.code >= 0) or info.of_timer or group.queued_signals < group.signal_limit:
         pending.add(info)
     elif real_time and info.code != sig.SI_USER:
         raise Refused(errno.EAGAIN, "as many signals are queued as RLIMIT_SIGPENDING admits")
@@ -161,7 +162,7 @@ class Group(Protocol):
     @property
     def tasks(self) -> Sequence[Member]: ...
     @property
-    def timers(self) -> ProcessTimers: ...
+    def timers(self) -> Alarms: ...
 
     @property
     def signals(self) -> ProcessSignals: ...
@@ -231,17 +232,31 @@ class TaskSignals:
         else:
             self._enter(info, action, forced=True)
 
-    def post(self, info: SignalInfo) -> None:
+    def post(self, info: SignalInfo) -> bool:
         """A signal for this task alone, delivered when it is about to go on and does not block it.
 
-        Raises Refused(EAGAIN), see `enqueue`.
+        Whether it waits: one that is ignored does not. Raises Refused(EAGAIN), see `enqueue`.
         """
         forget_opposite(info.number, self._task.process)
         process = self._task.process
-        if self.blocks(info.number) or not process.signals.is_ignored(info.number):
-            enqueue(self.pending, info, process)
-            self.update()
-            process.signalled(info.number)
+        if not self.blocks(info.number) and process.signals.is_ignored(info.number):
+            return False
+        enqueue(self.pending, info, process)
+        self.update()
+        process.signalled(info.number)
+        return True
+
+    def take(self, wanted: int) -> SignalInfo | None:
+        """Take the next of `wanted` that waits, blocked or not, without its handler; the task's own first."""
+        process = self._task.process
+        taken = self.pending.take(~wanted) or process.signals.pending.take(~wanted)
+        self.update()
+        return None if taken is None else process.timers.taken(taken)
+
+    @property
+    def waiting(self) -> int:
+        """The signals that wait for the task or its process, blocked or not, as a mask."""
+        return self.pending.mask | self._task.process.signals.pending.mask
 
     def update(self) -> None:
         """What is pending or blocked has changed: tell the CPU, or who has the task wait."""

@@ -16,6 +16,7 @@ from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
@@ -56,6 +57,7 @@ class Task:
         self.cut = 0  # instructions that the turn has beyond its last whole block
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
+        self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
@@ -145,6 +147,11 @@ class Task:
             self.yields = True
             self.stop()
 
+    def end_turn(self) -> None:
+        """It has armed a timer: the next turn ends when that is due."""
+        self.yields = True
+        self.stop()
+
     @property
     def is_over(self) -> bool:
         """Whether it has ended, alone or with its process."""
@@ -186,8 +193,20 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
-        if self.process.timers.timers:
-            self.process.timers.look()
+        if self.process.processor is not None:
+            self.process.processor.look()
+        if self.processor is not None:
+            self.processor.look()
+
+    def used(self) -> Usage:
+        """What it has used until now."""
+        kernel = self.process.kernel
+        return self.usage.plus(kernel.used()) if self.running and kernel.observers.running else self.usage
+
+    def processor_time_left(self) -> int | None:
+        """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""
+        left = [each.left() for each in (self.processor, self.process.processor) if each is not None]
+        return min((each for each in left if each is not None), default=None)
 
     # ---- waiting
 
