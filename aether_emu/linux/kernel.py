@@ -16,6 +16,7 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.files.notices import Signals
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -30,6 +31,7 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+from aether_emu.waiting import WaitQueue
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -77,6 +79,7 @@ class Kernel:
         self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
+        self.caller: Callable[[], tuple[Signals, WaitQueue]]  # of whoever makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {

@@ -95,6 +95,7 @@ class EpollFile(OpenFile):
     """An open epoll set. `changed` is woken when a member may have become ready."""
 
     kind = "eventpoll"
+    ignores_seeks = True
 
     def __init__(self, stat: Stat, watches: WatchAccount) -> None:
         super().__init__(fl.O_RDWR, stat)
