@@ -16,7 +16,6 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.files.notices import Signals
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -79,7 +78,7 @@ class Kernel:
         self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
-        self.caller: Callable[[], tuple[Signals, WaitQueue]]  # of whoever makes the call that is served
+        self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {

@@ -49,6 +49,7 @@ class OpenFile:
     seekable: ClassVar[bool] = False
     ignores_seeks: ClassVar[bool] = False
     """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
+    is_socket: ClassVar[bool] = False
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
@@ -18,7 +18,6 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
-from aether_emu.linux.task.alarms import Alarms
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
@@ -30,6 +29,9 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
+
+if TYPE_CHECKING:
+    from aether_emu.linux.task.alarms import Alarms
 
 T = TypeVar("T")
 _PLAIN = (
@@ -220,7 +222,7 @@ class Process:
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
-        self.timers = Alarms(self)
+        self._timers: Alarms | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self._processor_limit = ProcessorLimit(self)
         self.tasks: list[Member] = []
@@ -357,6 +359,24 @@ class Process:
         """It was waited for: what it and its own children used counts as its parent's children's."""
         if self.parent is not None:
             self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    @property
+    def timers(self) -> Alarms:
+        """Its timers that send signals: most programs have none."""
+        if self._timers is None:
+            from aether_emu.linux.task.alarms import Alarms  # noqa: PLC0415  # as said
+
+            self._timers = Alarms(self)
+        return self._timers
+
+    def taken(self, info: SignalInfo) -> SignalInfo:
+        """A signal of it is taken: what its receiver is told."""
+        return info if self._timers is None else self._timers.taken(info)
+
+    def clear_timers(self, *, keeps_intervals: bool) -> None:
+        """It has ended, or another program begins, which keeps the interval timers."""
+        if self._timers is not None:
+            self._timers.clear(keeps_intervals=keeps_intervals)
 
     def processor_timers(self, clock: int) -> ProcessorTimers | None:
         """The timers that run by a processor's clock, as it names its owner; None if that has ended."""
@@ -510,7 +530,8 @@ class Process:
     def queued_signals(self) -> int:
         """How many signals are queued for it and its tasks (`SigQ`), or set aside by its timers."""
         of_tasks = sum(task.signals.pending.queued for task in self.tasks)
-        return self.signals.pending.queued + of_tasks + self.timers.idle_records
+        aside = 0 if self._timers is None else self._timers.idle_records
+        return self.signals.pending.queued + of_tasks + aside
 
     @property
     def signal_limit(self) -> int:
@@ -530,7 +551,8 @@ class Process:
     def forget(self, number: int) -> None:
         """Drop what waits of a signal, for the process and for each task."""
         self.signals.pending.drop(number)
-        self.timers.forget(number)
+        if self._timers is not None:
+            self._timers.forget(number)
         for task in self.tasks:
             task.signals.pending.drop(number)
             task.signals.update()
@@ -576,7 +598,7 @@ class Process:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
-            self.timers.clear(keeps_intervals=False)
+            self.clear_timers(keeps_intervals=False)
         self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
@@ -596,7 +618,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
-            "timers": self.timers.capture(),
+            "timers": None if self._timers is None else self._timers.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -616,5 +638,6 @@ class Process:
 
     def restore_timers(self, state: dict[str, Any]) -> None:
         """Its timers go on. The clock stands where it stood; all processes and tasks are there already."""
-        self.timers.restore(state["timers"])
+        if state["timers"] is not None:
+            self.timers.restore(state["timers"])
         self.apply_limit(RLIMIT_CPU)

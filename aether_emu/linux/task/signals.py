@@ -21,7 +21,6 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
-from aether_emu.linux.task.alarms import Alarms
 from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import Cpu, UserFault
 
@@ -161,8 +160,7 @@ class Group(Protocol):
 
     @property
     def tasks(self) -> Sequence[Member]: ...
-    @property
-    def timers(self) -> Alarms: ...
+    def taken(self, info: SignalInfo) -> SignalInfo: ...
 
     @property
     def signals(self) -> ProcessSignals: ...
@@ -251,7 +249,7 @@ class TaskSignals:
         process = self._task.process
         taken = self.pending.take(~wanted) or process.signals.pending.take(~wanted)
         self.update()
-        return None if taken is None else process.timers.taken(taken)
+        return None if taken is None else process.taken(taken)
 
     @property
     def waiting(self) -> int:
@@ -320,7 +318,7 @@ class TaskSignals:
             info = info or process.signals.pending.take(self.blocked | ~self._shared())
             if info is None:
                 break
-            info = process.timers.taken(info)
+            info = process.taken(info)
             action = process.signals.actions[info.number]
             if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
                 self._enter(info, action, forced=False)
