@@ -333,6 +333,10 @@ class Process:
         if parent is None:
             self.vanish()
             return
+        self.tell_of_end(parent)
+
+    def tell_of_end(self, parent: Process) -> None:
+        """Its parent hears that it is a zombie; one that wants none is rid of it."""
         self.tell_parent(*self.how_it_ended())
         action = parent.signals.actions[self.exit_signal] if self.exit_signal == sig.SIGCHLD else None
         if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
@@ -411,14 +415,26 @@ class Process:
         ancestor = self.parent
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
-        child.parent, child.outer_parent = ancestor, INIT
-        if child.death_signal:
-            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid))
+        child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
+        self._tell_of_death(child)
         if ancestor is not None:
             ancestor.children.append(child)
-            ancestor.changed.wake()
+            if child.released:
+                child.tell_of_end(ancestor)
         elif child.released:
             child.vanish()
+
+    def _tell_of_death(self, child: Process) -> None:
+        """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
+        if child.death_signal and not child.is_over:
+            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid))
+
+    def thread_ended(self, tid: int) -> None:
+        """A thread of it has ended, and it goes on: another is the parent of what that one made."""
+        for child in self.children:
+            if child.made_by == tid:
+                child.made_by = self.tasks[0].tid
+                self._tell_of_death(child)
 
     def vanish(self) -> None:
         """Nobody waits for it any more: its number is free."""
@@ -528,7 +544,12 @@ class Process:
 
     @property
     def queued_signals(self) -> int:
-        """How many signals are queued for it and its tasks (`SigQ`), or set aside by its timers."""
+        """How many are queued for all processes of its user (`SigQ`): that is what the limit counts."""
+        return sum(other.own_signals for other in self.registry.processes.values())
+
+    @property
+    def own_signals(self) -> int:
+        """How many signals are queued for it and its tasks, or set aside by its timers."""
         of_tasks = sum(task.signals.pending.queued for task in self.tasks)
         aside = 0 if self._timers is None else self._timers.idle_records
         return self.signals.pending.queued + of_tasks + aside

@@ -227,6 +227,8 @@ class Scheduler:
             del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
+            if process.children:
+                process.thread_ended(task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
