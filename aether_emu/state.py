@@ -225,6 +225,8 @@ def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
         task = Task(first.registry.processes[pid], described["tid"])
         task.restore(described)
         machine.scheduler.add(task)
+    for process, described in zip(first.registry.processes.values(), state["processes"], strict=True):
+        process.restore_timers(described)
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
 

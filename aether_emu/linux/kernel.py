@@ -30,6 +30,7 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+from aether_emu.waiting import WaitQueue
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -74,9 +75,10 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0)  # time and faults that were given to tasks
+        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
+        self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = config.clock
         cost_of = {
@@ -134,13 +136,15 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults = self._books
-        return Usage(self._busy() - time, self.minor_faults() - faults)
+        time, faults, system = self._books
+        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        self._books = self._books[0] + used.time, self._books[1] + used.faults
+        time, faults, system = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
     def _busy(self) -> int:

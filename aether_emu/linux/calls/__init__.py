@@ -79,7 +79,9 @@ FAMILIES: dict[str, str] = {
     "executing": "execve execveat",
     "waiting": "wait4 waitid",
     "jobs": "getpgid getpgrp getsid kill setpgid setsid tgkill tkill",
-    "notices": "pidfd_open pidfd_send_signal timerfd_create timerfd_gettime timerfd_settime",
+    "notices": """
+        pidfd_getfd pidfd_open pidfd_send_signal signalfd signalfd4 timerfd_create
+        timerfd_gettime timerfd_settime""",
     "sockets": """
         accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg
         recvmsg sendmmsg sendmsg sendto setsockopt shutdown socket socketpair""",

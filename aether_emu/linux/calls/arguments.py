@@ -60,4 +60,4 @@ def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:
     """Wait for a file that can't move bytes now; `done` bytes of the call are moved already."""
     queues = reason.file.queues(reason.events)
     answer = done or -errno.EINTR
-    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer, restarts=True)
+    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer)

@@ -1,4 +1,4 @@
-"""timerfd_create(2), pidfd_open(2) and their relatives."""
+"""timerfd_create(2), pidfd_open(2), signalfd(2) and their relatives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from aether_emu.linux.calls.jobs import check_signal, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.notices import ProcessFile, TimerFile
+from aether_emu.linux.files.directory import OpenDirectory
+from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
+from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 
@@ -91,26 +93,55 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
         is_thread = s32(pid) in process.registry.tasks
         raise Refused(errno.EINVAL if is_thread else errno.ESRCH, f"no process {s32(pid)}")
     files.table.require_room()
+    return install_pidfd(task, found, u32(flags) & fl.O_NONBLOCK)
+
+
+def install_pidfd(task: Task, process: Process, flags: int) -> int:
+    """A descriptor of the caller's that means `process`."""
+    files = task.process.files
     stat = files.namespace.nameless_stat(0o600)
-    file = ProcessFile(found.pid, found.gone, lambda: found.released, u32(flags) & fl.O_NONBLOCK, stat)
+    file = ProcessFile(process.pid, process.gone, lambda: process.released, flags, stat)
     return files.table.install(file, cloexec=True)
 
 
-def process_of_descriptor(task: Task, fd: int) -> Process:
-    """The process of a pidfd. EBADF for another file, ESRCH once it was waited for."""
+def pidfd(task: Task, fd: int) -> ProcessFile:
+    """The pidfd of a descriptor. EBADF for another file."""
     file = task.process.files.table.file(s32(fd))
     if not isinstance(file, ProcessFile):
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
-    found = task.process.registry.processes.get(file.pid)
-    if not isinstance(found, Process) or file.is_gone() != found.released:
+    return file
+
+
+def _living(task: Task, file: OpenFile) -> Process:
+    """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
+    folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
+    if isinstance(file, ProcessFile):
+        pid, ended = file.pid, file.is_gone()
+    elif folder.isdigit():
+        pid, ended = int(folder), False
+    else:
+        raise Refused(errno.EBADF, f"a {file.kind} is no process")
+    found = task.process.registry.processes.get(pid)
+    if not isinstance(found, Process) or (ended and not found.released):
         raise Refused(errno.ESRCH, "it has ended, and was waited for")
     return found
+
+
+def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> int:
+    """pidfd_getfd(2): what another process has open under a number, shared with it."""
+    if u32(flags):
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
+    other = _living(task, pidfd(task, fd))
+    if other.released:
+        raise Refused(errno.ESRCH, "it has ended")
+    file = other.files.table.file(s32(number))
+    return task.process.files.table.install(file, cloexec=True)
 
 
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = process_of_descriptor(task, fd)
+    process = _living(task, task.process.files.table.file(s32(fd)))
     number = s32(number)
     if info:
         sent = read_info(task, number, info)
@@ -125,3 +156,30 @@ def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: in
     if number and not process.is_over:
         process.post(sent)
     return 0
+
+
+# ---- signals
+
+
+def sys_signalfd(task: Task, fd: int, mask: int, size: int, *_: int) -> int:
+    return sys_signalfd4(task, fd, mask, size, 0)
+
+
+def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int) -> int:
+    if size != 8:
+        raise Refused(errno.EINVAL, "the set has another size")
+    (wanted,) = read_struct(task.cpu, mask, "Q")
+    fd, flags, files = s32(fd), u32(flags), task.process.files
+    if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    if fd == -1:
+        files.table.require_room()
+        stat = files.namespace.nameless_stat(0o600)
+        file = SignalFile(wanted, task.process.kernel.caller, flags & fl.O_NONBLOCK, stat)
+        return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+    known = files.table.file(fd)
+    if not isinstance(known, SignalFile):
+        raise Refused(errno.EINVAL, f"a {known.kind} is no signalfd")
+    known.show(wanted)
+    task.process.arrived.wake()
+    return fd

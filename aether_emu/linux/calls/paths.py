@@ -53,7 +53,6 @@ def _open_path(task: Task, dirfd: int, path: int, flags: int, mode: int, resolve
         return files.finish_opening(task.tid)
     if task.signals.interrupts():
         files.give_up_opening(task.tid)
-        raise Refused(errno.EINTR, "a handler runs")
     raise Wait((waits_for.pipe.opened,), "the other side of a named pipe")
 
 

@@ -16,7 +16,7 @@ from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writ
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.files.notices import TimerFile
+from aether_emu.linux.files.notices import SIGNAL_SIZE, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import (
     LARGEST_OFFSET,
     MOST_PER_CALL,
@@ -175,6 +175,8 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     wanted = user.total(pieces)
     if isinstance(file, PipeEnd):
         return _read_pipe(task, file, pieces, wanted)
+    if isinstance(file, SignalFile):
+        return _read_signals(task, file, pieces)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -203,6 +205,25 @@ def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> in
         if not moved:
             raise UserFault("nothing of the buffer can be written")
     return moved
+
+
+def _read_signals(task: Task, file: SignalFile, pieces: list[Piece]) -> int:
+    """As many as there are and have room. One that cannot be written is lost, as on Linux."""
+    done = 0
+    try:
+        for address, length in pieces:
+            for at in range(0, max(length - SIGNAL_SIZE, 0) + 1, SIGNAL_SIZE):
+                if done and not file.poll():
+                    return done
+                data = file.read(length - at)
+                if isinstance(data, WouldBlock):
+                    wait_for(data)
+                task.cpu.copy_to_user(address + at, data)
+                done += SIGNAL_SIZE
+    except (Refused, UserFault):
+        if not done:
+            raise
+    return done
 
 
 # ---- writing

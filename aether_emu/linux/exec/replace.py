@@ -79,7 +79,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     process.exit_signal = sig.SIGCHLD
     process.personality &= ~READ_IMPLIES_EXEC
     process.signals.reset(keeps_ignored=True)
-    process.timers.clear(keeps_intervals=True)
+    process.clear_timers(keeps_intervals=True)
     process.files = process.files.alone(process.kernel.show(process))
     process.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):

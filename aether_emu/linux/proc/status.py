@@ -196,7 +196,8 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     fields[3:8] = [process.parent_pid, process.group, process.session, 0, -1]
     used, children = _used(process, task, whole=whole), process.usage_of_children
     fields[9:11] = [used.faults, children.faults]
-    fields[13:17] = [used.time * TICKS // 10**9, 0, children.time * TICKS // 10**9, 0]
+    times = [each for usage in (used, children) for each in (usage.time - usage.system, usage.system)]
+    fields[13:17] = [time * TICKS // 10**9 for time in times]
     scheduling = ORDINARY if task is None else task.scheduling
     real_time = scheduling.policy in REAL_TIME
     priority = -1 - scheduling.priority if real_time else 20 + scheduling.nice

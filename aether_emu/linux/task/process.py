@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
@@ -20,7 +21,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
-from aether_emu.linux.task.timers import ProcessTimers
+from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
@@ -28,6 +29,9 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
+
+if TYPE_CHECKING:
+    from aether_emu.linux.task.alarms import Alarms
 
 T = TypeVar("T")
 _PLAIN = (
@@ -43,12 +47,15 @@ INIT = 1
 """The parent of orphans: nobody, who waits for each of them at once."""
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 2, 3, 4, 6, 7
+RLIMIT_CPU, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 0, 2, 3, 4, 6, 7
 RLIMIT_MEMLOCK, RLIMIT_AS, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE = 8, 9, 11, 12
 RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
 _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
 # Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
+_SECOND = 10**9  # ns
+CLOCK_OF_THREAD = 4
+"""Bit of a processor's clock whose owner is a thread (Linux: CPUCLOCK_PERTHREAD_MASK)."""
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
 UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
 
@@ -119,12 +126,47 @@ class Member(Protocol):
 
     registers: dict[str, int]
     ended: bool
+    processor: ProcessorTimers | None
+
+    def used(self) -> Usage: ...
 
     @property
     def running(self) -> bool: ...
     @property
     def cpu(self) -> Cpu: ...
     def stop(self) -> None: ...
+    def hear(self, number: int) -> None: ...
+    def stop_waiting(self, now: int) -> None: ...
+    def go_on_waiting(self, now: int) -> None: ...
+
+
+class ProcessorLimit:
+    """RLIMIT_CPU: SIGXCPU at each second from the soft limit on, SIGKILL at the hard one.
+
+    As on Linux the soft limit moves on by a second with each signal.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.deadline: int | None = None
+
+    def set(self) -> None:
+        """The limit has changed."""
+        process, (soft, _) = self._process, self._process.limits[RLIMIT_CPU]
+        self.deadline = None if soft >= LAST_NS // _SECOND else soft * _SECOND
+        timers = process.processor_timers(~process.pid << 3)
+        if self.deadline is not None and timers is not None:
+            process.kernel.observe_time()
+            timers.add(self, self.deadline, PROFILED, self._expire)
+
+    def _expire(self) -> None:
+        process, (soft, hard) = self._process, self._process.limits[RLIMIT_CPU]
+        if hard != RLIM_INFINITY and process.used().time >= hard * _SECOND:
+            process.post(SignalInfo(sig.SIGKILL, sig.SI_KERNEL))
+            return
+        process.post(SignalInfo(sig.SIGXCPU, sig.SI_KERNEL))
+        process.limits[RLIMIT_CPU] = (soft + 1, hard)
+        self.set()
 
 
 class Process:
@@ -180,7 +222,9 @@ class Process:
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
-        self.timers = ProcessTimers(self)
+        self._timers: Alarms | None = None
+        self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
+        self._processor_limit = ProcessorLimit(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.no_new_privileges = 0
@@ -222,6 +266,8 @@ class Process:
             space.data, space.data_most = soft, hard
         elif resource == RLIMIT_MEMLOCK:
             space.locked = None if self.is_root else soft
+        elif resource == RLIMIT_CPU:
+            self._processor_limit.set()
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
 
@@ -254,6 +300,8 @@ class Process:
         child.group, child.session = self.group, self.session
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
+        if self.limits[RLIMIT_CPU][0] != RLIM_INFINITY:
+            child.apply_limit(RLIMIT_CPU)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
         child.barriers = self.barriers
         self.children.append(child)
@@ -311,6 +359,37 @@ class Process:
         """It was waited for: what it and its own children used counts as its parent's children's."""
         if self.parent is not None:
             self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
+
+    @property
+    def timers(self) -> Alarms:
+        """Its timers that send signals: most programs have none."""
+        if self._timers is None:
+            from aether_emu.linux.task.alarms import Alarms  # noqa: PLC0415  # as said
+
+            self._timers = Alarms(self)
+        return self._timers
+
+    def taken(self, info: SignalInfo) -> SignalInfo:
+        """A signal of it is taken: what its receiver is told."""
+        return info if self._timers is None else self._timers.taken(info)
+
+    def clear_timers(self, *, keeps_intervals: bool) -> None:
+        """It has ended, or another program begins, which keeps the interval timers."""
+        if self._timers is not None:
+            self._timers.clear(keeps_intervals=keeps_intervals)
+
+    def processor_timers(self, clock: int) -> ProcessorTimers | None:
+        """The timers that run by a processor's clock, as it names its owner; None if that has ended."""
+        owner: Process | Member | None
+        if clock & CLOCK_OF_THREAD:
+            owner = self.registry.tasks.get(~(clock >> 3))
+        else:
+            owner = self.registry.processes.get(~(clock >> 3))
+        if owner is None:
+            return None
+        if owner.processor is None:
+            owner.processor = ProcessorTimers(owner.used)
+        return owner.processor
 
     def used(self) -> Usage:
         """What it has used until now. Only its own task may ask while one of it runs."""
@@ -412,27 +491,30 @@ class Process:
 
     # ---- signals
 
-    def post(self, info: SignalInfo) -> None:
+    def post(self, info: SignalInfo) -> bool:
         """Send a signal to the process: the first task that does not block it takes it.
 
-        Raises Refused(EAGAIN), see `signals.enqueue`.
+        Whether it waits: one that is ignored does not. Raises Refused(EAGAIN), see `signals.enqueue`.
         """
         forget_opposite(info.number, self)
         if info.number in (sig.SIGCONT, sig.SIGKILL):
             self.go_on()
         takers = [task for task in self.tasks if not task.signals.blocks(info.number) and not task.is_over]
         if takers and self.signals.is_ignored(info.number):
-            return
+            return False
         enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
         self.signalled(info.number)
+        return True
 
     def signalled(self, number: int) -> None:
         """A signal is pending. Who waits for it hears of it, and none of its tasks needs to run to be
         stopped or killed.
         """
         self.arrived.wake()
+        for task in self.tasks:
+            task.hear(number)
         if any(task.running for task in self.tasks) or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:
@@ -446,8 +528,10 @@ class Process:
 
     @property
     def queued_signals(self) -> int:
-        """How many signals are queued for it and its tasks (`SigQ`)."""
-        return self.signals.pending.queued + sum(task.signals.pending.queued for task in self.tasks)
+        """How many signals are queued for it and its tasks (`SigQ`), or set aside by its timers."""
+        of_tasks = sum(task.signals.pending.queued for task in self.tasks)
+        aside = 0 if self._timers is None else self._timers.idle_records
+        return self.signals.pending.queued + of_tasks + aside
 
     @property
     def signal_limit(self) -> int:
@@ -467,6 +551,8 @@ class Process:
     def forget(self, number: int) -> None:
         """Drop what waits of a signal, for the process and for each task."""
         self.signals.pending.drop(number)
+        if self._timers is not None:
+            self._timers.forget(number)
         for task in self.tasks:
             task.signals.pending.drop(number)
             task.signals.update()
@@ -494,7 +580,9 @@ class Process:
         if not self.stop_signal:
             self.stop_signal, self.untold = signal, "stopped"
             self.tell_parent(sig.CLD_STOPPED, signal)
+            now = self.kernel.clock.now_ns
             for task in self.tasks:
+                task.stop_waiting(now)
                 task.stop()
 
     def go_on(self) -> None:
@@ -502,13 +590,15 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            for task in self.tasks:
+                task.go_on_waiting(self.kernel.clock.now_ns)
             self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
-            self.timers.clear(keeps_intervals=False)
+            self.clear_timers(keeps_intervals=False)
         self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
@@ -528,7 +618,7 @@ class Process:
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
-            "timers": self.timers.capture(),
+            "timers": None if self._timers is None else self._timers.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -541,8 +631,13 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
-        self.timers.restore(state["timers"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.registry.zombies += self.released
+
+    def restore_timers(self, state: dict[str, Any]) -> None:
+        """Its timers go on. The clock stands where it stood; all processes and tasks are there already."""
+        if state["timers"] is not None:
+            self.timers.restore(state["timers"])
+        self.apply_limit(RLIMIT_CPU)
