@@ -116,6 +116,10 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if isinstance(file, Socket):
         return _receive(task, file, pieces)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.read(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -268,6 +272,10 @@ def _check_flags(flags: int) -> None:
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if isinstance(file, Socket):
         return socket_transfer.send(task, file, pieces, 0)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        terminals.before_write(task, file)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -295,7 +303,7 @@ def _store(
             if isinstance(took, WouldBlock):
                 wait_for(took, done)
             done += took
-            whole = took == step or (took and isinstance(file, PipeEnd | StreamFile))
+            whole = took == step or (took and (file.is_terminal or isinstance(file, PipeEnd | StreamFile)))
             if done == wanted or not whole:
                 return done
     except (Refused, UserFault) as error:

@@ -47,6 +47,8 @@ class OpenFile:
     kind: ClassVar[str]
     """Names the kind in captured state."""
     seekable: ClassVar[bool] = False
+    is_terminal = False
+    """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN
