@@ -10,16 +10,13 @@ from __future__ import annotations
 import errno
 import os
 import select
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host import refused
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLIN, POLLOUT, OpenFile, WouldBlock
 from aether_emu.linux.files.stat import Stat
 from aether_emu.waiting import HostQueue, WaitQueue
-
-if TYPE_CHECKING:
-    from aether_emu.linux.tty.console import Console
 
 
 class Stream(Protocol):
@@ -36,6 +33,18 @@ class Stream(Protocol):
 
     def terminal_size(self) -> tuple[int, int] | None:
         """(columns, lines) of a terminal; None if it is none."""
+
+
+class Console(Protocol):
+    """The terminal that a stream is, as far as its bytes go: see `tty/console`."""
+
+    heard: bool
+    typed: bytearray
+
+    @property
+    def name(self) -> bytes: ...
+    def available(self, file: StreamFile) -> int: ...
+    def take_typed(self, count: int) -> bytes: ...
 
 
 _ATOMIC = select.PIPE_BUF
