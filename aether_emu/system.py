@@ -8,6 +8,7 @@ Machine
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -35,7 +36,6 @@ from aether_emu.errors import (
 )
 from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped, Why
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
@@ -43,14 +43,13 @@ from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import IN_MEMORY, Namespace
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
-from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.scheduler import Interrupted, Scheduler
+from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import NAME_MAX, Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
@@ -60,6 +59,8 @@ from aether_emu.random import Streams
 from aether_emu.records import dataclass
 
 if TYPE_CHECKING:
+    from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
+    from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
     from aether_emu.linux.tty.console import Console
     from aether_emu.linux.tty.terminal import Terminal
 
@@ -295,13 +296,25 @@ class Machine:
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
-        self.handlers = Handlers(self.entry)
-        self.debugger = Debugger(self.entry)
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    @functools.cached_property
+    def handlers(self) -> Handlers:
+        """Those who decide in the kernel's stead: see `on_fault` and `on_system_call`."""
+        from aether_emu.linux.handlers import Handlers  # noqa: PLC0415  # few runs have any
+
+        return Handlers(self.entry)
+
+    @functools.cached_property
+    def debugger(self) -> Debugger:
+        """What a run stops for before the program's end."""
+        from aether_emu.linux.debugging import Debugger  # noqa: PLC0415  # few runs do
+
+        return Debugger(self.entry)
 
     def load(
         self,
@@ -357,7 +370,7 @@ class Machine:
         try:
             self._run(None, timeout)
         except Pause as pause:
-            return pause.stopped
+            return cast("Stopped", pause.stopped)
         return self._end_of(process)
 
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
@@ -369,7 +382,7 @@ class Machine:
         try:
             return self._end_of(process) if self._run(blocks, timeout) else None
         except Pause as pause:
-            return pause.stopped
+            return cast("Stopped", pause.stopped)
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
@@ -433,7 +446,7 @@ class Machine:
             if block.program_ends:
                 raise SystemExit
             if self._stop_asked:
-                raise Pause(Stopped(Why.ASKED, self.entry.task, self.cpu.pc))
+                raise self.debugger.asked()
             if block.timed_out:
                 assert timeout is not None
                 raise TimedOut(timeout)

@@ -6,6 +6,7 @@ import errno
 from typing import NoReturn
 
 from aether_emu.errors import Refused
+from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.linux.calls.user import read_string, s32
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import OpenFile, WouldBlock
@@ -47,6 +48,12 @@ def is_arm64(task: Task) -> bool:
 def open_flags(task: Task, flags: int) -> int:
     """O_* flags of the guest's ISA in the numbering of `linux.files`."""
     return fl.from_arm64(flags) if is_arm64(task) else flags
+
+
+def broken_pipe(task: Task) -> None:
+    """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
+    process = task.process
+    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
 
 
 def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:

@@ -9,11 +9,11 @@ import errno
 from typing import NoReturn
 
 from aether_emu.errors import Refused
-from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.linux.calls import user
+from aether_emu.linux.calls.arguments import broken_pipe
 from aether_emu.linux.calls.user import Piece
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.open_file import OpenFile, WouldBlock
 from aether_emu.linux.net.inbox import Credentials, Received
 from aether_emu.linux.net.options import SO_RCVLOWAT, SOL_SOCKET
 from aether_emu.linux.net.socket import PLAIN, SOCK_DGRAM, SOCK_STREAM, Outgoing, Socket
@@ -34,10 +34,10 @@ def credentials(task: Task) -> Credentials:
     return Credentials(task.process.pid, config.uid, config.gid)
 
 
-def broken_pipe(task: Task) -> None:
-    """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
-    who = credentials(task)
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=who.pid, uid=who.uid))
+def checked(file: OpenFile) -> Socket:
+    """The socket that an open file is which says so."""
+    assert isinstance(file, Socket), f"{file.name_of_one} is no socket"
+    return file
 
 
 def wait_for_socket(
@@ -53,8 +53,7 @@ def wait_for_socket(
 
     `done` is what the call answers instead, if it is not 0.
     """
-    socket = reason.file
-    assert isinstance(socket, Socket), "of a socket"
+    socket = checked(reason.file)
     if socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT:
         raise Refused(errno.EAGAIN, "the socket can't go on now")
     options = socket.options

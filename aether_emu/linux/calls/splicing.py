@@ -10,8 +10,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
-from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.socket_transfer import broken_pipe
+from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writer
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import (

@@ -11,9 +11,8 @@ import errno
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls import socket_transfer, user
-from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.socket_transfer import broken_pipe
+from aether_emu.linux.calls import user
+from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writer
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
@@ -32,7 +31,6 @@ from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
 from aether_emu.linux.mappable import rewriting
-from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -114,7 +112,7 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    if isinstance(file, Socket):
+    if file.is_socket:
         return _receive(task, file, pieces)
     if file.is_terminal:
         from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
@@ -135,11 +133,13 @@ def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     return _load(task, pieces, take, give_back)
 
 
-def _receive(task: Task, socket: Socket, pieces: list[Piece]) -> int:
+def _receive(task: Task, socket: OpenFile, pieces: list[Piece]) -> int:
     """read(2) of a socket: open files that come with the bytes are lost."""
+    from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
+
     if not user.total(pieces):
         return 0
-    got, done = socket_transfer.receive(task, socket, pieces, 0)
+    got, done = socket_transfer.receive(task, socket_transfer.checked(socket), pieces, 0)
     for file in got.rights:
         file.let_go()
     return done
@@ -270,8 +270,10 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    if isinstance(file, Socket):
-        return socket_transfer.send(task, file, pieces, 0)
+    if file.is_socket:
+        from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
+
+        return socket_transfer.send(task, socket_transfer.checked(file), pieces, 0)
     if file.is_terminal:
         from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
 
@@ -383,7 +385,7 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
             task.checkpoint(done)
             moved = move(count - done, done)
             if isinstance(moved, WouldBlock):
-                if done and not isinstance(out, Socket):
+                if done and not out.is_socket:
                     return done
                 wait_for(moved, done)
             done += moved

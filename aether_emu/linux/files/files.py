@@ -11,6 +11,7 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
@@ -30,7 +31,9 @@ from aether_emu.linux.files.synthetic import Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
 from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.linux.files.walk import checked, read_link
-from aether_emu.linux.net.unix import UnixSocket
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.unix import UnixSocket
 
 _MOST_CREATE_RACES = 40
 _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
@@ -253,7 +256,7 @@ class Files(DescriptorOperations):
         """The socket that a path leads to. Refused(ECONNREFUSED) if it is closed, or is no socket."""
         with self._lookup(fl.AT_FDCWD, path) as place:
             node = place.node
-            if not isinstance(node, Special) or node.is_fifo or not isinstance(node.socket, UnixSocket):
+            if not isinstance(node, Special) or node.socket is None:
                 raise Refused(errno.ECONNREFUSED, f"{path!r} is no socket of this machine")
             tree.allows(place, os.W_OK)
             if node.socket.is_gone:

@@ -12,6 +12,7 @@ A namespace is shared by all processes of a run; what belongs to one process is 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat as modes
 import weakref
@@ -19,6 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
@@ -42,10 +44,12 @@ from aether_emu.linux.files.synthetic import Device, Directory, Node, Opened, de
 from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
-from aether_emu.linux.net.inbox import SocketAccount
-from aether_emu.linux.net.internet import Internet
-from aether_emu.linux.net.unix import UnixSpace
 from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.inbox import SocketAccount
+    from aether_emu.linux.net.internet import Internet
+    from aether_emu.linux.net.unix import UnixSpace
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK
@@ -106,9 +110,7 @@ class Namespace:
         self.specials = Specials(self.inodes)
         self.locks = FileLocks()
         self.terminals = TerminalNames(uid)
-        account = SocketAccount(kernel_memory)
-        self.unix = UnixSpace(account, self._socket_stat)
-        self.internet = Internet(account, self._socket_stat)
+        self._kernel_memory = kernel_memory
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
@@ -133,13 +135,36 @@ class Namespace:
 
     def close(self) -> None:
         """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
-        self.unix.close()
+        if "unix" in vars(self):
+            self.unix.close()
         for mount in self.mounts.all():
             if mount.fd >= 0:
                 os.close(mount.fd)
         for fs in self.tmpfs:
             fs.close()
         self.mounts, self.tmpfs = MountTable(), []
+
+    # Sockets, whose code is imported for the first one
+
+    @functools.cached_property
+    def _socket_account(self) -> SocketAccount:
+        from aether_emu.linux.net.inbox import SocketAccount  # noqa: PLC0415  # as said above
+
+        return SocketAccount(self._kernel_memory)
+
+    @functools.cached_property
+    def unix(self) -> UnixSpace:
+        """The unix sockets."""
+        from aether_emu.linux.net.unix import UnixSpace  # noqa: PLC0415  # as said above
+
+        return UnixSpace(self._socket_account, self._socket_stat)
+
+    @functools.cached_property
+    def internet(self) -> Internet:
+        """The loopback interface, with the ports of TCP and UDP."""
+        from aether_emu.linux.net.internet import Internet  # noqa: PLC0415  # as said above
+
+        return Internet(self._socket_account, self._socket_stat)
 
     # Mounting
 

@@ -47,6 +47,7 @@ class OpenFile:
     kind: ClassVar[str]
     """Names the kind in captured state."""
     seekable: ClassVar[bool] = False
+    is_socket: ClassVar[bool] = False
     is_terminal = False
     """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 

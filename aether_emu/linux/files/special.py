@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import stat as modes
 from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
 
 from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
-from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import Pipe
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.unix import UnixSocket
 
 _KEYS = -1  # no host device has this number
 
@@ -23,7 +26,7 @@ class Special:
         self.mode, self.key, self.inode = mode, key, inode
         self.links = 0
         self.pipe: Pipe | None = None
-        self.socket: OpenFile | None = None
+        self.socket: UnixSocket | None = None
 
     @property
     def is_fifo(self) -> bool:

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
@@ -53,6 +54,14 @@ _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked fo
 
 class Interrupted(Exception):
     """The run was ended from outside (Ctrl-C, a timeout)."""
+
+
+class Pause(Exception):
+    """Carries out of the scheduler what a run returns that stops before the end: a `debugging.Stopped`."""
+
+    def __init__(self, stopped: Any) -> None:
+        super().__init__(str(stopped))
+        self.stopped = stopped
 
 
 class Deadlock(AetherError):

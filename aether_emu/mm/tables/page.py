@@ -38,6 +38,7 @@ class PageTable(Tree):
             raise MappingError(f"physical {address:#x}+{length:#x} is misaligned or wider than the format's")
         start, end, limit = va, va + length, largest or self.format.page_size
         bits: dict[tuple[int, bool], int] = {}  # what large leaves have beside their address
+        slot, level_before = 0, 1
         try:
             while va < end:
                 level = self._largest_level(va, address, end - va, limit)
@@ -46,8 +47,10 @@ class PageTable(Tree):
                     upto = min(end, self._next_larger(va, address, end, limit))
                     self._map_pages(va, address, (upto - va) // size, attributes)
                     va, address = upto, address + upto - va
+                    level_before = level
                     continue
-                slot = self.slot(va, level)
+                in_same_table = level == level_before and self._index(va, level)
+                slot, level_before = slot + 1 if in_same_table else self.slot(va, level), level
                 entry = self.ram.words[slot]
                 if self.format.next_table(entry, level) is not None:
                     smaller = self.format.levels[level - 2].size
