@@ -22,10 +22,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
-from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import (
     DEVPTS_MAGIC,
@@ -326,7 +327,9 @@ class Namespace:
         """The number and times of what is at `place`."""
         if place.inode is not None:
             return place.inode
-        if place.status is None and _of_a_process(place.mount, place.path):
+        if place.status is not None:
+            return self.inodes.see(place.status)
+        if _of_a_process(place.mount, place.path):
             return Inode(_number(place.path))
         return self.inodes.of(place.key)
 
