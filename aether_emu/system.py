@@ -333,9 +333,12 @@ class Machine:
         """
         self.kernel.require_open()
         if self.process is not None:
-            raise ProgramError(
-                f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
+            had = (
+                "has a program already"
+                if self.scheduler.tasks or self.process.ended
+                else "failed to load one"
             )
+            raise ProgramError(f"{shown(os.fspath(program))}: the machine {had}; a new machine takes another")
         program, grants = _path("program", program), checked_grants(grants)
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
