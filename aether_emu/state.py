@@ -92,7 +92,7 @@ def capture(machine: Machine) -> State:
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "numbers": (registry.last, registry.terminal_session, registry.foreground),
+        "numbers": registry.last,
         "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.tasks],
         "running": machine.entry.task.tid,
         "files": captured_files,
@@ -130,6 +130,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
         process.restore(described)
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     restored = _restore_files(machine.namespace, processes, state, streams)
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
@@ -168,7 +170,7 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
             Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
         )
     registry = processes[0].registry
-    registry.last, registry.terminal_session, registry.foreground = state["numbers"]
+    registry.last = state["numbers"]
     return processes, spaces
 
 

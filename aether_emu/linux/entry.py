@@ -38,7 +38,7 @@ from aether_emu.linux.kernel import UNKNOWN, Kernel
 from aether_emu.linux.observers import Answer, FaultSeen, SystemCall
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import PageWait, Restart, Wait
+from aether_emu.linux.task.wait import PageWait, Restart, Sent, Wait
 from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
 from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.mm.counters import Event
@@ -286,7 +286,7 @@ class Entry:
 
     def _must_wait(self, wait: Wait, number: int, arguments: tuple[int, ...]) -> int | None:
         """The answer if a signal ends the wait before it began, else None: the task waits."""
-        if wait.ends_by_signal and self.task.signals.interrupts():
+        if isinstance(wait, Sent) or (wait.ends_by_signal and self.task.signals.interrupts()):
             if wait.restart is not Restart.NEVER:
                 self.task.signals.interrupted_call = (number, arguments[0], wait.restart)
             return wait.interrupted

@@ -103,7 +103,13 @@ class Kernel:
         for cpu in self.cpus:
             cpu.count_blocks()
         self.charge()
-        return self.clock.observe(sum(cpu.blocks for cpu in self.cpus))
+        return self.clock.observe(self._blocks())
+
+    def _blocks(self) -> int:
+        """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
+        counts once: a clock that was read in its first part stands still until the block is over.
+        """
+        return max(self.clock.blocks, sum(cpu.blocks for cpu in self.cpus))
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
@@ -121,7 +127,7 @@ class Kernel:
         """
         clock, blocks = self.clock, 0
         if clock.origin is not None:
-            blocks = sum(cpu.blocks for cpu in self.cpus) - clock.blocks
+            blocks = self._blocks() - clock.blocks
         uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
         return clock.now_ns, blocks, *uncharged
 
@@ -152,7 +158,7 @@ class Kernel:
         clock, cost = self.clock, self.config.clock.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
-            pending += (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * cost
+            pending += (self._blocks() - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
 
     # ---- the end of the run

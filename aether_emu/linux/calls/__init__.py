@@ -12,7 +12,7 @@
     locks         locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
-    jobs          sending signals, process groups, sessions
+    jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
     notices       timerfd and pidfd
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the

@@ -114,6 +114,10 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if file.is_socket:
         return _receive(task, file, pieces)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.read(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -291,6 +295,10 @@ def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
         from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
 
         return socket_transfer.send(task, socket_transfer.checked(file), pieces, 0)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        terminals.before_write(task, file)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -318,7 +326,7 @@ def _store(
             if isinstance(took, WouldBlock):
                 wait_for(took, done)
             done += took
-            whole = took == step or (took and isinstance(file, PipeEnd | StreamFile))
+            whole = took == step or (took and (file.is_terminal or isinstance(file, PipeEnd | StreamFile)))
             if done == wanted or not whole:
                 return done
     except (Refused, UserFault) as error:

@@ -70,7 +70,9 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
     held = [seen.index(file) for file in mapped]
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
+    console = processes[0].namespace.terminals.console if processes else None
     return {
+        "console": None if console is None else console.capture(),
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
@@ -99,6 +101,9 @@ def restore(
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
+    console = namespace.terminals.find_console(streams)
+    if console is not None and state["console"] is not None:
+        console.restore(state["console"])
     restoring = _Restoring(state, namespace, streams)
     try:
         for described, source in zip(state["processes"], sources, strict=True):
@@ -163,8 +168,8 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
-    if isinstance(file, FifoEnd):
-        raise CaptureError("a named pipe is open: its state can't be captured")
+    if file.is_terminal and not isinstance(file, StreamFile):
+        raise CaptureError("a pseudo-terminal is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     node = node_of(file)
     if node is not None:
@@ -265,9 +270,9 @@ class _Restoring:
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
         if kind == "stream":
             name = described["name"]
-            stream = StreamFile(name, self._streams[name], flags, Stat(*described["stat"]))
-            stream.restore_termios(described["termios"])
-            return stream
+            stream, stat = self._streams[name], Stat(*described["stat"])
+            console = self._namespace.terminals.console if stream.terminal_size() is not None else None
+            return StreamFile(name, stream, flags, stat, console, described["path"])
         if kind == "memory":
             return self._memory(described["memory"]).reopen(flags)
         if kind == EpollFile.kind:

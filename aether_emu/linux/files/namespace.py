@@ -22,17 +22,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
-from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
-from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
+from aether_emu.linux.files.mounts import (
+    DEVPTS_MAGIC,
+    EXT4_MAGIC,
+    PROC_MAGIC,
+    TMPFS_MAGIC,
+    Bind,
+    Mount,
+    MountTable,
+)
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
 from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
-from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.synthetic import Device, Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
 from aether_emu.records import dataclass
@@ -100,6 +110,7 @@ class Namespace:
         self.pipes = PipeAccount()
         self.specials = Specials(self.inodes)
         self.locks = FileLocks()
+        self.terminals = TerminalNames(uid)
         self._kernel_memory = kernel_memory
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
@@ -168,10 +179,11 @@ class Namespace:
         for bind in binds:
             where = self._canonical(bind.guest)
             self._grant("bind", bind.host, where, bind.writable)
-        devices = device_tree(random)
+        devices, terminals = device_tree(random, self.terminals.devices()), self.terminals.folder()
         for path, kind, make in (
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),
+            ((b"dev", b"pts"), DEVPTS_MAGIC, lambda viewer: terminals),
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
@@ -315,7 +327,9 @@ class Namespace:
         """The number and times of what is at `place`."""
         if place.inode is not None:
             return place.inode
-        if place.status is None and _of_a_process(place.mount, place.path):
+        if place.status is not None:
+            return self.inodes.see(place.status)
+        if _of_a_process(place.mount, place.path):
             return Inode(_number(place.path))
         return self.inodes.of(place.key)
 
@@ -338,6 +352,8 @@ class Namespace:
                 *(inode.atime, inode.mtime, inode.ctime),
             )
         owner = (self.uid, self.gid) if _of_a_process(place.mount, place.path) else (0, 0)
+        if isinstance(node, Device):
+            owner = node.owner
         return Stat(
             *(place.mount.dev, inode.number, node.mode, 1, *owner, rdev(node), 0),
             *(inode.atime, inode.mtime, inode.ctime),

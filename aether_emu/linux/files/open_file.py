@@ -50,6 +50,8 @@ class OpenFile:
     ignores_seeks: ClassVar[bool] = False
     """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
     is_socket: ClassVar[bool] = False
+    is_terminal = False
+    """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN

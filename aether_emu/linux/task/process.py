@@ -18,6 +18,7 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
+from aether_emu.linux.task import job_control
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
@@ -37,7 +38,7 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
-    "no_new_privileges", "personality", "barriers", "started",
+    "no_new_privileges", "personality", "barriers", "started", "former_foreground",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -181,6 +182,7 @@ class Process:
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
     `made_by` the parent's task that made it.
+    `terminal` is its controlling terminal; `former_foreground` is of `job_control`.
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
@@ -211,6 +213,8 @@ class Process:
         self.parent, self.outer_parent = parent, PARENT_PID
         self.children: list[Process] = []
         self.group = self.session = self.pid
+        self.terminal: job_control.Controlling | None = None
+        self.former_foreground = 0
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self.reaps_orphans = self.released = False
@@ -297,7 +301,7 @@ class Process:
             raise
         if shares_memory:
             mm.users += 1
-        child.group, child.session = self.group, self.session
+        child.group, child.session, child.terminal = self.group, self.session, self.terminal
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
         if self.limits[RLIMIT_CPU][0] != RLIM_INFINITY:
@@ -324,11 +328,15 @@ class Process:
         self.released = True
         self.gone.wake()
         self.registry.zombies += 1
+        if self.terminal is not None or self.former_foreground:
+            job_control.leave_terminal(self.registry, self, ends=True)
         self.files.close_all()
         self.leave_memory()
-        for child in list(self.children):
+        children = list(self.children)
+        for child in children:
             self._orphan(child)
         self.children.clear()
+        job_control.has_ended(self.registry, self, children)
         parent = self.parent
         if parent is None:
             self.vanish()
@@ -539,8 +547,18 @@ class Process:
             for task in self.tasks:
                 if task.signals.ready() >> number - 1 & 1:
                     self.forget(number)
-                    self.stop(number)
+                    if self.can_stop(number):
+                        self.stop(number)
                     break
+
+    def can_stop(self, number: int) -> bool:
+        """Whether a signal that stops by default does so: those of a terminal not in an orphaned group."""
+        return number == sig.SIGSTOP or not job_control.is_orphaned(self.registry, self.group)
+
+    def notices(self, number: int) -> bool:
+        """Whether it handles, ignores or blocks a signal, and does not let it do what it does by default."""
+        handled = self.signals.actions[number].handler != sig.SIG_DFL
+        return handled or all(task.signals.blocks(number) for task in self.tasks)
 
     @property
     def queued_signals(self) -> int:
@@ -636,6 +654,7 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
+            "has_terminal": self.terminal is not None,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),

@@ -177,6 +177,7 @@ class Group(Protocol):
     def signalled(self, number: int) -> None: ...
     def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
+    def can_stop(self, number: int) -> bool: ...
     def stop(self, signal: int) -> None: ...
 
 
@@ -326,9 +327,10 @@ class TaskSignals:
                 self._task.takes(info, forced=False, handler=0, fatal=False)
             elif info.number in sig.STOPPING:
                 self._task.takes(info, forced=False, handler=0, fatal=False)
-                process.stop(info.number)
-                self.update()
-                return  # what the call has lent or left is settled when the process goes on
+                if process.can_stop(info.number):
+                    process.stop(info.number)
+                    self.update()
+                    return  # what the call has lent or left is settled when the process goes on
             else:
                 self._die(info, forced=False)
         self._restart()

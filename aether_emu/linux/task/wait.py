@@ -85,6 +85,13 @@ class SignalWait(Wait):
         self.signals = signals
 
 
+class Sent(Wait):
+    """The call has sent its own process a signal, which ends it: afterwards it is made anew (ERESTARTSYS)."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__((), what)
+
+
 class PageWait(Wait):
     """An access met a page that is on its way. A call keeps what it knew from `before`, its last wait."""
 

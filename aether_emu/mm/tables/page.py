@@ -95,12 +95,12 @@ class PageTable(Tree):
     # ---- inside
 
     def _largest_level(self, va: int, address: int, length: int, limit: int) -> int:
-        best = 1
-        for number, level in enumerate(self.format.levels, 1):
-            fits = level.size <= min(limit, length) and not (va | address) & (level.size - 1)
-            if level.leaf and fits:
-                best = number
-        return best
+        levels, most = self.format.levels, min(limit, length)
+        for number in range(len(levels), 1, -1):
+            level = levels[number - 1]
+            if level.leaf and (size := level.size) <= most and not (va | address) & (size - 1):
+                return number
+        return 1
 
     def _large_leaf(self, address: int, attributes: Attributes, level: int, hinted: bool) -> int:
         if hinted:
