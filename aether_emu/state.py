@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
+from aether_emu.linux.calls import notices
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -27,6 +28,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.texts import ProcessTexts
@@ -189,7 +191,17 @@ def _restore_files(
             if state["files_of"][pid] == index:
                 process.files = files if owners[index] is process else files.share()
 
-    return files_capture.restore(state["files"], namespace, sources, streams, give)
+    def notice(described: State, viewer: Files) -> OpenFile:
+        process = next(process for process in owners.values() if process.files is viewer)
+        process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
+        return notices.restored(described, process)
+
+    kernel = processes[0].kernel
+    caller = kernel.caller
+    try:
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+    finally:
+        kernel.caller = caller
 
 
 def _restore_backings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from typing import Any
 
 from aether_emu.clock import EPOCH_NS, LAST_NS
 from aether_emu.errors import Refused
@@ -15,8 +16,11 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.directory import OpenDirectory
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.stat import Stat
+from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.waiting import WaitQueue
 
 _SECOND = 10**9
 _REALTIME, _MONOTONIC, _BOOTTIME, _ALARMS = 0, 1, 7, (8, 9)
@@ -35,14 +39,14 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
     kernel, files = task.process.kernel, task.process.files
     files.table.require_room()
     base = EPOCH_NS if clock == _REALTIME else 0
-    file = TimerFile(
-        lambda timer: kernel.timers.add(timer, timer.expire),
-        kernel.observe_time,
-        base,
-        flags & fl.O_NONBLOCK,
-        files.namespace.nameless_stat(0o600),
-    )
+    file = _timer_file(kernel, base, flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+
+
+def _timer_file(kernel: Kernel, base: int, flags: int, stat: Stat) -> TimerFile:
+    return TimerFile(
+        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, base, flags, stat
+    )
 
 
 def _timer(task: Task, fd: int) -> TimerFile:
@@ -99,9 +103,12 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
 def install_pidfd(task: Task, process: Process, flags: int) -> int:
     """A descriptor of the caller's that means `process`."""
     files = task.process.files
-    stat = files.namespace.nameless_stat(0o600)
-    file = ProcessFile(process.pid, process.gone, lambda: process.released, flags, stat)
+    file = _process_file(process, flags, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=True)
+
+
+def _process_file(process: Process, flags: int, stat: Stat) -> ProcessFile:
+    return ProcessFile(process.pid, process.gone, lambda: process.released, flags, stat)
 
 
 def pidfd(task: Task, fd: int) -> ProcessFile:
@@ -175,7 +182,7 @@ def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int
     if fd == -1:
         files.table.require_room()
         stat = files.namespace.nameless_stat(0o600)
-        file = SignalFile(wanted, task.process.kernel.caller, flags & fl.O_NONBLOCK, stat)
+        file = _signal_file(task.process.kernel, wanted, flags & fl.O_NONBLOCK, stat)
         return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
     known = files.table.file(fd)
     if not isinstance(known, SignalFile):
@@ -183,3 +190,25 @@ def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int
     known.show(wanted)
     task.process.arrived.wake()
     return fd
+
+
+def _signal_file(kernel: Kernel, mask: int, flags: int, stat: Stat) -> SignalFile:
+    return SignalFile(mask, lambda: kernel.caller(), flags, stat)  # noqa: PLW0108  # it changes meanwhile
+
+
+# ---- state
+
+
+def restored(described: dict[str, Any], viewer: Process) -> OpenFile:
+    """One of these files as it was captured; `viewer` is a process that has it open."""
+    flags, stat, kernel = described["flags"], Stat(*described["stat"]), viewer.kernel
+    if described["kind"] == TimerFile.kind:
+        timer = _timer_file(kernel, described["base"], flags, stat)
+        timer.go_on(described["state"])
+        return timer
+    if described["kind"] == SignalFile.kind:
+        return _signal_file(kernel, described["mask"], flags, stat)
+    process = viewer.registry.processes.get(described["pid"])
+    if described["gone"] or process is None:
+        return ProcessFile(described["pid"], WaitQueue(), lambda: True, flags, stat)
+    return _process_file(process, flags, stat)

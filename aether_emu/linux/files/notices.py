@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Protocol
 
 from aether_emu.errors import Refused
@@ -34,6 +35,17 @@ class TimerFile(OpenFile):
         self.deadline: int | None = None
         self.interval = self._ticks = self._due = 0
         self._expired = WaitQueue()
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        state = (self.deadline, self.interval, self._ticks, self._due)
+        return {"base": self.base, "state": state, "stat": list(astuple(self.stat()))}
+
+    def go_on(self, state: tuple[int | None, int, int, int]) -> None:
+        """As it was captured."""
+        self.deadline, self.interval, self._ticks, self._due = state
+        if self.deadline is not None:
+            self._add(self)
 
     def arm(self, deadline: int | None, interval: int) -> None:
         """Let it run until `deadline`, then each `interval` ns; None stops it."""
@@ -99,6 +111,10 @@ class ProcessFile(OpenFile):
         self.pid = pid
         self._gone, self.is_gone = gone, is_gone
 
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"pid": self.pid, "gone": self.is_gone(), "stat": list(astuple(self.stat()))}
+
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`."""
         return (self._gone,) if events & POLLIN else ()
@@ -139,6 +155,10 @@ class SignalFile(OpenFile):
     def show(self, mask: int) -> None:
         """Show those of `mask` from now on, but never SIGKILL and SIGSTOP."""
         self.mask = mask & ~UNBLOCKABLE
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {"mask": self.mask, "stat": list(astuple(self.stat()))}
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`: of whoever asks, as on Linux."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu import state
 from aether_emu.linux.abi.signal import SignalInfo
-from aether_emu.linux.files.capture import capture
-from aether_emu.linux.files.tmp_capture import CaptureError
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
 from tests.guests.running import ISAS
-from tests.linux.calls.test_timers import data, spinning
+from tests.linux.calls.test_timers import data
 from tests.linux.exec.crafted import EXECUTE, READ, Header, crafted
 from tests.linux.task.scripts import DATA, SPIN, Call, Several, assemble
 from tests.small_programs import streams
@@ -85,15 +85,6 @@ def test_pidfd_sends_a_signal_and_is_ready_when_its_process_has_ended(isa: str) 
         registry.processes[caller.process.pid], registry.tasks[caller.tid] = caller.process, caller
         assert several.run() == [128 + signal.SIGTERM, 1]
         assert several.machine.clock.now_ns < 10**9
-
-
-@every_isa
-def test_open_timer_is_refused_by_capture_with_its_name(isa: str) -> None:
-    with Several(isa) as several:
-        spinning(several, ("timerfd_create", 1, 0), at=data(1))
-        several.machine.scheduler.run(100)
-        with pytest.raises(CaptureError, match="a timerfd is open"):
-            capture([several.tasks[0].process.files])
 
 
 # ---- signalfd
@@ -191,18 +182,72 @@ def test_refusals_of_signalfd_are_those_of_linux(isa: str, calls: list[Call], an
 _PIDFD = 0x1000
 
 
+def loaded(folder: Path, isa: str, *calls: Call, at: bytes, given: dict[str, BufferStream]) -> Machine:
+    """A machine whose program makes these calls; it may have children."""
+    machine = Machine(isa, ram="8M", aperture="4M")
+    path = folder / "program"
+    path.write_bytes(crafted((Header(flags=READ | EXECUTE),), isa=isa, code=assemble(machine, calls)))
+    path.chmod(0o755)
+    process = machine.load(path, ["program"], grants=Grants(cwd=folder), streams=given)
+    process.mm.insert(process.mm.new_area(DATA, DATA + 0x4000, Protection.READ | Protection.WRITE))
+    process.write(DATA, at)
+    return machine
+
+
 def alone(folder: Path, isa: str, *calls: Call, at: bytes) -> tuple[int, bytes]:
-    """The calls as a machine's first program, which may have children: its status, and what all wrote."""
-    machine, given = Machine(isa, ram="8M", aperture="4M"), streams()
+    """The calls as a machine's first program: its status, and what it and its children wrote."""
+    given = streams()
+    machine = loaded(folder, isa, *calls, at=at, given=given)
     try:
-        path = folder / "program"
-        path.write_bytes(crafted((Header(flags=READ | EXECUTE),), isa=isa, code=assemble(machine, calls)))
-        path.chmod(0o755)
-        process = machine.load(path, ["program"], grants=Grants(cwd=folder), streams=given)
-        process.mm.insert(process.mm.new_area(DATA, DATA + 0x4000, Protection.READ | Protection.WRITE))
-        process.write(DATA, at)
         return machine.run().status, bytes(given["stdout"].written)
     finally:
+        machine.close()
+
+
+@every_isa
+def test_all_three_go_on_in_a_machine_that_is_restored(isa: str, tmp_path: Path) -> None:
+    timer, ready = DATA + 0x800, DATA + 0x1000
+    told: tuple[Call, ...] = (("epoll_pwait", 6, ready, 4, -1, 0, 8), ("write", 1, ready, 4))
+    calls: tuple[Call, ...] = (
+        _BLOCK,
+        ("signalfd4", -1, _SET, 8, 0),
+        ("timerfd_create", 1, 0),
+        ("timerfd_settime", 4, 0, timer, 0),
+        ("clone", _PIDFD | signal.SIGCHLD, 0, _VALUE, 0, 0),  # the child has no descriptor 5, and 6 is its 5
+        ("epoll_create1", 0),
+        ("epoll_ctl", 6, 1, 3, timer + 64),
+        ("epoll_ctl", 6, 1, 4, timer + 128),
+        ("epoll_ctl", 6, 1, 5, timer + 192),
+        ("ppoll", 0, 0, _SLEEP, 0, 0),
+        *told,
+        ("read", 4, ready, 8),
+        ("write", 1, ready, 1),
+        ("tkill", 1000, signal.SIGUSR1),
+        *told,
+        ("read", 3, ready, 128),
+        ("write", 1, ready, 4),
+    )
+    at = bytearray(signals().ljust(0x1000, b"\0"))
+    struct.pack_into("<qq", at, 0x300, 0, 1_000_000)
+    struct.pack_into("<4q", at, 0x800, 0, 300_000, 0, 700_000)
+    for index in range(3):
+        struct.pack_into("<I", at, 0x840 + 64 * index, select.POLLIN | (1 << 31 if index == 2 else 0))
+    whole = alone(tmp_path, isa, *calls, at=bytes(at))
+    assert whole[0] == 4
+    before, after = streams(), streams()
+    machine = loaded(tmp_path, isa, *calls, at=bytes(at), given=before)
+    first = machine.process
+    assert first is not None
+    while first.tasks[0].waits < 1:  # in ppoll
+        assert machine.run_for(1) is None
+    assert {3, 4, 5, 6} <= first.files.table.descriptors.keys()
+    again = state.restore(state.capture(machine), grants=Grants(cwd=tmp_path), streams=after)
+    try:
+        assert again.run().status == whole[0]
+        assert bytes(before["stdout"].written + after["stdout"].written) == whole[1]
+    finally:
+        again.close()
+        machine.run()
         machine.close()
 
 
