@@ -22,8 +22,12 @@ from collections.abc import Callable
 from aether_emu.config import ClockCosts
 from aether_emu.records import dataclass
 
-EPOCH_NS = 1_577_836_800 * 10**9
-"""2020-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts."""
+EPOCH_NS = 1_893_456_000 * 10**9
+"""2030-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts.
+
+It lies behind the times of the files that programs are shown, so that what they make is newer than what they
+make it from, as make(1) and its kin expect.
+"""
 
 TSC_HZ = 10**9
 """Frequency of the x86_64 time-stamp counter: one cycle is one nanosecond of virtual time."""

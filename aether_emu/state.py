@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
+from aether_emu.linux.calls import notices
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -27,6 +28,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.texts import ProcessTexts
@@ -95,7 +97,7 @@ def capture(machine: Machine) -> State:
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "numbers": (registry.last, registry.terminal_session, registry.foreground),
+        "numbers": registry.last,
         "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
         "tasks": [(task.process.pid, task.capture()) for task in tasks],
         "running": machine.entry.task.tid,
@@ -134,6 +136,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
         process.restore(described)
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     restored = _restore_files(machine.namespace, processes, state, streams)
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
@@ -172,7 +176,7 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
             Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
         )
     registry = processes[0].registry
-    registry.last, registry.terminal_session, registry.foreground = state["numbers"]
+    registry.last = state["numbers"]
     return processes, spaces
 
 
@@ -192,7 +196,17 @@ def _restore_files(
             if state["files_of"][pid] == index:
                 process.files = files
 
-    return files_capture.restore(state["files"], namespace, sources, streams, give)
+    def notice(described: State, viewer: Files) -> OpenFile:
+        process = next(process for process in owners.values() if process.files is viewer)
+        process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
+        return notices.restored(described, process)
+
+    kernel = processes[0].kernel
+    caller = kernel.caller
+    try:
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+    finally:
+        kernel.caller = caller
 
 
 def _restore_backings(
@@ -231,6 +245,8 @@ def _restore_tasks(machine: Machine, first: Process, files: Restored, state: Sta
         task.files = files.processes[state["files_of_tasks"][task.tid]]
         task.restore(described)
         machine.scheduler.add(task)
+    for process, described in zip(first.registry.processes.values(), state["processes"], strict=True):
+        process.restore_timers(described)
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
 

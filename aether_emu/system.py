@@ -47,6 +47,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task import job_control
 from aether_emu.linux.task.process import NAME_MAX, Ended, Process, Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
@@ -60,6 +61,8 @@ from aether_emu.records import dataclass
 if TYPE_CHECKING:
     from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
     from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
+    from aether_emu.linux.tty.console import Console
+    from aether_emu.linux.tty.terminal import Terminal
 
 ISAS = ("x86_64", "arm64")
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
@@ -330,9 +333,12 @@ class Machine:
         """
         self.kernel.require_open()
         if self.process is not None:
-            raise ProgramError(
-                f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
+            had = (
+                "has a program already"
+                if self.scheduler.tasks or self.process.ended
+                else "failed to load one"
             )
+            raise ProgramError(f"{shown(os.fspath(program))}: the machine {had}; a new machine takes another")
         program, grants = _path("program", program), checked_grants(grants)
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
@@ -346,6 +352,9 @@ class Machine:
         task = Task(process)
         task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         process.files.attach(opened)
+        console = self.namespace.terminals.console
+        if console is not None:
+            job_control.take_terminal(process, console)
         self.entry.switch(task)
         load_program(task)
         self.scheduler.add(task)
@@ -410,6 +419,16 @@ class Machine:
 
         Handlers of the caller that raise nothing let the run go on.
         """
+        console = self.console
+        if console is None:
+            return self._run_undisturbed(blocks, timeout)
+        console.enter()
+        try:
+            return self._run_undisturbed(blocks, timeout)
+        finally:
+            console.leave()
+
+    def _run_undisturbed(self, blocks: int | None, timeout: float | None) -> bool:
         end = None if blocks is None else self.cpu.blocks + blocks
         deadline = None if timeout is None else time.monotonic() + timeout
         self._runner, self._stop_asked = threading.get_ident(), False
@@ -434,6 +453,28 @@ class Machine:
             if block.timed_out:
                 assert timeout is not None
                 raise TimedOut(timeout)
+
+    @property
+    def console(self) -> Console | None:
+        """The terminal at which the program was started, if one of its streams is one."""
+        return None if self.namespace is None else self.namespace.terminals.console
+
+    def takes_key(self, number: int) -> bool:
+        """Whether the signal that a key of its terminal sends is the program's own business.
+
+        It is where a shell has put another process group in front, or where somebody in front handles,
+        ignores or blocks it, or has made the key a character.
+        """
+        console = self.console
+        if console is None or self.process is None or self.process.is_over:
+            return False
+        return console.is_typed(number) or job_control.takes_key(self._family, console, number)
+
+    def press(self, number: int) -> None:
+        """Hand it the signal of a key. For handlers of the host's signals, which stop the machine first."""
+        console = self.console
+        if console is not None:
+            console.press(number)
 
     def _end_of(self, process: Process) -> Ended:
         assert process.ended is not None, "every task has ended"
@@ -637,6 +678,7 @@ class Machine:
             cwd,
             random=self.streams.stream("urandom").bytes,
             now=lambda: self.clock.realtime_ns,
+            start=self.clock.epoch_ns,
             uid=self.config.uid,
             gid=self.config.gid,
             page_size=self.format.page_size,
@@ -644,8 +686,17 @@ class Machine:
             actor=self.kernel.actor,
         )
         connect_mappings(self.kernel, namespace)
+        terminals = namespace.terminals
+        terminals.post = lambda group, number: job_control.post_to_group(self._family, group, number)
+        terminals.hang_up = lambda terminal: job_control.hang_up(self._family, terminal)
+        terminals.of_caller = lambda: cast("Terminal | None", self.entry.task.process.terminal)
         namespace.look = self.kernel.checkpoint
         return namespace
+
+    @property
+    def _family(self) -> job_control.Family:
+        assert self.process is not None, "who asks is of it"
+        return self.process.registry
 
     def new_space(self) -> AddressSpace:
         """An empty address space on this machine. Raises ProgramError when RAM does not hold its table."""

@@ -194,6 +194,7 @@ def run(  # an option is a parameter here
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
         watching.attach(machine)
+        interrupts.serve(machine)
         with interrupts.reporting():
             status = _to_the_end(machine, program, outputs, watching)
     finally:

@@ -32,6 +32,7 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
     from aether_emu.linux.segments import Segments
@@ -79,13 +80,14 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0)  # time and faults that were given to tasks
+        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
+        self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {
@@ -110,7 +112,13 @@ class Kernel:
         for cpu in self.cpus:
             cpu.count_blocks()
         self.charge()
-        return self.clock.observe(sum(cpu.blocks for cpu in self.cpus))
+        return self.clock.observe(self._blocks())
+
+    def _blocks(self) -> int:
+        """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
+        counts once: a clock that was read in its first part stands still until the block is over.
+        """
+        return max(self.clock.blocks, sum(cpu.blocks for cpu in self.cpus))
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
@@ -128,7 +136,7 @@ class Kernel:
         """
         clock, blocks = self.clock, 0
         if clock.origin is not None:
-            blocks = sum(cpu.blocks for cpu in self.cpus) - clock.blocks
+            blocks = self._blocks() - clock.blocks
         uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
         return clock.now_ns, blocks, *uncharged
 
@@ -143,13 +151,15 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults = self._books
-        return Usage(self._busy() - time, self.minor_faults() - faults)
+        time, faults, system = self._books
+        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        self._books = self._books[0] + used.time, self._books[1] + used.faults
+        time, faults, system = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
     def _busy(self) -> int:
@@ -157,7 +167,7 @@ class Kernel:
         clock, cost = self.clock, self.clock.costs.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
-            pending += (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * cost
+            pending += (self._blocks() - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
 
     # ---- the end of the run

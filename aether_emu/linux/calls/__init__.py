@@ -15,7 +15,7 @@
     identities    users, groups, capabilities, the root directory
     remote        reaching into other processes
     shared_segments    System V shared memory
-    jobs          sending signals, process groups, sessions
+    jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
     notices       timerfd and pidfd
 
 A function `sys_NAME` serves the call NAME of the ISA's table. It is called with the task that makes the
@@ -79,14 +79,16 @@ FAMILIES: dict[str, str] = {
         getcpu getpriority sched_get_priority_max sched_get_priority_min sched_getaffinity
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
-    "remote": "kcmp pidfd_getfd process_vm_readv process_vm_writev",
+    "remote": "kcmp process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "shared_segments": "shmat shmctl shmdt shmget",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",
     "waiting": "wait4 waitid",
     "jobs": "getpgid getpgrp getsid kill setpgid setsid tgkill tkill",
-    "notices": "pidfd_open pidfd_send_signal timerfd_create timerfd_gettime timerfd_settime",
+    "notices": """
+        pidfd_getfd pidfd_open pidfd_send_signal signalfd signalfd4 timerfd_create
+        timerfd_gettime timerfd_settime""",
     "sockets": """
         accept accept4 bind connect getpeername getsockname getsockopt listen recvfrom recvmmsg
         recvmsg sendmmsg sendmsg sendto setsockopt shutdown socket socketpair""",

@@ -53,11 +53,11 @@ def open_flags(task: Task, flags: int) -> int:
 def broken_pipe(task: Task) -> None:
     """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
     process = task.process
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
+    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=task.credentials.uid))
 
 
 def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:
     """Wait for a file that can't move bytes now; `done` bytes of the call are moved already."""
     queues = reason.file.queues(reason.events)
     answer = done or -errno.EINTR
-    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer, restarts=True)
+    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer)

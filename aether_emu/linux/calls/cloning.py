@@ -14,7 +14,8 @@ from contextlib import suppress
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
-from aether_emu.linux.calls.user import s32, write_struct
+from aether_emu.linux.calls.notices import install_pidfd
+from aether_emu.linux.calls.user import s32, writable, write_struct
 from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESOURCE
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
@@ -99,6 +100,8 @@ def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
         raise Refused(errno.EINVAL, "a stack without length, or a length without stack")
     if flags & _SIGHAND and flags & _CLEAR_SIGHAND:
         raise Refused(errno.EINVAL, "handlers are shared or cleared")
+    if flags & _PIDFD and flags & _PARENT_SETTID and pidfd == parent:
+        raise Refused(errno.EINVAL, "one place for two answers")
     _check(flags)
     number = _chosen(task, numbers) if numbers else None
     return _clone(task, _Request(flags, signal, stack + length, tls, parent, child, pidfd, number))
@@ -127,8 +130,6 @@ def _check(flags: int) -> None:
         raise Refused(errno.EINVAL, "threads are in the namespaces of their process")
     if flags & _PIDFD and flags & _THREAD:
         raise Refused(errno.EINVAL, "a thread has no pidfd")
-    if flags & _PIDFD:
-        raise Refused(errno.EINVAL, "no pidfd is made here: pidfd_open(2) does")
     if flags & _INTO_CGROUP:
         raise Refused(errno.EBADF, "no descriptor is a cgroup's")
     if flags & (_NAMESPACES | _NEW_TIME):
@@ -141,6 +142,10 @@ def _clone(task: Task, asked: _Request) -> int:
     _check(asked.flags)
     registry = task.process.registry
     _require_room(task)
+    if asked.flags & _PIDFD:
+        task.files.table.require_room()
+        if writable(task.cpu, [(asked.pidfd, 4)], 4) < 4:
+            raise UserFault("the pidfd cannot be told")
     if asked.flags & _THREAD:
         made = Task(task.process, asked.number or registry.number())
         made.files = task.files
@@ -148,6 +153,8 @@ def _clone(task: Task, asked: _Request) -> int:
             made.files = _files_of(task, task.process, asked.flags)
     else:
         made = _process_of(task, asked)
+    if asked.flags & _PIDFD:
+        write_struct(task.cpu, asked.pidfd, "i", install_pidfd(task, made.process, 0))
     _prepare(task, made, asked)
     registry.arrivals.append(made)
     task.stop()  # so that the scheduler sees it

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
-from aether_emu.linux.calls.jobs import TERMINAL_REQUESTS, terminal_request
 from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -100,8 +99,11 @@ def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
 
 
 def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
-    if u32(request) in TERMINAL_REQUESTS:
-        return terminal_request(task, task.files.table.file(s32(fd)), u32(request), argument)
+    file = task.files.table.file(s32(fd))
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.control(task, s32(fd), file, u32(request), argument)
     answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)

@@ -13,6 +13,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.epoll import EPOLL_CTL_DEL, EpollFile, Waited
 from aether_emu.linux.files.open_file import POLLIN
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import UserFault
 
 _MOST_EVENTS = ((1 << 31) - 1) // 12
@@ -85,7 +86,7 @@ def _epoll_wait(task: Task, epfd: int, address: int, most: int, timeout: int | N
     deadline = task.deadline(after=timeout)
     if task.has_waited_until(deadline):
         return 0
-    wait_for_any(task, [Waited(watched, POLLIN)], mask, deadline)
+    wait_for_any(task, [Waited(watched, POLLIN)], mask, deadline, restart=Restart.NEVER)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Sending signals, process groups, sessions, the terminal's foreground group (kill(2), setpgid(2)).
+"""Sending signals, process groups, sessions (kill(2), setpgid(2)).
 
 Rules and their order are those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
 """
@@ -6,19 +6,13 @@ Rules and their order are those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Iterable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.user import s32
-from aether_emu.linux.files.open_file import OpenFile
-from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
-
-_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID = 0x540E, 0x540F, 0x5410, 0x5422, 0x5429
-TERMINAL_REQUESTS = (_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID)
 
 
 def find_process(task: Task, pid: int) -> Process:
@@ -175,66 +169,5 @@ def sys_setsid(task: Task, *_: int) -> int:
     if process.session == process.pid or process.registry.session_of(process.pid) is not None:
         raise Refused(errno.EPERM, "the process leads a group already")
     process.group = process.session = process.pid
+    process.terminal = None
     return process.pid
-
-
-# ---- the terminal
-
-
-def terminal_request(task: Task, file: OpenFile, request: int, argument: int) -> int:
-    """An ioctl of job control on a standard stream that is a terminal. ENOTTY for anything else.
-
-    The terminal is that of the first process's session.
-    """
-    process, registry = task.process, task.process.registry
-    if not _is_terminal(file) or process.session != registry.terminal_session:
-        raise Refused(errno.ENOTTY, "no terminal of the caller's session")
-    if request in (_TIOCGPGRP, _TIOCGSID):
-        number = registry.foreground if request == _TIOCGPGRP else registry.terminal_session
-        task.cpu.copy_to_user(argument, struct.pack("<i", number))
-    elif request == _TIOCSPGRP:
-        (group,) = struct.unpack("<i", task.cpu.copy_from_user(argument, 4))
-        if group < 0:
-            raise Refused(errno.EINVAL, f"no group {group}")
-        session = registry.session_of(group)
-        if session is None:
-            raise Refused(errno.ESRCH, f"no group {group}")
-        if session != process.session:
-            raise Refused(errno.EPERM, "a group of another session")
-        if process.group != registry.foreground:
-            _require_foreground(task)
-        registry.foreground = group
-    elif request == _TIOCNOTTY:
-        raise Refused(errno.ENOTTY, "the standard streams stay the session's terminal")
-    elif process.pid != process.session:  # TIOCSCTTY
-        raise Refused(errno.EPERM, "only who leads a session chooses its terminal")
-    return 0
-
-
-def _is_terminal(file: OpenFile) -> bool:
-    return isinstance(file, StreamFile) and file.stream.terminal_size() is not None
-
-
-def _require_foreground(task: Task) -> None:
-    """A process in the background changes the terminal: its group is stopped by SIGTTOU.
-
-    Not where it ignores or blocks that. EIO for an orphaned group, which nobody could bring back.
-    """
-    process = task.process
-    action = process.signals.actions[sig.SIGTTOU]
-    if task.signals.blocks(sig.SIGTTOU) or action.handler == sig.SIG_IGN:
-        return
-    if _is_orphaned(process):
-        raise Refused(errno.EIO, "the process is in the background, and nobody can bring it back")
-    _send(process.registry.group(process.group), sig.SignalInfo(sig.SIGTTOU, sig.SI_KERNEL))
-    raise Refused(errno.EINTR, "the process is in the background")
-
-
-def _is_orphaned(process: Process) -> bool:
-    """Whether no member of its group has a parent in another group of the session (setpgid(2))."""
-    return not any(
-        member.parent is not None
-        and member.parent.group != member.group
-        and member.parent.session == member.session
-        for member in process.registry.group(process.group)
-    )

@@ -46,14 +46,18 @@ def _open_path(task: Task, dirfd: int, path: int, flags: int, mode: int, resolve
     waits_for = files.opening_of(task.tid)
     if waits_for is None:
         try:
-            return files.open(dirfd, read_path(task, path), flags, mode, resolve)
+            fd = files.open(dirfd, read_path(task, path), flags, mode, resolve)
+            if files.table.held(fd).is_terminal:
+                from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+                terminals.opened(task, files.table.held(fd), flags)
+            return fd
         except WaitsForOther as opening:
             waits_for = files.begin_opening(task.tid, opening)
     if not waits_for.waits_for_other:
         return files.finish_opening(task.tid)
     if task.signals.interrupts():
         files.give_up_opening(task.tid)
-        raise Refused(errno.EINTR, "a handler runs")
     raise Wait((waits_for.pipe.opened,), "the other side of a named pipe")
 
 

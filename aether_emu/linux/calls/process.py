@@ -24,6 +24,7 @@ from aether_emu.linux.files.open_file import MOST_PER_CALL
 from aether_emu.linux.task.process import (
     PER_LINUX32,
     PER_MASK,
+    RLIMIT_CPU,
     RLIMIT_NOFILE,
     RLIMITS,
     UNAME26,
@@ -194,6 +195,8 @@ def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: i
             raise Refused(errno.EPERM, "the hard limit cannot grow")
         process.limits[resource] = (soft, hard)
         process.apply_limit(resource)
+        if resource == RLIMIT_CPU:
+            task.end_turn()
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0
@@ -223,9 +226,9 @@ def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
 
 
 def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
-    """struct rusage: all time is the user's, `peak` bytes of memory."""
-    seconds, rest = divmod(used.time, 10**9)
-    fields = [seconds, rest // 1000, 0, 0, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    """struct rusage, with `peak` bytes of memory."""
+    times = [part for time in (used.time - used.system, used.system) for part in divmod(time // 1000, 10**6)]
+    fields = [*times, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
     fields[16:18] = waits or used.waits, used.preemptions
     return struct.pack("<18q", *fields)
 

@@ -1,4 +1,4 @@
-"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), kcmp(2), pidfd_getfd(2).
+"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), kcmp(2).
 
 They are for whom ptrace(2) would let in (EPERM). Rules and their order are those of Linux 6.6
 (mm/process_vm_access.c, kernel/kcmp.c).
@@ -10,7 +10,6 @@ import errno
 import struct
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.notices import process_of_descriptor
 from aether_emu.linux.calls.user import (
     IOV_MAX,
     Piece,
@@ -165,15 +164,3 @@ def _compared(task: Task, one: object, two: object) -> int:
     order = task.process.kernel.compared
     first, second = (order.setdefault(each, len(order)) for each in (one, two))
     return 0 if one is two else 1 if first < second else 2
-
-
-def sys_pidfd_getfd(task: Task, fd: int, wanted: int, flags: int, *_: int) -> int:
-    """pidfd_getfd(2): another process's open file, which closes on execve."""
-    if u32(flags):
-        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
-    process = process_of_descriptor(task, fd)
-    if not task.may_inspect(process, real=True):
-        raise Refused(errno.EPERM, "another user's process")
-    if process.released:
-        raise Refused(errno.ESRCH, "it has ended")
-    return task.files.table.install(process.files.table.held(s32(wanted)), cloexec=True)

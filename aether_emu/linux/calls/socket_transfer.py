@@ -19,7 +19,7 @@ from aether_emu.linux.net.options import SO_RCVLOWAT, SOL_SOCKET
 from aether_emu.linux.net.socket import PLAIN, SOCK_DGRAM, SOCK_STREAM, Outgoing, Socket
 from aether_emu.linux.net.unix import UnixSocket
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.machine.cpu import UserFault
 
 MSG_OOB, MSG_PEEK, MSG_DONTROUTE, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT = 1, 2, 4, 8, 0x20, 0x40
@@ -65,7 +65,9 @@ def wait_for_socket(
     if task.has_waited_until(deadline):
         raise Refused(errno.EAGAIN, "the socket's timeout is over")
     queues = socket.queues(reason.events)
-    raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=done or -errno.EINTR)
+    restart = Restart.BY_ACTION if deadline is None else Restart.NEVER
+    answer = done or -errno.EINTR
+    raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=answer, restart=restart)
 
 
 def _begun(task: Task, is_first: bool) -> int:

@@ -16,7 +16,7 @@ from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writ
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.files.notices import TimerFile
+from aether_emu.linux.files.notices import SIGNAL_SIZE, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import (
     LARGEST_OFFSET,
     MOST_PER_CALL,
@@ -114,6 +114,10 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if file.is_socket:
         return _receive(task, file, pieces)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.read(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -175,6 +179,8 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     wanted = user.total(pieces)
     if isinstance(file, PipeEnd):
         return _read_pipe(task, file, pieces, wanted)
+    if isinstance(file, SignalFile):
+        return _read_signals(task, file, pieces)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -203,6 +209,25 @@ def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> in
         if not moved:
             raise UserFault("nothing of the buffer can be written")
     return moved
+
+
+def _read_signals(task: Task, file: SignalFile, pieces: list[Piece]) -> int:
+    """As many as there are and have room. One that cannot be written is lost, as on Linux."""
+    done = 0
+    try:
+        for address, length in pieces:
+            for at in range(0, max(length - SIGNAL_SIZE, 0) + 1, SIGNAL_SIZE):
+                if done and not file.poll():
+                    return done
+                data = file.read(length - at)
+                if isinstance(data, WouldBlock):
+                    wait_for(data)
+                task.cpu.copy_to_user(address + at, data)
+                done += SIGNAL_SIZE
+    except (Refused, UserFault):
+        if not done:
+            raise
+    return done
 
 
 # ---- writing
@@ -270,6 +295,10 @@ def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
         from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
 
         return socket_transfer.send(task, socket_transfer.checked(file), pieces, 0)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        terminals.before_write(task, file)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -297,7 +326,7 @@ def _store(
             if isinstance(took, WouldBlock):
                 wait_for(took, done)
             done += took
-            whole = took == step or (took and isinstance(file, PipeEnd | StreamFile))
+            whole = took == step or (took and (file.is_terminal or isinstance(file, PipeEnd | StreamFile)))
             if done == wanted or not whole:
                 return done
     except (Refused, UserFault) as error:

@@ -81,7 +81,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     process.exit_signal = sig.SIGCHLD
     process.personality &= ~READ_IMPLIES_EXEC
     process.signals.reset(keeps_ignored=True)
-    process.timers.clear(keeps_intervals=True)
+    process.clear_timers(keeps_intervals=True)
     process.keep_files(task)
     task.files.unshare_table()
     task.files.close_on_exec()

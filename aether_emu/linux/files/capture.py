@@ -23,7 +23,7 @@ from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Listed, Namespace
-from aether_emu.linux.files.notices import ProcessFile, TimerFile
+from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import text
@@ -35,6 +35,7 @@ from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
 
+_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
 
@@ -81,7 +82,9 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
     held = [seen.index(file) for file in mapped]
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
+    console = processes[0].namespace.terminals.console if processes else None
     return {
+        "console": None if console is None else console.capture(),
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
@@ -100,17 +103,22 @@ def restore(
     sources: Sequence[ProcSource],
     streams: Mapping[str, Stream],
     made: Callable[[int, Files], None] = lambda index, files: None,
+    notice: Callable[[State, Files], OpenFile] | None = None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
+    `notice` makes a file that tells of time, processes or signals for who has it open.
     """
     processes: list[Files] = []
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
-    restoring = _Restoring(state, namespace, streams)
+    console = namespace.terminals.find_console(streams)
+    if console is not None and state["console"] is not None:
+        console.restore(state["console"])
+    restoring = _Restoring(state, namespace, streams, notice)
     try:
         tables: dict[int, Files] = {}
         standings: dict[int, Files] = {}
@@ -184,14 +192,12 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, TimerFile | ProcessFile):
-        raise CaptureError(f"{file.name_of_one} is open: its state can't be captured")
     if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
         raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
-    if isinstance(file, FifoEnd):
-        raise CaptureError("a named pipe is open: its state can't be captured")
+    if file.is_terminal and not isinstance(file, StreamFile):
+        raise CaptureError("a pseudo-terminal is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     node = node_of(file)
     if node is not None:
@@ -247,7 +253,9 @@ class _Restoring:
         state: State,
         namespace: Namespace,
         streams: Mapping[str, Stream],
+        notice: Callable[[State, Files], OpenFile] | None,
     ) -> None:
+        self._notice = notice
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
@@ -301,13 +309,15 @@ class _Restoring:
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
         if kind == "stream":
             name = described["name"]
-            stream = StreamFile(name, self._streams[name], flags, Stat(*described["stat"]))
-            stream.restore_termios(described["termios"])
-            return stream
+            stream, stat = self._streams[name], Stat(*described["stat"])
+            console = self._namespace.terminals.console if stream.terminal_size() is not None else None
+            return StreamFile(name, stream, flags, stat, console, described["path"])
         if kind == "memory":
             return self._memory(described["memory"]).reopen(flags)
         if kind == EpollFile.kind:
             return EpollFile(Stat(*described["stat"]), self._namespace.watches)
+        if kind in _NOTICES and self._notice is not None:
+            return self._notice(described, viewer)
         if kind == TextFile.kind:
             return self._text(described, viewer)
         return self._find(described, viewer)

@@ -78,12 +78,16 @@ class Files(DescriptorOperations):
 
     def attach(self, streams: Mapping[str, Stream]) -> None:
         """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2."""
-        for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        names = ("stdin", "stdout", "stderr")
+        console = self.namespace.terminals.find_console({name: streams[name] for name in names})
+        for fd, name in enumerate(names):
             stream = streams[name]
-            terminal = stream.terminal_size() is not None
-            mode = modes.S_IFCHR | 0o620 if terminal else modes.S_IFIFO | 0o600
-            stat = self.namespace.nameless_stat(mode, os.makedev(5, 0) if terminal else 0)
-            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat))
+            terminal = console if stream.terminal_size() is not None else None
+            if terminal is None:
+                stat = self.namespace.nameless_stat(modes.S_IFIFO | 0o600)
+            else:
+                stat = self.stat(fl.AT_FDCWD, terminal.name)
+            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat, terminal))
 
     def close_on_exec(self) -> None:
         """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""

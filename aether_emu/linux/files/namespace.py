@@ -22,18 +22,28 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
-from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
-from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
+from aether_emu.linux.files.mounts import (
+    DEVPTS_MAGIC,
+    EXT4_MAGIC,
+    PROC_MAGIC,
+    TMPFS_MAGIC,
+    Bind,
+    Mount,
+    MountTable,
+)
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
 from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
-from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.synthetic import Device, Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
 from aether_emu.records import dataclass
@@ -75,7 +85,8 @@ class Namespace:
 
     `actor` says by whose rights it is looked at; without it, by those of that user.
 
-    `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
+    `now` is the machine's clock in nanoseconds since 1970, `start` when it began, `random` gives n bytes for
+    /dev/urandom.
     `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory: of
     a memory file, its pages of `page_size` bytes that were written, touched or allocated, not its size.
     `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches.
@@ -90,6 +101,7 @@ class Namespace:
         *,
         random: Callable[[int], bytes],
         now: Callable[[], int] = lambda: EPOCH_NS,
+        start: int = EPOCH_NS,
         uid: int = 1000,
         gid: int = 1000,
         memory_limit: int = 256 << 20,
@@ -100,7 +112,7 @@ class Namespace:
         self.uid, self.gid = uid, gid
         self.actor = Actor(of_user(uid, gid)) if actor is None else actor
         self.now = now
-        self.inodes = InodeTable(now)
+        self.inodes = InodeTable(now, start)
         self.mounts = MountTable()
         self.tmpfs: list[Tmpfs] = []
         self.memory_limit = memory_limit
@@ -110,6 +122,7 @@ class Namespace:
         self.pipes = PipeAccount()
         self.specials = Specials(self.inodes, self.actor)
         self.locks = FileLocks()
+        self.terminals = TerminalNames(uid)
         self._kernel_memory = kernel_memory
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
@@ -182,10 +195,11 @@ class Namespace:
         for bind in binds:
             where = self._canonical(bind.guest)
             self._grant("bind", bind.host, where, bind.writable)
-        devices = device_tree(random)
+        devices, terminals = device_tree(random, self.terminals.devices()), self.terminals.folder()
         for path, kind, make in (
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),
+            ((b"dev", b"pts"), DEVPTS_MAGIC, lambda viewer: terminals),
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
@@ -336,6 +350,8 @@ class Namespace:
             return node.uid, node.gid
         if node is None:
             return self.uid, self.gid
+        if isinstance(node, Device):
+            return node.owner
         if isinstance(node, Opened):
             stat = node.file.stat()
             return stat.uid, stat.gid
@@ -381,7 +397,9 @@ class Namespace:
         """The number and times of what is at `place`."""
         if place.inode is not None:
             return place.inode
-        if place.status is None and _of_a_process(place.mount, place.path):
+        if place.status is not None:
+            return self.inodes.see(place.status)
+        if _of_a_process(place.mount, place.path):
             return Inode(_number(place.path))
         return self.inodes.of(place.key)
 

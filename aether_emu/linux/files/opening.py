@@ -151,6 +151,8 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
         return open_file(namespace, place, node, flags)
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)
     if isinstance(node, Device):
+        if node.opens is not None:
+            return node.opens(path, flags, stat, fs)
         return DeviceFile(path, node, flags, stat, fs)
     if isinstance(node, Control):
         return ControlFile(path, node, fl.O_WRONLY, stat, fs).reopen(flags)

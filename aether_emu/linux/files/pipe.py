@@ -248,6 +248,7 @@ class EventCounter(OpenFile):
     """eventfd(2): a 64-bit counter that reading takes and writing adds to."""
 
     kind = "eventfd"
+    ignores_seeks = True
 
     def __init__(self, value: int, semaphore: bool, flags: int, stat: Stat) -> None:
         super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)

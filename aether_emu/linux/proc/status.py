@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
+from aether_emu.linux.task.job_control import Controlling
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_SIGPENDING, Process
 from aether_emu.linux.task.scheduling import ORDINARY, REAL_TIME
 from aether_emu.linux.task.task import Task
@@ -27,6 +28,7 @@ _RESOURCES = (
 )  # fmt: skip
 
 _RLIMIT_RSS = 5
+_PTS_MAJOR = 136
 TICKS = 100
 """What times in /proc count in: parts of a second (USER_HZ)."""
 
@@ -200,13 +202,21 @@ def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
     return Usage() if task is None else task.usage
 
 
+def _terminal(terminal: Controlling) -> tuple[int, int]:
+    """The device number of a terminal, as Linux shows it, and the group in front."""
+    number = terminal.number
+    return number & 0xFF | _PTS_MAJOR << 8 | (number & ~0xFF) << 12, terminal.foreground or -1
+
+
 def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> bytes:
     """/proc/PID/stat (proc_pid_stat(5)) of the thread `tid`; of the `whole` process, or of it alone."""
     fields = [0] * 52
-    fields[3:8] = [process.parent_pid, process.group, process.session, 0, -1]
+    terminal, front = (0, -1) if process.terminal is None else _terminal(process.terminal)
+    fields[3:8] = [process.parent_pid, process.group, process.session, terminal, front]
     used, children = _used(process, task, whole=whole), process.usage_of_children
     fields[9:11] = [used.faults, children.faults]
-    fields[13:17] = [used.time * TICKS // 10**9, 0, children.time * TICKS // 10**9, 0]
+    times = [each for usage in (used, children) for each in (usage.time - usage.system, usage.system)]
+    fields[13:17] = [time * TICKS // 10**9 for time in times]
     scheduling = ORDINARY if task is None else task.scheduling
     real_time = scheduling.policy in REAL_TIME
     priority = -1 - scheduling.priority if real_time else 20 + scheduling.nice

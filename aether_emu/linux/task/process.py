@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
@@ -18,10 +19,11 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
+from aether_emu.linux.task import job_control
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
-from aether_emu.linux.task.timers import ProcessTimers
+from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.objects.special import SpecialMapping
@@ -30,12 +32,15 @@ from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
+if TYPE_CHECKING:
+    from aether_emu.linux.task.alarms import Alarms
+
 T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
     "dumpable", "oom_adjustment", "oom_least", "credentials", "personality", "barriers", "started",
-    "name_left",
+    "name_left", "former_foreground",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -45,7 +50,7 @@ INIT = 1
 """The parent of orphans: nobody, who waits for each of them at once."""
 RLIM_INFINITY = (1 << 64) - 1
 RLIMITS = 16
-RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 2, 3, 4, 6, 7
+RLIMIT_CPU, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 0, 2, 3, 4, 6, 7
 RLIMIT_MEMLOCK, RLIMIT_AS, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE = 8, 9, 11, 12
 RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
 _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
@@ -53,6 +58,9 @@ _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYT
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 NAME_MAX = 15
 """Longest name of a thread, in bytes."""
+_SECOND = 10**9  # ns
+CLOCK_OF_THREAD = 4
+"""Bit of a processor's clock whose owner is a thread (Linux: CPUCLOCK_PERTHREAD_MASK)."""
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
 UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
 
@@ -129,12 +137,47 @@ class Member(Protocol):
 
     registers: dict[str, int]
     ended: bool
+    processor: ProcessorTimers | None
+
+    def used(self) -> Usage: ...
 
     @property
     def running(self) -> bool: ...
     @property
     def cpu(self) -> Cpu: ...
     def stop(self) -> None: ...
+    def hear(self, number: int) -> None: ...
+    def stop_waiting(self, now: int) -> None: ...
+    def go_on_waiting(self, now: int) -> None: ...
+
+
+class ProcessorLimit:
+    """RLIMIT_CPU: SIGXCPU at each second from the soft limit on, SIGKILL at the hard one.
+
+    As on Linux the soft limit moves on by a second with each signal.
+    """
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.deadline: int | None = None
+
+    def set(self) -> None:
+        """The limit has changed."""
+        process, (soft, _) = self._process, self._process.limits[RLIMIT_CPU]
+        self.deadline = None if soft >= LAST_NS // _SECOND else soft * _SECOND
+        timers = process.processor_timers(~process.pid << 3)
+        if self.deadline is not None and timers is not None:
+            process.kernel.observe_time()
+            timers.add(self, self.deadline, PROFILED, self._expire)
+
+    def _expire(self) -> None:
+        process, (soft, hard) = self._process, self._process.limits[RLIMIT_CPU]
+        if hard != RLIM_INFINITY and process.used().time >= hard * _SECOND:
+            process.post(SignalInfo(sig.SIGKILL, sig.SI_KERNEL))
+            return
+        process.post(SignalInfo(sig.SIGXCPU, sig.SI_KERNEL))
+        process.limits[RLIMIT_CPU] = (soft + 1, hard)
+        self.set()
 
 
 class Process:
@@ -149,6 +192,7 @@ class Process:
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
     `made_by` the parent's task that made it.
+    `terminal` is its controlling terminal; `former_foreground` is of `job_control`.
     `credentials` are those of its first thread, or were; `dumpable` is what PR_SET_DUMPABLE set.
 
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
@@ -181,6 +225,8 @@ class Process:
         self.parent, self.outer_parent = parent, PARENT_PID
         self.children: list[Process] = []
         self.group = self.session = self.pid
+        self.terminal: job_control.Controlling | None = None
+        self.former_foreground = 0
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self.reaps_orphans = self.released = False
@@ -193,7 +239,9 @@ class Process:
         self.started = kernel.clock.now_ns
         self.name_left = program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
         self.signals = ProcessSignals()
-        self.timers = ProcessTimers(self)
+        self._timers: Alarms | None = None
+        self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
+        self._processor_limit = ProcessorLimit(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.credentials: Credentials = kernel.first_user if parent is None else parent.credentials
@@ -232,6 +280,8 @@ class Process:
             space.data, space.data_most = soft, hard
         elif resource == RLIMIT_MEMLOCK:
             space.locked = None if self.credentials.has(IPC_LOCK) else soft
+        elif resource == RLIMIT_CPU:
+            self._processor_limit.set()
         elif resource == RLIMIT_NOFILE:
             self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
 
@@ -262,9 +312,11 @@ class Process:
             raise
         if shares_memory:
             mm.users += 1
-        child.group, child.session = self.group, self.session
+        child.group, child.session, child.terminal = self.group, self.session, self.terminal
         child.signals.actions = list(self.signals.actions)
         child.limits = dict(self.limits)
+        if self.limits[RLIMIT_CPU][0] != RLIM_INFINITY:
+            child.apply_limit(RLIMIT_CPU)
         child.dumpable, child.personality = self.dumpable, self.personality
         child.barriers = self.barriers
         child.oom_adjustment, child.oom_least = self.oom_adjustment, self.oom_least
@@ -288,16 +340,24 @@ class Process:
         self.released = True
         self.gone.wake()
         self.registry.zombies += 1
+        if self.terminal is not None or self.former_foreground:
+            job_control.leave_terminal(self.registry, self, ends=True)
         for files in {self.files: None, **{task.files: None for task in self.tasks}}:
             files.close_all()
         self.leave_memory()
-        for child in list(self.children):
+        children = list(self.children)
+        for child in children:
             self._orphan(child)
         self.children.clear()
+        job_control.has_ended(self.registry, self, children)
         parent = self.parent
         if parent is None:
             self.vanish()
             return
+        self.tell_of_end(parent)
+
+    def tell_of_end(self, parent: Process) -> None:
+        """Its parent hears that it is a zombie; one that wants none is rid of it."""
         self.tell_parent(*self.how_it_ended())
         action = parent.signals.actions[self.exit_signal] if self.exit_signal == sig.SIGCHLD else None
         if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
@@ -367,6 +427,37 @@ class Process:
         if self.parent is not None:
             self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
 
+    @property
+    def timers(self) -> Alarms:
+        """Its timers that send signals: most programs have none."""
+        if self._timers is None:
+            from aether_emu.linux.task.alarms import Alarms  # noqa: PLC0415  # as said
+
+            self._timers = Alarms(self)
+        return self._timers
+
+    def taken(self, info: SignalInfo) -> SignalInfo:
+        """A signal of it is taken: what its receiver is told."""
+        return info if self._timers is None else self._timers.taken(info)
+
+    def clear_timers(self, *, keeps_intervals: bool) -> None:
+        """It has ended, or another program begins, which keeps the interval timers."""
+        if self._timers is not None:
+            self._timers.clear(keeps_intervals=keeps_intervals)
+
+    def processor_timers(self, clock: int) -> ProcessorTimers | None:
+        """The timers that run by a processor's clock, as it names its owner; None if that has ended."""
+        owner: Process | Member | None
+        if clock & CLOCK_OF_THREAD:
+            owner = self.registry.tasks.get(~(clock >> 3))
+        else:
+            owner = self.registry.processes.get(~(clock >> 3))
+        if owner is None:
+            return None
+        if owner.processor is None:
+            owner.processor = ProcessorTimers(owner.used)
+        return owner.processor
+
     def used(self) -> Usage:
         """What it has used until now. Only its own task may ask while one of it runs."""
         running = any(task.running for task in self.tasks)
@@ -387,14 +478,26 @@ class Process:
         ancestor = self.parent
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
-        child.parent, child.outer_parent = ancestor, INIT
-        if child.death_signal:
-            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.credentials.uid))
+        child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
+        self._tell_of_death(child)
         if ancestor is not None:
             ancestor.children.append(child)
-            ancestor.changed.wake()
+            if child.released:
+                child.tell_of_end(ancestor)
         elif child.released:
             child.vanish()
+
+    def _tell_of_death(self, child: Process) -> None:
+        """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
+        if child.death_signal and not child.is_over:
+            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.credentials.uid))
+
+    def thread_ended(self, tid: int) -> None:
+        """A thread of it has ended, and it goes on: another is the parent of what that one made."""
+        for child in self.children:
+            if child.made_by == tid:
+                child.made_by = self.tasks[0].tid
+                self._tell_of_death(child)
 
     def vanish(self) -> None:
         """Nobody waits for it any more: its number is free."""
@@ -467,27 +570,30 @@ class Process:
 
     # ---- signals
 
-    def post(self, info: SignalInfo) -> None:
+    def post(self, info: SignalInfo) -> bool:
         """Send a signal to the process: the first task that does not block it takes it.
 
-        Raises Refused(EAGAIN), see `signals.enqueue`.
+        Whether it waits: one that is ignored does not. Raises Refused(EAGAIN), see `signals.enqueue`.
         """
         forget_opposite(info.number, self)
         if info.number in (sig.SIGCONT, sig.SIGKILL):
             self.go_on()
         takers = [task for task in self.tasks if not task.signals.blocks(info.number) and not task.is_over]
         if takers and self.signals.is_ignored(info.number):
-            return
+            return False
         enqueue(self.signals.pending, info, self)
         if takers:
             takers[0].signals.update()
         self.signalled(info.number)
+        return True
 
     def signalled(self, number: int) -> None:
         """A signal is pending. Who waits for it hears of it, and none of its tasks needs to run to be
         stopped or killed.
         """
         self.arrived.wake()
+        for task in self.tasks:
+            task.hear(number)
         if any(task.running for task in self.tasks) or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:
@@ -496,13 +602,30 @@ class Process:
             for task in self.tasks:
                 if task.signals.ready() >> number - 1 & 1:
                     self.forget(number)
-                    self.stop(number)
+                    if self.can_stop(number):
+                        self.stop(number)
                     break
+
+    def can_stop(self, number: int) -> bool:
+        """Whether a signal that stops by default does so: those of a terminal not in an orphaned group."""
+        return number == sig.SIGSTOP or not job_control.is_orphaned(self.registry, self.group)
+
+    def notices(self, number: int) -> bool:
+        """Whether it handles, ignores or blocks a signal, and does not let it do what it does by default."""
+        handled = self.signals.actions[number].handler != sig.SIG_DFL
+        return handled or all(task.signals.blocks(number) for task in self.tasks)
 
     @property
     def queued_signals(self) -> int:
-        """How many signals are queued for it and its tasks (`SigQ`)."""
-        return self.signals.pending.queued + sum(task.signals.pending.queued for task in self.tasks)
+        """How many are queued for all processes of its user (`SigQ`): that is what the limit counts."""
+        return sum(other.own_signals for other in self.registry.processes.values())
+
+    @property
+    def own_signals(self) -> int:
+        """How many signals are queued for it and its tasks, or set aside by its timers."""
+        of_tasks = sum(task.signals.pending.queued for task in self.tasks)
+        aside = 0 if self._timers is None else self._timers.idle_records
+        return self.signals.pending.queued + of_tasks + aside
 
     @property
     def signal_limit(self) -> int:
@@ -522,6 +645,8 @@ class Process:
     def forget(self, number: int) -> None:
         """Drop what waits of a signal, for the process and for each task."""
         self.signals.pending.drop(number)
+        if self._timers is not None:
+            self._timers.forget(number)
         for task in self.tasks:
             task.signals.pending.drop(number)
             task.signals.update()
@@ -549,7 +674,9 @@ class Process:
         if not self.stop_signal:
             self.stop_signal, self.untold = signal, "stopped"
             self.tell_parent(sig.CLD_STOPPED, signal)
+            now = self.kernel.clock.now_ns
             for task in self.tasks:
+                task.stop_waiting(now)
                 task.stop()
 
     def go_on(self) -> None:
@@ -557,13 +684,15 @@ class Process:
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
             self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            for task in self.tasks:
+                task.go_on_waiting(self.kernel.clock.now_ns)
             self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
         """The process is over. A CPU that runs one of its tasks stops when its current callback returns."""
         if self.ended is None:
             self.ended, self.stop_signal = ended, 0
-            self.timers.clear(keeps_intervals=False)
+            self.clear_timers(keeps_intervals=False)
         self.kernel.run_queue.look_at(self)
         for task in self.tasks:
             task.stop()
@@ -580,10 +709,11 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
+            "has_terminal": self.terminal is not None,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
-            "timers": self.timers.capture(),
+            "timers": None if self._timers is None else self._timers.capture(),
             "usage": (copy.copy(self.usage), copy.copy(self.usage_of_children)),
             **{name: getattr(self, name) for name in _PLAIN},
         }
@@ -596,8 +726,13 @@ class Process:
         self.program = copy.deepcopy(state["program"])
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
-        self.timers.restore(state["timers"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.registry.zombies += self.released
+
+    def restore_timers(self, state: dict[str, Any]) -> None:
+        """Its timers go on. The clock stands where it stood; all processes and tasks are there already."""
+        if state["timers"] is not None:
+            self.timers.restore(state["timers"])
+        self.apply_limit(RLIMIT_CPU)

@@ -36,10 +36,8 @@ T = TypeVar("T")
 class Registry(Generic[P, T]):
     """Processes by number, in the order in which they were made, zombies among them; and tasks likewise.
 
-    The standard streams, if they are a terminal, are that of session `terminal_session`; the process group
-    `foreground` has it. `most` tasks can live at one time, those that are
-    `zombies` among them. `has_several_users` once a task has changed its user.
-    `arrivals` are tasks that nobody runs yet: the scheduler takes them.
+    `most` tasks can live at one time, those that are `zombies` among them. `has_several_users` once a task
+    has changed its user. `arrivals` are tasks that nobody runs yet: the scheduler takes them.
     """
 
     def __init__(self, most: int) -> None:
@@ -49,7 +47,6 @@ class Registry(Generic[P, T]):
         self.arrivals: list[T] = []
         self.last, self.zombies = FIRST - 1, 0
         self.has_several_users = False
-        self.terminal_session = self.foreground = FIRST
 
     @property
     def count(self) -> int:
@@ -74,6 +71,10 @@ class Registry(Generic[P, T]):
     def group(self, number: int) -> Iterator[P]:
         """The processes of a process group, the oldest first."""
         return (process for process in list(self.processes.values()) if process.group == number)
+
+    def session(self, number: int) -> Iterator[P]:
+        """The processes of a session, likewise."""
+        return (process for process in list(self.processes.values()) if process.session == number)
 
     def session_of(self, group: int) -> int | None:
         """The session of a process group; None when there is no such group."""

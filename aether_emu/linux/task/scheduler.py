@@ -232,6 +232,8 @@ class Scheduler:
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
             process.leave_files(task.files)
+            if process.children:
+                process.thread_ended(task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
@@ -346,7 +348,7 @@ class Scheduler:
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
         turn = self._length(task) if self._queue.line else None
-        deadline, of_processor = self._first_deadline(), task.process.timers.processor_time_left()
+        deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
             deadline = due if deadline is None else min(deadline, due)

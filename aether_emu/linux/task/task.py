@@ -18,10 +18,13 @@ from aether_emu.linux.task.process import NAME_MAX, RLIMIT_MEMLOCK, Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
-from aether_emu.linux.task.wait import Unfinished, Wait
+from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
+
+_OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
 
 class Task:
@@ -56,6 +59,7 @@ class Task:
         self.cut = 0  # instructions that the turn has beyond its last whole block
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
+        self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
@@ -195,6 +199,11 @@ class Task:
             self.yields = True
             self.stop()
 
+    def end_turn(self) -> None:
+        """It has armed a timer: the next turn ends when that is due."""
+        self.yields = True
+        self.stop()
+
     @property
     def is_over(self) -> bool:
         """Whether it has ended, alone or with its process."""
@@ -236,14 +245,27 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
-        if self.process.timers.timers:
-            self.process.timers.look()
+        if self.process.processor is not None:
+            self.process.processor.look()
+        if self.processor is not None:
+            self.processor.look()
+
+    def used(self) -> Usage:
+        """What it has used until now."""
+        kernel = self.process.kernel
+        return self.usage.plus(kernel.used()) if self.running and kernel.observers.running else self.usage
+
+    def processor_time_left(self) -> int | None:
+        """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""
+        left = [each.left() for each in (self.processor, self.process.processor) if each is not None]
+        return min((each for each in left if each is not None), default=None)
 
     # ---- waiting
 
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
+        wait.stopped_at = None
         self.waits += not isinstance(wait, Unfinished)
         kernel = self.process.kernel
         kernel.waits_begun += 1
@@ -273,11 +295,38 @@ class Task:
         if self.process.stop_signal:
             return False
         wait = self.wait
-        if wait is None or wait.woken:
+        if wait is None or wait.woken or wait.stopped_at is not None:
             return True
         if wait.ends_by_time and self.has_waited_until(wait.deadline):
             return True
         return wait.ends_by_signal and self.signals.interrupts()
+
+    def hear(self, number: int) -> None:
+        """A signal came to its process or a task of it: its call may wait for that."""
+        if self.wait is not None and self.wait.signals >> number - 1 & 1 and not self.wait.woken:
+            self.wake()
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether its process was stopped while the call in progress waited."""
+        return self.wait is not None and self.wait.stopped_at is not None
+
+    @property
+    def waits_on(self) -> bool:
+        """Whether the call in progress is to be made again: a stop has ended some."""
+        return not self.was_stopped or (self.wait is not None and self.wait.restart is not Restart.NEVER)
+
+    def stop_waiting(self, now: int) -> None:
+        """Its process is stopped: a call leaves its wait, as for any signal (Linux: signal_pending)."""
+        wait = self.wait
+        if wait is not None and wait.ends_by_signal and not wait.woken and wait.stopped_at is None:
+            wait.stopped_at = now
+
+    def go_on_waiting(self, now: int) -> None:
+        """Its process goes on, and so does a timeout that stood still."""
+        wait = self.wait
+        if wait is not None and wait.pauses and wait.stopped_at is not None and wait.deadline is not None:
+            wait.deadline, wait.stopped_at = wait.deadline + now - wait.stopped_at, now
 
     def signalled(self) -> None:
         """It may have a signal to take: one that waits may go on."""
@@ -347,6 +396,10 @@ class Task:
             "deadline": wait.deadline,
             "progress": () if anew else wait.progress,
             "goes_on": wait.woken,
+            "interrupted": wait.interrupted,
+            "restart": wait.restart,
+            "pauses": wait.pauses,
+            "stopped_at": wait.stopped_at,
             "number": self.wait_number,
         }
 
@@ -362,7 +415,8 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
-            what, deadline, progress = (state["wait"][name] for name in ("what", "deadline", "progress"))
-            self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
+            wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+            self.start_waiting(wait, state["call"])
+            wait.stopped_at = state["wait"]["stopped_at"]
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
             self.wake()

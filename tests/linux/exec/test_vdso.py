@@ -39,6 +39,7 @@ NAMES = {
     ),
     "arm64": ("LINUX_2.6.39", {f"__kernel_{name}" for name in (*_CALLS, "rt_sigreturn")}),
 }
+BAD = 8  # an address where nothing is
 PAGES_OF_DATA = {"x86_64": 4, "arm64": 2}
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -127,6 +128,10 @@ def _loaded(target: Target, name: str = "hello", **options: object) -> Machine:
     return machine
 
 
+def _name(x86: bool, function: str) -> bytes:
+    return f"{'__vdso_' if x86 else '__kernel_'}{function}".encode()
+
+
 def _areas(machine: Machine) -> dict[str, Area]:
     assert machine.process is not None
     return {area.name: area for area in machine.process.mm.areas}
@@ -209,6 +214,22 @@ def test_only_the_clocks_that_it_leaves_to_the_kernel_are_system_calls(
     assert calls["clock_gettime"] == 16 + 2 * (16 - 5)
     assert calls["clock_getres"] == 16 + (16 - 5)
     assert "gettimeofday" not in calls
+
+
+@pytest.mark.parametrize("function", ["clock_gettime", "clock_getres", "gettimeofday"])
+def test_a_bad_pointer_faults_at_its_first_word(machine: Machine, function: str) -> None:
+    process = machine.process
+    assert process is not None
+    x86, clock = process.abi.isa == "x86_64", (BAD if function == "gettimeofday" else 1)
+    at = vdso.symbol(vdso.image(process.abi.isa, process.mm.page_size), _name(x86, function))
+    names = ("rip", "rdi", "rsi") if x86 else ("pc", "x0", "x1")
+    where = _areas(machine)["[vdso]"].start + at
+    values = (where, clock, 0 if clock == BAD else BAD)
+    machine.cpu.load_registers(dict(zip(names, values, strict=True)))
+    faults: list[int] = []
+    machine.on_fault(lambda fault: faults.append(int(fault.address)))
+    machine.run()
+    assert faults[-1] == BAD
 
 
 # ---- pages
