@@ -539,7 +539,8 @@ class Process:
         self.arrived.wake()
         for task in self.tasks:
             task.hear(number)
-        if any(task.running for task in self.tasks) or self.is_over:
+        in_call = self.kernel.observers.running and any(task.running for task in self.tasks)
+        if in_call or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:
             self.die(sig.SIGKILL, sig.name_of(sig.SIGKILL))

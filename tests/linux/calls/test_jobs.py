@@ -29,6 +29,7 @@ class Session:
 
     def __init__(self, several: Several) -> None:
         self.several = several
+        several.machine.observers.running = True  # calls are made as if it ran
         self.shell = self.process()
         self.shell.process.group = self.shell.process.session = self.shell.process.pid
         files = self.shell.process.files
@@ -77,6 +78,7 @@ def session() -> Iterator[Session]:
         yield Session(several)
         for task in several.tasks:
             del several.first.registry.processes[task.process.pid]
+        several.machine.observers.running = False
 
 
 def test_who_opens_a_terminal_and_leads_a_session_has_it(session: Session) -> None:
