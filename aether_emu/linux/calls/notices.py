@@ -6,10 +6,10 @@ import errno
 import struct
 from typing import Any
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.jobs import check_signal, sent_by
+from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
@@ -36,9 +36,9 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
         raise Refused(errno.EINVAL, f"clock {clock}, flags {flags:#x}")
     if clock in _ALARMS:
         raise Refused(errno.EPERM, "no device wakes the machine")
-    kernel, files = task.process.kernel, task.process.files
+    kernel, files = task.process.kernel, task.files
     files.table.require_room()
-    base = EPOCH_NS if clock == _REALTIME else 0
+    base = kernel.clock.epoch_ns if clock == _REALTIME else 0
     file = _timer_file(kernel, base, flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
 
@@ -50,7 +50,7 @@ def _timer_file(kernel: Kernel, base: int, flags: int, stat: Stat) -> TimerFile:
 
 
 def _timer(task: Task, fd: int) -> TimerFile:
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, TimerFile):
         raise Refused(errno.EINVAL, f"a {file.kind} is no timer")
     return file
@@ -89,7 +89,7 @@ def sys_timerfd_gettime(task: Task, fd: int, result: int, *_: int) -> int:
 
 
 def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
-    process, files = task.process, task.process.files
+    process, files = task.process, task.files
     if u32(flags) & ~fl.O_NONBLOCK or s32(pid) <= 0:
         raise Refused(errno.EINVAL, f"number {s32(pid)}, flags {u32(flags):#x}")
     found = process.registry.processes.get(s32(pid))
@@ -102,7 +102,7 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
 
 def install_pidfd(task: Task, process: Process, flags: int) -> int:
     """A descriptor of the caller's that means `process`."""
-    files = task.process.files
+    files = task.files
     file = _process_file(process, flags, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=True)
 
@@ -113,7 +113,7 @@ def _process_file(process: Process, flags: int, stat: Stat) -> ProcessFile:
 
 def pidfd(task: Task, fd: int) -> ProcessFile:
     """The pidfd of a descriptor. EBADF for another file."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, ProcessFile):
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
     return file
@@ -141,14 +141,16 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
     other = _living(task, pidfd(task, fd))
     if other.released:
         raise Refused(errno.ESRCH, "it has ended")
+    if not task.may_inspect(other, real=True):
+        raise Refused(errno.EPERM, "another user's process")
     file = other.files.table.file(s32(number))
-    return task.process.files.table.install(file, cloexec=True)
+    return task.files.table.install(file, cloexec=True)
 
 
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = _living(task, task.process.files.table.file(s32(fd)))
+    process = _living(task, task.files.table.file(s32(fd)))
     number = s32(number)
     if info:
         sent = read_info(task, number, info)
@@ -160,6 +162,7 @@ def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: in
     else:
         sent = sent_by(task, number, sig.SI_USER)
     check_signal(number)
+    require_right_to_signal(task, process, number)
     if number and not process.is_over:
         process.post(sent)
     return 0
@@ -176,7 +179,7 @@ def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int
     if size != 8:
         raise Refused(errno.EINVAL, "the set has another size")
     (wanted,) = read_struct(task.cpu, mask, "Q")
-    fd, flags, files = s32(fd), u32(flags), task.process.files
+    fd, flags, files = s32(fd), u32(flags), task.files
     if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
     if fd == -1:

@@ -16,6 +16,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import user
 from aether_emu.linux.calls.arguments import open_flags, wait_for
 from aether_emu.linux.calls.user import Piece, s32, u32
+from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening
 from aether_emu.linux.files.open_file import POLLIN, OpenFile, WouldBlock
@@ -149,7 +150,7 @@ def control(task: Task, fd: int, file: OpenFile, request: int, argument: int) ->
     if _terminal(file).hung_up:
         raise Refused(errno.ENOTTY if request == _TIOCSPGRP else errno.EIO, "the terminal is gone")
     if request in _GENERIC:
-        answer = task.process.files.ioctl(fd, request, lambda size: task.cpu.copy_from_user(argument, size))
+        answer = task.files.ioctl(fd, request, lambda size: task.cpu.copy_from_user(argument, size))
         task.cpu.copy_to_user(argument, answer)
         return 0
     serve = _REQUESTS.get(request)
@@ -268,10 +269,10 @@ def _take(task: Task, file: OpenFile, argument: int) -> int:
     if not leads or process.terminal is not None:
         raise Refused(errno.EPERM, "only who leads a session without a terminal takes one")
     if terminal.session:
-        if s32(argument) != 1 or not process.is_root:
+        if s32(argument) != 1 or not task.credentials.has(SYS_ADMIN):
             raise Refused(errno.EPERM, "it is another session's")
         job_control.lose_terminal(process.registry, terminal.session)
-    if not file.readable and not process.is_root:
+    if not file.readable and not task.credentials.has(SYS_ADMIN):
         raise Refused(errno.EPERM, "it is not open for reading")
     job_control.take_terminal(process, terminal)
     return 0
@@ -391,7 +392,7 @@ def _send(_task: Task, file: OpenFile, argument: int) -> int:
 
 def _open_peer(task: Task, file: OpenFile, argument: int) -> int:
     """TIOCGPTPEER: the terminal of this master, whatever /dev/pts shows."""
-    pty, flags, files = _master(file), open_flags(task, u32(argument)), task.process.files
+    pty, flags, files = _master(file), open_flags(task, u32(argument)), task.files
     files.table.require_room()
     namespace = files.namespace
     with namespace.lookup(namespace.root(), pty.name) as place:

@@ -92,7 +92,7 @@ def sys_waitid(task: Task, kind: int, number: int, info: int, options: int, usag
             fields = (0, 0, 0, 0, 0, 0)
         else:
             child = news.child
-            fields = (sig.SIGCHLD, 0, news.code, child.pid, child.config.uid, news.value)
+            fields = (sig.SIGCHLD, 0, news.code, child.pid, child.credentials.uid, news.value)
         signal, error, code, pid, uid, value = fields
         task.cpu.copy_to_user(info, struct.pack("<iii", signal, error, code))
         task.cpu.copy_to_user(info + 16, struct.pack("<iIi", pid, uid, value))

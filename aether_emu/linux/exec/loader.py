@@ -190,7 +190,7 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
     name, program = shown(path), shown(task.process.program.path)
     with contextlib.ExitStack() as opened:
         try:
-            image, file = opened.enter_context(_opened(task.process.files, path, name))
+            image, file = opened.enter_context(_opened(task.files, path, name))
         except Refused as refused:
             if refused.errno != errno.ENOENT:
                 why = refused.about(name)

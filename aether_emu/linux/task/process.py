@@ -13,6 +13,7 @@ from aether_emu.clock import LAST_NS
 from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
+from aether_emu.linux.credentials import IPC_LOCK, Credentials
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
@@ -38,7 +39,8 @@ T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
     "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
-    "no_new_privileges", "personality", "barriers", "started", "former_foreground",
+    "dumpable", "oom_adjustment", "oom_least", "credentials", "personality", "barriers", "started",
+    "name_left", "former_foreground",
 )  # fmt: skip
 """What of a process is captured as it is."""
 
@@ -54,6 +56,8 @@ RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
 _LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
 # Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
 _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
+NAME_MAX = 15
+"""Longest name of a thread, in bytes."""
 _SECOND = 10**9  # ns
 CLOCK_OF_THREAD = 4
 """Bit of a processor's clock whose owner is a thread (Linux: CPUCLOCK_PERTHREAD_MASK)."""
@@ -123,6 +127,12 @@ class Member(Protocol):
     @property
     def waits(self) -> int: ...
     @property
+    def files(self) -> Files: ...
+    @property
+    def process(self) -> Process: ...
+    @property
+    def credentials(self) -> Credentials: ...
+    @property
     def is_over(self) -> bool: ...
 
     registers: dict[str, int]
@@ -177,12 +187,14 @@ class Process:
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
     shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
-    ns of virtual time.
+    ns of virtual time, `name_left` what its first thread was called at its end.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
     `made_by` the parent's task that made it.
     `terminal` is its controlling terminal; `former_foreground` is of `job_control`.
+    `credentials` are those of its first thread, or were; `dumpable` is what PR_SET_DUMPABLE set.
+
     `stop_signal` stopped it, 0 is none; `untold` is what of that its parent has not been told: a stop
     ("stopped"), or that it goes on ("continued"). `changed` is woken whenever there is news of a child,
     `left_parent` once a process that was made by vfork needs its parent's memory no longer. `released` says
@@ -225,13 +237,16 @@ class Process:
         self.registry.processes[self.pid] = self
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
+        self.name_left = program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
         self.signals = ProcessSignals()
         self._timers: Alarms | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self._processor_limit = ProcessorLimit(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
-        self.no_new_privileges = 0
+        self.credentials: Credentials = kernel.first_user if parent is None else parent.credentials
+        self.dumpable = 1
+        self.oom_adjustment = self.oom_least = 0  # oom_score_adj, and how low its user may set it
         self.personality = 0
         self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
@@ -253,13 +268,8 @@ class Process:
         limits[RLIMIT_MSGQUEUE] = (_QUEUE_BYTES, _QUEUE_BYTES)
         return limits | dict.fromkeys((RLIMIT_NICE, RLIMIT_RTPRIO), (0, 0))
 
-    @property
-    def is_root(self) -> bool:
-        """Whether it has every capability, as user 0 has on Linux."""
-        return self.config.uid == 0
-
     def apply_limit(self, resource: int) -> None:
-        """Let memory and files obey what `limits` says of a resource. Root may lock what it likes."""
+        """Let memory and files obey what `limits` says of a resource; with CAP_IPC_LOCK all may be locked."""
         soft, hard = (None if value == RLIM_INFINITY else value for value in self.limits[resource])
         space = self.mm.limits
         if resource == RLIMIT_STACK:
@@ -269,7 +279,7 @@ class Process:
         elif resource == RLIMIT_DATA:
             space.data, space.data_most = soft, hard
         elif resource == RLIMIT_MEMLOCK:
-            space.locked = None if self.is_root else soft
+            space.locked = None if self.credentials.has(IPC_LOCK) else soft
         elif resource == RLIMIT_CPU:
             self._processor_limit.set()
         elif resource == RLIMIT_NOFILE:
@@ -278,7 +288,8 @@ class Process:
     @property
     def name(self) -> bytes:
         """What its first task is called, or was called at its end."""
-        return self.tasks[0].name if self.tasks else self.program.path.rsplit(b"/", 1)[-1]
+        leader = self.leader
+        return self.name_left if leader is None else leader.name
 
     # ---- its family
 
@@ -306,8 +317,9 @@ class Process:
         child.limits = dict(self.limits)
         if self.limits[RLIMIT_CPU][0] != RLIM_INFINITY:
             child.apply_limit(RLIMIT_CPU)
-        child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
+        child.dumpable, child.personality = self.dumpable, self.personality
         child.barriers = self.barriers
+        child.oom_adjustment, child.oom_least = self.oom_adjustment, self.oom_least
         self.children.append(child)
         return child
 
@@ -319,7 +331,7 @@ class Process:
         number = self.exit_signal if self.is_over else sig.SIGCHLD
         action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
         if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
-            parent.post(SignalInfo(number, code, pid=self.pid, uid=self.config.uid, value=status))
+            parent.post(SignalInfo(number, code, pid=self.pid, uid=self.credentials.uid, value=status))
         parent.changed.wake()
 
     def release(self) -> None:
@@ -330,7 +342,8 @@ class Process:
         self.registry.zombies += 1
         if self.terminal is not None or self.former_foreground:
             job_control.leave_terminal(self.registry, self, ends=True)
-        self.files.close_all()
+        for files in {self.files: None, **{task.files: None for task in self.tasks}}:
+            files.close_all()
         self.leave_memory()
         children = list(self.children)
         for child in children:
@@ -351,12 +364,54 @@ class Process:
             self.vanish()
             parent.changed.wake()
 
+    @property
+    def leader(self) -> Member | None:
+        """Its first thread; None once that has ended, though others live on."""
+        return next((task for task in self.tasks if task.tid == self.pid), None)
+
+    def leave_files(self, files: Files) -> None:
+        """A thread with these has ended: they are closed unless others have them."""
+        if files is not self.files and all(task.files is not files for task in self.tasks):
+            files.close_all()
+
+    def keep_files(self, task: Member) -> None:
+        """The files of `task` are the process's from now on: it is its only thread."""
+        for other in {self.files: None, **{each.files: None for each in self.tasks}}:
+            if other is not task.files:
+                other.close_all()
+        self.files = task.files
+
     def guard_programs(self) -> None:
-        """Let nobody open a file for writing that a living process executes (ETXTBSY)."""
-        family = self.registry.processes
-        self.files.namespace.is_executed = lambda key: any(
+        """Let nobody write to what a living process executes (ETXTBSY), nor look into another user's."""
+        family, namespace = self.registry.processes, self.files.namespace
+        namespace.is_executed = lambda key: any(
             each.program.file == key and not each.released for each in family.values()
         )
+        namespace.process_owner, namespace.may_inspect = self._owner_of, self._may_inspect
+
+    def _of_number(self, number: int) -> tuple[Process, Credentials] | None:
+        """The process of a number or a thread's, and who that is."""
+        registry = self.registry
+        task = registry.tasks.get(number)
+        if task is not None:
+            return task.process, task.credentials
+        process = registry.processes.get(number)
+        return None if process is None else (process, process.credentials)
+
+    def _owner_of(self, number: int, folder: bool) -> tuple[int, int]:
+        """See `Namespace.process_owner` (Linux: task_dump_owner)."""
+        found = self._of_number(number)
+        if found is None or not (folder or found[0].dumpable):
+            return 0, 0
+        return found[1].euid, found[1].egid
+
+    def _may_inspect(self, number: int) -> bool:
+        """See `Namespace.may_inspect`: those of the same process always."""
+        found = self._of_number(number)
+        if found is None or any(task.running for task in found[0].tasks):
+            return True
+        who = self.kernel.actor.credentials
+        return who.may_inspect(found[1], dumpable=bool(found[0].dumpable))
 
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""
@@ -435,7 +490,7 @@ class Process:
     def _tell_of_death(self, child: Process) -> None:
         """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
         if child.death_signal and not child.is_over:
-            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid))
+            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.credentials.uid))
 
     def thread_ended(self, tid: int) -> None:
         """A thread of it has ended, and it goes on: another is the parent of what that one made."""

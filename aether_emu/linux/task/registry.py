@@ -36,8 +36,8 @@ T = TypeVar("T")
 class Registry(Generic[P, T]):
     """Processes by number, in the order in which they were made, zombies among them; and tasks likewise.
 
-    `most` tasks can live at one time, those that are `zombies` among them. `arrivals` are tasks that nobody
-    runs yet: the scheduler takes them.
+    `most` tasks can live at one time, those that are `zombies` among them. `has_several_users` once a task
+    has changed its user. `arrivals` are tasks that nobody runs yet: the scheduler takes them.
     """
 
     def __init__(self, most: int) -> None:
@@ -46,6 +46,7 @@ class Registry(Generic[P, T]):
         self.tasks: dict[int, T] = {}
         self.arrivals: list[T] = []
         self.last, self.zombies = FIRST - 1, 0
+        self.has_several_users = False
 
     @property
     def count(self) -> int:

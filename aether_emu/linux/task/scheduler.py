@@ -145,10 +145,12 @@ class Scheduler:
         """
         observers = self.kernel.observers
         observers.running = True
+        self.kernel.clock.begin()
         try:
             return self._run(budget)
         finally:
             observers.running = False
+            self.kernel.clock.rest()
 
     def _run(self, budget: int | None) -> bool:
         cpu, check = self.entry.cpu, self.kernel.observers.check
@@ -223,10 +225,13 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        if task.tid == process.pid:
+            process.name_left = task.name
         if process.registry.tasks.get(task.tid) is task:
             del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
+            process.leave_files(task.files)
             if process.children:
                 process.thread_ended(task.tid)
             return
@@ -239,7 +244,7 @@ class Scheduler:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
         return any(
             isinstance(file, StreamFile) and file.writable
-            for files in {task.process.files: None for task in self._tasks}
+            for files in {task.files: None for task in self._tasks}
             for file in files.open_files().values()
         )
 
@@ -363,7 +368,7 @@ class Scheduler:
 
     def _blocks_to(self, deadline: int) -> int:
         """How many blocks bring virtual time to a deadline, if nothing else costs time."""
-        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.config.clock.block
+        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.clock.costs.block
         return max(1, min(LONGEST_TURN, -(-left // cost) if cost else LONGEST_TURN))
 
     def _turn(self, task: Task, limit: int | None) -> bool:
@@ -415,7 +420,10 @@ class Scheduler:
         if deadline is not None:
             self.kernel.clock.idle_until(deadline)
         elif self._of_host:
+            clock = self.kernel.clock
+            before = clock.now_ns
             self._pause()
+            clock.idle_ns += clock.now_ns - before  # time of the host, if that is the machine's
         elif freed := [task for task in self._tasks if task.can_go_on()]:
             for task in freed:  # somebody outside the run has changed what they wait for
                 self._queue.add(task)

@@ -18,7 +18,7 @@ _THREAD = 0x1_0F00  # CLONE_VM, FS, FILES, SIGHAND, THREAD
 
 def _zombie(parent: Process) -> Process:
     child = parent.fork(shares_memory=True)
-    child.files = parent.files.share()
+    child.files = parent.files
     child.end(Ended(code=0))
     child.release()
     return child
