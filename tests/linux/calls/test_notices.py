@@ -15,7 +15,7 @@ from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
 from tests.guests.running import ISAS
-from tests.linux.calls.test_timers import data
+from tests.linux.calls.test_timers import data, spinning
 from tests.linux.exec.crafted import EXECUTE, READ, Header, crafted
 from tests.linux.task.scripts import DATA, SPIN, Call, Several, assemble
 from tests.small_programs import streams
@@ -175,6 +175,32 @@ def test_refusals_of_signalfd_are_those_of_linux(isa: str, calls: list[Call], an
     with Several(isa) as several:
         several.calls(_BLOCK, *calls, data=signals())
         assert several.run() == [answer]
+
+
+@every_isa
+def test_fdinfo_tells_what_each_kind_has(isa: str) -> None:
+    with Several(isa) as several:
+        event = DATA + 0x900
+        at = bytearray(signals().ljust(0x1000, b"\0"))
+        struct.pack_into("<4q", at, 0x200, 5, 7, 0, 1)
+        layout = "<IQ" if isa == "x86_64" else "<I4xQ"
+        struct.pack_into(layout, at, 0x900, select.POLLIN | 1 << 31, 0xABC)
+        spinning(
+            several,
+            *(_SIGNALFD, ("timerfd_create", 0, 0), ("timerfd_settime", 4, 1, _TIME, 0)),
+            *(("eventfd2", 300, 1), ("epoll_create1", 0), ("epoll_ctl", 6, 1, 5, event)),
+            ("pidfd_open", _OWN, 0),
+            at=bytes(at),
+        )
+        several.machine.scheduler.run(100_000)
+        told = [several.tasks[0].process.files.table.file(fd).details() for fd in range(3, 8)]
+        assert told[0] == b"sigmask:\t%016x\n" % (1 << signal.SIGUSR1 - 1 | 1 << _REAL_TIME - 1)
+        lines = told[1].splitlines()
+        assert lines[:3] == [b"clockid: 0", b"ticks: 1", b"settime flags: 01"]
+        assert lines[4] == b"it_interval: (5, 7)"
+        assert told[2].splitlines()[::2] == [b"eventfd-count:              12c", b"eventfd-semaphore: 1"]
+        assert told[3].startswith(b"tfd:        5 events: 80000019 data:              abc  pos:0 ino:")
+        assert told[4] == b"Pid:\t%d\nNSpid:\t%d\n" % (_OWN, _OWN)
 
 
 # ---- pidfd
