@@ -17,13 +17,13 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
+from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.linux.task.timers import ProcessTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
-from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
@@ -133,8 +133,8 @@ class Process:
     `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
-    shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
-    ns of virtual time.
+    shows them. `files` is set by whoever makes the process, before it runs. `registry` is given
+    where a process without a parent is not the first. `started` is when it was made, in ns of virtual time.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
@@ -156,27 +156,28 @@ class Process:
         *,
         pid: int | None = None,
         parent: Process | None = None,
+        registry: Registry[Process, Member] | None = None,
     ) -> None:
         self.kernel, self.config, self.abi = kernel, kernel.config, kernel.abi
         self.mm = mm
         self.program = program
-        self.registry: Registry[Process, Member]
-        if parent is None:
-            self.registry = Registry(max(kernel.config.ram // RAM_PER_TASK, 2))
-        else:
-            self.registry = parent.registry
+        if registry is None and parent is not None:
+            registry = parent.registry
+        self.registry: Registry[Process, Member] = registry or Registry(
+            max(kernel.config.ram // RAM_PER_TASK, 2)
+        )
         self.pid = self.registry.number() if pid is None else pid
         self.parent, self.outer_parent = parent, PARENT_PID
-        self.children: list[Process] = []
-        self.group = self.session = self.pid
+        self.children: Children[Process] = Children()
+        self._group = self._session = self.pid
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
-        self.has_executed = self.reaps_orphans = self.released = False
+        self.has_executed = self._reaps_orphans = self.released = False
         self.death_signal = 0
         self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
         self.gone = WaitQueue()
         self.uses_parents_memory = False
-        self.registry.processes[self.pid] = self
+        self.registry.enter(self)
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.signals = ProcessSignals()
@@ -187,6 +188,7 @@ class Process:
         self.personality = 0
         self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
+        self._executes: FileKey | None = None  # as the registry counts it
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
 
@@ -233,6 +235,36 @@ class Process:
     # ---- its family
 
     @property
+    def group(self) -> int:
+        """Its process group (getpgrp(2))."""
+        return self._group
+
+    @group.setter
+    def group(self, number: int) -> None:
+        before, self._group = self._group, number
+        self.registry.regroup(self, before)
+
+    @property
+    def session(self) -> int:
+        """Its session (getsid(2))."""
+        return self._session
+
+    @session.setter
+    def session(self, number: int) -> None:
+        before, self._session = self._session, number
+        self.registry.change_session(self, before)
+
+    @property
+    def reaps_orphans(self) -> bool:
+        """Whether orphans among its descendants become its children (PR_SET_CHILD_SUBREAPER)."""
+        return self._reaps_orphans
+
+    @reaps_orphans.setter
+    def reaps_orphans(self, wanted: bool) -> None:
+        self.registry.reapers += wanted - self._reaps_orphans
+        self._reaps_orphans = wanted
+
+    @property
     def parent_pid(self) -> int:
         """getppid(2)."""
         return self.outer_parent if self.parent is None else self.parent.pid
@@ -244,7 +276,7 @@ class Process:
         """
         mm = self.mm if shares_memory else self.mm.fork()
         try:
-            child = Process(self.kernel, mm, copy.deepcopy(self.program), pid=number, parent=self)
+            child = Process(self.kernel, mm, copy.copy(self.program), pid=number, parent=self)
         except Refused:
             if not shares_memory:
                 mm.destroy()
@@ -256,7 +288,8 @@ class Process:
         child.limits = dict(self.limits)
         child.no_new_privileges, child.personality = self.no_new_privileges, self.personality
         child.barriers = self.barriers
-        self.children.append(child)
+        child.executes(self.program.file)
+        self.children.add(child)
         return child
 
     def tell_parent(self, code: int, status: int) -> None:
@@ -268,6 +301,7 @@ class Process:
         action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
         if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
             parent.post(SignalInfo(number, code, pid=self.pid, uid=self.config.uid, value=status))
+        parent.children.tell(self)
         parent.changed.wake()
 
     def release(self) -> None:
@@ -278,9 +312,9 @@ class Process:
         self.registry.zombies += 1
         self.files.close_all()
         self.leave_memory()
-        for child in list(self.children):
-            self._orphan(child)
-        self.children.clear()
+        self.executes(None)
+        self._orphan_children()
+        self.reaps_orphans = False
         parent = self.parent
         if parent is None:
             self.vanish()
@@ -291,12 +325,16 @@ class Process:
             self.vanish()
             parent.changed.wake()
 
-    def guard_programs(self) -> None:
-        """Let nobody open a file for writing that a living process executes (ETXTBSY)."""
-        family = self.registry.processes
-        self.files.namespace.is_executed = lambda key: any(
-            each.program.file == key and not each.released for each in family.values()
-        )
+    def executes(self, key: FileKey | None) -> None:
+        """It executes that file now, which nobody may open for writing meanwhile (ETXTBSY); None: nothing."""
+        executed = self.registry.executed
+        if self._executes is not None:
+            executed[self._executes] -= 1
+            if not executed[self._executes]:
+                del executed[self._executes]
+        if key is not None:
+            executed[key] += 1
+        self._executes = key
 
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""
@@ -327,25 +365,36 @@ class Process:
         if self.parent is not None or self.outer_parent == INIT:  # the first one's is kept, to be looked at
             self.mm.let_go()
 
-    def _orphan(self, child: Process) -> None:
-        """Its parent is gone: a near ancestor takes it (PR_SET_CHILD_SUBREAPER), or init."""
-        ancestor = self.parent
+    def _orphan_children(self) -> None:
+        """Their parent is gone: a near ancestor takes them (PR_SET_CHILD_SUBREAPER), or init."""
+        children = list(self.children)
+        ancestor = self.parent if children and self.registry.reapers else None
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
-        child.parent, child.outer_parent = ancestor, INIT
-        if child.death_signal:
-            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid))
-        if ancestor is not None:
-            ancestor.children.append(child)
-            ancestor.changed.wake()
-        elif child.released:
-            child.vanish()
+        for child in children:
+            self.children.remove(child)
+            child.parent, child.outer_parent = ancestor, INIT
+            if child.death_signal:
+                info = SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.config.uid)
+                child.post(info)
+            if ancestor is not None:
+                ancestor.adopt(child)
+                ancestor.changed.wake()
+            elif child.released:
+                child.vanish()
+
+    def adopt(self, child: Process) -> None:
+        """Be the one who hears of `child` from now on."""
+        child.parent = self
+        self.children.add(child)
+        if child.released or child.untold:
+            self.children.tell(child)
 
     def vanish(self) -> None:
         """Nobody waits for it any more: its number is free."""
-        if self.parent is not None and self in self.parent.children:
+        if self.parent is not None:
             self.parent.children.remove(self)
-        if self.registry.processes.pop(self.pid, None) is self:
+        if self.registry.leave(self):
             self.registry.zombies -= self.released
 
     # ---- to look at it from outside
@@ -477,9 +526,10 @@ class Process:
         Where it was, if it has been unmapped. 0 on an ISA without such a place.
         """
         program = self.program
-        vdso = self.mm.physical.objects.find(program.vdso)
-        if isinstance(vdso, SpecialMapping):
-            program.vdso_start = vdso.start(self.mm) or program.vdso_start
+        shown = (area.start for area in self.mm.areas if area.backing and area.backing.number == program.vdso)
+        area = self.mm.areas.find(program.vdso_start)
+        if area is None or area.backing is None or area.backing.number != program.vdso:
+            program.vdso_start = next(shown, program.vdso_start)
         return program.vdso_start + program.signal_return if program.signal_return else 0
 
     # ---- the end
@@ -537,8 +587,8 @@ class Process:
         """Take over what `capture` gave. The whole family is there already."""
         family = self.registry.processes
         self.parent = None if state["parent"] is None else family[state["parent"]]
-        self.children = [family[pid] for pid in state["children"]]
         self.program = copy.deepcopy(state["program"])
+        self.executes(None if state["released"] else self.program.file)
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
         self.timers.restore(state["timers"])
@@ -546,3 +596,8 @@ class Process:
         for name in _PLAIN:
             setattr(self, name, state[name])
         self.registry.zombies += self.released
+
+    def restore_children(self, state: dict[str, Any]) -> None:
+        """Know them again, once all of the family are restored."""
+        for pid in state["children"]:
+            self.adopt(self.registry.processes[pid])
