@@ -74,15 +74,12 @@ def test_refusals_are_those_of_linux(isa: str, calls: list[tuple[str, int]], ans
 def test_pidfd_sends_a_signal_and_is_ready_when_its_process_has_ended(isa: str) -> None:
     with Several(isa) as several:
         killed = several.calls(("nanosleep", _SLEEP, 0), data=data(1, sleep=10**12))
-        caller = several.calls(
+        several.calls(
             ("pidfd_open", killed.process.pid, 0),
             ("pidfd_send_signal", _FD, signal.SIGTERM, 0, 0),
             ("ppoll", _POLL, 1, 0, 0, 0),
             data=polling(data(1)),
         )
-        registry = killed.process.registry
-        caller.process.registry = registry
-        registry.processes[caller.process.pid], registry.tasks[caller.tid] = caller.process, caller
         assert several.run() == [128 + signal.SIGTERM, 1]
         assert several.machine.clock.now_ns < 10**9
 
@@ -323,9 +320,6 @@ def test_pidfd_getfd_shares_an_open_file(isa: str) -> None:
             ("pidfd_getfd", 3, 99, 0),
             data=data(1, sleep=1000),
         )
-        registry = other.process.registry
-        caller.process.registry = registry
-        registry.processes[caller.process.pid], registry.tasks[caller.tid] = caller.process, caller
         with pytest.raises(Deadlock):
             several.run()
         assert caller.process.ended is not None and caller.process.ended.status == -errno.EBADF & 0xFF
@@ -342,10 +336,7 @@ def test_waitid_does_not_wait_by_a_nonblocking_pidfd(isa: str) -> None:
             data=data(1),
         )
         parent = caller.process
-        parent.registry = child.registry
-        parent.registry.processes[parent.pid], parent.registry.tasks[caller.tid] = parent, caller
-        child.parent = parent
-        parent.children.append(child)
+        parent.adopt(child)
         with pytest.raises(Deadlock):
             several.run()
         assert parent.ended is not None and parent.ended.status == -errno.EAGAIN & 0xFF
