@@ -673,7 +673,8 @@ class Process:
     @property
     def queued_signals(self) -> int:
         """How many are queued for all processes of its user (`SigQ`): that is what the limit counts."""
-        return sum(other.own_signals for other in self.registry.processes.values())
+        user, processes = self.credentials.uid, self.registry.processes.values()
+        return sum(other.own_signals for other in processes if other.credentials.uid == user)
 
     @property
     def own_signals(self) -> int:
