@@ -75,7 +75,9 @@ def capture(machine: Machine) -> State:
     backings = _backings_of(spaces.values())
     memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
     try:
-        captured_files = files_capture.capture(files, memories)
+        with kernel.actor.as_root():
+            captured_files = files_capture.capture(files, memories)
+            described = [_describe_backing(process, backing) for backing in backings]
     finally:
         for memory in memories:
             memory.release()
@@ -92,7 +94,7 @@ def capture(machine: Machine) -> State:
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
-        "backings": [_describe_backing(process, backing) for backing in backings],
+        "backings": described,
         "spaces": [space.capture() for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
@@ -118,7 +120,9 @@ def restore(
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
             raise StateError(f"a snapshot with {tables}")
-        _fill(machine, state, grants, complete_streams({} if streams is None else streams))
+        with machine.kernel.actor.as_root():
+            _fill(machine, state, grants, complete_streams({} if streams is None else streams))
+        machine.kernel.actor.credentials = machine.entry.task.credentials
     except BaseException:
         machine.abandon()
         raise

@@ -636,7 +636,7 @@ class Machine:
             if not process.released:
                 process.released = True
                 if hasattr(process, "files"):
-                    process.files.close_all()
+                    process.close_files()
                 if process is not first:
                     process.mm.let_go()
         first.mm.let_go()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import stat as modes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from aether_emu.records import dataclass
 
@@ -184,3 +186,13 @@ class Actor:
     """Whose rights count at this moment: those of the task on the CPU (Linux: current_cred)."""
 
     credentials: Credentials
+
+    @contextmanager
+    def as_root(self) -> Iterator[None]:
+        """By the superuser's for a while: the machine itself looks for files."""
+        before = self.credentials
+        self.credentials = of_user(0, 0)
+        try:
+            yield
+        finally:
+            self.credentials = before

@@ -377,8 +377,7 @@ class Process:
         self.registry.zombies += 1
         if self.terminal is not None or self.former_foreground:
             job_control.leave_terminal(self.registry, self, ends=True)
-        for files in {self.files: None, **{task.files: None for task in self.tasks}}:
-            files.close_all()
+        self.close_files()
         self.leave_memory()
         self.executes(None)
         children = self._orphan_children()
@@ -402,6 +401,11 @@ class Process:
     def leader(self) -> Member | None:
         """Its first thread; None once that has ended, though others live on."""
         return next((task for task in self.tasks if task.tid == self.pid), None)
+
+    def close_files(self) -> None:
+        """It has ended: its files, and those that threads have by themselves."""
+        for files in {self.files: None, **{task.files: None for task in self.tasks}}:
+            files.close_all()
 
     def leave_files(self, files: Files) -> None:
         """A thread with these has ended: they are closed unless others have them."""

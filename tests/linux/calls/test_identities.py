@@ -19,6 +19,9 @@ from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import Credentials, of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.task.task import Task
+from aether_emu.state import capture, restore
+from aether_emu.system import Grants, Machine
+from tests.guests.running import program
 from tests.linux.calls.twin import NUMBERS
 from tests.linux.task.scripts import DATA, SPIN, Several, made_by
 
@@ -351,3 +354,23 @@ def test_a_root_is_chosen_by_the_superuser_and_nothing_above_it_is_found() -> No
         assert files.stat(here, b"/link").is_directory
         assert other.files.stat(here, b"/tmp/out").uid == 0, "each has its own"
         files.close(fd)
+
+
+def test_a_snapshot_keeps_who_a_task_is_and_what_it_may_not_open_any_more() -> None:
+    path = program("x86_64", "hello")
+    grants = Grants(cwd=path.parent)
+    with Machine("x86_64", ram="8M", aperture="4M", uid=0, gid=0) as machine:
+        machine.load(path, grants=grants)
+        assert machine.run_for(20) is None
+        task = machine.entry.task
+        fd = task.files.open(fl.AT_FDCWD, b"/tmp/own", fl.O_CREAT | fl.O_RDWR, 0o600)
+        listing = task.files.open(fl.AT_FDCWD, b"/proc/self/environ", fl.O_RDONLY)
+        task.become(replace(of_user(7, 8), groups=(3, 4)))
+        task.no_new_privileges = 1
+        with restore(capture(machine), grants=grants) as again:
+            other = again.entry.task
+            assert other.credentials == task.credentials == again.kernel.actor.credentials
+            assert (other.no_new_privileges, other.process.dumpable) == (1, 0)
+            assert other.files.stat(fl.AT_FDCWD, b"/tmp/own").uid == 0
+            other.files.fstat(fd), other.files.fstat(listing)
+            assert _refusal(other, "/tmp/own") == errno.EACCES
