@@ -99,7 +99,7 @@ def capture(machine: Machine) -> State:
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "numbers": registry.last,
+        "numbers": (registry.last, registry.vdso),
         "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
         "tasks": [(task.process.pid, task.capture()) for task in tasks],
         "running": machine.entry.task.tid,
@@ -138,8 +138,12 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.process = first
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore(described)
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.restore_children(described)
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
+    machine.namespace.executed = first.registry.executed
     restored = _restore_files(machine.namespace, processes, state, streams)
+    first.guard_proc()
     for process, described in zip(processes, state["processes"], strict=True):
         process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
@@ -175,12 +179,12 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
             space = spaces[number]
             space.users += number in users
             users.add(number)
-        parent = processes[0] if processes else None
+        registry = processes[0].registry if processes else None
         processes.append(
-            Process(machine.kernel, space, described["program"], pid=described["pid"], parent=parent)
+            Process(machine.kernel, space, described["program"], pid=described["pid"], registry=registry)
         )
     registry = processes[0].registry
-    registry.last = state["numbers"]
+    registry.last, registry.vdso = state["numbers"]
     return processes, spaces
 
 

@@ -192,8 +192,7 @@ def _process_of(task: Task, asked: _Request) -> Task:
     child.exit_signal, child.made_by = asked.exit_signal, task.tid
     if flags & _PARENT and process.parent is not None:
         process.children.remove(child)
-        child.parent = process.parent
-        child.parent.children.append(child)
+        process.parent.adopt(child)
         child.exit_signal, child.made_by = process.exit_signal, process.made_by
     if flags & _SIGHAND:
         child.signals.actions = process.signals.actions

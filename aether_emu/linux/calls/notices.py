@@ -39,13 +39,13 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
     kernel, files = task.process.kernel, task.files
     files.table.require_room()
     base = kernel.clock.epoch_ns if clock == _REALTIME else 0
-    file = _timer_file(kernel, base, flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
+    file = _timer_file(kernel, (clock, base), flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
 
 
-def _timer_file(kernel: Kernel, base: int, flags: int, stat: Stat) -> TimerFile:
+def _timer_file(kernel: Kernel, clock: tuple[int, int], flags: int, stat: Stat) -> TimerFile:
     return TimerFile(
-        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, base, flags, stat
+        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, clock, flags, stat
     )
 
 
@@ -69,6 +69,7 @@ def sys_timerfd_settime(task: Task, fd: int, flags: int, new: int, old: int, *_:
     interval, first = (seconds * _SECOND + rest for seconds, rest in (fields[:2], fields[2:]))
     deadline = first - timer.base if flags & _ABSTIME else now + first
     timer.arm(min(deadline, LAST_NS) if first else None, interval)
+    timer.set_flags = u32(flags)
     task.yields = True  # the next turn ends when the timer is due
     task.stop()
     if old:
@@ -108,7 +109,9 @@ def install_pidfd(task: Task, process: Process, flags: int) -> int:
 
 
 def _process_file(process: Process, flags: int, stat: Stat) -> ProcessFile:
-    return ProcessFile(process.pid, process.gone, lambda: process.released, flags, stat)
+    known, pid = process.registry.processes, process.pid
+    ended = (lambda: process.released, lambda: known.get(pid) is not process)
+    return ProcessFile(pid, process.gone, ended, flags, stat)
 
 
 def pidfd(task: Task, fd: int) -> ProcessFile:
@@ -123,13 +126,13 @@ def _living(task: Task, file: OpenFile) -> Process:
     """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
     folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
     if isinstance(file, ProcessFile):
-        pid, ended = file.pid, file.is_gone()
+        pid, waited = file.pid, file.was_waited_for()
     elif folder.isdigit():
-        pid, ended = int(folder), False
+        pid, waited = int(folder), False
     else:
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
     found = task.process.registry.processes.get(pid)
-    if not isinstance(found, Process) or (ended and not found.released):
+    if waited or not isinstance(found, Process):
         raise Refused(errno.ESRCH, "it has ended, and was waited for")
     return found
 
@@ -206,12 +209,13 @@ def restored(described: dict[str, Any], viewer: Process) -> OpenFile:
     """One of these files as it was captured; `viewer` is a process that has it open."""
     flags, stat, kernel = described["flags"], Stat(*described["stat"]), viewer.kernel
     if described["kind"] == TimerFile.kind:
-        timer = _timer_file(kernel, described["base"], flags, stat)
+        timer = _timer_file(kernel, described["clock"], flags, stat)
         timer.go_on(described["state"])
+        timer.set_flags = described["set"]
         return timer
     if described["kind"] == SignalFile.kind:
         return _signal_file(kernel, described["mask"], flags, stat)
     process = viewer.registry.processes.get(described["pid"])
-    if described["gone"] or process is None:
-        return ProcessFile(described["pid"], WaitQueue(), lambda: True, flags, stat)
+    if described["waited"] or process is None:
+        return ProcessFile(described["pid"], WaitQueue(), (lambda: True, lambda: True), flags, stat)
     return _process_file(process, flags, stat)

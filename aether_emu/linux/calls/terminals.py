@@ -196,6 +196,12 @@ def _set_modes(kind: str, *, flush: bool = False) -> Callable[[Task, OpenFile, i
     return serve
 
 
+def _get_locked_modes(task: Task, _file: OpenFile, argument: int) -> int:
+    """TIOCGLCKTRMIOS: none is."""
+    task.cpu.copy_to_user(argument, bytes(m.SIZES["termios"]))
+    return 0
+
+
 def _get_size(task: Task, file: OpenFile, argument: int) -> int:
     task.cpu.copy_to_user(argument, struct.pack("<4H", *_terminal(file).terminal.size))
     return 0
@@ -209,6 +215,13 @@ def _set_size(task: Task, file: OpenFile, argument: int) -> int:
 
 def _get_carrier(task: Task, file: OpenFile, argument: int) -> int:
     return _put(task, argument, bool(_terminal(file).terminal.modes.control & m.CLOCAL))
+
+
+def _set_carrier(task: Task, file: OpenFile, argument: int) -> int:
+    terminal = _terminal(file).terminal
+    wanted = m.CLOCAL if _get(task, argument) else 0
+    terminal.modes.control = terminal.modes.control & ~m.CLOCAL | wanted
+    return 0
 
 
 # flow
@@ -243,7 +256,7 @@ def _flow(task: Task, file: OpenFile, argument: int) -> int:
 
 
 def _drain(task: Task, file: OpenFile, _argument: int) -> int:
-    """TCSBRK: what was written has arrived at once, and a pseudo-terminal has no break."""
+    """TCSBRK and those for a break: what was written has arrived at once, and no break can be sent."""
     if not _terminal(file).is_master:
         check(task, _terminal(file).terminal, sig.SIGTTOU)
     return 0
@@ -255,6 +268,10 @@ def _nothing_on_its_way(task: Task, _file: OpenFile, argument: int) -> int:
 
 def _typed_by_program(_task: Task, _file: OpenFile, _argument: int) -> int:
     raise Refused(errno.EIO, "nobody may type for others (dev.tty.legacy_tiocsti is 0)")
+
+
+def _for_administrators(_task: Task, _file: OpenFile, _argument: int) -> int:
+    raise Refused(errno.EPERM, "nobody may redirect, hang up or lock (TIOCCONS, TIOCVHANGUP, TIOCSLCKTRMIOS)")
 
 
 # whose it is
@@ -397,6 +414,7 @@ def _open_peer(task: Task, file: OpenFile, argument: int) -> int:
     namespace = files.namespace
     with namespace.lookup(namespace.root(), pty.name) as place:
         peer = opening.open_place(namespace, place, opening.check_flags(flags))
+    peer.flags &= ~fl.O_LARGEFILE
     fd = files.table.install(peer, cloexec=bool(flags & fl.O_CLOEXEC))
     opened(task, peer, flags)
     return fd
@@ -428,13 +446,20 @@ _REQUESTS: dict[int, Callable[[Task, OpenFile, int], int]] = {
     0x5413: _get_size,
     0x5414: _set_size,
     0x5419: _get_carrier,
+    0x541A: _set_carrier,
+    0x541D: _for_administrators,
     0x5420: _set_packet,
     0x5422: _leave,
     0x5423: _set_discipline,
     0x5424: _get_discipline,
     0x5425: _drain,
+    0x5427: _drain,
+    0x5428: _drain,
     0x5429: _get_session,
+    0x5437: _for_administrators,
     0x5441: _open_peer,
+    0x5456: _get_locked_modes,
+    0x5457: _for_administrators,
     0x40045431: _set_lock,
     0x40045436: _send,
     0x80045430: _get_number,

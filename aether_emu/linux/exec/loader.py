@@ -96,7 +96,9 @@ def _load(task: Task, name: str, opened: HostData | None) -> None:
         if image.isa != abi.isa:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         process.program.path, process.program.file = file.link(), file.key
-        process.guard_programs()
+        process.executes(file.key)
+        process.guard_proc()
+        process.files.namespace.executed = process.registry.executed
         map_stack(space, layout, executable=image.executable_stack)
         lowest = stack.put_strings()
         with _attached(task, file) as mapped:

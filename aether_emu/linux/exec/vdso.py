@@ -10,12 +10,15 @@ from __future__ import annotations
 import struct
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.task.registry import Registry
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE
 from aether_emu.mm.objects.special import SpecialMapping
+from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.random import Stream
 
@@ -57,14 +60,27 @@ def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
     start = mapping.map_memory(space, request)  # finds the place, by the rules of a mapping with a hint
     space.unmap(start, start + length)
     code = start + len(data) * page
-    vdso = SpecialMapping(space.physical, "[vdso]", pages)
+    vdso, vvar = _shared(process.registry, space.physical, pages, data)
     everything = _RX | Protection.WRITE  # a debugger may set breakpoints
     space.insert(space.new_area(code, start + length, _RX, backing=vdso, maximum=everything, name=vdso.name))
-    vvar, read = SpecialMapping(space.physical, "[vvar]", data), Protection.READ
+    read = Protection.READ
     space.insert(space.new_area(start, code, read, backing=vvar, maximum=read, name=vvar.name))
     process.program.vdso, process.program.vdso_start = vdso.number, code
     process.program.signal_return = symbol(contents, abi.signal_return) if abi.signal_return else 0
     return code
+
+
+def _shared(
+    registry: Registry[Any, Any], physical: Physical, pages: list[bytes], data: list[bytes | None]
+) -> tuple[SpecialMapping, SpecialMapping]:
+    """Image and data, which all processes share: those of one that lives, or new ones."""
+    found = [physical.objects.find(number) for number in registry.vdso]
+    match found:
+        case [SpecialMapping() as vdso, SpecialMapping() as vvar]:
+            return vdso, vvar
+    made = SpecialMapping(physical, "[vdso]", pages), SpecialMapping(physical, "[vvar]", data)
+    registry.vdso = made[0].number, made[1].number
+    return made
 
 
 def _above_stack(start: int, length: int, end: int, stream: Stream | None) -> int:

@@ -131,12 +131,12 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
-        self.is_executed: Callable[[FileKey], bool] = lambda key: False
-        """Whether a process runs the file: then nobody opens it for writing."""
         self.process_owner: Callable[[int, bool], tuple[int, int]] = lambda number, folder: (uid, gid)
         """Who owns what /proc has of a process or thread: of its `folder` itself, or what is in it."""
         self.may_inspect: Callable[[int], bool] = lambda number: True
         """Whether who looks may look into a process or thread."""
+        self.executed: Counter[FileKey] = Counter()
+        """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
         """How many open files may write to a file of the host: while there are any, nobody executes it."""
         self.look: Callable[[], None] = lambda: None

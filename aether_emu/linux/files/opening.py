@@ -187,7 +187,7 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
     if wants_write(flags):
         status = place.status
-        if status is not None and namespace.is_executed((status.st_dev, status.st_ino)):
+        if status is not None and (status.st_dev, status.st_ino) in namespace.executed:
             raise Refused(errno.ETXTBSY, f"a process executes {shown(text(place.path))}")
     with host.refusals(f"{shown(text(place.path))}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))

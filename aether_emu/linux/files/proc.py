@@ -224,9 +224,13 @@ def _descriptor_texts(shown: ShownTask) -> dict[bytes, Node]:
 def _about(files: OpenFiles, fd: int, file: OpenFile) -> Callable[[], bytes]:
     def text() -> bytes:
         stat, closes = file.stat(), fl.O_CLOEXEC if files.closes_on_exec(fd) else 0
-        return b"pos:\t%d\nflags:\t0%o\nmnt_id:\t%d\nino:\t%d\n" % (
-            *(file.position, file.flags | closes),
-            *(file.statfs().number + 20, stat.ino),
+        return (
+            b"pos:\t%d\nflags:\t0%o\nmnt_id:\t%d\nino:\t%d\n"
+            % (
+                *(file.position, file.flags | closes),
+                *(file.statfs().number + 20, stat.ino),
+            )
+            + file.details()
         )
 
     return text

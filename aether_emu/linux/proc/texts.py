@@ -219,7 +219,7 @@ class TaskTexts:
 
     def _children(self) -> bytes:
         """The processes that this one made: those of all its threads are told of the first."""
-        children = self._process.children if self._tid == self._process.pid else []
+        children = self._process.children if self._tid == self._process.pid else ()
         return b"".join(b"%d " % child.pid for child in children)
 
 

@@ -20,13 +20,13 @@ from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task import job_control
+from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
-from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
 from aether_emu.records import dataclass
@@ -186,8 +186,9 @@ class Process:
     `mm` is its address space, which it holds until it is released. `tasks` are its living threads, the first
     one first; a task enters itself when it is made. `personality` has the bits of personality(2). `ended` is
     None while it lives, and never changes afterwards. `limits` are resource -> (soft, hard), as getrlimit
-    shows them. `files` is set by whoever makes the process, before it runs. `started` is when it was made, in
-    ns of virtual time, `name_left` what its first thread was called at its end.
+    shows them. `files` is set by whoever makes the process, before it runs. `registry` is given where a
+    process without a parent is not the first. `started` is when it was made, in ns of virtual time,
+    `name_left` what its first thread was called at its end.
 
     Its family: `parent` is None for the first one and orphans, `outer_parent` then says who is. `children`
     are those that it has not waited for, the oldest first; `exit_signal` is what its parent gets at its end,
@@ -212,29 +213,30 @@ class Process:
         *,
         pid: int | None = None,
         parent: Process | None = None,
+        registry: Registry[Process, Member] | None = None,
     ) -> None:
         self.kernel, self.config, self.abi = kernel, kernel.config, kernel.abi
         self.mm = mm
         self.program = program
-        self.registry: Registry[Process, Member]
-        if parent is None:
-            self.registry = Registry(max(kernel.config.ram // RAM_PER_TASK, 2))
-        else:
-            self.registry = parent.registry
+        if registry is None and parent is not None:
+            registry = parent.registry
+        self.registry: Registry[Process, Member] = registry or Registry(
+            max(kernel.config.ram // RAM_PER_TASK, 2)
+        )
         self.pid = self.registry.number() if pid is None else pid
         self.parent, self.outer_parent = parent, PARENT_PID
-        self.children: list[Process] = []
-        self.group = self.session = self.pid
+        self.children: Children[Process] = Children()
+        self._group = self._session = self.pid
         self.terminal: job_control.Controlling | None = None
         self.former_foreground = 0
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
-        self.has_executed = self.reaps_orphans = self.released = False
+        self.has_executed = self._reaps_orphans = self.released = False
         self.death_signal = 0
         self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
         self.gone = WaitQueue()
         self.uses_parents_memory = False
-        self.registry.processes[self.pid] = self
+        self.registry.enter(self)
         self.usage, self.usage_of_children = Usage(), Usage()
         self.started = kernel.clock.now_ns
         self.name_left = program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
@@ -250,6 +252,7 @@ class Process:
         self.personality = 0
         self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
+        self._executes: FileKey | None = None  # as the registry counts it
         self.limits = self._initial_limits()
         self.apply_limit(RLIMIT_MEMLOCK)
 
@@ -294,6 +297,36 @@ class Process:
     # ---- its family
 
     @property
+    def group(self) -> int:
+        """Its process group (getpgrp(2))."""
+        return self._group
+
+    @group.setter
+    def group(self, number: int) -> None:
+        before, self._group = self._group, number
+        self.registry.regroup(self, before)
+
+    @property
+    def session(self) -> int:
+        """Its session (getsid(2))."""
+        return self._session
+
+    @session.setter
+    def session(self, number: int) -> None:
+        before, self._session = self._session, number
+        self.registry.change_session(self, before)
+
+    @property
+    def reaps_orphans(self) -> bool:
+        """Whether orphans among its descendants become its children (PR_SET_CHILD_SUBREAPER)."""
+        return self._reaps_orphans
+
+    @reaps_orphans.setter
+    def reaps_orphans(self, wanted: bool) -> None:
+        self.registry.reapers += wanted - self._reaps_orphans
+        self._reaps_orphans = wanted
+
+    @property
     def parent_pid(self) -> int:
         """getppid(2)."""
         return self.outer_parent if self.parent is None else self.parent.pid
@@ -305,7 +338,7 @@ class Process:
         """
         mm = self.mm if shares_memory else self.mm.fork()
         try:
-            child = Process(self.kernel, mm, copy.deepcopy(self.program), pid=number, parent=self)
+            child = Process(self.kernel, mm, copy.copy(self.program), pid=number, parent=self)
         except Refused:
             if not shares_memory:
                 mm.destroy()
@@ -320,7 +353,8 @@ class Process:
         child.dumpable, child.personality = self.dumpable, self.personality
         child.barriers = self.barriers
         child.oom_adjustment, child.oom_least = self.oom_adjustment, self.oom_least
-        self.children.append(child)
+        child.executes(self.program.file)
+        self.children.add(child)
         return child
 
     def tell_parent(self, code: int, status: int) -> None:
@@ -332,6 +366,7 @@ class Process:
         action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
         if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
             parent.post(SignalInfo(number, code, pid=self.pid, uid=self.credentials.uid, value=status))
+        parent.children.tell(self)
         parent.changed.wake()
 
     def release(self) -> None:
@@ -344,10 +379,9 @@ class Process:
             job_control.leave_terminal(self.registry, self, ends=True)
         self.close_files()
         self.leave_memory()
-        children = list(self.children)
-        for child in children:
-            self._orphan(child)
-        self.children.clear()
+        self.executes(None)
+        children = self._orphan_children()
+        self.reaps_orphans = False
         job_control.has_ended(self.registry, self, children)
         parent = self.parent
         if parent is None:
@@ -385,12 +419,9 @@ class Process:
                 other.close_all()
         self.files = task.files
 
-    def guard_programs(self) -> None:
-        """Let nobody write to what a living process executes (ETXTBSY), nor look into another user's."""
-        family, namespace = self.registry.processes, self.files.namespace
-        namespace.is_executed = lambda key: any(
-            each.program.file == key and not each.released for each in family.values()
-        )
+    def guard_proc(self) -> None:
+        """Let nobody look into another user's processes by /proc."""
+        namespace = self.files.namespace
         namespace.process_owner, namespace.may_inspect = self._owner_of, self._may_inspect
 
     def _of_number(self, number: int) -> tuple[Process, Credentials] | None:
@@ -416,6 +447,17 @@ class Process:
             return True
         who = self.kernel.actor.credentials
         return who.may_inspect(found[1], dumpable=bool(found[0].dumpable))
+
+    def executes(self, key: FileKey | None) -> None:
+        """It executes that file now, which nobody may open for writing meanwhile (ETXTBSY); None: nothing."""
+        executed = self.registry.executed
+        if self._executes is not None:
+            executed[self._executes] -= 1
+            if not executed[self._executes]:
+                del executed[self._executes]
+        if key is not None:
+            executed[key] += 1
+        self._executes = key
 
     def how_it_ended(self) -> tuple[int, int]:
         """si_code and si_status of the end."""
@@ -477,19 +519,31 @@ class Process:
         if self.parent is not None or self.outer_parent == INIT:  # the first one's is kept, to be looked at
             self.mm.let_go()
 
-    def _orphan(self, child: Process) -> None:
-        """Its parent is gone: a near ancestor takes it (PR_SET_CHILD_SUBREAPER), or init."""
-        ancestor = self.parent
+    def _orphan_children(self) -> list[Process]:
+        """Their parent is gone: a near ancestor takes them (PR_SET_CHILD_SUBREAPER), or init."""
+        children = list(self.children)
+        ancestor = self.parent if children and self.registry.reapers else None
         while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
             ancestor = ancestor.parent
-        child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
-        self._tell_of_death(child)
-        if ancestor is not None:
-            ancestor.children.append(child)
-            if child.released:
-                child.tell_of_end(ancestor)
-        elif child.released:
-            child.vanish()
+        for child in children:
+            self.children.remove(child)
+            child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
+            self._tell_of_death(child)
+            if ancestor is not None:
+                ancestor.adopt(child)
+                ancestor.changed.wake()
+                if child.released:
+                    child.tell_of_end(ancestor)
+            elif child.released:
+                child.vanish()
+        return children
+
+    def adopt(self, child: Process) -> None:
+        """Be the one who hears of `child` from now on."""
+        child.parent = self
+        self.children.add(child)
+        if child.released or child.untold:
+            self.children.tell(child)
 
     def _tell_of_death(self, child: Process) -> None:
         """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
@@ -505,9 +559,9 @@ class Process:
 
     def vanish(self) -> None:
         """Nobody waits for it any more: its number is free."""
-        if self.parent is not None and self in self.parent.children:
+        if self.parent is not None:
             self.parent.children.remove(self)
-        if self.registry.processes.pop(self.pid, None) is self:
+        if self.registry.leave(self):
             self.registry.zombies -= self.released
 
     # ---- to look at it from outside
@@ -598,7 +652,8 @@ class Process:
         self.arrived.wake()
         for task in self.tasks:
             task.hear(number)
-        if any(task.running for task in self.tasks) or self.is_over:
+        in_call = self.kernel.observers.running and any(task.running for task in self.tasks)
+        if in_call or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:
             self.die(sig.SIGKILL, sig.name_of(sig.SIGKILL))
@@ -622,7 +677,8 @@ class Process:
     @property
     def queued_signals(self) -> int:
         """How many are queued for all processes of its user (`SigQ`): that is what the limit counts."""
-        return sum(other.own_signals for other in self.registry.processes.values())
+        user, processes = self.credentials.uid, self.registry.processes.values()
+        return sum(other.own_signals for other in processes if other.credentials.uid == user)
 
     @property
     def own_signals(self) -> int:
@@ -661,9 +717,10 @@ class Process:
         Where it was, if it has been unmapped. 0 on an ISA without such a place.
         """
         program = self.program
-        vdso = self.mm.physical.objects.find(program.vdso)
-        if isinstance(vdso, SpecialMapping):
-            program.vdso_start = vdso.start(self.mm) or program.vdso_start
+        shown = (area.start for area in self.mm.areas if area.backing and area.backing.number == program.vdso)
+        area = self.mm.areas.find(program.vdso_start)
+        if area is None or area.backing is None or area.backing.number != program.vdso:
+            program.vdso_start = next(shown, program.vdso_start)
         return program.vdso_start + program.signal_return if program.signal_return else 0
 
     # ---- the end
@@ -726,8 +783,8 @@ class Process:
         """Take over what `capture` gave. The whole family is there already."""
         family = self.registry.processes
         self.parent = None if state["parent"] is None else family[state["parent"]]
-        self.children = [family[pid] for pid in state["children"]]
         self.program = copy.deepcopy(state["program"])
+        self.executes(None if state["released"] else self.program.file)
         self.limits = dict(state["limits"])
         self.signals.restore(state["signals"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
@@ -740,3 +797,8 @@ class Process:
         if state["timers"] is not None:
             self.timers.restore(state["timers"])
         self.apply_limit(RLIMIT_CPU)
+
+    def restore_children(self, state: dict[str, Any]) -> None:
+        """Know them again, once all of the family are restored."""
+        for pid in state["children"]:
+            self.adopt(self.registry.processes[pid])

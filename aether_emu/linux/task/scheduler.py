@@ -28,6 +28,7 @@ from typing import Any
 from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
 from aether_emu.linux.entry import Entry
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
@@ -86,6 +87,11 @@ def _called(task: Task) -> str:
     return f"thread {task.tid} ({name}) of process {task.process.pid}"
 
 
+def _may_speak(files: Files) -> bool:
+    """Whether a writable standard stream is open."""
+    return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
+
+
 def _plight(task: Task) -> str:
     """Why it does not run."""
     stopped = task.process.stop_signal
@@ -120,6 +126,7 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
     def tasks(self) -> list[Task]:
@@ -242,11 +249,10 @@ class Scheduler:
 
     def _is_heard(self) -> bool:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
-        return any(
-            isinstance(file, StreamFile) and file.writable
-            for files in {task.files: None for task in self._tasks}
-            for file in files.open_files().values()
-        )
+        if self._speaker is not None and not self._speaker.is_over and _may_speak(self._speaker.files):
+            return True
+        self._speaker = next((task for task in self._tasks if _may_speak(task.files)), None)
+        return self._speaker is not None
 
     def _end_all(self) -> None:
         """The first process has ended, and nobody listens to those that are left: they are killed."""

@@ -195,7 +195,7 @@ def _two(several: Several, one: Credentials, two: Credentials) -> tuple[Task, Ta
     second = made_by(first, "fork")
     several.tasks.append(second)
     first.credentials, second.credentials = one, two
-    first.process.guard_programs()
+    first.process.guard_proc()
     return first, second
 
 

@@ -103,14 +103,20 @@ class Several:
     def __exit__(self, *_: object) -> None:
         self.machine.cpu.set_root(self.machine.kernel_half.table.root)
         for task in self.tasks:
-            task.process.files.close_all()
-            task.process.mm.destroy()
-        self.machine.close()
+            if task.process.released:  # it kept its memory, as processes without a parent do
+                task.process.mm.destroy()
+        self.machine.close()  # with whoever is left, those that they have forked too
 
     def _made(self, path: Path) -> Task:
         machine = self.machine
         made = Program(str(path).encode(), [path.name.encode()], [])
-        process = Process(machine.kernel, machine.new_space(), made, pid=2000 + len(self.tasks))
+        process = Process(
+            machine.kernel,
+            machine.new_space(),
+            made,
+            pid=2000 + len(self.tasks),
+            registry=self.first.registry,
+        )
         process.files = self.first.files.fork(ProcessTexts(process))
         task = Task(process)
         self.tasks.append(task)
