@@ -135,11 +135,12 @@ static void waits(void) {
     printf("own group: %s\n", news(waitpid(0, &status, 0)));
     printf("that group: %s\n", news(waitpid(-pid, &status, 0)));
 
-    /* stops; the second one when the parent has heard that the first is over */
+    /* stops; the second one when the parent has heard that the first is over. In a group of its own, which is
+       not orphaned whoever started us: SIGTSTP stops nobody in an orphaned one. */
     int heard[2];
     pipe(heard);
     pid = fork();
-    if (!pid) { raise(SIGSTOP); read(heard[0], &status, 1); raise(SIGTSTP); _exit(5); }
+    if (!pid) { setpgid(0, 0), raise(SIGSTOP); read(heard[0], &status, 1); raise(SIGTSTP); _exit(5); }
     printf("stop: %s\n", news(waitpid(pid, &status, WUNTRACED)));
     printf("  again: %s\n", news(waitpid(pid, &status, WUNTRACED | WNOHANG)));
     status = 0;
