@@ -38,6 +38,7 @@ def guest_memory() -> Iterator[GuestMemory]:
     memory = GuestMemory(machine, process.mm)
     yield memory
     memory.close()
+    namespace.close()
     machine.cpu.set_root(machine.kernel_half.table.root)
     process.close_files()
     namespace.close()
