@@ -40,8 +40,6 @@ def guest_memory() -> Iterator[GuestMemory]:
     memory.close()
     namespace.close()
     machine.cpu.set_root(machine.kernel_half.table.root)
-    process.close_files()
-    namespace.close()
     process.mm.destroy()
     machine.close()
 
