@@ -356,9 +356,8 @@ class Namespace:
             stat = node.file.stat()
             return stat.uid, stat.gid
         if _of_a_process(place.mount, place.path):
-            below = place.path[len(place.mount.path) :]
-            number = below[2] if below[1:2] == (b"task",) and below[2:] else below[0]
-            return self.process_owner(int(number), len(below) in (1, 3) and number == below[-1])
+            number, rest = _process_in(place)
+            return self.process_owner(number, not rest)
         return 0, 0
 
     def permits(self, place: Place, wanted: int) -> bool:
@@ -379,11 +378,8 @@ class Namespace:
         """Refused(EACCES) for what shows the inside of a process that is not the looking one's to inspect."""
         if not _of_a_process(place.mount, place.path):
             return
-        below = place.path[len(place.mount.path) :]
-        number, rest = (
-            (below[2], below[3:]) if below[1:2] == (b"task",) and below[2:] else (below[0], below[1:])
-        )
-        if rest and rest[0] in _INSIDE and not self.may_inspect(int(number)):
+        number, rest = _process_in(place)
+        if rest and rest[0] in _INSIDE and not self.may_inspect(number):
             raise Refused(errno.EACCES, f"{shown(text(place.path))} is another user's")
 
     def require_owner(self, place: Place) -> None:
@@ -587,6 +583,14 @@ def _of_a_process(mount: Mount, path: GuestPath) -> bool:
     """Whether this is the folder of a process in /proc, or below it. They come and go: no table has them."""
     below = path[len(mount.path) :]
     return mount.kind == PROC_MAGIC and bool(below) and below[0].isdigit()
+
+
+def _process_in(place: Place) -> tuple[int, GuestPath]:
+    """The number of the process or thread whose folder it is or is in, and where in that."""
+    below = place.path[len(place.mount.path) :]
+    if below[1:2] == (b"task",) and below[2:]:
+        return int(below[2]), below[3:]
+    return int(below[0]), below[1:]
 
 
 def _number(path: GuestPath) -> int:
