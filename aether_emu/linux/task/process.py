@@ -552,9 +552,10 @@ class Process:
 
     def thread_ended(self, tid: int) -> None:
         """A thread of it has ended, and it goes on: another is the parent of what that one made."""
+        others = [task.tid for task in self.tasks if not task.is_over]
         for child in self.children:
-            if child.made_by == tid:
-                child.made_by = self.tasks[0].tid
+            if child.made_by == tid and others:
+                child.made_by = others[0]
                 self._tell_of_death(child)
 
     def vanish(self) -> None:
