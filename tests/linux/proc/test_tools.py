@@ -36,7 +36,7 @@ def _call(task: Task, name: str, *arguments: int) -> int:
 def _running(several: Several) -> Task:
     task = several.calls(code=SPIN[several.isa])
     several.machine.entry.switch(task)
-    task.process.guard_programs()
+    task.process.guard_proc()
     return task
 
 
