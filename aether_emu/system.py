@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, cast, overload
 
 from aether_emu.arch.paging import Access, PageTableFormat
-from aether_emu.clock import VirtualClock
+from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import MIB, Config, Options, format_size
 from aether_emu.errors import (
@@ -48,9 +48,9 @@ from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
-from aether_emu.linux.task.process import Ended, Process, Program
+from aether_emu.linux.task.process import NAME_MAX, Ended, Process, Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
-from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
@@ -272,7 +272,7 @@ class Machine:
         self.kernel_base = _kernel_base(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
-        self.clock = VirtualClock(self.config.clock)
+        self.clock = host_clock() if self.config.real_time else VirtualClock(self.config.clock)
         cpus = unicorn_cpus(
             arch,
             self.format,
@@ -347,10 +347,10 @@ class Machine:
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
-        task = Task(process)
-        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
+        task = Task(process)
+        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         process.files.attach(opened)
         console = self.namespace.terminals.console
         if console is not None:
@@ -636,7 +636,7 @@ class Machine:
             if not process.released:
                 process.released = True
                 if hasattr(process, "files"):
-                    process.files.close_all()
+                    process.close_files()
                 if process is not first:
                     process.mm.let_go()
         first.mm.let_go()
@@ -678,10 +678,12 @@ class Machine:
             cwd,
             random=self.streams.stream("urandom").bytes,
             now=lambda: self.clock.realtime_ns,
+            start=self.clock.epoch_ns,
             uid=self.config.uid,
             gid=self.config.gid,
             page_size=self.format.page_size,
             kernel_memory=self.config.ram,
+            actor=self.kernel.actor,
         )
         connect_mappings(self.kernel, namespace)
         terminals = namespace.terminals

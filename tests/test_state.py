@@ -15,6 +15,7 @@ from aether_emu.linux.files.memory_file import create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Interrupted
+from aether_emu.linux.tty.modes import ECHO, Modes
 from aether_emu.mm import mapping
 from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
@@ -297,4 +298,35 @@ def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_p
     with pytest.raises(state.StateError, match="data, which is mapped, cannot be opened again"):
         state.capture(machine)
     assert machine.run().status == 0
+    machine.close()
+
+
+class Terminal(BufferStream):
+    """A stream that is one."""
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        return (100, 30)
+
+
+def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
+    streams = _streams()
+    machine = Machine("x86_64", seed=5)
+    process = machine.load(program("x86_64", "tour"), ["tour"], streams=streams | {"stdin": Terminal()})
+    console = machine.console
+    assert console is not None and process.terminal is console and console.size == (30, 100, 0, 0)
+    console.change(Modes(local=ECHO), flush=False)
+    machine.run_for(3000)
+    snapshot = state.capture(machine)
+    for stream in (Terminal(), BufferStream()):
+        restored = state.restore(snapshot, streams=_streams() | {"stdin": stream})
+        there = restored.console
+        assert restored.process is not None and restored.process.terminal is there
+        if isinstance(stream, Terminal):
+            assert there is not None and there.modes.local == ECHO
+            assert (there.session, there.foreground) == (process.pid, process.group)
+            assert restored.process.files.readlink(fl.AT_FDCWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
+        else:
+            assert there is None
+        restored.run()
+        restored.close()
     machine.close()

@@ -8,14 +8,16 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from operator import mul
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -31,6 +33,9 @@ from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
+
+if TYPE_CHECKING:
+    from aether_emu.linux.segments import Segments
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -78,9 +83,13 @@ class Kernel:
         self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
+        self.first_user = of_user(config.uid, config.gid)
+        self.actor = Actor(self.first_user)  # whose rights count now
+        self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
+        self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
-        costs = config.clock
+        costs = clock.costs
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
@@ -119,7 +128,7 @@ class Kernel:
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
-        return costs + calls * self.config.clock.system_call
+        return costs + calls * self.clock.costs.system_call
 
     def moment(self) -> Moment:
         """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
@@ -134,7 +143,7 @@ class Kernel:
     def time_of(self, moment: Moment) -> int:
         """The virtual time of a moment, in ns."""
         now, blocks, calls, events, charged = moment
-        return min(now + blocks * self.config.clock.block + self._costs_of(calls, events) - charged, LAST_NS)
+        return min(now + blocks * self.clock.costs.block + self._costs_of(calls, events) - charged, LAST_NS)
 
     def time_seen(self) -> int:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
@@ -155,7 +164,7 @@ class Kernel:
 
     def _busy(self) -> int:
         """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
-        clock, cost = self.clock, self.config.clock.block
+        clock, cost = self.clock, self.clock.costs.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
             pending += (self._blocks() - clock.blocks) * cost

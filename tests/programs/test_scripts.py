@@ -1,4 +1,4 @@
-"""Scripts of many processes, by Debian's static bash and busybox: bytes and statuses as on the host."""
+"""Scripts of many processes, by Debian's static bash and busybox, print and end as on the host."""
 
 from __future__ import annotations
 

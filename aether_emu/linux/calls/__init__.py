@@ -12,6 +12,9 @@
     locks         locks on files
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
+    identities    users, groups, capabilities, the root directory
+    remote        reaching into other processes
+    shared_segments    System V shared memory
     jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
     notices       timerfd and pidfd
 
@@ -66,15 +69,19 @@ FAMILIES: dict[str, str] = {
         timer_settime""",
     "futexes": "futex futex_waitv",
     "process": """
-        arch_prctl exit exit_group get_robust_list getegid geteuid getgid getgroups getpid
-        getppid getrandom getresgid getresuid getrlimit getrusage gettid getuid personality
-        prctl prlimit64 set_robust_list set_tid_address setgid setresgid setresuid setrlimit
-        setuid sysinfo uname""",
+        arch_prctl exit exit_group get_robust_list getpid getppid getrandom getrlimit getrusage
+        gettid personality prctl prlimit64 set_robust_list set_tid_address setrlimit sysinfo
+        uname""",
+    "identities": """
+        capget capset chroot getegid geteuid getgid getgroups getresgid getresuid getuid setfsgid
+        setfsuid setgid setgroups setregid setresgid setresuid setreuid setuid""",
     "scheduling": """
         getcpu getpriority sched_get_priority_max sched_get_priority_min sched_getaffinity
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
+    "remote": "kcmp process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
+    "shared_segments": "shmat shmctl shmdt shmget",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",
     "waiting": "wait4 waitid",

@@ -26,7 +26,7 @@ def read_optional_path(task: Task, address: int, flags: int) -> bytes:
 
 def reader(task: Task, fd: int) -> OpenFile:
     """The open file that a call reads from: EBADF if there is none or not for reading."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.readable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for reading")
     return file
@@ -34,7 +34,7 @@ def reader(task: Task, fd: int) -> OpenFile:
 
 def writer(task: Task, fd: int) -> OpenFile:
     """The open file that a call writes to: EBADF if there is none or not for writing."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.writable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for writing")
     return file
@@ -53,7 +53,7 @@ def open_flags(task: Task, flags: int) -> int:
 def broken_pipe(task: Task) -> None:
     """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
     process = task.process
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=process.config.uid))
+    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=task.credentials.uid))
 
 
 def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:

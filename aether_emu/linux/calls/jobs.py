@@ -1,7 +1,6 @@
 """Sending signals, process groups, sessions (kill(2), setpgid(2)).
 
-All processes of a machine have one user, so nobody is refused for whose they are. Rules and their order are
-those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
+Rules and their order are those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
 """
 
 from __future__ import annotations
@@ -34,18 +33,38 @@ def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
     info = sent_by(task, number, sig.SI_USER)
     registry = task.process.registry
     if pid > 0:
-        _send([process_of_number(task, pid)], info)
+        found = process_of_number(task, pid)
+        require_right_to_signal(task, found, number)
+        _send([found], info)
     elif pid == -1:
         others = [other for other in registry.processes.values() if other is not task.process]
         if not others:
             raise Refused(errno.ESRCH, "there is no other process")
-        _send(others, info)
+        _send([other for other in others if may_signal(task, other, number)], info)
     else:
         members = list(registry.group(-pid or task.process.group))
         if not members:
             raise Refused(errno.ESRCH, f"no process group {-pid}")
-        _send(members, info)
+        allowed = [member for member in members if may_signal(task, member, number)]
+        if not allowed:
+            raise Refused(errno.EPERM, "a group of another user's processes")
+        _send(allowed, info)
     return 0
+
+
+def may_signal(task: Task, process: Process, number: int, receiver: Task | None = None) -> bool:
+    """Whether it may send a signal to a process, or to a thread of it (Linux: check_kill_permission)."""
+    if process is task.process:
+        return True
+    who = process.credentials if receiver is None else receiver.credentials
+    continues = number == sig.SIGCONT and process.session == task.process.session
+    return continues or task.credentials.may_signal(who)
+
+
+def require_right_to_signal(task: Task, process: Process, number: int, receiver: Task | None = None) -> None:
+    """Refused(EPERM) unless it `may_signal`."""
+    if not may_signal(task, process, number, receiver):
+        raise Refused(errno.EPERM, "another user's process")
 
 
 def process_of_number(task: Task, pid: int) -> Process:
@@ -81,14 +100,19 @@ def _send_to_thread(task: Task, group: int | None, thread: int, number: int) -> 
         raise Refused(errno.EINVAL, "no such thread")
     receiver = thread_of_number(task, group, thread)
     check_signal(number)
+    if receiver is None:
+        return 0
+    require_right_to_signal(task, receiver.process, number, receiver)
     if number and not receiver.is_over:
         receiver.signals.post(sent_by(task, number, sig.SI_TKILL))
     return 0
 
 
-def thread_of_number(task: Task, group: int | None, thread: int) -> Task:
-    """The thread of a number, in a process if one is named. ESRCH."""
+def thread_of_number(task: Task, group: int | None, thread: int) -> Task | None:
+    """The thread of a number, in a process if one is named. ESRCH; None if it has ended and is a zombie."""
     receiver = task.process.registry.tasks.get(thread)
+    if receiver is None and thread in task.process.registry.processes and group in (None, thread):
+        return None
     if not isinstance(receiver, Task) or group not in (None, receiver.process.pid):
         raise Refused(errno.ESRCH, f"no thread {thread}")
     return receiver
@@ -102,7 +126,7 @@ def check_signal(number: int) -> None:
 
 def sent_by(task: Task, number: int, code: int) -> sig.SignalInfo:
     """What the receiver learns of a signal that `task` sends."""
-    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.process.config.uid)
+    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.credentials.uid)
 
 
 # ---- groups and sessions

@@ -6,10 +6,10 @@ import errno
 import struct
 from typing import Any
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.jobs import check_signal, sent_by
+from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
@@ -36,21 +36,21 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
         raise Refused(errno.EINVAL, f"clock {clock}, flags {flags:#x}")
     if clock in _ALARMS:
         raise Refused(errno.EPERM, "no device wakes the machine")
-    kernel, files = task.process.kernel, task.process.files
+    kernel, files = task.process.kernel, task.files
     files.table.require_room()
-    base = EPOCH_NS if clock == _REALTIME else 0
-    file = _timer_file(kernel, base, flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
+    base = kernel.clock.epoch_ns if clock == _REALTIME else 0
+    file = _timer_file(kernel, (clock, base), flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
 
 
-def _timer_file(kernel: Kernel, base: int, flags: int, stat: Stat) -> TimerFile:
+def _timer_file(kernel: Kernel, clock: tuple[int, int], flags: int, stat: Stat) -> TimerFile:
     return TimerFile(
-        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, base, flags, stat
+        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, clock, flags, stat
     )
 
 
 def _timer(task: Task, fd: int) -> TimerFile:
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, TimerFile):
         raise Refused(errno.EINVAL, f"a {file.kind} is no timer")
     return file
@@ -69,6 +69,7 @@ def sys_timerfd_settime(task: Task, fd: int, flags: int, new: int, old: int, *_:
     interval, first = (seconds * _SECOND + rest for seconds, rest in (fields[:2], fields[2:]))
     deadline = first - timer.base if flags & _ABSTIME else now + first
     timer.arm(min(deadline, LAST_NS) if first else None, interval)
+    timer.set_flags = u32(flags)
     task.yields = True  # the next turn ends when the timer is due
     task.stop()
     if old:
@@ -89,7 +90,7 @@ def sys_timerfd_gettime(task: Task, fd: int, result: int, *_: int) -> int:
 
 
 def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
-    process, files = task.process, task.process.files
+    process, files = task.process, task.files
     if u32(flags) & ~fl.O_NONBLOCK or s32(pid) <= 0:
         raise Refused(errno.EINVAL, f"number {s32(pid)}, flags {u32(flags):#x}")
     found = process.registry.processes.get(s32(pid))
@@ -102,18 +103,20 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
 
 def install_pidfd(task: Task, process: Process, flags: int) -> int:
     """A descriptor of the caller's that means `process`."""
-    files = task.process.files
+    files = task.files
     file = _process_file(process, flags, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=True)
 
 
 def _process_file(process: Process, flags: int, stat: Stat) -> ProcessFile:
-    return ProcessFile(process.pid, process.gone, lambda: process.released, flags, stat)
+    known, pid = process.registry.processes, process.pid
+    ended = (lambda: process.released, lambda: known.get(pid) is not process)
+    return ProcessFile(pid, process.gone, ended, flags, stat)
 
 
 def pidfd(task: Task, fd: int) -> ProcessFile:
     """The pidfd of a descriptor. EBADF for another file."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, ProcessFile):
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
     return file
@@ -123,13 +126,13 @@ def _living(task: Task, file: OpenFile) -> Process:
     """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
     folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
     if isinstance(file, ProcessFile):
-        pid, ended = file.pid, file.is_gone()
+        pid, waited = file.pid, file.was_waited_for()
     elif folder.isdigit():
-        pid, ended = int(folder), False
+        pid, waited = int(folder), False
     else:
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
     found = task.process.registry.processes.get(pid)
-    if not isinstance(found, Process) or (ended and not found.released):
+    if waited or not isinstance(found, Process):
         raise Refused(errno.ESRCH, "it has ended, and was waited for")
     return found
 
@@ -141,14 +144,16 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
     other = _living(task, pidfd(task, fd))
     if other.released:
         raise Refused(errno.ESRCH, "it has ended")
+    if not task.may_inspect(other, real=True):
+        raise Refused(errno.EPERM, "another user's process")
     file = other.files.table.file(s32(number))
-    return task.process.files.table.install(file, cloexec=True)
+    return task.files.table.install(file, cloexec=True)
 
 
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = _living(task, task.process.files.table.file(s32(fd)))
+    process = _living(task, task.files.table.file(s32(fd)))
     number = s32(number)
     if info:
         sent = read_info(task, number, info)
@@ -160,6 +165,7 @@ def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: in
     else:
         sent = sent_by(task, number, sig.SI_USER)
     check_signal(number)
+    require_right_to_signal(task, process, number)
     if number and not process.is_over:
         process.post(sent)
     return 0
@@ -176,7 +182,7 @@ def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int
     if size != 8:
         raise Refused(errno.EINVAL, "the set has another size")
     (wanted,) = read_struct(task.cpu, mask, "Q")
-    fd, flags, files = s32(fd), u32(flags), task.process.files
+    fd, flags, files = s32(fd), u32(flags), task.files
     if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
     if fd == -1:
@@ -203,12 +209,13 @@ def restored(described: dict[str, Any], viewer: Process) -> OpenFile:
     """One of these files as it was captured; `viewer` is a process that has it open."""
     flags, stat, kernel = described["flags"], Stat(*described["stat"]), viewer.kernel
     if described["kind"] == TimerFile.kind:
-        timer = _timer_file(kernel, described["base"], flags, stat)
+        timer = _timer_file(kernel, described["clock"], flags, stat)
         timer.go_on(described["state"])
+        timer.set_flags = described["set"]
         return timer
     if described["kind"] == SignalFile.kind:
         return _signal_file(kernel, described["mask"], flags, stat)
     process = viewer.registry.processes.get(described["pid"])
-    if described["gone"] or process is None:
-        return ProcessFile(described["pid"], WaitQueue(), lambda: True, flags, stat)
+    if described["waited"] or process is None:
+        return ProcessFile(described["pid"], WaitQueue(), (lambda: True, lambda: True), flags, stat)
     return _process_file(process, flags, stat)

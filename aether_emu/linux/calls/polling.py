@@ -59,7 +59,7 @@ def _poll(
     task: Task, fds: int, count: int, timeout: int | None, mask: int | None, shown: _Shown | None
 ) -> int:
     """`timeout` in ns, None for ever."""
-    if count > task.process.files.table.limit:
+    if count > task.files.table.limit:
         raise Refused(errno.EINVAL, f"{count} descriptors")
     wanted = [(fd, events) for fd, events, _ in _POLLFD.iter_unpack(task.cpu.copy_from_user(fds, 8 * count))]
     found = [_events(task, fd, events) for fd, events in _with_looks(task, wanted)]
@@ -90,7 +90,7 @@ def _events(task: Task, fd: int, wanted: int) -> int:
 def _polled(task: Task, fd: int) -> int:
     """The events that hold on a descriptor now; POLLNVAL if it is not open."""
     try:
-        return polled(task.process.files.table.file(fd))
+        return polled(task.files.table.file(fd))
     except Refused:
         return POLLNVAL
 
@@ -132,7 +132,7 @@ def _select(
     count = s32(count)
     if count < 0:
         raise Refused(errno.EINVAL, f"{count} descriptors")
-    count = min(count, task.process.files.table.limit)
+    count = min(count, task.files.table.limit)
     size = -(-count // _WORD_BITS) * (_WORD_BITS // 8)
     asked = [_set(task, address, size, count) for address in addresses]
     events = {fd: _polled(task, fd) for fd in _with_looks(task, sorted(set().union(*asked)))}
@@ -229,7 +229,7 @@ def _tell_left(task: Task, shown: _Shown | None, deadline: int | None) -> None:
 
 def _files(task: Task, wanted: list[tuple[int, int]]) -> list[Waited]:
     """The files of (descriptor, events)."""
-    return [Waited(task.process.files.table.file(fd), events) for fd, events in wanted]
+    return [Waited(task.files.table.file(fd), events) for fd, events in wanted]
 
 
 def _fd_set(fds: list[int], size: int) -> bytes:

@@ -9,7 +9,12 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.siginfo import SIZE as INFO_SIZE
 from aether_emu.linux.abi.siginfo import encode_siginfo
-from aether_emu.linux.calls.jobs import check_signal, process_of_number, thread_of_number
+from aether_emu.linux.calls.jobs import (
+    check_signal,
+    process_of_number,
+    require_right_to_signal,
+    thread_of_number,
+)
 from aether_emu.linux.calls.polling import read_timespec
 from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.task import Task
@@ -111,6 +116,7 @@ def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -
         raise Refused(errno.EPERM, "such a code is the kernel's")
     process = process_of_number(task, s32(pid))
     check_signal(s32(number))
+    require_right_to_signal(task, process, s32(number))
     if sent.number and not process.is_over:
         process.post(sent)
     return 0
@@ -124,7 +130,9 @@ def sys_rt_tgsigqueueinfo(task: Task, group: int, thread: int, number: int, info
         raise Refused(errno.EPERM, "such a code is the kernel's")
     receiver = thread_of_number(task, s32(group), s32(thread))
     check_signal(s32(number))
-    if sent.number and not receiver.is_over:
+    if receiver is not None:
+        require_right_to_signal(task, receiver.process, sent.number, receiver)
+    if receiver is not None and sent.number and not receiver.is_over:
         receiver.signals.post(sent)
     return 0
 

@@ -29,9 +29,13 @@ _CHUNK = 1 << 20
 
 
 def credentials(task: Task) -> Credentials:
-    """Who makes the call."""
-    config = task.process.config
-    return Credentials(task.process.pid, config.uid, config.gid)
+    """Who makes the call, as messages tell it: the real user."""
+    return Credentials(task.process.pid, task.credentials.uid, task.credentials.gid)
+
+
+def peer_credentials(task: Task) -> Credentials:
+    """Who the call's process is to whom it is connected (SO_PEERCRED): the effective user."""
+    return Credentials(task.process.pid, task.credentials.euid, task.credentials.egid)
 
 
 def checked(file: OpenFile) -> Socket:

@@ -176,7 +176,7 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
     flags = u32(flags)
     if flags & ~_KNOWN:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    end = task.process.files.table.file(s32(fd))
+    end = task.files.table.file(s32(fd))
     if not end.readable and not end.writable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is for neither reading nor writing")
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)

@@ -16,6 +16,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import user
 from aether_emu.linux.calls.arguments import open_flags, wait_for
 from aether_emu.linux.calls.user import Piece, s32, u32
+from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import opening
 from aether_emu.linux.files.open_file import POLLIN, OpenFile, WouldBlock
@@ -149,7 +150,7 @@ def control(task: Task, fd: int, file: OpenFile, request: int, argument: int) ->
     if _terminal(file).hung_up:
         raise Refused(errno.ENOTTY if request == _TIOCSPGRP else errno.EIO, "the terminal is gone")
     if request in _GENERIC:
-        answer = task.process.files.ioctl(fd, request, lambda size: task.cpu.copy_from_user(argument, size))
+        answer = task.files.ioctl(fd, request, lambda size: task.cpu.copy_from_user(argument, size))
         task.cpu.copy_to_user(argument, answer)
         return 0
     serve = _REQUESTS.get(request)
@@ -195,6 +196,12 @@ def _set_modes(kind: str, *, flush: bool = False) -> Callable[[Task, OpenFile, i
     return serve
 
 
+def _get_locked_modes(task: Task, _file: OpenFile, argument: int) -> int:
+    """TIOCGLCKTRMIOS: none is."""
+    task.cpu.copy_to_user(argument, bytes(m.SIZES["termios"]))
+    return 0
+
+
 def _get_size(task: Task, file: OpenFile, argument: int) -> int:
     task.cpu.copy_to_user(argument, struct.pack("<4H", *_terminal(file).terminal.size))
     return 0
@@ -208,6 +215,13 @@ def _set_size(task: Task, file: OpenFile, argument: int) -> int:
 
 def _get_carrier(task: Task, file: OpenFile, argument: int) -> int:
     return _put(task, argument, bool(_terminal(file).terminal.modes.control & m.CLOCAL))
+
+
+def _set_carrier(task: Task, file: OpenFile, argument: int) -> int:
+    terminal = _terminal(file).terminal
+    wanted = m.CLOCAL if _get(task, argument) else 0
+    terminal.modes.control = terminal.modes.control & ~m.CLOCAL | wanted
+    return 0
 
 
 # flow
@@ -242,7 +256,7 @@ def _flow(task: Task, file: OpenFile, argument: int) -> int:
 
 
 def _drain(task: Task, file: OpenFile, _argument: int) -> int:
-    """TCSBRK: what was written has arrived at once, and a pseudo-terminal has no break."""
+    """TCSBRK and those for a break: what was written has arrived at once, and no break can be sent."""
     if not _terminal(file).is_master:
         check(task, _terminal(file).terminal, sig.SIGTTOU)
     return 0
@@ -254,6 +268,10 @@ def _nothing_on_its_way(task: Task, _file: OpenFile, argument: int) -> int:
 
 def _typed_by_program(_task: Task, _file: OpenFile, _argument: int) -> int:
     raise Refused(errno.EIO, "nobody may type for others (dev.tty.legacy_tiocsti is 0)")
+
+
+def _for_administrators(_task: Task, _file: OpenFile, _argument: int) -> int:
+    raise Refused(errno.EPERM, "nobody may redirect, hang up or lock (TIOCCONS, TIOCVHANGUP, TIOCSLCKTRMIOS)")
 
 
 # whose it is
@@ -268,10 +286,10 @@ def _take(task: Task, file: OpenFile, argument: int) -> int:
     if not leads or process.terminal is not None:
         raise Refused(errno.EPERM, "only who leads a session without a terminal takes one")
     if terminal.session:
-        if s32(argument) != 1 or not process.is_root:
+        if s32(argument) != 1 or not task.credentials.has(SYS_ADMIN):
             raise Refused(errno.EPERM, "it is another session's")
         job_control.lose_terminal(process.registry, terminal.session)
-    if not file.readable and not process.is_root:
+    if not file.readable and not task.credentials.has(SYS_ADMIN):
         raise Refused(errno.EPERM, "it is not open for reading")
     job_control.take_terminal(process, terminal)
     return 0
@@ -391,11 +409,12 @@ def _send(_task: Task, file: OpenFile, argument: int) -> int:
 
 def _open_peer(task: Task, file: OpenFile, argument: int) -> int:
     """TIOCGPTPEER: the terminal of this master, whatever /dev/pts shows."""
-    pty, flags, files = _master(file), open_flags(task, u32(argument)), task.process.files
+    pty, flags, files = _master(file), open_flags(task, u32(argument)), task.files
     files.table.require_room()
     namespace = files.namespace
     with namespace.lookup(namespace.root(), pty.name) as place:
         peer = opening.open_place(namespace, place, opening.check_flags(flags))
+    peer.flags &= ~fl.O_LARGEFILE
     fd = files.table.install(peer, cloexec=bool(flags & fl.O_CLOEXEC))
     opened(task, peer, flags)
     return fd
@@ -427,13 +446,20 @@ _REQUESTS: dict[int, Callable[[Task, OpenFile, int], int]] = {
     0x5413: _get_size,
     0x5414: _set_size,
     0x5419: _get_carrier,
+    0x541A: _set_carrier,
+    0x541D: _for_administrators,
     0x5420: _set_packet,
     0x5422: _leave,
     0x5423: _set_discipline,
     0x5424: _get_discipline,
     0x5425: _drain,
+    0x5427: _drain,
+    0x5428: _drain,
     0x5429: _get_session,
+    0x5437: _for_administrators,
     0x5441: _open_peer,
+    0x5456: _get_locked_modes,
+    0x5457: _for_administrators,
     0x40045431: _set_lock,
     0x40045436: _send,
     0x80045430: _get_number,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import struct
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.time import ALARMS, BOOTTIME, MONOTONIC, REALTIME, TAI, is_device, processor_clock
@@ -16,7 +16,7 @@ from aether_emu.linux.task.task import Task
 _SECOND = 10**9
 _SIGNAL, _NONE, _THREAD, _THREAD_ID = 0, 1, 2, 4  # SIGEV_*
 _ABSTIME = 1
-_BASES = {REALTIME: EPOCH_NS, TAI: EPOCH_NS, MONOTONIC: 0, BOOTTIME: 0}
+_CLOCKS = (REALTIME, TAI, MONOTONIC, BOOTTIME)
 _NO_TIMERS = (4, 5, 6)  # the raw clock, and the coarse ones
 _WHICH = 3
 
@@ -79,7 +79,7 @@ def sys_timer_create(task: Task, clock: int, event: int, result: int, *_: int) -
     clock, process = s32(clock), task.process
     if clock in ALARMS or clock in _NO_TIMERS or is_device(clock):
         raise Refused(errno.EOPNOTSUPP, f"no timer goes by clock {clock}")
-    if clock not in _BASES:
+    if clock not in _CLOCKS:
         clock = processor_clock(task, clock)
     timers = process.timers
     if process.queued_signals >= process.signal_limit:
@@ -103,7 +103,7 @@ def sys_timer_create(task: Task, clock: int, event: int, result: int, *_: int) -
         value,
         thread if notify == _THREAD_ID else 0,
         clock=MACHINE if clock >= 0 else clock,
-        base=_BASES.get(clock, 0),
+        base=process.kernel.clock.epoch_ns if clock in (REALTIME, TAI) else 0,
     )
     return 0
 

@@ -92,7 +92,7 @@ def _positioned(task: Task, opened: Callable[[Task, int], OpenFile], fd: int, of
     """The file of a call at an offset, with Linux's order of refusals."""
     if offset < 0:
         raise Refused(errno.EINVAL, f"offset {offset}")
-    if not task.process.files.table.file(s32(fd)).seekable:
+    if not task.files.table.file(s32(fd)).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(fd)} has no positions")
     return opened(task, fd)
 
@@ -357,7 +357,7 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     at = int(read_struct(task.cpu, offset, "q")[0]) - _done_before(task) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
-    reading, writing, files = reader(task, source), writer(task, out), task.process.files
+    reading, writing, files = reader(task, source), writer(task, out), task.files
     _check_end(reading, count, at)
     _check_end(writing, count)
 
@@ -384,7 +384,7 @@ def sys_copy_file_range(
     ]
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    files = task.process.files
+    files = task.files
 
     def move(most: int, done: int) -> int | WouldBlock:
         begin, end = (None if before is None else before + done for before in offsets)

@@ -56,18 +56,29 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
     if processes:
         refuse_what_cannot_be_captured(processes[0].namespace)
     seen = _Seen()
-    described = [
-        {
-            "cwd": seen.index(files.working_directory),
-            "mask": files.mask,
-            "limit": files.table.limit,
-            "descriptors": [
-                [fd, seen.index(descriptor.file), descriptor.cloexec]
-                for fd, descriptor in files.table.descriptors.items()
-            ],
-        }
-        for files in processes
-    ]
+    tables = list(dict.fromkeys(files.table for files in processes))
+    standings = list(dict.fromkeys(files.standing for files in processes))
+    described = {
+        "processes": [[tables.index(files.table), standings.index(files.standing)] for files in processes],
+        "tables": [
+            {
+                "limit": table.limit,
+                "descriptors": [
+                    [fd, seen.index(descriptor.file), descriptor.cloexec]
+                    for fd, descriptor in table.descriptors.items()
+                ],
+            }
+            for table in tables
+        ],
+        "standings": [
+            {
+                "cwd": seen.index(standing.cwd),
+                "root": None if standing.root is None else seen.index(standing.root),
+                "mask": standing.mask,
+            }
+            for standing in standings
+        ],
+    }
     held = [seen.index(file) for file in mapped]
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
@@ -82,7 +93,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
-        "processes": described,
+        **described,
     }
 
 
@@ -109,12 +120,18 @@ def restore(
         console.restore(state["console"])
     restoring = _Restoring(state, namespace, streams, notice)
     try:
-        for described, source in zip(state["processes"], sources, strict=True):
-            files = Files(namespace, source, limit=described["limit"])
+        tables: dict[int, Files] = {}
+        standings: dict[int, Files] = {}
+        for (table, standing), source in zip(state["processes"], sources, strict=True):
+            files = _sharing(namespace, source, tables.get(table), standings.get(standing))
+            tables.setdefault(table, files)
+            standings.setdefault(standing, files)
             made(len(processes), files)
             processes.append(files)
-        for files, described in zip(processes, state["processes"], strict=True):
-            restoring.fill(files, described)
+        for index, files in tables.items():
+            restoring.fill_table(files, state["tables"][index])
+        for index, files in standings.items():
+            restoring.place(files, state["standings"][index])
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
         for file in mapped:
             file.hold()
@@ -125,6 +142,16 @@ def restore(
         raise
     finally:
         restoring.let_go()
+
+
+def _sharing(namespace: Namespace, source: ProcSource, table: Files | None, standing: Files | None) -> Files:
+    """A process's files, with the table and the standing of others that are there already."""
+    theirs = None if table is None else table.table
+    where = None if standing is None else standing.standing
+    for shared in (theirs, where):
+        if shared is not None:
+            shared.users += 1
+    return Files(namespace, source, table=theirs, standing=where)
 
 
 def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
@@ -243,12 +270,21 @@ class _Restoring:
         for file in (*self._files.values(), *self._memories.values()):
             file.let_go()
 
-    def fill(self, files: Files, described: State) -> None:
+    def fill_table(self, files: Files, described: State) -> None:
+        files.table.limit = described["limit"]
         for fd, index, cloexec in described["descriptors"]:
             files.table.place(fd, self.file(index, files), cloexec=cloexec)
-        cwd = self.file(described["cwd"], files)
-        assert isinstance(cwd, Located), "a working directory is a place"
-        files.take_over(cwd, described["mask"])
+
+    def place(self, files: Files, described: State) -> None:
+        files.standing.stand_in(self._located(described["cwd"], files))
+        if described["root"] is not None:
+            files.standing.begin_at(self._located(described["root"], files))
+        files.standing.mask = described["mask"]
+
+    def _located(self, index: int, viewer: Files) -> Located:
+        file = self.file(index, viewer)
+        assert isinstance(file, Located), "a directory to stand in is a place"
+        return file
 
     def file(self, index: int, viewer: Files) -> OpenFile:
         if index not in self._files:

@@ -248,7 +248,8 @@ class DescriptorOperations:
     def watch_locks(self, file: OpenFile) -> None:
         """A lock is taken on the file: closing is to give it up, from now on."""
         locks = self.namespace.locks
-        self.table.on_close = lambda closed: locks.drop(closed, self)
+        table = self.table
+        table.on_close = lambda closed: locks.drop(closed, table)
         file.on_last_close = locks.closed
 
     def fcntl(self, fd: int, command: int, argument: int) -> int:

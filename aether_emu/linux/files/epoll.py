@@ -202,6 +202,14 @@ class EpollFile(OpenFile):
         for (fd, file), member in self._living():
             yield fd, file, member.interest
 
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        return b"".join(
+            b"tfd: %8d events: %8x data: %16x  pos:%d ino:%x sdev:%x\n"
+            % (fd, interest.events, interest.data, file.position, file.stat().ino, file.statfs().number)
+            for fd, file, interest in self.members()
+        )
+
     def _remove(self, key: tuple[int, OpenFile]) -> None:
         self._members.pop(key).leave()
         self._watches.drop()

@@ -35,10 +35,10 @@ class Inode:
 
 
 class InodeTable:
-    """All inodes seen so far. `now` is the virtual clock in nanoseconds."""
+    """All inodes seen so far. `now` is the machine's clock in ns since 1970, `start` when it began."""
 
-    def __init__(self, now: Callable[[], int]) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], int], start: int = EPOCH_NS) -> None:
+        self._now, self._start = now, start
         self._next = 1
         self._by_key: dict[FileKey | tuple[bytes, ...], Inode] = {}
 
@@ -55,7 +55,7 @@ class InodeTable:
         if not inode.seen:
             inode.seen = True
             if not modes.S_ISDIR(status.st_mode):
-                inode.mtime = min(status.st_mtime_ns, EPOCH_NS)
+                inode.mtime = min(status.st_mtime_ns, self._start)
         return inode
 
     def created(self, key: FileKey | None = None) -> Inode:

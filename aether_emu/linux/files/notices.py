@@ -19,19 +19,26 @@ from aether_emu.waiting import WaitQueue
 class TimerFile(OpenFile):
     """timerfd_create(2). Reading takes how often it was due.
 
-    `add` has it expire at its `deadline`, in ns of `now`; `base` is what the program's clock shows when `now`
-    is 0. With an interval it stands still from when it is due until it is read, and counts then what it has
-    missed.
+    `add` has it expire at its `deadline`, in ns of `now`; `clock` are the program's clock, and what that
+    shows when `now` is 0 (`base`). With an interval it stands still from when it is due until it is read, and
+    counts then what it has missed.
     """
 
     kind = "timerfd"
     ignores_seeks = True
 
     def __init__(
-        self, add: Callable[[TimerFile], None], now: Callable[[], int], base: int, flags: int, stat: Stat
+        self,
+        add: Callable[[TimerFile], None],
+        now: Callable[[], int],
+        clock: tuple[int, int],
+        flags: int,
+        stat: Stat,
     ) -> None:
         super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)
-        self._add, self._now, self.base = add, now, base
+        self._add, self._now = add, now
+        self.clock, self.base = clock
+        self.set_flags = 0  # of the last timerfd_settime(2)
         self.deadline: int | None = None
         self.interval = self._ticks = self._due = 0
         self._expired = WaitQueue()
@@ -39,7 +46,16 @@ class TimerFile(OpenFile):
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
         state = (self.deadline, self.interval, self._ticks, self._due)
-        return {"base": self.base, "state": state, "stat": list(astuple(self.stat()))}
+        clock = self.clock, self.base
+        return {"clock": clock, "state": state, "set": self.set_flags, "stat": list(astuple(self.stat()))}
+
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        left, second = self.left(), 10**9
+        return b"clockid: %d\nticks: %d\nsettime flags: 0%o\nit_value: (%d, %d)\nit_interval: (%d, %d)\n" % (
+            *(self.clock, self._ticks, self.set_flags),
+            *(*divmod(left, second), *divmod(self.interval, second)),
+        )
 
     def go_on(self, state: tuple[int | None, int, int, int]) -> None:
         """As it was captured."""
@@ -100,20 +116,34 @@ class TimerFile(OpenFile):
 
 
 class ProcessFile(OpenFile):
-    """pidfd_open(2): a process by its number, ready to read once it has ended."""
+    """pidfd_open(2): a process by its number, ready to read once it has ended.
+
+    `ended` tells whether it has, and whether it was waited for too.
+    """
 
     kind = "pidfd"
 
     def __init__(
-        self, pid: int, gone: WaitQueue, is_gone: Callable[[], bool], flags: int, stat: Stat
+        self,
+        pid: int,
+        gone: WaitQueue,
+        ended: tuple[Callable[[], bool], Callable[[], bool]],
+        flags: int,
+        stat: Stat,
     ) -> None:
         super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)
         self.pid = pid
-        self._gone, self.is_gone = gone, is_gone
+        self._gone = gone
+        self.is_gone, self.was_waited_for = ended
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
-        return {"pid": self.pid, "gone": self.is_gone(), "stat": list(astuple(self.stat()))}
+        return {"pid": self.pid, "waited": self.was_waited_for(), "stat": list(astuple(self.stat()))}
+
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        pid = -1 if self.was_waited_for() else self.pid
+        return b"Pid:\t%d\nNSpid:\t%d\n" % (pid, pid)
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`."""
@@ -159,6 +189,10 @@ class SignalFile(OpenFile):
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
         return {"mask": self.mask, "stat": list(astuple(self.stat()))}
+
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        return b"sigmask:\t%016x\n" % self.mask
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`: of whoever asks, as on Linux."""

@@ -173,6 +173,10 @@ class OpenFile:
         """What readlink of /proc/self/fd/N shows."""
         return b"anon_inode:[" + self.kind.encode() + b"]"
 
+    def details(self) -> bytes:
+        """What /proc/self/fdinfo/N shows of this kind beside what all have: whole lines."""
+        return b""
+
     def reopen(self, flags: int) -> OpenFile:
         """Open the same object anew, as opening /proc/self/fd/N does."""
         raise Refused(errno.ENXIO, f"a {self.kind} can't be opened through its descriptor")

@@ -256,6 +256,11 @@ class EventCounter(OpenFile):
         self.semaphore = semaphore
         self._added, self._taken = WaitQueue(), WaitQueue()
 
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        shown = self.value, self.stat().ino, self.semaphore
+        return b"eventfd-count: %16x\neventfd-id: %d\neventfd-semaphore: %d\n" % shown
+
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`."""
         return ((self._added,) if events & POLLIN else ()) + ((self._taken,) if events & POLLOUT else ())

@@ -5,7 +5,7 @@ A process is looked at as far as this needs it, so that processes themselves can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from aether_emu.linux.abi import signal as sig
@@ -48,8 +48,8 @@ class Worker(Protocol):
 class Family(Protocol):
     """All processes (`registry.Registry`)."""
 
-    def group(self, number: int) -> Iterator[Worker]: ...
-    def session(self, number: int) -> Iterator[Worker]: ...
+    def group(self, number: int) -> Iterable[Worker]: ...
+    def session(self, number: int) -> Iterable[Worker]: ...
 
 
 def post_to_group(family: Family, group: int, *numbers: int) -> None:

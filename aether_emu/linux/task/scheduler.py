@@ -28,6 +28,7 @@ from typing import Any
 from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
 from aether_emu.linux.entry import Entry
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
@@ -86,6 +87,11 @@ def _called(task: Task) -> str:
     return f"thread {task.tid} ({name}) of process {task.process.pid}"
 
 
+def _may_speak(files: Files) -> bool:
+    """Whether a writable standard stream is open."""
+    return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
+
+
 def _plight(task: Task) -> str:
     """Why it does not run."""
     stopped = task.process.stop_signal
@@ -120,6 +126,7 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
     def tasks(self) -> list[Task]:
@@ -145,10 +152,12 @@ class Scheduler:
         """
         observers = self.kernel.observers
         observers.running = True
+        self.kernel.clock.begin()
         try:
             return self._run(budget)
         finally:
             observers.running = False
+            self.kernel.clock.rest()
 
     def _run(self, budget: int | None) -> bool:
         cpu, check = self.entry.cpu, self.kernel.observers.check
@@ -223,10 +232,13 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        if task.tid == process.pid:
+            process.name_left = task.name
         if process.registry.tasks.get(task.tid) is task:
             del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
+            process.leave_files(task.files)
             if process.children:
                 process.thread_ended(task.tid)
             return
@@ -237,11 +249,10 @@ class Scheduler:
 
     def _is_heard(self) -> bool:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
-        return any(
-            isinstance(file, StreamFile) and file.writable
-            for files in {task.process.files: None for task in self._tasks}
-            for file in files.open_files().values()
-        )
+        if self._speaker is not None and not self._speaker.is_over and _may_speak(self._speaker.files):
+            return True
+        self._speaker = next((task for task in self._tasks if _may_speak(task.files)), None)
+        return self._speaker is not None
 
     def _end_all(self) -> None:
         """The first process has ended, and nobody listens to those that are left: they are killed."""
@@ -363,7 +374,7 @@ class Scheduler:
 
     def _blocks_to(self, deadline: int) -> int:
         """How many blocks bring virtual time to a deadline, if nothing else costs time."""
-        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.config.clock.block
+        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.clock.costs.block
         return max(1, min(LONGEST_TURN, -(-left // cost) if cost else LONGEST_TURN))
 
     def _turn(self, task: Task, limit: int | None) -> bool:
@@ -415,7 +426,10 @@ class Scheduler:
         if deadline is not None:
             self.kernel.clock.idle_until(deadline)
         elif self._of_host:
+            clock = self.kernel.clock
+            before = clock.now_ns
             self._pause()
+            clock.idle_ns += clock.now_ns - before  # time of the host, if that is the machine's
         elif freed := [task for task in self._tasks if task.can_go_on()]:
             for task in freed:  # somebody outside the run has changed what they wait for
                 self._queue.add(task)

@@ -10,9 +10,11 @@ from typing import Any
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.credentials import Credentials
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
-from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.process import NAME_MAX, RLIMIT_MEMLOCK, Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
@@ -22,7 +24,6 @@ from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 
-NAME_MAX = 15
 _OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
 
@@ -34,7 +35,8 @@ class Task:
     system call in progress, (number, arguments), to be made again when the wait is over; None when it waits
     for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
     `set_child_tid` is where its number is to be written before its first instruction, `clear_child_tid` where
-    it is to be cleared at its end; 0 is nowhere. `ended` is set once it has ended, alone or with its process.
+    it is to be cleared at its end; 0 is nowhere. `files` are its process's, but for a thread that unshared
+    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process.
     """
 
     def __init__(self, process: Process, tid: int | None = None) -> None:
@@ -63,6 +65,9 @@ class Task:
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
+        self.files: Files = process.files
+        self._credentials = process.credentials
+        self.no_new_privileges = 0
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
@@ -87,6 +92,7 @@ class Task:
     def enter(self, cpu: Cpu, walk: Callable[[AddressSpace], None]) -> None:
         """Put it on `cpu`, which has its address space already; `walk` gives the CPU another."""
         self._cpu, self._walk = cpu, walk
+        self.process.kernel.actor.credentials = self._credentials
         if self._saved is not None:
             cpu.restore(self._saved)
         if self._changes:
@@ -124,6 +130,52 @@ class Task:
         """Its process goes on in another address space. Not inside a callback of its CPU."""
         self.process.mm = space
         self._walk(space)
+
+    @property
+    def credentials(self) -> Credentials:
+        """Who it is."""
+        return self._credentials
+
+    @credentials.setter
+    def credentials(self, who: Credentials) -> None:
+        self._credentials = who
+        if self._cpu is not None:
+            self.process.kernel.actor.credentials = who
+        if self.tid == self.process.pid:
+            self.process.credentials = who
+            self.process.apply_limit(RLIMIT_MEMLOCK)
+
+    def become(self, who: Credentials) -> None:
+        """Be somebody else from now on; what that lends is not for others of the user to look into."""
+        if who.lends_rights(self._credentials):
+            self.process.dumpable = self.process.death_signal = 0
+        if who.uid != self._credentials.uid:
+            self.process.registry.has_several_users = True
+        self.credentials = who
+
+    def may_inspect(self, process: Process, *, real: bool) -> bool:
+        """Whether it may look into a process (ptrace(2), "ptrace access mode checking")."""
+        dumpable = bool(process.dumpable)
+        return process is self.process or self._credentials.may_inspect(
+            process.credentials, dumpable=dumpable, real=real
+        )
+
+    @property
+    def shares_descriptors(self) -> bool:
+        """Whether another task has its table of descriptors."""
+        return self.files.table.users > 1 or any(
+            other is not self and other.files is self.files for other in self.process.tasks
+        )
+
+    def unshare_files(self, *, table: bool, standing: bool) -> None:
+        """Have descriptors, or cwd, root and umask, that no other task has."""
+        process, before = self.process, self.files
+        shown = process.kernel.show(process)
+        self.files = before.fork(shown, shares_table=not table, shares_standing=not standing)
+        if self.tid == process.pid:
+            process.files = self.files
+        if all(each.files is not before for each in process.tasks):
+            before.close_all()
 
     @property
     def user_end(self) -> int:
@@ -318,6 +370,8 @@ class Task:
         return {
             "tid": self.tid,
             "name": self.name,
+            "credentials": self._credentials,
+            "no_new_privileges": self.no_new_privileges,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
             "set_child_tid": self.set_child_tid,
@@ -352,6 +406,7 @@ class Task:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
         self.name, self.registers = state["name"], dict(state["registers"])
+        self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])

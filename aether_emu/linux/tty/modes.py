@@ -16,6 +16,7 @@ ECHOCTL, ECHOPRT, ECHOKE, IEXTEN, EXTPROC = 0x200, 0x400, 0x800, 0x8000, 0x1_000
 VINTR, VQUIT, VERASE, VKILL, VEOF, VTIME, VMIN, _VSWTC, VSTART, VSTOP, VSUSP, VEOL = range(12)
 VREPRINT, _VDISCARD, VWERASE, VLNEXT, VEOL2 = range(12, 17)
 
+_ADDRB = 0x2000_0000  # which only its own request sets
 _CBAUD, _BOTHER, _INPUT_SHIFT = 0x100F, 0x1000, 16
 _SPEEDS = (
     0, 50, 75, 110, 134, 150, 200, 300, 600, 1200, 1800, 2400, 4800, 9600, 19200, 38400,
@@ -67,6 +68,7 @@ class Modes:
         wanted = flags[2] >> _INPUT_SHIFT & _CBAUD
         of_input = _speed(wanted, speeds[0]) if wanted else of_output
         input_, output, control, local = flags
+        control &= ~_ADDRB
         return Modes(input_, output, control, local, line, characters, (of_input, of_output))
 
     def has(self, number: int, character: int) -> bool:

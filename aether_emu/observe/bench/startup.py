@@ -47,7 +47,6 @@ def cpu_seconds(arguments: tuple[str, ...]) -> float:
     paths = [str(guests.SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else one side would be compiled anew each time
-    environment["OPENBLAS_NUM_THREADS"] = "1"  # as `aether` has it: threads of numpy would spin for a while
     with subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,

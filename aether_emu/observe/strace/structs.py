@@ -333,6 +333,11 @@ def _groups(call: Made, value: int) -> str:
 
 
 GROUPS = late(_groups)
+GIVEN_GROUPS = early(
+    lambda call, value: items(
+        call, value, call.arguments[0] & 0xFFFF, 4, lambda _call, at: str(unpack(call, at, "I")[0])
+    )
+)
 
 
 def _names_of_system(call: Made, value: int) -> str:

@@ -44,18 +44,14 @@ class Session:
         terminals.opened(self.shell, self.file, 0)
 
     def process(self) -> Task:
-        task = self.several.calls(code=SPIN["x86_64"])
-        process, registry = task.process, self.several.first.registry
-        process.registry = registry
-        registry.processes[process.pid], registry.tasks[task.tid] = process, task
-        return task
+        return self.several.calls(code=SPIN["x86_64"])
 
     def job(self) -> Task:
         """A child of the shell in a group of its own."""
         task = self.process()
         process, shell = task.process, self.shell.process
-        process.parent, process.session, process.terminal = shell, shell.session, shell.terminal
-        shell.children.append(process)
+        process.session, process.terminal = shell.session, shell.terminal
+        shell.adopt(process)
         return task
 
     def request(self, task: Task, number: int, value: int = 0) -> int:
@@ -76,8 +72,6 @@ def session() -> Iterator[Session]:
     """See `Session`."""
     with Several("x86_64") as several:
         yield Session(several)
-        for task in several.tasks:
-            del several.first.registry.processes[task.process.pid]
         several.machine.observers.running = False
 
 
@@ -129,7 +123,7 @@ def test_who_reads_in_the_background_is_stopped_or_refused(session: Session) -> 
 
 def test_nobody_stops_in_an_orphaned_group(session: Session) -> None:
     job = session.job()
-    session.shell.process.children.clear()
+    session.shell.process.children.remove(job.process)
     job.process.parent = None
     for request in (TIOCSPGRP, TCSETS):
         expected = errno.ENOTTY if request == TIOCSPGRP else errno.EIO

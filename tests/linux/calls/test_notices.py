@@ -15,7 +15,7 @@ from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Grants, Machine
 from tests.guests.running import ISAS
-from tests.linux.calls.test_timers import data
+from tests.linux.calls.test_timers import data, spinning
 from tests.linux.exec.crafted import EXECUTE, READ, Header, crafted
 from tests.linux.task.scripts import DATA, SPIN, Call, Several, assemble
 from tests.small_programs import streams
@@ -74,15 +74,12 @@ def test_refusals_are_those_of_linux(isa: str, calls: list[tuple[str, int]], ans
 def test_pidfd_sends_a_signal_and_is_ready_when_its_process_has_ended(isa: str) -> None:
     with Several(isa) as several:
         killed = several.calls(("nanosleep", _SLEEP, 0), data=data(1, sleep=10**12))
-        caller = several.calls(
+        several.calls(
             ("pidfd_open", killed.process.pid, 0),
             ("pidfd_send_signal", _FD, signal.SIGTERM, 0, 0),
             ("ppoll", _POLL, 1, 0, 0, 0),
             data=polling(data(1)),
         )
-        registry = killed.process.registry
-        caller.process.registry = registry
-        registry.processes[caller.process.pid], registry.tasks[caller.tid] = caller.process, caller
         assert several.run() == [128 + signal.SIGTERM, 1]
         assert several.machine.clock.now_ns < 10**9
 
@@ -175,6 +172,32 @@ def test_refusals_of_signalfd_are_those_of_linux(isa: str, calls: list[Call], an
     with Several(isa) as several:
         several.calls(_BLOCK, *calls, data=signals())
         assert several.run() == [answer]
+
+
+@every_isa
+def test_fdinfo_tells_what_each_kind_has(isa: str) -> None:
+    with Several(isa) as several:
+        event = DATA + 0x900
+        at = bytearray(signals().ljust(0x1000, b"\0"))
+        struct.pack_into("<4q", at, 0x200, 5, 7, 0, 1)
+        layout = "<IQ" if isa == "x86_64" else "<I4xQ"
+        struct.pack_into(layout, at, 0x900, select.POLLIN | 1 << 31, 0xABC)
+        spinning(
+            several,
+            *(_SIGNALFD, ("timerfd_create", 0, 0), ("timerfd_settime", 4, 1, _TIME, 0)),
+            *(("eventfd2", 300, 1), ("epoll_create1", 0), ("epoll_ctl", 6, 1, 5, event)),
+            ("pidfd_open", _OWN, 0),
+            at=bytes(at),
+        )
+        several.machine.scheduler.run(100_000)
+        told = [several.tasks[0].process.files.table.file(fd).details() for fd in range(3, 8)]
+        assert told[0] == b"sigmask:\t%016x\n" % (1 << signal.SIGUSR1 - 1 | 1 << _REAL_TIME - 1)
+        lines = told[1].splitlines()
+        assert lines[:3] == [b"clockid: 0", b"ticks: 1", b"settime flags: 01"]
+        assert lines[4] == b"it_interval: (5, 7)"
+        assert told[2].splitlines()[::2] == [b"eventfd-count:              12c", b"eventfd-semaphore: 1"]
+        assert told[3].startswith(b"tfd:        5 events: 80000019 data:              abc  pos:0 ino:")
+        assert told[4] == b"Pid:\t%d\nNSpid:\t%d\n" % (_OWN, _OWN)
 
 
 # ---- pidfd
@@ -297,9 +320,6 @@ def test_pidfd_getfd_shares_an_open_file(isa: str) -> None:
             ("pidfd_getfd", 3, 99, 0),
             data=data(1, sleep=1000),
         )
-        registry = other.process.registry
-        caller.process.registry = registry
-        registry.processes[caller.process.pid], registry.tasks[caller.tid] = caller.process, caller
         with pytest.raises(Deadlock):
             several.run()
         assert caller.process.ended is not None and caller.process.ended.status == -errno.EBADF & 0xFF
@@ -316,10 +336,7 @@ def test_waitid_does_not_wait_by_a_nonblocking_pidfd(isa: str) -> None:
             data=data(1),
         )
         parent = caller.process
-        parent.registry = child.registry
-        parent.registry.processes[parent.pid], parent.registry.tasks[caller.tid] = parent, caller
-        child.parent = parent
-        parent.children.append(child)
+        parent.adopt(child)
         with pytest.raises(Deadlock):
             several.run()
         assert parent.ended is not None and parent.ended.status == -errno.EAGAIN & 0xFF

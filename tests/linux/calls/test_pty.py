@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import struct
@@ -11,7 +12,7 @@ import pytest
 from aether_emu.linux.tty import modes as m
 from tests.linux.calls.twin import BASE, A, F, Twin
 
-TCGETS, TCSETS, TCSETSF, TCXONC, TCFLSH = 0x5401, 0x5402, 0x5404, 0x540A, 0x540B
+TCGETS, TCSETS, TCSETSF, TCXONC, TCFLSH, TIOCSTI = 0x5401, 0x5402, 0x5404, 0x540A, 0x540B, 0x5412
 TIOCOUTQ, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, TIOCPKT = 0x5411, 0x5413, 0x5414, 0x541B, 0x5420
 TIOCSPTLCK, TIOCGPTN, TIOCGPTPEER, TIOCGPTLCK = 0x40045431, 0x80045430, 0x5441, 0x80045439
 TCGETS2, TCSETS2, TCGETA, TCSETA = 0x802C542A, 0x402C542B, 0x5405, 0x5406
@@ -175,3 +176,79 @@ def test_a_walk_at_random_is_the_same_on_a_real_pair(pty: Twin, seed: int) -> No
     walk = Walk(pty, seed)
     for _ in range(400):
         walk.step()
+
+
+@pytest.mark.parametrize("side", ["master", "terminal"])
+def test_every_request_is_answered_or_refused_as_on_a_real_pair(pty: Twin, side: str) -> None:
+    """Of the terminal's own numbers; not those for root, and what a host may be configured to allow."""
+    others = (0x8004_5430, 0x4004_5431, 0x8004_5438, 0x8004_5439, 0x8004_5440, 0x4004_5436, 0x802C_542A)
+    unlike = {
+        TIOCSTI, 0x541D, 0x5437, 0x5457, *range(0x5441, 0x5450),  # descriptors, and newer ones
+        0x540E, 0x540F, 0x5410, 0x5422, 0x5429, 0x8004_5432,  # whose it is, and its number
+    }  # fmt: skip
+    for request in (*range(0x5400, 0x5460), *others):
+        if request not in unlike and request not in range(0x5450, 0x5453):
+            pty.put(ARGUMENT, m.Modes().pack("termios2"))
+            pty.call("ioctl", F(side), request, A(ARGUMENT))
+    for request in (TCFLSH, TCXONC, 0x5409, 0x5425):
+        for argument in range(6):
+            pty.call("ioctl", F(side), request, argument)
+
+
+@pytest.mark.parametrize("kind", ["termios", "termios2", "termio"])
+def test_modes_are_set_and_read_back_as_on_a_real_pair(pty: Twin, kind: str) -> None:
+    chance = random.Random(kind)
+    get, put = {"termios": (TCGETS, TCSETS), "termios2": (TCGETS2, TCSETS2), "termio": (TCGETA, TCSETA)}[kind]
+    for _ in range(60):
+        data = bytearray(chance.randbytes(44))
+        if kind == "termios2":
+            data[36:] = struct.pack("<II", chance.randrange(1 << 24), chance.randrange(1 << 24))
+        pty.put(ARGUMENT, bytes(data))
+        pty.call("ioctl", F("terminal"), put, A(ARGUMENT))
+        for request in (get, TCGETS, TCGETS2):
+            pty.call("ioctl", F("master"), request, A(ARGUMENT))
+
+
+def test_a_pair_is_opened_and_closed_as_a_real_one(twin: Twin) -> None:
+    twin.open("master", "openat", -100, twin.text(b"/dev/ptmx"), OPEN, 0)
+    assert twin.call("ioctl", F("master"), TIOCGPTPEER, OPEN) == -errno.EIO, "it is locked"
+    assert twin.call("ioctl", F("master"), TIOCGPTLCK, A(ARGUMENT)) == 0
+    twin.put(ARGUMENT, bytes(4))
+    assert twin.call("ioctl", F("master"), TIOCSPTLCK, A(ARGUMENT)) == 0
+    assert twin.call("read", F("master"), A(READ), 10) == -errno.EAGAIN, "nobody has had it open"
+    twin.open("terminal", "ioctl", F("master"), TIOCGPTPEER, OPEN)
+    assert twin.call("write", F("terminal"), A(TYPED), 10) == 10
+    twin.close_descriptor("terminal")
+    assert twin.call("read", F("master"), A(READ), 100) == 10
+    assert twin.call("read", F("master"), A(READ), 100) == -errno.EIO, "nobody has it open any more"
+    twin.open("terminal", "ioctl", F("master"), TIOCGPTPEER, OPEN)
+    assert twin.call("read", F("master"), A(READ), 100) == -errno.EAGAIN
+    assert twin.call("ioctl", F("master"), 0x540C, 0) == twin.call("ioctl", F("terminal"), 0x540C, 0) == 0
+    twin.close_descriptor("master")
+    assert twin.call("read", F("terminal"), A(READ), 100) == 0
+    assert twin.call("write", F("terminal"), A(TYPED), 1) == -errno.EIO
+    for request in (TCGETS, TIOCGWINSZ, FIONREAD, 0x5410, 0x540F):
+        twin.call("ioctl", F("terminal"), request, A(ARGUMENT))
+    for number in (0, 1):
+        memory, start = twin.memories[number], (BASE, twin.native.start)[number]
+        memory[ARGUMENT : ARGUMENT + 8] = struct.pack("<ihh", twin.pair("terminal")[number], 7, 0)
+        twin.one_side("poll", number, start + ARGUMENT, 1, 0)
+        memory[ARGUMENT : ARGUMENT + 4] = bytes(4)
+    twin.call("fcntl", F("terminal"), 3, 0)
+
+
+def test_a_full_pair_takes_no_more_until_it_is_read(pty: Twin) -> None:
+    """How much it takes is a matter of the kernel's own buffers: here some 12 KiB."""
+    pty.put(ARGUMENT, struct.pack("<4IB19s", 0, 0, 0xBF, 0, 0, m.Modes().characters))
+    assert pty.call("ioctl", F("terminal"), TCSETS, A(ARGUMENT)) == 0
+    for writer, reader in (("master", "terminal"), ("terminal", "master")):
+        start, taken = BASE + TYPED, 0
+        descriptor = pty.pair(writer)[0]
+        while (done := pty.one_side("write", 0, descriptor, start, 4096)) > 0:
+            taken += done
+        assert done == -errno.EAGAIN
+        assert 8192 <= taken <= 16384
+        while (done := pty.one_side("read", 0, pty.pair(reader)[0], start, 4096)) > 0:
+            taken -= done
+        assert (done, taken) == (-errno.EAGAIN, 0)
+        assert pty.one_side("write", 0, descriptor, start, 4096) == 4096

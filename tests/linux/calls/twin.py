@@ -52,6 +52,9 @@ _ARM64_NUMBERS = {
     "flock": 32, "faccessat": 48, "unlinkat": 35, "mkdirat": 34, "symlinkat": 36, "linkat": 37,
     "renameat2": 276, "memfd_create": 279, "copy_file_range": 285, "preadv2": 286, "pwritev2": 287,
     "statx": 291, "close_range": 436, "openat2": 437, "faccessat2": 439, "getxattr": 8, "fgetxattr": 10,
+    "setregid": 143, "setgid": 144, "setreuid": 145, "setuid": 146, "setresuid": 147, "setresgid": 149,
+    "setfsuid": 151, "setfsgid": 152, "getgroups": 158, "setgroups": 159, "prctl": 167, "capget": 90,
+    "capset": 91,
     "socketpair": 199, "shutdown": 210,
     "truncate": 45, "fchmodat": 53, "fchmod": 52, "fstatfs": 44, "statfs": 43, "newfstatat": 79, "fstat": 80,
 }  # fmt: skip

@@ -13,6 +13,7 @@ import pytest
 from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.config import Config
 from aether_emu.errors import Refused
 from aether_emu.linux.exec import stack, vdso
@@ -154,7 +155,7 @@ def test_only_the_first_page_of_time_data_is_there(machine: Machine) -> None:
     process, data = machine.process, _areas(machine)["[vvar]"]
     assert process is not None
     memory = UserMemory(process.mm)
-    assert memory.read(data.start, 32) == vdso.time_data(process.abi)
+    assert memory.read(data.start, 32) == vdso.time_data(process.abi, EPOCH_NS)
     for address in range(data.start + process.mm.page_size, data.end, process.mm.page_size):
         with pytest.raises(UserFaulted) as caught:
             memory.read(address, 1)
@@ -289,7 +290,7 @@ def test_a_forked_process_has_the_same(machine: Machine) -> None:
     try:
         shown = UserMemory(child)
         assert shown.read(areas["[vdso]"].start, process.mm.page_size) == image
-        assert shown.read(areas["[vvar]"].start, 32) == vdso.time_data(process.abi)
+        assert shown.read(areas["[vvar]"].start, 32) == vdso.time_data(process.abi, EPOCH_NS)
     finally:
         child.destroy()
 
