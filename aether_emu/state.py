@@ -217,9 +217,12 @@ def _wait_of(captured: tuple[int, State]) -> tuple[bool, int]:
     """Who waits comes first, in the order in which they began to: they stand in their queues before any other
     runs, who may wake them. The others keep the order of their turns.
     """
-    wait = captured[1]["wait"]
-    waits = wait is not None and not wait["goes_on"]
-    return not waits, wait["number"] if waits else 0
+    waits = _waits(captured[1])
+    return not waits, captured[1]["wait"]["number"] if waits else 0
+
+
+def _waits(task: State) -> bool:
+    return task["wait"] is not None and not task["wait"]["goes_on"] and not task["in_line"]
 
 
 def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
@@ -227,7 +230,10 @@ def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
     for pid, described in sorted(state["tasks"], key=_wait_of):
         task = Task(first.registry.processes[pid], described["tid"])
         task.restore(described)
-        machine.scheduler.add(task)
+        if _waits(described) and described["wait"]["futex"] is not None:
+            machine.scheduler.add_waiting(task)
+        else:
+            machine.scheduler.add(task)
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
 
