@@ -241,9 +241,12 @@ def _wait_of(captured: tuple[int, State]) -> tuple[bool, int]:
     """Who waits comes first, in the order in which they began to: they stand in their queues before any other
     runs, who may wake them. The others keep the order of their turns.
     """
-    wait = captured[1]["wait"]
-    waits = wait is not None and not wait["goes_on"]
-    return not waits, wait["number"] if waits else 0
+    waits = _waits(captured[1])
+    return not waits, captured[1]["wait"]["number"] if waits else 0
+
+
+def _waits(task: State) -> bool:
+    return task["wait"] is not None and not task["wait"]["goes_on"] and not task["in_line"]
 
 
 def _restore_tasks(machine: Machine, first: Process, files: Restored, state: State) -> None:
@@ -252,7 +255,10 @@ def _restore_tasks(machine: Machine, first: Process, files: Restored, state: Sta
         task = Task(first.registry.processes[pid], described["tid"])
         task.files = files.processes[state["files_of_tasks"][task.tid]]
         task.restore(described)
-        machine.scheduler.add(task)
+        if _waits(described) and described["wait"]["futex"] is not None:
+            machine.scheduler.add_waiting(task)
+        else:
+            machine.scheduler.add(task)
     for process, described in zip(first.registry.processes.values(), state["processes"], strict=True):
         process.restore_timers(described)
     tasks = machine.scheduler.tasks

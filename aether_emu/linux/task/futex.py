@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.mm.space import AddressSpace
@@ -55,6 +56,15 @@ class Futexes:
         """The queues of such locks."""
         return [self._locks[key] for key in sorted(self._locks)] if self._locks else []
 
+    def names(self, queues: Sequence[WaitQueue]) -> list[tuple[Key, bool]]:
+        """The words that queues belong to, and whether those are locks of `locks`."""
+        keys = {id(queue): key for key, queue in self._queues.items()}
+        return [(keys[id(queue)], self._locks.get(keys[id(queue)]) is queue) for queue in queues]
+
+    def named(self, names: Sequence[tuple[Key, bool]]) -> list[WaitQueue]:
+        """Their queues."""
+        return [self.lock_queue(key) if locks else self.queue(key) for key, locks in names]
+
     def waiting(self, key: Key) -> WaitQueue | None:
         """The queue to wake; None if nobody waits there."""
         return self._queues.get(key)
@@ -86,6 +96,28 @@ class FutexWait(Wait):
             restart = Restart.BY_ACTION if deadline is None else Restart.WITHOUT_HANDLER
         super().__init__(queues, what, deadline=deadline, progress=(bits, index), restart=restart)
         self.locks = locks
+
+    def capture(self, futexes: Futexes) -> dict[str, Any]:
+        """The wait itself, for the call cannot be made again: the word may have changed since."""
+        return {
+            "words": futexes.names(self.queues),
+            "addresses": self.addresses,
+            "deadline": self.deadline,
+            "progress": self.progress,
+            "locks": self.locks,
+            "restart": self.restart,
+            "stopped_at": self.stopped_at,
+        }
+
+    @classmethod
+    def restored(cls, futexes: Futexes, state: dict[str, Any]) -> FutexWait:
+        """The captured wait."""
+        bits, index = state["progress"]
+        queues, addresses = futexes.named(state["words"]), state["addresses"]
+        where = {"index": index, "locks": state["locks"], "restart": state["restart"]}
+        wait = cls(queues, addresses, state["deadline"], bits, **where)
+        wait.stopped_at = state["stopped_at"]
+        return wait
 
     @property
     def bits(self) -> int:

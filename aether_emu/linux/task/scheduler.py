@@ -140,6 +140,12 @@ class Scheduler:
         self._tasks[task] = None
         self._queue.add(task)
 
+    def add_waiting(self, task: Task) -> None:
+        """Likewise a task that stands in the queues of its wait already."""
+        assert task.wait is not None, "it waits"
+        self._tasks[task] = None
+        self._note_wait(task, task.wait)
+
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
         self._tasks.pop(task, None)
@@ -325,15 +331,19 @@ class Scheduler:
                 queue.add(task)
         elif wait is not None:
             task.turn = task.cut = 0
-            if wait.ends_by_time and wait.deadline is not None:
-                self._slept += 1
-                heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
-                if len(self._sleepers) > 2 * len(self._tasks) + 64:
-                    self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
-                    heapify(self._sleepers)
-            if any(isinstance(queue, HostQueue) for queue in wait.queues):
-                self._of_host[task] = wait
+            self._note_wait(task, wait)
         task.yields = False
+
+    def _note_wait(self, task: Task, wait: Wait) -> None:
+        """A task begins to wait: who else than its queues must think of it?"""
+        if wait.ends_by_time and wait.deadline is not None:
+            self._slept += 1
+            heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
+            if len(self._sleepers) > 2 * len(self._tasks) + 64:
+                self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
+                heapify(self._sleepers)
+        if any(isinstance(queue, HostQueue) for queue in wait.queues):
+            self._of_host[task] = wait
 
     # ---- turns
 

@@ -385,22 +385,26 @@ class Task:
             "turn": self.turn,
             "cut": self.cut,
             "call": self.call,
+            "in_line": self.in_line,
             "wait": self._captured_wait(self.wait) if waits and self.wait else None,
         }
 
     def _captured_wait(self, wait: Wait) -> dict[str, Any]:
-        """What the call that is made again needs. A futex that nobody has woken is looked at once more."""
-        anew = isinstance(wait, FutexWait) and not wait.woken
+        """What the call that is made again needs. One that waits at a futex goes on to wait there."""
+        futex = None
+        if isinstance(wait, FutexWait) and not wait.woken:
+            futex = wait.capture(self.process.kernel.futexes)
         return {
             "what": wait.what,
             "deadline": wait.deadline,
-            "progress": () if anew else wait.progress,
+            "progress": wait.progress,
             "goes_on": wait.woken,
             "interrupted": wait.interrupted,
             "restart": wait.restart,
             "pauses": wait.pauses,
             "stopped_at": wait.stopped_at,
             "number": self.wait_number,
+            "futex": futex,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -415,6 +419,12 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
+            at_futex = state["wait"]["futex"]
+            if at_futex is not None:
+                futexes = self.process.kernel.futexes
+                self.start_waiting(FutexWait.restored(futexes, at_futex), state["call"])
+                self.waits = state["waits"]
+                return
             wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
             self.start_waiting(wait, state["call"])
             wait.stopped_at = state["wait"]["stopped_at"]
