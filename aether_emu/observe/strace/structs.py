@@ -383,7 +383,8 @@ def _wait_status(call: Made, value: int) -> str:
         return f"[{{WIFSTOPPED(s) && WSTOPSIG(s) == {names.SIGNAL.one(status >> 8)}}}]"
     if not status & 0x7F:
         return f"[{{WIFEXITED(s) && WEXITSTATUS(s) == {status >> 8 & 0xFF}}}]"
-    return f"[{{WIFSIGNALED(s) && WTERMSIG(s) == {names.SIGNAL.one(status & 0x7F)}}}]"
+    dumped = " && WCOREDUMP(s)" if status & 0x80 else ""
+    return f"[{{WIFSIGNALED(s) && WTERMSIG(s) == {names.SIGNAL.one(status & 0x7F)}{dumped}}}]"
 
 
 WAIT_STATUS = late(_wait_status)

@@ -78,6 +78,7 @@ def test_an_argument_of_clone_that_no_flag_uses_is_left_out() -> None:
         (0x137F, "[{WIFSTOPPED(s) && WSTOPSIG(s) == SIGSTOP}]"),
         (0xFFFF, "[{WIFCONTINUED(s)}]"),
         (0x0009, "[{WIFSIGNALED(s) && WTERMSIG(s) == SIGKILL}]"),
+        (0x008B, "[{WIFSIGNALED(s) && WTERMSIG(s) == SIGSEGV && WCOREDUMP(s)}]"),
         (0x0300, "[{WIFEXITED(s) && WEXITSTATUS(s) == 3}]"),
     ],
 )
