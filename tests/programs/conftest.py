@@ -36,20 +36,22 @@ def _missing() -> str:
 
 
 def _is_missing(item: pytest.Item) -> bool:
-    if item.get_closest_marker("debian") is None:
+    if "esbuild" in getattr(item, "fixturenames", ()):
+        return not shutil.which("npm")
+    if item.get_closest_marker("debian") is None or not _missing():
         return False
     foreign = isinstance(item, pytest.Function) and item.callspec.params["isa"] != HOST_ISA
     return foreign or not shutil.which("apt-get")
 
 
 def pytest_report_collectionfinish() -> list[str]:
-    missing = _missing()
-    return [f"tests/programs: {missing}"] if missing else []
+    missing = [_missing()]
+    if not shutil.which("npm"):
+        missing.append("there is no npm here, tests of esbuild are deselected")
+    return [f"tests/programs: {each}" for each in missing if each]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not _missing():
-        return
     missing = [item for item in items if _is_missing(item)]
     if missing:
         config.hook.pytest_deselected(items=missing)
@@ -90,6 +92,12 @@ def systems() -> Path:
 def ruff() -> Path:
     """The folder with one folder for each ISA, which holds the program `ruff`."""
     return _fetched("ruff")
+
+
+@pytest.fixture(scope="session")
+def esbuild() -> Path:
+    """The folder with one folder for each ISA, which holds the program `esbuild`."""
+    return _fetched("esbuild")
 
 
 @pytest.fixture(scope="session")
