@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,10 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.memory_file import create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.task.scheduler import Interrupted
+from aether_emu.linux.task.futex import FutexWait
+from aether_emu.linux.task.scheduler import Deadlock, Interrupted
+from aether_emu.linux.task.task import Task
+from aether_emu.linux.tty.modes import ECHO, Modes
 from aether_emu.mm import mapping
 from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
@@ -22,6 +26,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.observe import stats
 from aether_emu.system import Grants, Machine
 from tests.guests.running import TARGETS, Target, expected, program
+from tests.linux.task.scripts import DATA, Several
 
 X86_64 = TARGETS[0]
 
@@ -298,3 +303,98 @@ def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_p
         state.capture(machine)
     assert machine.run().status == 0
     machine.close()
+
+
+class Terminal(BufferStream):
+    """A stream that is one."""
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        return (100, 30)
+
+
+def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
+    streams = _streams()
+    machine = Machine("x86_64", seed=5)
+    process = machine.load(program("x86_64", "tour"), ["tour"], streams=streams | {"stdin": Terminal()})
+    console = machine.console
+    assert console is not None and process.terminal is console and console.size == (30, 100, 0, 0)
+    console.change(Modes(local=ECHO), flush=False)
+    machine.run_for(3000)
+    snapshot = state.capture(machine)
+    for stream in (Terminal(), BufferStream()):
+        restored = state.restore(snapshot, streams=_streams() | {"stdin": stream})
+        there = restored.console
+        assert restored.process is not None and restored.process.terminal is there
+        if isinstance(stream, Terminal):
+            assert there is not None and there.modes.local == ECHO
+            assert (there.session, there.foreground) == (process.pid, process.group)
+            assert restored.process.files.readlink(fl.AT_FDCWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
+        else:
+            assert there is None
+        restored.run()
+        restored.close()
+    machine.close()
+
+
+_THREADS = Path(__file__).parent / "programs" / "bin"
+_FEW, _MANY = 4, 60
+
+
+def _of_many(isa: str) -> tuple[Machine, dict[str, BufferStream]]:
+    streams = _streams()
+    machine = Machine(isa, ram="32M", aperture="8M", seed=5)
+    machine.load(_THREADS / isa / "threads", ["threads", "race", "60"], streams=streams)
+    stats.prepare(machine)
+    return machine, streams
+
+
+def _captured_anywhere(isa: str, count: int) -> None:
+    """At seeded moments of a program with threads, which wait for each other at futexes."""
+    machine, streams = _of_many(isa)
+    machine.run()
+    whole, output = stats.collect(machine, 0), bytes(streams["stdout"].written)
+    machine.close()
+    blocks = whole["blocks_executed"]
+    assert isinstance(blocks, int)
+    chance = random.Random(f"{isa} {count}")
+    for _ in range(count):
+        moment = chance.randrange(1, blocks)
+        machine, before = _of_many(isa)
+        assert machine.run_for(moment) is None
+        restored = state.restore(state.capture(machine), streams=(after := _streams()))
+        machine.close()
+        assert restored.run().status == 0
+        assert stats.collect(restored, 0) == whole, moment
+        restored.close()
+        assert bytes(before["stdout"].written + after["stdout"].written) == output, moment
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_threads_go_on_from_any_moment_as_without_a_break(isa: str) -> None:
+    _captured_anywhere(isa, _FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_threads_go_on_from_many_moments(isa: str) -> None:
+    _captured_anywhere(isa, _MANY)
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str) -> None:
+    word = DATA + 64
+    with Several(isa) as several:
+        waiter = several.calls(("futex", word, 0, 0, 0), data=bytes(128))
+        with pytest.raises(Deadlock):
+            several.run()
+        waiter.process.write(word, b"\1\0\0\0")
+        assert several.machine.process is not None
+        described = waiter.capture()
+        again = Task(waiter.process, 3000)
+        again.restore(described)
+        assert isinstance(again.wait, FutexWait)
+        assert again.wait.queues == waiter.wait.queues if waiter.wait is not None else ()
+        assert not again.can_go_on(), "nobody has woken it"
+        again.leave_queues()
+        waiter.process.tasks.remove(again)
+        del waiter.process.registry.tasks[again.tid]

@@ -34,7 +34,7 @@ class ExitReason(Enum):
     BUDGET = "the block budget is used up"
     INTERRUPTED = "somebody outside asked (Ctrl-C, a timeout)"
     BUS = "a physical access met nothing"
-    STRAY = "stopped from outside Python: the bus guard, a stop meant for an earlier run, or for a stub's"
+    STRAY = "stopped from outside Python: the bus guard, or a stop meant for an earlier run"
     ENGINE = "the engine gave up"
 
 

@@ -382,7 +382,6 @@ class Faults:
     def _mark_code(self, area: Area, frame: int, *, mutable: bool = True) -> None:
         """A RAM frame that will be executable: its translations must follow its bytes."""
         if area.protection & Protection.EXECUTE:
-            self._physical.code.written(frame)
             self._physical.code.executable(frame, mutable=mutable)
 
     def _map_around(self, space: AddressSpace, area: Area, page: int, access: int) -> None:

@@ -120,5 +120,6 @@ class Physical:
         assert isinstance(counts, list)
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
+        self.code.restore()
         if state["mutable_code"]:
             self.code.may_change()

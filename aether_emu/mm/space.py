@@ -481,8 +481,7 @@ class AddressSpace:
         """Give back every page, table and backing, damaged or not. No CPU may walk the table any more."""
         self.damages += self.table.salvage()
         held = hold_objects(self.areas)
-        for area in list(self.areas):
-            self.unmap(area.start, area.end)
+        self.unmap(0, self.limits.user_end)
         if self.damages:
             for item in held:
                 reclaim(self.physical, item)

@@ -39,6 +39,8 @@ again: mov eax, 9; xor edi, edi; mov esi, 0x4000000; mov edx, 3; mov r10d, 0x802
 WRITES = """
 again: mov eax, 1; mov edi, 1; lea rsi, [rsp - 0x10000]; mov edx, 0x10000; syscall; jmp again
 """
+# fork(), and again in each of both
+FORKS = "again: mov eax, 57; syscall; jmp again"
 
 
 def assembled(source: str) -> bytes:
@@ -82,6 +84,7 @@ SCENES = (
     guest("waiting for input", lambda: READ_STDIN["x86_64"]),
     guest("in long calls", lambda: assembled(LONG_CALLS)),
     guest("in traced calls", lambda: assembled(LONG_CALLS), "--strace={}/trace"),
+    guest("a fork bomb", lambda: assembled(FORKS), "--ram", "256M"),
     guest("into a full pipe", lambda: assembled(WRITES), full=True),
     Scene("verify", ("verify", "--full", *REPORTS), 4),
     Scene("verify with workers", ("verify", "--full", "--jobs", "2", *REPORTS), 4),
@@ -280,9 +283,10 @@ def test_a_second_ctrl_c_does_not_wait() -> None:
         os.close(write)
 
 
-def test_a_timeout_ends_a_program_that_writes_into_a_full_pipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", [WRITES, FORKS], ids=["into a full pipe", "a fork bomb"])
+def test_a_timeout_ends_a_program_that_works_without_end(tmp_path: Path, source: str) -> None:
     program = tmp_path / "p"
-    program.write_bytes(crafted(code=assembled(WRITES)))
+    program.write_bytes(crafted(code=assembled(source)))
     program.chmod(0o755)
     child = subprocess.Popen(
         [*COMMAND, "run", "--timeout", "0.3", str(program)],

@@ -15,9 +15,17 @@ from tests.programs.workplace import furnish
 
 _HERE = Path(__file__).resolve().parent
 _SOURCE = b"1 2 3\n"
-_STATUS = {"memory": 0, "numbers": 0, "exec": 0, "clone": 0, "control": -signal.SIGABRT, "files": 37}
+_STATUS = {
+    "memory": 0,
+    "numbers": 0,
+    "exec": 0,
+    "clone": 0,
+    "threads": 0,
+    "control": -signal.SIGABRT,
+    "files": 37,
+}
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "crash"]  # tests/observe/strace and tests/observe/crash run them
+_ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 

@@ -10,13 +10,15 @@ from __future__ import annotations
 import struct
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from aether_emu.clock import EPOCH_NS
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.task.registry import Registry
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE
 from aether_emu.mm.objects.special import SpecialMapping
+from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.random import Stream
 
@@ -33,9 +35,9 @@ def image(isa: str, page_size: int) -> bytes:
     return (_IMAGES / f"vdso-{isa}-{page_size >> 10}K.so").read_bytes()
 
 
-def time_data(abi: Abi) -> bytes:
+def time_data(abi: Abi, epoch_ns: int) -> bytes:
     """What guest/vdso/vdso.c calls `struct time_data`: a counter becomes ns without rounding."""
-    return struct.pack("<4Q", _SECOND // abi.counter_hz, 0, EPOCH_NS // _SECOND, 1)
+    return struct.pack("<4Q", _SECOND // abi.counter_hz, 0, epoch_ns // _SECOND, 1)
 
 
 def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
@@ -47,7 +49,7 @@ def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
     space, abi, page = process.mm, process.abi, process.mm.page_size
     contents = image(abi.isa, page)
     pages = [contents[at : at + page] for at in range(0, len(contents), page)]
-    data = [time_data(abi), *[None] * (abi.time_pages - 1)]
+    data = [time_data(abi, process.kernel.clock.epoch_ns), *[None] * (abi.time_pages - 1)]
     length = (len(data) + len(pages)) * page
     hint = (
         _above_stack(space.page_up(below), length, space.limits.user_end, stream)
@@ -58,14 +60,27 @@ def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
     start = mapping.map_memory(space, request)  # finds the place, by the rules of a mapping with a hint
     space.unmap(start, start + length)
     code = start + len(data) * page
-    vdso = SpecialMapping(space.physical, "[vdso]", pages)
+    vdso, vvar = _shared(process.registry, space.physical, pages, data)
     everything = _RX | Protection.WRITE  # a debugger may set breakpoints
     space.insert(space.new_area(code, start + length, _RX, backing=vdso, maximum=everything, name=vdso.name))
-    vvar, read = SpecialMapping(space.physical, "[vvar]", data), Protection.READ
+    read = Protection.READ
     space.insert(space.new_area(start, code, read, backing=vvar, maximum=read, name=vvar.name))
     process.program.vdso, process.program.vdso_start = vdso.number, code
     process.program.signal_return = symbol(contents, abi.signal_return) if abi.signal_return else 0
     return code
+
+
+def _shared(
+    registry: Registry[Any, Any], physical: Physical, pages: list[bytes], data: list[bytes | None]
+) -> tuple[SpecialMapping, SpecialMapping]:
+    """Image and data, which all processes share: those of one that lives, or new ones."""
+    found = [physical.objects.find(number) for number in registry.vdso]
+    match found:
+        case [SpecialMapping() as vdso, SpecialMapping() as vvar]:
+            return vdso, vvar
+    made = SpecialMapping(physical, "[vdso]", pages), SpecialMapping(physical, "[vvar]", data)
+    registry.vdso = made[0].number, made[1].number
+    return made
 
 
 def _above_stack(start: int, length: int, end: int, stream: Stream | None) -> int:

@@ -10,10 +10,12 @@ processes, or two addresses of one, mean the same word:
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.mm.space import AddressSpace
 from aether_emu.waiting import WaitQueue
 
@@ -54,6 +56,15 @@ class Futexes:
         """The queues of such locks."""
         return [self._locks[key] for key in sorted(self._locks)] if self._locks else []
 
+    def names(self, queues: Sequence[WaitQueue]) -> list[tuple[Key, bool]]:
+        """The words that queues belong to, and whether those are locks of `locks`."""
+        keys = {id(queue): key for key, queue in self._queues.items()}
+        return [(keys[id(queue)], self._locks.get(keys[id(queue)]) is queue) for queue in queues]
+
+    def named(self, names: Sequence[tuple[Key, bool]]) -> list[WaitQueue]:
+        """Their queues."""
+        return [self.lock_queue(key) if locks else self.queue(key) for key, locks in names]
+
     def waiting(self, key: Key) -> WaitQueue | None:
         """The queue to wake; None if nobody waits there."""
         return self._queues.get(key)
@@ -76,12 +87,37 @@ class FutexWait(Wait):
         *,
         index: int = 0,
         locks: Key | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         words = ", ".join(hex(address) for address in addresses)
         what = f"{'a futex' if locks is None else 'a lock'} at {words}"
-        super().__init__(queues, what, deadline=deadline, progress=(bits, index), restarts=deadline is None)
+        if restart is None:
+            restart = Restart.BY_ACTION if deadline is None else Restart.WITHOUT_HANDLER
+        super().__init__(queues, what, deadline=deadline, progress=(bits, index), restart=restart)
         self.locks = locks
+
+    def capture(self, futexes: Futexes) -> dict[str, Any]:
+        """The wait itself, for the call cannot be made again: the word may have changed since."""
+        return {
+            "words": futexes.names(self.queues),
+            "addresses": self.addresses,
+            "deadline": self.deadline,
+            "progress": self.progress,
+            "locks": self.locks,
+            "restart": self.restart,
+            "stopped_at": self.stopped_at,
+        }
+
+    @classmethod
+    def restored(cls, futexes: Futexes, state: dict[str, Any]) -> FutexWait:
+        """The captured wait."""
+        bits, index = state["progress"]
+        queues, addresses = futexes.named(state["words"]), state["addresses"]
+        where = {"index": index, "locks": state["locks"], "restart": state["restart"]}
+        wait = cls(queues, addresses, state["deadline"], bits, **where)
+        wait.stopped_at = state["stopped_at"]
+        return wait
 
     @property
     def bits(self) -> int:
@@ -97,3 +133,5 @@ class FutexWait(Wait):
         self.addresses = (address,)
         self.what = f"{'a futex' if self.locks is None else 'a lock'} at {address:#x}"
         self.queues = tuple(target if queue is source else queue for queue in self.queues)
+        if self.locks is not None:  # it cannot be made anew: the first word has changed
+            self.interrupted, self.restart = -errno.EAGAIN, Restart.NEVER

@@ -23,10 +23,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
 from aether_emu.linux.entry import Entry
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Ended, Process
@@ -55,6 +57,14 @@ class Interrupted(Exception):
     """The run was ended from outside (Ctrl-C, a timeout)."""
 
 
+class Pause(Exception):
+    """Carries out of the scheduler what a run returns that stops before the end: a `debugging.Stopped`."""
+
+    def __init__(self, stopped: Any) -> None:
+        super().__init__(str(stopped))
+        self.stopped = stopped
+
+
 class Deadlock(AetherError):
     """Every task waits for something that nobody can bring about. `waiting` are the tasks."""
 
@@ -75,6 +85,11 @@ def _called(task: Task) -> str:
     if task.tid == task.process.pid:
         return f"process {task.tid} ({name})"
     return f"thread {task.tid} ({name}) of process {task.process.pid}"
+
+
+def _may_speak(files: Files) -> bool:
+    """Whether a writable standard stream is open."""
+    return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
 
 
 def _plight(task: Task) -> str:
@@ -111,6 +126,7 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
     def tasks(self) -> list[Task]:
@@ -124,6 +140,12 @@ class Scheduler:
         self._tasks[task] = None
         self._queue.add(task)
 
+    def add_waiting(self, task: Task) -> None:
+        """Likewise a task that stands in the queues of its wait already."""
+        assert task.wait is not None, "it waits"
+        self._tasks[task] = None
+        self._note_wait(task, task.wait)
+
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
         self._tasks.pop(task, None)
@@ -136,10 +158,12 @@ class Scheduler:
         """
         observers = self.kernel.observers
         observers.running = True
+        self.kernel.clock.begin()
         try:
             return self._run(budget)
         finally:
             observers.running = False
+            self.kernel.clock.rest()
 
     def _run(self, budget: int | None) -> bool:
         cpu, check = self.entry.cpu, self.kernel.observers.check
@@ -214,10 +238,15 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        if task.tid == process.pid:
+            process.name_left = task.name
         if process.registry.tasks.get(task.tid) is task:
             del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
+            process.leave_files(task.files)
+            if process.children:
+                process.thread_ended(task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
@@ -226,11 +255,10 @@ class Scheduler:
 
     def _is_heard(self) -> bool:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
-        return any(
-            isinstance(file, StreamFile) and file.writable
-            for files in {task.process.files: None for task in self._tasks}
-            for file in files.open_files().values()
-        )
+        if self._speaker is not None and not self._speaker.is_over and _may_speak(self._speaker.files):
+            return True
+        self._speaker = next((task for task in self._tasks if _may_speak(task.files)), None)
+        return self._speaker is not None
 
     def _end_all(self) -> None:
         """The first process has ended, and nobody listens to those that are left: they are killed."""
@@ -303,15 +331,19 @@ class Scheduler:
                 queue.add(task)
         elif wait is not None:
             task.turn = task.cut = 0
-            if wait.ends_by_time and wait.deadline is not None:
-                self._slept += 1
-                heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
-                if len(self._sleepers) > 2 * len(self._tasks) + 64:
-                    self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
-                    heapify(self._sleepers)
-            if any(isinstance(queue, HostQueue) for queue in wait.queues):
-                self._of_host[task] = wait
+            self._note_wait(task, wait)
         task.yields = False
+
+    def _note_wait(self, task: Task, wait: Wait) -> None:
+        """A task begins to wait: who else than its queues must think of it?"""
+        if wait.ends_by_time and wait.deadline is not None:
+            self._slept += 1
+            heappush(self._sleepers, (wait.deadline, self._slept, task, wait))
+            if len(self._sleepers) > 2 * len(self._tasks) + 64:
+                self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
+                heapify(self._sleepers)
+        if any(isinstance(queue, HostQueue) for queue in wait.queues):
+            self._of_host[task] = wait
 
     # ---- turns
 
@@ -332,7 +364,7 @@ class Scheduler:
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
         turn = self._length(task) if self._queue.line else None
-        deadline, of_processor = self._first_deadline(), task.process.timers.processor_time_left()
+        deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
             deadline = due if deadline is None else min(deadline, due)
@@ -352,7 +384,7 @@ class Scheduler:
 
     def _blocks_to(self, deadline: int) -> int:
         """How many blocks bring virtual time to a deadline, if nothing else costs time."""
-        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.config.clock.block
+        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.clock.costs.block
         return max(1, min(LONGEST_TURN, -(-left // cost) if cost else LONGEST_TURN))
 
     def _turn(self, task: Task, limit: int | None) -> bool:
@@ -404,7 +436,10 @@ class Scheduler:
         if deadline is not None:
             self.kernel.clock.idle_until(deadline)
         elif self._of_host:
+            clock = self.kernel.clock
+            before = clock.now_ns
             self._pause()
+            clock.idle_ns += clock.now_ns - before  # time of the host, if that is the machine's
         elif freed := [task for task in self._tasks if task.can_go_on()]:
             for task in freed:  # somebody outside the run has changed what they wait for
                 self._queue.add(task)

@@ -408,7 +408,7 @@ class Aperture:
         self._slots[slot.index] = None
         del self._used[slot.index]
         del slot.file.slots[slot.extent]
-        self._free.append(slot.index)
+        self._free.insert(0, slot.index)  # after all others: code of it that is translated may stay so
         self._clear(slot.index)
 
     def _clear(self, index: int) -> None:

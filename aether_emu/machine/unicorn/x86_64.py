@@ -175,12 +175,6 @@ class X86Cpu(X86Traps):
             (insn, engine.SKIPPABLE(self._rdtscp), (x86_const.UC_X86_INS_RDTSCP,)),
         ):
             self._add_hook(kind, callback, *extra)
-        # A stub that halts inside a hook would leave the engine halted: the program that goes on would sleep
-        # for ever at its next `pause`. It is stopped in front of its `hlt`. Such a pause then ends the run.
-        for stub in stubs.ALL:
-            if stub.code.endswith(stubs.HALT.code):
-                end = self._text + stub.offset + len(stub.code) - len(stubs.HALT.code)
-                engine.hook_add(self._handle, UC_HOOK_CODE, engine.EMU_STOP_ADDRESS, only_at=end)
         self._look_at_blocks(self._scan.callback, self._scan.user_data)
 
     # ---- hooks (an exception in one is kept and raised by `run`)

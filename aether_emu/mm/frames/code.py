@@ -2,8 +2,10 @@
 
 The engine translates code once per physical page and notices stores by the guest itself, through
 any alias. It does not notice stores by Python, by `copy_to_user` or by another CPU. So a frame
-that was ever mapped executable is marked, and a write that the engine cannot see, or the frame's
-return to the allocator, drops every CPU's translations.
+that was ever mapped executable is marked, and a write that the engine cannot see drops every CPU's
+translations. A frame that goes back to its allocator only becomes *stale*: nothing executes there, so its
+translations can wait for the day on which it is mapped executable again, or another reason to drop all.
+What a process that ends leaves behind costs the others nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import Flags, FrameTable
 
-_EXECUTABLE = int(Flags.EXECUTABLE)  # plain: numpy needs 20 us for an operation with an enum
+_EXECUTABLE, _STALE = (
+    int(Flags.EXECUTABLE),
+    int(Flags.STALE),
+)  # plain: numpy needs 20 us for an operation with an enum
 
 
 class CodeFrames:
@@ -29,9 +34,12 @@ class CodeFrames:
     def __init__(self, frames: FrameTable, cpus: Sequence[Cpu], counters: Counters) -> None:
         self._frames, self._cpus, self._n = frames, cpus, counters.n
         self.mutable = False
+        self._stale: list[int] = []  # frames with that flag, each once
 
     def executable(self, frame: int, count: int = 1, *, mutable: bool) -> None:
         """Frames are being mapped executable. `mutable`: something here could still write to them."""
+        if self._stale and (self._frames.flags_array[frame : frame + count] & _STALE).any():
+            self.flush()
         self._frames.flags_array[frame : frame + count] |= np.uint8(_EXECUTABLE)
         if mutable:
             self.may_change()
@@ -46,6 +54,8 @@ class CodeFrames:
     def executable_each(self, frames: NDArray[np.int64], *, mutable: bool) -> None:
         """As `executable`, for frames anywhere; one may stand there more than once."""
         if frames.size:
+            if self._stale and (self._frames.flags_array[frames] & _STALE).any():
+                self.flush()
             self._frames.flags_array[frames] |= np.uint8(_EXECUTABLE)
             if mutable:
                 self.may_change()
@@ -57,16 +67,27 @@ class CodeFrames:
             self.flush()
 
     def retire(self, frames: Sequence[int]) -> None:
-        """Frames go back to the allocator: drop translations of them, once for all."""
+        """Frames go back to their allocator: what is translated of them is stale."""
         flags = self._frames.flags
         code = [frame for frame in frames if flags[frame] & _EXECUTABLE]
-        if code:
-            for frame in code:
-                flags[frame] &= ~_EXECUTABLE
-            self.flush()
+        for frame in code:
+            flags[frame] = flags[frame] & ~_EXECUTABLE | _STALE
+        self._stale += code
+
+    def retire_range(self, first: int, count: int) -> None:
+        """As `retire`, for `count` frames from `first` on."""
+        flags = self._frames.flags_array[first : first + count]
+        self.retire(((flags & _EXECUTABLE).nonzero()[0] + first).tolist())
+
+    def restore(self) -> None:
+        """The frame table was restored."""
+        self._stale = (self._frames.flags_array & _STALE).nonzero()[0].tolist()
 
     def flush(self) -> None:
         """Drop every translated block on every CPU."""
         self._n[Event.FLUSH_CODE] += 1
+        if self._stale:
+            self._frames.flags_array[self._stale] &= np.uint8(~_STALE & 0xFF)
+            self._stale.clear()
         for cpu in self._cpus:
             cpu.flush_code()

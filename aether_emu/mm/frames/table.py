@@ -72,6 +72,8 @@ class Flags(IntFlag):
     it clears it. It survives freeing: a frame that comes without it needs no zeroing."""
     EXECUTABLE = 2
     """Was mapped executable, so that a CPU may hold translations of its bytes."""
+    STALE = 4
+    """Held code once, and is used for something else: see `CodeFrames`."""
 
 
 class Leak(NamedTuple):

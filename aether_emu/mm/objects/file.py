@@ -11,10 +11,12 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from aether_emu.machine.memory.aperture import ApertureFile
-from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
+
+_STALE = int(Flags.STALE)  # plain: numpy needs 20 us for an operation with an enum
 
 
 class Contents(Protocol):
@@ -189,6 +191,6 @@ class HostFiles:
         if backing is not None:
             self._unmap(backing, index, count)
             physical.tlb.settle()
-        physical.code.written(first, count)
-        physical.frames.flags_array[first : first + count] = 0
+        physical.code.retire_range(first, count)
+        physical.frames.flags_array[first : first + count] &= _STALE
         physical.frames.release(first, count)

@@ -14,7 +14,7 @@ from typing import Any
 from aether_emu.errors import Refused
 from aether_emu.machine.memory.aperture import BeyondEnd
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.objects.protocol import Backing, Space
+from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
 
 
@@ -62,10 +62,6 @@ class SpecialMapping(Backing):
 
     def sync(self) -> None:
         """Nobody can have stored anything."""
-
-    def start(self, space: Space) -> int | None:
-        """Where `space` shows it now; None where it does not."""
-        return next((area.start for area in self.windows if area.space is space), None)
 
     def release(self) -> None:
         held = [self._frames.pop(index) for index in sorted(self._frames)]

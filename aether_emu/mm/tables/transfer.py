@@ -7,10 +7,11 @@ the target, or finds a table in its place there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries
 from aether_emu.errors import MappingError
@@ -47,6 +48,7 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
     MappingError, as well, where something stands in the target.
     """
     fmt = table.format
+    _refuse_taken(table, to, to + end - start)
     parts = _parts(table, gather, start, end, table, to)
     for part in parts:
         entries, level = entries_of(table, part.item)
@@ -67,7 +69,10 @@ def copy(
     into the gather. Returns the child's entries without a frame, which their owner must count (swap).
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
-    fmt, frames = parent.format, parent.frames
+    fmt, frames, ranges = parent.format, parent.frames, list(ranges)
+    if child.tables > 1:
+        for start, end in ranges:
+            _refuse_taken(child, start, end)
     parts = [part for start, end in ranges for part in _parts(parent, gather, start, end, child, start)]
     if private:
 
@@ -76,22 +81,53 @@ def copy(
 
         rewrite(parent, [part.item for part in parts], lock, gather)
     frameless: list[Found] = []
-    for part in parts:
-        entries, level = entries_of(parent, part.item)
-        _store(child, part, entries)
-        for kind, chosen in kinds(fmt, entries, level):
+    for batch in _batches(parts):
+        each = [entries_of(parent, part.item) for part in batch]
+        for part, (entries, _level) in zip(batch, each, strict=True):
+            _store(child, part, entries)
+        level = each[0][1]
+        joined = each[0][0] if len(each) == 1 else np.concatenate([entries for entries, _level in each])
+        for kind, chosen in kinds(fmt, joined, level):
             if has_frame(fmt, kind, level):
-                shown = counted(frames, frames_of(fmt, frames, of_kind(entries, chosen), level))
+                shown = counted(frames, frames_of(fmt, frames, of_kind(joined, chosen), level))
                 np.add.at(frames.refs_array, shown, _ONE)
                 np.add.at(frames.maps_array, shown, _ONE)
             else:
-                frameless += found_in(child, part.there(int(entries[0])), chosen)
+                alike = np.ones(joined.size, np.bool_) if chosen is None else chosen
+                frameless += _frameless(child, batch, alike)
     return frameless
+
+
+def _batches(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """Parts whose entries are counted together: many small stretches cost as much as one of their length."""
+    batch, size = list[_Part](), 0
+    for part in parts:
+        if isinstance(part.item, Found):
+            yield [part]
+            continue
+        if batch and size + part.item.count > JOINED:
+            yield batch
+            batch, size = [], 0
+        batch.append(part)
+        size += part.item.count
+    if batch:
+        yield batch
+
+
+def _frameless(child: Tree, batch: list[_Part], chosen: NDArray[np.bool_]) -> list[Found]:
+    """The chosen entries of a batch as they stand in the child."""
+    found, begin = list[Found](), 0
+    for part in batch:
+        count = part.item.count if isinstance(part.item, Stretch) else 1
+        there = part.there(int(child.ram.words[part.target]))
+        if chosen[begin : begin + count].any():
+            found += found_in(child, there, chosen[begin : begin + count])
+        begin += count
+    return found
 
 
 def _parts(source: Tree, gather: Gathering, start: int, end: int, target: Tree, to: int) -> list[_Part]:
     """What stands in a range, each with its place in the target, whose tables are there afterwards."""
-    _refuse_taken(target, to, to + end - start)
     items, offset = _fitting(source, gather, start, end, target, to - start), to - start
     pieces = [piece for item in items if isinstance(item, Stretch) for piece in _pieces(source, item, offset)]
     _make_leaf_tables(target, [va + offset for va, _slot, _count in pieces])

@@ -73,6 +73,7 @@ class _Visit:
     origin: int  # the bits of the addresses that a walk does not look at
     tables: bool = False  # tables are shown too, each after what lies below it
     damages: list[Damaged] | None = None  # collected here; None: the first one is raised
+    own: bool = False  # what is borrowed is not looked at
     items: list[Stretch | Found] = field(default_factory=list)
     va: int = 0  # the stretch that may still grow: `count` entries, 0 if there is none
     slot: int = 0
@@ -284,9 +285,12 @@ class Tree(Written):
 
     # ---- are the bytes as written?
 
-    def check(self, start: int, end: int) -> list[Damaged]:
-        """Every entry above level 1 of `[start, end)` that differs from what was written."""
-        found = _Visit(start & ~self._width, damages=[])
+    def check(self, start: int, end: int, *, own: bool = False) -> list[Damaged]:
+        """Every entry above level 1 of `[start, end)` that differs from what was written.
+
+        With `own` those of this tree alone, and none that its lender wrote.
+        """
+        found = _Visit(start & ~self._width, damages=[], own=own)
         if start < end:
             self._visit(self.root, self.format.top, start - found.origin, end - found.origin, found)
         assert found.damages is not None
@@ -298,8 +302,7 @@ class Tree(Written):
         After it every table and every large leaf can be reached and given back. What TLBs made of the
         damaged entries is the caller's to flush. The tables of a borrowed half are its lender's to mend.
         """
-        tables = -(self.format.page_size >> 3)
-        damages = [d for d in self.check(0, self._width + 1) if d.slot & tables in self._written]
+        damages = self.check(0, self._width + 1, own=True)
         for damaged in damages:
             self.ram.words[damaged.slot] = damaged.expected
         return damages
@@ -486,7 +489,7 @@ class Tree(Written):
     def _visit_lent(self, start: int, end: int, visit: _Visit) -> None:
         """Show a borrowed range as its lender does, but none of the tables there: they are not ours."""
         assert self._lender is not None
-        if visit.tables:
+        if visit.tables or visit.own:
             return
         if visit.damages is not None:
             visit.damages += self._lender.check(start, end)

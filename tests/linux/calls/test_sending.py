@@ -32,22 +32,10 @@ def data(isa: str, *, flags: int = 0, wanted: int = 0, info: tuple[int, int] = (
     return bytes(out)
 
 
-class Family(Several):
-    """Processes that find each other by number."""
-
-    def run(self) -> list[int]:
-        registry = self.tasks[0].process.registry
-        for task in self.tasks:
-            task.process.registry = registry
-            registry.processes[task.process.pid] = task.process
-            registry.tasks[task.tid] = task
-        return super().run()
-
-
 @every_isa
 @pytest.mark.parametrize(("flags", "answer"), [(SA_RESTART, 1), (0, _INTERRUPTED)])
 def test_read_restarts_after_a_handler_with_sa_restart_alone(isa: str, flags: int, answer: int) -> None:
-    with Family(isa) as several:
+    with Several(isa) as several:
         reading, writing = several.pipe()
         reader = several.calls(
             ("rt_sigaction", _USR1, DATA, 0, 8), ("read", reading, _SPARE, 1), data=data(isa, flags=flags)
@@ -66,7 +54,7 @@ def test_read_restarts_after_a_handler_with_sa_restart_alone(isa: str, flags: in
 @every_isa
 def test_sleep_never_restarts_and_goes_on_after_a_stop(isa: str) -> None:
     sleep = struct.pack("<qq", 0, 500)
-    with Family(isa) as several:
+    with Several(isa) as several:
         woken = several.calls(
             ("rt_sigaction", _USR1, DATA, 0, 8),
             ("nanosleep", _SPARE, 0),
@@ -87,7 +75,7 @@ def test_sleep_never_restarts_and_goes_on_after_a_stop(isa: str) -> None:
 
 @every_isa
 def test_sigtimedwait_takes_a_queued_signal_with_its_value(isa: str) -> None:
-    with Family(isa) as several:
+    with Several(isa) as several:
         waiter = several.calls(
             ("rt_sigprocmask", signal.SIG_BLOCK, _SET, 0, 8),
             ("rt_sigtimedwait", _SET, _INFO, 0, 8),
@@ -117,7 +105,7 @@ def test_sigtimedwait_takes_a_queued_signal_with_its_value(isa: str) -> None:
     [(-1, 0), (0, -errno.EPERM & 0xFF), (-6, -errno.EPERM & 0xFF), (5, -errno.EPERM & 0xFF)],
 )
 def test_nobody_poses_as_the_kernel_to_another_process(isa: str, code: int, answer: int) -> None:
-    with Family(isa) as several:
+    with Several(isa) as several:
         other = several.calls(("nanosleep", _MOMENT, 0), data=data(isa))
         several.calls(
             ("rt_sigqueueinfo", other.process.pid, signal.SIGURG, _INFO), data=data(isa, info=(code, 0))
@@ -127,7 +115,7 @@ def test_nobody_poses_as_the_kernel_to_another_process(isa: str, code: int, answ
 
 @every_isa
 def test_sigtimedwait_gives_up_when_its_time_is_over(isa: str) -> None:
-    with Family(isa) as several:
+    with Several(isa) as several:
         several.calls(
             ("rt_sigtimedwait", _SET, 0, _SPARE, 8),
             data=data(isa, wanted=_RT).ljust(0x800, b"\0") + struct.pack("<qq", 2, 0),
@@ -139,7 +127,7 @@ def test_sigtimedwait_gives_up_when_its_time_is_over(isa: str) -> None:
 @every_isa
 def test_pause_ends_by_a_handler_and_sigkill_ends_a_process_that_blocks_all(isa: str) -> None:
     pause = ("pause",) if isa == "x86_64" else ("ppoll", 0, 0, 0, 0)
-    with Family(isa) as several:
+    with Several(isa) as several:
         pausing = several.calls(("rt_sigaction", _USR1, DATA, 0, 8), pause, data=data(isa))
         killed = several.calls(("nanosleep", DATA, 0), data=struct.pack("<qq", 10**6, 0))
         several.calls(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aether_emu.linux.calls import find
 from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.streams import BufferStream, StreamFile
@@ -72,6 +73,18 @@ def assemble(machine: Machine, calls: Sequence[Call], *, end: str = "exit_group"
     return code + result + _load(isa, 0, numbers[end]) + trap
 
 
+def made_by(task: Task, name: str, *arguments: int) -> Task:
+    """The task that a call of `task`, which is on the CPU, makes; it does not run yet."""
+    call = find(name)
+    assert call is not None
+    number = call(task, *arguments, *[0] * (6 - len(arguments)))
+    registry = task.process.registry
+    made = next(each for each in registry.arrivals if each.tid == number)
+    registry.arrivals.remove(made)
+    assert isinstance(made, Task)
+    return made
+
+
 class Several:
     """A machine whose first program, `hello`, is never run: it lends its files to those that are."""
 
@@ -90,14 +103,20 @@ class Several:
     def __exit__(self, *_: object) -> None:
         self.machine.cpu.set_root(self.machine.kernel_half.table.root)
         for task in self.tasks:
-            task.process.files.close_all()
-            task.process.mm.destroy()
-        self.machine.close()
+            if task.process.released:  # it kept its memory, as processes without a parent do
+                task.process.mm.destroy()
+        self.machine.close()  # with whoever is left, those that they have forked too
 
     def _made(self, path: Path) -> Task:
         machine = self.machine
         made = Program(str(path).encode(), [path.name.encode()], [])
-        process = Process(machine.kernel, machine.new_space(), made, pid=2000 + len(self.tasks))
+        process = Process(
+            machine.kernel,
+            machine.new_space(),
+            made,
+            pid=2000 + len(self.tasks),
+            registry=self.first.registry,
+        )
         process.files = self.first.files.fork(ProcessTexts(process))
         task = Task(process)
         self.tasks.append(task)

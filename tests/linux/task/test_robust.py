@@ -8,13 +8,14 @@ import tempfile
 import pytest
 
 from aether_emu.linux.task.futex import OWNER_DIED, WAITERS
+from aether_emu.linux.task.registry import FIRST
 from aether_emu.mm.protection import Protection
 from tests.guests.running import ISAS
 from tests.linux.task.scripts import DATA, SPIN, Call, Several
 
 HEAD, ENTRY, OTHER, OFFSET = DATA + 0x100, DATA + 0x140, DATA + 0x180, 0x10
 WAIT, WAKE, LOCK_PI, PRIVATE = 0, 1, 6, 128
-FIRST_THREAD = 1000
+FIRST_THREAD = FIRST + 1  # the first number is that of the first process, which is not run
 A_WHILE = struct.pack("<qq", 0, 1_000_000)
 SLEEP: Call = ("nanosleep", DATA, 0)
 

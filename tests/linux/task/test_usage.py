@@ -30,8 +30,7 @@ def test_the_time_of_all_that_ran_is_what_has_passed(isa: str) -> None:
 def test_a_parent_gets_what_its_child_used_when_it_waits_for_it(isa: str) -> None:
     with Several(isa) as several:
         parent, child = (several.calls(code=SPIN[isa]).process for _ in range(2))
-        child.parent = parent
-        parent.children.append(child)
+        parent.adopt(child)
         assert not several.machine.scheduler.run(100_000)
         child.usage_of_children.time = 5
         child.parent_takes_usage()
