@@ -348,6 +348,17 @@ def test_threads_go_on_from_many_moments(isa: str) -> None:
     _captured_anywhere(isa, _MANY)
 
 
+def test_a_reservation_for_an_exclusive_store_outlives_a_capture() -> None:
+    """Between LDXR and STXR: without it the store fails once, and the loop goes around."""
+    machine, _ = _of_many("arm64")
+    held = (0x1000_0000, 5, 0)
+    machine.cpu.reserve(held)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    for each in (machine, restored):
+        assert each.cpu.reservation() == held
+        each.close()
+
+
 @pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str) -> None:
     word = DATA + 64
