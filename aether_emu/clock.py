@@ -1,5 +1,7 @@
 """Virtual time: executed blocks at a documented cost each, plus the costs of events. Never the wall clock.
 
+`HostClock` is the exception that somebody must ask for (`real_time`): no run with it can be repeated.
+
 A run is repeatable only if its clocks are, so every clock a guest can read answers from here:
 
     guest time = costs of events so far + (blocks executed since the first read) * cost of a block
@@ -14,11 +16,18 @@ The costs are `ClockCosts` in `config`; they give plausible time, not a model of
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 from aether_emu.config import ClockCosts
 from aether_emu.records import dataclass
 
-EPOCH_NS = 1_577_836_800 * 10**9
-"""2020-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts."""
+EPOCH_NS = 1_893_456_000 * 10**9
+"""2030-01-01T00:00:00Z in ns since 1970: the wall-clock time at which every machine starts.
+
+It lies behind the times of the files that programs are shown, so that what they make is newer than what they
+make it from, as make(1) and its kin expect.
+"""
 
 TSC_HZ = 10**9
 """Frequency of the x86_64 time-stamp counter: one cycle is one nanosecond of virtual time."""
@@ -36,7 +45,7 @@ The clocks of system calls and those that the vDSO makes of a counter are then t
 
 @dataclass(slots=True)
 class VirtualClock:
-    """The one clock of a machine."""
+    """The one clock of a machine. `epoch_ns` is its wall-clock time at the start, in ns since 1970."""
 
     costs: ClockCosts
     event_ns: int = 0
@@ -47,6 +56,7 @@ class VirtualClock:
     """The block count at the first guest read; None as long as the guest has read no clock."""
     idle_ns: int = 0
     """How much of it passed while no task could run: part of `event_ns`."""
+    epoch_ns: int = EPOCH_NS
 
     def capture(self) -> dict[str, int | None]:
         """The time as plain data; the costs belong to the configuration."""
@@ -55,6 +65,7 @@ class VirtualClock:
             "blocks": self.blocks,
             "origin": self.origin,
             "idle_ns": self.idle_ns,
+            "epoch_ns": self.epoch_ns,
         }
 
     def restore(self, state: dict[str, int | None]) -> None:
@@ -63,6 +74,9 @@ class VirtualClock:
         assert event_ns is not None
         assert blocks is not None
         assert idle_ns is not None
+        epoch_ns = state["epoch_ns"]
+        assert epoch_ns is not None
+        self.epoch_ns = epoch_ns
         self.event_ns, self.blocks, self.origin, self.idle_ns = event_ns, blocks, state["origin"], idle_ns
 
     def advance(self, cost_ns: int) -> None:
@@ -77,6 +91,12 @@ class VirtualClock:
         if idle > 0:
             self.advance(idle)
             self.idle_ns += idle
+
+    def begin(self) -> None:
+        """A run begins, or goes on."""
+
+    def rest(self) -> None:
+        """A run returns: until the next one nobody uses the processor."""
 
     def observe(self, blocks: int) -> int:
         """The guest reads a clock, at an engine count of `blocks` executed: guest time in ns.
@@ -107,7 +127,7 @@ class VirtualClock:
     @property
     def realtime_ns(self) -> int:
         """Guest wall-clock time in ns since 1970 (CLOCK_REALTIME)."""
-        return EPOCH_NS + self.now_ns
+        return self.epoch_ns + self.now_ns
 
     @property
     def total_ns(self) -> int:
@@ -120,3 +140,68 @@ class VirtualClock:
     def ticks(self, frequency_hz: int) -> int:
         """What a free-running counter of `frequency_hz` shows, 0 at the start, rounded down."""
         return self.now_ns * frequency_hz // 10**9
+
+
+_FREE = ("fault_minor", "fault_copy", "fault_denied", "system_call", "flush_page", "flush_all")
+_NEARLY_NOTHING = ClockCosts(block=1, **dict.fromkeys(_FREE, 0))
+_LONGEST_SLEEP_NS = 10_000_000
+"""How long a wait is at most before somebody looks whether the run is to end, or input has come."""
+
+
+class HostClock(VirtualClock):
+    """The host's time instead of the machine's own: events have no costs, and to wait takes its time.
+
+    `elapsed` gives ns that never go back, `wall` ns since 1970, `sleep` lets seconds pass.
+    """
+
+    __slots__ = ("_elapsed", "_rested", "_sleep", "_start")
+
+    def __init__(
+        self, elapsed: Callable[[], int], wall: Callable[[], int], sleep: Callable[[float], None]
+    ) -> None:
+        super().__init__(_NEARLY_NOTHING)
+        # A whole second, since that is what programs are told; the rest of it has passed at the start.
+        self.epoch_ns = wall() // 10**9 * 10**9
+        self._elapsed, self._sleep = elapsed, sleep
+        self._start = elapsed() - (wall() - self.epoch_ns)
+        self._rested = 0
+
+    @property
+    def now_ns(self) -> int:
+        """See `VirtualClock.now_ns`."""
+        return min(max(self._elapsed() - self._start, 0), LAST_NS)
+
+    @property
+    def total_ns(self) -> int:
+        """See `VirtualClock.total_ns`."""
+        return self.now_ns
+
+    def idle_until(self, deadline_ns: int) -> None:
+        """No task can run before `deadline_ns`: sleep, but not so long that nobody hears of Ctrl-C."""
+        before = self.now_ns
+        left = min(deadline_ns - before, _LONGEST_SLEEP_NS)
+        if left > 0:
+            self._sleep(left / 10**9)
+            self.idle_ns += self.now_ns - before
+
+    def begin(self) -> None:
+        """See `VirtualClock.begin`."""
+        self.idle_ns += self.now_ns - self._rested
+
+    def rest(self) -> None:
+        """See `VirtualClock.rest`."""
+        self._rested = self.now_ns
+
+    def capture(self) -> dict[str, int | None]:
+        """See `VirtualClock.capture`."""
+        return super().capture() | {"event_ns": self.now_ns}
+
+    def restore(self, state: dict[str, int | None]) -> None:
+        """Go on where the captured clock stood: what has passed on the host since has not passed here."""
+        super().restore(state)
+        self._start, self._rested = self._elapsed() - self.event_ns, self.event_ns
+
+
+def host_clock() -> HostClock:
+    """That of the host."""
+    return HostClock(time.monotonic_ns, time.time_ns, time.sleep)

@@ -262,6 +262,7 @@ class Options(TypedDict, total=False):
     memory_limit: int | str | None
     open_files: int
     fault_around: int
+    real_time: bool
     aslr: bool
     seed: int
     uid: int
@@ -340,6 +341,9 @@ class Config:
         16,
         _Whole(1, 512, power_of_two=True),
         "pages of a file that one read fault maps, the wanted one included; 1 is off",
+    )
+    real_time: bool = _parameter(
+        False, _Flag(), "whether clocks are the host's and waits take real time: no run can be repeated then"
     )
     aslr: bool = _parameter(True, _Flag(), "whether addresses are randomised, from the seed")
     seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")

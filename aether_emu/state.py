@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
+from aether_emu.linux.calls import notices
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -27,6 +28,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.texts import ProcessTexts
@@ -61,6 +63,8 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
+    if machine.kernel.segments:
+        raise StateError("there is System V shared memory: its state can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
@@ -74,11 +78,14 @@ def _captured(machine: Machine, process: Process) -> State:
     processes = list(registry.processes.values())
     living = [each for each in processes if not each.released]
     spaces = {each.mm.number: each.mm for each in living}
-    files = list(dict.fromkeys(each.files for each in living))
+    tasks = machine.scheduler.tasks
+    files = list(dict.fromkeys((*(each.files for each in living), *(task.files for task in tasks))))
     backings = _backings_of(spaces.values())
     memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
     try:
-        captured_files = files_capture.capture(files, memories)
+        with kernel.actor.as_root():
+            captured_files = files_capture.capture(files, memories)
+            described = [_describe_backing(process, backing) for backing in backings]
     finally:
         for memory in memories:
             memory.release()
@@ -95,13 +102,14 @@ def _captured(machine: Machine, process: Process) -> State:
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
-        "backings": [_describe_backing(process, backing) for backing in backings],
+        "backings": described,
         "spaces": [space.capture() for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
-        "numbers": (registry.last, registry.terminal_session, registry.foreground, registry.vdso),
-        "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.tasks],
+        "numbers": (registry.last, registry.vdso),
+        "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
+        "tasks": [(task.process.pid, task.capture()) for task in tasks],
         "running": machine.entry.task.tid,
         "files": captured_files,
     }
@@ -120,7 +128,9 @@ def restore(
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
             raise StateError(f"a snapshot with {tables}")
-        _fill(machine, state, grants, complete_streams({} if streams is None else streams))
+        with machine.kernel.actor.as_root():
+            _fill(machine, state, grants, complete_streams({} if streams is None else streams))
+        machine.kernel.actor.credentials = machine.entry.task.credentials
     except BaseException:
         machine.abandon()
         raise
@@ -141,6 +151,9 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     machine.namespace.executed = first.registry.executed
     restored = _restore_files(machine.namespace, processes, state, streams)
+    first.guard_proc()
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
@@ -157,7 +170,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
     machine.cpu.restore_blocks(state["blocks"])
-    _restore_tasks(machine, first, state)
+    _restore_tasks(machine, first, restored, state)
 
 
 def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:
@@ -179,26 +192,37 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
             Process(machine.kernel, space, described["program"], pid=described["pid"], registry=registry)
         )
     registry = processes[0].registry
-    registry.last, registry.terminal_session, registry.foreground, registry.vdso = state["numbers"]
+    registry.last, registry.vdso = state["numbers"]
     return processes, spaces
 
 
 def _restore_files(
     namespace: Namespace, processes: list[Process], state: State, streams: Mapping[str, Stream]
 ) -> Restored:
-    """Give each process its files; several may share them."""
-    owners: dict[int, Process] = {}
+    """Give each process its files; several may share what is in them, and threads may have their own."""
     living = {process.pid: process for process in processes if process.pid in state["files_of"]}
-    for pid, index in state["files_of"].items():
-        owners.setdefault(index, living[pid])
+    owners = {index: living[pid] for pid, index in state["files_of"].items()}
+    of_tasks = state["files_of_tasks"]
+    for pid, task in state["tasks"]:
+        owners.setdefault(of_tasks[task["tid"]], living[pid])
     sources = [ProcessTexts(owners[index]) for index in sorted(owners)]
 
     def give(index: int, files: Files) -> None:
         for pid, process in living.items():
             if state["files_of"][pid] == index:
-                process.files = files if owners[index] is process else files.share()
+                process.files = files
 
-    return files_capture.restore(state["files"], namespace, sources, streams, give)
+    def notice(described: State, viewer: Files) -> OpenFile:
+        process = next(process for process in owners.values() if process.files is viewer)
+        process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
+        return notices.restored(described, process)
+
+    kernel = processes[0].kernel
+    caller = kernel.caller
+    try:
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+    finally:
+        kernel.caller = caller
 
 
 def _restore_backings(
@@ -233,15 +257,18 @@ def _waits(task: State) -> bool:
     return task["wait"] is not None and not task["wait"]["goes_on"] and not task["in_line"]
 
 
-def _restore_tasks(machine: Machine, first: Process, state: State) -> None:
+def _restore_tasks(machine: Machine, first: Process, files: Restored, state: State) -> None:
     machine.scheduler.first = first
     for pid, described in sorted(state["tasks"], key=_wait_of):
         task = Task(first.registry.processes[pid], described["tid"])
+        task.files = files.processes[state["files_of_tasks"][task.tid]]
         task.restore(described)
         if _waits(described) and described["wait"]["futex"] is not None:
             machine.scheduler.add_waiting(task)
         else:
             machine.scheduler.add(task)
+    for process, described in zip(first.registry.processes.values(), state["processes"], strict=True):
+        process.restore_timers(described)
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
     machine.cpu.reserve(state["reservation"])

@@ -8,6 +8,7 @@ Machine
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import threading
@@ -16,10 +17,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 from types import TracebackType
-from typing import Unpack, cast, overload
+from typing import TYPE_CHECKING, Unpack, cast, overload
 
 from aether_emu.arch.paging import Access, PageTableFormat
-from aether_emu.clock import VirtualClock
+from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
 from aether_emu.config import MIB, Config, Options, format_size
 from aether_emu.errors import (
@@ -35,7 +36,6 @@ from aether_emu.errors import (
 )
 from aether_emu.interruption import Undisturbed
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Pause, Stopped, Why
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program, program_image
 from aether_emu.linux.files.files import Files
@@ -43,20 +43,26 @@ from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import IN_MEMORY, Namespace
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.streams import DescriptorStream, Stream
-from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.linux.task.process import Ended, Process, Program
-from aether_emu.linux.task.scheduler import Interrupted, Scheduler
-from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.linux.task import job_control
+from aether_emu.linux.task.process import NAME_MAX, Ended, Process, Program
+from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
+    from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
+    from aether_emu.linux.tty.console import Console
+    from aether_emu.linux.tty.terminal import Terminal
 
 ISAS = ("x86_64", "arm64")
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
@@ -266,7 +272,7 @@ class Machine:
         self.kernel_base = _kernel_base(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
-        self.clock = VirtualClock(self.config.clock)
+        self.clock = host_clock() if self.config.real_time else VirtualClock(self.config.clock)
         cpus = unicorn_cpus(
             arch,
             self.format,
@@ -290,13 +296,25 @@ class Machine:
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         self.observers = self.kernel.observers
         self.entry = Entry(self.kernel, self.computer.percpu[0])
-        self.handlers = Handlers(self.entry)
-        self.debugger = Debugger(self.entry)
         self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
         self.namespace: Namespace | None = None
         self.process: Process | None = None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    @functools.cached_property
+    def handlers(self) -> Handlers:
+        """Those who decide in the kernel's stead: see `on_fault` and `on_system_call`."""
+        from aether_emu.linux.handlers import Handlers  # noqa: PLC0415  # few runs have any
+
+        return Handlers(self.entry)
+
+    @functools.cached_property
+    def debugger(self) -> Debugger:
+        """What a run stops for before the program's end."""
+        from aether_emu.linux.debugging import Debugger  # noqa: PLC0415  # few runs do
+
+        return Debugger(self.entry)
 
     def load(
         self,
@@ -315,9 +333,12 @@ class Machine:
         """
         self.kernel.require_open()
         if self.process is not None:
-            raise ProgramError(
-                f"{os.fspath(program)}: the machine has a program already; a new machine takes another"
+            had = (
+                "has a program already"
+                if self.scheduler.tasks or self.process.ended
+                else "failed to load one"
             )
+            raise ProgramError(f"{shown(os.fspath(program))}: the machine {had}; a new machine takes another")
         program, grants = _path("program", program), checked_grants(grants)
         path = _visible(os.fspath(program), grants)[0]
         arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
@@ -326,11 +347,14 @@ class Machine:
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
-        task = Task(process)
-        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
+        task = Task(process)
+        task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         process.files.attach(opened)
+        console = self.namespace.terminals.console
+        if console is not None:
+            job_control.take_terminal(process, console)
         self.entry.switch(task)
         load_program(task)
         self.scheduler.add(task)
@@ -349,7 +373,7 @@ class Machine:
         try:
             self._run(None, timeout)
         except Pause as pause:
-            return pause.stopped
+            return cast("Stopped", pause.stopped)
         return self._end_of(process)
 
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
@@ -361,7 +385,7 @@ class Machine:
         try:
             return self._end_of(process) if self._run(blocks, timeout) else None
         except Pause as pause:
-            return pause.stopped
+            return cast("Stopped", pause.stopped)
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
@@ -395,6 +419,16 @@ class Machine:
 
         Handlers of the caller that raise nothing let the run go on.
         """
+        console = self.console
+        if console is None:
+            return self._run_undisturbed(blocks, timeout)
+        console.enter()
+        try:
+            return self._run_undisturbed(blocks, timeout)
+        finally:
+            console.leave()
+
+    def _run_undisturbed(self, blocks: int | None, timeout: float | None) -> bool:
         end = None if blocks is None else self.cpu.blocks + blocks
         deadline = None if timeout is None else time.monotonic() + timeout
         self._runner, self._stop_asked = threading.get_ident(), False
@@ -415,10 +449,32 @@ class Machine:
             if block.program_ends:
                 raise SystemExit
             if self._stop_asked:
-                raise Pause(Stopped(Why.ASKED, self.entry.task, self.cpu.pc))
+                raise self.debugger.asked()
             if block.timed_out:
                 assert timeout is not None
                 raise TimedOut(timeout)
+
+    @property
+    def console(self) -> Console | None:
+        """The terminal at which the program was started, if one of its streams is one."""
+        return None if self.namespace is None else self.namespace.terminals.console
+
+    def takes_key(self, number: int) -> bool:
+        """Whether the signal that a key of its terminal sends is the program's own business.
+
+        It is where a shell has put another process group in front, or where somebody in front handles,
+        ignores or blocks it, or has made the key a character.
+        """
+        console = self.console
+        if console is None or self.process is None or self.process.is_over:
+            return False
+        return console.is_typed(number) or job_control.takes_key(self._family, console, number)
+
+    def press(self, number: int) -> None:
+        """Hand it the signal of a key. For handlers of the host's signals, which stop the machine first."""
+        console = self.console
+        if console is not None:
+            console.press(number)
 
     def _end_of(self, process: Process) -> Ended:
         assert process.ended is not None, "every task has ended"
@@ -580,7 +636,7 @@ class Machine:
             if not process.released:
                 process.released = True
                 if hasattr(process, "files"):
-                    process.files.close_all()
+                    process.close_files()
                 if process is not first:
                     process.mm.let_go()
         first.mm.let_go()
@@ -622,14 +678,25 @@ class Machine:
             cwd,
             random=self.streams.stream("urandom").bytes,
             now=lambda: self.clock.realtime_ns,
+            start=self.clock.epoch_ns,
             uid=self.config.uid,
             gid=self.config.gid,
             page_size=self.format.page_size,
             kernel_memory=self.config.ram,
+            actor=self.kernel.actor,
         )
         connect_mappings(self.kernel, namespace)
+        terminals = namespace.terminals
+        terminals.post = lambda group, number: job_control.post_to_group(self._family, group, number)
+        terminals.hang_up = lambda terminal: job_control.hang_up(self._family, terminal)
+        terminals.of_caller = lambda: cast("Terminal | None", self.entry.task.process.terminal)
         namespace.look = self.kernel.checkpoint
         return namespace
+
+    @property
+    def _family(self) -> job_control.Family:
+        assert self.process is not None, "who asks is of it"
+        return self.process.registry
 
     def new_space(self) -> AddressSpace:
         """An empty address space on this machine. Raises ProgramError when RAM does not hold its table."""

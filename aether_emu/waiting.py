@@ -20,11 +20,19 @@ class Waiter(Protocol):
         """What was waited for may have come."""
 
 
+class OneOfMany(Protocol):
+    """Who is woken only if nobody like it before it in the queue has taken the wake."""
+
+    def wake_one(self) -> bool:
+        """What was waited for may have come. Whether that woke somebody."""
+
+
 class WaitQueue:
-    """The waiters for one thing, the longest-waiting first."""
+    """The waiters for one thing, the longest-waiting first. Of those `for_one` each wake reaches one."""
 
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
+        self.for_one: dict[OneOfMany, None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -45,6 +53,21 @@ class WaitQueue:
         """Wake them all."""
         for waiter in self:
             waiter.wake()
+        if self.for_one:
+            for one in list(self.for_one):
+                if one.wake_one():
+                    break
+
+    def add_one(self, waiter: OneOfMany) -> None:
+        """Stand among those of whom each wake reaches one."""
+        if self.for_one is None:
+            self.for_one = {}
+        self.for_one[waiter] = None
+
+    def remove_one(self, waiter: OneOfMany) -> None:
+        """Leave them."""
+        if self.for_one is not None:
+            self.for_one.pop(waiter, None)
 
 
 class HostQueue(WaitQueue):

@@ -126,6 +126,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("fault_around", 0),
     ("fault_around", 3),
     ("fault_around", 1024),
+    ("real_time", 1),
     ("aslr", 1),
     ("aslr", "yes"),
     ("seed", -1),

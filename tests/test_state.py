@@ -18,6 +18,7 @@ from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.scheduler import Deadlock, Interrupted
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.tty.modes import ECHO, Modes
 from aether_emu.mm import mapping
 from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
@@ -377,3 +378,34 @@ def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str
         again.leave_queues()
         waiter.process.tasks.remove(again)
         del waiter.process.registry.tasks[again.tid]
+
+
+class Terminal(BufferStream):
+    """A stream that is one."""
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        return (100, 30)
+
+
+def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
+    streams = _streams()
+    machine = Machine("x86_64", seed=5)
+    process = machine.load(program("x86_64", "tour"), ["tour"], streams=streams | {"stdin": Terminal()})
+    console = machine.console
+    assert console is not None and process.terminal is console and console.size == (30, 100, 0, 0)
+    console.change(Modes(local=ECHO), flush=False)
+    machine.run_for(3000)
+    snapshot = state.capture(machine)
+    for stream in (Terminal(), BufferStream()):
+        restored = state.restore(snapshot, streams=_streams() | {"stdin": stream})
+        there = restored.console
+        assert restored.process is not None and restored.process.terminal is there
+        if isinstance(stream, Terminal):
+            assert there is not None and there.modes.local == ECHO
+            assert (there.session, there.foreground) == (process.pid, process.group)
+            assert restored.process.files.readlink(fl.AT_FDCWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
+        else:
+            assert there is None
+        restored.run()
+        restored.close()
+    machine.close()

@@ -342,6 +342,13 @@ def test_ram_that_the_kernels_half_cannot_hold_is_refused() -> None:
         _machine("arm64", virtual_bits=39, kernel_base=0xFFFF_FFFF_0000_0000, ram="4G")
 
 
+def test_a_machine_that_failed_to_load_a_program_says_so() -> None:
+    with _machine("x86_64") as machine:
+        for why in ("not an ELF program", "failed to load one"):
+            with pytest.raises(ProgramError, match=why):
+                machine.load(__file__, streams=_streams())
+
+
 def test_a_machine_takes_one_program() -> None:
     machine = _machine("x86_64")
     try:

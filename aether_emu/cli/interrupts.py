@@ -6,6 +6,10 @@
     soon after it          whoever has not ended by then (in an import, in a library, waiting for the host) is
                            ended by a thread. A second Ctrl-C does not wait
 
+A program at the host's terminal that cares for Ctrl-C gets it (`serve`): then nothing ends, unless a second
+one follows within a second and before the program has looked for keys again. Ctrl-Z likewise, and where the
+program does not care the process stops, as usual. The terminal is as it was before, on every way out.
+
 What is half written is taken away, and the workers end, in each case. The status is 130, and 124 for
 --timeout. An ignored SIGINT is not ignored here: shells ignore it for a script's background commands.
 SIGTERM, SIGHUP and SIGQUIT end the process without a word, with status 128+N; what ignores them stays.
@@ -22,11 +26,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from aether_emu.cli.early import INTERRUPTED
 from aether_emu.interruption import watcher
 from aether_emu.output import remove_unfinished
+
+if TYPE_CHECKING:
+    from aether_emu.linux.tty.console import Console
 
 TIMED_OUT = 124
 _GRACE = 0.25
@@ -35,6 +42,19 @@ _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0
 """Seconds after --timeout in which what was asked for is written."""
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+_TWICE = 1.0
+"""Seconds within which a second Ctrl-C ends a program that got the first, and did not look for keys since."""
+_JUST_NOW = 0.1
+"""Seconds by which the thread may hear later of Ctrl-C than the main one has handed it to the program."""
+
+
+class Guest(Protocol):
+    """A program at the host's terminal (`system.Machine`)."""
+
+    @property
+    def console(self) -> Console | None: ...
+    def takes_key(self, number: int) -> bool: ...
+    def press(self, number: int) -> None: ...
 
 
 class Interrupts:
@@ -48,6 +68,8 @@ class Interrupts:
         self._ends_with = INTERRUPTED
         self._deadline: float | None = None
         self._says = ""
+        self._guest: Guest | None = None
+        self._handed_at = -_TWICE
 
     def watch(self) -> None:
         """Hear of signals in a thread as well: the main one may be where no handler runs."""
@@ -75,6 +97,50 @@ class Interrupts:
         finally:
             self._reporting = False
 
+    def serve(self, guest: Guest) -> None:
+        """From now on the keys of the terminal are this program's, as far as it cares."""
+        if guest.console is None:
+            return
+        self._guest = guest
+        signal.signal(signal.SIGTSTP, self._stop)
+        signal.signal(signal.SIGCONT, lambda _number, _frame: self._look_at_terminal())
+        signal.signal(signal.SIGWINCH, lambda _number, _frame: self._look_at_terminal())
+
+    def _takes(self) -> bool:
+        """Whether Ctrl-C is the program's now. Also asked in the thread, while the program runs."""
+        guest = self._guest
+        if guest is None or not self._reporting or self._raised:
+            return False
+        try:
+            console = guest.console
+            again = time.monotonic() - self._handed_at < _TWICE
+            return (
+                console is not None and not (again and not console.heard) and guest.takes_key(signal.SIGINT)
+            )
+        except RuntimeError:  # processes come and go meanwhile
+            return True
+
+    def _stop(self, _number: int, _frame: object) -> None:
+        """Ctrl-Z."""
+        guest = self._guest
+        assert guest is not None, "only then it is handled"
+        console = guest.console
+        if guest.takes_key(signal.SIGTSTP):
+            guest.press(signal.SIGTSTP)
+        elif console is not None:
+            running = console.leave()
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTSTP)
+            signal.signal(signal.SIGTSTP, self._stop)
+            if running:
+                console.enter()
+
+    def _look_at_terminal(self) -> None:
+        """Its window may have changed, and its modes while the process was stopped."""
+        console = None if self._guest is None else self._guest.console
+        if console is not None:
+            console.come_back()
+
     def limit(self, seconds: float, says: str) -> None:
         """End the process after so many seconds, with status 124 and a line on stderr."""
         self._deadline, self._says = time.monotonic() + seconds, says
@@ -96,6 +162,11 @@ class Interrupts:
         self._end(status)
 
     def _handle(self, _number: int, _frame: object) -> None:
+        if self._takes():
+            assert self._guest is not None, "it takes it"
+            self._handed_at, self._ends_at = time.monotonic(), None
+            self._guest.press(signal.SIGINT)
+            return
         if not self._reporting or self._raised:
             self.leave(INTERRUPTED)
         self._raised = True
@@ -108,6 +179,8 @@ class Interrupts:
 
     def _end(self, status: int) -> NoReturn:
         remove_unfinished()
+        if self._guest is not None and self._guest.console is not None:
+            self._guest.console.leave()
         for worker in list(self.workers):
             with suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
@@ -124,8 +197,9 @@ class Interrupts:
         for number in _ENDING:
             if number in numbers:
                 self._end(128 + number)
-        if signal.SIGINT in numbers and self._ends_at is None:
-            self._end_soon(INTERRUPTED, _GRACE if self._reporting else _LEAST_GRACE)
+        if signal.SIGINT in numbers and self._ends_at is None and now - self._handed_at > _JUST_NOW:
+            grace = _TWICE if self._takes() else _GRACE if self._reporting else _LEAST_GRACE
+            self._end_soon(INTERRUPTED, grace)
         if self._ends_at is not None and now >= self._ends_at:
             self._end(self._ends_with)
         if self._deadline is not None and now >= self._deadline + _LEAST_GRACE:

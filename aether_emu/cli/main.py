@@ -22,6 +22,7 @@ def main(program: str = "aether") -> None:
     called it.
     """
     listen()
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy would start threads, which spin for a while
     gc.disable()  # importing makes many objects and no garbage; `settle` ends this
     _fill_standard_streams()
     import contextlib

@@ -96,6 +96,13 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 @click.option(
     "--la57", cls=Setting, key="virtual_bits", is_flag=True, help="Five levels of page tables on x86_64."
 )
+@click.option(
+    "--real-time",
+    cls=Setting,
+    key="real_time",
+    is_flag=True,
+    help="Clocks are the host's, and sleeping takes its time. No run can be repeated.",
+)
 @click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
 @click.option("--config", type=FILE, help="A TOML file of parameters.")
 @click.option("--root", type=DIRECTORY, help="A host directory that becomes the guest's /.")
@@ -131,6 +138,7 @@ def run(  # an option is a parameter here
     seed: int | None,
     granule: str | None,
     la57: bool,
+    real_time: bool,
     no_aslr: bool,
     config: Path | None,
     root: Path | None,
@@ -164,6 +172,7 @@ def run(  # an option is a parameter here
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,
+        "real_time": True if real_time else None,
         "aslr": False if no_aslr else None,
         "uid": uid,
         "gid": gid,
@@ -185,6 +194,7 @@ def run(  # an option is a parameter here
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
         watching.attach(machine)
+        interrupts.serve(machine)
         with interrupts.reporting():
             status = _to_the_end(machine, program, outputs, watching)
     finally:

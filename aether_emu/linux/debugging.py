@@ -16,6 +16,7 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import Registers
+from aether_emu.linux.task.scheduler import Pause
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.watching import AccessSeen, Watch, Watching
 from aether_emu.machine.cpu import Cpu, Exit, Trap
@@ -75,14 +76,6 @@ class Stopped:
     def __str__(self) -> str:
         seen = f" ({self.access})" if self.access is not None else ""
         return f"stopped at {self.pc:#x} by {self.reason.value}{seen}"
-
-
-class Pause(Exception):
-    """Carries a `Stopped` out of the scheduler."""
-
-    def __init__(self, stopped: Stopped) -> None:
-        super().__init__(str(stopped))
-        self.stopped = stopped
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +208,15 @@ class Debugger:
 
     def stop(self, why: Why = Why.ASKED, access: AccessSeen | None = None) -> None:
         """End the run as soon as the CPU is left."""
+        self._entry.kernel.observers.end_run(self._pause(why, access))
+
+    def asked(self) -> Pause:
+        """What ends a run that `stop` of another thread has ended already, with the CPU left."""
+        return self._pause(Why.ASKED, None)
+
+    def _pause(self, why: Why, access: AccessSeen | None) -> Pause:
         task = self._entry.task
-        self._entry.kernel.observers.end_run(Pause(Stopped(why, task, task.cpu.pc, access)))
+        return Pause(Stopped(why, task, task.cpu.pc, access))
 
     def _stop_for(self, access: AccessSeen) -> None:
         self.stop(Why.ACCESS, access)

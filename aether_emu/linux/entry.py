@@ -38,7 +38,7 @@ from aether_emu.linux.kernel import UNKNOWN, Kernel
 from aether_emu.linux.observers import Answer, FaultSeen, SystemCall
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import PageWait, Wait
+from aether_emu.linux.task.wait import PageWait, Restart, Sent, Wait
 from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault
 from aether_emu.machine.memory.host import HostMemoryError
 from aether_emu.mm.counters import Event
@@ -82,6 +82,7 @@ class Entry:
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
+        kernel.caller = lambda: (self.task.signals, self.task.process.arrived)
 
     def plug(self) -> None:
         """Let faults and calls come straight in, or by way of those who listen to them."""
@@ -285,9 +286,9 @@ class Entry:
 
     def _must_wait(self, wait: Wait, number: int, arguments: tuple[int, ...]) -> int | None:
         """The answer if a signal ends the wait before it began, else None: the task waits."""
-        if wait.ends_by_signal and self.task.signals.interrupts():
-            if wait.restarts and wait.interrupted == -errno.EINTR:
-                self.task.signals.interrupted_call = (number, arguments[0])
+        if isinstance(wait, Sent) or (wait.ends_by_signal and self.task.signals.interrupts()):
+            if wait.restart is not Restart.NEVER:
+                self.task.signals.interrupted_call = (number, arguments[0], wait.restart)
             return wait.interrupted
         self.task.start_waiting(wait, (number, arguments))
         self.cpu.stop()
@@ -303,8 +304,10 @@ class Entry:
         number, arguments = task.call
         call = self._calls[number]
         assert call is not None, "a call that does not exist waits for nothing"
+        wait, result = task.wait, None
+        assert wait is not None, "it has waited"
         try:
-            result = call(task, *arguments)
+            result = call(task, *arguments) if task.waits_on else wait.interrupted
         except Refused as refused:
             result = -refused.errno
         except UserFault:
@@ -335,7 +338,7 @@ class Entry:
             self.task.abort_sequence()
         if self.task.set_child_tid:
             self._tell_number()
-        if self.task.signals.ready():
+        if self.task.signals.ready() or self.task.signals.in_call:
             self.task.signals.deliver()
 
     def _tell_number(self) -> None:

@@ -8,14 +8,16 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from operator import mul
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
+from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
@@ -30,6 +32,10 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+from aether_emu.waiting import WaitQueue
+
+if TYPE_CHECKING:
+    from aether_emu.linux.segments import Segments
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -74,11 +80,16 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0)  # time and faults that were given to tasks
+        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
+        self.first_user = of_user(config.uid, config.gid)
+        self.actor = Actor(self.first_user)  # whose rights count now
+        self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
+        self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
+        self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
-        costs = config.clock
+        costs = clock.costs
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
@@ -101,7 +112,13 @@ class Kernel:
         for cpu in self.cpus:
             cpu.count_blocks()
         self.charge()
-        return self.clock.observe(sum(cpu.blocks for cpu in self.cpus))
+        return self.clock.observe(self._blocks())
+
+    def _blocks(self) -> int:
+        """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
+        counts once: a clock that was read in its first part stands still until the block is over.
+        """
+        return max(self.clock.blocks, sum(cpu.blocks for cpu in self.cpus))
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
@@ -111,7 +128,7 @@ class Kernel:
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
-        return costs + calls * self.config.clock.system_call
+        return costs + calls * self.clock.costs.system_call
 
     def moment(self) -> Moment:
         """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
@@ -119,14 +136,14 @@ class Kernel:
         """
         clock, blocks = self.clock, 0
         if clock.origin is not None:
-            blocks = sum(cpu.blocks for cpu in self.cpus) - clock.blocks
+            blocks = self._blocks() - clock.blocks
         uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
         return clock.now_ns, blocks, *uncharged
 
     def time_of(self, moment: Moment) -> int:
         """The virtual time of a moment, in ns."""
         now, blocks, calls, events, charged = moment
-        return min(now + blocks * self.config.clock.block + self._costs_of(calls, events) - charged, LAST_NS)
+        return min(now + blocks * self.clock.costs.block + self._costs_of(calls, events) - charged, LAST_NS)
 
     def time_seen(self) -> int:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
@@ -134,21 +151,23 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults = self._books
-        return Usage(self._busy() - time, self.minor_faults() - faults)
+        time, faults, system = self._books
+        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        self._books = self._books[0] + used.time, self._books[1] + used.faults
+        time, faults, system = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
     def _busy(self) -> int:
         """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
-        clock, cost = self.clock, self.config.clock.block
+        clock, cost = self.clock, self.clock.costs.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
-            pending += (sum(cpu.blocks for cpu in self.cpus) - clock.blocks) * cost
+            pending += (self._blocks() - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
 
     # ---- the end of the run

@@ -19,7 +19,7 @@ from aether_emu.linux.files.memory_file import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
@@ -87,10 +87,10 @@ class ZeroDevice:
         return
 
 
-def mappable(process: Process, fd: int) -> MappedFile | ZeroDevice:
+def mappable(task: Task, fd: int) -> MappedFile | ZeroDevice:
     """What mmap maps for `fd`. EBADF as Linux."""
-    file = process.files.table.file(fd)
-    return ZeroDevice(file) if file.stat().rdev == _ZERO_DEVICE else MappedFile(process.kernel, file)
+    file = task.files.table.file(fd)
+    return ZeroDevice(file) if file.stat().rdev == _ZERO_DEVICE else MappedFile(task.process.kernel, file)
 
 
 def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:

@@ -41,7 +41,7 @@ static inline u64 counter(void) {
     __asm__ volatile("rdtsc" : "=a"(low), "=d"(high));
     return (u64)high << 32 | low;
 }
-static inline int ask_kernel(u64 number, u64 first, void *second) {
+static inline int ask_kernel(u64 number, u64 first, volatile void *second) {
     i64 result;
     __asm__ volatile("syscall"
                      : "=a"(result)
@@ -58,10 +58,10 @@ static inline u64 counter(void) {
     __asm__ volatile("mrs %0, cntvct_el0" : "=r"(value));
     return value;
 }
-static inline int ask_kernel(u64 number, u64 first, void *second) {
+static inline int ask_kernel(u64 number, u64 first, volatile void *second) {
     register u64 x8 __asm__("x8") = number;
     register u64 x0 __asm__("x0") = first;
-    register void *x1 __asm__("x1") = second;
+    register volatile void *x1 __asm__("x1") = second;
     __asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1) : "memory");
     return (int)x0;
 }
@@ -69,17 +69,18 @@ static inline int ask_kernel(u64 number, u64 first, void *second) {
 
 static inline u64 since_start(void) { return counter() * TIME->multiplier >> TIME->shift; }
 
-int NAME(clock_gettime)(int clock, struct timespec *result) {
+/* A bad pointer faults at its first word, as in Linux: hence the order of the stores, and volatile. */
+int NAME(clock_gettime)(int clock, volatile struct timespec *result) {
     u32 asked = (u32)clock < 32 ? 1u << clock : 0;
     if (!(asked & (OF_EPOCH | OF_START))) return ask_kernel(SYS_clock_gettime, (u64)(i64)clock, result);
     u64 now = since_start(), seconds = now / SECOND;
-    result->nanoseconds = (i64)(now - seconds * SECOND);
     result->seconds = (i64)(asked & OF_EPOCH ? seconds + TIME->epoch : seconds);
+    result->nanoseconds = (i64)(now - seconds * SECOND);
     return 0;
 }
 WEAK(clock_gettime);
 
-int NAME(gettimeofday)(struct timeval *result, struct timezone *zone) {
+int NAME(gettimeofday)(volatile struct timeval *result, struct timezone *zone) {
     if (result) {
         u64 now = since_start(), seconds = now / SECOND;
         result->seconds = (i64)(seconds + TIME->epoch);
@@ -90,7 +91,7 @@ int NAME(gettimeofday)(struct timeval *result, struct timezone *zone) {
 }
 WEAK(gettimeofday);
 
-int NAME(clock_getres)(int clock, struct timespec *result) {
+int NAME(clock_getres)(int clock, volatile struct timespec *result) {
     u32 asked = (u32)clock < 32 ? 1u << clock : 0;
     if (!(asked & (OF_EPOCH | OF_START))) return ask_kernel(SYS_clock_getres, (u64)(i64)clock, result);
     if (result) {

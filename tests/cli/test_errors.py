@@ -38,6 +38,7 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
         (["pt", "walk", "--root", "1_0", "i", "0"], ["--root 1_0 ", "hexadecimal"]),
         (["run", "--config", "", _HELLO], ["--config '' ", "the name of a file"]),
         (["run", "--root", "", _HELLO], ["--root '' ", "the name of a directory"]),
+        (["rum", _HELLO], ["No such command 'rum'", "'run'?"]),
         (["run", "--bind", "/etc:relative", _HELLO], ["--bind /etc:relative ", "has no .. (see"]),
         (["run", "--seed", str(1 << 64), _HELLO], [f"--seed {1 << 64} ", "18446744073709551615"]),
         (

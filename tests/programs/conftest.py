@@ -81,6 +81,12 @@ def dynamic() -> Path:
 
 
 @pytest.fixture(scope="session")
+def systems() -> Path:
+    """The folder with one folder for each ISA: the root of a system with a shell, servers, git and Python."""
+    return _fetched("systems")
+
+
+@pytest.fixture(scope="session")
 def ruff() -> Path:
     """The folder with one folder for each ISA, which holds the program `ruff`."""
     return _fetched("ruff")

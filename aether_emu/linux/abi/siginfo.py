@@ -11,6 +11,8 @@ SIZE = 128
 
 def encode_siginfo(info: SignalInfo) -> bytes:
     """The bytes that a handler finds behind its second argument."""
+    if info.raw:
+        return info.raw.ljust(SIZE, b"\0")
     head = struct.pack("<iiii", info.number, 0, info.code, 0)
     if info.is_fault:
         body = struct.pack("<Q", info.address)

@@ -16,7 +16,7 @@ SEGV_MAPERR, SEGV_ACCERR = 1, 2
 BUS_ADRALN, BUS_ADRERR = 1, 2
 FPE_INTDIV, FPE_FLTDIV, FPE_FLTOVF, FPE_FLTUND, FPE_FLTRES, FPE_FLTINV = 1, 3, 4, 5, 6, 7
 ILL_ILLOPC, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 2, 1, 2
-SI_USER, SI_KERNEL, SI_TIMER, SI_TKILL = 0, 0x80, -2, -6
+SI_USER, SI_KERNEL, SI_TIMER, SI_SIGIO, SI_TKILL = 0, 0x80, -2, -5, -6
 CLD_EXITED, CLD_KILLED, CLD_DUMPED, CLD_TRAPPED, CLD_STOPPED, CLD_CONTINUED = range(1, 7)
 
 SA_NOCLDSTOP, SA_NOCLDWAIT, SA_SIGINFO, SA_EXPOSE_TAGBITS = 1, 2, 4, 0x800
@@ -65,7 +65,9 @@ class SignalInfo:
     """One signal on its way. `address` for faults, `pid`/`uid` for sent ones, `value` for queued ones.
 
     `record` is what a fault leaves in this frame and later ones; None leaves what was there. `selectors` are
-    CS and SS as the frame shows them, where a program has put others there than its own (x86_64).
+    CS and SS as the frame shows them, where a program has put others there than its own (x86_64). `raw` is
+    the siginfo as a program made it (sigqueue). `of_timer` marks those of timer_create: `pid` is the timer's
+    number, `uid` how often it was due meanwhile.
     """
 
     number: int
@@ -76,6 +78,8 @@ class SignalInfo:
     value: int = 0
     record: FaultRecord | None = None
     selectors: tuple[int, int] | None = None
+    raw: bytes = b""
+    of_timer: bool = False
 
     @property
     def is_fault(self) -> bool:

@@ -6,6 +6,7 @@ import errno
 from typing import NoReturn
 
 from aether_emu.errors import Refused
+from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.linux.calls.user import read_string, s32
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import OpenFile, WouldBlock
@@ -25,7 +26,7 @@ def read_optional_path(task: Task, address: int, flags: int) -> bytes:
 
 def reader(task: Task, fd: int) -> OpenFile:
     """The open file that a call reads from: EBADF if there is none or not for reading."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.readable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for reading")
     return file
@@ -33,7 +34,7 @@ def reader(task: Task, fd: int) -> OpenFile:
 
 def writer(task: Task, fd: int) -> OpenFile:
     """The open file that a call writes to: EBADF if there is none or not for writing."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.writable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is not open for writing")
     return file
@@ -49,8 +50,14 @@ def open_flags(task: Task, flags: int) -> int:
     return fl.from_arm64(flags) if is_arm64(task) else flags
 
 
+def broken_pipe(task: Task) -> None:
+    """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
+    process = task.process
+    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=process.pid, uid=task.credentials.uid))
+
+
 def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:
     """Wait for a file that can't move bytes now; `done` bytes of the call are moved already."""
     queues = reason.file.queues(reason.events)
     answer = done or -errno.EINTR
-    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer, restarts=True)
+    raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer)

@@ -14,7 +14,10 @@ from contextlib import suppress
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
-from aether_emu.linux.calls.user import s32, write_struct
+from aether_emu.linux.calls.notices import install_pidfd
+from aether_emu.linux.calls.user import s32, writable, write_struct
+from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESOURCE
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
 from aether_emu.linux.task.registry import LAST
 from aether_emu.linux.task.task import Task
@@ -97,6 +100,8 @@ def sys_clone3(task: Task, arguments: int, size: int, *_: int) -> int:
         raise Refused(errno.EINVAL, "a stack without length, or a length without stack")
     if flags & _SIGHAND and flags & _CLEAR_SIGHAND:
         raise Refused(errno.EINVAL, "handlers are shared or cleared")
+    if flags & _PIDFD and flags & _PARENT_SETTID and pidfd == parent:
+        raise Refused(errno.EINVAL, "one place for two answers")
     _check(flags)
     number = _chosen(task, numbers) if numbers else None
     return _clone(task, _Request(flags, signal, stack + length, tls, parent, child, pidfd, number))
@@ -106,7 +111,7 @@ def _chosen(task: Task, numbers: tuple[int, ...]) -> int:
     """The number that a new task must get (`set_tid`): Linux's alloc_pid."""
     if len(numbers) > 1 or not 0 < numbers[0] <= LAST:
         raise Refused(errno.EINVAL, f"numbers {numbers}")
-    if not task.process.is_root:
+    if not (task.credentials.has(CHECKPOINT_RESTORE) or task.credentials.has(SYS_ADMIN)):
         raise Refused(errno.EPERM, "only the superuser chooses numbers")
     if task.process.registry.is_used(numbers[0]):
         raise Refused(errno.EEXIST, f"there is a {numbers[0]} already")
@@ -125,27 +130,31 @@ def _check(flags: int) -> None:
         raise Refused(errno.EINVAL, "threads are in the namespaces of their process")
     if flags & _PIDFD and flags & _THREAD:
         raise Refused(errno.EINVAL, "a thread has no pidfd")
-    if flags & _PIDFD:
-        raise Refused(errno.EINVAL, "no pidfd is made here: pidfd_open(2) does")
     if flags & _INTO_CGROUP:
         raise Refused(errno.EBADF, "no descriptor is a cgroup's")
     if flags & (_NAMESPACES | _NEW_TIME):
         raise Refused(errno.EPERM, "there are no namespaces")
-    if flags & _THREAD and not flags & _FILES:
-        raise Refused(errno.EINVAL, "threads share their descriptors here")
 
 
 def _clone(task: Task, asked: _Request) -> int:
     if task.progress:
         return _vforked(task, task.progress[0])
     _check(asked.flags)
-    limit, registry = task.process.limits[RLIMIT_NPROC][0], task.process.registry
-    if limit != RLIM_INFINITY and not task.process.is_root and registry.count >= limit:
-        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
+    registry = task.process.registry
+    _require_room(task)
+    if asked.flags & _PIDFD:
+        task.files.table.require_room()
+        if writable(task.cpu, [(asked.pidfd, 4)], 4) < 4:
+            raise UserFault("the pidfd cannot be told")
     if asked.flags & _THREAD:
         made = Task(task.process, asked.number or registry.number())
+        made.files = task.files
+        if asked.flags & (_FILES | _FS) != _FILES | _FS:
+            made.files = _files_of(task, task.process, asked.flags)
     else:
         made = _process_of(task, asked)
+    if asked.flags & _PIDFD:
+        write_struct(task.cpu, asked.pidfd, "i", install_pidfd(task, made.process, 0))
     _prepare(task, made, asked)
     registry.arrivals.append(made)
     task.stop()  # so that the scheduler sees it
@@ -153,6 +162,24 @@ def _clone(task: Task, asked: _Request) -> int:
         made.process.uses_parents_memory = True
         return _vforked(task, made.tid)
     return made.tid
+
+
+def _require_room(task: Task) -> None:
+    """Refused(EAGAIN) when the user has as many tasks as RLIMIT_NPROC admits. Root is not counted."""
+    limit, who = task.process.limits[RLIMIT_NPROC][0], task.credentials
+    is_free = limit == RLIM_INFINITY or not who.uid or who.has(SYS_RESOURCE) or who.has(SYS_ADMIN)
+    if not is_free and _tasks_of(task, who.uid) >= limit:
+        raise Refused(errno.EAGAIN, f"the user has {limit} tasks already")
+
+
+def _tasks_of(task: Task, uid: int) -> int:
+    """How many tasks a user has, zombies among them."""
+    registry = task.process.registry
+    if not registry.has_several_users:
+        return registry.count
+    zombies = [process for process in registry.processes.values() if process.released]
+    living = sum(task.credentials.uid == uid for task in registry.tasks.values())
+    return living + sum(process.credentials.uid == uid for process in zombies)
 
 
 def _process_of(task: Task, asked: _Request) -> Task:
@@ -171,14 +198,21 @@ def _process_of(task: Task, asked: _Request) -> Task:
         child.signals.actions = process.signals.actions
     elif flags & _CLEAR_SIGHAND:
         child.signals.reset(keeps_ignored=True)
-    child.files = process.files.share() if flags & _FILES else process.files.fork(process.kernel.show(child))
+    child.files = _files_of(task, child, flags)
     return Task(child)
+
+
+def _files_of(task: Task, owner: Process, flags: int) -> Files:
+    """The files of a new task of `owner`, as far as they are its maker's."""
+    shown, shares_table, shares_standing = owner.kernel.show(owner), bool(flags & _FILES), bool(flags & _FS)
+    return task.files.fork(shown, shares_table=shares_table, shares_standing=shares_standing)
 
 
 def _prepare(task: Task, made: Task, asked: _Request) -> None:
     """Let the new task begin where its maker stands."""
     flags, process = asked.flags, task.process
     made.name = task.name
+    made.credentials, made.no_new_privileges = task.credentials, task.no_new_privileges
     made.signals.blocked = task.signals.blocked
     made.set_scheduling(task.scheduling.of_child())
     made.sequences = None if flags & _VM else task.sequences
@@ -211,12 +245,27 @@ class _VforkWait(Wait):
 
 
 def sys_unshare(task: Task, flags: int, *_: int) -> int:
-    """unshare(2): what is shared with nobody is the caller's own already."""
+    """unshare(2) of descriptors, and of where a task stands. Memory and handlers are a process's."""
     flags = s32(flags)
     if flags & ~(_THREAD | _FS | _FILES | _SIGHAND | _VM | 0x4_0000 | _NAMESPACES | _NEW_TIME):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
     if flags & (_NAMESPACES | _NEW_TIME):
         raise Refused(errno.EPERM, "there are no namespaces")
-    if flags and len(task.process.tasks) > 1:
+    process = task.process
+    if flags & (_THREAD | _SIGHAND | _VM) and (len(process.tasks) > 1 or _shares(task, flags)):
         raise Refused(errno.EINVAL, "threads share it")
+    if flags & (_FS | _FILES):
+        task.unshare_files(table=bool(flags & _FILES), standing=bool(flags & _FS))
     return 0
+
+
+def _shares(task: Task, flags: int) -> bool:
+    """Whether another process has its memory or handlers (Linux check_unshare_flags)."""
+    if flags & _VM and task.process.mm.users > 1:
+        return True
+    actions = task.process.signals.actions
+    others = task.process.registry.processes.values()
+    return any(
+        isinstance(other, Process) and other is not task.process and other.signals.actions is actions
+        for other in others
+    )

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
-from aether_emu.linux.calls.jobs import TERMINAL_REQUESTS, terminal_request
 from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
@@ -23,6 +22,7 @@ _DIRENT_HEAD = 19  # bytes before the name in struct linux_dirent64
 _F_GETFL, _F_SETFL = 3, 4
 _MFD_NAME_MAX = 249
 _SYNC_FILE_RANGE_KNOWN = 7
+_CLOSE_RANGE_UNSHARE = 2
 _ADVICE = range(6)  # POSIX_FADV_NORMAL to POSIX_FADV_NOREUSE
 
 
@@ -30,26 +30,27 @@ _ADVICE = range(6)  # POSIX_FADV_NORMAL to POSIX_FADV_NOREUSE
 
 
 def sys_close(task: Task, fd: int, *_: int) -> int:
-    task.process.files.close(s32(fd))
+    task.files.close(s32(fd))
     return 0
 
 
 def sys_close_range(task: Task, first: int, last: int, flags: int, *_: int) -> int:
-    """close_range(2). Nobody shares the table, so CLOSE_RANGE_UNSHARE has nothing to do."""
-    task.process.files.close_range(u32(first), u32(last), u32(flags) & ~2)
+    if u32(flags) & _CLOSE_RANGE_UNSHARE and task.shares_descriptors:
+        task.unshare_files(table=True, standing=False)
+    task.files.close_range(u32(first), u32(last), u32(flags) & ~_CLOSE_RANGE_UNSHARE)
     return 0
 
 
 def sys_dup(task: Task, fd: int, *_: int) -> int:
-    return task.process.files.dup(s32(fd))
+    return task.files.dup(s32(fd))
 
 
 def sys_dup2(task: Task, fd: int, target: int, *_: int) -> int:
-    return task.process.files.dup2(s32(fd), s32(target))
+    return task.files.dup2(s32(fd), s32(target))
 
 
 def sys_dup3(task: Task, fd: int, target: int, flags: int, *_: int) -> int:
-    return task.process.files.dup3(s32(fd), s32(target), s32(flags))
+    return task.files.dup3(s32(fd), s32(target), s32(flags))
 
 
 def sys_pipe(task: Task, result: int, *_: int) -> int:
@@ -57,12 +58,12 @@ def sys_pipe(task: Task, result: int, *_: int) -> int:
 
 
 def sys_pipe2(task: Task, result: int, flags: int, *_: int) -> int:
-    pair = task.process.files.pipe(open_flags(task, s32(flags)))
+    pair = task.files.pipe(open_flags(task, s32(flags)))
     try:
         write_struct(task.cpu, result, "ii", *pair)
     except UserFault:
         for fd in pair:
-            task.process.files.close(fd)
+            task.files.close(fd)
         raise
     return 0
 
@@ -72,7 +73,7 @@ def sys_eventfd(task: Task, initial: int, *_: int) -> int:
 
 
 def sys_eventfd2(task: Task, initial: int, flags: int, *_: int) -> int:
-    return task.process.files.eventfd(u32(initial), s32(flags))
+    return task.files.eventfd(u32(initial), s32(flags))
 
 
 def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
@@ -80,7 +81,7 @@ def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
         text = read_string(task.cpu, name, _MFD_NAME_MAX + 1)
     except Refused:
         raise Refused(errno.EINVAL, "the name is too long") from None
-    return task.process.files.memfd_create(text, u32(flags))
+    return task.files.memfd_create(text, u32(flags))
 
 
 # ---- control
@@ -93,16 +94,17 @@ def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
     value = s32(argument)
     if command == _F_SETFL:
         value = open_flags(task, value)
-    result = task.process.files.fcntl(fd, command, value)
+    result = task.files.fcntl(fd, command, value)
     return fl.to_arm64(result) if command == _F_GETFL and is_arm64(task) else result
 
 
 def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
-    if u32(request) in TERMINAL_REQUESTS:
-        return terminal_request(task, task.process.files.table.file(s32(fd)), u32(request), argument)
-    answer = task.process.files.ioctl(
-        s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size)
-    )
+    file = task.files.table.file(s32(fd))
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.control(task, s32(fd), file, u32(request), argument)
+    answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)
     return 0
@@ -112,18 +114,18 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
 
 
 def sys_lseek(task: Task, fd: int, offset: int, whence: int, *_: int) -> int:
-    return task.process.files.lseek(s32(fd), s64(offset), u32(whence))
+    return task.files.lseek(s32(fd), s64(offset), u32(whence))
 
 
 def sys_ftruncate(task: Task, fd: int, size: int, *_: int) -> int:
-    task.process.files.ftruncate(s32(fd), s64(size))
+    task.files.ftruncate(s32(fd), s64(size))
     return 0
 
 
 def sys_fallocate(task: Task, fd: int, mode: int, offset: int, length: int, *_: int) -> int:
-    change = rewriting(task.process.kernel, task.process.files.table.file(s32(fd)))
+    change = rewriting(task.process.kernel, task.files.table.file(s32(fd)))
     try:
-        task.process.files.fallocate(s32(fd), s32(mode), s64(offset), s64(length))
+        task.files.fallocate(s32(fd), s32(mode), s64(offset), s64(length))
     finally:
         if change is not None:
             change.done()
@@ -134,7 +136,7 @@ def sys_fallocate(task: Task, fd: int, mode: int, offset: int, length: int, *_: 
 
 
 def sys_fsync(task: Task, fd: int, *_: int) -> int:
-    task.process.files.fsync(s32(fd))
+    task.files.fsync(s32(fd))
     return 0
 
 
@@ -144,20 +146,20 @@ def sys_fdatasync(task: Task, fd: int, *_: int) -> int:
 
 def sys_sync(task: Task, *_: int) -> int:
     """sync(2), of the files that are open for writing: no others on the host are the guest's."""
-    for descriptor in task.process.files.table.descriptors.values():
+    for descriptor in task.files.table.descriptors.values():
         if isinstance(descriptor.file, HostData) and descriptor.file.writable:
             descriptor.file.sync()
     return 0
 
 
 def sys_syncfs(task: Task, fd: int, *_: int) -> int:
-    task.process.files.table.file(s32(fd))
+    task.files.table.file(s32(fd))
     return sys_sync(task)
 
 
 def sys_sync_file_range(task: Task, fd: int, offset: int, length: int, flags: int, *_: int) -> int:
     """sync_file_range(2). The whole file goes to the disk."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if u32(flags) & ~_SYNC_FILE_RANGE_KNOWN or min(s64(offset), s64(length), s64(offset + length)) < 0:
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x} or a negative range")
     if not isinstance(file, HostData):
@@ -169,7 +171,7 @@ def sys_sync_file_range(task: Task, fd: int, offset: int, length: int, flags: in
 
 def sys_fadvise64(task: Task, fd: int, _offset: int, length: int, advice: int, *_: int) -> int:
     """posix_fadvise(2). The host caches as it sees fit: advice changes no result."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not file.seekable:
         raise Refused(errno.ESPIPE, f"a {file.kind} has no positions")
     if s32(advice) not in _ADVICE or s64(length) < 0:
@@ -188,12 +190,12 @@ def sys_readahead(task: Task, fd: int, _offset: int, _count: int, *_: int) -> in
 
 
 def sys_fstat(task: Task, fd: int, result: int, *_: int) -> int:
-    task.cpu.copy_to_user(result, task.process.abi.encode_stat(task.process.files.fstat(s32(fd))))
+    task.cpu.copy_to_user(result, task.process.abi.encode_stat(task.files.fstat(s32(fd))))
     return 0
 
 
 def sys_fstatfs(task: Task, fd: int, result: int, *_: int) -> int:
-    task.cpu.copy_to_user(result, encode_statfs(task.process.files.fstatfs(s32(fd))))
+    task.cpu.copy_to_user(result, encode_statfs(task.files.fstatfs(s32(fd))))
     return 0
 
 
@@ -213,8 +215,8 @@ def sys_getdents(task: Task, fd: int, buffer: int, size: int, *_: int) -> int:
 
 def _entries(task: Task, fd: int, buffer: int, size: int, layout: Callable[[bytes], bytes]) -> int:
     """Deliver whole entries; those that meet a bad address are read again by the next call."""
-    file = task.process.files.table.file(s32(fd))
-    data = task.process.files.getdents64(s32(fd), min(u32(size), _MOST_ENTRIES))
+    file = task.files.table.file(s32(fd))
+    data = task.files.getdents64(s32(fd), min(u32(size), _MOST_ENTRIES))
     done = 0
     while done < len(data):
         (length,) = struct.unpack_from("<H", data, done + 16)

@@ -13,6 +13,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.epoll import EPOLL_CTL_DEL, EpollFile, Waited
 from aether_emu.linux.files.open_file import POLLIN
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import UserFault
 
 _MOST_EVENTS = ((1 << 31) - 1) // 12
@@ -34,9 +35,9 @@ def sys_epoll_create(task: Task, size: int, *_: int) -> int:
 def sys_epoll_create1(task: Task, flags: int, *_: int) -> int:
     if s32(flags) & ~fl.O_CLOEXEC:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    table = task.process.files.table
+    table = task.files.table
     table.require_room()
-    namespace = task.process.files.namespace
+    namespace = task.files.namespace
     made = EpollFile(namespace.nameless_stat(0o600), namespace.watches)
     fd = table.install(made, cloexec=bool(flags & fl.O_CLOEXEC))
     return fd
@@ -46,7 +47,7 @@ def sys_epoll_ctl(task: Task, epfd: int, operation: int, fd: int, event: int, *_
     events, data, layout = 0, 0, _event(task)
     if s32(operation) != EPOLL_CTL_DEL:
         events, data = layout.unpack(task.cpu.copy_from_user(event, layout.size))
-    table = task.process.files.table
+    table = task.files.table
     outer, file = table.file(s32(epfd)), table.file(s32(fd))
     if not isinstance(outer, EpollFile):
         raise Refused(errno.EINVAL, f"descriptor {s32(epfd)} is no epoll set")
@@ -77,7 +78,7 @@ def _epoll_wait(task: Task, epfd: int, address: int, most: int, timeout: int | N
     if not 0 < most <= _MOST_EVENTS:
         raise Refused(errno.EINVAL, f"room for {most} events")
     require_user(address, most * _event(task).size, task.process.abi.user_end)
-    watched = task.process.files.table.file(s32(epfd))
+    watched = task.files.table.file(s32(epfd))
     if not isinstance(watched, EpollFile):
         raise Refused(errno.EINVAL, f"descriptor {s32(epfd)} is no epoll set")
     if watched.poll():
@@ -85,7 +86,7 @@ def _epoll_wait(task: Task, epfd: int, address: int, most: int, timeout: int | N
     deadline = task.deadline(after=timeout)
     if task.has_waited_until(deadline):
         return 0
-    wait_for_any(task, [Waited(watched, POLLIN)], mask, deadline)
+    wait_for_any(task, [Waited(watched, POLLIN)], mask, deadline, restart=Restart.NEVER)
     return 0
 
 

@@ -17,6 +17,7 @@ from aether_emu.linux.calls.time import MONOTONIC, REALTIME
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Restart
 
 _WAIT, _WAKE, _REQUEUE, _CMP_REQUEUE, _WAKE_OP, _LOCK_PI, _UNLOCK_PI, _TRYLOCK_PI = 0, 1, 3, 4, 5, 6, 7, 8
 _WAIT_BITSET, _WAKE_BITSET, _WAIT_REQUEUE_PI, _CMP_REQUEUE_PI, _LOCK_PI2 = range(9, 14)
@@ -32,7 +33,7 @@ def sys_futex(
     task: Task, address: int, operation: int, value: int, timeout: int, second: int, third: int
 ) -> int:
     """futex(2). Where an operation has no time, `timeout` is a second count."""
-    if task.progress:
+    if task.progress and not task.was_stopped:
         return _go_on(task)
     operation = s32(operation)
     command, realtime = operation & ~(_PRIVATE | _CLOCK_REALTIME), bool(operation & _CLOCK_REALTIME)
@@ -67,7 +68,7 @@ def sys_futex_waitv(
     task: Task, waiters: int, count: int, flags: int, timeout: int, clock: int, *_: int
 ) -> int:
     """futex_waitv(2): the index of a word that was woken."""
-    if task.progress:
+    if task.progress and not task.was_stopped:
         return _go_on(task, tells_index=True)
     count, clock = u32(count), s32(clock)
     if u32(flags) or not 0 < count <= _MOST_WORDS or not waiters:
@@ -89,7 +90,11 @@ def sys_futex_waitv(
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
     raise FutexWait(
-        [each.to_wait() for each in words], [each.address for each in words], deadline, _EVERY_BIT
+        [each.to_wait() for each in words],
+        [each.address for each in words],
+        deadline,
+        _EVERY_BIT,
+        restart=Restart.BY_ACTION,
     )
 
 

@@ -1,25 +1,18 @@
-"""Sending signals, process groups, sessions, the terminal's foreground group (kill(2), setpgid(2)).
+"""Sending signals, process groups, sessions (kill(2), setpgid(2)).
 
-All processes of a machine have one user, so nobody is refused for whose they are. Rules and their order are
-those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
+Rules and their order are those of Linux 6.6 (kernel/sys.c, kernel/signal.c).
 """
 
 from __future__ import annotations
 
 import errno
-import struct
 from collections.abc import Iterable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.user import s32
-from aether_emu.linux.files.open_file import OpenFile
-from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
-
-_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID = 0x540E, 0x540F, 0x5410, 0x5422, 0x5429
-TERMINAL_REQUESTS = (_TIOCSCTTY, _TIOCGPGRP, _TIOCSPGRP, _TIOCNOTTY, _TIOCGSID)
 
 
 def find_process(task: Task, pid: int) -> Process:
@@ -40,18 +33,38 @@ def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
     info = sent_by(task, number, sig.SI_USER)
     registry = task.process.registry
     if pid > 0:
-        _send([process_of_number(task, pid)], info)
+        found = process_of_number(task, pid)
+        require_right_to_signal(task, found, number)
+        _send([found], info)
     elif pid == -1:
         others = [other for other in registry.processes.values() if other is not task.process]
         if not others:
             raise Refused(errno.ESRCH, "there is no other process")
-        _send(others, info)
+        _send([other for other in others if may_signal(task, other, number)], info)
     else:
         members = list(registry.group(-pid or task.process.group))
         if not members:
             raise Refused(errno.ESRCH, f"no process group {-pid}")
-        _send(members, info)
+        allowed = [member for member in members if may_signal(task, member, number)]
+        if not allowed:
+            raise Refused(errno.EPERM, "a group of another user's processes")
+        _send(allowed, info)
     return 0
+
+
+def may_signal(task: Task, process: Process, number: int, receiver: Task | None = None) -> bool:
+    """Whether it may send a signal to a process, or to a thread of it (Linux: check_kill_permission)."""
+    if process is task.process:
+        return True
+    who = process.credentials if receiver is None else receiver.credentials
+    continues = number == sig.SIGCONT and process.session == task.process.session
+    return continues or task.credentials.may_signal(who)
+
+
+def require_right_to_signal(task: Task, process: Process, number: int, receiver: Task | None = None) -> None:
+    """Refused(EPERM) unless it `may_signal`."""
+    if not may_signal(task, process, number, receiver):
+        raise Refused(errno.EPERM, "another user's process")
 
 
 def process_of_number(task: Task, pid: int) -> Process:
@@ -87,14 +100,19 @@ def _send_to_thread(task: Task, group: int | None, thread: int, number: int) -> 
         raise Refused(errno.EINVAL, "no such thread")
     receiver = thread_of_number(task, group, thread)
     check_signal(number)
+    if receiver is None:
+        return 0
+    require_right_to_signal(task, receiver.process, number, receiver)
     if number and not receiver.is_over:
         receiver.signals.post(sent_by(task, number, sig.SI_TKILL))
     return 0
 
 
-def thread_of_number(task: Task, group: int | None, thread: int) -> Task:
-    """The thread of a number, in a process if one is named. ESRCH."""
+def thread_of_number(task: Task, group: int | None, thread: int) -> Task | None:
+    """The thread of a number, in a process if one is named. ESRCH; None if it has ended and is a zombie."""
     receiver = task.process.registry.tasks.get(thread)
+    if receiver is None and thread in task.process.registry.processes and group in (None, thread):
+        return None
     if not isinstance(receiver, Task) or group not in (None, receiver.process.pid):
         raise Refused(errno.ESRCH, f"no thread {thread}")
     return receiver
@@ -108,7 +126,7 @@ def check_signal(number: int) -> None:
 
 def sent_by(task: Task, number: int, code: int) -> sig.SignalInfo:
     """What the receiver learns of a signal that `task` sends."""
-    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.process.config.uid)
+    return sig.SignalInfo(number, code, pid=task.process.pid, uid=task.credentials.uid)
 
 
 # ---- groups and sessions
@@ -151,66 +169,5 @@ def sys_setsid(task: Task, *_: int) -> int:
     if process.session == process.pid or process.registry.session_of(process.pid) is not None:
         raise Refused(errno.EPERM, "the process leads a group already")
     process.group = process.session = process.pid
+    process.terminal = None
     return process.pid
-
-
-# ---- the terminal
-
-
-def terminal_request(task: Task, file: OpenFile, request: int, argument: int) -> int:
-    """An ioctl of job control on a standard stream that is a terminal. ENOTTY for anything else.
-
-    The terminal is that of the first process's session.
-    """
-    process, registry = task.process, task.process.registry
-    if not _is_terminal(file) or process.session != registry.terminal_session:
-        raise Refused(errno.ENOTTY, "no terminal of the caller's session")
-    if request in (_TIOCGPGRP, _TIOCGSID):
-        number = registry.foreground if request == _TIOCGPGRP else registry.terminal_session
-        task.cpu.copy_to_user(argument, struct.pack("<i", number))
-    elif request == _TIOCSPGRP:
-        (group,) = struct.unpack("<i", task.cpu.copy_from_user(argument, 4))
-        if group < 0:
-            raise Refused(errno.EINVAL, f"no group {group}")
-        session = registry.session_of(group)
-        if session is None:
-            raise Refused(errno.ESRCH, f"no group {group}")
-        if session != process.session:
-            raise Refused(errno.EPERM, "a group of another session")
-        if process.group != registry.foreground:
-            _require_foreground(task)
-        registry.foreground = group
-    elif request == _TIOCNOTTY:
-        raise Refused(errno.ENOTTY, "the standard streams stay the session's terminal")
-    elif process.pid != process.session:  # TIOCSCTTY
-        raise Refused(errno.EPERM, "only who leads a session chooses its terminal")
-    return 0
-
-
-def _is_terminal(file: OpenFile) -> bool:
-    return isinstance(file, StreamFile) and file.stream.terminal_size() is not None
-
-
-def _require_foreground(task: Task) -> None:
-    """A process in the background changes the terminal: its group is stopped by SIGTTOU.
-
-    Not where it ignores or blocks that. EIO for an orphaned group, which nobody could bring back.
-    """
-    process = task.process
-    action = process.signals.actions[sig.SIGTTOU]
-    if task.signals.blocks(sig.SIGTTOU) or action.handler == sig.SIG_IGN:
-        return
-    if _is_orphaned(process):
-        raise Refused(errno.EIO, "the process is in the background, and nobody can bring it back")
-    _send(process.registry.group(process.group), sig.SignalInfo(sig.SIGTTOU, sig.SI_KERNEL))
-    raise Refused(errno.EINTR, "the process is in the background")
-
-
-def _is_orphaned(process: Process) -> bool:
-    """Whether no member of its group has a parent in another group of the session (setpgid(2))."""
-    return not any(
-        member.parent is not None
-        and member.parent.group != member.group
-        and member.parent.session == member.session
-        for member in process.registry.group(process.group)
-    )

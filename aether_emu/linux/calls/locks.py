@@ -33,7 +33,7 @@ class LockWait(Wait):
 
 def lock_range(task: Task, fd: int, command: int, address: int) -> int:
     """fcntl(2) with one of LOCK_COMMANDS, on the `struct flock` at `address`."""
-    files = task.process.files
+    files = task.files
     file = files.table.file(fd)
     raw = task.cpu.copy_from_user(address, _FLOCK.size)
     kind, whence, start, length, pid = _FLOCK.unpack(raw)
@@ -45,7 +45,7 @@ def lock_range(task: Task, fd: int, command: int, address: int) -> int:
     begin, end = _range(file, whence, start, length)
     if kind not in (F_RDLCK, F_WRLCK, F_UNLCK):
         raise Refused(errno.EINVAL, f"lock type {kind}")
-    owner: Hashable = file if of_file else files
+    owner: Hashable = file if of_file else files.table
     wanted = Lock(owner, kind, begin, end, -1 if of_file else task.process.pid)
     locks = files.namespace.locks
     if query:
@@ -94,7 +94,7 @@ def _shown(lock: Lock) -> bytes:
 
 def _refuse_ring(task: Task, owner: Hashable, blocker: Hashable) -> None:
     """Refused(EDEADLK) if who has the lock waits, in the end, for the one who wants it."""
-    others = task.process.files.namespace.locks.waiters()
+    others = task.files.namespace.locks.waiters()
     waits = [other.wait for other in others if isinstance(other, Task)]
     waiting = {wait.owner: wait.blocker for wait in waits if isinstance(wait, LockWait)}
     waiting.pop(owner, None)
@@ -108,7 +108,7 @@ def _refuse_ring(task: Task, owner: Hashable, blocker: Hashable) -> None:
 
 def sys_flock(task: Task, fd: int, operation: int, *_: int) -> int:
     """flock(2). Another lock in place of one that is held: that one is given up first, as on Linux."""
-    files, operation = task.process.files, s32(operation)
+    files, operation = task.files, s32(operation)
     if operation & ~_LOCK_NB not in (_LOCK_SH, _LOCK_EX, _LOCK_UN):
         raise Refused(errno.EINVAL, f"flock operation {operation}")
     file, locks = files.table.file(s32(fd)), files.namespace.locks

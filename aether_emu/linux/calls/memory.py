@@ -62,7 +62,7 @@ def _map(task: Task, asked: mapping.Request, fd: int) -> int:
         raise Refused(errno.EINVAL, "the offset is not page aligned")
     file = None
     if not flags & mapping.MAP_ANONYMOUS:
-        file = mappable(task.process, s32(fd))
+        file = mappable(task, s32(fd))
     elif offset:
         offset = 0  # anonymous memory has no offset
     if is_arm64(task) and (flags & mapping.MAP_TYPE != mapping.MAP_SHARED_VALIDATE or file is None):

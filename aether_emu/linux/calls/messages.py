@@ -13,9 +13,9 @@ from aether_emu.linux.calls.socket_transfer import (
     MSG_CMSG_CLOEXEC,
     MSG_CTRUNC,
     MSG_TRUNC,
-    credentials,
 )
 from aether_emu.linux.calls.user import Piece, read_vector, s32, write_struct
+from aether_emu.linux.credentials import SETGID, SETUID, SYS_ADMIN
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.net.inbox import NOBODY, Credentials, Received
 from aether_emu.linux.net.options import SO_PASSCRED, SOL_SOCKET
@@ -106,14 +106,24 @@ def _read_control(task: Task, address: int, length: int) -> tuple[tuple[OpenFile
             numbers = struct.unpack(f"<{len(data) // 4}i", data[: len(data) // 4 * 4])
             if len(rights) + len(numbers) > _MOST_RIGHTS:
                 raise Refused(errno.EINVAL, f"more than {_MOST_RIGHTS} open files")
-            rights += [task.process.files.table.file(fd) for fd in numbers]
+            rights += [task.files.table.file(fd) for fd in numbers]
         elif kind == _SCM_CREDENTIALS and len(data) == 12:
             who = Credentials(*struct.unpack("<iII", data))
-            if who != credentials(task) and credentials(task).uid:
-                raise Refused(errno.EPERM, "another's credentials")
+            _require_ones_own(task, who)
         else:
             raise Refused(errno.EINVAL, f"control data of type {kind}")
     return tuple(rights), who
+
+
+def _require_ones_own(task: Task, told: Credentials) -> None:
+    """Refused(EPERM) for credentials that the caller may not give as its own (Linux: scm_check_creds)."""
+    who = task.credentials
+    if (
+        (told.pid != task.process.pid and not who.has(SYS_ADMIN))
+        or (told.uid not in (who.uid, who.euid, who.suid) and not who.has(SETUID))
+        or (told.gid not in (who.gid, who.egid, who.sgid) and not who.has(SETGID))
+    ):
+        raise Refused(errno.EPERM, "another's credentials")
 
 
 def write_message(
@@ -169,7 +179,7 @@ def _install(task: Task, files: tuple[OpenFile, ...], cloexec: bool) -> list[int
     numbers: list[int] = []
     for file in files:
         try:
-            numbers.append(task.process.files.table.install(file, cloexec=cloexec))
+            numbers.append(task.files.table.install(file, cloexec=cloexec))
         except Refused:
             break
     return numbers

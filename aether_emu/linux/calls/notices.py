@@ -1,20 +1,26 @@
-"""timerfd_create(2), pidfd_open(2) and their relatives."""
+"""timerfd_create(2), pidfd_open(2), signalfd(2) and their relatives."""
 
 from __future__ import annotations
 
 import errno
 import struct
+from typing import Any
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.jobs import check_signal, sent_by
+from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.notices import ProcessFile, TimerFile
+from aether_emu.linux.files.directory import OpenDirectory
+from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
+from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.stat import Stat
+from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.waiting import WaitQueue
 
 _SECOND = 10**9
 _REALTIME, _MONOTONIC, _BOOTTIME, _ALARMS = 0, 1, 7, (8, 9)
@@ -30,21 +36,21 @@ def sys_timerfd_create(task: Task, clock: int, flags: int, *_: int) -> int:
         raise Refused(errno.EINVAL, f"clock {clock}, flags {flags:#x}")
     if clock in _ALARMS:
         raise Refused(errno.EPERM, "no device wakes the machine")
-    kernel, files = task.process.kernel, task.process.files
+    kernel, files = task.process.kernel, task.files
     files.table.require_room()
-    base = EPOCH_NS if clock == _REALTIME else 0
-    file = TimerFile(
-        lambda timer: kernel.timers.add(timer, timer.expire),
-        kernel.observe_time,
-        base,
-        flags & fl.O_NONBLOCK,
-        files.namespace.nameless_stat(0o600),
-    )
+    base = kernel.clock.epoch_ns if clock == _REALTIME else 0
+    file = _timer_file(kernel, (clock, base), flags & fl.O_NONBLOCK, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
 
 
+def _timer_file(kernel: Kernel, clock: tuple[int, int], flags: int, stat: Stat) -> TimerFile:
+    return TimerFile(
+        lambda timer: kernel.timers.add(timer, timer.expire), kernel.observe_time, clock, flags, stat
+    )
+
+
 def _timer(task: Task, fd: int) -> TimerFile:
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, TimerFile):
         raise Refused(errno.EINVAL, f"a {file.kind} is no timer")
     return file
@@ -63,6 +69,7 @@ def sys_timerfd_settime(task: Task, fd: int, flags: int, new: int, old: int, *_:
     interval, first = (seconds * _SECOND + rest for seconds, rest in (fields[:2], fields[2:]))
     deadline = first - timer.base if flags & _ABSTIME else now + first
     timer.arm(min(deadline, LAST_NS) if first else None, interval)
+    timer.set_flags = u32(flags)
     task.yields = True  # the next turn ends when the timer is due
     task.stop()
     if old:
@@ -83,7 +90,7 @@ def sys_timerfd_gettime(task: Task, fd: int, result: int, *_: int) -> int:
 
 
 def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
-    process, files = task.process, task.process.files
+    process, files = task.process, task.files
     if u32(flags) & ~fl.O_NONBLOCK or s32(pid) <= 0:
         raise Refused(errno.EINVAL, f"number {s32(pid)}, flags {u32(flags):#x}")
     found = process.registry.processes.get(s32(pid))
@@ -91,26 +98,62 @@ def sys_pidfd_open(task: Task, pid: int, flags: int, *_: int) -> int:
         is_thread = s32(pid) in process.registry.tasks
         raise Refused(errno.EINVAL if is_thread else errno.ESRCH, f"no process {s32(pid)}")
     files.table.require_room()
-    stat = files.namespace.nameless_stat(0o600)
-    file = ProcessFile(found.pid, found.gone, lambda: found.released, u32(flags) & fl.O_NONBLOCK, stat)
+    return install_pidfd(task, found, u32(flags) & fl.O_NONBLOCK)
+
+
+def install_pidfd(task: Task, process: Process, flags: int) -> int:
+    """A descriptor of the caller's that means `process`."""
+    files = task.files
+    file = _process_file(process, flags, files.namespace.nameless_stat(0o600))
     return files.table.install(file, cloexec=True)
 
 
-def process_of_descriptor(task: Task, fd: int) -> Process:
-    """The process of a pidfd. EBADF for another file, ESRCH once it was waited for."""
-    file = task.process.files.table.file(s32(fd))
+def _process_file(process: Process, flags: int, stat: Stat) -> ProcessFile:
+    known, pid = process.registry.processes, process.pid
+    ended = (lambda: process.released, lambda: known.get(pid) is not process)
+    return ProcessFile(pid, process.gone, ended, flags, stat)
+
+
+def pidfd(task: Task, fd: int) -> ProcessFile:
+    """The pidfd of a descriptor. EBADF for another file."""
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, ProcessFile):
         raise Refused(errno.EBADF, f"a {file.kind} is no process")
-    found = task.process.registry.processes.get(file.pid)
-    if not isinstance(found, Process) or file.is_gone() != found.released:
+    return file
+
+
+def _living(task: Task, file: OpenFile) -> Process:
+    """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
+    folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
+    if isinstance(file, ProcessFile):
+        pid, waited = file.pid, file.was_waited_for()
+    elif folder.isdigit():
+        pid, waited = int(folder), False
+    else:
+        raise Refused(errno.EBADF, f"a {file.kind} is no process")
+    found = task.process.registry.processes.get(pid)
+    if waited or not isinstance(found, Process):
         raise Refused(errno.ESRCH, "it has ended, and was waited for")
     return found
+
+
+def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> int:
+    """pidfd_getfd(2): what another process has open under a number, shared with it."""
+    if u32(flags):
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
+    other = _living(task, pidfd(task, fd))
+    if other.released:
+        raise Refused(errno.ESRCH, "it has ended")
+    if not task.may_inspect(other, real=True):
+        raise Refused(errno.EPERM, "another user's process")
+    file = other.files.table.file(s32(number))
+    return task.files.table.install(file, cloexec=True)
 
 
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = process_of_descriptor(task, fd)
+    process = _living(task, task.files.table.file(s32(fd)))
     number = s32(number)
     if info:
         sent = read_info(task, number, info)
@@ -122,6 +165,57 @@ def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: in
     else:
         sent = sent_by(task, number, sig.SI_USER)
     check_signal(number)
+    require_right_to_signal(task, process, number)
     if number and not process.is_over:
         process.post(sent)
     return 0
+
+
+# ---- signals
+
+
+def sys_signalfd(task: Task, fd: int, mask: int, size: int, *_: int) -> int:
+    return sys_signalfd4(task, fd, mask, size, 0)
+
+
+def sys_signalfd4(task: Task, fd: int, mask: int, size: int, flags: int, *_: int) -> int:
+    if size != 8:
+        raise Refused(errno.EINVAL, "the set has another size")
+    (wanted,) = read_struct(task.cpu, mask, "Q")
+    fd, flags, files = s32(fd), u32(flags), task.files
+    if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK):
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    if fd == -1:
+        files.table.require_room()
+        stat = files.namespace.nameless_stat(0o600)
+        file = _signal_file(task.process.kernel, wanted, flags & fl.O_NONBLOCK, stat)
+        return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+    known = files.table.file(fd)
+    if not isinstance(known, SignalFile):
+        raise Refused(errno.EINVAL, f"a {known.kind} is no signalfd")
+    known.show(wanted)
+    task.process.arrived.wake()
+    return fd
+
+
+def _signal_file(kernel: Kernel, mask: int, flags: int, stat: Stat) -> SignalFile:
+    return SignalFile(mask, lambda: kernel.caller(), flags, stat)  # noqa: PLW0108  # it changes meanwhile
+
+
+# ---- state
+
+
+def restored(described: dict[str, Any], viewer: Process) -> OpenFile:
+    """One of these files as it was captured; `viewer` is a process that has it open."""
+    flags, stat, kernel = described["flags"], Stat(*described["stat"]), viewer.kernel
+    if described["kind"] == TimerFile.kind:
+        timer = _timer_file(kernel, described["clock"], flags, stat)
+        timer.go_on(described["state"])
+        timer.set_flags = described["set"]
+        return timer
+    if described["kind"] == SignalFile.kind:
+        return _signal_file(kernel, described["mask"], flags, stat)
+    process = viewer.registry.processes.get(described["pid"])
+    if described["waited"] or process is None:
+        return ProcessFile(described["pid"], WaitQueue(), (lambda: True, lambda: True), flags, stat)
+    return _process_file(process, flags, stat)

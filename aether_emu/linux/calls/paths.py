@@ -42,18 +42,22 @@ def _open(task: Task, dirfd: int, path: int, flags: int, mode: int) -> int:
 
 def _open_path(task: Task, dirfd: int, path: int, flags: int, mode: int, resolve: int = 0) -> int:
     """Open a file; a named pipe waits for its other side."""
-    files = task.process.files
+    files = task.files
     waits_for = files.opening_of(task.tid)
     if waits_for is None:
         try:
-            return files.open(dirfd, read_path(task, path), flags, mode, resolve)
+            fd = files.open(dirfd, read_path(task, path), flags, mode, resolve)
+            if files.table.held(fd).is_terminal:
+                from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+                terminals.opened(task, files.table.held(fd), flags)
+            return fd
         except WaitsForOther as opening:
             waits_for = files.begin_opening(task.tid, opening)
     if not waits_for.waits_for_other:
         return files.finish_opening(task.tid)
     if task.signals.interrupts():
         files.give_up_opening(task.tid)
-        raise Refused(errno.EINTR, "a handler runs")
     raise Wait((waits_for.pipe.opened,), "the other side of a named pipe")
 
 
@@ -83,7 +87,7 @@ def sys_openat2(task: Task, dirfd: int, path: int, how: int, size: int, *_: int)
 
 
 def sys_getcwd(task: Task, buffer: int, size: int, *_: int) -> int:
-    text = task.process.files.getcwd() + b"\0"
+    text = task.files.getcwd() + b"\0"
     if size < len(text):
         raise Refused(errno.ERANGE, f"{len(text)} bytes are needed")
     task.cpu.copy_to_user(buffer, text)
@@ -91,17 +95,17 @@ def sys_getcwd(task: Task, buffer: int, size: int, *_: int) -> int:
 
 
 def sys_chdir(task: Task, path: int, *_: int) -> int:
-    task.process.files.chdir(read_path(task, path))
+    task.files.chdir(read_path(task, path))
     return 0
 
 
 def sys_fchdir(task: Task, fd: int, *_: int) -> int:
-    task.process.files.fchdir(s32(fd))
+    task.files.fchdir(s32(fd))
     return 0
 
 
 def sys_umask(task: Task, mask: int, *_: int) -> int:
-    return task.process.files.umask(s32(mask))
+    return task.files.umask(s32(mask))
 
 
 # ---- links
@@ -118,7 +122,7 @@ def sys_readlinkat(task: Task, dirfd: int, path: int, buffer: int, size: int, *_
 def _read_link(task: Task, dirfd: int, path: int, buffer: int, size: int) -> int:
     if s32(size) <= 0:
         raise Refused(errno.EINVAL, f"a buffer of {s32(size)} bytes")
-    target = task.process.files.readlink(dirfd, read_path(task, path), s32(size))
+    target = task.files.readlink(dirfd, read_path(task, path), s32(size))
     task.cpu.copy_to_user(buffer, target)
     return len(target)
 
@@ -128,7 +132,7 @@ def sys_symlink(task: Task, target: int, path: int, *_: int) -> int:
 
 
 def sys_symlinkat(task: Task, target: int, dirfd: int, path: int, *_: int) -> int:
-    task.process.files.symlink(read_path(task, target), s32(dirfd), read_path(task, path))
+    task.files.symlink(read_path(task, target), s32(dirfd), read_path(task, path))
     return 0
 
 
@@ -138,7 +142,7 @@ def sys_link(task: Task, old: int, new: int, *_: int) -> int:
 
 def sys_linkat(task: Task, old_dirfd: int, old: int, new_dirfd: int, new: int, flags: int, *_: int) -> int:
     source, target = read_path(task, old), read_path(task, new)
-    task.process.files.link(s32(old_dirfd), source, s32(new_dirfd), target, s32(flags))
+    task.files.link(s32(old_dirfd), source, s32(new_dirfd), target, s32(flags))
     return 0
 
 
@@ -150,7 +154,7 @@ def sys_mkdir(task: Task, path: int, mode: int, *_: int) -> int:
 
 
 def sys_mkdirat(task: Task, dirfd: int, path: int, mode: int, *_: int) -> int:
-    task.process.files.mkdir(s32(dirfd), read_path(task, path), mode & _MODE_T)
+    task.files.mkdir(s32(dirfd), read_path(task, path), mode & _MODE_T)
     return 0
 
 
@@ -159,24 +163,24 @@ def sys_mknod(task: Task, path: int, mode: int, *_: int) -> int:
 
 
 def sys_mknodat(task: Task, dirfd: int, path: int, mode: int, *_: int) -> int:
-    task.process.files.mknod(s32(dirfd), read_path(task, path), mode & _MODE_T)
+    task.files.mknod(s32(dirfd), read_path(task, path), mode & _MODE_T)
     return 0
 
 
 def sys_unlink(task: Task, path: int, *_: int) -> int:
-    task.process.files.unlink(fl.AT_FDCWD, read_path(task, path))
+    task.files.unlink(fl.AT_FDCWD, read_path(task, path))
     return 0
 
 
 def sys_rmdir(task: Task, path: int, *_: int) -> int:
-    task.process.files.rmdir(fl.AT_FDCWD, read_path(task, path))
+    task.files.rmdir(fl.AT_FDCWD, read_path(task, path))
     return 0
 
 
 def sys_unlinkat(task: Task, dirfd: int, path: int, flags: int, *_: int) -> int:
     if s32(flags) & ~_AT_REMOVEDIR:
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
-    remove = task.process.files.rmdir if flags & _AT_REMOVEDIR else task.process.files.unlink
+    remove = task.files.rmdir if flags & _AT_REMOVEDIR else task.files.unlink
     remove(s32(dirfd), read_path(task, path))
     return 0
 
@@ -191,5 +195,5 @@ def sys_renameat(task: Task, old_dirfd: int, old: int, new_dirfd: int, new: int,
 
 def sys_renameat2(task: Task, old_dirfd: int, old: int, new_dirfd: int, new: int, flags: int, *_: int) -> int:
     source, target = read_path(task, old), read_path(task, new)
-    task.process.files.rename(s32(old_dirfd), source, s32(new_dirfd), target, u32(flags))
+    task.files.rename(s32(old_dirfd), source, s32(new_dirfd), target, u32(flags))
     return 0

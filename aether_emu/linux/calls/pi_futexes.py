@@ -16,6 +16,7 @@ from aether_emu.linux.calls.futex_words import Word, move, word
 from aether_emu.linux.calls.user import read_struct, write_struct
 from aether_emu.linux.task.futex import OWNER, OWNER_DIED, WAITERS, FutexWait
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Restart
 
 _EVERY_BIT = 0xFFFF_FFFF
 
@@ -29,7 +30,7 @@ def lock(task: Task, address: int, deadline: int | None, private: bool, *, tryin
         raise Refused(errno.EAGAIN, "somebody else has the lock")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_lock()], [at.address], deadline, _EVERY_BIT, locks=at.key)
+    raise FutexWait([at.to_lock()], [at.address], deadline, _EVERY_BIT, locks=at.key, restart=Restart.ALWAYS)
 
 
 def _take(task: Task, taker: Task, address: int, at: Word) -> bool:
@@ -77,7 +78,9 @@ def wait_to_lock(
         raise Refused(errno.EINVAL, "one word under two addresses")
     if task.has_waited_until(deadline):
         raise Refused(errno.ETIMEDOUT, "the time is over")
-    raise FutexWait([at.to_wait()], [at.address], deadline, _EVERY_BIT, locks=locked.key)
+    raise FutexWait(
+        [at.to_wait()], [at.address], deadline, _EVERY_BIT, locks=locked.key, restart=Restart.ALWAYS
+    )
 
 
 def hand_over(task: Task, waiter: Task, source: Word, address: int, locked: Word) -> None:

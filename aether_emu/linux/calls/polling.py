@@ -9,7 +9,8 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from contextlib import suppress
+from typing import NamedTuple, TypeVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
@@ -17,7 +18,7 @@ from aether_emu.linux.files.epoll import EpollFile, Waited, polled, sources
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT
 from aether_emu.linux.task.process import STICKY_TIMEOUTS
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.machine.cpu import UserFault
 
 _ALWAYS = POLLERR | POLLHUP
@@ -33,22 +34,32 @@ _SELECTED = (POLLIN | POLLHUP | POLLERR, POLLOUT | POLLERR, 0)
 _SELECT_WAITS = (POLLIN | _ALWAYS, POLLOUT | _ALWAYS, _ALWAYS)
 
 
+class _Shown(NamedTuple):
+    """Where the call writes what is left of its timeout: seconds, and a rest in units of so many ns."""
+
+    address: int
+    unit: int
+
+
 # ---- poll
 
 
 def sys_poll(task: Task, fds: int, count: int, timeout: int, *_: int) -> int:
     milliseconds = s32(timeout)
-    return _poll(task, fds, u32(count), milliseconds * 10**6 if milliseconds >= 0 else None, None, 0)
+    return _poll(task, fds, u32(count), milliseconds * 10**6 if milliseconds >= 0 else None, None, None)
 
 
 def sys_ppoll(task: Task, fds: int, count: int, timeout: int, mask: int, mask_size: int, *_: int) -> int:
     limit = read_timespec(task, timeout)
-    return _poll(task, fds, u32(count), limit, read_mask(task, mask, mask_size), timeout)
+    shown = _Shown(timeout, 1) if timeout else None
+    return _poll(task, fds, u32(count), limit, read_mask(task, mask, mask_size), shown)
 
 
-def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | None, left: int) -> int:
-    """`timeout` in ns, None for ever; what is left of it is written to the timespec at `left`."""
-    if count > task.process.files.table.limit:
+def _poll(
+    task: Task, fds: int, count: int, timeout: int | None, mask: int | None, shown: _Shown | None
+) -> int:
+    """`timeout` in ns, None for ever."""
+    if count > task.files.table.limit:
         raise Refused(errno.EINVAL, f"{count} descriptors")
     wanted = [(fd, events) for fd, events, _ in _POLLFD.iter_unpack(task.cpu.copy_from_user(fds, 8 * count))]
     found = [_events(task, fd, events) for fd, events in _with_looks(task, wanted)]
@@ -56,11 +67,10 @@ def _poll(task: Task, fds: int, count: int, timeout: int | None, mask: int | Non
     deadline = task.deadline(after=timeout)
     if not ready:
         asked = [(fd, events | _ALWAYS) for fd, events in wanted if fd >= 0]
-        wait_for_any(task, _files(task, asked), mask, deadline)
+        wait_for_any(task, _files(task, asked), mask, deadline, shown=shown)
     answer = b"".join(_POLLFD.pack(*entry, events) for entry, events in zip(wanted, found, strict=True))
     task.cpu.copy_to_user(fds, answer)
-    if left:
-        _tell_left(task, left, "qq", divmod(_left(task, deadline), _SECOND))
+    _tell_left(task, shown, deadline)
     return ready
 
 
@@ -80,7 +90,7 @@ def _events(task: Task, fd: int, wanted: int) -> int:
 def _polled(task: Task, fd: int) -> int:
     """The events that hold on a descriptor now; POLLNVAL if it is not open."""
     try:
-        return polled(task.process.files.table.file(fd))
+        return polled(task.files.table.file(fd))
     except Refused:
         return POLLNVAL
 
@@ -97,11 +107,8 @@ def sys_select(
         more, microseconds = divmod(microseconds, 10**6) if microseconds >= 0 else (0, -1)
         limit = _limit(seconds + more, microseconds * 1000)
     deadline = task.deadline(after=limit)
-    answer = _select(task, count, (reading, writing, special), deadline, None)
-    if timeout:
-        seconds, nanoseconds = divmod(_left(task, deadline), _SECOND)
-        _tell_left(task, timeout, "qq", (seconds, nanoseconds // 1000))
-    return answer
+    shown = _Shown(timeout, 1000) if timeout else None
+    return _select(task, count, (reading, writing, special), deadline, None, shown)
 
 
 def sys_pselect6(
@@ -110,19 +117,22 @@ def sys_pselect6(
     limit = read_timespec(task, timeout)
     blocked = read_mask(task, *read_struct(task.cpu, mask, "QQ")) if mask else None
     deadline = task.deadline(after=limit)
-    answer = _select(task, count, (reading, writing, special), deadline, blocked)
-    if timeout:
-        _tell_left(task, timeout, "qq", divmod(_left(task, deadline), _SECOND))
-    return answer
+    shown = _Shown(timeout, 1) if timeout else None
+    return _select(task, count, (reading, writing, special), deadline, blocked, shown)
 
 
 def _select(
-    task: Task, count: int, addresses: tuple[int, int, int], deadline: int | None, mask: int | None
+    task: Task,
+    count: int,
+    addresses: tuple[int, int, int],
+    deadline: int | None,
+    mask: int | None,
+    shown: _Shown | None,
 ) -> int:
     count = s32(count)
     if count < 0:
         raise Refused(errno.EINVAL, f"{count} descriptors")
-    count = min(count, task.process.files.table.limit)
+    count = min(count, task.files.table.limit)
     size = -(-count // _WORD_BITS) * (_WORD_BITS // 8)
     asked = [_set(task, address, size, count) for address in addresses]
     events = {fd: _polled(task, fd) for fd in _with_looks(task, sorted(set().union(*asked)))}
@@ -132,10 +142,12 @@ def _select(
     ready = sum(map(len, found))
     if not ready:
         waits = zip(asked, _SELECT_WAITS, strict=True)
-        wait_for_any(task, _files(task, [(fd, bits) for fds, bits in waits for fd in fds]), mask, deadline)
+        files = _files(task, [(fd, bits) for fds, bits in waits for fd in fds])
+        wait_for_any(task, files, mask, deadline, shown=shown)
     for address, fds in zip(addresses, found, strict=True):
         if address:
             task.cpu.copy_to_user(address, _fd_set(fds, size))
+    _tell_left(task, shown, deadline)
     return ready
 
 
@@ -172,22 +184,33 @@ def read_mask(task: Task, address: int, size: int) -> int | None:
     return int(read_struct(task.cpu, address, "Q")[0])
 
 
-def wait_for_any(task: Task, waited: list[Waited], mask: int | None, deadline: int | None) -> None:
+def wait_for_any(
+    task: Task,
+    waited: list[Waited],
+    mask: int | None,
+    deadline: int | None,
+    *,
+    restart: Restart = Restart.WITHOUT_HANDLER,
+    shown: _Shown | None = None,
+) -> None:
     """Nothing is ready: wait for one of several files. Returns when `deadline` has passed.
 
     The call's own mask is blocked while it waits. EINTR if a signal is pending that this lets in.
     """
     if mask is not None and task.signals.suspended_mask is None:
         task.signals.suspend(mask)
-    if task.signals.interrupts():
-        raise Refused(errno.EINTR, "a handler runs")
-    if task.has_waited_until(deadline):
+    if task.has_waited_until(deadline) and not task.signals.interrupts():
         task.signals.end_suspension()
         return
     queues = [queue for file, events in waited for queue in file.queues(events)]
     behind = sources(waited) or waited
     nothing = not behind or isinstance(behind[0].file, EpollFile)
-    raise Wait(queues, "an event" if nothing else behind[0].file.name_of_one, deadline=deadline)
+    what = "an event" if nothing else behind[0].file.name_of_one
+    if task.signals.interrupts():
+        _tell_left(task, shown, deadline)
+    if shown is not None and task.process.personality & STICKY_TIMEOUTS:
+        restart = Restart.NEVER  # nobody would know how long to wait on
+    raise Wait(queues, what, deadline=deadline, restart=restart, pauses=shown is not None)
 
 
 def _left(task: Task, deadline: int | None) -> int:
@@ -195,19 +218,18 @@ def _left(task: Task, deadline: int | None) -> int:
     return 0 if deadline is None else max(0, deadline - task.process.kernel.clock.now_ns)
 
 
-def _tell_left(task: Task, address: int, layout: str, values: Sequence[int]) -> None:
+def _tell_left(task: Task, shown: _Shown | None, deadline: int | None) -> None:
     """Write what is left of a timeout, if the personality lets it. A bad address is ignored."""
-    if task.process.personality & STICKY_TIMEOUTS:
+    if shown is None or task.process.personality & STICKY_TIMEOUTS:
         return
-    try:
-        write_struct(task.cpu, address, layout, *values)
-    except UserFault:
-        return
+    seconds, nanoseconds = divmod(_left(task, deadline), _SECOND)
+    with suppress(UserFault):
+        write_struct(task.cpu, shown.address, "qq", seconds, nanoseconds // shown.unit)
 
 
 def _files(task: Task, wanted: list[tuple[int, int]]) -> list[Waited]:
     """The files of (descriptor, events)."""
-    return [Waited(task.process.files.table.file(fd), events) for fd, events in wanted]
+    return [Waited(task.files.table.file(fd), events) for fd, events in wanted]
 
 
 def _fd_set(fds: list[int], size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Identity, limits, threads' bookkeeping, randomness, and the end of a process."""
+"""Numbers, limits, threads' bookkeeping, randomness, and the end of a process."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from aether_emu.linux.calls.user import (
     u32,
     write_struct,
 )
+from aether_emu.linux.credentials import SYS_RESOURCE
 from aether_emu.linux.files.open_file import MOST_PER_CALL
 from aether_emu.linux.task.process import (
     PER_LINUX32,
     PER_MASK,
+    RLIMIT_CPU,
     RLIMIT_NOFILE,
     RLIMITS,
     UNAME26,
@@ -33,9 +35,9 @@ from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import UserFault
 
 _ARCH_SET_GS, _ARCH_SET_FS, _ARCH_GET_FS, _ARCH_GET_GS = 0x1001, 0x1002, 0x1003, 0x1004
-_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG, _PR_GET_DUMPABLE, _PR_SET_DUMPABLE = 1, 2, 3, 4
+_PR_SET_PDEATHSIG, _PR_GET_PDEATHSIG = 1, 2
 _PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
-_PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_GET_NO_NEW_PRIVS = 15, 16, 38, 39
+_PR_SET_NAME, _PR_GET_NAME = 15, 16
 _GRND_KNOWN = 7
 _ROBUST_HEAD = 24
 _SELF, _CHILDREN, _THREAD = 0, -1, 1
@@ -58,7 +60,7 @@ def sys_exit_group(task: Task, code: int, *_: int) -> int:
     return 0
 
 
-# ---- identity
+# ---- numbers
 
 
 def sys_getpid(task: Task, *_: int) -> int:
@@ -71,71 +73,6 @@ def sys_gettid(task: Task, *_: int) -> int:
 
 def sys_getppid(task: Task, *_: int) -> int:
     return task.process.parent_pid
-
-
-def sys_getuid(task: Task, *_: int) -> int:
-    return task.process.config.uid
-
-
-def sys_geteuid(task: Task, *_: int) -> int:
-    return task.process.config.uid
-
-
-def sys_getgid(task: Task, *_: int) -> int:
-    return task.process.config.gid
-
-
-def sys_getegid(task: Task, *_: int) -> int:
-    return task.process.config.gid
-
-
-def sys_getresuid(task: Task, real: int, effective: int, saved: int, *_: int) -> int:
-    for address in (real, effective, saved):
-        write_struct(task.cpu, address, "I", task.process.config.uid)
-    return 0
-
-
-def sys_getresgid(task: Task, real: int, effective: int, saved: int, *_: int) -> int:
-    for address in (real, effective, saved):
-        write_struct(task.cpu, address, "I", task.process.config.gid)
-    return 0
-
-
-def sys_getgroups(task: Task, size: int, result: int, *_: int) -> int:
-    if s32(size) < 0:
-        raise Refused(errno.EINVAL, "a negative size")
-    if s32(size):
-        write_struct(task.cpu, result, "I", task.process.config.gid)
-    return 1
-
-
-def sys_setuid(task: Task, uid: int, *_: int) -> int:
-    return _keep(u32(uid), task.process.config.uid)
-
-
-def sys_setgid(task: Task, gid: int, *_: int) -> int:
-    return _keep(u32(gid), task.process.config.gid)
-
-
-def sys_setresuid(task: Task, real: int, effective: int, saved: int, *_: int) -> int:
-    return _keep_all(task, task.process.config.uid, real, effective, saved)
-
-
-def sys_setresgid(task: Task, real: int, effective: int, saved: int, *_: int) -> int:
-    return _keep_all(task, task.process.config.gid, real, effective, saved)
-
-
-def _keep(wanted: int, present: int) -> int:
-    if wanted != present:
-        raise Refused(errno.EPERM, "identities cannot change")
-    return 0
-
-
-def _keep_all(task: Task, present: int, *wanted: int) -> int:
-    for value in wanted:
-        if u32(value) != 0xFFFF_FFFF:
-            _keep(u32(value), present)
-    return 0
 
 
 def sys_uname(task: Task, result: int, *_: int) -> int:
@@ -176,10 +113,11 @@ def sys_set_robust_list(task: Task, head: int, length: int, *_: int) -> int:
 
 
 def sys_get_robust_list(task: Task, tid: int, head: int, length: int, *_: int) -> int:
-    """get_robust_list(2), of any thread: all belong to one user."""
     other = task.process.registry.tasks.get(s32(tid)) if s32(tid) else task
     if not isinstance(other, Task):
         raise Refused(errno.ESRCH, f"no task {s32(tid)}")
+    if not task.may_inspect(other.process, real=True):
+        raise Refused(errno.EPERM, "another user's thread")
     write_struct(task.cpu, length, "Q", _ROBUST_HEAD)
     write_struct(task.cpu, head, "Q", other.robust_list[0])
     return 0
@@ -200,16 +138,21 @@ def sys_arch_prctl(task: Task, code: int, address: int, *_: int) -> int:
     return 0
 
 
-def sys_prctl(task: Task, option: int, argument: int, *_: int) -> int:
+def _change_identity(task: Task, option: int, arguments: tuple[int, int, int, int]) -> int:
+    """The options of prctl(2) that are about who a task is."""
+    from aether_emu.linux.calls.identities import PRCTL  # noqa: PLC0415  # few change it
+
+    if option not in PRCTL:
+        raise Refused(errno.EINVAL, f"no option {option}")
+    return PRCTL[option](task, arguments)
+
+
+def sys_prctl(task: Task, option: int, argument: int, c: int, d: int, e: int, *_: int) -> int:
     option = s32(option)
     if option == _PR_SET_NAME:
         task.name = _read_name(task, argument)
     elif option == _PR_GET_NAME:
         task.cpu.copy_to_user(argument, task.name.ljust(16, b"\0"))
-    elif option == _PR_GET_DUMPABLE:
-        return 1
-    elif option == _PR_SET_DUMPABLE and argument in (0, 1):
-        return 0
     elif option == _PR_SET_PDEATHSIG and argument <= sig.SIGNALS:
         task.process.death_signal = argument
     elif option == _PR_GET_PDEATHSIG:
@@ -218,12 +161,8 @@ def sys_prctl(task: Task, option: int, argument: int, *_: int) -> int:
         task.process.reaps_orphans = bool(argument)
     elif option == _PR_GET_CHILD_SUBREAPER:
         write_struct(task.cpu, argument, "i", task.process.reaps_orphans)
-    elif option == _PR_SET_NO_NEW_PRIVS and argument == 1:
-        task.process.no_new_privileges = 1
-    elif option == _PR_GET_NO_NEW_PRIVS:
-        return task.process.no_new_privileges
     else:
-        raise Refused(errno.EINVAL, f"no option {option}")
+        return _change_identity(task, option, (argument, c, d, e))
     return 0
 
 
@@ -240,6 +179,9 @@ def _read_name(task: Task, address: int) -> bytes:
 def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: int) -> int:
     wanted = read_struct(task.cpu, new, "QQ") if new else None
     process = find_process(task, pid)
+    who, owner = task.credentials, process.credentials
+    if process is not task.process and not who.is_all_of(owner) and not who.has(SYS_RESOURCE):
+        raise Refused(errno.EPERM, "another user's process")
     resource = u32(resource)
     if resource >= RLIMITS:
         raise Refused(errno.EINVAL, f"no resource {resource}")
@@ -248,11 +190,13 @@ def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: i
         soft, hard = wanted
         if soft > hard:
             raise Refused(errno.EINVAL, "the soft limit is over the hard one")
-        # What limits root is the table of descriptors itself (fs.nr_open).
-        if hard > before[1] and (resource == RLIMIT_NOFILE or not process.is_root):
+        # What limits those who may raise it is the table of descriptors itself (fs.nr_open).
+        if hard > before[1] and (resource == RLIMIT_NOFILE or not who.has(SYS_RESOURCE)):
             raise Refused(errno.EPERM, "the hard limit cannot grow")
         process.limits[resource] = (soft, hard)
         process.apply_limit(resource)
+        if resource == RLIMIT_CPU:
+            task.end_turn()
     if old:
         write_struct(task.cpu, old, "QQ", *before)
     return 0
@@ -282,9 +226,9 @@ def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
 
 
 def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
-    """struct rusage: all time is the user's, `peak` bytes of memory."""
-    seconds, rest = divmod(used.time, 10**9)
-    fields = [seconds, rest // 1000, 0, 0, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    """struct rusage, with `peak` bytes of memory."""
+    times = [part for time in (used.time - used.system, used.system) for part in divmod(time // 1000, 10**6)]
+    fields = [*times, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
     fields[16:18] = waits or used.waits, used.preemptions
     return struct.pack("<18q", *fields)
 

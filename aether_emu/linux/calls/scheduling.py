@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
+from aether_emu.linux.credentials import SYS_NICE
 from aether_emu.linux.task import scheduling as sd
 from aether_emu.linux.task.process import RLIMIT_NICE, RLIMIT_RTPRIO
 from aether_emu.linux.task.scheduling import Scheduling
@@ -90,9 +91,17 @@ def _change(task: Task, other: Task, wanted: Scheduling) -> None:
         raise Refused(errno.EINVAL, "real-time policies alone have a priority, and need one")
     if wanted.policy == sd.DEADLINE:
         raise Refused(errno.EPERM, "there are no deadlines here")
-    if not task.process.is_root:
+    if not task.credentials.has(SYS_NICE):
+        _require_same_owner(task, other)
         _require_right(task, other.scheduling, wanted)
     other.set_scheduling(wanted)
+
+
+def _require_same_owner(task: Task, other: Task) -> None:
+    """EPERM unless it is the caller's user's, or the caller may change everybody's scheduling."""
+    who, owner = task.credentials, other.credentials
+    if who.euid not in (owner.euid, owner.uid) and not who.has(SYS_NICE):
+        raise Refused(errno.EPERM, "another user's task")
 
 
 def _require_right(task: Task, before: Scheduling, wanted: Scheduling) -> None:
@@ -113,7 +122,7 @@ def _require_right(task: Task, before: Scheduling, wanted: Scheduling) -> None:
 
 def _may_be(task: Task, nice: int) -> bool:
     """Whether RLIMIT_NICE admits a nice value (Linux: can_nice)."""
-    return task.process.is_root or sd.MOST_NICE + 1 - nice <= task.process.limits[RLIMIT_NICE][0]
+    return task.credentials.has(SYS_NICE) or sd.MOST_NICE + 1 - nice <= task.process.limits[RLIMIT_NICE][0]
 
 
 def sys_sched_setattr(task: Task, tid: int, attributes: int, flags: int, *_: int) -> int:
@@ -224,7 +233,7 @@ def _those(task: Task, which: int, who: int) -> Iterator[Task]:
         if (
             (which == _PROCESS and who in (0, other.tid))
             or (which == _GROUP and other.process.group == (who or task.process.group))
-            or (which == _USER and (who in (0, other.process.config.uid)))
+            or (which == _USER and other.credentials.uid == (who or task.credentials.uid))
         ):
             yield other
 
@@ -244,6 +253,7 @@ def sys_setpriority(task: Task, which: int, who: int, nice: int, *_: int) -> int
         raise Refused(errno.ESRCH, "there is none")
     refused = False
     for other in found:
+        _require_same_owner(task, other)
         if nice < other.scheduling.nice and not _may_be(task, nice):
             refused = True
         else:

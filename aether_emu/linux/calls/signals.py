@@ -9,13 +9,21 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.siginfo import SIZE as INFO_SIZE
 from aether_emu.linux.abi.siginfo import encode_siginfo
-from aether_emu.linux.calls.jobs import check_signal, process_of_number, thread_of_number
+from aether_emu.linux.calls.jobs import (
+    check_signal,
+    process_of_number,
+    require_right_to_signal,
+    thread_of_number,
+)
 from aether_emu.linux.calls.polling import read_timespec
 from aether_emu.linux.calls.user import s32
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, SignalWait, Wait
 
 _SET_SIZE = 8
+_KEPT = 48  # bytes of a siginfo that the kernel keeps
+_LOWEST_CODE, _SI_ASYNCNL = -7, -60  # codes below those of the kernel whose siginfo it knows
+_CODES = {sig.SIGILL: 11, sig.SIGFPE: 15, sig.SIGSEGV: 10, sig.SIGBUS: 5, sig.SIGTRAP: 6, sig.SIGSYS: 2}
 
 
 def sys_rt_sigaction(task: Task, number: int, new: int, old: int, size: int, *_: int) -> int:
@@ -65,7 +73,7 @@ def sys_rt_sigprocmask(task: Task, how: int, new: int, old: int, size: int, *_: 
 def sys_rt_sigpending(task: Task, result: int, size: int, *_: int) -> int:
     if size > _SET_SIZE:
         raise Refused(errno.EINVAL, "the set has another size")
-    mask = (task.signals.pending.mask | task.process.signals.pending.mask) & task.signals.blocked
+    mask = task.signals.waiting & task.signals.blocked
     task.cpu.copy_to_user(result, struct.pack("<Q", mask)[:size])
     return 0
 
@@ -76,11 +84,11 @@ def sys_rt_sigsuspend(task: Task, mask: int, size: int, *_: int) -> int:
     (wanted,) = struct.unpack("<Q", task.cpu.copy_from_user(mask, 8))
     if task.wait is None:
         task.signals.suspend(wanted)
-    raise Wait((), "a signal")
+    raise Wait((), "a signal", restart=Restart.WITHOUT_HANDLER)
 
 
 def sys_pause(_task: Task, *_: int) -> int:
-    raise Wait((), "a signal")
+    raise Wait((), "a signal", restart=Restart.WITHOUT_HANDLER)
 
 
 def sys_rt_sigtimedwait(task: Task, wanted: int, info: int, timeout: int, size: int, *_: int) -> int:
@@ -91,21 +99,14 @@ def sys_rt_sigtimedwait(task: Task, wanted: int, info: int, timeout: int, size: 
     limit = read_timespec(task, timeout)
     deadline = task.deadline(after=limit)
     mask &= ~sig.UNBLOCKABLE
-    taken = take_pending(task, mask)
+    taken = task.signals.take(mask)
     if taken is None and (limit == 0 or task.has_waited_until(deadline)):
         raise Refused(errno.EAGAIN, "none of them is pending")
     if taken is None:
-        raise Wait((task.process.arrived,), "a signal", deadline=deadline)
+        raise SignalWait(mask, deadline)
     if info:
         task.cpu.copy_to_user(info, encode_siginfo(taken))
     return taken.number
-
-
-def take_pending(task: Task, wanted: int) -> sig.SignalInfo | None:
-    """Take the next pending signal of a set, the task's own first; it need not be blocked."""
-    taken = task.signals.pending.take(~wanted) or task.process.signals.pending.take(~wanted)
-    task.signals.update()
-    return None if taken is None else task.process.timers.taken(taken)
 
 
 def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -> int:
@@ -115,6 +116,7 @@ def sys_rt_sigqueueinfo(task: Task, pid: int, number: int, info: int, *_: int) -
         raise Refused(errno.EPERM, "such a code is the kernel's")
     process = process_of_number(task, s32(pid))
     check_signal(s32(number))
+    require_right_to_signal(task, process, s32(number))
     if sent.number and not process.is_over:
         process.post(sent)
     return 0
@@ -128,17 +130,28 @@ def sys_rt_tgsigqueueinfo(task: Task, group: int, thread: int, number: int, info
         raise Refused(errno.EPERM, "such a code is the kernel's")
     receiver = thread_of_number(task, s32(group), s32(thread))
     check_signal(s32(number))
-    if sent.number and not receiver.is_over:
+    if receiver is not None:
+        require_right_to_signal(task, receiver.process, sent.number, receiver)
+    if receiver is not None and sent.number and not receiver.is_over:
         receiver.signals.post(sent)
     return 0
 
 
 def read_info(task: Task, number: int, address: int) -> sig.SignalInfo:
-    """A siginfo_t of a program's own making."""
+    """A siginfo_t as a program made it. E2BIG for more than Linux keeps of a kind that it does not know."""
     raw = task.cpu.copy_from_user(address, INFO_SIZE)
-    (code,) = struct.unpack_from("<i", raw, 8)
+    error, code = struct.unpack_from("<ii", raw, 4)
+    known = code == sig.SI_KERNEL or _LOWEST_CODE <= code <= _highest_code(number) or code == _SI_ASYNCNL
+    if not known and any(raw[_KEPT:]):
+        raise Refused(errno.E2BIG, f"a siginfo of code {code}")
     pid, uid, value = struct.unpack_from("<iIQ", raw, 16)
-    return sig.SignalInfo(number, code, pid=pid, uid=uid, value=value)
+    kept = struct.pack("<iii", number, error, code) + raw[12:_KEPT]
+    return sig.SignalInfo(number, code, pid=pid, uid=uid, value=value, raw=kept)
+
+
+def _highest_code(number: int) -> int:
+    """The highest si_code that the kernel itself gives to a signal (Linux: sig_sicodes, NSIGPOLL)."""
+    return _CODES.get(number, 6)
 
 
 def sys_rt_sigreturn(task: Task, *_: int) -> None:

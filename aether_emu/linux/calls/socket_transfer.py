@@ -9,17 +9,17 @@ import errno
 from typing import NoReturn
 
 from aether_emu.errors import Refused
-from aether_emu.linux.abi.signal import SI_USER, SIGPIPE, SignalInfo
 from aether_emu.linux.calls import user
+from aether_emu.linux.calls.arguments import broken_pipe
 from aether_emu.linux.calls.user import Piece
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.open_file import OpenFile, WouldBlock
 from aether_emu.linux.net.inbox import Credentials, Received
 from aether_emu.linux.net.options import SO_RCVLOWAT, SOL_SOCKET
 from aether_emu.linux.net.socket import PLAIN, SOCK_DGRAM, SOCK_STREAM, Outgoing, Socket
 from aether_emu.linux.net.unix import UnixSocket
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.machine.cpu import UserFault
 
 MSG_OOB, MSG_PEEK, MSG_DONTROUTE, MSG_CTRUNC, MSG_TRUNC, MSG_DONTWAIT = 1, 2, 4, 8, 0x20, 0x40
@@ -29,15 +29,19 @@ _CHUNK = 1 << 20
 
 
 def credentials(task: Task) -> Credentials:
-    """Who makes the call."""
-    config = task.process.config
-    return Credentials(task.process.pid, config.uid, config.gid)
+    """Who makes the call, as messages tell it: the real user."""
+    return Credentials(task.process.pid, task.credentials.uid, task.credentials.gid)
 
 
-def broken_pipe(task: Task) -> None:
-    """Nobody reads any more: post SIGPIPE, which is delivered before the program sees EPIPE."""
-    who = credentials(task)
-    task.signals.post(SignalInfo(SIGPIPE, SI_USER, pid=who.pid, uid=who.uid))
+def peer_credentials(task: Task) -> Credentials:
+    """Who the call's process is to whom it is connected (SO_PEERCRED): the effective user."""
+    return Credentials(task.process.pid, task.credentials.euid, task.credentials.egid)
+
+
+def checked(file: OpenFile) -> Socket:
+    """The socket that an open file is which says so."""
+    assert isinstance(file, Socket), f"{file.name_of_one} is no socket"
+    return file
 
 
 def wait_for_socket(
@@ -53,8 +57,7 @@ def wait_for_socket(
 
     `done` is what the call answers instead, if it is not 0.
     """
-    socket = reason.file
-    assert isinstance(socket, Socket), "of a socket"
+    socket = checked(reason.file)
     if socket.flags & fl.O_NONBLOCK or flags & MSG_DONTWAIT:
         raise Refused(errno.EAGAIN, "the socket can't go on now")
     options = socket.options
@@ -62,7 +65,9 @@ def wait_for_socket(
     if task.has_waited_until(deadline):
         raise Refused(errno.EAGAIN, "the socket's timeout is over")
     queues = socket.queues(reason.events)
-    raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=done or -errno.EINTR)
+    restart = Restart.BY_ACTION if deadline is None else Restart.NEVER
+    answer = done or -errno.EINTR
+    raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=answer, restart=restart)
 
 
 def _begun(task: Task, is_first: bool) -> int:

@@ -20,12 +20,13 @@ from aether_emu.linux.calls.socket_transfer import (
     MSG_DONTWAIT,
     MSG_TRUNC,
     MSG_WAITFORONE,
-    credentials,
+    peer_credentials,
     receive,
     send,
     wait_for_socket,
 )
 from aether_emu.linux.calls.user import read_buffer, s32, u32, write_struct
+from aether_emu.linux.credentials import SYS_ADMIN, SYS_RESOURCE
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.net import options as op
@@ -57,7 +58,7 @@ _MESSAGE_LENGTH = 56
 
 def find_socket(task: Task, fd: int) -> Socket:
     """The socket of a descriptor. Refused(EBADF, ENOTSOCK)."""
-    file = task.process.files.table.file(s32(fd))
+    file = task.files.table.file(s32(fd))
     if not isinstance(file, Socket):
         raise Refused(errno.ENOTSOCK, f"descriptor {s32(fd)} is a {file.kind}")
     return file
@@ -69,7 +70,7 @@ def find_socket(task: Task, fd: int) -> Socket:
 def sys_socket(task: Task, family: int, kind: int, protocol: int, *_: int) -> int:
     kind, flags = _type_and_flags(kind)
     family, protocol = s32(family), s32(protocol)
-    table = task.process.files.table
+    table = task.files.table
     made = _make(task, family, kind, protocol, flags & fl.O_NONBLOCK)
     made.hold()
     try:
@@ -86,7 +87,8 @@ def _type_and_flags(kind: int) -> tuple[int, int]:
 
 
 def _make(task: Task, family: int, kind: int, protocol: int, flags: int) -> Socket:
-    namespace, who = task.process.files.namespace, credentials(task)
+    namespace, identity = task.files.namespace, task.credentials
+    who = peer_credentials(task)
     if family == AF_UNIX:
         if protocol not in (0, AF_UNIX):
             raise Refused(errno.EPROTONOSUPPORT, f"protocol {protocol}")
@@ -94,7 +96,8 @@ def _make(task: Task, family: int, kind: int, protocol: int, flags: int) -> Sock
             raise Refused(errno.ESOCKTNOSUPPORT, f"socket type {kind}")
         kind = SOCK_DGRAM if kind == SOCK_RAW else kind
         made = UnixSocket(namespace.unix, kind, who, flags)
-        made.most_flying = task.process.files.table.limit if who.uid else None
+        is_free = identity.has(SYS_RESOURCE) or identity.has(SYS_ADMIN)
+        made.most_flying = None if is_free else task.files.table.limit
         return made
     if family == AF_PACKET:
         raise Refused(errno.EPERM, "packets are root's")
@@ -115,7 +118,7 @@ def _make(task: Task, family: int, kind: int, protocol: int, flags: int) -> Sock
 
 def sys_socketpair(task: Task, family: int, kind: int, protocol: int, result: int, *_: int) -> int:
     kind, flags = _type_and_flags(kind)
-    table = task.process.files.table
+    table = task.files.table
     table.require_room(2)
     one, two = (_make(task, s32(family), kind, s32(protocol), flags & fl.O_NONBLOCK) for _ in range(2))
     if not isinstance(one, UnixSocket) or not isinstance(two, UnixSocket):
@@ -140,7 +143,7 @@ def sys_bind(task: Task, fd: int, address: int, length: int, *_: int) -> int:
         name = socket.checked_name(name)
         path = path_of(name)
         if path is not None:
-            task.process.files.bind_socket(socket, name, path)
+            task.files.bind_socket(socket, name, path)
             return 0
     socket.bind(name)
     return 0
@@ -149,7 +152,7 @@ def sys_bind(task: Task, fd: int, address: int, length: int, *_: int) -> int:
 def sys_listen(task: Task, fd: int, backlog: int, *_: int) -> int:
     socket = find_socket(task, fd)
     socket.listen(s32(backlog))
-    socket.who = credentials(task)
+    socket.who = peer_credentials(task)
     return 0
 
 
@@ -170,7 +173,7 @@ def _at(task: Task, socket: Socket, name: bytes) -> Socket | None:
     if not isinstance(socket, UnixSocket):
         return None
     path = socket.path_to(name)
-    return None if path is None else task.process.files.find_socket(path)
+    return None if path is None else task.files.find_socket(path)
 
 
 def sys_accept(task: Task, fd: int, address: int, length: int, *_: int) -> int:
@@ -180,7 +183,7 @@ def sys_accept(task: Task, fd: int, address: int, length: int, *_: int) -> int:
 def sys_accept4(task: Task, fd: int, address: int, length: int, flags: int, *_: int) -> int:
     if s32(flags) & ~_TYPE_FLAGS:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    listener, table = find_socket(task, fd), task.process.files.table
+    listener, table = find_socket(task, fd), task.files.table
     table.require_room()
     made = listener.accept()
     if isinstance(made, WouldBlock):

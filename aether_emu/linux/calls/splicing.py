@@ -10,8 +10,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
-from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.socket_transfer import broken_pipe
+from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writer
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import (
@@ -177,7 +176,7 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
     flags = u32(flags)
     if flags & ~_KNOWN:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    end = task.process.files.table.file(s32(fd))
+    end = task.files.table.file(s32(fd))
     if not end.readable and not end.writable:
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is for neither reading nor writing")
     pieces = user.read_vector(task.cpu, vector, count, task.process.abi.user_end)

@@ -5,27 +5,28 @@ from __future__ import annotations
 import errno
 import struct
 
-from aether_emu.clock import EPOCH_NS, LAST_NS
+from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
+from aether_emu.linux.calls.time import ALARMS, BOOTTIME, MONOTONIC, REALTIME, TAI, is_device, processor_clock
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
+from aether_emu.linux.task.alarms import MACHINE, REAL, Timer
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.timers import REAL, Timer
 
 _SECOND = 10**9
-_SIGNAL, _NONE, _THREAD_ID = 0, 1, 4  # SIGEV_*
+_SIGNAL, _NONE, _THREAD, _THREAD_ID = 0, 1, 2, 4  # SIGEV_*
 _ABSTIME = 1
-_REALTIME, _MONOTONIC, _PROCESS_TIME, _THREAD_TIME, _BOOTTIME, _TAI = 0, 1, 2, 3, 7, 11
-_ALARMS = (8, 9)
+_CLOCKS = (REALTIME, TAI, MONOTONIC, BOOTTIME)
+_NO_TIMERS = (4, 5, 6)  # the raw clock, and the coarse ones
 _WHICH = 3
 
 
 def _arm(task: Task, timer: Timer, deadline: int | None, interval: int) -> None:
     """Arm it; the turn ends, so that the next one ends when the timer is due."""
     task.process.kernel.observe_time()
-    task.process.timers.arm(timer, None if deadline is None else min(deadline, LAST_NS), interval)
-    task.yields = True
-    task.stop()
+    most = None if deadline is None else min(deadline, LAST_NS)
+    task.process.timers.arm(timer, most, min(interval, LAST_NS))
+    task.end_turn()
 
 
 def sys_alarm(task: Task, seconds: int, *_: int) -> int:
@@ -52,7 +53,7 @@ def sys_getitimer(task: Task, which: int, result: int, *_: int) -> int:
 
 
 def _tell_interval(task: Task, timer: Timer, result: int) -> None:
-    times = [part // 1000 for part in (timer.interval, task.process.timers.left(timer) + 999)]
+    times = [part // 1000 for part in (timer.interval, task.process.timers.left(timer))]
     fields = [field for time in times for field in divmod(time, 10**6)]
     write_struct(task.cpu, result, "4q", *fields)
 
@@ -76,22 +77,19 @@ def sys_setitimer(task: Task, which: int, new: int, old: int, *_: int) -> int:
 
 def sys_timer_create(task: Task, clock: int, event: int, result: int, *_: int) -> int:
     clock, process = s32(clock), task.process
-    if clock in _ALARMS:
-        raise Refused(errno.EOPNOTSUPP, "no device wakes the machine")
-    base = {_REALTIME: EPOCH_NS, _TAI: EPOCH_NS, _MONOTONIC: 0, _BOOTTIME: 0}.get(clock, 0)
-    if clock not in (_REALTIME, _TAI, _MONOTONIC, _BOOTTIME, _PROCESS_TIME):
-        raise Refused(
-            errno.EOPNOTSUPP if clock == _THREAD_TIME else errno.EINVAL, f"no timers of clock {clock}"
-        )
+    if clock in ALARMS or clock in _NO_TIMERS or is_device(clock):
+        raise Refused(errno.EOPNOTSUPP, f"no timer goes by clock {clock}")
+    if clock not in _CLOCKS:
+        clock = processor_clock(task, clock)
     timers = process.timers
-    if len([number for number in timers.timers if number >= 0]) >= process.signal_limit:
-        raise Refused(errno.EAGAIN, "as many timers as RLIMIT_SIGPENDING admits")
+    if process.queued_signals >= process.signal_limit:
+        raise Refused(errno.EAGAIN, "as many signals are queued or set aside as RLIMIT_SIGPENDING admits")
     number = timers.next_number
     if event:
         value, signal, notify, thread = read_struct(task.cpu, event, "Qiii")
     else:
         value, signal, notify, thread = number, sig.SIGALRM, _SIGNAL, 0
-    if notify not in (_SIGNAL, _NONE, _SIGNAL | _THREAD_ID):
+    if notify not in (_SIGNAL, _NONE, _THREAD, _THREAD_ID):
         raise Refused(errno.EINVAL, f"no notification {notify}")
     if notify == _THREAD_ID and thread not in [member.tid for member in process.tasks]:
         raise Refused(errno.EINVAL, f"no thread {thread}")
@@ -104,8 +102,8 @@ def sys_timer_create(task: Task, clock: int, event: int, result: int, *_: int) -
         0 if notify == _NONE else signal,
         value,
         thread if notify == _THREAD_ID else 0,
-        of_processor=clock == _PROCESS_TIME,
-        base=base,
+        clock=MACHINE if clock >= 0 else clock,
+        base=process.kernel.clock.epoch_ns if clock in (REALTIME, TAI) else 0,
     )
     return 0
 

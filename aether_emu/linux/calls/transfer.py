@@ -11,13 +11,12 @@ import errno
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls import socket_transfer, user
-from aether_emu.linux.calls.arguments import reader, wait_for, writer
-from aether_emu.linux.calls.socket_transfer import broken_pipe
+from aether_emu.linux.calls import user
+from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writer
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.files.notices import TimerFile
+from aether_emu.linux.files.notices import SIGNAL_SIZE, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import (
     LARGEST_OFFSET,
     MOST_PER_CALL,
@@ -32,7 +31,6 @@ from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
 from aether_emu.linux.mappable import rewriting
-from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -94,7 +92,7 @@ def _positioned(task: Task, opened: Callable[[Task, int], OpenFile], fd: int, of
     """The file of a call at an offset, with Linux's order of refusals."""
     if offset < 0:
         raise Refused(errno.EINVAL, f"offset {offset}")
-    if not task.process.files.table.file(s32(fd)).seekable:
+    if not task.files.table.file(s32(fd)).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(fd)} has no positions")
     return opened(task, fd)
 
@@ -114,8 +112,12 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    if isinstance(file, Socket):
+    if file.is_socket:
         return _receive(task, file, pieces)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        return terminals.read(task, file, pieces)
     if not file.seekable:
         return _read_stream(task, file, pieces)
 
@@ -131,11 +133,13 @@ def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     return _load(task, pieces, take, give_back)
 
 
-def _receive(task: Task, socket: Socket, pieces: list[Piece]) -> int:
+def _receive(task: Task, socket: OpenFile, pieces: list[Piece]) -> int:
     """read(2) of a socket: open files that come with the bytes are lost."""
+    from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
+
     if not user.total(pieces):
         return 0
-    got, done = socket_transfer.receive(task, socket, pieces, 0)
+    got, done = socket_transfer.receive(task, socket_transfer.checked(socket), pieces, 0)
     for file in got.rights:
         file.let_go()
     return done
@@ -175,6 +179,8 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     wanted = user.total(pieces)
     if isinstance(file, PipeEnd):
         return _read_pipe(task, file, pieces, wanted)
+    if isinstance(file, SignalFile):
+        return _read_signals(task, file, pieces)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -203,6 +209,25 @@ def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> in
         if not moved:
             raise UserFault("nothing of the buffer can be written")
     return moved
+
+
+def _read_signals(task: Task, file: SignalFile, pieces: list[Piece]) -> int:
+    """As many as there are and have room. One that cannot be written is lost, as on Linux."""
+    done = 0
+    try:
+        for address, length in pieces:
+            for at in range(0, max(length - SIGNAL_SIZE, 0) + 1, SIGNAL_SIZE):
+                if done and not file.poll():
+                    return done
+                data = file.read(length - at)
+                if isinstance(data, WouldBlock):
+                    wait_for(data)
+                task.cpu.copy_to_user(address + at, data)
+                done += SIGNAL_SIZE
+    except (Refused, UserFault):
+        if not done:
+            raise
+    return done
 
 
 # ---- writing
@@ -266,8 +291,14 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    if isinstance(file, Socket):
-        return socket_transfer.send(task, file, pieces, 0)
+    if file.is_socket:
+        from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
+
+        return socket_transfer.send(task, socket_transfer.checked(file), pieces, 0)
+    if file.is_terminal:
+        from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
+
+        terminals.before_write(task, file)
     return _store(task, file, pieces, lambda data, _done: file.write(data))
 
 
@@ -295,7 +326,7 @@ def _store(
             if isinstance(took, WouldBlock):
                 wait_for(took, done)
             done += took
-            whole = took == step or (took and isinstance(file, PipeEnd | StreamFile))
+            whole = took == step or (took and (file.is_terminal or isinstance(file, PipeEnd | StreamFile)))
             if done == wanted or not whole:
                 return done
     except (Refused, UserFault) as error:
@@ -326,7 +357,7 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
     at = int(read_struct(task.cpu, offset, "q")[0]) - _done_before(task) if offset else None
     if at is not None and not reader(task, source).seekable:
         raise Refused(errno.ESPIPE, f"descriptor {s32(source)} has no positions")
-    reading, writing, files = reader(task, source), writer(task, out), task.process.files
+    reading, writing, files = reader(task, source), writer(task, out), task.files
     _check_end(reading, count, at)
     _check_end(writing, count)
 
@@ -353,7 +384,7 @@ def sys_copy_file_range(
     ]
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    files = task.process.files
+    files = task.files
 
     def move(most: int, done: int) -> int | WouldBlock:
         begin, end = (None if before is None else before + done for before in offsets)
@@ -375,7 +406,7 @@ def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int 
             task.checkpoint(done)
             moved = move(count - done, done)
             if isinstance(moved, WouldBlock):
-                if done and not isinstance(out, Socket):
+                if done and not out.is_socket:
                     return done
                 wait_for(moved, done)
             done += moved

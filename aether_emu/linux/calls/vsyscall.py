@@ -7,20 +7,17 @@ the page is refused as anywhere in the kernel's half. None of it counts as a sys
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from aether_emu.linux.calls.scheduling import sys_getcpu
-from aether_emu.linux.calls.time import sys_gettimeofday, sys_time
+from aether_emu.linux.calls import find
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 
 PAGE = 0xFFFF_FFFF_FF60_0000
 SIZE = 4096
-# Offset -> the function, and how many bytes each of its pointers is for.
-_FUNCTIONS: dict[int, tuple[Callable[..., int], tuple[int, ...]]] = {
-    0: (sys_gettimeofday, (16, 8)),
-    0x400: (sys_time, (8,)),
-    0x800: (sys_getcpu, (4, 4)),
+# Offset -> the call, and how many bytes each of its pointers is for.
+_CALLS: dict[int, tuple[str, tuple[int, ...]]] = {
+    0: ("gettimeofday", (16, 8)),
+    0x400: ("time", (8,)),
+    0x800: ("getcpu", (4, 4)),
 }
 
 
@@ -31,14 +28,17 @@ def call(task: Task, address: int) -> int | None:
     where no function begins, and for a stack or a pointer that cannot be used.
     """
     cpu, end = task.cpu, task.process.abi.user_end
-    if address - PAGE not in _FUNCTIONS:
+    if address - PAGE not in _CALLS:
         raise UserFault("no function begins there")
-    function, sizes = _FUNCTIONS[address - PAGE]
+    name, sizes = _CALLS[address - PAGE]
+    function = find(name)
     caller = int.from_bytes(cpu.copy_from_user(cpu.sp, 8), "little")
     pointers = (cpu.read("rdi"), cpu.read("rsi"))
     for pointer, size in zip(pointers, sizes, strict=False):
         if pointer > end - size:
             return pointer
-    cpu.write("rax", function(task, *pointers))
+    result = function(task, *pointers) if function is not None else None
+    assert result is not None, "these calls are served, and have results"
+    cpu.write("rax", result)
     cpu.pc, cpu.sp = caller, cpu.sp + 8
     return None

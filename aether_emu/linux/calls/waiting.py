@@ -8,9 +8,10 @@ from collections.abc import Iterable
 
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.notices import process_of_descriptor
+from aether_emu.linux.calls.notices import pidfd
 from aether_emu.linux.calls.process import encode_usage
 from aether_emu.linux.calls.user import s32, write_struct
+from aether_emu.linux.files import flags as fl
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
@@ -77,9 +78,14 @@ def sys_waitid(task: Task, kind: int, number: int, info: int, options: int, usag
         raise Refused(errno.EINVAL, f"no number {number}")
     if kind == _P_PGID and not number:
         number = task.process.group
+    never_waits = False
     if kind == _P_PIDFD:
-        kind, number = _P_PID, process_of_descriptor(task, number).pid
-    news = _wait(task, kind, number, options)
+        file = pidfd(task, number)
+        kind, number = _P_PID, file.pid
+        never_waits = bool(file.flags & fl.O_NONBLOCK)
+    news = _wait(task, kind, number, options | _NOHANG if never_waits else options)
+    if news is None and never_waits and not options & _NOHANG:
+        raise Refused(errno.EAGAIN, "there is no news, and PIDFD_NONBLOCK is set")
     if usage and news is not None:
         task.cpu.copy_to_user(usage, _usage_of(news.child))
     if info:
@@ -87,7 +93,7 @@ def sys_waitid(task: Task, kind: int, number: int, info: int, options: int, usag
             fields = (0, 0, 0, 0, 0, 0)
         else:
             child = news.child
-            fields = (sig.SIGCHLD, 0, news.code, child.pid, child.config.uid, news.value)
+            fields = (sig.SIGCHLD, 0, news.code, child.pid, child.credentials.uid, news.value)
         signal, error, code, pid, uid, value = fields
         task.cpu.copy_to_user(info, struct.pack("<iii", signal, error, code))
         task.cpu.copy_to_user(info + 16, struct.pack("<iIi", pid, uid, value))
@@ -110,7 +116,7 @@ def _wait(task: Task, kind: int, number: int, options: int) -> _News | None:
         raise Refused(errno.ECHILD, "there is no such child")
     if options & _NOHANG:
         return None
-    raise Wait([parent.changed], "a child", restarts=True)
+    raise Wait([parent.changed], "a child")
 
 
 def _is_meant(task: Task, child: Process, kind: int, number: int, options: int) -> bool:

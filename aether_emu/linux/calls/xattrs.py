@@ -64,11 +64,11 @@ def sys_flistxattr(task: Task, fd: int, names: int, size: int, *_: int) -> int:
 
 
 def _named(task: Task, path: int, *, follow: bool) -> TmpNode | None:
-    return task.process.files.with_attributes(read_path(task, path), follow=follow)
+    return task.files.with_attributes(read_path(task, path), follow=follow)
 
 
 def _opened(task: Task, fd: int) -> TmpNode | None:
-    return task.process.files.open_with_attributes(s32(fd))
+    return task.files.open_with_attributes(s32(fd))
 
 
 def _get(task: Task, node: TmpNode | None, name: int, value: int, size: int) -> int:

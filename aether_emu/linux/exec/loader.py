@@ -97,6 +97,7 @@ def _load(task: Task, name: str, opened: HostData | None) -> None:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         process.program.path, process.program.file = file.link(), file.key
         process.executes(file.key)
+        process.guard_proc()
         process.files.namespace.executed = process.registry.executed
         map_stack(space, layout, executable=image.executable_stack)
         lowest = stack.put_strings()
@@ -191,7 +192,7 @@ def _load_interpreter(task: Task, path: bytes) -> Loaded:
     name, program = shown(path), shown(task.process.program.path)
     with contextlib.ExitStack() as opened:
         try:
-            image, file = opened.enter_context(_opened(task.process.files, path, name))
+            image, file = opened.enter_context(_opened(task.files, path, name))
         except Refused as refused:
             if refused.errno != errno.ENOENT:
                 why = refused.about(name)

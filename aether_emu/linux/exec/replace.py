@@ -19,6 +19,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.task.process import (
+    NAME_MAX,
     READ_IMPLIES_EXEC,
     RLIMIT_AS,
     RLIMIT_DATA,
@@ -27,7 +28,7 @@ from aether_emu.linux.task.process import (
     Program,
 )
 from aether_emu.linux.task.robust import leave_locks
-from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.space import AddressSpace
 
 _HEAD = 256  # BINPRM_BUF_SIZE: what is read to see what a file is
@@ -39,12 +40,12 @@ def replace_program(
 ) -> None:
     """Run another program in `task`'s process. Raises Refused as execve(2); then nothing has changed."""
     process = task.process
-    closes = _is_closing(process.files, fd, name)
+    closes = _is_closing(task.files, fd, name)
     with contextlib.ExitStack() as opened:
-        file = _hold(opened, process.files.open_program(fd, name, flags))
+        file = _hold(opened, task.files.open_program(fd, name, flags))
         name = executed_name(fd, name)
         file, arguments = _interpreted(task, opened, file, name, arguments, closes)
-        _check_interpreter(process.files, file, process.abi.isa)
+        _check_interpreter(task.files, file, process.abi.isa)
         try:
             space = process.kernel.new_space()
         except OutOfFrames:
@@ -74,14 +75,16 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
         process.left_parent.wake()
     task.move_to(space)
     before.let_go()
+    _change_identity(task)
     process.program = program
     process.has_executed = True
     process.exit_signal = sig.SIGCHLD
     process.personality &= ~READ_IMPLIES_EXEC
     process.signals.reset(keeps_ignored=True)
-    process.timers.clear(keeps_intervals=True)
-    process.files = process.files.alone(process.kernel.show(process))
-    process.files.close_on_exec()
+    process.clear_timers(keeps_intervals=True)
+    process.keep_files(task)
+    task.files.unshare_table()
+    task.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):
         process.apply_limit(resource)
     task.name = program.executed.rsplit(b"/", 1)[-1][:NAME_MAX]
@@ -89,6 +92,17 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     task.set_child_tid = 0
     task.robust_list, task.sequences = (0, 0), None
     process.barriers = 0
+
+
+def _change_identity(task: Task) -> None:
+    """Who the new program is. Files lend nothing out: all are mounted nosuid."""
+    process, who = task.process, task.credentials.executed()
+    process.dumpable = int(not who.is_secure)
+    if who.lends_rights(task.credentials):
+        process.dumpable = 0
+    if who.is_secure:
+        process.death_signal = 0
+    task.credentials = who
 
 
 def _hold(opened: contextlib.ExitStack, file: HostData) -> HostData:
@@ -123,7 +137,7 @@ def _interpreted(
             raise Refused(errno.ENOENT, "the interpreter could not open the script: its descriptor closes")
         arguments = [interpreter, *([argument] if argument else []), name, *arguments[1:]]
         file, name = (
-            _hold(opened, task.process.files.open_program(fl.AT_FDCWD, interpreter or b".")),
+            _hold(opened, task.files.open_program(fl.AT_FDCWD, interpreter or b".")),
             interpreter,
         )
     raise Refused(errno.ELOOP, "scripts that run scripts")

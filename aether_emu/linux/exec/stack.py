@@ -108,7 +108,7 @@ class InitialStack:
         self, main: Loaded, interpreter: Loaded | None, vdso: int, platform: int, random: int
     ) -> bytes:
         task = self._task
-        config = task.process.config
+        who = task.credentials
         hwcap, hwcap2 = task.process.abi.hardware_capabilities(task.cpu)
         vector = (
             (AT_SYSINFO_EHDR, vdso),
@@ -122,11 +122,11 @@ class InitialStack:
             (AT_BASE, interpreter.bias if interpreter is not None else 0),
             (AT_FLAGS, 0),
             (AT_ENTRY, main.entry),
-            (AT_UID, config.uid),
-            (AT_EUID, config.uid),
-            (AT_GID, config.gid),
-            (AT_EGID, config.gid),
-            (AT_SECURE, 0),
+            (AT_UID, who.uid),
+            (AT_EUID, who.euid),
+            (AT_GID, who.gid),
+            (AT_EGID, who.egid),
+            (AT_SECURE, int(who.is_secure)),
             (AT_RANDOM, random),
             (AT_HWCAP2, hwcap2),
             (AT_EXECFN, self._executed),

@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from aether_emu.clock import EPOCH_NS
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.task.registry import Registry
 from aether_emu.linux.task.task import Task
@@ -36,9 +35,9 @@ def image(isa: str, page_size: int) -> bytes:
     return (_IMAGES / f"vdso-{isa}-{page_size >> 10}K.so").read_bytes()
 
 
-def time_data(abi: Abi) -> bytes:
+def time_data(abi: Abi, epoch_ns: int) -> bytes:
     """What guest/vdso/vdso.c calls `struct time_data`: a counter becomes ns without rounding."""
-    return struct.pack("<4Q", _SECOND // abi.counter_hz, 0, EPOCH_NS // _SECOND, 1)
+    return struct.pack("<4Q", _SECOND // abi.counter_hz, 0, epoch_ns // _SECOND, 1)
 
 
 def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
@@ -50,7 +49,7 @@ def map_vdso(task: Task, below: int, stream: Stream | None) -> int:
     space, abi, page = process.mm, process.abi, process.mm.page_size
     contents = image(abi.isa, page)
     pages = [contents[at : at + page] for at in range(0, len(contents), page)]
-    data = [time_data(abi), *[None] * (abi.time_pages - 1)]
+    data = [time_data(abi, process.kernel.clock.epoch_ns), *[None] * (abi.time_pages - 1)]
     length = (len(data) + len(pages)) * page
     hint = (
         _above_stack(space.page_up(below), length, space.limits.user_end, stream)

@@ -23,7 +23,7 @@ from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Listed, Namespace
-from aether_emu.linux.files.notices import ProcessFile, TimerFile
+from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import text
@@ -35,6 +35,7 @@ from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.net.socket import Socket
 from aether_emu.records import dataclass
 
+_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
 
@@ -55,22 +56,35 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
     if processes:
         refuse_what_cannot_be_captured(processes[0].namespace)
     seen = _Seen()
-    described = [
-        {
-            "cwd": seen.index(files.working_directory),
-            "mask": files.mask,
-            "limit": files.table.limit,
-            "descriptors": [
-                [fd, seen.index(descriptor.file), descriptor.cloexec]
-                for fd, descriptor in files.table.descriptors.items()
-            ],
-        }
-        for files in processes
-    ]
+    tables = list(dict.fromkeys(files.table for files in processes))
+    standings = list(dict.fromkeys(files.standing for files in processes))
+    described = {
+        "processes": [[tables.index(files.table), standings.index(files.standing)] for files in processes],
+        "tables": [
+            {
+                "limit": table.limit,
+                "descriptors": [
+                    [fd, seen.index(descriptor.file), descriptor.cloexec]
+                    for fd, descriptor in table.descriptors.items()
+                ],
+            }
+            for table in tables
+        ],
+        "standings": [
+            {
+                "cwd": seen.index(standing.cwd),
+                "root": None if standing.root is None else seen.index(standing.root),
+                "mask": standing.mask,
+            }
+            for standing in standings
+        ],
+    }
     held = [seen.index(file) for file in mapped]
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
+    console = processes[0].namespace.terminals.console if processes else None
     return {
+        "console": None if console is None else console.capture(),
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
@@ -79,7 +93,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         ],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
-        "processes": described,
+        **described,
     }
 
 
@@ -89,24 +103,35 @@ def restore(
     sources: Sequence[ProcSource],
     streams: Mapping[str, Stream],
     made: Callable[[int, Files], None] = lambda index, files: None,
+    notice: Callable[[State, Files], OpenFile] | None = None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
+    `notice` makes a file that tells of time, processes or signals for who has it open.
     """
     processes: list[Files] = []
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
-    restoring = _Restoring(state, namespace, streams)
+    console = namespace.terminals.find_console(streams)
+    if console is not None and state["console"] is not None:
+        console.restore(state["console"])
+    restoring = _Restoring(state, namespace, streams, notice)
     try:
-        for described, source in zip(state["processes"], sources, strict=True):
-            files = Files(namespace, source, limit=described["limit"])
+        tables: dict[int, Files] = {}
+        standings: dict[int, Files] = {}
+        for (table, standing), source in zip(state["processes"], sources, strict=True):
+            files = _sharing(namespace, source, tables.get(table), standings.get(standing))
+            tables.setdefault(table, files)
+            standings.setdefault(standing, files)
             made(len(processes), files)
             processes.append(files)
-        for files, described in zip(processes, state["processes"], strict=True):
-            restoring.fill(files, described)
+        for index, files in tables.items():
+            restoring.fill_table(files, state["tables"][index])
+        for index, files in standings.items():
+            restoring.place(files, state["standings"][index])
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
         for file in mapped:
             file.hold()
@@ -117,6 +142,16 @@ def restore(
         raise
     finally:
         restoring.let_go()
+
+
+def _sharing(namespace: Namespace, source: ProcSource, table: Files | None, standing: Files | None) -> Files:
+    """A process's files, with the table and the standing of others that are there already."""
+    theirs = None if table is None else table.table
+    where = None if standing is None else standing.standing
+    for shared in (theirs, where):
+        if shared is not None:
+            shared.users += 1
+    return Files(namespace, source, table=theirs, standing=where)
 
 
 def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
@@ -157,14 +192,12 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, TimerFile | ProcessFile):
-        raise CaptureError(f"{file.name_of_one} is open: its state can't be captured")
     if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
         raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
-    if isinstance(file, FifoEnd):
-        raise CaptureError("a named pipe is open: its state can't be captured")
+    if file.is_terminal and not isinstance(file, StreamFile):
+        raise CaptureError("a pseudo-terminal is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     node = node_of(file)
     if node is not None:
@@ -220,7 +253,9 @@ class _Restoring:
         state: State,
         namespace: Namespace,
         streams: Mapping[str, Stream],
+        notice: Callable[[State, Files], OpenFile] | None,
     ) -> None:
+        self._notice = notice
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
@@ -235,12 +270,21 @@ class _Restoring:
         for file in (*self._files.values(), *self._memories.values()):
             file.let_go()
 
-    def fill(self, files: Files, described: State) -> None:
+    def fill_table(self, files: Files, described: State) -> None:
+        files.table.limit = described["limit"]
         for fd, index, cloexec in described["descriptors"]:
             files.table.place(fd, self.file(index, files), cloexec=cloexec)
-        cwd = self.file(described["cwd"], files)
-        assert isinstance(cwd, Located), "a working directory is a place"
-        files.take_over(cwd, described["mask"])
+
+    def place(self, files: Files, described: State) -> None:
+        files.standing.stand_in(self._located(described["cwd"], files))
+        if described["root"] is not None:
+            files.standing.begin_at(self._located(described["root"], files))
+        files.standing.mask = described["mask"]
+
+    def _located(self, index: int, viewer: Files) -> Located:
+        file = self.file(index, viewer)
+        assert isinstance(file, Located), "a directory to stand in is a place"
+        return file
 
     def file(self, index: int, viewer: Files) -> OpenFile:
         if index not in self._files:
@@ -265,13 +309,15 @@ class _Restoring:
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
         if kind == "stream":
             name = described["name"]
-            stream = StreamFile(name, self._streams[name], flags, Stat(*described["stat"]))
-            stream.restore_termios(described["termios"])
-            return stream
+            stream, stat = self._streams[name], Stat(*described["stat"])
+            console = self._namespace.terminals.console if stream.terminal_size() is not None else None
+            return StreamFile(name, stream, flags, stat, console, described["path"])
         if kind == "memory":
             return self._memory(described["memory"]).reopen(flags)
         if kind == EpollFile.kind:
             return EpollFile(Stat(*described["stat"]), self._namespace.watches)
+        if kind in _NOTICES and self._notice is not None:
+            return self._notice(described, viewer)
         if kind == TextFile.kind:
             return self._text(described, viewer)
         return self._find(described, viewer)

@@ -22,7 +22,7 @@ from aether_emu.linux.files.memory_file import (
     create_memory,
 )
 from aether_emu.linux.files.namespace import Namespace
-from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLNVAL, OpenFile, WouldBlock
+from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLNVAL, SEEK_HOLE, OpenFile, WouldBlock
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.table import DescriptorTable
@@ -125,7 +125,10 @@ class DescriptorOperations:
 
     def lseek(self, fd: int, offset: int, whence: int) -> int:
         """lseek(2): the new position."""
-        return self.table.file(fd).seek(offset, whence)
+        file = self.table.file(fd)
+        if whence > SEEK_HOLE:
+            raise Refused(errno.EINVAL, f"whence {whence}")
+        return file.seek(offset, whence)
 
     def getdents64(self, fd: int, size: int) -> bytes:
         """getdents64(2): whole entries for a buffer of `size` bytes; empty at the end."""
@@ -245,7 +248,8 @@ class DescriptorOperations:
     def watch_locks(self, file: OpenFile) -> None:
         """A lock is taken on the file: closing is to give it up, from now on."""
         locks = self.namespace.locks
-        self.table.on_close = lambda closed: locks.drop(closed, self)
+        table = self.table
+        table.on_close = lambda closed: locks.drop(closed, table)
         file.on_last_close = locks.closed
 
     def fcntl(self, fd: int, command: int, argument: int) -> int:

@@ -37,6 +37,7 @@ _NEVER_WAIT = (HostData, OpenDirectory, TextFile, DeviceFile)
 """Kinds that are always ready: epoll_ctl refuses them (EPERM)."""
 
 
+_ALWAYS = POLLERR | POLLHUP
 _POLLRDNORM, _POLLWRNORM = 0x40, 0x100
 
 
@@ -68,15 +69,28 @@ class Interest:
 
 
 class _Ear:
-    """Stands in a wait queue of a member's file and tells the set of edges. A wake means `events`."""
+    """Stands in a wait queue of a member's file and tells the set of edges.
 
-    def __init__(self, owner: EpollFile, interest: Interest, events: int) -> None:
-        self._owner, self._interest, self._events = owner, interest, with_normal(events)
+    A wake means `events`, and perhaps an error or the end of a connection.
+    """
+
+    def __init__(self, owner: EpollFile, file: OpenFile, interest: Interest, events: int) -> None:
+        self._owner, self._file, self._interest = owner, file, interest
+        self._events = with_normal(events)
 
     def wake(self) -> None:
-        """See `waiting.Waiter`."""
-        self._interest.shown &= ~self._events
+        """See `waiting.Waiter`. What nobody asks for is no edge; an error or a hang-up is one."""
+        asked = self._interest.events
+        if not asked & ~_HOW or (not asked & self._events and not self._file.poll() & _ALWAYS):
+            return
+        self._interest.shown &= ~(self._events | _ALWAYS)
         self._owner.stir()
+
+    def wake_one(self) -> bool:
+        """See `waiting.OneOfMany` (EPOLLEXCLUSIVE): a set that nobody waits for takes no wake from others."""
+        waits = bool(len(self._owner.changed)) and bool(self._interest.events & self._events)
+        self.wake()
+        return waits
 
 
 @dataclass
@@ -86,15 +100,25 @@ class _Member:
     interest: Interest
     ears: list[tuple[WaitQueue, _Ear]]
 
+    def enter(self) -> None:
+        exclusive = self.interest.events & EPOLLEXCLUSIVE
+        for queue, ear in self.ears:
+            if exclusive:
+                queue.add_one(ear)
+            else:
+                queue.add(ear)
+
     def leave(self) -> None:
         for queue, ear in self.ears:
             queue.remove(ear)
+            queue.remove_one(ear)
 
 
 class EpollFile(OpenFile):
     """An open epoll set. `changed` is woken when a member may have become ready."""
 
     kind = "eventpoll"
+    ignores_seeks = True
 
     def __init__(self, stat: Stat, watches: WatchAccount) -> None:
         super().__init__(fl.O_RDWR, stat)
@@ -141,7 +165,8 @@ class EpollFile(OpenFile):
         self._ask(fd, file, Interest(events, data))
 
     def _ask(self, fd: int, file: OpenFile, interest: Interest) -> None:
-        """`join`, and what is ready already is an edge."""
+        """`join`, and what is ready already is an edge. Errors and hang-ups are always asked for."""
+        interest.events |= _ALWAYS
         self.join(fd, file, interest)
         if self._due(file, interest, {}):
             self.stir()
@@ -164,15 +189,26 @@ class EpollFile(OpenFile):
         if isinstance(file, EpollFile):
             file._around.setdefault(self, {})[fd] = interest
         else:
-            ears = [(q, _Ear(self, interest, bit)) for bit in (POLLIN, POLLOUT) for q in file.queues(bit)]
-        for queue, ear in ears:
-            queue.add(ear)
-        self._members[fd, file] = _Member(interest, ears)
+            ears = [
+                (queue, _Ear(self, file, interest, bit))
+                for bit in (POLLIN, POLLOUT)
+                for queue in file.queues(bit)
+            ]
+        self._members[fd, file] = member = _Member(interest, ears)
+        member.enter()
 
     def members(self) -> Iterator[tuple[int, OpenFile, Interest]]:
         """(descriptor, file, interest) of each, in the order in which they report."""
         for (fd, file), member in self._living():
             yield fd, file, member.interest
+
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        return b"".join(
+            b"tfd: %8d events: %8x data: %16x  pos:%d ino:%x sdev:%x\n"
+            % (fd, interest.events, interest.data, file.position, file.stat().ino, file.statfs().number)
+            for fd, file, interest in self.members()
+        )
 
     def _remove(self, key: tuple[int, OpenFile]) -> None:
         self._members.pop(key).leave()

@@ -1,4 +1,4 @@
-"""What one process does with files: its descriptors, its working directory and the calls on them.
+"""What a process does with files: its descriptors, its working directory and the calls on them.
 
 One method for each system call, with the kernel's argument order, raising `Refused(errno, why)`. Paths are
 bytes; `dirfd` may be AT_FDCWD; flags are in the x86_64 numbering (`flags.from_arm64` translates). Reads and
@@ -11,6 +11,7 @@ import errno
 import os
 import stat as modes
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
@@ -21,16 +22,19 @@ from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
-from aether_emu.linux.files.place import Entry, Place, place_of, text
+from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.special import Special
+from aether_emu.linux.files.standing import Standing
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
-from aether_emu.linux.files.synthetic import Opened
+from aether_emu.linux.files.synthetic import Link, Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
 from aether_emu.linux.files.tmp_nodes import TmpNode
 from aether_emu.linux.files.walk import checked, read_link
-from aether_emu.linux.net.unix import UnixSocket
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.unix import UnixSocket
 
 _MOST_CREATE_RACES = 40
 _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
@@ -38,7 +42,11 @@ _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
 
 
 class Files(DescriptorOperations):
-    """The files of one process. `proc` is what it shows in /proc/self; `limit` is RLIMIT_NOFILE."""
+    """The files of a process, or of threads that have unshared theirs.
+
+    `proc` is what it shows in /proc/self; `limit` is RLIMIT_NOFILE. `table` and `standing` may be other
+    processes' too.
+    """
 
     def __init__(
         self,
@@ -46,59 +54,60 @@ class Files(DescriptorOperations):
         proc: ProcSource,
         *,
         limit: int = DEFAULT_LIMIT,
-        parent: Files | None = None,
+        table: DescriptorTable | None = None,
+        standing: Standing | None = None,
     ) -> None:
-        super().__init__(namespace, DescriptorTable(limit) if parent is None else parent.table.fork())
+        super().__init__(namespace, DescriptorTable(limit) if table is None else table)
         self._proc = proc
-        self.mask: int = 0o022 if parent is None else parent.mask
-        if parent is None:
-            with namespace.lookup(namespace.root(self), text(namespace.start), viewer=self) as place:
-                self._cwd: Located = self._anchor(place)
-        else:
-            self._cwd = parent._cwd
-        self._cwd.hold()
-        self._users = 1  # processes that share it
         self._openings: dict[int, WaitsForOther] = {}  # by the task that waits in open(2)
         self._is_over = False
+        self.standing = Standing(self._anchor(namespace.top()), 0o022) if standing is None else standing
+        if standing is None:
+            self.chdir(text(namespace.start))
 
-    def fork(self, proc: ProcSource) -> Files:
-        """The child's files: the same open files, its own descriptors and working directory."""
-        return Files(self.namespace, proc, parent=self)
+    def fork(self, proc: ProcSource, *, shares_table: bool = False, shares_standing: bool = False) -> Files:
+        """The child's files: the same open files, and its own descriptors and working directory.
+
+        It may share the ones (CLONE_FILES) or the other (CLONE_FS), umask and root with it.
+        """
+        table = self.table if shares_table else self.table.fork()
+        standing = self.standing if shares_standing else self.standing.copy()
+        table.users += shares_table
+        standing.users += shares_standing
+        return Files(self.namespace, proc, table=table, standing=standing)
 
     def attach(self, streams: Mapping[str, Stream]) -> None:
         """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2."""
-        for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        names = ("stdin", "stdout", "stderr")
+        console = self.namespace.terminals.find_console({name: streams[name] for name in names})
+        for fd, name in enumerate(names):
             stream = streams[name]
-            terminal = stream.terminal_size() is not None
-            mode = modes.S_IFCHR | 0o620 if terminal else modes.S_IFIFO | 0o600
-            stat = self.namespace.nameless_stat(mode, os.makedev(5, 0) if terminal else 0)
-            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat))
+            terminal = console if stream.terminal_size() is not None else None
+            if terminal is None:
+                stat = self.namespace.nameless_stat(modes.S_IFIFO | 0o600)
+            else:
+                stat = self.stat(fl.AT_FDCWD, terminal.name)
+            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat, terminal))
 
     def close_on_exec(self) -> None:
         """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""
         self.table.close_on_exec()
 
-    def share(self) -> Files:
-        """The same, for a process that shares descriptors and working directory (CLONE_FILES)."""
-        self._users += 1
-        return self
-
-    def alone(self, proc: ProcSource) -> Files:
-        """What a process, shown by `proc`, has when it executes another program: shared with nobody."""
-        if self._users == 1:
-            return self
-        self._users -= 1
-        return self.fork(proc)
+    def unshare_table(self) -> None:
+        """Have descriptors that nobody else has, as execve(2) needs them."""
+        if self.table.users > 1:
+            table = self.table.fork()
+            self.table.leave()
+            self.table = table
 
     def close_all(self) -> None:
         """A process has ended: everything it holds is let go, unless another one shares it."""
-        self._users = max(0, self._users - 1)
-        if not self._users and not self._is_over:
+        if not self._is_over:
             self._is_over = True
             for task in list(self._openings):
                 self.give_up_opening(task)
-            self.table.close_all()
-            self._cwd.let_go()
+            self.table.leave()
+            self.standing.leave()
 
     # What /proc shows of this process (`proc.Viewer`)
 
@@ -128,7 +137,7 @@ class Files(DescriptorOperations):
         if path.startswith(b"/") and not resolve & fl.RESOLVE_IN_ROOT:
             return self.namespace.root(self)
         if dirfd == fl.AT_FDCWD:
-            return self._cwd.place()
+            return self.working_directory.place()
         place = place_of(self.table.held(dirfd))
         if place is None or not place.is_directory:
             raise Refused(errno.ENOTDIR, f"descriptor {dirfd} is no directory")
@@ -144,18 +153,22 @@ class Files(DescriptorOperations):
 
     def _lookup(self, dirfd: int, path: bytes, *, follow: bool = True, empty: bool = False) -> Place:
         if empty and not path:
-            return self._cwd.place() if dirfd == fl.AT_FDCWD else self._place_of(self.table.held(dirfd))
+            return (
+                self.working_directory.place()
+                if dirfd == fl.AT_FDCWD
+                else self._place_of(self.table.held(dirfd))
+            )
         return self.namespace.lookup(self._start(dirfd, path), path, follow=follow, viewer=self)
 
     def _place_of(self, file: OpenFile) -> Place:
-        root = self.namespace.root(self)
-        return place_of(file) or Place(root.mount, (), node=Opened(file))
+        top = self.namespace.top(self)
+        return place_of(file) or Place(top.mount, (), node=Opened(file))
 
     def _anchor(self, place: Place) -> Located:
         """Hold a directory to stand in: needs permission to search it."""
         if not place.is_directory:
             raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
-        tree.allows(place, os.X_OK)
+        tree.allows(self.namespace, place, os.X_OK)
         file = opening.open_place(self.namespace, place, fl.O_PATH)
         assert isinstance(file, Located)
         return file
@@ -183,7 +196,7 @@ class Files(DescriptorOperations):
     def open_held(self, path: bytes) -> OpenFile:
         """A file open for reading, on no descriptor; whoever calls holds it. As open(2)."""
         with self._lookup(fl.AT_FDCWD, path) as place:
-            file = opening.open_place(self.namespace, place, fl.O_RDONLY | fl.O_NONBLOCK)
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY | fl.O_NONBLOCK, judged=True)
         file.hold()
         return file
 
@@ -199,8 +212,8 @@ class Files(DescriptorOperations):
                 raise Refused(errno.ELOOP, "a symbolic link")
             if not modes.S_ISREG(place.mode):
                 raise Refused(errno.EACCES, "it is no regular file")
-            tree.allows(place, os.X_OK)
-            file = opening.open_place(self.namespace, place, fl.O_RDONLY)
+            tree.allows(self.namespace, place, os.X_OK)
+            file = opening.open_place(self.namespace, place, fl.O_RDONLY, judged=True)
         file.hold()
         if isinstance(file, HostData) and not self.namespace.writers[file.key]:
             return file
@@ -249,9 +262,9 @@ class Files(DescriptorOperations):
         """The socket that a path leads to. Refused(ECONNREFUSED) if it is closed, or is no socket."""
         with self._lookup(fl.AT_FDCWD, path) as place:
             node = place.node
-            if not isinstance(node, Special) or node.is_fifo or not isinstance(node.socket, UnixSocket):
+            if not isinstance(node, Special) or node.socket is None:
                 raise Refused(errno.ECONNREFUSED, f"{path!r} is no socket of this machine")
-            tree.allows(place, os.W_OK)
+            tree.allows(self.namespace, place, os.W_OK)
             if node.socket.is_gone:
                 raise Refused(errno.ECONNREFUSED, f"nobody has {path!r} any more")
             return node.socket
@@ -290,8 +303,14 @@ class Files(DescriptorOperations):
         if mode & ~7 or flags & ~(fl.AT_EACCESS | fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH):
             raise Refused(errno.EINVAL, f"mode {mode:#x}, flags {flags:#x}")
         follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
-        with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
-            tree.allows(place, mode)
+        actor, who = self.namespace.actor, self.namespace.actor.credentials
+        if not flags & fl.AT_EACCESS:
+            actor.credentials = who.for_access()
+        try:
+            with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
+                tree.allows(self.namespace, place, mode)
+        finally:
+            actor.credentials = who
 
     def chmod(self, dirfd: int, path: bytes, mode: int, flags: int = 0) -> None:
         """fchmodat2(2)."""
@@ -309,14 +328,24 @@ class Files(DescriptorOperations):
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
             tree.set_owner(self.namespace, place, uid, gid)
 
-    def utimens(self, dirfd: int, path: bytes, atime: int | None, mtime: int | None, flags: int = 0) -> None:
+    def utimens(
+        self,
+        dirfd: int,
+        path: bytes,
+        atime: int | None,
+        mtime: int | None,
+        flags: int = 0,
+        *,
+        touches: bool = False,
+    ) -> None:
         """utimensat(2) in nanoseconds; None for UTIME_OMIT, `namespace.now()` for UTIME_NOW.
 
+        `touches` if both are UTIME_NOW, for which it is enough to have the right to write.
         futimens(3) is an empty path with AT_EMPTY_PATH.
         """
         follow, empty = not flags & fl.AT_SYMLINK_NOFOLLOW, bool(flags & fl.AT_EMPTY_PATH)
         with self._lookup(dirfd, path, follow=follow, empty=empty) as place:
-            tree.set_times(self.namespace, place, atime, mtime)
+            tree.set_times(self.namespace, place, atime, mtime, touches=touches)
 
     def with_attributes(self, path: bytes, *, follow: bool) -> TmpNode | None:
         """What is at a path, if it can have extended attributes: only what is in a tmpfs."""
@@ -339,13 +368,30 @@ class Files(DescriptorOperations):
                 raise Refused(
                     errno.ENOENT if not path else errno.EINVAL, f"{shown(path)} is no symbolic link"
                 )
-            return read_link(place)[:size]
+            return self._target(place)[:size]
+
+    def _target(self, link: Place) -> bytes:
+        """What a link says. That of a magic link to a file with a name is seen from this process's root."""
+        if isinstance(link.node, Link):
+            self.namespace.require_inspection(link)
+        found = link.node.file if isinstance(link.node, Link) else None
+        if self.root is not None and isinstance(found, Located) and not found.is_gone:
+            return self._seen(found.dentry.path)
+        return read_link(link)
 
     def getcwd(self) -> bytes:
         """getcwd(2), without the final NUL."""
-        if self._cwd.is_gone:
+        if self.working_directory.is_gone:
             raise Refused(errno.ENOENT, "the working directory was removed")
-        return text(self._cwd.dentry.path)
+        return self._seen(self.working_directory.dentry.path)
+
+    def _seen(self, path: GuestPath) -> bytes:
+        """A path as it looks from the root that this process has."""
+        root = self.root
+        if root is None:
+            return text(path)
+        above = root.dentry.path
+        return text(path[len(above) :]) if path[: len(above)] == above else b"(unreachable)" + text(path)
 
     def chdir(self, path: bytes) -> None:
         """chdir(2)."""
@@ -357,22 +403,38 @@ class Files(DescriptorOperations):
         self._stand_in(self._place_of(self.table.held(fd)))
 
     def _stand_in(self, place: Place) -> None:
-        self.take_over(self._anchor(place), self.mask)
+        self.standing.stand_in(self._anchor(place))
+
+    def chroot(self, path: bytes, *, allowed: bool) -> None:
+        """chroot(2). EPERM for a directory that could be a root, unless it is `allowed`."""
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            root = self._anchor(place)
+            if allowed:
+                self.standing.begin_at(root if place.path else None)
+        if not allowed or root is not self.root:
+            root.hold()
+            root.let_go()
+        if not allowed:
+            raise Refused(errno.EPERM, "it may not choose its root")
 
     @property
     def working_directory(self) -> Located:
         """The working directory, held."""
-        return self._cwd
+        return self.standing.cwd
 
-    def take_over(self, cwd: Located, mask: int) -> None:
-        """Stand in `cwd` from now on, with this umask."""
-        cwd.hold()
-        self._cwd.let_go()
-        self._cwd, self.mask = cwd, mask
+    @property
+    def root(self) -> Located | None:
+        """See `proc.OpenFiles`."""
+        return self.standing.root
+
+    @property
+    def mask(self) -> int:
+        """The umask."""
+        return self.standing.mask
 
     def umask(self, mask: int) -> int:
         """umask(2): the mask before."""
-        before, self.mask = self.mask, mask & 0o777
+        before, self.standing.mask = self.standing.mask, mask & 0o777
         return before
 
     def mkdir(self, dirfd: int, path: bytes, mode: int) -> None:

@@ -2,17 +2,19 @@
 
 A number is given at first sight and stays; all names of one host file share it, because the table is
 keyed by the host's (device, inode). Synthetic nodes are keyed by their guest path. Times are one
-constant until the guest changes something; from then on they are virtual.
+constant until the guest changes something; from then on they are virtual. Only when the contents of a host
+file changed is told as the host has it, at first sight: by that make, git and Python know what is stale. A
+directory's time says when others used it, and is the constant.
 """
 
 from __future__ import annotations
 
+import os
+import stat as modes
 from collections.abc import Callable
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.records import dataclass
-
-EPOCH_NS = 1_577_836_800 * 10**9
-"""2020-01-01 00:00:00 UTC: every time of a file that the guest has not changed, in nanoseconds."""
 
 FileKey = tuple[int, int]
 """(st_dev, st_ino) on the host: the identity of a host file."""
@@ -20,19 +22,23 @@ FileKey = tuple[int, int]
 
 @dataclass(slots=True)
 class Inode:
-    """A file's number and times (nanoseconds), shared by all its open files and names."""
+    """A file's number and times (nanoseconds), shared by all its open files and names.
+
+    `mtime` is the guest's own from the moment that it was `seen`, or made.
+    """
 
     number: int
     atime: int = EPOCH_NS
     mtime: int = EPOCH_NS
     ctime: int = EPOCH_NS
+    seen: bool = False
 
 
 class InodeTable:
-    """All inodes seen so far. `now` is the virtual clock in nanoseconds."""
+    """All inodes seen so far. `now` is the machine's clock in ns since 1970, `start` when it began."""
 
-    def __init__(self, now: Callable[[], int]) -> None:
-        self._now = now
+    def __init__(self, now: Callable[[], int], start: int = EPOCH_NS) -> None:
+        self._now, self._start = now, start
         self._next = 1
         self._by_key: dict[FileKey | tuple[bytes, ...], Inode] = {}
 
@@ -43,10 +49,19 @@ class InodeTable:
             inode = self._by_key[key] = Inode(self._take())
         return inode
 
+    def see(self, status: os.stat_result) -> Inode:
+        """The inode of a host file with that status. No file is newer than the machine."""
+        inode = self.of((status.st_dev, status.st_ino))
+        if not inode.seen:
+            inode.seen = True
+            if not modes.S_ISDIR(status.st_mode):
+                inode.mtime = min(status.st_mtime_ns, self._start)
+        return inode
+
     def created(self, key: FileKey | None = None) -> Inode:
         """The inode of something the guest just made. A host number used before is not mistaken for it."""
         now = self._now()
-        inode = Inode(self._take(), now, now, now)
+        inode = Inode(self._take(), now, now, now, seen=True)
         if key is not None:
             self._by_key[key] = inode
         return inode
@@ -65,7 +80,7 @@ class InodeTable:
 
     def capture(self) -> dict[str, object]:
         """The table as plain data."""
-        rows = [[list(key), i.number, i.atime, i.mtime, i.ctime] for key, i in self._by_key.items()]
+        rows = [[list(key), i.number, i.atime, i.mtime, i.ctime, i.seen] for key, i in self._by_key.items()]
         return {"next": self._next, "inodes": rows}
 
     def restore(self, state: dict[str, object]) -> None:

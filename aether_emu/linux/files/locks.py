@@ -2,7 +2,7 @@
 
 They are among guest processes only: the host's own are not locked out, nor do theirs hold up the guest.
 
-    POSIX locks    belong to a process's descriptors (`Files`), and go when it closes any of the file
+    POSIX locks    belong to a table of descriptors, and go when it closes any of the file
     OFD locks      belong to an open file, and go with it
     flock          belongs to an open file too, and knows nothing of the others
 """

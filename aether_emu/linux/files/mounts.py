@@ -15,6 +15,8 @@ _FIRST_MINOR = 32
 EXT4_MAGIC = 0xEF53
 TMPFS_MAGIC = 0x01021994
 PROC_MAGIC = 0x9FA0
+DEVPTS_MAGIC = 0x1CD1
+_NAMES = {EXT4_MAGIC: b"ext4", TMPFS_MAGIC: b"tmpfs", PROC_MAGIC: b"proc", DEVPTS_MAGIC: b"devpts"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Mount:
     @property
     def kind_name(self) -> bytes:
         """The file system's name in /proc/mounts."""
-        return {EXT4_MAGIC: b"ext4", TMPFS_MAGIC: b"tmpfs", PROC_MAGIC: b"proc"}[self.kind]
+        return _NAMES[self.kind]
 
 
 class MountTable:

@@ -12,6 +12,7 @@ A namespace is shared by all processes of a run; what belongs to one process is 
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat as modes
 import weakref
@@ -19,24 +20,38 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
+from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
-from aether_emu.linux.files.inodes import EPOCH_NS, FileKey, Inode, InodeTable
+from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
-from aether_emu.linux.files.mounts import EXT4_MAGIC, PROC_MAGIC, TMPFS_MAGIC, Bind, Mount, MountTable
-from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, text
+from aether_emu.linux.files.mounts import (
+    DEVPTS_MAGIC,
+    EXT4_MAGIC,
+    PROC_MAGIC,
+    TMPFS_MAGIC,
+    Bind,
+    Mount,
+    MountTable,
+)
+from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer, proc_tree
 from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
-from aether_emu.linux.files.synthetic import Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.synthetic import Device, Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
-from aether_emu.linux.net.inbox import SocketAccount
-from aether_emu.linux.net.internet import Internet
-from aether_emu.linux.net.unix import UnixSpace
 from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.inbox import SocketAccount
+    from aether_emu.linux.net.internet import Internet
+    from aether_emu.linux.net.unix import UnixSpace
 
 _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK
@@ -54,6 +69,11 @@ class Listed:
 
 
 _NAMES_PER_LOOK = 4096
+_INSIDE = frozenset(
+    b"environ auxv maps smaps smaps_rollup mem pagemap exe cwd root fd fdinfo io syscall ns "
+    b"personality".split()
+)
+"""What of a process only those may see who may inspect it."""
 
 
 def _unmapped(key: FileKey, first: int, second: int) -> None:
@@ -61,9 +81,12 @@ def _unmapped(key: FileKey, first: int, second: int) -> None:
 
 
 class Namespace:
-    """The tree. Everything in it is shown as owned by `uid` and `gid`; synthetic nodes are root's.
+    """The tree. What grants have in it is shown as owned by `uid` and `gid`; synthetic nodes are root's.
 
-    `now` is the virtual clock in nanoseconds since 1970, `random` gives n bytes for /dev/urandom.
+    `actor` says by whose rights it is looked at; without it, by those of that user.
+
+    `now` is the machine's clock in nanoseconds since 1970, `start` when it began, `random` gives n bytes for
+    /dev/urandom.
     `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory: of
     a memory file, its pages of `page_size` bytes that were written, touched or allocated, not its size.
     `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches.
@@ -78,15 +101,18 @@ class Namespace:
         *,
         random: Callable[[int], bytes],
         now: Callable[[], int] = lambda: EPOCH_NS,
+        start: int = EPOCH_NS,
         uid: int = 1000,
         gid: int = 1000,
         memory_limit: int = 256 << 20,
         page_size: int = BLOCK,
         kernel_memory: int = 512 << 20,
+        actor: Actor | None = None,
     ) -> None:
         self.uid, self.gid = uid, gid
+        self.actor = Actor(of_user(uid, gid)) if actor is None else actor
         self.now = now
-        self.inodes = InodeTable(now)
+        self.inodes = InodeTable(now, start)
         self.mounts = MountTable()
         self.tmpfs: list[Tmpfs] = []
         self.memory_limit = memory_limit
@@ -94,11 +120,10 @@ class Namespace:
         self._most_inodes = kernel_memory // BLOCK // 2  # of a tmpfs, as Linux has it
         self.page_size = page_size
         self.pipes = PipeAccount()
-        self.specials = Specials(self.inodes)
+        self.specials = Specials(self.inodes, self.actor)
         self.locks = FileLocks()
-        account = SocketAccount(kernel_memory)
-        self.unix = UnixSpace(account, self._socket_stat)
-        self.internet = Internet(account, self._socket_stat)
+        self.terminals = TerminalNames(uid)
+        self._kernel_memory = kernel_memory
         self.watches = WatchAccount(kernel_memory)
         self.on_truncate: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
@@ -106,6 +131,10 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
+        self.process_owner: Callable[[int, bool], tuple[int, int]] = lambda number, folder: (uid, gid)
+        """Who owns what /proc has of a process or thread: of its `folder` itself, or what is in it."""
+        self.may_inspect: Callable[[int], bool] = lambda number: True
+        """Whether who looks may look into a process or thread."""
         self.executed: Counter[FileKey] = Counter()
         """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
@@ -123,13 +152,36 @@ class Namespace:
 
     def close(self) -> None:
         """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
-        self.unix.close()
+        if "unix" in vars(self):
+            self.unix.close()
         for mount in self.mounts.all():
             if mount.fd >= 0:
                 os.close(mount.fd)
         for fs in self.tmpfs:
             fs.close()
         self.mounts, self.tmpfs = MountTable(), []
+
+    # Sockets, whose code is imported for the first one
+
+    @functools.cached_property
+    def _socket_account(self) -> SocketAccount:
+        from aether_emu.linux.net.inbox import SocketAccount  # noqa: PLC0415  # as said above
+
+        return SocketAccount(self._kernel_memory)
+
+    @functools.cached_property
+    def unix(self) -> UnixSpace:
+        """The unix sockets."""
+        from aether_emu.linux.net.unix import UnixSpace  # noqa: PLC0415  # as said above
+
+        return UnixSpace(self._socket_account, self._socket_stat)
+
+    @functools.cached_property
+    def internet(self) -> Internet:
+        """The loopback interface, with the ports of TCP and UDP."""
+        from aether_emu.linux.net.internet import Internet  # noqa: PLC0415  # as said above
+
+        return Internet(self._socket_account, self._socket_stat, self.actor)
 
     # Mounting
 
@@ -143,18 +195,18 @@ class Namespace:
         for bind in binds:
             where = self._canonical(bind.guest)
             self._grant("bind", bind.host, where, bind.writable)
-        devices = device_tree(random)
+        devices, terminals = device_tree(random, self.terminals.devices()), self.terminals.folder()
         for path, kind, make in (
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),
+            ((b"dev", b"pts"), DEVPTS_MAGIC, lambda viewer: terminals),
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
         self.make_mount_points()
 
     def _mount_tmpfs(self, path: GuestPath) -> None:
-        owner = {"uid": self.uid, "gid": self.gid}
-        fs = Tmpfs(path, self.inodes, self, most_inodes=self._most_inodes, **owner)
+        fs = Tmpfs(path, self.inodes, self, most_inodes=self._most_inodes, actor=self.actor)
         self.tmpfs.append(fs)
         self._mount(path, TMPFS_MAGIC, writable=True, make=lambda viewer: fs.root)
 
@@ -236,7 +288,12 @@ class Namespace:
         return Place(mount, mount.path, fd=mount.fd, status=os.fstat(mount.fd))
 
     def root(self, viewer: Viewer | None = None) -> Place:
-        """The guest's /."""
+        """The / of `viewer`, borrowed; the guest's for nobody."""
+        root = None if viewer is None else place_of(viewer.root)
+        return self.top(viewer) if root is None else root
+
+    def top(self, viewer: Viewer | None = None) -> Place:
+        """The guest's /, whatever root a process has."""
         mount = self.mounts.at(())
         assert mount is not None
         return self.root_of(mount, viewer)
@@ -284,13 +341,61 @@ class Namespace:
         entry.parent.close()
         return place
 
+    # Rights
+
+    def owner(self, place: Place) -> tuple[int, int]:
+        """(uid, gid) of what is at `place`."""
+        node = place.node
+        if isinstance(node, TmpNode | Special):
+            return node.uid, node.gid
+        if node is None:
+            return self.uid, self.gid
+        if isinstance(node, Device):
+            return node.owner
+        if isinstance(node, Opened):
+            stat = node.file.stat()
+            return stat.uid, stat.gid
+        if _of_a_process(place.mount, place.path):
+            number, rest = _process_in(place)
+            return self.process_owner(number, not rest)
+        return 0, 0
+
+    def permits(self, place: Place, wanted: int) -> bool:
+        """Whether who looks has the rights `wanted` (R_OK, W_OK, X_OK) to what is at `place`.
+
+        The host's user must have them too, for what is the host's.
+        """
+        return self.actor.credentials.permits(place.mode, *self.owner(place), wanted)
+
+    def require(self, place: Place, wanted: int) -> None:
+        """Refused(EACCES) unless it `permits` that, and for what shows a process, unless that may be seen."""
+        if not self.permits(place, wanted):
+            raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
+        if place.node is not None:
+            self.require_inspection(place)
+
+    def require_inspection(self, place: Place) -> None:
+        """Refused(EACCES) for what shows the inside of a process that is not the looking one's to inspect."""
+        if not _of_a_process(place.mount, place.path):
+            return
+        number, rest = _process_in(place)
+        if rest and rest[0] in _INSIDE and not self.may_inspect(number):
+            raise Refused(errno.EACCES, f"{shown(text(place.path))} is another user's")
+
+    def require_owner(self, place: Place) -> None:
+        """Refused(EPERM) unless who looks may do what the owner may."""
+        if not self.actor.credentials.owns(self.owner(place)[0]):
+            raise Refused(errno.EPERM, f"{shown(text(place.path))} is another user's")
+
     # Looking
 
     def inode(self, place: Place) -> Inode:
         """The number and times of what is at `place`."""
         if place.inode is not None:
             return place.inode
-        if place.status is None and _of_a_process(place.mount, place.path):
+        if place.status is not None:
+            return self.inodes.see(place.status)
+        if _of_a_process(place.mount, place.path):
             return Inode(_number(place.path))
         return self.inodes.of(place.key)
 
@@ -309,12 +414,11 @@ class Namespace:
             )
         if isinstance(node, Special):
             return Stat(
-                *(place.mount.dev, inode.number, node.mode, node.links, self.uid, self.gid, 0, 0),
+                *(place.mount.dev, inode.number, node.mode, node.links, node.uid, node.gid, 0, 0),
                 *(inode.atime, inode.mtime, inode.ctime),
             )
-        owner = (self.uid, self.gid) if _of_a_process(place.mount, place.path) else (0, 0)
         return Stat(
-            *(place.mount.dev, inode.number, node.mode, 1, *owner, rdev(node), 0),
+            *(place.mount.dev, inode.number, node.mode, 1, *self.owner(place), rdev(node), 0),
             *(inode.atime, inode.mtime, inode.ctime),
         )
 
@@ -338,9 +442,9 @@ class Namespace:
 
     def nameless_stat(self, mode: int, device: int = 0) -> Stat:
         """The attributes of something new that has no name: a pipe, an eventfd, a stream."""
-        number = self.inodes.created().number
+        number, who = self.inodes.created().number, self.actor.credentials
         return Stat(
-            _ANONYMOUS_DEV, number, mode, 1, self.uid, self.gid, device, 0, EPOCH_NS, EPOCH_NS, EPOCH_NS
+            _ANONYMOUS_DEV, number, mode, 1, who.fsuid, who.fsgid, device, 0, EPOCH_NS, EPOCH_NS, EPOCH_NS
         )
 
     def _socket_stat(self) -> Stat:
@@ -459,7 +563,9 @@ class Namespace:
         lines = []
         for m in self.mounts.all():
             mode = b"rw" if m.writable else b"ro"
-            lines.append(b"%s %s %s %s,relatime 0 0\n" % (m.kind_name, _escaped(m.path), m.kind_name, mode))
+            lines.append(
+                b"%s %s %s %s,nosuid,relatime 0 0\n" % (m.kind_name, _escaped(m.path), m.kind_name, mode)
+            )
         return b"".join(lines)
 
     def mountinfo_text(self) -> bytes:
@@ -469,7 +575,7 @@ class Namespace:
             mode = b"rw" if m.writable else b"ro"
             ids = b"%d %d %d:%d" % (m.number + 20, 1, os.major(m.dev), os.minor(m.dev))
             fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
-            lines.append(b"%s / %s %s,relatime - %s %s %s\n" % fields)
+            lines.append(b"%s / %s %s,nosuid,relatime - %s %s %s\n" % fields)
         return b"".join(lines)
 
 
@@ -477,6 +583,14 @@ def _of_a_process(mount: Mount, path: GuestPath) -> bool:
     """Whether this is the folder of a process in /proc, or below it. They come and go: no table has them."""
     below = path[len(mount.path) :]
     return mount.kind == PROC_MAGIC and bool(below) and below[0].isdigit()
+
+
+def _process_in(place: Place) -> tuple[int, GuestPath]:
+    """The number of the process or thread whose folder it is or is in, and where in that."""
+    below = place.path[len(place.mount.path) :]
+    if below[1:2] == (b"task",) and below[2:]:
+        return int(below[2]), below[3:]
+    return int(below[0]), below[1:]
 
 
 def _number(path: GuestPath) -> int:

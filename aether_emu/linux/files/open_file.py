@@ -47,6 +47,11 @@ class OpenFile:
     kind: ClassVar[str]
     """Names the kind in captured state."""
     seekable: ClassVar[bool] = False
+    ignores_seeks: ClassVar[bool] = False
+    """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
+    is_socket: ClassVar[bool] = False
+    is_terminal = False
+    """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN
@@ -122,6 +127,8 @@ class OpenFile:
 
     def seek(self, offset: int, whence: int) -> int:
         """Move the position and return it."""
+        if self.ignores_seeks:
+            return 0
         raise Refused(errno.ESPIPE, f"a {self.kind} has no positions")
 
     def read_entries(self, size: int) -> bytes:
@@ -165,6 +172,10 @@ class OpenFile:
     def link(self) -> bytes:
         """What readlink of /proc/self/fd/N shows."""
         return b"anon_inode:[" + self.kind.encode() + b"]"
+
+    def details(self) -> bytes:
+        """What /proc/self/fdinfo/N shows of this kind beside what all have: whole lines."""
+        return b""
 
     def reopen(self, flags: int) -> OpenFile:
         """Open the same object anew, as opening /proc/self/fd/N does."""

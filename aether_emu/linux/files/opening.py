@@ -28,7 +28,7 @@ from aether_emu.linux.files.synthetic import (
     Text,
     TextFile,
 )
-from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpNode
+from aether_emu.linux.files.tmp_nodes import TmpDirectory
 from aether_emu.linux.files.tmpfs import TmpFile, TmpOpen, open_file
 
 _CREATABLE_MODE = 0o1777
@@ -91,6 +91,7 @@ def _create(
         return tmp_tree.create(namespace, entry, flags, mode, umask)
     if not parent.mount.writable or parent.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(parent.path))} is read-only")
+    namespace.require(parent, os.W_OK | os.X_OK)
     how = fl.to_host(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         with host.umask(umask):
@@ -105,8 +106,11 @@ def _create(
     return HostFile(namespace, Place(parent.mount, entry.path, fd=fd, status=status), fd, flags)
 
 
-def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
-    """Open what is at `place`; the descriptor made for it is new, the place stays the caller's."""
+def open_place(namespace: Namespace, place: Place, flags: int, *, judged: bool = False) -> OpenFile:
+    """Open what is at `place`; the descriptor made for it is new, the place stays the caller's.
+
+    `judged` if somebody has looked whether it may be opened.
+    """
     if flags & fl.O_DIRECTORY and not place.is_directory:
         raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
     if flags & fl.O_PATH:
@@ -117,6 +121,10 @@ def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
         raise Refused(errno.ELOOP, f"{shown(text(place.path))} is a symbolic link")
     if place.is_directory:
         return _open_directory(namespace, place, flags)
+    if not judged:
+        namespace.require(place, _rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))
+        if flags & fl.O_NOATIME:
+            namespace.require_owner(place)
     if place.node is not None:
         return _open_node(namespace, place, flags)
     return _open_host_file(namespace, place, flags)
@@ -125,8 +133,7 @@ def open_place(namespace: Namespace, place: Place, flags: int) -> OpenFile:
 def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
     if wants_write(flags) or flags & fl.O_CREAT:
         raise Refused(errno.EISDIR, f"{shown(text(place.path))} is a directory")
-    if isinstance(place.node, TmpNode):
-        place.node.require(os.R_OK)
+    namespace.require(place, os.R_OK)
     fd = -1
     if place.fd >= 0:
         with host.refusals(f"{shown(text(place.path))}"):
@@ -141,10 +148,11 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if isinstance(node, Special):
         return _open_special(namespace, place, node, flags)
     if isinstance(node, TmpFile):
-        node.require(_rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))
         return open_file(namespace, place, node, flags)
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)
     if isinstance(node, Device):
+        if node.opens is not None:
+            return node.opens(path, flags, stat, fs)
         return DeviceFile(path, node, flags, stat, fs)
     if isinstance(node, Control):
         return ControlFile(path, node, fl.O_WRONLY, stat, fs).reopen(flags)
@@ -163,8 +171,6 @@ def _rights(flags: int) -> int:
 
 def _open_special(namespace: Namespace, place: Place, node: Special, flags: int) -> OpenFile:
     """An end of a named pipe. Nobody opens a socket by its name (ENXIO)."""
-    if _rights(flags) & ~(node.mode >> 6):
-        raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
     if not node.is_fifo:
         raise Refused(errno.ENXIO, f"{shown(text(place.path))} is a socket")
     pipe = node.pipe if node.pipe is not None and (node.pipe.readers or node.pipe.writers) else None

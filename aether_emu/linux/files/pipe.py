@@ -248,12 +248,18 @@ class EventCounter(OpenFile):
     """eventfd(2): a 64-bit counter that reading takes and writing adds to."""
 
     kind = "eventfd"
+    ignores_seeks = True
 
     def __init__(self, value: int, semaphore: bool, flags: int, stat: Stat) -> None:
         super().__init__(flags & ~fl.O_ACCMODE | fl.O_RDWR, stat)
         self.value = value
         self.semaphore = semaphore
         self._added, self._taken = WaitQueue(), WaitQueue()
+
+    def details(self) -> bytes:
+        """See `OpenFile.details`."""
+        shown = self.value, self.stat().ino, self.semaphore
+        return b"eventfd-count: %16x\neventfd-id: %d\neventfd-semaphore: %d\n" % shown
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """See `OpenFile.queues`."""

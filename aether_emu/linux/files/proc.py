@@ -38,6 +38,10 @@ class OpenFiles(Protocol):
     def working_directory(self) -> OpenFile:
         """Where it stands."""
 
+    @property
+    def root(self) -> OpenFile | None:
+        """What its / is; None if it is the guest's."""
+
     def closes_on_exec(self, fd: int) -> bool:
         """Whether execve closes this descriptor."""
 
@@ -109,6 +113,7 @@ class _Root(Mapping[bytes, Node]):
             b"self": Link(lambda: b"%d" % source.pid),
             b"thread-self": Link(lambda: b"%d/task/%d" % (source.pid, source.tid)),
             b"mounts": Link(lambda: b"self/mounts"),
+            b"net": Link(lambda: b"self/net"),
             b"filesystems": Text(lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n"),
         }
         for name, provided in source.texts.items():
@@ -168,14 +173,21 @@ def _task_folder(shown: ShownTask) -> Directory:
 def _task_nodes(shown: ShownTask) -> dict[bytes, Node]:
     if shown.is_gone:
         return {}
-    nodes = {name.encode(): _node(provided) for name, provided in shown.texts.items()}
+    tree: _Tree = {}
+    for name, provided in shown.texts.items():
+        _plant(tree, name.encode().split(b"/"), _node(provided))
+    nodes = _nodes(tree)
     files = shown.files
     mounts = {} if files is None else files.mount_texts()
     nodes |= {name.encode(): Text(provide) for name, provide in mounts.items()}
     nodes[b"fd"] = Directory(lambda: _descriptors(shown), modes.S_IFDIR | 0o500)
     nodes[b"fdinfo"] = Directory(lambda: _descriptor_texts(shown), _FOLDER)
     nodes[b"cwd"] = Link(_nowhere) if files is None else _link_to(files.working_directory, 0o777)
-    nodes[b"root"] = Link(_nowhere if files is None else lambda: b"/")
+    root = None if files is None else files.root
+    if root is None:
+        nodes[b"root"] = Link(_nowhere if files is None else lambda: b"/")
+    else:
+        nodes[b"root"] = _link_to(root, 0o777)
     if shown.tasks:
         nodes[b"task"] = Directory(lambda: _threads(shown), _FOLDER)
     return nodes
@@ -212,9 +224,13 @@ def _descriptor_texts(shown: ShownTask) -> dict[bytes, Node]:
 def _about(files: OpenFiles, fd: int, file: OpenFile) -> Callable[[], bytes]:
     def text() -> bytes:
         stat, closes = file.stat(), fl.O_CLOEXEC if files.closes_on_exec(fd) else 0
-        return b"pos:\t%d\nflags:\t0%o\nmnt_id:\t%d\nino:\t%d\n" % (
-            *(file.position, file.flags | closes),
-            *(file.statfs().number + 20, stat.ino),
+        return (
+            b"pos:\t%d\nflags:\t0%o\nmnt_id:\t%d\nino:\t%d\n"
+            % (
+                *(file.position, file.flags | closes),
+                *(file.statfs().number + 20, stat.ino),
+            )
+            + file.details()
         )
 
     return text

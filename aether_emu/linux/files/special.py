@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import stat as modes
 from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING
 
+from aether_emu.linux.credentials import Actor
 from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
-from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import Pipe
+
+if TYPE_CHECKING:
+    from aether_emu.linux.net.unix import UnixSocket
 
 _KEYS = -1  # no host device has this number
 
@@ -19,11 +23,12 @@ _KEYS = -1  # no host device has this number
 class Special:
     """A named pipe, with the `pipe` while it is open; or the name of `socket`, which may be closed by now."""
 
-    def __init__(self, mode: int, key: FileKey, inode: Inode) -> None:
+    def __init__(self, mode: int, key: FileKey, inode: Inode, uid: int, gid: int) -> None:
         self.mode, self.key, self.inode = mode, key, inode
+        self.uid, self.gid = uid, gid
         self.links = 0
         self.pipe: Pipe | None = None
-        self.socket: OpenFile | None = None
+        self.socket: UnixSocket | None = None
 
     @property
     def is_fifo(self) -> bool:
@@ -34,8 +39,8 @@ class Special:
 class Specials:
     """All of them, by (the directory's key, name)."""
 
-    def __init__(self, inodes: InodeTable) -> None:
-        self._inodes = inodes
+    def __init__(self, inodes: InodeTable, actor: Actor) -> None:
+        self._inodes, self._actor = inodes, actor
         self._by_name: dict[tuple[Hashable, bytes], Special] = {}
         self._made = 0
 
@@ -51,15 +56,15 @@ class Specials:
         return ((name, special) for (where, name), special in self._by_name.items() if where == directory)
 
     def make(self, mode: int) -> Special:
-        """A new one, without a name."""
+        """A new one of who makes it, without a name."""
         self._made += 1
-        key = (_KEYS, self._made)
-        return Special(mode, key, self._inodes.created(key))
+        key, who = (_KEYS, self._made), self._actor.credentials
+        return Special(mode, key, self._inodes.created(key), who.fsuid, who.fsgid)
 
-    def restored(self, mode: int, key: FileKey) -> Special:
+    def restored(self, mode: int, key: FileKey, uid: int, gid: int) -> Special:
         """A captured one, without a name."""
         self._made = max(self._made, key[1])
-        return Special(mode, key, self._inodes.of(key))
+        return Special(mode, key, self._inodes.of(key), uid, gid)
 
     def name(self, special: Special, directory: Hashable, name: bytes) -> None:
         """Give it a name, which nothing has."""

@@ -103,7 +103,7 @@ def encode_statx(stat: Stat) -> bytes:
     return body.ljust(256, b"\0")
 
 
-_ST_RDONLY = 0x1
+_ST_RDONLY, _ST_NOSUID = 0x1, 0x2
 _ST_VALID = 0x20
 
 
@@ -113,5 +113,5 @@ def encode_statfs(fs: StatFs) -> bytes:
     return struct.pack(
         "<qqQQQQQiiqqq32x",
         *(fs.kind, BLOCK, fs.blocks, fs.free, fs.free, inodes, free_inodes, fs.number, 0),
-        *(255, BLOCK, _ST_VALID | (_ST_RDONLY if fs.read_only else 0)),
+        *(255, BLOCK, _ST_VALID | _ST_NOSUID | (_ST_RDONLY if fs.read_only else 0)),
     )

@@ -1,8 +1,8 @@
 """The standard streams: the host's descriptors 0, 1 and 2, or whatever the caller puts in their place.
 
 They pass bytes through and have no position. To the guest a stream is a terminal if it really is one and
-a pipe otherwise, so that a run prints the same into a file, a pipe or a test. The host terminal's modes are
-never changed: the guest's own are kept beside it, so that what it sets it also reads back.
+a pipe otherwise, so that a run prints the same into a file, a pipe or a test. What is more of a terminal than
+its bytes is in `tty/console`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-import struct
-from collections.abc import Callable
 from typing import Protocol
 
-from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host import refused
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLIN, POLLOUT, OpenFile, WouldBlock
@@ -36,6 +33,18 @@ class Stream(Protocol):
 
     def terminal_size(self) -> tuple[int, int] | None:
         """(columns, lines) of a terminal; None if it is none."""
+
+
+class Console(Protocol):
+    """The terminal that a stream is, as far as its bytes go: see `tty/console`."""
+
+    heard: bool
+    typed: bytearray
+
+    @property
+    def name(self) -> bytes: ...
+    def available(self, file: StreamFile) -> int: ...
+    def take_typed(self, count: int) -> bytes: ...
 
 
 _ATOMIC = select.PIPE_BUF
@@ -125,33 +134,28 @@ class BufferStream:
         return None
 
 
-_TCGETS = 0x5401
-_TCSETS = (0x5402, 0x5403, 0x5404)
-_TIOCGWINSZ = 0x5413
-_TERMIOS_SIZE = 36
-
-
-def _cooked_termios() -> bytes:
-    """`struct termios` of a fresh terminal (asm-generic/termbits.h): the kernel's tty_std_termios."""
-    iflag, oflag = 0o400 | 0o2000, 0o1 | 0o4  # ICRNL IXON; OPOST ONLCR
-    cflag = 0o17 | 0o60 | 0o200 | 0o2000  # B38400 CS8 CREAD HUPCL
-    lflag = (
-        0o1 | 0o2 | 0o10 | 0o20 | 0o40 | 0o1000 | 0o4000 | 0o100000
-    )  # ISIG ICANON ECHO ECHOE ECHOK ECHOCTL ECHOKE IEXTEN
-    controls = bytes([3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0])
-    return struct.pack("<IIIIB19s", iflag, oflag, cflag, lflag, 0, controls)
-
-
 class StreamFile(OpenFile):
-    """A descriptor of a standard stream. `name` finds the stream again when state is restored."""
+    """A descriptor of a standard stream. `name` finds the stream again when state is restored.
+
+    `console` is the terminal that it is, if it is one, and `path` what it was opened as.
+    """
 
     kind = "stream"
+    hung_up = is_master = False
 
-    def __init__(self, name: str, stream: Stream, flags: int, stat: Stat) -> None:
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        flags: int,
+        stat: Stat,
+        console: Console | None = None,
+        path: bytes = b"",
+    ) -> None:
         super().__init__(flags, stat)
         self.name = name
         self.stream = stream
-        self._termios = _cooked_termios()
+        self.terminal, self.is_terminal, self._path = console, console is not None, path
         self._incoming = HostQueue(self._has_input)
         # A stream that took nothing and says no more is tried again.
         self._has_room = stream.has_room if isinstance(stream, DescriptorStream) else lambda: True
@@ -167,6 +171,10 @@ class StreamFile(OpenFile):
         """What the stream has; `WouldBlock` while it has nothing and is not at its end."""
         if not count:
             return b""
+        if self.terminal is not None:
+            self.terminal.heard = True
+            if self.terminal.typed:
+                return self.terminal.take_typed(count)
         if not self.stream.ready():
             return self.wait_for(POLLIN)
         try:
@@ -188,45 +196,30 @@ class StreamFile(OpenFile):
             raise refused(error, self.name) from None
 
     def _has_input(self) -> bool:
-        return self.stream.ready()
+        return self.stream.ready() or (self.terminal is not None and bool(self.terminal.typed))
 
     def available(self) -> int:
-        """Whether there is anything: a stream does not say how much."""
-        return int(self._has_input())
+        """Whether there is anything: a stream does not say how much, but a terminal does."""
+        return int(self._has_input()) if self.terminal is None else self.terminal.available(self)
 
     def poll(self) -> int:
         """See `OpenFile.poll`."""
-        incoming = POLLIN if self.readable and self.stream.ready() else 0
+        if self.terminal is not None:
+            self.terminal.heard = True
+        incoming = POLLIN if self.readable and self._has_input() else 0
         return incoming | (POLLOUT if self.writable and self._has_room() else 0)
 
     def link(self) -> bytes:
         """See `OpenFile.link`."""
-        return b"pipe:[%d]" % self._stat.ino if self.stream.terminal_size() is None else b"/dev/tty"
+        return b"pipe:[%d]" % self._stat.ino if self.terminal is None else self._path or self.terminal.name
 
     def reopen(self, flags: int) -> OpenFile:
         """The same stream under other flags: a second one with its own position would overwrite the first."""
-        return StreamFile(self.name, self.stream, flags, self._stat)
-
-    def ioctl(self, request: int, fetch: Callable[[int], bytes]) -> bytes:
-        """Terminal requests, if it is a terminal. Job control is not offered (ENOTTY)."""
-        size = self.stream.terminal_size()
-        if size is not None:
-            if request == _TCGETS:
-                return self._termios
-            if request in _TCSETS:
-                self._termios = fetch(_TERMIOS_SIZE)
-                return b""
-            if request == _TIOCGWINSZ:
-                return struct.pack("<HHHH", size[1], size[0], 0, 0)
-        raise Refused(errno.ENOTTY, f"ioctl {request:#x} on {self.name}")
+        return StreamFile(self.name, self.stream, flags, self._stat, self.terminal, self._path)
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
-        return {"name": self.name, "termios": self._termios}
-
-    def restore_termios(self, termios: bytes) -> None:
-        """Take over captured terminal modes."""
-        self._termios = termios
+        return {"name": self.name, "path": self._path}
 
 
 def standard_flags(name: str, stream: Stream) -> int:

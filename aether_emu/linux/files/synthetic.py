@@ -62,7 +62,8 @@ class Link:
 class Device:
     """A character device: what reading and writing it does; None if it can't be opened (ENXIO).
 
-    A device with `take` never looks at what is written to it, only at how many bytes it is.
+    A device with `take` never looks at what is written to it, only at how many bytes it is. One with `opens`
+    is something else once it is open: that gets path, flags and attributes. `owner` is (user, group).
     """
 
     number: tuple[int, int]
@@ -70,6 +71,8 @@ class Device:
     write: Callable[[bytes], int] | None
     take: Callable[[int], int] | None = None
     mode: int = modes.S_IFCHR | 0o666
+    opens: Callable[[bytes, int, Stat, StatFs], OpenFile] | None = None
+    owner: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -266,8 +269,8 @@ _MOST_AT_ONCE = 0x1FFFFFF
 """One read of /dev/urandom gives at most 32 MiB - 1 (random(4)); here /dev/zero too, to bound our memory."""
 
 
-def device_tree(random: Callable[[int], bytes]) -> Directory:
-    """/dev: the memory devices, and links to the process's own descriptors. `random` gives n bytes."""
+def device_tree(random: Callable[[int], bytes], more: Mapping[bytes, Node]) -> Directory:
+    """/dev: the memory devices, links to the process's descriptors, and `more`. `random` gives n bytes."""
 
     def no_space(count: int) -> int:
         raise Refused(errno.ENOSPC, "/dev/full is full")
@@ -290,11 +293,11 @@ def device_tree(random: Callable[[int], bytes]) -> Directory:
         b"full": Device((1, 7), zeros, lambda data: no_space(len(data)), no_space),
         b"random": Device((1, 8), chance, len),
         b"urandom": Device((1, 9), chance, len),
-        b"tty": Device((5, 0), None, None),
         b"fd": to(b"/proc/self/fd"),
         b"stdin": to(b"/proc/self/fd/0"),
         b"stdout": to(b"/proc/self/fd/1"),
         b"stderr": to(b"/proc/self/fd/2"),
+        **more,
     }
     return Directory(lambda: nodes)
 

@@ -24,10 +24,14 @@ class Descriptor:
 
 
 class DescriptorTable:
-    """Descriptors by number. `limit` is one more than the highest number there may be."""
+    """Descriptors by number. `limit` is one more than the highest number there may be.
+
+    `users` counts the `Files` that have it.
+    """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
+        self.users = 1
         self._by_number: dict[int, Descriptor] = {}
         self.on_close: Callable[[OpenFile], None] | None = None
         """Whoever has to know that a descriptor of a file is closed, though others may be left."""
@@ -109,6 +113,12 @@ class DescriptorTable:
         for fd, descriptor in self._by_number.items():
             child.place(fd, descriptor.file, cloexec=descriptor.cloexec)
         return child
+
+    def leave(self) -> None:
+        """One user fewer; with the last one all is closed."""
+        self.users -= 1
+        if not self.users:
+            self.close_all()
 
     def close_on_exec(self) -> None:
         """Close what FD_CLOEXEC marks."""

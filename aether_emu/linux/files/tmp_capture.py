@@ -82,7 +82,9 @@ def _describe(node: TmpNode | Special) -> State:
     if isinstance(node, Special):
         if node.pipe is not None and (node.pipe.readers or node.pipe.writers):
             raise CaptureError("a named pipe is open: its state can't be captured")
-        return {"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)}
+        return {"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)} | {
+            "owner": [node.uid, node.gid]
+        }
     described: State = {
         **{"mode": node.mode, "uid": node.uid, "gid": node.gid, "links": node.links},
         **{"fs": list(node.fs.path), "inode": list(astuple(node.inode))},
@@ -131,7 +133,7 @@ def _make(
     described: State, namespace: Namespace, places: dict[tuple[bytes, ...], Tmpfs]
 ) -> TmpNode | Special:
     if described["kind"] == "special":
-        return namespace.specials.restored(described["mode"], tuple(described["key"]))
+        return namespace.specials.restored(described["mode"], tuple(described["key"]), *described["owner"])
     fs, inode = places[tuple(described["fs"])], Inode(*described["inode"])
     permissions = modes.S_IMODE(described["mode"])
     node: TmpNode

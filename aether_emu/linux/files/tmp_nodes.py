@@ -12,6 +12,7 @@ import os
 import stat as modes
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import FOWNER, Actor
 from aether_emu.linux.files.accounts import MemoryAccount
 from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.special import Special
@@ -27,7 +28,7 @@ _ENTRY_SIZE = 20
 class Tmpfs:
     """One tmpfs, mounted at the guest path `path`: its root, and how many inodes it has of `most_inodes`.
 
-    Everything in it is made by the guest's user, `uid`. Contents are on `account`, which others share.
+    `actor` says who makes what is in it, and by whose rights. Contents are on `account`, which others share.
     """
 
     def __init__(
@@ -36,11 +37,10 @@ class Tmpfs:
         inodes: InodeTable,
         account: MemoryAccount,
         *,
-        uid: int,
-        gid: int,
+        actor: Actor,
         most_inodes: int,
     ) -> None:
-        self.path, self.inodes, self.account, self.uid, self.gid = path, inodes, account, uid, gid
+        self.path, self.inodes, self.account, self.actor = path, inodes, account, actor
         self.most_inodes, self.inodes_used = most_inodes, 0
         self.root = TmpDirectory(self, 0o1777, None)
         self.root.uid = self.root.gid = 0
@@ -81,7 +81,8 @@ class TmpNode:
 
     def __init__(self, fs: Tmpfs, mode: int, inode: Inode | None = None) -> None:
         fs.take_inode()
-        self.fs, self.mode, self.uid, self.gid = fs, mode, fs.uid, fs.gid
+        who = fs.actor.credentials
+        self.fs, self.mode, self.uid, self.gid = fs, mode, who.fsuid, who.fsgid
         self.inode = inode or fs.inodes.created()
         self.links = 0
         self.attributes: dict[bytes, bytes] = {}
@@ -102,15 +103,8 @@ class TmpNode:
         return 0
 
     def permits(self, wanted: int) -> bool:
-        """Whether the guest's user has the rights `wanted` (R_OK, W_OK, X_OK); root has nearly all."""
-        if not self.fs.uid:
-            executable = modes.S_ISDIR(self.mode) or self.mode & 0o111
-            return bool(executable) or not wanted & os.X_OK
-        if self.fs.uid == self.uid:
-            granted = self.mode >> 6
-        else:
-            granted = self.mode >> 3 if self.fs.gid == self.gid else self.mode
-        return not wanted & ~granted & 7
+        """Whether who acts has the rights `wanted` (R_OK, W_OK, X_OK)."""
+        return self.fs.actor.credentials.permits(self.mode, self.uid, self.gid, wanted)
 
     def require(self, wanted: int) -> None:
         """Refused(EACCES) unless it `permits` that."""
@@ -162,6 +156,18 @@ class TmpDirectory(TmpNode):
         if not self.links:
             raise Refused(errno.ENOENT, "the directory was removed")
         self.require(os.W_OK | os.X_OK)
+
+    def require_removal(self, node: TmpNode | Special) -> None:
+        """Refused unless a name of `node` may be removed: see `require_change`; EPERM where it is sticky."""
+        self.require_change()
+        who = self.fs.actor.credentials
+        if self.mode & modes.S_ISVTX and who.fsuid not in (node.uid, self.uid) and not who.has(FOWNER):
+            raise Refused(errno.EPERM, "in a sticky directory names are removed by their files' owners")
+
+    def inherit(self, node: TmpNode | Special) -> None:
+        """What is made in a set-group-id directory is of its group."""
+        if self.mode & modes.S_ISGID:
+            node.gid = self.gid
 
     def put(self, name: bytes, node: TmpNode | Special) -> None:
         """Let a name, which leads nowhere yet, lead to what has been counted."""

@@ -32,12 +32,18 @@ def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) ->
     """mkdir(2) of a name that is free. A set-group-id directory hands that bit on."""
     parent = _parent(entry)
     permissions = mode & 0o1777 & ~umask | parent.mode & modes.S_ISGID
-    _give_name(namespace, entry, TmpDirectory(parent.fs, permissions, parent))
+    made = TmpDirectory(parent.fs, permissions, parent)
+    parent.inherit(made)
+    _give_name(namespace, entry, made)
 
 
 def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> TmpFile:
     """mknod(2) of a regular file, or the file of open(2), by a name that is free."""
-    made = TmpFile(_parent(entry).fs, namespace, mode & _PERMISSIONS & ~umask)
+    parent = _parent(entry)
+    made = TmpFile(parent.fs, namespace, mode & _PERMISSIONS & ~umask)
+    parent.inherit(made)
+    if made.mode & modes.S_ISGID and not parent.fs.actor.credentials.may_lend_group(made.gid):
+        made.mode &= ~modes.S_ISGID
     _give_name(namespace, entry, made)
     return made
 
@@ -46,13 +52,16 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
     """mknod(2) of a named pipe, or bind(2) of a socket."""
     _parent(entry).fs.take_inode()
     made = namespace.specials.make(modes.S_IFMT(mode) | mode & 0o1777 & ~umask)
+    _parent(entry).inherit(made)
     _give_name(namespace, entry, made)
     return made
 
 
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     """symlink(2)."""
-    _give_name(namespace, entry, TmpLink(_parent(entry).fs, target))
+    made = TmpLink(_parent(entry).fs, target)
+    _parent(entry).inherit(made)
+    _give_name(namespace, entry, made)
 
 
 def create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> TmpOpen:
@@ -113,7 +122,7 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     place = _existing(entry)
     if entry.slash:
         raise Refused(errno.EISDIR if place.is_directory else errno.ENOTDIR, f"{shown(text(entry.path))}")
-    _parent(entry).require_change()
+    _require_removal(entry)
     if place.is_directory:
         raise Refused(errno.EISDIR, f"{shown(text(entry.path))} is a directory")
     _require_unpinned(namespace, entry.path)
@@ -123,7 +132,7 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
 def remove_directory(namespace: Namespace, entry: Entry) -> None:
     """rmdir(2)."""
     place = _existing(entry)
-    _parent(entry).require_change()
+    _require_removal(entry)
     if not place.is_directory:
         raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
     _require_unpinned(namespace, entry.path)
@@ -186,8 +195,8 @@ def _require_no_loop(old: Entry, new: Entry, exchange: bool) -> None:
 
 
 def _may_replace(old: Entry, new: Entry, source: Place, target: Place | None, exchange: bool) -> None:
-    _parent(old).require_change()
-    _parent(new).require_change()
+    _require_removal(old)
+    _require_removal(new)
     if target is not None and not exchange:
         if source.is_directory and not target.is_directory:
             raise Refused(errno.ENOTDIR, f"{shown(text(new.path))} is no directory")
@@ -214,6 +223,16 @@ def _move(namespace: Namespace, old: Entry, new: Entry, exchange: bool) -> None:
     for parent in (before, after):
         namespace.inodes.modified(parent.inode)
     namespace.name_moved(old.path, new.path, exchange)
+
+
+def _require_removal(entry: Entry) -> None:
+    """Refused unless the name may be removed, or made where there is none. What is mounted there stays."""
+    parent = _parent(entry)
+    node = parent.entries.get(entry.name or b"")
+    if node is None:
+        parent.require_change()
+    else:
+        parent.require_removal(node)
 
 
 def _existing(entry: Entry) -> Place:

@@ -13,6 +13,7 @@ import stat as modes
 from typing import TYPE_CHECKING, Any
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import FSETID
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 _SLEEPS = 1 << 20
 """Up to so many bytes sleep: beyond, the limit on memory allows few files only."""
+_SET_ID = modes.S_ISUID | modes.S_ISGID
 _EMPTY: dict[str, Any] = {"size": 0, "pages": {}, "reserved": []}
 
 
@@ -135,7 +137,7 @@ class TmpOpen(MemoryFile, Named):
         """See `OpenFile.pwrite`. What is written loses its set-id bits (Linux `file_remove_privs`)."""
         done = super().pwrite(data, offset)
         node = self.node
-        if done and node.mode & (modes.S_ISUID | modes.S_ISGID) and node.fs.uid:
+        if done and node.mode & _SET_ID and not node.fs.actor.credentials.has(FSETID):
             node.mode &= ~(modes.S_ISUID | (modes.S_ISGID if node.mode & modes.S_IXGRP else 0))
         return done
 

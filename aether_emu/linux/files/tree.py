@@ -12,6 +12,7 @@ import os
 import stat as modes
 
 from aether_emu.errors import Refused, shown
+from aether_emu.linux.credentials import CHOWN, FOWNER
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -27,7 +28,7 @@ _SET_ID = modes.S_ISUID | modes.S_ISGID
 
 def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None:
     """mkdir(2)."""
-    _require_new(entry, directory=True)
+    _require_new(namespace, entry, directory=True)
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_directory(namespace, entry, mode, umask)
         return
@@ -46,7 +47,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
         if entry.place is not None:
             raise Refused(errno.EEXIST, "it exists")
         raise Refused(errno.EPERM, "devices can't be made")
-    _require_new(entry)
+    _require_new(namespace, entry)
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_file(namespace, entry, mode, umask)
         return
@@ -57,7 +58,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
 
 def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> Special:
     """A named pipe, or the name of a socket. The host sees neither."""
-    _require_new(entry)
+    _require_new(namespace, entry)
     assert entry.name is not None, "an ordinary name"
     if tmp_tree.directory_of(entry.parent):
         return tmp_tree.make_special(namespace, entry, mode, umask)
@@ -71,7 +72,7 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
 
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
     """symlink(2). The target is only text: it is resolved in the guest's namespace when a walk meets it."""
-    _require_new(entry)
+    _require_new(namespace, entry)
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.make_link(namespace, entry, target)
         return
@@ -82,7 +83,7 @@ def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
 
 def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
     """link(2): another name for the object at `source`, which must be in the same grant."""
-    _require_new(entry)
+    _require_new(namespace, entry)
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.add_name(namespace, source, entry)
         return
@@ -109,8 +110,9 @@ def remove_name(namespace: Namespace, entry: Entry) -> None:
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.remove_name(namespace, entry)
         return
-    _require_writable(entry.parent)
+    _require_writable(namespace, entry.parent)
     place = _existing(entry)
+    _require_removal(namespace, entry)
     _require_unpinned(namespace, entry.path)
     if isinstance(place.node, Special):
         if entry.slash:
@@ -131,8 +133,9 @@ def remove_directory(namespace: Namespace, entry: Entry) -> None:
     if tmp_tree.directory_of(entry.parent):
         tmp_tree.remove_directory(namespace, entry)
         return
-    _require_writable(entry.parent)
+    _require_writable(namespace, entry.parent)
     place = _existing(entry)
+    _require_removal(namespace, entry)
     _require_unpinned(namespace, entry.path)
     if isinstance(place.node, Special):
         raise Refused(errno.ENOTDIR, f"{shown(text(entry.path))} is no directory")
@@ -157,11 +160,14 @@ def rename(namespace: Namespace, old: Entry, new: Entry, flags: int) -> None:
     if tmp_tree.directory_of(old.parent) and tmp_tree.directory_of(new.parent):
         tmp_tree.rename(namespace, old, new, flags)
         return
-    _require_writable(old.parent)
-    _require_writable(new.parent)
+    _require_writable(namespace, old.parent)
+    _require_writable(namespace, new.parent)
     source, target = _existing(old), new.place
     if flags & fl.RENAME_NOREPLACE and target is not None:
         raise Refused(errno.EEXIST, f"{shown(text(new.path))} exists")
+    _require_removal(namespace, old)
+    if target is not None:
+        _require_removal(namespace, new)
     _require_unpinned(namespace, old.path)
     _require_unpinned(namespace, new.path)
     if isinstance(source.node, Special) or (target is not None and isinstance(target.node, Special)):
@@ -228,13 +234,17 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
         raise Refused(errno.EOPNOTSUPP, "a symbolic link has no mode of its own")
     memory = _memory_at(place)
     if memory is not None:
+        namespace.require_owner(place)
         memory.set_mode(mode)
         return
     if isinstance(place.node, Special | TmpNode):
+        namespace.require_owner(place)
+        mode = _without_group(namespace, place.node.gid, mode)
         place.node.mode = modes.S_IFMT(place.node.mode) | mode & _PERMISSIONS
         namespace.inodes.changed(place.node.inode)
         return
-    _require_writable(place)
+    _require_on_writable(place)
+    namespace.require_owner(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
         raise Refused(errno.EPERM, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if mode & _SET_ID and not place.is_directory:
@@ -244,22 +254,51 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
     namespace.inodes.changed(namespace.inode(place))
 
 
+def _without_group(namespace: Namespace, gid: int, mode: int) -> int:
+    """A mode without S_ISGID where who sets it is not of that group."""
+    return mode if namespace.actor.credentials.may_lend_group(gid) else mode & ~modes.S_ISGID
+
+
 def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
-    """chown(2): the owner shown is the guest's already, and no other can be had. -1 leaves one as it is."""
+    """chown(2). -1 leaves one as it is. What is the host's has the one owner that it is shown with: EPERM.
+
+    Another owner is CAP_CHOWN's to set; an owner may give a file to a group that he is in.
+    """
     memory = _memory_at(place)
-    if memory is None and not isinstance(place.node, Special | TmpNode):
-        _require_writable(place)
-    unchanged = (-1, 0xFFFFFFFF)
-    if uid not in (*unchanged, namespace.uid) or gid not in (*unchanged, namespace.gid):
+    ours = isinstance(place.node, Special | TmpNode)
+    if memory is None and not ours:
+        _require_on_writable(place)
+    unchanged, (owner, group) = (-1, 0xFFFF_FFFF), namespace.owner(place)
+    who = namespace.actor.credentials
+    wanted = (owner if uid in unchanged else uid, group if gid in unchanged else gid)
+    may_be_owner = uid in unchanged or (who.fsuid == owner == uid) or who.has(CHOWN)
+    in_group = gid == group or who.in_group(gid)
+    may_be_group = gid in unchanged or (who.fsuid == owner and in_group) or who.has(CHOWN)
+    if not may_be_owner or not may_be_group or (not ours and wanted != (owner, group)):
         raise Refused(errno.EPERM, f"owner {uid}:{gid}")
+    if isinstance(place.node, Special | TmpNode):
+        node = place.node
+        node.uid, node.gid = wanted
+        if not place.is_directory:
+            lends = node.mode & modes.S_IXGRP or not who.may_lend_group(node.gid)
+            node.mode &= ~(modes.S_ISUID | (modes.S_ISGID if lends else 0))
     namespace.inodes.changed(namespace.inode(place) if memory is None else memory.inode)
 
 
-def set_times(namespace: Namespace, place: Place, atime: int | None, mtime: int | None) -> None:
-    """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too."""
+def set_times(
+    namespace: Namespace, place: Place, atime: int | None, mtime: int | None, *, touches: bool = False
+) -> None:
+    """utimensat(2), nanoseconds since 1970; None leaves one as it is. The host file gets them too.
+
+    Who may write to the file `touches` it: both become now. Only its owner sets anything else (EPERM).
+    """
     memory, ours = _memory_at(place), isinstance(place.node, Special | TmpNode)
     if memory is None and not ours:
-        _require_writable(place)
+        _require_on_writable(place)
+    if not namespace.actor.credentials.owns(namespace.owner(place)[0]):
+        if not touches:
+            raise Refused(errno.EPERM, f"{shown(text(place.path))} is another user's")
+        namespace.require(place, os.W_OK)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
     inode = namespace.inode(place) if memory is None else memory.inode
@@ -286,43 +325,57 @@ def _memory_at(place: Place) -> Memory | None:
     return None
 
 
-def allows(place: Place, mode: int) -> None:
+def allows(namespace: Namespace, place: Place, mode: int) -> None:
     """access(2): raise EROFS or EACCES unless all of `mode` (R_OK, W_OK, X_OK) is possible."""
-    if isinstance(place.node, TmpNode):
-        place.node.require(mode & (os.R_OK | os.W_OK | os.X_OK))
-        return
     if place.node is not None:
-        granted = modes.S_IMODE(place.node.mode)
-        wanted = mode & (os.R_OK | os.W_OK | os.X_OK)
-        if wanted & ~((granted | granted >> 3 | granted >> 6) & 7) or (
-            wanted & os.W_OK and place.is_directory
-        ):
+        if mode & os.W_OK and place.is_directory and not isinstance(place.node, TmpNode):
+            raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
+        if not namespace.permits(place, mode):
             raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
         return
     if mode & os.W_OK and not place.mount.writable:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
     if mode and not (modes.S_ISREG(place.mode) or place.is_directory or place.is_link):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
+    if not namespace.permits(place, mode):
+        raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
     if not place.is_link and not os.access(host.by_descriptor(place.fd), mode, effective_ids=True):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
 
 
-def _require_new(entry: Entry, directory: bool = False) -> None:
+def _require_new(namespace: Namespace, entry: Entry, directory: bool = False) -> None:
     if not entry.is_ordinary or entry.place is not None:
         raise Refused(errno.EEXIST, "it exists")
     if entry.slash and not directory:
         raise Refused(errno.ENOENT, "only a directory can have this name")
     if len(entry.name or b"") > NAME_MAX:
         raise entry.absent()
-    _require_writable(entry.parent)
+    _require_writable(namespace, entry.parent)
 
 
-def _require_writable(place: Place) -> None:
-    if isinstance(place.node, TmpDirectory):
-        place.node.require_change()
+def _require_writable(namespace: Namespace, directory: Place) -> None:
+    """Refused(EROFS, EACCES) unless names may be made and removed in it."""
+    if isinstance(directory.node, TmpDirectory):
+        directory.node.require_change()
         return
+    _require_on_writable(directory)
+    namespace.require(directory, os.W_OK | os.X_OK)
+
+
+def _require_on_writable(place: Place) -> None:
+    """Refused(EROFS) unless it lies in a grant that can be written."""
     if not place.mount.writable or place.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is read-only")
+
+
+def _require_removal(namespace: Namespace, entry: Entry) -> None:
+    """Refused(EPERM) where a directory is sticky and neither it nor the file is the caller's."""
+    place, who = entry.place, namespace.actor.credentials
+    assert place is not None, "it exists"
+    if not entry.parent.mode & modes.S_ISVTX or who.has(FOWNER):
+        return
+    if who.fsuid not in (namespace.owner(place)[0], namespace.owner(entry.parent)[0]):
+        raise Refused(errno.EPERM, f"{shown(text(entry.path))} is another user's, in a sticky directory")
 
 
 def _require_unpinned(namespace: Namespace, path: GuestPath) -> None:

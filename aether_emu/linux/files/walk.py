@@ -49,6 +49,18 @@ class Ground(Protocol):
     def root_of(self, mount: Mount, viewer: Viewer | None) -> Place:
         """The place where `mount` begins."""
 
+    def root(self, viewer: Viewer | None) -> Place:
+        """The / of `viewer`."""
+
+    def top(self, viewer: Viewer | None) -> Place:
+        """The guest's /."""
+
+    def require(self, place: Place, wanted: int) -> None:
+        """Refused(EACCES) unless who walks has the rights `wanted`."""
+
+    def require_inspection(self, place: Place) -> None:
+        """Refused(EACCES) for the inside of a process that is not the walking one's to inspect."""
+
 
 def checked(path: bytes) -> bytes:
     """A path that the kernel's `getname` would accept."""
@@ -84,6 +96,8 @@ class Walk:
         self._ground, self._gate, self._viewer, self._resolve = ground, gate, viewer, resolve
         confined = resolve & (fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT)
         self._base = start if confined else None
+        root = None if viewer is None or viewer.root is None else place_of(viewer.root)
+        self._root_path: GuestPath = () if root is None else root.path
         self._here = start.borrowed()
         self._trail: list[Place] = []
         self._pending: list[bytes] = []
@@ -147,7 +161,7 @@ class Walk:
         if path.startswith(b"/"):
             if self._resolve & fl.RESOLVE_BENEATH:
                 raise Refused(errno.EXDEV, f"{shown(path)} is absolute")
-            self._jump(self._base.borrowed() if self._base else self._root())
+            self._jump(self._base.borrowed() if self._base else self._ground.root(self._viewer).borrowed())
 
     def _follow(self, link: Place, last: bool) -> None:
         if self._resolve & fl.RESOLVE_NO_SYMLINKS:
@@ -155,6 +169,8 @@ class Walk:
         self._links += 1
         if self._links > MOST_LINKS:
             raise Refused(errno.ELOOP, f"more than {MOST_LINKS} symbolic links")
+        if isinstance(link.node, Link):
+            self._ground.require_inspection(link)
         if isinstance(link.node, Link) and link.node.file is not None:
             if self._resolve & (fl.RESOLVE_NO_MAGICLINKS | fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT):
                 raise Refused(errno.ELOOP, f"{shown(text(link.path))} is a magic link")
@@ -188,14 +204,18 @@ class Walk:
 
     def _node_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
         if isinstance(here.node, TmpDirectory):
-            here.node.require_search()
+            if here.node.mode & 0o111 != 0o111:
+                here.node.require_search()
             entry = here.node.entries.get(name)
             return None if entry is None else Place(here.mount, path, node=entry, inode=entry.inode)
         assert isinstance(here.node, Directory)
+        self._require_search(here)
         node = here.node.children().get(name)
         return None if node is None else Place(here.mount, path, node=node)
 
     def _host_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
+        if here.mode & 0o111 != 0o111:
+            self._ground.require(here, os.X_OK)
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
         except FileNotFoundError:
@@ -214,9 +234,10 @@ class Walk:
 
     def _require_search(self, here: Place) -> None:
         """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
-        if isinstance(here.node, TmpDirectory):
-            here.node.require_search()
-        if here.status is not None and here.status.st_mode & 0o111 != 0o111:
+        if here.mode & 0o111 != 0o111:
+            self._ground.require(here, os.X_OK)
+            if here.status is None:
+                return
             with refusals(f"directory {shown(text(here.path))}"):
                 os.close(os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=here.fd))
 
@@ -238,7 +259,7 @@ class Walk:
     def _go_up(self) -> None:
         """`..` along the guest's path: to the directory come from, else down to it from the root."""
         here = self._here
-        if len(here.path) == (len(self._base.path) if self._base else 0):
+        if len(here.path) == (len(self._base.path) if self._base else 0) or here.path == self._root_path:
             if self._resolve & fl.RESOLVE_BENEATH:
                 raise Refused(errno.EXDEV, "the path leaves the directory it must stay beneath")
             return
@@ -251,8 +272,8 @@ class Walk:
             raise Refused(errno.EXDEV, f"{shown(text(self._here.path))} is another mount")
 
     def _descend(self, path: GuestPath) -> None:
-        """Walk down a canonical path from the root. A link on it means that the tree has changed: ENOENT."""
-        self._jump(self._root())
+        """Walk down a canonical path from the top. A link on it means that the tree has changed: ENOENT."""
+        self._jump(self._ground.top(self._viewer))
         for name in path:
             found = self._step(self._here, name)
             if found is None or not found.is_directory:
@@ -260,11 +281,6 @@ class Walk:
                     found.close()
                 raise Refused(errno.ENOENT, f"{shown(text(path))} is no longer there")
             self._enter(found)
-
-    def _root(self) -> Place:
-        root = self._ground.mounts.at(())
-        assert root is not None, "a namespace always has a root"
-        return self._ground.root_of(root, self._viewer)
 
 
 def read_link(place: Place) -> bytes:

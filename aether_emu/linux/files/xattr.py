@@ -11,6 +11,7 @@ import os
 import stat as modes
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.files.tmp_nodes import TmpNode, attribute_size
 
 XATTR_CREATE, XATTR_REPLACE = 1, 2
@@ -54,10 +55,11 @@ def remove(node: TmpNode | None, name: bytes) -> None:
 
 
 def names(node: TmpNode | None) -> bytes:
-    """All names that the guest's user may know, each with a NUL behind it."""
+    """All names that who asks may know, each with a NUL behind it."""
     if node is None:
         return b""
-    shown = (name for name in node.attributes if not node.fs.uid or not name.startswith(b"trusted."))
+    all_of_them = node.fs.actor.credentials.has(SYS_ADMIN)
+    shown = (name for name in node.attributes if all_of_them or not name.startswith(b"trusted."))
     return b"".join(name + b"\0" for name in shown)
 
 
@@ -65,14 +67,15 @@ def _judged(node: TmpNode | None, name: bytes, wanted: int) -> TmpNode:
     """The node, if this user may do that (Linux `xattr_permission`, `cap_inode_setxattr`)."""
     if node is None:
         raise Refused(errno.EOPNOTSUPP, "only files in a tmpfs have extended attributes")
-    writing, root = wanted == os.W_OK, not node.fs.uid
+    who, writing = node.fs.actor.credentials, wanted == os.W_OK
+    root = who.has(SYS_ADMIN)
     denied = Refused(errno.EPERM if writing else errno.ENODATA, f"{name!r} is not for this file or user")
     if name.startswith(b"trusted.") and not root:
         raise denied
     if name.startswith(b"user.") and not (modes.S_ISREG(node.mode) or modes.S_ISDIR(node.mode)):
         raise denied
     if name.startswith(b"user."):
-        if writing and modes.S_ISDIR(node.mode) and node.mode & modes.S_ISVTX and node.uid != node.fs.uid:
+        if writing and modes.S_ISDIR(node.mode) and node.mode & modes.S_ISVTX and not who.owns(node.uid):
             raise denied
         node.require(wanted)
     if writing and name.startswith(b"security.") and not root:

@@ -10,6 +10,7 @@ import errno
 from collections.abc import Callable, Iterator
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import NET_BIND_SERVICE, Actor
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.net.address import ANY4, ANY6, LOOPBACK4, LOOPBACK6, Endpoint, nowhere, pack, parse
 from aether_emu.linux.net.inbox import Credentials, SocketAccount
@@ -55,7 +56,8 @@ class Ports:
 class Internet:
     """What the TCP and UDP sockets of a machine share. `stat` gives the attributes of a new one."""
 
-    def __init__(self, account: SocketAccount, stat: Callable[[], Stat]) -> None:
+    def __init__(self, account: SocketAccount, stat: Callable[[], Stat], actor: Actor) -> None:
+        self.actor = actor
         self.account, self.stat = account, stat
         self.tcp, self.udp = Ports(), Ports()
 
@@ -118,7 +120,7 @@ class InetSocket(Socket):
         told = self._to_bind(address)
         if self.local.port or self.is_over_bound():
             raise Refused(errno.EINVAL, "it is bound")
-        if 0 < told.port < _PRIVILEGED and self.who.uid:
+        if 0 < told.port < _PRIVILEGED and not self.internet.actor.credentials.has(NET_BIND_SERVICE):
             raise Refused(errno.EACCES, f"port {told.port} is for root")
         before, self.local = self.local, Endpoint(told.ip, 0)
         try:

@@ -56,6 +56,7 @@ class Socket(OpenFile):
     """
 
     kind = "socket"
+    is_socket = True
     family: ClassVar[int]
 
     def __init__(self, kind: int, account: SocketAccount, who: Credentials, flags: int, stat: Stat) -> None:

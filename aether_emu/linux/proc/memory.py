@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import ageing
@@ -75,7 +76,7 @@ def _each_page(
 def read_pagemap(process: Process, position: int, count: int) -> bytes:
     """Read /proc/self/pagemap: eight bytes for each page, up to the end of the user half.
 
-    Frame numbers are shown to the superuser only. Raises Refused(EINVAL) unless both are multiples of 8.
+    Frame numbers are shown to who has CAP_SYS_ADMIN. Raises Refused(EINVAL) unless both are multiples of 8.
     """
     if position % _ENTRY or count % _ENTRY:
         raise Refused(errno.EINVAL, f"{count} bytes at {position} are not whole entries")
@@ -91,7 +92,7 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     bits = np.full(len(seen.frames), PM_PRESENT, np.uint64)
     bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED)] |= np.uint64(PM_FILE)
     bits[(maps == 1) & (kinds != Kind.ZERO)] |= np.uint64(PM_EXCLUSIVE)
-    if process.config.uid == 0:
+    if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)
     entries[seen.pages - first] = bits
     return entries.astype("<u8").tobytes()

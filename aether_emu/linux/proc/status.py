@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
+from aether_emu.linux.task.job_control import Controlling
 from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_SIGPENDING, Process
 from aether_emu.linux.task.scheduling import ORDINARY, REAL_TIME
 from aether_emu.linux.task.task import Task
@@ -17,7 +18,6 @@ from aether_emu.linux.task.wait import PageWait, Unfinished
 from aether_emu.mm.space import AddressSpace
 
 _DESCRIPTORS = 64  # room that a table of descriptors has from the start (NR_OPEN_DEFAULT)
-_CAPABILITIES = (1 << 41) - 1  # up to CAP_CHECKPOINT_RESTORE
 _RESOURCES = (
     ("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"),
     ("Max stack size", "bytes"), ("Max core file size", "bytes"), ("Max resident set", "bytes"),
@@ -28,6 +28,7 @@ _RESOURCES = (
 )  # fmt: skip
 
 _RLIMIT_RSS = 5
+_PTS_MAJOR = 136
 TICKS = 100
 """What times in /proc count in: parts of a second (USER_HZ)."""
 
@@ -63,6 +64,11 @@ def state_of(process: Process, task: Task | None) -> str:
     return "D (disk sleep)" if isinstance(wait, PageWait) else "S (sleeping)"
 
 
+def threads_of(process: Process) -> int:
+    """How many threads it has; its first one counts as long as it is not waited for."""
+    return len(process.tasks) + (process.leader is None)
+
+
 def name_of(process: Process, task: Task | None) -> bytes:
     """What a task is called, or was."""
     return process.name if task is None else task.name
@@ -70,18 +76,18 @@ def name_of(process: Process, task: Task | None) -> bytes:
 
 def status_text(process: Process, tid: int, task: Task | None) -> bytes:
     """/proc/PID/status (proc_pid_status(5)) of the thread `tid`, which is `task` while it lives."""
-    memory = () if process.released else _memory(process)
+    memory = () if task is None else _memory(process)
     rows = (*_identity(process, tid, task), *memory, *_signals(process, task), *_rights(process, task))
     return "".join(f"{name}:\t{value}\n" for name, value in rows).encode()
 
 
 def _identity(process: Process, tid: int, task: Task | None) -> Rows:
-    pid, config, room = process.pid, process.config, 0
+    pid, who, room = process.pid, process.credentials if task is None else task.credentials, 0
     mask: Rows = ()
-    if not process.released:
-        highest = max(process.files.table.descriptors, default=0)
+    if task is not None:
+        highest = max(task.files.table.descriptors, default=0)
         room = max(_DESCRIPTORS, 1 << highest.bit_length())
-        mask = (("Umask", f"{process.files.mask:04o}"),)
+        mask = (("Umask", f"{task.files.mask:04o}"),)
     return (
         ("Name", _escaped(name_of(process, task))),
         *mask,
@@ -91,10 +97,10 @@ def _identity(process: Process, tid: int, task: Task | None) -> Rows:
         ("Pid", tid),
         ("PPid", process.parent_pid),
         ("TracerPid", 0),
-        ("Uid", "\t".join([str(config.uid)] * 4)),
-        ("Gid", "\t".join([str(config.gid)] * 4)),
+        ("Uid", "\t".join(map(str, (who.uid, who.euid, who.suid, who.fsuid)))),
+        ("Gid", "\t".join(map(str, (who.gid, who.egid, who.sgid, who.fsgid)))),
         ("FDSize", room),
-        ("Groups", f"{config.gid} "),
+        ("Groups", "".join(f"{gid} " for gid in who.groups)),
         ("NStgid", pid),
         ("NSpid", tid),
         ("NSpgid", process.group),
@@ -158,18 +164,24 @@ def _masks(process: Process, task: Task | None) -> dict[str, int]:
 def _signals(process: Process, task: Task | None) -> Rows:
     masks = _masks(process, task).items()
     return (
-        ("Threads", max(len(process.tasks), 1)),
+        ("Threads", threads_of(process)),
         ("SigQ", f"{process.queued_signals}/{process.limits[RLIMIT_SIGPENDING][0]}"),
         *((name, f"{mask:016x}") for name, mask in masks),
     )
 
 
 def _rights(process: Process, task: Task | None) -> Rows:
-    owned = _CAPABILITIES if process.is_root else 0
-    sets = (("CapInh", 0), ("CapPrm", owned), ("CapEff", owned), ("CapBnd", _CAPABILITIES), ("CapAmb", 0))
+    who = process.credentials if task is None else task.credentials
+    sets = (
+        ("CapInh", who.inheritable),
+        ("CapPrm", who.permitted),
+        ("CapEff", who.effective),
+        ("CapBnd", who.bounding),
+        ("CapAmb", who.ambient),
+    )
     return (
         *((name, f"{mask:016x}") for name, mask in sets),
-        ("NoNewPrivs", process.no_new_privileges),
+        ("NoNewPrivs", 0 if task is None else task.no_new_privileges),
         ("Seccomp", 0),
         ("Seccomp_filters", 0),
         ("Speculation_Store_Bypass", "not vulnerable"),
@@ -190,21 +202,29 @@ def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
     return Usage() if task is None else task.usage
 
 
+def _terminal(terminal: Controlling) -> tuple[int, int]:
+    """The device number of a terminal, as Linux shows it, and the group in front."""
+    number = terminal.number
+    return number & 0xFF | _PTS_MAJOR << 8 | (number & ~0xFF) << 12, terminal.foreground or -1
+
+
 def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> bytes:
     """/proc/PID/stat (proc_pid_stat(5)) of the thread `tid`; of the `whole` process, or of it alone."""
     fields = [0] * 52
-    fields[3:8] = [process.parent_pid, process.group, process.session, 0, -1]
+    terminal, front = (0, -1) if process.terminal is None else _terminal(process.terminal)
+    fields[3:8] = [process.parent_pid, process.group, process.session, terminal, front]
     used, children = _used(process, task, whole=whole), process.usage_of_children
     fields[9:11] = [used.faults, children.faults]
-    fields[13:17] = [used.time * TICKS // 10**9, 0, children.time * TICKS // 10**9, 0]
+    times = [each for usage in (used, children) for each in (usage.time - usage.system, usage.system)]
+    fields[13:17] = [time * TICKS // 10**9 for time in times]
     scheduling = ORDINARY if task is None else task.scheduling
     real_time = scheduling.policy in REAL_TIME
     priority = -1 - scheduling.priority if real_time else 20 + scheduling.nice
-    fields[17:20] = [priority, scheduling.nice, max(len(process.tasks), 1)]
+    fields[17:20] = [priority, scheduling.nice, threads_of(process)]
     fields[39:41] = [scheduling.priority if real_time else 0, scheduling.policy]
     fields[21] = process.started * TICKS // 10**9
     fields[24] = process.limits[_RLIMIT_RSS][0]
-    if not process.released:
+    if task is not None:
         program, (arguments, environment, end) = process.program, process.program.strings
         fields[22] = process.mm.reserved
         fields[23] = resident(process.mm)["Rss"] >> process.mm.table.format.page_shift
@@ -222,9 +242,28 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     return head + " ".join(str(value) for value in fields[3:]).encode() + b"\n"
 
 
-def statm_text(process: Process) -> bytes:
+def schedstat_text(process: Process, task: Task | None, *, whole: bool) -> bytes:
+    """/proc/PID/schedstat: ns on a CPU, ns of waiting for one, how often it was given one."""
+    turns = 0 if task is None else task.waits + task.usage.preemptions + 1
+    return b"%d 0 %d\n" % (_used(process, task, whole=whole).time, turns)
+
+
+def syscall_text(process: Process, task: Task | None) -> bytes:
+    """/proc/PID/syscall (proc_pid_syscall(5)): the call in which it waits, its arguments, and where."""
+    if task is None or task.running or state_of(process, task).startswith("R"):
+        return b"running\n"
+    registers = task.registers
+    names = ("rsp", "rip") if process.abi.isa == "x86_64" else ("sp", "pc")
+    where = tuple(registers[name] for name in names)
+    if task.call is None:
+        return b"-1 0x%x 0x%x\n" % where
+    number, arguments = task.call
+    return b"%d 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x 0x%x\n" % (number, *arguments, *where)
+
+
+def statm_text(process: Process, task: Task | None) -> bytes:
     """/proc/PID/statm (proc_pid_statm(5)), in pages."""
-    if process.released:
+    if task is None:
         return b"0 0 0 0 0 0 0\n"
     space = process.mm
     counts = resident(space)

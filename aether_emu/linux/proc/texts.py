@@ -7,25 +7,31 @@ import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from aether_emu.errors import Refused
-from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.calls import vsyscall
+from aether_emu.linux.credentials import SYS_RESOURCE
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
-from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
-from aether_emu.linux.task.process import Member, Process
-from aether_emu.linux.task.registry import FIRST, LAST, Registry
-from aether_emu.linux.task.task import NAME_MAX, Task
+from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
-from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
 _AREAS_PER_LOOK = 1024
 _WRITABLE, _PRIVATE = modes.S_IFREG | 0o644, modes.S_IFREG | 0o400
+_MOST_ADJUSTMENT = 1000
+_NET = ("dev", "route", "if_inet6", "tcp", "tcp6", "udp", "udp6", "unix")
+_NAMESPACES = {
+    "cgroup": ("cgroup", 0xEFFF_FFFB), "ipc": ("ipc", 0xEFFF_FFFF), "mnt": ("mnt", 0xEFFF_FFF8),
+    "net": ("net", 0xEFFF_FFF9), "pid": ("pid", 0xEFFF_FFFC), "pid_for_children": ("pid", 0xEFFF_FFFC),
+    "time": ("time", 0xEFFF_FFFA), "time_for_children": ("time", 0xEFFF_FFFA),
+    "user": ("user", 0xEFFF_FFFD), "uts": ("uts", 0xEFFF_FFFE),
+}  # fmt: skip
+"""The only namespaces, with the numbers of Linux's first ones (PROC_*_INIT_INO)."""
 _NOBODY = b"%d" % ((1 << 32) - 1)
 
 
@@ -36,11 +42,11 @@ class ProcessTexts:
         self._process = process
 
     def _looking(self) -> tuple[int, int]:
-        """(pid, tid) of the task that looks: that on the CPU. It may only share the process's files."""
+        """(pid, tid) of the task that looks: the one on the CPU."""
         process = self._process
-        for task in (*process.tasks, *process.registry.tasks.values()):
-            if task.running and isinstance(task, Task) and task.process.files is process.files:
-                return task.process.pid, task.tid
+        for task in process.tasks:
+            if task.running:
+                return process.pid, task.tid
         return process.pid, process.pid
 
     @property
@@ -53,6 +59,8 @@ class ProcessTexts:
 
     @property
     def texts(self) -> Mapping[str, Provided]:
+        from aether_emu.linux.proc.machine import machine_texts  # noqa: PLC0415  # few look into /proc
+
         return machine_texts(self._process)
 
     def numbers(self) -> Iterable[int]:
@@ -74,13 +82,21 @@ class TaskTexts:
 
     @property
     def _task(self) -> Task | None:
-        """The thread, while it lives."""
+        """The thread, while it lives. A process may live on without its first."""
         task = self._process.registry.tasks.get(self._tid)
         return task if isinstance(task, Task) and task.process is self._process else None
 
     @property
     def files(self) -> Files | None:
-        return None if self._process.released else self._process.files
+        task = self._task
+        if task is not None:
+            return task.files
+        return None if self._has_left else self._process.files
+
+    @property
+    def _has_left(self) -> bool:
+        """Whether it has given back memory and files: as a zombie, or as a first thread that has ended."""
+        return self._process.released or (bool(self._process.tasks) and self._task is None)
 
     @property
     def is_gone(self) -> bool:
@@ -127,10 +143,10 @@ class TaskTexts:
         process, space = self._process, self._process.mm
 
         def of_space(provide: Callable[[Process], bytes]) -> Callable[[], bytes]:
-            return lambda: b"" if process.released else provide(process)
+            return lambda: b"" if self._has_left else provide(process)
 
         def is_left() -> bool:
-            return process.released or process.mm is not space
+            return self._has_left or process.mm is not space
 
         return {
             "maps": of_space(maps_text),
@@ -151,32 +167,43 @@ class TaskTexts:
             "pagemap": Region(
                 lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
             ),
-            "statm": lambda: status.statm_text(process),
+            "statm": lambda: status.statm_text(process, self._task),
         }
 
     def _of_program(self) -> Mapping[str, Provided]:
         process, program = self._process, self._process.program
 
         def strings(texts: list[bytes]) -> bytes:
-            return b"" if process.released else b"".join(text + b"\0" for text in texts)
+            return b"" if self._has_left else b"".join(text + b"\0" for text in texts)
 
         return {
             "exe": Link(self._executable),
             "cmdline": lambda: strings(program.arguments),
             "environ": Text(lambda: strings(program.environment), _PRIVATE),
-            "auxv": Text(lambda: b"" if process.released else program.auxiliary, _PRIVATE),
+            "auxv": Text(lambda: b"" if self._has_left else program.auxiliary, _PRIVATE),
             "personality": Text(lambda: b"%08x\n" % process.personality, _PRIVATE),
             "limits": lambda: status.limits_text(process),
             "wchan": lambda: b"0",
             "cgroup": lambda: b"0::/\n",
+            "cpuset": lambda: b"/\n",
+            "syscall": Text(lambda: status.syscall_text(process, self._task), _PRIVATE),
+            "schedstat": lambda: status.schedstat_text(process, self._task, whole=self._has_threads),
+            "coredump_filter": lambda: b"00000033\n",
+            "timerslack_ns": lambda: b"50000\n",
+            "setgroups": lambda: b"allow\n",
+            **dict.fromkeys(("uid_map", "gid_map", "projid_map"), _one_to_one),
+            **{f"ns/{name}": _namespace_link(*known) for name, known in _NAMESPACES.items()},
+            **{f"net/{name}": _of_net(process, name) for name in _NET},
             "loginuid": lambda: _NOBODY,
             "sessionid": lambda: _NOBODY,
             "oom_score": lambda: b"%d\n" % _oom_score(process),
-            "oom_score_adj": lambda: b"0\n",
+            "oom_score_adj": Text(
+                lambda: b"%d\n" % process.oom_adjustment, _WRITABLE, lambda data: _adjust(process, data)
+            ),
         }
 
     def _executable(self) -> bytes:
-        if self._process.released:
+        if self._has_left:
             raise Refused(errno.ENOENT, "the process has given it back")
         return self._process.program.path
 
@@ -196,104 +223,48 @@ class TaskTexts:
         return b"".join(b"%d " % child.pid for child in children)
 
 
+def _of_net(process: Process, name: str) -> Callable[[], bytes]:
+    def text() -> bytes:
+        from aether_emu.linux.proc.net import net_text  # noqa: PLC0415  # few ask
+
+        return net_text(process, name)
+
+    return text
+
+
+def _one_to_one() -> bytes:
+    """uid_map of the only user namespace."""
+    return b"%10d %10d %10d\n" % (0, 0, (1 << 32) - 1)
+
+
+def _namespace_link(kind: str, number: int) -> Link:
+    return Link(f"{kind}:[{number}]".encode)
+
+
 def _oom_score(process: Process) -> int:
     """How ready a kernel out of memory would be to kill it: from 666 on, by its part of all memory."""
-    if process.released:
+    if process.released or process.oom_adjustment == -_MOST_ADJUSTMENT:
         return 0
     total = process.kernel.physical.buddy.total
     pages = status.resident(process.mm)["Rss"] // process.mm.page_size + process.mm.table.tables
-    return (1000 + pages * 1000 // total) * 2 // 3
+    badness = pages + process.oom_adjustment * total // 1000
+    return max(0, (1000 + badness * 1000 // total) * 2 // 3)
 
 
-def machine_texts(process: Process) -> Mapping[str, Provided]:
-    """What /proc tells of the machine, to a process."""
-    kernel, config, registry = process.kernel, process.config, process.registry
-    fixed: dict[str, str | int] = {
-        "version": f"Linux version {RELEASE} (aether_emu) #1 SMP",
-        "sys/kernel/ostype": "Linux",
-        "sys/kernel/osrelease": RELEASE,
-        "sys/kernel/version": "#1 SMP aether_emu",
-        "sys/kernel/hostname": config.hostname,
-        "sys/kernel/domainname": "(none)",
-        "sys/kernel/pid_max": LAST + 1,
-        "sys/kernel/threads-max": registry.most,
-        "sys/kernel/ngroups_max": 65536,
-        "sys/kernel/cap_last_cap": 40,
-        "sys/kernel/overflowuid": 65534,
-        "sys/kernel/overflowgid": 65534,
-        "sys/kernel/randomize_va_space": 2 if config.aslr else 0,
-        "sys/vm/overcommit_memory": 0,
-        "sys/vm/memfd_noexec": 0,
-        "sys/vm/max_map_count": config.max_mmap_areas,
-        "sys/vm/mmap_min_addr": process.mm.limits.user_base,
-    }
-    isa = process.abi.isa.encode()
-    return {
-        **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
-        "meminfo": lambda: _meminfo(kernel),
-        "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
-        "loadavg": lambda: (
-            b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
-        ),
-        "cpuinfo": lambda: (
-            b"processor\t: 0\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: 1\n"
-            b"core id\t\t: 0\ncpu cores\t: 1\n\n" % isa
-        ),
-        "stat": lambda: _stat(process),
-    }
-
-
-def _running(registry: Registry[Process, Member]) -> int:
-    tasks = (task for task in registry.tasks.values() if isinstance(task, Task))
-    return sum(status.state_of(task.process, task).startswith("R") for task in tasks)
-
-
-def _now_and_idle(kernel: Kernel) -> tuple[int, int]:
-    """The time since the start, and for how much of it no task could run, in ns."""
-    now = kernel.observe_time()
-    return now, now - kernel.clock.busy_ns
-
-
-def _stat(process: Process) -> bytes:
-    """/proc/stat (proc_stat(5)): all time of the one CPU is the programs', or idle."""
-    kernel, registry = process.kernel, process.registry
-    now, idle = _now_and_idle(kernel)
-    busy_ticks, idle_ticks = (ns * status.TICKS // 10**9 for ns in (now - idle, idle))
-    times = b"%d 0 0 %d 0 0 0 0 0 0" % (busy_ticks, idle_ticks)
-    tasks = [task for task in registry.tasks.values() if isinstance(task, Task)]
-    states = [status.state_of(task.process, task) for task in tasks]
-    rows = (
-        (b"cpu ", times),
-        (b"cpu0", times),
-        (b"intr", b"0"),
-        (b"ctxt", b"%d" % sum(task.waits + task.usage.preemptions for task in tasks)),
-        (b"btime", b"%d" % ((kernel.clock.realtime_ns - now) // 10**9)),
-        (b"processes", b"%d" % (registry.last - FIRST + 1)),
-        (b"procs_running", b"%d" % sum(state.startswith("R") for state in states)),
-        (b"procs_blocked", b"%d" % sum(state.startswith("D") for state in states)),
-        (b"softirq", b"0" + b" 0" * 10),
-    )
-    return b"".join(b"%s %s\n" % row for row in rows)
-
-
-def _meminfo(kernel: Kernel) -> bytes:
-    buddy, kib = kernel.physical.buddy, kernel.config.page_size >> 10
-    census = kernel.physical.frames.census()
-    rows = (
-        ("MemTotal", buddy.total * kib),
-        ("MemFree", buddy.free_frames * kib),
-        ("MemAvailable", buddy.free_frames * kib),
-        ("Buffers", 0),
-        ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
-        ("SwapCached", 0),
-        ("SwapTotal", 0),
-        ("SwapFree", 0),
-        ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
-        ("Mapped", census[Kind.FILE] * kib),
-        ("SReclaimable", 0),
-        ("PageTables", census[Kind.TABLE] * kib),
-    )
-    return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()
+def _adjust(process: Process, data: bytes) -> int:
+    """A write to oom_score_adj. Only CAP_SYS_RESOURCE makes a process less likely to be killed."""
+    try:
+        wanted = int(data.split(b"\0")[0].strip())
+    except ValueError:
+        raise Refused(errno.EINVAL, f"{data!r} is no number") from None
+    if abs(wanted) > _MOST_ADJUSTMENT:
+        raise Refused(errno.EINVAL, f"{wanted} is not from -1000 to 1000")
+    if wanted < process.oom_least and not process.kernel.actor.credentials.has(SYS_RESOURCE):
+        raise Refused(errno.EACCES, "only the superuser lowers it")
+    process.oom_adjustment = wanted
+    if process.kernel.actor.credentials.has(SYS_RESOURCE):
+        process.oom_least = wanted
+    return len(data)
 
 
 def maps_text(process: Process) -> bytes:

@@ -10,11 +10,12 @@ processes, or two addresses of one, mean the same word:
 
 from __future__ import annotations
 
+import errno
 import weakref
 from collections.abc import Sequence
 from typing import Any
 
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import Restart, Wait
 from aether_emu.mm.space import AddressSpace
 from aether_emu.waiting import WaitQueue
 
@@ -86,11 +87,14 @@ class FutexWait(Wait):
         *,
         index: int = 0,
         locks: Key | None = None,
+        restart: Restart | None = None,
     ) -> None:
         self.addresses = tuple(addresses)
         words = ", ".join(hex(address) for address in addresses)
         what = f"{'a futex' if locks is None else 'a lock'} at {words}"
-        super().__init__(queues, what, deadline=deadline, progress=(bits, index), restarts=deadline is None)
+        if restart is None:
+            restart = Restart.BY_ACTION if deadline is None else Restart.WITHOUT_HANDLER
+        super().__init__(queues, what, deadline=deadline, progress=(bits, index), restart=restart)
         self.locks = locks
 
     def capture(self, futexes: Futexes) -> dict[str, Any]:
@@ -124,3 +128,5 @@ class FutexWait(Wait):
         self.addresses = (address,)
         self.what = f"{'a futex' if self.locks is None else 'a lock'} at {address:#x}"
         self.queues = tuple(target if queue is source else queue for queue in self.queues)
+        if self.locks is not None:  # it cannot be made anew: the first word has changed
+            self.interrupted, self.restart = -errno.EAGAIN, Restart.NEVER

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 from aether_emu.errors import Refused
@@ -37,13 +38,12 @@ File = tuple[int, int]  # a file's identity (`files/inodes.FileKey`)
 class Registry(Generic[P, T]):
     """Processes by number, in the order in which they were made, zombies among them; and tasks likewise.
 
-    The standard streams, if they are a terminal, are that of session `terminal_session`; the process group
-    `foreground` has it. `most` tasks can live at one time, those that are `zombies` among them. `arrivals`
-    are tasks that nobody runs yet: the scheduler takes them. `reapers` is how many processes take in orphans
-    of their descendants, `executed` how many execute a file. `vdso` are the numbers of the objects that show
-    the vDSO and its data.
+    `most` tasks can live at one time, those that are `zombies` among them. `has_several_users` once a task
+    has changed its user. `arrivals` are tasks that nobody runs yet: the scheduler takes them. `reapers` is
+    how many processes take in orphans of their descendants, `executed` how many execute a file. `vdso` are
+    the numbers of the objects that show the vDSO and its data.
 
-    Nothing that is asked here goes through all processes.
+    Nothing that is asked here goes through all processes, but for the members of a session.
     """
 
     def __init__(self, most: int) -> None:
@@ -52,13 +52,13 @@ class Registry(Generic[P, T]):
         self.tasks: dict[int, T] = {}
         self.arrivals: list[T] = []
         self.last, self.zombies, self.reapers = FIRST - 1, 0, 0
+        self.has_several_users = False
         self.executed: Counter[File] = Counter()
         self.vdso = 0, 0
         self._order: dict[P, int] = {}  # when it was entered
         self._entered = 0
         self._groups: dict[int, dict[P, None]] = {}
         self._sessions: Counter[int] = Counter()
-        self.terminal_session = self.foreground = FIRST
 
     @property
     def count(self) -> int:
@@ -117,6 +117,10 @@ class Registry(Generic[P, T]):
     def group(self, number: int) -> list[P]:
         """The processes of a process group, the oldest first."""
         return sorted(self._groups.get(number, ()), key=self._order.__getitem__)
+
+    def session(self, number: int) -> Iterator[P]:
+        """The processes of a session, likewise."""
+        return (process for process in list(self.processes.values()) if process.session == number)
 
     def session_of(self, group: int) -> int | None:
         """The session of a process group; None when there is no such group."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from aether_emu.errors import AetherError, EngineError, shown
 from aether_emu.linux.abi.signal import SIGKILL, name_of
@@ -54,6 +55,14 @@ _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked fo
 
 class Interrupted(Exception):
     """The run was ended from outside (Ctrl-C, a timeout)."""
+
+
+class Pause(Exception):
+    """Carries out of the scheduler what a run returns that stops before the end: a `debugging.Stopped`."""
+
+    def __init__(self, stopped: Any) -> None:
+        super().__init__(str(stopped))
+        self.stopped = stopped
 
 
 class Deadlock(AetherError):
@@ -117,7 +126,7 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
-        self._speaker: Process | None = None  # who was last found to be left with the run's output
+        self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
     def tasks(self) -> list[Task]:
@@ -149,10 +158,12 @@ class Scheduler:
         """
         observers = self.kernel.observers
         observers.running = True
+        self.kernel.clock.begin()
         try:
             return self._run(budget)
         finally:
             observers.running = False
+            self.kernel.clock.rest()
 
     def _run(self, budget: int | None) -> bool:
         cpu, check = self.entry.cpu, self.kernel.observers.check
@@ -227,10 +238,15 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        if task.tid == process.pid:
+            process.name_left = task.name
         if process.registry.tasks.get(task.tid) is task:
             del process.registry.tasks[task.tid]
         if task in process.tasks and len(process.tasks) > 1:
             process.tasks.remove(task)
+            process.leave_files(task.files)
+            if process.children:
+                process.thread_ended(task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
@@ -241,8 +257,7 @@ class Scheduler:
         """Whether a process that is left may write to the run's output: then its end is waited for."""
         if self._speaker is not None and not self._speaker.is_over and _may_speak(self._speaker.files):
             return True
-        others = (process for process in dict.fromkeys(task.process for task in self._tasks))
-        self._speaker = next((process for process in others if _may_speak(process.files)), None)
+        self._speaker = next((task for task in self._tasks if _may_speak(task.files)), None)
         return self._speaker is not None
 
     def _end_all(self) -> None:
@@ -349,7 +364,7 @@ class Scheduler:
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
         turn = self._length(task) if self._queue.line else None
-        deadline, of_processor = self._first_deadline(), task.process.timers.processor_time_left()
+        deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
             deadline = due if deadline is None else min(deadline, due)
@@ -369,7 +384,7 @@ class Scheduler:
 
     def _blocks_to(self, deadline: int) -> int:
         """How many blocks bring virtual time to a deadline, if nothing else costs time."""
-        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.config.clock.block
+        left, cost = deadline - self.kernel.clock.now_ns, self.kernel.clock.costs.block
         return max(1, min(LONGEST_TURN, -(-left // cost) if cost else LONGEST_TURN))
 
     def _turn(self, task: Task, limit: int | None) -> bool:
@@ -421,7 +436,10 @@ class Scheduler:
         if deadline is not None:
             self.kernel.clock.idle_until(deadline)
         elif self._of_host:
+            clock = self.kernel.clock
+            before = clock.now_ns
             self._pause()
+            clock.idle_ns += clock.now_ns - before  # time of the host, if that is the machine's
         elif freed := [task for task in self._tasks if task.can_go_on()]:
             for task in freed:  # somebody outside the run has changed what they wait for
                 self._queue.add(task)

@@ -21,7 +21,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import Abi
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, AlternateStack, Delivery, FaultRecord, SignalInfo
-from aether_emu.linux.task.timers import ProcessTimers
+from aether_emu.linux.task.wait import Restart
 from aether_emu.machine.cpu import Cpu, UserFault
 
 State = dict[str, Any]
@@ -98,14 +98,15 @@ def enqueue(pending: Pending, info: SignalInfo, group: Group) -> None:
     """Post one signal of `group`'s. Raises Refused(EAGAIN) when a real-time one finds no room for its record.
 
     Below the real-time signals a second one of a number is lost. One that the kernel or kill(2) sends gets
-    its record whatever the limit; any other goes without. (Linux: __send_signal_locked)
+    its record whatever the limit, a timer has set its own aside; any other goes without.
+    (Linux: __send_signal_locked)
     """
     number, real_time = info.number, info.number >= sig.FIRST_REAL_TIME
-    if pending.has(number) and not real_time:
+    if pending.has(number) and not real_time and not info.of_timer:
         return
     if number == sig.SIGKILL:
         pending.mark(number)
-    elif (not real_time and info.code >= 0) or group.queued_signals < group.signal_limit:
+    elif (not real_time and info.code >= 0) or info.of_timer or group.queued_signals < group.signal_limit:
         pending.add(info)
     elif real_time and info.code != sig.SI_USER:
         raise Refused(errno.EAGAIN, "as many signals are queued as RLIMIT_SIGPENDING admits")
@@ -159,8 +160,7 @@ class Group(Protocol):
 
     @property
     def tasks(self) -> Sequence[Member]: ...
-    @property
-    def timers(self) -> ProcessTimers: ...
+    def taken(self, info: SignalInfo) -> SignalInfo: ...
 
     @property
     def signals(self) -> ProcessSignals: ...
@@ -177,6 +177,7 @@ class Group(Protocol):
     def signalled(self, number: int) -> None: ...
     def signal_return(self) -> int: ...
     def die(self, signal: int, why: str) -> None: ...
+    def can_stop(self, number: int) -> bool: ...
     def stop(self, signal: int) -> None: ...
 
 
@@ -199,8 +200,8 @@ class TaskSignals:
 
     `blocked` never holds SIGKILL or SIGSTOP. `suspended_mask` is what `blocked` was before a call lent the
     task another mask, and None at all other times. `record` is what frames show of the last fault.
-    `interrupted_call` is (number, first argument) of a call that a signal has ended a moment ago, and that
-    SA_RESTART lets the program make anew.
+    `interrupted_call` is (number, first argument, when it restarts) of a call that a signal has ended a
+    moment ago, and that the program may make anew.
     """
 
     def __init__(self, task: Receiver) -> None:
@@ -210,7 +211,7 @@ class TaskSignals:
         self.suspended_mask: int | None = None
         self.stack = sig.DISARMED
         self.record = FaultRecord()
-        self.interrupted_call: tuple[int, int] | None = None
+        self.interrupted_call: tuple[int, int, Restart] | None = None
 
     def blocks(self, number: int) -> bool:
         """Whether the task takes no signal of this number now."""
@@ -230,17 +231,31 @@ class TaskSignals:
         else:
             self._enter(info, action, forced=True)
 
-    def post(self, info: SignalInfo) -> None:
+    def post(self, info: SignalInfo) -> bool:
         """A signal for this task alone, delivered when it is about to go on and does not block it.
 
-        Raises Refused(EAGAIN), see `enqueue`.
+        Whether it waits: one that is ignored does not. Raises Refused(EAGAIN), see `enqueue`.
         """
         forget_opposite(info.number, self._task.process)
         process = self._task.process
-        if self.blocks(info.number) or not process.signals.is_ignored(info.number):
-            enqueue(self.pending, info, process)
-            self.update()
-            process.signalled(info.number)
+        if not self.blocks(info.number) and process.signals.is_ignored(info.number):
+            return False
+        enqueue(self.pending, info, process)
+        self.update()
+        process.signalled(info.number)
+        return True
+
+    def take(self, wanted: int) -> SignalInfo | None:
+        """Take the next of `wanted` that waits, blocked or not, without its handler; the task's own first."""
+        process = self._task.process
+        taken = self.pending.take(~wanted) or process.signals.pending.take(~wanted)
+        self.update()
+        return None if taken is None else process.taken(taken)
+
+    @property
+    def waiting(self) -> int:
+        """The signals that wait for the task or its process, blocked or not, as a mask."""
+        return self.pending.mask | self._task.process.signals.pending.mask
 
     def update(self) -> None:
         """What is pending or blocked has changed: tell the CPU, or who has the task wait."""
@@ -291,6 +306,11 @@ class TaskSignals:
 
     # ---- delivering
 
+    @property
+    def in_call(self) -> bool:
+        """Whether a call that has ended left something to settle, though no signal is there to deliver."""
+        return self.interrupted_call is not None or self.suspended_mask is not None
+
     def deliver(self) -> None:
         """Enter the handlers of what is pending and not blocked, or do the default."""
         process = self._task.process
@@ -299,7 +319,7 @@ class TaskSignals:
             info = info or process.signals.pending.take(self.blocked | ~self._shared())
             if info is None:
                 break
-            info = process.timers.taken(info)
+            info = process.taken(info)
             action = process.signals.actions[info.number]
             if action.handler not in (sig.SIG_DFL, sig.SIG_IGN):
                 self._enter(info, action, forced=False)
@@ -307,8 +327,10 @@ class TaskSignals:
                 self._task.takes(info, forced=False, handler=0, fatal=False)
             elif info.number in sig.STOPPING:
                 self._task.takes(info, forced=False, handler=0, fatal=False)
-                process.stop(info.number)
-                break
+                if process.can_stop(info.number):
+                    process.stop(info.number)
+                    self.update()
+                    return  # what the call has lent or left is settled when the process goes on
             else:
                 self._die(info, forced=False)
         self._restart()
@@ -319,11 +341,12 @@ class TaskSignals:
         """The call that a signal has ended is made anew, if it may be and no handler has run since."""
         call, self.interrupted_call = self.interrupted_call, None
         if call is not None:
-            self._task.process.abi.restart_call(self._task.cpu, *call)
+            self._task.process.abi.restart_call(self._task.cpu, call[0], call[1])
 
     def _enter(self, info: SignalInfo, action: Action, *, forced: bool) -> None:
         cpu, process = self._task.cpu, self._task.process
-        if action.flags & sig.SA_RESTART:
+        call, restarts = self.interrupted_call, action.flags & sig.SA_RESTART
+        if call is not None and (call[2] is Restart.ALWAYS or (restarts and call[2] is Restart.BY_ACTION)):
             self._restart()
         self.interrupted_call = None
         if info.is_fault and not action.flags & sig.SA_EXPOSE_TAGBITS:
@@ -396,11 +419,13 @@ class TaskSignals:
             "blocked": self.blocked,
             "pending": self.pending.capture(),
             "suspended_mask": self.suspended_mask,
+            "interrupted_call": self.interrupted_call,
             "stack": self.stack,
             "record": self.record,
         }
 
     def restore(self, state: State) -> None:
         self.blocked, self.suspended_mask = state["blocked"], state["suspended_mask"]
+        self.interrupted_call = state["interrupted_call"]
         self.stack, self.record = state["stack"], state["record"]
         self.pending.restore(state["pending"])

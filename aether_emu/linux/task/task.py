@@ -10,18 +10,21 @@ from typing import Any
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.credentials import Credentials
+from aether_emu.linux.files.files import Files
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
-from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.process import NAME_MAX, RLIMIT_MEMLOCK, Process
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
+from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
-from aether_emu.linux.task.wait import Unfinished, Wait
+from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 
-NAME_MAX = 15
+_OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
 
 class Task:
@@ -32,7 +35,8 @@ class Task:
     system call in progress, (number, arguments), to be made again when the wait is over; None when it waits
     for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
     `set_child_tid` is where its number is to be written before its first instruction, `clear_child_tid` where
-    it is to be cleared at its end; 0 is nowhere. `ended` is set once it has ended, alone or with its process.
+    it is to be cleared at its end; 0 is nowhere. `files` are its process's, but for a thread that unshared
+    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process.
     """
 
     def __init__(self, process: Process, tid: int | None = None) -> None:
@@ -55,11 +59,15 @@ class Task:
         self.cut = 0  # instructions that the turn has beyond its last whole block
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
+        self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
+        self.files: Files = process.files
+        self._credentials = process.credentials
+        self.no_new_privileges = 0
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
@@ -84,6 +92,7 @@ class Task:
     def enter(self, cpu: Cpu, walk: Callable[[AddressSpace], None]) -> None:
         """Put it on `cpu`, which has its address space already; `walk` gives the CPU another."""
         self._cpu, self._walk = cpu, walk
+        self.process.kernel.actor.credentials = self._credentials
         if self._saved is not None:
             cpu.restore(self._saved)
         if self._changes:
@@ -123,6 +132,52 @@ class Task:
         self._walk(space)
 
     @property
+    def credentials(self) -> Credentials:
+        """Who it is."""
+        return self._credentials
+
+    @credentials.setter
+    def credentials(self, who: Credentials) -> None:
+        self._credentials = who
+        if self._cpu is not None:
+            self.process.kernel.actor.credentials = who
+        if self.tid == self.process.pid:
+            self.process.credentials = who
+            self.process.apply_limit(RLIMIT_MEMLOCK)
+
+    def become(self, who: Credentials) -> None:
+        """Be somebody else from now on; what that lends is not for others of the user to look into."""
+        if who.lends_rights(self._credentials):
+            self.process.dumpable = self.process.death_signal = 0
+        if who.uid != self._credentials.uid:
+            self.process.registry.has_several_users = True
+        self.credentials = who
+
+    def may_inspect(self, process: Process, *, real: bool) -> bool:
+        """Whether it may look into a process (ptrace(2), "ptrace access mode checking")."""
+        dumpable = bool(process.dumpable)
+        return process is self.process or self._credentials.may_inspect(
+            process.credentials, dumpable=dumpable, real=real
+        )
+
+    @property
+    def shares_descriptors(self) -> bool:
+        """Whether another task has its table of descriptors."""
+        return self.files.table.users > 1 or any(
+            other is not self and other.files is self.files for other in self.process.tasks
+        )
+
+    def unshare_files(self, *, table: bool, standing: bool) -> None:
+        """Have descriptors, or cwd, root and umask, that no other task has."""
+        process, before = self.process, self.files
+        shown = process.kernel.show(process)
+        self.files = before.fork(shown, shares_table=not table, shares_standing=not standing)
+        if self.tid == process.pid:
+            process.files = self.files
+        if all(each.files is not before for each in process.tasks):
+            before.close_all()
+
+    @property
     def user_end(self) -> int:
         """Where its address space ends."""
         return self.process.abi.user_end
@@ -143,6 +198,11 @@ class Task:
         if self.process.kernel.run_queue.is_wanted:
             self.yields = True
             self.stop()
+
+    def end_turn(self) -> None:
+        """It has armed a timer: the next turn ends when that is due."""
+        self.yields = True
+        self.stop()
 
     @property
     def is_over(self) -> bool:
@@ -185,14 +245,27 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
-        if self.process.timers.timers:
-            self.process.timers.look()
+        if self.process.processor is not None:
+            self.process.processor.look()
+        if self.processor is not None:
+            self.processor.look()
+
+    def used(self) -> Usage:
+        """What it has used until now."""
+        kernel = self.process.kernel
+        return self.usage.plus(kernel.used()) if self.running and kernel.observers.running else self.usage
+
+    def processor_time_left(self) -> int | None:
+        """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""
+        left = [each.left() for each in (self.processor, self.process.processor) if each is not None]
+        return min((each for each in left if each is not None), default=None)
 
     # ---- waiting
 
     def start_waiting(self, wait: Wait, call: tuple[int, tuple[int, ...]] | None) -> None:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
+        wait.stopped_at = None
         self.waits += not isinstance(wait, Unfinished)
         kernel = self.process.kernel
         kernel.waits_begun += 1
@@ -222,11 +295,38 @@ class Task:
         if self.process.stop_signal:
             return False
         wait = self.wait
-        if wait is None or wait.woken:
+        if wait is None or wait.woken or wait.stopped_at is not None:
             return True
         if wait.ends_by_time and self.has_waited_until(wait.deadline):
             return True
         return wait.ends_by_signal and self.signals.interrupts()
+
+    def hear(self, number: int) -> None:
+        """A signal came to its process or a task of it: its call may wait for that."""
+        if self.wait is not None and self.wait.signals >> number - 1 & 1 and not self.wait.woken:
+            self.wake()
+
+    @property
+    def was_stopped(self) -> bool:
+        """Whether its process was stopped while the call in progress waited."""
+        return self.wait is not None and self.wait.stopped_at is not None
+
+    @property
+    def waits_on(self) -> bool:
+        """Whether the call in progress is to be made again: a stop has ended some."""
+        return not self.was_stopped or (self.wait is not None and self.wait.restart is not Restart.NEVER)
+
+    def stop_waiting(self, now: int) -> None:
+        """Its process is stopped: a call leaves its wait, as for any signal (Linux: signal_pending)."""
+        wait = self.wait
+        if wait is not None and wait.ends_by_signal and not wait.woken and wait.stopped_at is None:
+            wait.stopped_at = now
+
+    def go_on_waiting(self, now: int) -> None:
+        """Its process goes on, and so does a timeout that stood still."""
+        wait = self.wait
+        if wait is not None and wait.pauses and wait.stopped_at is not None and wait.deadline is not None:
+            wait.deadline, wait.stopped_at = wait.deadline + now - wait.stopped_at, now
 
     def signalled(self) -> None:
         """It may have a signal to take: one that waits may go on."""
@@ -270,6 +370,8 @@ class Task:
         return {
             "tid": self.tid,
             "name": self.name,
+            "credentials": self._credentials,
+            "no_new_privileges": self.no_new_privileges,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
             "set_child_tid": self.set_child_tid,
@@ -297,6 +399,10 @@ class Task:
             "deadline": wait.deadline,
             "progress": wait.progress,
             "goes_on": wait.woken,
+            "interrupted": wait.interrupted,
+            "restart": wait.restart,
+            "pauses": wait.pauses,
+            "stopped_at": wait.stopped_at,
             "number": self.wait_number,
             "futex": futex,
         }
@@ -304,6 +410,7 @@ class Task:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
         self.name, self.registers = state["name"], dict(state["registers"])
+        self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])
@@ -312,13 +419,15 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
-            what, deadline, progress = (state["wait"][name] for name in ("what", "deadline", "progress"))
             at_futex = state["wait"]["futex"]
             if at_futex is not None:
-                futexes = self.process.kernel.futexes
-                self.start_waiting(FutexWait.restored(futexes, at_futex), state["call"])
+                wait: Wait = FutexWait.restored(self.process.kernel.futexes, at_futex)
+            else:
+                wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+            self.start_waiting(wait, state["call"])
+            wait.stopped_at = state["wait"]["stopped_at"]
+            if at_futex is not None:
                 self.waits = state["waits"]
                 return
-            self.start_waiting(Wait((), what, deadline=deadline, progress=progress), state["call"])
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
             self.wake()

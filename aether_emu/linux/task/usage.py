@@ -13,22 +13,26 @@ from aether_emu.records import dataclass
 
 @dataclass(slots=True)
 class Usage:
-    """Sums. `time` in ns; faults that were resolved; how often it waited, and how often its turn was over."""
+    """Sums. `time` in ns, and how much of it was the `system`'s: what calls, faults and flushes cost. Faults
+    that were resolved; how often it waited, and how often its turn was over.
+    """
 
     time: int = 0
     faults: int = 0
     waits: int = 0
     preemptions: int = 0
+    system: int = 0
 
     def add(self, other: Usage) -> None:
         """So much more."""
         self.time += other.time
+        self.system += other.system
         self.faults += other.faults
         self.waits += other.waits
         self.preemptions += other.preemptions
 
     def plus(self, other: Usage) -> Usage:
         """The sum of both, as another one."""
-        total = Usage(self.time, self.faults, self.waits, self.preemptions)
+        total = Usage(self.time, self.faults, self.waits, self.preemptions, self.system)
         total.add(other)
         return total

@@ -31,7 +31,7 @@ from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
 from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
-from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
+from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places, still
 from aether_emu.records import dataclass
 
 if TYPE_CHECKING:
@@ -133,9 +133,10 @@ def measure() -> Layout:
             engine.emu_start(handle, code + offset, 0, 0, 0)
         after = dump()
         mask = 0xFE00_007C if syndrome & 3 else 0xFE00_007F  # the level depends on tables near the target
-        pcs = _narrow(pcs, places(after, "Q", partial(np.equal, code + offset)))
-        addresses = _narrow(addresses, places(after, "Q", partial(np.equal, target + 16)))
-        syndromes = _narrow(syndromes, places(after, "I", partial(_alike, syndrome, mask)))
+        pcs = still(pcs, after, "Q", code + offset)
+        addresses = still(addresses, after, "Q", target + 16)
+        alike = places(after, "I", partial(_alike, syndrome, mask))
+        syndromes = alike if syndromes is None else syndromes & alike
     at = only("the fault address", addresses or set())
     syndrome_at = only("the syndrome", {place for place in syndromes or set() if 0 < at - place <= 16})
     exclusives = None
@@ -146,13 +147,9 @@ def measure() -> Layout:
         uc.reg_write(arm64_const.UC_ARM64_REG_X1, target)
         with Undisturbed():
             engine.emu_start(handle, code + 0x600, 0, 0, 0)
-        exclusives = _narrow(exclusives, places(dump(), "Q", partial(np.equal, target)))
+        exclusives = still(exclusives, dump(), "Q", target)
     reserved = only("the reserved address", exclusives or set())
     return Layout(base, only("pc", pcs or set()) - base, syndrome_at - base, at - base, reserved - base)
-
-
-def _narrow(before: set[int] | None, found: set[int]) -> set[int]:
-    return found if before is None else before & found
 
 
 def _alike(wanted: int, mask: int, values: NDArray[np.uint32]) -> NDArray[np.bool_]:

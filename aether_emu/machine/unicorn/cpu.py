@@ -23,7 +23,7 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
-_FLUSH = Exit(ExitReason.STOPPED, "to drop translations")  # never returned
+_ANEW = Exit(ExitReason.STOPPED, "to be entered anew at once")  # never returned
 _CUT_REACH = 256  # bytes from its start in which a block is cut
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
 _FAULT_TRIES = 4  # faults of one page: absent, then read-only, then stale in the TLB; more means no progress
@@ -172,8 +172,8 @@ class UnicornCpu(Cpu):
             self._inside = True
             code = self._entries.start(self._handle, self.pc, 0, 0, 0)
             self._inside = False
-            flushes = self._exit is _FLUSH
-            if flushes:
+            enters_anew = self._exit is _ANEW
+            if enters_anew:
                 self._exit = None
             if self._cut_hit and self._failure is None and self._exit is None and not self.halts.hit:
                 self._uncount()
@@ -191,7 +191,7 @@ class UnicornCpu(Cpu):
             if not handled and not self._interrupted:
                 if self._spent():
                     return Exit(ExitReason.BUDGET)
-                if code or not flushes:
+                if code or not enters_anew:
                     return self._unexplained(code)
 
     def _spent(self) -> bool:
@@ -237,7 +237,7 @@ class UnicornCpu(Cpu):
             self._set_counter(budget)
 
     def stop(self) -> None:
-        if self._exit is None or self._exit is _FLUSH:
+        if self._exit is None or self._exit is _ANEW:
             self._exit = Exit(ExitReason.STOPPED)
 
     def interrupt(self) -> None:
@@ -300,8 +300,11 @@ class UnicornCpu(Cpu):
     def _run_stub(self, address: int) -> int:
         """Run supervisor code to its end. It counts no blocks, and no spent budget stops it.
 
-        Returns the engine's error number.
+        It leaves the engine halted. Inside a callback the program would go on so, and sleep for ever at its
+        next `pause`: then the engine is left, and entered again. Returns the engine's error number.
         """
+        if self._inside and self._exit is None:
+            self._exit = _ANEW
         counter = self._counter
         if counter is None:
             return self._entries.start_nested(self._handle, address, 0, 0, 0)
@@ -330,7 +333,7 @@ class UnicornCpu(Cpu):
             return
         self._stale = True
         if self._exit is None:
-            self._exit = _FLUSH
+            self._exit = _ANEW
 
     # ---- registers
 

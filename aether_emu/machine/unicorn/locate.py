@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,15 @@ def places(dump: bytes, kind: str, test: Callable[[NDArray[Any]], NDArray[np.boo
     size = struct.calcsize(kind)
     values = np.frombuffer(dump, f"<{kind}", len(dump) // size)
     return set((np.flatnonzero(test(values)) * size).tolist())
+
+
+def still(before: set[int] | None, dump: bytes, kind: str, value: int) -> set[int]:
+    """Those of the offsets `before` where the dump has this value, or all such offsets."""
+    if before is None:
+        return places(dump, kind, partial(np.equal, value))
+    size = struct.calcsize(kind)
+    wanted = struct.pack(f"<{kind}", value)
+    return {place for place in before if dump[place : place + size] == wanted}
 
 
 def only(name: str, places: set[int]) -> int:

@@ -13,10 +13,9 @@ from __future__ import annotations
 import ctypes
 import mmap
 import struct
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
-import numpy as np
 from unicorn import UC_ARCH_X86, UC_HOOK_INSN, UC_HOOK_INTR, UC_MODE_64, UC_PROT_ALL, x86_const
 
 from aether_emu.arch.x86_64 import registers as regs
@@ -25,7 +24,7 @@ from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
 from aether_emu.machine import native
 from aether_emu.machine.unicorn import engine
-from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places
+from aether_emu.machine.unicorn.locate import SENTINELS, locate, only, places, still
 from aether_emu.records import dataclass
 
 MODEL = x86_const.UC_CPU_X86_EPYC_ROME
@@ -208,12 +207,14 @@ def _old_exception(scratch: _Scratch, candidates: set[int]) -> int:
 def _shadow(scratch: _Scratch, old: int, hflags: int) -> int:
     """The bit of hflags that is set between a load of SS and the end of the instruction behind it."""
     words = []
-    for code in ("90488b07", "8ed0488b07"):  # nop, or mov ss, eax; then a load that faults
+    for offset, code in (
+        (0x1C0, "90488b07"),
+        (0x1E0, "8ed0488b07"),
+    ):  # nop or mov ss, eax; a faulting load
         scratch.patch(old, struct.pack("<i", -1))
         scratch.uc.reg_write(x86_const.UC_X86_REG_RAX, regs.USER_DATA)
-        scratch.start(scratch.code(0x1C0, bytes.fromhex(code)))
+        scratch.start(scratch.code(offset, bytes.fromhex(code)))
         words.append(int.from_bytes(scratch.dump()[hflags : hflags + 4], "little"))
-        scratch.uc.ctl_flush_tb()
     return only("the interrupt shadow", {words[0] ^ words[1]} - {0})
 
 
@@ -224,9 +225,9 @@ def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
     soft = bytes.fromhex("cd20")  # int 0x20
     cases = (
         # code offset, code, rdi, rip at the exception, error code (None: not a page fault)
+        (0x140, soft, 0, 0x142, None),
         (0x100, load, 0x0123_4000, 0x101, 0x04),
         (0x120, store, 0x0234_5678, 0x122, 0x06),
-        (0x140, soft, 0, 0x142, None),
         (0x160, store, scratch.READ_ONLY + 0x10, 0x162, 0x07),
         (0x180, load, scratch.STUBS + 8, 0x181, 0x05),
         (0x1A0, soft, 0, 0x1A2, None),
@@ -238,16 +239,11 @@ def _fault_fields(scratch: _Scratch, old: int) -> tuple[int, int, int, int]:
         scratch.uc.reg_write(x86_const.UC_X86_REG_RDI, rdi)
         scratch.start(pc)
         dump = scratch.dump()
-        wanted = scratch.CODE + rip
-        found = places(dump, "Q", partial(np.equal, wanted))
-        rips = found if rips is None else rips & found
-        flag = places(dump, "i", partial(np.equal, int(error is None)))
-        ints = flag if ints is None else ints & flag
+        rips = still(rips, dump, "Q", scratch.CODE + rip)
+        ints = still(ints, dump, "i", int(error is None))
         if error is not None:
-            found = places(dump, "Q", partial(np.equal, rdi + 16))
-            cr2s = found if cr2s is None else cr2s & found
-            found = places(dump, "i", partial(np.equal, error))
-            errors = found if errors is None else errors & found
+            cr2s = still(cr2s, dump, "Q", rdi + 16)
+            errors = still(errors, dump, "i", error)
     return (
         only("rip", rips or set()),
         only("cr2", cr2s or set()),

@@ -38,6 +38,7 @@ class PageTable(Tree):
             raise MappingError(f"physical {address:#x}+{length:#x} is misaligned or wider than the format's")
         start, end, limit = va, va + length, largest or self.format.page_size
         bits: dict[tuple[int, bool], int] = {}  # what large leaves have beside their address
+        slot, level_before = 0, 1
         try:
             while va < end:
                 level = self._largest_level(va, address, end - va, limit)
@@ -46,8 +47,10 @@ class PageTable(Tree):
                     upto = min(end, self._next_larger(va, address, end, limit))
                     self._map_pages(va, address, (upto - va) // size, attributes)
                     va, address = upto, address + upto - va
+                    level_before = level
                     continue
-                slot = self.slot(va, level)
+                in_same_table = level == level_before and self._index(va, level)
+                slot, level_before = slot + 1 if in_same_table else self.slot(va, level), level
                 entry = self.ram.words[slot]
                 if self.format.next_table(entry, level) is not None:
                     smaller = self.format.levels[level - 2].size
@@ -92,12 +95,12 @@ class PageTable(Tree):
     # ---- inside
 
     def _largest_level(self, va: int, address: int, length: int, limit: int) -> int:
-        best = 1
-        for number, level in enumerate(self.format.levels, 1):
-            fits = level.size <= min(limit, length) and not (va | address) & (level.size - 1)
-            if level.leaf and fits:
-                best = number
-        return best
+        levels, most = self.format.levels, min(limit, length)
+        for number in range(len(levels), 1, -1):
+            level = levels[number - 1]
+            if level.leaf and (size := level.size) <= most and not (va | address) & (size - 1):
+                return number
+        return 1
 
     def _large_leaf(self, address: int, attributes: Attributes, level: int, hinted: bool) -> int:
         if hinted:

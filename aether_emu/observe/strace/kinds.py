@@ -114,6 +114,15 @@ def dir_fd(value: int) -> str:
 DIR_FD = Kind(lambda _call, value: dir_fd(value), role="desc")
 
 
+def _segment_flags(_call: Made, value: int) -> str:
+    """Those of shmget, and the permissions."""
+    flags, mode = value & 0xFFFF_FE00, octal(value & 0o777)
+    return f"{names.SEGMENT.bits(flags)}|{mode}" if flags else mode
+
+
+SEGMENT_FLAGS = Kind(_segment_flags)
+
+
 def octal(value: int) -> str:
     """A mode: a zero, and three digits in all at least."""
     return f"0{value & 0xFFFF:o}".zfill(3)
@@ -325,6 +334,16 @@ def vectors(moved: bool, counted_by: int = 2) -> Kind:
         return items(call, value, count, 16, one)
 
     return late(show) if moved else early(show)
+
+
+def places(counted_by: int) -> Kind:
+    """struct iovec of another process's memory."""
+
+    def one(call: Made, at: int) -> str:
+        base, length = unpack(call, at, "QQ")
+        return f"{{iov_base={address(base)}, iov_len={length}}}"
+
+    return early(lambda call, value: items(call, value, call.arguments[counted_by], 16, one))
 
 
 def signal_set(mask: int) -> str:

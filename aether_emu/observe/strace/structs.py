@@ -333,6 +333,11 @@ def _groups(call: Made, value: int) -> str:
 
 
 GROUPS = late(_groups)
+GIVEN_GROUPS = early(
+    lambda call, value: items(
+        call, value, call.arguments[0] & 0xFFFF, 4, lambda _call, at: str(unpack(call, at, "I")[0])
+    )
+)
 
 
 def _names_of_system(call: Made, value: int) -> str:
@@ -372,6 +377,10 @@ def _wait_status(call: Made, value: int) -> str:
     status = unpack(call, value, "i")[0]
     if not call.result:
         return f"[{status}]"
+    if status == 0xFFFF:
+        return "[{WIFCONTINUED(s)}]"
+    if status & 0xFF == 0x7F:
+        return f"[{{WIFSTOPPED(s) && WSTOPSIG(s) == {names.SIGNAL.one(status >> 8)}}}]"
     if not status & 0x7F:
         return f"[{{WIFEXITED(s) && WEXITSTATUS(s) == {status >> 8 & 0xFF}}}]"
     return f"[{{WIFSIGNALED(s) && WTERMSIG(s) == {names.SIGNAL.one(status & 0x7F)}}}]"

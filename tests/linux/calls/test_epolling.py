@@ -7,6 +7,7 @@ import errno
 import itertools
 import os
 import select
+import socket
 import struct
 import tempfile
 from pathlib import Path
@@ -18,9 +19,13 @@ from hypothesis import strategies as st
 from aether_emu.linux.files.capture import capture, restore
 from aether_emu.linux.files.pipe import EventCounter
 from aether_emu.linux.files.streams import BufferStream, StreamFile
+from aether_emu.linux.task.scheduler import Deadlock
+from tests.guests.running import ISAS
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin
 from tests.linux.files.conftest import Guest, Source
+from tests.linux.task.scripts import DATA as MEMORY
+from tests.linux.task.scripts import Call, Several
 
 ADD, DEL, MOD = 1, 2, 3
 IN, OUT, ET, ONESHOT, EXCLUSIVE = 1, 4, 1 << 31, 1 << 30, 1 << 28
@@ -325,38 +330,74 @@ def test_what_the_host_brings_after_a_read_is_a_new_edge(guest: Guest, served: S
     assert served("epoll_wait", fd, BASE, 1, 0) == 1
 
 
-names = st.sampled_from(["r", "w", "counter"])
+names = st.sampled_from(["r", "w", "counter", "s", "t", "inner"])
 flags = st.tuples(
-    st.sampled_from([0, IN, OUT, IN | OUT, IN | select.POLLRDNORM]),
-    st.sampled_from([0, ET, ONESHOT, ET | ONESHOT]),
+    st.sampled_from([0, IN, OUT, IN | OUT, IN | select.POLLRDNORM, IN | select.POLLRDHUP]),
+    st.sampled_from([0, ET, ONESHOT, ET | ONESHOT, EXCLUSIVE, ET | EXCLUSIVE]),
 ).map(sum)
 steps = st.one_of(
-    st.tuples(st.sampled_from([ADD, MOD, DEL]), names, flags),
-    st.tuples(st.just("write"), st.sampled_from(["w", "counter"])),
-    st.tuples(st.just("read"), st.sampled_from(["r", "counter"])),
-    st.tuples(st.just("wait")),
+    st.tuples(st.sampled_from([ADD, MOD, DEL]), names, flags, st.sampled_from(["e", "e", "inner"])),
+    st.tuples(st.just("write"), st.sampled_from(["w", "counter", "s", "t"])),
+    st.tuples(st.just("read"), st.sampled_from(["r", "counter", "s", "t"])),
+    st.tuples(st.just("shutdown"), st.sampled_from(["s", "t"])),
+    st.tuples(st.just("close_descriptor"), st.sampled_from(["r", "w", "s", "t"])),
+    st.tuples(st.just("wait"), st.sampled_from(["e", "inner"])),
 )
 
 
-@settings(max_examples=100)
-@given(st.lists(steps, min_size=3, max_size=25))
+@settings(max_examples=150)
+@given(st.lists(steps, min_size=3, max_size=40))
 def test_any_sequence_answers_as_the_kernel(sequence: list[tuple[object, ...]]) -> None:
     with tempfile.TemporaryDirectory() as base, twin_in(Path(base)) as twin:
         sets = Sets(twin)
         twin.pipe("r", "w")
         twin.open("counter", "eventfd2", 0, os.O_NONBLOCK)
+        twin.pair_of_sockets("s", "t")
+        twin.open("inner", "epoll_create1", 0)
         twin.put(100, struct.pack("<Q", 1))
         for data, (name, *rest) in enumerate(sequence):
+            file = rest[-1] if name == "wait" else rest[0]
+            assert isinstance(file, str)
+            if not twin.has(file):
+                continue
             if isinstance(name, int):
-                file, events = rest
-                assert isinstance(file, str) and isinstance(events, int)
-                sets.control(name, file, events, data)
+                _, events, of = rest
+                assert isinstance(events, int) and isinstance(of, str)
+                sets.control(name, file, events, data, of)
             elif name == "wait":
-                sets.wait()
+                sets.wait(file)
+            elif name == "close_descriptor":
+                twin.close_descriptor(file)
+            elif name == "shutdown":
+                twin.call("shutdown", F(file), socket.SHUT_RDWR)
             else:
-                assert isinstance(name, str) and isinstance(rest[0], str)
-                twin.call(name, F(rest[0]), A(100 if name == "write" else 200), 8)
+                assert isinstance(name, str)
+                twin.call(name, F(file), A(100 if name == "write" else 200), 8)
         sets.wait()
+        sets.wait("inner")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("exclusive", "woken"), [(0, 3), (EXCLUSIVE, 1)])
+def test_an_exclusive_interest_wakes_one_set_of_many(isa: str, exclusive: int, woken: int) -> None:
+    with Several(isa) as several:
+        reading, writing = several.pipe()
+        waits: tuple[Call, ...] = (
+            ("epoll_create1", 0),
+            ("epoll_ctl", 5, ADD, reading, MEMORY),
+            ("epoll_pwait", 5, MEMORY + 64, 1, -1, 0, 8),
+        )
+        at = struct.pack("<I", IN | exclusive)
+        waiting = [several.calls(*waits, data=at) for _ in range(3)]
+        several.calls(
+            ("nanosleep", MEMORY, 0), ("write", writing, MEMORY, 1), data=struct.pack("<qq", 0, 1000)
+        )
+        if woken < len(waiting):
+            with pytest.raises(Deadlock):
+                several.run()
+        else:
+            several.run()
+        assert sum(task.is_over for task in waiting) == woken
 
 
 def test_a_user_watches_so_many_files_and_no_more(guest: Guest, served: Served) -> None:

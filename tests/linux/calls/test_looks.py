@@ -165,7 +165,8 @@ def machine(isa: str) -> Iterator[Served]:
         guest_in(Path(base)) as guest,
         contextlib.closing(Served(guest.files, isa, ram="64M")) as served,
     ):
-        files = served.process.files = guest.files.fork(ProcessTexts(served.process))
+        files = guest.files.fork(ProcessTexts(served.process))
+        served.process.files = served.task.files = files
         try:
             yield served
         finally:

@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from aether_emu.linux.task.process import RLIMIT_SIGPENDING
 from tests.guests.running import ISAS
 from tests.linux.task.scripts import DATA, SPIN, Call, Several, assemble
 
@@ -109,3 +110,93 @@ def test_timer_call_is_refused_as_linux_refuses_it(isa: str, call: Call, number:
     with Several(isa) as several:
         several.calls(call, data=data(signal.SIGUSR1))
         assert several.run() == [-number & 0xFF]
+
+
+_THREAD_ONLY, _VIRTUAL = 3, 1
+
+
+@every_isa
+def test_timer_by_a_threads_time_counts_no_other_thread(isa: str) -> None:
+    with Several(isa) as several:
+        calls: tuple[Call, ...] = (
+            ("timer_create", _THREAD_ONLY, _EVENT, _NUMBER),
+            ("timer_settime", 0, 0, _TIME, 0),
+        )
+        end = len(assemble(several.machine, []))
+        code = assemble(several.machine, calls)[:-end] + SPIN[isa]
+        task = several.calls(code=code, data=data(signal.SIGUSR2, first=2_000_000))
+        other = several.thread(task, code=SPIN[isa])
+        several.machine.scheduler.run()
+        assert task.process.ended is not None and task.process.ended.signal == signal.SIGUSR2
+        assert 2_000_000 <= task.usage.time < 3_000_000
+        assert other.usage.time
+
+
+@every_isa
+def test_sleep_by_another_process_time_ends_when_that_has_worked(isa: str) -> None:
+    with Several(isa) as several:
+        worker = several.calls(code=SPIN[isa])
+        clock = ~worker.process.pid << 3 | 2
+        sleeper = several.calls(("clock_nanosleep", clock, 0, _SLEEP, 0), data=data(1, sleep=2_000_000))
+        registry = worker.process.registry
+        sleeper.process.registry = registry
+        registry.processes[sleeper.process.pid], registry.tasks[sleeper.tid] = sleeper.process, sleeper
+        while not sleeper.is_over:
+            assert not several.machine.scheduler.run(100_000)
+        assert sleeper.process.ended is not None and sleeper.process.ended.status == 0
+        assert 2_000_000 <= worker.usage.time < 3_000_000
+        assert sleeper.usage.time < 100_000
+
+
+@every_isa
+def test_virtual_timer_counts_no_time_of_the_system(isa: str) -> None:
+    with Several(isa) as several:
+        spinning(several, ("setitimer", _VIRTUAL, _TIME, 0), at=data(signal.SIGVTALRM, first=2_000))
+        process = several.tasks[0].process
+        assert several.run() == [128 + signal.SIGVTALRM]
+        used = process.usage
+        assert used.time - used.system >= 2_000_000 > used.system > 0
+
+
+@every_isa
+def test_timer_goes_on_while_its_signal_is_ignored(isa: str) -> None:
+    with Several(isa) as several:
+        several.calls(
+            ("timer_create", _MONOTONIC, _EVENT, _NUMBER),
+            ("timer_settime", 0, 0, _TIME, 0),
+            ("nanosleep", _SLEEP, 0),
+            _BLOCK,
+            ("rt_sigtimedwait", _SET, 0, 0, 8),
+            data=data(signal.SIGCHLD, interval=10_000_000, first=10_000_000, sleep=55_000_000),
+        )
+        assert several.run() == [signal.SIGCHLD]
+        assert 60_000_000 <= several.machine.kernel.time_seen() < 61_000_000
+
+
+@every_isa
+def test_timers_set_records_aside_that_count_against_the_limit(isa: str) -> None:
+    with Several(isa) as several:
+        task = several.calls(
+            ("timer_create", _MONOTONIC, _EVENT, _NUMBER),
+            ("timer_create", _MONOTONIC, _EVENT, _NUMBER),
+            ("timer_create", _MONOTONIC, _EVENT, _NUMBER),
+            data=data(signal.SIGUSR1),
+        )
+        task.process.limits[RLIMIT_SIGPENDING] = (2, 2)
+        assert several.run() == [-errno.EAGAIN & 0xFF]
+
+
+@every_isa
+@pytest.mark.parametrize(("limits", "ends"), [((1, 2), signal.SIGKILL), ((1, 1 << 64), signal.SIGXCPU)])
+def test_processor_time_is_limited(isa: str, limits: tuple[int, int], ends: int) -> None:
+    handled = ends == signal.SIGKILL
+    with Several(isa, clock={"block": 1000}) as several:
+        at = bytearray(data(signal.SIGXCPU))
+        struct.pack_into("<QQ", at, 0x300, limits[0], limits[1] - (not handled))
+        blocked: tuple[Call, ...] = (_BLOCK,) if handled else ()
+        spinning(several, *blocked, ("prlimit64", 0, 0, _SLEEP, 0), at=bytes(at))
+        process = several.tasks[0].process
+        assert several.run() == [128 + ends]
+        seconds = 2 if handled else 1
+        assert seconds <= process.usage.time / _SECOND < seconds + 0.2
+        assert process.limits[0][0] == 2

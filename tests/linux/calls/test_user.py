@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
+from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process, Program
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu, UserFault
@@ -29,10 +32,13 @@ def guest_memory() -> Iterator[GuestMemory]:
     """Memory of a machine, the same one for all examples."""
     machine = Machine("x86_64", ram="4M", aperture="16M")
     process = Process(machine.kernel, machine.new_space(), Program(b"/empty", [], []))
+    namespace = Namespace(None, [], "/", random=bytes)
+    process.files = Files(namespace, ProcessTexts(process))
     machine.entry.switch(Task(process))
     memory = GuestMemory(machine, process.mm)
     yield memory
     memory.close()
+    namespace.close()
     machine.cpu.set_root(machine.kernel_half.table.root)
     process.mm.destroy()
     machine.close()

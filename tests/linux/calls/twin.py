@@ -14,6 +14,7 @@ import errno
 import mmap
 import os
 import platform
+import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,10 @@ _ARM64_NUMBERS = {
     "flock": 32, "faccessat": 48, "unlinkat": 35, "mkdirat": 34, "symlinkat": 36, "linkat": 37,
     "renameat2": 276, "memfd_create": 279, "copy_file_range": 285, "preadv2": 286, "pwritev2": 287,
     "statx": 291, "close_range": 436, "openat2": 437, "faccessat2": 439, "getxattr": 8, "fgetxattr": 10,
+    "setregid": 143, "setgid": 144, "setreuid": 145, "setuid": 146, "setresuid": 147, "setresgid": 149,
+    "setfsuid": 151, "setfsgid": 152, "getgroups": 158, "setgroups": 159, "prctl": 167, "capget": 90,
+    "capset": 91,
+    "socketpair": 199, "shutdown": 210,
     "truncate": 45, "fchmodat": 53, "fchmod": 52, "fstatfs": 44, "statfs": 43, "newfstatat": 79, "fstat": 80,
 }  # fmt: skip
 NUMBERS = (
@@ -317,6 +322,16 @@ class Twin:
     def pipe(self, reading: str, writing: str, flags: int = os.O_NONBLOCK) -> None:
         """pipe2(2)."""
         assert self._raw("pipe2", (A(0), flags)) == (0, 0)
+        self._name_two(reading, writing)
+
+    def pair_of_sockets(self, one: str, other: str) -> None:
+        """socketpair(2): unix streams that never wait."""
+        kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK
+        assert self._raw("socketpair", (socket.AF_UNIX, kind, 0, A(0))) == (0, 0)
+        self._name_two(one, other)
+
+    def _name_two(self, reading: str, writing: str) -> None:
+        """The two descriptors that a call has put to the beginning of memory."""
         ours = struct.unpack_from("<ii", self.served.memory.content)
         theirs = struct.unpack_from("<ii", self.native.content)
         self.put(0, bytes(8))
@@ -327,6 +342,10 @@ class Twin:
         """close(2)."""
         assert self._raw("close", (F(name),)) == (0, 0)
         del self._descriptors[name]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a descriptor of that name."""
+        return name in self._descriptors
 
     def pair(self, name: str) -> tuple[int, int]:
         """The served and the real descriptor."""

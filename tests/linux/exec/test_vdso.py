@@ -13,6 +13,7 @@ import pytest
 from elftools.dwarf.callframe import FDE
 from elftools.elf.elffile import ELFFile
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.config import Config
 from aether_emu.errors import Refused
 from aether_emu.linux.exec import stack, vdso
@@ -38,6 +39,7 @@ NAMES = {
     ),
     "arm64": ("LINUX_2.6.39", {f"__kernel_{name}" for name in (*_CALLS, "rt_sigreturn")}),
 }
+BAD = 8  # an address where nothing is
 PAGES_OF_DATA = {"x86_64": 4, "arm64": 2}
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
@@ -126,6 +128,10 @@ def _loaded(target: Target, name: str = "hello", **options: object) -> Machine:
     return machine
 
 
+def _name(x86: bool, function: str) -> bytes:
+    return f"{'__vdso_' if x86 else '__kernel_'}{function}".encode()
+
+
 def _areas(machine: Machine) -> dict[str, Area]:
     assert machine.process is not None
     return {area.name: area for area in machine.process.mm.areas}
@@ -149,7 +155,7 @@ def test_only_the_first_page_of_time_data_is_there(machine: Machine) -> None:
     process, data = machine.process, _areas(machine)["[vvar]"]
     assert process is not None
     memory = UserMemory(process.mm)
-    assert memory.read(data.start, 32) == vdso.time_data(process.abi)
+    assert memory.read(data.start, 32) == vdso.time_data(process.abi, EPOCH_NS)
     for address in range(data.start + process.mm.page_size, data.end, process.mm.page_size):
         with pytest.raises(UserFaulted) as caught:
             memory.read(address, 1)
@@ -210,6 +216,22 @@ def test_only_the_clocks_that_it_leaves_to_the_kernel_are_system_calls(
     assert "gettimeofday" not in calls
 
 
+@pytest.mark.parametrize("function", ["clock_gettime", "clock_getres", "gettimeofday"])
+def test_a_bad_pointer_faults_at_its_first_word(machine: Machine, function: str) -> None:
+    process = machine.process
+    assert process is not None
+    x86, clock = process.abi.isa == "x86_64", (BAD if function == "gettimeofday" else 1)
+    at = vdso.symbol(vdso.image(process.abi.isa, process.mm.page_size), _name(x86, function))
+    names = ("rip", "rdi", "rsi") if x86 else ("pc", "x0", "x1")
+    where = _areas(machine)["[vdso]"].start + at
+    values = (where, clock, 0 if clock == BAD else BAD)
+    machine.cpu.load_registers(dict(zip(names, values, strict=True)))
+    faults: list[int] = []
+    machine.on_fault(lambda fault: faults.append(int(fault.address)))
+    machine.run()
+    assert faults[-1] == BAD
+
+
 # ---- pages
 
 
@@ -268,7 +290,7 @@ def test_a_forked_process_has_the_same(machine: Machine) -> None:
     try:
         shown = UserMemory(child)
         assert shown.read(areas["[vdso]"].start, process.mm.page_size) == image
-        assert shown.read(areas["[vvar]"].start, 32) == vdso.time_data(process.abi)
+        assert shown.read(areas["[vvar]"].start, 32) == vdso.time_data(process.abi, EPOCH_NS)
     finally:
         child.destroy()
 

@@ -263,3 +263,9 @@ def test_a_process_ends_without_leaving_descriptors(guest: Guest) -> None:
     child.chdir(b"/r")
     child.close_all()
     assert host_descriptors() == before
+
+
+def test_a_pseudo_terminal_is_refused(guest: Guest) -> None:
+    guest.files.open(CWD, b"/dev/ptmx", fl.O_RDWR)
+    with pytest.raises(CaptureError, match="pseudo-terminal is open"):
+        capture([guest.files])

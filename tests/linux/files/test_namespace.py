@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.files.inodes import EPOCH_NS
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
@@ -164,7 +164,7 @@ def test_a_grant_of_everything_does_not_include_the_hosts_proc() -> None:
         assert it.names(b"/again/sys") == []
         with refused(errno.ENOENT):
             it.read(b"/again/proc/self/status")
-        own = [b"filesystems", b"mounts", b"self", b"thread-self", b"17"]
+        own = [b"filesystems", b"mounts", b"net", b"self", b"thread-self", b"17"]
         assert it.names(b"/proc") == own
 
 
@@ -184,11 +184,14 @@ def test_listings_are_sorted_and_numbers_follow_first_sight(guest: Guest) -> Non
 
 
 def test_two_copies_of_a_tree_look_the_same(tmp_path: Path) -> None:
-    """Inode numbers, times and order of the host differ between the copies; nothing the guest sees does."""
+    """Inode numbers and order of the host, and the times of directories and of reading, differ between the
+    copies; nothing the guest sees does.
+    """
     first, second = tmp_path / "first", tmp_path / "second"
     (first / "d").mkdir(parents=True)
     for number in range(20):
         (first / f"f{number}").write_text("x" * number)
+        os.utime(first / f"f{number}", (number, 1))
     (first / "d" / "link").symlink_to("../f3")
     second.mkdir()
     for original in sorted(first.iterdir(), reverse=True):
@@ -206,12 +209,14 @@ def test_two_copies_of_a_tree_look_the_same(tmp_path: Path) -> None:
     assert seen[0] == seen[1]
 
 
-def test_everything_belongs_to_the_guest_at_a_fixed_time(guest: Guest) -> None:
+def test_everything_belongs_to_the_guest_and_has_one_time_but_for_when_files_changed(guest: Guest) -> None:
     (guest.w / "d").mkdir()
     (guest.w / "f").write_bytes(b"x" * 5000)
+    os.utime(guest.w / "f", ns=(7, 1_000_000_005))
     directory, file = guest.files.stat(CWD, b"d"), guest.files.stat(CWD, b"f")
     for stat in (directory, file):
-        assert (stat.uid, stat.gid, stat.atime, stat.mtime, stat.ctime) == (1000, 1000, *[EPOCH_NS] * 3)
+        assert (stat.uid, stat.gid, stat.atime, stat.ctime) == (1000, 1000, EPOCH_NS, EPOCH_NS)
+    assert (directory.mtime, file.mtime) == (EPOCH_NS, 1_000_000_005)
     assert (directory.size, directory.nlink) == (4096, 1)
     assert (file.size, file.blocks, file.nlink) == (5000, 16, 1)
     assert guest.files.stat(CWD, b"/r/file").dev != file.dev
@@ -230,6 +235,15 @@ def test_what_the_guest_changes_has_the_virtual_time(guest: Guest) -> None:
     assert files.stat(CWD, b".").mtime == EPOCH_NS
     files.mkdir(CWD, b"d", 0o777)
     assert files.stat(CWD, b".").mtime == files.stat(CWD, b"d").mtime == clock.nanoseconds
+
+
+def test_a_host_files_time_is_what_it_was_at_first_sight_and_never_after_the_machines(guest: Guest) -> None:
+    for name, time in (("f", 10**9), ("future", 2 * EPOCH_NS)):
+        (guest.w / name).write_bytes(b"old")
+        os.utime(guest.w / name, ns=(time, time))
+    assert [guest.files.stat(CWD, name).mtime for name in (b"f", b"future")] == [10**9, EPOCH_NS]
+    os.utime(guest.w / "f", ns=(5, 5))  # as a store to a shared mapping does, at a time of the host
+    assert guest.files.stat(CWD, b"f").mtime == 10**9
 
 
 def test_a_new_file_never_inherits_a_removed_ones_number_or_times(guest: Guest) -> None:
@@ -304,8 +318,8 @@ def test_a_grant_stays_what_it_was_when_its_host_name_changes(tree: Path) -> Non
 
 def test_mount_tables_escape_what_separates_fields(tree: Path) -> None:
     with Opened(None, [Bind(tree / "other", "/a b")]) as it:
-        assert b"ext4 /a\\040b ext4 ro,relatime 0 0\n" in it.namespace.mounts_text()
-        assert b" / /a\\040b ro,relatime - ext4 ext4 ro\n" in it.namespace.mountinfo_text()
+        assert b"ext4 /a\\040b ext4 ro,nosuid,relatime 0 0\n" in it.namespace.mounts_text()
+        assert b" / /a\\040b ro,nosuid,relatime - ext4 ext4 ro\n" in it.namespace.mountinfo_text()
 
 
 def test_statfs_shows_a_fixed_size_and_what_can_be_written(guest: Guest) -> None:

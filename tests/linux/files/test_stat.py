@@ -89,5 +89,5 @@ def test_struct_statfs_layout() -> None:
     data = encode_statfs(StatFs(kind=0xEF53, number=3, blocks=100, free=50, read_only=True))
     assert len(data) == 120
     assert struct.unpack_from("<qqQQQQQiiqqq", data) == (
-        *(0xEF53, 4096, 100, 50, 50, 100, 50, 3, 0, 255, 4096, 0x21),
+        *(0xEF53, 4096, 100, 50, 50, 100, 50, 3, 0, 255, 4096, 0x23),
     )

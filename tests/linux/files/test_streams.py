@@ -11,16 +11,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.linux.abi.signal import SIGINT
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, WouldBlock
 from aether_emu.linux.files.pipe import PIPE_BUF
 from aether_emu.linux.files.streams import BufferStream, DescriptorStream, Stream
+from aether_emu.linux.tty.modes import ECHO, Modes
 from aether_emu.waiting import HostQueue
 from tests.linux.files.conftest import CWD, Guest, Source, refused
 
-TCGETS, TCSETSW, TIOCGPGRP, TIOCGWINSZ, FIONREAD = 0x5401, 0x5403, 0x540F, 0x5413, 0x541B
+TCGETS, TIOCGPGRP, TIOCGWINSZ, FIONREAD = 0x5401, 0x540F, 0x5413, 0x541B
 
 
 def no_argument(size: int) -> bytes:
@@ -137,21 +139,45 @@ def test_a_full_device_is_enospc() -> None:
     os.close(full)
 
 
-def test_a_terminal_answers_as_one_and_its_modes_stay_the_hosts() -> None:
+def test_a_terminal_answers_as_one_and_its_modes_are_the_hosts_while_the_machine_runs() -> None:
     leader, terminal = pty.openpty()
     before = termios.tcgetattr(terminal)
     files = process(DescriptorStream(terminal), DescriptorStream(terminal))
-    assert files.fstat(1).mode == 0o20620 and files.fstat(1).rdev == os.makedev(5, 0)
-    assert files.ioctl(1, TIOCGWINSZ, no_argument) == struct.pack("<HHHH", 24, 80, 0, 0)
-    fresh = files.ioctl(0, TCGETS, no_argument)
-    assert len(fresh) == 36 and struct.unpack_from("<IIII", fresh) == (0x500, 0x5, 0x4BF, 0x8A3B)
-    raw = bytes(36)
-    files.ioctl(0, TCSETSW, lambda size: raw[:size])
-    assert files.ioctl(0, TCGETS, no_argument) == raw
+    console = files.namespace.terminals.console
+    assert console is not None and console.size == (24, 80, 0, 0)
+    assert files.fstat(1).mode == 0o20620 and files.fstat(1).rdev == os.makedev(136, 0)
+    assert files.fstat(1) == files.stat(CWD, b"/dev/pts/0")
+    assert files.readlink(CWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
+    assert struct.unpack_from("<IIII", console.modes.pack("termios")) == tuple(before[:4])
+    console.enter()
+    console.change(Modes(local=ECHO), flush=False)
+    iflag, _oflag, _cflag, lflag, *_speeds, characters = termios.tcgetattr(terminal)
+    assert iflag == termios.ICRNL | termios.IXON
+    assert lflag == termios.ECHO | termios.ISIG | termios.NOFLSH  # so that Ctrl-C is heard
+    assert characters[termios.VQUIT] == b"\x1c"
+    console.leave()
     assert termios.tcgetattr(terminal) == before
-    with refused(errno.ENOTTY):
-        files.ioctl(0, TIOCGPGRP, no_argument)
-    assert files.readlink(CWD, b"/proc/self/fd/0", 99) == b"/dev/tty"
+    console.enter()
+    assert not termios.tcgetattr(terminal)[3] & termios.ICANON
+    console.leave()
+    end(files)
+    os.close(leader)
+    os.close(terminal)
+
+
+def test_a_terminal_says_how_much_was_typed_and_the_key_for_an_interrupt_comes_first() -> None:
+    leader, terminal = pty.openpty()
+    files = process(DescriptorStream(terminal), BufferStream())
+    console = files.namespace.terminals.console
+    assert console is not None
+    os.write(leader, b"typed\n")
+    assert files.read(0, 3) == b"typ"
+    assert files.ioctl(0, FIONREAD, no_argument) == struct.pack("<i", 3)
+    console.change(Modes(local=0), flush=False)
+    console.press(SIGINT)
+    assert files.ioctl(0, FIONREAD, no_argument) == struct.pack("<i", 4)
+    assert files.poll(0) == POLLIN | POLLOUT
+    assert files.read(0, 10) == b"\x03"
     end(files)
     os.close(leader)
     os.close(terminal)

@@ -102,7 +102,7 @@ def test_texts_are_made_when_they_are_read_from_the_beginning(told: tuple[Guest,
 
 def test_the_tree_of_proc(told: tuple[Guest, list[int]]) -> None:
     guest, _ = told
-    names = [b"filesystems", b"meminfo", b"mounts", b"self", b"sys", b"thread-self"]
+    names = [b"filesystems", b"meminfo", b"mounts", b"net", b"self", b"sys", b"thread-self"]
     assert guest.names(b"/proc")[2:] == [*names, b"17", b"21"]
     assert guest.names(b"/proc/self/")[2:] == [
         b"cwd",

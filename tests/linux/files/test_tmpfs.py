@@ -53,7 +53,7 @@ def test_both_are_writable_whatever_was_granted(tmp_path: Path) -> None:
             assert it.files.statfs(path).kind == TMPFS_MAGIC
             it.files.close(it.files.open(CWD, path + b"/new", READ_WRITE, 0o600))
             assert it.names(path) == [b"new"]
-        assert b"tmpfs /tmp tmpfs rw,relatime 0 0\n" in it.namespace.mounts_text()
+        assert b"tmpfs /tmp tmpfs rw,nosuid,relatime 0 0\n" in it.namespace.mounts_text()
         it.files.rename(CWD, b"/tmp/new", CWD, b"/tmp/newer")
         with refused(errno.EXDEV):
             it.files.rename(CWD, b"/tmp/newer", CWD, b"/dev/shm/new2")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aether_emu.linux.calls import find
 from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.streams import BufferStream, StreamFile
@@ -70,6 +71,18 @@ def assemble(machine: Machine, calls: Sequence[Call], *, end: str = "exit_group"
         code += b"".join(_load(isa, 1 + i, value) for i, value in enumerate(arguments)) + trap
     result = b"\x48\x89\xc7" if isa == "x86_64" else b""  # mov rdi, rax: on arm64 it is in x0 already
     return code + result + _load(isa, 0, numbers[end]) + trap
+
+
+def made_by(task: Task, name: str, *arguments: int) -> Task:
+    """The task that a call of `task`, which is on the CPU, makes; it does not run yet."""
+    call = find(name)
+    assert call is not None
+    number = call(task, *arguments, *[0] * (6 - len(arguments)))
+    registry = task.process.registry
+    made = next(each for each in registry.arrivals if each.tid == number)
+    registry.arrivals.remove(made)
+    assert isinstance(made, Task)
+    return made
 
 
 class Several:

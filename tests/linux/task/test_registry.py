@@ -20,7 +20,7 @@ _THREAD = 0x1_0F00  # CLONE_VM, FS, FILES, SIGHAND, THREAD
 
 def _zombie(parent: Process) -> Process:
     child = parent.fork(shares_memory=True)
-    child.files = parent.files.share()
+    child.files = parent.files
     child.end(Ended(code=0))
     child.release()
     return child
@@ -59,7 +59,8 @@ def test_the_superuser_is_not(isa: str) -> None:
 
 def _numbered(parent: Process, number: int) -> Process:
     child = parent.fork(shares_memory=True)
-    child.files = parent.files.share()
+    shown = parent.kernel.show(child)
+    child.files = parent.files.fork(shown, shares_table=True, shares_standing=True)
     child.group = number
     return child
 

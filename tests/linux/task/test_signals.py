@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from aether_emu.linux.task.process import RLIMIT_SIGPENDING
 from aether_emu.linux.task.signals import Pending
 from tests.guests.running import ISAS
 from tests.linux.task.forging import ADDRESS, HANDLER, Forging
-from tests.linux.task.scripts import DATA
+from tests.linux.task.scripts import DATA, SPIN, Several
 
 REAL_TIME = sig.FIRST_REAL_TIME + 2
 ALL = (1 << 64) - 1 & ~sig.UNBLOCKABLE
@@ -74,6 +75,60 @@ def test_a_queue_of_many_is_counted_over_the_process_and_its_tasks(forging: Forg
     assert refused.value.errno == errno.EAGAIN
     process.set_action(REAL_TIME, Action(sig.SIG_IGN))
     assert process.queued_signals == 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_queue_is_full_by_what_waits_for_all_processes_of_the_user(isa: str) -> None:
+    with Several(isa) as several:
+        mine, other = (several.calls(("getpid",)) for _ in range(2))
+        for task in (mine, other):
+            task.signals.blocked = ALL
+            task.process.limits[RLIMIT_SIGPENDING] = (3, 3)
+        for receiver in (other, other, mine):
+            receiver.process.post(SignalInfo(REAL_TIME, sig.SI_TKILL))
+        with pytest.raises(Refused) as refused:
+            mine.process.post(SignalInfo(REAL_TIME, sig.SI_TKILL))
+        assert refused.value.errno == errno.EAGAIN
+        other.credentials = replace(other.credentials, uid=other.credentials.uid + 1)
+        assert mine.process.post(SignalInfo(REAL_TIME, sig.SI_TKILL))
+        assert (mine.process.queued_signals, other.process.queued_signals) == (2, 2)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_child_hears_of_the_end_of_the_thread_that_made_it(isa: str) -> None:
+    with Several(isa) as several:
+        parent = several.calls(code=SPIN[isa])
+        thread = several.thread(parent, ("getpid",))
+        child = several.calls(code=SPIN[isa])
+        child.process.parent, child.process.made_by = parent.process, thread.tid
+        parent.process.children.add(child.process)
+        child.process.death_signal, child.signals.blocked = SIGUSR1, ALL
+        several.machine.scheduler.run(400_000)
+        assert thread.ended and not parent.is_over
+        info = child.signals.take(ALL)
+        assert info is not None and (info.number, info.code, info.pid) == (SIGUSR1, 0, parent.process.pid)
+        assert child.process.made_by == parent.tid
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_who_reaps_orphans_hears_of_zombies_by_sigchld(isa: str) -> None:
+    with Several(isa) as several:
+        reaper, parent, zombie = (several.calls(code=SPIN[isa]).process for _ in range(3))
+        for child, of in ((parent, reaper), (zombie, parent)):
+            child.parent = of
+            of.children.add(child)
+        reaper.reaps_orphans = True
+        reaper.tasks[0].signals.blocked = parent.tasks[0].signals.blocked = ALL
+        zombie.exit_signal = SIGUSR2  # a clone child's
+        zombie.die(sig.SIGKILL, "the test")
+        several.machine.scheduler.run(10)
+        assert not reaper.signals.pending.mask
+        parent.die(sig.SIGKILL, "the test")
+        several.machine.scheduler.run(10)
+        assert set(reaper.children) == {parent, zombie} and zombie.exit_signal == sig.SIGCHLD
+        info = reaper.tasks[0].signals.take(ALL)
+        assert info is not None and (info.number, info.pid) == (sig.SIGCHLD, zombie.pid)
+        del several.tasks[1:]  # the others have given back their memory
 
 
 def test_a_full_queue_takes_a_kill_all_the_same(forging: Forging) -> None:

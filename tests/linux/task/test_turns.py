@@ -63,6 +63,25 @@ def test_a_seed_is_an_interleaving(isa: str) -> None:
     assert several_seeds[:3] == [written(seed) for seed in range(3)]
 
 
+CLOCK_LOOP = {  # read the counter, do nothing for some instructions; 2000 times, then end the thread
+    "x86_64": "bed0070000 0f31 909090909090 ffce 75f4 31ff b83c000000 0f05",
+    "arm64": "01fa80d2 40e03bd5 1f2003d5 1f2003d5 1f2003d5 21040071 61ffff54 000080d2 a80b80d2 010000d4",
+}
+
+
+@every_isa
+def test_a_turn_may_end_in_the_block_that_read_a_clock(isa: str) -> None:
+    """That block is entered anew and counts once; what was read of it stands until it is over."""
+    for seed in range(4):
+        with Several(isa, seed=seed) as several:
+            first = several.calls(("nanosleep", DATA, 0), data=struct.pack("<qq", 1, 0))  # time is looked at
+            for _ in range(2):
+                several.thread(first, code=bytes.fromhex(CLOCK_LOOP[isa]))
+            several.run()
+            assert first.process.ended is not None
+            assert first.process.ended.signal == 0
+
+
 @every_isa
 def test_tasks_that_wait_are_not_looked_at_when_others_take_turns(
     isa: str, monkeypatch: pytest.MonkeyPatch

@@ -386,6 +386,22 @@ class TestRunning:
         assert bare.run("mov [rdi], rax\nsyscall").reason is ExitReason.INTERRUPTED
         assert not bare.calls
 
+    def test_a_pause_after_a_nested_run_is_no_sleep(self, bare: BareX86) -> None:
+        """`pause` leaves the engine's inner loop, which a CPU that a stub has halted does not enter again."""
+
+        def repair(va: int, _access: int) -> None:
+            bare.map(va, READ_WRITE)
+            bare.cpu.flush_page(va)
+
+        bare.cpu.on_fault = repair
+        bare["rdi"] = ABSENT
+        rescue = threading.Timer(30, bare.cpu.interrupt)
+        rescue.start()
+        ended = bare.run("mov [rdi], rax\npause\npause\nmov ebx, 7\npause\nsyscall")
+        rescue.cancel()
+        assert ended.reason is ExitReason.STOPPED
+        assert (bare["rbx"], len(bare.calls)) == (7, 1)
+
     @pytest.mark.parametrize("source", ["mov rax, [rdi]", "ud2", "hlt", "in al, dx", "int3", "syscall"])
     def test_what_a_callback_raises_comes_out_of_run_and_the_cpu_goes_on(
         self, bare: BareX86, source: str

@@ -70,3 +70,17 @@ def test_an_argument_of_clone_that_no_flag_uses_is_left_out() -> None:
     call = Made("clone", (17, 0x1000, 1, 2, 3), _Bytes(b""), "x86_64")
     shown = [kind.show(call, 0) for kind in CALLS["clone"].arguments]
     assert shown == ["child_stack=0x1000", "flags=SIGCHLD", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("status", "shown"),
+    [
+        (0x137F, "[{WIFSTOPPED(s) && WSTOPSIG(s) == SIGSTOP}]"),
+        (0xFFFF, "[{WIFCONTINUED(s)}]"),
+        (0x0009, "[{WIFSIGNALED(s) && WTERMSIG(s) == SIGKILL}]"),
+        (0x0300, "[{WIFEXITED(s) && WEXITSTATUS(s) == 3}]"),
+    ],
+)
+def test_what_became_of_a_child(status: int, shown: str) -> None:
+    call = Made("wait4", (1001, 0x1000, 0, 0), _Bytes(struct.pack("<i", status)), "x86_64", 1001)
+    assert structs.WAIT_STATUS.show(call, 0x1000) == shown

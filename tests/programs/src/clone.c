@@ -135,11 +135,12 @@ static void waits(void) {
     printf("own group: %s\n", news(waitpid(0, &status, 0)));
     printf("that group: %s\n", news(waitpid(-pid, &status, 0)));
 
-    /* stops; the second one when the parent has heard that the first is over */
+    /* stops; the second one when the parent has heard that the first is over. In a group of its own, which is
+       not orphaned whoever started us: SIGTSTP stops nobody in an orphaned one. */
     int heard[2];
     pipe(heard);
     pid = fork();
-    if (!pid) { raise(SIGSTOP); read(heard[0], &status, 1); raise(SIGTSTP); _exit(5); }
+    if (!pid) { setpgid(0, 0), raise(SIGSTOP); read(heard[0], &status, 1); raise(SIGTSTP); _exit(5); }
     printf("stop: %s\n", news(waitpid(pid, &status, WUNTRACED)));
     printf("  again: %s\n", news(waitpid(pid, &status, WUNTRACED | WNOHANG)));
     status = 0;
@@ -221,9 +222,11 @@ int main(void) {
     numbers_[0] = 0, given.set_tid = (uintptr_t)numbers_, given.set_tid_size = 1, three("set_tid of 0", given, 88), given = plain;
     numbers_[0] = getpid(), given.set_tid = (uintptr_t)numbers_, given.set_tid_size = 1, printf("set_tid: %d\n", syscall(SYS_clone3, &given, 88) < 0 && errno == (geteuid() ? EPERM : EEXIST)), given = plain;
     if (!geteuid()) {
-        numbers_[0] = 31000, given.set_tid = (uintptr_t)numbers_, given.set_tid_size = 1;
-        if (!syscall(SYS_clone3, &given, 88)) _exit(getpid() == 31000 ? 0 : 1);
-        if (waitpid(31000, &status, 0) != 31000 || status) printf("the number is not the one asked for\n");
+        pid_t made = -1; /* with the first number from 31000 on that nobody has */
+        given.set_tid = (uintptr_t)numbers_, given.set_tid_size = 1, errno = EEXIST;
+        for (numbers_[0] = 31000; made < 0 && errno == EEXIST; numbers_[0] += made < 0) made = syscall(SYS_clone3, &given, 88);
+        if (!made) _exit(getpid() == numbers_[0] ? 0 : 1);
+        if (waitpid(made, &status, 0) != numbers_[0] || status) printf("the number is not the one asked for\n");
         given = plain;
     }
     given.flags = 0x200000000ull, given.cgroup = 99, three("CLONE_INTO_CGROUP", given, 88), given = plain;

@@ -1,0 +1,166 @@
+"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), kcmp(2).
+
+They are for whom ptrace(2) would let in (EPERM). Rules and their order are those of Linux 6.6
+(mm/process_vm_access.c, kernel/kcmp.c).
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from aether_emu.errors import Refused
+from aether_emu.linux.calls.user import (
+    IOV_MAX,
+    Piece,
+    behind,
+    gather,
+    read_vector,
+    s32,
+    s64,
+    scatter,
+    total,
+    u32,
+)
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
+from aether_emu.machine.cpu import UserFault
+from aether_emu.mm.user import UserMemory
+
+_FILE, _VM, _FILES, _FS, _SIGHAND, _IO, _UNDO, _WATCHED = range(8)
+_AT_ONCE = 1 << 16
+
+
+def sys_process_vm_readv(
+    task: Task, pid: int, local: int, locals_: int, remote: int, remotes: int, flags: int
+) -> int:
+    return _transfer(task, pid, (local, locals_), (remote, remotes), flags, writes=False)
+
+
+def sys_process_vm_writev(
+    task: Task, pid: int, local: int, locals_: int, remote: int, remotes: int, flags: int
+) -> int:
+    return _transfer(task, pid, (local, locals_), (remote, remotes), flags, writes=True)
+
+
+def _transfer(
+    task: Task, pid: int, local: tuple[int, int], remote: tuple[int, int], flags: int, *, writes: bool
+) -> int:
+    """Bytes moved; EFAULT only if not even the first could be."""
+    if flags:
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    here = read_vector(task.cpu, *local, task.process.abi.user_end)
+    if not total(here):
+        return 0
+    there = _addresses(task, *remote)
+    if not total(there):
+        return 0
+    memory = UserMemory(_reached(task, pid).mm)
+    most = min(total(here), total(there))
+    (done,) = task.progress or (0,)
+    while done < most:
+        if done:
+            task.checkpoint(done)
+        start, length = next(piece for piece in behind(there, done) if piece[1])
+        length = min(length, most - done, _AT_ONCE - start % _AT_ONCE)
+        moved = (_write if writes else _read)(task, memory, behind(here, done), start, length)
+        done += moved
+        if moved < length:
+            break
+    if not done:
+        raise UserFault("not even the first byte can be moved")
+    return done
+
+
+def _addresses(task: Task, address: int, count: int) -> list[Piece]:
+    """The pieces of the other process's memory, whose addresses nobody has looked at."""
+    if count > IOV_MAX:
+        raise Refused(errno.EINVAL, f"{count} pieces")
+    pieces = list(struct.iter_unpack("<QQ", task.cpu.copy_from_user(address, 16 * count)))
+    if any(s64(length) < 0 for _, length in pieces):
+        raise Refused(errno.EINVAL, "a negative length")
+    return [(start, length) for start, length in pieces]
+
+
+def _read(task: Task, memory: UserMemory, here: list[Piece], start: int, length: int) -> int:
+    found = bytearray()
+    for at, count in _pages(start, length, task.process.mm.page_size):
+        try:
+            found += memory.read(at, count)
+        except UserFault:
+            break
+    return scatter(task.cpu, here, bytes(found)) if found else 0
+
+
+def _write(task: Task, memory: UserMemory, here: list[Piece], start: int, length: int) -> int:
+    done = 0
+    for at, count in _pages(start, length, task.process.mm.page_size):
+        try:
+            data = gather(task.cpu, behind(here, done), count)
+            memory.write(at, data)
+        except UserFault:
+            break
+        done += len(data)
+        if len(data) < count:
+            break
+    return done
+
+
+def _pages(start: int, length: int, page: int) -> list[Piece]:
+    pieces, end = [], start + length
+    while start < end:
+        count = min(page - start % page, end - start)
+        pieces.append((start, count))
+        start += count
+    return pieces
+
+
+def _reached(task: Task, pid: int) -> Process:
+    """The process of a number or a thread's, into which the caller may reach. ESRCH, EPERM."""
+    found = _task_of(task, pid).process
+    if not task.may_inspect(found, real=True):
+        raise Refused(errno.EPERM, "another user's process")
+    return found
+
+
+def _task_of(task: Task, pid: int) -> Task:
+    """A living thread by its number. ESRCH."""
+    found = task.process.registry.tasks.get(s32(pid))
+    if not isinstance(found, Task) or found.is_over:
+        raise Refused(errno.ESRCH, f"no task {s32(pid)}")
+    return found
+
+
+# ---- comparing
+
+
+def sys_kcmp(task: Task, one: int, two: int, kind: int, first: int, second: int, *_: int) -> int:
+    """kcmp(2): 0 for the same, 1 and 2 for which comes first: in the order in which they were asked for."""
+    tasks = [_task_of(task, number) for number in (one, two)]
+    if not all(task.may_inspect(each.process, real=True) for each in tasks):
+        raise Refused(errno.EPERM, "another user's process")
+    kind = s32(kind)
+    if kind == _FILE:
+        files = [each.files.table.held(s32(u32(fd))) for each, fd in zip(tasks, (first, second), strict=True)]
+        return _compared(task, *files)
+    if kind in (_IO, _UNDO):  # which no task has
+        return 0
+    if kind == _WATCHED:
+        raise Refused(errno.EOPNOTSUPP, "members of epoll sets are not compared")
+    if kind == _VM:
+        return _compared(task, *(each.process.mm for each in tasks))
+    if kind == _FILES:
+        return _compared(task, *(each.files.table for each in tasks))
+    if kind == _FS:
+        return _compared(task, *(each.files.standing for each in tasks))
+    if kind == _SIGHAND:
+        if tasks[0].process.signals.actions is tasks[1].process.signals.actions:
+            return 0
+        return 1 + (tasks[0].process.pid > tasks[1].process.pid)
+    raise Refused(errno.EINVAL, f"no kind {kind}")
+
+
+def _compared(task: Task, one: object, two: object) -> int:
+    order = task.process.kernel.compared
+    first, second = (order.setdefault(each, len(order)) for each in (one, two))
+    return 0 if one is two else 1 if first < second else 2

@@ -1,0 +1,200 @@
+"""What /proc tells of the machine: its memory, time, processor and the limits under sys/."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.files.proc import Provided
+from aether_emu.linux.files.synthetic import Text
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
+from aether_emu.linux.net.socket import MOST_BACKLOG
+from aether_emu.linux.proc import status
+from aether_emu.linux.task.process import Member, Process
+from aether_emu.linux.task.registry import FIRST, LAST, Registry
+from aether_emu.linux.task.task import Task
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames.table import Kind
+from aether_emu.random import Stream
+
+_OPEN_FILES = 1 << 20  # that a process may have, whatever its limit (fs.nr_open)
+_DEVICES = b"Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:\n"
+_EMPTY: Mapping[str, bytes] = {
+    "swaps": b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+    "partitions": b"major minor  #blocks  name\n\n",
+    "diskstats": b"",
+    "interrupts": b"           CPU0       \n",
+    "softirqs": b"                    CPU0       \n",
+    "cmdline": b"\n",
+    "cgroups": b"#subsys_name\thierarchy\tnum_cgroups\tenabled\n",
+    "devices": _DEVICES,
+}
+"""What the machine has nothing of, or nothing that changes."""
+
+
+def machine_texts(process: Process) -> Mapping[str, Provided]:
+    """What /proc tells of the machine, to a process."""
+    kernel, config, registry = process.kernel, process.config, process.registry
+    fixed: dict[str, str | int] = {
+        "version": f"Linux version {RELEASE} (aether_emu) #1 SMP",
+        "sys/kernel/ostype": "Linux",
+        "sys/kernel/osrelease": RELEASE,
+        "sys/kernel/version": "#1 SMP aether_emu",
+        "sys/kernel/hostname": config.hostname,
+        "sys/kernel/domainname": "(none)",
+        "sys/kernel/pid_max": LAST + 1,
+        "sys/kernel/threads-max": registry.most,
+        "sys/kernel/ngroups_max": 65536,
+        "sys/kernel/cap_last_cap": 40,
+        "sys/kernel/overflowuid": 65534,
+        "sys/kernel/overflowgid": 65534,
+        "sys/kernel/randomize_va_space": 2 if config.aslr else 0,
+        "sys/kernel/shmmax": (1 << 64) - 1 - (1 << 24),
+        "sys/kernel/shmall": (1 << 64) - 1 - (1 << 24),
+        "sys/kernel/shmmni": 4096,
+        "sys/kernel/core_pattern": "core",
+        "sys/kernel/tainted": 0,
+        "sys/fs/file-max": (1 << 63) - 1,
+        "sys/fs/nr_open": _OPEN_FILES,
+        "sys/fs/pipe-max-size": 1 << 20,
+        "sys/fs/protected_hardlinks": 0,
+        "sys/fs/protected_symlinks": 0,
+        "sys/fs/suid_dumpable": 0,
+        "sys/net/core/somaxconn": MOST_BACKLOG,
+        "sys/net/ipv4/ip_local_port_range": f"{FIRST_PORT}\t{LAST_PORT}",
+        "sys/net/ipv4/ip_unprivileged_port_start": 1024,
+        "sys/vm/nr_hugepages": 0,
+        "sys/vm/swappiness": 60,
+        "sys/vm/overcommit_memory": 0,
+        "sys/vm/memfd_noexec": 0,
+        "sys/vm/max_map_count": config.max_mmap_areas,
+        "sys/vm/mmap_min_addr": process.mm.limits.user_base,
+    }
+    isa = process.abi.isa.encode()
+    return {
+        **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
+        "meminfo": lambda: _meminfo(kernel),
+        "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
+        "loadavg": lambda: (
+            b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
+        ),
+        "cpuinfo": lambda: (
+            b"processor\t: 0\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: 1\n"
+            b"core id\t\t: 0\ncpu cores\t: 1\n\n" % isa
+        ),
+        "stat": lambda: _stat(process),
+        "sysvipc/shm": lambda: _segments(kernel),
+        "vmstat": lambda: _vmstat(kernel),
+        "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
+        "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
+        **{name: _constant(text) for name, text in _EMPTY.items()},
+    }
+
+
+def _running(registry: Registry[Process, Member]) -> int:
+    tasks = (task for task in registry.tasks.values() if isinstance(task, Task))
+    return sum(status.state_of(task.process, task).startswith("R") for task in tasks)
+
+
+def _now_and_idle(kernel: Kernel) -> tuple[int, int]:
+    """The time since the start, and for how much of it no task could run, in ns."""
+    now = kernel.observe_time()
+    return now, now - kernel.clock.busy_ns
+
+
+def _stat(process: Process) -> bytes:
+    """/proc/stat (proc_stat(5)): all time of the one CPU is the programs', or idle."""
+    kernel, registry = process.kernel, process.registry
+    now, idle = _now_and_idle(kernel)
+    busy_ticks, idle_ticks = (ns * status.TICKS // 10**9 for ns in (now - idle, idle))
+    times = b"%d 0 0 %d 0 0 0 0 0 0" % (busy_ticks, idle_ticks)
+    tasks = [task for task in registry.tasks.values() if isinstance(task, Task)]
+    states = [status.state_of(task.process, task) for task in tasks]
+    rows = (
+        (b"cpu ", times),
+        (b"cpu0", times),
+        (b"intr", b"0"),
+        (b"ctxt", b"%d" % sum(task.waits + task.usage.preemptions for task in tasks)),
+        (b"btime", b"%d" % ((kernel.clock.realtime_ns - now) // 10**9)),
+        (b"processes", b"%d" % (registry.last - FIRST + 1)),
+        (b"procs_running", b"%d" % sum(state.startswith("R") for state in states)),
+        (b"procs_blocked", b"%d" % sum(state.startswith("D") for state in states)),
+        (b"softirq", b"0" + b" 0" * 10),
+    )
+    return b"".join(b"%s %s\n" % row for row in rows)
+
+
+def _constant(text: bytes) -> Callable[[], bytes]:
+    return lambda: text
+
+
+def _uuid(kernel: Kernel, boot: str | None) -> bytes:
+    """A random number in the form of RFC 9562, version 4: always the same for a boot, else a new one."""
+    stream = kernel.streams.stream("uuid") if boot is None else Stream(kernel.config.seed, boot)
+    raw = bytearray(stream.bytes(16))
+    raw[6], raw[8] = raw[6] & 0x0F | 0x40, raw[8] & 0x3F | 0x80
+    digits = raw.hex()
+    parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
+    return ("-".join(parts) + "\n").encode()
+
+
+def _segments(kernel: Kernel) -> bytes:
+    """/proc/sysvipc/shm (proc_sysvipc_shm(5))."""
+    lines = [
+        "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      "
+        "atime      dtime      ctime                   rss                  swap"
+    ]
+    for each in [] if kernel.segments is None else kernel.segments.all():
+        rss = len(each.frames_by_page()) << kernel.physical.frames.page_shift
+        lines.append(
+            f"{each.key:10} {each.identifier:10}  {each.mode & 0o7777:4o} {each.size:21} {each.maker:5} "
+            f"{each.user:5}  {each.attached:5} {each.uid:5} {each.gid:5} {each.creator_uid:5} "
+            f"{each.creator_gid:5} {each.attach_time:10} {each.detach_time:10} {each.change_time:10} "
+            f"{rss:21} {0:21}"
+        )
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def _vmstat(kernel: Kernel) -> bytes:
+    """/proc/vmstat (proc_vmstat(5)), as far as there is something to count."""
+    census, counted = kernel.physical.frames.census(), kernel.physical.counters.n
+    rows = (
+        ("nr_free_pages", kernel.physical.buddy.free_frames),
+        ("nr_anon_pages", census[Kind.ANON]),
+        ("nr_shmem", census[Kind.SHARED]),
+        ("nr_mapped", census[Kind.FILE]),
+        ("nr_page_table_pages", census[Kind.TABLE]),
+        ("pgpgin", 0),
+        ("pgpgout", 0),
+        ("pswpin", 0),
+        ("pswpout", 0),
+        ("pgfault", kernel.minor_faults()),
+        ("pgmajfault", 0),
+        ("oom_kill", counted[Event.FAULT_OUT_OF_MEMORY]),
+    )
+    return "".join(f"{name} {value}\n" for name, value in rows).encode()
+
+
+def _meminfo(kernel: Kernel) -> bytes:
+    buddy, kib = kernel.physical.buddy, kernel.config.page_size >> 10
+    census = kernel.physical.frames.census()
+    rows = (
+        ("MemTotal", buddy.total * kib),
+        ("MemFree", buddy.free_frames * kib),
+        ("MemAvailable", buddy.free_frames * kib),
+        ("Buffers", 0),
+        ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
+        ("SwapCached", 0),
+        ("Active", 0),  # nothing is reclaimed, so nothing is sorted by age
+        ("Inactive", 0),
+        ("SwapTotal", 0),
+        ("SwapFree", 0),
+        ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
+        ("Mapped", census[Kind.FILE] * kib),
+        ("Shmem", census[Kind.SHARED] * kib),
+        ("Slab", 0),
+        ("SReclaimable", 0),
+        ("PageTables", census[Kind.TABLE] * kib),
+    )
+    return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()

@@ -1,0 +1,197 @@
+"""Programs of many processes and threads, dynamically linked, in a Debian: servers, git, Python."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+from aether_emu.linux.files.mounts import Bind
+from aether_emu.system import Grants
+from tests.programs.run import ISAS, Outcome, run_emulated, run_natively
+
+pytestmark = pytest.mark.debian
+
+every_isa = pytest.mark.parametrize("isa", ISAS)
+
+_STRESSORS = """
+    clone 3  epoll 5  eventfd 9  fifo 9  fork 3  futex 9  itimer 3  kill 9  mutex 9  pipe 9  poll 9  pthread 3
+    sem 9  signal 9  sigq 9  sigsegv 9  sockpair 5  switch 9  timer 3  vfork 3  zombie 3
+"""
+
+
+def _run(script: str, root: Path, isa: str, *, binds: tuple[Bind, ...] = ()) -> Outcome:
+    words = ["-c", f"export PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C; cd /tmp; {script}"]
+    return run_emulated("/usr/bin/bash", words, Grants(root=root / isa, binds=list(binds)), isa=isa)
+
+
+@every_isa
+def test_stress_ng_verifies_what_it_does(isa: str, systems: Path) -> None:
+    words = _STRESSORS.split()
+    pairs = [(name, times) for name, times in zip(words[::2], words[1::2], strict=True)]
+    options = " ".join(f"--{name} 1 --{name}-ops {times}" for name, times in pairs)
+    outcome = _run(f"stress-ng --temp-path /tmp --verify --metrics-brief {options}", systems, isa)
+    said = (outcome.output + outcome.errors).decode()
+    assert outcome.status == 0, said
+    assert "fail:" not in said
+    done = {line.split()[3]: int(line.split()[4]) for line in said.splitlines() if _is_figure(line)}
+    assert set(done) == {name for name, _ in pairs}
+    assert all(done.values())
+
+
+def _is_figure(line: str) -> bool:
+    words = line.split()
+    return "metrc:" in words and len(words) > 4 and words[4].isdigit()
+
+
+@every_isa
+def test_two_processes_write_one_database_and_the_host_can_read_it(
+    isa: str, systems: Path, tmp_path: Path
+) -> None:
+    script = """
+        sqlite3 /w/d 'create table t(writer, n)'
+        for writer in 1 2; do (
+            for n in 1 2; do sqlite3 -cmd '.timeout 60000' /w/d "insert into t values($writer, $n)"; done
+        ) & done; wait
+        sqlite3 /w/d 'pragma integrity_check'
+    """
+    outcome = _run(script, systems, isa, binds=(Bind(tmp_path, "/w", writable=True),))
+    assert outcome == Outcome(0, b"ok\n", b"")
+    with sqlite3.connect(tmp_path / "d") as database:
+        rows = database.execute("select writer, n from t order by writer, n").fetchall()
+    assert rows == [(writer, n) for writer in (1, 2) for n in (1, 2)]
+
+
+@pytest.mark.slow
+@every_isa
+def test_git_clones_and_commits(isa: str, systems: Path) -> None:
+    script = """
+        git config --global user.name n; git config --global user.email e; git init -q -b main one; cd one
+        seq 100 >f; git add f; git commit -qm first; cd ..; git clone -q one two; cd two
+        echo more >>f; git commit -qam second; git push -q origin HEAD:other; git fsck --strict
+        test "$(git rev-parse HEAD)" = "$(git -C ../one rev-parse other)"; echo $?; git status --short
+        git diff --stat HEAD~1; git log --format=%s
+    """
+    outcome = _run(script, systems, isa)
+    lines = outcome.output.decode().splitlines()
+    assert (outcome.status, lines[0], lines[-2:]) == (0, "0", ["second", "first"])
+    assert outcome.errors == b""
+    assert "1 insertion" in lines[2]
+
+
+@every_isa
+def test_a_server_answers_its_clients_over_the_loopback(isa: str, systems: Path) -> None:
+    script = """
+        redis-server --port 7000 --save '' >/dev/null &
+        until test "$(redis-cli -p 7000 ping 2>/dev/null)" = PONG; do sleep 0.1; done
+        redis-cli -p 7000 set key value; redis-benchmark -p 7000 -n 60 -c 3 -t incr,lpush -q >/dev/null
+        redis-cli -p 7000 get counter:__rand_int__; redis-cli -p 7000 llen mylist; redis-cli -p 7000 get key
+        redis-cli -p 7000 shutdown nosave; wait; echo $?
+    """
+    assert _run(script, systems, isa) == Outcome(0, b"OK\n60\n60\nvalue\n0\n", b"")
+
+
+_C = r"""
+#include <stdio.h>
+#include <stdlib.h>
+static int order(const void *a, const void *b) { return *(const int *)a - *(const int *)b; }
+int main(int count, char **words) {
+    int n[] = {3, 1, 2};
+    qsort(n, 3, sizeof *n, order);
+    printf("%d%d%d %d %s %.3f\n", n[0], n[1], n[2], count, words[1], atof(words[1]) / 3);
+    return 5;
+}
+"""
+
+
+@every_isa
+def test_what_a_compiler_makes_runs(isa: str, systems: Path, tmp_path: Path) -> None:
+    (tmp_path / "p.c").write_text(_C)
+    script = "tcc -c /w/p.c -o p.o && tcc p.o -o p && ./p 7"
+    outcome = _run(script, systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    assert outcome == Outcome(5, b"123 2 7 2.333\n", b"")
+
+
+@every_isa
+def test_sort_merges_what_does_not_fit_its_buffer(isa: str, systems: Path, tmp_path: Path) -> None:
+    lines = sorted(f"{n * 7919 % 20011}\n" for n in range(20000))
+    (tmp_path / "lines").write_text("".join(reversed(lines)))
+    script = "sort -S 64k --parallel=3 -T /tmp /w/lines"
+    outcome = _run(script, systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    assert outcome == Outcome(0, "".join(lines).encode(), b"")
+
+
+_THREADS = """
+import os, queue, subprocess, threading
+lock, results, total = threading.Lock(), queue.Queue(), 0
+barrier = threading.Barrier(3)
+def work(n):
+    global total
+    barrier.wait()
+    for _ in range(50):
+        with lock: total += n
+    results.put(n)
+threads = [threading.Thread(target=work, args=(n,)) for n in (1, 2, 3)]
+for each in threads: each.start()
+for each in threads: each.join()
+print(total, sorted(results.get() for _ in threads))
+child = os.fork()
+if not child: os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(subprocess.run(["sort", "-r"], input=b"a\\nb\\n", capture_output=True).stdout)
+print(subprocess.run("kill -9 $$", shell=True).returncode)
+try: subprocess.run(["sleep", "50"], timeout=0.05)
+except subprocess.TimeoutExpired: print("in time")
+"""
+
+_PROCESSES = """
+import asyncio, multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+def square(n): return n * n
+def tell(connection): connection.send(multiprocessing.get_start_method())
+async def echo(reader, writer):
+    writer.write((await reader.readline()).upper())
+    writer.close()
+async def talk():
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    async def one(n):
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(b"line %d\\n" % n)
+        return await reader.read()
+    print(await asyncio.gather(*map(one, range(3))))
+    child = await asyncio.create_subprocess_exec("echo", "x", stdout=-1)
+    print(await child.communicate(), await asyncio.to_thread(square, 5))
+if __name__ == "__main__":
+    for method in ("fork", "spawn"):
+        multiprocessing.set_start_method(method, force=True)
+        ours, theirs = multiprocessing.Pipe()
+        child = multiprocessing.Process(target=tell, args=(theirs,))
+        child.start(); print(ours.recv()); child.join(); print(child.exitcode)
+        with multiprocessing.Pool(2) as pool: print(pool.map(square, range(5)))
+    for executor in (ProcessPoolExecutor(2, multiprocessing.get_context("fork")), ThreadPoolExecutor(2)):
+        with executor: print(list(executor.map(square, range(3))))
+    asyncio.run(talk())
+"""  # fmt: skip
+
+
+def _check_python(script: str, isa: str, systems: Path, tmp_path: Path) -> None:
+    """The same as by the interpreter that runs this. Modules are compiled once, for the processes after."""
+    path = tmp_path / "script.py"
+    path.write_text(f"import os; os.environ['PATH'] = '/usr/bin:/bin'\n{script}")
+    native = run_natively(Path(sys.executable).resolve(), [str(path)], tmp_path)
+    command = "PYTHONPYCACHEPREFIX=/tmp/compiled exec python3 /w/script.py"
+    outcome = _run(command, systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    assert outcome == Outcome(0, native.output, b"")
+
+
+@every_isa
+def test_python_has_threads_and_children(isa: str, systems: Path, tmp_path: Path) -> None:
+    _check_python(_THREADS, isa, systems, tmp_path)
+
+
+@pytest.mark.slow
+@every_isa
+def test_python_forks_and_spawns_workers_and_talks_to_itself(isa: str, systems: Path, tmp_path: Path) -> None:
+    _check_python(_PROCESSES, isa, systems, tmp_path)
