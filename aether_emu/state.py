@@ -66,6 +66,14 @@ def capture(machine: Machine) -> State:
     if machine.kernel.segments:
         raise StateError("there is System V shared memory: its state can't be captured")
     machine.scheduler.settle()
+    reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
+    try:
+        return {**_captured(machine, process), "reservation": reservation}
+    finally:
+        machine.cpu.reserve(reservation)
+
+
+def _captured(machine: Machine, process: Process) -> State:
     physical, kernel, registry = machine.physical, machine.kernel, process.registry
     processes = list(registry.processes.values())
     living = [each for each in processes if not each.released]
@@ -263,6 +271,7 @@ def _restore_tasks(machine: Machine, first: Process, files: Restored, state: Sta
         process.restore_timers(described)
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
+    machine.cpu.reserve(state["reservation"])
 
 
 # ---- memory

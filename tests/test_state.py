@@ -305,37 +305,6 @@ def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_p
     machine.close()
 
 
-class Terminal(BufferStream):
-    """A stream that is one."""
-
-    def terminal_size(self) -> tuple[int, int] | None:
-        return (100, 30)
-
-
-def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
-    streams = _streams()
-    machine = Machine("x86_64", seed=5)
-    process = machine.load(program("x86_64", "tour"), ["tour"], streams=streams | {"stdin": Terminal()})
-    console = machine.console
-    assert console is not None and process.terminal is console and console.size == (30, 100, 0, 0)
-    console.change(Modes(local=ECHO), flush=False)
-    machine.run_for(3000)
-    snapshot = state.capture(machine)
-    for stream in (Terminal(), BufferStream()):
-        restored = state.restore(snapshot, streams=_streams() | {"stdin": stream})
-        there = restored.console
-        assert restored.process is not None and restored.process.terminal is there
-        if isinstance(stream, Terminal):
-            assert there is not None and there.modes.local == ECHO
-            assert (there.session, there.foreground) == (process.pid, process.group)
-            assert restored.process.files.readlink(fl.AT_FDCWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
-        else:
-            assert there is None
-        restored.run()
-        restored.close()
-    machine.close()
-
-
 _THREADS = Path(__file__).parent / "programs" / "bin"
 _FEW, _MANY = 4, 60
 
@@ -380,6 +349,17 @@ def test_threads_go_on_from_many_moments(isa: str) -> None:
     _captured_anywhere(isa, _MANY)
 
 
+def test_a_reservation_for_an_exclusive_store_outlives_a_capture() -> None:
+    """Between LDXR and STXR: without it the store fails once, and the loop goes around."""
+    machine, _ = _of_many("arm64")
+    held = (0x1000_0000, 5, 0)
+    machine.cpu.reserve(held)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    for each in (machine, restored):
+        assert each.cpu.reservation() == held
+        each.close()
+
+
 @pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str) -> None:
     word = DATA + 64
@@ -398,3 +378,34 @@ def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str
         again.leave_queues()
         waiter.process.tasks.remove(again)
         del waiter.process.registry.tasks[again.tid]
+
+
+class Terminal(BufferStream):
+    """A stream that is one."""
+
+    def terminal_size(self) -> tuple[int, int] | None:
+        return (100, 30)
+
+
+def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
+    streams = _streams()
+    machine = Machine("x86_64", seed=5)
+    process = machine.load(program("x86_64", "tour"), ["tour"], streams=streams | {"stdin": Terminal()})
+    console = machine.console
+    assert console is not None and process.terminal is console and console.size == (30, 100, 0, 0)
+    console.change(Modes(local=ECHO), flush=False)
+    machine.run_for(3000)
+    snapshot = state.capture(machine)
+    for stream in (Terminal(), BufferStream()):
+        restored = state.restore(snapshot, streams=_streams() | {"stdin": stream})
+        there = restored.console
+        assert restored.process is not None and restored.process.terminal is there
+        if isinstance(stream, Terminal):
+            assert there is not None and there.modes.local == ECHO
+            assert (there.session, there.foreground) == (process.pid, process.group)
+            assert restored.process.files.readlink(fl.AT_FDCWD, b"/proc/self/fd/0", 99) == b"/dev/pts/0"
+        else:
+            assert there is None
+        restored.run()
+        restored.close()
+    machine.close()

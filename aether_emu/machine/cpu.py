@@ -247,6 +247,14 @@ class Cpu(ABC):
     def registers(self) -> dict[str, int]:
         """Every register a user program can observe, by name."""
 
+    def reservation(self) -> tuple[int, ...]:
+        """What the program holds for an exclusive store, for capture; empty on an ISA without such stores."""
+        return ()
+
+    def reserve(self, reservation: tuple[int, ...]) -> None:
+        """Let the program hold that again."""
+        assert not reservation, "this CPU has none"
+
     @abstractmethod
     def load_registers(self, values: dict[str, int]) -> None:
         """Set what `registers` returned."""

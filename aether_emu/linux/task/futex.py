@@ -106,7 +106,6 @@ class FutexWait(Wait):
             "progress": self.progress,
             "locks": self.locks,
             "restart": self.restart,
-            "stopped_at": self.stopped_at,
         }
 
     @classmethod
@@ -115,9 +114,7 @@ class FutexWait(Wait):
         bits, index = state["progress"]
         queues, addresses = futexes.named(state["words"]), state["addresses"]
         where = {"index": index, "locks": state["locks"], "restart": state["restart"]}
-        wait = cls(queues, addresses, state["deadline"], bits, **where)
-        wait.stopped_at = state["stopped_at"]
-        return wait
+        return cls(queues, addresses, state["deadline"], bits, **where)
 
     @property
     def bits(self) -> int:

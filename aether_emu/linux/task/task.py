@@ -421,12 +421,13 @@ class Task:
         if state["wait"] is not None:
             at_futex = state["wait"]["futex"]
             if at_futex is not None:
-                futexes = self.process.kernel.futexes
-                self.start_waiting(FutexWait.restored(futexes, at_futex), state["call"])
-                self.waits = state["waits"]
-                return
-            wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+                wait: Wait = FutexWait.restored(self.process.kernel.futexes, at_futex)
+            else:
+                wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
             self.start_waiting(wait, state["call"])
             wait.stopped_at = state["wait"]["stopped_at"]
+            if at_futex is not None:
+                self.waits = state["waits"]
+                return
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
             self.wake()

@@ -363,5 +363,20 @@ class ArmCpu(UnicornCpu):
         saved.extra[0] = MASK  # CLREX
         return saved
 
+    def reservation(self) -> tuple[int, ...]:
+        return tuple(self._held(UnicornCpu.save(self)))
+
+    def reserve(self, reservation: tuple[int, ...]) -> None:
+        saved = UnicornCpu.save(self)
+        held = self._held(saved)
+        for index, value in enumerate(reservation):
+            held[index] = value
+        self.restore(saved)
+
+    def _held(self, saved: Saved) -> memoryview:
+        """The address of a reservation, and the two words that were loaded from there."""
+        assert isinstance(saved, Context), "it is ours"
+        return engine.view(saved.address + self._reserved, "Q", 3)
+
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in ("pc", *NUMBERS)}
