@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from aether_emu.errors import ProgramError as ProgramError
     from aether_emu.errors import Refused as Refused
     from aether_emu.errors import TimedOut as TimedOut
+    from aether_emu.grants import Grants as Grants
     from aether_emu.linux.debugging import Stopped as Stopped
     from aether_emu.linux.files.mounts import Bind as Bind
     from aether_emu.linux.handlers import Call as Call
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from aether_emu.mm.fault import BusError as BusError
     from aether_emu.mm.fault import Resolved as Resolved
     from aether_emu.mm.protection import Protection as Protection
-    from aether_emu.system import Grants as Grants
     from aether_emu.system import Machine as Machine
 
     __version__: str
@@ -63,7 +63,7 @@ _PUBLIC = {
     "ConfigError": "aether_emu.errors",
     "Ended": "aether_emu.linux.task.process",
     "Fault": "aether_emu.linux.handlers",
-    "Grants": "aether_emu.system",
+    "Grants": "aether_emu.grants",
     "Machine": "aether_emu.system",
     "MachineError": "aether_emu.errors",
     "PageFlags": "aether_emu.arch.paging",

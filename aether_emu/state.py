@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
+from aether_emu.grants import Grants, checked_grants, complete_streams
 from aether_emu.linux.calls import notices
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
@@ -40,7 +41,7 @@ from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
-from aether_emu.system import Grants, Machine, checked_grants, complete_streams
+from aether_emu.system import Machine
 
 State = dict[str, Any]
 T = TypeVar("T")

@@ -9,23 +9,19 @@ Machine
 from __future__ import annotations
 
 import functools
-import math
 import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import field
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, cast, overload
 
-from aether_emu.arch.paging import Access, PageTableFormat
+from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
-from aether_emu.computer import RAM_BASE, Computer, lowest_kernel_base, unicorn_cpus
-from aether_emu.config import MIB, Config, Options, format_size
+from aether_emu.computer import Computer, unicorn_cpus
+from aether_emu.config import Config, Options, format_size
 from aether_emu.errors import (
     ConfigError,
-    EncodingError,
     MachineError,
     OutOfFrames,
     ProgramError,
@@ -34,15 +30,24 @@ from aether_emu.errors import (
     suggestion,
     whole,
 )
+from aether_emu.grants import (
+    Grants,
+    call_names,
+    checked_grants,
+    complete_streams,
+    host_path,
+    program_texts,
+    program_variables,
+    run_seconds,
+    visible,
+)
 from aether_emu.interruption import Undisturbed
-from aether_emu.linux.abi import Abi
+from aether_emu.isas import kernel_base_of, parts_of
 from aether_emu.linux.entry import Entry
-from aether_emu.linux.exec.loader import load_program, program_image
+from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.files.mounts import Bind
-from aether_emu.linux.files.namespace import IN_MEMORY, Namespace
-from aether_emu.linux.files.proc import Provided
-from aether_emu.linux.files.streams import DescriptorStream, Stream
+from aether_emu.linux.files.namespace import Namespace
+from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
@@ -51,12 +56,10 @@ from aether_emu.linux.task import job_control
 from aether_emu.linux.task.process import NAME_MAX, Ended, Process, Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
-from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
-from aether_emu.records import dataclass
 
 if TYPE_CHECKING:
     from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
@@ -64,173 +67,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.tty.console import Console
     from aether_emu.linux.tty.terminal import Terminal
 
-ISAS = ("x86_64", "arm64")
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
-_ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
-
-
-@dataclass(frozen=True)
-class _Isa:
-    """What one instruction set brings: its page tables, Linux's rules for it, its instruction for chance."""
-
-    format: PageTableFormat
-    abi: Abi
-    random: str
-
-
-def _isa(name: str, config: Config) -> _Isa:
-    """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick.
-
-    Raises ConfigError for a page size or a width of addresses that the ISA does not have.
-    """
-    page, bits = config.page_size, config.virtual_bits or 48
-    if name == "x86_64":
-        if page != 4096:
-            raise ConfigError(
-                "page_size", format_size(page), "pages are 4K there", refusal="is not possible on x86_64"
-            )
-        if bits not in (48, 57):
-            allowed = "addresses have 48 or 57 bits there"
-            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on x86_64")
-        from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
-        from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
-
-        return _Isa(X86Format(5 if bits == 57 else 4), X86Abi(bits), "rdrand")
-    if name == "arm64":
-        from aether_emu.arch.arm64.stage1 import ArmFormat  # noqa: PLC0415  # as said above
-        from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
-
-        try:
-            return _Isa(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
-        except EncodingError:
-            allowed = f"addresses have 48 or {_ARM_NARROW[page]} bits there with pages of {format_size(page)}"
-            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on arm64") from None
-    raise ConfigError("arch", name, " or ".join(ISAS))
-
-
-def _kernel_base(config: Config, fmt: PageTableFormat) -> int:
-    """Where the supervisor's half begins. ConfigError where RAM's direct map does not fit above it."""
-    lowest = lowest_kernel_base(fmt)
-    base = lowest if config.kernel_base is None else config.kernel_base
-    if base < lowest:
-        raise ConfigError(
-            "kernel_base", hex(base), f"at least {lowest:#x} with {fmt.virtual_bits} virtual bits"
-        )
-    if base + RAM_BASE + config.ram > TEXT:
-        if config.kernel_base is None:
-            most = format_size(TEXT - base - RAM_BASE & -MIB)
-            raise ConfigError("ram", format_size(config.ram), f"at most {most} with {fmt.virtual_bits} bits")
-        lower = f"low enough for a direct map of {config.ram} bytes of RAM below {TEXT:#x}"
-        raise ConfigError("kernel_base", hex(base), lower)
-    return base
-
-
-@dataclass
-class Grants:
-    """What of the host a guest may see.
-
-    `root` becomes the guest's /, read-only, and the guest starts there. Without it the guest stands in
-    `cwd`, granted read-only: None is the host's working directory, unless that is /, for standing
-    there is no reason to show everything. `binds` are added to either.
-    """
-
-    root: Path | None = None
-    binds: list[Bind] = field(default_factory=list)
-    cwd: Path | None = None
-
-
-def _path(name: str, value: object) -> str:
-    """A path of the host. ConfigError for what is none."""
-    if isinstance(value, str | os.PathLike):
-        path = os.fspath(value)
-        if isinstance(path, str):
-            return path
-    raise ConfigError(name, value, "a path, as a str or a Path")
-
-
-def _require_no_nul(name: str, path: str) -> None:
-    if "\0" in path:
-        raise ConfigError(name, path, "a path without NUL characters")
-
-
-def checked_grants(grants: object) -> Grants:
-    """What may be seen of the host, nothing more than it must where there is None. Raises ConfigError."""
-    if grants is None:
-        return Grants()
-    if not isinstance(grants, Grants):
-        raise ConfigError("grants", grants, "a Grants, such as Grants(root=Path('/srv/root'))")
-    for name, value in (("root", grants.root), ("cwd", grants.cwd)):
-        if value is not None:
-            _require_no_nul(name, _path(name, value))
-    if not isinstance(grants.binds, list | tuple) or not all(isinstance(one, Bind) for one in grants.binds):
-        raise ConfigError("binds", grants.binds, "a list of Bind, such as [Bind(Path('/srv/data'), '/data')]")
-    for bind in grants.binds:
-        _require_no_nul("Bind.host", _path("Bind.host", bind.host))
-        if not isinstance(bind.guest, str):
-            raise ConfigError("Bind.guest", bind.guest, "an absolute path, as a str")
-    return grants
-
-
-def _seconds(timeout: object) -> float | None:
-    """Seconds that a run may take. ConfigError for what is no such number."""
-    if timeout is None:
-        return None
-    if isinstance(timeout, int | float) and not isinstance(timeout, bool):
-        try:
-            seconds = float(timeout)
-        except OverflowError:
-            seconds = math.inf
-        if seconds >= 0:
-            return seconds
-    raise ConfigError("timeout", timeout, "a number of seconds, 0 or more, or None for no limit")
-
-
-def _names(names: object) -> list[str]:
-    """Names of system calls, or the one. ConfigError for what is no row of strings."""
-    if isinstance(names, str):
-        return [names]
-    if isinstance(names, Collection) and not isinstance(names, bytes):
-        row = list(names)
-        if all(isinstance(name, str) for name in row):
-            return row
-    raise ConfigError("names", names, 'names of system calls, such as ["openat"]')
-
-
-def _texts(name: str, values: Sequence[str | bytes | os.PathLike[str]]) -> list[bytes]:
-    """Strings for a new program as bytes. ConfigError for what is no row of strings."""
-    if isinstance(values, str | bytes):
-        raise ConfigError(name, values, f"a list of strings, such as [{values!r}]")
-    try:
-        texts = [os.fsencode(value) for value in values]
-    except TypeError:
-        raise ConfigError(name, values, "a list of strings") from None
-    for text in texts:
-        if b"\0" in text:
-            raise ConfigError(name, os.fsdecode(text), "a string without NUL characters")
-    return texts
-
-
-def _variables(env: Mapping[str, str]) -> list[bytes]:
-    """An environment as a new program gets it. ConfigError for what is no mapping of strings to strings."""
-    if not isinstance(env, Mapping) or not all(
-        isinstance(text, str) for pair in env.items() for text in pair
-    ):
-        raise ConfigError("env", env, "a mapping of strings to strings")
-    return _texts("env", [f"{key}={value}" for key, value in env.items()])
-
-
-def complete_streams(given: Mapping[str, Stream]) -> dict[str, Stream]:
-    """All three standard streams, the host's where none is given. ConfigError for other names."""
-    streams = standard_streams()
-    if not isinstance(given, Mapping) or given.keys() - streams.keys():
-        names = sorted(given) if isinstance(given, Mapping) else given
-        raise ConfigError("streams", names, "streams by the names stdin, stdout and stderr")
-    return streams | dict(given)
-
-
-def standard_streams() -> dict[str, Stream]:
-    """The host's own stdin, stdout and stderr."""
-    return {name: DescriptorStream(fd) for fd, name in enumerate(("stdin", "stdout", "stderr"))}
 
 
 class Machine:
@@ -268,8 +105,8 @@ class Machine:
         self.config = (
             config if config is not None else Config.load(overrides=cast("dict[str, object]", options))
         )
-        isa = _isa(arch, self.config)
-        self.kernel_base = _kernel_base(self.config, isa.format)
+        isa = parts_of(arch, self.config)
+        self.kernel_base = kernel_base_of(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
         self.streams = Streams(self.config.seed)
         self.clock = host_clock() if self.config.real_time else VirtualClock(self.config.clock)
@@ -339,10 +176,10 @@ class Machine:
                 else "failed to load one"
             )
             raise ProgramError(f"{shown(os.fspath(program))}: the machine {had}; a new machine takes another")
-        program, grants = _path("program", program), checked_grants(grants)
-        path = _visible(os.fspath(program), grants)[0]
-        arguments = [os.fsencode(os.fspath(program))] if argv is None else _texts("argv", argv)
-        environment = _variables({} if env is None else env)
+        program, grants = host_path("program", program), checked_grants(grants)
+        path = visible(os.fspath(program), grants)[0]
+        arguments = [os.fsencode(os.fspath(program))] if argv is None else program_texts("argv", argv)
+        environment = program_variables({} if env is None else env)
         opened = complete_streams({} if streams is None else streams)
         space = self.new_space()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
@@ -369,7 +206,7 @@ class Machine:
         called `cpu.interrupt`; Deadlock, EngineError, MachineError, and what a listener or a handler raised.
         After any of them but EngineError another `run` goes on.
         """
-        process, timeout = self._runnable(), _seconds(timeout)
+        process, timeout = self._runnable(), run_seconds(timeout)
         try:
             self._run(None, timeout)
         except Pause as pause:
@@ -378,7 +215,7 @@ class Machine:
 
     def run_for(self, blocks: int, timeout: float | None = None) -> Ended | Stopped | None:
         """Run for a number of executed blocks; None when the program has not ended by then. As `run`."""
-        process, timeout = self._runnable(), _seconds(timeout)
+        process, timeout = self._runnable(), run_seconds(timeout)
         blocks = whole("blocks", blocks, "a whole number of blocks")
         if not 0 <= blocks <= _MOST_BLOCKS:
             raise MachineError(f"a run has 0 to {_MOST_BLOCKS} blocks, not {blocks}")
@@ -389,7 +226,7 @@ class Machine:
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
         """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
-        count, timeout = whole("count", count, "a whole number of instructions"), _seconds(timeout)
+        count, timeout = whole("count", count, "a whole number of instructions"), run_seconds(timeout)
         if not 1 <= count <= _MOST_BLOCKS:
             raise MachineError(f"a step has 1 to {_MOST_BLOCKS} instructions, not {count}")
         self._runnable()
@@ -584,7 +421,7 @@ class Machine:
         As for `on_fault` else. Raises HandlerError for a name that the ISA has not.
         """
         self.kernel.require_open()
-        names = _names(names)
+        names = call_names(names)
         if handler is None:
             return lambda decorated: self.handlers.on_system_call(decorated, names)
         return self.handlers.on_system_call(handler, names)
@@ -671,7 +508,7 @@ class Machine:
 
     def new_namespace(self, program: str, grants: Grants) -> Namespace:
         """The guest's view of the host's files for one program, with the machine's clock and chance."""
-        _path, binds, cwd = _visible(program, grants)
+        _path, binds, cwd = visible(program, grants)
         namespace = Namespace(
             grants.root,
             binds,
@@ -721,92 +558,3 @@ class Machine:
         """The guest reads a counter of `frequency` Hz."""
         self.kernel.observe_time()
         return self.clock.ticks(frequency)
-
-
-class _Nobody:
-    """What /proc shows of a process before there is one."""
-
-    pid = tid = 0
-    texts: Mapping[str, Provided] = {}  # never written
-
-    def numbers(self) -> Sequence[int]:
-        return ()
-
-    def find(self, number: int) -> None:
-        return None
-
-
-def program_isa(
-    program: str | os.PathLike[str], grants: Grants | None = None, *, executable: bool = False
-) -> str:
-    """The ISA that a program's header names; it is found where `Machine.load` will find it.
-
-    Raises ProgramError, ConfigError as that. `executable`: ProgramError also where a shell would say that the
-    file may not be executed, which is no concern of `load`.
-    """
-    program, grants = _path("program", program), checked_grants(grants)
-    path, binds, cwd = _visible(os.fspath(program), grants)
-    namespace = Namespace(grants.root, binds, cwd, random=bytes)
-    try:
-        files = Files(namespace, _Nobody())
-        try:
-            return program_image(
-                files, os.fsencode(path), shown(os.fspath(program)), executable=executable
-            ).isa
-        finally:
-            files.close_all()
-    finally:
-        namespace.close()
-
-
-def _in_memory(path: str | Path) -> list[Path]:
-    """The tmpfs that a path of the guest lies in, if any."""
-    places = [Path("/", *map(os.fsdecode, place)) for place in IN_MEMORY]
-    return [place for place in places if Path(path).is_relative_to(place)]
-
-
-def is_in_memory(path: str) -> bool:
-    """Whether a path of the guest is in a tmpfs, which hides what `Grants.root` has there."""
-    return bool(_in_memory(os.path.normpath(path)))
-
-
-def _is_hidden(host: Path, cwd: Path) -> bool:
-    """Whether a tmpfs lies over what the grant of `cwd` shows of a program."""
-    return any(not cwd.is_relative_to(place) for place in _in_memory(host))
-
-
-def _in_root(program: str, root: Path, binds: Sequence[Bind]) -> list[Bind]:
-    """A bind for a program of the root that a tmpfs would hide, and no other bind shows."""
-    path = Path(os.path.normpath(program))
-    if not _in_memory(path) or any(path.is_relative_to(bind.guest) for bind in binds):
-        return []
-    top = Path(root).resolve()
-    host = top.joinpath(path.relative_to("/")).resolve()
-    if not (host.is_file() and host.is_relative_to(top)):
-        return []
-    return [Bind(host, str(path))]
-
-
-def _visible(program: str, grants: Grants) -> tuple[str, list[Bind], str]:
-    """(guest path of the program, binds, guest working directory)."""
-    if not program:  # "" would be the working directory
-        raise ProgramError("'': no such file", 127)
-    if grants.root is not None:
-        return program, [*_in_root(program, grants.root, grants.binds), *grants.binds], "/"
-    try:
-        host = Path(program).resolve(strict=True)
-        if host.is_dir():
-            raise ProgramError(f"{shown(program)}: is a directory")
-    except FileNotFoundError:
-        raise ProgramError(f"{shown(program)}: no such file", 127) from None
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a NUL
-        raise ProgramError(f"{shown(program)}: {getattr(error, 'strerror', None) or error}") from None
-    try:
-        cwd = Path(grants.cwd or Path.cwd()).resolve()
-    except OSError as error:
-        raise ConfigError("cwd", str(grants.cwd or "."), f"the host says {error.strerror}") from None
-    granted = grants.cwd is not None or cwd != Path("/")
-    binds = [Bind(cwd, str(cwd))] if granted else []
-    if not (granted and host.is_relative_to(cwd)) or _is_hidden(host, cwd):
-        binds.append(Bind(host, str(host)))
-    return str(host), [*binds, *grants.binds], str(cwd)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from aether_emu.config import Config
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import ISAS
 from tests.linux.exec.crafted import CODE, EXECUTE, READ, WRITE, Header, crafted
 from tests.machine.unicorn import bare_arm64, flat_guest

@@ -29,6 +29,7 @@ from aether_emu import (
 )
 from aether_emu.config import ClockCosts, CostOptions, Options
 from aether_emu.errors import AddressError, ClosedError, HandlerError
+from aether_emu.grants import Grants
 from aether_emu.linux.debugging import AccessHandler, HaltHandler, Stopped, Why
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.handlers import CallHandler, FaultHandler
@@ -36,7 +37,6 @@ from aether_emu.linux.proc.texts import maps_text
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registers import RegisterError
 from aether_emu.state import StateError, capture
-from aether_emu.system import Grants
 from tests.guests.running import program
 from tests.small_programs import (
     DATA,

@@ -10,8 +10,8 @@ import pytest
 
 from aether_emu import Bind, Config, Grants, Machine, Protection, state
 from aether_emu.errors import AetherError
+from aether_emu.grants import program_isa
 from aether_emu.linux.handlers import Fault
-from aether_emu.system import program_isa
 from aether_emu.tables import FORMATS, PageTables, format_named
 from tests.small_programs import DATA, EXIT, START, loaded, streams, written
 

@@ -31,7 +31,8 @@ ROWS = (
     ("cli",),
 )
 ROW_OF = {folder: number for number, row in enumerate(ROWS) for folder in row}
-ASSEMBLY = {"computer", "system", "state", "tables"}  # the modules beside the ground that wire everything
+# The modules beside the ground that wire everything.
+ASSEMBLY = {"computer", "grants", "isas", "system", "state", "tables"}
 SPECIFICATION = f"{PACKAGE}.verify.spec"
 ISA_WORDS = ("x86", "arm64", "aarch64", "riscv")
 

@@ -6,9 +6,10 @@ import pytest
 
 from aether_emu import clock as clocks
 from aether_emu.clock import HostClock
+from aether_emu.grants import Grants
 from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import ISAS, program
 from tests.linux.task.scripts import DATA, Several
 

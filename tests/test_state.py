@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
+from aether_emu.grants import Grants
 from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.files import flags as fl
@@ -24,7 +25,7 @@ from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
 from aether_emu.mm.protection import Protection
 from aether_emu.observe import stats
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program
 from tests.linux.task.scripts import DATA, Several
 

@@ -165,7 +165,8 @@ def run(  # an option is a parameter here
     """
     show_tracebacks(debug)
     Errors.status = 125
-    from aether_emu.system import Grants, Machine, program_isa
+    from aether_emu.grants import Grants, program_isa
+    from aether_emu.system import Machine
 
     overrides = {
         "ram": ram,
@@ -298,7 +299,7 @@ def _suggesting_a_root(program: str, root: Path | None) -> Iterator[None]:
     except InterpreterError as error:
         hint = "give it with --root or --bind"
         if root is None and os.path.exists(error.interpreter):
-            from aether_emu.system import is_in_memory
+            from aether_emu.grants import is_in_memory
 
             folder = os.path.dirname(error.interpreter)
             hidden = is_in_memory(error.interpreter)  # what --root shows there, a tmpfs hides

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.system import is_in_memory
+from aether_emu.grants import is_in_memory
 from tests.cli.command import COMMAND, PATIENCE, PROGRAMS, aether, environment, one_line
 from tests.linux.exec.crafted import INTERP, Header, crafted, data_header
 

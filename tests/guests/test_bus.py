@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from aether_emu.arch.paging import Access
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.protection import Protection
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
 from tests.mm.board import fault_in
 

@@ -19,9 +19,10 @@ import pytest
 
 from aether_emu.config import Config
 from aether_emu.errors import EngineError
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Interrupted
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, program
 from tests.machine.child import outcome_of
 

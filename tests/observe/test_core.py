@@ -12,12 +12,13 @@ from elftools.elf.elffile import ELFFile
 
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import Request
 from aether_emu.observe import core
 from aether_emu.output import OutputError
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, program
 
 

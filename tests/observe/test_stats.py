@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from aether_emu.config import Config
+from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.observe import stats
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, program
 
 X86_64 = TARGETS[0]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 
 HOST_ISA = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]
 ISAS = ("x86_64", "arm64")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
-from aether_emu.system import Grants
 from tests.programs.build import WITH_GLIBC
 from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, Outcome, run_emulated, run_natively
 from tests.programs.workplace import furnish

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.system import Grants
+from aether_emu.grants import Grants
 from tests.observe.crash.crashing import crashed, functions, told
 from tests.programs.run import HOST_ISA
 

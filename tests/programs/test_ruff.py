@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.system import Grants
+from aether_emu.grants import Grants
 from tests.programs.run import HOST_ISA, ISAS, LARGER_PAGES, run_emulated, run_natively
 
 _ALONE = ["--isolated", "--no-cache"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
-from aether_emu.system import Grants
 from tests.programs.run import HOST_ISA, ISAS, run_emulated, run_natively
 
 pytestmark = pytest.mark.debian

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
-from aether_emu.system import Grants
 from tests.programs.run import ISAS, Outcome, run_emulated, run_natively
 
 pytestmark = pytest.mark.debian
@@ -164,12 +164,11 @@ async def talk():
     child = await asyncio.create_subprocess_exec("echo", "x", stdout=-1)
     print(await child.communicate(), await asyncio.to_thread(square, 5))
 if __name__ == "__main__":
-    for method in ("fork", "spawn"):
-        multiprocessing.set_start_method(method, force=True)
-        ours, theirs = multiprocessing.Pipe()
-        child = multiprocessing.Process(target=tell, args=(theirs,))
-        child.start(); print(ours.recv()); child.join(); print(child.exitcode)
-        with multiprocessing.Pool(2) as pool: print(pool.map(square, range(5)))
+    multiprocessing.set_start_method("fork", force=True)
+    ours, theirs = multiprocessing.Pipe()
+    child = multiprocessing.Process(target=tell, args=(theirs,))
+    child.start(); print(ours.recv()); child.join(); print(child.exitcode)
+    with multiprocessing.Pool(2) as pool: print(pool.map(square, range(5)))
     for executor in (ProcessPoolExecutor(2, multiprocessing.get_context("fork")), ThreadPoolExecutor(2)):
         with executor: print(list(executor.map(square, range(3))))
     asyncio.run(talk())
@@ -193,5 +192,5 @@ def test_python_has_threads_and_children(isa: str, systems: Path, tmp_path: Path
 
 @pytest.mark.slow
 @every_isa
-def test_python_forks_and_spawns_workers_and_talks_to_itself(isa: str, systems: Path, tmp_path: Path) -> None:
+def test_python_forks_workers_and_talks_to_itself(isa: str, systems: Path, tmp_path: Path) -> None:
     _check_python(_PROCESSES, isa, systems, tmp_path)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from aether_emu.config import Config
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe.core import write_core
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import Target, program
 
 

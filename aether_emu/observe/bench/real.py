@@ -20,10 +20,11 @@ from statistics import median
 from typing import ParamSpec, TypeVar
 
 from aether_emu.errors import AetherError, ProgramError
+from aether_emu.grants import Grants, program_isa
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe.bench.figure import Figure, NotMeasured, collector_off, now
 from aether_emu.observe.bench.guests import same_output
-from aether_emu.system import Grants, Machine, program_isa
+from aether_emu.system import Machine
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

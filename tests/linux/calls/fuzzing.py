@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
@@ -23,7 +24,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.user import UserMemory
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.linux.calls.looks import Looks
 
 _LOOPS = {

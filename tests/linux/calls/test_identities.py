@@ -13,6 +13,7 @@ from dataclasses import astuple, replace
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux import credentials as cr
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import find
@@ -20,7 +21,7 @@ from aether_emu.linux.credentials import Credentials, of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.task.task import Task
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.calls.twin import NUMBERS
 from tests.linux.task.scripts import DATA, SPIN, Several, made_by

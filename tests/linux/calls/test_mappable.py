@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.calls import call_table
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
@@ -18,7 +19,7 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.machine.memory import host
 from aether_emu.mm.counters import Event
 from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 
 PROGRAM = Path(__file__).parents[3] / "guest/bin/x86_64/hello"
 PAGE = 4096

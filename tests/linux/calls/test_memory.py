@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from aether_emu.grants import Grants
 from aether_emu.linux.calls import call_table
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.process import RLIM_INFINITY
@@ -25,7 +26,7 @@ from aether_emu.mm.mapping import (
     MAP_PRIVATE,
     residency,
 )
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import ISAS, program
 from tests.linux.calls.test_mappable import SCRATCH, Guest
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from aether_emu import state
+from aether_emu.grants import Grants
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.mm.protection import Protection
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import ISAS
 from tests.linux.calls.test_timers import data, spinning
 from tests.linux.exec.crafted import EXECUTE, READ, Header, crafted

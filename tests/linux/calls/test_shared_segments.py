@@ -8,12 +8,13 @@ import struct
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.table import Kind
 from aether_emu.state import StateError, capture
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.task.scripts import CODE, DATA, SPIN, Several, made_by
 

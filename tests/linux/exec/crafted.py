@@ -9,8 +9,9 @@ from pathlib import Path
 
 from aether_emu.config import Config
 from aether_emu.errors import ProgramError
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 
 PROGRAMS = Path(__file__).parents[3] / "guest" / "bin"
 ISAS = ("x86_64", "arm64")

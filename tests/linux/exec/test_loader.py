@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import ProgramError
+from aether_emu.grants import Grants
 from aether_emu.linux.exec import stack
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
 from tests.linux.exec.crafted import (
     CODE,

@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import ProgramError
+from aether_emu.grants import Grants
 from aether_emu.linux.exec.stack import AT_BASE, AT_ENTRY, AT_PHDR
 from aether_emu.linux.proc.texts import maps_text
 from aether_emu.mm.user import UserFaulted, UserMemory
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.linux.exec.crafted import CODE, INTERP, ISAS, Header, crafted, data_header
 from tests.linux.exec.odd_images import PAGE, Layout, layout, native_layout, odd
 

@@ -16,6 +16,7 @@ from elftools.elf.elffile import ELFFile
 from aether_emu.clock import EPOCH_NS
 from aether_emu.config import Config
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.exec import stack, vdso
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.proc.texts import maps_text
@@ -27,7 +28,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.observe.core import write_core
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program, run_guest
 
 X86_64 = TARGETS[0]

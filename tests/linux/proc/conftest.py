@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.process import Process
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, program
 
 

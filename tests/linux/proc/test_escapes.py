@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.files.conftest import host_descriptors
 from tests.small_programs import streams

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.process import Process
@@ -18,7 +19,7 @@ from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request, m
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.tables.walk import Mapped
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 
 AT = 0x2000_0000

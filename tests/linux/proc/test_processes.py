@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.observers import ProcessSeen
 from aether_emu.linux.task.process import Process
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import ISAS
 from tests.linux.files.conftest import parse_entries
 from tests.small_programs import DATA, loaded, streams

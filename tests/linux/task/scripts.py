@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from aether_emu.grants import Grants
 from aether_emu.linux.calls import find
 from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files import flags as fl
@@ -17,7 +18,7 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process, Program
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.protection import Protection
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 
 CODE, DATA, STACK = 0x1000_0000, 0x2000_0000, 0x3000_0000

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.task.process import Ended
 from aether_emu.linux.task.scheduler import Deadlock
-from aether_emu.system import Grants
 from tests.guests.running import ISAS, program
 from tests.linux.task.scripts import DATA, Call, Several
 

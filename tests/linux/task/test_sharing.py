@@ -7,13 +7,14 @@ import errno
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.grants import Grants
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import find
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.task import Task
 from aether_emu.state import capture, restore
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.task.scripts import SPIN, Several, assemble, made_by
 

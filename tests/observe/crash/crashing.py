@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aether_emu.grants import Grants
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe.crash.recorder import Recorder
 from aether_emu.observe.crash.report import report
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 
 CRASH = Path(__file__).parents[2] / "programs" / "bin"
 

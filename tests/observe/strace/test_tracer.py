@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.grants import Grants
 from aether_emu.linux.observers import SystemCall
 from aether_emu.observe.strace.selection import select
 from aether_emu.observe.strace.tracer import Tracer
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.observe.strace.record import PROGRAMS
 from tests.observe.strace.tracing import traced

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe.strace.selection import EVERYTHING, Selection
 from aether_emu.observe.strace.tracer import Tracer
-from aether_emu.system import Grants, Machine
+from aether_emu.system import Machine
 from tests.programs.run import ENVIRONMENT
 
 

@@ -1,0 +1,70 @@
+"""What each instruction set brings to a machine: its page tables, and Linux's rules for it."""
+
+from __future__ import annotations
+
+from aether_emu.arch.paging import PageTableFormat
+from aether_emu.computer import RAM_BASE, lowest_kernel_base
+from aether_emu.config import MIB, Config, format_size
+from aether_emu.errors import ConfigError, EncodingError
+from aether_emu.linux.abi import Abi
+from aether_emu.mm.kernel_half import TEXT
+from aether_emu.records import dataclass
+
+ISAS = ("x86_64", "arm64")
+_ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
+
+
+@dataclass(frozen=True)
+class IsaParts:
+    """What one instruction set brings: its page tables, Linux's rules for it, its instruction for chance."""
+
+    format: PageTableFormat
+    abi: Abi
+    random: str
+
+
+def parts_of(name: str, config: Config) -> IsaParts:
+    """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick.
+
+    Raises ConfigError for a page size or a width of addresses that the ISA does not have.
+    """
+    page, bits = config.page_size, config.virtual_bits or 48
+    if name == "x86_64":
+        if page != 4096:
+            raise ConfigError(
+                "page_size", format_size(page), "pages are 4K there", refusal="is not possible on x86_64"
+            )
+        if bits not in (48, 57):
+            allowed = "addresses have 48 or 57 bits there"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on x86_64")
+        from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
+        from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
+
+        return IsaParts(X86Format(5 if bits == 57 else 4), X86Abi(bits), "rdrand")
+    if name == "arm64":
+        from aether_emu.arch.arm64.stage1 import ArmFormat  # noqa: PLC0415  # as said above
+        from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
+
+        try:
+            return IsaParts(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
+        except EncodingError:
+            allowed = f"addresses have 48 or {_ARM_NARROW[page]} bits there with pages of {format_size(page)}"
+            raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on arm64") from None
+    raise ConfigError("arch", name, " or ".join(ISAS))
+
+
+def kernel_base_of(config: Config, fmt: PageTableFormat) -> int:
+    """Where the supervisor's half begins. ConfigError where RAM's direct map does not fit above it."""
+    lowest = lowest_kernel_base(fmt)
+    base = lowest if config.kernel_base is None else config.kernel_base
+    if base < lowest:
+        raise ConfigError(
+            "kernel_base", hex(base), f"at least {lowest:#x} with {fmt.virtual_bits} virtual bits"
+        )
+    if base + RAM_BASE + config.ram > TEXT:
+        if config.kernel_base is None:
+            most = format_size(TEXT - base - RAM_BASE & -MIB)
+            raise ConfigError("ram", format_size(config.ram), f"at most {most} with {fmt.virtual_bits} bits")
+        lower = f"low enough for a direct map of {config.ram} bytes of RAM below {TEXT:#x}"
+        raise ConfigError("kernel_base", hex(base), lower)
+    return base
