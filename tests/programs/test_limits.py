@@ -39,7 +39,7 @@ SCENES = {
 _OF_ANY_USER = ("descriptors", "pipes", "sockets", "handlers")
 _OF_A_NEW_USER = ("processes", "zombies", "threads", "timers", "orphans", "groups")
 _OF_THE_HOST = _OF_ANY_USER + (_OF_A_NEW_USER if os.getuid() == 0 else ())
-NEW_USER = 4321  # who has no other processes; only the superuser can become one
+NEW_USER = 1_000_000  # from here on users have no processes; only the superuser can become one
 
 
 def _of_this_process(field: str) -> int:
@@ -93,7 +93,7 @@ def test_the_host_says_the_same(scene: str) -> None:
             ["limits", scene],
             executable=f"/proc/self/fd/{file.fileno()}",
             pass_fds=[file.fileno()],
-            user=None if os.getuid() else NEW_USER,
+            user=None if os.getuid() else NEW_USER + os.getpid(),  # not that of a test beside this one
             extra_groups=None if os.getuid() else [],
             capture_output=True,
             check=True,
