@@ -47,6 +47,7 @@ def cpu_seconds(arguments: tuple[str, ...]) -> float:
     paths = [str(guests.SOURCE_TREE), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # else one side would be compiled anew each time
+    environment.pop("OPENBLAS_NUM_THREADS", None)  # which this command has set for itself
     with subprocess.Popen(
         [sys.executable, *arguments],
         stdin=subprocess.DEVNULL,
