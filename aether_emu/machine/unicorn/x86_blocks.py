@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from enum import Enum
+from functools import lru_cache
 from typing import NamedTuple
 
 from aether_emu.records import dataclass
@@ -266,6 +267,7 @@ _SPACES = {1: 0x0F00, 2: 0x0F3800, 3: 0x0F3A00}
 """What VEX.mmmmm stands for (Intel SDM 2A 2.3.6.1)."""
 
 
+@lru_cache(maxsize=4096)  # a program meets few of them, again and again
 def first_special(code: bytes) -> Found | None:
     """The first special instruction of a block, in execution order."""
     return next((found for found in map(_judge, instructions(code)) if found is not None), None)
@@ -292,6 +294,12 @@ def _judge(instruction: Instruction) -> Found | None:
         if found is not None:
             return found
     return None
+
+
+@lru_cache(maxsize=4096)
+def first_instruction(code: bytes) -> Instruction | None:
+    """The instruction that the bytes begin with, unless their end cuts it off."""
+    return next(instructions(code), None)
 
 
 def instructions(code: bytes) -> Iterator[Instruction]:

@@ -246,7 +246,7 @@ class X86Traps(UnicornCpu):
 
     def _decode(self, code: bytes) -> tuple[Instruction | None, Operand | None]:
         """The instruction at pc, whose bytes are `code`, and its memory operand."""
-        instruction = next(x86_blocks.instructions(code), None)
+        instruction = x86_blocks.first_instruction(code)
         if instruction is None:
             return None, None
         return instruction, x86_operand.operand(code, instruction, self.pc, self.general, self.read)
