@@ -52,7 +52,8 @@ def bench(benchmark: tuple[str, ...], json_file: Path | None, debug: bool) -> No
     left_out: dict[str, str] = {}
     with interrupts.reporting():
         try:
-            measure_all(figures, results, left_out)
+            with interrupts.itself():
+                measure_all(figures, results, left_out)
         except KeyboardInterrupt:
             if results:
                 console.print(report.as_table(results))

@@ -97,6 +97,23 @@ class Interrupts:
         finally:
             self._reporting = False
 
+    @contextmanager
+    def itself(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt where Python has made another exception of it.
+
+        Before 3.12 that is a RuntimeError if it comes inside `__set_name__`, as of an enum's members while a
+        module is imported.
+        """
+        try:
+            yield
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, KeyboardInterrupt):
+                cause = cause.__cause__
+            if cause is None:
+                raise
+            raise KeyboardInterrupt from error
+
     def serve(self, guest: Guest) -> None:
         """From now on the keys of the terminal are this program's, as far as it cares."""
         if guest.console is None:

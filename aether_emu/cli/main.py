@@ -35,7 +35,8 @@ def main(program: str = "aether") -> None:
 
     interrupts.watch()
     try:
-        status = _perform(program)
+        with interrupts.itself():
+            status = _perform(program)
         sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         with contextlib.suppress(OSError):  # nobody takes it

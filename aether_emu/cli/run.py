@@ -211,7 +211,8 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
     """
     started = time.perf_counter()
     try:
-        ended = machine.run(timeout=interrupts.left())
+        with interrupts.itself():
+            ended = machine.run(timeout=interrupts.left())
     except (KeyboardInterrupt, TimedOut) as why:
         if isinstance(why, TimedOut):
             interrupts.reached()

@@ -109,7 +109,7 @@ def _outcomes(wanted: Sequence[Task], jobs: int, only: str) -> list[Outcome]:
     workers = interrupts.workers
     crew = InTurn(wanted, bars.hear) if jobs == 1 else Workers(wanted, jobs, workers.add, workers.discard)
     try:
-        with bars:
+        with bars, interrupts.itself():
             for outcome in crew.perform():
                 outcomes.append(outcome)
                 bars.complete()

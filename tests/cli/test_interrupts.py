@@ -234,6 +234,27 @@ def test_ctrl_c_at_forty_moments_ends_the_command(
     print(f"{scene.name}: {1000 * longest:.0f} ms at most")
 
 
+_IN_SET_NAME = """
+from aether_emu.cli import main
+class Member:
+    def __set_name__(self, owner, name):
+        raise KeyboardInterrupt
+def perform(program):
+    class Kinds:
+        one = Member()
+main._perform = perform
+main.main()
+"""
+
+
+def test_an_interrupt_that_python_turns_into_another_exception_is_one_still() -> None:
+    """Before 3.12 that is a RuntimeError, as when the enums of a module are made."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _IN_SET_NAME], capture_output=True, timeout=MOST, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, b"")
+
+
 def test_an_interrupted_run_tells_its_statistics_so_far(tmp_path: Path) -> None:
     path = tmp_path / "stats"
     child = subprocess.Popen(
