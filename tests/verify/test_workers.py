@@ -72,6 +72,16 @@ def test_a_worker_that_dies_is_an_error_that_names_its_task() -> None:
         list(workers.perform())
 
 
+def test_a_worker_that_is_dead_before_it_is_given_a_task_is_the_same_error() -> None:
+    def kill(pid: int) -> None:
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+    workers = Workers(TASKS[:1], 1, kill)
+    with pytest.raises(EngineError, match="the worker for x86_64-4level permissions ended with status -9"):
+        list(workers.perform())
+
+
 def test_an_error_of_a_task_is_raised_here() -> None:
     wrong = Task("x86_64-4level", "permissions", 300, -1)  # no seed of numpy's
     with pytest.raises(EngineError, match="ended with status 1"):

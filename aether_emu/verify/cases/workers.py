@@ -108,7 +108,8 @@ class Workers:
         if self._waiting:
             task = self._busy[connection] = self._waiting.pop(0)
             self.under_way[task] = nothing_yet(task)
-            connection.send(task)
+            with contextlib.suppress(BrokenPipeError):  # it has died: _hear() finds out, and says so
+                connection.send(task)
 
     def _hear(self, connection: Connection) -> None:
         task = self._busy[connection]
