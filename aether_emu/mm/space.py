@@ -325,7 +325,8 @@ class AddressSpace:
             code = edits.protect(self.table, gather, start, end, piece.bits)
         finally:
             self.finish(gather)
-        self.physical.code.executable_each(code, mutable=True)
+        shared = piece.backing is not None and piece.backing.writable
+        self.physical.code.executable_each(code, mutable=True, shared=shared)
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)

@@ -31,6 +31,7 @@ from unicorn import (
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
+    UC_HOOK_MEM_WRITE_PROT,
     UC_MODE_64,
     x86_const,
 )
@@ -360,6 +361,14 @@ class X86Cpu(X86Traps):
     @code_changes.setter
     def code_changes(self, changes: bool) -> None:
         self._scan.changes = changes
+
+    def watch_stores(self, pa: int, length: int) -> None:
+        # To the engine a page is free of code after one store by an address that cannot be executed, and it
+        # takes the next stores there for harmless, whatever else is translated of the page. It does not where
+        # a hook waits for refused stores; nothing of ours is ever refused by physical address.
+        kind = UC_HOOK_MEM_WRITE_PROT
+        engine.hook_add(self._handle, kind, engine.EMU_STOP_ADDRESS, only_at=pa, length=length)
+        self.flush_all()
 
     def set_root(self, root: int) -> None:
         self._root = root

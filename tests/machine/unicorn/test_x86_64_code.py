@@ -69,6 +69,22 @@ class TestStaleCode:
             results.append(bare["rbx"])
         assert results == [1, 2, 3, 4]
 
+    @pytest.mark.parametrize("watched", [False, True])
+    def test_only_where_stores_are_watched_the_second_one_through_another_address_takes_effect(
+        self, bare: BareX86, watched: bool
+    ) -> None:
+        alias = bare.map(ABSENT, READ_WRITE, pa=bare.code)
+        functions = "".join(f"mov rcx, {CODE + offset}\ncall rcx\nadd r8, rbx\n" for offset in (0x800, 0x900))
+        stores = f"mov rdi, {ABSENT}\nmov byte ptr [rdi + 0x801], 2\nmov byte ptr [rdi + 0x901], 30\n"
+        for offset, value in ((0x800, 1), (0x900, 10)):
+            bare.fill(bare.code + offset, assemble(f"mov ebx, {value}\nret"))
+        if watched:
+            bare.cpu.watch_stores(alias, 4096)
+        caller = bare.map(0x50_0000, READ_EXECUTE)
+        bare.fill(caller, assemble(f"xor r8d, r8d\n{functions}{stores}{functions}syscall"))
+        bare.go(0x50_0000)
+        assert bare["r8"] == 11 + (32 if watched else 12)
+
 
 class TestSpecialInstructions:
     VPADDD = b"\xc5\xf1\xfe\xc2"
