@@ -175,19 +175,46 @@ if __name__ == "__main__":
 """  # fmt: skip
 
 
+_FRESH_INTERPRETERS = """
+import multiprocessing
+from multiprocessing.shared_memory import SharedMemory
+def square(n): return n * n
+def work(name, lock, queue):
+    shared = SharedMemory(name)
+    with lock: shared.buf[1] += shared.buf[0]
+    shared.close()
+    queue.put(multiprocessing.get_start_method())
+def check(method):
+    context, shared = multiprocessing.get_context(method), SharedMemory(create=True, size=100)
+    shared.buf[0], lock, queue = 7, context.Lock(), context.Queue()
+    child = context.Process(target=work, args=(shared.name, lock, queue))
+    child.start(); print(queue.get()); child.join(); print(child.exitcode, shared.buf[1])
+    shared.close(); shared.unlink()
+if __name__ == "__main__":
+    check("spawn")
+    with multiprocessing.get_context("forkserver").Pool(1) as pool: print(pool.map(square, range(5)))
+"""  # fmt: skip
+
+
 def _check_python(script: str, isa: str, systems: Path, tmp_path: Path) -> None:
-    """The same as by the interpreter that runs this. Modules are compiled once, for the processes after."""
+    """The same as by the interpreter that runs this."""
     path = tmp_path / "script.py"
     path.write_text(f"import os; os.environ['PATH'] = '/usr/bin:/bin'\n{script}")
     native = run_natively(Path(sys.executable).resolve(), [str(path)], tmp_path)
-    command = "PYTHONPYCACHEPREFIX=/tmp/compiled exec python3 /w/script.py"
-    outcome = _run(command, systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    outcome = _run("exec python3 /w/script.py", systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
     assert outcome == Outcome(0, native.output, b"")
 
 
 @every_isa
 def test_python_has_threads_and_children(isa: str, systems: Path, tmp_path: Path) -> None:
     _check_python(_THREADS, isa, systems, tmp_path)
+
+
+@every_isa
+def test_python_starts_interpreters_for_its_workers(isa: str, systems: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_FRESH_INTERPRETERS)
+    outcome = _run("exec python3 /w/script.py", systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    assert outcome == Outcome(0, b"spawn\n0 7\n[0, 1, 4, 9, 16]\n", b"")
 
 
 @pytest.mark.slow
