@@ -31,7 +31,9 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.task.process import Ended, Process
+from aether_emu.linux.task import family
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.run_queue import RunQueue
 from aether_emu.linux.task.scheduling import FIFO, NICE_0_WEIGHT, ORDINARY
@@ -246,7 +248,7 @@ class Scheduler:
             process.tasks.remove(task)
             process.leave_files(task.files)
             if process.children:
-                process.thread_ended(task.tid)
+                family.thread_ended(process, task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
