@@ -21,7 +21,7 @@ from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
 from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap
-from aether_emu.mm.audit import mend, reclaim
+from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
@@ -42,6 +42,7 @@ from aether_emu.mm.tlb import Gather
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
+_MANY = 4  # areas: for fewer, one by one is quicker
 _ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
 
 
@@ -243,8 +244,11 @@ class AddressSpace:
             return
         held, gather = hold_objects(areas), self.gather()
         try:
-            for area in areas:
-                self.clear(gather, area, max(area.start, start), min(area.end, end))
+            if len(areas) < _MANY:
+                for area in areas:
+                    self.clear(gather, area, max(area.start, start), min(area.end, end))
+            else:
+                self._clear_all(gather, areas, start, end)
             pieces = self._take_out(start, end)
             self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
@@ -486,6 +490,18 @@ class AddressSpace:
             end,
             None if own_pages else Kind.ANON,
             lambda stretch: self.damages.extend(mend(self, area, stretch)),
+        )
+        if len(self.damages) > known:
+            gather.page(start, end - start)
+
+    def _clear_all(self, gather: Gather, areas: list[Area], start: int, end: int) -> None:
+        """`clear` of what lies of many areas in `[start, end)`, at once."""
+        known = len(self.damages)
+        edits.zap_all(
+            self.table,
+            gather,
+            [(max(area.start, start), min(area.end, end)) for area in areas],
+            lambda used, within: self.damages.extend(mend_all(self, [areas[at] for at in within], used)),
         )
         if len(self.damages) > known:
             gather.page(start, end - start)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,28 @@ def few_used(table: Tree, stretch: Stretch) -> Sequence[int] | None:
         return None
     used: list[int] = entries.nonzero()[0].tolist()
     return used
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Entries in use of several stretches: slots, pages, and the number of the stretch of each."""
+
+    slots: Frames
+    pages: Frames
+    stretch: Frames
+
+
+def used_in(table: Tree, stretches: Sequence[Stretch]) -> Used:
+    """The entries of some stretches that are not absent, in their order."""
+    words, shift = table.ram.array, table.format.page_shift
+    entries = np.concatenate([words[item.slot : item.slot + item.count] for item in stretches])
+    counts = [item.count for item in stretches]
+    used = entries.nonzero()[0]
+    stretch = np.repeat(np.arange(len(counts)), counts)[used]
+    begins = np.array([0, *accumulate(counts)])
+    slots = np.array([item.slot for item in stretches]) - begins[:-1]
+    pages = np.array([item.va >> shift for item in stretches]) - begins[:-1]
+    return Used(used + slots[stretch], used + pages[stretch], stretch)
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ held kind has no frame that anybody could know: zap clears and returns it, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from aether_emu.mm.protection import LeafBits, noted
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
+    Used,
     address_bits,
     counted,
     entries_of,
@@ -37,11 +38,12 @@ from aether_emu.mm.tables.count import (
     kinds,
     numbers_of,
     of_kind,
+    used_in,
 )
 from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import cut
-from aether_emu.mm.tables.tree import Found, Stretch, Tree
+from aether_emu.mm.tables.tree import JOINED, Found, Stretch, Tree
 from aether_emu.records import dataclass
 
 Change = Callable[[int, int], int]
@@ -207,6 +209,73 @@ def zap(
                 gather_pages(table, gather, item, chosen)
             clear(table, item, chosen)
     return frameless
+
+
+def zap_all(
+    table: Tree,
+    gather: Gathering,
+    ranges: Sequence[tuple[int, int]],
+    inspect: Callable[[Used, Sequence[int]], object],
+) -> list[Found]:
+    """`zap` of many ascending ranges, whose level-1 entries are looked at together.
+
+    `inspect` sees those entries before, with the number of the range that each stretch lies in.
+    """
+    frameless = list[Found]()
+    items = [
+        (at, item) for at, (start, end) in enumerate(ranges) for item in whole(table, gather, start, end)
+    ]
+    for batch in _batches(items):
+        used = used_in(table, [stretch for _at, stretch in batch])
+        inspect(used, [at for at, _stretch in batch])
+        frameless += _zap_used(table, gather, used)
+    for at in dict.fromkeys(at for at, item in items if isinstance(item, Found)):
+        frameless += zap(table, gather, *ranges[at])
+    return frameless
+
+
+def _batches(items: list[tuple[int, Stretch | Found]]) -> Iterator[list[tuple[int, Stretch]]]:
+    """The stretches, those together that are as long as one may be."""
+    batch, size = list[tuple[int, Stretch]](), 0
+    for at, item in items:
+        if isinstance(item, Found):
+            continue
+        if batch and size + item.count > JOINED:
+            yield batch
+            batch, size = [], 0
+        batch.append((at, item))
+        size += item.count
+    if batch:
+        yield batch
+
+
+def _zap_used(table: Tree, gather: Gathering, used: Used) -> list[Found]:
+    """`zap` for level-1 entries in use, wherever they stand. Those that are absent by now are left out."""
+    fmt, frameless = table.format, list[Found]()
+    entries: Entries = table.ram.array[used.slots]
+    if not entries.size:
+        return frameless
+    framed, owing = np.zeros(entries.size, np.bool_), np.zeros(entries.size, np.bool_)
+    for kind, alike in kinds(fmt, entries):
+        chosen = slice(None) if alike is None else alike
+        if has_frame(fmt, kind, 1):
+            framed[chosen] = True
+        else:
+            frameless += _each(table, used.slots[chosen], used.pages[chosen])
+        if owes(fmt, kind, 0, 1):
+            owing[chosen] = True
+    gather.drop_many(counted(table.frames, frames_of(fmt, table.frames, entries[framed])))
+    gather.pages(0, used.pages[owing])
+    table.ram.array[used.slots] = 0
+    return frameless
+
+
+def _each(table: Tree, slots: Frames, pages: Frames) -> list[Found]:
+    words, shift = table.ram.words, table.format.page_shift
+    return [
+        Found(page << shift, 1, slot, words[slot])
+        for slot, page in zip(slots.tolist(), pages.tolist(), strict=True)
+    ]
 
 
 def _zap_few(

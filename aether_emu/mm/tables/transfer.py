@@ -62,14 +62,14 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
 def copy(
     parent: Tree, child: Tree, gather: Gathering, ranges: Iterable[tuple[int, int]], *, private: bool
 ) -> list[Found]:
-    """Give `child`, which has nothing there, the entries of some ranges `[start, end)` of `parent`.
+    """Give `child`, which has nothing there, the entries of some ascending ranges `[start, end)` of `parent`.
 
     Each copied entry counts as one more reference and mapping of its frames. Where the pages are `private`
     neither side may write to them any more until a fault says so; what that takes from the parent goes
     into the gather. Returns the child's entries without a frame, which their owner must count (swap).
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
-    fmt, frames, ranges = parent.format, parent.frames, list(ranges)
+    fmt, frames, ranges = parent.format, parent.frames, _adjoined(ranges)
     if child.tables > 1:
         for start, end in ranges:
             _refuse_taken(child, start, end)
@@ -96,6 +96,17 @@ def copy(
                 alike = np.ones(joined.size, np.bool_) if chosen is None else chosen
                 frameless += _frameless(child, batch, alike)
     return frameless
+
+
+def _adjoined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same ranges, those that touch each other as one."""
+    joined = list[tuple[int, int]]()
+    for start, end in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
 def _batches(parts: list[_Part]) -> Iterator[list[_Part]]:

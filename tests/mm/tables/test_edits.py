@@ -6,8 +6,9 @@ References, map counts and what is owed to the TLB are part of the model; `owes_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection, leaf_bits
 from aether_emu.mm.tables import edits, transfer
-from aether_emu.mm.tables.count import Census, count
+from aether_emu.mm.tables.count import Census, Used, count
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.tables.mixture import (
     FORMATS,
@@ -54,6 +55,33 @@ def test_zap_clears_drops_and_returns_what_has_no_frame(mixture: Mixture) -> Non
         assert joined(gather.owed) == owed
         gather.finish()
         mixture.check()
+    assert mixture.segments == []
+
+
+def test_ranges_that_are_zapped_together_come_out_as_one_by_one(mixture: Mixture) -> None:
+    ranges = list(pairwise(sorted({edge for each in mixture.ranges(6) for edge in each})))
+    gone = [s for start, end in ranges for s in cut(mixture.segments, start, end) if start <= s.page < end]
+    owed = joined(page for start, end in ranges for page in mixture.expect(start, end, lambda _segment: None))
+    seen: list[tuple[int, int]] = []
+    gather, table, within = (
+        Recorder(mixture.table),
+        mixture.table,
+        [mixture.bytes_of(*each) for each in ranges],
+    )
+
+    def inspect(used: Used, numbers: Sequence[int]) -> None:
+        assert all(table.ram.words[slot] for slot in used.slots.tolist()), "before it is cleared"
+        seen.extend((numbers[at], page) for at, page in zip(used.stretch, used.pages.tolist(), strict=True))
+
+    found = edits.zap_all(table, gather, within, inspect)
+    assert merged(
+        segment_of(mixture.format, item) for item in sorted(found, key=lambda item: item.start)
+    ) == (merged(segment for segment in gone if not segment.framed))
+    assert joined(gather.owed) == owed
+    assert seen
+    assert all(ranges[at][0] <= page < ranges[at][1] for at, page in seen)
+    gather.finish()
+    mixture.check()
     assert mixture.segments == []
 
 
