@@ -77,11 +77,12 @@ def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:
 
 
 def mend_all(space: Audited, areas: Sequence[Area], used: Used) -> list[Damaged]:
-    """`mend` for entries in use of many areas; `areas` are those in which the stretches lie."""
+    """`mend` for entries in use of several areas, in ascending order. Each lies in one of the `areas`."""
     words, shift, damages = space.physical.ram.words, space.table.format.page_shift, []
-    for number in _strangers_of(space, areas, used):
+    strangers, of = _strangers_of(space, areas, used)
+    for number in strangers:
         slot, page = int(used.slots[number]), int(used.pages[number])
-        expected = _expected(space, areas[int(used.stretch[number])], page << shift)
+        expected = _expected(space, areas[int(of[number])], page << shift)
         damages.append(Damaged(1, slot, words[slot], expected))
         words[slot] = expected
     return damages
@@ -111,20 +112,21 @@ def _strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     if few is not None:
         return _few_strangers(space, area, stretch, few)
     used = used_in(space.table, [stretch])
-    numbers = used.slots[_strangers_of(space, [area], used)] - stretch.slot
-    strangers: list[int] = numbers.tolist()
+    strangers: list[int] = (used.slots[_strangers_of(space, [area], used)[0]] - stretch.slot).tolist()
     return strangers
 
 
-def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> list[int]:
-    """The same for entries in use of many areas: their numbers among these."""
+def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[list[int], NDArray[np.int64]]:
+    """The same for entries in use of several areas: their numbers, and the number of each entry's area."""
     fmt, frames = space.table.format, space.physical.frames
     shown: Entries = space.physical.ram.array[used.slots]
     numbers = first_frames(fmt, frames, shown)
     inside = numbers < frames.count
     numbers = np.where(inside, numbers, 0)
     kind, owner = frames.kind_array[numbers], frames.owner_array[numbers]
-    index, page, of = frames.index_array[numbers].astype(np.int64), used.pages, used.stretch
+    index, page = frames.index_array[numbers].astype(np.int64), used.pages
+    starts = [area.start >> fmt.page_shift for area in areas]
+    of = np.searchsorted(np.array(starts), page, "right") - 1
 
     def each(values: list[int]) -> NDArray[np.int64]:
         """What is so of an area, for each entry."""
@@ -140,7 +142,7 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> list[int
     present = each([area.bits.present for area in areas])
     good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == present)
     strangers: list[int] = np.flatnonzero(~good).tolist()
-    return strangers
+    return strangers, of
 
 
 def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:

@@ -42,6 +42,7 @@ from aether_emu.mm.tlb import Gather
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
+_NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
 _ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
 
@@ -419,13 +420,13 @@ class AddressSpace:
         child.program_data = self.program_data
         gather = self.gather()
         try:
-            kept = [area for area in self.areas if not area.flags & AreaFlags.NO_FORK]
+            kept = [area for area in self.areas if not area.flags & _NO_FORK]
             for area in kept:
                 same = area.piece(area.start, area.end, self.table.format.page_shift)
                 same.space = child
                 same.flags &= ~LOCKS
                 child.place(same)
-            with_pages = [area for area in kept if not area.flags & AreaFlags.WIPE_ON_FORK]
+            with_pages = [area for area in kept if not area.flags & _WIPE_ON_FORK]
             private = [(area.start, area.end) for area in with_pages if not area.shared]
             transfer.copy(self.table, child.table, gather, private, private=True)
         except BaseException:
@@ -501,7 +502,7 @@ class AddressSpace:
             self.table,
             gather,
             [(max(area.start, start), min(area.end, end)) for area in areas],
-            lambda used, within: self.damages.extend(mend_all(self, [areas[at] for at in within], used)),
+            lambda used: self.damages.extend(mend_all(self, areas, used)),
         )
         if len(self.damages) > known:
             gather.page(start, end - start)

@@ -10,7 +10,7 @@ outside the frame table (devices).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
@@ -32,6 +32,17 @@ _ZERO = int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
 
 _FEW = 16  # entries, one by one
 _MANY = 1 << 12  # entries of a stretch that is not searched for few: several tables in a row
+
+
+def adjoined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending ranges, those that touch each other as one: the way down is asked less often."""
+    joined = list[tuple[int, int]]()
+    for start, end in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
 class Sort(Enum):
@@ -144,11 +155,10 @@ def few_used(table: Tree, stretch: Stretch) -> Sequence[int] | None:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Entries in use of several stretches: slots, pages, and the number of the stretch of each."""
+    """Entries in use of several stretches: their slots, and the numbers of their pages."""
 
     slots: Frames
     pages: Frames
-    stretch: Frames
 
 
 def used_in(table: Tree, stretches: Sequence[Stretch]) -> Used:
@@ -156,12 +166,12 @@ def used_in(table: Tree, stretches: Sequence[Stretch]) -> Used:
     words, shift = table.ram.array, table.format.page_shift
     entries = np.concatenate([words[item.slot : item.slot + item.count] for item in stretches])
     counts = [item.count for item in stretches]
+    begins = [0, *accumulate(counts)]
     used = entries.nonzero()[0]
-    stretch = np.repeat(np.arange(len(counts)), counts)[used]
-    begins = np.array([0, *accumulate(counts)])
-    slots = np.array([item.slot for item in stretches]) - begins[:-1]
-    pages = np.array([item.va >> shift for item in stretches]) - begins[:-1]
-    return Used(used + slots[stretch], used + pages[stretch], stretch)
+    of = np.repeat(np.arange(len(counts)), counts)[used]
+    slots = np.array([item.slot - begin for item, begin in zip(stretches, begins, strict=False)])
+    pages = np.array([(item.va >> shift) - begin for item, begin in zip(stretches, begins, strict=False)])
+    return Used(used + slots[of], used + pages[of])
 
 
 @dataclass(slots=True)

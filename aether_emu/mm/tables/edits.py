@@ -16,7 +16,7 @@ held kind has no frame that anybody could know: zap clears and returns it, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ from aether_emu.mm.tables.count import (
     Frames,
     Used,
     address_bits,
+    adjoined,
     counted,
     entries_of,
     few_used,
@@ -214,36 +215,36 @@ def zap(
 def zap_all(
     table: Tree,
     gather: Gathering,
-    ranges: Sequence[tuple[int, int]],
-    inspect: Callable[[Used, Sequence[int]], object],
+    ranges: Iterable[tuple[int, int]],
+    inspect: Callable[[Used], object],
 ) -> list[Found]:
     """`zap` of many ascending ranges, whose level-1 entries are looked at together.
 
-    `inspect` sees those entries before, with the number of the range that each stretch lies in.
+    `inspect` sees these before, and may put damaged ones right.
     """
-    frameless = list[Found]()
-    items = [
-        (at, item) for at, (start, end) in enumerate(ranges) for item in whole(table, gather, start, end)
-    ]
-    for batch in _batches(items):
-        used = used_in(table, [stretch for _at, stretch in batch])
-        inspect(used, [at for at, _stretch in batch])
+    frameless, rest, stretches = list[Found](), list[tuple[int, int]](), list[Stretch]()
+    for start, end in adjoined(ranges):
+        items = whole(table, gather, start, end)
+        stretches += [item for item in items if isinstance(item, Stretch)]
+        if any(isinstance(item, Found) for item in items):
+            rest.append((start, end))
+    for batch in _batches(stretches):
+        used = used_in(table, batch)
+        inspect(used)
         frameless += _zap_used(table, gather, used)
-    for at in dict.fromkeys(at for at, item in items if isinstance(item, Found)):
-        frameless += zap(table, gather, *ranges[at])
+    for start, end in rest:
+        frameless += zap(table, gather, start, end)
     return frameless
 
 
-def _batches(items: list[tuple[int, Stretch | Found]]) -> Iterator[list[tuple[int, Stretch]]]:
-    """The stretches, those together that are as long as one may be."""
-    batch, size = list[tuple[int, Stretch]](), 0
-    for at, item in items:
-        if isinstance(item, Found):
-            continue
+def _batches(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
+    """Those together that are as long as one may be."""
+    batch, size = list[Stretch](), 0
+    for item in stretches:
         if batch and size + item.count > JOINED:
             yield batch
             batch, size = [], 0
-        batch.append((at, item))
+        batch.append(item)
         size += item.count
     if batch:
         yield batch

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries
 from aether_emu.errors import MappingError
-from aether_emu.mm.tables.count import counted, entries_of, frames_of, has_frame, kinds, of_kind
+from aether_emu.mm.tables.count import adjoined, counted, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.edits import clear, found_in, gather_pages, rewrite, whole
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import flush_large, split
@@ -69,7 +69,7 @@ def copy(
     into the gather. Returns the child's entries without a frame, which their owner must count (swap).
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
-    fmt, frames, ranges = parent.format, parent.frames, _adjoined(ranges)
+    fmt, frames, ranges = parent.format, parent.frames, adjoined(ranges)
     if child.tables > 1:
         for start, end in ranges:
             _refuse_taken(child, start, end)
@@ -96,17 +96,6 @@ def copy(
                 alike = np.ones(joined.size, np.bool_) if chosen is None else chosen
                 frameless += _frameless(child, batch, alike)
     return frameless
-
-
-def _adjoined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The same ranges, those that touch each other as one."""
-    joined = list[tuple[int, int]]()
-    for start, end in ranges:
-        if joined and joined[-1][1] == start:
-            joined[-1] = joined[-1][0], end
-        else:
-            joined.append((start, end))
-    return joined
 
 
 def _batches(parts: list[_Part]) -> Iterator[list[_Part]]:

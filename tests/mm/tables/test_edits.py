@@ -6,7 +6,7 @@ References, map counts and what is owed to the TLB are part of the model; `owes_
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -62,24 +62,19 @@ def test_ranges_that_are_zapped_together_come_out_as_one_by_one(mixture: Mixture
     ranges = list(pairwise(sorted({edge for each in mixture.ranges(6) for edge in each})))
     gone = [s for start, end in ranges for s in cut(mixture.segments, start, end) if start <= s.page < end]
     owed = joined(page for start, end in ranges for page in mixture.expect(start, end, lambda _segment: None))
-    seen: list[tuple[int, int]] = []
-    gather, table, within = (
-        Recorder(mixture.table),
-        mixture.table,
-        [mixture.bytes_of(*each) for each in ranges],
-    )
+    gather, table, seen = Recorder(mixture.table), mixture.table, list[int]()
 
-    def inspect(used: Used, numbers: Sequence[int]) -> None:
+    def inspect(used: Used) -> None:
         assert all(table.ram.words[slot] for slot in used.slots.tolist()), "before it is cleared"
-        seen.extend((numbers[at], page) for at, page in zip(used.stretch, used.pages.tolist(), strict=True))
+        seen.extend(used.pages.tolist())
 
-    found = edits.zap_all(table, gather, within, inspect)
+    found = edits.zap_all(table, gather, [mixture.bytes_of(*each) for each in ranges], inspect)
     assert merged(
         segment_of(mixture.format, item) for item in sorted(found, key=lambda item: item.start)
     ) == (merged(segment for segment in gone if not segment.framed))
     assert joined(gather.owed) == owed
     assert seen
-    assert all(ranges[at][0] <= page < ranges[at][1] for at, page in seen)
+    assert all(any(segment.page <= page < segment.end for segment in gone) for page in set(seen))
     gather.finish()
     mixture.check()
     assert mixture.segments == []
