@@ -191,8 +191,8 @@ class Task:
 
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
-        self.process.kernel.run_queue.real_time += (wanted.priority > 0) - (self.scheduling.priority > 0)
-        self.scheduling = wanted
+        before, self.scheduling = self.scheduling, wanted
+        self.process.kernel.run_queue.reschedule(self, before)
 
     def yield_cpu(self) -> None:
         """sched_yield(2): its turn is over, if another can run."""
