@@ -15,6 +15,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from aether_emu.config import Config
@@ -33,6 +34,7 @@ from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import ApertureState
@@ -218,10 +220,11 @@ def _restore_files(
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
         return notices.restored(described, process)
 
+    tell = partial(tell_owner, processes[0].registry)
     kernel = processes[0].kernel
     caller = kernel.caller
     try:
-        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice, tell)
     finally:
         kernel.caller = caller
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,39 @@ def test_a_server_answers_its_clients_over_the_loopback(isa: str, systems: Path)
         redis-cli -p 7000 shutdown nosave; wait; echo $?
     """
     assert _run(script, systems, isa) == Outcome(0, b"OK\n60\n60\nvalue\n0\n", b"")
+
+
+_NGINX = """
+user root root; worker_processes 2; pid /tmp/nginx.pid; error_log /tmp/log notice;
+events { worker_connections 64; }
+http {
+    access_log off; client_body_temp_path /tmp/1; proxy_temp_path /tmp/2; fastcgi_temp_path /tmp/3;
+    uwsgi_temp_path /tmp/4; scgi_temp_path /tmp/5;
+    sendfile on; server { listen 127.0.0.1:8080; root /w; }
+}
+"""
+
+
+@every_isa
+def test_a_web_server_with_workers_serves_files_and_stops(isa: str, nginx: Path, tmp_path: Path) -> None:
+    content = b"".join(b"%d\n" % n for n in range(60_000))
+    (tmp_path / "index.html").write_bytes(b"a page\n")
+    (tmp_path / "numbers").write_bytes(content)
+    (tmp_path / "nginx.conf").write_text(_NGINX)
+    script = r"""
+        export PATH=$PATH:/usr/sbin
+        nginx -c /w/nginx.conf 2>/dev/null; echo $?
+        wget -qO- http://127.0.0.1:8080/
+        wget -qO- http://127.0.0.1:8080/numbers | sha256sum
+        wget -qO- http://127.0.0.1:8080/none; echo $?
+        nginx -c /w/nginx.conf -s quit 2>/dev/null; echo $?
+        while test -e /tmp/nginx.pid; do sleep 0.1; done
+        [[ $(</tmp/log) == *SIGIO*code\ 0*code\ 0* || $(</tmp/log) == *code\ 0*SIGIO*code\ 0* ]]; echo $?
+    """
+    outcome = _run(script, nginx, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    digest = sha256(content).hexdigest().encode()
+    assert (outcome.status, outcome.errors) == (0, b"")
+    assert outcome.output == b"0\na page\n%b  -\n8\n0\n0\n" % digest
 
 
 _C = r"""

@@ -106,6 +106,7 @@ def _out_of(
                     break
                 wait_for(took)
             end.pipe.take(took)
+            end.pipe.tell_writers()
             done += took
             if took < len(data):
                 break
@@ -137,6 +138,7 @@ def _into(
         wait_for(data)
     if data:
         end.pipe.put(data)
+        end.pipe.tell_readers()
     if at is not None:
         write_struct(task.cpu, address, "q", at + len(data))
     return len(data)
@@ -154,6 +156,9 @@ def _between(task: Task, source: PipeEnd, out: PipeEnd, count: int, flags: int, 
     count = min(count, out.pipe.room)
     data = source.pipe.take(count) if takes else source.pipe.look(count)
     out.pipe.put(data)
+    out.pipe.tell_readers()
+    if takes:
+        source.pipe.tell_writers()
     return len(data)
 
 
@@ -190,6 +195,7 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
             _no_room(end, flags | (_NONBLOCK if end.flags & fl.O_NONBLOCK else 0))
         data = user.gather(task.cpu, pieces, min(user.total(pieces), end.pipe.room))
         end.pipe.put(data)
+        end.pipe.tell_readers()
         return len(data)
     if not end.pipe.size:
         if not end.pipe.writers:
@@ -198,4 +204,5 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
     data = end.pipe.look(user.total(pieces))
     moved = user.scatter(task.cpu, pieces, data)
     end.pipe.take(moved)
+    end.pipe.tell_writers()
     return moved

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.ownership import Listeners, Owner, set_asynchronous
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
@@ -60,6 +61,7 @@ class OpenFile:
         self._holders = 0
         self.on_last_close: Callable[[OpenFile], None] | None = None
         """Whoever has to know that nobody refers to it any more, before it is released."""
+        self.owner: Owner | None = None
 
     @property
     def name_of_one(self) -> str:
@@ -84,6 +86,8 @@ class OpenFile:
         if self._holders == 0:
             if self.on_last_close is not None:
                 self.on_last_close(self)
+            if self.flags & fl.FASYNC:
+                set_asynchronous(self, -1, on=False)
             self.release()
 
     def release(self) -> None:
@@ -153,6 +157,10 @@ class OpenFile:
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """The queues that are woken when one of `events` may have come; none for what is always ready."""
+        return ()
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """Where it stands with O_ASYNC; nowhere if its kind tells nobody by signals."""
         return ()
 
     def poll(self) -> int:

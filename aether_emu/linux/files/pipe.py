@@ -11,6 +11,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.accounts import PipeAccount
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import POLL_IN, POLL_OUT, Listeners
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.waiting import WaitQueue
 
@@ -46,6 +47,8 @@ class Pipe:
         self.writers = 0
         self.filled = WaitQueue()
         self.drained = WaitQueue()
+        self.readers_told: Listeners | None = None
+        self.writers_told: Listeners | None = None
         self.openings = [0, 0]  # of ends for reading and for writing, ever
         self.opened = WaitQueue()
 
@@ -102,8 +105,21 @@ class Pipe:
             self.drained.wake()
         if writer and not self.writers:
             self.filled.wake()
+        if bool(self.readers) != bool(self.writers):
+            self.tell_readers()
+            self.tell_writers()
         if not self.readers and not self.writers:
             self._account.close(self.capacity)
+
+    def tell_readers(self) -> None:
+        """Those with O_ASYNC: something has come, or nobody writes any more."""
+        if self.readers_told:
+            self.readers_told.tell(POLL_IN)
+
+    def tell_writers(self) -> None:
+        """Likewise: something was taken, or nobody reads any more."""
+        if self.writers_told:
+            self.writers_told.tell(POLL_OUT)
 
     def put(self, data: bytes) -> None:
         """Append bytes that fit."""
@@ -184,7 +200,10 @@ class PipeEnd(OpenFile):
         """What is there; empty once no writer is left."""
         if count and not self.pipe.size and self.pipe.writers:
             return self.wait_for(POLLIN)
-        return self.pipe.take(count)
+        taken = self.pipe.take(count)
+        if count:
+            self.pipe.tell_writers()
+        return taken
 
     def write(self, data: bytes) -> int | WouldBlock:
         """Up to PIPE_BUF bytes whole or not at all; of more, what fits.
@@ -205,7 +224,19 @@ class PipeEnd(OpenFile):
                 pipe.put(Packet(data[at : min(at + PIPE_BUF, done)]))
         else:
             pipe.put(data[:done] if done < len(data) else data)
+        pipe.tell_readers()
         return done
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        pipe, found = self.pipe, []
+        if self.readable:
+            pipe.readers_told = Listeners() if pipe.readers_told is None else pipe.readers_told
+            found.append(pipe.readers_told)
+        if self.writable:
+            pipe.writers_told = Listeners() if pipe.writers_told is None else pipe.writers_told
+            found.append(pipe.writers_told)
+        return tuple(found)
 
     def available(self) -> int:
         """See `OpenFile.available`."""

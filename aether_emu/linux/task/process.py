@@ -59,6 +59,7 @@ _RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 NAME_MAX = 15
 """Longest name of a thread, in bytes."""
 _SECOND = 10**9  # ns
+_TICKS = 100  # of siginfo's times, in a second
 CLOCK_OF_THREAD = 4
 """Bit of a processor's clock whose owner is a thread (Linux: CPUCLOCK_PERTHREAD_MASK)."""
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
@@ -365,7 +366,11 @@ class Process:
         number = self.exit_signal if self.is_over else sig.SIGCHLD
         action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
         if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
-            parent.post(SignalInfo(number, code, pid=self.pid, uid=self.credentials.uid, value=status))
+            time, system = self.usage.time * _TICKS // _SECOND, self.usage.system * _TICKS // _SECOND
+            used = (time - system, system)
+            parent.post(
+                SignalInfo(number, code, pid=self.pid, uid=self.credentials.uid, value=status, used=used)
+            )
         parent.children.tell(self)
         parent.changed.wake()
 
