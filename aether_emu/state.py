@@ -68,6 +68,8 @@ def capture(machine: Machine) -> State:
         raise StateError("there is no living process to capture")
     if machine.kernel.segments:
         raise StateError("there is System V shared memory: its state can't be captured")
+    if machine.kernel.semaphores or machine.kernel.messages:
+        raise StateError("there are System V semaphores or message queues: their state can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:

@@ -24,6 +24,7 @@ _STATUS = {
     "control": -signal.SIGABRT,
     "files": 37,
     "notified": 0,
+    "sysv": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them

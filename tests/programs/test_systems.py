@@ -127,6 +127,28 @@ def test_a_web_server_with_workers_serves_files_and_stops(isa: str, nginx: Path,
     assert outcome.output == b"0\na page\n%b  -\n8\n0\n0\n" % digest
 
 
+@every_isa
+def test_ipcs_lists_what_ipcmk_makes_and_ipcrm_removes(isa: str, nginx: Path) -> None:
+    script = """
+        ipcmk -M 1000; ipcmk -S 3; ipcmk -Q; ipcs | while read -r _ number owner mode size _; do
+            echo $number $owner $mode $size; done
+        ipcs -s -i 0 | tail -n 2; ipcs -u | head -n 3 | tail -n 1; ipcs -l | tail -n 2
+        ipcrm -m 0 -s 0 -q 0; ipcs -s -i 0; ipcrm -q 5; echo $?; ipcmk -S 2; ipcrm -a; cat /proc/sysvipc/sem
+    """
+    outcome = _run(script, nginx, isa)
+    assert outcome.errors == b"ipcs: id 0 not found\nipcrm: invalid id (5)\n"
+    lines = [" ".join(line.split()) for line in outcome.output.decode().splitlines() if line.strip()]
+    assert lines == [
+        *("Shared memory id: 0", "Semaphore id: 0", "Message queue id: 0"),
+        *("Message Queues --------", "msqid owner perms used-bytes", "0 root 644 0"),
+        *("Shared Memory Segments --------", "shmid owner perms bytes", "0 root 644 1000"),
+        *("Semaphore Arrays --------", "semid owner perms nsems", "0 root 644 3"),
+        *("2 0 0 0 0", "allocated queues = 1"),
+        *("semaphore max value = 32767", "1", "Semaphore id: 1"),
+        "key semid perms nsems uid gid cuid cgid otime ctime",
+    ]
+
+
 _C = r"""
 #include <stdio.h>
 #include <stdlib.h>
