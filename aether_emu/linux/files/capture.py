@@ -217,6 +217,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
         described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
+        described["line"] = [[fd, seen.index(f)] for fd, f in file.line]
     elif isinstance(file, HostFile | Located):
         _require_name(file)
     return described
@@ -306,6 +307,8 @@ class _Restoring:
                 for fd, member, *interest in described["members"]:
                     self._namespace.watches.add()
                     file.join(fd, self.file(member, viewer), Interest(*interest))
+                for fd, member in described["line"]:
+                    file.enlist((fd, self.file(member, viewer)))
         return self._files[index]
 
     def _give_owner(self, file: OpenFile, *owner: int) -> None:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
@@ -42,6 +43,13 @@ class WouldBlock:
     events: int
 
 
+class Watcher(Protocol):
+    """An epoll set."""
+
+    def lose(self, file: OpenFile) -> None:
+        """The file is gone."""
+
+
 class OpenFile:
     """One open file description. `flags` are the access mode and the status flags of `F_GETFL`."""
 
@@ -62,6 +70,8 @@ class OpenFile:
         self.on_last_close: Callable[[OpenFile], None] | None = None
         """Whoever has to know that nobody refers to it any more, before it is released."""
         self.owner: Owner | None = None
+        self.watchers: Counter[Watcher] | None = None
+        """The epoll sets that it is a member of, and how often."""
 
     @property
     def name_of_one(self) -> str:
@@ -86,6 +96,8 @@ class OpenFile:
         if self._holders == 0:
             if self.on_last_close is not None:
                 self.on_last_close(self)
+            for watcher in list(self.watchers or ()):
+                watcher.lose(self)
             if self.flags & fl.FASYNC:
                 set_asynchronous(self, -1, on=False)
             self.release()
