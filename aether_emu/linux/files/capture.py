@@ -89,9 +89,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
-        "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
-        ],
+        "pipes": [{"stat": list(astuple(pipe.stat)), **pipe.capture()} for pipe in seen.pipes],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
         **described,
@@ -195,8 +193,8 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
-        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
+    if isinstance(file, FifoEnd):
+        raise CaptureError("an open named pipe can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
     if file.is_terminal and not isinstance(file, StreamFile):
@@ -271,7 +269,7 @@ class _Restoring:
         self._pipes: list[Pipe] = []
         for described in state["pipes"]:
             pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
-            pipe.restore(described["capacity"], described["content"])
+            pipe.restore(described)
             self._pipes.append(pipe)
 
     def let_go(self) -> None:
