@@ -327,7 +327,7 @@ def _store(
             task.checkpoint(done)
             step = min(CHUNK, wanted - done)
             if step and isinstance(file, PipeEnd):
-                step = _most_of_pipe(file, wanted - done, done)
+                step = _most_of_pipe(task, file, wanted - done, done)
             data = _gather(task, file, user.behind(pieces, done) if done else pieces, step)
             took = put(data, done)
             if isinstance(took, WouldBlock):
@@ -347,12 +347,13 @@ def _store(
             change.done()
 
 
-def _most_of_pipe(end: PipeEnd, count: int, done: int) -> int:
+def _most_of_pipe(task: Task, end: PipeEnd, count: int, done: int) -> int:
     """How many bytes of a write a pipe takes now. Refused(EPIPE, EAGAIN), or a wait, if there are none."""
     end.require_reader()
     most = end.pipe.accepts(count)
     if not most:
-        wait_for(end.wait_for(POLLOUT), done)
+        moved = done > _done_before(task)  # then readers were told of that
+        wait_for(end.wait_for(POLLOUT) if moved else end.wait_for_slot(), done)
     return most
 
 

@@ -292,6 +292,7 @@ class PipeEnd(OpenFile):
     def read(self, count: int) -> bytes | WouldBlock:
         """What is there; empty once no writer is left."""
         if count and not self.pipe.size and self.pipe.writers:
+            self.pipe.tell_writers()  # as of a read, in Linux too
             return self.wait_for(POLLIN)
         taken = self.pipe.take(count)
         if count:
@@ -310,10 +311,15 @@ class PipeEnd(OpenFile):
         self.require_reader()
         done = pipe.accepts(len(data))
         if not done:
-            return self.wait_for(POLLOUT)
+            return self.wait_for_slot()
         pipe.put(data[:done] if done < len(data) else data, PACKETS if self.flags & fl.O_DIRECT else MERGES)
         pipe.tell_readers()
         return done
+
+    def wait_for_slot(self) -> WouldBlock:
+        """No slot is free. Linux tells readers with O_ASYNC of that too, as of a write."""
+        self.pipe.tell_readers()
+        return self.wait_for(POLLOUT)
 
     def require_reader(self) -> None:
         """Refused(EPIPE) when nobody reads any more."""
