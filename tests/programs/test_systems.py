@@ -149,6 +149,22 @@ def test_ipcs_lists_what_ipcmk_makes_and_ipcrm_removes(isa: str, nginx: Path) ->
     ]
 
 
+@every_isa
+def test_tools_read_the_machine_from_sys(isa: str, nginx: Path) -> None:
+    script = """
+        nproc --all; lscpu | while IFS=: read -r name value; do echo $name: $value; done
+        cat /sys/kernel/mm/transparent_hugepage/enabled /sys/class/net/lo/mtu /sys/devices/system/node/online
+        stat -c '%s %a %F' /sys/devices/system/cpu/online; stat -f -c %T /sys
+        { echo 1 >/sys/devices/system/cpu/online; } 2>/dev/null || ls /sys/fs | wc -l
+    """
+    outcome = _run(script, nginx, isa)
+    lines = outcome.output.decode().splitlines()
+    assert (outcome.status, outcome.errors, lines[0]) == (0, b"", "1")
+    assert {"CPU(s): 1", "On-line CPU(s) list: 0", "Thread(s) per core: 1", "NUMA node(s): 1"} <= {*lines}
+    assert "NUMA node0 CPU(s): 0" in lines
+    assert lines[-6:] == ["always madvise [never]", "65536", "0", "4096 444 regular file", "sysfs", "0"]
+
+
 _C = r"""
 #include <stdio.h>
 #include <stdlib.h>
