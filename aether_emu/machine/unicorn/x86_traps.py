@@ -212,7 +212,7 @@ class X86Traps(UnicornCpu):
         return self._ask(x86_rare.accesses(code, instruction, operand, self.general))
 
     def _touches_what_is_there(self) -> bool:
-        """In front of the instruction at pc: whether it is only asked about, and can have all that it touches.
+        """In front of the instruction at pc: whether it is only asked about, and may have all it touches.
 
         The engine need not stop then: the dynamic loader saves all registers at each function's first call.
         """
