@@ -33,11 +33,13 @@ from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
+from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import ApertureState
+from aether_emu.mm import capture as space_capture
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -108,7 +110,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
         "backings": described,
-        "spaces": [space.capture() for space in spaces.values()],
+        "spaces": [space_capture.capture(space) for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
@@ -156,7 +158,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     machine.namespace.executed = first.registry.executed
     restored = _restore_files(machine.namespace, processes, state, streams)
-    first.guard_proc()
+    guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
         process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
@@ -169,7 +171,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     backings, keys = _restore_backings(first, restored, state)
     machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
-        spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
+        shown = {backing.number: backing for backing in backings}
+        space_capture.restore(spaces[described["number"]], described, shown)
     objects.last = state["physical"]["last_owner"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])

@@ -19,8 +19,10 @@ from aether_emu.linux.calls.user import s32, writable, write_struct
 from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESOURCE
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.ipc.undo import Undo
-from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
+from aether_emu.linux.task import family
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registry import LAST
+from aether_emu.linux.task.resource_limits import RLIM_INFINITY, RLIMIT_NPROC
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -194,7 +196,7 @@ def _process_of(task: Task, asked: _Request) -> Task:
     child.exit_signal, child.made_by = asked.exit_signal, task.tid
     if flags & _PARENT and process.parent is not None:
         process.children.remove(child)
-        process.parent.adopt(child)
+        family.adopt(process.parent, child)
         child.exit_signal, child.made_by = process.exit_signal, process.made_by
     if flags & _SIGHAND:
         child.signals.actions = process.signals.actions

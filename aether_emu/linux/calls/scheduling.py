@@ -14,7 +14,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.credentials import SYS_NICE
 from aether_emu.linux.task import scheduling as sd
-from aether_emu.linux.task.process import RLIMIT_NICE, RLIMIT_RTPRIO
+from aether_emu.linux.task.resource_limits import RLIMIT_NICE, RLIMIT_RTPRIO
 from aether_emu.linux.task.scheduling import Scheduling
 from aether_emu.linux.task.task import Task
 

@@ -10,7 +10,7 @@ from aether_emu.linux.calls.sysv import permissions
 from aether_emu.linux.calls.user import read_struct, s32, write_struct
 from aether_emu.linux.credentials import IPC_LOCK
 from aether_emu.linux.ipc.segments import LARGEST, LOCKED, MOST_SEGMENTS, Segment, Segments
-from aether_emu.linux.task.process import RLIMIT_MEMLOCK
+from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import mapping
 from aether_emu.mm.allocation import Area

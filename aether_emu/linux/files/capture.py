@@ -21,8 +21,9 @@ from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
-from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous

@@ -10,8 +10,9 @@ from typing import Any
 from aether_emu.errors import AetherError
 from aether_emu.linux.files.directory import Located, OpenDirectory, PathOnly
 from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import MemoryFile
-from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Place
 from aether_emu.linux.files.special import Special

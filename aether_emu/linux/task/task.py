@@ -15,7 +15,8 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
-from aether_emu.linux.task.process import NAME_MAX, RLIMIT_MEMLOCK, Process
+from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
@@ -145,7 +146,7 @@ class Task:
             self.process.kernel.actor.credentials = who
         if self.tid == self.process.pid:
             self.process.credentials = who
-            self.process.apply_limit(RLIMIT_MEMLOCK)
+            self.process.limits.apply(RLIMIT_MEMLOCK)
 
     def become(self, who: Credentials) -> None:
         """Be somebody else from now on; what that lends is not for others of the user to look into."""
@@ -192,8 +193,8 @@ class Task:
 
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
-        self.process.kernel.run_queue.real_time += (wanted.priority > 0) - (self.scheduling.priority > 0)
-        self.scheduling = wanted
+        before, self.scheduling = self.scheduling, wanted
+        self.process.kernel.run_queue.reschedule(self, before)
 
     def yield_cpu(self) -> None:
         """sched_yield(2): its turn is over, if another can run."""

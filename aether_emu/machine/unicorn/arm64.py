@@ -33,6 +33,7 @@ from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
+from aether_emu.machine.unicorn.batch import Batch
 from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, Context, UnicornCpu
 from aether_emu.records import dataclass
 
@@ -57,6 +58,7 @@ NUMBERS: dict[str, int] = {
     "fpsr": arm64_const.UC_ARM64_REG_FPSR,
     **{f"v{i}": arm64_const.UC_ARM64_REG_V0 + i for i in range(32)},
 }
+_MANY = 12  # registers: fewer are written one by one
 _TARGETS = {NUMBERS[f"x{i}"]: i for i in range(31)}
 
 
@@ -92,6 +94,7 @@ class ArmCpu(UnicornCpu):
     ) -> None:
         self._translation = regs.tcr_value(granule, virtual_bits)
         super().__init__(arm64_calibrate.open_cpu(granule), ranges)
+        self._all = Batch(self._handle, list(NUMBERS.values()))
         self._time_stamp, self._frequency, self._random = time_stamp, frequency, random
         state = ArmState(self._uc, live=live_state)
         self.live_state = state.live
@@ -379,4 +382,12 @@ class ArmCpu(UnicornCpu):
         return engine.view(saved.address + self._reserved, "Q", 3)
 
     def registers(self) -> dict[str, int]:
-        return {name: self.read(name) for name in ("pc", *NUMBERS)}
+        return {"pc": self.pc, **dict(zip(NUMBERS, self._all.read(), strict=True))}
+
+    def load_registers(self, values: dict[str, int]) -> None:
+        if len(values) < _MANY:
+            super().load_registers(values)
+        else:  # the others become what they are
+            merged = self.registers() | values
+            self.pc = merged["pc"]
+            self._all.write(merged[name] for name in NUMBERS)

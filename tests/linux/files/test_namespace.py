@@ -318,8 +318,8 @@ def test_a_grant_stays_what_it_was_when_its_host_name_changes(tree: Path) -> Non
 
 def test_mount_tables_escape_what_separates_fields(tree: Path) -> None:
     with Opened(None, [Bind(tree / "other", "/a b")]) as it:
-        assert b"ext4 /a\\040b ext4 ro,nosuid,relatime 0 0\n" in it.namespace.mounts_text()
-        assert b" / /a\\040b ro,nosuid,relatime - ext4 ext4 ro\n" in it.namespace.mountinfo_text()
+        assert b"ext4 /a\\040b ext4 ro,nosuid,relatime 0 0\n" in it.namespace.mounts.table_text()
+        assert b" / /a\\040b ro,nosuid,relatime - ext4 ext4 ro\n" in it.namespace.mounts.info_text()
 
 
 def test_statfs_shows_a_fixed_size_and_what_can_be_written(guest: Guest) -> None:

@@ -323,3 +323,17 @@ class TestRunning:
         bare.run("nop\nmov x4, #4", at=CODE + 0xFF8)
         assert bare.faults == [(CODE2, USER_FETCH, CODE2)]
         assert bare["x4"] == 4
+
+
+class TestRegisters:
+    def test_many_that_are_loaded_at_once_leave_the_others_alone(self, bare: BareArm64) -> None:
+        bare["x30"], bare["v31"], bare["nzcv"] = 30, 1 << 127 | 31, 0x6000_0000
+        wanted = {f"x{i}": (1 << 63) + i for i in range(16)} | {f"v{i}": 1 << 120 | i for i in range(4)}
+        bare.cpu.load_registers(wanted)
+        held = bare.cpu.registers()
+        assert held == {name: bare.cpu.read(name) for name in held}
+        assert {name: held[name] for name in wanted} == wanted
+        assert (held["x30"], held["v31"], held["nzcv"]) == (30, 1 << 127 | 31, 0x6000_0000)
+        pc = held["pc"]
+        bare.cpu.load_registers(wanted | {"pc": pc + 4})
+        assert bare.cpu.pc == pc + 4
