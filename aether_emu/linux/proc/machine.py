@@ -18,6 +18,7 @@ from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.tty.limits import MOST as MOST_TERMINALS
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.random import Stream
@@ -57,6 +58,8 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/shmmax": (1 << 64) - 1 - (1 << 24),
         "sys/kernel/shmall": (1 << 64) - 1 - (1 << 24),
         "sys/kernel/shmmni": 4096,
+        "sys/kernel/pty/max": MOST_TERMINALS,
+        "sys/kernel/pty/reserve": 0,
         "sys/kernel/sem": f"{MOST_IN_A_SET}\t{MOST_IN_ALL}\t{MOST_OPERATIONS}\t{MOST_SETS}",
         "sys/kernel/msgmax": LARGEST,
         "sys/kernel/msgmnb": MOST_BYTES,
@@ -80,10 +83,12 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
     }
     isa = process.abi.isa.encode()
+    terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
         "meminfo": lambda: _meminfo(kernel),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
+        "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
         "loadavg": lambda: (
             b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
         ),

@@ -196,6 +196,19 @@ def _rights(process: Process, task: Task | None) -> Rows:
     )
 
 
+def io_text(process: Process, task: Task | None, *, whole: bool) -> bytes:
+    """/proc/PID/io: of a process with the children that it has waited for. No byte comes from a disk."""
+    used = process.usage.plus(process.usage_of_children) if whole else Usage() if task is None else task.usage
+    rows = (
+        ("rchar", used.read),
+        ("wchar", used.written),
+        ("syscr", used.reads),
+        ("syscw", used.writes),
+        *((name, 0) for name in ("read_bytes", "write_bytes", "cancelled_write_bytes")),
+    )
+    return "".join(f"{name}: {value}\n" for name, value in rows).encode()
+
+
 def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
     """What the process has used, or the thread alone."""
     if whole:

@@ -193,6 +193,7 @@ class TaskTexts:
             "cgroup": lambda: b"0::/\n",
             "cpuset": lambda: b"/\n",
             "syscall": Text(lambda: status.syscall_text(process, self._task), _PRIVATE),
+            "io": Text(lambda: status.io_text(process, self._task, whole=self._has_threads), _PRIVATE),
             "schedstat": lambda: status.schedstat_text(process, self._task, whole=self._has_threads),
             "coredump_filter": lambda: b"00000033\n",
             "timerslack_ns": lambda: b"50000\n",

@@ -21,6 +21,7 @@ from aether_emu.linux.files.ownership import POLL_IN, POLL_OUT, Listeners, set_a
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.tty import modes as m
 from aether_emu.linux.tty.discipline import SIZE, Discipline
+from aether_emu.linux.tty.limits import MOST
 from aether_emu.linux.tty.modes import Modes
 from aether_emu.linux.tty.output import Output
 from aether_emu.linux.tty.terminal import Terminal
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 _LINE = 8192
 """Bytes on their way to one side, beside those in its buffer."""
-MOST = 4096
-"""Pseudo-terminals of a machine (kernel.pty.max)."""
 _PKT_FLUSHREAD, _PKT_FLUSHWRITE, _PKT_STOP, _PKT_START, _PKT_NOSTOP, _PKT_DOSTOP, _PKT_IOCTL = (
     1 << bit for bit in range(7)
 )
@@ -438,6 +437,11 @@ class Terminals:
         self.console = Console(0, self._post, name, streams[name])
         self.by_number[0] = self.console
         return self.console
+
+    @property
+    def pairs(self) -> int:
+        """How many there are beside the console."""
+        return sum(isinstance(terminal, Pty) for terminal in self.by_number.values())
 
     def shown(self) -> dict[int, Terminal]:
         """Those that have a name."""
