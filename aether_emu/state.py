@@ -15,6 +15,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from aether_emu.config import Config
@@ -34,6 +35,7 @@ from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import ApertureState
@@ -68,6 +70,8 @@ def capture(machine: Machine) -> State:
         raise StateError("there is no living process to capture")
     if machine.kernel.segments:
         raise StateError("there is System V shared memory: its state can't be captured")
+    if machine.kernel.semaphores or machine.kernel.messages:
+        raise StateError("there are System V semaphores or message queues: their state can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
@@ -221,10 +225,11 @@ def _restore_files(
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
         return notices.restored(described, process)
 
+    tell = partial(tell_owner, processes[0].registry)
     kernel = processes[0].kernel
     caller = kernel.caller
     try:
-        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice, tell)
     finally:
         kernel.caller = caller
 

@@ -22,11 +22,12 @@ from aether_emu.linux.files.open_file import (
     MOST_PER_CALL,
     POLLHUP,
     POLLIN,
+    POLLOUT,
     OpenFile,
     Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
+from aether_emu.linux.files.pipe import EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
@@ -199,15 +200,21 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> int:
-    """Take what is there; what can't be delivered goes back."""
-    data = end.read(wanted)
-    if isinstance(data, WouldBlock):
-        wait_for(data)
+    """Take what is there, but no page of it that can't be delivered whole."""
+    pipe = end.pipe
+    data = pipe.look(wanted)
+    if not data:
+        nothing = end.read(wanted)
+        if isinstance(nothing, WouldBlock):
+            wait_for(nothing)
+        return 0
     moved = user.scatter(task.cpu, pieces, data)
     if moved < len(data):
-        end.pipe.put_back(data[moved:])
+        moved = pipe.whole_slots(moved)
         if not moved:
-            raise UserFault("nothing of the buffer can be written")
+            raise UserFault("the first page of it can't be written whole")
+    pipe.take(moved)
+    pipe.tell_writers()
     return moved
 
 
@@ -319,8 +326,8 @@ def _store(
         while True:
             task.checkpoint(done)
             step = min(CHUNK, wanted - done)
-            if isinstance(file, PipeEnd) and step > PIPE_BUF:
-                step = min(step, max(file.pipe.room, 1))
+            if step and isinstance(file, PipeEnd):
+                step = _most_of_pipe(task, file, wanted - done, done)
             data = _gather(task, file, user.behind(pieces, done) if done else pieces, step)
             took = put(data, done)
             if isinstance(took, WouldBlock):
@@ -338,6 +345,16 @@ def _store(
     finally:
         if change is not None:
             change.done()
+
+
+def _most_of_pipe(task: Task, end: PipeEnd, count: int, done: int) -> int:
+    """How many bytes of a write a pipe takes now. Refused(EPIPE, EAGAIN), or a wait, if there are none."""
+    end.require_reader()
+    most = end.pipe.accepts(count)
+    if not most:
+        moved = done > _done_before(task)  # then readers were told of that
+        wait_for(end.wait_for(POLLOUT) if moved else end.wait_for_slot(), done)
+    return most
 
 
 def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> bytes:

@@ -26,6 +26,7 @@ from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import text
 from aether_emu.linux.files.proc import ProcSource
@@ -89,9 +90,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
-        "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
-        ],
+        "pipes": [{"stat": list(astuple(pipe.stat)), **pipe.capture()} for pipe in seen.pipes],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
         **described,
@@ -105,12 +104,14 @@ def restore(
     streams: Mapping[str, Stream],
     made: Callable[[int, Files], None] = lambda index, files: None,
     notice: Callable[[State, Files], OpenFile] | None = None,
+    tell: Tell = lambda owner, descriptor, reason: None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
-    `notice` makes a file that tells of time, processes or signals for who has it open.
+    `notice` makes a file that tells of time, processes or signals for who has it open; `tell` signals the
+    owner of a file.
     """
     processes: list[Files] = []
     if not state["processes"]:
@@ -119,7 +120,7 @@ def restore(
     console = namespace.terminals.find_console(streams)
     if console is not None and state["console"] is not None:
         console.restore(state["console"])
-    restoring = _Restoring(state, namespace, streams, notice)
+    restoring = _Restoring(state, namespace, streams, notice, tell)
     try:
         tables: dict[int, Files] = {}
         standings: dict[int, Files] = {}
@@ -193,13 +194,16 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
-        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
+    if isinstance(file, FifoEnd):
+        raise CaptureError("an open named pipe can't be captured")
     if isinstance(file, Socket):
         raise CaptureError("a socket is open: its state can't be captured")
     if file.is_terminal and not isinstance(file, StreamFile):
         raise CaptureError("a pseudo-terminal is open: its state can't be captured")
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
+    if file.owner is not None:
+        told = [each.get(file) for each in file.listeners()] if file.flags & fl.FASYNC else []
+        described["owner"] = [*file.owner.capture(), next((fd for fd in told if fd is not None), None)]
     node = node_of(file)
     if node is not None:
         return {**described, "tmpfs": tmp_capture.describe_open(file, node)}
@@ -212,6 +216,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
         described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
+        described["line"] = [[fd, seen.index(f)] for fd, f in file.line]
     elif isinstance(file, HostFile | Located):
         _require_name(file)
     return described
@@ -255,8 +260,9 @@ class _Restoring:
         namespace: Namespace,
         streams: Mapping[str, Stream],
         notice: Callable[[State, Files], OpenFile] | None,
+        tell: Tell,
     ) -> None:
-        self._notice = notice
+        self._notice, self._tell = notice, tell
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
@@ -264,7 +270,7 @@ class _Restoring:
         self._pipes: list[Pipe] = []
         for described in state["pipes"]:
             pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
-            pipe.restore(described["capacity"], described["content"])
+            pipe.restore(described)
             self._pipes.append(pipe)
 
     def let_go(self) -> None:
@@ -294,11 +300,21 @@ class _Restoring:
             file.hold()
             file.position = described["position"]
             self._files[index] = file
+            if "owner" in described:
+                self._give_owner(file, *described["owner"])
             if isinstance(file, EpollFile):
                 for fd, member, *interest in described["members"]:
                     self._namespace.watches.add()
                     file.join(fd, self.file(member, viewer), Interest(*interest))
+                for fd, member in described["line"]:
+                    file.enlist((fd, self.file(member, viewer)))
         return self._files[index]
+
+    def _give_owner(self, file: OpenFile, *owner: int) -> None:
+        *fields, descriptor = owner
+        file.owner = Owner(self._tell, *fields)
+        if descriptor is not None:
+            set_asynchronous(file, descriptor, on=True)
 
     def _make(self, described: State, viewer: Files) -> OpenFile:
         kind, flags = described["kind"], described["flags"]

@@ -16,7 +16,14 @@ EXT4_MAGIC = 0xEF53
 TMPFS_MAGIC = 0x01021994
 PROC_MAGIC = 0x9FA0
 DEVPTS_MAGIC = 0x1CD1
-_NAMES = {EXT4_MAGIC: b"ext4", TMPFS_MAGIC: b"tmpfs", PROC_MAGIC: b"proc", DEVPTS_MAGIC: b"devpts"}
+SYSFS_MAGIC = 0x62656572
+_NAMES = {
+    EXT4_MAGIC: b"ext4",
+    TMPFS_MAGIC: b"tmpfs",
+    PROC_MAGIC: b"proc",
+    DEVPTS_MAGIC: b"devpts",
+    SYSFS_MAGIC: b"sysfs",
+}
 
 
 @dataclass(frozen=True)

@@ -33,17 +33,18 @@ from aether_emu.linux.files.mounts import (
     DEVPTS_MAGIC,
     EXT4_MAGIC,
     PROC_MAGIC,
+    SYSFS_MAGIC,
     TMPFS_MAGIC,
     Bind,
     Mount,
     MountTable,
 )
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, place_of, text
-from aether_emu.linux.files.proc import Viewer, proc_tree
+from aether_emu.linux.files.proc import Viewer, proc_tree, sys_tree
 from aether_emu.linux.files.rights import Rights, of_a_process
 from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
-from aether_emu.linux.files.synthetic import Node, Opened, device_tree, rdev
+from aether_emu.linux.files.synthetic import Node, Opened, Text, device_tree, rdev
 from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
@@ -180,6 +181,7 @@ class Namespace:
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),
             ((b"dev", b"pts"), DEVPTS_MAGIC, lambda viewer: terminals),
+            ((b"sys",), SYSFS_MAGIC, sys_tree),
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
@@ -352,7 +354,8 @@ class Namespace:
                 *(inode.atime, inode.mtime, inode.ctime),
             )
         return Stat(
-            *(place.mount.dev, inode.number, node.mode, 1, *self.rights.owner(place), rdev(node), 0),
+            *(place.mount.dev, inode.number, node.mode, 1, *self.rights.owner(place), rdev(node)),
+            node.size if isinstance(node, Text) else 0,
             *(inode.atime, inode.mtime, inode.ctime),
         )
 

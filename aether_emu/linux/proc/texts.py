@@ -63,6 +63,12 @@ class ProcessTexts:
 
         return machine_texts(self._process)
 
+    @property
+    def system(self) -> Mapping[str, Provided]:
+        from aether_emu.linux.proc.system import system_texts  # noqa: PLC0415  # fewer look into /sys
+
+        return system_texts(self._process)
+
     def numbers(self) -> Iterable[int]:
         return list(self._process.registry.processes)
 

@@ -21,6 +21,8 @@ from aether_emu.waiting import WaitQueue
 
 INIT = 1
 """The parent of orphans: nobody, who waits for each of them at once."""
+_SECOND = 10**9  # ns
+_TICKS = 100  # of siginfo's times, in a second
 
 
 class Thread(Protocol):
@@ -75,7 +77,9 @@ def tell_parent(process: P, code: int, status: int) -> None:
     number = process.exit_signal if process.is_over else sig.SIGCHLD
     action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
     if action is not None and (process.is_over or not action.flags & sig.SA_NOCLDSTOP):
-        parent.post(SignalInfo(number, code, pid=process.pid, uid=process.credentials.uid, value=status))
+        time, system = process.usage.time * _TICKS // _SECOND, process.usage.system * _TICKS // _SECOND
+        uid, used = process.credentials.uid, (time - system, system)
+        parent.post(SignalInfo(number, code, pid=process.pid, uid=uid, value=status, used=used))
     parent.children.tell(process)
     parent.changed.wake()
 

@@ -235,6 +235,7 @@ class Scheduler:
         self.remove(task)
         task.set_scheduling(ORDINARY)
         leave_locks(task)
+        task.leave_semaphores()
         if task.wait is not None:
             task.leave_queues()
             task.done_waiting()

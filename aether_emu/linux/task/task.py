@@ -12,6 +12,7 @@ from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.credentials import Credentials
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import NAME_MAX, Process
@@ -63,6 +64,7 @@ class Task:
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
+        self.undo: Undo | None = None  # what it did to semaphores, once somebody asks for it or shares it
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
@@ -220,6 +222,12 @@ class Task:
         self.clear_number()
         self.ended = True
         self.stop()
+
+    def leave_semaphores(self) -> None:
+        """It ends, or shares no longer what is taken back then (SEM_UNDO)."""
+        undo, self.undo = self.undo, None
+        if undo is not None:
+            undo.leave(self.process.pid)
 
     def clear_number(self) -> None:
         """It ends: its number becomes 0 where others of its memory wait for that (CLONE_CHILD_CLEARTID)."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import POLL_IN, POLL_OUT, Listeners, set_asynchronous
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.tty import modes as m
 from aether_emu.linux.tty.discipline import SIZE, Discipline
@@ -94,6 +95,9 @@ class Pty(Terminal):
         self.locked = True
         self.packet, self.status = False, 0
         self.was_left = False
+        self.told: Listeners | None = None
+        self.master_told: Listeners | None = None
+        self.wants_room = self.master_wants_room = False  # of those that are told
 
     # ---- bytes
 
@@ -102,23 +106,35 @@ class Pty(Terminal):
         self.inbox += taken
         if taken:
             self.screen.wake()
+            if self.master_told:
+                self.master_told.tell(POLL_IN)
         return len(taken)
 
     def _typed(self, data: bytes) -> int:
+        lines = self.discipline.lines
         done = self.discipline.receive(data)
         if self.discipline.has_input():
             self.keys.wake()
+            if self.told:
+                for _ in range(self.discipline.lines - lines if self.modes.local & m.ICANON else 1):
+                    self.told.tell(POLL_IN)
         return done
 
     def has_read(self) -> None:
         """Somebody has read at the terminal: what waits on the way comes on."""
         self.to_slave.shovel()
         self.screen.wake()
+        if self.master_told and self.master_wants_room:
+            self.master_wants_room = False
+            self.master_told.tell(POLL_OUT)
 
     def has_shown(self) -> None:
         """Somebody has read at the master, likewise."""
         self.to_master.shovel()
         self.keys.wake()
+        if self.told and self.wants_room:
+            self.wants_room = False
+            self.told.tell(POLL_OUT)
 
     # ---- packet mode
 
@@ -216,6 +232,7 @@ class Pty(Terminal):
         """The master is gone, and with it the terminal for all who have it open."""
         self.has_master = self.packet = False
         for file in self.files:
+            set_asynchronous(file, -1, on=False)
             file.hung_up = True
         self._gone(self)
         self.keys.wake()
@@ -279,7 +296,17 @@ class PtyTerminal(_PtyFile):
             raise Refused(errno.EIO, "the master is closed")
         if not data:
             return 0
-        return self.pty.output.write(data) or self.wait_for(POLLOUT)
+        done = self.pty.output.write(data)
+        self.pty.wants_room |= done < len(data)
+        return done or self.wait_for(POLLOUT)
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        if self.hung_up:
+            return ()
+        if self.pty.told is None:
+            self.pty.told = Listeners()
+        return (self.pty.told,)
 
     def available(self) -> int:
         """See `OpenFile.available`."""
@@ -357,10 +384,17 @@ class PtyMaster(_PtyFile):
         if not data:
             return 0
         taken = data[: self._room]
+        self.pty.master_wants_room |= len(taken) < len(data)
         if not taken:
             return self.wait_for(POLLOUT)
         self.pty.to_slave.put(taken)
         return len(taken)
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        if self.pty.master_told is None:
+            self.pty.master_told = Listeners()
+        return (self.pty.master_told,)
 
     def available(self) -> int:
         """See `OpenFile.available`."""

@@ -256,7 +256,13 @@ class X86Cpu(X86Traps):
     def _before_special(self, _uc: int, pc: int, _size: int, _data: int) -> None:
         if pc == self._let_pass:
             self._let_pass = -1
-        else:
+            return
+        try:
+            passes = self.live_state and not self.halts.halts_anywhere and self._touches_what_is_there()
+        except BaseException as failure:
+            self._fail(failure)
+            passes = False
+        if not passes:
             engine.emu_stop(self._handle)
 
     def _block_found(self, pc: int, code: bytes, offset: int) -> bool:
@@ -327,6 +333,8 @@ class X86Cpu(X86Traps):
                 self._move_flags(code)
             case Special.TOUCH:
                 passes = self._touch(code)
+                if passes:
+                    self._uncount()  # as if the engine had not stopped, which it need not do for each
             case Special.BASE:
                 passes = x86_operand.canonical(self.general[found.register], self._address_bits)
                 if not passes:

@@ -344,6 +344,10 @@ class Twin:
         assert self._raw("close", (F(name),)) == (0, 0)
         del self._descriptors[name]
 
+    def forget(self, name: str) -> None:
+        """A name that stands for no descriptor any more, but for a number of another kind."""
+        del self._descriptors[name]
+
     def has(self, name: str) -> bool:
         """Whether there is a descriptor of that name."""
         return name in self._descriptors

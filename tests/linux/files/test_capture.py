@@ -16,6 +16,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.ownership import F_OWNER_PID, POLL_IN, Owner, Tell
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
@@ -29,7 +30,7 @@ class Again:
         self.made: list[tuple[Namespace, Restored]] = []
         self.streams = {name: BufferStream(b"more input") for name in ("stdin", "stdout", "stderr")}
 
-    def __call__(self, state: State, sources: int = 1) -> Restored:
+    def __call__(self, state: State, sources: int = 1, tell: Tell | None = None) -> Restored:
         binds = [Bind(self.guest.w, "/w", writable=True), Bind(self.guest.r, "/r")]
         namespace = Namespace(None, binds, "/w", random=bytes, now=self.guest.clock, memory_limit=1 << 20)
         try:
@@ -38,7 +39,7 @@ class Again:
             def made(index: int, files: Files) -> None:
                 shown[index].files = files
 
-            restored = restore(state, namespace, shown, self.streams, made)
+            restored = restore(state, namespace, shown, self.streams, made, tell=tell or (lambda *told: None))
         except BaseException:
             namespace.close()
             raise
@@ -133,6 +134,24 @@ def test_pipes_between_processes_keep_contents_and_ends(guest: Guest, again: Aga
     child.write(writing, b"later")
     child.close(writing)
     assert (parent.read(reading, 100), parent.read(reading, 1)) == (b"later", b"")
+
+
+def test_who_owns_a_file_is_kept_and_told(guest: Guest, again: Again) -> None:
+    files = guest.files
+    reading, writing = files.pipe()
+    told: list[tuple[int, int, int, int]] = []
+
+    def tell(owner: Owner, descriptor: int, reason: int) -> None:
+        told.append((owner.number, owner.signal, descriptor, reason))
+
+    files.table.file(reading).owner = Owner(tell, F_OWNER_PID, 17, 1000, 1000, 40)
+    files.fcntl(reading, 4, fl.FASYNC)
+    (after,) = again(capture([files]), 1, tell).processes
+    after.write(writing, b"x")
+    assert told == [(17, 40, reading, POLL_IN)]
+    after.fcntl(reading, 4, 0)
+    after.write(writing, b"x")
+    assert len(told) == 1
 
 
 def test_memory_files_keep_contents_sharing_and_seals(guest: Guest, again: Again) -> None:

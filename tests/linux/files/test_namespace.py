@@ -70,7 +70,7 @@ class Opened:
 def test_without_a_root_only_the_ways_to_grants_exist(tree: Path) -> None:
     granted = Bind(tree / "other" / "file", "/a/b/file")
     with Opened(None, [granted, Bind(tree / "other", "/a/c")], "/a/c") as it:
-        assert it.names(b"/") == [b"a", b"dev", b"proc", b"tmp"]
+        assert it.names(b"/") == [b"a", b"dev", b"proc", b"sys", b"tmp"]
         assert it.names(b"/a") == [b"b", b"c"]
         assert it.names(b"/a/b") == [b"file"]
         assert it.read(b"/a/b/file") == b"other's"
@@ -93,7 +93,7 @@ def test_the_directory_above_a_grant_is_the_guests_and_not_the_hosts(tree: Path)
 def test_binds_lie_over_the_root_and_show_in_its_listings(tree: Path) -> None:
     binds = [Bind(tree / "other", "/mnt/deep"), Bind(tree / "other" / "file", "/etc/passwd")]
     with Opened(tree / "root", binds) as it:
-        assert it.names(b"/") == [b"dev", b"etc", b"lib", b"mnt", b"proc", b"tmp", b"usr"]
+        assert it.names(b"/") == [b"dev", b"etc", b"lib", b"mnt", b"proc", b"sys", b"tmp", b"usr"]
         assert it.read(b"/etc/passwd") == b"other's"
         assert it.names(b"/mnt") == [b"deep"]
         assert it.read(b"/mnt/deep/../../mnt/deep/file") == b"other's"
