@@ -80,6 +80,11 @@ class Account:
         if limit is not None and flags & LOCKED and self.locked + more > limit & -self._page_size:
             raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
 
+    def take_over(self, other: Account) -> None:
+        """What another account's areas come to, of which none is locked, is what these do."""
+        self.reserved = self.most_reserved = other.reserved
+        self.data = other.data
+
     def count(self, area: Area, length: int) -> None:
         """`length` bytes like those of `area` came, or went if it is negative."""
         self.reserved += length

@@ -422,11 +422,16 @@ class AddressSpace:
         gather = self.gather()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
-            for area in kept:
-                same = area.piece(area.start, area.end, self.table.format.page_shift)
-                same.space = child
-                same.flags &= ~LOCKS
-                child.place(same)
+            same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
+            for area in same:
+                area.space = child
+            if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
+                child.areas.fill(same, self.areas)
+                child.account.take_over(self.account)
+            else:
+                for area in same:
+                    area.flags &= ~LOCKS
+                    child.place(area)
             with_pages = [area for area in kept if not area.flags & _WIPE_ON_FORK]
             private = [(area.start, area.end) for area in with_pages if not area.shared]
             transfer.copy(self.table, child.table, gather, private, private=True)

@@ -21,6 +21,7 @@ from rich.console import Console
 from aether_emu.cli.bench import measure_all
 from aether_emu.errors import ConfigError, ProgramError
 from aether_emu.linux.files.pipe import Pipe
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
@@ -250,7 +251,7 @@ def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
 
 
 @on_each_isa
-@pytest.mark.parametrize("name", ["switch-threads", "switch-processes", "signal", "pipe"])
+@pytest.mark.parametrize("name", ["switch-threads", "switch-processes", "process", "signal", "pipe"])
 def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
@@ -266,9 +267,10 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
     noting(Task, "enter")
     noting(TaskSignals, "go_back")
     noting(Pipe, "take")
+    noting(Process, "release")
     figure = switching.figure(isa, name, 5.0, times=6)
     assert figure.ours() > 0
-    expected = {"signal": "go_back", "pipe": "take"}.get(name, "enter")
+    expected = {"signal": "go_back", "pipe": "take", "process": "release"}.get(name, "enter")
     assert done.count(expected) >= 6
     done.clear()
     assert figure.floor() > 0
@@ -477,8 +479,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = ["fault", "syscall", "exec", "map", "edit", "fork", "switch", "signal", "pipe", "start", "real"]
-    assert list(catalogue.GOALS) == names
+    names = "fault syscall exec map edit fork switch process signal pipe start real"
+    assert list(catalogue.GOALS) == names.split()
 
 
 def test_the_documentation_has_a_line_for_each_name() -> None:
@@ -505,7 +507,7 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, signal, pipe, start, real",
+            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)
