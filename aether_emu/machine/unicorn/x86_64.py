@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from unicorn import (
     UC_ARCH_X86,
@@ -50,6 +51,9 @@ from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
 from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from aether_emu.machine.unicorn.scan_time import ScanTime
 
 _GENERAL = {name: index for index, name in enumerate(GENERAL_NAMES)}
 _WRITABLE = {**NUMBERS, **dict(zip(X87_NAMES, X87_NUMBERS, strict=True))}
@@ -265,6 +269,11 @@ class X86Cpu(X86Traps):
             passes = False
         if not passes:
             engine.emu_stop(self._handle)
+
+    def time_looking(self) -> ScanTime:
+        timed = super().time_looking()
+        self._stop_before = engine.CODE(timed.around(self._before_special))
+        return timed
 
     def _block_found(self, pc: int, code: bytes, offset: int) -> bool:
         """A block was translated and is about to run: is its instruction at `offset` a special one?"""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.machine import native
 from aether_emu.machine.cpu import ExitReason, Trap, TrapKind
 from tests.machine.child import outcome_of
 from tests.machine.unicorn.bare_x86 import (
@@ -98,11 +99,21 @@ class TestSpecialInstructions:
         assert bare.traps == [(ILLEGAL, CODE + len(self.ORDINARY))]
         assert (bare["r8"], bare["xmm0"]) == (15, 1)
 
-    def test_unseen_blocks_run_as_the_engine_has_them(self, bare: BareX86) -> None:
-        """What a benchmark compares with: nothing of ours in front of a block."""
-        bare.cpu.stop_looking()
-        bare.run(self.VPADDD + assemble("mov ebx, 3\nsyscall"))
-        assert (bare.traps, bare["rbx"]) == ([], 3)
+    @pytest.mark.parametrize("machine_code", [True, False])
+    def test_a_look_at_blocks_that_is_timed_sees_the_same(
+        self, bare: BareX86, machine_code: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native, "available", lambda: machine_code)
+        spent = bare.cpu.time_looking()
+        code = self.VPADDD + assemble("mov ebx, 3\nsyscall")
+        bare.run(code)
+        assert (bare.traps, bare["rbx"]) == ([(ILLEGAL, CODE)], 0)
+        before, seconds = spent.blocks, spent.seconds
+        assert before > 0
+        assert seconds > 0
+        bare.run(assemble("fxsave [rdi]\njmp next\nnext: syscall", CODE))
+        assert spent.blocks >= before + 2
+        assert spent.seconds > seconds
 
     def test_it_is_illegal_again_and_again(self, bare: BareX86) -> None:
         bare.run(self.VPADDD)
