@@ -3,7 +3,7 @@
 Two runs of the same program belong together. The whole run is our side. Its time without that in our
 handlers, and without that of the look at new blocks, is the engine's own: the floor. All of them are of one
 run, so that a host that disturbs it disturbs them alike. The floor contains what the engine takes to call a
-hook before each block, by which virtual time passes; the second run counts no blocks, and tells how much of it
+hook before each block, by which virtual time passes. The second run counts no blocks, and so tells how much
 that is. Start-up is apart.
 """
 
