@@ -8,6 +8,7 @@ import pytest
 
 from aether_emu.machine import native
 from aether_emu.machine.cpu import ExitReason, Trap, TrapKind
+from aether_emu.machine.unicorn import engine
 from tests.machine.child import outcome_of
 from tests.machine.unicorn.bare_x86 import (
     ANY,
@@ -98,6 +99,11 @@ class TestSpecialInstructions:
         bare.run(self.ORDINARY + vex + assemble("add r8d, 1\nsyscall"))
         assert bare.traps == [(ILLEGAL, CODE + len(self.ORDINARY))]
         assert (bare["r8"], bare["xmm0"]) == (15, 1)
+
+    def test_unseen_blocks_run_as_the_engine_has_them(self, bare: BareX86) -> None:
+        engine.hook_del(bare.cpu._handle, bare.cpu._look)
+        bare.run(self.VPADDD + assemble("mov ebx, 3\nsyscall"))
+        assert (bare.traps, bare["rbx"]) == ([], 3)
 
     @pytest.mark.parametrize("machine_code", [True, False])
     def test_a_look_at_blocks_that_is_timed_sees_the_same(
