@@ -54,15 +54,14 @@ class Pipe:
         """Bytes that still fit."""
         return max(0, self.capacity - self.size)
 
-    @property
-    def content(self) -> bytes:
-        """All bytes that are in it."""
-        return b"".join(self._pieces)[self._skipped :]
-
-    @property
-    def has_packets(self) -> bool:
-        """Whether something was written with O_DIRECT."""
-        return any(type(piece) is Packet for piece in self._pieces)
+    def pieces(self) -> list[tuple[bytes, bool]]:
+        """Its content for capture: runs of bytes, and whether one is a packet, written with O_DIRECT."""
+        found: list[tuple[bytes, bool]] = []
+        skipped = self._skipped
+        for piece in self._pieces:
+            found.append((bytes(piece[skipped:]), type(piece) is Packet))
+            skipped = 0
+        return found
 
     def resize(self, wanted: int) -> int:
         """`F_SETPIPE_SZ`: the next power of two of pages. Returns the new capacity."""
@@ -79,12 +78,12 @@ class Pipe:
         self.drained.wake()
         return capacity
 
-    def restore(self, capacity: int, content: bytes) -> None:
-        """Take over a captured pipe's capacity and bytes."""
+    def restore(self, capacity: int, pieces: list[tuple[bytes, bool]]) -> None:
+        """Take over a captured pipe's capacity and `pieces`."""
         self._account.used += capacity - self.capacity
         self.capacity = capacity
-        if content:
-            self.put(content)
+        for data, is_packet in pieces:
+            self.put(Packet(data) if is_packet else data)
 
     def join(self, *, reader: bool, writer: bool) -> None:
         """One more end is open."""
