@@ -64,7 +64,7 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    for segment in machine.kernel.segments.all():
+    for segment in machine.kernel.segments.all() if machine.kernel.segments else ():
         which = f"segment {segment.identifier} of process {segment.maker}"
         raise StateError(f"there is System V shared memory, {which}: its state can't be captured")
     machine.scheduler.settle()
