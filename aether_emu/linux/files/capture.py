@@ -14,11 +14,12 @@ from typing import Any
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import opening, tmp_capture
+from aether_emu.linux.files import lock_capture, opening, tmp_capture
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
 from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.holders import holder_of
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.listing import Listed
@@ -34,9 +35,15 @@ from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
-from aether_emu.linux.net.socket import Socket
+from aether_emu.linux.net.socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Socket
 from aether_emu.records import dataclass
 
+_FAMILIES = {
+    AF_UNIX: "a unix socket",
+    AF_INET: "an internet socket",
+    AF_INET6: "an internet socket",
+    AF_NETLINK: "a netlink socket",
+}
 _NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
@@ -55,9 +62,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
 
     `mapped` are files that memory areas hold, whether or not a descriptor is left.
     """
-    if processes:
-        refuse_what_cannot_be_captured(processes[0].namespace)
-    seen = _Seen()
+    seen = _Seen(processes)
     tables = list(dict.fromkeys(files.table for files in processes))
     standings = list(dict.fromkeys(files.standing for files in processes))
     described = {
@@ -82,7 +87,10 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         ],
     }
     held = [seen.index(file) for file in mapped]
+    locks = lock_capture.capture(processes[0].namespace.locks, tables, seen.number) if processes else []
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
+    if processes:
+        _refuse_names(processes[0].namespace)
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
     console = processes[0].namespace.terminals.console if processes else None
     return {
@@ -90,6 +98,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
+        "locks": locks,
         "pipes": [{"stat": list(astuple(pipe.stat)), **pipe.capture()} for pipe in seen.pipes],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
@@ -135,6 +144,9 @@ def restore(
         for index, files in standings.items():
             restoring.place(files, state["standings"][index])
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
+        first = processes[0]
+        locks = first.namespace.locks
+        lock_capture.restore(state["locks"], locks, tables, lambda index: restoring.file(index, first))
         for file in mapped:
             file.hold()
         return Restored(processes, mapped)
@@ -156,18 +168,18 @@ def _sharing(namespace: Namespace, source: ProcSource, table: Files | None, stan
     return Files(namespace, source, table=theirs, standing=where)
 
 
-def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
-    """Raise CaptureError while there are named pipes, or locks on files."""
-    if namespace.specials:
-        raise CaptureError("there is a named pipe or a named socket: its state can't be captured")
-    if len(namespace.locks):
-        raise CaptureError("files are locked: who holds the locks can't be captured")
+def _refuse_names(namespace: Namespace) -> None:
+    """Raise CaptureError while a named pipe or socket has a name in a directory of the host."""
+    for name, special in namespace.specials.all():
+        sort = "pipe" if special.is_fifo else "socket"
+        raise CaptureError(f"there is a named {sort}, {shown(name)}: its state can't be captured")
 
 
 class _Seen:
     """Everything met so far, numbered in the order of first sight."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Sequence[Files]) -> None:
+        self._processes = processes
         self.files: list[OpenFile] = []
         self.pipes: list[Pipe] = []
         self.memories: list[MemoryFile] = []
@@ -189,17 +201,26 @@ class _Seen:
                 self.memories.append(file)
         return self._numbers[id(file)]
 
+    def number(self, file: OpenFile) -> int | None:
+        """Its number, None if it was not met."""
+        return self._numbers.get(id(file))
+
+    def refusal(self, kind: str, file: OpenFile) -> CaptureError:
+        """That a file of this kind is open, and who has it."""
+        holder = holder_of(self._processes, file)
+        return CaptureError(f"{kind} is open as {holder}: its state can't be captured")
+
     def shared(self, thing: Pipe | Memory) -> int:
         return self._numbers[id(thing)]
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
     if isinstance(file, FifoEnd):
-        raise CaptureError("an open named pipe can't be captured")
+        raise seen.refusal("a named pipe", file)
     if isinstance(file, Socket):
-        raise CaptureError("a socket is open: its state can't be captured")
+        raise seen.refusal(_FAMILIES.get(file.family, "a socket"), file)
     if file.is_terminal and not isinstance(file, StreamFile):
-        raise CaptureError("a pseudo-terminal is open: its state can't be captured")
+        raise seen.refusal("a pseudo-terminal", file)
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     if file.owner is not None:
         told = [each.get(file) for each in file.listeners()] if file.flags & fl.FASYNC else []
@@ -218,7 +239,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
         described["line"] = [[fd, seen.index(f)] for fd, f in file.line]
     elif isinstance(file, HostFile | Located):
-        _require_name(file)
+        _require_name(file, seen)
     return described
 
 
@@ -232,7 +253,7 @@ def _describe_memory(file: MemoryFile) -> State:
     }
 
 
-def _require_name(file: HostFile | Located) -> None:
+def _require_name(file: HostFile | Located, seen: _Seen) -> None:
     """Refuse unless the file is what its guest path leads to."""
     place = file.place()
     if place.node is not None:
@@ -244,7 +265,7 @@ def _require_name(file: HostFile | Located) -> None:
         same = False
     if file.dentry.detached or not same:
         name = shown(text(file.dentry.path))
-        raise CaptureError(f"{name} is open but no longer has this name: its state can't be captured")
+        raise seen.refusal(f"{name}, which no longer has this name,", file)
 
 
 def _gone() -> bytes:

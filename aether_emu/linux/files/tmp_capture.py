@@ -82,7 +82,7 @@ def capture(namespace: Namespace, opened: Iterable[TmpNode]) -> State:
 def _describe(node: TmpNode | Special) -> State:
     if isinstance(node, Special):
         if node.pipe is not None and (node.pipe.readers or node.pipe.writers):
-            raise CaptureError("a named pipe is open: its state can't be captured")
+            raise CaptureError("a program waits to open a named pipe: the pipe's state can't be captured")
         return {"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)} | {
             "owner": [node.uid, node.gid]
         }
