@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.files.mounts import Bind as Bind
     from aether_emu.linux.handlers import Call as Call
     from aether_emu.linux.handlers import Fault as Fault
-    from aether_emu.linux.task.process import Ended as Ended
+    from aether_emu.linux.task.ended import Ended as Ended
     from aether_emu.linux.task.process import Process as Process
     from aether_emu.mm.fault import AccessError as AccessError
     from aether_emu.mm.fault import BusError as BusError
@@ -61,7 +61,7 @@ _PUBLIC = {
     "Call": "aether_emu.linux.handlers",
     "Config": "aether_emu.config",
     "ConfigError": "aether_emu.errors",
-    "Ended": "aether_emu.linux.task.process",
+    "Ended": "aether_emu.linux.task.ended",
     "Fault": "aether_emu.linux.handlers",
     "Grants": "aether_emu.grants",
     "Machine": "aether_emu.system",

@@ -130,10 +130,11 @@ def standard_streams() -> dict[str, Stream]:
 
 
 class _Nobody:
-    """What /proc shows of a process before there is one."""
+    """What /proc and /sys show of a process before there is one."""
 
     pid = tid = 0
     texts: Mapping[str, Provided] = {}  # never written
+    system: Mapping[str, Provided] = {}
 
     def numbers(self) -> Sequence[int]:
         return ()

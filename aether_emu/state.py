@@ -15,6 +15,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from aether_emu.config import Config
@@ -32,10 +33,13 @@ from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.mappable import file_backing
+from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import ApertureState
+from aether_emu.mm import capture as space_capture
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -64,8 +68,11 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    if machine.kernel.segments:
-        raise StateError("there is System V shared memory: its state can't be captured")
+    for segment in machine.kernel.segments.all() if machine.kernel.segments else ():
+        which = f"segment {segment.identifier} of process {segment.maker}"
+        raise StateError(f"there is System V shared memory, {which}: its state can't be captured")
+    if machine.kernel.semaphores or machine.kernel.messages:
+        raise StateError("there are System V semaphores or message queues: their state can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
@@ -104,7 +111,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "kernel": kernel.capture(),
         "blocks": machine.cpu.blocks_state(),
         "backings": described,
-        "spaces": [space.capture() for space in spaces.values()],
+        "spaces": [space_capture.capture(space) for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
         "files_of": {each.pid: files.index(each.files) for each in living},
@@ -152,7 +159,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     machine.namespace.executed = first.registry.executed
     restored = _restore_files(machine.namespace, processes, state, streams)
-    first.guard_proc()
+    guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
         process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
     # From here on the machine's own first allocations are overwritten by what was captured.
@@ -165,7 +172,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     backings, keys = _restore_backings(first, restored, state)
     machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
-        spaces[described["number"]].restore(described, {backing.number: backing for backing in backings})
+        shown = {backing.number: backing for backing in backings}
+        space_capture.restore(spaces[described["number"]], described, shown)
     objects.last = state["physical"]["last_owner"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
@@ -218,10 +226,11 @@ def _restore_files(
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
         return notices.restored(described, process)
 
+    tell = partial(tell_owner, processes[0].registry)
     kernel = processes[0].kernel
     caller = kernel.caller
     try:
-        return files_capture.restore(state["files"], namespace, sources, streams, give, notice)
+        return files_capture.restore(state["files"], namespace, sources, streams, give, notice, tell)
     finally:
         kernel.caller = caller
 

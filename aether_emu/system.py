@@ -53,7 +53,9 @@ from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
-from aether_emu.linux.task.process import NAME_MAX, Ended, Process, Program
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.limits import Limits

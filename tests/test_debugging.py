@@ -10,7 +10,7 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import MachineError
 from aether_emu.grants import Grants
 from aether_emu.linux.debugging import Halt, Stopped, Why
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.watching import AccessSeen
 from aether_emu.system import Machine
 from tests.guests.running import program

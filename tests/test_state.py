@@ -157,13 +157,17 @@ def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
     machine.process.personality = 0x40_0000
     for resource, soft in ((2, 1 << 30), (8, 5 << 20), (9, 1 << 40)):
         machine.process.limits[resource] = (soft, 2 * soft)
-        machine.process.apply_limit(resource)
+        machine.process.limits.apply(resource)
     restored = state.restore(state.capture(machine), streams=_streams())
     assert restored.process is not None
     again = restored.process.mm
     assert [(a.start, a.flags) for a in again.areas] == [(a.start, a.flags) for a in mm.areas]
-    assert (again.reserved, again.data, again.locked) == (mm.reserved, mm.data, mm.locked)
-    assert (again.most_reserved, again.new_flags) == (mm.most_reserved, LOCKS)
+    assert (again.account.reserved, again.account.data, again.account.locked) == (
+        mm.account.reserved,
+        mm.account.data,
+        mm.account.locked,
+    )
+    assert (again.account.most_reserved, again.new_flags) == (mm.account.most_reserved, LOCKS)
     assert again.limits.capture() == mm.limits.capture()
     assert (again.limits.data, again.limits.data_most, again.limits.locked) == (1 << 30, 2 << 30, 5 << 20)
     assert restored.process.personality == 0x40_0000

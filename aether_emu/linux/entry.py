@@ -36,7 +36,7 @@ from aether_emu.linux.abi.signal import (
 from aether_emu.linux.calls import call_table, vsyscall
 from aether_emu.linux.kernel import UNKNOWN, Kernel
 from aether_emu.linux.observers import Answer, FaultSeen, SystemCall
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import PageWait, Restart, Sent, Wait
 from aether_emu.machine.cpu import Cpu, Exit, Trap, UserFault

@@ -35,7 +35,10 @@ from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
-    from aether_emu.linux.segments import Segments
+    from aether_emu.linux.ipc.identifiers import Memory
+    from aether_emu.linux.ipc.messages import MessageQueues
+    from aether_emu.linux.ipc.segments import Segments
+    from aether_emu.linux.ipc.semaphores import SemaphoreSets
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -87,6 +90,9 @@ class Kernel:
         self.actor = Actor(self.first_user)  # whose rights count now
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
+        self.semaphores: SemaphoreSets | None = None  # likewise
+        self.messages: MessageQueues | None = None
+        self.ipc_memory: Memory | None = None  # what those two have taken
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs

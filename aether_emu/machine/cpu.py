@@ -206,6 +206,13 @@ class Cpu(ABC):
     def flush_code(self) -> None:
         """Drop every translated block: some code changed without the engine seeing it."""
 
+    @abstractmethod
+    def watch_stores(self, pa: int, length: int) -> None:
+        """Let stores of the guest to this memory, by whatever address, take effect on code as the ISA has it.
+
+        They may be slower from now on.
+        """
+
     # ---- registers (names are the ISA's, lower case)
 
     @abstractmethod

@@ -19,6 +19,7 @@ import errno
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from enum import IntFlag
+from operator import attrgetter
 from typing import Any
 
 from aether_emu.arch.paging import Access
@@ -163,8 +164,8 @@ class Area:
     def piece(self, start: int, end: int, page_shift: int) -> Area:
         """A copy that covers only `[start, end)`."""
         part = Area.__new__(Area)
-        for slot in Area.__slots__:
-            setattr(part, slot, getattr(self, slot))
+        for put, value in zip(_PUTS, _ALL(self), strict=True):
+            put(part, value)
         part.start, part.end = start, end
         if self.backing is not None:
             part.offset = self.offset + (start - self.start >> page_shift)
@@ -199,6 +200,10 @@ class Area:
             and self.moved == other.moved
             and (self.backing is None or self.offset + (end - self.start >> page_shift) == other.offset)
         )
+
+
+_ALL = attrgetter(*Area.__slots__)
+_PUTS = [getattr(Area, slot).__set__ for slot in Area.__slots__]
 
 
 class AreaMap:
@@ -287,6 +292,14 @@ class AreaMap:
         self._note_gap(index)
         self._link(area)
         return area
+
+    def fill(self, areas: list[Area], like: AreaMap) -> None:
+        """Have these areas, in an empty map: each covers what the one in its place in `like` covers."""
+        assert not self._areas and len(areas) == len(like), "a copy"
+        self._areas, self._starts = areas, list(like._starts)
+        self._firsts, self._bounds = list(like._firsts), list(like._bounds)
+        for area in areas:
+            self._link(area)
 
     def growth(self, area: Area, part: Area) -> int:
         """How many more areas there are once `part`, cut out of `area` and changed, is back in its place."""

@@ -9,10 +9,11 @@ names its owner and index, so the entry can be written again and no reference is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, PageTableFormat
 from aether_emu.mm.allocation import Area
@@ -20,12 +21,13 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import mappings
-from aether_emu.mm.tables.count import few_used, first_frames
+from aether_emu.mm.tables.count import Used, few_used, first_frames, used_in
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.tree import Found, Stretch
 
 # Plain ints: numpy needs 20 us to compare with an enum.
 _ANON, _ZERO, _FILE, _SHARED = int(Kind.ANON), int(Kind.ZERO), int(Kind.FILE), int(Kind.SHARED)
+_NOBODY = -1  # no object has this number
 
 
 class Audited(Space, Protocol):
@@ -74,6 +76,18 @@ def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:
     return damages
 
 
+def mend_all(space: Audited, areas: Sequence[Area], used: Used) -> list[Damaged]:
+    """`mend` for entries in use of several areas, in ascending order. Each lies in one of the `areas`."""
+    words, shift, damages = space.physical.ram.words, space.table.format.page_shift, []
+    strangers, of = _strangers_of(space, areas, used)
+    for number in strangers:
+        slot, page = int(used.slots[number]), int(used.pages[number])
+        expected = _expected(space, areas[int(of[number])], page << shift)
+        damages.append(Damaged(1, slot, words[slot], expected))
+        words[slot] = expected
+    return damages
+
+
 def reclaim(physical: Physical, item: MemoryObject) -> int:
     """Take back the mappings of an object's frames that no entry explains. Returns how many there were.
 
@@ -97,26 +111,38 @@ def _strangers(space: Audited, area: Area, stretch: Stretch) -> list[int]:
     few = few_used(space.table, stretch)
     if few is not None:
         return _few_strangers(space, area, stretch, few)
+    used = used_in(space.table, [stretch])
+    strangers: list[int] = (used.slots[_strangers_of(space, [area], used)[0]] - stretch.slot).tolist()
+    return strangers
+
+
+def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[list[int], NDArray[np.int64]]:
+    """The same for entries in use of several areas: their numbers, and the number of each entry's area."""
     fmt, frames = space.table.format, space.physical.frames
-    entries: Entries = space.physical.ram.array[stretch.slot : stretch.slot + stretch.count]
-    used = entries.nonzero()[0]
-    shown = entries[used]
+    shown: Entries = space.physical.ram.array[used.slots]
     numbers = first_frames(fmt, frames, shown)
     inside = numbers < frames.count
     numbers = np.where(inside, numbers, 0)
     kind, owner = frames.kind_array[numbers], frames.owner_array[numbers]
-    index = frames.index_array[numbers].astype(np.int64)
-    page = used + (stretch.va >> fmt.page_shift)
-    good = (kind == _ANON) & (owner == area.owner) & (index == page + area.moved)
-    if area.backing is None:
-        good |= kind == _ZERO
-    else:
-        first = area.offset - (area.start >> fmt.page_shift)
-        in_object = (kind == _FILE) | (kind == _SHARED)
-        good |= in_object & (owner == area.backing.number) & (index == page + first)
-    good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == area.bits.present)
-    strangers: list[int] = used[~good].tolist()
-    return strangers
+    index, page = frames.index_array[numbers].astype(np.int64), used.pages
+    starts = [area.start >> fmt.page_shift for area in areas]
+    of = np.searchsorted(np.array(starts), page, "right") - 1
+
+    def each(values: list[int]) -> NDArray[np.int64]:
+        """What is so of an area, for each entry."""
+        return np.array(values, np.int64)[of]
+
+    family, moved = each([area.owner for area in areas]), each([area.moved for area in areas])
+    good = (kind == _ANON) & (owner == family) & (index == page + moved)
+    backing = each([_NOBODY if area.backing is None else area.backing.number for area in areas])
+    first = each([area.offset - (area.start >> fmt.page_shift) for area in areas])
+    in_object = (kind == _FILE) | (kind == _SHARED)
+    good |= in_object & (owner == backing) & (index == page + first)
+    good |= (kind == _ZERO) & (backing == _NOBODY)
+    present = each([area.bits.present for area in areas])
+    good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == present)
+    strangers: list[int] = np.flatnonzero(~good).tolist()
+    return strangers, of
 
 
 def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:

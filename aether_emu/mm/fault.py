@@ -376,13 +376,14 @@ class Faults:
         frames = self._physical.frames
         frames.refs[frame] += 1
         frames.maps[frame] += 1
-        self._mark_code(area, frame, mutable=area.backing is None or area.backing.writable)
+        writable = area.backing is not None and area.backing.writable
+        self._mark_code(area, frame, mutable=area.backing is None or writable, shared=writable)
         self._physical.ram.words[slot] = frames.address(frame) | bits
 
-    def _mark_code(self, area: Area, frame: int, *, mutable: bool = True) -> None:
+    def _mark_code(self, area: Area, frame: int, *, mutable: bool = True, shared: bool = False) -> None:
         """A RAM frame that will be executable: its translations must follow its bytes."""
         if area.protection & Protection.EXECUTE:
-            self._physical.code.executable(frame, mutable=mutable)
+            self._physical.code.executable(frame, mutable=mutable, shared=shared)
 
     def _map_around(self, space: AddressSpace, area: Area, page: int, access: int) -> None:
         """Map a page of a file in place, and its neighbours that are there anyway (fault-around)."""
@@ -416,7 +417,7 @@ class Faults:
         physical.frames.refs_array[mapped] += 1
         physical.frames.maps_array[mapped] += 1
         if area.protection & Protection.EXECUTE:
-            physical.code.executable(frame, count, mutable=backing.writable)
+            physical.code.executable(frame, count, mutable=backing.writable, shared=backing.writable)
         self._n[Event.FAULT_FILE] += 1
         self._n[Event.FILE_AROUND] += count - present - 1
 

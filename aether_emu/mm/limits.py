@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+from aether_emu.errors import Refused
+from aether_emu.mm.allocation import LOCKED, Area
+
 
 class Limits:
     """What an address space may take. All in bytes but `areas`; addresses are half-open; None is no limit.
@@ -44,3 +49,47 @@ class Limits:
         """Take over what `capture` gave."""
         for name, value in state.items():
             setattr(self, name, value)
+
+
+class Account:
+    """What the areas of one address space come to, in bytes, against what its `limits` allow.
+
+    `reserved` are all areas, `data` private writable ones, `locked` those that mlock keeps; `most_reserved`
+    is the most that `reserved` has been.
+    """
+
+    def __init__(self, limits: Limits, page_size: int) -> None:
+        self._limits, self._page_size = limits, page_size
+        self.reserved = self.data = self.locked = self.most_reserved = 0
+
+    def require(self, more: int, *, data: bool = False) -> None:
+        """Raise Refused(ENOMEM) unless `more` bytes fit the limits, that of data too if they are `data`.
+
+        As Linux counts, a limit that is not whole pages ends with its last whole one.
+        """
+        limit = self._limits.address_space
+        if limit is not None and self.reserved + more > limit & -self._page_size:
+            raise Refused(errno.ENOMEM, f"the address space is limited to {limit} bytes")
+        limit = self._limits.allowed_data() if data else None
+        if limit is not None and self.data + more > limit & -self._page_size:
+            raise Refused(errno.ENOMEM, f"private writable memory is limited to {limit} bytes")
+
+    def require_lockable(self, more: int, flags: int) -> None:
+        """Raise Refused(EAGAIN) if `more` bytes with these flags would be locked, and may not."""
+        limit = self._limits.locked
+        if limit is not None and flags & LOCKED and self.locked + more > limit & -self._page_size:
+            raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
+
+    def take_over(self, other: Account) -> None:
+        """What another account's areas come to, of which none is locked, is what these do."""
+        self.reserved = self.most_reserved = other.reserved
+        self.data = other.data
+
+    def count(self, area: Area, length: int) -> None:
+        """`length` bytes like those of `area` came, or went if it is negative."""
+        self.reserved += length
+        if area.is_data:
+            self.data += length
+        if area.flags & LOCKED:
+            self.locked += length
+        self.most_reserved = max(self.most_reserved, self.reserved)

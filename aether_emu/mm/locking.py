@@ -26,9 +26,11 @@ def lock_memory(space: AddressSpace, address: int, length: int, flags: int) -> t
     limit = space.limits.locked
     if limit is not None:
         more = length
-        if space.locked + more > limit & -space.page_size:  # what is locked already is not counted twice
+        if (
+            space.account.locked + more > limit & -space.page_size
+        ):  # what is locked already is not counted twice
             more -= _locked(space, start, min(start + length, _WORD))
-        if space.locked + more > limit & -space.page_size:
+        if space.account.locked + more > limit & -space.page_size:
             raise Refused(errno.ENOMEM, f"locked memory is limited to {limit} bytes")
     _mark(space, start, length, flags)
     return start, start + length
@@ -48,7 +50,7 @@ def lock_all(space: AddressSpace, flags: int) -> None:
         raise Refused(errno.EINVAL, f"bad flags {flags:#x}")
     _require_right(space)
     limit = space.limits.locked
-    if limit is not None and flags & MCL_CURRENT and space.reserved > limit & -space.page_size:
+    if limit is not None and flags & MCL_CURRENT and space.account.reserved > limit & -space.page_size:
         raise Refused(errno.ENOMEM, f"locked memory is limited to {limit} bytes")
     wanted = LOCKS if flags & MCL_ONFAULT else LOCKED
     space.new_flags = wanted if flags & MCL_FUTURE else 0

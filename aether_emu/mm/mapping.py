@@ -172,7 +172,7 @@ def _locked_flags(space: AddressSpace, flags: int, length: int) -> int:
         if space.limits.locked == 0:
             raise Refused(errno.EPERM, "nothing may be locked")
         area_flags |= LOCKED
-    space.require_lockable(length, area_flags)
+    space.account.require_lockable(length, area_flags)
     return area_flags
 
 
@@ -315,10 +315,10 @@ def _check_becomes_data(space: AddressSpace, area: Area, length: int, wanted: Pr
     """The limit of data, where an area turns into data. As in Linux, one over the other limit hides it."""
     if wanted & Protection.WRITE and not area.is_data and not area.shared and not area.grows_down:
         try:
-            space.require(length)
+            space.account.require(length)
         except Refused:
             return
-        space.require(length, data=True)
+        space.account.require(length, data=True)
 
 
 def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -> None:
@@ -515,7 +515,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
             protection |= Protection.EXECUTE
         try:
             check_commit(space, new_page - old_page)
-            space.require_lockable(new_page - old_page, space.new_flags)
+            space.account.require_lockable(new_page - old_page, space.new_flags)
             grown = space.new_area(old_page, new_page, protection, flags=space.new_flags, name="[heap]")
             space.insert(grown)
         except Refused:

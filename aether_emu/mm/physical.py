@@ -109,17 +109,17 @@ class Physical:
             "last_owner": self.objects.last,
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
-            "mutable_code": self.code.mutable,
+            "code": self.code.capture(),
         }
 
     def restore(self, state: dict[str, object]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
+        code = state["code"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
+        assert isinstance(code, tuple)
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
-        self.code.restore()
-        if state["mutable_code"]:
-            self.code.may_change()
+        self.code.restore(code)

@@ -153,7 +153,7 @@ class _Call:
         _check_resize(space, area, self.address, self.old, self.new)
         _check_whole(area, self.request, self.old, self.new)
         if self._grows_by():
-            space.require(self._grows_by(), data=area.is_data)
+            space.account.require(self._grows_by(), data=area.is_data)
         if not self.moves and self.old and _grow_in_place(space, area, self.address, self.old, self.new):
             return False
         if not self.request.flags & MREMAP_MAYMOVE:
@@ -219,7 +219,7 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
         raise Refused(errno.EINVAL, "only a shared mapping can be duplicated")
     if old > area.end - address:
         raise Refused(errno.EFAULT, "the range crosses areas")
-    space.require_lockable(new - old, area.flags)
+    space.account.require_lockable(new - old, area.flags)
     if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
         check_commit(space, new - old)
 

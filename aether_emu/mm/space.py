@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterable, Iterator
 from copy import copy
@@ -21,15 +20,16 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
-from aether_emu.mm.allocation import LOCKED, LOCKS, Area, AreaFlags, AreaMap
-from aether_emu.mm.audit import mend, reclaim
+from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap
+from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.limits import Limits
+from aether_emu.mm.limits import Account, Limits
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
-from aether_emu.mm.objects.protocol import Backing, MemoryObject, Window
+from aether_emu.mm.objects.handed import opened
+from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
 from aether_emu.mm.tables import edits, transfer
@@ -42,6 +42,8 @@ from aether_emu.mm.tlb import Gather
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
+_NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
+_MANY = 4  # areas: for fewer, one by one is quicker
 _ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
 
 
@@ -76,16 +78,15 @@ class AddressSpace:
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
-        self.reserved = self.data = self.locked = 0  # bytes of all areas, and of those that a limit counts
-        self.most_reserved = 0  # the most that `reserved` has been
+        self.account = Account(limits, fmt.page_size)
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
         return (
-            f"<AddressSpace {self.number}: {len(self.areas)} areas, {format_size(self.reserved)} reserved, "
-            f"{self.table}>"
+            f"<AddressSpace {self.number}: {len(self.areas)} areas, "
+            f"{format_size(self.account.reserved)} reserved, {self.table}>"
         )
 
     # ---- looking
@@ -144,7 +145,7 @@ class AddressSpace:
         continues otherwise, so that the two become one.
         """
         if grows_by != 0:
-            self.require(area.length if grows_by is None else grows_by, data=area.is_data)
+            self.account.require(area.length if grows_by is None else grows_by, data=area.is_data)
         self._add(area, own_pages=own_pages)
 
     def _add(self, area: Area, *, own_pages: bool = False) -> None:
@@ -152,7 +153,7 @@ class AddressSpace:
         if not own_pages and area.family is not None:
             self._join_neighbour(area)
         start, end = area.start, area.end
-        self._place(area)
+        self.place(area)
         self._tell(Change.MAPPED, start, end)
 
     def _join_neighbour(self, area: Area) -> None:
@@ -180,7 +181,7 @@ class AddressSpace:
         try:
             replaced = self.areas.overlapping(area.start, area.end)
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
-            self.require(area.length - taken, data=area.is_data)
+            self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
             self._add(area)
         finally:
@@ -209,30 +210,17 @@ class AddressSpace:
             raise ConfigError("protection", protection, "a Protection, such as Protection.READ")
         if not 0 <= offset <= offset + size < 1 << 63:
             raise Refused(errno.EINVAL, f"no file has {size} bytes from {offset} on")
-        if isinstance(file, str | os.PathLike):
-            try:
-                with open(file, "r+b" if protection & Protection.WRITE else "rb") as opened:
-                    return self.map_file(opened, address, size, protection, offset)
-            except (OSError, ValueError) as error:  # a NUL in the path
-                why = f"{os.fspath(file)!r}: {getattr(error, 'strerror', None) or error}"
-                raise Refused(getattr(error, "errno", None) or errno.EINVAL, why) from None
         assert self.files is not None, "this address space belongs to no machine"
         length = self.page_up(size)
-        try:
-            fd = file.fileno()
-        except (AttributeError, OSError, ValueError):  # no file, not one of the host, closed
-            raise Refused(errno.EBADF, f"{file!r} is neither a path nor an open file of the host") from None
         if (address | offset) & self.page_size - 1 or length <= 0 or offset < 0:
             raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
         if not self.limits.user_base <= address <= self.limits.user_end - length:
             raise Refused(errno.ENOMEM, "the range leaves the user half")
-        access = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
-        if access == os.O_WRONLY or (protection & Protection.WRITE and access != os.O_RDWR):
-            raise Refused(errno.EACCES, "the file is not open for that")
-        status = os.fstat(fd)
-        key, name = (status.st_dev, status.st_ino), str(getattr(file, "name", "file"))
-        backing = self.files.open(fd, key, name, writable=access == os.O_RDWR)
-        maximum = _EVERYTHING if access == os.O_RDWR else _EVERYTHING & ~Protection.WRITE
+        with opened(file, writable=bool(protection & Protection.WRITE)) as (fd, access, name):
+            status = os.fstat(fd)
+            key, writable = (status.st_dev, status.st_ino), access == os.O_RDWR
+            backing = self.files.open(fd, key, name, writable=writable)
+        maximum = _EVERYTHING if writable else _EVERYTHING & ~Protection.WRITE
         area = self.new_area(
             address,
             address + length,
@@ -246,24 +234,6 @@ class AddressSpace:
         self.replace(area)
         return VirtAddr(address, self.table.format.virtual_bits + 1)  # a user half of all virtual bits fits
 
-    def require(self, more: int, *, data: bool = False) -> None:
-        """Raise Refused(ENOMEM) unless `more` bytes fit the limits, that of data too if they are `data`.
-
-        As Linux counts, a limit that is not whole pages ends with its last whole one.
-        """
-        limit = self.limits.address_space
-        if limit is not None and self.reserved + more > limit & -self.page_size:
-            raise Refused(errno.ENOMEM, f"the address space is limited to {limit} bytes")
-        limit = self.limits.allowed_data() if data else None
-        if limit is not None and self.data + more > limit & -self.page_size:
-            raise Refused(errno.ENOMEM, f"private writable memory is limited to {limit} bytes")
-
-    def require_lockable(self, more: int, flags: int) -> None:
-        """Raise Refused(EAGAIN) if `more` bytes with these flags would be locked, and may not."""
-        limit = self.limits.locked
-        if limit is not None and flags & LOCKED and self.locked + more > limit & -self.page_size:
-            raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
-
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.
 
@@ -275,8 +245,11 @@ class AddressSpace:
             return
         held, gather = hold_objects(areas), self.gather()
         try:
-            for area in areas:
-                self.clear(gather, area, max(area.start, start), min(area.end, end))
+            if len(areas) < _MANY:
+                for area in areas:
+                    self.clear(gather, area, max(area.start, start), min(area.end, end))
+            else:
+                self._clear_all(gather, areas, start, end)
             pieces = self._take_out(start, end)
             self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
@@ -296,17 +269,8 @@ class AddressSpace:
         pieces = self.areas.remove(start, end)
         self.last_area = self.nowhere
         for piece in pieces:
-            self._count(piece, -piece.length)
+            self.account.count(piece, -piece.length)
         return pieces
-
-    def _count(self, area: Area, length: int) -> None:
-        """`length` bytes like those of `area` came, or went if it is negative."""
-        self.reserved += length
-        if area.is_data:
-            self.data += length
-        if area.flags & LOCKED:
-            self.locked += length
-        self.most_reserved = max(self.most_reserved, self.reserved)
 
     def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
         """Change `[start, end)` of one area, entries included.
@@ -325,7 +289,8 @@ class AddressSpace:
             code = edits.protect(self.table, gather, start, end, piece.bits)
         finally:
             self.finish(gather)
-        self.physical.code.executable_each(code, mutable=True)
+        shared = piece.backing is not None and piece.backing.writable
+        self.physical.code.executable_each(code, mutable=True, shared=shared)
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
@@ -347,14 +312,15 @@ class AddressSpace:
         """Let `piece`, a part of `area` with something changed, stand in its place."""
         held = hold_objects([area])
         self._take_out(piece.start, piece.end)
-        self._place(piece)
+        self.place(piece)
         for item in held:
             item.let_go()
 
-    def _place(self, area: Area) -> None:
+    def place(self, area: Area) -> None:
+        """Let an area stand at addresses that are free, as it is: no limit is asked, and nobody told."""
         length = area.length  # an area that its neighbour takes in changes
         self.areas.insert(area)
-        self._count(area, length)
+        self.account.count(area, length)
         self.last_area = self.nowhere
 
     def grow_stack(self, va: int) -> Area | None:
@@ -375,12 +341,12 @@ class AddressSpace:
         if below is not None and below.end > start:
             return None
         try:
-            self.require(above.start - start, data=above.is_data)
-            self.require_lockable(above.start - start, above.flags)
+            self.account.require(above.start - start, data=above.is_data)
+            self.account.require_lockable(above.start - start, above.flags)
         except Refused:
             return None
         end = above.start
-        self._count(above, end - start)
+        self.account.count(above, end - start)
         self.areas.grow_down(above, start)
         self.last_area = self.nowhere
         self._tell(Change.GROWN, start, end)
@@ -455,13 +421,18 @@ class AddressSpace:
         child.program_data = self.program_data
         gather = self.gather()
         try:
-            kept = [area for area in self.areas if not area.flags & AreaFlags.NO_FORK]
-            for area in kept:
-                same = area.piece(area.start, area.end, self.table.format.page_shift)
-                same.space = child
-                same.flags &= ~LOCKS
-                child._place(same)
-            with_pages = [area for area in kept if not area.flags & AreaFlags.WIPE_ON_FORK]
+            kept = [area for area in self.areas if not area.flags & _NO_FORK]
+            same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
+            for area in same:
+                area.space = child
+            if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
+                child.areas.fill(same, self.areas)
+                child.account.take_over(self.account)
+            else:
+                for area in same:
+                    area.flags &= ~LOCKS
+                    child.place(area)
+            with_pages = [area for area in kept if not area.flags & _WIPE_ON_FORK]
             private = [(area.start, area.end) for area in with_pages if not area.shared]
             transfer.copy(self.table, child.table, gather, private, private=True)
         except BaseException:
@@ -496,60 +467,6 @@ class AddressSpace:
         kinds = self.physical.frames.kind_array
         return any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end))
 
-    # ---- state
-
-    def capture(self) -> dict[str, Any]:
-        """The address space as plain data. Its entries are in RAM; its objects are known by their numbers."""
-        return {
-            "number": self.number,
-            "family": self.family.number,
-            "table": self.table.capture(),
-            "areas": [area.capture() for area in self.areas],
-            "mmap_base": self.mmap_base,
-            "heap": (self.heap_start, self.heap_end),
-            "most_reserved": self.most_reserved,
-            "new_flags": self.new_flags,
-            "program_data": self.program_data,
-            "limits": self.limits.capture(),
-        }
-
-    def restore(self, state: dict[str, Any], backings: dict[int, Backing]) -> None:
-        """Become the captured address space. `backings` are the restored objects, by their numbers."""
-        self.number = state["number"]
-        known = self.physical.objects.find(state["family"])
-        if (
-            isinstance(known, AnonymousMemory) and known is not self.family
-        ):  # a fork of this space was restored before
-            self.family.let_go()
-            self.family = known
-            self.family.hold()
-        else:
-            self.family.renumber(state["family"])
-        self.table.restore(state["table"])
-        for described in state["areas"]:
-            fields = dict(described)
-            start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
-            was_writable_executable = fields.pop("was_writable_executable")
-            backing, number = fields.pop("backing"), fields.pop("family")
-            family = None if number is None else self._restored_family(number)
-            shown = None if backing is None else backings[backing]
-            area = self.new_area(start, end, protection, backing=shown, family=family, **fields)
-            area.was_writable_executable = was_writable_executable
-            self._place(area)
-        self.mmap_base, self.most_reserved = state["mmap_base"], state["most_reserved"]
-        self.new_flags, self.program_data = state["new_flags"], state["program_data"]
-        self.heap_start, self.heap_end = state["heap"]
-        self.limits.restore(state["limits"])
-        self.last_area = self.nowhere
-
-    def _restored_family(self, number: int) -> AnonymousMemory:
-        known = self.physical.objects.find(number)
-        if isinstance(known, AnonymousMemory):
-            return known
-        family = AnonymousMemory(self.physical.objects)
-        family.renumber(number)
-        return family
-
     # ---- inside
 
     def shown(self, start: int, end: int) -> Frames:
@@ -580,6 +497,18 @@ class AddressSpace:
             end,
             None if own_pages else Kind.ANON,
             lambda stretch: self.damages.extend(mend(self, area, stretch)),
+        )
+        if len(self.damages) > known:
+            gather.page(start, end - start)
+
+    def _clear_all(self, gather: Gather, areas: list[Area], start: int, end: int) -> None:
+        """`clear` of what lies of many areas in `[start, end)`, at once."""
+        known = len(self.damages)
+        edits.zap_all(
+            self.table,
+            gather,
+            [(max(area.start, start), min(area.end, end)) for area in areas],
+            lambda used: self.damages.extend(mend_all(self, areas, used)),
         )
         if len(self.damages) > known:
             gather.page(start, end - start)

@@ -10,7 +10,7 @@ from aether_emu.config import Config
 from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.system import Machine
 
 GUEST = Path(__file__).parents[2] / "guest"

@@ -9,7 +9,7 @@ import pytest
 from aether_emu import state
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.tables.walk import Mapped
 from aether_emu.system import Machine
 from tests.guests.running import TARGETS, expected, program, run_guest

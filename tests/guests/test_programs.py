@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.system import Machine
 from tests.guests.running import ISAS, LARGE_PAGES, TARGETS, Ran, Target, expected, program, run_guest

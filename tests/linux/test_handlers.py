@@ -14,7 +14,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import memory
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.handlers import Call, Fault
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.fault import RESOLVED, Outcome
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import (

@@ -52,6 +52,7 @@ class ReferenceCpu(Cpu):
         self.tlb: dict[int, Translation] = {}
         self.walked: set[int] = set()  # physical addresses of tables since the last full flush
         self.flushes: list[tuple[str, int]] = []
+        self.watched: list[tuple[int, int]] = []
         self.broken_rules: list[str] = []
         self.on_fault = lambda _va, _access: None
         self.on_system_call = lambda *_arguments: None
@@ -107,6 +108,9 @@ class ReferenceCpu(Cpu):
 
     def flush_code(self) -> None:
         self.flushes.append(("code", 0))
+
+    def watch_stores(self, pa: int, length: int) -> None:
+        self.watched.append((pa, length))
 
     def translate(self, va: int, access: Access) -> int | Access:
         """The physical address, or the access with what a fault adds to it."""

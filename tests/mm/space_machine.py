@@ -456,7 +456,7 @@ class AddressSpaceMachine(RuleBasedStateMachine):
     def the_areas_are_the_models(self) -> None:
         for space, model in self.sides():
             assert self.areas_of(space) == model.runs()
-            assert space.reserved == len(model.pages) * self.size
+            assert space.account.reserved == len(model.pages) * self.size
 
     def areas_of(self, space: AddressSpace) -> list[Run]:
         seen: list[Run] = []

@@ -8,6 +8,7 @@ import pytest
 
 from aether_emu.mm import ageing, mapping
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
+from aether_emu.mm.capture import capture
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
 from aether_emu.mm.space import AddressSpace
 from tests.mm.board import Board, GrantedFile
@@ -125,7 +126,7 @@ def test_a_fork_leaves_out_what_it_was_told_to(make: Make, page: int, plain: Boa
     space.mark(_area(space, 5), AT + 5 * page, AT + 6 * page, LOCKED)
     child = space.fork()
     assert flags(child, 6) == [0, -1, -1, F.WIPE_ON_FORK, F.WIPE_ON_FORK, 0]
-    assert (child.reserved, child.data, child.locked) == (4 * page, 4 * page, 0)
+    assert (child.account.reserved, child.account.data, child.account.locked) == (4 * page, 4 * page, 0)
     plain.run_on(child)
     shown = [plain.cpu.copy_from_user(AT + n * page, 1) for n in (0, 3, 4, 5)]
     assert shown == [b"a", b"\0", b"\0", b"f"]
@@ -150,6 +151,6 @@ def test_advice_survives_capture(make: Make, plain: Board) -> None:
     advise(space, 0, 1, mapping.MADV_DONTDUMP)
     space.mark(_area(space, 1), AT + space.page_size, AT + 2 * space.page_size, LOCKED)
     space.new_flags, space.program_data = LOCKED, 5
-    described = [area["flags"] for area in space.capture()["areas"]]
+    described = [area["flags"] for area in capture(space)["areas"]]
     assert described == [F.NO_DUMP, LOCKED]
-    assert (space.capture()["new_flags"], space.capture()["program_data"]) == (LOCKED, 5)
+    assert (capture(space)["new_flags"], capture(space)["program_data"]) == (LOCKED, 5)

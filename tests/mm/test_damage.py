@@ -68,6 +68,26 @@ def test_a_leaf_that_shows_another_frame_is_put_right_before_anything_is_let_go_
     assert noted.expected & engine.format.address_mask == mine.entry & engine.format.address_mask
 
 
+def test_damage_in_one_of_many_areas_that_go_together_is_put_right(
+    engine: Board, space: AddressSpace
+) -> None:
+    page = space.page_size
+    for number in range(1, 24, 2):  # areas of one page, with gaps between
+        mmap(space, 2 * AT + number * page, 1)
+        assert fault_in(space, 2 * AT + number * page, WRITE) is RESOLVED
+    free, damaged = engine.buddy.free_frames, [2 * AT + 5 * page, 2 * AT + 9 * page]
+    other = leaf(space, 3)
+    entries = [found for found in map(space.table.find, damaged) if found is not None]
+    for found in entries:
+        damage(engine, found.slot, (found.entry ^ other.entry) & engine.format.address_mask)
+    space.unmap(2 * AT, 3 * AT)
+    assert [(noted.slot, noted.level) for noted in space.damages] == [(found.slot, 1) for found in entries]
+    for noted, found in zip(space.damages, entries, strict=True):
+        assert noted.expected & engine.format.address_mask == found.entry & engine.format.address_mask
+    assert engine.buddy.free_frames >= free + 12, "their pages, each once"
+    assert bytes(engine.cpu.copy_from_user(other.start, 1)) == b"3"
+
+
 def test_an_entry_where_nothing_was_mapped_is_forgotten(engine: Board, space: AddressSpace) -> None:
     mmap(space, 2 * AT, 2)
     assert fault_in(space, 2 * AT, WRITE) is RESOLVED

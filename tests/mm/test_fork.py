@@ -306,14 +306,14 @@ def test_the_child_has_areas_heap_and_limits_of_its_own(small: Forks) -> None:
     mapping.set_break(parent, 3 * AT + page)
     child = small.fork(parent)
     assert [repr(area) for area in child.areas] == [repr(area) for area in parent.areas]
-    assert (child.heap_start, child.heap_end, child.mmap_base, child.reserved) == (
+    assert (child.heap_start, child.heap_end, child.mmap_base, child.account.reserved) == (
         parent.heap_start,
         parent.heap_end,
         parent.mmap_base,
-        parent.reserved,
+        parent.account.reserved,
     )
     assert mapping.set_break(child, 3 * AT + 5 * page) == 3 * AT + 5 * page
-    assert (parent.heap_end, parent.reserved) == (3 * AT + page, 9 * page)
+    assert (parent.heap_end, parent.account.reserved) == (3 * AT + page, 9 * page)
     child.limits.address_space = page
     with pytest.raises(Refused):
         mmap(child, 5 * AT, 1)

@@ -32,14 +32,14 @@ def test_private_writable_memory_is_data(
     space = make()
     space.limits.data = 4 * page
     at = mmap(space, 0, 3, protection, flags | MAP_ANONYMOUS)
-    assert space.data == 3 * page * counts
+    assert space.account.data == 3 * page * counts
     if counts:
         assert refusal(lambda: mmap(space, 0, 2, protection, flags | MAP_ANONYMOUS)) == "ENOMEM"
         mmap(space, 0, 1, protection, flags | MAP_ANONYMOUS)
     else:
         mmap(space, 0, 5, protection, flags | MAP_ANONYMOUS)
     space.unmap(at, at + 3 * page)
-    assert space.data == page * counts
+    assert space.account.data == page * counts
 
 
 def test_a_limit_of_nothing_is_the_hard_limit(make: Make, page: int) -> None:
@@ -57,9 +57,9 @@ def test_what_is_replaced_makes_room_whatever_it_was(make: Make, page: int) -> N
     space.limits.data = 2 * page
     mmap(space, AT, 4, READ, ANONYMOUS | MAP_FIXED)
     mmap(space, AT, 4, RW, ANONYMOUS | MAP_FIXED)
-    assert (space.data, space.reserved) == (4 * page, 4 * page)
+    assert (space.account.data, space.account.reserved) == (4 * page, 4 * page)
     assert refusal(lambda: mmap(space, AT + 2 * page, 3, READ, ANONYMOUS | MAP_FIXED)) == "ENOMEM"
-    assert space.reserved == 4 * page
+    assert space.account.reserved == 4 * page
 
 
 def test_an_area_becomes_data_only_within_the_limit(make: Make, page: int) -> None:
@@ -68,10 +68,10 @@ def test_an_area_becomes_data_only_within_the_limit(make: Make, page: int) -> No
     space.limits.data = 4 * page
     assert refusal(lambda: mapping.protect_memory(space, at, 8 * page, RW)) == "ENOMEM"
     mapping.protect_memory(space, at, 4 * page, RW)
-    assert space.data == 4 * page
+    assert space.account.data == 4 * page
     mapping.protect_memory(space, at, 4 * page, RWX)  # it is data already
     mapping.protect_memory(space, at, 4 * page, READ)
-    assert space.data == 0
+    assert space.account.data == 0
 
 
 def test_an_area_that_no_longer_fits_its_space_may_become_data(make: Make, page: int) -> None:
@@ -79,7 +79,7 @@ def test_an_area_that_no_longer_fits_its_space_may_become_data(make: Make, page:
     at = mmap(space, AT, 8, READ, ANONYMOUS | MAP_FIXED)
     space.limits.data, space.limits.address_space = 0, page
     mapping.protect_memory(space, at, 8 * page, RW)
-    assert space.data == 8 * page
+    assert space.account.data == 8 * page
 
 
 @pytest.mark.parametrize(("limit", "most"), [("address_space", 6), ("data", 6)])
@@ -128,4 +128,4 @@ def test_the_peak_of_the_address_space_is_kept(make: Make, page: int) -> None:
     at = mmap(space, 0, 5)
     space.unmap(at, at + 4 * page)
     mmap(space, 0, 1)
-    assert (space.reserved, space.most_reserved) == (2 * page, 5 * page)
+    assert (space.account.reserved, space.account.most_reserved) == (2 * page, 5 * page)

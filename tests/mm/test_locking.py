@@ -91,14 +91,14 @@ def test_a_lock_cuts_an_area_and_its_end_makes_it_whole(make: Make, page: int) -
     at = fixed(space, 5)
     lock(space, at + page, 2)
     lock(space, at + 3 * page, 1, LOCKS)
-    assert (locks(space, at, 5), space.locked) == ("-llf-", 3 * page)
+    assert (locks(space, at, 5), space.account.locked) == ("-llf-", 3 * page)
     mapping.protect_memory(space, at + 2 * page, 2 * page, 1)
-    assert (locks(space, at, 5), space.locked) == ("-llf-", 3 * page)
+    assert (locks(space, at, 5), space.account.locked) == ("-llf-", 3 * page)
     mapping.protect_memory(space, at + 2 * page, 2 * page, RW)
     space.unmap(at + page, at + 2 * page)
-    assert (locks(space, at, 5), space.locked) == ("- lf-", 2 * page)
+    assert (locks(space, at, 5), space.account.locked) == ("- lf-", 2 * page)
     locking.unlock_memory(space, at + 2 * page, 3 * page)
-    assert (areas(space), space.locked) == ([(at, 1), (at + 2 * page, 3)], 0)
+    assert (areas(space), space.account.locked) == ([(at, 1), (at + 2 * page, 3)], 0)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_lock_moves_with_its_pages(make: Make, page: int, flags: int, left: st
     lock(space, at, 4, LOCKS)
     to = mremap(space, at, 4, 4, MREMAP_MAYMOVE | MREMAP_FIXED | flags, AT + 64 * page)
     assert (locks(space, to, 4), locks(space, at, 4)) == ("ffff", left)
-    assert space.locked == 4 * page
+    assert space.account.locked == 4 * page
 
 
 def test_what_a_locked_area_grows_by_is_locked(make: Make, page: int) -> None:
@@ -118,7 +118,7 @@ def test_what_a_locked_area_grows_by_is_locked(make: Make, page: int) -> None:
     at = fixed(space, 1)
     lock(space, at, 1)
     assert mremap(space, at, 1, 3) == at
-    assert (locks(space, at, 4), space.locked) == ("lll ", 3 * page)
+    assert (locks(space, at, 4), space.account.locked) == ("lll ", 3 * page)
 
 
 def test_a_locked_stack_grows_locked_and_as_far_as_the_limit(make: Make, page: int, plain: Board) -> None:
@@ -128,7 +128,7 @@ def test_a_locked_stack_grows_locked_and_as_far_as_the_limit(make: Make, page: i
     space.limits.locked = 2 * page
     assert space.grow_stack(at - 2 * page) is None
     assert space.grow_stack(at - page) is not None
-    assert (locks(space, at - page, 2), space.locked) == ("ll", 2 * page)
+    assert (locks(space, at - page, 2), space.account.locked) == ("ll", 2 * page)
 
 
 # ---- ranges
@@ -186,7 +186,7 @@ def test_locking_everything_is_for_what_is_there_and_what_will_be(
     assert (locks(space, at, 1), locks(space, new, 1), locks(space, heap, 1)) == (now, later, later)
     assert space.has_own_pages(new, new + page) == (later == "l"), "what is locked is there at once"
     locking.unlock_all(space)
-    assert space.locked == 0
+    assert space.account.locked == 0
     assert locks(space, mmap(space, 0, 1), 1) == "-"
 
 

@@ -153,7 +153,7 @@ def test_the_limit_of_the_address_space_counts_what_is_there_in_the_end(make: Ma
     assert mmap(space, at, 4, READ, ANONYMOUS | MAP_FIXED) == at  # replaces: nothing is added
     assert mmap(space, at + 2 * page, 2, RW, ANONYMOUS | MAP_FIXED) == at + 2 * page
     assert refusal(lambda: mmap(space, at - page, 5, RW, ANONYMOUS | MAP_FIXED)) == "ENOMEM"
-    assert space.reserved == 4 * page
+    assert space.account.reserved == 4 * page
     mapping.unmap_memory(space, at, page)
     assert mmap(space, 0, 1)
 

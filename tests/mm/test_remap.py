@@ -122,7 +122,7 @@ def test_a_move_needs_only_what_it_adds_of_the_limits(make: Make, page: int) -> 
     assert refusal(lambda: mremap(space, at, 5, 8, MREMAP_MAYMOVE)) == "ENOMEM"
     to = mremap(space, at, 5, 7, MREMAP_MAYMOVE)
     assert to != at
-    assert space.reserved == 8 * page
+    assert space.account.reserved == 8 * page
     assert refusal(lambda: mremap(space, to, 7, 7, MREMAP_MAYMOVE | MREMAP_DONTUNMAP)) == "ENOMEM"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import io
-import itertools
 import json
 import platform
 import re
@@ -21,6 +20,7 @@ from rich.console import Console
 from aether_emu.cli.bench import measure_all
 from aether_emu.errors import ConfigError, ProgramError
 from aether_emu.linux.files.pipe import Pipe
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
@@ -250,7 +250,7 @@ def test_a_map_figure_maps_every_page_and_its_floor_stores_as_many_tables(
 
 
 @on_each_isa
-@pytest.mark.parametrize("name", ["switch-threads", "switch-processes", "signal", "pipe"])
+@pytest.mark.parametrize("name", ["switch-threads", "switch-processes", "process", "signal", "pipe"])
 def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 
@@ -266,9 +266,10 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
     noting(Task, "enter")
     noting(TaskSignals, "go_back")
     noting(Pipe, "take")
+    noting(Process, "release")
     figure = switching.figure(isa, name, 5.0, times=6)
     assert figure.ours() > 0
-    expected = {"signal": "go_back", "pipe": "take"}.get(name, "enter")
+    expected = {"signal": "go_back", "pipe": "take", "process": "release"}.get(name, "enter")
     assert done.count(expected) >= 6
     done.clear()
     assert figure.floor() > 0
@@ -344,7 +345,7 @@ HELLO = real.Work("hello", "says hello", ("a", "b"))
 
 
 @on_each_isa
-def test_the_three_runs_of_a_program_print_the_same_and_count_as_they_should(
+def test_the_two_runs_of_a_program_print_the_same_and_count_as_they_should(
     isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[bool] = []
@@ -356,43 +357,38 @@ def test_the_three_runs_of_a_program_print_the_same_and_count_as_they_should(
 
     monkeypatch.setattr(real, "Machine", Watched)
     path, work = str(guests.path_of(isa, "clock")), real.Work("clock", "reads clocks", ())
-    runs = [
-        real.run(isa, path, work, looking=looking, counting=counting)
-        for looking, counting in ((True, True), (False, True), (False, False))
-    ]
+    runs = [real.run(isa, path, work, counting=counting) for counting in (True, False)]
     assert len({run.output for run in runs}) == 1
     assert runs[0].output
-    assert counted == [True, True, False]
+    assert counted == [True, False]
     for run in runs:
-        assert min(run.faults, run.calls, run.engine, run.start) > 0
-        assert run.total == pytest.approx(run.engine + run.faults + run.calls)
+        assert min(run.faults, run.calls, run.scan, run.engine, run.start) > 0
+        assert run.total == pytest.approx(run.engine + run.faults + run.calls + run.scan)
 
 
 @on_each_isa
-def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen(
+def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_it(
     isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[bool, bool]] = []
-    printed = dict.fromkeys(itertools.product((True, False), repeat=2), b"out")
+    asked: list[bool] = []
+    printed = dict.fromkeys((True, False), b"out")
     disturbed = dict.fromkeys(printed, 0)
 
-    def run(*_: object, looking: bool = True, counting: bool = True) -> real.Timed:
-        asked.append((looking, counting))
-        engine = 1.0 + looking + 2 * counting + disturbed[looking, counting]
-        return real.Timed(engine + 0.75, 0.5, 0.25, 0.125, printed[looking, counting])
+    def run(*_: object, counting: bool = True) -> real.Timed:
+        asked.append(counting)
+        total = 3.0 + 2 * counting + disturbed[counting]
+        return real.Timed(total, 0.5, 0.25, 1.25, 0.125, printed[counting])
 
     monkeypatch.setattr(real, "find", lambda name, of: f"/{name}/{of}")
     monkeypatch.setattr(real, "run", run)
     figure = real.figure(isa, HELLO, 1.15, repetitions=2)
     result = measure(figure)
-    assert asked == [(True, True), *[(True, True), (False, True), (False, False)] * 2], (
-        "a first run for warmth"
-    )
-    assert result.pairs == ((4.75, 3.0),) * 2
+    assert asked == [True, *[True, False] * 2], "a first run for warmth"
+    assert result.pairs == ((5.0, 3.0),) * 2
     shares = {
         "engine": 1,
         "counting": 2,
-        "scan": 1,
+        "scan": 1.25,
         "faults": 0.5,
         "system calls": 0.25,
         "start, apart": 0.125,
@@ -404,17 +400,14 @@ def test_a_real_figure_compares_a_whole_run_with_the_engines_share_of_one_unseen
     console = Console(width=200, file=io.StringIO())
     console.print(report.as_table([result]))
     assert isinstance(console.file, io.StringIO)
-    assert "engine 1 s, counting 2 s, scan 1 s, faults 500 ms" in console.file.getvalue()
-    disturbed[False, True] = 5
-    assert measure(figure).pairs == ((4.75, 3.0),) * 2, "the scan is that of the quickest runs so far"
-    disturbed[True, True] = 7
-    assert measure(figure).pairs == ((11.75, 10.0),) * 2, "and a disturbed run is compared with itself"
-    disturbed[True, True] = 0
-    for runs in ((False, True), (False, False)):
-        printed[runs] = b"else"
-        with pytest.raises(BenchError, match="hello: printed"):
-            measure(figure)
-        printed[runs] = b"out"
+    assert "engine 1 s, counting 2 s, scan 1.25 s, faults 500 ms" in console.file.getvalue()
+    disturbed[True] = 7
+    assert measure(figure).pairs == ((12.0, 10.0),) * 2, "a disturbed run is compared with itself"
+    assert figure.shares()["counting"] == 2, "that of the quickest runs"
+    disturbed[True] = 0
+    printed[False] = b"else"
+    with pytest.raises(BenchError, match="hello: printed"):
+        measure(figure)
 
 
 def test_a_program_that_ends_otherwise_or_does_not_start_is_left_out() -> None:
@@ -477,8 +470,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = ["fault", "syscall", "exec", "map", "edit", "fork", "switch", "signal", "pipe", "start", "real"]
-    assert list(catalogue.GOALS) == names
+    names = "fault syscall exec map edit fork switch process signal pipe start real"
+    assert list(catalogue.GOALS) == names.split()
 
 
 def test_the_documentation_has_a_line_for_each_name() -> None:
@@ -505,7 +498,7 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, signal, pipe, start, real",
+            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)

@@ -91,6 +91,12 @@ def systems() -> Path:
 
 
 @pytest.fixture(scope="session")
+def nginx() -> Path:
+    """The folder with one folder for each ISA: the root of a system with nginx, wget and util-linux."""
+    return _fetched("nginx")
+
+
+@pytest.fixture(scope="session")
 def ruff() -> Path:
     """The folder with one folder for each ISA, which holds the program `ruff`."""
     return _fetched("ruff")

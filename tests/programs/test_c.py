@@ -23,6 +23,9 @@ _STATUS = {
     "threads": 0,
     "control": -signal.SIGABRT,
     "files": 37,
+    "notified": 0,
+    "sysv": 0,
+    "told": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them

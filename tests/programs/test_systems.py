@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,77 @@ def test_a_server_answers_its_clients_over_the_loopback(isa: str, systems: Path)
     assert _run(script, systems, isa) == Outcome(0, b"OK\n60\n60\nvalue\n0\n", b"")
 
 
+_NGINX = """
+user root root; worker_processes 2; pid /tmp/nginx.pid; error_log /tmp/log notice;
+events { worker_connections 64; }
+http {
+    access_log off; client_body_temp_path /tmp/1; proxy_temp_path /tmp/2; fastcgi_temp_path /tmp/3;
+    uwsgi_temp_path /tmp/4; scgi_temp_path /tmp/5;
+    sendfile on; server { listen 127.0.0.1:8080; root /w; }
+}
+"""
+
+
+@every_isa
+def test_a_web_server_with_workers_serves_files_and_stops(isa: str, nginx: Path, tmp_path: Path) -> None:
+    content = b"".join(b"%d\n" % n for n in range(60_000))
+    (tmp_path / "index.html").write_bytes(b"a page\n")
+    (tmp_path / "numbers").write_bytes(content)
+    (tmp_path / "nginx.conf").write_text(_NGINX)
+    script = r"""
+        export PATH=$PATH:/usr/sbin
+        nginx -c /w/nginx.conf 2>/dev/null; echo $?
+        wget -qO- http://127.0.0.1:8080/
+        wget -qO- http://127.0.0.1:8080/numbers | sha256sum
+        wget -qO- http://127.0.0.1:8080/none; echo $?
+        nginx -c /w/nginx.conf -s quit 2>/dev/null; echo $?
+        while test -e /tmp/nginx.pid; do sleep 0.1; done
+        [[ $(</tmp/log) == *SIGIO*code\ 0*code\ 0* || $(</tmp/log) == *code\ 0*SIGIO*code\ 0* ]]; echo $?
+    """
+    outcome = _run(script, nginx, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    digest = sha256(content).hexdigest().encode()
+    assert (outcome.status, outcome.errors) == (0, b"")
+    assert outcome.output == b"0\na page\n%b  -\n8\n0\n0\n" % digest
+
+
+@every_isa
+def test_ipcs_lists_what_ipcmk_makes_and_ipcrm_removes(isa: str, nginx: Path) -> None:
+    script = """
+        ipcmk -M 1000; ipcmk -S 3; ipcmk -Q; ipcs | while read -r _ number owner mode size _; do
+            echo $number $owner $mode $size; done
+        ipcs -s -i 0 | tail -n 2; ipcs -u | head -n 3 | tail -n 1; ipcs -l | tail -n 2
+        ipcrm -m 0 -s 0 -q 0; ipcs -s -i 0; ipcrm -q 5; echo $?; ipcmk -S 2; ipcrm -a; cat /proc/sysvipc/sem
+    """
+    outcome = _run(script, nginx, isa)
+    assert outcome.errors == b"ipcs: id 0 not found\nipcrm: invalid id (5)\n"
+    lines = [" ".join(line.split()) for line in outcome.output.decode().splitlines() if line.strip()]
+    assert lines == [
+        *("Shared memory id: 0", "Semaphore id: 0", "Message queue id: 0"),
+        *("Message Queues --------", "msqid owner perms used-bytes", "0 root 644 0"),
+        *("Shared Memory Segments --------", "shmid owner perms bytes", "0 root 644 1000"),
+        *("Semaphore Arrays --------", "semid owner perms nsems", "0 root 644 3"),
+        *("2 0 0 0 0", "allocated queues = 1"),
+        *("semaphore max value = 32767", "1", "Semaphore id: 1"),
+        "key semid perms nsems uid gid cuid cgid otime ctime",
+    ]
+
+
+@every_isa
+def test_tools_read_the_machine_from_sys(isa: str, nginx: Path) -> None:
+    script = """
+        nproc --all; lscpu | while IFS=: read -r name value; do echo $name: $value; done
+        cat /sys/kernel/mm/transparent_hugepage/enabled /sys/class/net/lo/mtu /sys/devices/system/node/online
+        stat -c '%s %a %F' /sys/devices/system/cpu/online; stat -f -c %T /sys
+        { echo 1 >/sys/devices/system/cpu/online; } 2>/dev/null || ls /sys/fs | wc -l
+    """
+    outcome = _run(script, nginx, isa)
+    lines = outcome.output.decode().splitlines()
+    assert (outcome.status, outcome.errors, lines[0]) == (0, b"", "1")
+    assert {"CPU(s): 1", "On-line CPU(s) list: 0", "Thread(s) per core: 1", "NUMA node(s): 1"} <= {*lines}
+    assert "NUMA node0 CPU(s): 0" in lines
+    assert lines[-6:] == ["always madvise [never]", "65536", "0", "4096 444 regular file", "sysfs", "0"]
+
+
 _C = r"""
 #include <stdio.h>
 #include <stdlib.h>
@@ -175,19 +247,46 @@ if __name__ == "__main__":
 """  # fmt: skip
 
 
+_FRESH_INTERPRETERS = """
+import multiprocessing
+from multiprocessing.shared_memory import SharedMemory
+def square(n): return n * n
+def work(name, lock, queue):
+    shared = SharedMemory(name)
+    with lock: shared.buf[1] += shared.buf[0]
+    shared.close()
+    queue.put(multiprocessing.get_start_method())
+def check(method):
+    context, shared = multiprocessing.get_context(method), SharedMemory(create=True, size=100)
+    shared.buf[0], lock, queue = 7, context.Lock(), context.Queue()
+    child = context.Process(target=work, args=(shared.name, lock, queue))
+    child.start(); print(queue.get()); child.join(); print(child.exitcode, shared.buf[1])
+    shared.close(); shared.unlink()
+if __name__ == "__main__":
+    check("spawn")
+    with multiprocessing.get_context("forkserver").Pool(1) as pool: print(pool.map(square, range(5)))
+"""  # fmt: skip
+
+
 def _check_python(script: str, isa: str, systems: Path, tmp_path: Path) -> None:
-    """The same as by the interpreter that runs this. Modules are compiled once, for the processes after."""
+    """The same as by the interpreter that runs this."""
     path = tmp_path / "script.py"
     path.write_text(f"import os; os.environ['PATH'] = '/usr/bin:/bin'\n{script}")
     native = run_natively(Path(sys.executable).resolve(), [str(path)], tmp_path)
-    command = "PYTHONPYCACHEPREFIX=/tmp/compiled exec python3 /w/script.py"
-    outcome = _run(command, systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    outcome = _run("exec python3 /w/script.py", systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
     assert outcome == Outcome(0, native.output, b"")
 
 
 @every_isa
 def test_python_has_threads_and_children(isa: str, systems: Path, tmp_path: Path) -> None:
     _check_python(_THREADS, isa, systems, tmp_path)
+
+
+@every_isa
+def test_python_starts_interpreters_for_its_workers(isa: str, systems: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_FRESH_INTERPRETERS)
+    outcome = _run("exec python3 /w/script.py", systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
+    assert outcome == Outcome(0, b"spawn\n0 7\n[0, 1, 4, 9, 16]\n", b"")
 
 
 @pytest.mark.slow

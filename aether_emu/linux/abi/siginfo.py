@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from aether_emu.linux.abi.signal import SignalInfo
+from aether_emu.linux.abi.signal import SIGCHLD, SignalInfo
 
 SIZE = 128
 
@@ -16,6 +16,10 @@ def encode_siginfo(info: SignalInfo) -> bytes:
     head = struct.pack("<iiii", info.number, 0, info.code, 0)
     if info.is_fault:
         body = struct.pack("<Q", info.address)
+    elif info.file is not None:
+        body = struct.pack("<Qi", info.value, info.file)
+    elif info.number == SIGCHLD and info.code > 0:
+        body = struct.pack("<iIixxxxQQ", info.pid, info.uid, info.value, *info.used)
     else:
         body = struct.pack("<iIQ", info.pid, info.uid, info.value)
     return (head + body).ljust(SIZE, b"\0")

@@ -8,7 +8,7 @@ SIGHUP, SIGINT, SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGKILL = ran
 SIGUSR1, SIGSEGV, SIGUSR2, SIGPIPE, SIGALRM, SIGTERM = range(10, 16)
 SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG = range(17, 24)
 SIGXCPU, SIGXFSZ, SIGVTALRM, SIGPROF = range(24, 28)
-SIGWINCH, SIGSYS = 28, 31
+SIGWINCH, SIGIO, SIGSYS = 28, 29, 31
 SIGNALS = 64
 FIRST_REAL_TIME = 32
 
@@ -67,7 +67,9 @@ class SignalInfo:
     `record` is what a fault leaves in this frame and later ones; None leaves what was there. `selectors` are
     CS and SS as the frame shows them, where a program has put others there than its own (x86_64). `raw` is
     the siginfo as a program made it (sigqueue). `of_timer` marks those of timer_create: `pid` is the timer's
-    number, `uid` how often it was due meanwhile.
+    number, `uid` how often it was due meanwhile. `file` is the descriptor of which a signal tells what may be
+    done with it, `value` is the poll(2) events then. `used` is the processor time of a child, by the program
+    and by the system, in ticks of 10 ms.
     """
 
     number: int
@@ -80,6 +82,8 @@ class SignalInfo:
     selectors: tuple[int, int] | None = None
     raw: bytes = b""
     of_timer: bool = False
+    file: int | None = None
+    used: tuple[int, int] = (0, 0)
 
     @property
     def is_fault(self) -> bool:

@@ -148,18 +148,17 @@ class X86Abi(Abi):
             content += encode_siginfo(info)
         cpu.copy_to_user(frame & _MASK, content)
         keep = state["rflags"] & ~(regs.RFLAGS_DF | regs.RFLAGS_RF | regs.RFLAGS_TF)
-        cpu.load_registers(
-            {
-                "rip": action.handler,
-                "rsp": frame,
-                "rdi": info.number,
-                "rsi": frame + 8 + _UCONTEXT,
-                "rdx": frame + 8,
-                "rax": 0,
-                "rflags": keep,
-            }
-            | fpu.initial_state()
-        )
+        entered_with = {
+            "rip": action.handler,
+            "rsp": frame,
+            "rdi": info.number,
+            "rsi": frame + 8 + _UCONTEXT,
+            "rdx": frame + 8,
+            "rax": 0,
+            "rflags": keep,
+        }
+        afresh = {name: value for name, value in fpu.initial_state().items() if value != state[name]}
+        cpu.load_registers(entered_with | afresh)
 
     def pop_frame(self, cpu: Cpu, is_below_an_area: Callable[[int], bool]) -> sig.Restored:
         restored, ucontext = sig.Restored(), cpu.sp  # the handler's `ret` has popped the return address

@@ -22,6 +22,12 @@ _SOFTWARE_AT = 464
 _X87, _SSE = 1, 2
 _MXCSR_VALID = 0xFFFF
 
+_INITIAL = {
+    **{f"xmm{i}": 0 for i in range(16)},
+    **{f"fp{i}": 0 for i in range(8)},
+    **{"fpcw": regs.FPU_CONTROL, "fpsw": 0, "fptag": regs.FPU_TAGS, "mxcsr": regs.MXCSR},
+}
+
 Read = Callable[[int, int], bytes]
 """Bytes of user memory at an address. Raises UserFault."""
 
@@ -32,8 +38,7 @@ class BadState(Exception):
 
 def initial_state() -> dict[str, int]:
     """What a new program and a handler begin with."""
-    values = {f"xmm{i}": 0 for i in range(16)} | {f"fp{i}": 0 for i in range(8)}
-    return values | {"fpcw": regs.FPU_CONTROL, "fpsw": 0, "fptag": regs.FPU_TAGS, "mxcsr": regs.MXCSR}
+    return dict(_INITIAL)
 
 
 def encode_state(state: dict[str, int]) -> bytes:

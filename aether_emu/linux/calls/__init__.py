@@ -14,7 +14,7 @@
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     identities    users, groups, capabilities, the root directory
     remote        reaching into other processes
-    shared_segments    System V shared memory
+    shared_segments    System V shared memory; `semaphores` and `message_queues` as well
     jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
     notices       timerfd and pidfd
 
@@ -82,6 +82,8 @@ FAMILIES: dict[str, str] = {
     "remote": "kcmp process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "shared_segments": "shmat shmctl shmdt shmget",
+    "semaphores": "semctl semget semop semtimedop",
+    "message_queues": "msgctl msgget msgrcv msgsnd",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",
     "waiting": "wait4 waitid",

@@ -18,8 +18,11 @@ from aether_emu.linux.calls.notices import install_pidfd
 from aether_emu.linux.calls.user import s32, writable, write_struct
 from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESOURCE
 from aether_emu.linux.files.files import Files
-from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_NPROC, Process
+from aether_emu.linux.ipc.undo import Undo
+from aether_emu.linux.task import family
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registry import LAST
+from aether_emu.linux.task.resource_limits import RLIM_INFINITY, RLIMIT_NPROC
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
@@ -30,6 +33,7 @@ _VFORK, _PARENT, _THREAD, _SETTLS = 0x4000, 0x8000, 0x1_0000, 0x8_0000
 _PARENT_SETTID, _CHILD_CLEARTID, _DETACHED, _CHILD_SETTID = 0x10_0000, 0x20_0000, 0x40_0000, 0x100_0000
 _NEW_TIME, _NEW_NS, _CLEAR_SIGHAND, _INTO_CGROUP = 0x80, 0x2_0000, 1 << 32, 1 << 33
 _NEW_USER, _NEW_PID = 0x1000_0000, 0x2000_0000
+_UNDO = 0x4_0000  # CLONE_SYSVSEM
 _NAMESPACES = 0x7E02_0000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _SIGNAL = 0xFF
 _KNOWN = 0x1_FFFF_FFFF & ~_SIGNAL
@@ -192,7 +196,7 @@ def _process_of(task: Task, asked: _Request) -> Task:
     child.exit_signal, child.made_by = asked.exit_signal, task.tid
     if flags & _PARENT and process.parent is not None:
         process.children.remove(child)
-        process.parent.adopt(child)
+        family.adopt(process.parent, child)
         child.exit_signal, child.made_by = process.exit_signal, process.made_by
     if flags & _SIGHAND:
         child.signals.actions = process.signals.actions
@@ -215,6 +219,11 @@ def _prepare(task: Task, made: Task, asked: _Request) -> None:
     made.credentials, made.no_new_privileges = task.credentials, task.no_new_privileges
     made.signals.blocked = task.signals.blocked
     made.set_scheduling(task.scheduling.of_child())
+    if flags & _UNDO:
+        if task.undo is None:
+            task.undo = Undo()
+        task.undo.users += 1
+        made.undo = task.undo
     made.sequences = None if flags & _VM else task.sequences
     if not flags & _VM or flags & _VFORK:
         made.signals.stack = task.signals.stack
@@ -247,13 +256,15 @@ class _VforkWait(Wait):
 def sys_unshare(task: Task, flags: int, *_: int) -> int:
     """unshare(2) of descriptors, and of where a task stands. Memory and handlers are a process's."""
     flags = s32(flags)
-    if flags & ~(_THREAD | _FS | _FILES | _SIGHAND | _VM | 0x4_0000 | _NAMESPACES | _NEW_TIME):
+    if flags & ~(_THREAD | _FS | _FILES | _SIGHAND | _VM | _UNDO | _NAMESPACES | _NEW_TIME):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
     if flags & (_NAMESPACES | _NEW_TIME):
         raise Refused(errno.EPERM, "there are no namespaces")
     process = task.process
     if flags & (_THREAD | _SIGHAND | _VM) and (len(process.tasks) > 1 or _shares(task, flags)):
         raise Refused(errno.EINVAL, "threads share it")
+    if flags & (_UNDO | _VM):
+        task.leave_semaphores()
     if flags & (_FS | _FILES):
         task.unshare_files(table=bool(flags & _FILES), standing=bool(flags & _FS))
     return 0

@@ -20,6 +20,11 @@ from aether_emu.machine.cpu import UserFault
 _MOST_ENTRIES = 1 << 20  # bytes of directory entries in one call
 _DIRENT_HEAD = 19  # bytes before the name in struct linux_dirent64
 _F_GETFL, _F_SETFL = 3, 4
+OWNERSHIP = (8, 9, 10, 11, 15, 16, 17)
+"""F_SETOWN, F_GETOWN, F_SETSIG, F_GETSIG, F_SETOWN_EX, F_GETOWN_EX, F_GETOWNER_UIDS."""
+SOCKET_OWNERSHIP = (0x8901, 0x8902, 0x8903, 0x8904)
+"""FIOSETOWN, SIOCSPGRP, FIOGETOWN, SIOCGPGRP."""
+_FIOASYNC = 0x5452
 _MFD_NAME_MAX = 249
 _SYNC_FILE_RANGE_KNOWN = 7
 _CLOSE_RANGE_UNSHARE = 2
@@ -91,10 +96,16 @@ def sys_fcntl(task: Task, fd: int, command: int, argument: int, *_: int) -> int:
     fd, command = s32(fd), s32(command)
     if command in LOCK_COMMANDS:
         return lock_range(task, fd, command, argument)
+    if command in OWNERSHIP:
+        from aether_emu.linux.calls import ownership  # noqa: PLC0415  # few programs ask for signals
+
+        return ownership.control(task, task.files.table.file(fd), command, argument)
     value = s32(argument)
     if command == _F_SETFL:
         value = open_flags(task, value)
     result = task.files.fcntl(fd, command, value)
+    if command == _F_SETFL and value & fl.FASYNC:
+        _own_terminal(task, fd)
     return fl.to_arm64(result) if command == _F_GETFL and is_arm64(task) else result
 
 
@@ -103,11 +114,27 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
     if file.is_terminal:
         from aether_emu.linux.calls import terminals  # noqa: PLC0415  # few programs have one
 
-        return terminals.control(task, s32(fd), file, u32(request), argument)
+        result = terminals.control(task, s32(fd), file, u32(request), argument)
+        if u32(request) == _FIOASYNC:
+            _own_terminal(task, s32(fd))
+        return result
+    if file.is_socket and u32(request) in SOCKET_OWNERSHIP:
+        from aether_emu.linux.calls import ownership  # noqa: PLC0415  # as said
+
+        return ownership.control_socket(task, file, u32(request), argument)
     answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)
     return 0
+
+
+def _own_terminal(task: Task, fd: int) -> None:
+    """A terminal that gets O_ASYNC and has no owner gets one."""
+    file = task.files.table.file(fd)
+    if file.is_terminal and file.flags & fl.FASYNC:
+        from aether_emu.linux.calls import ownership  # noqa: PLC0415  # as said
+
+        ownership.own_terminal(task, file)
 
 
 # ---- positions and sizes

@@ -147,7 +147,7 @@ def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target:
         request = remap.Remap(_untagged(task, address), old, new, flags, target)
         start = remap.remap_memory(mm, request, task.checkpoint, left)
         position = start + mm.page_up(old)
-    if mm.locked and mm.page_up(new) > mm.page_up(old):
+    if mm.account.locked and mm.page_up(new) > mm.page_up(old):
         area = mm.areas.find(position)
         if area is not None and area.flags & LOCKS == LOCKED:
             _fault_in(task, position, start + mm.page_up(new), start)

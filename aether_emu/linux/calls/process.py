@@ -21,15 +21,9 @@ from aether_emu.linux.calls.user import (
 )
 from aether_emu.linux.credentials import SYS_RESOURCE
 from aether_emu.linux.files.open_file import MOST_PER_CALL
-from aether_emu.linux.task.process import (
-    PER_LINUX32,
-    PER_MASK,
-    RLIMIT_CPU,
-    RLIMIT_NOFILE,
-    RLIMITS,
-    UNAME26,
-    Ended,
-)
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import PER_LINUX32, PER_MASK, UNAME26
+from aether_emu.linux.task.resource_limits import RLIMIT_CPU, RLIMIT_NOFILE, RLIMITS
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import UserFault
@@ -194,7 +188,7 @@ def sys_prlimit64(task: Task, pid: int, resource: int, new: int, old: int, *_: i
         if hard > before[1] and (resource == RLIMIT_NOFILE or not who.has(SYS_RESOURCE)):
             raise Refused(errno.EPERM, "the hard limit cannot grow")
         process.limits[resource] = (soft, hard)
-        process.apply_limit(resource)
+        process.limits.apply(resource)
         if resource == RLIMIT_CPU:
             task.end_turn()
     if old:

@@ -143,8 +143,11 @@ def sys_kcmp(task: Task, one: int, two: int, kind: int, first: int, second: int,
     if kind == _FILE:
         files = [each.files.table.held(s32(u32(fd))) for each, fd in zip(tasks, (first, second), strict=True)]
         return _compared(task, *files)
-    if kind in (_IO, _UNDO):  # which no task has
+    if kind == _IO:  # which no task has
         return 0
+    if kind == _UNDO:
+        undos = [each.undo for each in tasks if each.undo is not None]
+        return _compared(task, *undos) if len(undos) == 2 else len(undos)
     if kind == _WATCHED:
         raise Refused(errno.EOPNOTSUPP, "members of epoll sets are not compared")
     if kind == _VM:

@@ -14,7 +14,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.credentials import SYS_NICE
 from aether_emu.linux.task import scheduling as sd
-from aether_emu.linux.task.process import RLIMIT_NICE, RLIMIT_RTPRIO
+from aether_emu.linux.task.resource_limits import RLIMIT_NICE, RLIMIT_RTPRIO
 from aether_emu.linux.task.scheduling import Scheduling
 from aether_emu.linux.task.task import Task
 
@@ -226,15 +226,16 @@ def _those(task: Task, which: int, who: int) -> Iterator[Task]:
     registry, which, who = task.process.registry, s32(which), s32(who)
     if which not in (_PROCESS, _GROUP, _USER):
         raise Refused(errno.EINVAL, "no such target")
-    for other in [task] if which == _PROCESS and not who else list(registry.tasks.values()):
-        assert isinstance(other, Task), "a member of the registry"
-        if other.is_over:
-            continue
-        if (
-            (which == _PROCESS and who in (0, other.tid))
-            or (which == _GROUP and other.process.group == (who or task.process.group))
-            or (which == _USER and other.credentials.uid == (who or task.credentials.uid))
-        ):
+    if which == _PROCESS:
+        found = [registry.tasks.get(who) if who else task]
+    elif which == _GROUP:
+        members = registry.group(who or task.process.group)
+        found = [each for process in members for each in process.tasks]
+    else:
+        uid = who & 0xFFFF_FFFF or task.credentials.uid
+        found = [each for each in registry.tasks.values() if each.credentials.uid == uid]
+    for other in found:
+        if isinstance(other, Task) and not other.is_over:
             yield other
 
 

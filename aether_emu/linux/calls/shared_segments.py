@@ -6,21 +6,20 @@ import errno
 import struct
 
 from aether_emu.errors import Refused
+from aether_emu.linux.calls.sysv import permissions
 from aether_emu.linux.calls.user import read_struct, s32, write_struct
-from aether_emu.linux.credentials import IPC_LOCK, SYS_ADMIN
-from aether_emu.linux.segments import LARGEST, LOCKED, MOST_SEGMENTS, Segment, Segments
-from aether_emu.linux.task.process import RLIMIT_MEMLOCK
+from aether_emu.linux.credentials import IPC_LOCK
+from aether_emu.linux.ipc.segments import LARGEST, LOCKED, MOST_SEGMENTS, Segment, Segments
+from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import mapping
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.protection import Protection
 
-_PRIVATE, _CREATE, _EXCLUSIVE = 0, 0o1000, 0o2000
 _HUGE = 0o4000
 _READ_ONLY, _ROUNDED, _REPLACES, _EXECUTABLE = 0o10000, 0o20000, 0o40000, 0o100000
 _REMOVE, _SET, _STAT, _INFO, _LOCK, _UNLOCK, _STAT_AT, _USAGE, _STAT_ANY = 0, 1, 2, 3, 11, 12, 13, 14, 15
 _READABLE = 0o444
-_UNCHANGED = 0xFFFF_FFFF
 
 
 class _Attached:
@@ -47,20 +46,17 @@ def _segments(task: Task) -> Segments:
 
 def sys_shmget(task: Task, key: int, size: int, flags: int, *_: int) -> int:
     key, flags, segments = s32(key), s32(flags), _segments(task)
-    found = segments.with_key(key) if key != _PRIVATE else None
-    if found is None:
-        if key != _PRIVATE and not flags & _CREATE:
-            raise Refused(errno.ENOENT, f"no segment has the key {key:#x}")
+
+    def make() -> Segment:
         if flags & _HUGE:
             raise Refused(errno.ENOMEM, "there are no huge pages")
-        return segments.make(key, size, flags, task.process.pid).identifier
-    if flags & _CREATE and flags & _EXCLUSIVE:
-        raise Refused(errno.EEXIST, f"a segment has the key {key:#x}")
-    if size > found.size:
-        raise Refused(errno.EINVAL, f"the segment has {found.size} bytes")
-    if not found.permits(flags):
-        raise Refused(errno.EACCES, "the segment is another user's")
-    return found.identifier
+        return segments.make(key, size, flags, task.process.pid)
+
+    def check(found: Segment) -> None:
+        if size > found.size:
+            raise Refused(errno.EINVAL, f"the segment has {found.size} bytes")
+
+    return segments.get(key, flags, make, check).identifier
 
 
 def sys_shmat(task: Task, number: int, address: int, flags: int, *_: int) -> int:
@@ -84,8 +80,7 @@ def sys_shmat(task: Task, number: int, address: int, flags: int, *_: int) -> int
     if flags & _EXECUTABLE:
         protection, wanted = protection | Protection.EXECUTE, wanted | 0o111
     segment = _segments(task).numbered(s32(number))
-    if not segment.permits(wanted):
-        raise Refused(errno.EACCES, "the segment is another user's")
+    segment.require(wanted)
     if address and not flags & _REPLACES:
         end = address + mm.page_up(segment.size)
         if end > 1 << 64 or any(mm.areas.overlapping(address, end)):
@@ -139,18 +134,12 @@ def sys_shmctl(task: Task, number: int, command: int, buffer: int, *_: int) -> i
         _require_right_to_lock(task, segment, locks=command == _LOCK)
         segment.mode = segment.mode | LOCKED if command == _LOCK else segment.mode & ~LOCKED
         return 0
-    who = task.credentials
-    if who.euid not in (segment.uid, segment.creator_uid) and not who.has(SYS_ADMIN):
-        raise Refused(errno.EPERM, "the segment is another user's")
+    segment.require_owner()
     if command == _REMOVE:
         segment.destroy()
         return 0
     _key, uid, gid, _cuid, _cgid, mode = wanted
-    if _UNCHANGED in (uid, gid):
-        raise Refused(errno.EINVAL, "-1 is nobody")
-    segment.uid, segment.gid = uid, gid
-    segment.mode = segment.mode & ~0o777 | mode & 0o777
-    segment.change_time = segments.now()
+    segment.change(uid, gid, mode, segments.now())
     return 0
 
 
@@ -167,21 +156,10 @@ def _require_right_to_lock(task: Task, segment: Segment, *, locks: bool) -> None
 
 def _tell(task: Task, segments: Segments, number: int, command: int, buffer: int) -> int:
     """struct shmid64_ds of a segment, by its number or its index."""
-    if command == _STAT:
-        segment = segments.numbered(number)
-    else:
-        found = segments.at(number & 0x7FFF)
-        if found is None:
-            raise Refused(errno.EINVAL, f"no segment at {number}")
-        segment = found
-    if command != _STAT_ANY and not segment.permits(_READABLE):
-        raise Refused(errno.EACCES, "the segment is another user's")
-    permissions = struct.pack(
-        "<i5IHHxxxxQQ",
-        *(segment.key, segment.uid, segment.gid, segment.creator_uid, segment.creator_gid, segment.mode),
-        *(segment.identifier >> 15, 0, 0, 0),
-    )
+    segment = segments.numbered(number) if command == _STAT else segments.at(number)
+    if command != _STAT_ANY:
+        segment.require(_READABLE)
     times = (segment.attach_time, segment.detach_time, segment.change_time)
     rest = struct.pack("<Q3qiiQQQ", segment.size, *times, segment.maker, segment.user, segment.attached, 0, 0)
-    task.cpu.copy_to_user(buffer, permissions + rest)
+    task.cpu.copy_to_user(buffer, permissions(segment) + rest)
     return 0 if command == _STAT else segment.identifier

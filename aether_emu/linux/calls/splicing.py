@@ -11,6 +11,7 @@ import errno
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
 from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writer
+from aether_emu.linux.calls.user import Piece as Place
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import (
@@ -18,12 +19,14 @@ from aether_emu.linux.files.open_file import (
     POLLIN,
     POLLOUT,
     OpenFile,
+    Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import PipeEnd
+from aether_emu.linux.files.pipe import FIXED, PIPE_BUF, Piece, PipeEnd
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
+from aether_emu.machine.cpu import UserFault
 
 _NONBLOCK, _KNOWN = 2, 0xF
 _STEP = 1 << 16
@@ -106,6 +109,7 @@ def _out_of(
                     break
                 wait_for(took)
             end.pipe.take(took)
+            end.pipe.tell_writers()
             done += took
             if took < len(data):
                 break
@@ -127,19 +131,28 @@ def _into(
 ) -> int:
     """From a file or socket to a pipe, as much as there is room for."""
     _require_reader(task, end)
-    if not end.pipe.room:
+    if not end.pipe.free:
         _no_room(end, flags)
-    count = min(count, end.pipe.room)
+    base = _in_page(source, at)
+    count = min(count, end.pipe.free * PIPE_BUF - base)
     if isinstance(source, StreamFile) and not source.poll() & POLLIN:
         wait_for(source.wait_for(POLLIN))  # without a read, which might take what came after the look
     data = source.read(count) if at is None else source.pread(count, at)
     if isinstance(data, WouldBlock):
         wait_for(data)
     if data:
-        end.pipe.put(data)
+        end.pipe.append(Piece(data, base, FIXED))
+        end.pipe.tell_readers()
     if at is not None:
         write_struct(task.cpu, address, "q", at + len(data))
     return len(data)
+
+
+def _in_page(source: OpenFile, at: int | None) -> int:
+    """Where in its page a file's next byte stands: pages of a file go into a pipe as they are."""
+    if not isinstance(source, Seekable):
+        return 0
+    return (source.position if at is None else at) % PIPE_BUF
 
 
 def _between(task: Task, source: PipeEnd, out: PipeEnd, count: int, flags: int, *, takes: bool) -> int:
@@ -149,12 +162,15 @@ def _between(task: Task, source: PipeEnd, out: PipeEnd, count: int, flags: int, 
             return 0
         _no_data(source, flags)
     _require_reader(task, out)
-    if not out.pipe.room:
+    if not out.pipe.free:
         _no_room(out, flags)
-    count = min(count, out.pipe.room)
-    data = source.pipe.take(count) if takes else source.pipe.look(count)
-    out.pipe.put(data)
-    return len(data)
+    done, there = 0, source.pipe.size
+    while done < min(count, there) and out.pipe.free:
+        done += source.pipe.pass_slot(out.pipe, count - done, takes=takes, behind=0 if takes else done)
+    out.pipe.tell_readers()
+    if takes:
+        source.pipe.tell_writers()
+    return done
 
 
 def sys_tee(task: Task, source: int, out: int, count: int, flags: int, *_: int) -> int:
@@ -186,11 +202,9 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
         raise Refused(errno.EBADF, f"descriptor {s32(fd)} is no pipe")
     if end.writable:
         _require_reader(task, end)
-        if not end.pipe.room:
+        if not end.pipe.free:
             _no_room(end, flags | (_NONBLOCK if end.flags & fl.O_NONBLOCK else 0))
-        data = user.gather(task.cpu, pieces, min(user.total(pieces), end.pipe.room))
-        end.pipe.put(data)
-        return len(data)
+        return _give(task, end, pieces)
     if not end.pipe.size:
         if not end.pipe.writers:
             return 0
@@ -198,4 +212,29 @@ def sys_vmsplice(task: Task, fd: int, vector: int, count: int, flags: int, *_: i
     data = end.pipe.look(user.total(pieces))
     moved = user.scatter(task.cpu, pieces, data)
     end.pipe.take(moved)
+    end.pipe.tell_writers()
     return moved
+
+
+def _give(task: Task, end: PipeEnd, pieces: list[Place]) -> int:
+    """vmsplice(2) into a pipe: the pages of each piece, as far as there are slots and they can be read."""
+    done = 0
+    for start, length in pieces:
+        base = start % PIPE_BUF
+        count = min(length, end.pipe.free * PIPE_BUF - base)
+        if count <= 0:
+            if length:
+                break
+            continue
+        try:
+            data = user.gather(task.cpu, [(start, count)], count)
+        except UserFault:
+            if not done:
+                raise
+            break
+        end.pipe.append(Piece(data, base, FIXED))
+        done += len(data)
+        if len(data) < length:
+            break
+    end.pipe.tell_readers()
+    return done

@@ -43,12 +43,17 @@ _TENTH = 100_000_000
 """Nanoseconds of VTIME's unit."""
 _MOST_AT_FIRST = 64
 """Bytes that Linux reads before it asks whether they are enough for VMIN."""
-_GENERIC = (0x5421, 0x541B, 0x5450, 0x5451)  # FIONBIO, FIONREAD, FIONCLEX, FIOCLEX
+_GENERIC = (0x5421, 0x541B, 0x5450, 0x5451, 0x5452)  # FIONBIO, FIONREAD, FIONCLEX, FIOCLEX, FIOASYNC
 _TIOCSPGRP = 0x5410
 
 
 def _terminal(file: OpenFile) -> TerminalFile:
     return cast("TerminalFile", file)
+
+
+def terminal_of(file: OpenFile) -> Terminal:
+    """The terminal behind an open file of one."""
+    return _terminal(file).terminal
 
 
 # ---- job control

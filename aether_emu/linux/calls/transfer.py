@@ -22,11 +22,12 @@ from aether_emu.linux.files.open_file import (
     MOST_PER_CALL,
     POLLHUP,
     POLLIN,
+    POLLOUT,
     OpenFile,
     Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import PIPE_BUF, EventCounter, PipeEnd
+from aether_emu.linux.files.pipe import EventCounter, PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
@@ -112,6 +113,42 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    return _counting_read(task, lambda: _read_file(task, file, pieces))
+
+
+def _counting_read(task: Task, read: Callable[[], int]) -> int:
+    """Make a transfer, and note in the accounts of /proc/PID/io what it has read."""
+    try:
+        done = read()
+    except (Refused, UserFault):
+        _note_read(task, 0)
+        raise
+    _note_read(task, done)
+    return done
+
+
+def _note_read(task: Task, count: int) -> None:
+    task.usage.count_read(count)
+    task.process.usage.count_read(count)
+
+
+def _counting_write(task: Task, write: Callable[[], int]) -> int:
+    """Likewise, written."""
+    try:
+        done = write()
+    except (Refused, UserFault):
+        _note_write(task, 0)
+        raise
+    _note_write(task, done)
+    return done
+
+
+def _note_write(task: Task, count: int) -> None:
+    task.usage.count_write(count)
+    task.process.usage.count_write(count)
+
+
+def _read_file(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if file.is_socket:
         return _receive(task, file, pieces)
     if file.is_terminal:
@@ -146,7 +183,12 @@ def _receive(task: Task, socket: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _read_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
-    return _load(task, pieces, lambda count, done: file.pread(count, offset + done), lambda _count: None)
+    return _counting_read(
+        task,
+        lambda: _load(
+            task, pieces, lambda count, done: file.pread(count, offset + done), lambda _count: None
+        ),
+    )
 
 
 def _load(
@@ -199,15 +241,21 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _read_pipe(task: Task, end: PipeEnd, pieces: list[Piece], wanted: int) -> int:
-    """Take what is there; what can't be delivered goes back."""
-    data = end.read(wanted)
-    if isinstance(data, WouldBlock):
-        wait_for(data)
+    """Take what is there, but no page of it that can't be delivered whole."""
+    pipe = end.pipe
+    data = pipe.look(wanted)
+    if not data:
+        nothing = end.read(wanted)
+        if isinstance(nothing, WouldBlock):
+            wait_for(nothing)
+        return 0
     moved = user.scatter(task.cpu, pieces, data)
     if moved < len(data):
-        end.pipe.put_back(data[moved:])
+        moved = pipe.whole_slots(moved)
         if not moved:
-            raise UserFault("nothing of the buffer can be written")
+            raise UserFault("the first page of it can't be written whole")
+    pipe.take(moved)
+    pipe.tell_writers()
     return moved
 
 
@@ -291,6 +339,10 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
+    return _counting_write(task, lambda: _write_file(task, file, pieces))
+
+
+def _write_file(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
     if file.is_socket:
         from aether_emu.linux.calls import socket_transfer  # noqa: PLC0415  # for who has sockets
 
@@ -303,7 +355,9 @@ def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _write_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
-    return _store(task, file, pieces, lambda data, done: file.pwrite(data, offset + done))
+    return _counting_write(
+        task, lambda: _store(task, file, pieces, lambda data, done: file.pwrite(data, offset + done))
+    )
 
 
 def _store(
@@ -319,8 +373,8 @@ def _store(
         while True:
             task.checkpoint(done)
             step = min(CHUNK, wanted - done)
-            if isinstance(file, PipeEnd) and step > PIPE_BUF:
-                step = min(step, max(file.pipe.room, 1))
+            if step and isinstance(file, PipeEnd):
+                step = _most_of_pipe(task, file, wanted - done, done)
             data = _gather(task, file, user.behind(pieces, done) if done else pieces, step)
             took = put(data, done)
             if isinstance(took, WouldBlock):
@@ -338,6 +392,16 @@ def _store(
     finally:
         if change is not None:
             change.done()
+
+
+def _most_of_pipe(task: Task, end: PipeEnd, count: int, done: int) -> int:
+    """How many bytes of a write a pipe takes now. Refused(EPIPE, EAGAIN), or a wait, if there are none."""
+    end.require_reader()
+    most = end.pipe.accepts(count)
+    if not most:
+        moved = done > _done_before(task)  # then readers were told of that
+        wait_for(end.wait_for(POLLOUT) if moved else end.wait_for_slot(), done)
+    return most
 
 
 def _gather(task: Task, file: OpenFile, pieces: list[Piece], count: int) -> bytes:
@@ -365,7 +429,7 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
         return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)
 
     try:
-        moved = _move(task, writing, count, move)
+        moved = _counting_both(task, lambda: _move(task, writing, count, move))
     except Wait as wait:
         if at is not None:  # a signal may end the wait, and what went has gone
             write_struct(task.cpu, offset, "q", at + (wait.progress[0] if wait.progress else 0))
@@ -390,11 +454,16 @@ def sys_copy_file_range(
         begin, end = (None if before is None else before + done for before in offsets)
         return files.copy_file_range(s32(source), begin, s32(out), end, most)
 
-    moved = _move(task, files.table.file(s32(out)), count, move)
+    moved = _counting_both(task, lambda: _move(task, files.table.file(s32(out)), count, move))
     for address, before in zip((source_offset, out_offset), offsets, strict=True):
         if before is not None:
             write_struct(task.cpu, address, "q", before + moved)
     return moved
+
+
+def _counting_both(task: Task, move: Callable[[], int]) -> int:
+    """Likewise, from file to file."""
+    return _counting_write(task, lambda: _counting_read(task, move))
 
 
 def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int | WouldBlock]) -> int:

@@ -12,6 +12,7 @@ from aether_emu.linux.calls.notices import pidfd
 from aether_emu.linux.calls.process import encode_usage
 from aether_emu.linux.calls.user import s32, write_struct
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.task import family
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
@@ -139,10 +140,10 @@ def _news_of(parent: Process, child: Process, options: int) -> _News | None:
     if child.released:
         if not options & _EXITED:
             return None
-        news = _News(child, *child.how_it_ended())
+        news = _News(child, *family.how_it_ended(child))
         if takes:
-            child.parent_takes_usage()
-            child.vanish()
+            family.parent_takes_usage(child)
+            family.vanish(child)
         return news
     if child.untold == "stopped" and options & _UNTRACED:
         news = _News(child, sig.CLD_STOPPED, child.stop_signal)

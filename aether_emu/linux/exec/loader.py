@@ -27,7 +27,9 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.mappable import MappedFile
-from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE, RLIMIT_STACK
+from aether_emu.linux.proc.guard import guard
+from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE
+from aether_emu.linux.task.resource_limits import RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
@@ -97,7 +99,7 @@ def _load(task: Task, name: str, opened: HostData | None) -> None:
             raise ProgramError(f"{name}: is a program for {image.isa}, this machine is {abi.isa}")
         process.program.path, process.program.file = file.link(), file.key
         process.executes(file.key)
-        process.guard_proc()
+        guard(process)
         process.files.namespace.executed = process.registry.executed
         map_stack(space, layout, executable=image.executable_stack)
         lowest = stack.put_strings()

@@ -18,15 +18,9 @@ from aether_emu.linux.exec.loader import image_of, load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.task.process import (
-    NAME_MAX,
-    READ_IMPLIES_EXEC,
-    RLIMIT_AS,
-    RLIMIT_DATA,
-    RLIMIT_MEMLOCK,
-    RLIMIT_STACK,
-    Program,
-)
+from aether_emu.linux.task.process import NAME_MAX, READ_IMPLIES_EXEC
+from aether_emu.linux.task.program import Program
+from aether_emu.linux.task.resource_limits import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.space import AddressSpace
@@ -86,7 +80,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     task.files.unshare_table()
     task.files.close_on_exec()
     for resource in (RLIMIT_STACK, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK):
-        process.apply_limit(resource)
+        process.limits.apply(resource)
     task.name = program.executed.rsplit(b"/", 1)[-1][:NAME_MAX]
     task.signals.stack = sig.DISARMED
     task.set_child_tid = 0

@@ -11,7 +11,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.exec.image import Loaded
-from aether_emu.linux.task.process import RLIMIT_STACK
+from aether_emu.linux.task.resource_limits import RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.protection import Protection

@@ -14,17 +14,20 @@ from typing import Any
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files import opening, tmp_capture
+from aether_emu.linux.files import lock_capture, opening, tmp_capture
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
 from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.holders import holder_of
 from aether_emu.linux.files.host_file import HostFile
 from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
-from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import text
 from aether_emu.linux.files.proc import ProcSource
@@ -32,9 +35,15 @@ from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
-from aether_emu.linux.net.socket import Socket
+from aether_emu.linux.net.socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Socket
 from aether_emu.records import dataclass
 
+_FAMILIES = {
+    AF_UNIX: "a unix socket",
+    AF_INET: "an internet socket",
+    AF_INET6: "an internet socket",
+    AF_NETLINK: "a netlink socket",
+}
 _NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
@@ -53,9 +62,7 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
 
     `mapped` are files that memory areas hold, whether or not a descriptor is left.
     """
-    if processes:
-        refuse_what_cannot_be_captured(processes[0].namespace)
-    seen = _Seen()
+    seen = _Seen(processes)
     tables = list(dict.fromkeys(files.table for files in processes))
     standings = list(dict.fromkeys(files.standing for files in processes))
     described = {
@@ -80,7 +87,10 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         ],
     }
     held = [seen.index(file) for file in mapped]
+    locks = lock_capture.capture(processes[0].namespace.locks, tables, seen.number) if processes else []
     files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
+    if processes:
+        _refuse_names(processes[0].namespace)
     in_memory = [node for node in map(node_of, seen.files) if node is not None]
     console = processes[0].namespace.terminals.console if processes else None
     return {
@@ -88,9 +98,8 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
         "inodes": processes[0].namespace.inodes.capture() if processes else {},
         "mapped": held,
-        "pipes": [
-            {"stat": list(astuple(p.stat)), "capacity": p.capacity, "content": p.content} for p in seen.pipes
-        ],
+        "locks": locks,
+        "pipes": [{"stat": list(astuple(pipe.stat)), **pipe.capture()} for pipe in seen.pipes],
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": files,
         **described,
@@ -104,12 +113,14 @@ def restore(
     streams: Mapping[str, Stream],
     made: Callable[[int, Files], None] = lambda index, files: None,
     notice: Callable[[State, Files], OpenFile] | None = None,
+    tell: Tell = lambda owner, descriptor, reason: None,
 ) -> Restored:
     """What `capture` described, in a fresh namespace with the same grants.
 
     `sources` are the processes' /proc sources in the same order, `streams` the standard streams by name.
     `made` is told of each process's files while they are still empty: what is open in /proc looks for them.
-    `notice` makes a file that tells of time, processes or signals for who has it open.
+    `notice` makes a file that tells of time, processes or signals for who has it open; `tell` signals the
+    owner of a file.
     """
     processes: list[Files] = []
     if not state["processes"]:
@@ -118,7 +129,7 @@ def restore(
     console = namespace.terminals.find_console(streams)
     if console is not None and state["console"] is not None:
         console.restore(state["console"])
-    restoring = _Restoring(state, namespace, streams, notice)
+    restoring = _Restoring(state, namespace, streams, notice, tell)
     try:
         tables: dict[int, Files] = {}
         standings: dict[int, Files] = {}
@@ -133,6 +144,9 @@ def restore(
         for index, files in standings.items():
             restoring.place(files, state["standings"][index])
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
+        first = processes[0]
+        locks = first.namespace.locks
+        lock_capture.restore(state["locks"], locks, tables, lambda index: restoring.file(index, first))
         for file in mapped:
             file.hold()
         return Restored(processes, mapped)
@@ -154,18 +168,18 @@ def _sharing(namespace: Namespace, source: ProcSource, table: Files | None, stan
     return Files(namespace, source, table=theirs, standing=where)
 
 
-def refuse_what_cannot_be_captured(namespace: Namespace) -> None:
-    """Raise CaptureError while there are named pipes, or locks on files."""
-    if namespace.specials:
-        raise CaptureError("there is a named pipe or a named socket: its state can't be captured")
-    if len(namespace.locks):
-        raise CaptureError("files are locked: who holds the locks can't be captured")
+def _refuse_names(namespace: Namespace) -> None:
+    """Raise CaptureError while a named pipe or socket has a name in a directory of the host."""
+    for name, special in namespace.specials.all():
+        sort = "pipe" if special.is_fifo else "socket"
+        raise CaptureError(f"there is a named {sort}, {shown(name)}: its state can't be captured")
 
 
 class _Seen:
     """Everything met so far, numbered in the order of first sight."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Sequence[Files]) -> None:
+        self._processes = processes
         self.files: list[OpenFile] = []
         self.pipes: list[Pipe] = []
         self.memories: list[MemoryFile] = []
@@ -187,18 +201,30 @@ class _Seen:
                 self.memories.append(file)
         return self._numbers[id(file)]
 
+    def number(self, file: OpenFile) -> int | None:
+        """Its number, None if it was not met."""
+        return self._numbers.get(id(file))
+
+    def refusal(self, kind: str, file: OpenFile) -> CaptureError:
+        """That a file of this kind is open, and who has it."""
+        holder = holder_of(self._processes, file)
+        return CaptureError(f"{kind} is open as {holder}: its state can't be captured")
+
     def shared(self, thing: Pipe | Memory) -> int:
         return self._numbers[id(thing)]
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, FifoEnd) or (isinstance(file, PipeEnd) and file.pipe.has_packets):
-        raise CaptureError("an open named pipe, or a pipe with packets, can't be captured")
+    if isinstance(file, FifoEnd):
+        raise seen.refusal("a named pipe", file)
     if isinstance(file, Socket):
-        raise CaptureError("a socket is open: its state can't be captured")
+        raise seen.refusal(_FAMILIES.get(file.family, "a socket"), file)
     if file.is_terminal and not isinstance(file, StreamFile):
-        raise CaptureError("a pseudo-terminal is open: its state can't be captured")
+        raise seen.refusal("a pseudo-terminal", file)
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
+    if file.owner is not None:
+        told = [each.get(file) for each in file.listeners()] if file.flags & fl.FASYNC else []
+        described["owner"] = [*file.owner.capture(), next((fd for fd in told if fd is not None), None)]
     node = node_of(file)
     if node is not None:
         return {**described, "tmpfs": tmp_capture.describe_open(file, node)}
@@ -211,8 +237,9 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
         described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
+        described["line"] = [[fd, seen.index(f)] for fd, f in file.line]
     elif isinstance(file, HostFile | Located):
-        _require_name(file)
+        _require_name(file, seen)
     return described
 
 
@@ -226,7 +253,7 @@ def _describe_memory(file: MemoryFile) -> State:
     }
 
 
-def _require_name(file: HostFile | Located) -> None:
+def _require_name(file: HostFile | Located, seen: _Seen) -> None:
     """Refuse unless the file is what its guest path leads to."""
     place = file.place()
     if place.node is not None:
@@ -238,7 +265,7 @@ def _require_name(file: HostFile | Located) -> None:
         same = False
     if file.dentry.detached or not same:
         name = shown(text(file.dentry.path))
-        raise CaptureError(f"{name} is open but no longer has this name: its state can't be captured")
+        raise seen.refusal(f"{name}, which no longer has this name,", file)
 
 
 def _gone() -> bytes:
@@ -254,8 +281,9 @@ class _Restoring:
         namespace: Namespace,
         streams: Mapping[str, Stream],
         notice: Callable[[State, Files], OpenFile] | None,
+        tell: Tell,
     ) -> None:
-        self._notice = notice
+        self._notice, self._tell = notice, tell
         self._state, self._namespace, self._streams = state, namespace, streams
         self._files: dict[int, OpenFile] = {}
         self._memories: dict[int, MemoryFile] = {}
@@ -263,7 +291,7 @@ class _Restoring:
         self._pipes: list[Pipe] = []
         for described in state["pipes"]:
             pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
-            pipe.restore(described["capacity"], described["content"])
+            pipe.restore(described)
             self._pipes.append(pipe)
 
     def let_go(self) -> None:
@@ -293,11 +321,21 @@ class _Restoring:
             file.hold()
             file.position = described["position"]
             self._files[index] = file
+            if "owner" in described:
+                self._give_owner(file, *described["owner"])
             if isinstance(file, EpollFile):
                 for fd, member, *interest in described["members"]:
                     self._namespace.watches.add()
                     file.join(fd, self.file(member, viewer), Interest(*interest))
+                for fd, member in described["line"]:
+                    file.enlist((fd, self.file(member, viewer)))
         return self._files[index]
+
+    def _give_owner(self, file: OpenFile, *owner: int) -> None:
+        *fields, descriptor = owner
+        file.owner = Owner(self._tell, *fields)
+        if descriptor is not None:
+            set_asynchronous(file, descriptor, on=True)
 
     def _make(self, described: State, viewer: Files) -> OpenFile:
         kind, flags = described["kind"], described["flags"]

@@ -23,6 +23,7 @@ from aether_emu.linux.files.memory_file import (
 )
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import MOST_PER_CALL, POLLNVAL, SEEK_HOLE, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import set_asynchronous
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.table import DescriptorTable
@@ -30,7 +31,7 @@ from aether_emu.linux.files.table import DescriptorTable
 _COPY_STEP = 1 << 16
 _COPY_MOST = 1 << 20
 _CLOSE_RANGE_CLOEXEC = 4
-_FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX = 0x541B, 0x5421, 0x5450, 0x5451
+_FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX, _FIOASYNC = 0x541B, 0x5421, 0x5450, 0x5451, 0x5452
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL = 0, 1, 2, 3, 4
 _F_DUPFD_CLOEXEC, _F_SETPIPE_SZ, _F_GETPIPE_SZ, _F_ADD_SEALS, _F_GET_SEALS = range(1030, 1035)
 _FD_CLOEXEC = 1
@@ -266,10 +267,12 @@ class DescriptorOperations:
             return 0
         if command == _F_GETFL:
             return descriptor.file.flags
-        return self._fcntl_contents(self.table.file(fd), command, argument)
+        return self._fcntl_contents(fd, self.table.file(fd), command, argument)
 
-    def _fcntl_contents(self, file: OpenFile, command: int, argument: int) -> int:
+    def _fcntl_contents(self, fd: int, file: OpenFile, command: int, argument: int) -> int:
         if command == _F_SETFL:
+            if (file.flags ^ argument) & fl.FASYNC:
+                set_asynchronous(file, fd, on=bool(argument & fl.FASYNC))
             file.flags = file.flags & ~fl.SETTABLE | argument & fl.SETTABLE
             return 0
         if command in (_F_GETPIPE_SZ, _F_SETPIPE_SZ):
@@ -293,6 +296,11 @@ class DescriptorOperations:
         if request == _FIONBIO:
             (on,) = struct.unpack("<i", fetch(4))
             file.flags = file.flags & ~fl.O_NONBLOCK | (fl.O_NONBLOCK if on else 0)
+            return b""
+        if request == _FIOASYNC:
+            (on,) = struct.unpack("<i", fetch(4))
+            if bool(on) != bool(file.flags & fl.FASYNC) and not set_asynchronous(file, fd, on=bool(on)):
+                raise Refused(errno.ENOTTY, f"a {file.kind} tells nobody by signals")
             return b""
         if request == _FIONREAD:
             return struct.pack("<i", min(file.available(), (1 << 31) - 1))

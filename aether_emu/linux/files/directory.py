@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import host
+from aether_emu.linux.files.listing import Listed, listed
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, WouldBlock
 from aether_emu.linux.files.place import Dentry, Named, Place, text
 from aether_emu.linux.files.stat import Stat, StatFs
 
 if TYPE_CHECKING:
-    from aether_emu.linux.files.namespace import Listed, Namespace
+    from aether_emu.linux.files.namespace import Namespace
 
 _DIRENT = struct.Struct("<QqHB")
 _LISTED = 200  # bytes that one entry of a listing takes beside its name
@@ -91,7 +92,7 @@ class OpenDirectory(Located):
         if self.is_gone:
             raise Refused(errno.ENOENT, "the directory was removed")
         if self.listing is None:
-            self.keep(self.namespace.list(self.place()))
+            self.keep(listed(self.namespace, self.place()))
         assert self.listing is not None
         found = bytearray()
         while self.position < len(self.listing):

@@ -1,17 +1,20 @@
 """epoll(7): a set of open files, and which of them are ready.
 
-    (descriptor, file) -> Interest: what is asked, the caller's 64 bits, what an edge already showed
+    (descriptor, file) -> Interest: what is asked, the caller's 64 bits
+    the line           -> members that may be ready, in the order in which they became so
 
-Level-triggered interests report as long as the file is ready. An edge-triggered one reports what it has
-not shown since the last edge. Each interest stands in its file's wait queues for that, from when it joins
-the set until it leaves: whoever wakes a queue, in whatever process, makes an edge. The set tells it in turn
-to the tasks that wait for it, and to the sets that it is a member of.
+Each member stands in its file's wait queues, from when it joins the set until it leaves: whoever wakes a
+queue, in whatever process, puts it at the end of the line, unless it is there already. Whoever asks the set
+takes members from the line's beginning. A level-triggered one that was ready goes to the end again, behind
+those for which there was no room; an edge-triggered one comes back with the next wake. The set tells of the
+line in turn to the tasks that wait for it, and to the sets that it is a member of.
 """
 
 from __future__ import annotations
 
 import errno
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
@@ -61,11 +64,14 @@ class Waited(NamedTuple):
 
 @dataclass
 class Interest:
-    """One member. `shown` are the events that were reported since the last edge."""
+    """What is asked of one member."""
 
     events: int
     data: int
-    shown: int = 0
+
+
+Key = tuple[int, OpenFile]
+"""A member: the descriptor by which it joined, and its file."""
 
 
 class _Ear:
@@ -74,17 +80,16 @@ class _Ear:
     A wake means `events`, and perhaps an error or the end of a connection.
     """
 
-    def __init__(self, owner: EpollFile, file: OpenFile, interest: Interest, events: int) -> None:
-        self._owner, self._file, self._interest = owner, file, interest
+    def __init__(self, owner: EpollFile, key: Key, interest: Interest, events: int) -> None:
+        self._owner, self._key, self._interest = owner, key, interest
         self._events = with_normal(events)
 
     def wake(self) -> None:
         """See `waiting.Waiter`. What nobody asks for is no edge; an error or a hang-up is one."""
         asked = self._interest.events
-        if not asked & ~_HOW or (not asked & self._events and not self._file.poll() & _ALWAYS):
+        if not asked & ~_HOW or (not asked & self._events and not self._key[1].poll() & _ALWAYS):
             return
-        self._interest.shown &= ~(self._events | _ALWAYS)
-        self._owner.stir()
+        self._owner.enlist(self._key)
 
     def wake_one(self) -> bool:
         """See `waiting.OneOfMany` (EPOLLEXCLUSIVE): a set that nobody waits for takes no wake from others."""
@@ -124,7 +129,9 @@ class EpollFile(OpenFile):
         super().__init__(fl.O_RDWR, stat)
         self._watches = watches
         self.changed = WaitQueue()
-        self._members: dict[tuple[int, OpenFile], _Member] = {}
+        self._members: dict[Key, _Member] = {}
+        self._line: dict[Key, None] = {}
+        self._by_host: dict[Key, None] = {}  # members of which only the host knows, which wakes nobody
         self._around: weakref.WeakKeyDictionary[EpollFile, dict[int, Interest]] = weakref.WeakKeyDictionary()
 
     def __len__(self) -> int:
@@ -169,37 +176,50 @@ class EpollFile(OpenFile):
         interest.events |= _ALWAYS
         self.join(fd, file, interest)
         if self._due(file, interest, {}):
-            self.stir()
+            self.enlist((fd, file))
 
-    def stir(self) -> None:
-        """Something about a member changed: wake who waits for this set, or for one around it, each once."""
+    def enlist(self, key: Key) -> None:
+        """A member may be ready: wake who waits for this set, or for one around it, each once."""
+        self._line.setdefault(key)
         reached = {self: None}
-        for inner in (line := [self]):  # which grows on the way
+        for inner in (sets := [self]):  # which grows on the way
             inner.changed.wake()
             for outer, interests in inner._around.items():
-                for interest in interests.values():
-                    interest.shown &= ~with_normal(POLLIN)
+                for fd, interest in interests.items():
+                    if interest.events & with_normal(POLLIN):
+                        outer._line.setdefault((fd, inner))
                 if outer not in reached:
                     reached[outer] = None
-                    line.append(outer)
+                    sets.append(outer)
+
+    @property
+    def line(self) -> list[Key]:
+        """The members that may be ready, the first one first."""
+        return list(self._line)
 
     def join(self, fd: int, file: OpenFile, interest: Interest) -> None:
-        """Make the file that `fd` names a member, or ask something else of it. Its place in the set stays."""
+        """Make the file that `fd` names a member, or ask something else of it, which keeps its place."""
         ears: list[tuple[WaitQueue, _Ear]] = []
+        key = (fd, file)
         if isinstance(file, EpollFile):
             file._around.setdefault(self, {})[fd] = interest
         else:
             ears = [
-                (queue, _Ear(self, file, interest, bit))
+                (queue, _Ear(self, key, interest, bit))
                 for bit in (POLLIN, POLLOUT)
                 for queue in file.queues(bit)
             ]
-        self._members[fd, file] = member = _Member(interest, ears)
+            if any(isinstance(queue, HostQueue) for queue, _ear in ears):
+                self._by_host[key] = None
+        if key not in self._members:
+            file.watchers = Counter() if file.watchers is None else file.watchers
+            file.watchers[self] += 1
+        self._members[key] = member = _Member(interest, ears)
         member.enter()
 
     def members(self) -> Iterator[tuple[int, OpenFile, Interest]]:
-        """(descriptor, file, interest) of each, in the order in which they report."""
-        for (fd, file), member in self._living():
+        """(descriptor, file, interest) of each."""
+        for (fd, file), member in self._members.items():
             yield fd, file, member.interest
 
     def details(self) -> bytes:
@@ -210,15 +230,26 @@ class EpollFile(OpenFile):
             for fd, file, interest in self.members()
         )
 
-    def _remove(self, key: tuple[int, OpenFile]) -> None:
+    def _remove(self, key: Key) -> None:
         self._members.pop(key).leave()
+        self._line.pop(key, None)
+        self._by_host.pop(key, None)
         self._watches.drop()
         fd, file = key
+        assert file.watchers is not None, "it was a member"
+        file.watchers[self] -= 1
+        if not file.watchers[self]:
+            del file.watchers[self]
         if isinstance(file, EpollFile):
             interests = file._around[self]
             del interests[fd]
             if not interests:
                 del file._around[self]
+
+    def lose(self, file: OpenFile) -> None:
+        """See `Watcher`: what is open nowhere any more is no member."""
+        for key in [key for key in self._members if key[1] is file]:
+            self._remove(key)
 
     def release(self) -> None:
         """See `OpenFile.release`: a closed set contains nothing."""
@@ -244,38 +275,41 @@ class EpollFile(OpenFile):
 
     def _inner(self) -> set[EpollFile]:
         """The sets that are members."""
-        return {file for (_, file), _ in self._living() if isinstance(file, EpollFile)}
+        return {file for _, file in self._members if isinstance(file, EpollFile)}
 
     def _outer(self) -> set[EpollFile]:
         """The sets that this one is a member of."""
         return set(self._around)
 
-    def _living(self) -> Iterator[tuple[tuple[int, OpenFile], _Member]]:
-        """The members whose file is still open somewhere; the others are gone from the set, as in Linux."""
-        for key in [key for key in self._members if not key[1].is_held]:
-            self._remove(key)
-        yield from self._members.items()
-
     # ---- waiting
 
     def ready(self, most: int) -> list[tuple[int, int]]:
-        """Up to `most` (events, data) to report now. What was reported goes to the end of the queue."""
+        """Up to `most` (events, data) to report now."""
         found: list[tuple[int, int]] = []
         known: dict[EpollFile, int] = {}
-        for key, member in list(self._living()):
+        again: list[Key] = []
+        for key in self._candidates():
             if len(found) == most:
                 break
-            interest = member.interest
+            del self._line[key]
+            interest = self._members[key].interest
             events = self._due(key[1], interest, known)
             if not events:
                 continue
             found.append((events, interest.data))
-            del self._members[key]
-            self._members[key] = member
-            interest.shown |= events
             if interest.events & EPOLLONESHOT:
                 interest.events &= _HOW
+            elif not interest.events & EPOLLET:
+                again.append(key)
+        self._line.update(dict.fromkeys(again))
         return found
+
+    def _candidates(self) -> list[Key]:
+        """The line, with what the host has made ready."""
+        for key in self._by_host:
+            if key[1].poll() and not self._members[key].interest.events & EPOLLET:
+                self._line.setdefault(key)
+        return list(self._line)
 
     @staticmethod
     def _due(file: OpenFile, interest: Interest, known: dict[EpollFile, int]) -> int:
@@ -283,11 +317,7 @@ class EpollFile(OpenFile):
         if not interest.events & ~_HOW:
             return 0  # disabled by EPOLLONESHOT
         events = with_normal(file._look(known)) if isinstance(file, EpollFile) else polled(file)
-        events &= interest.events | POLLERR | POLLHUP
-        interest.shown &= events
-        if interest.events & EPOLLET and not events & ~interest.shown:
-            return 0
-        return events
+        return events & (interest.events | _ALWAYS)
 
     def waited(self) -> list[Waited]:
         """Everything that the set waits for."""
@@ -309,8 +339,12 @@ class EpollFile(OpenFile):
     def _look(self, known: dict[EpollFile, int]) -> int:
         """`poll`, but once for each set, in however many ways it is a member."""
         if self not in known:
-            due = any(self._due(file, interest, known) for _, file, interest in self.members())
-            known[self] = POLLIN if due else 0
+            known[self] = 0
+            for key in self._candidates():
+                if self._due(key[1], self._members[key].interest, known):
+                    known[self] = POLLIN
+                    break
+                del self._line[key]
         return known[self]
 
 

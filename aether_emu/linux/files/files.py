@@ -127,8 +127,8 @@ class Files(DescriptorOperations):
     def mount_texts(self) -> Mapping[str, Callable[[], bytes]]:
         """What the namespace tells about itself in /proc."""
         return {
-            "mounts": self.namespace.mounts_text,
-            "mountinfo": self.namespace.mountinfo_text,
+            "mounts": self.namespace.mounts.table_text,
+            "mountinfo": self.namespace.mounts.info_text,
         }
 
     # From descriptors and paths to places
@@ -373,7 +373,7 @@ class Files(DescriptorOperations):
     def _target(self, link: Place) -> bytes:
         """What a link says. That of a magic link to a file with a name is seen from this process's root."""
         if isinstance(link.node, Link):
-            self.namespace.require_inspection(link)
+            self.namespace.rights.require_inspection(link)
         found = link.node.file if isinstance(link.node, Link) else None
         if self.root is not None and isinstance(found, Located) and not found.is_gone:
             return self._seen(found.dentry.path)

@@ -32,14 +32,15 @@ O_PATH = 0o10000000
 O_TMPFILE_BIT = 0o20000000
 """`O_TMPFILE` is this bit together with `O_DIRECTORY`."""
 
-SETTABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | FASYNC
-"""What `fcntl(F_SETFL)` may change."""
+SETTABLE = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME
+"""What `fcntl(F_SETFL)` may change; FASYNC where the kind of file has it."""
 ONLY_AT_OPEN = O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC | O_CLOEXEC
 """What `fcntl(F_GETFL)` no longer shows."""
 KNOWN_OPEN_FLAGS = (
     O_ACCMODE
     | ONLY_AT_OPEN
     | SETTABLE
+    | FASYNC
     | O_SYNC
     | O_LARGEFILE
     | O_DIRECTORY

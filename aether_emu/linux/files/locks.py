@@ -66,6 +66,16 @@ class FileLocks:
         """Whoever waits for a lock, on whatever file."""
         return (waiter for there in self._by_file.values() for waiter in there.freed)
 
+    def held(self) -> list[tuple[Hashable, list[Lock], dict[OpenFile, int]]]:
+        """What is locked, for capture: of each file its key, the ranges, and the open files with flock's."""
+        by_file = self._by_file.items()
+        return [(key, there.ranges, there.whole) for key, there in by_file if there.ranges or there.whole]
+
+    def go_on(self, file: OpenFile, ranges: list[Lock], whole: dict[OpenFile, int]) -> None:
+        """Hold captured locks on a file that has none."""
+        there = self._there(file)
+        there.ranges, there.whole = ranges, whole
+
     def _there(self, file: OpenFile) -> _Locked:
         return self._by_file.setdefault(key_of(file), _Locked())
 

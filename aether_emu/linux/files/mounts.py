@@ -16,7 +16,14 @@ EXT4_MAGIC = 0xEF53
 TMPFS_MAGIC = 0x01021994
 PROC_MAGIC = 0x9FA0
 DEVPTS_MAGIC = 0x1CD1
-_NAMES = {EXT4_MAGIC: b"ext4", TMPFS_MAGIC: b"tmpfs", PROC_MAGIC: b"proc", DEVPTS_MAGIC: b"devpts"}
+SYSFS_MAGIC = 0x62656572
+_NAMES = {
+    EXT4_MAGIC: b"ext4",
+    TMPFS_MAGIC: b"tmpfs",
+    PROC_MAGIC: b"proc",
+    DEVPTS_MAGIC: b"devpts",
+    SYSFS_MAGIC: b"sysfs",
+}
 
 
 @dataclass(frozen=True)
@@ -82,3 +89,30 @@ class MountTable:
     def all(self) -> list[Mount]:
         """Every mount in the order of their paths."""
         return [self._by_path[path] for path in sorted(self._by_path)]
+
+    def table_text(self) -> bytes:
+        """/proc/mounts."""
+        lines = []
+        for m in self.all():
+            mode = b"rw" if m.writable else b"ro"
+            lines.append(
+                b"%s %s %s %s,nosuid,relatime 0 0\n" % (m.kind_name, _escaped(m.path), m.kind_name, mode)
+            )
+        return b"".join(lines)
+
+    def info_text(self) -> bytes:
+        """/proc/self/mountinfo (proc_pid_mountinfo(5))."""
+        lines = []
+        for m in self.all():
+            mode = b"rw" if m.writable else b"ro"
+            ids = b"%d %d %d:%d" % (m.number + 20, 1, os.major(m.dev), os.minor(m.dev))
+            fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
+            lines.append(b"%s / %s %s,nosuid,relatime - %s %s %s\n" % fields)
+        return b"".join(lines)
+
+
+def _escaped(path: tuple[bytes, ...]) -> bytes:
+    """A path as mount tables show it: what separates fields is octal (getmntent(3))."""
+    return b"".join(
+        b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in b"/" + b"/".join(path)
+    )

@@ -26,27 +26,28 @@ from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
-from aether_emu.linux.files.host import by_descriptor, is_kernel_interface, refusals
+from aether_emu.linux.files.host import is_kernel_interface
 from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import (
     DEVPTS_MAGIC,
     EXT4_MAGIC,
     PROC_MAGIC,
+    SYSFS_MAGIC,
     TMPFS_MAGIC,
     Bind,
     Mount,
     MountTable,
 )
 from aether_emu.linux.files.place import Dentry, Entry, GuestPath, Place, place_of, text
-from aether_emu.linux.files.proc import Viewer, proc_tree
+from aether_emu.linux.files.proc import Viewer, proc_tree, sys_tree
+from aether_emu.linux.files.rights import Rights, of_a_process
 from aether_emu.linux.files.special import Special, Specials
 from aether_emu.linux.files.stat import BLOCK, Stat, StatFs
-from aether_emu.linux.files.synthetic import Device, Directory, Node, Opened, device_tree, rdev
+from aether_emu.linux.files.synthetic import Node, Opened, Text, device_tree, rdev
 from aether_emu.linux.files.terminals import TerminalNames
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpNode
 from aether_emu.linux.files.walk import NO_CHILDREN, FileSystemGate, Walk, checked
-from aether_emu.records import dataclass
 
 if TYPE_CHECKING:
     from aether_emu.linux.net.inbox import SocketAccount
@@ -57,23 +58,6 @@ _ANONYMOUS_DEV = os.makedev(0, 12)
 _STORAGE_BLOCKS = (64 << 30) // BLOCK
 IN_MEMORY: tuple[GuestPath, ...] = ((b"tmp",), (b"dev", b"shm"))
 """Where a tmpfs is mounted, whatever the root is."""
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One line of a directory: a name, its inode number and its `DT_*` type."""
-
-    name: bytes
-    number: int
-    kind: int
-
-
-_NAMES_PER_LOOK = 4096
-_INSIDE = frozenset(
-    b"environ auxv maps smaps smaps_rollup mem pagemap exe cwd root fd fdinfo io syscall ns "
-    b"personality".split()
-)
-"""What of a process only those may see who may inspect it."""
 
 
 def _unmapped(key: FileKey, first: int, second: int) -> None:
@@ -131,10 +115,7 @@ class Namespace:
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
-        self.process_owner: Callable[[int, bool], tuple[int, int]] = lambda number, folder: (uid, gid)
-        """Who owns what /proc has of a process or thread: of its `folder` itself, or what is in it."""
-        self.may_inspect: Callable[[int], bool] = lambda number: True
-        """Whether who looks may look into a process or thread."""
+        self.rights = Rights(self.actor, uid, gid)
         self.executed: Counter[FileKey] = Counter()
         """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
@@ -200,6 +181,7 @@ class Namespace:
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),
             ((b"dev", b"pts"), DEVPTS_MAGIC, lambda viewer: terminals),
+            ((b"sys",), SYSFS_MAGIC, sys_tree),
         ):
             if self.mounts.at(path) is None:
                 self._mount(path, kind, make=make)
@@ -341,52 +323,6 @@ class Namespace:
         entry.parent.close()
         return place
 
-    # Rights
-
-    def owner(self, place: Place) -> tuple[int, int]:
-        """(uid, gid) of what is at `place`."""
-        node = place.node
-        if isinstance(node, TmpNode | Special):
-            return node.uid, node.gid
-        if node is None:
-            return self.uid, self.gid
-        if isinstance(node, Device):
-            return node.owner
-        if isinstance(node, Opened):
-            stat = node.file.stat()
-            return stat.uid, stat.gid
-        if _of_a_process(place.mount, place.path):
-            number, rest = _process_in(place)
-            return self.process_owner(number, not rest)
-        return 0, 0
-
-    def permits(self, place: Place, wanted: int) -> bool:
-        """Whether who looks has the rights `wanted` (R_OK, W_OK, X_OK) to what is at `place`.
-
-        The host's user must have them too, for what is the host's.
-        """
-        return self.actor.credentials.permits(place.mode, *self.owner(place), wanted)
-
-    def require(self, place: Place, wanted: int) -> None:
-        """Refused(EACCES) unless it `permits` that, and for what shows a process, unless that may be seen."""
-        if not self.permits(place, wanted):
-            raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
-        if place.node is not None:
-            self.require_inspection(place)
-
-    def require_inspection(self, place: Place) -> None:
-        """Refused(EACCES) for what shows the inside of a process that is not the looking one's to inspect."""
-        if not _of_a_process(place.mount, place.path):
-            return
-        number, rest = _process_in(place)
-        if rest and rest[0] in _INSIDE and not self.may_inspect(number):
-            raise Refused(errno.EACCES, f"{shown(text(place.path))} is another user's")
-
-    def require_owner(self, place: Place) -> None:
-        """Refused(EPERM) unless who looks may do what the owner may."""
-        if not self.actor.credentials.owns(self.owner(place)[0]):
-            raise Refused(errno.EPERM, f"{shown(text(place.path))} is another user's")
-
     # Looking
 
     def inode(self, place: Place) -> Inode:
@@ -395,8 +331,8 @@ class Namespace:
             return place.inode
         if place.status is not None:
             return self.inodes.see(place.status)
-        if _of_a_process(place.mount, place.path):
-            return Inode(_number(place.path))
+        if of_a_process(place.mount, place.path):
+            return Inode(number_of(place.path))
         return self.inodes.of(place.key)
 
     def stat(self, place: Place) -> Stat:
@@ -418,7 +354,8 @@ class Namespace:
                 *(inode.atime, inode.mtime, inode.ctime),
             )
         return Stat(
-            *(place.mount.dev, inode.number, node.mode, 1, *self.owner(place), rdev(node), 0),
+            *(place.mount.dev, inode.number, node.mode, 1, *self.rights.owner(place), rdev(node)),
+            node.size if isinstance(node, Text) else 0,
             *(inode.atime, inode.mtime, inode.ctime),
         )
 
@@ -463,75 +400,6 @@ class Namespace:
         blocks = _STORAGE_BLOCKS if mount.kind == EXT4_MAGIC else 0
         return StatFs(mount.kind, mount.number, blocks, blocks // 2, not mount.writable)
 
-    def list(self, place: Place) -> list[Listed]:
-        """What is in a directory: `.` and `..`, then all names in byte order."""
-        kinds: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
-        numbers: dict[bytes, int] = {}
-        if place.status is not None:
-            kinds = self._list_host(place)
-        elif isinstance(place.node, TmpDirectory):
-            kinds = {name: (node.key, node.mode) for name, node in place.node.entries.items()}
-            numbers = {name: node.inode.number for name, node in place.node.entries.items()}
-        elif isinstance(place.node, Directory):
-            kinds = {name: ((*place.path, name), node.mode) for name, node in place.node.children().items()}
-        kinds.update((name, (node.key, node.mode)) for name, node in self.specials.inside(place.key))
-        for name in self.mounts.names_below(place.path):
-            path = (*place.path, name)
-            mount = self.mounts.at(path)
-            if mount is not None:
-                root = self.root_of(mount, None)
-                kinds[name] = (root.key, root.mode)
-                numbers[name] = self.inode(root).number
-            elif name not in kinds or not modes.S_ISDIR(kinds[name][1]):
-                kinds[name] = (path, modes.S_IFDIR)
-        here = self.inode(place).number
-        listed = [
-            Listed(b".", here, modes.S_IFDIR >> 12),
-            Listed(b"..", self._above(place), modes.S_IFDIR >> 12),
-        ]
-        by_number = place.mount.kind == PROC_MAGIC
-        for index, name in enumerate(sorted(kinds, key=_as_number if by_number else None)):
-            if index % _NAMES_PER_LOOK == 0:
-                self.look()
-            key, mode = kinds[name]
-            if place.status is None and _of_a_process(place.mount, (*place.path, name)):
-                number = _number((*place.path, name))
-            else:
-                number = numbers.get(name) or self.inodes.of(key).number
-            listed.append(Listed(name, number, modes.S_IFMT(mode) >> 12))
-        return listed
-
-    def _list_host(self, place: Place) -> dict[bytes, tuple[tuple[int, int] | GuestPath, int]]:
-        assert place.status is not None
-        found: dict[bytes, tuple[tuple[int, int] | GuestPath, int]] = {}
-        with refusals(f"directory {shown(text(place.path))}"):
-            fd = os.open(by_descriptor(place.fd), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                with os.scandir(fd) as entries:
-                    for index, item in enumerate(entries):
-                        if index % _NAMES_PER_LOOK == 0:
-                            self.look()
-                        name = os.fsencode(item.name)
-                        found[name] = ((place.status.st_dev, item.inode()), _type_of(item))
-            finally:
-                os.close(fd)
-        return found
-
-    def _above(self, place: Place) -> int:
-        above = place.path[:-1]
-        mount = self.mounts.at(above)
-        if isinstance(place.node, TmpDirectory) and place.node.parent is not None:
-            return place.node.parent.inode.number
-        if mount is not None:
-            return self.inode(self.root_of(mount, None)).number
-        if place.status is None or self.mounts.at(place.path) is not None:
-            return self.inodes.of(above).number
-        try:
-            status = os.stat(b"..", dir_fd=place.fd)
-        except OSError:  # a directory may be listed that can't be searched
-            return self.inodes.of(above).number
-        return self.inodes.of((status.st_dev, status.st_ino)).number
-
     # Names of what is held open
 
     def remember(self, place: Place) -> Dentry:
@@ -556,64 +424,7 @@ class Namespace:
             elif exchange and dentry.path[: len(new)] == new:
                 dentry.path = old + dentry.path[len(new) :]
 
-    # Texts of /proc
 
-    def mounts_text(self) -> bytes:
-        """/proc/mounts."""
-        lines = []
-        for m in self.mounts.all():
-            mode = b"rw" if m.writable else b"ro"
-            lines.append(
-                b"%s %s %s %s,nosuid,relatime 0 0\n" % (m.kind_name, _escaped(m.path), m.kind_name, mode)
-            )
-        return b"".join(lines)
-
-    def mountinfo_text(self) -> bytes:
-        """/proc/self/mountinfo (proc_pid_mountinfo(5))."""
-        lines = []
-        for m in self.mounts.all():
-            mode = b"rw" if m.writable else b"ro"
-            ids = b"%d %d %d:%d" % (m.number + 20, 1, os.major(m.dev), os.minor(m.dev))
-            fields = (ids, _escaped(m.path), mode, m.kind_name, m.kind_name, mode)
-            lines.append(b"%s / %s %s,nosuid,relatime - %s %s %s\n" % fields)
-        return b"".join(lines)
-
-
-def _of_a_process(mount: Mount, path: GuestPath) -> bool:
-    """Whether this is the folder of a process in /proc, or below it. They come and go: no table has them."""
-    below = path[len(mount.path) :]
-    return mount.kind == PROC_MAGIC and bool(below) and below[0].isdigit()
-
-
-def _process_in(place: Place) -> tuple[int, GuestPath]:
-    """The number of the process or thread whose folder it is or is in, and where in that."""
-    below = place.path[len(place.mount.path) :]
-    if below[1:2] == (b"task",) and below[2:]:
-        return int(below[2]), below[3:]
-    return int(below[0]), below[1:]
-
-
-def _number(path: GuestPath) -> int:
+def number_of(path: GuestPath) -> int:
     """An inode number made from a name, above those that are given one after the other."""
     return 1 << 32 | zlib.crc32(text(path))
-
-
-def _as_number(name: bytes) -> tuple[int, bytes]:
-    """Numbers in ascending order, behind what is none."""
-    return (len(name) if name.isdigit() else 0, name)
-
-
-def _escaped(path: GuestPath) -> bytes:
-    """A path as mount tables show it: what separates fields is octal (getmntent(3))."""
-    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in text(path))
-
-
-def _type_of(item: os.DirEntry[str]) -> int:
-    """The file type of a host directory's entry, in the place that `st_mode` has it."""
-    if item.is_symlink():
-        return modes.S_IFLNK
-    if item.is_dir(follow_symlinks=False):
-        return modes.S_IFDIR
-    if item.is_file(follow_symlinks=False):
-        return modes.S_IFREG
-    return modes.S_IFMT(item.stat(follow_symlinks=False).st_mode)

@@ -221,8 +221,11 @@ SIGNAL_SIZE = 128
 def encode_signal(info: SignalInfo) -> bytes:
     """struct signalfd_siginfo (Linux: signalfd_copyinfo)."""
     pid = uid = fd = tid = band = overruns = status = value = address = 0
+    used = info.used
     if info.code == SI_TIMER:
         tid, overruns, value = info.pid, info.uid, info.value
+    elif info.file is not None:
+        band, fd = info.value, info.file
     elif info.code == SI_SIGIO:
         band, fd = info.pid & 0xFFFF_FFFF, info.value & 0x7FFF_FFFF
     elif info.is_fault:
@@ -234,4 +237,4 @@ def encode_signal(info: SignalInfo) -> bytes:
     error = int.from_bytes(info.raw[4:8], "little", signed=True)
     head = struct.pack("<IiiIIi", info.number, error, info.code, pid & 0xFFFF_FFFF, uid, fd)
     words = head + struct.pack("<IIIIII", tid, band, overruns, 0, status, value & 0xFFFF_FFFF)
-    return (words + struct.pack("<QQQQ", value, 0, 0, address)).ljust(SIGNAL_SIZE, b"\0")
+    return (words + struct.pack("<QQQQ", value, *used, address)).ljust(SIGNAL_SIZE, b"\0")

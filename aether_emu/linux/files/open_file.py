@@ -9,11 +9,13 @@ from __future__ import annotations
 import errno
 import os
 import select
+from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.ownership import Listeners, Owner, set_asynchronous
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
@@ -41,6 +43,13 @@ class WouldBlock:
     events: int
 
 
+class Watcher(Protocol):
+    """An epoll set."""
+
+    def lose(self, file: OpenFile) -> None:
+        """The file is gone."""
+
+
 class OpenFile:
     """One open file description. `flags` are the access mode and the status flags of `F_GETFL`."""
 
@@ -60,6 +69,9 @@ class OpenFile:
         self._holders = 0
         self.on_last_close: Callable[[OpenFile], None] | None = None
         """Whoever has to know that nobody refers to it any more, before it is released."""
+        self.owner: Owner | None = None
+        self.watchers: Counter[Watcher] | None = None
+        """The epoll sets that it is a member of, and how often."""
 
     @property
     def name_of_one(self) -> str:
@@ -84,6 +96,10 @@ class OpenFile:
         if self._holders == 0:
             if self.on_last_close is not None:
                 self.on_last_close(self)
+            for watcher in list(self.watchers or ()):
+                watcher.lose(self)
+            if self.flags & fl.FASYNC:
+                set_asynchronous(self, -1, on=False)
             self.release()
 
     def release(self) -> None:
@@ -153,6 +169,10 @@ class OpenFile:
 
     def queues(self, events: int) -> tuple[WaitQueue, ...]:
         """The queues that are woken when one of `events` may have come; none for what is always ready."""
+        return ()
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """Where it stands with O_ASYNC; nowhere if its kind tells nobody by signals."""
         return ()
 
     def poll(self) -> int:

@@ -91,7 +91,7 @@ def _create(
         return tmp_tree.create(namespace, entry, flags, mode, umask)
     if not parent.mount.writable or parent.fd < 0:
         raise Refused(errno.EROFS, f"{shown(text(parent.path))} is read-only")
-    namespace.require(parent, os.W_OK | os.X_OK)
+    namespace.rights.require(parent, os.W_OK | os.X_OK)
     how = fl.to_host(flags) | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         with host.umask(umask):
@@ -122,9 +122,9 @@ def open_place(namespace: Namespace, place: Place, flags: int, *, judged: bool =
     if place.is_directory:
         return _open_directory(namespace, place, flags)
     if not judged:
-        namespace.require(place, _rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))
+        namespace.rights.require(place, _rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))
         if flags & fl.O_NOATIME:
-            namespace.require_owner(place)
+            namespace.rights.require_owner(place)
     if place.node is not None:
         return _open_node(namespace, place, flags)
     return _open_host_file(namespace, place, flags)
@@ -133,7 +133,7 @@ def open_place(namespace: Namespace, place: Place, flags: int, *, judged: bool =
 def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
     if wants_write(flags) or flags & fl.O_CREAT:
         raise Refused(errno.EISDIR, f"{shown(text(place.path))} is a directory")
-    namespace.require(place, os.R_OK)
+    namespace.rights.require(place, os.R_OK)
     fd = -1
     if place.fd >= 0:
         with host.refusals(f"{shown(text(place.path))}"):

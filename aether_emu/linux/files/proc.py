@@ -24,7 +24,7 @@ from aether_emu.linux.files.synthetic import Control, Directory, Link, Node, Tex
 
 _FOLDER = modes.S_IFDIR | 0o555
 _LONGEST_NUMBER = 10
-Provided = Callable[[], bytes] | Text | Control | Region | Link
+Provided = Callable[[], bytes] | Text | Control | Region | Link | Directory
 """What is behind a name: a text that everybody may read, called when the file is read, or a node."""
 
 
@@ -87,6 +87,10 @@ class ProcSource(Protocol):
     def find(self, number: int) -> ShownTask | None:
         """The process or thread with that number."""
 
+    @property
+    def system(self) -> Mapping[str, Provided]:
+        """The same of /sys, of which only the machine is shown."""
+
 
 class Viewer(OpenFiles, Protocol):
     """The process that looks at /proc."""
@@ -104,6 +108,15 @@ def proc_tree(viewer: Viewer | None) -> Directory:
     return Directory(lambda: root, _FOLDER)
 
 
+def sys_tree(viewer: Viewer | None) -> Directory:
+    """/sys, likewise."""
+    tree: _Tree = {}
+    for name, provided in {} if viewer is None else viewer.proc.system.items():
+        _plant(tree, name.encode().split(b"/"), _node(provided))
+    nodes = _nodes(tree)
+    return Directory(lambda: nodes, _FOLDER)
+
+
 class _Root(Mapping[bytes, Node]):
     """What is in /proc, by name."""
 
@@ -114,7 +127,7 @@ class _Root(Mapping[bytes, Node]):
             b"thread-self": Link(lambda: b"%d/task/%d" % (source.pid, source.tid)),
             b"mounts": Link(lambda: b"self/mounts"),
             b"net": Link(lambda: b"self/net"),
-            b"filesystems": Text(lambda: b"nodev\tproc\nnodev\ttmpfs\n\text4\n"),
+            b"filesystems": Text(lambda: b"nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\n\text4\n"),
         }
         for name, provided in source.texts.items():
             _plant(tree, name.encode().split(b"/"), _node(provided))

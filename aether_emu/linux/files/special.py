@@ -51,6 +51,10 @@ class Specials:
         """The one with this name."""
         return self._by_name.get((directory, name))
 
+    def all(self) -> Iterator[tuple[bytes, Special]]:
+        """Every one with its last name."""
+        return ((name, special) for (_where, name), special in self._by_name.items())
+
     def inside(self, directory: Hashable) -> Iterator[tuple[bytes, Special]]:
         """The names in a directory."""
         return ((name, special) for (where, name), special in self._by_name.items() if where == directory)

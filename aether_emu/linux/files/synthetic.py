@@ -28,7 +28,7 @@ class Directory:
 
 @dataclass(frozen=True)
 class Text:
-    """A file whose contents are made when it is read from its beginning. Its size shows as 0, as in /proc.
+    """A file whose contents are made when it is read from its beginning. `size` is what shows as its size.
 
     `accept` gets what one write(2) brings, as that of a `Control`; without it nobody writes.
     """
@@ -36,6 +36,7 @@ class Text:
     provide: Callable[[], bytes]
     mode: int = modes.S_IFREG | 0o444
     accept: Callable[[bytes], int] | None = None
+    size: int = 0
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ class TerminalNames:
         return self._all
 
     @property
+    def pairs(self) -> int:
+        """How many pseudo-terminals there are (kernel.pty.nr)."""
+        return 0 if self._all is None else self._all.pairs
+
+    @property
     def console(self) -> Console | None:
         """The run's own."""
         return None if self._all is None else self._all.console

@@ -10,8 +10,9 @@ from typing import Any
 from aether_emu.errors import AetherError
 from aether_emu.linux.files.directory import Located, OpenDirectory, PathOnly
 from aether_emu.linux.files.inodes import Inode
+from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import MemoryFile
-from aether_emu.linux.files.namespace import Listed, Namespace
+from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.place import Place
 from aether_emu.linux.files.special import Special
@@ -81,7 +82,7 @@ def capture(namespace: Namespace, opened: Iterable[TmpNode]) -> State:
 def _describe(node: TmpNode | Special) -> State:
     if isinstance(node, Special):
         if node.pipe is not None and (node.pipe.readers or node.pipe.writers):
-            raise CaptureError("a named pipe is open: its state can't be captured")
+            raise CaptureError("a program waits to open a named pipe: the pipe's state can't be captured")
         return {"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)} | {
             "owner": [node.uid, node.gid]
         }

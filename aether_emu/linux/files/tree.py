@@ -234,17 +234,17 @@ def set_mode(namespace: Namespace, place: Place, mode: int) -> None:
         raise Refused(errno.EOPNOTSUPP, "a symbolic link has no mode of its own")
     memory = _memory_at(place)
     if memory is not None:
-        namespace.require_owner(place)
+        namespace.rights.require_owner(place)
         memory.set_mode(mode)
         return
     if isinstance(place.node, Special | TmpNode):
-        namespace.require_owner(place)
+        namespace.rights.require_owner(place)
         mode = _without_group(namespace, place.node.gid, mode)
         place.node.mode = modes.S_IFMT(place.node.mode) | mode & _PERMISSIONS
         namespace.inodes.changed(place.node.inode)
         return
     _require_on_writable(place)
-    namespace.require_owner(place)
+    namespace.rights.require_owner(place)
     if not (modes.S_ISREG(place.mode) or place.is_directory):
         raise Refused(errno.EPERM, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
     if mode & _SET_ID and not place.is_directory:
@@ -268,7 +268,7 @@ def set_owner(namespace: Namespace, place: Place, uid: int, gid: int) -> None:
     ours = isinstance(place.node, Special | TmpNode)
     if memory is None and not ours:
         _require_on_writable(place)
-    unchanged, (owner, group) = (-1, 0xFFFF_FFFF), namespace.owner(place)
+    unchanged, (owner, group) = (-1, 0xFFFF_FFFF), namespace.rights.owner(place)
     who = namespace.actor.credentials
     wanted = (owner if uid in unchanged else uid, group if gid in unchanged else gid)
     may_be_owner = uid in unchanged or (who.fsuid == owner == uid) or who.has(CHOWN)
@@ -295,10 +295,10 @@ def set_times(
     memory, ours = _memory_at(place), isinstance(place.node, Special | TmpNode)
     if memory is None and not ours:
         _require_on_writable(place)
-    if not namespace.actor.credentials.owns(namespace.owner(place)[0]):
+    if not namespace.actor.credentials.owns(namespace.rights.owner(place)[0]):
         if not touches:
             raise Refused(errno.EPERM, f"{shown(text(place.path))} is another user's")
-        namespace.require(place, os.W_OK)
+        namespace.rights.require(place, os.W_OK)
     if any(time is not None and not -(1 << 63) <= time // 10**9 < 1 << 63 for time in (atime, mtime)):
         raise Refused(errno.EINVAL, f"times {atime}, {mtime}")
     inode = namespace.inode(place) if memory is None else memory.inode
@@ -330,14 +330,14 @@ def allows(namespace: Namespace, place: Place, mode: int) -> None:
     if place.node is not None:
         if mode & os.W_OK and place.is_directory and not isinstance(place.node, TmpNode):
             raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
-        if not namespace.permits(place, mode):
+        if not namespace.rights.permits(place, mode):
             raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
         return
     if mode & os.W_OK and not place.mount.writable:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
     if mode and not (modes.S_ISREG(place.mode) or place.is_directory or place.is_link):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
-    if not namespace.permits(place, mode):
+    if not namespace.rights.permits(place, mode):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
     if not place.is_link and not os.access(host.by_descriptor(place.fd), mode, effective_ids=True):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} doesn't allow it")
@@ -359,7 +359,7 @@ def _require_writable(namespace: Namespace, directory: Place) -> None:
         directory.node.require_change()
         return
     _require_on_writable(directory)
-    namespace.require(directory, os.W_OK | os.X_OK)
+    namespace.rights.require(directory, os.W_OK | os.X_OK)
 
 
 def _require_on_writable(place: Place) -> None:
@@ -374,7 +374,7 @@ def _require_removal(namespace: Namespace, entry: Entry) -> None:
     assert place is not None, "it exists"
     if not entry.parent.mode & modes.S_ISVTX or who.has(FOWNER):
         return
-    if who.fsuid not in (namespace.owner(place)[0], namespace.owner(entry.parent)[0]):
+    if who.fsuid not in (namespace.rights.owner(place)[0], namespace.rights.owner(entry.parent)[0]):
         raise Refused(errno.EPERM, f"{shown(text(entry.path))} is another user's, in a sticky directory")
 
 

@@ -19,6 +19,7 @@ from aether_emu.linux.files.host import is_kernel_interface, refusals, refused
 from aether_emu.linux.files.mounts import Mount, MountTable
 from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import Viewer
+from aether_emu.linux.files.rights import Rights
 from aether_emu.linux.files.special import Specials
 from aether_emu.linux.files.synthetic import Directory, Link, Opened
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpLink
@@ -55,11 +56,9 @@ class Ground(Protocol):
     def top(self, viewer: Viewer | None) -> Place:
         """The guest's /."""
 
-    def require(self, place: Place, wanted: int) -> None:
-        """Refused(EACCES) unless who walks has the rights `wanted`."""
-
-    def require_inspection(self, place: Place) -> None:
-        """Refused(EACCES) for the inside of a process that is not the walking one's to inspect."""
+    @property
+    def rights(self) -> Rights:
+        """What who walks may do."""
 
 
 def checked(path: bytes) -> bytes:
@@ -170,7 +169,7 @@ class Walk:
         if self._links > MOST_LINKS:
             raise Refused(errno.ELOOP, f"more than {MOST_LINKS} symbolic links")
         if isinstance(link.node, Link):
-            self._ground.require_inspection(link)
+            self._ground.rights.require_inspection(link)
         if isinstance(link.node, Link) and link.node.file is not None:
             if self._resolve & (fl.RESOLVE_NO_MAGICLINKS | fl.RESOLVE_BENEATH | fl.RESOLVE_IN_ROOT):
                 raise Refused(errno.ELOOP, f"{shown(text(link.path))} is a magic link")
@@ -215,7 +214,7 @@ class Walk:
 
     def _host_child(self, here: Place, name: bytes, path: GuestPath) -> Place | None:
         if here.mode & 0o111 != 0o111:
-            self._ground.require(here, os.X_OK)
+            self._ground.rights.require(here, os.X_OK)
         try:
             fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=here.fd)
         except FileNotFoundError:
@@ -235,7 +234,7 @@ class Walk:
     def _require_search(self, here: Place) -> None:
         """EACCES unless names may be looked up in `here`: `.` and `..` count as such."""
         if here.mode & 0o111 != 0o111:
-            self._ground.require(here, os.X_OK)
+            self._ground.rights.require(here, os.X_OK)
             if here.status is None:
                 return
             with refusals(f"directory {shown(text(here.path))}"):

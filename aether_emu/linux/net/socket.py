@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple, Self
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import POLL_ERR, POLL_OUT, Listeners
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.net.inbox import NOBODY, Credentials, Inbox, Received, SocketAccount
 from aether_emu.linux.net.options import Options
@@ -70,6 +71,9 @@ class Socket(OpenFile):
         self.error = 0
         self.backlog = 0
         self.is_listening = self.reads_shut = self.writes_shut = False
+        self.told: Listeners | None = None
+        self.wants_room = False
+        """Whether somebody found no room since an owner was last told that there is some."""
         self.wanting: dict[Socket, None] = {}
         """Sockets that wait for room in this one's inbox, or in its line of connections."""
 
@@ -142,6 +146,28 @@ class Socket(OpenFile):
             (self.room,) if events & POLLOUT else ()
         )
 
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        if self.told is None:
+            self.told = Listeners()
+        return (self.told,)
+
+    def tell(self, reason: int) -> None:
+        """Something has come to the socket, as its owners are told it."""
+        if self.told:
+            self.told.tell(reason)
+
+    def tell_room(self) -> None:
+        """There is room again: who found none hears of it, once (Linux: SOCK_WAKE_SPACE)."""
+        if self.told and self.wants_room:
+            self.wants_room = False
+            self.told.tell(POLL_OUT)
+
+    def lacks_room(self) -> WouldBlock:
+        """There is no room to send."""
+        self.wants_room = True
+        return WouldBlock(self, POLLOUT)
+
     def available(self) -> int:
         """See `OpenFile.available`: bytes of a stream, or of the first message."""
         if self.is_listening:
@@ -180,6 +206,7 @@ class Socket(OpenFile):
         """The connection is over with an error."""
         self.error = number
         self.changed()
+        self.tell(POLL_ERR)
 
     def changed(self) -> None:
         """Something about the connection itself: whoever waits looks."""
@@ -195,4 +222,4 @@ class Socket(OpenFile):
     def wait_on(self, other: Socket) -> WouldBlock:
         """Wait until there is room in another socket."""
         other.wanting[self] = None
-        return WouldBlock(self, POLLOUT)
+        return self.lacks_room()

@@ -17,6 +17,7 @@ from enum import Enum, auto
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, WouldBlock
+from aether_emu.linux.files.ownership import POLL_HUP, POLL_IN, POLL_OUT
 from aether_emu.linux.net.address import Endpoint
 from aether_emu.linux.net.inbox import Credentials, Message, Received
 from aether_emu.linux.net.internet import InetSocket, Internet, best
@@ -194,7 +195,9 @@ class TcpSocket(InetSocket):
             client.listener, client.is_fresh = None, True
             self.line.append(made)
             client.room.wake()
+            client.tell(POLL_OUT)
             self.arrived.wake()
+            self.tell(POLL_IN)
 
     def _disconnect(self) -> None:
         """connect to AF_UNSPEC: the connection is reset, and the socket is as new."""
@@ -252,6 +255,8 @@ class TcpSocket(InetSocket):
         if self.writes_shut:
             self.state = State.CLOSED
         self.changed()
+        self.tell(POLL_HUP if self.writes_shut else POLL_IN)
+        self.tell(POLL_IN)  # the end is something to read too (Linux: tcp_data_queue)
 
     def reset(self) -> None:
         """The peer knows nothing of the connection any more. What has come is still to be read."""
@@ -282,7 +287,7 @@ class TcpSocket(InetSocket):
             return len(data)
         room = self.send_room()
         if not room:
-            return WouldBlock(self, POLLOUT)
+            return self.lacks_room()
         data = data[:room] if room < len(data) else data
         for at in range(0, len(data), _PIECE):
             piece = data[at : at + _PIECE] if len(data) > _PIECE else data
@@ -296,14 +301,16 @@ class TcpSocket(InetSocket):
                 break
             self.outstanding += len(piece)
         if not data:
-            return WouldBlock(self, POLLOUT)
+            return self.lacks_room()
         peer.arrived.wake()
+        peer.tell(POLL_IN)
         return len(data)
 
     def _paid(self, count: int) -> None:
         self.outstanding -= count
         if self._is_writable():
             self.room.wake()
+            self.tell_room()
 
     def _limit(self) -> int:
         window = self.peer.options.receive_buffer if self.peer is not None else 0
@@ -354,7 +361,9 @@ class TcpSocket(InetSocket):
             events |= POLLRDHUP | POLLIN
         if self.state is not State.CONNECTING:
             events |= POLLIN if self.inbox else 0
-            events |= POLLOUT if self.writes_shut or self._is_writable() else 0
+            writable = self.writes_shut or self._is_writable()
+            self.wants_room |= not writable
+            events |= POLLOUT if writable else 0
         return events
 
     def info(self) -> bytes:

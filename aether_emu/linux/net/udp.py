@@ -6,6 +6,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, WouldBlock
+from aether_emu.linux.files.ownership import POLL_IN
 from aether_emu.linux.net.address import Endpoint, pack
 from aether_emu.linux.net.inbox import Credentials, Message, Received, cost_of
 from aether_emu.linux.net.internet import InetSocket, Internet, best
@@ -133,6 +134,7 @@ class UdpSocket(InetSocket):
             return
         self._waiting += cost
         self.arrived.wake()
+        self.tell(POLL_IN)
 
     def _paid(self, cost: int) -> None:
         self._waiting -= cost

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import POLL_HUP, POLL_IN
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.net.inbox import Credentials, Message, Received, SocketAccount, cost_of
 from aether_emu.linux.net.options import SO_PASSCRED, SOL_SOCKET
@@ -28,6 +29,7 @@ from aether_emu.linux.net.socket import (
     POLLRDHUP,
     POLLWRBAND,
     SHUT_RD,
+    SHUT_RDWR,
     SHUT_WR,
     SOCK_DGRAM,
     SOCK_SEQPACKET,
@@ -163,6 +165,7 @@ class UnixSocket(Socket):
             if unread:
                 peer.error = errno.ECONNRESET
             peer.changed()
+            peer.tell(POLL_HUP)
         self.forget_messages()
         self.has_room_again()
         self.reads_shut = self.writes_shut = True
@@ -278,6 +281,7 @@ class UnixSocket(Socket):
         self.peer_who, self._peer_address, accepted._peer_address = other.who, other.address, self.address
         other.line.append(accepted)
         other.arrived.wake()
+        other.tell(POLL_IN)
         self.room.wake()
         return None
 
@@ -326,6 +330,8 @@ class UnixSocket(Socket):
             peer.writes_shut |= how != SHUT_WR
             peer.reads_shut |= how != SHUT_RD
             peer.changed()
+            if how != SHUT_RD:
+                peer.tell(POLL_HUP if how == SHUT_RDWR else POLL_IN)
         self.changed()
 
     # ---- data
@@ -361,7 +367,8 @@ class UnixSocket(Socket):
         while done < len(data) or not done:
             if self.outstanding >= self.options.send_buffer:
                 if not done:
-                    return WouldBlock(self, POLLOUT)
+                    return self.lacks_room()
+                self.wants_room = True
                 break
             most = min(_PIECE, (self.options.send_buffer >> 1) - 64)
             piece = data[done : done + most] if done or len(data) > most else data
@@ -372,6 +379,7 @@ class UnixSocket(Socket):
                     raise
                 break
             done += len(piece)
+            peer.tell(POLL_IN)
             if not piece:
                 break
         peer.arrived.wake()
@@ -381,11 +389,12 @@ class UnixSocket(Socket):
         if len(data) > self.options.send_buffer - 32:
             raise Refused(errno.EMSGSIZE, f"a message of {len(data)} bytes")
         if self.outstanding >= self.options.send_buffer:
-            return WouldBlock(self, POLLOUT)
+            return self.lacks_room()
         if self._is_full(peer):
             return self.wait_on(peer)
         self._put(peer, data, outgoing)
         peer.arrived.wake()
+        peer.tell(POLL_IN)
         return len(data)
 
     def _send_datagram(self, data: bytes, outgoing: Outgoing) -> int | WouldBlock:
@@ -433,6 +442,7 @@ class UnixSocket(Socket):
         self.outstanding -= cost
         if self._is_writable():
             self.room.wake()
+            self.tell_room()
 
     def _is_writable(self) -> bool:
         return 4 * self.outstanding <= self.options.send_buffer
@@ -480,6 +490,8 @@ class UnixSocket(Socket):
             events |= POLLHUP
         if not self.is_listening and self._is_writable() and not self._waits_for_peer():
             events |= POLLOUT | POLLWRBAND
+        else:
+            self.wants_room = True
         return events
 
     def _waits_for_peer(self) -> bool:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
+from aether_emu.linux.ipc.messages import LARGEST, MOST_BYTES, MOST_QUEUES
+from aether_emu.linux.ipc.semaphores import MOST_IN_A_SET, MOST_IN_ALL, MOST_OPERATIONS, MOST_SETS
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
 from aether_emu.linux.proc import status
+from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.tty.limits import MOST as MOST_TERMINALS
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.random import Stream
@@ -53,6 +58,12 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/shmmax": (1 << 64) - 1 - (1 << 24),
         "sys/kernel/shmall": (1 << 64) - 1 - (1 << 24),
         "sys/kernel/shmmni": 4096,
+        "sys/kernel/pty/max": MOST_TERMINALS,
+        "sys/kernel/pty/reserve": 0,
+        "sys/kernel/sem": f"{MOST_IN_A_SET}\t{MOST_IN_ALL}\t{MOST_OPERATIONS}\t{MOST_SETS}",
+        "sys/kernel/msgmax": LARGEST,
+        "sys/kernel/msgmnb": MOST_BYTES,
+        "sys/kernel/msgmni": MOST_QUEUES,
         "sys/kernel/core_pattern": "core",
         "sys/kernel/tainted": 0,
         "sys/fs/file-max": (1 << 63) - 1,
@@ -72,10 +83,12 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
     }
     isa = process.abi.isa.encode()
+    terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
         "meminfo": lambda: _meminfo(kernel),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
+        "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
         "loadavg": lambda: (
             b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
         ),
@@ -84,7 +97,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
             b"core id\t\t: 0\ncpu cores\t: 1\n\n" % isa
         ),
         "stat": lambda: _stat(process),
-        "sysvipc/shm": lambda: _segments(kernel),
+        **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
         "vmstat": lambda: _vmstat(kernel),
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
@@ -137,23 +150,6 @@ def _uuid(kernel: Kernel, boot: str | None) -> bytes:
     digits = raw.hex()
     parts = (digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])
     return ("-".join(parts) + "\n").encode()
-
-
-def _segments(kernel: Kernel) -> bytes:
-    """/proc/sysvipc/shm (proc_sysvipc_shm(5))."""
-    lines = [
-        "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      "
-        "atime      dtime      ctime                   rss                  swap"
-    ]
-    for each in [] if kernel.segments is None else kernel.segments.all():
-        rss = len(each.frames_by_page()) << kernel.physical.frames.page_shift
-        lines.append(
-            f"{each.key:10} {each.identifier:10}  {each.mode & 0o7777:4o} {each.size:21} {each.maker:5} "
-            f"{each.user:5}  {each.attached:5} {each.uid:5} {each.gid:5} {each.creator_uid:5} "
-            f"{each.creator_gid:5} {each.attach_time:10} {each.detach_time:10} {each.change_time:10} "
-            f"{rss:21} {0:21}"
-        )
-    return "".join(line + "\n" for line in lines).encode()
 
 
 def _vmstat(kernel: Kernel) -> bytes:

@@ -56,7 +56,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
     group = np.searchsorted(np.array(starts, np.int64) >> page_shift, seen.pages, side="right") - 1
     locked = np.zeros(len(seen.pages), np.bool_)
-    for area in space.areas if space.locked else ():
+    for area in space.areas if space.account.locked else ():
         if area.flags & LOCKED:
             first, end = np.searchsorted(seen.pages, (area.start >> page_shift, area.end >> page_shift))
             locked[first:end] = True

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.job_control import Controlling
-from aether_emu.linux.task.process import RLIM_INFINITY, RLIMIT_SIGPENDING, Process
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.resource_limits import RLIM_INFINITY, RLIMIT_SIGPENDING
 from aether_emu.linux.task.scheduling import ORDINARY, REAL_TIME
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.usage import Usage
@@ -119,16 +120,16 @@ def _memory(process: Process) -> Rows:
     counts, (own, others) = resident(space), _code(process)
     most = max(process.kernel.peak_memory(), counts["Rss"])
     sizes = (
-        ("VmPeak", space.most_reserved),
-        ("VmSize", space.reserved),
-        ("VmLck", space.locked),
+        ("VmPeak", space.account.most_reserved),
+        ("VmSize", space.account.reserved),
+        ("VmLck", space.account.locked),
         ("VmPin", 0),
         ("VmHWM", most),
         ("VmRSS", counts["Rss"]),
         ("RssAnon", counts["Anonymous"]),
         ("RssFile", counts["File"]),
         ("RssShmem", counts["Shmem"]),
-        ("VmData", space.data),
+        ("VmData", space.account.data),
         ("VmStk", _stack(space)),
         ("VmExe", own),
         ("VmLib", others),
@@ -195,6 +196,19 @@ def _rights(process: Process, task: Task | None) -> Rows:
     )
 
 
+def io_text(process: Process, task: Task | None, *, whole: bool) -> bytes:
+    """/proc/PID/io: of a process with the children that it has waited for. No byte comes from a disk."""
+    used = process.usage.plus(process.usage_of_children) if whole else Usage() if task is None else task.usage
+    rows = (
+        ("rchar", used.read),
+        ("wchar", used.written),
+        ("syscr", used.reads),
+        ("syscw", used.writes),
+        *((name, 0) for name in ("read_bytes", "write_bytes", "cancelled_write_bytes")),
+    )
+    return "".join(f"{name}: {value}\n" for name, value in rows).encode()
+
+
 def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
     """What the process has used, or the thread alone."""
     if whole:
@@ -226,7 +240,7 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     fields[24] = process.limits[_RLIMIT_RSS][0]
     if task is not None:
         program, (arguments, environment, end) = process.program, process.program.strings
-        fields[22] = process.mm.reserved
+        fields[22] = process.mm.account.reserved
         fields[23] = resident(process.mm)["Rss"] >> process.mm.table.format.page_shift
         fields[25:28] = [*program.code, program.stack_pointer]
         fields[44:51] = [*program.data, process.mm.heap_start, arguments, environment, environment, end]
@@ -267,8 +281,8 @@ def statm_text(process: Process, task: Task | None) -> bytes:
         return b"0 0 0 0 0 0 0\n"
     space = process.mm
     counts = resident(space)
-    shared, data = counts["File"] + counts["Shmem"], space.data + _stack(space)
-    sizes = (space.reserved, counts["Rss"], shared, _code(process)[0], 0, data, 0)
+    shared, data = counts["File"] + counts["Shmem"], space.account.data + _stack(space)
+    sizes = (space.account.reserved, counts["Rss"], shared, _code(process)[0], 0, data, 0)
     return b"%d %d %d %d %d %d %d\n" % tuple(size >> space.table.format.page_shift for size in sizes)
 
 

@@ -63,6 +63,12 @@ class ProcessTexts:
 
         return machine_texts(self._process)
 
+    @property
+    def system(self) -> Mapping[str, Provided]:
+        from aether_emu.linux.proc.system import system_texts  # noqa: PLC0415  # fewer look into /sys
+
+        return system_texts(self._process)
+
     def numbers(self) -> Iterable[int]:
         return list(self._process.registry.processes)
 
@@ -187,6 +193,7 @@ class TaskTexts:
             "cgroup": lambda: b"0::/\n",
             "cpuset": lambda: b"/\n",
             "syscall": Text(lambda: status.syscall_text(process, self._task), _PRIVATE),
+            "io": Text(lambda: status.io_text(process, self._task, whole=self._has_threads), _PRIVATE),
             "schedstat": lambda: status.schedstat_text(process, self._task, whole=self._has_threads),
             "coredump_filter": lambda: b"00000033\n",
             "timerslack_ns": lambda: b"50000\n",

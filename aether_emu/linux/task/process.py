@@ -9,27 +9,34 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from aether_emu.clock import LAST_NS
 from aether_emu.errors import AddressError, ConfigError, Refused, shown, whole
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import Action, SignalInfo
-from aether_emu.linux.credentials import IPC_LOCK, Credentials
+from aether_emu.linux.credentials import Credentials
 from aether_emu.linux.exec.symbols import Symbols, symbols_of
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
-from aether_emu.linux.task import job_control
+from aether_emu.linux.task import family, job_control
 from aether_emu.linux.task.children import Children
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
+from aether_emu.linux.task.resource_limits import (
+    RLIM_INFINITY,
+    RLIMIT_CPU,
+    RLIMIT_MEMLOCK,
+    RLIMIT_SIGPENDING,
+    ResourceLimits,
+)
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
-from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
+from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
-from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
@@ -46,73 +53,12 @@ _PLAIN = (
 
 PARENT_PID = 999
 """The first process's parent, which is not of this machine."""
-INIT = 1
-"""The parent of orphans: nobody, who waits for each of them at once."""
-RLIM_INFINITY = (1 << 64) - 1
-RLIMITS = 16
-RLIMIT_CPU, RLIMIT_DATA, RLIMIT_STACK, RLIMIT_CORE, RLIMIT_NPROC, RLIMIT_NOFILE = 0, 2, 3, 4, 6, 7
-RLIMIT_MEMLOCK, RLIMIT_AS, RLIMIT_SIGPENDING, RLIMIT_MSGQUEUE = 8, 9, 11, 12
-RLIMIT_NICE, RLIMIT_RTPRIO = 13, 14
-_LOCKED_BYTES, _QUEUE_BYTES = 8 << 20, 819_200  # Linux's MLOCK_LIMIT and MQ_BYTES_MAX
-# Linux admits half as many signals as stacks of 16 KiB fit into an eighth of RAM.
-_RAM_PER_SIGNAL = 2 * 8 * (16 << 10)
 NAME_MAX = 15
 """Longest name of a thread, in bytes."""
-_SECOND = 10**9  # ns
 CLOCK_OF_THREAD = 4
 """Bit of a processor's clock whose owner is a thread (Linux: CPUCLOCK_PERTHREAD_MASK)."""
 PER_MASK, PER_LINUX32 = 0xFF, 8  # of the personality
 UNAME26, ADDR_NO_RANDOMIZE, READ_IMPLIES_EXEC, STICKY_TIMEOUTS = 0x2_0000, 0x4_0000, 0x40_0000, 0x400_0000
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a process ended: by `exit` with `code`, or by `signal` (0 is none).
-
-    `why` says in words what brought the signal, such as "SIGSEGV at 0x10"; it is empty after an `exit`.
-    """
-
-    code: int = 0
-    signal: int = 0
-    why: str = ""
-
-    @property
-    def status(self) -> int:
-        """The exit status as a shell shows it: 128+N for signal N."""
-        return 128 + self.signal if self.signal else self.code & 0xFF
-
-    def __str__(self) -> str:
-        """In words: "exit status 3", "killed by SIGSEGV at 0x10"."""
-        return f"killed by {self.why or self.signal}" if self.signal else f"exit status {self.status}"
-
-
-@dataclass
-class Program:
-    """What was executed, as /proc/self and the auxiliary vector tell it.
-
-    `code` and `data` are the addresses from the start of its own code and data to their ends, `strings` those
-    of its arguments, their end and the environment's beginning, and its end.
-    `executed` is what execve named, as it did: a script where `path` is its interpreter; empty for the first
-    program.
-    `file` is the identity of that file, which nobody can open for writing meanwhile.
-    `vdso` is the number of the object that has the vDSO's image, `vdso_start` where the process has it or had
-    it last, `signal_return` what handlers return to in it: an offset, 0 on an ISA without.
-    """
-
-    path: bytes
-    arguments: list[bytes]
-    environment: list[bytes]
-    auxiliary: bytes = b""
-    code: tuple[int, int] = (0, 0)
-    data: tuple[int, int] = (0, 0)
-    strings: tuple[int, int, int] = (0, 0, 0)
-    entry: int = 0
-    stack_pointer: int = 0
-    vdso: int = 0
-    vdso_start: int = 0
-    signal_return: int = 0
-    executed: bytes = b""
-    file: FileKey | None = None
 
 
 class Member(Protocol):
@@ -149,35 +95,6 @@ class Member(Protocol):
     def hear(self, number: int) -> None: ...
     def stop_waiting(self, now: int) -> None: ...
     def go_on_waiting(self, now: int) -> None: ...
-
-
-class ProcessorLimit:
-    """RLIMIT_CPU: SIGXCPU at each second from the soft limit on, SIGKILL at the hard one.
-
-    As on Linux the soft limit moves on by a second with each signal.
-    """
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self.deadline: int | None = None
-
-    def set(self) -> None:
-        """The limit has changed."""
-        process, (soft, _) = self._process, self._process.limits[RLIMIT_CPU]
-        self.deadline = None if soft >= LAST_NS // _SECOND else soft * _SECOND
-        timers = process.processor_timers(~process.pid << 3)
-        if self.deadline is not None and timers is not None:
-            process.kernel.observe_time()
-            timers.add(self, self.deadline, PROFILED, self._expire)
-
-    def _expire(self) -> None:
-        process, (soft, hard) = self._process, self._process.limits[RLIMIT_CPU]
-        if hard != RLIM_INFINITY and process.used().time >= hard * _SECOND:
-            process.post(SignalInfo(sig.SIGKILL, sig.SI_KERNEL))
-            return
-        process.post(SignalInfo(sig.SIGXCPU, sig.SI_KERNEL))
-        process.limits[RLIMIT_CPU] = (soft + 1, hard)
-        self.set()
 
 
 class Process:
@@ -243,7 +160,6 @@ class Process:
         self.signals = ProcessSignals()
         self._timers: Alarms | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
-        self._processor_limit = ProcessorLimit(self)
         self.tasks: list[Member] = []
         self.ended: Ended | None = None
         self.credentials: Credentials = kernel.first_user if parent is None else parent.credentials
@@ -253,40 +169,8 @@ class Process:
         self.barriers = 0  # what it has registered for with membarrier(2)
         self._symbols: Symbols | None = None
         self._executes: FileKey | None = None  # as the registry counts it
-        self.limits = self._initial_limits()
-        self.apply_limit(RLIMIT_MEMLOCK)
-
-    def _initial_limits(self) -> dict[int, tuple[int, int]]:
-        limits = dict.fromkeys(range(RLIMITS), (RLIM_INFINITY, RLIM_INFINITY))
-        space = self.mm.limits
-        limits[RLIMIT_STACK] = (space.stack, RLIM_INFINITY)
-        limits[RLIMIT_NPROC] = (self.registry.most // 2,) * 2
-        limits[RLIMIT_NOFILE] = (self.config.open_files, self.config.open_files)
-        signals = max(self.config.ram // _RAM_PER_SIGNAL, 1)
-        limits[RLIMIT_SIGPENDING] = (signals, signals)
-        if space.address_space is not None:
-            limits[RLIMIT_AS] = (space.address_space, space.address_space)
-        limits[RLIMIT_MEMLOCK] = (_LOCKED_BYTES, _LOCKED_BYTES)
-        limits[RLIMIT_CORE] = (0, RLIM_INFINITY)
-        limits[RLIMIT_MSGQUEUE] = (_QUEUE_BYTES, _QUEUE_BYTES)
-        return limits | dict.fromkeys((RLIMIT_NICE, RLIMIT_RTPRIO), (0, 0))
-
-    def apply_limit(self, resource: int) -> None:
-        """Let memory and files obey what `limits` says of a resource; with CAP_IPC_LOCK all may be locked."""
-        soft, hard = (None if value == RLIM_INFINITY else value for value in self.limits[resource])
-        space = self.mm.limits
-        if resource == RLIMIT_STACK:
-            space.stack = RLIM_INFINITY if soft is None else soft
-        elif resource == RLIMIT_AS:
-            space.address_space = soft
-        elif resource == RLIMIT_DATA:
-            space.data, space.data_most = soft, hard
-        elif resource == RLIMIT_MEMLOCK:
-            space.locked = None if self.credentials.has(IPC_LOCK) else soft
-        elif resource == RLIMIT_CPU:
-            self._processor_limit.set()
-        elif resource == RLIMIT_NOFILE:
-            self.files.table.limit = min(RLIM_INFINITY if soft is None else soft, self.config.open_files)
+        self.limits = ResourceLimits(self)
+        self.limits.apply(RLIMIT_MEMLOCK)
 
     @property
     def name(self) -> bytes:
@@ -347,27 +231,15 @@ class Process:
             mm.users += 1
         child.group, child.session, child.terminal = self.group, self.session, self.terminal
         child.signals.actions = list(self.signals.actions)
-        child.limits = dict(self.limits)
+        child.limits.update(self.limits)
         if self.limits[RLIMIT_CPU][0] != RLIM_INFINITY:
-            child.apply_limit(RLIMIT_CPU)
+            child.limits.apply(RLIMIT_CPU)
         child.dumpable, child.personality = self.dumpable, self.personality
         child.barriers = self.barriers
         child.oom_adjustment, child.oom_least = self.oom_adjustment, self.oom_least
         child.executes(self.program.file)
         self.children.add(child)
         return child
-
-    def tell_parent(self, code: int, status: int) -> None:
-        """There is news for the parent: SIGCHLD, as far as it wants one, and it is woken."""
-        parent = self.parent
-        if parent is None:
-            return
-        number = self.exit_signal if self.is_over else sig.SIGCHLD
-        action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
-        if action is not None and (self.is_over or not action.flags & sig.SA_NOCLDSTOP):
-            parent.post(SignalInfo(number, code, pid=self.pid, uid=self.credentials.uid, value=status))
-        parent.children.tell(self)
-        parent.changed.wake()
 
     def release(self) -> None:
         """Its last task is gone: it gives back files and memory, and is a zombie until it is waited for."""
@@ -380,22 +252,13 @@ class Process:
         self.close_files()
         self.leave_memory()
         self.executes(None)
-        children = self._orphan_children()
+        children = family.orphan_children(self)
         self.reaps_orphans = False
         job_control.has_ended(self.registry, self, children)
-        parent = self.parent
-        if parent is None:
-            self.vanish()
+        if self.parent is None:
+            family.vanish(self)
             return
-        self.tell_of_end(parent)
-
-    def tell_of_end(self, parent: Process) -> None:
-        """Its parent hears that it is a zombie; one that wants none is rid of it."""
-        self.tell_parent(*self.how_it_ended())
-        action = parent.signals.actions[self.exit_signal] if self.exit_signal == sig.SIGCHLD else None
-        if action is not None and (action.handler == sig.SIG_IGN or action.flags & sig.SA_NOCLDWAIT):
-            self.vanish()
-            parent.changed.wake()
+        family.tell_of_end(self, self.parent)
 
     @property
     def leader(self) -> Member | None:
@@ -419,35 +282,6 @@ class Process:
                 other.close_all()
         self.files = task.files
 
-    def guard_proc(self) -> None:
-        """Let nobody look into another user's processes by /proc."""
-        namespace = self.files.namespace
-        namespace.process_owner, namespace.may_inspect = self._owner_of, self._may_inspect
-
-    def _of_number(self, number: int) -> tuple[Process, Credentials] | None:
-        """The process of a number or a thread's, and who that is."""
-        registry = self.registry
-        task = registry.tasks.get(number)
-        if task is not None:
-            return task.process, task.credentials
-        process = registry.processes.get(number)
-        return None if process is None else (process, process.credentials)
-
-    def _owner_of(self, number: int, folder: bool) -> tuple[int, int]:
-        """See `Namespace.process_owner` (Linux: task_dump_owner)."""
-        found = self._of_number(number)
-        if found is None or not (folder or found[0].dumpable):
-            return 0, 0
-        return found[1].euid, found[1].egid
-
-    def _may_inspect(self, number: int) -> bool:
-        """See `Namespace.may_inspect`: those of the same process always."""
-        found = self._of_number(number)
-        if found is None or any(task.running for task in found[0].tasks):
-            return True
-        who = self.kernel.actor.credentials
-        return who.may_inspect(found[1], dumpable=bool(found[0].dumpable))
-
     def executes(self, key: FileKey | None) -> None:
         """It executes that file now, which nobody may open for writing meanwhile (ETXTBSY); None: nothing."""
         executed = self.registry.executed
@@ -458,20 +292,6 @@ class Process:
         if key is not None:
             executed[key] += 1
         self._executes = key
-
-    def how_it_ended(self) -> tuple[int, int]:
-        """si_code and si_status of the end."""
-        assert self.ended is not None, "it has ended"
-        signal = self.ended.signal
-        if not signal:
-            return sig.CLD_EXITED, self.ended.code
-        dumps = signal in sig.DUMPING and self.limits[RLIMIT_CORE][0] > 0
-        return sig.CLD_DUMPED if dumps else sig.CLD_KILLED, signal
-
-    def parent_takes_usage(self) -> None:
-        """It was waited for: what it and its own children used counts as its parent's children's."""
-        if self.parent is not None:
-            self.parent.usage_of_children.add(self.usage.plus(self.usage_of_children))
 
     @property
     def timers(self) -> Alarms:
@@ -516,54 +336,10 @@ class Process:
         if self.uses_parents_memory:
             self.uses_parents_memory = False
             self.left_parent.wake()
-        if self.parent is not None or self.outer_parent == INIT:  # the first one's is kept, to be looked at
+        if (
+            self.parent is not None or self.outer_parent == family.INIT
+        ):  # the first one's is kept, to be looked at
             self.mm.let_go()
-
-    def _orphan_children(self) -> list[Process]:
-        """Their parent is gone: a near ancestor takes them (PR_SET_CHILD_SUBREAPER), or init."""
-        children = list(self.children)
-        ancestor = self.parent if children and self.registry.reapers else None
-        while ancestor is not None and (not ancestor.reaps_orphans or ancestor.is_over):
-            ancestor = ancestor.parent
-        for child in children:
-            self.children.remove(child)
-            child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
-            self._tell_of_death(child)
-            if ancestor is not None:
-                ancestor.adopt(child)
-                ancestor.changed.wake()
-                if child.released:
-                    child.tell_of_end(ancestor)
-            elif child.released:
-                child.vanish()
-        return children
-
-    def adopt(self, child: Process) -> None:
-        """Be the one who hears of `child` from now on."""
-        child.parent = self
-        self.children.add(child)
-        if child.released or child.untold:
-            self.children.tell(child)
-
-    def _tell_of_death(self, child: Process) -> None:
-        """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
-        if child.death_signal and not child.is_over:
-            child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=self.pid, uid=self.credentials.uid))
-
-    def thread_ended(self, tid: int) -> None:
-        """A thread of it has ended, and it goes on: another is the parent of what that one made."""
-        others = [task.tid for task in self.tasks if not task.is_over]
-        for child in self.children:
-            if child.made_by == tid and others:
-                child.made_by = others[0]
-                self._tell_of_death(child)
-
-    def vanish(self) -> None:
-        """Nobody waits for it any more: its number is free."""
-        if self.parent is not None:
-            self.parent.children.remove(self)
-        if self.registry.leave(self):
-            self.registry.zombies -= self.released
 
     # ---- to look at it from outside
 
@@ -735,7 +511,7 @@ class Process:
         """It is stopped by a signal: no task of it runs until SIGCONT or SIGKILL."""
         if not self.stop_signal:
             self.stop_signal, self.untold = signal, "stopped"
-            self.tell_parent(sig.CLD_STOPPED, signal)
+            family.tell_parent(self, sig.CLD_STOPPED, signal)
             now = self.kernel.clock.now_ns
             for task in self.tasks:
                 task.stop_waiting(now)
@@ -745,7 +521,7 @@ class Process:
         """SIGCONT: it runs again, whatever becomes of the signal itself."""
         if self.stop_signal:
             self.stop_signal, self.untold = 0, "continued"
-            self.tell_parent(sig.CLD_CONTINUED, sig.SIGCONT)
+            family.tell_parent(self, sig.CLD_CONTINUED, sig.SIGCONT)
             for task in self.tasks:
                 task.go_on_waiting(self.kernel.clock.now_ns)
             self.kernel.run_queue.look_at(self)
@@ -782,11 +558,11 @@ class Process:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave. The whole family is there already."""
-        family = self.registry.processes
-        self.parent = None if state["parent"] is None else family[state["parent"]]
+        everybody = self.registry.processes
+        self.parent = None if state["parent"] is None else everybody[state["parent"]]
         self.program = copy.deepcopy(state["program"])
         self.executes(None if state["released"] else self.program.file)
-        self.limits = dict(state["limits"])
+        self.limits.update(state["limits"])
         self.signals.restore(state["signals"])
         self.usage, self.usage_of_children = map(copy.copy, state["usage"])
         for name in _PLAIN:
@@ -797,9 +573,9 @@ class Process:
         """Its timers go on. The clock stands where it stood; all processes and tasks are there already."""
         if state["timers"] is not None:
             self.timers.restore(state["timers"])
-        self.apply_limit(RLIMIT_CPU)
+        self.limits.apply(RLIMIT_CPU)
 
     def restore_children(self, state: dict[str, Any]) -> None:
         """Know them again, once all of the family are restored."""
         for pid in state["children"]:
-            self.adopt(self.registry.processes[pid])
+            family.adopt(self, self.registry.processes[pid])

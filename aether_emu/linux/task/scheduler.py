@@ -20,7 +20,6 @@ one run, and what the host does meanwhile changes nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
@@ -31,7 +30,9 @@ from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
-from aether_emu.linux.task.process import Ended, Process
+from aether_emu.linux.task import family
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.run_queue import RunQueue
 from aether_emu.linux.task.scheduling import FIFO, NICE_0_WEIGHT, ORDINARY
@@ -131,7 +132,7 @@ class Scheduler:
     @property
     def tasks(self) -> list[Task]:
         """The living ones, those that can run in the order in which they will."""
-        return list(dict.fromkeys((*self._queue.line, *self._tasks)))
+        return list(dict.fromkeys((*self._queue, *self._tasks)))
 
     def add(self, task: Task) -> None:
         """Run the task when its turn comes. The first one's process is the one that the run is about."""
@@ -234,6 +235,7 @@ class Scheduler:
         self.remove(task)
         task.set_scheduling(ORDINARY)
         leave_locks(task)
+        task.leave_semaphores()
         if task.wait is not None:
             task.leave_queues()
             task.done_waiting()
@@ -246,7 +248,7 @@ class Scheduler:
             process.tasks.remove(task)
             process.leave_files(task.files)
             if process.children:
-                process.thread_ended(task.tid)
+                family.thread_ended(process, task.tid)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
@@ -269,17 +271,15 @@ class Scheduler:
 
     def _next(self) -> Task | None:
         """The first in line that can go on; None if all wait."""
-        line = self._queue.line
-        if (self._sleepers or self.kernel.timers.heap) and not (line and (line[0].turn or line[0].cut)):
-            self._wake_sleepers()
+        if self._sleepers or self.kernel.timers.heap:
+            first = self._queue.first
+            if first is None or not (first.turn or first.cut):
+                self._wake_sleepers()
         if self._of_host:
             self._turns += 1
             if self._turns >= _LOOK_AGAIN:
                 self._turns = 0
                 self._ask_host()
-        if self._queue.real_time and line:
-            line = deque(sorted(line, key=lambda task: -task.scheduling.priority))  # equals keep their order
-            self._queue.line = line
         while (task := self._queue.take()) is not None:
             if not task.is_over and task.can_go_on():
                 return task  # the others are looked at when their process goes on, or ends
@@ -293,7 +293,7 @@ class Scheduler:
         deadline, timers = self._first_deadline(), self.kernel.timers
         if deadline is None:
             return
-        now = self.kernel.observe_time() if self._queue.line else self.kernel.clock.now_ns
+        now = self.kernel.observe_time() if self._queue else self.kernel.clock.now_ns
         timers.fire(now)
         deadline = self._first_sleeper()
         while deadline is not None and deadline <= now:
@@ -358,12 +358,12 @@ class Scheduler:
         weight = task.scheduling.weight
         if weight == NICE_0_WEIGHT:
             return length
-        heaviest = max([weight, *(other.scheduling.weight for other in self._queue.line)])
-        return max(1, length * weight // min(heaviest, NICE_0_WEIGHT))
+        heaviest = max(min(weight, NICE_0_WEIGHT), self._queue.heaviest)
+        return max(1, length * weight // heaviest)
 
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
-        turn = self._length(task) if self._queue.line else None
+        turn = self._length(task) if self._queue else None
         deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
@@ -398,7 +398,7 @@ class Scheduler:
         else:
             turn = task.turn or self._begun(task)
         self._turn_end = None if turn is None else start + turn
-        if not queue.line:
+        if not queue:
             queue.came = self._share
         budget = turn if limit is None else limit - start if turn is None else min(turn, limit - start)
         try:

@@ -12,9 +12,11 @@ from aether_emu.errors import shown
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.credentials import Credentials
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
-from aether_emu.linux.task.process import NAME_MAX, RLIMIT_MEMLOCK, Process
+from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
@@ -62,6 +64,7 @@ class Task:
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
+        self.undo: Undo | None = None  # what it did to semaphores, once somebody asks for it or shares it
         self._cpu: Cpu | None = None
         self._last_cpu: Cpu | None = None
         self._walk: Callable[[AddressSpace], None]
@@ -143,7 +146,7 @@ class Task:
             self.process.kernel.actor.credentials = who
         if self.tid == self.process.pid:
             self.process.credentials = who
-            self.process.apply_limit(RLIMIT_MEMLOCK)
+            self.process.limits.apply(RLIMIT_MEMLOCK)
 
     def become(self, who: Credentials) -> None:
         """Be somebody else from now on; what that lends is not for others of the user to look into."""
@@ -190,8 +193,8 @@ class Task:
 
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
-        self.process.kernel.run_queue.real_time += (wanted.priority > 0) - (self.scheduling.priority > 0)
-        self.scheduling = wanted
+        before, self.scheduling = self.scheduling, wanted
+        self.process.kernel.run_queue.reschedule(self, before)
 
     def yield_cpu(self) -> None:
         """sched_yield(2): its turn is over, if another can run."""
@@ -219,6 +222,12 @@ class Task:
         self.clear_number()
         self.ended = True
         self.stop()
+
+    def leave_semaphores(self) -> None:
+        """It ends, or shares no longer what is taken back then (SEM_UNDO)."""
+        undo, self.undo = self.undo, None
+        if undo is not None:
+            undo.leave(self.process.pid)
 
     def clear_number(self) -> None:
         """It ends: its number becomes 0 where others of its memory wait for that (CLONE_CHILD_CLEARTID)."""

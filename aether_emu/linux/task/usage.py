@@ -8,13 +8,16 @@ Time is virtual: executed blocks and the costs of events, without what passed wh
 
 from __future__ import annotations
 
+from copy import copy
+
 from aether_emu.records import dataclass
 
 
 @dataclass(slots=True)
 class Usage:
     """Sums. `time` in ns, and how much of it was the `system`'s: what calls, faults and flushes cost. Faults
-    that were resolved; how often it waited, and how often its turn was over.
+    that were resolved; how often it waited, and how often its turn was over. Bytes that calls have `read` and
+    `written`, and how many calls did.
     """
 
     time: int = 0
@@ -22,6 +25,10 @@ class Usage:
     waits: int = 0
     preemptions: int = 0
     system: int = 0
+    read: int = 0
+    written: int = 0
+    reads: int = 0
+    writes: int = 0
 
     def add(self, other: Usage) -> None:
         """So much more."""
@@ -30,9 +37,24 @@ class Usage:
         self.faults += other.faults
         self.waits += other.waits
         self.preemptions += other.preemptions
+        if other.reads or other.writes:
+            self.read += other.read
+            self.written += other.written
+            self.reads += other.reads
+            self.writes += other.writes
+
+    def count_read(self, count: int) -> None:
+        """A call has read so many bytes, or was refused."""
+        self.read += count
+        self.reads += 1
+
+    def count_write(self, count: int) -> None:
+        """Likewise, written."""
+        self.written += count
+        self.writes += 1
 
     def plus(self, other: Usage) -> Usage:
         """The sum of both, as another one."""
-        total = Usage(self.time, self.faults, self.waits, self.preemptions, self.system)
+        total = copy(self)
         total.add(other)
         return total

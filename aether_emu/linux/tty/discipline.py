@@ -42,6 +42,7 @@ class Discipline:
         self._tail = 0  # the position of its first byte
         self._line = 0  # the position behind the last line that is complete
         self._marks: set[int] = set()
+        self.lines = 0  # that were ever complete
         self._literal = self._erasing = False
         self.held = False
         self._keys = _keys(modes)
@@ -276,6 +277,7 @@ class Discipline:
         self._data.append(c)
 
     def _end_line(self, c: int) -> None:
+        self.lines += 1
         self._marks.add(self._head)
         self._data.append(c)
         self._line = self._head

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, ClassVar
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
+from aether_emu.linux.files.ownership import POLL_IN, POLL_OUT, Listeners, set_asynchronous
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.tty import modes as m
 from aether_emu.linux.tty.discipline import SIZE, Discipline
+from aether_emu.linux.tty.limits import MOST
 from aether_emu.linux.tty.modes import Modes
 from aether_emu.linux.tty.output import Output
 from aether_emu.linux.tty.terminal import Terminal
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
 
 _LINE = 8192
 """Bytes on their way to one side, beside those in its buffer."""
-MOST = 4096
-"""Pseudo-terminals of a machine (kernel.pty.max)."""
 _PKT_FLUSHREAD, _PKT_FLUSHWRITE, _PKT_STOP, _PKT_START, _PKT_NOSTOP, _PKT_DOSTOP, _PKT_IOCTL = (
     1 << bit for bit in range(7)
 )
@@ -94,6 +94,9 @@ class Pty(Terminal):
         self.locked = True
         self.packet, self.status = False, 0
         self.was_left = False
+        self.told: Listeners | None = None
+        self.master_told: Listeners | None = None
+        self.wants_room = self.master_wants_room = False  # of those that are told
 
     # ---- bytes
 
@@ -102,23 +105,35 @@ class Pty(Terminal):
         self.inbox += taken
         if taken:
             self.screen.wake()
+            if self.master_told:
+                self.master_told.tell(POLL_IN)
         return len(taken)
 
     def _typed(self, data: bytes) -> int:
+        lines = self.discipline.lines
         done = self.discipline.receive(data)
         if self.discipline.has_input():
             self.keys.wake()
+            if self.told:
+                for _ in range(self.discipline.lines - lines if self.modes.local & m.ICANON else 1):
+                    self.told.tell(POLL_IN)
         return done
 
     def has_read(self) -> None:
         """Somebody has read at the terminal: what waits on the way comes on."""
         self.to_slave.shovel()
         self.screen.wake()
+        if self.master_told and self.master_wants_room:
+            self.master_wants_room = False
+            self.master_told.tell(POLL_OUT)
 
     def has_shown(self) -> None:
         """Somebody has read at the master, likewise."""
         self.to_master.shovel()
         self.keys.wake()
+        if self.told and self.wants_room:
+            self.wants_room = False
+            self.told.tell(POLL_OUT)
 
     # ---- packet mode
 
@@ -216,6 +231,7 @@ class Pty(Terminal):
         """The master is gone, and with it the terminal for all who have it open."""
         self.has_master = self.packet = False
         for file in self.files:
+            set_asynchronous(file, -1, on=False)
             file.hung_up = True
         self._gone(self)
         self.keys.wake()
@@ -279,7 +295,17 @@ class PtyTerminal(_PtyFile):
             raise Refused(errno.EIO, "the master is closed")
         if not data:
             return 0
-        return self.pty.output.write(data) or self.wait_for(POLLOUT)
+        done = self.pty.output.write(data)
+        self.pty.wants_room |= done < len(data)
+        return done or self.wait_for(POLLOUT)
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        if self.hung_up:
+            return ()
+        if self.pty.told is None:
+            self.pty.told = Listeners()
+        return (self.pty.told,)
 
     def available(self) -> int:
         """See `OpenFile.available`."""
@@ -357,10 +383,17 @@ class PtyMaster(_PtyFile):
         if not data:
             return 0
         taken = data[: self._room]
+        self.pty.master_wants_room |= len(taken) < len(data)
         if not taken:
             return self.wait_for(POLLOUT)
         self.pty.to_slave.put(taken)
         return len(taken)
+
+    def listeners(self) -> tuple[Listeners, ...]:
+        """See `OpenFile.listeners`."""
+        if self.pty.master_told is None:
+            self.pty.master_told = Listeners()
+        return (self.pty.master_told,)
 
     def available(self) -> int:
         """See `OpenFile.available`."""
@@ -404,6 +437,11 @@ class Terminals:
         self.console = Console(0, self._post, name, streams[name])
         self.by_number[0] = self.console
         return self.console
+
+    @property
+    def pairs(self) -> int:
+        """How many there are beside the console."""
+        return sum(isinstance(terminal, Pty) for terminal in self.by_number.values())
 
     def shown(self) -> dict[int, Terminal]:
         """Those that have a name."""

@@ -33,7 +33,8 @@ from aether_emu.machine.unicorn import arm64_calibrate, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
-from aether_emu.machine.unicorn.cpu import MASK, PROT_READ, Context, UnicornCpu
+from aether_emu.machine.unicorn.batch import Batch
+from aether_emu.machine.unicorn.cpu import MASK, PROT_EXECUTE, PROT_READ, Context, UnicornCpu
 from aether_emu.records import dataclass
 
 _SVC, _FETCH_ABORT, _DATA_ABORT, _UNDEFINED, _BREAKPOINT = 2, 3, 4, 1, 7
@@ -41,6 +42,7 @@ _INSTRUCTION = 4
 _ZERO_REGISTER = 31
 _MAINTENANCE = (1, 3, 7)  # op0, op1, CRn of cache maintenance by address
 _IC_IVAU = (5, 1)  # CRm, op2
+_LINE = 64  # bytes that IC IVAU is for: CTR_EL0.IminLine of the engine's CPU
 # IC IVAU, DC CVAC, CVAU, CVAP, CVADP, CIVAC. CFP, DVP and CPP RCTX stand beside them and touch no address.
 _BY_ADDRESS = frozenset({_IC_IVAU, (10, 1), (11, 1), (12, 1), (13, 1), (14, 1)})
 _CNTFRQ, _CNTPCT, _CNTVCT = (3, 3, 14, 0, 0), (3, 3, 14, 0, 1), (3, 3, 14, 0, 2)
@@ -57,6 +59,7 @@ NUMBERS: dict[str, int] = {
     "fpsr": arm64_const.UC_ARM64_REG_FPSR,
     **{f"v{i}": arm64_const.UC_ARM64_REG_V0 + i for i in range(32)},
 }
+_MANY = 12  # registers: fewer are written one by one
 _TARGETS = {NUMBERS[f"x{i}"]: i for i in range(31)}
 
 
@@ -92,6 +95,7 @@ class ArmCpu(UnicornCpu):
     ) -> None:
         self._translation = regs.tcr_value(granule, virtual_bits)
         super().__init__(arm64_calibrate.open_cpu(granule), ranges)
+        self._all = Batch(self._handle, list(NUMBERS.values()))
         self._time_stamp, self._frequency, self._random = time_stamp, frequency, random
         state = ArmState(self._uc, live=live_state)
         self.live_state = state.live
@@ -211,10 +215,20 @@ class ArmCpu(UnicornCpu):
                 self._maintenance_fault(address)
                 return True  # if the handler mapped the page, the guest executes the instruction again
             if (crm, op2) == _IC_IVAU:
-                self.flush_code()
+                self._renew_line(address & -_LINE)
             self.pc = self.pc + _INSTRUCTION
             return True
         return False
+
+    def _renew_line(self, address: int) -> None:
+        """Drop what is translated of a line of code, whichever address it was translated at.
+
+        The engine finds the line by a fetch. Where none is allowed, everything is dropped.
+        """
+        if engine.vmem_translate(self._handle, address, PROT_EXECUTE, ctypes.addressof(self._physical)):
+            self.flush_code()
+        else:
+            self._uc.ctl_remove_cache(address, address + _LINE)
 
     def _maintenance_fault(self, address: int) -> None:
         """Report the abort that cache maintenance of `address` meets, not its trap (Arm ARM D7.5.9)."""
@@ -282,6 +296,9 @@ class ArmCpu(UnicornCpu):
         self._guarded(answer)
 
     # ---- translation
+
+    def watch_stores(self, pa: int, length: int) -> None:
+        """Nothing: programs tell of stores to code themselves, by IC IVAU."""
 
     def set_root(self, root: int) -> None:
         self._root = root
@@ -379,4 +396,12 @@ class ArmCpu(UnicornCpu):
         return engine.view(saved.address + self._reserved, "Q", 3)
 
     def registers(self) -> dict[str, int]:
-        return {name: self.read(name) for name in ("pc", *NUMBERS)}
+        return {"pc": self.pc, **dict(zip(NUMBERS, self._all.read(), strict=True))}
+
+    def load_registers(self, values: dict[str, int]) -> None:
+        if len(values) < _MANY:
+            super().load_registers(values)
+        else:  # the others become what they are
+            merged = self.registers() | values
+            self.pc = merged["pc"]
+            self._all.write(merged[name] for name in NUMBERS)

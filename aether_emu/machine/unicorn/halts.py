@@ -93,6 +93,11 @@ class Halts(Halting):
 
     # ---- asked in front of instructions
 
+    @property
+    def halts_anywhere(self) -> bool:
+        """Whether there are breakpoints, or steps are counted."""
+        return bool(self._places) or self._each_hook is not None
+
     def halts_at(self, pc: int) -> bool:
         """Whether the instruction at `pc`, which would begin now, must not."""
         again, self.again = self.again, -1
@@ -107,7 +112,7 @@ class Halts(Halting):
 
     def halts_instead(self, pc: int) -> bool:
         """The same for one that something is done in place of, unless its hook was asked already."""
-        if not self._places and self._each_hook is None:
+        if not self.halts_anywhere:
             return False
         asked, self._asked = self._asked == pc, -1
         return not asked and self.halts_at(pc)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from unicorn import (
     UC_ARCH_X86,
@@ -31,6 +32,7 @@ from unicorn import (
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
+    UC_HOOK_MEM_WRITE_PROT,
     UC_MODE_64,
     x86_const,
 )
@@ -49,6 +51,9 @@ from aether_emu.machine.unicorn.x86_scan import BlockScan
 from aether_emu.machine.unicorn.x86_state import ContextState, LiveState, State
 from aether_emu.machine.unicorn.x86_traps import ILLEGAL, PROTECTION, X86Traps
 from aether_emu.records import dataclass
+
+if TYPE_CHECKING:
+    from aether_emu.machine.unicorn.scan_time import ScanTime
 
 _GENERAL = {name: index for index, name in enumerate(GENERAL_NAMES)}
 _WRITABLE = {**NUMBERS, **dict(zip(X87_NAMES, X87_NUMBERS, strict=True))}
@@ -256,8 +261,19 @@ class X86Cpu(X86Traps):
     def _before_special(self, _uc: int, pc: int, _size: int, _data: int) -> None:
         if pc == self._let_pass:
             self._let_pass = -1
-        else:
+            return
+        try:
+            passes = self.live_state and not self.halts.halts_anywhere and self._touches_what_is_there()
+        except BaseException as failure:
+            self._fail(failure)
+            passes = False
+        if not passes:
             engine.emu_stop(self._handle)
+
+    def time_looking(self) -> ScanTime:
+        timed = super().time_looking()
+        self._stop_before = engine.CODE(timed.around(self._before_special))
+        return timed
 
     def _block_found(self, pc: int, code: bytes, offset: int) -> bool:
         """A block was translated and is about to run: is its instruction at `offset` a special one?"""
@@ -327,6 +343,8 @@ class X86Cpu(X86Traps):
                 self._move_flags(code)
             case Special.TOUCH:
                 passes = self._touch(code)
+                if passes:
+                    self._uncount()  # as if the engine had not stopped, which it need not do for each
             case Special.BASE:
                 passes = x86_operand.canonical(self.general[found.register], self._address_bits)
                 if not passes:
@@ -360,6 +378,14 @@ class X86Cpu(X86Traps):
     @code_changes.setter
     def code_changes(self, changes: bool) -> None:
         self._scan.changes = changes
+
+    def watch_stores(self, pa: int, length: int) -> None:
+        # To the engine a page is free of code after one store by an address that cannot be executed, and it
+        # takes the next stores there for harmless, whatever else is translated of the page. It does not where
+        # a hook waits for refused stores; nothing of ours is ever refused by physical address.
+        kind = UC_HOOK_MEM_WRITE_PROT
+        engine.hook_add(self._handle, kind, engine.EMU_STOP_ADDRESS, only_at=pa, length=length)
+        self.flush_all()
 
     def set_root(self, root: int) -> None:
         self._root = root

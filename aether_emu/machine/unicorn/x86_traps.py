@@ -211,6 +211,26 @@ class X86Traps(UnicornCpu):
         assert instruction is not None, "it was found"
         return self._ask(x86_rare.accesses(code, instruction, operand, self.general))
 
+    def _touches_what_is_there(self) -> bool:
+        """In front of the instruction at pc: whether it is only asked about, and may have all it touches.
+
+        The engine need not stop then: the dynamic loader saves all registers at each function's first call.
+        """
+        if engine.vmem_read(self._handle, self.pc, PROT_EXECUTE, self._buffer_address, _LONGEST):
+            self._forget_probe()
+            return False
+        code = bytes(self._buffer_view[:_LONGEST])
+        found = x86_blocks.first_special(code)
+        if found is None or found.offset or found.special is not x86_blocks.Special.TOUCH:
+            return False
+        instruction, operand = self._decode(code)
+        assert instruction is not None, "it was found"
+        return all(
+            x86_operand.canonical(va, self._address_bits) and self._error_of(va, write=access.write) is None
+            for access in x86_rare.accesses(code, instruction, operand, self.general)
+            for va in access.parts
+        )
+
     def _ask(self, accesses: Iterable[Access]) -> bool:
         """Whether all of this can be accessed; else the kernel was told what cannot."""
         for access in accesses:

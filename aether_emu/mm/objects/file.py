@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aether_emu.machine.memory.aperture import ApertureFile
+from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
@@ -156,7 +156,7 @@ class HostFiles:
         if known is not None:
             if writable and not known.file.writable:
                 known.file = self._physical.aperture.attach(fd, key, writable=True)
-                self._physical.code.may_change()  # code of it may be mapped already
+                self._becomes_shared(known)  # code of it may be mapped already
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
@@ -164,6 +164,14 @@ class HostFiles:
         backing.identity = identity
         self._by_key[key] = backing
         return backing
+
+    def _becomes_shared(self, backing: FileBacking) -> None:
+        """Stores may reach the file from now on."""
+        physical = self._physical
+        count = SLOT_SIZE >> physical.frames.page_shift
+        for slot in backing.file.slots.values():
+            first = physical.frames.number(physical.aperture.base + slot.index * SLOT_SIZE)
+            physical.code.become_shared(first, count)
 
     def showing(self, file: ApertureFile) -> FileBacking | None:
         """The object of a file of the aperture."""

@@ -18,14 +18,18 @@ BLOCK = 256
 """Rows that a block holds before it is cut in two."""
 
 T = TypeVar("T")
+_Row = tuple[int, int, int, T]
 
 
 class _Block(Generic[T]):
-    """Rows in order: (first, order of arrival, end, item). None ends behind `reach`."""
+    """Rows in order: (first, order of arrival, end, item). None ends behind `reach`.
+
+    The first two are a row's key, which no other has: a key sorts right before its row.
+    """
 
     __slots__ = ("reach", "rows")
 
-    def __init__(self, rows: list[tuple[int, int, int, T]]) -> None:
+    def __init__(self, rows: list[_Row[T]]) -> None:
         self.rows = rows
         self.reach = max(row[2] for row in rows)
 
@@ -58,13 +62,13 @@ class Intervals(Generic[T]):
         key = (first, self._arrived)
         self._arrived += 1
         self._where[item] = key
-        row = (*key, end, item)
+        row: _Row[T] = (*key, end, item)
         if not self._blocks:
             self._blocks.append(_Block([row]))
             return
         at = self._block_of(key)
         block = self._blocks[at]
-        block.rows.insert(bisect_left(block.rows, key, key=_key), row)
+        block.rows.insert(bisect_left(block.rows, key), row)
         block.reach = max(block.reach, end)
         if len(block.rows) > BLOCK:
             half = len(block.rows) // 2
@@ -75,7 +79,7 @@ class Intervals(Generic[T]):
         key = self._where.pop(item)
         at = self._block_of(key)
         block = self._blocks[at]
-        row = block.rows.pop(bisect_left(block.rows, key, key=_key))
+        row = block.rows.pop(bisect_left(block.rows, key))
         assert row[3] == item, f"{item} is not where its interval was put"
         if not block.rows:
             del self._blocks[at]
@@ -92,12 +96,10 @@ class Intervals(Generic[T]):
 
     def _block_of(self, key: tuple[int, int]) -> int:
         """The block where a row of this key stands or belongs."""
+        if len(self._blocks) == 1:
+            return 0
         return max(0, bisect_left(self._blocks, (key[0], key[1] + 1), key=_begin) - 1)
 
 
-def _key(row: tuple[int, int, int, object]) -> tuple[int, int]:
-    return row[0], row[1]
-
-
 def _begin(block: _Block[T]) -> tuple[int, int]:
-    return _key(block.rows[0])
+    return block.rows[0][:2]

@@ -10,10 +10,11 @@ outside the frame table (devices).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from enum import Enum
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,17 @@ _ZERO = int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
 
 _FEW = 16  # entries, one by one
 _MANY = 1 << 12  # entries of a stretch that is not searched for few: several tables in a row
+
+
+def adjoined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ascending ranges, those that touch each other as one: the way down is asked less often."""
+    joined = list[tuple[int, int]]()
+    for start, end in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
 
 
 class Sort(Enum):
@@ -139,6 +151,27 @@ def few_used(table: Tree, stretch: Stretch) -> Sequence[int] | None:
         return None
     used: list[int] = entries.nonzero()[0].tolist()
     return used
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Entries in use of several stretches: their slots, and the numbers of their pages."""
+
+    slots: Frames
+    pages: Frames
+
+
+def used_in(table: Tree, stretches: Sequence[Stretch]) -> Used:
+    """The entries of some stretches that are not absent, in their order."""
+    words, shift = table.ram.array, table.format.page_shift
+    entries = np.concatenate([words[item.slot : item.slot + item.count] for item in stretches])
+    counts = [item.count for item in stretches]
+    begins = [0, *accumulate(counts)]
+    used = entries.nonzero()[0]
+    of = np.repeat(np.arange(len(counts)), counts)[used]
+    slots = np.array([item.slot - begin for item, begin in zip(stretches, begins, strict=False)])
+    pages = np.array([(item.va >> shift) - begin for item, begin in zip(stretches, begins, strict=False)])
+    return Used(used + slots[of], used + pages[of])
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ held kind has no frame that anybody could know: zap clears and returns it, the o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,9 @@ from aether_emu.mm.protection import LeafBits, noted
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
+    Used,
     address_bits,
+    adjoined,
     counted,
     entries_of,
     few_used,
@@ -37,11 +39,12 @@ from aether_emu.mm.tables.count import (
     kinds,
     numbers_of,
     of_kind,
+    used_in,
 )
 from aether_emu.mm.tables.live import refuse_live
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import cut
-from aether_emu.mm.tables.tree import Found, Stretch, Tree
+from aether_emu.mm.tables.tree import JOINED, Found, Stretch, Tree
 from aether_emu.records import dataclass
 
 Change = Callable[[int, int], int]
@@ -207,6 +210,73 @@ def zap(
                 gather_pages(table, gather, item, chosen)
             clear(table, item, chosen)
     return frameless
+
+
+def zap_all(
+    table: Tree,
+    gather: Gathering,
+    ranges: Iterable[tuple[int, int]],
+    inspect: Callable[[Used], object],
+) -> list[Found]:
+    """`zap` of many ascending ranges, whose level-1 entries are looked at together.
+
+    `inspect` sees these before, and may put damaged ones right.
+    """
+    frameless, rest, stretches = list[Found](), list[tuple[int, int]](), list[Stretch]()
+    for start, end in adjoined(ranges):
+        items = whole(table, gather, start, end)
+        stretches += [item for item in items if isinstance(item, Stretch)]
+        if any(isinstance(item, Found) for item in items):
+            rest.append((start, end))
+    for batch in _batches(stretches):
+        used = used_in(table, batch)
+        inspect(used)
+        frameless += _zap_used(table, gather, used)
+    for start, end in rest:
+        frameless += zap(table, gather, start, end)
+    return frameless
+
+
+def _batches(stretches: list[Stretch]) -> Iterator[list[Stretch]]:
+    """Those together that are as long as one may be."""
+    batch, size = list[Stretch](), 0
+    for item in stretches:
+        if batch and size + item.count > JOINED:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += item.count
+    if batch:
+        yield batch
+
+
+def _zap_used(table: Tree, gather: Gathering, used: Used) -> list[Found]:
+    """`zap` for level-1 entries in use, wherever they stand. Those that are absent by now are left out."""
+    fmt, frameless = table.format, list[Found]()
+    entries: Entries = table.ram.array[used.slots]
+    if not entries.size:
+        return frameless
+    framed, owing = np.zeros(entries.size, np.bool_), np.zeros(entries.size, np.bool_)
+    for kind, alike in kinds(fmt, entries):
+        chosen = slice(None) if alike is None else alike
+        if has_frame(fmt, kind, 1):
+            framed[chosen] = True
+        else:
+            frameless += _each(table, used.slots[chosen], used.pages[chosen])
+        if owes(fmt, kind, 0, 1):
+            owing[chosen] = True
+    gather.drop_many(counted(table.frames, frames_of(fmt, table.frames, entries[framed])))
+    gather.pages(0, used.pages[owing])
+    table.ram.array[used.slots] = 0
+    return frameless
+
+
+def _each(table: Tree, slots: Frames, pages: Frames) -> list[Found]:
+    words, shift = table.ram.words, table.format.page_shift
+    return [
+        Found(page << shift, 1, slot, words[slot])
+        for slot, page in zip(slots.tolist(), pages.tolist(), strict=True)
+    ]
 
 
 def _zap_few(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries
 from aether_emu.errors import MappingError
-from aether_emu.mm.tables.count import counted, entries_of, frames_of, has_frame, kinds, of_kind
+from aether_emu.mm.tables.count import adjoined, counted, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.edits import clear, found_in, gather_pages, rewrite, whole
 from aether_emu.mm.tables.owed import Gathering, owes
 from aether_emu.mm.tables.split import flush_large, split
@@ -62,14 +62,14 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
 def copy(
     parent: Tree, child: Tree, gather: Gathering, ranges: Iterable[tuple[int, int]], *, private: bool
 ) -> list[Found]:
-    """Give `child`, which has nothing there, the entries of some ranges `[start, end)` of `parent`.
+    """Give `child`, which has nothing there, the entries of some ascending ranges `[start, end)` of `parent`.
 
     Each copied entry counts as one more reference and mapping of its frames. Where the pages are `private`
     neither side may write to them any more until a fault says so; what that takes from the parent goes
     into the gather. Returns the child's entries without a frame, which their owner must count (swap).
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
-    fmt, frames, ranges = parent.format, parent.frames, list(ranges)
+    fmt, frames, ranges = parent.format, parent.frames, adjoined(ranges)
     if child.tables > 1:
         for start, end in ranges:
             _refuse_taken(child, start, end)

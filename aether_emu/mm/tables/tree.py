@@ -311,14 +311,12 @@ class Tree(Written):
 
     def borrow_upper(self, other: Tree, start: int) -> None:
         """Share `other`'s root entries from `start` upward (the kernel half of a single-root ISA)."""
-        words = self.ram.words
-        borrowed = []
-        for index in range(self._index(start, self.format.top), self.format.levels[-1].entries):
-            entry = words[self._base_slot(other.root) + index]
-            if entry:
-                words[self._base_slot(self.root) + index] = entry
-                borrowed.append(self._base_slot(self.root) + index)
-        self._borrowed, self._lender = frozenset(borrowed), other
+        first, count = self._index(start, self.format.top), self.format.levels[-1].entries
+        entries = self.ram.array
+        lent, shown = self._base_slot(other.root), self._base_slot(self.root)
+        used = entries[lent + first : lent + count].nonzero()[0] + first
+        entries[shown + used] = entries[lent + used]
+        self._borrowed, self._lender = frozenset((shown + used).tolist()), other
 
     def capture(self) -> dict[str, object]:
         """What this object knows beyond the bytes in RAM."""

@@ -16,8 +16,9 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
     "fork": {"fork": 5.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
-    "signal": {"signal": 50.0},
-    "pipe": {"pipe": 10.0},
+    "process": {"process": 50.0},
+    "signal": {"signal": 40.0},
+    "pipe": {"pipe": 6.0},
     "start": {"start": 1.4},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
 }
@@ -61,7 +62,7 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return tables.figure(isa, goal)
         case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
-        case "switch-threads" | "switch-processes" | "signal" | "pipe":
+        case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":
             return switching.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)

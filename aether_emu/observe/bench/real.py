@@ -1,11 +1,10 @@
 """Whole programs of the host: their run on the machine beside the engine's own time for it.
 
-Three runs of the same program belong together. The whole run is our side. Its time without that in our
-handlers, and without that of the scan of new blocks, is the engine's own: the floor. Both sides are of one
-run, so that a host that disturbs it disturbs them alike. In the second run new blocks are not looked at: by
-how much the quickest of those is quicker than the quickest whole run is the scan's time. The floor contains
-what the engine takes to call a hook before each block, by which virtual time passes; the third run, which
-counts no blocks, tells how much of it that is. Start-up is apart.
+Two runs of the same program belong together. The whole run is our side. Its time without that in our
+handlers, and without that of the look at new blocks, is the engine's own: the floor. All of them are of one
+run, so that a host that disturbs it disturbs them alike. The floor contains what the engine takes to call a
+hook before each block, by which virtual time passes. The second run counts no blocks, and so tells how much
+that is. Start-up is apart.
 """
 
 from __future__ import annotations
@@ -77,18 +76,22 @@ _ROOT = Grants(root=Path("/"))
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One run: CPU seconds of the whole, in the handlers of faults (and traps) and of calls, and before."""
+    """One run: CPU seconds of the whole, in the handlers of faults (and traps) and of calls, and before.
+
+    `scan` are those for the look at new blocks.
+    """
 
     total: float
     faults: float
     calls: float
+    scan: float
     start: float
     output: bytes
 
     @property
     def engine(self) -> float:
-        """What is left without our handlers."""
-        return self.total - self.faults - self.calls
+        """What is left without our handlers and the scan."""
+        return self.total - self.faults - self.calls - self.scan
 
 
 def find(name: str, isa: str) -> str:
@@ -131,8 +134,8 @@ class _Clock:
         return timed
 
 
-def run(isa: str, program: str, work: Work, *, looking: bool = True, counting: bool = True) -> Timed:
-    """Run it once. Not `looking`, the CPU runs new blocks unseen; not `counting`, it counts no blocks.
+def run(isa: str, program: str, work: Work, *, counting: bool = True) -> Timed:
+    """Run it once. Not `counting`, the CPU counts no blocks.
 
     Raises NotMeasured when it does not end as it should.
     """
@@ -141,8 +144,7 @@ def run(isa: str, program: str, work: Work, *, looking: bool = True, counting: b
     machine = Machine(isa)
     try:
         cpu, faults, calls = machine.cpu, _Clock(), _Clock()
-        if not looking:
-            cpu.stop_looking()
+        looked = cpu.time_looking()
         if not counting:
             machine.kernel.cpus = ()  # whose blocks the clock asks for
         given = {"stdin": BufferStream(work.reads()), **streams}
@@ -156,36 +158,25 @@ def run(isa: str, program: str, work: Work, *, looking: bool = True, counting: b
         if ended.status != work.status:
             lines = bytes(streams["stderr"].written).decode(errors="replace").strip().splitlines()
             raise NotMeasured(f"status {ended.status}{f': {lines[0]}' if lines else ''}")
-        return Timed(total, faults.spent, calls.spent, start - begun, bytes(streams["stdout"].written))
+        output = bytes(streams["stdout"].written)
+        return Timed(total, faults.spent, calls.spent, looked.seconds, start - begun, output)
     except AetherError as error:
         raise error if isinstance(error, NotMeasured) else NotMeasured(str(error)) from error
     finally:
         machine.close()
 
 
-_Runs = Sequence[tuple[Timed, Timed, Timed]]
-
-
-def _quickest(runs: _Runs) -> tuple[float, float, float]:
-    """The engine's CPU seconds in the quickest run of each kind: what disturbs runs only makes them slow."""
-    seen, unseen, uncounted = (min(run.engine for run in kind) for kind in zip(*runs, strict=True))
-    return seen, unseen, uncounted
-
-
-def _scan(runs: _Runs) -> float:
-    """CPU seconds for which a run looks at new blocks."""
-    seen, unseen, _ = _quickest(runs)
-    return max(0.0, seen - unseen)
+_Runs = Sequence[tuple[Timed, Timed]]
 
 
 def shares(runs: _Runs) -> Mapping[str, float]:
     """CPU seconds of our side by kind, and those before it."""
-    _, unseen, uncounted = _quickest(runs)
-    wholes = [whole for whole, _, _ in runs]
+    wholes = [whole for whole, _ in runs]
+    counted, uncounted = (min(run.engine for run in kind) for kind in zip(*runs, strict=True))
     return {
         "engine": uncounted,
-        "counting": max(0.0, unseen - uncounted),
-        "scan": _scan(runs),
+        "counting": max(0.0, counted - uncounted),
+        "scan": median(whole.scan for whole in wholes),
         "faults": median(whole.faults for whole in wholes),
         "system calls": median(whole.calls for whole in wholes),
         "start, apart": median(whole.start for whole in wholes),
@@ -195,7 +186,7 @@ def shares(runs: _Runs) -> Mapping[str, float]:
 def figure(isa: str, work: Work, goal: float, *, repetitions: int = 5) -> Figure:
     """The figure for one program."""
     wholes: list[Timed] = []
-    runs: list[tuple[Timed, Timed, Timed]] = []
+    runs: list[tuple[Timed, Timed]] = []
 
     def ours() -> float:
         program = find(work.name, isa)
@@ -206,12 +197,10 @@ def figure(isa: str, work: Work, goal: float, *, repetitions: int = 5) -> Figure
 
     def floor() -> float:
         program, whole = find(work.name, isa), wholes[-1]
-        unseen = run(isa, program, work, looking=False)
-        uncounted = run(isa, program, work, looking=False, counting=False)
-        for other in (unseen, uncounted):
-            same_output(work.name, whole.output, other.output)
-        runs.append((whole, unseen, uncounted))
-        return whole.engine - _scan(runs)
+        uncounted = run(isa, program, work, counting=False)
+        same_output(work.name, whole.output, uncounted.output)
+        runs.append((whole, uncounted))
+        return whole.engine
 
     return Figure(
         name=f"real-{work.name}",

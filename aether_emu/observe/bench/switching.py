@@ -1,4 +1,4 @@
-"""Switching tasks, a signal, a pipe: what the kernel does, beside what the engine must do for it."""
+"""Switching tasks, a process, a signal, a pipe: what the kernel does, beside what must be done for it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+
 from aether_emu.linux.abi.signal import SA_RESTORER, SA_SIGINFO, SIGUSR1, Action, SignalInfo
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.floors.bare import FREE
+from aether_emu.mm.tables.count import entries_of, frames_of
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
 from aether_emu.system import Machine
@@ -17,6 +21,8 @@ from aether_emu.system import Machine
 _THREAD, _PROCESS = 0x5_0F00, 17  # flags of clone(2): as pthread_create has them; SIGCHLD alone
 _CHUNK = 1 << 16
 _PROGRAM = "hello"
+_GROUPS, _AREAS, _PAGES = 5, 5, 16  # groups of areas that touch, areas of each, pages of each
+_ONE = np.uint32(1)  # of the columns' type, or numpy takes the slow way
 _FRAME = {"x86_64": 1000, "arm64": 4720}  # bytes that a signal frame has at least
 
 
@@ -76,6 +82,60 @@ def _switches(ready: _Ready, flags: int) -> tuple[Work, Work]:
                     cpu.set_root(root)
 
     return ours, floor
+
+
+def _processes(ready: _Ready) -> tuple[Work, Work]:
+    """A child of a process with as many areas as a shell's: forked, ended and waited for."""
+    process, registry = ready.task.process, ready.task.process.registry
+    spans = [_written_areas(ready) for _group in range(_GROUPS)]
+    settle = ready.machine.scheduler.settle
+
+    def ours(times: int) -> None:
+        for _ in range(times):
+            pid = ready.call("clone", _PROCESS)
+            settle()
+            registry.processes[pid].end(Ended())
+            settle()
+            if ready.call("wait4", pid) != pid:
+                raise BenchError(f"wait4: not {pid}")
+
+    table, frames, cpu, context = process.mm.table, ready.machine.frames, ready.cpu, ready.cpu.save()
+    views = [entries_of(table, item)[0] for start, end in spans for item in table.visit(start, end)]
+    shown = [frames_of(table.format, frames, view) for view in views]
+    locked, copied = ([np.zeros_like(view) for view in views] for _ in range(2))
+    tables = np.zeros((table.tables, table.format.page_size >> 3), np.uint64)
+    change = np.uint64(1)
+
+    def floor(times: int) -> None:
+        for _ in range(times):
+            cpu.save(context)
+            for view, mine, other, numbers in zip(views, locked, copied, shown, strict=True):
+                np.bitwise_xor(view, change, out=mine)
+                other[:] = mine
+                np.add.at(frames.refs_array, numbers, _ONE)
+                np.add.at(frames.maps_array, numbers, _ONE)
+            for other, numbers in zip(copied, shown, strict=True):
+                np.subtract.at(frames.refs_array, numbers, _ONE)
+                np.subtract.at(frames.maps_array, numbers, _ONE)
+                other[:] = 0
+            for cleared in tables:
+                cleared[:] = 0
+            cpu.restore(context)
+
+    return ours, floor
+
+
+def _written_areas(ready: _Ready) -> tuple[int, int]:
+    """Areas that touch each other, every second one read-only, all pages written. Returns their addresses."""
+    page = ready.task.process.mm.page_size
+    length = _AREAS * _PAGES * page
+    start = ready.call("mmap", 0, length + page, 3, 0x22, (1 << 64) - 1)
+    ready.call("munmap", start + length, page)  # a gap
+    for at in range(start, start + length, page):
+        ready.cpu.copy_to_user(at, b"x")
+    for at in range(start, start + length, 2 * _PAGES * page):
+        ready.call("mprotect", at, _PAGES * page, 1)
+    return start, start + length
 
 
 def _signals(ready: _Ready) -> tuple[Work, Work]:
@@ -156,6 +216,13 @@ _KINDS = {
         "switch",
         4000,
         lambda ready: _switches(ready, _PROCESS),
+    ),
+    "process": _Kind(
+        f"a process of {_GROUPS * _AREAS} areas, {_GROUPS * _AREAS * _PAGES} pages forked, ended, waited for",
+        "a context saved and restored; entries locked and copied, frames counted up and down, tables cleared",
+        "process",
+        40,
+        _processes,
     ),
     "signal": _Kind(
         "a signal delivered to a handler, and sigreturn",

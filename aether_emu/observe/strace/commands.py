@@ -12,7 +12,9 @@ from aether_emu.observe.strace.kinds import (
     Show,
     number,
     pointed,
+    signal_name,
     timespec,
+    unpack,
     word,
 )
 from aether_emu.observe.strace.words import address, bare, quoted, signed
@@ -22,7 +24,8 @@ from aether_emu.observe.strace.words import address, bare, quoted, signed
 _DUP, _GETFD, _SETFD, _GETFL, _SETFL = 0, 1, 2, 3, 4
 _LOCKS, _LOCK_QUERIES = (6, 7, 37, 38), (5, 36)
 _DUP_CLOEXEC, _PIPE_SIZE, _ADD_SEALS, _GET_SEALS = 1030, 1031, 1033, 1034
-_SETOWN, _OWNERS, _SETLEASE = 8, (15, 16), 1024
+_SETOWN, _SETSIG, _SETOWN_EX, _OWNER_FOUND, _SETLEASE = 8, 10, 15, 16, 1024
+_GETSIG, _OWNER_USERS = 11, 17
 _NO_ARGUMENT = (_GETFD, _GETFL, 9, 11, 1025, 1032, _GET_SEALS)
 
 
@@ -42,12 +45,27 @@ def _fcntl(call: Made, value: int) -> str | None:
         return str(signed(value, 32))
     if command == _SETLEASE:
         return names.LOCK_TYPE.one(value)
-    return address(value) if command in _OWNERS else bare(value)
+    if command == _SETSIG:
+        number_of = signed(value, 32)
+        return signal_name(number_of) if 0 <= number_of <= 64 else str(number_of)
+    if command == _SETOWN_EX:
+        return pointed(_owner)(call, value)
+    return bare(value)
+
+
+def _owner(call: Made, value: int) -> str:
+    kind, pid = unpack(call, value, "ii")
+    return f"{{type={names.OWNER.one(kind)}, pid={pid}}}"
 
 
 def _fcntl_late(call: Made, value: int) -> str | None:
-    """What F_GETLK has found; the argument of any other command, which the call leaves as it is."""
-    if call.arguments[1] & 0xFFFF_FFFF in _LOCK_QUERIES:
+    """What F_GETLK and F_GETOWN_EX have found; the argument of any other command, which stays as it is."""
+    command = call.arguments[1] & 0xFFFF_FFFF
+    if command == _OWNER_FOUND:
+        return address(value) if call.refused else pointed(_owner)(call, value)
+    if command == _OWNER_USERS:
+        return address(value)
+    if command in _LOCK_QUERIES:
         return address(value) if call.refused else pointed(structs.lock)(call, value)
     return _fcntl(call, value)
 
@@ -62,6 +80,8 @@ def fcntl_result(call: Made, result: int) -> str:
         return f"{result:#x} (flags {structs.open_flags(call, result)})"
     if command == _GETFD and result:
         return f"{result:#x} (flags {names.FD_FLAGS.bits(result)})"
+    if command == _GETSIG and result:
+        return f"{result} ({signal_name(result)})"
     if command == _GET_SEALS and result:
         return f"{result:#x} (seals {names.SEALS.bits(result)})"
     return str(result)
@@ -69,16 +89,18 @@ def fcntl_result(call: Made, result: int) -> str:
 
 # ---- ioctl
 
-_TERMINAL, _WINDOW, _READABLE, _NONBLOCK, _GROUP = 0x5401, 0x5413, 0x541B, 0x5421, 0x540F
+_TERMINAL, _WINDOW, _READABLE, _GROUP = 0x5401, 0x5413, 0x541B, 0x540F
 _FOUND: dict[int, Show] = {
     _TERMINAL: terminals.terminal,
     _WINDOW: terminals.window_size,
     _READABLE: number,
     _GROUP: number,
+    0x8903: number,
+    0x8904: number,
 }
 _TERMINAL_GIVEN = (0x5402, 0x5403, 0x5404)
 _WITHOUT = (0x5450, 0x5451, 0x5422)
-_GIVEN_INT = (0x5410,)
+_GIVEN_INT = (0x5410, 0x5421, 0x5452, 0x8901, 0x8902)
 
 
 def _ioctl(call: Made, value: int) -> str | None:
@@ -87,7 +109,7 @@ def _ioctl(call: Made, value: int) -> str | None:
         return None
     if command in _TERMINAL_GIVEN:
         return pointed(terminals.terminal)(call, value)
-    if command == _NONBLOCK or command in _GIVEN_INT:
+    if command in _GIVEN_INT:
         return pointed(number)(call, value)
     if command in _FOUND:
         return address(value) if call.refused else pointed(_FOUND[command])(call, value)

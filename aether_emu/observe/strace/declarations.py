@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_emu.observe.strace import names, waits
+from aether_emu.observe.strace import names, sysv, waits
 from aether_emu.observe.strace import sockets as so
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
@@ -289,10 +289,18 @@ CALLS: dict[str, Declaration] = {
     "timerfd_create": _call(_CLOCK, bits_of(names.TIMERFD)),
     "timerfd_settime": _call(FD, bits_of(names.CLOCK_SLEEP), POINTER, POINTER),
     "timerfd_gettime": _call(FD, POINTER),
-    "shmget": _call(one_of(names.KEY), SIZE, SEGMENT_FLAGS),
+    "shmget": _call(sysv.KEY, SIZE, SEGMENT_FLAGS),
     "shmat": _call(INT, POINTER, bits_of(names.ATTACHING), result=hexadecimal_result),
     "shmdt": _call(POINTER),
     "shmctl": _call(INT, one_of(names.SEGMENT_COMMAND), POINTER),
+    "semget": _call(sysv.KEY, INT, sysv.SHARING_FLAGS),
+    "semop": _call(INT, sysv.OPERATIONS, SIZE),
+    "semtimedop": _call(INT, sysv.OPERATIONS, SIZE, TIMESPEC),
+    "semctl": _call(INT, INT, one_of(names.SEMAPHORE_COMMAND), sysv.CONTROL),
+    "msgget": _call(sysv.KEY, sysv.SHARING_FLAGS),
+    "msgsnd": _call(INT, sysv.SENT_MESSAGE, SIZE, bits_of(names.MESSAGE)),
+    "msgrcv": _call(INT, sysv.RECEIVED_MESSAGE, SIZE, LONG, bits_of(names.MESSAGE)),
+    "msgctl": _call(INT, one_of(names.QUEUE_COMMAND), sysv.CONTROL),
     "process_vm_readv": _call(INT, vectors(True), SIZE, places(4), SIZE, HEX_INT),
     "process_vm_writev": _call(INT, vectors(False), SIZE, places(4), SIZE, HEX_INT),
     "kcmp": _call(INT, INT, one_of(names.COMPARED), LONG, LONG),

@@ -44,7 +44,7 @@ from aether_emu.observe.strace import names
 from aether_emu.observe.strace.declarations import CALLS, Declaration
 from aether_emu.observe.strace.kinds import HEX, Made, answer, decimal, signal_name
 from aether_emu.observe.strace.selection import EVERYTHING, Selection
-from aether_emu.observe.strace.words import address, clipped, listed, quoted, signed
+from aether_emu.observe.strace.words import address, bare, clipped, listed, quoted, signed
 from aether_emu.records import dataclass
 from aether_emu.system import Machine
 
@@ -184,7 +184,7 @@ class Tracer:
         if seen.info.number == sig.SIGKILL:  # no tracer is told of it, only of the end (Linux: get_signal)
             return
         name = signal_name(seen.info.number)
-        self._line(seen.task.tid, f"--- {name} {{si_signo={name}, {_details(seen.info)}}} ---")
+        self._line(seen.task.tid, f"--- {name} {{si_signo={name}, {details(seen.info)}}} ---")
 
     def _ended(self, process: ProcessSeen) -> None:
         ended = process.ended
@@ -274,7 +274,17 @@ def _frame(task: TaskSeen, va: int) -> int:
     return table.format.leaf_address(found.entry, found.level) + page - found.start
 
 
-def _details(info: SignalInfo) -> str:
+def _of_file(info: SignalInfo) -> str:
+    """A signal by which a file tells that it may be ready. strace knows only those by SIGIO."""
+    if info.number == sig.SIGIO:
+        code = names.FAULT_CODES[info.number].one(info.code)
+        return f"si_code={code}, si_band={info.value}, si_fd={info.file}"
+    code = names.SENT_CODE.one(info.code) if info.code < 0 else bare(info.code)
+    value = f", si_int={info.file}, si_ptr={address(info.file or 0)}" if info.file else ""
+    return f"si_code={code}, si_pid={info.value}, si_uid=0{value}"
+
+
+def details(info: SignalInfo) -> str:
     """What siginfo says beside the number."""
     code = names.SENT_CODE.one(info.code)
     if info.is_fault:
@@ -284,7 +294,9 @@ def _details(info: SignalInfo) -> str:
         exited = info.code == sig.CLD_EXITED
         status = str(info.value) if exited else signal_name(info.value)
         child = f"si_code={_CHILD_CODES[info.code]}, si_pid={info.pid}, si_uid={info.uid}, si_status={status}"
-        return f"{child}, si_utime=0, si_stime=0"
+        return f"{child}, si_utime={info.used[0]}, si_stime={info.used[1]}"
+    if info.file is not None:
+        return _of_file(info)
     if info.code == names.SI_QUEUE:
         value = f"si_int={signed(info.value, 32)}, si_ptr={address(info.value)}"
         return f"si_code={code}, si_pid={info.pid}, si_uid={info.uid}, {value}"

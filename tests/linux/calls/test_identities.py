@@ -19,6 +19,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import Credentials, of_user
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.task.task import Task
 from aether_emu.state import capture, restore
 from aether_emu.system import Machine
@@ -196,7 +197,7 @@ def _two(several: Several, one: Credentials, two: Credentials) -> tuple[Task, Ta
     second = made_by(first, "fork")
     several.tasks.append(second)
     first.credentials, second.credentials = one, two
-    first.process.guard_proc()
+    guard(first.process)
     return first, second
 
 

@@ -12,7 +12,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls import terminals
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.task import job_control
+from aether_emu.linux.task import family, job_control
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Sent
@@ -51,7 +51,7 @@ class Session:
         task = self.process()
         process, shell = task.process, self.shell.process
         process.session, process.terminal = shell.session, shell.terminal
-        shell.adopt(process)
+        family.adopt(shell, process)
         return task
 
     def request(self, task: Task, number: int, value: int = 0) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.linux.abi.signal import SIGUSR1, SignalInfo
-from aether_emu.linux.files import namespace
+from aether_emu.linux.files import listing
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.mm import cuts
@@ -245,7 +245,7 @@ def test_a_call_that_waits_keeps_its_mask_and_its_time_when_it_is_ended_before(
 
 
 def test_a_directory_of_many_names_can_be_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(namespace, "_NAMES_PER_LOOK", 1)
+    monkeypatch.setattr(listing, "_NAMES_PER_LOOK", 1)
     with machine("x86_64") as served:
         served.process.files.namespace.look = served.process.kernel.checkpoint
         for index in range(6):

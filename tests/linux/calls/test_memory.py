@@ -13,7 +13,7 @@ from elftools.elf.elffile import ELFFile
 from aether_emu.grants import Grants
 from aether_emu.linux.calls import call_table
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.task.process import RLIM_INFINITY
+from aether_emu.linux.task.resource_limits import RLIM_INFINITY
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.mapping import (
     MADV_DONTNEED,
@@ -130,13 +130,13 @@ def test_everything_that_is_made_later_is_brought_too(guest: Guest) -> None:
     assert guest.call("mlockall", 6) == 0  # MCL_FUTURE | MCL_ONFAULT
     assert resident(guest, mmap(guest, 2), 2) == "00"
     assert guest.call("munlockall") == 0
-    assert guest.process.mm.locked == 0
+    assert guest.process.mm.account.locked == 0
 
 
 def test_locking_what_is_there_brings_what_can_be_brought(x86_64: Guest) -> None:
     at, forbidden = mmap(x86_64, 3), mmap(x86_64, 1, 0)
     assert set_limit(x86_64, MEMLOCK, 8 << 20, 8 << 20) == 0
-    assert x86_64.process.mm.reserved < 8 << 20
+    assert x86_64.process.mm.account.reserved < 8 << 20
     assert x86_64.call("mlockall", 1) == 0
     assert (resident(x86_64, at, 3), resident(x86_64, forbidden, 1)) == ("111", "0")
 
@@ -281,10 +281,10 @@ def test_a_cpu_without_32_bit_programs_refuses_their_personality(arm64: Guest) -
 
 def test_limits_are_what_memory_obeys(guest: Guest) -> None:
     mm = guest.process.mm
-    assert set_limit(guest, DATA, mm.data + 2 * PAGE) == 0
+    assert set_limit(guest, DATA, mm.account.data + 2 * PAGE) == 0
     assert mmap(guest, 3) == -errno.ENOMEM
     assert set_limit(guest, DATA, RLIM_INFINITY) == 0
-    assert set_limit(guest, AS, mm.reserved + 2 * PAGE) == 0
+    assert set_limit(guest, AS, mm.account.reserved + 2 * PAGE) == 0
     assert mmap(guest, 3, 0) == -errno.ENOMEM
     assert set_limit(guest, AS, RLIM_INFINITY) == 0
     assert set_limit(guest, MEMLOCK, 2 * PAGE, 8 << 20) == 0

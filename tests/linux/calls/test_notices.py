@@ -12,6 +12,7 @@ from aether_emu import state
 from aether_emu.grants import Grants
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task import family
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Machine
@@ -337,7 +338,7 @@ def test_waitid_does_not_wait_by_a_nonblocking_pidfd(isa: str) -> None:
             data=data(1),
         )
         parent = caller.process
-        parent.adopt(child)
+        family.adopt(parent, child)
         with pytest.raises(Deadlock):
             several.run()
         assert parent.ended is not None and parent.ended.status == -errno.EAGAIN & 0xFF

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.linux.abi.signal import SIGKILL, SIGSEGV
-from aether_emu.linux.task.process import RLIMIT_NICE, RLIMIT_RTPRIO
+from aether_emu.linux.task.resource_limits import RLIMIT_NICE, RLIMIT_RTPRIO
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.linux.task.scheduling import IDLE, Scheduling
 from tests.guests.running import ISAS

@@ -92,7 +92,7 @@ def test_an_address_must_be_free_unless_it_is_to_be_replaced() -> None:
             assert _call(task, "shmdt", each) == 0
         assert _call(task, "shmctl", number, _REMOVE, 0) == 0
         again = _call(task, "shmget", 0, 4096, 0o600)
-        assert again == number + (1 << 15), "numbers are not used again at once"
+        assert again == number + 1, "numbers are not used again at once"
         assert _call(task, "shmctl", again, _REMOVE, 0) == 0
 
 
@@ -120,6 +120,6 @@ def test_a_machine_with_a_segment_is_not_captured() -> None:
         machine.load(path, grants=Grants(cwd=path.parent))
         assert machine.run_for(20) is None
         number = _call(machine.entry.task, "shmget", 0, 4096, 0o600)
-        with pytest.raises(StateError, match="System V"):
+        with pytest.raises(StateError, match=f"System V shared memory, segment {number} of process [0-9]+:"):
             capture(machine)
         assert _call(machine.entry.task, "shmctl", number, _REMOVE, 0) == 0

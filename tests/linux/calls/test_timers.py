@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from aether_emu.linux.task.process import RLIMIT_SIGPENDING
+from aether_emu.linux.task.resource_limits import RLIMIT_SIGPENDING
 from tests.guests.running import ISAS
 from tests.linux.task.scripts import DATA, SPIN, Call, Several, assemble
 

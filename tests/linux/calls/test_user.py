@@ -16,7 +16,8 @@ from aether_emu.linux.calls import user
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.linux.task.process import Process, Program
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import Cpu, UserFault
 from aether_emu.system import Machine

@@ -25,7 +25,8 @@ from aether_emu.linux.abi.signal import SA_RESTORER, UNBLOCKABLE, Action
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
-from aether_emu.linux.task.process import Process, Program
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Deadlock, Interrupted
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.mapping import protect_memory
@@ -341,6 +342,10 @@ class Twin:
     def close_descriptor(self, name: str) -> None:
         """close(2)."""
         assert self._raw("close", (F(name),)) == (0, 0)
+        del self._descriptors[name]
+
+    def forget(self, name: str) -> None:
+        """A name that stands for no descriptor any more, but for a number of another kind."""
         del self._descriptors[name]
 
     def has(self, name: str) -> bool:

@@ -42,6 +42,7 @@ class Source:
     own: Mapping[str, Provided] = field(default_factory=dict)
     others: Mapping[int, ShownTask] = field(default_factory=dict)
     files: OpenFiles | None = None
+    system: Mapping[str, Provided] = field(default_factory=dict)
 
     @property
     def tid(self) -> int:

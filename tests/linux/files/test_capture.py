@@ -13,10 +13,13 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored, State, capture, restore
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.locks import END, F_RDLCK, F_WRLCK, Lock
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import WouldBlock
+from aether_emu.linux.files.ownership import F_OWNER_PID, POLL_IN, Owner, Tell
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.synthetic import Text
 from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, Source, host_descriptors, parse_entries, refused
 
@@ -29,7 +32,7 @@ class Again:
         self.made: list[tuple[Namespace, Restored]] = []
         self.streams = {name: BufferStream(b"more input") for name in ("stdin", "stdout", "stderr")}
 
-    def __call__(self, state: State, sources: int = 1) -> Restored:
+    def __call__(self, state: State, sources: int = 1, tell: Tell | None = None) -> Restored:
         binds = [Bind(self.guest.w, "/w", writable=True), Bind(self.guest.r, "/r")]
         namespace = Namespace(None, binds, "/w", random=bytes, now=self.guest.clock, memory_limit=1 << 20)
         try:
@@ -38,7 +41,7 @@ class Again:
             def made(index: int, files: Files) -> None:
                 shown[index].files = files
 
-            restored = restore(state, namespace, shown, self.streams, made)
+            restored = restore(state, namespace, shown, self.streams, made, tell=tell or (lambda *told: None))
         except BaseException:
             namespace.close()
             raise
@@ -135,6 +138,24 @@ def test_pipes_between_processes_keep_contents_and_ends(guest: Guest, again: Aga
     assert (parent.read(reading, 100), parent.read(reading, 1)) == (b"later", b"")
 
 
+def test_who_owns_a_file_is_kept_and_told(guest: Guest, again: Again) -> None:
+    files = guest.files
+    reading, writing = files.pipe()
+    told: list[tuple[int, int, int, int]] = []
+
+    def tell(owner: Owner, descriptor: int, reason: int) -> None:
+        told.append((owner.number, owner.signal, descriptor, reason))
+
+    files.table.file(reading).owner = Owner(tell, F_OWNER_PID, 17, 1000, 1000, 40)
+    files.fcntl(reading, 4, fl.FASYNC)
+    (after,) = again(capture([files]), 1, tell).processes
+    after.write(writing, b"x")
+    assert told == [(17, 40, reading, POLL_IN)]
+    after.fcntl(reading, 4, 0)
+    after.write(writing, b"x")
+    assert len(told) == 1
+
+
 def test_memory_files_keep_contents_sharing_and_seals(guest: Guest, again: Again) -> None:
     files = guest.files
     fd = files.memfd_create(b"m", 2)
@@ -215,7 +236,9 @@ def test_numbers_go_on_after_a_restore(guest: Guest, again: Again) -> None:
 def test_what_has_no_name_any_more_cannot_be_captured(guest: Guest) -> None:
     fd = guest.create(b"f")
     guest.files.unlink(CWD, b"f")
-    with pytest.raises(CaptureError, match=r"/w/f is open but no longer has this name"):
+    with pytest.raises(
+        CaptureError, match=rf"/w/f, which no longer has this name, is open as descriptor {fd} of process 17:"
+    ):
         capture([guest.files])
     guest.files.close(guest.create(b"f"))
     with pytest.raises(CaptureError):
@@ -265,7 +288,83 @@ def test_a_process_ends_without_leaving_descriptors(guest: Guest) -> None:
     assert host_descriptors() == before
 
 
-def test_a_pseudo_terminal_is_refused(guest: Guest) -> None:
-    guest.files.open(CWD, b"/dev/ptmx", fl.O_RDWR)
-    with pytest.raises(CaptureError, match="pseudo-terminal is open"):
+def test_a_pseudo_terminal_is_refused_by_process_and_descriptor(guest: Guest) -> None:
+    fd = guest.files.open(CWD, b"/dev/ptmx", fl.O_RDWR)
+    own = guest.files.proc
+    assert isinstance(own, Source)
+    own.own = {"comm": Text(lambda: b"a name\n")}
+    with pytest.raises(
+        CaptureError,
+        match=rf"^a pseudo-terminal is open as descriptor {fd} of process 17 \(a name\): [^\n]*$",
+    ):
         capture([guest.files])
+
+
+def test_packets_in_a_pipe_stay_packets(guest: Guest, again: Again) -> None:
+    files = guest.files
+    reading, writing = files.pipe(fl.O_DIRECT)
+    for packet in (b"first", b"second"):
+        files.write(writing, packet)
+    files.fcntl(writing, 4, 0)
+    files.write(writing, b"bytes")
+    (restored,) = again(state := capture([files])).processes
+    assert_plain(state)
+    assert [restored.read(reading, 3), restored.read(reading, 9), restored.read(reading, 9)] == [
+        *(b"fir", b"second"),
+        b"bytes",
+    ]
+
+
+def _lock(files: Files, fd: int, owner: object, kind: int, start: int, end: int, pid: int = -1) -> None:
+    file = files.table.file(fd)
+    files.watch_locks(file)
+    files.namespace.locks.put(file, Lock(owner, kind, start, end, pid))
+
+
+@pytest.mark.parametrize("where", [b"/w/f", b"/tmp/f"])
+def test_locks_are_held_by_whom_they_were(guest: Guest, again: Again, where: bytes) -> None:
+    files = guest.files
+    fd, other = (files.open(CWD, where, fl.O_CREAT | fl.O_RDWR, 0o666) for _ in range(2))
+    child = guest.fork(18)
+    try:
+        _lock(files, fd, files.table, F_WRLCK, 0, 10, 17)
+        _lock(child, fd, child.table, F_RDLCK, 20, 30, 18)
+        _lock(files, other, files.table.file(other), F_RDLCK, 20, END)
+        for each in (fd, other):
+            files.namespace.locks.lock_whole(files.table.file(each), False)
+        state = capture([files, child])
+    finally:
+        child.close_all()
+    assert_plain(state)
+    first, second = again(state, 2).processes
+    locks, file = first.namespace.locks, first.table.file(fd)
+
+    def in_the_way(start: int, end: int) -> list[int]:
+        probe = Lock("another", F_WRLCK, start, end, 1)
+        return [lock.pid for _, ranges, _ in locks.held() for lock in ranges if lock.conflicts_with(probe)]
+
+    assert (in_the_way(5, 6), in_the_way(20, 21), in_the_way(40, 41)) == ([17], [18, -1], [-1])
+    assert locks.is_taken(file, True) and not locks.is_taken(file, False)
+    assert locks.holds_whole(first.table.file(other), False)
+    assert capture([first, second])["locks"] == state["locks"]
+    second.close(fd)
+    assert in_the_way(20, 21) == [-1], "a table's locks go with any descriptor of the file"
+    first.close(other)
+    second.close(other)
+    assert not in_the_way(0, END), "an open file's with the last"
+    assert not locks.is_taken(file, True), "only its own is left"
+    first.close(fd)
+    assert not len(locks)
+
+
+def test_a_lock_that_nothing_open_holds_is_refused(guest: Guest) -> None:
+    fd = guest.create(b"f")
+    file = guest.files.table.file(fd)
+    file.hold()
+    guest.files.watch_locks(file)
+    guest.files.namespace.locks.lock_whole(file, True)
+    guest.files.close(fd)
+    with pytest.raises(CaptureError, match="locked that only a mapping holds"):
+        capture([guest.files])
+    file.let_go()
+    capture([guest.files])

@@ -70,7 +70,7 @@ class Opened:
 def test_without_a_root_only_the_ways_to_grants_exist(tree: Path) -> None:
     granted = Bind(tree / "other" / "file", "/a/b/file")
     with Opened(None, [granted, Bind(tree / "other", "/a/c")], "/a/c") as it:
-        assert it.names(b"/") == [b"a", b"dev", b"proc", b"tmp"]
+        assert it.names(b"/") == [b"a", b"dev", b"proc", b"sys", b"tmp"]
         assert it.names(b"/a") == [b"b", b"c"]
         assert it.names(b"/a/b") == [b"file"]
         assert it.read(b"/a/b/file") == b"other's"
@@ -93,7 +93,7 @@ def test_the_directory_above_a_grant_is_the_guests_and_not_the_hosts(tree: Path)
 def test_binds_lie_over_the_root_and_show_in_its_listings(tree: Path) -> None:
     binds = [Bind(tree / "other", "/mnt/deep"), Bind(tree / "other" / "file", "/etc/passwd")]
     with Opened(tree / "root", binds) as it:
-        assert it.names(b"/") == [b"dev", b"etc", b"lib", b"mnt", b"proc", b"tmp", b"usr"]
+        assert it.names(b"/") == [b"dev", b"etc", b"lib", b"mnt", b"proc", b"sys", b"tmp", b"usr"]
         assert it.read(b"/etc/passwd") == b"other's"
         assert it.names(b"/mnt") == [b"deep"]
         assert it.read(b"/mnt/deep/../../mnt/deep/file") == b"other's"
@@ -318,8 +318,8 @@ def test_a_grant_stays_what_it_was_when_its_host_name_changes(tree: Path) -> Non
 
 def test_mount_tables_escape_what_separates_fields(tree: Path) -> None:
     with Opened(None, [Bind(tree / "other", "/a b")]) as it:
-        assert b"ext4 /a\\040b ext4 ro,nosuid,relatime 0 0\n" in it.namespace.mounts_text()
-        assert b" / /a\\040b ro,nosuid,relatime - ext4 ext4 ro\n" in it.namespace.mountinfo_text()
+        assert b"ext4 /a\\040b ext4 ro,nosuid,relatime 0 0\n" in it.namespace.mounts.table_text()
+        assert b" / /a\\040b ro,nosuid,relatime - ext4 ext4 ro\n" in it.namespace.mounts.info_text()
 
 
 def test_statfs_shows_a_fixed_size_and_what_can_be_written(guest: Guest) -> None:

@@ -130,15 +130,18 @@ def test_its_ends_are_those_of_a_pipe(fifo: Guest) -> None:
     assert not files.namespace.pipes.used
 
 
-@pytest.mark.parametrize("thing", ["a named pipe", "a socket", "a lock"])
+@pytest.mark.parametrize("thing", ["an open named pipe", "a named pipe", "a socket"])
 def test_a_state_that_cannot_be_captured_is_refused(guest: Guest, thing: str) -> None:
     files = guest.files
+    refusal = r"named pipe, p: "
     if thing == "a named pipe":
         files.mknod(CWD, b"p", FIFO)
-    elif thing == "a socket":
-        files.table.install(UnixSocket(files.namespace.unix, 1, Credentials(1, 1, 1), 0))
+    elif thing == "an open named pipe":
+        files.mknod(CWD, b"p", FIFO)
+        fd = files.open(CWD, b"p", fl.O_RDWR)
+        refusal = rf"named pipe is open as descriptor {fd} of process 17: "
     else:
-        file = files.table.file(guest.create(b"f"))
-        files.namespace.locks.lock_whole(file, True)
-    with pytest.raises(CaptureError, match=thing.removeprefix("a ")):
+        fd = files.table.install(UnixSocket(files.namespace.unix, 1, Credentials(1, 1, 1), 0))
+        refusal = rf"unix socket is open as descriptor {fd} of process 17: "
+    with pytest.raises(CaptureError, match=refusal):
         capture([files])

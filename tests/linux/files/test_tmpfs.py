@@ -13,6 +13,7 @@ import pytest
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import xattr
 from aether_emu.linux.files.capture import capture
+from aether_emu.linux.files.listing import listed
 from aether_emu.linux.files.mounts import TMPFS_MAGIC, Bind
 from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, host_descriptors, refused
@@ -53,7 +54,7 @@ def test_both_are_writable_whatever_was_granted(tmp_path: Path) -> None:
             assert it.files.statfs(path).kind == TMPFS_MAGIC
             it.files.close(it.files.open(CWD, path + b"/new", READ_WRITE, 0o600))
             assert it.names(path) == [b"new"]
-        assert b"tmpfs /tmp tmpfs rw,nosuid,relatime 0 0\n" in it.namespace.mounts_text()
+        assert b"tmpfs /tmp tmpfs rw,nosuid,relatime 0 0\n" in it.namespace.mounts.table_text()
         it.files.rename(CWD, b"/tmp/new", CWD, b"/tmp/newer")
         with refused(errno.EXDEV):
             it.files.rename(CWD, b"/tmp/newer", CWD, b"/dev/shm/new2")
@@ -201,8 +202,8 @@ def test_directories_count_their_links_and_know_what_is_above(guest: Guest) -> N
         files.mkdir(CWD, path, 0o777)
     files.rename(CWD, b"/tmp/a/c", CWD, b"/tmp/b/c")
     assert [files.stat(CWD, b"/tmp/" + name).nlink for name in (b"a", b"b", b"b/c", b"")] == [2, 3, 2, 4]
-    listed = guest.namespace.list(guest.namespace.lookup(guest.namespace.root(), b"/tmp/b/c"))
-    assert listed[1].number == files.stat(CWD, b"/tmp/b").ino
+    lines = listed(guest.namespace, guest.namespace.lookup(guest.namespace.root(), b"/tmp/b/c"))
+    assert lines[1].number == files.stat(CWD, b"/tmp/b").ino
     files.rename(CWD, b"/tmp/a", CWD, b"/tmp/b/c", fl.RENAME_EXCHANGE)
     assert [files.stat(CWD, b"/tmp/" + name).nlink for name in (b"a", b"b", b"")] == [2, 3, 4]
 

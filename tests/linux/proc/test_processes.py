@@ -13,6 +13,7 @@ from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.observers import ProcessSeen
+from aether_emu.linux.task import family
 from aether_emu.linux.task.process import Process
 from aether_emu.state import capture, restore
 from aether_emu.system import Machine
@@ -195,7 +196,7 @@ def test_what_is_open_of_a_process_that_is_gone_says_so(machine: Machine, first:
     assert files.read(stat, 4) == b"1002"
     zombie = first.registry.processes[ZOMBIE]
     assert isinstance(zombie, Process)
-    zombie.vanish()
+    family.vanish(zombie)
     files.lseek(stat, 0, 0)
     with pytest.raises(Refused) as caught:
         files.read(stat, 4)

@@ -262,7 +262,7 @@ def test_status_tells_what_is_locked_and_what_is_data(process: Process) -> None:
     assert ended["VmPeak"] == after["VmSize"]
     statm = [int(text) for text in _read(process, "self/statm").split()]
     stack = sum(area.length for area in space.areas if area.name == "[stack]")
-    assert statm[5] == (space.data + stack) // space.page_size
+    assert statm[5] == (space.account.data + stack) // space.page_size
     assert statm[3] * kib == int(ended["VmExe"].split()[0]) > 0
 
 

@@ -12,6 +12,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.task import Task
 from tests.linux.task.scripts import DATA, SPIN, Several, made_by
@@ -36,7 +37,7 @@ def _call(task: Task, name: str, *arguments: int) -> int:
 def _running(several: Several) -> Task:
     task = several.calls(code=SPIN[several.isa])
     several.machine.entry.switch(task)
-    task.process.guard_proc()
+    guard(task.process)
     return task
 
 

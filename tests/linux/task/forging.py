@@ -10,7 +10,7 @@ from random import Random
 from types import TracebackType
 
 from aether_emu.linux.abi.signal import SA_ONSTACK, SA_RESTORER, SA_SIGINFO, SIGSEGV, Action
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task.ended import Ended
 from tests.linux.task.scripts import CODE, DATA, STACK, Several
 
 SPIN, HANDLER, RESTORER, FAULT, READ_KERNEL, PRIVILEGED, STEPS = (CODE + 0x40 * i for i in range(7))

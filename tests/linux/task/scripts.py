@@ -15,7 +15,8 @@ from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.streams import BufferStream, StreamFile
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.linux.task.process import Process, Program
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Machine

@@ -13,7 +13,8 @@ import pytest
 from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
-from aether_emu.linux.task.process import Ended
+from aether_emu.linux.task import family
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.scheduler import Deadlock
 from tests.guests.running import ISAS, program
 from tests.linux.task.scripts import DATA, Call, Several
@@ -224,6 +225,6 @@ def test_an_exit_signal_that_does_not_exist_is_sent_to_nobody(isa: str) -> None:
         child = parent.fork(shares_memory=True)
         child.exit_signal = 200
         child.end(Ended(code=3))
-        child.tell_parent(*child.how_it_ended())
+        family.tell_parent(child, *family.how_it_ended(child))
         assert not parent.signals.pending.mask
         child.mm.let_go()

@@ -9,7 +9,10 @@ import pytest
 from aether_emu.computer import LeakError
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.task.process import RLIMIT_NPROC, Ended, Process
+from aether_emu.linux.task import family
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.resource_limits import RLIMIT_NPROC
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.system import Machine
 from tests.linux.task.scripts import Several
@@ -37,7 +40,7 @@ def test_zombies_are_among_those_that_there_may_be() -> None:
             registry.number()
         assert refused.value.errno == errno.EAGAIN
         for zombie in zombies:
-            zombie.vanish()
+            family.vanish(zombie)
         assert registry.number() not in registry.processes
         several.run()
 
@@ -82,7 +85,7 @@ def test_groups_and_sessions_are_found_by_number_and_keep_theirs_from_others() -
             child.release()
         assert registry.group(5000) == [younger, older], "a zombie is a member"
         for child in (younger, older):
-            child.vanish()
+            family.vanish(child)
         assert not registry.is_used(5000) and not registry.is_used(6000)
         assert registry.group(parent.group) == before
         several.run()
@@ -98,12 +101,12 @@ def test_a_wait_asks_those_with_news_alone_the_oldest_first() -> None:
             child.release()
         second.stop(sig.SIGSTOP)
         assert parent.children.news() == [first, second, third]
-        first.vanish()
+        family.vanish(first)
         second.die(sig.SIGKILL, "the end of the test")
         second.release()
         assert parent.children.news() == [second, third], "told once, whatever it is"
         for child in (second, third):
-            child.vanish()
+            family.vanish(child)
         assert len(parent.children) == 0
         several.run()
 
@@ -124,7 +127,7 @@ def test_orphans_go_to_the_nearest_who_wants_them_with_their_news() -> None:
             if not one.released:
                 one.end(Ended(code=0))
                 one.release()
-            one.vanish()
+            family.vanish(one)
         several.run()
 
 

@@ -11,7 +11,7 @@ import pytest
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SA_ONSTACK, SIGBUS, SIGSEGV, SIGUSR1, SIGUSR2, Action, SignalInfo
-from aether_emu.linux.task.process import RLIMIT_SIGPENDING
+from aether_emu.linux.task.resource_limits import RLIMIT_SIGPENDING
 from aether_emu.linux.task.signals import Pending
 from tests.guests.running import ISAS
 from tests.linux.task.forging import ADDRESS, HANDLER, Forging

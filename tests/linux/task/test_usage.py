@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from aether_emu.linux.task import family
 from tests.linux.task.scripts import SPIN, Several
 
 every_isa = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
@@ -30,9 +31,9 @@ def test_the_time_of_all_that_ran_is_what_has_passed(isa: str) -> None:
 def test_a_parent_gets_what_its_child_used_when_it_waits_for_it(isa: str) -> None:
     with Several(isa) as several:
         parent, child = (several.calls(code=SPIN[isa]).process for _ in range(2))
-        parent.adopt(child)
+        family.adopt(parent, child)
         assert not several.machine.scheduler.run(100_000)
         child.usage_of_children.time = 5
-        child.parent_takes_usage()
+        family.parent_takes_usage(child)
         assert parent.usage_of_children.time == child.usage.time + 5
         assert parent.usage_of_children.faults == child.usage.faults

@@ -218,6 +218,21 @@ class TestEmulated:
             results.append(bare["x0"])
         assert results == [1, 2, 3]
 
+    @pytest.mark.parametrize("executable", [True, False])
+    def test_cache_maintenance_is_for_its_line_by_every_address(
+        self, bare: BareArm64, executable: bool
+    ) -> None:
+        bare.map(CODE, ANY_LEAF, pa=bare.code)
+        bare.map(ABSENT, ANY_LEAF if executable else READ_WRITE_LEAF, pa=bare.code)
+        bare.cpu.flush_all()
+        bare.fill(bare.code + 0x800, assemble("mov w0, #1\nret"))
+        bare["x1"], bare["x2"] = ABSENT + 0x83C, CODE + 0x800
+        bare.fill(bare.code, assemble("blr x2\nmov w4, w0\nsvc #0\nic ivau, x1\nisb\nblr x2\nsvc #0"))
+        bare.go()
+        bare.fill(bare.code + 0x800, assemble("mov w0, #2\nret"))  # unseen by the engine
+        bare.go(bare.cpu.pc)
+        assert (bare["x4"], bare["x0"]) == (1, 2)
+
     def test_other_system_registers_stay_refused(self, bare: BareArm64) -> None:
         bare.run("mrs x0, cntp_ctl_el0")
         assert [trap.kind for trap, _pc in bare.traps] == [TrapKind.ILLEGAL]
@@ -323,3 +338,17 @@ class TestRunning:
         bare.run("nop\nmov x4, #4", at=CODE + 0xFF8)
         assert bare.faults == [(CODE2, USER_FETCH, CODE2)]
         assert bare["x4"] == 4
+
+
+class TestRegisters:
+    def test_many_that_are_loaded_at_once_leave_the_others_alone(self, bare: BareArm64) -> None:
+        bare["x30"], bare["v31"], bare["nzcv"] = 30, 1 << 127 | 31, 0x6000_0000
+        wanted = {f"x{i}": (1 << 63) + i for i in range(16)} | {f"v{i}": 1 << 120 | i for i in range(4)}
+        bare.cpu.load_registers(wanted)
+        held = bare.cpu.registers()
+        assert held == {name: bare.cpu.read(name) for name in held}
+        assert {name: held[name] for name in wanted} == wanted
+        assert (held["x30"], held["v31"], held["nzcv"]) == (30, 1 << 127 | 31, 0x6000_0000)
+        pc = held["pc"]
+        bare.cpu.load_registers(wanted | {"pc": pc + 4})
+        assert bare.cpu.pc == pc + 4

@@ -10,7 +10,14 @@ import pytest
 
 from aether_emu.machine import native
 from aether_emu.machine.memory import bus_handler
-from aether_emu.machine.unicorn import abort_guard, arm64_random, arm64_scan, block_counter, x86_scan
+from aether_emu.machine.unicorn import (
+    abort_guard,
+    arm64_random,
+    arm64_scan,
+    block_counter,
+    scan_time,
+    x86_scan,
+)
 from aether_emu.machine.unicorn.block_counter import BlockCounter
 from tests.machine.unicorn.flat_guest import CODE, FlatGuest, assemble, emu_stop_address, uclib, unicorn
 
@@ -69,7 +76,7 @@ def sliced(rounds: int, budget: int) -> tuple[list[tuple[int, int, int, int]], i
 
 
 @pytest.mark.parametrize(
-    "module", [block_counter, arm64_random, arm64_scan, x86_scan, bus_handler, abort_guard]
+    "module", [block_counter, arm64_random, arm64_scan, x86_scan, scan_time, bus_handler, abort_guard]
 )
 def test_the_bytes_are_what_keystone_makes_of_the_source(module: ModuleType) -> None:
     assert assemble(module.SOURCE) == module.CODE

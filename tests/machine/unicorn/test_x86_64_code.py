@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.machine import native
 from aether_emu.machine.cpu import ExitReason, Trap, TrapKind
+from aether_emu.machine.unicorn import engine
 from tests.machine.child import outcome_of
 from tests.machine.unicorn.bare_x86 import (
     ANY,
@@ -69,6 +71,22 @@ class TestStaleCode:
             results.append(bare["rbx"])
         assert results == [1, 2, 3, 4]
 
+    @pytest.mark.parametrize("watched", [False, True])
+    def test_only_where_stores_are_watched_the_second_one_through_another_address_takes_effect(
+        self, bare: BareX86, watched: bool
+    ) -> None:
+        alias = bare.map(ABSENT, READ_WRITE, pa=bare.code)
+        functions = "".join(f"mov rcx, {CODE + offset}\ncall rcx\nadd r8, rbx\n" for offset in (0x800, 0x900))
+        stores = f"mov rdi, {ABSENT}\nmov byte ptr [rdi + 0x801], 2\nmov byte ptr [rdi + 0x901], 30\n"
+        for offset, value in ((0x800, 1), (0x900, 10)):
+            bare.fill(bare.code + offset, assemble(f"mov ebx, {value}\nret"))
+        if watched:
+            bare.cpu.watch_stores(alias, 4096)
+        caller = bare.map(0x50_0000, READ_EXECUTE)
+        bare.fill(caller, assemble(f"xor r8d, r8d\n{functions}{stores}{functions}syscall"))
+        bare.go(0x50_0000)
+        assert bare["r8"] == 11 + (32 if watched else 12)
+
 
 class TestSpecialInstructions:
     VPADDD = b"\xc5\xf1\xfe\xc2"
@@ -83,10 +101,25 @@ class TestSpecialInstructions:
         assert (bare["r8"], bare["xmm0"]) == (15, 1)
 
     def test_unseen_blocks_run_as_the_engine_has_them(self, bare: BareX86) -> None:
-        """What a benchmark compares with: nothing of ours in front of a block."""
-        bare.cpu.stop_looking()
+        engine.hook_del(bare.cpu._handle, bare.cpu._look)
         bare.run(self.VPADDD + assemble("mov ebx, 3\nsyscall"))
         assert (bare.traps, bare["rbx"]) == ([], 3)
+
+    @pytest.mark.parametrize("machine_code", [True, False])
+    def test_a_look_at_blocks_that_is_timed_sees_the_same(
+        self, bare: BareX86, machine_code: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(native, "available", lambda: machine_code)
+        spent = bare.cpu.time_looking()
+        code = self.VPADDD + assemble("mov ebx, 3\nsyscall")
+        bare.run(code)
+        assert (bare.traps, bare["rbx"]) == ([(ILLEGAL, CODE)], 0)
+        before, seconds = spent.blocks, spent.seconds
+        assert before > 0
+        assert seconds > 0
+        bare.run(assemble("fxsave [rdi]\njmp next\nnext: syscall", CODE))
+        assert spent.blocks >= before + 2
+        assert spent.seconds > seconds
 
     def test_it_is_illegal_again_and_again(self, bare: BareX86) -> None:
         bare.run(self.VPADDD)
@@ -112,6 +145,24 @@ class TestSpecialInstructions:
         bare.cpu.on_trap = skip
         bare.run(b"\xb9\x05\0\0\0" + self.VPADDD + b"\xff\xc9" + b"\x75\xf8" + b"\x0f\x05")
         assert met == [ILLEGAL] * 5
+
+    def test_a_save_of_registers_is_let_pass_unless_something_must_be_told(self, bare: BareX86) -> None:
+        """What it writes decides, not whether the engine stopped to ask: blocks are counted alike."""
+        loop = assemble("mov ecx, 5\nagain: fxsave [rdi]\ndec ecx\njnz again\nsyscall")
+        bare["rdi"] = DATA
+        counted = []
+        for _ in range(2):
+            bare.cpu.count_blocks()
+            before = bare.cpu.blocks
+            assert bare.run(loop).reason is ExitReason.STOPPED
+            counted.append(bare.cpu.blocks - before)
+            bare.cpu.halts.break_at(CODE + 0x800)  # somebody debugs, elsewhere: the engine stops each time
+        assert counted[0] == counted[1]
+        assert bytes(bare.memory[bare.data + 24 : bare.data + 26]) == (0x1F80).to_bytes(2, "little"), "MXCSR"
+        assert not bare.faults
+        bare["rdi"] = ABSENT
+        bare.run(loop)
+        assert [va for va, _, _ in bare.faults] == [ABSENT + 511], "the last byte is asked for first"
 
     def test_its_general_register_relatives_work(self, bare: BareX86) -> None:
         bare["rcx"], bare["rdx"] = 0xF0F0, 0xFFFF

@@ -119,6 +119,21 @@ def test_a_shared_mapping_stores_into_the_file_at_once(make: Make) -> None:
     assert shown.board.events()[Event.COPIED_PAGES] == 0
 
 
+def test_stores_are_watched_where_code_of_a_file_is_and_it_becomes_writable(make: Make) -> None:
+    shown = make(2)
+    watched: list[int] = []
+    for each in shown.board.cpus:
+        each.watch_stores = lambda pa, length: watched.extend((pa, length))
+    at = shown.map(2, READ | Protection.EXECUTE, MAP_PRIVATE)
+    shown.read(at, 1)
+    assert not watched, "nobody can write to the file"
+    shown.map(1, RW, MAP_SHARED)
+    start, length = watched
+    leaf = shown.space.table.find(at)
+    assert leaf is not None
+    assert start <= shown.board.format.leaf_address(leaf.entry, 1) < start + length
+
+
 def test_what_is_written_to_the_file_appears_in_both_kinds_except_in_copies(make: Make) -> None:
     shown = make(2)
     private, shared = shown.map(2, RW, MAP_PRIVATE), shown.map(2, READ, MAP_SHARED)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -16,7 +17,7 @@ from aether_emu.errors import MappingError, OutOfFrames
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.protection import Protection, leaf_bits
 from aether_emu.mm.tables import edits, transfer
-from aether_emu.mm.tables.count import Census, count
+from aether_emu.mm.tables.count import Census, Used, count
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.tables.mixture import (
     FORMATS,
@@ -54,6 +55,28 @@ def test_zap_clears_drops_and_returns_what_has_no_frame(mixture: Mixture) -> Non
         assert joined(gather.owed) == owed
         gather.finish()
         mixture.check()
+    assert mixture.segments == []
+
+
+def test_ranges_that_are_zapped_together_come_out_as_one_by_one(mixture: Mixture) -> None:
+    ranges = list(pairwise(sorted({edge for each in mixture.ranges(6) for edge in each})))
+    gone = [s for start, end in ranges for s in cut(mixture.segments, start, end) if start <= s.page < end]
+    owed = joined(page for start, end in ranges for page in mixture.expect(start, end, lambda _segment: None))
+    gather, table, seen = Recorder(mixture.table), mixture.table, list[int]()
+
+    def inspect(used: Used) -> None:
+        assert all(table.ram.words[slot] for slot in used.slots.tolist()), "before it is cleared"
+        seen.extend(used.pages.tolist())
+
+    found = edits.zap_all(table, gather, [mixture.bytes_of(*each) for each in ranges], inspect)
+    assert merged(
+        segment_of(mixture.format, item) for item in sorted(found, key=lambda item: item.start)
+    ) == (merged(segment for segment in gone if not segment.framed))
+    assert joined(gather.owed) == owed
+    assert seen
+    assert all(any(segment.page <= page < segment.end for segment in gone) for page in set(seen))
+    gather.finish()
+    mixture.check()
     assert mixture.segments == []
 
 

@@ -7,11 +7,14 @@ from typing import cast
 
 import pytest
 
+from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.mm.space import AddressSpace
 from aether_emu.observe.peek import PeekMemory
 from aether_emu.observe.strace import structs, terminals
+from aether_emu.observe.strace.commands import fcntl_result
 from aether_emu.observe.strace.declarations import CALLS
 from aether_emu.observe.strace.kinds import Made
+from aether_emu.observe.strace.tracer import details
 
 
 class _Bytes(PeekMemory):
@@ -39,6 +42,36 @@ def test_the_modes_of_a_terminal() -> None:
         "{c_iflag=, c_oflag=NL0|CR0|TAB0|BS0|VT0|FF0|ONLCR, c_cflag=B38400|CS8|CREAD, "
         "c_lflag=ECHOE|ECHOK|IEXTEN|ECHOCTL|ECHOKE, ...}"
     )
+
+
+def test_who_owns_a_file() -> None:
+    """As strace 6.1 writes them."""
+    memory = _Bytes(struct.pack("<ii", 2, 7))
+    rows: list[tuple[str, tuple[int, ...], str | None]] = [
+        ("fcntl", (3, 15, 0x1000), "{type=F_OWNER_PGRP, pid=7}"),
+        ("fcntl", (3, 16, 0x1000), "{type=F_OWNER_PGRP, pid=7}"),
+        ("fcntl", (3, 10, 29), "SIGIO"),
+        ("fcntl", (3, 10, 40), "SIGRT_8"),
+        ("fcntl", (3, 10, 99), "99"),
+        ("fcntl", (3, 9, 0), None),
+        ("fcntl", (3, 17, 0x1000), "0x1000"),
+        ("ioctl", (3, 0x5452, 0x1000), "[2]"),
+        ("ioctl", (3, 0x8901, 0x1000), "[2]"),
+        ("ioctl", (3, 0x8904, 0x1000), "[2]"),
+    ]
+    for name, arguments, shown in rows:
+        call = Made(name, arguments, memory, "x86_64", 0)
+        assert CALLS[name].arguments[2].show(call, arguments[2]) == shown, arguments
+    assert fcntl_result(Made("fcntl", (3, 11, 0), memory, "x86_64", 40), 40) == "40 (SIGRT_8)"
+
+
+def test_signals_that_tell_of_files() -> None:
+    """Likewise; of real-time signals it knows only what they have in common."""
+    assert details(SignalInfo(29, 1, value=65, file=3)) == "si_code=POLL_IN, si_band=65, si_fd=3"
+    assert details(SignalInfo(40, 1, value=65, file=3)) == (
+        "si_code=0x1, si_pid=65, si_uid=0, si_int=3, si_ptr=0x3"
+    )
+    assert details(SignalInfo(40, 1, value=65, file=0)) == "si_code=0x1, si_pid=65, si_uid=0"
 
 
 def test_a_device_has_its_numbers() -> None:

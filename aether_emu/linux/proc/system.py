@@ -1,0 +1,78 @@
+"""/sys: what the C library, run-times and tools ask of a machine: its processors, memory and loopback.
+
+The machine has one processor, and all its memory is near that. It is sysfs(5) as far as there is something to
+tell: no caches, no disks, no control groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from aether_emu.linux.files.proc import Provided
+from aether_emu.linux.files.synthetic import Directory, Link, Text
+from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.process import Process
+
+_SIZE = 4096
+"""What sysfs says of the size of each file."""
+_CPU, _NODE, _HUGE = "devices/system/cpu", "devices/system/node", "kernel/mm/transparent_hugepage"
+_LOOPBACK = "devices/virtual/net/lo"
+_OF_PMD = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
+"""Bytes of a block of the next level, by page size."""
+_CORE = {
+    **dict.fromkeys(("core_id", "physical_package_id"), "0"),
+    **dict.fromkeys(("core_cpus", "core_siblings", "thread_siblings", "package_cpus"), "1"),
+    **{f"{name}_list": "0" for name in ("core_cpus", "core_siblings", "thread_siblings", "package_cpus")},
+}
+
+
+def system_texts(process: Process) -> Mapping[str, Provided]:
+    """What /sys tells, by paths below it."""
+    kernel = process.kernel
+    fixed = {
+        **{f"{_CPU}/{name}": "0" for name in ("online", "possible", "present", "kernel_max")},
+        **{f"{_CPU}/{name}": "" for name in ("offline", "isolated")},
+        **{f"{_CPU}/cpu0/topology/{name}": value for name, value in _CORE.items()},
+        **{
+            f"{_NODE}/{name}": "0"
+            for name in ("online", "possible", "has_cpu", "has_normal_memory", "has_memory")
+        },
+        f"{_NODE}/node0/cpulist": "0",
+        f"{_NODE}/node0/cpumap": "1",
+        f"{_NODE}/node0/distance": "10",
+        f"{_HUGE}/enabled": "always madvise [never]",
+        f"{_HUGE}/defrag": "always defer defer+madvise madvise [never]",
+        f"{_HUGE}/shmem_enabled": "always within_size advise [never] deny force",
+        f"{_HUGE}/use_zero_page": "0",
+        f"{_HUGE}/hpage_pmd_size": str(_OF_PMD[process.mm.page_size]),
+        "kernel/address_bits": "64",
+        "kernel/cpu_byteorder": "little",
+        **{f"{_LOOPBACK}/{name}": value for name, value in _INTERFACE.items()},
+    }
+    return {
+        **{path: _text(value) for path, value in fixed.items()},
+        f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
+        "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
+        **{name: Directory(dict) for name in ("block", "fs")},
+    }
+
+
+_INTERFACE = {
+    **{"address": "00:00:00:00:00:00", "broadcast": "00:00:00:00:00:00", "addr_len": "6"},
+    **{"ifindex": "1", "iflink": "1", "type": "772", "flags": "0x9", "mtu": "65536", "carrier": "1"},
+    **{"operstate": "unknown", "tx_queue_len": "1000", "dormant": "0"},
+}
+"""Of the loopback."""
+
+
+def _text(value: str) -> Text:
+    line = f"{value}\n".encode()
+    return Text(lambda: line, size=_SIZE)
+
+
+def _meminfo(kernel: Kernel) -> bytes:
+    """As far as a node's pages are told apart here."""
+    buddy, kib = kernel.physical.buddy, kernel.config.page_size >> 10
+    total, free = buddy.total * kib, buddy.free_frames * kib
+    rows = (("MemTotal", total), ("MemFree", free), ("MemUsed", total - free))
+    return "".join(f"Node 0 {name + ':':<15}{value:8d} kB\n" for name, value in rows).encode()

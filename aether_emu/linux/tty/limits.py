@@ -1,0 +1,4 @@
+"""How many pseudo-terminals a machine has."""
+
+MOST = 4096
+"""At one time (kernel.pty.max)."""

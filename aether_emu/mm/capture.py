@@ -1,0 +1,64 @@
+"""An address space as plain data, and back. Its entries are in RAM, its objects known by their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aether_emu.mm.objects.anonymous import AnonymousMemory
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.space import AddressSpace
+
+
+def capture(space: AddressSpace) -> dict[str, Any]:
+    """The address space as plain data. Its entries are in RAM; its objects are known by their numbers."""
+    return {
+        "number": space.number,
+        "family": space.family.number,
+        "table": space.table.capture(),
+        "areas": [area.capture() for area in space.areas],
+        "mmap_base": space.mmap_base,
+        "heap": (space.heap_start, space.heap_end),
+        "most_reserved": space.account.most_reserved,
+        "new_flags": space.new_flags,
+        "program_data": space.program_data,
+        "limits": space.limits.capture(),
+    }
+
+
+def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Backing]) -> None:
+    """Become the captured address space. `backings` are the restored objects, by their numbers."""
+    space.number = state["number"]
+    known = space.physical.objects.find(state["family"])
+    if (
+        isinstance(known, AnonymousMemory) and known is not space.family
+    ):  # a fork of this space was restored before
+        space.family.let_go()
+        space.family = known
+        space.family.hold()
+    else:
+        space.family.renumber(state["family"])
+    space.table.restore(state["table"])
+    for described in state["areas"]:
+        fields = dict(described)
+        start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
+        was_writable_executable = fields.pop("was_writable_executable")
+        backing, number = fields.pop("backing"), fields.pop("family")
+        family = None if number is None else _restored_family(space, number)
+        shown = None if backing is None else backings[backing]
+        area = space.new_area(start, end, protection, backing=shown, family=family, **fields)
+        area.was_writable_executable = was_writable_executable
+        space.place(area)
+    space.mmap_base, space.account.most_reserved = state["mmap_base"], state["most_reserved"]
+    space.new_flags, space.program_data = state["new_flags"], state["program_data"]
+    space.heap_start, space.heap_end = state["heap"]
+    space.limits.restore(state["limits"])
+    space.last_area = space.nowhere
+
+
+def _restored_family(space: AddressSpace, number: int) -> AnonymousMemory:
+    known = space.physical.objects.find(number)
+    if isinstance(known, AnonymousMemory):
+        return known
+    family = AnonymousMemory(space.physical.objects)
+    family.renumber(number)
+    return family
