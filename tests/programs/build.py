@@ -3,10 +3,13 @@
 Static programs with musl's C library, and two with glibc, as a user would build them. They are kept in the
 repository because building musl takes minutes and cross compilers are seldom at hand. What it takes:
 `pip install ziglang==0.13.0`, and Debian's packages gcc-aarch64-linux-gnu and gcc-x86-64-linux-gnu.
+
+The program in Go is too large to be kept: the tests that run it compile it.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +63,23 @@ def build(name: str, isa: str) -> None:
     for program, compiler in compilers.items():
         output = f"bin/{isa}/{program}"
         subprocess.run([*compiler, *_OPTIONS, f"src/{name}.c", "-lm", "-o", output], cwd=HERE, check=True)
+
+
+def build_go(root: Path, isa: str, output: Path) -> None:
+    """Compile and strip the program of the folder `go` by the Go in `root`. What is up to date costs nothing.
+
+    CalledProcessError when the compiler refuses.
+    """
+    variables = {
+        "GOROOT": str(root),
+        "GOARCH": {"x86_64": "amd64", "arm64": "arm64"}[isa],
+        "GOCACHE": str(root.parent / "cache"),
+        "CGO_ENABLED": "0",
+        "GOTOOLCHAIN": "local",  # the one that was pinned, never one from the network
+        "GOFLAGS": "",
+    }
+    command = (str(root / "bin/go"), "build", "-trimpath", "-ldflags=-s -w", "-o", str(output), ".")
+    subprocess.run(command, cwd=HERE / "go", env={**os.environ, **variables}, check=True)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.programs.run import HOST_ISA
+from tests.programs.build import build_go
+from tests.programs.run import HOST_ISA, ISAS
 from tests.programs.workplace import add_archives, furnish
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +106,23 @@ def ruff() -> Path:
 def esbuild() -> Path:
     """The folder with one folder for each ISA, which holds the program `esbuild`."""
     return _fetched("esbuild")
+
+
+@pytest.fixture(scope="session")
+def toolchain() -> Callable[[str], Path]:
+    """Gives, for an ISA, the GOROOT of a Go that runs on it."""
+    return lambda isa: _fetched(f"go-{isa}") / "go"
+
+
+@pytest.fixture(scope="session")
+def go(toolchain: Callable[[str], Path]) -> Path:
+    """The folder with one folder for each ISA, which holds `program`: tests/programs/go, compiled here."""
+    root, folder = toolchain(HOST_ISA), _CACHE / "go"
+    with open(_CACHE / "go.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for isa in ISAS:
+            build_go(root, isa, folder / isa / "program")
+    return folder
 
 
 @pytest.fixture(scope="session")
