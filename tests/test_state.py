@@ -155,7 +155,7 @@ def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
     assert memory.sys_mlockall(task, 6) == memory.sys_mlock(task, at, page) == 0
     assert memory.sys_madvise(task, at + page, page, MADV_DONTDUMP) == 0
     machine.process.personality = 0x40_0000
-    for resource, soft in ((2, 1 << 30), (8, 5 << 20), (9, 1 << 40)):
+    for resource, soft in ((1, 7), (2, 1 << 30), (8, 5 << 20), (9, 1 << 40)):
         machine.process.limits[resource] = (soft, 2 * soft)
         machine.process.limits.apply(resource)
     restored = state.restore(state.capture(machine), streams=_streams())
@@ -171,6 +171,9 @@ def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
     assert again.limits.capture() == mm.limits.capture()
     assert (again.limits.data, again.limits.data_most, again.limits.locked) == (1 << 30, 2 << 30, 5 << 20)
     assert restored.process.personality == 0x40_0000
+    assert restored.namespace is not None
+    assert restored.namespace.sizes is not None
+    assert restored.namespace.sizes.admitted(0, 10) == 7
     restored.close()
     machine.close()
 

@@ -82,6 +82,7 @@ class Entry:
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
+        kernel.current = lambda: self.task
         kernel.caller = lambda: (self.task.signals, self.task.process.arrived)
 
     def plug(self) -> None:

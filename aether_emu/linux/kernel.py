@@ -93,6 +93,7 @@ class Kernel:
         self.semaphores: SemaphoreSets | None = None  # likewise
         self.messages: MessageQueues | None = None
         self.ipc_memory: Memory | None = None  # what those two have taken
+        self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs

@@ -26,6 +26,7 @@ _STATUS = {
     "notified": 0,
     "sysv": 0,
     "told": 0,
+    "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them

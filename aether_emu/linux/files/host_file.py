@@ -77,6 +77,8 @@ class HostData(Seekable):
             offset = self.size()
         if offset > LARGEST_OFFSET - len(data):
             raise Refused(errno.EFBIG, f"offset {offset}")
+        if self.namespace.sizes is not None:
+            data = data[: self.namespace.sizes.admitted(offset, len(data))]
         try:
             done = os.pwrite(self.host_fd, data, offset)
         except OSError as error:
@@ -88,15 +90,24 @@ class HostData(Seekable):
         """See `OpenFile.truncate`. Mappings are told before the host file changes."""
         if not self.writable:
             raise Refused(errno.EINVAL, "not open for writing")
-        self.namespace.on_truncate(self.key, self.size(), size)
+        before = self.size()
+        self.require_size(before, size)
+        self.namespace.on_truncate(self.key, before, size)
         with host.refusals("truncate"):
             os.ftruncate(self.host_fd, size)
         self.namespace.inodes.modified(self.inode)
+
+    def require_size(self, old: int, new: int) -> None:
+        """Refused(EFBIG) if who acts may not make files so large."""
+        if self.namespace.sizes is not None:
+            self.namespace.sizes.require(old, new)
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """See `OpenFile.allocate`. Modes that shift bytes are refused, as on many file systems."""
         check_allocation(mode, offset, length)
         before = self.size()
+        if not mode & FALLOC_KEEP_SIZE:
+            self.require_size(before, offset + length)
         if mode & FALLOC_PUNCH_HOLE or mode & FALLOC_ZERO_RANGE:
             self.namespace.on_punch(self.key, offset, length)
         if not mode & FALLOC_KEEP_SIZE:

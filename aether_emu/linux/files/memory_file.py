@@ -329,6 +329,8 @@ class MemoryFile(HostData):
             offset = self.size()
         if offset > LARGEST_OFFSET - len(data):
             raise Refused(errno.EFBIG, f"offset {offset}")
+        if self.namespace.sizes is not None:
+            data = data[: self.namespace.sizes.admitted(offset, len(data))]
         done = super().pwrite(data[: self.memory.room(offset, len(data))], offset)
         self.memory.wrote(offset, done)
         return done
@@ -337,11 +339,14 @@ class MemoryFile(HostData):
         """See `OpenFile.truncate`."""
         if not self.writable:
             raise Refused(errno.EINVAL, "not open for writing")
+        self.require_size(self.size(), size)
         self.memory.resize(size)
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """See `OpenFile.allocate`."""
         check_allocation(mode, offset, length)
+        if not mode & FALLOC_PUNCH_HOLE:  # tmpfs looks at the limit though the size stays
+            self.require_size(self.size(), offset + length)
         self.memory.allocate(mode, offset, length)
 
     def seek(self, offset: int, whence: int) -> int:

@@ -20,7 +20,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aether_emu.clock import EPOCH_NS
 from aether_emu.errors import ConfigError, Refused, shown
@@ -62,6 +62,13 @@ IN_MEMORY: tuple[GuestPath, ...] = ((b"tmp",), (b"dev", b"shm"))
 
 def _unmapped(key: FileKey, first: int, second: int) -> None:
     """Nothing is mapped, so nothing needs to know that a file changes."""
+
+
+class SizeLimit(Protocol):
+    """How large files may become, in bytes. See `task/file_sizes`."""
+
+    def admitted(self, offset: int, count: int) -> int: ...
+    def require(self, old: int, new: int) -> None: ...
 
 
 class Namespace:
@@ -120,6 +127,8 @@ class Namespace:
         """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
         """How many open files may write to a file of the host: while there are any, nobody executes it."""
+        self.sizes: SizeLimit | None = None
+        """How large who acts may make files, once somebody has such a limit."""
         self.look: Callable[[], None] = lambda: None
         """Called now and then during long work that changes nothing: it may raise, and the work is lost."""
         self._gate = FileSystemGate()

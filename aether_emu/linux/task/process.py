@@ -21,6 +21,7 @@ from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task import family, job_control
 from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
@@ -574,6 +575,8 @@ class Process:
         if state["timers"] is not None:
             self.timers.restore(state["timers"])
         self.limits.apply(RLIMIT_CPU)
+        if not self.released:
+            self.limits.apply(RLIMIT_FSIZE)
 
     def restore_children(self, state: dict[str, Any]) -> None:
         """Know them again, once all of the family are restored."""

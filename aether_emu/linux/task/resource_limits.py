@@ -11,6 +11,7 @@ from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.credentials import IPC_LOCK, Credentials
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE, FileSizes
 from aether_emu.linux.task.registry import Registry
 from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
 from aether_emu.linux.task.usage import Usage
@@ -82,6 +83,8 @@ class ResourceLimits(dict[int, tuple[int, int]]):
             space.locked = None if process.credentials.has(IPC_LOCK) else soft
         elif resource == RLIMIT_CPU:
             self._processor.set()
+        elif resource == RLIMIT_FSIZE and soft is not None and process.files.namespace.sizes is None:
+            process.files.namespace.sizes = FileSizes(process.kernel.current)
         elif resource == RLIMIT_NOFILE:
             most = process.config.open_files
             process.files.table.limit = min(RLIM_INFINITY if soft is None else soft, most)
