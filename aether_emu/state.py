@@ -68,11 +68,9 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    for segment in machine.kernel.segments.all() if machine.kernel.segments else ():
-        which = f"segment {segment.identifier} of process {segment.maker}"
-        raise StateError(f"there is System V shared memory, {which}: its state can't be captured")
-    if machine.kernel.semaphores or machine.kernel.messages:
-        raise StateError("there are System V semaphores or message queues: their state can't be captured")
+    shared = machine.kernel.system_v.first() if machine.kernel.system_v is not None else None
+    if shared is not None:
+        raise StateError(f"{shared} can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:

@@ -35,10 +35,7 @@ from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
-    from aether_emu.linux.ipc.identifiers import Memory
-    from aether_emu.linux.ipc.messages import MessageQueues
-    from aether_emu.linux.ipc.segments import Segments
-    from aether_emu.linux.ipc.semaphores import SemaphoreSets
+    from aether_emu.linux.ipc.system_v import SystemV
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -89,10 +86,7 @@ class Kernel:
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
-        self.segments: Segments | None = None  # System V shared memory, once somebody asks for it
-        self.semaphores: SemaphoreSets | None = None  # likewise
-        self.messages: MessageQueues | None = None
-        self.ipc_memory: Memory | None = None  # what those two have taken
+        self.system_v: SystemV | None = None  # once somebody asks for it
         self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
@@ -200,14 +194,29 @@ class Kernel:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
         return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
 
+    def with_system_v(self) -> SystemV:
+        """What processes share by System V's numbers, made at the first use."""
+        if self.system_v is None:
+            from aether_emu.linux.ipc.system_v import SystemV  # noqa: PLC0415  # few programs use it
+
+            self.system_v = SystemV(self.physical, self.actor, self.clock, self.config.ram)
+        return self.system_v
+
     # ---- state
 
     def capture(self) -> dict[str, Any]:
         """The accounts. What else is shared is captured by itself."""
-        return {"calls_made": dict(self.calls_made), "charged": self.charged, "books": self._books}
+        return {
+            "calls_made": dict(self.calls_made),
+            "charged": self.charged,
+            "books": self._books,
+            "system_v": None if self.system_v is None else self.system_v.capture(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books = state["charged"], state["books"]
+        if state["system_v"] is not None:
+            self.with_system_v().restore(state["system_v"])

@@ -6,7 +6,7 @@ import errno
 import struct
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.sysv import PERMISSIONS, memory, permissions, seconds
+from aether_emu.linux.calls.sysv import PERMISSIONS, permissions
 from aether_emu.linux.calls.user import read_struct, s32, s64, write_struct
 from aether_emu.linux.credentials import SYS_RESOURCE
 from aether_emu.linux.ipc import messages as msg
@@ -32,10 +32,7 @@ _SET_LAYOUT = PERMISSIONS + "24x40xQ"  # as far as IPC_SET reads struct msqid64_
 
 
 def _queues(task: Task) -> MessageQueues:
-    kernel = task.process.kernel
-    if kernel.messages is None:
-        kernel.messages = MessageQueues(kernel.actor, lambda: seconds(task), memory(task))
-    return kernel.messages
+    return task.process.kernel.with_system_v().messages
 
 
 def sys_msgget(task: Task, key: int, flags: int, *_: int) -> int:

@@ -7,7 +7,7 @@ import struct
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64
-from aether_emu.linux.calls.sysv import PERMISSIONS, memory, permissions, seconds
+from aether_emu.linux.calls.sysv import PERMISSIONS, permissions
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.ipc import semaphores as sem
 from aether_emu.linux.ipc.identifiers import NO_WAIT
@@ -23,10 +23,7 @@ _OPERATION = struct.Struct("<Hhh")
 
 
 def _sets(task: Task) -> SemaphoreSets:
-    kernel = task.process.kernel
-    if kernel.semaphores is None:
-        kernel.semaphores = SemaphoreSets(kernel.actor, lambda: seconds(task), memory(task))
-    return kernel.semaphores
+    return task.process.kernel.with_system_v().semaphores
 
 
 def sys_semget(task: Task, key: int, size: int, flags: int, *_: int) -> int:

@@ -38,10 +38,7 @@ class _Attached:
 
 
 def _segments(task: Task) -> Segments:
-    kernel = task.process.kernel
-    if kernel.segments is None:
-        kernel.segments = Segments(kernel.physical, kernel.actor, lambda: kernel.clock.realtime_ns // 10**9)
-    return kernel.segments
+    return task.process.kernel.with_system_v().segments
 
 
 def sys_shmget(task: Task, key: int, size: int, flags: int, *_: int) -> int:

@@ -132,6 +132,14 @@ class Identifiers(Generic[S]):
         self._at[made.index] = made
         return made
 
+    def capture_numbers(self) -> tuple[int, int, int]:
+        """Which number the next one gets."""
+        return self._next, self._sequence, self._last
+
+    def restore_numbers(self, state: tuple[int, int, int]) -> None:
+        """Take over what `capture_numbers` gave."""
+        self._next, self._sequence, self._last = state
+
     def numbered(self, number: int) -> S:
         """The one of a number. Refused(EINVAL)."""
         found = self._at.get(number & (1 << _INDEX_BITS) - 1) if number >= 0 else None

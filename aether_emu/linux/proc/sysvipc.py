@@ -32,14 +32,14 @@ def _segments(kernel: Kernel) -> bytes:
             f"{_name(each)} {each.size:21} {each.maker:5} {each.user:5}  {each.attached:5} {_owners(each)} "
             f"{each.attach_time:10} {each.detach_time:10} {each.change_time:10} "
             f"{len(each.frames_by_page()) << shift:21} {0:21}"
-            for each in (() if kernel.segments is None else kernel.segments.all())
+            for each in (() if kernel.system_v is None else kernel.system_v.segments.all())
         ),
     )
 
 
 def _semaphores(kernel: Kernel) -> bytes:
     head = "       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime"
-    sets = () if kernel.semaphores is None else kernel.semaphores.all()
+    sets = () if kernel.system_v is None else kernel.system_v.semaphores.all()
     return _text(
         head,
         (
@@ -55,7 +55,7 @@ def _messages(kernel: Kernel) -> bytes:
         "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      "
         "stime      rtime      ctime"
     )
-    queues = () if kernel.messages is None else kernel.messages.all()
+    queues = () if kernel.system_v is None else kernel.system_v.messages.all()
     return _text(
         head,
         (

@@ -7,14 +7,11 @@ import struct
 
 import pytest
 
-from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.task.task import Task
-from aether_emu.machine.cpu import UserFault
-from tests.linux.task.scripts import CODE, DATA, DATA_SIZE, SPIN, Several, made_by
+from tests.linux.task.scripts import CODE, DATA, DATA_SIZE, SPIN, Several, call, made_by
 
 ISAS = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 _FILE, _VM, _FILES, _FS, _SIGHAND = range(5)
@@ -31,23 +28,12 @@ def _two(several: Several, name: str = "fork", *arguments: int) -> tuple[Task, T
     return first, second
 
 
-def _call(task: Task, name: str, *arguments: int) -> int:
-    function = find(name)
-    assert function is not None
-    try:
-        return int(function(task, *arguments, *[0] * (6 - len(arguments))) or 0)
-    except Refused as refused:
-        return -refused.errno
-    except UserFault:
-        return -errno.EFAULT
-
-
 def _move(
     task: Task, other: Task, name: str, local: list[tuple[int, int]], remote: list[tuple[int, int]]
 ) -> int:
     for address, pieces in ((_LOCAL, local), (_REMOTE, remote)):
         task.cpu.copy_to_user(address, b"".join(struct.pack("<QQ", *piece) for piece in pieces))
-    return _call(task, name, other.tid, _LOCAL, len(local), _REMOTE, len(remote))
+    return call(task, name, other.tid, _LOCAL, len(local), _REMOTE, len(remote))
 
 
 @ISAS
@@ -81,10 +67,10 @@ def test_what_cannot_be_reached_ends_the_transfer(isa: str) -> None:
         assert _move(one, two, read, [], [(CODE, 50)]) == _move(one, two, read, [(_BYTES, 9)], []) == 0
         assert _move(one, two, read, [(_BYTES, 1 << 63)], [(CODE, 5)]) == -errno.EINVAL
         assert _move(one, two, read, [(_BYTES, 8)], [(CODE, 1 << 63)]) == -errno.EINVAL
-        assert _call(one, read, 1 << 21, _LOCAL, 1, _REMOTE, 1) == -errno.EINVAL, "vectors come first"
+        assert call(one, read, 1 << 21, _LOCAL, 1, _REMOTE, 1) == -errno.EINVAL, "vectors come first"
         assert _move(one, two, read, [(_BYTES, 8)], [(CODE, 8)]) == 8
-        assert _call(one, read, 1 << 21, _LOCAL, 1, _REMOTE, 1) == -errno.ESRCH
-        assert _call(one, read, two.tid, _LOCAL, 1, _REMOTE, 1, 1) == -errno.EINVAL
+        assert call(one, read, 1 << 21, _LOCAL, 1, _REMOTE, 1) == -errno.ESRCH
+        assert call(one, read, two.tid, _LOCAL, 1, _REMOTE, 1, 1) == -errno.EINVAL
         one.credentials, two.credentials = of_user(1000, 1000), of_user(1001, 1001)
         assert _move(one, two, read, [(_BYTES, 8)], [(CODE, 8)]) == -errno.EPERM
 
@@ -93,28 +79,28 @@ def test_kcmp_tells_what_is_shared() -> None:
     with Several("x86_64") as several:
         one, two = _two(several, "clone", 0x200 | sig.SIGCHLD)  # CLONE_FS
         numbers = one.tid, two.tid
-        assert _call(one, "kcmp", *numbers, _FS, 0, 0) == _call(one, "kcmp", *numbers, _FILE, 1, 1) == 0
+        assert call(one, "kcmp", *numbers, _FS, 0, 0) == call(one, "kcmp", *numbers, _FILE, 1, 1) == 0
         for kind in (_VM, _FILES, _SIGHAND):
             forth, back = (
-                _call(one, "kcmp", *numbers, kind, 0, 0),
-                _call(one, "kcmp", *numbers[::-1], kind, 0, 0),
+                call(one, "kcmp", *numbers, kind, 0, 0),
+                call(one, "kcmp", *numbers[::-1], kind, 0, 0),
             )
             assert {forth, back} == {1, 2}, kind
-        assert _call(one, "kcmp", one.tid, one.tid, _VM, 0, 0) == 0
-        assert _call(one, "kcmp", *numbers, _FILE, 1, 99) == -errno.EBADF
-        assert _call(one, "kcmp", *numbers, 99, 0, 0) == -errno.EINVAL
-        assert _call(one, "kcmp", one.tid, 1 << 21, _VM, 0, 0) == -errno.ESRCH
+        assert call(one, "kcmp", one.tid, one.tid, _VM, 0, 0) == 0
+        assert call(one, "kcmp", *numbers, _FILE, 1, 99) == -errno.EBADF
+        assert call(one, "kcmp", *numbers, 99, 0, 0) == -errno.EINVAL
+        assert call(one, "kcmp", one.tid, 1 << 21, _VM, 0, 0) == -errno.ESRCH
         one.credentials, two.credentials = of_user(1000, 1000), of_user(1001, 1001)
-        assert _call(one, "kcmp", *numbers, _VM, 0, 0) == -errno.EPERM
+        assert call(one, "kcmp", *numbers, _VM, 0, 0) == -errno.EPERM
 
 
 def test_an_open_file_is_taken_from_another_process() -> None:
     with Several("x86_64") as several:
         one, two = _two(several)
-        pidfd = _call(one, "pidfd_open", two.tid)
+        pidfd = call(one, "pidfd_open", two.tid)
         fd = two.files.open(fl.AT_FDCWD, b"/dev/zero", fl.O_RDONLY)
-        taken = _call(one, "pidfd_getfd", pidfd, fd)
+        taken = call(one, "pidfd_getfd", pidfd, fd)
         assert one.files.table.held(taken) is two.files.table.held(fd) and one.files.closes_on_exec(taken)
-        assert _call(one, "pidfd_getfd", pidfd, 99) == _call(one, "pidfd_getfd", 1, fd) == -errno.EBADF
+        assert call(one, "pidfd_getfd", pidfd, 99) == call(one, "pidfd_getfd", 1, fd) == -errno.EBADF
         one.credentials, two.credentials = of_user(1000, 1000), of_user(1001, 1001)
-        assert _call(one, "pidfd_getfd", pidfd, fd) == -errno.EPERM
+        assert call(one, "pidfd_getfd", pidfd, fd) == -errno.EPERM

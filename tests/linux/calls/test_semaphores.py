@@ -11,31 +11,20 @@ import struct
 
 import pytest
 
-from aether_emu.errors import Refused
 from aether_emu.grants import Grants
-from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.linux.task.task import Task
-from aether_emu.state import StateError, capture
+from aether_emu.state import StateError, capture, restore
 from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.calls.twin import ARGUMENTS, A, F, Twin
-from tests.linux.task.scripts import DATA, SPIN, Several, made_by
+from tests.linux.task.scripts import DATA, SPIN, Several, call, made_by
 
 ISAS = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 _PRIVATE, _CREATE, _NO_WAIT, _UNDO = 0, 0o1000, 0o4000, 0o10000
 _REMOVE, _GETPID, _GETALL, _GETNCNT, _SETVAL, _SETALL = 0, 11, 13, 14, 16, 17
 _SIZE = 4
-
-
-def _call(task: Task, name: str, *arguments: int) -> int:
-    function = find(name)
-    assert function is not None
-    try:
-        return int(function(task, *arguments, *[0] * (6 - len(arguments))) or 0)
-    except Refused as refused:
-        return -refused.errno
 
 
 def _operations(chance: random.Random) -> bytes:
@@ -118,20 +107,20 @@ def test_sets_and_queues_take_an_eighth_of_memory_at_most() -> None:
         task = several.calls(code=SPIN["x86_64"])
         several.machine.entry.switch(task)
         made = []
-        while (number := _call(task, "semget", _PRIVATE, 10_000, 0o600)) >= 0:
+        while (number := call(task, "semget", _PRIVATE, 10_000, 0o600)) >= 0:
             made.append(number)
         assert number == -errno.ENOMEM
         assert len(made) == several.machine.kernel.config.ram // 8 // (64 * 10_000)
-        queue = _call(task, "msgget", _PRIVATE, 0o600)
+        queue = call(task, "msgget", _PRIVATE, 0o600)
         task.cpu.copy_to_user(DATA, struct.pack("<q", 1))
-        sent = [_call(task, "msgsnd", queue, DATA, 8000, _NO_WAIT) for _ in range(100)]
+        sent = [call(task, "msgsnd", queue, DATA, 8000, _NO_WAIT) for _ in range(100)]
         left = several.machine.kernel.config.ram // 8 % (64 * 10_000)
         assert sent.count(0) == min(left // 8048, 2)
         for each in made:
-            assert _call(task, "semctl", each, 0, _REMOVE) == 0
-        assert _call(task, "msgctl", queue, _REMOVE, 0) == 0
-        memory = several.machine.kernel.ipc_memory
-        assert memory is not None and memory.used == 0
+            assert call(task, "semctl", each, 0, _REMOVE) == 0
+        assert call(task, "msgctl", queue, _REMOVE, 0) == 0
+        system_v = several.machine.kernel.system_v
+        assert system_v is not None and system_v.memory.used == 0
 
 
 def test_a_set_has_an_owner_and_a_mode() -> None:
@@ -140,35 +129,35 @@ def test_a_set_has_an_owner_and_a_mode() -> None:
         several.machine.entry.switch(task)
         task.credentials = of_user(1000, 1000)
         sets, queue = (
-            _call(task, "semget", 5, 1, _CREATE | 0o640),
-            _call(task, "msgget", 5, _CREATE | 0o640),
+            call(task, "semget", 5, 1, _CREATE | 0o640),
+            call(task, "msgget", 5, _CREATE | 0o640),
         )
         task.credentials = of_user(1001, 1000)
         task.cpu.copy_to_user(DATA, struct.pack("<Hhh", 0, 1, 0))
-        assert _call(task, "semop", sets, DATA, 1) == _call(task, "semget", 5, 1, 0o600) == -errno.EACCES
-        assert _call(task, "msgsnd", queue, DATA, 1, 0) in (-errno.EACCES, -errno.EINVAL)
-        assert _call(task, "semctl", sets, 0, _GETNCNT) == 0
-        assert _call(task, "semctl", sets, 0, _REMOVE) == _call(task, "msgctl", queue, 0, 0) == -errno.EPERM
+        assert call(task, "semop", sets, DATA, 1) == call(task, "semget", 5, 1, 0o600) == -errno.EACCES
+        assert call(task, "msgsnd", queue, DATA, 1, 0) == -errno.EACCES
+        assert call(task, "semctl", sets, 0, _GETNCNT) == 0
+        assert call(task, "semctl", sets, 0, _REMOVE) == call(task, "msgctl", queue, 0, 0) == -errno.EPERM
         task.credentials = of_user(0, 0)
-        assert _call(task, "semctl", sets, 0, _REMOVE) == _call(task, "msgctl", queue, 0, 0) == 0
+        assert call(task, "semctl", sets, 0, _REMOVE) == call(task, "msgctl", queue, 0, 0) == 0
 
 
 def test_threads_that_share_it_take_back_once() -> None:
     with Several("x86_64") as several:
         one = several.calls(code=SPIN["x86_64"])
         several.machine.entry.switch(one)
-        number = _call(one, "semget", _PRIVATE, 1, 0o600)
+        number = call(one, "semget", _PRIVATE, 1, 0o600)
         sharing, apart = made_by(one, "clone", 0x5_0F00, DATA), made_by(one, "fork")
         several.tasks.append(apart)
         one.cpu.copy_to_user(DATA, struct.pack("<Hhh", 0, 4, _UNDO))
-        assert _call(one, "semop", number, DATA, 1) == 0
+        assert call(one, "semop", number, DATA, 1) == 0
         assert one.undo is sharing.undo and one.undo is not None and apart.undo is None
         one.leave_semaphores()
-        assert _call(one, "semctl", number, 0, 12) == 4
+        assert call(one, "semctl", number, 0, 12) == 4
         sharing.leave_semaphores()
-        assert _call(one, "semctl", number, 0, 12) == 0
-        assert _call(one, "semctl", number, 0, _GETPID) == one.process.pid
-        assert _call(one, "semctl", number, 0, _REMOVE) == 0
+        assert call(one, "semctl", number, 0, 12) == 0
+        assert call(one, "semctl", number, 0, _GETPID) == one.process.pid
+        assert call(one, "semctl", number, 0, _REMOVE) == 0
 
 
 def test_a_machine_with_semaphores_is_not_captured() -> None:
@@ -176,10 +165,38 @@ def test_a_machine_with_semaphores_is_not_captured() -> None:
     with Machine("x86_64", ram="8M", aperture="4M") as machine:
         machine.load(path, grants=Grants(cwd=path.parent))
         task = machine.entry.task
-        number = _call(task, "semget", _PRIVATE, 1, 0o600)
-        with pytest.raises(StateError, match="semaphores"):
+        number = call(task, "semget", _PRIVATE, 1, 0o600)
+        with pytest.raises(
+            StateError, match=rf"^set {number} of System V semaphores, which user 1000 has, can"
+        ):
             capture(machine)
-        assert _call(task, "semctl", number, 0, _REMOVE) == 0
-        assert _call(task, "msgget", _PRIVATE, 0o600) == 0
-        with pytest.raises(StateError, match="queues"):
+        assert call(task, "semctl", number, 0, _REMOVE) == 0
+        assert call(task, "msgget", _PRIVATE, 0o600) == 0
+        with pytest.raises(
+            StateError, match=r"^System V message queue 0, which user 1000 has, can't be captured"
+        ):
             capture(machine)
+
+
+@pytest.mark.parametrize(
+    ("get", "control"),
+    [
+        (("shmget", 0, 4096, 0o600), ("shmctl", _REMOVE)),
+        (("semget", 0, 1, 0o600), ("semctl", 0, _REMOVE)),
+        (("msgget", 0, 0o600), ("msgctl", _REMOVE)),
+    ],
+)
+def test_numbers_go_on_after_a_restore(get: tuple[str, int], control: tuple[str, int]) -> None:
+    path = program("x86_64", "hello")
+    with Machine("x86_64", ram="8M", aperture="4M") as machine:
+        machine.load(path, grants=Grants(cwd=path.parent))
+
+        def made_and_removed(task: Task) -> int:
+            number = call(task, *get)
+            assert call(task, control[0], number, *control[1:]) == 0
+            return number
+
+        assert [made_and_removed(machine.entry.task) for _ in range(70)] != list(range(70)), "they came round"
+        with restore(capture(machine), grants=Grants(cwd=path.parent)) as restored:
+            again = [made_and_removed(restored.entry.task) for _ in range(3)]
+        assert again == [made_and_removed(machine.entry.task) for _ in range(3)]

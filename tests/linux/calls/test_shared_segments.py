@@ -7,34 +7,23 @@ import struct
 
 import pytest
 
-from aether_emu.errors import Refused
 from aether_emu.grants import Grants
-from aether_emu.linux.calls import find
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.table import Kind
 from aether_emu.state import StateError, capture
 from aether_emu.system import Machine
 from tests.guests.running import program
-from tests.linux.task.scripts import CODE, DATA, SPIN, Several, made_by
+from tests.linux.task.scripts import CODE, DATA, SPIN, Several, call, made_by
 
 ISAS = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 _KEY, _CREATE, _EXCLUSIVE, _READ_ONLY, _REMAP = 0x1234, 0o1000, 0o2000, 0o10000, 0o40000
 _REMOVE, _SET, _STAT = 0, 1, 2
 
 
-def _call(task: Task, name: str, *arguments: int) -> int:
-    function = find(name)
-    assert function is not None
-    try:
-        return int(function(task, *arguments, *[0] * (6 - len(arguments))) or 0)
-    except Refused as refused:
-        return -refused.errno
-
-
 def _attached(task: Task, number: int) -> tuple[int, int, int, int]:
     """(key, mode, size, how often attached)."""
-    assert _call(task, "shmctl", number, _STAT, DATA) == 0
+    assert call(task, "shmctl", number, _STAT, DATA) == 0
     data = task.cpu.copy_from_user(DATA, 112)
     (key,), (mode,), (size,) = (
         struct.unpack_from(layout, data, at) for layout, at in (("<i", 0), ("<I", 20), ("<Q", 48))
@@ -47,53 +36,49 @@ def test_processes_that_attach_a_segment_share_its_memory_until_the_last_has_lef
     with Several(isa) as several:
         one = several.calls(code=SPIN[isa])
         several.machine.entry.switch(one)
-        number = _call(one, "shmget", _KEY, 10_000, _CREATE | 0o600)
-        assert _call(one, "shmget", _KEY, 10_000, _CREATE | _EXCLUSIVE) == -errno.EEXIST
+        number = call(one, "shmget", _KEY, 10_000, _CREATE | 0o600)
+        assert call(one, "shmget", _KEY, 10_000, _CREATE | _EXCLUSIVE) == -errno.EEXIST
         assert (
-            _call(one, "shmget", _KEY, 10_001, 0)
-            == _call(one, "shmget", _KEY + 1, 0, _CREATE)
-            == -errno.EINVAL
+            call(one, "shmget", _KEY, 10_001, 0) == call(one, "shmget", _KEY + 1, 0, _CREATE) == -errno.EINVAL
         )
-        assert _call(one, "shmget", _KEY + 1, 1, 0) == -errno.ENOENT
-        where = _call(one, "shmat", number, 0, 0)
+        assert call(one, "shmget", _KEY + 1, 1, 0) == -errno.ENOENT
+        where = call(one, "shmat", number, 0, 0)
         one.cpu.copy_to_user(where, b"shared")
         two = made_by(one, "fork")
         several.tasks.append(two)
         two.process.write(where + 6, b" by two")
         assert one.process.read(where, 13) == b"shared by two"
         assert _attached(one, number) == (_KEY, 0o600, 10_000, 2)
-        assert _call(one, "shmctl", number, _REMOVE, 0) == 0
+        assert call(one, "shmctl", number, _REMOVE, 0) == 0
         assert _attached(one, number) == (0, 0o1600, 10_000, 2)
-        assert _call(one, "shmget", _KEY, 1, 0) == -errno.ENOENT
-        assert _call(one, "shmdt", where) == 0 and _call(one, "shmdt", where) == -errno.EINVAL
-        segments, census = several.machine.kernel.segments, several.machine.frames.census
-        assert segments is not None and len(segments) == 1 and census()[Kind.SHARED]
+        assert call(one, "shmget", _KEY, 1, 0) == -errno.ENOENT
+        assert call(one, "shmdt", where) == 0 and call(one, "shmdt", where) == -errno.EINVAL
+        system_v, census = several.machine.kernel.system_v, several.machine.frames.census
+        assert system_v is not None and len(system_v.segments) == 1 and census()[Kind.SHARED]
         several.machine.entry.switch(two)
-        assert _call(two, "shmdt", where) == 0
-        assert not segments and not census()[Kind.SHARED]
+        assert call(two, "shmdt", where) == 0
+        assert not system_v.segments and not census()[Kind.SHARED]
 
 
 def test_an_address_must_be_free_unless_it_is_to_be_replaced() -> None:
     with Several("x86_64") as several:
         task = several.calls(code=SPIN["x86_64"])
         several.machine.entry.switch(task)
-        number = _call(task, "shmget", 0, 4096, 0o600)
+        number = call(task, "shmget", 0, 4096, 0o600)
         assert (
-            _call(task, "shmat", number, CODE, 0)
-            == _call(task, "shmat", number, CODE + 1, 0)
-            == -errno.EINVAL
+            call(task, "shmat", number, CODE, 0) == call(task, "shmat", number, CODE + 1, 0) == -errno.EINVAL
         )
-        assert _call(task, "shmat", number, CODE, _REMAP) == CODE
-        where = _call(task, "shmat", number, 0, _READ_ONLY)
-        assert _call(task, "mprotect", where, 4096, 3) == -errno.EACCES
-        assert _call(task, "shmat", number + 1, 0, 0) == _call(task, "shmat", -1, 0, 0) == -errno.EINVAL
+        assert call(task, "shmat", number, CODE, _REMAP) == CODE
+        where = call(task, "shmat", number, 0, _READ_ONLY)
+        assert call(task, "mprotect", where, 4096, 3) == -errno.EACCES
+        assert call(task, "shmat", number + 1, 0, 0) == call(task, "shmat", -1, 0, 0) == -errno.EINVAL
         assert str(task.process.areas).count("/SYSV00000000 (deleted)") == 2
         for each in (CODE, where):
-            assert _call(task, "shmdt", each) == 0
-        assert _call(task, "shmctl", number, _REMOVE, 0) == 0
-        again = _call(task, "shmget", 0, 4096, 0o600)
+            assert call(task, "shmdt", each) == 0
+        assert call(task, "shmctl", number, _REMOVE, 0) == 0
+        again = call(task, "shmget", 0, 4096, 0o600)
         assert again == number + 1, "numbers are not used again at once"
-        assert _call(task, "shmctl", again, _REMOVE, 0) == 0
+        assert call(task, "shmctl", again, _REMOVE, 0) == 0
 
 
 def test_a_segment_has_an_owner_and_a_mode() -> None:
@@ -101,17 +86,17 @@ def test_a_segment_has_an_owner_and_a_mode() -> None:
         task = several.calls(code=SPIN["x86_64"])
         several.machine.entry.switch(task)
         task.credentials = of_user(1000, 1000)
-        number = _call(task, "shmget", _KEY, 4096, _CREATE | 0o640)
+        number = call(task, "shmget", _KEY, 4096, _CREATE | 0o640)
         task.credentials = of_user(1001, 1000)
-        assert _call(task, "shmat", number, 0, 0) == _call(task, "shmget", _KEY, 1, 0o600) == -errno.EACCES
-        where = _call(task, "shmat", number, 0, _READ_ONLY)
-        assert where > 0 and _call(task, "shmdt", where) == 0
+        assert call(task, "shmat", number, 0, 0) == call(task, "shmget", _KEY, 1, 0o600) == -errno.EACCES
+        where = call(task, "shmat", number, 0, _READ_ONLY)
+        assert where > 0 and call(task, "shmdt", where) == 0
         for command in (_REMOVE, _SET):
-            assert _call(task, "shmctl", number, command, DATA) == -errno.EPERM
+            assert call(task, "shmctl", number, command, DATA) == -errno.EPERM
         task.credentials = of_user(1001, 1001)
-        assert _call(task, "shmctl", number, _STAT, DATA) == -errno.EACCES
+        assert call(task, "shmctl", number, _STAT, DATA) == -errno.EACCES
         task.credentials = of_user(0, 0)
-        assert _call(task, "shmctl", number, _REMOVE, 0) == 0
+        assert call(task, "shmctl", number, _REMOVE, 0) == 0
 
 
 def test_a_machine_with_a_segment_is_not_captured() -> None:
@@ -119,7 +104,7 @@ def test_a_machine_with_a_segment_is_not_captured() -> None:
     with Machine("x86_64", ram="8M", aperture="4M") as machine:
         machine.load(path, grants=Grants(cwd=path.parent))
         assert machine.run_for(20) is None
-        number = _call(machine.entry.task, "shmget", 0, 4096, 0o600)
-        with pytest.raises(StateError, match=f"System V shared memory, segment {number} of process [0-9]+:"):
+        number = call(machine.entry.task, "shmget", 0, 4096, 0o600)
+        with pytest.raises(StateError, match=f"System V segment {number}, which process [0-9]+ made,"):
             capture(machine)
-        assert _call(machine.entry.task, "shmctl", number, _REMOVE, 0) == 0
+        assert call(machine.entry.task, "shmctl", number, _REMOVE, 0) == 0

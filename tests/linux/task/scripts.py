@@ -6,9 +6,11 @@ end `exit_group` with the last result.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
+from aether_emu.errors import Refused
 from aether_emu.grants import Grants
 from aether_emu.linux.calls import find
 from aether_emu.linux.exec.loader import load_program
@@ -18,6 +20,7 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.task import Task
+from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Machine
 from tests.guests.running import program
@@ -30,6 +33,18 @@ _EVERYTHING = Protection.READ | Protection.WRITE | Protection.EXECUTE
 Call = tuple[str, *tuple[int, ...]]
 """A system call: its name and its arguments."""
 SPIN = {"x86_64": bytes.fromhex("ebfe"), "arm64": bytes.fromhex("00000014")}
+
+
+def call(task: Task, name: str, *arguments: int) -> int:
+    """What the system call answers: its result, or its errno as a negative number."""
+    function = find(name)
+    assert function is not None
+    try:
+        return int(function(task, *arguments, *[0] * (6 - len(arguments))) or 0)
+    except Refused as refused:
+        return -refused.errno
+    except UserFault:
+        return -errno.EFAULT
 
 
 def _load(isa: str, register: int, value: int) -> bytes:
