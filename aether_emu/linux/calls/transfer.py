@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from typing import ParamSpec
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import user
@@ -36,6 +37,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import UserFault
 
+_P = ParamSpec("_P")
 CHUNK = 1 << 20
 """Bytes that are on their way at once."""
 _STREAM_CHUNK = 1 << 16
@@ -113,39 +115,37 @@ def _read_vector(task: Task, file: OpenFile, vector: int, count: int) -> int:
 
 
 def _read(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    return _counting_read(task, lambda: _read_file(task, file, pieces))
+    return _reading(task, _read_file, task, file, pieces)
 
 
-def _counting_read(task: Task, read: Callable[[], int]) -> int:
-    """Make a transfer, and note in the accounts of /proc/PID/io what it has read."""
+def _reading(task: Task, read: Callable[_P, int], *arguments: _P.args, **named: _P.kwargs) -> int:
+    """Make a transfer, and note in the accounts of /proc/PID/io what it has read. A refused one counts."""
+    usage = task.usage
+    usage.reads += 1
     try:
-        done = read()
+        done = read(*arguments, **named)
     except (Refused, UserFault):
-        _note_read(task, 0)
         raise
-    _note_read(task, done)
+    except BaseException:  # it is made again
+        usage.reads -= 1
+        raise
+    usage.read += done
     return done
 
 
-def _note_read(task: Task, count: int) -> None:
-    task.usage.count_read(count)
-    task.process.usage.count_read(count)
-
-
-def _counting_write(task: Task, write: Callable[[], int]) -> int:
+def _writing(task: Task, write: Callable[_P, int], *arguments: _P.args, **named: _P.kwargs) -> int:
     """Likewise, written."""
+    usage = task.usage
+    usage.writes += 1
     try:
-        done = write()
+        done = write(*arguments, **named)
     except (Refused, UserFault):
-        _note_write(task, 0)
         raise
-    _note_write(task, done)
+    except BaseException:  # it is made again
+        usage.writes -= 1
+        raise
+    usage.written += done
     return done
-
-
-def _note_write(task: Task, count: int) -> None:
-    task.usage.count_write(count)
-    task.process.usage.count_write(count)
 
 
 def _read_file(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
@@ -183,12 +183,10 @@ def _receive(task: Task, socket: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _read_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
-    return _counting_read(
-        task,
-        lambda: _load(
-            task, pieces, lambda count, done: file.pread(count, offset + done), lambda _count: None
-        ),
-    )
+    def get(count: int, done: int) -> bytes:
+        return file.pread(count, offset + done)
+
+    return _reading(task, _load, task, pieces, get, lambda _count: None)
 
 
 def _load(
@@ -339,7 +337,7 @@ def _check_flags(flags: int) -> None:
 
 
 def _write(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
-    return _counting_write(task, lambda: _write_file(task, file, pieces))
+    return _writing(task, _write_file, task, file, pieces)
 
 
 def _write_file(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
@@ -355,9 +353,10 @@ def _write_file(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
 
 
 def _write_at(task: Task, file: OpenFile, pieces: list[Piece], offset: int) -> int:
-    return _counting_write(
-        task, lambda: _store(task, file, pieces, lambda data, done: file.pwrite(data, offset + done))
-    )
+    def put(data: bytes, done: int) -> int | WouldBlock:
+        return file.pwrite(data, offset + done)
+
+    return _writing(task, _store, task, file, pieces, put)
 
 
 def _store(
@@ -429,7 +428,7 @@ def sys_sendfile(task: Task, out: int, source: int, offset: int, count: int, *_:
         return files.sendfile(s32(out), s32(source), None if at is None else at + done, most)
 
     try:
-        moved = _counting_both(task, lambda: _move(task, writing, count, move))
+        moved = _copying(task, writing, count, move)
     except Wait as wait:
         if at is not None:  # a signal may end the wait, and what went has gone
             write_struct(task.cpu, offset, "q", at + (wait.progress[0] if wait.progress else 0))
@@ -454,16 +453,16 @@ def sys_copy_file_range(
         begin, end = (None if before is None else before + done for before in offsets)
         return files.copy_file_range(s32(source), begin, s32(out), end, most)
 
-    moved = _counting_both(task, lambda: _move(task, files.table.file(s32(out)), count, move))
+    moved = _copying(task, files.table.file(s32(out)), count, move)
     for address, before in zip((source_offset, out_offset), offsets, strict=True):
         if before is not None:
             write_struct(task.cpu, address, "q", before + moved)
     return moved
 
 
-def _counting_both(task: Task, move: Callable[[], int]) -> int:
-    """Likewise, from file to file."""
-    return _counting_write(task, lambda: _counting_read(task, move))
+def _copying(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int | WouldBlock]) -> int:
+    """`_move`, noted as read and as written."""
+    return _writing(task, _reading, task, _move, task, out, count, move)
 
 
 def _move(task: Task, out: OpenFile, count: int, move: Callable[[int, int], int | WouldBlock]) -> int:

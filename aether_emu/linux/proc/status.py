@@ -198,7 +198,11 @@ def _rights(process: Process, task: Task | None) -> Rows:
 
 def io_text(process: Process, task: Task | None, *, whole: bool) -> bytes:
     """/proc/PID/io: of a process with the children that it has waited for. No byte comes from a disk."""
-    used = process.usage.plus(process.usage_of_children) if whole else Usage() if task is None else task.usage
+    used = Usage() if task is None else task.usage
+    if whole:
+        used = process.usage.plus(process.usage_of_children)
+        for each in process.tasks:
+            used.add_transfers(each.usage)
     rows = (
         ("rchar", used.read),
         ("wchar", used.written),

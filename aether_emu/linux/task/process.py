@@ -83,6 +83,7 @@ class Member(Protocol):
     def is_over(self) -> bool: ...
 
     registers: dict[str, int]
+    usage: Usage
     ended: bool
     processor: ProcessorTimers | None
 

@@ -49,10 +49,9 @@ class RunQueue(Generic[T, P]):
         self.came: Callable[[], None] | None = None
         self._rows: dict[int, OrderedDict[T, None]] = {0: OrderedDict()}  # of the others none is empty
         self._raised: dict[T, int] = {}  # who stands in a row of real-time tasks, and in which
-        self._joined: list[
-            T
-        ] = []  # whose row is not found yet: those at the end of the line, the last one last,
-        self._first: list[T] = []  # and those at its beginning, the first one last
+        # Whose row is not found yet: at the end of the line, the last one last; at its beginning, in reverse.
+        self._joined: list[T] = []
+        self._first: list[T] = []
         self._changed: dict[T, None] = {}
         self._weights: Counter[int] = Counter()  # in line, of tasks that do not share in the ordinary way
         self._special = 0  # how many those are

@@ -240,6 +240,7 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        task.usage.hand_transfers(process.usage)
         if task.tid == process.pid:
             process.name_left = task.name
         if process.registry.tasks.get(task.tid) is task:

@@ -17,7 +17,7 @@ from aether_emu.records import dataclass
 class Usage:
     """Sums. `time` in ns, and how much of it was the `system`'s: what calls, faults and flushes cost. Faults
     that were resolved; how often it waited, and how often its turn was over. Bytes that calls have `read` and
-    `written`, and how many calls did.
+    `written`, and how many calls did: a process counts those of its tasks when they have ended.
     """
 
     time: int = 0
@@ -38,20 +38,19 @@ class Usage:
         self.waits += other.waits
         self.preemptions += other.preemptions
         if other.reads or other.writes:
-            self.read += other.read
-            self.written += other.written
-            self.reads += other.reads
-            self.writes += other.writes
+            self.add_transfers(other)
 
-    def count_read(self, count: int) -> None:
-        """A call has read so many bytes, or was refused."""
-        self.read += count
-        self.reads += 1
+    def add_transfers(self, other: Usage) -> None:
+        """So many bytes and calls more."""
+        self.read += other.read
+        self.written += other.written
+        self.reads += other.reads
+        self.writes += other.writes
 
-    def count_write(self, count: int) -> None:
-        """Likewise, written."""
-        self.written += count
-        self.writes += 1
+    def hand_transfers(self, process: Usage) -> None:
+        """The end of a task: its process counts its transfers from now on."""
+        process.add_transfers(self)
+        self.read = self.written = self.reads = self.writes = 0
 
     def plus(self, other: Usage) -> Usage:
         """The sum of both, as another one."""

@@ -106,7 +106,7 @@ class UnicornCpu(Cpu):
 
     def time_looking(self) -> ScanTime:
         """From now on, tell how long the look at new blocks takes. Call it before anything has run."""
-        from aether_emu.machine.unicorn.scan_time import ScanTime  # noqa: PLC0415 (only a benchmark asks)
+        from aether_emu.machine.unicorn.scan_time import ScanTime  # noqa: PLC0415  # only a benchmark asks
 
         engine.hook_del(self._handle, self._look)
         self._scan_time = timed = ScanTime(*self._scanner)

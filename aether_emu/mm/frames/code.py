@@ -22,15 +22,10 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import Flags, FrameTable
 
-_EXECUTABLE, _STALE = (
-    int(Flags.EXECUTABLE),
-    int(Flags.STALE),
-)  # plain: numpy needs 20 us for an operation with an enum
-
-
-_BLOCK = (
-    1 << 18
-)  # bytes: few, for the engine looks through them all, and no larger, for stores there are slow
+# Plain numbers: numpy needs 20 us for an operation with an enum.
+_EXECUTABLE, _STALE = int(Flags.EXECUTABLE), int(Flags.STALE)
+# Bytes of a watched block: the engine looks through them all, so they are few; stores there are slow.
+_BLOCK = 1 << 18
 
 
 class CodeFrames:

@@ -159,6 +159,11 @@ static long field(const char *name) {
     return at ? atol(at + strlen(name) + 2) : -1;
 }
 
+static void *write_more(void *null) {
+    write((int)(long)null, "a thread that has ended", 20);
+    return NULL;
+}
+
 static void transfers(void) {
     static char data[5000];
     const char *names[] = {"rchar", "wchar", "syscr", "syscw"};
@@ -179,6 +184,8 @@ static void transfers(void) {
     readv(zero, two, 2), writev(null, two, 2);
     read(-1, data, 10), read(file, (void *)8, 10), read(file, data, 0);
     lseek(file, 0, SEEK_SET);
+    pthread_t thread;
+    pthread_create(&thread, NULL, write_more, (void *)(long)null), pthread_join(thread, NULL);
     if (!fork()) { write(null, data, 777); _exit(0); }
     wait(0);
     for (int i = 0; i < 4; i++) {
