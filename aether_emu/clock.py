@@ -92,6 +92,12 @@ class VirtualClock:
             self.advance(idle)
             self.idle_ns += idle
 
+    def go_to(self, time_ns: int) -> None:
+        """Show the time of another CPU, which may be earlier. Nobody has used a processor in between."""
+        step = time_ns - self.now_ns
+        self.event_ns += step
+        self.idle_ns += step
+
     def begin(self) -> None:
         """A run begins, or goes on."""
 
@@ -183,6 +189,9 @@ class HostClock(VirtualClock):
         if left > 0:
             self._sleep(left / 10**9)
             self.idle_ns += self.now_ns - before
+
+    def go_to(self, time_ns: int) -> None:
+        """Nothing: the host's time is the same for all CPUs."""
 
     def begin(self) -> None:
         """See `VirtualClock.begin`."""

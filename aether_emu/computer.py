@@ -178,9 +178,15 @@ class Computer(Generic[C]):
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)
             ]
+            self.physical.leave = self._leave
         except BaseException:
             self.abandon()
             raise
+
+    def _leave(self, space: AddressSpace) -> None:
+        """No CPU walks `space` any more."""
+        for percpu in self.percpu:
+            percpu.leave_space(space)
 
     def _boot(self, kernel_base: int) -> None:
         """Build the supervisor's half and bring every CPU up in it.

@@ -252,6 +252,7 @@ class Options(TypedDict, total=False):
     """The fields of `Config`, as keywords of `Machine`. Sizes and addresses may be text with a unit."""
 
     ram: int | str
+    cpus: int
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -296,6 +297,7 @@ class Config:
         _Whole(2 * MIB, 32 * GIB, multiple=2 * MIB, written="size"),
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
+    cpus: int = _parameter(1, _Whole(1, 64), "CPUs that tasks are spread over; one works at a time, by turns")
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),

@@ -68,6 +68,8 @@ if TYPE_CHECKING:
     from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
     from aether_emu.linux.tty.console import Console
     from aether_emu.linux.tty.terminal import Terminal
+    from aether_emu.machine.unicorn.arm64 import ArmCpu
+    from aether_emu.machine.unicorn.x86_64 import X86Cpu
 
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
 
@@ -122,37 +124,64 @@ class Machine:
         ram, aperture = self.config.ram, self.config.aperture
         try:
             self.computer = Computer(
-                self.format, cpus, ram=ram, aperture=aperture, kernel_base=self.kernel_base, trace=trace
+                self.format,
+                cpus,
+                ram=ram,
+                aperture=aperture,
+                cpus=self.config.cpus,
+                kernel_base=self.kernel_base,
+                trace=trace,
             )
         except OutOfFrames as error:
             raise ConfigError("ram", ram, "enough for the page tables of the machine") from error
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
-        self.physical, self.cpu = self.computer.physical, self.computer.cpus[0]
+        self.physical = self.computer.physical
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
-        self.kernel = Kernel([self.cpu], self.physical, self.abi, self.config, self.clock, self.streams)
+        self.kernel = Kernel(
+            self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
+        )
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         self.observers = self.kernel.observers
-        self.entry = Entry(self.kernel, self.computer.percpu[0])
-        self.scheduler = Scheduler(self.kernel, self.entry, pause=pause, lost_pages=self.computer.lost_pages)
+        self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
+        self.scheduler = Scheduler(
+            self.kernel, self.entries, pause=pause, lost_pages=self.computer.lost_pages
+        )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    @property
+    def entry(self) -> Entry:
+        """The way into the kernel of the CPU that works now."""
+        return self.scheduler.entry
+
+    @property
+    def cpu(self) -> X86Cpu | ArmCpu:
+        """The CPU that works now."""
+        return self.computer.cpus[self.entry.percpu.index]
+
+    def interrupt(self) -> None:
+        """From any thread: let the run end with `scheduler.Interrupted`, as soon as the program is left."""
+        for cpu in self.computer.cpus:
+            cpu.interrupt()
 
     @functools.cached_property
     def handlers(self) -> Handlers:
         """Those who decide in the kernel's stead: see `on_fault` and `on_system_call`."""
         from aether_emu.linux.handlers import Handlers  # noqa: PLC0415  # few runs have any
 
-        return Handlers(self.entry)
+        return Handlers(self.entries)
 
     @functools.cached_property
     def debugger(self) -> Debugger:
         """What a run stops for before the program's end."""
         from aether_emu.linux.debugging import Debugger  # noqa: PLC0415  # few runs do
 
+        if len(self.entries) > 1:
+            raise MachineError("breakpoints, steps and watched memory need a machine of one CPU")
         return Debugger(self.entry)
 
     def load(
@@ -268,23 +297,24 @@ class Machine:
             console.leave()
 
     def _run_undisturbed(self, blocks: int | None, timeout: float | None) -> bool:
-        end = None if blocks is None else self.cpu.blocks + blocks
+        end = None if blocks is None else self.kernel.blocks + blocks
         deadline = None if timeout is None else time.monotonic() + timeout
         self._runner, self._stop_asked = threading.get_ident(), False
         while True:
             left = None if deadline is None else deadline - time.monotonic()
-            block = self._block = Undisturbed(self.cpu.interrupt, left)
+            block = self._block = Undisturbed(self.interrupt, left)
             if self._stop_asked:  # it came between two blocks
                 block.ask()
             try:
                 with block:
-                    return self.scheduler.run(None if end is None else max(0, end - self.cpu.blocks))
+                    return self.scheduler.run(None if end is None else max(0, end - self.kernel.blocks))
             except Interrupted:
                 if not block.asked:
                     raise
             finally:
                 if block.asked:
-                    self.cpu.take_interrupt()
+                    for cpu in self.computer.cpus:
+                        cpu.take_interrupt()
             if block.program_ends:
                 raise SystemExit
             if self._stop_asked:

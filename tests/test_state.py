@@ -16,8 +16,9 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.memory_file import create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.futex import FutexWait
-from aether_emu.linux.task.scheduler import Deadlock, Interrupted
+from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.tty.modes import ECHO, Modes
 from aether_emu.mm import mapping

@@ -79,6 +79,7 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
     type=text("SIZE"),
     help="Emulated RAM, such as 512M.",
 )
+@click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
 @click.option(
     "--seed",
     cls=Setting,
@@ -135,6 +136,7 @@ def run(  # an option is a parameter here
     program: str,
     args: tuple[str, ...],
     ram: str | None,
+    cpus: int | None,
     seed: int | None,
     granule: str | None,
     la57: bool,
@@ -170,6 +172,7 @@ def run(  # an option is a parameter here
 
     overrides = {
         "ram": ram,
+        "cpus": cpus,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,

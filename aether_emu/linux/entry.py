@@ -82,6 +82,13 @@ class Entry:
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
+        if percpu.index == 0:
+            self.work()
+
+    def work(self) -> None:
+        """This CPU is the one that works from now on."""
+        kernel = self.kernel
+        kernel.entry = self
         kernel.current = lambda: self.task
         kernel.caller = lambda: (self.task.signals, self.task.process.arrived)
 
@@ -123,10 +130,13 @@ class Entry:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
         self.percpu.take_over()
         before = getattr(self, "task", None)
-        if before is task and task.running:
+        if before is task and task.is_on(self.cpu):
+            self.kernel.actor.credentials = task.credentials
             return
-        if before is not None and before.running:
+        if before is not None and before.is_on(self.cpu):
             before.leave()
+        if task.running:  # on another CPU
+            task.leave()
         self.task = task
         self.percpu.enter(task.process.mm)
         task.enter(self.cpu, self.percpu.enter)

@@ -12,7 +12,8 @@ machine's state: a restored machine has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 
 from aether_emu.arch.paging import Access, Attributes, PageFlags
 from aether_emu.errors import ConfigError, HandlerError, suggestion, whole
@@ -164,13 +165,13 @@ CallHandler = Callable[[Call], int | None]
 
 
 class Handlers:
-    """The handlers of one CPU's entry, the last that came first."""
+    """The handlers of a machine, the last that came first. `entries` are those of its CPUs."""
 
-    def __init__(self, entry: Entry) -> None:
-        self._entry = entry
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self._entries, self._kernel = entries, entries[0].kernel
         self._faults: tuple[FaultHandler, ...] = ()
         self._calls: tuple[tuple[CallHandler, frozenset[str]], ...] = ()
-        self._manager = Faults(entry.kernel.physical)
+        self._manager = Faults(self._kernel.physical)
         self._asking = False  # what a handler touches itself is no fault to ask about
         self._last, self._tries = (0, 0, 0), 0  # the last access that a handler called resolved
 
@@ -191,10 +192,10 @@ class Handlers:
     def on_system_call(self, handler: CallHandler, names: Collection[str]) -> Attachment:
         """Ask it about every call of those names, of all without a name, likewise. Raises HandlerError."""
         require_callable(handler)
-        known = set(self._entry.kernel.abi.system_calls.values())
+        known = set(self._kernel.abi.system_calls.values())
         for name in names:
             if name not in known:
-                isa = self._entry.kernel.abi.isa
+                isa = self._kernel.abi.isa
                 raise HandlerError(f"{isa} has no system call {name!r}{suggestion(name, sorted(known))}")
         item = handler, frozenset(names)
         self._calls = (item, *self._calls)
@@ -209,26 +210,31 @@ class Handlers:
         return Attachment(detach)
 
     def _plug(self) -> None:
-        self._entry.ask(self._fault if self._faults else None, self._call if self._calls else None)
-        self._entry.kernel.physical.decide = self._brought if self._faults else None
+        for entry in self._entries:
+            entry.ask(
+                partial(self._fault, entry) if self._faults else None,
+                partial(self._call, entry) if self._calls else None,
+            )
+        self._kernel.physical.decide = self._brought if self._faults else None
 
     # ---- deciding
 
     def _brought(self, space: AddressSpace, va: int, access: int) -> Outcome:
         """A fault that the CPU has no part in: of MAP_POPULATE, mlock, /proc/self/mem, `Process.read`."""
-        task = getattr(self._entry, "task", None)
+        entry = self._kernel.entry
+        task = getattr(entry, "task", None)
         if self._asking or task is None or space is not task.process.mm:
             return self._manager.resolve(space, va, access)
-        return self._fault(va, access, True)
+        return self._fault(entry, va, access, True)
 
-    def _fault(self, va: int, access: int, in_call: bool) -> Outcome:
-        fault = Fault(self._entry, va, access, in_call=in_call)
+    def _fault(self, entry: Entry, va: int, access: int, in_call: bool) -> Outcome:
+        fault = Fault(entry, va, access, in_call=in_call)
         self._asking = True
         try:
             outcome = self._ask(fault)
         finally:
             self._asking = False
-        return self._entry.manager(va, access) if outcome is None else outcome
+        return entry.manager(va, access) if outcome is None else outcome
 
     def _ask(self, fault: Fault) -> Outcome | None:
         for handler in self._faults:
@@ -238,7 +244,7 @@ class Handlers:
                     self._check(fault, handler, outcome)
                     return RESOLVED if isinstance(outcome, Resolved) else outcome
             except BaseException as raised:
-                self._entry.kernel.observers.end_run(raised)
+                self._kernel.observers.end_run(raised)
         return None
 
     def _check(self, fault: Fault, handler: FaultHandler, outcome: object) -> None:
@@ -255,8 +261,8 @@ class Handlers:
                 f"{name} calls the fault at {fault.address:#x} resolved, but the access faults every time"
             )
 
-    def _call(self, number: int, *arguments: int) -> int | None:
-        call = Call(self._entry, number, arguments)
+    def _call(self, entry: Entry, number: int, *arguments: int) -> int | None:
+        call = Call(entry, number, arguments)
         for handler, names in self._calls:
             if names and call.name not in names:
                 continue
@@ -267,12 +273,12 @@ class Handlers:
                         f"the handler of {call.name} returned {result!r}, not a number or None"
                     )
             except BaseException as raised:
-                self._entry.kernel.observers.end_run(raised)
+                self._kernel.observers.end_run(raised)
                 result = None
             if call.made:
                 waits = call.result is None
                 return call.result if waits or result is None else result
             if result is not None:
-                self._entry.count_call(call.number)
+                entry.count_call(call.number)
                 return result
-        return self._entry.make_call(number, *arguments)
+        return entry.make_call(number, *arguments)

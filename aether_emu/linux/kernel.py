@@ -21,6 +21,7 @@ from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.task.futex import Futexes
+from aether_emu.linux.task.lines import Lines
 from aether_emu.linux.task.run_queue import RunQueue
 from aether_emu.linux.task.timers import Timers
 from aether_emu.linux.task.usage import Usage
@@ -75,7 +76,10 @@ class Kernel:
         self.file_backings = HostFiles(physical, unmap)
         self.futexes = Futexes()
         self.timers = Timers()
-        self.run_queue: RunQueue[Any, Any] = RunQueue()
+        self.run_queue: RunQueue[Any, Any] | Lines[Any, Any] = RunQueue()
+        if len(self.cpus) > 1:
+            self.run_queue = Lines(len(self.cpus), lambda: clock.now_ns)
+        self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
@@ -87,6 +91,7 @@ class Kernel:
         self.actor = Actor(self.first_user)  # whose rights count now
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.system_v: SystemV | None = None  # once somebody asks for it
+        self.entry: Any  # that of the CPU that works
         self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
@@ -109,13 +114,27 @@ class Kernel:
     # ---- time
 
     def observe_time(self) -> int:
-        """The guest reads a clock: virtual ns. From the first reading on, executed blocks count."""
+        """The guest reads a clock: virtual ns. From the first reading on, executed blocks count.
+
+        What one CPU has told is over for all: one that has not come so far goes there.
+        """
+        now = self.time_now()
+        if self._told is not None:
+            if now < self._told:
+                self.clock.go_to(self._told)
+                now = self.clock.now_ns
+            self._told = now
+        return now
+
+    def time_now(self) -> int:
+        """Likewise, for the kernel's own use: how far the CPU that works has come."""
         for cpu in self.cpus:
             cpu.count_blocks()
         self.charge()
-        return self.clock.observe(self._blocks())
+        return self.clock.observe(self.blocks)
 
-    def _blocks(self) -> int:
+    @property
+    def blocks(self) -> int:
         """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
         counts once: a clock that was read in its first part stands still until the block is over.
         """
@@ -137,7 +156,7 @@ class Kernel:
         """
         clock, blocks = self.clock, 0
         if clock.origin is not None:
-            blocks = self._blocks() - clock.blocks
+            blocks = self.blocks - clock.blocks
         uncharged = sum(self.calls_made.values()), self.physical.counters.n.copy(), self.charged
         return clock.now_ns, blocks, *uncharged
 
@@ -168,7 +187,7 @@ class Kernel:
         clock, cost = self.clock, self.clock.costs.block
         pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
-            pending += (self._blocks() - clock.blocks) * cost
+            pending += (self.blocks - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
 
     # ---- the end of the run

@@ -47,6 +47,7 @@ class Physical:
         self.trace = trace
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
+        self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
         self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)

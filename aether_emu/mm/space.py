@@ -449,7 +449,9 @@ class AddressSpace:
             self.destroy()
 
     def destroy(self) -> None:
-        """Give back every page, table and backing, damaged or not. No CPU may walk the table any more."""
+        """Give back every page, table and backing, damaged or not. No CPU walks the table any more."""
+        if self.cpus:
+            self.physical.leave(self)
         self.damages += self.table.salvage()
         held = hold_objects(self.areas)
         self.unmap(0, self.limits.user_end)

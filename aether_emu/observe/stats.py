@@ -20,7 +20,8 @@ _FAULTS = [event for event in Event if event.name.startswith("FAULT_")]
 
 def prepare(machine: Machine) -> None:
     """Call before the run: virtual time then counts every executed block."""
-    machine.cpu.count_blocks()
+    for cpu in machine.kernel.cpus:
+        cpu.count_blocks()
 
 
 def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
     process, kernel = machine.process, machine.kernel
     assert process is not None, "nothing was loaded"
     kernel.charge()
-    machine.clock.blocks = machine.cpu.blocks
+    machine.clock.blocks = kernel.blocks
     n = machine.physical.counters.n
     resident = process.mm.resident()
     buddy = machine.buddy.stats()
@@ -62,7 +63,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
             "ram_bytes": machine.config.ram,
             "peak_bytes": (buddy.total - buddy.lowest_free) * page,
         },
-        "blocks_executed": machine.cpu.blocks,
+        "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
         "wall_seconds": round(wall_seconds, 6),
     }

@@ -219,6 +219,7 @@ def _prepare(task: Task, made: Task, asked: _Request) -> None:
     made.credentials, made.no_new_privileges = task.credentials, task.no_new_privileges
     made.signals.blocked = task.signals.blocked
     made.set_scheduling(task.scheduling.of_child())
+    made.affinity, made.home = task.affinity, task.home
     if flags & _UNDO:
         if task.undo is None:
             task.undo = Undo()

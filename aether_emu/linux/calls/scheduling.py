@@ -1,4 +1,4 @@
-"""How tasks share the CPU: sched_*(2), nice values, the CPU's number. There is one CPU.
+"""How tasks share the CPUs: sched_*(2), nice values, affinity, the CPU's number.
 
 Refusals and their order are Linux 6.6's (kernel/sched/core.c, kernel/sys.c).
 """
@@ -191,30 +191,32 @@ def sys_sched_rr_get_interval(task: Task, tid: int, result: int, *_: int) -> int
     return 0
 
 
-# ---- the CPU
+# ---- CPUs
 
 
 def sys_sched_getaffinity(task: Task, tid: int, size: int, result: int, *_: int) -> int:
     size = u32(size)
     if not size or size & 7:
         raise Refused(errno.EINVAL, "a mask has whole words")
-    _find(task, tid)
-    write_struct(task.cpu, result, "Q", 1)
+    write_struct(task.cpu, result, "Q", _find(task, tid).affinity)
     return 8
 
 
 def sys_sched_setaffinity(task: Task, tid: int, size: int, mask: int, *_: int) -> int:
     wanted = task.cpu.copy_from_user(mask, min(u32(size), 8))
-    _find(task, tid)
-    if not wanted or not wanted[0] & 1:
+    other, there = _find(task, tid), (1 << len(task.process.kernel.cpus)) - 1
+    _require_same_owner(task, other)
+    allowed = int.from_bytes(wanted, "little") & there
+    if not allowed:
         raise Refused(errno.EINVAL, "no CPU of the mask exists")
+    other.set_affinity(allowed)
     return 0
 
 
 def sys_getcpu(task: Task, cpu: int, node: int, *_: int) -> int:
-    for address in (cpu, node):
+    for address, number in ((cpu, task.home), (node, 0)):
         if address:
-            write_struct(task.cpu, address, "I", 0)
+            write_struct(task.cpu, address, "I", number)
     return 0
 
 

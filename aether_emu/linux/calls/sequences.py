@@ -1,6 +1,6 @@
 """membarrier(2) and rseq(2): memory that threads share without locks.
 
-With one CPU every switch is a barrier. What a program registers here is checked and kept as Linux 6.6 does.
+CPUs work one at a time, and see each other's stores at once: every switch is a barrier. What a program registers here is checked and kept as Linux 6.6 does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.user import require_user, s32, u32, write_struct
 from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.task import Task
-from aether_emu.machine.cpu import UserFault
 
 _QUERY, _GLOBAL, _REGISTRATIONS = 0, 1, 0x200
 _USES = {0x02: 0x04, 0x08: 0x10, 0x20: 0x40, 0x80: 0x100}  # command -> the one that registers for it
@@ -58,10 +57,7 @@ def sys_rseq(task: Task, address: int, length: int, flags: int, signature: int, 
         raise Refused(errno.EINVAL, "too short, or not aligned")
     require_user(address, length, task.process.abi.user_end)
     task.sequences = Sequences(address, length, signature)
-    try:
-        task.sequences.tell_cpu(task.cpu)
-    except UserFault:
-        task.sequences.fail(task)
+    task.tell_home()
     return 0
 
 

@@ -82,7 +82,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/max_map_count": config.max_mmap_areas,
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
     }
-    isa = process.abi.isa.encode()
+    isa, cpus = process.abi.isa.encode(), len(kernel.cpus)
     terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
@@ -92,9 +92,10 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "loadavg": lambda: (
             b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
         ),
-        "cpuinfo": lambda: (
-            b"processor\t: 0\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: 1\n"
-            b"core id\t\t: 0\ncpu cores\t: 1\n\n" % isa
+        "cpuinfo": lambda: b"".join(
+            b"processor\t: %d\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: %d\n"
+            b"core id\t\t: %d\ncpu cores\t: %d\n\n" % (number, isa, cpus, number, cpus)
+            for number in range(cpus)
         ),
         "stat": lambda: _stat(process),
         **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
@@ -111,22 +112,26 @@ def _running(registry: Registry[Process, Member]) -> int:
 
 
 def _now_and_idle(kernel: Kernel) -> tuple[int, int]:
-    """The time since the start, and for how much of it no task could run, in ns."""
+    """The time since the start, and how much of it the CPUs had nothing to do, in ns, all together."""
     now = kernel.observe_time()
-    return now, now - kernel.clock.busy_ns
+    return now, max(0, now * len(kernel.cpus) - kernel.clock.busy_ns)
 
 
 def _stat(process: Process) -> bytes:
-    """/proc/stat (proc_stat(5)): all time of the one CPU is the programs', or idle."""
+    """/proc/stat (proc_stat(5)): all time of the CPUs is the programs', or idle. Each has an equal share."""
     kernel, registry = process.kernel, process.registry
     now, idle = _now_and_idle(kernel)
-    busy_ticks, idle_ticks = (ns * status.TICKS // 10**9 for ns in (now - idle, idle))
-    times = b"%d 0 0 %d 0 0 0 0 0 0" % (busy_ticks, idle_ticks)
+    cpus = len(kernel.cpus)
+
+    def times(of: int) -> bytes:
+        ticks = (ns * status.TICKS // of // 10**9 for ns in (now * cpus - idle, idle))
+        return b"%d 0 0 %d 0 0 0 0 0 0" % tuple(ticks)
+
     tasks = [task for task in registry.tasks.values() if isinstance(task, Task)]
     states = [status.state_of(task.process, task) for task in tasks]
     rows = (
-        (b"cpu ", times),
-        (b"cpu0", times),
+        (b"cpu ", times(1)),
+        *((b"cpu%d" % number, times(cpus)) for number in range(cpus)),
         (b"intr", b"0"),
         (b"ctxt", b"%d" % sum(task.waits + task.usage.preemptions for task in tasks)),
         (b"btime", b"%d" % ((kernel.clock.realtime_ns - now) // 10**9)),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.proc import smaps
+from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.task.job_control import Controlling
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.resource_limits import RLIM_INFINITY, RLIMIT_SIGPENDING
@@ -173,6 +174,8 @@ def _signals(process: Process, task: Task | None) -> Rows:
 
 def _rights(process: Process, task: Task | None) -> Rows:
     who = process.credentials if task is None else task.credentials
+    count = len(process.kernel.cpus)
+    allowed = (1 << count) - 1 if task is None else task.affinity
     sets = (
         ("CapInh", who.inheritable),
         ("CapPrm", who.permitted),
@@ -187,8 +190,8 @@ def _rights(process: Process, task: Task | None) -> Rows:
         ("Seccomp_filters", 0),
         ("Speculation_Store_Bypass", "not vulnerable"),
         ("SpeculationIndirectBranch", "not affected"),
-        ("Cpus_allowed", 1),
-        ("Cpus_allowed_list", 0),
+        ("Cpus_allowed", as_mask(allowed, count)),
+        ("Cpus_allowed_list", as_list(allowed)),
         ("Mems_allowed", 1),
         ("Mems_allowed_list", 0),
         ("voluntary_ctxt_switches", 0 if task is None else task.waits),
@@ -252,7 +255,7 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     fields[30] = masks["SigPnd"] | (masks["ShdPnd"] if whole else 0)
     fields[31:34] = [masks["SigBlk"], masks["SigIgn"], masks["SigCgt"]]
     fields[30:34] = [mask & (1 << 31) - 1 for mask in fields[30:34]]
-    fields[37] = process.exit_signal
+    fields[37:39] = [process.exit_signal, 0 if task is None else task.home]
     ended = process.ended
     if ended is not None:
         fields[51] = ended.signal or (ended.code & 0xFF) << 8

@@ -1,7 +1,7 @@
 """/sys: what the C library, run-times and tools ask of a machine: its processors, memory and loopback.
 
-The machine has one processor, and all its memory is near that. It is sysfs(5) as far as there is something to
-tell: no caches, no disks, no control groups.
+All processors are cores of one package, and all memory is near them. It is sysfs(5) as far as there is something
+to tell: no caches, no disks, no control groups.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Directory, Link, Text
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.task.process import Process
 
 _SIZE = 4096
@@ -19,26 +20,45 @@ _CPU, _NODE, _HUGE = "devices/system/cpu", "devices/system/node", "kernel/mm/tra
 _LOOPBACK = "devices/virtual/net/lo"
 _OF_PMD = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
 """Bytes of a block of the next level, by page size."""
-_CORE = {
-    **dict.fromkeys(("core_id", "physical_package_id"), "0"),
-    **dict.fromkeys(("core_cpus", "core_siblings", "thread_siblings", "package_cpus"), "1"),
-    **{f"{name}_list": "0" for name in ("core_cpus", "core_siblings", "thread_siblings", "package_cpus")},
-}
+
+
+def _topology(number: int, count: int) -> dict[str, str]:
+    """What a processor's folder `topology` has."""
+    own, all_of_them = 1 << number, (1 << count) - 1
+    sets = {
+        "core_cpus": own,
+        "thread_siblings": own,
+        "core_siblings": all_of_them,
+        "package_cpus": all_of_them,
+    }
+    return {
+        "core_id": str(number),
+        "physical_package_id": "0",
+        **{name: as_mask(mask, count) for name, mask in sets.items()},
+        **{f"{name}_list": as_list(mask) for name, mask in sets.items()},
+    }
 
 
 def system_texts(process: Process) -> Mapping[str, Provided]:
     """What /sys tells, by paths below it."""
     kernel = process.kernel
+    count = len(kernel.cpus)
+    everyone = as_list((1 << count) - 1)
     fixed = {
-        **{f"{_CPU}/{name}": "0" for name in ("online", "possible", "present", "kernel_max")},
+        **{f"{_CPU}/{name}": everyone for name in ("online", "possible", "present")},
+        f"{_CPU}/kernel_max": str(count - 1),
         **{f"{_CPU}/{name}": "" for name in ("offline", "isolated")},
-        **{f"{_CPU}/cpu0/topology/{name}": value for name, value in _CORE.items()},
+        **{
+            f"{_CPU}/cpu{number}/topology/{name}": value
+            for number in range(count)
+            for name, value in _topology(number, count).items()
+        },
         **{
             f"{_NODE}/{name}": "0"
             for name in ("online", "possible", "has_cpu", "has_normal_memory", "has_memory")
         },
-        f"{_NODE}/node0/cpulist": "0",
-        f"{_NODE}/node0/cpumap": "1",
+        f"{_NODE}/node0/cpulist": everyone,
+        f"{_NODE}/node0/cpumap": as_mask((1 << count) - 1, count),
         f"{_NODE}/node0/distance": "10",
         f"{_HUGE}/enabled": "always madvise [never]",
         f"{_HUGE}/defrag": "always defer defer+madvise madvise [never]",

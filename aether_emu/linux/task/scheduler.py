@@ -24,14 +24,16 @@ from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
-from aether_emu.errors import AetherError, EngineError, shown
-from aether_emu.linux.abi.signal import SIGKILL, name_of
+from aether_emu.errors import EngineError
+from aether_emu.linux.abi.signal import SIGKILL
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task import family
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.lines import Lines
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.run_queue import RunQueue
@@ -50,7 +52,6 @@ LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
 """Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 8, or
 up to 32, ... or up to this many, each class and each length in it equally likely."""
 _CUT_ONE_IN, _DEEPEST_CUT = 4, 8
-_MOST_NAMED = 20  # tasks that a message names
 _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
 
 
@@ -66,43 +67,13 @@ class Pause(Exception):
         self.stopped = stopped
 
 
-class Deadlock(AetherError):
-    """Every task waits for something that nobody can bring about. `waiting` are the tasks."""
-
-    def __init__(self, waiting: Sequence[Task]) -> None:
-        self.waiting = tuple(waiting)
-        if len(waiting) == 1:
-            super().__init__(f"deadlock: the program {_plight(waiting[0])}, and nothing can end that")
-            return
-        each = [f"{_called(task)} {_plight(task)}" for task in waiting[:_MOST_NAMED]]
-        if len(waiting) > _MOST_NAMED:
-            each.append(f"{len(waiting) - _MOST_NAMED} more wait")
-        super().__init__(f"deadlock: {', '.join(each)}, and nothing can end that")
-
-
-def _called(task: Task) -> str:
-    """A task by number and name, and the process of a thread that is not its first."""
-    name = shown(task.name)
-    if task.tid == task.process.pid:
-        return f"process {task.tid} ({name})"
-    return f"thread {task.tid} ({name}) of process {task.process.pid}"
-
-
 def _may_speak(files: Files) -> bool:
     """Whether a writable standard stream is open."""
     return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
 
 
-def _plight(task: Task) -> str:
-    """Why it does not run."""
-    stopped = task.process.stop_signal
-    if stopped:
-        return f"is stopped by {name_of(stopped)}"
-    return f"waits for {task.wait.what if task.wait is not None else 'nothing'}"
-
-
 class Scheduler:
-    """Runs tasks on one CPU.
+    """Runs tasks on the CPUs of `entries`. `entry` is that of the CPU that works.
 
     `pause` sleeps a little while only the host can bring something, and raises when the run is to end.
     `lost_pages` names the file pages that vanished under the guest since the last call.
@@ -111,16 +82,22 @@ class Scheduler:
     def __init__(
         self,
         kernel: Kernel,
-        entry: Entry,
+        entries: Sequence[Entry],
         *,
         pause: Callable[[], None],
         lost_pages: Callable[[], list[tuple[ApertureFile, int]]],
     ) -> None:
-        self.kernel, self.entry = kernel, entry
+        self.kernel, self._entries, self.entry = kernel, entries, entries[0]
         self.first: Process | None = None
         self._pause, self._lost_pages = pause, lost_pages
+        cpus = [each.cpu for each in entries]
+        self._take_interrupt: Callable[[], bool] = cpus[0].take_interrupt
+        if len(cpus) > 1:
+            self._take_interrupt = lambda: any([cpu.take_interrupt() for cpu in cpus])
         self._tasks: dict[Task, None] = {}
-        self._queue: RunQueue[Task, Process] = kernel.run_queue
+        self._queue: RunQueue[Task, Process] | Lines[Task, Process] = kernel.run_queue
+        self._lines = self._queue if isinstance(self._queue, Lines) else None
+        self._line = self._queue if isinstance(self._queue, RunQueue) else self._queue.lines[0]
         self._sleepers: list[tuple[int, int, Task, Wait]] = []  # by deadline; some have woken meanwhile
         self._slept = 0  # how many there were: who slept earlier is earlier among equals
         self._of_host: dict[Task, Wait] = {}  # who waits for the host, perhaps no longer
@@ -167,26 +144,32 @@ class Scheduler:
             self.kernel.clock.rest()
 
     def _run(self, budget: int | None) -> bool:
-        cpu, check = self.entry.cpu, self.kernel.observers.check
-        limit = None if budget is None else cpu.blocks + budget
+        check, lines, take_interrupt = self.kernel.observers.check, self._lines, self._take_interrupt
+        limit = None if budget is None else self.kernel.blocks + budget
         while self.settle():
             check()
-            if cpu.take_interrupt():
+            if take_interrupt():
                 raise Interrupted
             task = self._next()
             if task is None:
                 if not self._queue.news:  # a timer may have sent a signal
                     self._idle()
                 continue
+            if lines is not None:
+                lines.working = True
             try:
                 reached = self._let_run(task, limit)
             finally:
+                if lines is not None:
+                    lines.working = False
                 task.account(preempted=task.wait is None and not task.is_over)
                 self._stand_back(task)
             if reached:
                 check()
                 return False
         check()
+        if lines is not None:
+            self.kernel.clock.go_to(max(self.kernel.time_now(), *lines.times))
         return True
 
     def _let_run(self, task: Task, limit: int | None) -> bool:
@@ -253,7 +236,8 @@ class Scheduler:
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
-            self.entry.percpu.leave_space(process.mm)
+            for entry in self._entries:
+                entry.percpu.leave_space(process.mm)
         process.release()
 
     def _is_heard(self) -> bool:
@@ -271,9 +255,11 @@ class Scheduler:
     # ---- who is next
 
     def _next(self) -> Task | None:
-        """The first in line that can go on; None if all wait."""
+        """The first in line that can go on, on the CPU that works next; None if all wait."""
+        if self._lines is not None:
+            self._change_cpu(self._lines)
         if self._sleepers or self.kernel.timers.heap:
-            first = self._queue.first
+            first = self._line.first
             if first is None or not (first.turn or first.cut):
                 self._wake_sleepers()
         if self._of_host:
@@ -281,10 +267,23 @@ class Scheduler:
             if self._turns >= _LOOK_AGAIN:
                 self._turns = 0
                 self._ask_host()
-        while (task := self._queue.take()) is not None:
+        while (task := self._line.take()) is not None:
+            if self._lines is not None and task.ready_at > self.kernel.clock.now_ns:
+                self.kernel.clock.go_to(task.ready_at)
             if not task.is_over and task.can_go_on():
                 return task  # the others are looked at when their process goes on, or ends
         return None
+
+    def _change_cpu(self, lines: Lines[Task, Process]) -> None:
+        """Let the CPU work that is to work next."""
+        lines.times[lines.at] = self.kernel.time_now()
+        lines.balance()
+        index = lines.earliest()
+        if index is None or index == lines.at:
+            return
+        lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
+        self.kernel.clock.go_to(lines.times[index])
+        self.entry.work()
 
     def _wake_sleepers(self) -> None:
         """Who sleeps, and whose time has come, can go on.
@@ -294,7 +293,7 @@ class Scheduler:
         deadline, timers = self._first_deadline(), self.kernel.timers
         if deadline is None:
             return
-        now = self.kernel.observe_time() if self._queue else self.kernel.clock.now_ns
+        now = self.kernel.time_now() if self._queue else self.kernel.clock.now_ns
         timers.fire(now)
         deadline = self._first_sleeper()
         while deadline is not None and deadline <= now:
@@ -318,12 +317,18 @@ class Scheduler:
 
     def _stand_back(self, task: Task) -> None:
         """A task has left the CPU: it stands in line, or waits."""
-        queue, wait = self._queue, task.wait
+        queue, wait = self._line, task.wait
+        task.ready_at = self.kernel.clock.now_ns
         if task.process.is_over:
             queue.look_at(task.process)
         elif task.ended:
             self._let_go(task)
         elif task.can_go_on():
+            if self._lines is not None and not task.affinity >> task.home & 1:
+                task.turn = task.cut = 0
+                task.yields = False
+                self._lines.add(task)
+                return
             goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
             if goes_on and not task.yields:
                 queue.put_first(task)
@@ -359,7 +364,7 @@ class Scheduler:
         weight = task.scheduling.weight
         if weight == NICE_0_WEIGHT:
             return length
-        heaviest = max(min(weight, NICE_0_WEIGHT), self._queue.heaviest)
+        heaviest = max(min(weight, NICE_0_WEIGHT), self._line.heaviest)
         return max(1, length * weight // heaviest)
 
     def _begun(self, task: Task) -> int | None:
@@ -391,6 +396,7 @@ class Scheduler:
     def _turn(self, task: Task, limit: int | None) -> bool:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
         cpu, queue, start = self.entry.cpu, self._queue, self.entry.cpu.blocks
+        left = None if limit is None else limit - self.kernel.blocks
         cut = 0 if task.turn else task.cut
         turn: int | None
         if cut:
@@ -401,7 +407,7 @@ class Scheduler:
         self._turn_end = None if turn is None else start + turn
         if not queue:
             queue.came = self._share
-        budget = turn if limit is None else limit - start if turn is None else min(turn, limit - start)
+        budget = turn if left is None else left if turn is None else min(turn, left)
         try:
             ended = self.entry.run(budget)
         finally:
@@ -411,7 +417,7 @@ class Scheduler:
             case ExitReason.STOPPED:
                 pass
             case ExitReason.BUDGET:
-                if limit is not None and cpu.blocks >= limit:
+                if left is not None and cpu.blocks >= start + left:
                     return True
                 if task.cut and not task.turn:
                     return self._turn(task, limit)

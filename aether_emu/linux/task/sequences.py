@@ -4,7 +4,7 @@
     struct rseq_cs, 32 bytes    version, flags, first instruction, length, where to go instead
 
 A thread that comes back to the CPU after another, or enters a signal handler, goes on at the abort address
-if it stood in the sequence that its pointer names. There is one CPU, whose number never changes.
+if it stood in the sequence that its pointer names. Its CPU's number stands there whenever it runs.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Sequences:
     length: int
     signature: int
 
-    def tell_cpu(self, cpu: Cpu) -> None:
-        """Write the CPU's number. Raises UserFault."""
-        cpu.copy_to_user(self.address, bytes(8))
-        cpu.copy_to_user(self.address + 20, bytes(8))
+    def tell_cpu(self, cpu: Cpu, number: int) -> None:
+        """Write the CPU's number, which is the concurrency ID too; there is one node. Raises UserFault."""
+        cpu.copy_to_user(self.address, struct.pack("<II", number, number))
+        cpu.copy_to_user(self.address + 20, struct.pack("<II", 0, number))
 
     def abort(self, task: Interrupted) -> None:
         """The thread was interrupted: if that was in a sequence, it goes on at the abort address.

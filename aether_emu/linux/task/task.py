@@ -57,6 +57,10 @@ class Task:
         self.waits = 0  # how often it gave up its CPU to wait
         self.wait_number = 0  # when its wait began: who waits longer has the lower one
         self.in_line = False  # whether it is in the run queue
+        self.home = 0  # the CPU that it runs on, or ran on last
+        self.affinity = (1 << len(process.kernel.cpus)) - 1  # those that it may run on, a bit each
+        self._told_home = 0  # what `sequences` say of it
+        self.ready_at = 0  # since when it stands in line, in virtual ns
         self.turn = 0  # blocks left of its turn while it does not run
         self.cut = 0  # instructions that the turn has beyond its last whole block
         self.scheduling = ORDINARY
@@ -85,6 +89,10 @@ class Task:
     def running(self) -> bool:
         """Whether a CPU has its registers."""
         return self._cpu is not None
+
+    def is_on(self, cpu: Cpu) -> bool:
+        """Whether that CPU has its registers."""
+        return self._cpu is cpu
 
     @property
     def cpu(self) -> Cpu:
@@ -190,11 +198,33 @@ class Task:
         self.left = False
         if self.sequences is not None:
             self.sequences.abort(self)
+        if self.sequences is not None and self._told_home != self.home:
+            self.tell_home()
+
+    def tell_home(self) -> None:
+        """Its CPU's number stands where it has registered for restartable sequences."""
+        assert self.sequences is not None, "it has registered"
+        self._told_home = self.home
+        try:
+            self.sequences.tell_cpu(self.cpu, self.home)
+        except UserFault:
+            self.sequences.fail(self)
 
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
         before, self.scheduling = self.scheduling, wanted
         self.process.kernel.run_queue.reschedule(self, before)
+
+    def set_affinity(self, allowed: int) -> None:
+        """Run on these CPUs alone, a bit each, from its next turn on."""
+        self.affinity = allowed
+        if not allowed >> self.home & 1:
+            queue = self.process.kernel.run_queue
+            if self.in_line:
+                queue.remove(self)
+                queue.add(self)
+            else:
+                self.end_turn()
 
     def yield_cpu(self) -> None:
         """sched_yield(2): its turn is over, if another can run."""

@@ -18,10 +18,11 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.program import Program
-from aether_emu.linux.task.scheduler import Deadlock, Interrupted
+from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from aether_emu.linux.files.capture import capture, restore
 from aether_emu.linux.files.pipe import EventCounter
 from aether_emu.linux.files.streams import BufferStream, StreamFile
-from aether_emu.linux.task.scheduler import Deadlock
+from aether_emu.linux.task.deadlock import Deadlock
 from tests.guests.running import ISAS
 from tests.linux.calls.conftest import twin_in
 from tests.linux.calls.twin import BASE, BLOCKED, PROT_NONE, A, F, Served, Twin

@@ -11,7 +11,7 @@ import tempfile
 import pytest
 
 from aether_emu.clock import EPOCH_NS
-from aether_emu.linux.task.scheduler import Deadlock
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.protection import Protection
 from tests.guests.running import ISAS

@@ -13,7 +13,7 @@ from aether_emu.grants import Grants
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task import family
-from aether_emu.linux.task.scheduler import Deadlock
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.mm.protection import Protection
 from aether_emu.system import Machine
 from tests.guests.running import ISAS

@@ -13,7 +13,7 @@ import pytest
 
 from aether_emu.grants import Grants
 from aether_emu.linux.credentials import of_user
-from aether_emu.linux.task.scheduler import Deadlock
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.task import Task
 from aether_emu.state import StateError, capture, restore
 from aether_emu.system import Machine

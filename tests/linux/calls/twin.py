@@ -25,9 +25,10 @@ from aether_emu.linux.abi.signal import SA_RESTORER, UNBLOCKABLE, Action
 from aether_emu.linux.abi.x86_64_calls import SYSTEM_CALLS
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.program import Program
-from aether_emu.linux.task.scheduler import Deadlock, Interrupted
+from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.mapping import protect_memory
 from aether_emu.mm.protection import Protection

@@ -14,8 +14,8 @@ from aether_emu.grants import Grants
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.task import family
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
-from aether_emu.linux.task.scheduler import Deadlock
 from tests.guests.running import ISAS, program
 from tests.linux.task.scripts import DATA, Call, Several
 

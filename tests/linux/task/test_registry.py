@@ -10,10 +10,10 @@ from aether_emu.computer import LeakError
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.task import family
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.resource_limits import RLIMIT_NPROC
-from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.system import Machine
 from tests.linux.task.scripts import Several
 

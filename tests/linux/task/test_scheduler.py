@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from aether_emu.linux.abi.signal import SA_RESTORER, SIGNALS, SIGPIPE, SIGUSR1, Action, SignalInfo
-from aether_emu.linux.task.scheduler import LONGEST_TURN, Deadlock, Interrupted
+from aether_emu.linux.task.deadlock import Deadlock
+from aether_emu.linux.task.scheduler import LONGEST_TURN, Interrupted
 from aether_emu.mm.fault import Faults, Outcome
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory

@@ -8,7 +8,7 @@ import struct
 import pytest
 
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.task.scheduler import Deadlock
+from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.tty.pty import PtyMaster
 from tests.guests.running import ISAS
 from tests.linux.task.scripts import DATA, SPIN, Several
