@@ -1,7 +1,7 @@
 """/sys: what the C library, run-times and tools ask of a machine: its processors, memory and loopback.
 
-All processors are cores of one package, and all memory is near them. It is sysfs(5) as far as there is something
-to tell: no caches, no disks, no control groups.
+All processors are cores of one package, and all memory is near them. It is sysfs(5) as far as there is
+something to tell: no caches, no disks, no control groups.
 """
 
 from __future__ import annotations
