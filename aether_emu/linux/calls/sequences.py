@@ -1,7 +1,7 @@
 """membarrier(2) and rseq(2): memory that threads share without locks.
 
-CPUs work one at a time, and see each other's stores at once: every switch is a barrier. What a program registers
-here is checked and kept as Linux 6.6 does.
+CPUs work one at a time, and see each other's stores at once: every switch is a barrier. What a program
+registers here is checked and kept as Linux 6.6 does.
 """
 
 from __future__ import annotations
