@@ -23,6 +23,7 @@ from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE
 from aether_emu.linux.task.program import Program
+from aether_emu.linux.task.real_time import RLIMIT_RTTIME
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.resource_limits import (
@@ -576,6 +577,7 @@ class Process:
         if state["timers"] is not None:
             self.timers.restore(state["timers"])
         self.limits.apply(RLIMIT_CPU)
+        self.limits.apply(RLIMIT_RTTIME)
         if not self.released:
             self.limits.apply(RLIMIT_FSIZE)
 

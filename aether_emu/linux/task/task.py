@@ -16,6 +16,7 @@ from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.real_time import RealTimeWatch, watch_real_time
 from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
@@ -62,6 +63,7 @@ class Task:
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
+        self.real_time: RealTimeWatch | None = None  # once RLIMIT_RTTIME concerns it
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self.undo: Undo | None = None  # what it did to semaphores, once somebody asks for it or shares it
@@ -194,6 +196,7 @@ class Task:
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
         before, self.scheduling = self.scheduling, wanted
+        watch_real_time(self)
         self.process.kernel.run_queue.reschedule(self, before)
 
     def yield_cpu(self) -> None:
@@ -254,10 +257,16 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
+        if self.real_time is not None and (self.process.stop_signal or self._sleeps):
+            self.real_time.has_slept()
         if self.process.processor is not None:
             self.process.processor.look()
         if self.processor is not None:
             self.processor.look()
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.wait is not None and not isinstance(self.wait, Unfinished)
 
     def used(self) -> Usage:
         """What it has used until now."""
@@ -388,6 +397,7 @@ class Task:
             "robust_list": self.robust_list,
             "usage": copy(self.usage),
             "scheduling": self.scheduling,
+            "real_time": 0 if self.real_time is None else self.real_time.count,
             "sequences": self.sequences,
             "left": self.left,
             "waits": self.waits,
@@ -425,6 +435,8 @@ class Task:
         self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
         self.set_scheduling(state["scheduling"])
+        if state["real_time"]:
+            self.real_time = RealTimeWatch(self, state["real_time"])
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
