@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
-    "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
+    "reaps_orphans", "released", "uses_parents_memory", "made_by", "ended",
     "dumpable", "oom_adjustment", "oom_least", "credentials", "personality", "barriers", "started",
     "name_left", "former_foreground",
 )  # fmt: skip
@@ -86,6 +86,7 @@ class Member(Protocol):
     registers: dict[str, int]
     usage: Usage
     ended: bool
+    death_signal: int
     processor: ProcessorTimers | None
 
     def used(self) -> Usage: ...
@@ -152,7 +153,6 @@ class Process:
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self._reaps_orphans = self.released = False
-        self.death_signal = 0
         self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
         self.gone = WaitQueue()
         self.uses_parents_memory = False

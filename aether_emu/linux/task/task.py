@@ -73,6 +73,7 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
@@ -153,7 +154,7 @@ class Task:
     def become(self, who: Credentials) -> None:
         """Be somebody else from now on; what that lends is not for others of the user to look into."""
         if who.lends_rights(self._credentials):
-            self.process.dumpable = self.process.death_signal = 0
+            self.process.dumpable = self.death_signal = 0
         if who.uid != self._credentials.uid:
             self.process.registry.has_several_users = True
         self.credentials = who
@@ -390,6 +391,7 @@ class Task:
             "name": self.name,
             "credentials": self._credentials,
             "no_new_privileges": self.no_new_privileges,
+            "death_signal": self.death_signal,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
             "set_child_tid": self.set_child_tid,
@@ -430,6 +432,7 @@ class Task:
         """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
+        self.death_signal = state["death_signal"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])
