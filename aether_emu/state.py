@@ -159,7 +159,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     restored = _restore_files(machine.namespace, processes, state, streams)
     guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
-        process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
+        if described["terminal"] is not None:
+            process.terminal = machine.namespace.terminals.numbered(described["terminal"])
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
