@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, field
 from operator import itemgetter
 from typing import Any
 
@@ -28,7 +28,7 @@ from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
-from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
 from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import Place, text
@@ -44,7 +44,9 @@ from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.net.unix import UnixSocket
 from aether_emu.linux.tty import capture as tty_capture
 from aether_emu.records import dataclass
+from aether_emu.waiting import WaitQueue
 
+_WAYS = (0, POLLIN, POLLOUT)
 _NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
@@ -52,16 +54,20 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Restored:
-    """The processes, and the files of `capture`'s `mapped`, each held once for the caller."""
+    """The processes, the files of `capture`'s `mapped`, each held once for the caller, and its `waited`."""
 
     processes: list[Files]
     mapped: list[OpenFile]
+    waited: list[WaitQueue | None] = field(default_factory=list)
 
 
-def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> State:
+def capture(
+    processes: Sequence[Files], mapped: Sequence[OpenFile] = (), waited: Sequence[WaitQueue] = ()
+) -> State:
     """Everything about the files of `processes`, which share a namespace.
 
-    `mapped` are files that memory areas hold, whether or not a descriptor is left.
+    `mapped` are files that memory areas hold, whether or not a descriptor is left. `waited` are queues in
+    which somebody stands: those that belong to open files are found again.
     """
     if not processes:
         return {"processes": []}
@@ -110,8 +116,27 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         "net": net_capture.capture(namespace, seen.sockets, seen.socket, seen.index),
         "memories": [_describe_memory(file) for file in seen.memories],
         "files": [_describe(file, seen) for file in seen.files],
+        "waited": _names_of(waited, seen.files) if waited else [],
         **described,
     }
+
+
+def _names_of(queues: Sequence[WaitQueue], files: Sequence[OpenFile]) -> list[list[int] | None]:
+    """For each queue: the number of an open file, and which of its queues it is; None if it is of none."""
+    wanted, names = {id(queue) for queue in queues}, dict[int, list[int]]()
+    for number, file in enumerate(files):
+        for way in _WAYS:
+            for index, queue in enumerate(_queues(file, way)):
+                if id(queue) in wanted:
+                    names.setdefault(id(queue), [number, way, index])
+    return [names.get(id(queue)) for queue in queues]
+
+
+def _queues(file: OpenFile, way: int) -> Sequence[WaitQueue]:
+    """Its queues for some events, or (0) that of those who wait in open(2)."""
+    if not way:
+        return (file.pipe.opened,) if isinstance(file, FifoEnd) else ()
+    return () if isinstance(file, SignalFile) else file.queues(way)  # a signalfd has those of who asks
 
 
 def _node_of(file: OpenFile) -> TmpNode | Special | None:
@@ -163,7 +188,7 @@ def restore(
         restoring.finish(first)
         for file in mapped:
             file.hold()
-        return Restored(processes, mapped)
+        return Restored(processes, mapped, restoring.queues(first))
     except BaseException:
         for files in processes:
             files.close_all()
@@ -370,6 +395,11 @@ class _Restoring:
             pipe.openings = list(described["openings"])
         for place, file, key in sorted(self._places, key=itemgetter(0)):
             file.stand_last(key, place)
+
+    def queues(self, viewer: Files) -> list[WaitQueue | None]:
+        """Those that were named."""
+        names = self._state["waited"]
+        return [name and _queues(self.file(name[0], viewer), name[1])[name[2]] for name in names]
 
     def go_on_opening(self, files: Files, openings: Sequence[Sequence[int]]) -> None:
         """Tasks wait in open(2) for the other sides of named pipes."""

@@ -143,6 +143,18 @@ static void pairs(void) {
         done();
     }
     close(one[0]), close(one[1]);
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, one));
+    if (!child()) { /* a buffer that is full, and has room again when much of it was read */
+        close(one[0]);
+        say("pair large", drain(one[1], 11, &got));
+        done();
+    }
+    if (!child()) {
+        close(one[1]);
+        say("pair large", pour(one[0], 500000, 12));
+        done();
+    }
+    close(one[0]), close(one[1]);
     CHECK(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, two));
     if (!child()) { /* messages with open files: pipes, and ends of the way itself */
         close(two[1]);
@@ -711,12 +723,13 @@ int main(int count, char **arguments) {
         {"udp", datagrams}, {"sets", sets}, {"owners", owners},
     };
     signal(SIGPIPE, SIG_IGN);
-    setvbuf(stdout, 0, _IOLBF, 0);
     for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (count < 2 || !strcmp(arguments[1], kinds[i].name)) {
+            printf("== %s\n", kinds[i].name), fflush(stdout);
             CHECK(pipe(open_pipe));
             kinds[i].run();
             if (finish()) return 1;
+            fflush(stdout);
             close(open_pipe[0]);
         }
     return 0;
