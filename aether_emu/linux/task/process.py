@@ -550,7 +550,7 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
-            "has_terminal": self.terminal is not None,
+            "terminal": None if self.terminal is None else self.terminal.number,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
