@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -16,6 +16,7 @@ from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.real_time import RealTimeWatch, watch_real_time
 from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
@@ -25,6 +26,7 @@ from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
+from aether_emu.waiting import WaitQueue
 
 _OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
@@ -66,6 +68,7 @@ class Task:
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
+        self.real_time: RealTimeWatch | None = None  # once RLIMIT_RTTIME concerns it
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self.undo: Undo | None = None  # what it did to semaphores, once somebody asks for it or shares it
@@ -75,6 +78,7 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
@@ -159,7 +163,7 @@ class Task:
     def become(self, who: Credentials) -> None:
         """Be somebody else from now on; what that lends is not for others of the user to look into."""
         if who.lends_rights(self._credentials):
-            self.process.dumpable = self.process.death_signal = 0
+            self.process.dumpable = self.death_signal = 0
         if who.uid != self._credentials.uid:
             self.process.registry.has_several_users = True
         self.credentials = who
@@ -213,6 +217,7 @@ class Task:
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
         before, self.scheduling = self.scheduling, wanted
+        watch_real_time(self)
         self.process.kernel.run_queue.reschedule(self, before)
 
     def set_affinity(self, allowed: int) -> None:
@@ -284,10 +289,16 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
+        if self.real_time is not None and (self.process.stop_signal or self._sleeps):
+            self.real_time.has_slept()
         if self.process.processor is not None:
             self.process.processor.look()
         if self.processor is not None:
             self.processor.look()
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.wait is not None and not isinstance(self.wait, Unfinished)
 
     def used(self) -> Usage:
         """What it has used until now."""
@@ -411,6 +422,7 @@ class Task:
             "name": self.name,
             "credentials": self._credentials,
             "no_new_privileges": self.no_new_privileges,
+            "death_signal": self.death_signal,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
             "set_child_tid": self.set_child_tid,
@@ -418,6 +430,7 @@ class Task:
             "robust_list": self.robust_list,
             "usage": copy(self.usage),
             "scheduling": self.scheduling,
+            "real_time": 0 if self.real_time is None else self.real_time.count,
             "sequences": self.sequences,
             "left": self.left,
             "waits": self.waits,
@@ -446,15 +459,21 @@ class Task:
             "futex": futex,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
+    def restore(self, state: dict[str, Any], queues: Sequence[WaitQueue] = ()) -> None:
+        """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
+
+        Without any it is made again at once, and waits anew.
+        """
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
+        self.death_signal = state["death_signal"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
         self.set_scheduling(state["scheduling"])
+        if state["real_time"]:
+            self.real_time = RealTimeWatch(self, state["real_time"])
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
@@ -462,10 +481,10 @@ class Task:
             if at_futex is not None:
                 wait: Wait = FutexWait.restored(self.process.kernel.futexes, at_futex)
             else:
-                wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+                wait = Wait(queues, **{name: state["wait"][name] for name in _OF_WAIT})
             self.start_waiting(wait, state["call"])
             wait.stopped_at = state["wait"]["stopped_at"]
-            if at_futex is not None:
+            if at_futex is not None or queues:
                 self.waits = state["waits"]
                 return
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
