@@ -191,14 +191,15 @@ class Computer(Generic[C]):
     def _boot(self, kernel_base: int) -> None:
         """Build the supervisor's half and bring every CPU up in it.
 
-        The CPUs share its two pages: one CPU runs at a time, and each run of supervisor code ends
-        before another CPU goes on, so nothing lies on the stack in between.
+        The CPUs share the page of code; each has its own for tables and stack.
         """
         first = self.cpus[0]
         text, data = first.text_page(), first.data_page
-        self.kernel_half = KernelHalf(self.physical, self.format, kernel_base, text, data)
-        for cpu in self.cpus:
-            cpu.boot(self.kernel_half.table.root, *self.kernel_half.pages)
+        count = len(self.cpus)
+        self.kernel_half = KernelHalf(self.physical, self.format, kernel_base, text, data, count)
+        for number, (cpu, pages) in enumerate(zip(self.cpus, self.kernel_half.pages, strict=True)):
+            cpu.number = number
+            cpu.boot(self.kernel_half.table.root, *pages)
 
     # ---- address spaces
 

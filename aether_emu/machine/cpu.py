@@ -91,10 +91,12 @@ class UserFault(Exception):
 class Cpu(ABC):
     """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`.
 
+    `number` tells it from the others of its computer.
+
     `one_root`: one root translates both halves of the address space, so that each page table holds the
     supervisor's half too (x86_64's CR3). Otherwise that half has a root of its own (ARM64's TTBR1_EL1).
     `stop_call` stops the CPU from inside a signal handler of the host: the address of a C function and
-    its one argument, or zeroes for a CPU that no such handler has to stop.
+    its one argument, or zeroes for a CPU that no such handler has to stop. `number` is its own among several.
     """
 
     isa: str
@@ -108,6 +110,7 @@ class Cpu(ABC):
     code_changes: bool
     return_work: Callable[[], None] | None
     halting: Halting | None = None
+    number: int = 0
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.isa}>"
@@ -121,8 +124,8 @@ class Cpu(ABC):
 
     @staticmethod
     @abstractmethod
-    def data_page(va: int) -> bytes:
-        """What the page of the supervisor's tables and stack begins with, when it is mapped at `va`."""
+    def data_page(va: int, number: int = 0) -> bytes:
+        """What the page with the tables and the stack of CPU `number` begins with, mapped at `va`."""
 
     @abstractmethod
     def boot(self, root: int, text: int, data: int) -> None:

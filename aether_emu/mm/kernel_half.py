@@ -1,8 +1,8 @@
-"""The supervisor's half of the address space: a direct map of RAM, and the CPU's own two pages.
+"""The supervisor's half of the address space: a direct map of RAM, and the CPUs' own pages.
 
     kernel_base + pa       all of RAM: read-write, never executable, global, in the largest leaves that fit
-    TEXT                   the CPU's stubs: read-execute, and read-only in the direct map too
-    DATA                   the CPU's tables and stack: read-write
+    TEXT                   the CPUs' stubs: read-execute, and read-only in the direct map too
+    DATA                   tables and a stack for each CPU, a page each: read-write
 
 No entry has the user bit, so a program reaches none of it.
 """
@@ -37,20 +37,23 @@ class KernelHalf:
         fmt: PageTableFormat,
         base: int,
         text: bytes,
-        data: Callable[[int], bytes],
+        data: Callable[[int, int], bytes],
+        cpus: int = 1,
     ) -> None:
         self.base = base
         self._physical = physical
         self.table = PageTable(
             fmt, physical.ram, physical.frames, physical.buddy, owner=0, reach=Reach.SUPERVISOR
         )
-        self.pages = (TEXT, DATA)  # where the CPU finds its own two pages
+        places = [DATA + number * fmt.page_size for number in range(cpus)]
+        self.pages = [(TEXT, va) for va in places]  # where each CPU finds its own two pages
         self._frames: list[int] = []
         ram = physical.ram
         try:
             self.table.map(base + ram.base, ram.base, ram.size, _DATA, largest=fmt.leaf_sizes()[-1])
             self._seal(self._page(TEXT, text, _TEXT))
-            self._page(DATA, data(DATA), _DATA)
+            for number, va in enumerate(places):
+                self._page(va, data(va, number), _DATA)
         except BaseException:
             self.close()
             raise

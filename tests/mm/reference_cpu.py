@@ -78,7 +78,7 @@ class ReferenceCpu(Cpu):
         raise NotImplementedError
 
     @staticmethod
-    def data_page(va: int) -> bytes:
+    def data_page(va: int, number: int = 0) -> bytes:
         raise NotImplementedError
 
     def boot(self, root: int, text: int, data: int) -> None:

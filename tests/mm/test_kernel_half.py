@@ -240,7 +240,7 @@ def test_a_supervisors_leaf_that_strayed_into_a_programs_tables_is_not_executed(
 def leaves(fmt: PageTableFormat, ram: int) -> Counter[int]:
     """How many leaves of each size the direct map of `ram` bytes takes."""
     board, base = Board(fmt, ram=ram), lowest_kernel_base(fmt)
-    half = KernelHalf(board.physical, fmt, base, b"", lambda _va: b"")
+    half = KernelHalf(board.physical, fmt, base, b"", lambda _va, _cpu: b"")
     start = base + RAM_BASE
     found = list(half.table.cursor(start, start + ram))
     assert found[0].start == start
@@ -323,14 +323,14 @@ def test_a_base_whose_map_would_wrap_into_the_users_half_is_refused(bare: Board)
     before = bare.buddy.free_frames
     base = (1 << 64) - RAM_BASE - bare.ram.size // 2
     with pytest.raises(MappingError, match="virtual bits"):
-        KernelHalf(bare.physical, bare.format, base, b"", lambda _va: b"")
+        KernelHalf(bare.physical, bare.format, base, b"", lambda _va, _cpu: b"")
     assert bare.buddy.free_frames == before
 
 
 def test_too_little_memory_is_said_and_nothing_is_kept(bare: Board) -> None:
     held = [bare.buddy.alloc() for _ in range(bare.buddy.free_frames - 4)]
     with pytest.raises(OutOfFrames):
-        KernelHalf(bare.physical, bare.format, lowest_kernel_base(bare.format), b"", lambda _va: b"")
+        KernelHalf(bare.physical, bare.format, lowest_kernel_base(bare.format), b"", lambda _va, _cpu: b"")
     assert bare.buddy.free_frames == 4
     bare.buddy.free_bulk(held)
 
@@ -338,7 +338,9 @@ def test_too_little_memory_is_said_and_nothing_is_kept(bare: Board) -> None:
 def test_closing_gives_back_every_table_and_both_pages(bare: Board) -> None:
     before = bare.buddy.free_frames
     text = b"\xf4" * bare.format.page_size
-    half = KernelHalf(bare.physical, bare.format, lowest_kernel_base(bare.format), text, lambda _va: b"")
+    half = KernelHalf(
+        bare.physical, bare.format, lowest_kernel_base(bare.format), text, lambda _va, _cpu: b""
+    )
     assert before - bare.buddy.free_frames == half.table.tables + 2
     half.close()
     assert bare.buddy.free_frames == before

@@ -123,7 +123,7 @@ class ArmCpu(UnicornCpu):
         return bytes(page)
 
     @staticmethod
-    def data_page(_va: int) -> bytes:
+    def data_page(_va: int, _number: int = 0) -> bytes:
         """What the supervisor data page begins with: nothing that this CPU's hardware would read."""
         return b""
 

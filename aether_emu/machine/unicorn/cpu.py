@@ -34,19 +34,20 @@ _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USE
 
 
 class Context(Saved):
-    """A context of the engine, at host address `address`, and the root of the page table it was saved under.
+    """A context of the engine, at host address `address`, with the root of the page table under which it was
+    saved, and the number of the CPU.
 
     `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
     """
 
-    __slots__ = ("address", "extra", "kept", "root")
+    __slots__ = ("address", "extra", "kept", "number", "root")
 
     extra: memoryview
 
     def __init__(self, uc: Any) -> None:
         self.kept = uc.context_save()
         self.address = native.address_of(self.kept.context)
-        self.root = 0
+        self.root = self.number = 0
 
 
 class UnicornCpu(Cpu):
@@ -363,14 +364,19 @@ class UnicornCpu(Cpu):
     def save(self, into: Saved | None = None) -> Saved:
         saved = into if isinstance(into, Context) else Context(self._uc)
         engine.context_save(self._handle, saved.address)
-        saved.root = self._root
+        saved.root, saved.number = self._root, self.number
         return saved
 
     def restore(self, saved: Saved) -> None:
         assert isinstance(saved, Context), "another kind of CPU saved it"
         engine.context_restore(self._handle, saved.address)
+        if saved.number != self.number:
+            self._take_place()
         if saved.root != self._root:
             self.set_root(self._root)
+
+    def _take_place(self) -> None:
+        """A context of another CPU was restored: put right what is this CPU's own."""
 
     def load_registers(self, values: dict[str, int]) -> None:
         for name, value in values.items():

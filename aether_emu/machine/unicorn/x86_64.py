@@ -117,7 +117,7 @@ class X86Cpu(X86Traps):
         self._specials: set[int] = set()  # addresses, each with a hook that stops in front
         self._stop_before = engine.CODE(self._before_special)
         self._let_pass = -1
-        self._text = 0
+        self._text = self._data = 0
         self._flags = ctypes.c_uint64()
         self._flags_address = ctypes.addressof(self._flags)
 
@@ -132,12 +132,12 @@ class X86Cpu(X86Traps):
         return bytes(page)
 
     @staticmethod
-    def data_page(va: int) -> bytes:
-        """The supervisor data page, to be mapped at `va`: GDT, task state, a stack."""
+    def data_page(va: int, number: int = 0) -> bytes:
+        """The supervisor data page of CPU `number`, to be mapped at `va`: GDT, task state, a stack."""
         page = bytearray(4096)
         gdt = [*regs.GDT, *regs.task_state_descriptor(va + _TSS, 0x67)]
         struct.pack_into(f"<{len(gdt)}Q", page, 0, *gdt)
-        struct.pack_into("<Q", page, regs.CPU_NUMBER & ~7, regs.cpu_number_descriptor(0))
+        struct.pack_into("<Q", page, regs.CPU_NUMBER & ~7, regs.cpu_number_descriptor(number))
         struct.pack_into("<Q", page, _TSS + 4, va + _STACK_TOP)  # RSP0
         struct.pack_into("<H", page, _TSS + 102, 0x68)  # I/O map base behind the limit: no port allowed
         iret = (0, regs.USER_CODE, regs.RFLAGS_FIXED | regs.RFLAGS_IF, 0, regs.USER_DATA)
@@ -149,9 +149,8 @@ class X86Cpu(X86Traps):
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
         self._root = root
-        uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, data, _GDT_LIMIT, 0))
-        uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, data + _TSS, 0x67, 0x8900))
-        self._text = text
+        self._text, self._data = text, data
+        self._take_place()
         self._install_hooks()
         arrived: list[int] = []
 
@@ -169,6 +168,11 @@ class X86Cpu(X86Traps):
             raise self._failure
         if code or arrived != [0] or self._state.hflags[0] & 3 != 3:
             raise EngineError(f"ring 3 was not reached: engine error {code}, faults {arrived}")
+
+    def _take_place(self) -> None:
+        """Use the CPU's own descriptors and task state."""
+        self._uc.reg_write(x86_const.UC_X86_REG_GDTR, (0, self._data, _GDT_LIMIT, 0))
+        self._uc.reg_write(x86_const.UC_X86_REG_TR, (regs.TASK_STATE, self._data + _TSS, 0x67, 0x8900))
 
     def _install_hooks(self) -> None:
         insn = UC_HOOK_INSN
@@ -255,7 +259,7 @@ class X86Cpu(X86Traps):
         return 1
 
     def _rdtscp(self, uc: int, data: int) -> int:
-        self.general[1] = 0
+        self.general[1] = self.number
         return self._rdtsc(uc, data)
 
     def _before_special(self, _uc: int, pc: int, _size: int, _data: int) -> None:

@@ -48,7 +48,7 @@ class Forging:
             image[address - CODE : address - CODE + len(words) // 2] = bytes.fromhex(words)
         self.task = self._several.calls(code=bytes(image))
         self.process, self.cpu = self.task.process, self._several.machine.cpu
-        self.kernel = self._several.machine.kernel_half.pages[1]
+        self.kernel = self._several.machine.kernel_half.pages[0][1]
         self._pc, self._a = ("rip", "rax") if isa == "x86_64" else ("pc", "x0")
         self.top = STACK + 0x8000
         self._action = Action(HANDLER, SA_SIGINFO | SA_RESTORER | SA_ONSTACK, RESTORER)
