@@ -198,7 +198,7 @@ class Computer(Generic[C]):
         count = len(self.cpus)
         self.kernel_half = KernelHalf(self.physical, self.format, kernel_base, text, data, count)
         for number, (cpu, pages) in enumerate(zip(self.cpus, self.kernel_half.pages, strict=True)):
-            cpu.number = number
+            cpu.number, cpu.peers = number, [other for other in self.cpus if other is not cpu]
             cpu.boot(self.kernel_half.table.root, *pages)
 
     # ---- address spaces

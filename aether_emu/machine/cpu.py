@@ -20,7 +20,7 @@ switches tasks: `run` returns first, to whoever called it.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from aether_emu.machine.halting import Halting
@@ -91,7 +91,8 @@ class UserFault(Exception):
 class Cpu(ABC):
     """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`.
 
-    `number` tells it from the others of its computer.
+    `number` tells it from the others of its computer, `peers`, whom it tells when a program says that it has
+    changed code. `misses_stores`: on this ISA programs need not say so, and the others learn nothing of it.
 
     `one_root`: one root translates both halves of the address space, so that each page table holds the
     supervisor's half too (x86_64's CR3). Otherwise that half has a root of its own (ARM64's TTBR1_EL1).
@@ -111,6 +112,8 @@ class Cpu(ABC):
     return_work: Callable[[], None] | None
     halting: Halting | None = None
     number: int = 0
+    peers: Sequence[Cpu] = ()
+    misses_stores: bool = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.isa}>"
@@ -208,6 +211,10 @@ class Cpu(ABC):
     @abstractmethod
     def flush_code(self) -> None:
         """Drop every translated block: some code changed without the engine seeing it."""
+
+    @abstractmethod
+    def forget_code(self) -> None:
+        """As `flush_code`, before the next `run` that is not inside a callback now."""
 
     @abstractmethod
     def watch_stores(self, pa: int, length: int) -> None:

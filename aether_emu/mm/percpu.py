@@ -82,8 +82,14 @@ class PerCpu:
 
         Due before it executes, and before its copies to and from user memory.
         """
-        self._physical.buddy.enter(self.index)
-        self._physical.tlb.enter(self.index)
+        physical = self._physical
+        physical.buddy.enter(self.index)
+        if physical.tlb.running != self.index:
+            physical.tlb.enter(self.index)
+            if physical.code.mutable and self.cpu.misses_stores:
+                self.cpu.forget_code()  # others may have stored to code meanwhile
+        else:
+            physical.tlb.acknowledge(self.index)
         self._before_run()
 
     def run(self, budget: int | None = None) -> Exit:

@@ -106,6 +106,9 @@ class ReferenceCpu(Cpu):
     def working_set(self, pages: int) -> None:
         """There is always room."""
 
+    def forget_code(self) -> None:
+        raise NotImplementedError
+
     def flush_code(self) -> None:
         self.flushes.append(("code", 0))
 

@@ -229,6 +229,8 @@ class ArmCpu(UnicornCpu):
             self.flush_code()
         else:
             self._uc.ctl_remove_cache(address, address + _LINE)
+        for peer in self.peers:
+            peer.forget_code()
 
     def _maintenance_fault(self, address: int) -> None:
         """Report the abort that cache maintenance of `address` meets, not its trap (Arm ARM D7.5.9)."""

@@ -347,6 +347,9 @@ class UnicornCpu(Cpu):
         if self._exit is None:
             self._exit = _ANEW
 
+    def forget_code(self) -> None:
+        self._stale = True
+
     # ---- registers
 
     def _read_register(self, number: int) -> int:

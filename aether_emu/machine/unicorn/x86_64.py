@@ -90,6 +90,7 @@ class X86Cpu(X86Traps):
 
     isa = "x86_64"
     one_root = True
+    misses_stores = True
 
     def __init__(
         self,
