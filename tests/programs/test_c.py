@@ -29,7 +29,8 @@ _STATUS = {
     "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them
+_ELSEWHERE = ["calls", "crash", "limits", "wires"]
+"""What tests/observe/strace, tests/observe/crash, test_limits and tests/test_wires run."""
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 
