@@ -29,8 +29,7 @@ _STATUS = {
     "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "crash", "limits", "wires"]
-"""What tests/observe/strace, tests/observe/crash, test_limits and tests/test_wires run."""
+_ELSEWHERE = ["calls", "crash", "limits", "realtime", "wires"]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 

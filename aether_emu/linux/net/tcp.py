@@ -257,9 +257,9 @@ class TcpSocket(InetSocket):
         self.ended = True
         if self.writes_shut:
             self.state = State.CLOSED
-        self.changed()
         self.tell(POLL_HUP if self.writes_shut else POLL_IN)
         self.tell(POLL_IN)  # the end is something to read too (Linux: tcp_data_queue)
+        self.changed()
 
     def reset(self) -> None:
         """The peer knows nothing of the connection any more. What has come is still to be read."""
@@ -305,8 +305,8 @@ class TcpSocket(InetSocket):
             self.outstanding += len(piece)
         if not data:
             return self.lacks_room()
-        peer.arrived.wake()
         peer.tell(POLL_IN)
+        peer.arrived.wake()
         return len(data)
 
     def paid(self, cost: int) -> None:

@@ -169,8 +169,8 @@ class UnixSocket(Socket):
             peer.reads_shut = peer.writes_shut = True
             if unread:
                 peer.error = errno.ECONNRESET
-            peer.changed()
             peer.tell(POLL_HUP)
+            peer.changed()
         self.forget_messages()
         self.has_room_again()
         self.reads_shut = self.writes_shut = True
@@ -334,9 +334,9 @@ class UnixSocket(Socket):
         if peer is not None and self.type != SOCK_DGRAM:
             peer.writes_shut |= how != SHUT_WR
             peer.reads_shut |= how != SHUT_RD
-            peer.changed()
             if how != SHUT_RD:
                 peer.tell(POLL_HUP if how == SHUT_RDWR else POLL_IN)
+            peer.changed()
         self.changed()
 
     # ---- data

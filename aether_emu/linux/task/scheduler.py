@@ -249,7 +249,7 @@ class Scheduler:
             process.tasks.remove(task)
             process.leave_files(task.files)
             if process.children:
-                family.thread_ended(process, task.tid)
+                family.thread_ended(process, task)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
