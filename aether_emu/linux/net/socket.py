@@ -128,6 +128,10 @@ class Socket(OpenFile):
     def send_room(self) -> int:
         """The most bytes of a stream that one `send` takes now."""
 
+    @abstractmethod
+    def paid(self, cost: int) -> None:
+        """See `inbox.Payer`."""
+
     # ---- as any open file
 
     def read(self, count: int) -> bytes | WouldBlock:

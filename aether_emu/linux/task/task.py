@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -26,6 +26,7 @@ from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
+from aether_emu.waiting import WaitQueue
 
 _OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
@@ -428,8 +429,11 @@ class Task:
             "futex": futex,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `capture` gave. A call in progress is made again at once, and waits anew."""
+    def restore(self, state: dict[str, Any], queues: Sequence[WaitQueue] = ()) -> None:
+        """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
+
+        Without any it is made again at once, and waits anew.
+        """
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
         self.death_signal = state["death_signal"]
@@ -447,10 +451,10 @@ class Task:
             if at_futex is not None:
                 wait: Wait = FutexWait.restored(self.process.kernel.futexes, at_futex)
             else:
-                wait = Wait((), **{name: state["wait"][name] for name in _OF_WAIT})
+                wait = Wait(queues, **{name: state["wait"][name] for name in _OF_WAIT})
             self.start_waiting(wait, state["call"])
             wait.stopped_at = state["wait"]["stopped_at"]
-            if at_futex is not None:
+            if at_futex is not None or queues:
                 self.waits = state["waits"]
                 return
             self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
