@@ -24,6 +24,7 @@ _STATUS = {
     "control": -signal.SIGABRT,
     "files": 37,
     "notified": 0,
+    "shared": 0,
     "sysv": 0,
     "told": 0,
     "sizes": 0,

@@ -549,6 +549,7 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
+            "tasks": [task.tid for task in self.tasks],
             "has_terminal": self.terminal is not None,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),

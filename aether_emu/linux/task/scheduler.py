@@ -134,6 +134,15 @@ class Scheduler:
         """The living ones, those that can run in the order in which they will."""
         return list(dict.fromkeys((*self._queue, *self._tasks)))
 
+    @property
+    def everybody(self) -> list[Task]:
+        """The living ones, in the order in which they came."""
+        return list(self._tasks)
+
+    def know(self, tasks: Sequence[Task]) -> None:
+        """These come, in this order; `add` or `add_waiting` says of each what it does."""
+        self._tasks.update(dict.fromkeys(tasks))
+
     def add(self, task: Task) -> None:
         """Run the task when its turn comes. The first one's process is the one that the run is about."""
         if self.first is None:
