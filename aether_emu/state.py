@@ -117,6 +117,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "numbers": (registry.last, registry.vdso),
         "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
         "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.everybody],
+        "sleepers": [task.tid for task in machine.scheduler.sleepers],
         "line": [task.tid for task in kernel.run_queue],
         "undos": {task.tid: undos.index(task.undo) for task in tasks if task.undo is not None},
         "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
@@ -180,9 +181,10 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     if state["system_v"] is not None:
         ipc_capture.finish(machine.kernel.with_system_v(), state["system_v"])
     objects.last = state["physical"]["last_owner"]
-    waiting = _restore_tasks(machine, first, restored, undos, state)
+    tasks, waiting = _restore_tasks(machine, first, restored, undos, state)
     for task, described in waiting:
         _wait_anew(machine, task, described)
+    machine.scheduler.let_sleep([tasks[tid] for tid in state["sleepers"]])
     # To let them wait has cost nothing, and no time has passed.
     machine.physical.counters.n[:] = state["physical"]["counters"]
     machine.clock.restore(state["clock"])
@@ -291,8 +293,8 @@ def _restore_system_v(machine: Machine, state: State) -> list[Undo]:
 
 def _restore_tasks(
     machine: Machine, first: Process, files: Restored, undos: list[Undo], state: State
-) -> list[tuple[Task, State]]:
-    """All tasks. Those that wait, the longest-waiting first, are not known to the scheduler yet."""
+) -> tuple[dict[int, Task], list[tuple[Task, State]]]:
+    """All tasks by number; those that wait, the longest-waiting first, with what is captured of them."""
     machine.scheduler.first = first
     processes, waiting = first.registry.processes, []
     tasks = {described["tid"]: Task(processes[pid], described["tid"]) for pid, described in state["tasks"]}
@@ -311,7 +313,7 @@ def _restore_tasks(
             waiting.append((task, described))
         elif described["in_line"]:  # who is stopped is not
             machine.scheduler.add(task)
-    return waiting
+    return tasks, waiting
 
 
 def _wait_anew(machine: Machine, task: Task, described: State) -> None:
@@ -329,9 +331,8 @@ def _wait_anew(machine: Machine, task: Task, described: State) -> None:
         task.waits = described["waits"]
         if task.wait is None:  # the file that it waits for has changed meanwhile
             machine.scheduler.add(task)
-            return
-        task.wait.stopped_at = stopped_at
-    machine.scheduler.add_waiting(task)
+        else:
+            task.wait.stopped_at = stopped_at
 
 
 def _restore_cpu(machine: Machine, state: State) -> None:

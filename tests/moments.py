@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aether_emu import state
-from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.observe import stats
 from aether_emu.records import dataclass
@@ -32,20 +31,25 @@ class Told:
         return blocks
 
 
-def run(isa: str, words: list[str], moments: Iterable[int] = (), grants: Grants | None = None) -> Told:
-    """Run a program of tests/programs; at each of `moments`, counts of blocks, by a machine of its own."""
+def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int = 2) -> Told:
+    """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
+
+    A block takes `block` ns.
+    """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    machine = Machine(isa, ram="32M", aperture="8M", seed=5)
+    machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block})
     try:
-        machine.load(PROGRAMS / isa / words[0], words, streams=streams, grants=grants)
+        machine.load(PROGRAMS / isa / words[0], words, streams=streams)
         stats.prepare(machine)
         for moment in moments:
             left = moment - machine.cpu.blocks
             if left <= 0 or machine.run_for(left) is not None:
                 continue
+            if machine.process is None or machine.process.is_over:
+                break  # it has ended, and is not let go yet
             described = state.capture(machine)
             machine.close()
-            machine = state.restore(described, streams=streams, grants=grants)
+            machine = state.restore(described, streams=streams)
         ended = machine.run()
         told = stats.collect(machine, 0)
     finally:

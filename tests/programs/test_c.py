@@ -25,6 +25,8 @@ _STATUS = {
     "files": 37,
     "notified": 0,
     "shared": 0,
+    "moments": 0,
+    "waits": 0,
     "sysv": 0,
     "told": 0,
     "sizes": 0,

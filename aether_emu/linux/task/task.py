@@ -450,9 +450,9 @@ class Task:
             wait = self._restored_wait(described)
             self.start_waiting(wait, state["call"])
             wait.stopped_at, self.waits = described["stopped_at"], state["waits"]
-            if described["goes_on"] or (state["in_line"] and described["kept"] is None):
+            if described["goes_on"]:
                 self.wake()
-            elif described["at_host"]:
+            elif described["at_host"] and not state["in_line"] and wait.stopped_at is None:
                 self.waits -= 1  # it is counted when it waits anew
                 self.wake()
 
