@@ -13,7 +13,7 @@ in the machine's own memory is held with its contents: memory files, /tmp and /d
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.memory.aperture import ApertureState
 from aether_emu.mm import capture as space_capture
 from aether_emu.mm.objects.file import FileBacking
@@ -49,8 +50,9 @@ from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.objects.special import SpecialMapping
 from aether_emu.mm.space import AddressSpace
 from aether_emu.system import Machine
+from aether_emu.waiting import WaitQueue
 
-State = dict[str, Any]
+State = dict[Any, Any]
 T = TypeVar("T")
 
 
@@ -87,11 +89,13 @@ def _captured(machine: Machine, process: Process) -> State:
     tasks = machine.scheduler.everybody
     undos = list(dict.fromkeys(task.undo for task in tasks if task.undo is not None))
     files = list(dict.fromkeys((*(each.files for each in living), *(task.files for task in tasks))))
+    waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) is Wait]
+    waited = [(task, queue) for task, wait in waits if not wait.woken for queue in wait.queues]
     backings = _backings_of(spaces.values())
     memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
     try:
         with kernel.actor.as_root():
-            captured_files = files_capture.capture(files, memories)
+            captured_files = files_capture.capture(files, memories, [queue for _, queue in waited])
             described = [_describe_backing(process, backing) for backing in backings]
     finally:
         for memory in memories:
@@ -123,6 +127,22 @@ def _captured(machine: Machine, process: Process) -> State:
         "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
         "running": machine.entry.task.tid,
         "files": captured_files,
+        "stands": _stands(waited, captured_files["waited"]),
+    }
+
+
+def _stands(waited: Sequence[tuple[Task, WaitQueue]], names: Sequence[object]) -> dict[int, State]:
+    """By task: the numbers of the queues that it stands in, and its places there.
+
+    Only of who waits for open files alone: others make their calls again, and wait anew.
+    """
+    stands: dict[int, State] = {}
+    for number, (task, queue) in enumerate(waited):
+        stands.setdefault(task.tid, {})[number] = queue.place_of(task)
+    return {
+        tid: numbers
+        for tid, numbers in stands.items()
+        if all(names[number] is not None for number in numbers)
     }
 
 
@@ -164,7 +184,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     restored = _restore_files(machine.namespace, processes, state, streams)
     guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
-        process.terminal = machine.namespace.terminals.console if described["has_terminal"] else None
+        if described["terminal"] is not None:
+            process.terminal = machine.namespace.terminals.numbered(described["terminal"])
     # From here on the machine's own first allocations are overwritten by what was captured.
     machine.frames.restore(state["frames"])
     machine.buddy.restore(state["buddy"])
@@ -308,10 +329,16 @@ def _restore_tasks(
         task.files = files.processes[state["files_of_tasks"][task.tid]]
         if task.tid in state["undos"]:
             task.undo = undos[state["undos"][task.tid]]
-        task.restore(described)
-        if _waits(described) and not described["wait"]["at_host"]:
+        places = state["stands"].get(task.tid, {})
+        queues = [queue for number in places if (queue := files.waited[number]) is not None]
+        task.restore(described, queues)
+        for queue, place in zip(queues, places.values(), strict=True):
+            queue.stand_at(task, place)
+        if _waits(described) and queues:
+            machine.scheduler.watch_host(task)
+        elif _waits(described) and not described["wait"]["at_host"]:
             waiting.append((task, described))
-        elif described["in_line"]:  # who is stopped is not
+        elif described["in_line"] or (task.wait is not None and task.wait.woken):  # who is stopped is not
             machine.scheduler.add(task)
     return tasks, waiting
 

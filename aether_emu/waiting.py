@@ -49,6 +49,15 @@ class WaitQueue:
         """Who stands in it now, the longest-waiting first; they may leave on the way."""
         return iter(list(self._waiters))
 
+    def stand_at(self, waiter: Waiter, place: int) -> None:
+        """Stand behind so many others, and before the rest."""
+        others = [other for other in self._waiters if other is not waiter]
+        self._waiters = dict.fromkeys([*others[:place], waiter, *others[place:]])
+
+    def place_of(self, waiter: Waiter) -> int:
+        """Behind how many others it stands."""
+        return list(self._waiters).index(waiter)
+
     def wake(self) -> None:
         """Wake them all."""
         for waiter in self:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
-from operator import mul
+from operator import itemgetter, mul
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,6 +48,8 @@ _WITHOUT_COPY = (
     Event.FAULT_ACCESS_FLAG,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
+_COSTLY = (*RESOLVED_FAULTS, Event.FAULT_ACCESS, Event.FAULT_BUS, Event.FLUSH_PAGE, Event.FLUSH_ALL)
+_resolved, _costly = itemgetter(*RESOLVED_FAULTS), itemgetter(*_COSTLY)  # of the counters of events
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
@@ -99,7 +101,7 @@ class Kernel:
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
         }
-        self._costs = [cost_of.get(event, 0) for event in Event]
+        self._costs = [cost_of[event] for event in _COSTLY]
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""
@@ -123,13 +125,16 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
+        total = self._costs_until_now()
         self.clock.advance(total - self.charged)
         self.charged = total
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
-        costs: int = sum(map(mul, events, self._costs))
+        costs: int = sum(map(mul, _costly(events), self._costs))
         return costs + calls * self.clock.costs.system_call
+
+    def _costs_until_now(self) -> int:
+        return self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
 
     def moment(self) -> Moment:
         """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
@@ -153,8 +158,8 @@ class Kernel:
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
         time, faults, system = self._books
-        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
-        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
+        costs = self._costs_until_now()
+        return Usage(self._busy(costs) - time, self.minor_faults() - faults, system=costs - system)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
@@ -163,10 +168,12 @@ class Kernel:
         self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
-    def _busy(self) -> int:
-        """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
+    def _busy(self, costs: int) -> int:
+        """The ns that tasks have run, of which all events until now took `costs`. To ask changes nothing: no
+        time passes, and no counting begins.
+        """
         clock, cost = self.clock, self.clock.costs.block
-        pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
+        pending = costs - self.charged
         if clock.origin is not None:
             pending += (self._blocks() - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
@@ -192,7 +199,7 @@ class Kernel:
 
     def minor_faults(self) -> int:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
-        return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
+        return sum(_resolved(self.physical.counters.n))
 
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.objects.file import FileBacking
@@ -38,8 +39,7 @@ class AreaRecord:
     @property
     def permissions(self) -> str:
         """As maps shows them: "r-xp"."""
-        flags = "".join(letter if self.protection & bit else "-" for letter, bit in _LETTERS)
-        return flags + ("s" if self.shared else "p")
+        return _permissions(int(self.protection), self.shared)
 
     def __contains__(self, address: int) -> bool:
         return self.start <= address < self.end
@@ -63,6 +63,12 @@ def record_of(space: AddressSpace, area: Area) -> AreaRecord:
         offset = area.offset << space.table.format.page_shift
         device, inode = area.backing.identity
     return AreaRecord(area.start, area.end, area.protection, area.shared, offset, device, inode, area.name)
+
+
+@cache  # there are sixteen
+def _permissions(protection: int, shared: bool) -> str:
+    flags = "".join(letter if protection & bit else "-" for letter, bit in _LETTERS)
+    return flags + ("s" if shared else "p")
 
 
 class Areas(tuple[AreaRecord, ...]):

@@ -32,7 +32,7 @@ _STATUS = {
     "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "crash", "limits"]  # tests/observe/strace, tests/observe/crash, test_limits run them
+_ELSEWHERE = ["calls", "crash", "limits", "realtime"]  # tests/observe/strace and /crash, test_limits, ...
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 

@@ -148,9 +148,9 @@ def sys_prctl(task: Task, option: int, argument: int, c: int, d: int, e: int, *_
     elif option == _PR_GET_NAME:
         task.cpu.copy_to_user(argument, task.name.ljust(16, b"\0"))
     elif option == _PR_SET_PDEATHSIG and argument <= sig.SIGNALS:
-        task.process.death_signal = argument
+        task.death_signal = argument
     elif option == _PR_GET_PDEATHSIG:
-        write_struct(task.cpu, argument, "i", task.process.death_signal)
+        write_struct(task.cpu, argument, "i", task.death_signal)
     elif option == _PR_SET_CHILD_SUBREAPER:
         task.process.reaps_orphans = bool(argument)
     elif option == _PR_GET_CHILD_SUBREAPER:

@@ -64,7 +64,7 @@ def wait_for_socket(
     deadline = task.deadline(after=options.send_timeout if sending else options.receive_timeout)
     if task.has_waited_until(deadline):
         raise Refused(errno.EAGAIN, "the socket's timeout is over")
-    queues = socket.queues(reason.events)
+    queues = socket.queues_in_call(reason.events)
     restart = Restart.BY_ACTION if deadline is None else Restart.NEVER
     answer = done or -errno.EINTR
     raise Wait(queues, "a socket", deadline=deadline, progress=progress, interrupted=answer, restart=restart)

@@ -95,7 +95,7 @@ def _change_identity(task: Task) -> None:
     if who.lends_rights(task.credentials):
         process.dumpable = 0
     if who.is_secure:
-        process.death_signal = 0
+        task.death_signal = 0
     task.credentials = who
 
 

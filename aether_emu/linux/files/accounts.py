@@ -58,6 +58,7 @@ class WatchAccount:
 
     def __init__(self, memory: int) -> None:
         self.limit, self.used = memory // 25 // self.cost, 0
+        self.entered = 0  # how often one took its place in the queues of its file
 
     def add(self) -> None:
         """One more. Refused(ENOSPC) beyond the limit."""

@@ -1,7 +1,8 @@
 """The files of all processes as plain data, and back: host files are opened again by their guest paths.
 
-What `dup` or `fork` shares stays shared. Pipes, memory files and tmpfs keep their contents. What can't be
-found again by its name is refused (`CaptureError`): an unlinked file exists only as long as it is open.
+What `dup` or `fork` shares stays shared. Pipes, sockets, pseudo-terminals, memory files and tmpfs keep their
+contents. What can't be found again by its name is refused (`CaptureError`): an unlinked file of the host
+exists only as long as it is open.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, field
+from operator import itemgetter
 from typing import Any
 
 from aether_emu.errors import Refused, shown
@@ -17,7 +19,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files import lock_capture, opening, tmp_capture
 from aether_emu.linux.files.directory import Located, OpenDirectory
 from aether_emu.linux.files.epoll import EpollFile, Interest
-from aether_emu.linux.files.fifo import FifoEnd
+from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.holders import holder_of
 from aether_emu.linux.files.host_file import HostFile
@@ -26,24 +28,25 @@ from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
-from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
 from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
-from aether_emu.linux.files.place import text
+from aether_emu.linux.files.place import Place, text
 from aether_emu.linux.files.proc import ProcSource
+from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
-from aether_emu.linux.net.socket import AF_INET, AF_INET6, AF_NETLINK, AF_UNIX, Socket
+from aether_emu.linux.files.tmp_nodes import TmpNode
+from aether_emu.linux.net import capture as net_capture
+from aether_emu.linux.net.socket import Socket
+from aether_emu.linux.net.unix import UnixSocket
+from aether_emu.linux.tty import capture as tty_capture
 from aether_emu.records import dataclass
+from aether_emu.waiting import WaitQueue
 
-_FAMILIES = {
-    AF_UNIX: "a unix socket",
-    AF_INET: "an internet socket",
-    AF_INET6: "an internet socket",
-    AF_NETLINK: "a netlink socket",
-}
+_WAYS = (0, POLLIN, POLLOUT)
 _NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
@@ -51,22 +54,34 @@ State = dict[str, Any]
 
 @dataclass(frozen=True)
 class Restored:
-    """The processes, and the files of `capture`'s `mapped`, each held once for the caller."""
+    """The processes, the files of `capture`'s `mapped`, each held once for the caller, and its `waited`."""
 
     processes: list[Files]
     mapped: list[OpenFile]
+    waited: list[WaitQueue | None] = field(default_factory=list)
 
 
-def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> State:
+def capture(
+    processes: Sequence[Files], mapped: Sequence[OpenFile] = (), waited: Sequence[WaitQueue] = ()
+) -> State:
     """Everything about the files of `processes`, which share a namespace.
 
-    `mapped` are files that memory areas hold, whether or not a descriptor is left.
+    `mapped` are files that memory areas hold, whether or not a descriptor is left. `waited` are queues in
+    which somebody stands: those that belong to open files are found again.
     """
-    seen = _Seen(processes)
+    if not processes:
+        return {"processes": []}
+    namespace, seen = processes[0].namespace, _Seen(processes)
     tables = list(dict.fromkeys(files.table for files in processes))
     standings = list(dict.fromkeys(files.standing for files in processes))
     described = {
-        "processes": [[tables.index(files.table), standings.index(files.standing)] for files in processes],
+        "processes": [
+            [
+                *(tables.index(files.table), standings.index(files.standing)),
+                [[task, seen.index(each.file), each.cloexec] for task, each in files.openings.items()],
+            ]
+            for files in processes
+        ],
         "tables": [
             {
                 "limit": table.limit,
@@ -87,23 +102,46 @@ def capture(processes: Sequence[Files], mapped: Sequence[OpenFile] = ()) -> Stat
         ],
     }
     held = [seen.index(file) for file in mapped]
-    locks = lock_capture.capture(processes[0].namespace.locks, tables, seen.number) if processes else []
-    files = [_describe(file, seen) for file in seen.files]  # which grows on the way: sets have members
-    if processes:
-        _refuse_names(processes[0].namespace)
-    in_memory = [node for node in map(node_of, seen.files) if node is not None]
-    console = processes[0].namespace.terminals.console if processes else None
+    seen.explore(namespace)
+    opened = [node for node in map(_node_of, seen.files) if node is not None]
+    console, terminals = namespace.terminals.console, namespace.terminals.made
     return {
         "console": None if console is None else console.capture(),
-        "tmpfs": tmp_capture.capture(processes[0].namespace, in_memory) if processes else {},
-        "inodes": processes[0].namespace.inodes.capture() if processes else {},
+        "terminals": [] if terminals is None else tty_capture.capture(terminals),
+        "tmpfs": tmp_capture.capture(namespace, opened, seen.shared),
+        "inodes": namespace.inodes.capture(),
         "mapped": held,
-        "locks": locks,
+        "locks": lock_capture.capture(namespace.locks, tables, seen.number),
         "pipes": [{"stat": list(astuple(pipe.stat)), **pipe.capture()} for pipe in seen.pipes],
+        "net": net_capture.capture(namespace, seen.sockets, seen.socket, seen.index),
         "memories": [_describe_memory(file) for file in seen.memories],
-        "files": files,
+        "files": [_describe(file, seen) for file in seen.files],
+        "waited": _names_of(waited, seen.files) if waited else [],
         **described,
     }
+
+
+def _names_of(queues: Sequence[WaitQueue], files: Sequence[OpenFile]) -> list[list[int] | None]:
+    """For each queue: the number of an open file, and which of its queues it is; None if it is of none."""
+    wanted, names = {id(queue) for queue in queues}, dict[int, list[int]]()
+    for number, file in enumerate(files):
+        for way in _WAYS:
+            for index, queue in enumerate(_queues(file, way)):
+                if id(queue) in wanted:
+                    names.setdefault(id(queue), [number, way, index])
+    return [names.get(id(queue)) for queue in queues]
+
+
+def _queues(file: OpenFile, way: int) -> Sequence[WaitQueue]:
+    """Its queues for some events, or (0) that of those who wait in open(2)."""
+    if not way:
+        return (file.pipe.opened,) if isinstance(file, FifoEnd) else ()
+    return () if isinstance(file, SignalFile) else file.queues(way)  # a signalfd has those of who asks
+
+
+def _node_of(file: OpenFile) -> TmpNode | Special | None:
+    """What is in memory only, of which an open file is."""
+    return file.node if isinstance(file, FifoEnd) else node_of(file)
 
 
 def restore(
@@ -126,14 +164,12 @@ def restore(
     if not state["processes"]:
         return Restored(processes, [])
     namespace.inodes.restore(state["inodes"])
-    console = namespace.terminals.find_console(streams)
-    if console is not None and state["console"] is not None:
-        console.restore(state["console"])
+    _restore_terminals(state, namespace, streams)
     restoring = _Restoring(state, namespace, streams, notice, tell)
     try:
         tables: dict[int, Files] = {}
         standings: dict[int, Files] = {}
-        for (table, standing), source in zip(state["processes"], sources, strict=True):
+        for (table, standing, _openings), source in zip(state["processes"], sources, strict=True):
             files = _sharing(namespace, source, tables.get(table), standings.get(standing))
             tables.setdefault(table, files)
             standings.setdefault(standing, files)
@@ -143,13 +179,16 @@ def restore(
             restoring.fill_table(files, state["tables"][index])
         for index, files in standings.items():
             restoring.place(files, state["standings"][index])
+        for files, (_table, _standing, openings) in zip(processes, state["processes"], strict=True):
+            restoring.go_on_opening(files, openings)
         mapped = [restoring.file(index, processes[0]) for index in state["mapped"]]
         first = processes[0]
         locks = first.namespace.locks
         lock_capture.restore(state["locks"], locks, tables, lambda index: restoring.file(index, first))
+        restoring.finish(first)
         for file in mapped:
             file.hold()
-        return Restored(processes, mapped)
+        return Restored(processes, mapped, restoring.queues(first))
     except BaseException:
         for files in processes:
             files.close_all()
@@ -168,11 +207,16 @@ def _sharing(namespace: Namespace, source: ProcSource, table: Files | None, stan
     return Files(namespace, source, table=theirs, standing=where)
 
 
-def _refuse_names(namespace: Namespace) -> None:
-    """Raise CaptureError while a named pipe or socket has a name in a directory of the host."""
-    for name, special in namespace.specials.all():
-        sort = "pipe" if special.is_fifo else "socket"
-        raise CaptureError(f"there is a named {sort}, {shown(name)}: its state can't be captured")
+def _restore_terminals(state: State, namespace: Namespace, streams: Mapping[str, Stream]) -> None:
+    """Make the pairs, and the console, which has a number that none of them has."""
+    names = namespace.terminals
+    console = names.find_console(streams) if state["console"] is not None else None
+    if console is not None:
+        console.restore(state["console"])
+    if state["terminals"]:
+        tty_capture.make(state["terminals"], names.all)
+    if state["console"] is None:
+        names.find_console(streams)
 
 
 class _Seen:
@@ -182,8 +226,10 @@ class _Seen:
         self._processes = processes
         self.files: list[OpenFile] = []
         self.pipes: list[Pipe] = []
+        self.sockets: list[Socket] = []
         self.memories: list[MemoryFile] = []
         self._numbers: dict[int, int] = {}
+        self._numbers_of_sockets: dict[Socket, int] = {}
 
     def index(self, file: OpenFile) -> int:
         if id(file) not in self._numbers:
@@ -201,6 +247,35 @@ class _Seen:
                 self.memories.append(file)
         return self._numbers[id(file)]
 
+    def socket(self, socket: Socket) -> int:
+        """The number of a socket, whether or not somebody has it open."""
+        if socket not in self._numbers_of_sockets:
+            self._numbers_of_sockets[socket] = len(self.sockets)
+            self.sockets.append(socket)
+        return self._numbers_of_sockets[socket]
+
+    def explore(self, namespace: Namespace) -> None:
+        """Meet what open files lead to: members of sets, sockets, and open files that are sent by them."""
+        for socket in net_capture.known_by_name(namespace):
+            self.socket(socket)
+        for _name, special in namespace.specials.all():
+            self.shared(special.socket)
+        files = sockets = 0
+        while files < len(self.files) or sockets < len(self.sockets):
+            for file in self.files[files:]:
+                files += 1
+                if isinstance(file, Socket):
+                    self.socket(file)
+                elif isinstance(file, EpollFile):
+                    for _, member, _ in file.members():
+                        self.index(member)
+            for socket in self.sockets[sockets:]:
+                sockets += 1
+                for other in net_capture.known_to(socket):
+                    self.socket(other)
+                for file in net_capture.passed_to(socket):
+                    self.index(file)
+
     def number(self, file: OpenFile) -> int | None:
         """Its number, None if it was not met."""
         return self._numbers.get(id(file))
@@ -210,17 +285,14 @@ class _Seen:
         holder = holder_of(self._processes, file)
         return CaptureError(f"{kind} is open as {holder}: its state can't be captured")
 
-    def shared(self, thing: Pipe | Memory) -> int:
-        return self._numbers[id(thing)]
+    def shared(self, thing: Pipe | Memory | Socket | None) -> int | None:
+        """The number of what several may have open; None of nothing."""
+        if thing is None:
+            return None
+        return self.socket(thing) if isinstance(thing, Socket) else self._numbers[id(thing)]
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
-    if isinstance(file, FifoEnd):
-        raise seen.refusal("a named pipe", file)
-    if isinstance(file, Socket):
-        raise seen.refusal(_FAMILIES.get(file.family, "a socket"), file)
-    if file.is_terminal and not isinstance(file, StreamFile):
-        raise seen.refusal("a pseudo-terminal", file)
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     if file.owner is not None:
         told = [each.get(file) for each in file.listeners()] if file.flags & fl.FASYNC else []
@@ -230,13 +302,18 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         return {**described, "tmpfs": tmp_capture.describe_open(file, node)}
     if isinstance(file, PipeEnd):
         described["pipe"] = seen.shared(file.pipe)
+    elif isinstance(file, Socket):
+        described["socket"] = seen.socket(file)
     elif isinstance(file, MemoryFile):
         described["memory"] = seen.shared(file.memory)
     elif isinstance(file, EventCounter | StreamFile | TextFile):
         described["stat"] = list(astuple(file.stat()))
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
-        described["members"] = [[fd, seen.index(f), *astuple(interest)] for fd, f, interest in file.members()]
+        described["members"] = [
+            [fd, seen.index(f), *astuple(interest), file.place_of((fd, f))]
+            for fd, f, interest in file.members()
+        ]
         described["line"] = [[fd, seen.index(f)] for fd, f in file.line]
     elif isinstance(file, HostFile | Located):
         _require_name(file, seen)
@@ -289,10 +366,47 @@ class _Restoring:
         self._memories: dict[int, MemoryFile] = {}
         self._nodes = tmp_capture.restore(state["tmpfs"], namespace)
         self._pipes: list[Pipe] = []
+        self._sockets = net_capture.make(state["net"], namespace)
+        self._places: list[tuple[int, EpollFile, tuple[int, OpenFile]]] = []
         for described in state["pipes"]:
             pipe = Pipe(Stat(*described["stat"]), namespace.pipes)
             pipe.restore(described)
             self._pipes.append(pipe)
+        for number, described in state["tmpfs"]["nodes"]:
+            if described["kind"] == "special":
+                self._give_contents(tmp_capture.special(self._nodes, number), described)
+
+    def _give_contents(self, special: Special, described: State) -> None:
+        if described["pipe"] is not None:
+            special.pipe = self._pipes[described["pipe"]]
+        if described["socket"] is not None:
+            socket = self._sockets[described["socket"]]
+            assert isinstance(socket, UnixSocket), "others have no names"
+            special.socket = socket
+
+    def finish(self, viewer: Files) -> None:
+        """All is open: what is in it, and who stands before whom in the queues of files."""
+        net_capture.connect(
+            self._state["net"], self._namespace, self._sockets, lambda index: self.file(index, viewer)
+        )
+        if self._state["terminals"]:
+            tty_capture.restore(self._state["terminals"], self._namespace.terminals.all)
+        for pipe, described in zip(self._pipes, self._state["pipes"], strict=True):
+            pipe.openings = list(described["openings"])
+        for place, file, key in sorted(self._places, key=itemgetter(0)):
+            file.stand_last(key, place)
+
+    def queues(self, viewer: Files) -> list[WaitQueue | None]:
+        """Those that were named."""
+        names = self._state["waited"]
+        return [name and _queues(self.file(name[0], viewer), name[1])[name[2]] for name in names]
+
+    def go_on_opening(self, files: Files, openings: Sequence[Sequence[int]]) -> None:
+        """Tasks wait in open(2) for the other sides of named pipes."""
+        for task, index, cloexec in openings:
+            file = self.file(index, files)
+            assert isinstance(file, FifoEnd), "nothing else has another side"
+            files.begin_opening(task, WaitsForOther(file, bool(cloexec)))
 
     def let_go(self) -> None:
         for file in (*self._files.values(), *self._memories.values()):
@@ -324,9 +438,11 @@ class _Restoring:
             if "owner" in described:
                 self._give_owner(file, *described["owner"])
             if isinstance(file, EpollFile):
-                for fd, member, *interest in described["members"]:
+                for fd, member, events, data, place in described["members"]:
                     self._namespace.watches.add()
-                    file.join(fd, self.file(member, viewer), Interest(*interest))
+                    key = fd, self.file(member, viewer)
+                    file.join(*key, Interest(events, data))
+                    self._places.append((place, file, key))
                 for fd, member in described["line"]:
                     file.enlist((fd, self.file(member, viewer)))
         return self._files[index]
@@ -341,8 +457,14 @@ class _Restoring:
         kind, flags = described["kind"], described["flags"]
         if "tmpfs" in described:
             return tmp_capture.reopen(self._namespace, self._nodes, described)
+        if "fifo" in described:
+            return self._fifo(described)
         if kind == "pipe":
             return PipeEnd(self._pipes[described["pipe"]], flags)
+        if kind == Socket.kind:
+            return self._sockets[described["socket"]]
+        if "pty" in described:
+            return tty_capture.reopen(described, self._namespace.terminals.all)
         if kind == "eventfd":
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
         if kind == "stream":
@@ -359,6 +481,22 @@ class _Restoring:
         if kind == TextFile.kind:
             return self._text(described, viewer)
         return self._find(described, viewer)
+
+    def _fifo(self, described: State) -> FifoEnd:
+        name = described["fifo"]
+        node, mount = (
+            tmp_capture.special(self._nodes, name["node"]),
+            self._namespace.mounts.at(tuple(name["mount"])),
+        )
+        if mount is None:
+            raise CaptureError(
+                f"{shown(text(tuple(name['mount'])))} is no grant now: a named pipe is open there"
+            )
+        place = Place(mount, tuple(name["path"]), node=node, inode=node.inode)
+        file = FifoEnd(self._namespace, place, node, described["flags"])
+        file.dentry.detached = name["detached"]
+        file.go_on(*described["opening"])
+        return file
 
     def _find(self, described: State, viewer: Files) -> OpenFile:
         """Open again by guest path."""

@@ -100,12 +100,17 @@ class _Ear:
 
 @dataclass
 class _Member:
-    """One file of a set: what is asked of it, and where its edges are heard."""
+    """One file of a set: what is asked of it, and where its edges are heard.
+
+    `entered`: who has the lower number stands before others in a queue of which both hear.
+    """
 
     interest: Interest
     ears: list[tuple[WaitQueue, _Ear]]
+    entered: int = 0
 
-    def enter(self) -> None:
+    def enter(self, number: int) -> None:
+        self.entered = number
         exclusive = self.interest.events & EPOLLEXCLUSIVE
         for queue, ear in self.ears:
             if exclusive:
@@ -215,7 +220,19 @@ class EpollFile(OpenFile):
             file.watchers = Counter() if file.watchers is None else file.watchers
             file.watchers[self] += 1
         self._members[key] = member = _Member(interest, ears)
-        member.enter()
+        self._watches.entered += 1
+        member.enter(self._watches.entered)
+
+    def place_of(self, key: Key) -> int:
+        """A number by which members of all sets come one after the other in the queues of their files."""
+        return self._members[key].entered
+
+    def stand_last(self, key: Key, number: int) -> None:
+        """Leave the queues of a member's file, and enter them anew with a number as `place_of` gives them."""
+        member = self._members[key]
+        member.leave()
+        member.enter(number)
+        self._watches.entered = number
 
     def members(self) -> Iterator[tuple[int, OpenFile, Interest]]:
         """(descriptor, file, interest) of each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aether_emu.linux.files import flags as fl
@@ -33,6 +34,18 @@ class FifoEnd(PipeEnd, Named):
         if self._waits and self.pipe.openings[self.readable] > self._seen[self.readable]:
             self._waits = False
         return self._waits
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        name = {"mount": list(self.dentry.mount.path), "path": list(self.dentry.path)}
+        return {
+            "fifo": {**name, "node": self.node.inode.number, "detached": self.dentry.detached},
+            "opening": [self._waits, list(self._seen)],
+        }
+
+    def go_on(self, waits: bool, seen: Sequence[int]) -> None:
+        """As it was captured."""
+        self._waits, self._seen = waits, tuple(seen)
 
     def stat(self) -> Stat:
         """See `OpenFile.stat`."""

@@ -228,6 +228,11 @@ class Files(DescriptorOperations):
         self._openings[task] = opening
         return opening.file
 
+    @property
+    def openings(self) -> Mapping[int, WaitsForOther]:
+        """What tasks wait for in open(2)."""
+        return self._openings
+
     def opening_of(self, task: int) -> FifoEnd | None:
         """What `task` waits for in open(2)."""
         opening = self._openings.get(task)

@@ -49,6 +49,10 @@ class InodeTable:
             inode = self._by_key[key] = Inode(self._take())
         return inode
 
+    def known(self, key: FileKey) -> Inode | None:
+        """The inode of what is known by `key`, if anything is."""
+        return self._by_key.get(key)
+
     def see(self, status: os.stat_result) -> Inode:
         """The inode of a host file with that status. No file is newer than the machine."""
         inode = self.of((status.st_dev, status.st_ino))

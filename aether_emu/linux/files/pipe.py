@@ -115,9 +115,9 @@ class Pipe:
         return capacity
 
     def capture(self) -> dict[str, object]:
-        """Its capacity, and what is in it."""
+        """Its capacity, what is in it, and how often it was opened."""
         pieces = [[bytes(piece.data), piece.base, piece.kind, piece.skipped] for piece in self.pieces]
-        return {"capacity": self.capacity, "pieces": pieces}
+        return {"capacity": self.capacity, "pieces": pieces, "openings": list(self.openings)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""

@@ -64,6 +64,15 @@ class TerminalNames:
         """The run's own."""
         return None if self._all is None else self._all.console
 
+    @property
+    def made(self) -> Terminals | None:
+        """Likewise, if there are any."""
+        return self._all
+
+    def numbered(self, number: int) -> Terminal | None:
+        """The one with that number."""
+        return None if self._all is None else self._all.by_number.get(number)
+
     def find_console(self, streams: Mapping[str, Stream]) -> Console | None:
         """The run's own, if one of its streams is a terminal."""
         if all(stream.terminal_size() is None for stream in streams.values()):

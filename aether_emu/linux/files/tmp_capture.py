@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import stat as modes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aether_emu.errors import AetherError
 from aether_emu.linux.files.directory import Located, OpenDirectory, PathOnly
@@ -19,8 +19,13 @@ from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpLink, TmpNode, attribute_size
 from aether_emu.linux.files.tmpfs import TmpFile, TmpMemory, TmpOpen
 
+if TYPE_CHECKING:
+    from aether_emu.linux.files.pipe import Pipe
+    from aether_emu.linux.net.unix import UnixSocket
+
 State = dict[str, Any]
 Nodes = dict[int, "TmpNode | Special"]
+Number = Callable[["Pipe | UnixSocket | None"], "int | None"]
 
 
 class CaptureError(AetherError):
@@ -63,10 +68,13 @@ def reopen(namespace: Namespace, nodes: Nodes, described: State) -> OpenFile:
     return file
 
 
-def capture(namespace: Namespace, opened: Iterable[TmpNode]) -> State:
-    """Every tmpfs, and the nodes in `opened`, which may have no name. Raises CaptureError."""
+def capture(namespace: Namespace, opened: Iterable[TmpNode | Special], number: Number) -> State:
+    """Every tmpfs, named pipes and sockets wherever they are, and the nodes in `opened`, which may have no
+    name. `number` tells that of a pipe or a socket.
+    """
     found: Nodes = {}
-    ahead: list[TmpNode | Special] = [*(fs.root for fs in namespace.tmpfs), *opened]
+    roots, elsewhere = (fs.root for fs in namespace.tmpfs), (each for _, each in namespace.specials.all())
+    ahead: list[TmpNode | Special] = [*roots, *elsewhere, *opened]
     while ahead:
         node = ahead.pop()
         if node.inode.number not in found:
@@ -75,16 +83,18 @@ def capture(namespace: Namespace, opened: Iterable[TmpNode]) -> State:
                 ahead += node.entries.values()
     return {
         "roots": [[list(fs.path), fs.root.inode.number] for fs in namespace.tmpfs],
-        "nodes": [[number, _describe(found[number])] for number in sorted(found)],
+        "nodes": [[inode, _describe(found[inode], number)] for inode in sorted(found)],
+        "specials": namespace.specials.capture(),
     }
 
 
-def _describe(node: TmpNode | Special) -> State:
+def _describe(node: TmpNode | Special, number: Number) -> State:
     if isinstance(node, Special):
-        if node.pipe is not None and (node.pipe.readers or node.pipe.writers):
-            raise CaptureError("a program waits to open a named pipe: the pipe's state can't be captured")
-        return {"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)} | {
-            "owner": [node.uid, node.gid]
+        pipe = node.pipe if node.pipe is not None and (node.pipe.readers or node.pipe.writers) else None
+        return {
+            **{"kind": "special", "mode": node.mode, "links": node.links, "key": list(node.key)},
+            **{"inode": list(astuple(node.inode)), "owner": [node.uid, node.gid]},
+            **{"pipe": number(pipe), "socket": number(node.socket)},
         }
     described: State = {
         **{"mode": node.mode, "uid": node.uid, "gid": node.gid, "links": node.links},
@@ -127,14 +137,23 @@ def restore(state: State, namespace: Namespace) -> Nodes:
         assert isinstance(node, TmpDirectory), "a root is a directory"
         places[tuple(path)].root = node
     namespace.make_mount_points()
+    namespace.specials.restore(state["specials"], lambda number: special(nodes, number))
     return nodes
+
+
+def special(nodes: Nodes, number: int) -> Special:
+    """The named pipe or socket with this inode."""
+    found = nodes[number]
+    assert isinstance(found, Special), "it is one"
+    return found
 
 
 def _make(
     described: State, namespace: Namespace, places: dict[tuple[bytes, ...], Tmpfs]
 ) -> TmpNode | Special:
     if described["kind"] == "special":
-        return namespace.specials.restored(described["mode"], tuple(described["key"]), *described["owner"])
+        key, inode = tuple(described["key"]), Inode(*described["inode"])
+        return namespace.specials.restored(described["mode"], key, inode, *described["owner"])
     fs, inode = places[tuple(described["fs"])], Inode(*described["inode"])
     permissions = modes.S_IMODE(described["mode"])
     node: TmpNode

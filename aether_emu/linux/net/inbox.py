@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import OpenFile
@@ -53,26 +53,32 @@ def cost_of(size: int, in_one: int = _IN_ONE) -> int:
     return (1 << (head - 1).bit_length()) + _RECORD + -(-pages // _PAGE) * _PAGE
 
 
+class Payer(Protocol):
+    """Whose buffer a message takes room in: its sender's, of UDP its receiver's."""
+
+    def paid(self, cost: int) -> None:
+        """So much of it is free again."""
+
+
 class Message:
     """Something sent: bytes, who sent them and from where, and the open files that go with them.
 
-    `rights` are held by the message. `cost` is what it takes of the sender's buffer, `paid` is told when it
-    takes less: with the whole message, or, of a stream without cuts, byte by byte.
+    `rights` are held by the message. `cost` is what it takes of the buffer of `payer`, until it is received.
     """
 
-    __slots__ = ("address", "cost", "credentials", "data", "paid", "rights")
+    __slots__ = ("address", "cost", "credentials", "data", "payer", "rights")
 
     def __init__(
         self,
         data: bytes,
         cost: int,
-        paid: Callable[[int], None],
+        payer: Payer,
         *,
         address: bytes = b"",
         rights: tuple[OpenFile, ...] = (),
         credentials: Credentials | None = None,
     ) -> None:
-        self.data, self.cost, self.paid = data, cost, paid
+        self.data, self.cost, self.payer = data, cost, payer
         self.address, self.rights, self.credentials = address, rights, credentials
 
 
@@ -172,14 +178,14 @@ class Inbox:
             self._skipped = 0
             self.messages.popleft()
             self._account.give_back(message.cost)
-            message.paid(message.cost)
+            message.payer.paid(message.cost)
 
     def _drop_first(self) -> None:
         message = self.messages.popleft()
         self.size -= len(message.data) - self._skipped
         self._skipped = 0
         self._account.give_back(message.cost)
-        message.paid(message.cost)
+        message.payer.paid(message.cost)
 
     def clear(self, let_go: Callable[[tuple[OpenFile, ...]], None]) -> None:
         """Nobody will receive what is left; open files are let go by `let_go`."""
@@ -187,6 +193,29 @@ class Inbox:
             rights = self.messages[0].rights
             self._drop_first()
             let_go(rights)
+
+    def capture(self, payer: Callable[[Payer], int], file: Callable[[OpenFile], int]) -> dict[str, Any]:
+        """The messages, with the numbers of who pays for them and of the open files in them."""
+        messages = [
+            [
+                *(one.data, one.cost, payer(one.payer), one.address),
+                [file(each) for each in one.rights],
+                None if one.credentials is None else list(one.credentials),
+            ]
+            for one in self.messages
+        ]
+        return {"messages": messages, "skipped": self._skipped}
+
+    def restore(
+        self, state: dict[str, Any], payer: Callable[[int], Payer], file: Callable[[int], OpenFile]
+    ) -> None:
+        """Take over what `capture` gave. Whoever calls holds the open files for the messages."""
+        for data, cost, who, address, rights, told in state["messages"]:
+            passed = tuple(file(each) for each in rights)
+            sender = None if told is None else Credentials(*told)
+            self.put(Message(data, cost, payer(who), address=address, rights=passed, credentials=sender))
+        self._skipped = state["skipped"]
+        self.size -= self._skipped
 
 
 def _hold(files: tuple[OpenFile, ...]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from aether_emu.errors import Refused
 from aether_emu.linux.credentials import NET_BIND_SERVICE, Actor
@@ -52,6 +53,20 @@ class Ports:
         if not there:
             self._bound.pop(port, None)
 
+    def capture(self, number: Callable[[InetSocket], int]) -> dict[str, Any]:
+        """Who is bound to which, by the numbers of the sockets."""
+        bound = [[port, [number(socket) for socket in there]] for port, there in self._bound.items()]
+        return {"bound": bound, "last": self._last}
+
+    def restore(self, state: dict[str, Any], socket: Callable[[int], InetSocket]) -> None:
+        """Take over what `capture` gave."""
+        self._bound = {port: dict.fromkeys(map(socket, there)) for port, there in state["bound"]}
+        self._last = state["last"]
+
+    def all(self) -> Iterator[InetSocket]:
+        """Every socket that is bound."""
+        return (socket for there in self._bound.values() for socket in there)
+
 
 class Internet:
     """What the TCP and UDP sockets of a machine share. `stat` gives the attributes of a new one."""
@@ -63,12 +78,22 @@ class Internet:
 
 
 class InetSocket(Socket):
-    """A TCP or UDP socket. `local` is where it is bound, `remote` whom it is connected to."""
+    """A TCP or UDP socket. `local` is where it is bound, `remote` whom it is connected to.
+
+    `stat` are the attributes of one that was captured; a new one gets its own.
+    """
 
     def __init__(
-        self, internet: Internet, ports: Ports, family: int, kind: int, who: Credentials, flags: int
+        self,
+        internet: Internet,
+        ports: Ports,
+        family: int,
+        kind: int,
+        who: Credentials,
+        flags: int,
+        stat: Stat | None,
     ) -> None:
-        super().__init__(kind, internet.account, who, flags, internet.stat())
+        super().__init__(kind, internet.account, who, flags, stat or internet.stat())
         self.family = family  # type: ignore[misc]  # one class serves both
         self.internet, self.ports = internet, ports
         self.local = nowhere(family)

@@ -7,7 +7,7 @@ one machine (keep-alive probes, priorities): that is kept and shown. Any other i
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aether_emu.errors import Refused
 
@@ -134,6 +134,22 @@ class Options:
         elif not known.lowest <= value <= known.highest:
             raise Refused(errno.EINVAL, f"option {number} of level {level}: {value}")
         self._set[level, number] = value & known.mask
+
+    def capture(self) -> dict[str, Any]:
+        """All of them."""
+        return {
+            "set": [[*key, value] for key, value in self._set.items()],
+            "defaults": [[*key, value] for key, value in self._defaults.items()],
+            "linger": list(self.linger),
+            "timeouts": [self.receive_timeout, self.send_timeout],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `capture` gave."""
+        self._set = {(level, number): value for level, number, value in state["set"]}
+        self._defaults = {(level, number): value for level, number, value in state["defaults"]}
+        self.linger = (state["linger"][0], state["linger"][1])
+        self.receive_timeout, self.send_timeout = state["timeouts"]
 
     @property
     def send_buffer(self) -> int:

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple, Self
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile, WouldBlock
-from aether_emu.linux.files.ownership import POLL_ERR, POLL_OUT, Listeners
+from aether_emu.linux.files.ownership import POLL_ERR, POLL_HUP, POLL_IN, POLL_OUT, Listeners
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.net.inbox import NOBODY, Credentials, Inbox, Received, SocketAccount
 from aether_emu.linux.net.options import Options
@@ -67,6 +67,7 @@ class Socket(OpenFile):
         self.who, self.peer_who = who, NOBODY
         self.inbox = Inbox(account)
         self.arrived, self.room = WaitQueue(), WaitQueue()
+        self._receivers: WaitQueue | None = None
         self.options = Options()
         self.error = 0
         self.backlog = 0
@@ -127,6 +128,10 @@ class Socket(OpenFile):
     def send_room(self) -> int:
         """The most bytes of a stream that one `send` takes now."""
 
+    @abstractmethod
+    def paid(self, cost: int) -> None:
+        """See `inbox.Payer`."""
+
     # ---- as any open file
 
     def read(self, count: int) -> bytes | WouldBlock:
@@ -152,9 +157,22 @@ class Socket(OpenFile):
             self.told = Listeners()
         return (self.told,)
 
+    def queues_in_call(self, events: int) -> tuple[WaitQueue, ...]:
+        """`queues`, for a task that sends, receives, connects or accepts. Who waits so is woken and needs no
+        signal: owners hear nothing of room, nor of what comes to a stream (Linux: SOCK_WAKE_WAITD).
+        """
+        queues = self.queues(events)
+        if events & POLLOUT:
+            self.wants_room = False
+        elif self.is_stream and not self.is_listening:
+            if self._receivers is None:
+                self._receivers = WaitQueue()
+            queues += (self._receivers,)
+        return queues
+
     def tell(self, reason: int) -> None:
-        """Something has come to the socket, as its owners are told it."""
-        if self.told:
+        """Something has come to the socket, as its owners are told it before anybody is woken."""
+        if self.told and not (self._receivers and reason in (POLL_IN, POLL_HUP)):
             self.told.tell(reason)
 
     def tell_room(self) -> None:

@@ -18,6 +18,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, WouldBlock
 from aether_emu.linux.files.ownership import POLL_HUP, POLL_IN, POLL_OUT
+from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.net.address import Endpoint
 from aether_emu.linux.net.inbox import Credentials, Message, Received
 from aether_emu.linux.net.internet import InetSocket, Internet, best
@@ -54,8 +55,10 @@ class TcpSocket(InetSocket):
     connection was made which connect(2) has not told its caller.
     """
 
-    def __init__(self, internet: Internet, family: int, who: Credentials, flags: int) -> None:
-        super().__init__(internet, internet.tcp, family, SOCK_STREAM, who, flags)
+    def __init__(
+        self, internet: Internet, family: int, who: Credentials, flags: int, stat: Stat | None = None
+    ) -> None:
+        super().__init__(internet, internet.tcp, family, SOCK_STREAM, who, flags, stat)
         self.protocol = IPPROTO_TCP
         self.state = State.CLOSED
         self.peer: TcpSocket | None = None
@@ -254,9 +257,9 @@ class TcpSocket(InetSocket):
         self.ended = True
         if self.writes_shut:
             self.state = State.CLOSED
-        self.changed()
         self.tell(POLL_HUP if self.writes_shut else POLL_IN)
         self.tell(POLL_IN)  # the end is something to read too (Linux: tcp_data_queue)
+        self.changed()
 
     def reset(self) -> None:
         """The peer knows nothing of the connection any more. What has come is still to be read."""
@@ -293,7 +296,7 @@ class TcpSocket(InetSocket):
             piece = data[at : at + _PIECE] if len(data) > _PIECE else data
             try:
                 if not peer.inbox.extend(piece, _SMALL):
-                    peer.inbox.put(Message(piece, len(piece), self._paid))
+                    peer.inbox.put(Message(piece, len(piece), self))
             except Refused:
                 if not at and not peer.inbox:
                     raise
@@ -302,12 +305,13 @@ class TcpSocket(InetSocket):
             self.outstanding += len(piece)
         if not data:
             return self.lacks_room()
-        peer.arrived.wake()
         peer.tell(POLL_IN)
+        peer.arrived.wake()
         return len(data)
 
-    def _paid(self, count: int) -> None:
-        self.outstanding -= count
+    def paid(self, cost: int) -> None:
+        """See `Socket.paid`."""
+        self.outstanding -= cost
         if self._is_writable():
             self.room.wake()
             self.tell_room()

@@ -7,6 +7,7 @@ import errno
 from aether_emu.errors import Refused
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, WouldBlock
 from aether_emu.linux.files.ownership import POLL_IN
+from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.net.address import Endpoint, pack
 from aether_emu.linux.net.inbox import Credentials, Message, Received, cost_of
 from aether_emu.linux.net.internet import InetSocket, Internet, best
@@ -29,11 +30,13 @@ _BROADCAST = bytes((255, 255, 255, 255))
 class UdpSocket(InetSocket):
     """One UDP socket. Equal ones that share a port are chosen by the sender's port (SO_REUSEPORT)."""
 
-    def __init__(self, internet: Internet, family: int, who: Credentials, flags: int) -> None:
-        super().__init__(internet, internet.udp, family, SOCK_DGRAM, who, flags)
+    def __init__(
+        self, internet: Internet, family: int, who: Credentials, flags: int, stat: Stat | None = None
+    ) -> None:
+        super().__init__(internet, internet.udp, family, SOCK_DGRAM, who, flags, stat)
         self.protocol = IPPROTO_UDP
-        self._waiting = 0  # what of SO_RCVBUF is taken
-        self._begun: tuple[bytes, Endpoint] | None = None  # a datagram whose rest comes with the next call
+        self.taken = 0  # what of SO_RCVBUF is taken
+        self.begun: tuple[bytes, Endpoint] | None = None  # a datagram whose rest comes with the next call
 
     def release(self) -> None:
         """See `OpenFile.release`."""
@@ -77,7 +80,7 @@ class UdpSocket(InetSocket):
 
     def send(self, data: bytes, outgoing: Outgoing = PLAIN) -> int:
         """See `Socket.send`. What nobody receives, or has no room for, is lost."""
-        count, begun = len(data), self._begun
+        count, begun = len(data), self.begun
         if begun is not None:
             data = begun[0] + data
         if len(data) > _LARGEST:
@@ -101,7 +104,7 @@ class UdpSocket(InetSocket):
         to = self.destination(told)
         if not self.local.port:
             self.take_port()
-        self._begun = (data, told) if outgoing.more else None
+        self.begun = (data, told) if outgoing.more else None
         if outgoing.more:
             return count
         source = self.source(to)
@@ -126,18 +129,19 @@ class UdpSocket(InetSocket):
     def deliver(self, data: bytes, source: Endpoint) -> None:
         """A datagram arrives; without room it is lost."""
         cost = cost_of(len(data))
-        if self._waiting > self.options.receive_buffer - cost or self.reads_shut:
+        if self.taken > self.options.receive_buffer - cost or self.reads_shut:
             return
         try:
-            self.inbox.put(Message(data, cost, self._paid, address=pack(self.family, source)))
+            self.inbox.put(Message(data, cost, self, address=pack(self.family, source)))
         except Refused:
             return
-        self._waiting += cost
+        self.taken += cost
         self.arrived.wake()
         self.tell(POLL_IN)
 
-    def _paid(self, cost: int) -> None:
-        self._waiting -= cost
+    def paid(self, cost: int) -> None:
+        """See `Socket.paid`."""
+        self.taken -= cost
 
     def receive(self, count: int, *, peek: bool = False) -> Received | WouldBlock:
         """See `Socket.receive`."""

@@ -72,13 +72,13 @@ class UnixSpace:
         self.names: dict[tuple[int, bytes], UnixSocket] = {}
         self.sockets: dict[UnixSocket, None] = {}
         self.flying: Counter[OpenFile] = Counter()
-        self._last_name = -1
+        self.last_name = -1
 
     def automatic_name(self, kind: int) -> bytes:
         """A free abstract name. Refused(ENOSPC)."""
         for _ in range(_AUTOMATIC_NAMES):
-            self._last_name = (self._last_name + 1) % _AUTOMATIC_NAMES
-            address = _FAMILY + b"\0%05x" % self._last_name
+            self.last_name = (self.last_name + 1) % _AUTOMATIC_NAMES
+            address = _FAMILY + b"\0%05x" % self.last_name
             if (kind, address) not in self.names:
                 return address
         raise Refused(errno.ENOSPC, "every abstract name is taken")
@@ -134,12 +134,17 @@ class UnixSpace:
 
 
 class UnixSocket(Socket):
-    """One unix socket. `address` is what bind gave it. `line` are connections that nobody accepted yet."""
+    """One unix socket. `address` is what bind gave it. `line` are connections that nobody accepted yet.
+
+    `stat` are the attributes of one that was captured; a new one gets its own.
+    """
 
     family = AF_UNIX
 
-    def __init__(self, space: UnixSpace, kind: int, who: Credentials, flags: int) -> None:
-        super().__init__(kind, space.account, who, flags, space.stat())
+    def __init__(
+        self, space: UnixSpace, kind: int, who: Credentials, flags: int, stat: Stat | None = None
+    ) -> None:
+        super().__init__(kind, space.account, who, flags, stat or space.stat())
         self.space = space
         self.address = b""
         self.peer: UnixSocket | None = None
@@ -164,8 +169,8 @@ class UnixSocket(Socket):
             peer.reads_shut = peer.writes_shut = True
             if unread:
                 peer.error = errno.ECONNRESET
-            peer.changed()
             peer.tell(POLL_HUP)
+            peer.changed()
         self.forget_messages()
         self.has_room_again()
         self.reads_shut = self.writes_shut = True
@@ -220,9 +225,9 @@ class UnixSocket(Socket):
         """See `Socket.peer_name`."""
         if self.peer is None and not (self.was_connected and self.type != SOCK_DGRAM):
             raise Refused(errno.ENOTCONN, "it has no peer")
-        return self._peer_address or _FAMILY
+        return self.peer_address or _FAMILY
 
-    _peer_address = b""
+    peer_address = b""
 
     def _find(self, address: bytes, at: Socket | None) -> UnixSocket:
         if path_of(address) is not None:
@@ -278,7 +283,7 @@ class UnixSocket(Socket):
         accepted = UnixSocket(self.space, self.type, other.who, 0)
         accepted.address, accepted.listener = other.address, other
         self.pair_with(accepted)
-        self.peer_who, self._peer_address, accepted._peer_address = other.who, other.address, self.address
+        self.peer_who, self.peer_address, accepted.peer_address = other.who, other.address, self.address
         other.line.append(accepted)
         other.arrived.wake()
         other.tell(POLL_IN)
@@ -303,7 +308,7 @@ class UnixSocket(Socket):
             if before.peer is self and other is None:
                 before.fail(errno.ECONNRESET)
         self.peer = other
-        self._peer_address = b"" if other is None else other.address
+        self.peer_address = b"" if other is None else other.address
         self.room.wake()
 
     def accept(self) -> UnixSocket | WouldBlock:
@@ -329,9 +334,9 @@ class UnixSocket(Socket):
         if peer is not None and self.type != SOCK_DGRAM:
             peer.writes_shut |= how != SHUT_WR
             peer.reads_shut |= how != SHUT_RD
-            peer.changed()
             if how != SHUT_RD:
                 peer.tell(POLL_HUP if how == SHUT_RDWR else POLL_IN)
+            peer.changed()
         self.changed()
 
     # ---- data
@@ -427,9 +432,7 @@ class UnixSocket(Socket):
         who = outgoing.credentials if passes or outgoing.rights or peer.listener is not None else None
         self.space.depart(outgoing.rights, self.most_flying)
         cost = cost_of(len(data), _IN_ONE) if self.is_stream else cost_of(len(data))
-        message = Message(
-            data, cost, self._paid, address=self.address, rights=outgoing.rights, credentials=who
-        )
+        message = Message(data, cost, self, address=self.address, rights=outgoing.rights, credentials=who)
         try:
             peer.inbox.put(message)
         except Refused:
@@ -437,8 +440,8 @@ class UnixSocket(Socket):
             raise
         self.outstanding += cost
 
-    def _paid(self, cost: int) -> None:
-        """The receiver has taken a message: it counts no more, and there may be room again."""
+    def paid(self, cost: int) -> None:
+        """See `Socket.paid`: there may be room again."""
         self.outstanding -= cost
         if self._is_writable():
             self.room.wake()

@@ -132,25 +132,33 @@ def _kib(fields: tuple[str, ...], counts: dict[str, Bytes]) -> list[list[int]]:
 
 def _flags(area: Area) -> str:
     """The letters for what an area has, in the order of their bits (include/linux/mm.h)."""
-    now, ever, flags = area.protection, area.maximum, area.flags
+    whole = area.backing is not None and area.backing.whole
+    protections = int(area.protection), int(area.maximum)
+    return _letters(*protections, area.flags, area.shared, area.grows_down, whole, area.no_reserve)
+
+
+@cache  # a process may have a hundred thousand areas, which are of a few kinds
+def _letters(
+    now: int, ever: int, flags: int, shared: bool, grows_down: bool, whole: bool, no_reserve: bool
+) -> str:
     letters = (
         ("rd", now & Protection.READ),
         ("wr", now & Protection.WRITE),
         ("ex", now & Protection.EXECUTE),
-        ("sh", area.shared and ever & Protection.WRITE),
+        ("sh", shared and ever & Protection.WRITE),
         ("mr", ever & Protection.READ),
         ("mw", ever & Protection.WRITE),
         ("me", ever & Protection.EXECUTE),
-        ("ms", area.shared),
-        ("gd", area.grows_down),
+        ("ms", shared),
+        ("gd", grows_down),
         ("lo", flags & AreaFlags.LOCKED),
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
         ("dc", flags & AreaFlags.NO_FORK),
-        ("de", area.backing is not None and area.backing.whole),
+        ("de", whole),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
-        ("ac", now & Protection.WRITE and not area.shared and not area.no_reserve),
-        ("nr", area.no_reserve),
+        ("ac", now & Protection.WRITE and not shared and not no_reserve),
+        ("nr", no_reserve),
         ("wf", flags & AreaFlags.WIPE_ON_FORK),
         ("dd", flags & AreaFlags.NO_DUMP),
         ("hg", flags & AreaFlags.HUGE),

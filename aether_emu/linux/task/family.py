@@ -29,7 +29,11 @@ class Thread(Protocol):
     """A task of a process."""
 
     @property
+    def death_signal(self) -> int: ...
+    @property
     def tid(self) -> int: ...
+    @property
+    def credentials(self) -> Credentials: ...
     @property
     def is_over(self) -> bool: ...
 
@@ -49,7 +53,6 @@ class Relative(Protocol):
     ended: Ended | None
     exit_signal: int
     made_by: int
-    death_signal: int
     untold: str
     released: bool
 
@@ -118,7 +121,7 @@ def orphan_children(process: P) -> list[P]:
     for child in children:
         process.children.remove(child)
         child.parent, child.outer_parent, child.exit_signal = ancestor, INIT, sig.SIGCHLD
-        _tell_of_death(process, child)
+        _tell_of_death(process, process.credentials, child)
         if ancestor is not None:
             adopt(ancestor, child)
             ancestor.changed.wake()
@@ -137,19 +140,23 @@ def adopt(parent: P, child: P) -> None:
         parent.children.tell(child)
 
 
-def _tell_of_death(parent: P, child: P) -> None:
-    """PR_SET_PDEATHSIG of a child whose parent has ended, or the thread of it that made the child."""
-    if child.death_signal and not child.is_over:
-        child.post(SignalInfo(child.death_signal, sig.SI_USER, pid=parent.pid, uid=parent.credentials.uid))
+def _tell_of_death(parent: P, who: Credentials, child: P) -> None:
+    """The child's parent has ended, or the thread of it that made the child, which was `who`.
+
+    The child gets the signal of each thread that has asked for one (PR_SET_PDEATHSIG), if `who` may send it.
+    """
+    for thread in child.tasks:
+        if thread.death_signal and not child.is_over and who.may_signal(thread.credentials):
+            child.post(SignalInfo(thread.death_signal, sig.SI_USER, pid=parent.pid, uid=who.uid))
 
 
-def thread_ended(process: P, tid: int) -> None:
+def thread_ended(process: P, ended: Thread) -> None:
     """A thread of it has ended, and it goes on: another is the parent of what that one made."""
     others = [task.tid for task in process.tasks if not task.is_over]
     for child in process.children:
-        if child.made_by == tid and others:
+        if child.made_by == ended.tid and others:
             child.made_by = others[0]
-            _tell_of_death(process, child)
+            _tell_of_death(process, ended.credentials, child)
 
 
 def vanish(process: P) -> None:

@@ -23,6 +23,7 @@ from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE
 from aether_emu.linux.task.program import Program
+from aether_emu.linux.task.real_time import RLIMIT_RTTIME
 from aether_emu.linux.task.registers import Registers
 from aether_emu.linux.task.registry import RAM_PER_TASK, Registry
 from aether_emu.linux.task.resource_limits import (
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _PLAIN = (
     "outer_parent", "group", "session", "exit_signal", "stop_signal", "untold", "has_executed",
-    "reaps_orphans", "released", "death_signal", "uses_parents_memory", "made_by", "ended",
+    "reaps_orphans", "released", "uses_parents_memory", "made_by", "ended",
     "dumpable", "oom_adjustment", "oom_least", "credentials", "personality", "barriers", "started",
     "name_left", "former_foreground",
 )  # fmt: skip
@@ -85,6 +86,7 @@ class Member(Protocol):
     registers: dict[str, int]
     usage: Usage
     ended: bool
+    death_signal: int
     processor: ProcessorTimers | None
 
     def used(self) -> Usage: ...
@@ -151,7 +153,6 @@ class Process:
         self.exit_signal, self.made_by = sig.SIGCHLD, 0
         self.stop_signal, self.untold = 0, ""
         self.has_executed = self._reaps_orphans = self.released = False
-        self.death_signal = 0
         self.changed, self.left_parent, self.arrived = WaitQueue(), WaitQueue(), WaitQueue()
         self.gone = WaitQueue()
         self.uses_parents_memory = False
@@ -483,12 +484,14 @@ class Process:
 
     def forget(self, number: int) -> None:
         """Drop what waits of a signal, for the process and for each task."""
-        self.signals.pending.drop(number)
         if self._timers is not None:
             self._timers.forget(number)
-        for task in self.tasks:
-            task.signals.pending.drop(number)
-            task.signals.update()
+        waiting = [self.signals.pending, *(task.signals.pending for task in self.tasks)]
+        if any(pending.has(number) for pending in waiting):
+            for pending in waiting:
+                pending.drop(number)
+            for task in self.tasks:
+                task.signals.update()
 
     def signal_return(self) -> int:
         """Where handlers return to that name no other place: in the vDSO, which mremap may have moved.
@@ -550,7 +553,7 @@ class Process:
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
             "tasks": [task.tid for task in self.tasks],
-            "has_terminal": self.terminal is not None,
+            "terminal": None if self.terminal is None else self.terminal.number,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
             "signals": self.signals.capture(),
@@ -577,6 +580,7 @@ class Process:
         if state["timers"] is not None:
             self.timers.restore(state["timers"])
         self.limits.apply(RLIMIT_CPU)
+        self.limits.apply(RLIMIT_RTTIME)
         if not self.released:
             self.limits.apply(RLIMIT_FSIZE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from aether_emu.clock import LAST_NS
@@ -12,6 +13,7 @@ from aether_emu.linux.credentials import IPC_LOCK, Credentials
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE, FileSizes
+from aether_emu.linux.task.real_time import RLIMIT_RTTIME, watch_real_time
 from aether_emu.linux.task.registry import Registry
 from aether_emu.linux.task.timers import PROFILED, ProcessorTimers
 from aether_emu.linux.task.usage import Usage
@@ -41,6 +43,8 @@ class Limited(Protocol):
     def registry(self) -> Registry[Any, Any]: ...
     @property
     def pid(self) -> int: ...
+    @property
+    def tasks(self) -> Sequence[Any]: ...
     @property
     def limits(self) -> ResourceLimits: ...
     def used(self) -> Usage: ...
@@ -83,6 +87,9 @@ class ResourceLimits(dict[int, tuple[int, int]]):
             space.locked = None if process.credentials.has(IPC_LOCK) else soft
         elif resource == RLIMIT_CPU:
             self._processor.set()
+        elif resource == RLIMIT_RTTIME:
+            for task in process.tasks:
+                watch_real_time(task)
         elif resource == RLIMIT_FSIZE and soft is not None and process.files.namespace.sizes is None:
             process.files.namespace.sizes = FileSizes(process.kernel.current)
         elif resource == RLIMIT_NOFILE:

@@ -271,7 +271,7 @@ class Scheduler:
             process.tasks.remove(task)
             process.leave_files(task.files)
             if process.children:
-                family.thread_ended(process, task.tid)
+                family.thread_ended(process, task)
             return
         self.kernel.observers.tell(self.kernel.observers.ended, process)
         if process.mm.users == 1 and process is not self.first:
@@ -365,7 +365,12 @@ class Scheduler:
             if len(self._sleepers) > 2 * len(self._tasks) + 64:
                 self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
                 heapify(self._sleepers)
-        if any(isinstance(queue, HostQueue) for queue in wait.queues):
+        self.watch_host(task)
+
+    def watch_host(self, task: Task) -> None:
+        """Look for what the host brings to a task that waits, if it waits for that."""
+        wait = task.wait
+        if wait is not None and any(isinstance(queue, HostQueue) for queue in wait.queues):
             self._of_host[task] = wait
 
     # ---- turns

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from typing import Any
@@ -16,6 +16,7 @@ from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import NAME_MAX, Process
+from aether_emu.linux.task.real_time import RealTimeWatch, watch_real_time
 from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.scheduling import ORDINARY, Scheduling
 from aether_emu.linux.task.sequences import Sequences
@@ -25,7 +26,7 @@ from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
-from aether_emu.waiting import HostQueue
+from aether_emu.waiting import HostQueue, WaitQueue
 
 _OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
@@ -63,6 +64,7 @@ class Task:
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
         self.processor: ProcessorTimers | None = None  # once somebody set a timer by its time
+        self.real_time: RealTimeWatch | None = None  # once RLIMIT_RTTIME concerns it
         self.left = False  # whether another has run since
         self.yields = False  # sched_yield(2): its turn is over
         self.undo: Undo | None = None  # what it did to semaphores, once somebody asks for it or shares it
@@ -72,6 +74,7 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
 
@@ -152,7 +155,7 @@ class Task:
     def become(self, who: Credentials) -> None:
         """Be somebody else from now on; what that lends is not for others of the user to look into."""
         if who.lends_rights(self._credentials):
-            self.process.dumpable = self.process.death_signal = 0
+            self.process.dumpable = self.death_signal = 0
         if who.uid != self._credentials.uid:
             self.process.registry.has_several_users = True
         self.credentials = who
@@ -195,6 +198,7 @@ class Task:
     def set_scheduling(self, wanted: Scheduling) -> None:
         """Share the CPU like that from its next turn on."""
         before, self.scheduling = self.scheduling, wanted
+        watch_real_time(self)
         self.process.kernel.run_queue.reschedule(self, before)
 
     def yield_cpu(self) -> None:
@@ -255,10 +259,16 @@ class Task:
         used.preemptions = int(preempted)
         self.usage.add(used)
         self.process.usage.add(used)
+        if self.real_time is not None and (self.process.stop_signal or self._sleeps):
+            self.real_time.has_slept()
         if self.process.processor is not None:
             self.process.processor.look()
         if self.processor is not None:
             self.processor.look()
+
+    @property
+    def _sleeps(self) -> bool:
+        return self.wait is not None and not isinstance(self.wait, Unfinished)
 
     def used(self) -> Usage:
         """What it has used until now."""
@@ -386,6 +396,7 @@ class Task:
             "name": self.name,
             "credentials": self._credentials,
             "no_new_privileges": self.no_new_privileges,
+            "death_signal": self.death_signal,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
             "set_child_tid": self.set_child_tid,
@@ -393,6 +404,7 @@ class Task:
             "robust_list": self.robust_list,
             "usage": copy(self.usage),
             "scheduling": self.scheduling,
+            "real_time": 0 if self.real_time is None else self.real_time.count,
             "sequences": self.sequences,
             "left": self.left,
             "waits": self.waits,
@@ -430,36 +442,40 @@ class Task:
 
         return capture_wait(wait)
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `capture` gave.
+    def restore(self, state: dict[str, Any], queues: Sequence[WaitQueue] = ()) -> None:
+        """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
 
-        A wait that is no futex's nor System V's stands in no queue until its call is made again; who waits
-        for the host makes it in his turn.
+        Without any it stands in none until its call is made again, unless it waits at a futex or by System V;
+        who waits for the host makes it in his turn.
         """
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
+        self.death_signal = state["death_signal"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
         self.set_scheduling(state["scheduling"])
+        if state["real_time"]:
+            self.real_time = RealTimeWatch(self, state["real_time"])
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             described = state["wait"]
-            wait = self._restored_wait(described)
+            wait = self._restored_wait(described, queues)
             self.start_waiting(wait, state["call"])
             wait.stopped_at, self.waits = described["stopped_at"], state["waits"]
+            makes_anew = described["at_host"] and not state["in_line"] and wait.stopped_at is None
             if described["goes_on"]:
                 self.wake()
-            elif described["at_host"] and not state["in_line"] and wait.stopped_at is None:
+            elif makes_anew and not queues:
                 self.waits -= 1  # it is counted when it waits anew
                 self.wake()
 
-    def _restored_wait(self, state: dict[str, Any]) -> Wait:
+    def _restored_wait(self, state: dict[str, Any], queues: Sequence[WaitQueue]) -> Wait:
         kernel, kept = self.process.kernel, state["kept"]
         if kept is None:
-            return Wait((), **{name: state[name] for name in _OF_WAIT})
+            return Wait(queues, **{name: state[name] for name in _OF_WAIT})
         if kept["kind"] == "futex":
             return FutexWait.restored(kernel.futexes, kept)
         from aether_emu.linux.ipc.capture import restored_wait  # noqa: PLC0415  # few programs use it

@@ -9,6 +9,7 @@ typed of the next one can still be edited; `marks` are where lines end. Without 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from aether_emu.linux.abi.signal import SIGINT, SIGQUIT, SIGTSTP
 from aether_emu.linux.tty import modes as m
@@ -46,6 +47,19 @@ class Discipline:
         self._literal = self._erasing = False
         self.held = False
         self._keys = _keys(modes)
+
+    def capture(self) -> dict[str, Any]:
+        """What was typed and not read yet."""
+        return {
+            "data": bytes(self._data),
+            "marks": sorted(self._marks),
+            "rest": [self._tail, self._line, self.lines, self._literal, self._erasing, self.held],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `capture` gave. The modes are those of then already."""
+        self._data, self._marks = bytearray(state["data"]), set(state["marks"])
+        self._tail, self._line, self.lines, self._literal, self._erasing, self.held = state["rest"]
 
     # ---- what is there
 

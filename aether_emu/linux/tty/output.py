@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 from aether_emu.linux.tty import modes as m
 from aether_emu.linux.tty.modes import Modes
@@ -64,6 +64,16 @@ class Output:
         self.stopped = False
         self._echo = bytearray()
         self._committed = 0  # bytes of the echo that were to go out and found no room
+
+    def capture(self) -> list[Any]:
+        """Where the cursor is, and what was not shown yet."""
+        cursor = [self.column, self.line_column]
+        return [*cursor, self.stopped, bytes(self._echo), self._committed]
+
+    def restore(self, state: list[Any]) -> None:
+        """Take over what `capture` gave."""
+        self.column, self.line_column, self.stopped, echo, self._committed = state
+        self._echo = bytearray(echo)
 
     @property
     def room(self) -> int:

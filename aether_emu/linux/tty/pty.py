@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import select
 from collections.abc import Callable, Mapping
+from dataclasses import astuple
 from typing import TYPE_CHECKING, ClassVar
 
 from aether_emu.errors import Refused
@@ -256,6 +257,17 @@ class _PtyFile(OpenFile):
         self.terminal = self.pty = pty
         self._fs, self._name = fs, name
 
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return {
+            "pty": self.pty.number,
+            "master": self.is_master,
+            "name": self._name,
+            "stat": list(astuple(self._stat)),
+            "fs": list(astuple(self._fs)),
+            "held": self.hung_up,
+        }
+
     def statfs(self) -> StatFs:
         """See `OpenFile.statfs`."""
         return self._fs
@@ -342,6 +354,10 @@ class PtyMaster(_PtyFile):
         super().__init__(pty, flags, stat, fs, name)
         self._anew = anew
         self._held = False
+
+    def capture(self) -> dict[str, object]:
+        """See `OpenFile.capture`."""
+        return super().capture() | {"held": self._held}
 
     def stop_output(self, held: bool) -> None:
         """tcflow(3) at the master: what it sends waits, or goes on."""
@@ -434,8 +450,8 @@ class Terminals:
         from aether_emu.linux.tty.console import Console  # noqa: PLC0415  # what it imports is the host's
 
         name = next(name for name, stream in streams.items() if stream.terminal_size() is not None)
-        self.console = Console(0, self._post, name, streams[name])
-        self.by_number[0] = self.console
+        number = next(n for n in range(MOST) if n not in self.by_number)
+        self.console = self.by_number[number] = Console(number, self._post, name, streams[name])
         return self.console
 
     @property
@@ -456,8 +472,16 @@ class Terminals:
         number = next((n for n in range(MOST) if n not in self.by_number), None)
         if number is None:
             raise Refused(errno.ENOSPC, f"there are {MOST} pseudo-terminals already")
+        return self.open_master(self.add(number), flags, stat, fs, name)
+
+    def add(self, number: int) -> Pty:
+        """A pair with a number that is free, whose master nobody has open yet."""
         pty = Pty(number, self._post, self._leaves)
         self.by_number[number] = pty
+        return pty
+
+    def open_master(self, pty: Pty, flags: int, stat: Stat, fs: StatFs, name: bytes) -> PtyMaster:
+        """Its master, open."""
         return PtyMaster(pty, flags, stat, fs, name, lambda again: self.open_pair(again, stat, fs, name))
 
     def _leaves(self, pty: Pty) -> None:

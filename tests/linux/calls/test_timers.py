@@ -200,3 +200,20 @@ def test_processor_time_is_limited(isa: str, limits: tuple[int, int], ends: int)
         seconds = 2 if handled else 1
         assert seconds <= process.usage.time / _SECOND < seconds + 0.2
         assert process.limits[0][0] == 2
+
+
+@every_isa
+@pytest.mark.parametrize(("hard", "ends"), [(2_500_000, signal.SIGKILL), (1 << 64, signal.SIGXCPU)])
+def test_time_of_a_real_time_thread_is_limited(isa: str, hard: int, ends: int) -> None:
+    handled = ends == signal.SIGKILL
+    with Several(isa, clock={"block": 1000}, uid=0, gid=0) as several:
+        at = bytearray(data(signal.SIGXCPU))
+        struct.pack_into("<QQI", at, 0x300, 500_000, hard - (not handled), 7)
+        blocked: tuple[Call, ...] = (_BLOCK,) if handled else ()
+        policy: Call = ("sched_setscheduler", 0, 1, _SLEEP + 16)
+        spinning(several, *blocked, policy, ("prlimit64", 0, 15, _SLEEP, 0), at=bytes(at))
+        process = several.tasks[0].process
+        assert several.run() == [128 + ends]
+        seconds = 2.5 if handled else 0.5
+        assert seconds <= process.usage.time / _SECOND < seconds + 0.2
+        assert process.limits[15][0] == (2_500_000 if handled else 1_500_000)

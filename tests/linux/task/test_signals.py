@@ -102,7 +102,7 @@ def test_a_child_hears_of_the_end_of_the_thread_that_made_it(isa: str) -> None:
         child = several.calls(code=SPIN[isa])
         child.process.parent, child.process.made_by = parent.process, thread.tid
         parent.process.children.add(child.process)
-        child.process.death_signal, child.signals.blocked = SIGUSR1, ALL
+        child.death_signal, child.signals.blocked = SIGUSR1, ALL
         several.machine.scheduler.run(400_000)
         assert thread.ended and not parent.is_over
         info = child.signals.take(ALL)

@@ -290,6 +290,114 @@ static void others(void) {
     printf("signalfd: %d %d %x fd%d\n", info.ssi_signo == (unsigned)queued, info.ssi_code, info.ssi_band, info.ssi_fd);
 }
 
+/* A thread that waits in a call on the file itself: streams tell nobody of what it gets at once, others do. */
+static struct { int fd, size; char how; volatile int tid; } call;
+
+static void *calls(void *_) {
+    static char data[1 << 17];
+    struct pollfd wait = {call.fd, POLLIN, 0};
+    call.tid = syscall(SYS_gettid);
+    if (call.how == 'r') read(call.fd, data, call.size);
+    if (call.how == 'w') write(call.fd, data, call.size);
+    if (call.how == 'k') recv(call.fd, data, call.size, MSG_PEEK);
+    if (call.how == 'a') recv(call.fd, data, call.size, MSG_WAITALL);
+    if (call.how == 'p') poll(&wait, 1, -1);
+    if (call.how == 'c') close(accept(call.fd, 0, 0));
+    return _;
+}
+
+static void sleeps(void) {
+    char path[64], text[300], *end;
+    sprintf(path, "/proc/self/task/%d/stat", call.tid);
+    do {
+        poll(0, 0, 1);
+        FILE *stat = fopen(path, "r");
+        end = fgets(text, sizeof text, stat) ? strrchr(text, ')') : 0;
+        fclose(stat);
+    } while (!end || end[2] != 'S');
+}
+
+static void asleep(pthread_t *id, int fd, int how, int size) {
+    call.fd = fd, call.how = how, call.size = size, call.tid = 0;
+    pthread_create(id, 0, calls, 0);
+    while (!call.tid) poll(0, 0, 1);
+    sleeps();
+}
+
+static void both_ends(const char *name, int get, int put, int is_socket) {
+    pthread_t id;
+    char text[64], data[100];
+    printf("%s\n", name);
+    on(get, queued);
+    for (const char *how = is_socket ? "rpka" : "rp"; *how; how++) {
+        asleep(&id, get, *how, 10);
+        write(put, "abc", 3);
+        if (*how == 'a' && name[0] != 'd' && name[1] != 'e') sleeps();
+        if (*how == 'a') write(put, "abcdefgh", 8);
+        pthread_join(id, 0);
+        sprintf(text, "in %c", *how), came(text);
+        fcntl(get, F_SETFL, O_ASYNC | O_NONBLOCK);
+        while (read(get, data, sizeof data) > 0) {}
+        fcntl(get, F_SETFL, O_ASYNC);
+        write(put, "abc", 3), read(get, data, 3);
+        came("in none");
+    }
+}
+
+static void at_the_end(const char *name, int get, int put, int how) {
+    pthread_t id;
+    on(get, queued);
+    asleep(&id, get, 'r', 10);
+    if (how < 0) close(put);
+    else shutdown(put, how);
+    pthread_join(id, 0);
+    came(name);
+    close(get), close(put);
+}
+
+static void connected(int s[2]) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof at;
+    pthread_t id;
+    int listener = socket(AF_INET, SOCK_STREAM, 0);
+    s[1] = socket(AF_INET, SOCK_STREAM, 0);
+    bind(listener, (void *)&at, size), getsockname(listener, (void *)&at, &size), listen(listener, 5);
+    connect(s[1], (void *)&at, size), s[0] = accept(listener, 0, 0);
+    on(listener, queued);
+    asleep(&id, listener, 'c', 0);
+    int other = socket(AF_INET, SOCK_STREAM, 0);
+    connect(other, (void *)&at, size), pthread_join(id, 0);
+    came("in accept");
+    close(other), close(listener);
+}
+
+static void blocked(void) {
+    static const int types[] = {SOCK_STREAM, SOCK_SEQPACKET, SOCK_DGRAM};
+    static const char *names[] = {"stream, in calls", "seqpacket, in calls", "datagram, in calls"};
+    static char data[4096];
+    pthread_t id;
+    int s[2];
+    pipe(s), both_ends("pipe, in calls", s[0], s[1], 0), close(s[0]), close(s[1]);
+    for (int i = 0; i < 3; i++) {
+        socketpair(AF_UNIX, types[i], 0, s), both_ends(names[i], s[0], s[1], 1), close(s[0]), close(s[1]);
+        if (i == 2) break;
+        socketpair(AF_UNIX, types[i], 0, s), at_the_end("shut", s[0], s[1], SHUT_WR);
+        socketpair(AF_UNIX, types[i], 0, s), at_the_end("shut both", s[0], s[1], SHUT_RDWR);
+        socketpair(AF_UNIX, types[i], 0, s), at_the_end("closed", s[0], s[1], -1);
+        socketpair(AF_UNIX, types[i], 0, s);
+        while (send(s[0], data, sizeof data, MSG_DONTWAIT) > 0) {}
+        on(s[0], queued);
+        asleep(&id, s[0], 'w', 4096);
+        while (recv(s[1], data, sizeof data, MSG_DONTWAIT) > 0) {}
+        pthread_join(id, 0);
+        came("room for a writer");
+        close(s[0]), close(s[1]);
+    }
+    connected(s), both_ends("tcp, in calls", s[0], s[1], 1), close(s[0]), close(s[1]);
+    connected(s), at_the_end("shut", s[0], s[1], SHUT_WR);
+    connected(s), at_the_end("closed", s[0], s[1], -1);
+}
+
 int main(void) {
     setvbuf(stdout, 0, _IOLBF, 0);
     queued = SIGRTMIN + 2;
@@ -303,5 +411,6 @@ int main(void) {
     inet();
     terminals();
     others();
+    blocked();
     return 0;
 }

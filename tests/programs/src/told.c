@@ -150,6 +150,71 @@ static void deaths(void) {
     printf("%s", text);
 }
 
+/* Each thread has its own death signal: what it makes has none, what it becomes keeps it. */
+static int both[2];
+
+static void *second_thread(void *_) {
+    int value = -1;
+    prctl(PR_GET_PDEATHSIG, &value);
+    dprintf(both[1], "a new thread's %d", value);
+    prctl(PR_SET_PDEATHSIG, SIGUSR2), prctl(PR_GET_PDEATHSIG, &value);
+    dprintf(both[1], ", then %d\n", value);
+    kill(getpid(), SIGCHLD);
+    pause();
+    return _;
+}
+
+static void *short_parent(void *_) {
+    if (fork()) {
+        siginfo_t info;
+        sigset_t set;
+        sigemptyset(&set), sigaddset(&set, SIGWINCH), sigwaitinfo(&set, &info);
+        return _;
+    }
+    pthread_t thread;
+    sigset_t set;
+    siginfo_t one, two;
+    int value;
+    sigfillset(&set), sigprocmask(SIG_SETMASK, &set, 0);
+    prctl(PR_SET_PDEATHSIG, SIGUSR1);
+    pthread_create(&thread, 0, second_thread, 0);
+    sigemptyset(&set), sigaddset(&set, SIGCHLD), sigwaitinfo(&set, &one);
+    prctl(PR_GET_PDEATHSIG, &value);
+    dprintf(both[1], "the first one's %d\n", value);
+    kill(getppid(), SIGWINCH);
+    sigemptyset(&set), sigaddset(&set, SIGUSR1), sigaddset(&set, SIGUSR2);
+    sigwaitinfo(&set, &one), sigwaitinfo(&set, &two);
+    dprintf(both[1], "both: %d %d\n", one.si_signo, two.si_signo);
+    sigemptyset(&set), sigaddset(&set, SIGUSR1), sigaddset(&set, SIGUSR2), sigprocmask(SIG_SETMASK, &set, 0);
+    execl("/proc/self/exe", "told", "executed", (char *)0);
+    _exit(1);
+}
+
+static void each_thread(void) {
+    char text[300] = {0};
+    pthread_t thread;
+    sigset_t set;
+    pipe(both);
+    fflush(stdout);
+    if (!fork()) {
+        sigemptyset(&set), sigaddset(&set, SIGWINCH), sigprocmask(SIG_BLOCK, &set, 0);
+        dup2(both[1], 1), close(both[0]);
+        pthread_create(&thread, 0, short_parent, 0), pthread_join(thread, 0);
+        wait(0);
+        _exit(0);
+    }
+    close(both[1]);
+    for (int at = 0, got; (got = read(both[0], text + at, sizeof text - at - 1)) > 0;) at += got;
+    wait(0);
+    printf("%s", text);
+}
+
+static void executed(void) {
+    int value = -1;
+    prctl(PR_GET_PDEATHSIG, &value);
+    printf("executed: %d\n", value);
+}
+
 static long field(const char *name) {
     char text[1000] = {0};
     int fd = open("/proc/self/io", O_RDONLY);
@@ -230,7 +295,8 @@ static long number(const char *path) {
     return atol(text);
 }
 
-int main(void) {
+int main(int count, char **words) {
+    if (count == 2 && !strcmp(words[1], "executed")) return executed(), 0;
     children();
     waits();
     deaths();
@@ -240,5 +306,6 @@ int main(void) {
     int master = posix_openpt(O_RDWR | O_NOCTTY);
     printf("terminals: %ld, of %d\n", number("/proc/sys/kernel/pty/nr") - before, number("/proc/sys/kernel/pty/max") > 100);
     close(master);
+    each_thread();
     return 0;
 }
