@@ -210,7 +210,6 @@ class Kernel:
             "calls_made": dict(self.calls_made),
             "charged": self.charged,
             "books": self._books,
-            "system_v": None if self.system_v is None else self.system_v.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -218,5 +217,3 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books = state["charged"], state["books"]
-        if state["system_v"] is not None:
-            self.with_system_v().restore(state["system_v"])

@@ -550,6 +550,7 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
+            "tasks": [task.tid for task in self.tasks],
             "terminal": None if self.terminal is None else self.terminal.number,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),
