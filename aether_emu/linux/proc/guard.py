@@ -38,7 +38,7 @@ def _owner_of(registry: Everybody, number: int, folder: bool) -> tuple[int, int]
 def _may_inspect(registry: Everybody, actor: Actor, number: int) -> bool:
     """See `Rights.may_inspect`: those of the same process always."""
     found = _of_number(registry, number)
-    if found is None or any(task.running for task in found[0].tasks):
+    if found is None or any(task.working for task in found[0].tasks):
         return True
     who = actor.credentials
     return who.may_inspect(found[1], dumpable=bool(found[0].dumpable))

@@ -271,9 +271,9 @@ def schedstat_text(process: Process, task: Task | None, *, whole: bool) -> bytes
 
 def syscall_text(process: Process, task: Task | None) -> bytes:
     """/proc/PID/syscall (proc_pid_syscall(5)): the call in which it waits, its arguments, and where."""
-    if task is None or task.running or state_of(process, task).startswith("R"):
+    if task is None or task.working or state_of(process, task).startswith("R"):
         return b"running\n"
-    registers = task.registers
+    registers = task.cpu.registers() if task.running else task.registers
     names = ("rsp", "rip") if process.abi.isa == "x86_64" else ("sp", "pc")
     where = tuple(registers[name] for name in names)
     if task.call is None:

@@ -42,10 +42,10 @@ class ProcessTexts:
         self._process = process
 
     def _looking(self) -> tuple[int, int]:
-        """(pid, tid) of the task that looks: the one on the CPU."""
+        """(pid, tid) of the task that looks: the one on the CPU that works."""
         process = self._process
         for task in process.tasks:
-            if task.running:
+            if task.working:
                 return process.pid, task.tid
         return process.pid, process.pid
 

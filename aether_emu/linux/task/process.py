@@ -92,6 +92,9 @@ class Member(Protocol):
     def used(self) -> Usage: ...
 
     @property
+    def working(self) -> bool: ...
+
+    @property
     def running(self) -> bool: ...
     @property
     def cpu(self) -> Cpu: ...
@@ -329,7 +332,7 @@ class Process:
 
     def used(self) -> Usage:
         """What it has used until now. Only its own task may ask while one of it runs."""
-        running = any(task.running for task in self.tasks)
+        running = any(task.working for task in self.tasks)
         return (
             self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
         )
@@ -432,7 +435,7 @@ class Process:
         self.arrived.wake()
         for task in self.tasks:
             task.hear(number)
-        in_call = self.kernel.observers.running and any(task.running for task in self.tasks)
+        in_call = self.kernel.observers.running and any(task.working for task in self.tasks)
         if in_call or self.is_over:
             return  # when its call returns
         if number == sig.SIGKILL:

@@ -34,7 +34,7 @@ class Watched(Protocol):
     @property
     def process(self) -> Any: ...
     @property
-    def running(self) -> bool: ...
+    def working(self) -> bool: ...
     def end_turn(self) -> None: ...
     def used(self) -> Usage: ...
 
@@ -47,7 +47,7 @@ def watch_real_time(task: Watched) -> None:
     if task.real_time is None:
         task.real_time = RealTimeWatch(task)
     task.real_time.look()
-    if task.running:
+    if task.working:
         task.end_turn()
 
 

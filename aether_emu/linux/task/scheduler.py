@@ -184,6 +184,7 @@ class Scheduler:
             finally:
                 if lines is not None:
                     lines.working = False
+                    self.kernel.time_now()
                 task.account(preempted=task.wait is None and not task.is_over)
                 self._stand_back(task)
             if reached:
@@ -289,16 +290,20 @@ class Scheduler:
             if self._turns >= _LOOK_AGAIN:
                 self._turns = 0
                 self._ask_host()
-        while (task := self._line.take()) is not None:
-            if self._lines is not None and task.ready_at > self.kernel.clock.now_ns:
-                self.kernel.clock.go_to(task.ready_at)
-            if not task.is_over and task.can_go_on():
-                return task  # the others are looked at when their process goes on, or ends
-        return None
+        lines = self._lines
+        while True:
+            while (task := self._line.take()) is not None:
+                if lines is not None and task.ready_at > self.kernel.clock.now_ns:
+                    self.kernel.clock.go_to(task.ready_at)
+                if not task.is_over and task.can_go_on():
+                    return task  # the others are looked at when their process goes on, or ends
+            if lines is None or not len(lines):
+                return None
+            self._change_cpu(lines)
 
     def _change_cpu(self, lines: Lines[Task, Process]) -> None:
         """Let the CPU work that is to work next."""
-        lines.times[lines.at] = self.kernel.time_now()
+        lines.times[lines.at] = self.kernel.clock.now_ns
         lines.balance()
         index = lines.earliest()
         if index is None or index == lines.at:

@@ -94,6 +94,11 @@ class Task:
         """Whether a CPU has its registers."""
         return self._cpu is not None
 
+    @property
+    def working(self) -> bool:
+        """Whether it is the one that executes, or whose call is made, now: on the CPU that works."""
+        return self._cpu is not None and self.process.kernel.entry.task is self
+
     def is_on(self, cpu: Cpu) -> bool:
         """Whether that CPU has its registers."""
         return self._cpu is cpu
@@ -303,7 +308,7 @@ class Task:
     def used(self) -> Usage:
         """What it has used until now."""
         kernel = self.process.kernel
-        return self.usage.plus(kernel.used()) if self.running and kernel.observers.running else self.usage
+        return self.usage.plus(kernel.used()) if self.working and kernel.observers.running else self.usage
 
     def processor_time_left(self) -> int | None:
         """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""
