@@ -32,6 +32,9 @@ from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
+from aether_emu.linux.ipc import capture as ipc_capture
+from aether_emu.linux.ipc.segments import Segment
+from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
@@ -70,9 +73,6 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    shared = machine.kernel.system_v.first() if machine.kernel.system_v is not None else None
-    if shared is not None:
-        raise StateError(f"{shared} can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
@@ -86,7 +86,8 @@ def _captured(machine: Machine, process: Process) -> State:
     processes = list(registry.processes.values())
     living = [each for each in processes if not each.released]
     spaces = {each.mm.number: each.mm for each in living}
-    tasks = machine.scheduler.tasks
+    tasks = machine.scheduler.everybody
+    undos = list(dict.fromkeys(task.undo for task in tasks if task.undo is not None))
     files = list(dict.fromkeys((*(each.files for each in living), *(task.files for task in tasks))))
     waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) is Wait]
     waited = [(task, queue) for task, wait in waits if not wait.woken for queue in wait.queues]
@@ -119,7 +120,11 @@ def _captured(machine: Machine, process: Process) -> State:
         "files_of": {each.pid: files.index(each.files) for each in living},
         "numbers": (registry.last, registry.vdso),
         "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
-        "tasks": [(task.process.pid, task.capture()) for task in tasks],
+        "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.everybody],
+        "sleepers": [task.tid for task in machine.scheduler.sleepers],
+        "line": [task.tid for task in kernel.run_queue],
+        "undos": {task.tid: undos.index(task.undo) for task in tasks if task.undo is not None},
+        "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
         "running": machine.entry.task.tid,
         "files": captured_files,
         "stands": _stands(waited, captured_files["waited"]),
@@ -188,17 +193,28 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     last = objects.last
     machine.physical.restore(state["physical"])
     objects.last = last
+    undos = _restore_system_v(machine, state)
     backings, keys = _restore_backings(first, restored, state)
     machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
         shown = {backing.number: backing for backing in backings}
         space_capture.restore(spaces[described["number"]], described, shown)
+    if state["system_v"] is not None:
+        ipc_capture.finish(machine.kernel.with_system_v(), state["system_v"])
     objects.last = state["physical"]["last_owner"]
+    tasks, waiting = _restore_tasks(machine, first, restored, undos, state)
+    for task, described in waiting:
+        _wait_anew(machine, task, described)
+    machine.scheduler.let_sleep([tasks[tid] for tid in state["sleepers"]])
+    # To let them wait has cost nothing, and no time has passed.
+    machine.physical.counters.n[:] = state["physical"]["counters"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
     machine.cpu.restore_blocks(state["blocks"])
-    _restore_tasks(machine, first, restored, state)
+    for process, described in zip(processes, state["processes"], strict=True):
+        process.restore_timers(described)
+    _restore_cpu(machine, state)
 
 
 def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:
@@ -274,36 +290,84 @@ def _restore_backings(
     return backings, keys
 
 
-def _wait_of(captured: tuple[int, State]) -> tuple[bool, int]:
+def _place(described: State, line: list[int]) -> tuple[bool, int]:
     """Who waits comes first, in the order in which they began to: they stand in their queues before any other
     runs, who may wake them. The others keep the order of their turns.
     """
-    waits = _waits(captured[1])
-    return not waits, captured[1]["wait"]["number"] if waits else 0
+    if _waits(described):
+        return False, described["wait"]["number"]
+    return True, line.index(described["tid"]) if described["in_line"] else len(line)
 
 
 def _waits(task: State) -> bool:
     return task["wait"] is not None and not task["wait"]["goes_on"] and not task["in_line"]
 
 
-def _restore_tasks(machine: Machine, first: Process, files: Restored, state: State) -> None:
+def _restore_system_v(machine: Machine, state: State) -> list[Undo]:
+    """System V's objects, and the undo lists of tasks, each with as many users as it has."""
+    users = list(state["undos"].values())
+    undos = [Undo(users.count(index)) for index in range(len(set(users)))]
+    if state["system_v"] is not None:
+        ipc_capture.restore(machine.kernel.with_system_v(), state["system_v"], undos)
+    return undos
+
+
+def _restore_tasks(
+    machine: Machine, first: Process, files: Restored, undos: list[Undo], state: State
+) -> tuple[dict[int, Task], list[tuple[Task, State]]]:
+    """All tasks by number; those that wait, the longest-waiting first, with what is captured of them."""
     machine.scheduler.first = first
-    for pid, described in sorted(state["tasks"], key=_wait_of):
-        task = Task(first.registry.processes[pid], described["tid"])
+    processes, waiting = first.registry.processes, []
+    tasks = {described["tid"]: Task(processes[pid], described["tid"]) for pid, described in state["tasks"]}
+    machine.scheduler.know(list(tasks.values()))
+    for described in state["processes"]:
+        order = described["tasks"].index
+        processes[described["pid"]].tasks.sort(key=lambda task: order(task.tid))
+    in_order = sorted((each for _pid, each in state["tasks"]), key=lambda each: _place(each, state["line"]))
+    for described in in_order:
+        task = tasks[described["tid"]]
         task.files = files.processes[state["files_of_tasks"][task.tid]]
+        if task.tid in state["undos"]:
+            task.undo = undos[state["undos"][task.tid]]
         places = state["stands"].get(task.tid, {})
         queues = [queue for number in places if (queue := files.waited[number]) is not None]
         task.restore(described, queues)
         for queue, place in zip(queues, places.values(), strict=True):
             queue.stand_at(task, place)
-        if _waits(described) and (queues or described["wait"]["futex"] is not None):
-            machine.scheduler.add_waiting(task)
-        else:
+        if _waits(described) and queues:
+            machine.scheduler.watch_host(task)
+        elif _waits(described) and not described["wait"]["at_host"]:
+            waiting.append((task, described))
+        elif described["in_line"] or (task.wait is not None and task.wait.woken):  # who is stopped is not
             machine.scheduler.add(task)
-    for process, described in zip(first.registry.processes.values(), state["processes"], strict=True):
-        process.restore_timers(described)
+    return tasks, waiting
+
+
+def _wait_anew(machine: Machine, task: Task, described: State) -> None:
+    """Let a task wait that did: it makes its call again, to stand in the queues of what it waits for.
+
+    Time stands at its beginning meanwhile, so that none is over. Who is stopped, and gets a signal when he
+    goes on, would hear of that.
+    """
+    stopped_at = described["wait"]["stopped_at"]
+    if described["wait"]["kept"] is None and not (stopped_at is not None and task.signals.interrupts()):
+        assert task.wait is not None, "it waits"
+        task.wait.stopped_at = None
+        machine.entry.switch(task)
+        machine.entry.resume()
+        task.waits = described["waits"]
+        if task.wait is None:  # the file that it waits for has changed meanwhile
+            machine.scheduler.add(task)
+        else:
+            task.wait.stopped_at = stopped_at
+
+
+def _restore_cpu(machine: Machine, state: State) -> None:
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
+    left = {described["tid"]: described["left"] for _pid, described in state["tasks"]}
+    for task in tasks:
+        task.left = left[task.tid]
     machine.cpu.reserve(state["reservation"])
 
 
@@ -333,6 +397,10 @@ def _describe_backing(process: Process, backing: Backing) -> State:
 
 def _restore_backing(process: Process, described: State) -> Backing:
     """Of what is no memory file."""
+    if described["kind"] == "segment":
+        segment = process.kernel.physical.objects.find(described["number"])
+        assert isinstance(segment, Segment), "it was restored before"
+        return segment
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
     if described["kind"] == "special":

@@ -461,6 +461,8 @@ class Machine:
             if self.process is not None:
                 self.computer.rest()
                 self._end_processes(self.process)
+            if self.kernel.system_v is not None:
+                self.kernel.system_v.close()
             if self.namespace is not None:
                 self.namespace.close()
         except BaseException:

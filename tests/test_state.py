@@ -12,6 +12,7 @@ from aether_emu import state
 from aether_emu.grants import Grants
 from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
+from aether_emu.linux.calls.futex_words import Word, move
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.memory_file import create_memory
 from aether_emu.linux.files.mounts import Bind
@@ -386,6 +387,24 @@ def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str
         again.leave_queues()
         waiter.process.tasks.remove(again)
         del waiter.process.registry.tasks[again.tid]
+
+
+def test_who_was_moved_to_a_word_waits_behind_those_that_wait_there() -> None:
+    first, second = DATA + 64, DATA + 68
+    with Several("x86_64") as several:
+        moved = several.calls(("futex", first, 0, 0, 0), data=bytes(128))
+        there = several.calls(("futex", second, 0, 0, 0), data=bytes(128))
+        with pytest.raises(Deadlock):
+            several.run()
+        before = moved.wait_number, there.wait_number
+        futexes = moved.process.kernel.futexes
+        words = [
+            Word(futexes, futexes.key(each.process.mm, address, private=False), address)
+            for each, address in ((moved, first), (there, second))
+        ]
+        assert isinstance(moved.wait, FutexWait)
+        move(moved, moved.wait, *words)
+        assert before[0] < before[1] < moved.wait_number, "the order in which they stand after a restore"
 
 
 class Terminal(BufferStream):

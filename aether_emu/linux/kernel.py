@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
-from operator import itemgetter, mul
+from operator import mul
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -48,8 +48,6 @@ _WITHOUT_COPY = (
     Event.FAULT_ACCESS_FLAG,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
-_COSTLY = (*RESOLVED_FAULTS, Event.FAULT_ACCESS, Event.FAULT_BUS, Event.FLUSH_PAGE, Event.FLUSH_ALL)
-_resolved, _costly = itemgetter(*RESOLVED_FAULTS), itemgetter(*_COSTLY)  # of the counters of events
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
@@ -101,7 +99,7 @@ class Kernel:
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
         }
-        self._costs = [cost_of[event] for event in _COSTLY]
+        self._costs = [cost_of.get(event, 0) for event in Event]
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""
@@ -125,16 +123,13 @@ class Kernel:
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        total = self._costs_until_now()
+        total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
         self.clock.advance(total - self.charged)
         self.charged = total
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
-        costs: int = sum(map(mul, _costly(events), self._costs))
+        costs: int = sum(map(mul, events, self._costs))
         return costs + calls * self.clock.costs.system_call
-
-    def _costs_until_now(self) -> int:
-        return self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
 
     def moment(self) -> Moment:
         """Now, for a tool that looks at the time later: to note it costs little, changes nothing, and counts
@@ -158,8 +153,8 @@ class Kernel:
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
         time, faults, system = self._books
-        costs = self._costs_until_now()
-        return Usage(self._busy(costs) - time, self.minor_faults() - faults, system=costs - system)
+        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
@@ -168,12 +163,10 @@ class Kernel:
         self._books = time + used.time, faults + used.faults, system + used.system
         return used
 
-    def _busy(self, costs: int) -> int:
-        """The ns that tasks have run, of which all events until now took `costs`. To ask changes nothing: no
-        time passes, and no counting begins.
-        """
+    def _busy(self) -> int:
+        """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
         clock, cost = self.clock, self.clock.costs.block
-        pending = costs - self.charged
+        pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
         if clock.origin is not None:
             pending += (self._blocks() - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
@@ -199,7 +192,7 @@ class Kernel:
 
     def minor_faults(self) -> int:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
-        return sum(_resolved(self.physical.counters.n))
+        return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
 
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""
@@ -217,7 +210,6 @@ class Kernel:
             "calls_made": dict(self.calls_made),
             "charged": self.charged,
             "books": self._books,
-            "system_v": None if self.system_v is None else self.system_v.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -225,5 +217,3 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books = state["charged"], state["books"]
-        if state["system_v"] is not None:
-            self.with_system_v().restore(state["system_v"])

@@ -25,12 +25,15 @@ _STATUS = {
     "control": -signal.SIGABRT,
     "files": 37,
     "notified": 0,
+    "shared": 0,
+    "moments": 0,
+    "waits": 0,
     "sysv": 0,
     "told": 0,
     "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "crash", "limits", "realtime"]  # tests/observe/strace and /crash, test_limits, ...
+_ELSEWHERE = ["calls", "crash", "limits", "realtime", "wires"]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 

@@ -77,4 +77,5 @@ def move(waiter: Task, wait: FutexWait, source: Word, target: Word) -> None:
     after = target.to_wait() if wait.locks is None else target.to_lock()
     before.remove(waiter)
     wait.move(before, after, target.address)
+    waiter.begins_to_wait()
     after.add(waiter)

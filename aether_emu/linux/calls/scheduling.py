@@ -24,6 +24,7 @@ _KNOWN_FLAGS, _CLAMPS = 0x7F, 0x60
 _PROCESS, _GROUP, _USER = range(3)
 _SMALLEST, _LARGEST, _ATTRIBUTES = 48, 4096, "IIQiIQQQII"
 _MOST = 99
+_SHORTEST_RUN, _SHORTEST_PERIOD, _LONGEST_PERIOD = 1 << 10, 100_000, (1 << 22) * 1000  # ns
 _TIMESLICE = 100_000_000  # of SCHED_RR, in ns
 
 
@@ -83,13 +84,24 @@ def sys_sched_getparam(task: Task, tid: int, result: int, *_: int) -> int:
     return 0
 
 
-def _change(task: Task, other: Task, wanted: Scheduling) -> None:
-    """Let `other` be scheduled so. EINVAL for what is no policy; EPERM, see `_require_right`."""
+def _is_deadline(runtime: int, deadline: int, period: int) -> bool:
+    """Whether these ns are ones by which a task could be scheduled (Linux: __checkparam_dl)."""
+    period = period or deadline
+    fits = _SHORTEST_RUN <= runtime <= deadline <= period < 1 << 63
+    return fits and _SHORTEST_PERIOD <= period <= _LONGEST_PERIOD
+
+
+def _change(task: Task, other: Task, wanted: Scheduling, times: tuple[int, int, int] = (0, 0, 0)) -> None:
+    """Let `other` be scheduled so. EINVAL for what is no policy, or of `times` that are no deadline;
+    EPERM, see `_require_right`.
+    """
     if wanted.policy not in sd.POLICIES or not 0 <= wanted.priority <= _MOST:
         raise Refused(errno.EINVAL, f"no policy {wanted.policy} with priority {wanted.priority}")
     if (wanted.policy in sd.REAL_TIME) != bool(wanted.priority):
         raise Refused(errno.EINVAL, "real-time policies alone have a priority, and need one")
     if wanted.policy == sd.DEADLINE:
+        if not _is_deadline(*times):
+            raise Refused(errno.EINVAL, "no run within a deadline within a period")
         raise Refused(errno.EPERM, "there are no deadlines here")
     if not task.credentials.has(SYS_NICE):
         _require_same_owner(task, other)
@@ -137,7 +149,7 @@ def sys_sched_setattr(task: Task, tid: int, attributes: int, flags: int, *_: int
     if any(given[known:]):
         write_struct(task.cpu, attributes, "I", known)
         raise Refused(errno.E2BIG, "attributes that nobody knows")
-    _size, policy, how, nice, priority, *_times, _low, _high = struct.unpack(
+    _size, policy, how, nice, priority, *times, _low, _high = struct.unpack(
         "<" + _ATTRIBUTES, given[:known].ljust(known, b"\0")
     )
     if (how & _CLAMPS and size < known) or s32(policy) < 0:
@@ -154,7 +166,9 @@ def sys_sched_setattr(task: Task, tid: int, attributes: int, flags: int, *_: int
     policy = before.policy if how & _KEEP_POLICY else policy
     if policy in sd.REAL_TIME:
         nice = before.nice
-    _change(task, other, Scheduling(policy, priority, nice, bool(how & _RESETS)))
+    run, deadline, period = times
+    wanted = Scheduling(policy, priority, nice, bool(how & _RESETS))
+    _change(task, other, wanted, (run, deadline, period))
     return 0
 
 

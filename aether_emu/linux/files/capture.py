@@ -136,6 +136,8 @@ def _queues(file: OpenFile, way: int) -> Sequence[WaitQueue]:
     """Its queues for some events, or (0) that of those who wait in open(2)."""
     if not way:
         return (file.pipe.opened,) if isinstance(file, FifoEnd) else ()
+    if isinstance(file, Socket) and way == POLLIN:
+        return file.queues_in_call(way)
     return () if isinstance(file, SignalFile) else file.queues(way)  # a signalfd has those of who asks
 
 

@@ -129,8 +129,12 @@ class Identifiers(Generic[S]):
     def add(self, made: S) -> S:
         """It can be found from now on."""
         made.change_time = self.now()
-        self._at[made.index] = made
+        self.place(made)
         return made
+
+    def place(self, one: S) -> None:
+        """It is at its index."""
+        self._at[one.index] = one
 
     def capture_numbers(self) -> tuple[int, int, int]:
         """Which number the next one gets."""

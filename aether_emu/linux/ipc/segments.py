@@ -29,13 +29,11 @@ REMOVED, LOCKED = 0o1000, 0o2000
 class Segment(Shared, SharedMemory):
     """One segment. `maker` made it, `user` attached or detached it last. Times are in s since 1970."""
 
-    def __init__(
-        self, segments: Segments, physical: Physical, number: int, key: int, size: int, mode: int, maker: int
-    ) -> None:
-        Shared.__init__(self, segments.actor, key, number, mode)
+    def __init__(self, segments: Segments, physical: Physical, number: int, key: int, size: int) -> None:
+        Shared.__init__(self, segments.actor, key, number, 0)
         SharedMemory.__init__(self, physical, -(-size >> physical.frames.page_shift))
         self._segments, self.size = segments, size
-        self.maker, self.user = maker, 0
+        self.maker = self.user = 0
         self.attach_time = self.detach_time = 0
         self.hold()
 
@@ -73,8 +71,8 @@ class Segment(Shared, SharedMemory):
             self.let_go()
 
     def capture(self) -> dict[str, Any]:
-        """See `Backing.capture`: `state` refuses to capture a machine that has one."""
-        return super().capture() | {"kind": "segment"}
+        """See `Backing.capture`: which segment an area shows. The segment itself is in `ipc.capture`."""
+        return {"kind": "segment", "number": self.number}
 
 
 class Segments(Identifiers[Segment]):
@@ -90,5 +88,10 @@ class Segments(Identifiers[Segment]):
             raise Refused(errno.EINVAL, f"{size} bytes")
         if size > self._physical.ram.size:
             raise Refused(errno.ENOMEM, "more than all memory")
-        number = self.take_number()
-        return self.add(Segment(self, self._physical, number, key, size, mode, maker))
+        made = self.new(self.take_number(), key, size)
+        made.mode, made.maker = mode & 0o777, maker
+        return self.add(made)
+
+    def new(self, number: int, key: int, size: int) -> Segment:
+        """One of that number, which cannot be found yet."""
+        return Segment(self, self._physical, number, key, size)

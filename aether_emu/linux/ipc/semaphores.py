@@ -176,7 +176,7 @@ class SemaphoreWait(Wait):
         aim = f"{-blocking.change} or more" if blocking.change else "zero"
         what = f"semaphore {blocking.number} of set {semaphores.identifier} to be {aim}"
         super().__init__((semaphores.queue,), what, deadline=deadline, restart=Restart.NEVER)
-        self.task, self.pid, self.operations = task, pid, operations
+        self.task, self.pid, self.semaphores, self.operations = task, pid, semaphores, operations
         self.blocking, self.undo = blocking, undo
         self.for_zero = all(not operation.change for operation in operations)
         self.status: int | None = None

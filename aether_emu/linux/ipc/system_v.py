@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aether_emu.clock import VirtualClock
 from aether_emu.linux.credentials import Actor
 from aether_emu.linux.ipc.identifiers import Memory
@@ -25,23 +23,7 @@ class SystemV:
         self.semaphores = SemaphoreSets(actor, now, self.memory)
         self.messages = MessageQueues(actor, now, self.memory)
 
-    def first(self) -> str | None:
-        """One of what there is, by its number and whose it is; None if there is nothing."""
+    def close(self) -> None:
+        """All processes have ended: segments that nobody removed give their memory back."""
         for segment in self.segments.all():
-            return f"System V segment {segment.identifier}, which process {segment.maker} made,"
-        for semaphores in self.semaphores.all():
-            return f"set {semaphores.identifier} of System V semaphores, which user {semaphores.uid} has,"
-        for queue in self.messages.all():
-            return f"System V message queue {queue.identifier}, which user {queue.uid} has,"
-        return None
-
-    def capture(self) -> list[Any]:
-        """Which numbers come next. Of things that exist nothing is captured."""
-        return [kind.capture_numbers() for kind in (self.segments, self.semaphores, self.messages)]
-
-    def restore(self, state: list[Any]) -> None:
-        """Take over what `capture` gave."""
-        segments, semaphores, messages = state
-        self.segments.restore_numbers(segments)
-        self.semaphores.restore_numbers(semaphores)
-        self.messages.restore_numbers(messages)
+            segment.destroy()

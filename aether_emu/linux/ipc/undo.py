@@ -14,8 +14,8 @@ class Undoable(Protocol):
 class Undo:
     """One list, of the sets that have something noted. `users` counts who shares it (CLONE_SYSVSEM)."""
 
-    def __init__(self) -> None:
-        self.users = 1
+    def __init__(self, users: int = 1) -> None:
+        self.users = users
         self.sets: dict[Undoable, None] = {}
 
     def leave(self, pid: int) -> None:

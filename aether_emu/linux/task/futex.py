@@ -100,6 +100,7 @@ class FutexWait(Wait):
     def capture(self, futexes: Futexes) -> dict[str, Any]:
         """The wait itself, for the call cannot be made again: the word may have changed since."""
         return {
+            "kind": "futex",
             "words": futexes.names(self.queues),
             "addresses": self.addresses,
             "deadline": self.deadline,

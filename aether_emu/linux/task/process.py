@@ -484,14 +484,12 @@ class Process:
 
     def forget(self, number: int) -> None:
         """Drop what waits of a signal, for the process and for each task."""
+        self.signals.pending.drop(number)
         if self._timers is not None:
             self._timers.forget(number)
-        waiting = [self.signals.pending, *(task.signals.pending for task in self.tasks)]
-        if any(pending.has(number) for pending in waiting):
-            for pending in waiting:
-                pending.drop(number)
-            for task in self.tasks:
-                task.signals.update()
+        for task in self.tasks:
+            task.signals.pending.drop(number)
+            task.signals.update()
 
     def signal_return(self) -> int:
         """Where handlers return to that name no other place: in the vDSO, which mremap may have moved.
@@ -552,6 +550,7 @@ class Process:
             "pid": self.pid,
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
+            "tasks": [task.tid for task in self.tasks],
             "terminal": None if self.terminal is None else self.terminal.number,
             "program": copy.deepcopy(self.program),
             "limits": dict(self.limits),

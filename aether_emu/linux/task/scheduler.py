@@ -93,6 +93,10 @@ def _may_speak(files: Files) -> bool:
     return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
 
 
+def _turn_of(sleeper: tuple[int, int, Task, Wait]) -> tuple[int, int]:
+    return sleeper[:2]
+
+
 def _plight(task: Task) -> str:
     """Why it does not run."""
     stopped = task.process.stop_signal
@@ -134,18 +138,36 @@ class Scheduler:
         """The living ones, those that can run in the order in which they will."""
         return list(dict.fromkeys((*self._queue, *self._tasks)))
 
+    @property
+    def everybody(self) -> list[Task]:
+        """The living ones, in the order in which they came."""
+        return list(self._tasks)
+
+    @property
+    def sleepers(self) -> list[Task]:
+        """Those that some time wakes, in the order in which it does."""
+        return [
+            task
+            for _at, _number, task, wait in sorted(self._sleepers, key=_turn_of)
+            if self._sleeps(task, wait)
+        ]
+
+    def know(self, tasks: Sequence[Task]) -> None:
+        """These come, in this order; `add` has one of them run."""
+        self._tasks.update(dict.fromkeys(tasks))
+
+    def let_sleep(self, tasks: Sequence[Task]) -> None:
+        """Time wakes these, as `sleepers` told."""
+        for task in tasks:
+            if task.wait is not None and not task.wait.woken:
+                self._note_wait(task, task.wait)
+
     def add(self, task: Task) -> None:
         """Run the task when its turn comes. The first one's process is the one that the run is about."""
         if self.first is None:
             self.first = task.process
         self._tasks[task] = None
         self._queue.add(task)
-
-    def add_waiting(self, task: Task) -> None:
-        """Likewise a task that stands in the queues of its wait already."""
-        assert task.wait is not None, "it waits"
-        self._tasks[task] = None
-        self._note_wait(task, task.wait)
 
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
@@ -343,7 +365,12 @@ class Scheduler:
             if len(self._sleepers) > 2 * len(self._tasks) + 64:
                 self._sleepers = [each for each in self._sleepers if self._sleeps(*each[2:])]
                 heapify(self._sleepers)
-        if any(isinstance(queue, HostQueue) for queue in wait.queues):
+        self.watch_host(task)
+
+    def watch_host(self, task: Task) -> None:
+        """Look for what the host brings to a task that waits, if it waits for that."""
+        wait = task.wait
+        if wait is not None and any(isinstance(queue, HostQueue) for queue in wait.queues):
             self._of_host[task] = wait
 
     # ---- turns

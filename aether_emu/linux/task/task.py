@@ -26,7 +26,7 @@ from aether_emu.linux.task.usage import Usage
 from aether_emu.linux.task.wait import Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
-from aether_emu.waiting import WaitQueue
+from aether_emu.waiting import HostQueue, WaitQueue
 
 _OF_WAIT = ("what", "deadline", "progress", "interrupted", "restart", "pauses")
 
@@ -287,11 +287,15 @@ class Task:
         self.wait, self.call = wait, call
         wait.stopped_at = None
         self.waits += not isinstance(wait, Unfinished)
+        self.begins_to_wait()
+        for queue in wait.queues:
+            queue.add(self)
+
+    def begins_to_wait(self) -> None:
+        """Who stands in a queue already has waited longer."""
         kernel = self.process.kernel
         kernel.waits_begun += 1
         self.wait_number = kernel.waits_begun
-        for queue in wait.queues:
-            queue.add(self)
 
     def leave_queues(self) -> None:
         """The wait is over, for whatever reason."""
@@ -412,10 +416,7 @@ class Task:
         }
 
     def _captured_wait(self, wait: Wait) -> dict[str, Any]:
-        """What the call that is made again needs. One that waits at a futex goes on to wait there."""
-        futex = None
-        if isinstance(wait, FutexWait) and not wait.woken:
-            futex = wait.capture(self.process.kernel.futexes)
+        """What the call that is made again needs, or the wait itself."""
         return {
             "what": wait.what,
             "deadline": wait.deadline,
@@ -426,13 +427,26 @@ class Task:
             "pauses": wait.pauses,
             "stopped_at": wait.stopped_at,
             "number": self.wait_number,
-            "futex": futex,
+            "at_host": any(isinstance(queue, HostQueue) for queue in wait.queues),
+            "kept": self._kept_wait(wait),
         }
+
+    def _kept_wait(self, wait: Wait) -> dict[str, Any] | None:
+        """A wait that is captured as it is: what it waits for, or has got, a call made anew would not see."""
+        kernel = self.process.kernel
+        if isinstance(wait, FutexWait):
+            return None if wait.woken else wait.capture(kernel.futexes)
+        if kernel.system_v is None:
+            return None
+        from aether_emu.linux.ipc.capture import capture_wait  # noqa: PLC0415  # few programs use it
+
+        return capture_wait(wait)
 
     def restore(self, state: dict[str, Any], queues: Sequence[WaitQueue] = ()) -> None:
         """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
 
-        Without any it is made again at once, and waits anew.
+        Without any it stands in none until its call is made again, unless it waits at a futex or by System V;
+        who waits for the host makes it in his turn.
         """
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
@@ -447,15 +461,23 @@ class Task:
         self.sequences, self.left = state["sequences"], state["left"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
-            at_futex = state["wait"]["futex"]
-            if at_futex is not None:
-                wait: Wait = FutexWait.restored(self.process.kernel.futexes, at_futex)
-            else:
-                wait = Wait(queues, **{name: state["wait"][name] for name in _OF_WAIT})
+            described = state["wait"]
+            wait = self._restored_wait(described, queues)
             self.start_waiting(wait, state["call"])
-            wait.stopped_at = state["wait"]["stopped_at"]
-            if at_futex is not None or queues:
-                self.waits = state["waits"]
-                return
-            self.waits = state["waits"] - (not state["wait"]["goes_on"])  # it is counted when it waits anew
-            self.wake()
+            wait.stopped_at, self.waits = described["stopped_at"], state["waits"]
+            makes_anew = described["at_host"] and not state["in_line"] and wait.stopped_at is None
+            if described["goes_on"]:
+                self.wake()
+            elif makes_anew and not queues:
+                self.waits -= 1  # it is counted when it waits anew
+                self.wake()
+
+    def _restored_wait(self, state: dict[str, Any], queues: Sequence[WaitQueue]) -> Wait:
+        kernel, kept = self.process.kernel, state["kept"]
+        if kept is None:
+            return Wait(queues, **{name: state[name] for name in _OF_WAIT})
+        if kept["kind"] == "futex":
+            return FutexWait.restored(kernel.futexes, kept)
+        from aether_emu.linux.ipc.capture import restored_wait  # noqa: PLC0415  # few programs use it
+
+        return restored_wait(kernel.with_system_v(), self, self.undo, kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from aether_emu.machine.memory.aperture import BeyondEnd
@@ -74,6 +75,10 @@ class SharedMemory(Backing):
     def restored(cls, physical: Physical, state: dict[str, Any]) -> SharedMemory:
         """The captured object, whose references the frame table already counts."""
         memory = cls(physical, state["pages"])
-        memory.renumber(state["number"])
-        memory._frames = dict(state["frames"])
+        memory.go_on(state["number"], state["frames"])
         return memory
+
+    def go_on(self, number: int, frames: Mapping[int, int]) -> None:
+        """Be the object that had this number and these frames, whose references are counted already."""
+        self.renumber(number)
+        self._frames = dict(frames)

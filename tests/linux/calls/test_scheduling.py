@@ -46,6 +46,10 @@ def test_what_is_refused_to_everybody_is_what_the_kernel_refuses(tmp_path: Path)
             twin.call("sched_getattr", 0, A(64), size, flags)
         for size, policy, how in ((47, 0, 0), (5000, 0, 0), (48, 9, 0), (48, 0, 0x80), (48, 0, 0x20)):
             twin.call("sched_setattr", 0, twin.put(64, struct.pack("<IIQiI", size, policy, how, 0, 0)), 0)
+        for times in ((0, 0, 0), (10**6, 100, 100), (1000, 10**8, 0), (10**6, 10**8, 10**7), (2000, 2000, 0)):
+            attributes = struct.pack("<IIQiIQQQ", 48, DEADLINE, 0, 0, 0, *times)
+            twin.call("sched_setattr", 0, twin.put(64, attributes), 0)
+        twin.call("sched_setscheduler", 0, DEADLINE, twin.put(64, bytes(4)))
         for which in (-1, 3):
             twin.call("getpriority", which, 0)
             twin.call("setpriority", which, 0, 0)
@@ -65,7 +69,9 @@ def test_an_ordinary_user_gives_up_but_does_not_take(served: Served) -> None:
     assert served("setpriority", 0, 0, 4) == -errno.EACCES
     served.process.limits[RLIMIT_NICE] = (16, 20)
     assert served("setpriority", 0, 0, 4) == 0
-    assert policy(FIFO, 1) == policy(ROUND_ROBIN, 9) == policy(DEADLINE) == -errno.EPERM
+    assert policy(FIFO, 1) == policy(ROUND_ROBIN, 9) == -errno.EPERM
+    served.put(0, struct.pack("<IIQiIQQQ", 48, DEADLINE, 0, 0, 0, 10**7, 10**8, 10**8))
+    assert served("sched_setattr", 0, BASE, 0) == -errno.EPERM
     served.process.limits[RLIMIT_RTPRIO] = (5, 5)
     assert policy(FIFO, 6) == -errno.EPERM and policy(FIFO, 5) == 0
     assert served("sched_getscheduler", 0) == FIFO

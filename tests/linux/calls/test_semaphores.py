@@ -13,9 +13,14 @@ import pytest
 
 from aether_emu.grants import Grants
 from aether_emu.linux.credentials import of_user
+from aether_emu.linux.ipc.capture import capture_wait, restored_wait
+from aether_emu.linux.ipc.messages import Message, ReceiveWait, SendWait, Wanted
+from aether_emu.linux.ipc.semaphores import Operation, SemaphoreWait
+from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.task.scheduler import Deadlock
 from aether_emu.linux.task.task import Task
-from aether_emu.state import StateError, capture, restore
+from aether_emu.linux.task.wait import Wait
+from aether_emu.state import capture, restore
 from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.calls.twin import ARGUMENTS, A, F, Twin
@@ -160,22 +165,57 @@ def test_threads_that_share_it_take_back_once() -> None:
         assert call(one, "semctl", number, 0, _REMOVE) == 0
 
 
-def test_a_machine_with_semaphores_is_not_captured() -> None:
+def test_what_is_there_goes_through_a_capture() -> None:
+    """With who is to get what it has waited for: a status, a message, that its set or queue was removed."""
     path = program("x86_64", "hello")
     with Machine("x86_64", ram="8M", aperture="4M") as machine:
         machine.load(path, grants=Grants(cwd=path.parent))
         task = machine.entry.task
-        number = call(task, "semget", _PRIVATE, 1, 0o600)
-        with pytest.raises(
-            StateError, match=rf"^set {number} of System V semaphores, which user 1000 has, can"
-        ):
-            capture(machine)
-        assert call(task, "semctl", number, 0, _REMOVE) == 0
-        assert call(task, "msgget", _PRIVATE, 0o600) == 0
-        with pytest.raises(
-            StateError, match=r"^System V message queue 0, which user 1000 has, can't be captured"
-        ):
-            capture(machine)
+        number, queue = call(task, "semget", 7, 3, _CREATE | 0o640), call(task, "msgget", 8, _CREATE | 0o600)
+        sets, queues = machine.kernel.with_system_v().semaphores, machine.kernel.with_system_v().messages
+        task.undo = Undo()
+        assert sets.numbered(number).perform([Operation(1, 4, _UNDO)], 17, task.undo) is None
+        queues.numbered(queue).send(Message(5, b"sent"), 18)
+        call(task, "semctl", call(task, "semget", _PRIVATE, 1, 0o600), 0, _REMOVE)
+        before = capture(machine)
+        with restore(before, grants=Grants(cwd=path.parent)) as again:
+            assert capture(again)["system_v"] == before["system_v"]
+            other = again.entry.task
+            assert other.undo is not None and other.undo.users == 1
+            for name in ("semget", "msgget"):
+                last = (1, 0o600) if name == "semget" else (0o600,)
+                made = [call(each, name, _PRIVATE, *last) for each in (task, other)]
+                assert made[0] == made[1]
+            other.leave_semaphores()
+            assert again.kernel.with_system_v().semaphores.numbered(number).values == [0, 0, 0]
+
+
+@pytest.mark.parametrize("removed", [False, True], ids=["there", "removed"])
+def test_a_wait_that_has_its_result_keeps_it(removed: bool) -> None:
+    with Machine("x86_64", ram="8M", aperture="4M") as machine:
+        machine.load(program("x86_64", "hello"), grants=Grants())
+        kept = machine.kernel.with_system_v()
+        task = machine.entry.task
+        number, other = call(task, "semget", _PRIVATE, 2, 0o600), call(task, "msgget", _PRIVATE, 0o600)
+        semaphores, queue = kept.semaphores.numbered(number), kept.messages.numbered(other)
+        undo = Undo()
+        operations = [Operation(1, -2, _UNDO)]
+        waits = (
+            SemaphoreWait(task, 5, semaphores, operations, operations[0], undo, 99),
+            ReceiveWait(task, 6, queue, Wanted("up to", 3), 44),
+            SendWait(queue, 12),
+        )
+        waits[0].status, waits[1].status, waits[1].message = -errno.ERANGE, 0, Message(2, b"said")
+        if removed:
+            semaphores.destroy()
+            queue.destroy()
+        for wait in waits:
+            described = capture_wait(wait)
+            assert described is not None
+            again = restored_wait(kept, task, undo, described)
+            assert capture_wait(again) == described
+            assert (again.what, again.deadline, again.restart) == (wait.what, wait.deadline, wait.restart)
+        assert capture_wait(Wait((), "another")) is None
 
 
 @pytest.mark.parametrize(

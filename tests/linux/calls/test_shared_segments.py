@@ -11,7 +11,7 @@ from aether_emu.grants import Grants
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.table import Kind
-from aether_emu.state import StateError, capture
+from aether_emu.state import capture, restore
 from aether_emu.system import Machine
 from tests.guests.running import program
 from tests.linux.task.scripts import CODE, DATA, SPIN, Several, call, made_by
@@ -99,12 +99,25 @@ def test_a_segment_has_an_owner_and_a_mode() -> None:
         assert call(task, "shmctl", number, _REMOVE, 0) == 0
 
 
-def test_a_machine_with_a_segment_is_not_captured() -> None:
-    path = program("x86_64", "hello")
-    with Machine("x86_64", ram="8M", aperture="4M") as machine:
+@ISAS
+def test_a_segment_that_nobody_removed_ends_with_the_machine_and_goes_through_a_capture(isa: str) -> None:
+    path = program(isa, "hello")
+    with Machine(isa, ram="8M", aperture="4M") as machine:
         machine.load(path, grants=Grants(cwd=path.parent))
         assert machine.run_for(20) is None
-        number = call(machine.entry.task, "shmget", 0, 4096, 0o600)
-        with pytest.raises(StateError, match=f"System V segment {number}, which process [0-9]+ made,"):
-            capture(machine)
-        assert call(machine.entry.task, "shmctl", number, _REMOVE, 0) == 0
+        task = machine.entry.task
+        kept, gone = (call(task, "shmget", key, 9000, _CREATE | 0o640) for key in (_KEY, 0))
+        at = call(task, "shmat", kept, 0, 0), call(task, "shmat", gone, 0, 0)
+        for number, address in enumerate(at):
+            task.process.write(address + 5000, b"text %d" % number)
+        assert call(task, "shmctl", gone, _REMOVE, 0) == 0
+        before = capture(machine)
+        with restore(before, grants=Grants(cwd=path.parent)) as again:
+            assert capture(again)["system_v"] == before["system_v"]
+            other = again.entry.task
+            assert [other.process.read(address + 5000, 6) for address in at] == [b"text 0", b"text 1"]
+            assert call(other, "shmget", _KEY, 0, 0) == kept
+            assert call(other, "shmdt", at[1]) == 0
+            assert call(other, "shmat", gone, 0, 0) == -errno.EINVAL, "it ended with its last area"
+            made = [call(each, "shmget", 0, 4096, 0o600) for each in (task, other)]
+            assert made[0] == made[1]

@@ -288,16 +288,40 @@ def test_a_process_ends_without_leaving_descriptors(guest: Guest) -> None:
     assert host_descriptors() == before
 
 
-def test_a_pseudo_terminal_is_refused_by_process_and_descriptor(guest: Guest) -> None:
-    fd = guest.files.open(CWD, b"/dev/ptmx", fl.O_RDWR)
+def test_a_refusal_names_process_and_descriptor(guest: Guest) -> None:
+    fd = guest.create(b"f")
+    guest.files.unlink(CWD, b"f")
     own = guest.files.proc
     assert isinstance(own, Source)
     own.own = {"comm": Text(lambda: b"a name\n")}
     with pytest.raises(
-        CaptureError,
-        match=rf"^a pseudo-terminal is open as descriptor {fd} of process 17 \(a name\): [^\n]*$",
+        CaptureError, match=rf"^[^\n]*is open as descriptor {fd} of process 17 \(a name\): [^\n]*$"
     ):
         capture([guest.files])
+
+
+@pytest.mark.parametrize("where", [b"/w/fifo", b"/tmp/fifo"])
+def test_a_named_pipe_keeps_its_name_and_what_is_in_it(guest: Guest, again: Again, where: bytes) -> None:
+    files = guest.files
+    files.mknod(CWD, where, 0o010600)
+    fd = files.open(CWD, where, fl.O_RDWR)
+    files.write(fd, b"in flight")
+    state = capture([files])
+    assert_plain(state)
+    (restored,) = again(state).processes
+    assert capture([restored]) == state
+    other = restored.open(CWD, where, fl.O_RDONLY | fl.O_NONBLOCK)
+    assert restored.read(other, 100) == b"in flight"
+
+
+def test_a_pseudo_terminal_keeps_what_was_typed(guest: Guest, again: Again) -> None:
+    fd = guest.files.open(CWD, b"/dev/ptmx", fl.O_RDWR)
+    guest.files.write(fd, b"half a line")
+    state = capture([guest.files])
+    assert_plain(state)
+    (restored,) = again(state).processes
+    assert capture([restored]) == state
+    assert restored.read(fd, 100) == b"half a line", "the echo"
 
 
 def test_packets_in_a_pipe_stay_packets(guest: Guest, again: Again) -> None:

@@ -41,6 +41,7 @@ static int finish(void) {
     static char all[8192], *lines[256];
     int size = 0, got;
     while ((got = read(open_pipe[0], all + size, sizeof all - 1 - size)) > 0) size += got;
+    all[size] = 0;
     while (wait(&status) > 0) failed += status != 0;
     for (char *line = strtok(all, "\n"); line; line = strtok(0, "\n")) lines[count++] = line;
     qsort(lines, count, sizeof *lines, by_text);
@@ -78,7 +79,7 @@ static unsigned pour(int fd, int total, unsigned seed) {
 }
 
 static unsigned drain(int fd, unsigned seed, int *total) {
-    static unsigned char into[9000];
+    unsigned char into[9000]; /* threads do this at once */
     unsigned sum = 7;
     int got;
     *total = 0;
@@ -264,12 +265,11 @@ static void serve(const char *name, int is_abstract, const char *label) {
 }
 
 static void names(void) {
-    serve("/tmp/wires-stream", 0, "path"), serve("wires", 1, "abstract");
+    serve("wires-stream", 0, "path"), serve("wires", 1, "abstract");
     struct sockaddr_un address, own;
-    socklen_t length = named(&address, "/tmp/wires-datagrams", 0);
+    socklen_t length = named(&address, "wires-datagrams", 0);
     int receiver = socket(AF_UNIX, SOCK_DGRAM, 0);
     char text[100];
-    unlink(address.sun_path);
     CHECK(bind(receiver, (void *)&address, length));
     for (int i = 0; i < 3; i++)
         if (!child()) { /* more than the receiver's inbox takes */
@@ -277,7 +277,7 @@ static void names(void) {
             snprintf(text, sizeof text, "from %d", i);
             length = named(&own, text, 1);
             CHECK(bind(fd, (void *)&own, length));
-            length = named(&address, "/tmp/wires-datagrams", 0);
+            length = named(&address, "wires-datagrams", 0);
             CHECK(connect(fd, (void *)&address, length));
             for (int k = 0; k < 15; k++) CHECK(send(fd, block, k + 1, 0));
             done();
@@ -299,17 +299,16 @@ static void names(void) {
 static void fifos(void) {
     int got;
     char text[100];
-    unlink("/tmp/wires-fifo"), unlink("/tmp/wires-second"), unlink("/tmp/wires-both");
-    CHECK(mkfifo("/tmp/wires-fifo", 0600));
-    CHECK(mkfifo("/tmp/wires-second", 0600));
-    CHECK(mkfifo("/tmp/wires-both", 0600));
+    CHECK(mkfifo("wires-fifo", 0600));
+    CHECK(mkfifo("wires-second", 0600));
+    CHECK(mkfifo("wires-both", 0600));
     if (!child()) { /* waits in open, then reads to the end, three times */
         for (int i = 0; i < 3; i++) {
-            int fd = open("/tmp/wires-fifo", O_RDONLY);
+            int fd = open("wires-fifo", O_RDONLY);
             CHECK(fd);
             say("fifo read", drain(fd, i, &got)), say("fifo bytes", got);
             close(fd);
-            fd = open("/tmp/wires-second", O_WRONLY);
+            fd = open("wires-second", O_WRONLY);
             CHECK(fd);
             CHECK(write(fd, "go on", 5));
             close(fd);
@@ -318,11 +317,11 @@ static void fifos(void) {
     }
     if (!child()) {
         for (int i = 0; i < 3; i++) {
-            int fd = open("/tmp/wires-fifo", O_WRONLY);
+            int fd = open("wires-fifo", O_WRONLY);
             CHECK(fd);
             say("fifo read", pour(fd, 70000 + i, i));
             close(fd);
-            fd = open("/tmp/wires-second", O_RDONLY);
+            fd = open("wires-second", O_RDONLY);
             CHECK(fd);
             got = read(fd, text, sizeof text);
             say("fifo told", got);
@@ -331,9 +330,9 @@ static void fifos(void) {
         done();
     }
     if (!child()) { /* both sides at once, by poll; and without a name */
-        int both = open("/tmp/wires-both", O_RDWR | O_NONBLOCK);
+        int both = open("wires-both", O_RDWR | O_NONBLOCK);
         CHECK(both);
-        unlink("/tmp/wires-both");
+        unlink("wires-both");
         long moved = 0, full = 0;
         struct pollfd waits = {both, POLLIN | POLLOUT, 0};
         for (int i = 0; i < 40; i++) {
@@ -403,11 +402,17 @@ static void terminals(void) {
         while (!resized) poll(0, 0, 3);
         CHECK(ioctl(slave, TIOCGWINSZ, &size));
         say("terminal size", size.ws_row * 1000 + size.ws_col);
-        CHECK(write(slave, "key>", 4));
-        while (!interrupted)
-            if ((got = read(slave, text, sizeof text)) >= 0) say("terminal read", got);
+        sigset_t key, none;
+        sigemptyset(&none), sigemptyset(&key), sigaddset(&key, SIGINT);
+        sigprocmask(SIG_BLOCK, &key, 0);
         struct termios modes;
         CHECK(tcgetattr(slave, &modes));
+        modes.c_lflag |= NOFLSH; /* else the key may take away what is written next */
+        CHECK(tcsetattr(slave, TCSANOW, &modes));
+        CHECK(write(slave, "key>", 4));
+        struct pollfd waits = {slave, POLLIN, 0};
+        while (!interrupted)
+            if ((got = ppoll(&waits, 1, 0, &none)) >= 0) say("terminal typed", got);
         cfmakeraw(&modes);
         modes.c_cc[VMIN] = 5, modes.c_cc[VTIME] = 3;
         CHECK(tcsetattr(slave, TCSAFLUSH, &modes));
@@ -722,7 +727,10 @@ int main(int count, char **arguments) {
         {"pairs", pairs}, {"names", names}, {"fifos", fifos}, {"terminals", terminals}, {"tcp", streams},
         {"udp", datagrams}, {"sets", sets}, {"owners", owners},
     };
+    char place[] = "/tmp/wires-XXXXXX"; /* where the names are, of this run alone */
     signal(SIGPIPE, SIG_IGN);
+    if (!mkdtemp(place)) CHECK(-1);
+    CHECK(chdir(place));
     for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++)
         if (count < 2 || !strcmp(arguments[1], kinds[i].name)) {
             printf("== %s\n", kinds[i].name), fflush(stdout);
@@ -732,5 +740,8 @@ int main(int count, char **arguments) {
             fflush(stdout);
             close(open_pipe[0]);
         }
+    const char *names[] = {"wires-stream", "wires-datagrams", "wires-fifo", "wires-second"};
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++) unlink(names[i]);
+    CHECK(rmdir(place));
     return 0;
 }

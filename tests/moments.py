@@ -1,0 +1,64 @@
+"""Runs that are cut: captured at some moments, each time restored into a new machine that goes on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+
+from aether_emu import state
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.observe import stats
+from aether_emu.records import dataclass
+from aether_emu.system import Machine
+
+PROGRAMS = Path(__file__).parent / "programs" / "bin"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a run left behind. The statistics have its virtual time, and its blocks."""
+
+    status: int
+    output: str
+    statistics: dict[str, object]
+
+    @property
+    def blocks(self) -> int:
+        """How many were executed."""
+        blocks = self.statistics["blocks_executed"]
+        assert isinstance(blocks, int)
+        return blocks
+
+
+def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int = 2) -> Told:
+    """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
+
+    A block takes `block` ns.
+    """
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block})
+    try:
+        machine.load(PROGRAMS / isa / words[0], words, streams=streams)
+        stats.prepare(machine)
+        for moment in moments:
+            left = moment - machine.cpu.blocks
+            if left <= 0 or machine.run_for(left) is not None:
+                continue
+            if machine.process is None or machine.process.is_over:
+                break  # it has ended, and is not let go yet
+            described = state.capture(machine)
+            machine.close()
+            machine = state.restore(described, streams=streams)
+        ended = machine.run()
+        told = stats.collect(machine, 0)
+    finally:
+        machine.close()
+    written = streams["stdout"].written + streams["stderr"].written
+    return Told(ended.status, bytes(written).decode(), told)
+
+
+def seeded(blocks: int, count: int, *about: object) -> list[int]:
+    """So many moments of a run of `blocks`."""
+    chance = random.Random(repr(about))
+    return sorted(chance.randrange(1, blocks) for _ in range(count))
