@@ -215,7 +215,7 @@ class Files(DescriptorOperations):
             tree.allows(self.namespace, place, os.X_OK)
             file = opening.open_place(self.namespace, place, fl.O_RDONLY, judged=True)
         file.hold()
-        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
+        if isinstance(file, HostData) and not self.namespace.is_written(file.key):
             return file
         file.let_go()
         if isinstance(file, HostData):
