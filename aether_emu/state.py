@@ -73,6 +73,8 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
+    if machine.config.cpus > 1:
+        raise StateError("a machine of several CPUs can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
