@@ -177,8 +177,8 @@ class OpenFile:
         return ()
 
     def poll(self) -> int:
-        """The poll(2) events that hold now."""
-        return (POLLIN if self.readable else 0) | (POLLOUT if self.writable else 0)
+        """The poll(2) events that hold now: both, however it is open, where nothing waits."""
+        return POLLIN | POLLOUT
 
     # Description
 

@@ -195,12 +195,12 @@ class OwnFile(StoredFile):
         return super().pwrite(data, offset)
 
     def reopen(self, flags: int) -> OpenFile:
-        """See `OpenFile.reopen`: from its beginning. Refused(EACCES) for more access than it has."""
+        """See `OpenFile.reopen`: from its beginning. More access than it has, only a grant can give."""
         opened = flags & fl.O_ACCMODE
         if (opened != fl.O_WRONLY and not self.readable) or (
             opening.wants_write(flags) and not self.writable
         ):
-            raise Refused(errno.EACCES, f"{self.name} was not given for that")
+            return self._open_granted(flags)
         with host.refusals(self.name):
             fd = os.open(host.by_descriptor(self.host_fd), fl.to_host(flags))
         if flags & fl.O_TRUNC:
@@ -210,6 +210,14 @@ class OwnFile(StoredFile):
                 os.close(fd)
                 raise
         return OwnFile(self.namespace, self.name, fd, flags, reopened=True)
+
+    def _open_granted(self, flags: int) -> OpenFile:
+        """Open it by its name in a grant. Refused(EACCES) if it has none."""
+        place = _granted(self.namespace, self.host_fd, os.fstat(self.host_fd))
+        if place is None:
+            raise Refused(errno.EACCES, f"{self.name} was not given for that")
+        with place:
+            return opening.open_place(self.namespace, place, flags)
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
