@@ -22,12 +22,13 @@ from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.own_streams import is_closed, open_stream
 from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.standing import Standing
 from aether_emu.linux.files.stat import Stat, StatFs
-from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
+from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.files.synthetic import Link, Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
 from aether_emu.linux.files.tmp_nodes import TmpNode
@@ -79,17 +80,17 @@ class Files(DescriptorOperations):
         return Files(self.namespace, proc, table=table, standing=standing)
 
     def attach(self, streams: Mapping[str, Stream]) -> None:
-        """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2."""
+        """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2.
+
+        What the host has closed is closed for the guest.
+        """
         names = ("stdin", "stdout", "stderr")
         console = self.namespace.terminals.find_console({name: streams[name] for name in names})
         for fd, name in enumerate(names):
             stream = streams[name]
-            terminal = console if stream.terminal_size() is not None else None
-            if terminal is None:
-                stat = self.namespace.nameless_stat(modes.S_IFIFO | 0o600)
-            else:
-                stat = self.stat(fl.AT_FDCWD, terminal.name)
-            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat, terminal))
+            if not is_closed(stream):
+                terminal = console if stream.terminal_size() is not None else None
+                self.table.place(fd, open_stream(self.namespace, name, stream, terminal))
 
     def close_on_exec(self) -> None:
         """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""
