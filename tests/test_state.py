@@ -14,7 +14,7 @@ from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.calls.futex_words import Word, move
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.memory_file import create_memory
+from aether_emu.linux.files.memory_file import MemoryFile, create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.deadlock import Deadlock
@@ -456,3 +456,21 @@ def test_who_writes_and_executes_files_is_part_of_the_state(isa: str, tmp_path: 
     machine.close()
     assert written + streams["stdout"].written == (_PROGRAMS / "expected" / "busy.txt").read_bytes()
     assert captures >= 20
+
+
+def test_which_descriptions_keep_a_memory_file_from_being_executed_is_part_of_the_state() -> None:
+    machine, _streams_of_it = _loaded(X86_64, "hello")
+    assert machine.process is not None and machine.namespace is not None
+    first = create_memory(machine.namespace, b"m", 0)
+    machine.process.files.table.place(10, first, cloexec=False)
+    before = state.restore(state.capture(machine), streams=_streams())
+    machine.process.files.table.place(11, first.reopen(fl.O_RDWR), cloexec=False)
+    after = state.restore(state.capture(machine), streams=_streams())
+    for each, written in ((before, False), (machine, True), (after, True)):
+        assert each.process is not None and each.namespace is not None
+        file = each.process.files.table.file(10)
+        assert isinstance(file, MemoryFile)
+        assert each.namespace.is_written(file.key) is written
+        each.process.files.table.close_each([11] if written else [])
+        assert not each.namespace.is_written(file.key)
+        each.close()

@@ -122,12 +122,12 @@ def _unwritten(error: OSError) -> int:
 def _fill_standard_streams() -> None:
     """A descriptor that was closed must not become one of the machine's own: the guest has it as a stream.
 
-    What is there instead answers as a closed one, with EBADF: it cannot be read, or not be written.
+    What is there instead answers as a closed one, with EBADF, and is closed to the guest (`own_streams`).
     """
-    for fd, useless in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+    for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, useless)  # the lowest free number
+            os.open(os.devnull, os.O_PATH)  # the lowest free number
     if sys.stdout is None:  # Python's for a closed one would take everything without a word
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # as long as the process

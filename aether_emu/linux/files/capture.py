@@ -29,6 +29,7 @@ from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.notices import ProcessFile, SignalFile, TimerFile
 from aether_emu.linux.files.open_file import POLLIN, POLLOUT, OpenFile
+from aether_emu.linux.files.own_streams import OwnFile, open_stream
 from aether_emu.linux.files.ownership import Owner, Tell, set_asynchronous
 from aether_emu.linux.files.pipe import EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.place import Place, text
@@ -308,7 +309,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
         described["socket"] = seen.socket(file)
     elif isinstance(file, MemoryFile):
         described["memory"], described["is_writer"] = seen.shared(file.memory), file.is_writer
-    elif isinstance(file, EventCounter | StreamFile | TextFile):
+    elif isinstance(file, EventCounter | TextFile) or file.kind == StreamFile.kind:
         described["stat"] = list(astuple(file.stat()))
     elif isinstance(file, EpollFile):
         described["stat"] = list(astuple(file.stat()))
@@ -435,7 +436,8 @@ class _Restoring:
             described = self._state["files"][index]
             file = self._make(described, viewer)
             file.hold()
-            file.position = described["position"]
+            if file.kind != StreamFile.kind or described.get("reopened"):
+                file.position = described["position"]  # a stream that is given anew stands where it was put
             self._files[index] = file
             if "owner" in described:
                 self._give_owner(file, *described["owner"])
@@ -470,10 +472,7 @@ class _Restoring:
         if kind == "eventfd":
             return EventCounter(described["value"], described["semaphore"], flags, Stat(*described["stat"]))
         if kind == "stream":
-            name = described["name"]
-            stream, stat = self._streams[name], Stat(*described["stat"])
-            console = self._namespace.terminals.console if stream.terminal_size() is not None else None
-            return StreamFile(name, stream, flags, stat, console, described["path"])
+            return self._stream(described)
         if kind == "memory":
             memory = MemoryFile(self._memory(described["memory"]).memory, flags)
             if described["is_writer"]:
@@ -502,6 +501,20 @@ class _Restoring:
         file.dentry.detached = name["detached"]
         file.go_on(*described["opening"])
         return file
+
+    def _stream(self, described: State) -> OpenFile:
+        """The stream of that name, as whatever is given now."""
+        name, flags, stat = described["name"], described["flags"], Stat(*described["stat"])
+        stream = self._streams[name]
+        console = self._namespace.terminals.console if stream.terminal_size() is not None else None
+        file = open_stream(self._namespace, name, stream, console, (flags, stat, described["path"]))
+        if not described.get("reopened") or not isinstance(file, OwnFile):
+            return file
+        file.hold()
+        try:
+            return file.reopen(flags)
+        finally:
+            file.let_go()
 
     def _find(self, described: State, viewer: Files) -> OpenFile:
         """Open again by guest path."""

@@ -22,12 +22,13 @@ from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
+from aether_emu.linux.files.own_streams import is_closed, open_stream
 from aether_emu.linux.files.place import Entry, GuestPath, Place, place_of, text
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.standing import Standing
 from aether_emu.linux.files.stat import Stat, StatFs
-from aether_emu.linux.files.streams import Stream, StreamFile, standard_flags
+from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.files.synthetic import Link, Opened
 from aether_emu.linux.files.table import DEFAULT_LIMIT, DescriptorTable
 from aether_emu.linux.files.tmp_nodes import TmpNode
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from aether_emu.linux.net.unix import UnixSocket
 
 _MOST_CREATE_RACES = 40
+_NODES = (0, modes.S_IFREG, modes.S_IFIFO, modes.S_IFSOCK, modes.S_IFCHR, modes.S_IFBLK)
+"""What mknod(2) makes: 0 is a regular file."""
 _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
 """`stat` flags: with AT_NO_AUTOMOUNT and AT_STATX_*, which have nothing to change here."""
 
@@ -77,17 +80,17 @@ class Files(DescriptorOperations):
         return Files(self.namespace, proc, table=table, standing=standing)
 
     def attach(self, streams: Mapping[str, Stream]) -> None:
-        """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2."""
+        """Open the standard streams, "stdin", "stdout" and "stderr", as descriptors 0, 1 and 2.
+
+        What the host has closed is closed for the guest.
+        """
         names = ("stdin", "stdout", "stderr")
         console = self.namespace.terminals.find_console({name: streams[name] for name in names})
         for fd, name in enumerate(names):
             stream = streams[name]
-            terminal = console if stream.terminal_size() is not None else None
-            if terminal is None:
-                stat = self.namespace.nameless_stat(modes.S_IFIFO | 0o600)
-            else:
-                stat = self.stat(fl.AT_FDCWD, terminal.name)
-            self.table.place(fd, StreamFile(name, stream, standard_flags(name, stream), stat, terminal))
+            if not is_closed(stream):
+                terminal = console if stream.terminal_size() is not None else None
+                self.table.place(fd, open_stream(self.namespace, name, stream, terminal))
 
     def close_on_exec(self) -> None:
         """execve(2) succeeded: descriptors marked FD_CLOEXEC close."""
@@ -449,6 +452,10 @@ class Files(DescriptorOperations):
 
     def mknod(self, dirfd: int, path: bytes, mode: int) -> None:
         """mknodat(2) of regular files, named pipes and sockets; EPERM for devices."""
+        if modes.S_IFMT(mode) == modes.S_IFDIR:
+            raise Refused(errno.EPERM, "mkdir makes directories")
+        if modes.S_IFMT(mode) not in _NODES:
+            raise Refused(errno.EINVAL, f"mode {mode:o}")
         with self._entry(dirfd, path) as entry:
             tree.make_file(self.namespace, entry, mode, self.mask)
 

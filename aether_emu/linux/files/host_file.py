@@ -136,24 +136,17 @@ class HostData(Seekable):
             os.fsync(self.host_fd)
 
 
-class HostFile(HostData, Named):
-    """A regular file inside a grant."""
+class StoredFile(HostData):
+    """A regular file of the host. `dentry` is what it is called."""
 
-    kind = "file"
     largest = LARGEST_FILE
 
-    def __init__(self, namespace: Namespace, place: Place, host_fd: int, flags: int) -> None:
-        status = os.fstat(host_fd)
-        inode = namespace.inode(place)
-        super().__init__(namespace, host_fd, flags, inode, namespace.host_stat(place.mount, status, inode))
-        self.dentry: Dentry = namespace.remember(place)
+    def __init__(self, namespace: Namespace, dentry: Dentry, host_fd: int, flags: int, inode: Inode) -> None:
+        stat = namespace.host_stat(dentry.mount, os.fstat(host_fd), inode)
+        super().__init__(namespace, host_fd, flags, inode, stat)
+        self.dentry = dentry
         if self.writable:
             self.begin_writing()
-
-    @property
-    def writable_grant(self) -> bool:
-        """See `HostData.writable_grant`."""
-        return self.dentry.mount.writable
 
     def stat(self) -> Stat:
         """See `OpenFile.stat`."""
@@ -166,6 +159,20 @@ class HostFile(HostData, Named):
     def link(self) -> bytes:
         """See `OpenFile.link`."""
         return self.dentry.shown(os.fstat(self.host_fd).st_nlink == 0)
+
+
+class HostFile(StoredFile, Named):
+    """A regular file inside a grant."""
+
+    kind = "file"
+
+    def __init__(self, namespace: Namespace, place: Place, host_fd: int, flags: int) -> None:
+        super().__init__(namespace, namespace.remember(place), host_fd, flags, namespace.inode(place))
+
+    @property
+    def writable_grant(self) -> bool:
+        """See `HostData.writable_grant`."""
+        return self.dentry.mount.writable
 
     def place(self) -> Place:
         """See `Named.place`."""

@@ -59,12 +59,13 @@ class OpenFile:
     ignores_seeks: ClassVar[bool] = False
     """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
     is_socket: ClassVar[bool] = False
+    position: int = 0
+    """Where the next byte is read or written."""
     is_terminal = False
     """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
     def __init__(self, flags: int, stat: Stat) -> None:
         self.flags = flags & ~fl.ONLY_AT_OPEN
-        self.position = 0
         self._stat = stat
         self._holders = 0
         self.on_last_close: Callable[[OpenFile], None] | None = None
@@ -176,8 +177,8 @@ class OpenFile:
         return ()
 
     def poll(self) -> int:
-        """The poll(2) events that hold now."""
-        return (POLLIN if self.readable else 0) | (POLLOUT if self.writable else 0)
+        """The poll(2) events that hold now: both, however it is open, where nothing waits."""
+        return POLLIN | POLLOUT
 
     # Description
 

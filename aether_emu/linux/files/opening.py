@@ -114,7 +114,7 @@ def open_place(namespace: Namespace, place: Place, flags: int, *, judged: bool =
         return PathOnly(namespace, place, os.dup(place.fd) if place.fd >= 0 else -1, flags)
     if place.is_link:
         raise Refused(errno.ELOOP, f"{shown(text(place.path))} is a symbolic link")
-    if place.is_directory:
+    if place.is_directory and not isinstance(place.node, Opened):
         return _open_directory(namespace, place, flags)
     if not judged:
         namespace.rights.require(place, _rights(flags) | (os.W_OK if flags & fl.O_TRUNC else 0))

@@ -1,15 +1,17 @@
 """The standard streams: the host's descriptors 0, 1 and 2, or whatever the caller puts in their place.
 
-They pass bytes through and have no position. To the guest a stream is a terminal if it really is one and
-a pipe otherwise, so that a run prints the same into a file, a pipe or a test. What is more of a terminal than
-its bytes is in `tty/console`.
+Here are those that pass bytes through and have no position: to the guest they are a terminal if they really
+are one, what the host's descriptor is, and a pipe where there is none. What is more of a terminal than its
+bytes is in `tty/console`; files, devices and directories of the host are in `own_streams`.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
+import stat as modes
 from typing import Protocol
 
 from aether_emu.linux.files import flags as fl
@@ -63,6 +65,14 @@ class DescriptorStream:
         self.fd = fd
         self._room = select.poll()
         self._room.register(fd, select.POLLOUT)
+
+    def flags(self) -> int | None:
+        """The host's status flags; None if the descriptor is closed, or names a place only (O_PATH)."""
+        try:
+            flags = fcntl.fcntl(self.fd, fcntl.F_GETFL)
+        except OSError:
+            return None
+        return None if flags & os.O_PATH else flags
 
     def read(self, count: int) -> bytes:
         """See `Stream.read`."""
@@ -211,10 +221,18 @@ class StreamFile(OpenFile):
 
     def link(self) -> bytes:
         """See `OpenFile.link`."""
-        return b"pipe:[%d]" % self._stat.ino if self.terminal is None else self._path or self.terminal.name
+        if self.terminal is not None:
+            return self._path or self.terminal.name
+        if modes.S_ISFIFO(self._stat.mode):
+            return b"pipe:[%d]" % self._stat.ino
+        return (
+            b"socket:[%d]" % self._stat.ino if modes.S_ISSOCK(self._stat.mode) else b"/" + self.name.encode()
+        )
 
     def reopen(self, flags: int) -> OpenFile:
-        """The same stream under other flags: a second one with its own position would overwrite the first."""
+        """The same stream under other flags. Refused(ENXIO) for a socket, as on Linux."""
+        if modes.S_ISSOCK(self._stat.mode):
+            return super().reopen(flags)
         return StreamFile(self.name, self.stream, flags, self._stat, self.terminal, self._path)
 
     def capture(self) -> dict[str, object]:
@@ -223,7 +241,9 @@ class StreamFile(OpenFile):
 
 
 def standard_flags(name: str, stream: Stream) -> int:
-    """How a stream is open: a terminal both ways, else as its name says."""
+    """How a stream is open: a terminal both ways, others as the host's descriptor, or as the name says."""
     if stream.terminal_size() is not None:
         return fl.O_RDWR
+    if isinstance(stream, DescriptorStream) and (flags := stream.flags()) is not None:
+        return flags & (fl.O_ACCMODE | fl.O_APPEND)
     return fl.O_RDONLY if name == "stdin" else fl.O_WRONLY

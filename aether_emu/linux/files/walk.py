@@ -207,7 +207,8 @@ class Walk:
                 here.node.require_search()
             entry = here.node.entries.get(name)
             return None if entry is None else Place(here.mount, path, node=entry, inode=entry.inode)
-        assert isinstance(here.node, Directory)
+        if not isinstance(here.node, Directory):
+            raise Refused(errno.EACCES, "a directory that was given as a stream leads nowhere")
         self._require_search(here)
         node = here.node.children().get(name)
         return None if node is None else Place(here.mount, path, node=node)

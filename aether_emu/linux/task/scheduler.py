@@ -69,7 +69,7 @@ class Pause(Exception):
 
 def _may_speak(files: Files) -> bool:
     """Whether a writable standard stream is open."""
-    return any(isinstance(file, StreamFile) and file.writable for file in files.open_files().values())
+    return any(file.kind == StreamFile.kind and file.writable for file in files.open_files().values())
 
 
 def _turn_of(sleeper: tuple[int, int, Task, Wait]) -> tuple[int, int]:

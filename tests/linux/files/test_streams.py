@@ -8,6 +8,7 @@ import pty
 import struct
 import termios
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -187,3 +188,24 @@ def test_the_host_descriptor_stays_open(pair: tuple[int, int]) -> None:
     files = process(DescriptorStream(pair[0]), DescriptorStream(pair[1]))
     end(files)
     assert os.write(pair[1], b"x") == 1
+
+
+def test_nothing_is_reached_through_a_directory_that_no_grant_shows(tmp_path: Path) -> None:
+    (tmp_path / "inside").write_text("hidden")
+    directory = os.open(tmp_path, os.O_RDONLY)
+    files = process(DescriptorStream(directory), BufferStream())
+    assert files.fstat(0).is_directory
+    assert files.readlink(CWD, b"/proc/self/fd/0", 99) == b"/stdin"
+    with refused(errno.EISDIR):
+        files.read(0, 1)
+    for attempt in (
+        lambda: files.open(0, b"inside", fl.O_RDONLY),
+        lambda: files.open(CWD, b"/dev/stdin/inside", fl.O_RDONLY),
+        lambda: files.open(CWD, b"/dev/stdin", fl.O_RDONLY | fl.O_DIRECTORY),
+        lambda: files.getdents64(0, 999),
+        lambda: files.fchdir(0),
+    ):
+        with refused(errno.EACCES, errno.ENOTDIR):
+            attempt()
+    end(files)
+    os.close(directory)
