@@ -57,6 +57,8 @@ static void spread(void) {
 
 static void pin(void) {
     int there = sysconf(_SC_NPROCESSORS_ONLN), right = 0;
+    cpu_set_t all;
+    sched_getaffinity(0, sizeof all, &all);
     for (int i = 0; i < there; i++) {
         cpu_set_t set;
         CPU_ZERO(&set), CPU_SET(i, &set);
@@ -71,6 +73,7 @@ static void pin(void) {
         wait(&status);
         right += WEXITSTATUS(status);
     }
+    sched_setaffinity(0, sizeof all, &all);
     printf("pinned: %d\n", right == 2 * there);
 }
 
