@@ -59,6 +59,8 @@ class OpenFile:
     ignores_seeks: ClassVar[bool] = False
     """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
     is_socket: ClassVar[bool] = False
+    hears_of_closing: ClassVar[bool] = False
+    """Whether each closed descriptor matters, and not only the last one."""
     is_terminal = False
     """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
@@ -104,6 +106,9 @@ class OpenFile:
 
     def release(self) -> None:
         """Give back what the host lent."""
+
+    def descriptor_closed(self, table: object) -> None:
+        """A descriptor of it in `table` is closed, though others may be left: if it `hears_of_closing`."""
 
     # Access
 
