@@ -14,7 +14,7 @@ from aether_emu.linux.calls import memory
 from aether_emu.linux.calls.epolling import sys_epoll_create1
 from aether_emu.linux.calls.futex_words import Word, move
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.memory_file import create_memory
+from aether_emu.linux.files.memory_file import MemoryFile, create_memory
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.futex import FutexWait
@@ -314,14 +314,14 @@ def test_a_mapped_file_that_could_not_be_found_again_is_refused_by_capture(tmp_p
     machine.close()
 
 
-_THREADS = Path(__file__).parent / "programs" / "bin"
+_PROGRAMS = Path(__file__).parent / "programs"
 _FEW, _MANY = 4, 60
 
 
 def _of_many(isa: str) -> tuple[Machine, dict[str, BufferStream]]:
     streams = _streams()
     machine = Machine(isa, ram="32M", aperture="8M", seed=5)
-    machine.load(_THREADS / isa / "threads", ["threads", "race", "60"], streams=streams)
+    machine.load(_PROGRAMS / "bin" / isa / "threads", ["threads", "race", "60"], streams=streams)
     stats.prepare(machine)
     return machine, streams
 
@@ -436,3 +436,40 @@ def test_the_programs_terminal_is_restored_if_there_is_one() -> None:
         restored.run()
         restored.close()
     machine.close()
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_who_writes_and_executes_files_is_part_of_the_state(isa: str, tmp_path: Path) -> None:
+    """`busy` writes what is executed and executes what is written: in /dev/shm, and in memory files."""
+    grants = Grants(cwd=tmp_path, binds=[Bind(tmp_path, str(tmp_path), writable=True)])
+    machine, streams = Machine(isa, ram="32M", seed=5), _streams()
+    machine.load(_PROGRAMS / "bin" / isa / "busy", ["busy"], streams=streams, grants=grants)
+    written, captures = b"", 0
+    while machine.run_for(500) is None:
+        if b"/dev/shm" in written + streams["stdout"].written:
+            snapshot = state.capture(machine)
+            machine.close()
+            written += streams["stdout"].written
+            streams, captures = _streams(), captures + 1
+            machine = state.restore(snapshot, grants=grants, streams=streams)
+    machine.close()
+    assert written + streams["stdout"].written == (_PROGRAMS / "expected" / "busy.txt").read_bytes()
+    assert captures >= 20
+
+
+def test_which_descriptions_keep_a_memory_file_from_being_executed_is_part_of_the_state() -> None:
+    machine, _streams_of_it = _loaded(X86_64, "hello")
+    assert machine.process is not None and machine.namespace is not None
+    first = create_memory(machine.namespace, b"m", 0)
+    machine.process.files.table.place(10, first, cloexec=False)
+    before = state.restore(state.capture(machine), streams=_streams())
+    machine.process.files.table.place(11, first.reopen(fl.O_RDWR), cloexec=False)
+    after = state.restore(state.capture(machine), streams=_streams())
+    for each, written in ((before, False), (machine, True), (after, True)):
+        assert each.process is not None and each.namespace is not None
+        file = each.process.files.table.file(10)
+        assert isinstance(file, MemoryFile)
+        assert each.namespace.is_written(file.key) is written
+        each.process.files.table.close_each([11] if written else [])
+        assert not each.namespace.is_written(file.key)
+        each.close()

@@ -19,6 +19,7 @@ _STATUS = {
     "memory": 0,
     "numbers": 0,
     "exec": 0,
+    "busy": 0,
     "clone": 0,
     "threads": 0,
     "control": -signal.SIGABRT,

@@ -65,6 +65,7 @@ FAMILIES: dict[str, str] = {
         pause rt_sigaction rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn
         rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sigaltstack""",
     "time": "clock_getres clock_gettime clock_nanosleep gettimeofday nanosleep time times",
+    "administration": "adjtimex clock_adjtime clock_settime settimeofday syslog",
     "timers": """
         alarm getitimer setitimer timer_create timer_delete timer_getoverrun timer_gettime
         timer_settime""",

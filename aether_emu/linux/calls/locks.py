@@ -19,7 +19,7 @@ LOCK_COMMANDS = (F_GETLK, F_SETLK, F_SETLKW, F_OFD_GETLK, F_OFD_SETLK, F_OFD_SET
 _OF_OPEN_FILES, _QUERIES, _WAITING = LOCK_COMMANDS[3:], (F_GETLK, F_OFD_GETLK), (F_SETLKW, F_OFD_SETLKW)
 _FLOCK = struct.Struct("<hh4xqqi4x")
 _SEEK_SET, _SEEK_CUR, _SEEK_END = range(3)
-_LOCK_SH, _LOCK_EX, _LOCK_NB, _LOCK_UN = 1, 2, 4, 8
+_LOCK_SH, _LOCK_EX, _LOCK_NB, _LOCK_UN, _LOCK_MAND = 1, 2, 4, 8, 32
 _LONGEST_RING = 10  # Linux MAX_DEADLK_ITERATIONS
 
 
@@ -109,6 +109,10 @@ def _refuse_ring(task: Task, owner: Hashable, blocker: Hashable) -> None:
 def sys_flock(task: Task, fd: int, operation: int, *_: int) -> int:
     """flock(2). Another lock in place of one that is held: that one is given up first, as on Linux."""
     files, operation = task.files, s32(operation)
+    if operation & _LOCK_MAND:
+        return (
+            0  # mandatory locks, which Linux ignores since 5.18, whatever else is asked and of whatever file
+        )
     if operation & ~_LOCK_NB not in (_LOCK_SH, _LOCK_EX, _LOCK_UN):
         raise Refused(errno.EINVAL, f"flock operation {operation}")
     file, locks = files.table.file(s32(fd)), files.namespace.locks

@@ -126,7 +126,10 @@ def receive(
 ) -> tuple[Received, int]:
     """Receive into `pieces`: what came, and how many bytes of it the call has delivered in all."""
     if flags & MSG_OOB:
-        raise Refused(errno.EINVAL if socket.is_stream else errno.EOPNOTSUPP, "there is no urgent data")
+        number = errno.EINVAL if socket.is_stream else errno.EOPNOTSUPP
+        if socket.is_listening and not isinstance(socket, UnixSocket):
+            number = errno.ENOTCONN
+        raise Refused(number, "there is no urgent data")
     if flags & MSG_ERRQUEUE:
         raise Refused(errno.EAGAIN, "nothing is in the queue of errors")
     if socket.is_stream:
@@ -154,7 +157,7 @@ def _receive_bytes(
         return Received(b"", 0), 0
     try:
         while True:
-            there = socket.available()
+            there = socket.inbox.size
             count = min(wanted - done, there, _CHUNK)
             left = user.behind(pieces, done) if done else pieces
             discards = flags & MSG_TRUNC and not isinstance(socket, UnixSocket)

@@ -59,7 +59,7 @@ def processor_clock(task: Task, clock: int, *, read: bool = False) -> int:
     return ~owner << 3 | clock & (_PER_THREAD | _KIND)
 
 
-def _now(task: Task, clock: int) -> int:
+def time_on(task: Task, clock: int) -> int:
     """ns on a clock. EINVAL for one that does not exist."""
     since_start, machine = task.process.kernel.observe_time(), task.process.kernel.clock
     if clock in _SINCE_EPOCH:
@@ -88,19 +88,19 @@ def _resolution(clock: int) -> int:
 
 
 def sys_clock_gettime(task: Task, clock: int, result: int, *_: int) -> int:
-    write_struct(task.cpu, result, "qq", *divmod(_now(task, s32(clock)), _SECOND))
+    write_struct(task.cpu, result, "qq", *divmod(time_on(task, s32(clock)), _SECOND))
     return 0
 
 
 def sys_clock_getres(task: Task, clock: int, result: int, *_: int) -> int:
-    _now(task, s32(clock))
+    time_on(task, s32(clock))
     if result:
         write_struct(task.cpu, result, "qq", 0, _resolution(s32(clock)))
     return 0
 
 
 def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
-    seconds, rest = divmod(_now(task, REALTIME), _SECOND)
+    seconds, rest = divmod(time_on(task, REALTIME), _SECOND)
     if result:
         write_struct(task.cpu, result, "qq", seconds, rest // 1000)
     if zone:
@@ -109,7 +109,7 @@ def sys_gettimeofday(task: Task, result: int, zone: int, *_: int) -> int:
 
 
 def sys_time(task: Task, result: int, *_: int) -> int:
-    seconds = _now(task, REALTIME) // _SECOND
+    seconds = time_on(task, REALTIME) // _SECOND
     if result:
         write_struct(task.cpu, result, "q", seconds)
     return seconds
@@ -117,7 +117,7 @@ def sys_time(task: Task, result: int, *_: int) -> int:
 
 def sys_times(task: Task, result: int, *_: int) -> int:
     hundredth = _SECOND // 100
-    ticks = _now(task, MONOTONIC) // hundredth
+    ticks = time_on(task, MONOTONIC) // hundredth
     if result:
         own, children = task.process.used(), task.process.usage_of_children
         times = [part for used in (own, children) for part in (used.time - used.system, used.system)]
@@ -142,7 +142,7 @@ def sys_clock_nanosleep(task: Task, clock: int, flags: int, request: int, remain
         raise Refused(errno.EINVAL, "a thread's own clock stands still while it sleeps")
     if clock not in _SLEPT_BY:
         return _sleep_by_processor(task, clock, length, 0 if flags & _TIMER_ABSTIME else remaining, flags)
-    now = _now(task, clock)
+    now = time_on(task, clock)
     if flags & _TIMER_ABSTIME:
         length, remaining = max(0, length - now), 0
     return _sleep(task, length, remaining)

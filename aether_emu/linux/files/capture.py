@@ -308,7 +308,7 @@ def _describe(file: OpenFile, seen: _Seen) -> State:
     elif isinstance(file, Socket):
         described["socket"] = seen.socket(file)
     elif isinstance(file, MemoryFile):
-        described["memory"] = seen.shared(file.memory)
+        described["memory"], described["is_writer"] = seen.shared(file.memory), file.is_writer
     elif isinstance(file, EventCounter | StreamFile | TextFile):
         described["stat"] = list(astuple(file.stat()))
     elif isinstance(file, EpollFile):
@@ -476,7 +476,10 @@ class _Restoring:
             console = self._namespace.terminals.console if stream.terminal_size() is not None else None
             return StreamFile(name, stream, flags, stat, console, described["path"])
         if kind == "memory":
-            return self._memory(described["memory"]).reopen(flags)
+            memory = MemoryFile(self._memory(described["memory"]).memory, flags)
+            if described["is_writer"]:
+                memory.begin_writing()
+            return memory
         if kind == EpollFile.kind:
             return EpollFile(Stat(*described["stat"]), self._namespace.watches)
         if kind in _NOTICES and self._notice is not None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from aether_emu.linux.net.unix import UnixSocket
 
 _MOST_CREATE_RACES = 40
+_NODES = (0, modes.S_IFREG, modes.S_IFIFO, modes.S_IFSOCK, modes.S_IFCHR, modes.S_IFBLK)
+"""What mknod(2) makes: 0 is a regular file."""
 _AT_STAT = fl.AT_SYMLINK_NOFOLLOW | fl.AT_EMPTY_PATH | 0x7800
 """`stat` flags: with AT_NO_AUTOMOUNT and AT_STATX_*, which have nothing to change here."""
 
@@ -215,7 +217,7 @@ class Files(DescriptorOperations):
             tree.allows(self.namespace, place, os.X_OK)
             file = opening.open_place(self.namespace, place, fl.O_RDONLY, judged=True)
         file.hold()
-        if isinstance(file, HostData) and not self.namespace.writers[file.key]:
+        if isinstance(file, HostData) and not self.namespace.is_written(file.key):
             return file
         file.let_go()
         if isinstance(file, HostData):
@@ -449,6 +451,10 @@ class Files(DescriptorOperations):
 
     def mknod(self, dirfd: int, path: bytes, mode: int) -> None:
         """mknodat(2) of regular files, named pipes and sockets; EPERM for devices."""
+        if modes.S_IFMT(mode) == modes.S_IFDIR:
+            raise Refused(errno.EPERM, "mkdir makes directories")
+        if modes.S_IFMT(mode) not in _NODES:
+            raise Refused(errno.EINVAL, f"mode {mode:o}")
         with self._entry(dirfd, path) as entry:
             tree.make_file(self.namespace, entry, mode, self.mask)
 

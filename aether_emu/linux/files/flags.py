@@ -84,6 +84,11 @@ def to_arm64(flags: int) -> int:
     return flags & ~_ARM64_MASK | sum(theirs for ours, theirs in _SWAPPED_ON_ARM64 if flags & ours)
 
 
+def wants_write(flags: int) -> bool:
+    """Whether opening with these flags changes the file."""
+    return flags & O_ACCMODE != O_RDONLY or bool(flags & O_TRUNC)
+
+
 def to_host(flags: int) -> int:
     """The part of guest flags that a host descriptor needs: how it is accessed and how it syncs.
 

@@ -48,6 +48,19 @@ class HostData(Seekable):
         self.inode = inode
         status = os.fstat(host_fd)
         self.key: FileKey = (status.st_dev, status.st_ino)
+        self.is_writer = False
+
+    def begin_writing(self) -> None:
+        """It is open for writing: nobody executes the file while it is (Linux: get_write_access)."""
+        self.is_writer = True
+        self.namespace.writers[self.key] += 1
+
+    def _end_writing(self) -> None:
+        if self.is_writer:
+            self.is_writer = False
+            self.namespace.writers[self.key] -= 1
+            if not self.namespace.writers[self.key]:
+                del self.namespace.writers[self.key]
 
     @property
     def writable_grant(self) -> bool:
@@ -56,6 +69,7 @@ class HostData(Seekable):
 
     def release(self) -> None:
         """See `OpenFile.release`."""
+        self._end_writing()
         os.close(self.host_fd)
 
     def size(self) -> int:
@@ -133,15 +147,8 @@ class HostFile(HostData, Named):
         inode = namespace.inode(place)
         super().__init__(namespace, host_fd, flags, inode, namespace.host_stat(place.mount, status, inode))
         self.dentry: Dentry = namespace.remember(place)
-        namespace.writers[self.key] += self.writable
-
-    def release(self) -> None:
-        """See `OpenFile.release`."""
         if self.writable:
-            self.namespace.writers[self.key] -= 1
-            if not self.namespace.writers[self.key]:
-                del self.namespace.writers[self.key]
-        super().release()
+            self.begin_writing()
 
     @property
     def writable_grant(self) -> bool:

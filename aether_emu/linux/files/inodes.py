@@ -18,6 +18,8 @@ from aether_emu.records import dataclass
 
 FileKey = tuple[int, int]
 """(st_dev, st_ino) on the host: the identity of a host file."""
+UNMOUNTED = -3
+"""In place of st_dev for memory files that no tmpfs has; -1 and -2 are those of `special` and `tmp_nodes`."""
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from aether_emu.linux.files.host_file import (
     HostData,
     check_allocation,
 )
-from aether_emu.linux.files.inodes import FileKey, Inode
+from aether_emu.linux.files.inodes import UNMOUNTED, FileKey, Inode
 from aether_emu.linux.files.mounts import TMPFS_MAGIC
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, SEEK_DATA, SEEK_HOLE, OpenFile
 from aether_emu.linux.files.stat import Stat, StatFs
@@ -66,8 +66,7 @@ class Memory:
     def _begin(self) -> None:
         """Have an empty file of the host's, by which this one is known."""
         self._take_storage()
-        status = os.fstat(self.host_fd)
-        self.key = (status.st_dev, status.st_ino)
+        self.key = (UNMOUNTED, self.inode.number)
 
     def _take_storage(self) -> None:
         with host.refusals("memfd_create"):
@@ -319,6 +318,7 @@ class MemoryFile(HostData):
 
     def release(self) -> None:
         """See `OpenFile.release`."""
+        self._end_writing()
         self.memory.let_go()
 
     def pwrite(self, data: bytes, offset: int) -> int:
@@ -384,13 +384,21 @@ class MemoryFile(HostData):
 
     def reopen(self, flags: int) -> OpenFile:
         """The same memory through another description."""
+        if fl.wants_write(flags):
+            self.namespace.require_idle(self.key)
         if flags & fl.O_TRUNC:
             self.memory.resize(0)
-        return MemoryFile(self.memory, flags)
+        file = MemoryFile(self.memory, flags)
+        if file.writable:
+            file.begin_writing()
+        return file
 
 
 def create_memory(namespace: Namespace, name: bytes, flags: int) -> MemoryFile:
-    """memfd_create(2): an empty memory file. `flags` are MFD_*."""
+    """memfd_create(2): an empty memory file. `flags` are MFD_*.
+
+    Linux does not count this description among those that write (`alloc_file`): such a file can be executed.
+    """
     executable = 0 if flags & MFD_NOEXEC_SEAL else _EXECUTABLE
     stat = namespace.nameless_stat(modes.S_IFREG | 0o666 | executable)
     memory = Memory(namespace, name, namespace.inodes.created(), stat)

@@ -27,7 +27,7 @@ from aether_emu.errors import ConfigError, Refused, shown
 from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.accounts import PipeAccount, WatchAccount
 from aether_emu.linux.files.host import is_kernel_interface
-from aether_emu.linux.files.inodes import FileKey, Inode, InodeTable
+from aether_emu.linux.files.inodes import UNMOUNTED, FileKey, Inode, InodeTable
 from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import (
     DEVPTS_MAGIC,
@@ -126,7 +126,7 @@ class Namespace:
         self.executed: Counter[FileKey] = Counter()
         """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
-        """How many open files may write to a file of the host: while there are any, nobody executes it."""
+        """How many open files may write to a file: while there are any, nobody executes it."""
         self.sizes: SizeLimit | None = None
         """How large who acts may make files, once somebody has such a limit."""
         self.look: Callable[[], None] = lambda: None
@@ -331,6 +331,20 @@ class Namespace:
             return entry.parent
         entry.parent.close()
         return place
+
+    # Executing and writing
+
+    def is_written(self, key: FileKey) -> bool:
+        """Whether a file is open for writing, or shown by a shared mapping that was made by such a file.
+
+        Of a memory file that no tmpfs has mappings tell nothing: the file that made it is not counted either.
+        """
+        return self.writers[key] > 0 or (key[0] != UNMOUNTED and self.shows_stores(key))
+
+    def require_idle(self, key: FileKey | GuestPath) -> None:
+        """Refused(ETXTBSY) while a process executes the file, which is to be opened for writing."""
+        if key in self.executed:
+            raise Refused(errno.ETXTBSY, "a process executes it")
 
     # Looking
 

@@ -48,11 +48,6 @@ def check_flags(flags: int) -> int:
     return flags | fl.O_LARGEFILE
 
 
-def wants_write(flags: int) -> bool:
-    """Whether opening with these flags changes the file."""
-    return flags & fl.O_ACCMODE != fl.O_RDONLY or bool(flags & fl.O_TRUNC)
-
-
 def open_entry(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> OpenFile | None:
     """Open what a walk ended at, or create it. None: another file took the name meanwhile, walk again."""
     place = entry.place
@@ -131,7 +126,7 @@ def open_place(namespace: Namespace, place: Place, flags: int, *, judged: bool =
 
 
 def _open_directory(namespace: Namespace, place: Place, flags: int) -> OpenDirectory:
-    if wants_write(flags) or flags & fl.O_CREAT:
+    if fl.wants_write(flags) or flags & fl.O_CREAT:
         raise Refused(errno.EISDIR, f"{shown(text(place.path))} is a directory")
     namespace.rights.require(place, os.R_OK)
     fd = -1
@@ -159,7 +154,7 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
     if isinstance(node, Region):
         return RegionFile(path, node, flags, stat, fs)
     assert isinstance(node, Text) and not isinstance(node, Directory)
-    if wants_write(flags) and node.accept is None:
+    if fl.wants_write(flags) and node.accept is None:
         raise Refused(errno.EACCES, f"{shown(path)} is read-only")
     return TextFile(path, node, flags, stat, fs, namespace)
 
@@ -183,12 +178,10 @@ def _open_special(namespace: Namespace, place: Place, node: Special, flags: int)
 def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
     if not modes.S_ISREG(place.mode):
         raise Refused(errno.EACCES, f"{shown(text(place.path))} is a device, FIFO or socket of the host")
-    if wants_write(flags) and not place.mount.writable:
+    if fl.wants_write(flags) and not place.mount.writable:
         raise Refused(errno.EROFS, f"{shown(text(place.path))} is in a read-only grant")
-    if wants_write(flags):
-        status = place.status
-        if status is not None and (status.st_dev, status.st_ino) in namespace.executed:
-            raise Refused(errno.ETXTBSY, f"a process executes {shown(text(place.path))}")
+    if fl.wants_write(flags):
+        namespace.require_idle(place.key)
     with host.refusals(f"{shown(text(place.path))}"):
         fd = os.open(host.by_descriptor(place.fd), fl.to_host(flags))
     file = HostFile(namespace, place, fd, flags)
@@ -196,7 +189,7 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
         try:
             truncate_host(namespace, place, fd)
         except BaseException:
-            os.close(fd)
+            file.release()
             raise
     return file
 

@@ -132,6 +132,8 @@ class TmpOpen(MemoryFile, Named):
         super().__init__(node.memory, flags)
         self.node = node
         self.dentry: Dentry = namespace.remember(place)
+        if self.writable:
+            self.begin_writing()
 
     def pwrite(self, data: bytes, offset: int) -> int:
         """See `OpenFile.pwrite`. What is written loses its set-id bits (Linux `file_remove_privs`)."""
@@ -164,6 +166,8 @@ class TmpOpen(MemoryFile, Named):
 
 def open_file(namespace: Namespace, place: Place, node: TmpFile, flags: int) -> TmpOpen:
     """Open a regular file, whose permissions were judged; with O_TRUNC it is empty then."""
+    if fl.wants_write(flags):
+        namespace.require_idle(node.key)
     file = TmpOpen(namespace, place, node, flags)
     if flags & fl.O_TRUNC:
         node.memory.resize(0)

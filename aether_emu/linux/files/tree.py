@@ -44,8 +44,7 @@ def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> None
         make_special(namespace, entry, mode, umask)
         return
     if kind not in (0, modes.S_IFREG):
-        if entry.place is not None:
-            raise Refused(errno.EEXIST, "it exists")
+        _require_new(namespace, entry)
         raise Refused(errno.EPERM, "devices can't be made")
     _require_new(namespace, entry)
     if tmp_tree.directory_of(entry.parent):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import stat
 from collections.abc import Callable, Mapping
 
 from aether_emu.linux.abi import RELEASE
@@ -37,6 +38,11 @@ _EMPTY: Mapping[str, bytes] = {
     "devices": _DEVICES,
 }
 """What the machine has nothing of, or nothing that changes."""
+_SLABS = b"""slabinfo - version: 2.1
+# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> \
+<batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>
+"""
+"""No caches: what this kernel keeps is not in the machine's memory. Root alone reads it, as on Linux."""
 
 
 def machine_texts(process: Process) -> Mapping[str, Provided]:
@@ -51,6 +57,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/domainname": "(none)",
         "sys/kernel/pid_max": LAST + 1,
         "sys/kernel/threads-max": registry.most,
+        "sys/kernel/dmesg_restrict": 1,
         "sys/kernel/ngroups_max": 65536,
         "sys/kernel/cap_last_cap": 40,
         "sys/kernel/overflowuid": 65534,
@@ -108,6 +115,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
+        "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
 
 

@@ -170,6 +170,9 @@ def test_locks(opened: Twin) -> None:
     assert opened.call("flock", F("f"), fcntl.LOCK_UN) == 0
     assert opened.call("flock", F("f"), 0) == -errno.EINVAL
     assert opened.call("flock", F("path"), fcntl.LOCK_SH) == -errno.EBADF
+    for operation in (99, 32, 0x60, 0xE0, -1, 64, 128, 3, 9, 12, 16, 257, 1 << 31):
+        opened.call("flock", F("f"), operation)
+    assert opened.call("flock", 999, 99) == 0, "mandatory locks are ignored"
 
 
 def test_controlling(opened: Twin) -> None:

@@ -79,6 +79,19 @@ def test_who_may_share_a_port_is_as_the_kernel_has_it(twin: Twin, kind: int) -> 
         twin.close_descriptor("other")
 
 
+@pytest.mark.parametrize("state", ["new", "bound", "listening"])
+def test_nothing_is_received_from_a_socket_that_was_never_connected(twin: Twin, state: str) -> None:
+    made(twin, "one", "127.0.0.1", STREAM, 0, 0)
+    if state != "new":
+        assert bind(twin, "one", "127.0.0.1") == 0
+    if state == "listening":
+        assert twin.call("listen", F("one"), 1) == 0
+    for flags in (0, socket.MSG_DONTWAIT, socket.MSG_PEEK, socket.MSG_WAITALL):
+        assert twin.call("recvfrom", F("one"), A(0), 8, flags, 0, 0) == -errno.ENOTCONN
+    twin.call("recvfrom", F("one"), A(0), 8, socket.MSG_OOB, 0, 0)
+    assert twin.call("read", F("one"), A(0), 8) == -errno.ENOTCONN
+
+
 def test_nothing_is_on_any_network_but_the_loopback_interface(served: Served) -> None:
     tcp, udp = served("socket", INET, STREAM, 0), served("socket", INET, DGRAM, 0)
     tcp6 = served("socket", INET6, STREAM, 0)

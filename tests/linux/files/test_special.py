@@ -10,12 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from aether_emu.linux.files import flags as fl
-from aether_emu.linux.files.capture import capture
 from aether_emu.linux.files.directory import OpenDirectory
 from aether_emu.linux.files.open_file import POLLHUP, POLLIN
-from aether_emu.linux.files.tmp_capture import CaptureError
-from aether_emu.linux.net.inbox import Credentials
-from aether_emu.linux.net.unix import UnixSocket
 from tests.linux.files.conftest import CWD, Guest, refused
 
 FIFO = modes.S_IFIFO | 0o640
@@ -128,20 +124,3 @@ def test_its_ends_are_those_of_a_pipe(fifo: Guest) -> None:
         files.read(both, 1)
     files.close(both)
     assert not files.namespace.pipes.used
-
-
-@pytest.mark.parametrize("thing", ["an open named pipe", "a named pipe", "a socket"])
-def test_a_state_that_cannot_be_captured_is_refused(guest: Guest, thing: str) -> None:
-    files = guest.files
-    refusal = r"named pipe, p: "
-    if thing == "a named pipe":
-        files.mknod(CWD, b"p", FIFO)
-    elif thing == "an open named pipe":
-        files.mknod(CWD, b"p", FIFO)
-        fd = files.open(CWD, b"p", fl.O_RDWR)
-        refusal = rf"named pipe is open as descriptor {fd} of process 17: "
-    else:
-        fd = files.table.install(UnixSocket(files.namespace.unix, 1, Credentials(1, 1, 1), 0))
-        refusal = rf"unix socket is open as descriptor {fd} of process 17: "
-    with pytest.raises(CaptureError, match=refusal):
-        capture([files])

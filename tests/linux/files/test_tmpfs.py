@@ -15,7 +15,6 @@ from aether_emu.linux.files import xattr
 from aether_emu.linux.files.capture import capture
 from aether_emu.linux.files.listing import listed
 from aether_emu.linux.files.mounts import TMPFS_MAGIC, Bind
-from aether_emu.linux.files.tmp_capture import CaptureError
 from tests.linux.files.conftest import CWD, Guest, host_descriptors, refused
 from tests.linux.files.test_capture import Again, assert_plain
 from tests.linux.files.test_namespace import Opened
@@ -264,10 +263,3 @@ def test_everything_is_part_of_the_state(guest: Guest, again: Again) -> None:
     assert restored.namespace.memory_used == guest.namespace.memory_used - PAGE
     restored.unlink(CWD, b"/tmp/d/f")
     assert restored.stat(CWD, b"/tmp/g").nlink == 1
-
-
-def test_an_open_named_pipe_is_refused(guest: Guest) -> None:
-    guest.files.mknod(CWD, b"/tmp/p", modes.S_IFIFO | 0o600)
-    guest.files.open(CWD, b"/tmp/p", fl.O_RDWR)
-    with pytest.raises(CaptureError, match="named pipe"):
-        capture([guest.files])

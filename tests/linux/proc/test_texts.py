@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
 from aether_emu.linux.files.synthetic import ControlFile
@@ -504,3 +505,19 @@ def test_pages_of_memory_files_are_shared_memory(process: Process) -> None:
         "Shmem": 2,
     }
     assert after["Pss_Shmem"][0] - before["Pss_Shmem"][0] == 2 * page
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_the_caches_of_the_kernel_are_shown_to_root_alone(process: Process, uid: int) -> None:
+    process.kernel.actor.credentials = of_user(uid, uid)
+    files = process.files
+    if uid:
+        with pytest.raises(Refused) as caught:
+            files.open(fl.AT_FDCWD, b"/proc/slabinfo", fl.O_RDONLY)
+        assert caught.value.errno == errno.EACCES
+        return
+    fd = files.open(fl.AT_FDCWD, b"/proc/slabinfo", fl.O_RDONLY)
+    read = files.table.file(fd).read(1000)
+    assert isinstance(read, bytes)
+    assert read.startswith(b"slabinfo - version: 2.1\n# name ")
+    assert read.count(b"\n") == 2
