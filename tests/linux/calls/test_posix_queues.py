@@ -181,3 +181,18 @@ def test_a_wait_that_has_its_result_keeps_it(closed: bool) -> None:
             assert capture_wait(again) == described
             assert (again.what, again.deadline, again.restart) == (wait.what, wait.deadline, wait.restart)
         assert capture_wait(Wait((), "another")) is None
+
+
+def test_the_limits_are_shown() -> None:
+    shown = {
+        "msg_default": 10,
+        "msg_max": 10,
+        "msgsize_default": 8192,
+        "msgsize_max": 8192,
+        "queues_max": 256,
+    }
+    with Several("x86_64") as several:
+        files = several.first.files
+        for name, value in shown.items():
+            fd = files.open(fl.AT_FDCWD, b"/proc/sys/fs/mqueue/" + name.encode(), fl.O_RDONLY)
+            assert files.read(fd, 99) == b"%d\n" % value
