@@ -33,6 +33,8 @@ from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.ipc import capture as ipc_capture
+from aether_emu.linux.ipc import posix_capture
+from aether_emu.linux.ipc.queue_file import QueueFile
 from aether_emu.linux.ipc.segments import Segment
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.mappable import file_backing
@@ -127,6 +129,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "line": [task.tid for task in kernel.run_queue],
         "undos": {task.tid: undos.index(task.undo) for task in tasks if task.undo is not None},
         "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
+        "posix_queues": None if kernel.posix_queues is None else posix_capture.capture(kernel.posix_queues),
         "running": machine.entry.task.tid,
         "files": captured_files,
         "stands": _stands(waited, captured_files["waited"]),
@@ -183,6 +186,9 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
         process.restore_children(described)
     machine.namespace = machine.new_namespace(first.program.path.decode(), grants)
     machine.namespace.executed = first.registry.executed
+    if state["posix_queues"] is not None:
+        numbered = first.registry.processes
+        posix_capture.restore(machine.kernel.with_posix_queues(), state["posix_queues"], numbered)
     restored = _restore_files(machine.namespace, processes, state, streams)
     guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
@@ -260,6 +266,8 @@ def _restore_files(
 
     def notice(described: State, viewer: Files) -> OpenFile:
         process = next(process for process in owners.values() if process.files is viewer)
+        if described["kind"] == QueueFile.kind:
+            return posix_capture.reopened(process.kernel.with_posix_queues(), described)
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
         return notices.restored(described, process)
 

@@ -12,6 +12,8 @@ _WORDS = {
     "lists of what is taken back": "shared u",
     "message queues": "shared q",
     "segments": "shared m",
+    "POSIX message queues": "queues p",
+    "their waits": "queues w",
     "vfork": "moments v",
     "stopped jobs": "moments j",
     "timers": "moments t",

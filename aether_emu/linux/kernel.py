@@ -36,6 +36,7 @@ from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
+    from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
@@ -92,6 +93,7 @@ class Kernel:
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.system_v: SystemV | None = None  # once somebody asks for it
         self.entry: Any  # that of the CPU that works
+        self.posix_queues: PosixQueues | None = None  # likewise
         self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
         self.closed = False  # the memory and the engine are gone
@@ -220,6 +222,14 @@ class Kernel:
 
             self.system_v = SystemV(self.physical, self.actor, self.clock, self.config.ram)
         return self.system_v
+
+    def with_posix_queues(self) -> PosixQueues:
+        """The message queues that processes share by names, made at the first use."""
+        if self.posix_queues is None:
+            from aether_emu.linux.ipc.posix_queues import PosixQueues  # noqa: PLC0415  # few programs use it
+
+            self.posix_queues = PosixQueues(self.actor, lambda: self.clock.realtime_ns, self.config.ram)
+        return self.posix_queues
 
     # ---- state
 

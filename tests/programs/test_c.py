@@ -29,6 +29,7 @@ _STATUS = {
     "moments": 0,
     "waits": 0,
     "sysv": 0,
+    "queues": 0,
     "told": 0,
     "sizes": 0,
 }

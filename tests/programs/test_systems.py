@@ -18,8 +18,8 @@ pytestmark = pytest.mark.debian
 every_isa = pytest.mark.parametrize("isa", ISAS)
 
 _STRESSORS = """
-    clone 3  epoll 5  eventfd 9  fifo 9  fork 3  futex 9  itimer 3  kill 9  mutex 9  pipe 9  poll 9  pthread 3
-    sem 9  signal 9  sigq 9  sigsegv 9  sockpair 5  switch 9  timer 3  vfork 3  zombie 3
+    clone 3  epoll 5  eventfd 9  fifo 9  fork 3  futex 9  itimer 3  kill 9  mq 100  mutex 9  pipe 9  poll 9
+    pthread 3  sem 9  signal 9  sigq 9  sigsegv 9  sockpair 5  switch 9  timer 3  vfork 3  zombie 3
 """
 
 

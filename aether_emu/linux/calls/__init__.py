@@ -15,6 +15,7 @@
     identities    users, groups, capabilities, the root directory
     remote        reaching into other processes
     shared_segments    System V shared memory; `semaphores` and `message_queues` as well
+    posix_queues  message queues with names
     jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
     notices       timerfd and pidfd
 
@@ -85,6 +86,7 @@ FAMILIES: dict[str, str] = {
     "shared_segments": "shmat shmctl shmdt shmget",
     "semaphores": "semctl semget semop semtimedop",
     "message_queues": "msgctl msgget msgrcv msgsnd",
+    "posix_queues": "mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedsend mq_unlink",
     "cloning": "clone clone3 fork unshare vfork",
     "executing": "execve execveat",
     "waiting": "wait4 waitid",

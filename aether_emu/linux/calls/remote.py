@@ -15,6 +15,7 @@ from aether_emu.linux.calls.user import (
     Piece,
     behind,
     gather,
+    read_struct,
     read_vector,
     s32,
     s64,
@@ -22,6 +23,7 @@ from aether_emu.linux.calls.user import (
     total,
     u32,
 )
+from aether_emu.linux.files.epoll import EpollFile
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
@@ -149,7 +151,7 @@ def sys_kcmp(task: Task, one: int, two: int, kind: int, first: int, second: int,
         undos = [each.undo for each in tasks if each.undo is not None]
         return _compared(task, *undos) if len(undos) == 2 else len(undos)
     if kind == _WATCHED:
-        raise Refused(errno.EOPNOTSUPP, "members of epoll sets are not compared")
+        return _compared_target(task, tasks[0], tasks[1], first, second)
     if kind == _VM:
         return _compared(task, *(each.process.mm for each in tasks))
     if kind == _FILES:
@@ -161,6 +163,22 @@ def sys_kcmp(task: Task, one: int, two: int, kind: int, first: int, second: int,
             return 0
         return 1 + (tasks[0].process.pid > tasks[1].process.pid)
     raise Refused(errno.EINVAL, f"no kind {kind}")
+
+
+def _compared_target(task: Task, one: Task, two: Task, fd: int, slot: int) -> int:
+    """KCMP_EPOLL_TFD: a file of the one, and what an epoll set of the other watches as a descriptor.
+
+    Of several that it knew by that number one is meant: `skipped` says which.
+    """
+    set_fd, target, skipped = read_struct(task.cpu, slot, "3I")
+    file = one.files.table.held(s32(u32(fd)))
+    found = two.files.table.held(s32(set_fd))
+    if not isinstance(found, EpollFile):
+        raise Refused(errno.EINVAL, f"a {found.kind} watches nothing")
+    watched = [member for number, member, _interest in found.members() if number == s32(target)]
+    if skipped >= len(watched):
+        raise Refused(errno.ENOENT, f"it watches no descriptor {target}")
+    return _compared(task, file, watched[skipped])
 
 
 def _compared(task: Task, one: object, two: object) -> int:

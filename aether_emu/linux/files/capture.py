@@ -40,6 +40,7 @@ from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.files.tmp_nodes import TmpNode
+from aether_emu.linux.ipc.queue_file import QueueFile
 from aether_emu.linux.net import capture as net_capture
 from aether_emu.linux.net.socket import Socket
 from aether_emu.linux.net.unix import UnixSocket
@@ -48,7 +49,7 @@ from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 _WAYS = (0, POLLIN, POLLOUT)
-_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind)
+_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind, QueueFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
 

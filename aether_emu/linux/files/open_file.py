@@ -61,6 +61,8 @@ class OpenFile:
     is_socket: ClassVar[bool] = False
     position: int = 0
     """Where the next byte is read or written."""
+    hears_of_closing: ClassVar[bool] = False
+    """Whether each closed descriptor matters, and not only the last one."""
     is_terminal = False
     """Whether it is a terminal: then `calls/terminals` reads, writes and controls it."""
 
@@ -105,6 +107,9 @@ class OpenFile:
 
     def release(self) -> None:
         """Give back what the host lent."""
+
+    def descriptor_closed(self, table: object) -> None:
+        """A descriptor of it in `table` is closed, though others may be left: if it `hears_of_closing`."""
 
     # Access
 

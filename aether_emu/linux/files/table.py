@@ -99,6 +99,8 @@ class DescriptorTable:
     def _let_go(self, file: OpenFile) -> None:
         if self.on_close is not None:
             self.on_close(file)
+        if file.hears_of_closing:
+            file.descriptor_closed(self)
         file.let_go()
 
     def close_each(self, numbers: Iterable[int]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
+from aether_emu.linux.ipc import limits as mqueue
 from aether_emu.linux.ipc.messages import LARGEST, MOST_BYTES, MOST_QUEUES
 from aether_emu.linux.ipc.semaphores import MOST_IN_A_SET, MOST_IN_ALL, MOST_OPERATIONS, MOST_SETS
 from aether_emu.linux.kernel import Kernel
@@ -73,6 +74,11 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/msgmni": MOST_QUEUES,
         "sys/kernel/core_pattern": "core",
         "sys/kernel/tainted": 0,
+        "sys/fs/mqueue/msg_default": mqueue.MSG_DEFAULT,
+        "sys/fs/mqueue/msg_max": mqueue.MSG_MAX,
+        "sys/fs/mqueue/msgsize_default": mqueue.MSGSIZE_DEFAULT,
+        "sys/fs/mqueue/msgsize_max": mqueue.MSGSIZE_MAX,
+        "sys/fs/mqueue/queues_max": mqueue.QUEUES_MAX,
         "sys/fs/file-max": (1 << 63) - 1,
         "sys/fs/nr_open": _OPEN_FILES,
         "sys/fs/pipe-max-size": 1 << 20,

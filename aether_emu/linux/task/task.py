@@ -471,6 +471,12 @@ class Task:
         kernel = self.process.kernel
         if isinstance(wait, FutexWait):
             return None if wait.woken else wait.capture(kernel.futexes)
+        if kernel.posix_queues is not None:
+            from aether_emu.linux.ipc import posix_capture  # noqa: PLC0415  # few programs use it
+
+            kept = posix_capture.capture_wait(wait)
+            if kept is not None:
+                return kept
         if kernel.system_v is None:
             return None
         from aether_emu.linux.ipc.capture import capture_wait  # noqa: PLC0415  # few programs use it
@@ -480,8 +486,8 @@ class Task:
     def restore(self, state: dict[str, Any], queues: Sequence[WaitQueue] = ()) -> None:
         """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
 
-        Without any it stands in none until its call is made again, unless it waits at a futex or by System V;
-        who waits for the host makes it in his turn.
+        Without any it stands in none until its call is made again, unless it waits at a futex, by System V or
+        at a message queue; who waits for the host makes it in his turn.
         """
         self.name, self.registers = state["name"], dict(state["registers"])
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
@@ -513,6 +519,10 @@ class Task:
             return Wait(queues, **{name: state[name] for name in _OF_WAIT})
         if kept["kind"] == "futex":
             return FutexWait.restored(kernel.futexes, kept)
+        if kept["kind"].endswith("by priority"):
+            from aether_emu.linux.ipc import posix_capture  # noqa: PLC0415  # few programs use it
+
+            return posix_capture.restored_wait(kernel.with_posix_queues(), self, kept)
         from aether_emu.linux.ipc.capture import restored_wait  # noqa: PLC0415  # few programs use it
 
         return restored_wait(kernel.with_system_v(), self, self.undo, kept)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aether_emu.observe.strace import names, sysv, waits
+from aether_emu.observe.strace import names, queues, sysv, waits
 from aether_emu.observe.strace import sockets as so
 from aether_emu.observe.strace import structs as st
 from aether_emu.observe.strace.commands import (
@@ -306,6 +306,12 @@ CALLS: dict[str, Declaration] = {
     "msgsnd": _call(INT, sysv.SENT_MESSAGE, SIZE, bits_of(names.MESSAGE)),
     "msgrcv": _call(INT, sysv.RECEIVED_MESSAGE, SIZE, LONG, bits_of(names.MESSAGE)),
     "msgctl": _call(INT, one_of(names.QUEUE_COMMAND), sysv.CONTROL),
+    "mq_open": _call(TARGET, _OPEN, _MODE_AT_1, queues.IF_CREATING),
+    "mq_unlink": _call(TARGET),
+    "mq_timedsend": _call(FD, given_bytes(2), SIZE, UINT, TIMESPEC),
+    "mq_timedreceive": _call(FD, RECEIVED, SIZE, _INT_FOUND, TIMESPEC),
+    "mq_notify": _call(FD, queues.EVENT),
+    "mq_getsetattr": _call(FD, queues.GIVEN, queues.FOUND),
     "process_vm_readv": _call(INT, vectors(True), SIZE, places(4), SIZE, HEX_INT),
     "process_vm_writev": _call(INT, vectors(False), SIZE, places(4), SIZE, HEX_INT),
     "kcmp": _call(INT, INT, one_of(names.COMPARED), LONG, LONG),

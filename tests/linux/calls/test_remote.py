@@ -14,7 +14,7 @@ from aether_emu.linux.task.task import Task
 from tests.linux.task.scripts import CODE, DATA, DATA_SIZE, SPIN, Several, call, made_by
 
 ISAS = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
-_FILE, _VM, _FILES, _FS, _SIGHAND = range(5)
+_FILE, _VM, _FILES, _FS, _SIGHAND, _WATCHED = *range(5), 7
 _LOCAL, _REMOTE, _BYTES = DATA + 0x100, DATA + 0x200, DATA + 0x400
 _NOWHERE = 0x7000_0000
 
@@ -92,6 +92,32 @@ def test_kcmp_tells_what_is_shared() -> None:
         assert call(one, "kcmp", one.tid, 1 << 21, _VM, 0, 0) == -errno.ESRCH
         one.credentials, two.credentials = of_user(1000, 1000), of_user(1001, 1001)
         assert call(one, "kcmp", *numbers, _VM, 0, 0) == -errno.EPERM
+
+
+def test_kcmp_finds_what_an_epoll_set_watches() -> None:
+    """The file stays the set's, though the number is another file's now; of several one is chosen."""
+    with Several("x86_64") as several:
+        one, two = _two(several)
+        numbers = one.tid, two.tid
+
+        def compared(fd: int, of: int, number: int, skipped: int = 0) -> int:
+            one.cpu.copy_to_user(_LOCAL, struct.pack("<3I", of, number, skipped))
+            return call(one, "kcmp", *numbers, _WATCHED, fd, _LOCAL)
+
+        counters = [one.files.eventfd(0) for _ in range(2)]
+        watches = call(one, "epoll_create1", 0)
+        one.cpu.copy_to_user(_BYTES, struct.pack("<IQ", 1, 0))
+        one.files.dup2(counters[0], 50)
+        for _ in range(2):
+            assert call(one, "epoll_ctl", watches, 1, counters[0], _BYTES) == 0
+            one.files.dup2(counters[1], counters[0])
+        two.files.table.place(60, one.files.table.held(watches))
+        assert [compared(counters[1], 60, counters[0], skipped) > 0 for skipped in (0, 1)] == [True, False]
+        assert compared(50, 60, counters[0]) == 0 and compared(counters[0], 60, counters[0], 1) == 0
+        assert compared(counters[0], 60, 9) == compared(counters[0], 60, counters[0], 2) == -errno.ENOENT
+        assert compared(99, 60, counters[0]) == compared(counters[0], 61, 9) == -errno.EBADF
+        assert compared(counters[0], 1, 9) == -errno.EINVAL
+        assert call(one, "kcmp", *numbers, _WATCHED, counters[0], _NOWHERE) == -errno.EFAULT
 
 
 def test_an_open_file_is_taken_from_another_process() -> None:
