@@ -96,6 +96,9 @@ def test_an_option_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
 
 
 REFUSED: list[tuple[str, Any]] = [
+    ("cpus", 0),
+    ("cpus", 65),
+    ("cpus", "two"),
     ("ram", 2**20),
     ("ram", 2**41),
     ("ram", (2 << 20) + 1),
@@ -175,7 +178,7 @@ def test_an_executed_block_takes_time() -> None:
 
 def test_an_unknown_name_is_refused_and_the_known_ones_told(tmp_path: Path) -> None:
     for toml, name in (("rum = 1", "rum"), ("[clock]\nblok = 1", "clock.blok"), ("[cpu]\nn = 1", "cpu")):
-        words = r"machine.toml:\d: .* is no parameter: (did you mean|known are) .*(ram|block)"
+        words = r"machine.toml:\d: .* is no parameter: (did you mean|known are) .*(ram|cpus|block)"
         with pytest.raises(ConfigError, match=words) as caught:
             Config.load(write(tmp_path, toml))
         assert caught.value.name == name

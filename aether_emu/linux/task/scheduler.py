@@ -345,7 +345,8 @@ class Scheduler:
     def _stand_back(self, task: Task) -> None:
         """A task has left the CPU: it stands in line, or waits."""
         queue, wait = self._line, task.wait
-        task.ready_at = self.kernel.clock.now_ns
+        if self._lines is not None:
+            task.ready_at = self.kernel.clock.now_ns
         if task.process.is_over:
             queue.look_at(task.process)
         elif task.ended:
