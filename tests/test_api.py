@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import importlib
 import io
+import os
 import pydoc
 import re
+import stat as modes
 import subprocess
 import sys
 import threading
@@ -419,7 +421,10 @@ def test_streams_that_are_not_given_are_the_hosts(tmp_path: Path) -> None:
     mine = BufferStream()
     with Machine(ram="8M") as machine:
         files = machine.load(written(tmp_path, "x86_64", QUICK["x86_64"]), streams={"stdout": mine}).files
-        assert [files.table.file(fd).stream for fd in range(3)][1] is mine  # type: ignore[attr-defined]  # StreamFile
+        assert files.table.file(1).stream is mine  # type: ignore[attr-defined]  # StreamFile
+        for fd in (0, 2):
+            there = os.fstat(fd)
+            assert modes.S_IFMT(files.fstat(fd).mode) == modes.S_IFMT(there.st_mode)
         assert machine.run().code == 3
 
 
