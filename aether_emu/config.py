@@ -265,6 +265,7 @@ class Options(TypedDict, total=False):
     fault_around: int
     real_time: bool
     aslr: bool
+    aslr_once: bool
     seed: int
     uid: int
     gid: int
@@ -348,6 +349,12 @@ class Config:
         False, _Flag(), "whether clocks are the host's and waits take real time: no run can be repeated then"
     )
     aslr: bool = _parameter(True, _Flag(), "whether addresses are randomised, from the seed")
+    aslr_once: bool = _parameter(
+        False,
+        _Flag(),
+        "whether all programs of a run get the same random addresses: they start quicker, for the engine "
+        "translates their libraries once",
+    )
     seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
     uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")
     gid: int = _parameter(1000, _Whole(0, 2**32 - 2), "group id that programs see")

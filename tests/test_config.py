@@ -132,6 +132,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("real_time", 1),
     ("aslr", 1),
     ("aslr", "yes"),
+    ("aslr_once", 1),
     ("seed", -1),
     ("seed", 2**64),
     ("uid", -1),

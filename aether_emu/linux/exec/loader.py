@@ -35,6 +35,7 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import STACK_GUARD_PAGES
 from aether_emu.policy.aslr import AddressLayout, choose_layout
+from aether_emu.random import Stream
 
 
 def load_program(task: Task, file: HostData | None = None) -> None:
@@ -84,6 +85,8 @@ def _load(task: Task, name: str, opened: HostData | None) -> None:
     config, abi, space = process.config, process.abi, process.mm
     randomised = config.aslr and not process.personality & ADDR_NO_RANDOMIZE
     stream = process.kernel.streams.stream("aslr") if randomised else None
+    if randomised and config.aslr_once:
+        stream = Stream(config.seed, "aslr")  # from its beginning, each time
     layout = choose_layout(
         abi.entropy,
         user_end=abi.window,

@@ -6,13 +6,16 @@ import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aether_emu.errors import ProgramError
 from aether_emu.grants import Grants
-from aether_emu.linux.exec import stack
+from aether_emu.linux.exec import loader, stack
+from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.policy.aslr import AddressLayout, choose_layout
 from aether_emu.system import Machine
 from tests.guests.running import LARGE_PAGES, TARGETS, Target, program
 from tests.linux.exec.crafted import (
@@ -421,3 +424,30 @@ def test_the_file_reaches_the_guest_byte_for_byte(tmp_path: Path, target: Target
     finally:
         machine.close()
     assert (tmp_path / "p").read_bytes() == content
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("once", [False, True])
+def test_all_programs_of_a_run_may_get_the_same_random_addresses(
+    isa: str, once: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chosen = []
+
+    def choose(*arguments: Any, **named: Any) -> AddressLayout:
+        chosen.append(choose_layout(*arguments, **named))
+        return chosen[-1]
+
+    monkeypatch.setattr(loader, "choose_layout", choose)
+    grants = Grants(cwd=tmp_path, binds=[Bind(tmp_path, str(tmp_path), writable=True)])
+    with Machine(isa, aslr_once=once, seed=7) as machine:
+        streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+        machine.load(
+            Path(__file__).parents[2] / "programs" / "bin" / isa / "exec",
+            ["exec"],
+            grants=grants,
+            streams=streams,
+        )
+        machine.run()
+    assert len(chosen) > 3
+    places = [layout.image_base for layout in chosen]  # one of them without chance, by its personality
+    assert len(set(places)) == (2 if once else len(places))
