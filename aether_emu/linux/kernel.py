@@ -79,7 +79,7 @@ class Kernel:
         self.timers = Timers()
         self.run_queue: RunQueue[Any, Any] | Lines[Any, Any] = RunQueue()
         if len(self.cpus) > 1:
-            self.run_queue = Lines(len(self.cpus), lambda: clock.now_ns)
+            self.run_queue = Lines(len(self.cpus), self.time_now)
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
