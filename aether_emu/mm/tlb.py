@@ -56,6 +56,8 @@ class Tlb:
     """The TLBs of all CPUs. `running` is the index of the CPU that executes now.
 
     Up to `ceiling` single pages are flushed one by one; beyond that the whole TLB is dropped.
+    Of each flush that concerns others, `asked` counts the CPUs that were asked, `spared` those that hold
+    nothing of the address space, and `merged` how often one was carried out along with an earlier one.
     """
 
     def __init__(self, cpus: Sequence[Cpu], counters: Counters, trace: Trace, ceiling: int = 8) -> None:
@@ -64,6 +66,7 @@ class Tlb:
         self._trace = trace
         self.ceiling = ceiling
         self.running = 0
+        self.asked = self.spared = self.merged = 0
         self._queues: list[list[Flush]] = [[] for _ in cpus]
 
     @property
@@ -98,6 +101,7 @@ class Tlb:
             self._drop_all(index)
         else:
             self._drop_pages(index, pages)
+        self.merged += len(asked) - 1
         for flush in asked:
             flush.acknowledge(index)
 
@@ -121,9 +125,14 @@ class Tlb:
         return bool(waiting)
 
     def _ask(self, mask: int, pages: Sequence[int] | None) -> Flush | None:
+        if len(self._cpus) == 1:
+            return None
         others = mask & ~(1 << self.running)
+        count = others.bit_count()
+        self.spared += len(self._cpus) - 1 - count
         if not others:
             return None
+        self.asked += count
         flush = Flush(pages, others)
         for index, queue in enumerate(self._queues):
             if others >> index & 1:

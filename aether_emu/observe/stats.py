@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.system import Machine
@@ -22,6 +23,26 @@ def prepare(machine: Machine) -> None:
     """Call before the run: virtual time then counts every executed block."""
     for cpu in machine.kernel.cpus:
         cpu.count_blocks()
+
+
+def _of_cpus(machine: Machine) -> dict[str, Any]:
+    """What there is to tell of several CPUs; of one there is nothing."""
+    queue, tlb = machine.kernel.run_queue, machine.physical.tlb
+    if not isinstance(queue, Lines):
+        return {}
+    flushes = {"asked": tlb.asked, "spared": tlb.spared, "merged": tlb.merged}
+    return {"cpus": {"count": len(queue.lines), "migrations": queue.migrations, "flushes_of_others": flushes}}
+
+
+def _rows_of_cpus(cpus: dict[str, Any] | None) -> list[tuple[str, int]]:
+    if cpus is None:
+        return []
+    flushes = cpus["flushes_of_others"]
+    return [
+        ("CPUs", cpus["count"]),
+        ("  tasks that went to another", cpus["migrations"]),
+        *((f"  flushes of others: {name}", count) for name, count in flushes.items()),
+    ]
 
 
 def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
@@ -63,6 +84,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
             "ram_bytes": machine.config.ram,
             "peak_bytes": (buddy.total - buddy.lowest_free) * page,
         },
+        **_of_cpus(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
         "wall_seconds": round(wall_seconds, 6),
@@ -97,6 +119,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         ("used frames cleared", statistics["zeroed_pages"]),
         ("pages written back", statistics["pages_written_back"]),
         *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
+        *_rows_of_cpus(statistics.get("cpus")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),
         ("peak memory, KiB", statistics["memory"]["peak_bytes"] >> 10),

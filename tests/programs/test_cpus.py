@@ -65,6 +65,18 @@ def test_a_stale_translation_is_used_where_no_flush_is_sent(
 
 
 @every_isa
+def test_the_statistics_tell_of_the_cpus(isa: str) -> None:
+    alone, together = (json.loads(_run(isa, cpus)[2]) for cpus in (1, 4))
+    assert "cpus" not in alone
+    cpus = together["cpus"]
+    assert cpus["count"] == 4
+    assert cpus["migrations"] > 0
+    flushes = cpus["flushes_of_others"]
+    assert flushes["asked"] > 0 < flushes["spared"]
+    assert flushes["merged"] < flushes["asked"]
+
+
+@every_isa
 def test_one_seed_gives_one_run(isa: str) -> None:
     assert len({_run(isa, 4) for _ in range(3)}) == 1
     assert _run(isa, 4, seed=8)[2] != _run(isa, 4)[2]
