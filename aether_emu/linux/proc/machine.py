@@ -47,8 +47,36 @@ _SLABS = b"""slabinfo - version: 2.1
 
 def machine_texts(process: Process) -> Mapping[str, Provided]:
     """What /proc tells of the machine, to a process."""
-    kernel, config, registry = process.kernel, process.config, process.registry
-    fixed: dict[str, str | int] = {
+    kernel, registry = process.kernel, process.registry
+    isa, cpus = process.abi.isa.encode(), len(kernel.cpus)
+    terminals = process.files.namespace.terminals
+    return {
+        **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
+        "meminfo": lambda: _meminfo(kernel),
+        "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
+        "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
+        "loadavg": lambda: (
+            b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
+        ),
+        "cpuinfo": lambda: b"".join(
+            b"processor\t: %d\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: %d\n"
+            b"core id\t\t: %d\ncpu cores\t: %d\n\n" % (number, isa, cpus, number, cpus)
+            for number in range(cpus)
+        ),
+        "stat": lambda: _stat(process),
+        **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
+        "vmstat": lambda: _vmstat(kernel),
+        "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
+        "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
+        **{name: _constant(text) for name, text in _EMPTY.items()},
+        "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
+    }
+
+
+def _settings(process: Process) -> dict[str, str | int]:
+    """What does not change while the machine runs: below sys/, and the version."""
+    config = process.config
+    return {
         "version": f"Linux version {RELEASE} (aether_emu) #1 SMP",
         "sys/kernel/ostype": "Linux",
         "sys/kernel/osrelease": RELEASE,
@@ -56,7 +84,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/hostname": config.hostname,
         "sys/kernel/domainname": "(none)",
         "sys/kernel/pid_max": LAST + 1,
-        "sys/kernel/threads-max": registry.most,
+        "sys/kernel/threads-max": process.registry.most,
         "sys/kernel/dmesg_restrict": 1,
         "sys/kernel/ngroups_max": 65536,
         "sys/kernel/cap_last_cap": 40,
@@ -94,29 +122,6 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/memfd_noexec": 0,
         "sys/vm/max_map_count": config.max_mmap_areas,
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
-    }
-    isa, cpus = process.abi.isa.encode(), len(kernel.cpus)
-    terminals = process.files.namespace.terminals
-    return {
-        **{name: Text(f"{value}\n".encode) for name, value in fixed.items()},
-        "meminfo": lambda: _meminfo(kernel),
-        "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
-        "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
-        "loadavg": lambda: (
-            b"0.00 0.00 0.00 %d/%d %d\n" % (_running(registry), len(registry.tasks), registry.last)
-        ),
-        "cpuinfo": lambda: b"".join(
-            b"processor\t: %d\nmodel name\t: emulated %s\nphysical id\t: 0\nsiblings\t: %d\n"
-            b"core id\t\t: %d\ncpu cores\t: %d\n\n" % (number, isa, cpus, number, cpus)
-            for number in range(cpus)
-        ),
-        "stat": lambda: _stat(process),
-        **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
-        "vmstat": lambda: _vmstat(kernel),
-        "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
-        "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
-        **{name: _constant(text) for name, text in _EMPTY.items()},
-        "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
 
 

@@ -129,17 +129,16 @@ class Lines(Generic[T, P]):
 
     def balance(self) -> None:
         """Who is idle takes over one of those who wait elsewhere."""
-        for index, line in enumerate(self.lines):
-            if len(line) or (self.working and index == self.at):
-                continue
-            taken = self._spare(index)
-            if taken is None:
-                return
-            self.remove(taken)
-            self.times[index] = max(self.times[index], taken.ready_at)
-            ready_at = taken.ready_at
-            self.join(taken, index)
-            taken.ready_at = ready_at
+        if all(len(line) < 2 for line in self.lines):
+            return
+        for index in range(len(self.lines)):
+            taken = None if self._is_busy(index) else self._spare(index)
+            if taken is not None:
+                ready_at = taken.ready_at
+                self.remove(taken)
+                self.times[index] = max(self.times[index], ready_at)
+                self.join(taken, index)
+                taken.ready_at = ready_at
 
     def _spare(self, index: int) -> T | None:
         """Whom CPU `index` may take out of the longest line in which two or more stand."""
