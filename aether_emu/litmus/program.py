@@ -229,6 +229,7 @@ class Litmus:
     summary: str
     allowed: bool  # the published verdict on the condition
     source: str
+    like: str  # what other suites call the same shape
     out_of_reach: str  # why an allowed end is not reached here; empty: it has to be
     memory: dict[str, int]  # physical pages with their first word
     entries: dict[Slot, Entry]  # as they are at the start

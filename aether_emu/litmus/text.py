@@ -45,7 +45,7 @@ from aether_emu.litmus.program import (
 )
 
 MOST_THREADS, MOST_PAGES, MOST_OPERATIONS = 4, 8, 12
-HEADERS = ("name", "isa", "manual", "summary", "published", "source", "out of reach")
+HEADERS = ("name", "isa", "manual", "summary", "published", "source", "like", "out of reach")
 _NEEDED = ("name", "isa", "published", "source")
 _MANUALS = {"x86_64": (Manual.INTEL, Manual.AMD), "arm64": (Manual.ARM,)}
 _WORD = r"[A-Za-z_]\w*"
@@ -324,7 +324,7 @@ class _Reader:
         manual = Manual(headers.get("manual", _MANUALS[headers["isa"]][0].value))
         return Litmus(
             headers["name"], headers["isa"], manual, headers.get("summary", ""),
-            headers["published"] == "allowed", headers["source"], headers.get("out of reach", ""),
+            headers["published"] == "allowed", headers["source"], headers.get("like", ""), headers.get("out of reach", ""),
             self._memory, self._entries, tuple(map(tuple, self._threads)), condition, text, self._path,
         )  # fmt: skip
 

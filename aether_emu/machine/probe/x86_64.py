@@ -197,8 +197,9 @@ class X86Prober:
     ) -> Attempts:
         """Make one access at each address, in order, under the controls that were configured.
 
-        `values` are what STORE stores, one an address. Until the first access the TLB is cold, or with `flush` False what earlier batches left; it keeps what
-        the accesses of the batch bring in. EngineError when the engine fails.
+        `values` are what STORE stores, one an address. Until the first access the TLB is cold, or with
+        `flush` False what earlier batches left; it keeps what the accesses of the batch bring in.
+        EngineError when the engine fails.
         """
         count = self._count = addresses.size
         if not 0 < count <= BATCH:
