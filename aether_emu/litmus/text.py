@@ -324,7 +324,8 @@ class _Reader:
         manual = Manual(headers.get("manual", _MANUALS[headers["isa"]][0].value))
         return Litmus(
             headers["name"], headers["isa"], manual, headers.get("summary", ""),
-            headers["published"] == "allowed", headers["source"], headers.get("like", ""), headers.get("out of reach", ""),
+            headers["published"] == "allowed", headers["source"], headers.get("like", ""),
+            headers.get("out of reach", ""),
             self._memory, self._entries, tuple(map(tuple, self._threads)), condition, text, self._path,
         )  # fmt: skip
 
