@@ -37,7 +37,9 @@ _MOST = 8  # virtual pages, and physical ones
 _SIZE = (_MOST + 1) * _REGION
 _ROOT, _UPPER, _DIRECTORY, _TABLES = 1, 2, 3, 4  # page numbers of tables; a test's own follow at 8
 _OWN = 8
-_PLACE = 5  # which page of its region everything is
+_PLACE = (
+    100  # which page of its region everything is: not one whose place in the TLB a prober's own page takes
+)
 _BASE = 1 << 39  # virtual address of the regions: the root's second entry
 _SUPERVISOR = _BASE + 511 * _REGION
 _WORD = 16  # offset of a page's word
