@@ -202,7 +202,7 @@ class Laboratory:
 
         `stale`: these are not what memory holds.
         """
-        address = np.array([_BASE + self._pages[page] * _REGION + _PLACE * _PAGE + _WORD], np.uint64)
+        address = self._address(page)
         if not stale:
             return self._user(cpu, address, value, flush=True)
         before = [(self._slots[slot], self._words[self._slots[slot]]) for slot, _ in by]
@@ -216,6 +216,13 @@ class Laboratory:
         self._restore(before)
         self.planted += 1
         return self._user(cpu, address, value, flush=False)
+
+    def access_warm(self, cpu: int, page: str) -> int | None:
+        """A user's load by what the CPU's TLB holds, or memory where it holds nothing. None: it faulted."""
+        return self._user(cpu, self._address(page), None, flush=False)
+
+    def _address(self, page: str) -> Words:
+        return np.array([_BASE + self._pages[page] * _REGION + _PLACE * _PAGE + _WORD], np.uint64)
 
     def _restore(self, before: list[tuple[int, int]]) -> None:
         for at, word in before:
@@ -254,10 +261,10 @@ class Laboratory:
     def invalidate(self, cpus: Sequence[int], page: str) -> None:
         """Execute the invalidation of a page, or of all where `page` is empty, on each of the CPUs."""
         operation = Operation.INVALIDATE if page else Operation.INVALIDATE_ALL
-        at = _BASE + self._pages[page] * _REGION + _PLACE * _PAGE if page else _BASE
+        at = self._address(page) if page else np.array([_BASE], np.uint64)
         for cpu in cpus:
             self.executed += 1
-            self._run(cpu, np.array([at], np.uint64), operation, user=False, flush=False)
+            self._run(cpu, at, operation, user=False, flush=False)
 
     def _run(
         self, cpu: int, address: Words, operation: Operation, *, user: bool, flush: bool = True,

@@ -10,15 +10,16 @@ some period, of what the entries said then; which periods count is told by floor
 
 What an invalidation does to the floors is here too. What holds in each case, and where that is said:
 
-- Only valid, accessed entries are cached (Intel SDM 3A 4.10.2.2, 4.10.3.1; Arm ARM D8.16.3), but any of them,
-  at any time, whether the program asks for the page or not (4.10.2.3).
+- Only valid, accessed entries are cached (Intel SDM 3A 4.10.2.2, 4.10.3.1; Arm ARM D8.5, D8.16), but any of
+  them, at any time, whether the program asks for the page or not (4.10.2.3).
 - Intel: an access may fault by a cached translation that is weaker than memory; the fault drops the
-  translations of that page (4.10.4.1, 4.10.4.3). AMD: the walk is made again before a fault (APM 2, 5.5.3).
+  translations of that page (4.10.4.1, 4.10.4.3). AMD: the walk is made again before a fault (APM 2 5.5.3).
 - x86_64: an invalidation is complete when the instruction is; it is this CPU's alone (4.10.4.1, 4.10.5).
   INVLPG drops all cached table entries, of other pages too.
 - Arm: an invalidation is complete at the DSB after it, and covers what was visible before it: a store of the
   same CPU only after a DSB. Completion waits for accesses of other CPUs that went by the old translation; the
-  own ones need an ISB, or an exception, which stops what was walked ahead (D8.16.5, B2.3, K11.5).
+  own ones need an ISB, or an exception, which stops what was walked ahead (D8.17). That walks are made ahead
+  is the architecture without FEAT_ETS2.
 """
 
 from __future__ import annotations
