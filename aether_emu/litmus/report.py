@@ -9,19 +9,19 @@ from aether_emu.litmus.explore import Explored
 from aether_emu.litmus.program import Litmus
 from aether_emu.litmus.suite import verdict
 
-_NAME = 36
+_NAME = 37
 
 
 def heading() -> str:
     """What stands above the rows."""
-    return f"{'test':<{_NAME}} {'published':<10} {'ours':<12} {'states':>7} {'executed':>9}  shape"
+    return f"{'isa':<7} {'test':<{_NAME}} {'published':<10} {'ours':<12} {'states':>7} {'executed':>9}  shape"
 
 
 def row(explored: Explored) -> str:
     """One test: its name, what is published of its condition, what was reached, how much was tried."""
     test, ours = explored.test, verdict(explored)
     return (
-        f"{test.name:<{_NAME}} {published(test):<10} {ours.value:<12} {explored.states:>7,} "
+        f"{test.isa:<7} {test.name:<{_NAME}} {published(test):<10} {ours.value:<12} {explored.states:>7,} "
         f"{explored.executed:>9,}  {test.summary}"
     ).rstrip()
 
@@ -50,12 +50,16 @@ def total(all_of_them: Sequence[Explored]) -> str:
     executed, planted = sum(one.executed for one in all_of_them), sum(one.planted for one in all_of_them)
     away = sum(bool(one.test.out_of_reach) for one in all_of_them)
     words = [
-        f"{len(verdicts):,} tests",
-        f"{findings:,} findings" if findings else "each end as published",
+        _counted(len(verdicts), "test"),
+        _counted(findings, "finding") if findings else "each end as published",
         f"{away:,} out of reach" if away else "",
         f"{executed:,} instructions executed, {planted:,} by a stale translation",
     ]
     return ", ".join(filter(None, words))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def as_json(all_of_them: Sequence[Explored]) -> bytes:

@@ -93,7 +93,7 @@ def test_a_forbidden_end_is_told_with_the_steps_to_it(run: Run) -> None:
     assert found.witness[-1].startswith("thread 1: r0 = load x, by a stale [pa1]: 9")
     assert "cpu 1: interrupt of thread 0" in found.witness
     assert " REACHED " in report.row(found)
-    assert report.total([found]).startswith("1 tests, 1 findings")
+    assert report.total([found]).startswith("1 test, 1 finding, ")
 
 
 def test_the_report_is_the_same_each_time(run: Run) -> None:
