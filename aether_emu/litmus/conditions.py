@@ -56,7 +56,7 @@ def entry_of(words: str, level: int, isa: str) -> Entry:
 
 def slot_of(words: str) -> Slot | None:
     """The slot that `pte(x)` or `pde(x)` names."""
-    found = re.fullmatch(r"p([td])e\(\s*(\w+)\s*\)", words)
+    found = re.fullmatch(r"p([td])e\(\s*([\w.]+)\s*\)", words)
     return Slot(1 if found[1] == "t" else 2, found[2]) if found else None
 
 

@@ -28,15 +28,18 @@ from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat, Reach
 from aether_emu.arch.x86_64.stage1 import A, W, X86Format
 from aether_emu.errors import EngineError
 from aether_emu.litmus.program import Entry, Kind, Litmus, Slot
+from aether_emu.litmus.text import MOST_PAGES, MOST_TABLES
 from aether_emu.machine.probe.arm64 import ArmProber
 from aether_emu.machine.probe.prober import Attempts, Happened, Operation, Words
 from aether_emu.machine.probe.x86_64 import X86Prober
 
 _PAGE, _REGION = 4096, 2 << 20
-_MOST = 8  # virtual pages, and physical ones
-_SIZE = (_MOST + 1) * _REGION
-_ROOT, _UPPER, _DIRECTORY, _TABLES = 1, 2, 3, 4  # page numbers of tables; a test's own follow at 8
-_OWN = 8
+_SIZE = (MOST_PAGES + 1) * _REGION
+_TABLES = 1  # page numbers of tables: the one that maps them all; a space's three; a test's own
+_ROOTS = 2
+_ROOT, _UPPER, _DIRECTORY = range(3)
+_OWN = 16
+_COUNT = _OWN + MOST_TABLES
 _PLACE = (
     100  # which page of its region everything is: not one whose place in the TLB a prober's own page takes
 )
@@ -87,6 +90,7 @@ class Laboratory:
         self._memory = np.frombuffer(self._buffer, np.uint64)
         self._words = memoryview(self._buffer).cast("Q")
         self._probers: list[Prober] = []
+        self._test: Litmus
         self._slots: dict[Slot, int] = {}
         self._data: list[int] = []
         self._physical: dict[str, int] = {}
@@ -99,7 +103,7 @@ class Laboratory:
         """Lay out the tables and pages of a test, and have a CPU for each thread."""
         while len(self._probers) < len(test.threads):
             self._probers.append(self._opened())
-        self._words[: (_OWN + 2 * _MOST) * 512] = memoryview(bytes((_OWN + 2 * _MOST) * _PAGE)).cast("Q")
+        self._words[: _COUNT * 512] = memoryview(bytes(_COUNT * _PAGE)).cast("Q")
         self._meaning.clear()
         self._encoded.clear()
         self._physical = {name: (number + 1) * _REGION for number, name in enumerate(test.memory)}
@@ -107,10 +111,17 @@ class Laboratory:
         self._tables = {name: (_OWN + number) * _PAGE for number, name in enumerate(names)}
         self._pages = {name: number for number, name in enumerate(test.pages)}
         self._slots = {Slot(1, name): (at >> 3) + _PLACE for name, at in self._tables.items()}
-        for name, number in self._pages.items():
-            self._slots[Slot(2, name)] = _DIRECTORY * 512 + number
+        for space in range(len(test.spaces)):
+            for name, number in self._pages.items():
+                self._slots[test.upper(name, space)] = _table(space, _DIRECTORY) * 512 + number
         self._data = [(at + _PLACE * _PAGE + _WORD) >> 3 for at in self._physical.values()]
-        self._build()
+        self._test = test
+        for space in range(len(test.spaces)):
+            self._build(space)
+        flags = PageFlags.READ | PageFlags.WRITE | PageFlags.ACCESSED | PageFlags.DIRTY
+        for number in range(_COUNT):
+            leaf = self._format.leaf_entry(number * _PAGE, Attributes(flags))
+            self._words[_TABLES * 512 + number] = leaf
 
     def _opened(self) -> Prober:
         if self._arm:
@@ -119,16 +130,14 @@ class Laboratory:
         prober.configure(wp=True, smep=False, smap=False, pke=False, nxe=True)
         return prober
 
-    def _build(self) -> None:
+    def _build(self, space: int) -> None:
         words, accessed = self._words, 0 if self._arm else A
+        root, upper, directory = (_table(space, which) for which in (_ROOT, _UPPER, _DIRECTORY))
         for slot, entry in self._probers[0].own_entries.items():
-            words[_ROOT * 512 + slot] = entry
-        words[_ROOT * 512 + 1] = self._format.table_entry(_UPPER * _PAGE) | accessed
-        words[_UPPER * 512] = self._format.table_entry(_DIRECTORY * _PAGE) | accessed
-        words[_DIRECTORY * 512 + 511] = self._format.table_entry(_TABLES * _PAGE) | accessed
-        flags = PageFlags.READ | PageFlags.WRITE | PageFlags.ACCESSED | PageFlags.DIRTY
-        for number in range(_OWN + 2 * _MOST):
-            words[_TABLES * 512 + number] = self._format.leaf_entry(number * _PAGE, Attributes(flags))
+            words[root * 512 + slot] = entry
+        words[root * 512 + 1] = self._format.table_entry(upper * _PAGE) | accessed
+        words[upper * 512] = self._format.table_entry(directory * _PAGE) | accessed
+        words[directory * 512 + 511] = self._format.table_entry(_TABLES * _PAGE) | accessed
 
     # ---- entries and their bits
 
@@ -197,44 +206,48 @@ class Laboratory:
 
     # ---- what CPUs execute
 
-    def access(self, cpu: int, page: str, value: int | None, by: Path, *, stale: bool) -> int | None:
+    def access(
+        self, cpu: int, page: str, value: int | None, by: Path, *, stale: bool, space: int = 0
+    ) -> int | None:
         """A user's load, or store of `value`, by the entries of `by`. None: it faulted. A store gives 0.
 
-        `stale`: these are not what memory holds.
+        `stale`: these are not what memory holds. The CPU is in `space`, whatever space's tables `by` are.
         """
         address = self._address(page)
         if not stale:
-            return self._user(cpu, address, value, flush=True)
-        before = [(self._slots[slot], self._words[self._slots[slot]]) for slot, _ in by]
-        for slot, entry in by:
-            self._words[self._slots[slot]] = self.encode(entry, slot.level)
+            return self._user(cpu, address, value, space, flush=True)
+        # The engine has no tags: what another space's tables gave is brought in by this one's.
+        here = [(self._slots[self._test.upper(page, space)], self.encode(by[0][1], 2))]
+        here += [(self._slots[slot], self.encode(entry, 1)) for slot, entry in by[1:]]
+        before = [(at, self._words[at]) for at, _ in here]
+        self._restore(here)
         if not by.permits(user=True, write=value is not None):
-            found = self._user(cpu, address, value, flush=True)
+            found = self._user(cpu, address, value, space, flush=True)
             self._restore(before)
             return found
-        self._run(cpu, address, Operation.READ, user=True)
+        self._run(cpu, address, Operation.READ, space, user=True)
         self._restore(before)
         self.planted += 1
-        return self._user(cpu, address, value, flush=False)
+        return self._user(cpu, address, value, space, flush=False)
 
     def access_warm(self, cpu: int, page: str) -> int | None:
         """A user's load by what the CPU's TLB holds, or memory where it holds nothing. None: it faulted."""
-        return self._user(cpu, self._address(page), None, flush=False)
+        return self._user(cpu, self._address(page), None, 0, flush=False)
 
     def _address(self, page: str) -> Words:
         return np.array([_BASE + self._pages[page] * _REGION + _PLACE * _PAGE + _WORD], np.uint64)
 
-    def _restore(self, before: list[tuple[int, int]]) -> None:
-        for at, word in before:
+    def _restore(self, words: list[tuple[int, int]]) -> None:
+        for at, word in words:
             self._words[at] = word
 
-    def _user(self, cpu: int, address: Words, value: int | None, *, flush: bool) -> int | None:
+    def _user(self, cpu: int, address: Words, value: int | None, space: int, *, flush: bool) -> int | None:
         self.executed += 1
         if value is None:
-            tried = self._run(cpu, address, Operation.READ, user=True, flush=flush)
+            tried = self._run(cpu, address, Operation.READ, space, user=True, flush=flush)
         else:
             values = np.array([value], np.uint64)
-            tried = self._run(cpu, address, Operation.STORE, user=True, flush=flush, values=values)
+            tried = self._run(cpu, address, Operation.STORE, space, user=True, flush=flush, values=values)
         if tried.happened[0] == Happened.FAULT:
             return None
         if tried.happened[0] != Happened.DONE:
@@ -253,7 +266,7 @@ class Laboratory:
     def _supervisor(self, cpu: int, slot: Slot, operation: Operation, values: Words | None) -> Attempts:
         self.executed += 1
         address = np.array([_SUPERVISOR + self._slots[slot] * 8], np.uint64)
-        tried = self._run(cpu, address, operation, user=False, values=values)
+        tried = self._run(cpu, address, operation, 0, user=False, values=values)
         if tried.happened[0] != Happened.DONE:
             raise EngineError(f"the supervisor cannot reach {slot}")
         return tried
@@ -264,17 +277,23 @@ class Laboratory:
         at = self._address(page) if page else np.array([_BASE], np.uint64)
         for cpu in cpus:
             self.executed += 1
-            self._run(cpu, at, operation, user=False, flush=False)
+            self._run(cpu, at, operation, 0, user=False, flush=False)
 
     def _run(
-        self, cpu: int, address: Words, operation: Operation, *, user: bool, flush: bool = True,
+        self, cpu: int, address: Words, operation: Operation, space: int, *, user: bool, flush: bool = True,
         values: Words | None = None,
     ) -> Attempts:  # fmt: skip
         prober = self._probers[cpu]
-        return prober.run(_ROOT * _PAGE, address, operation, user=user, flush=flush, values=values)
+        root = _table(space, _ROOT) * _PAGE
+        return prober.run(root, address, operation, user=user, flush=flush, values=values)
 
     def close(self) -> None:
         """Let go of the engines."""
         for prober in self._probers:
             prober.close()
         self._probers.clear()
+
+
+def _table(space: int, which: int) -> int:
+    """The page number of a space's table."""
+    return _ROOTS + 3 * space + which

@@ -55,8 +55,18 @@ FLAGS = ("ro", "kernel", "global", "old", "clean")
 INVALID = Entry(Kind.INVALID)
 
 
+class Space(NamedTuple):
+    """An address space: tables of its own, and the tag (PCID, ASID) of translations made by them."""
+
+    name: str  # empty for the one in which threads begin
+    tag: int = 0
+
+
 class Slot(NamedTuple):
-    """One entry in memory. `level` 1 is the leaf of a table, 2 the entry for a virtual page's table."""
+    """One entry in memory. `level` 1 is the leaf of a table, 2 the entry for a virtual page's table.
+
+    What stands in another address space than the first has its name behind a dot: `pde(x.b)`.
+    """
 
     level: int
     name: str
@@ -107,12 +117,25 @@ class Invalidate:
     """Translations of `page`, or of all pages where that is empty, are dropped.
 
     `everywhere`: on all CPUs. `leaf`: the last level alone. `globals_too`: global ones are dropped as well.
+    `tag`: those with this tag; None: with any; `OWN`: with that of the space in which the CPU is.
     """
 
     page: str
     everywhere: bool = False
     leaf: bool = False
     globals_too: bool = True
+    tag: int | None = None
+
+
+OWN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Enter:
+    """Translate by another space from now on. `flush`: nothing with its tag is kept, but global ones."""
+
+    space: str
+    flush: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +164,7 @@ class Await:
     """Wait until every interrupt that this thread sent is acknowledged."""
 
 
-Action = Load | Store | ReadEntry | WriteEntry | Invalidate | Barrier | Interrupt | Await
+Action = Load | Store | ReadEntry | WriteEntry | Invalidate | Enter | Barrier | Interrupt | Await
 
 
 class Operation(NamedTuple):
@@ -233,6 +256,7 @@ class Litmus:
     out_of_reach: str  # why an allowed end is not reached here; empty: it has to be
     memory: dict[str, int]  # physical pages with their first word
     entries: dict[Slot, Entry]  # as they are at the start
+    spaces: tuple[Space, ...]  # the first one has no name
     threads: tuple[tuple[Operation, ...], ...]
     condition: Condition
     text: str  # of the condition
@@ -241,9 +265,9 @@ class Litmus:
     @property
     def pages(self) -> tuple[str, ...]:
         """The virtual pages."""
-        return tuple(slot.name for slot in self.entries if slot.level == 2)
+        return tuple(slot.name for slot in self.entries if slot.level == 2 and "." not in slot.name)
 
-    @property
-    def operations(self) -> int:
-        """How many there are in all threads."""
-        return sum(map(len, self.threads))
+    def upper(self, page: str, space: int) -> Slot:
+        """The entry for a page's table in a space."""
+        name = self.spaces[space].name
+        return Slot(2, f"{page}.{name}" if name else page)

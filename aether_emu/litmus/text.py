@@ -27,9 +27,12 @@ from pathlib import Path
 from aether_emu.errors import AetherError, shown, suggestion
 from aether_emu.litmus.conditions import ConditionReader, entry_of, slot_of
 from aether_emu.litmus.program import (
+    INVALID,
+    OWN,
     Action,
     Await,
     Barrier,
+    Enter,
     Entry,
     Interrupt,
     Invalidate,
@@ -40,14 +43,17 @@ from aether_emu.litmus.program import (
     Operation,
     ReadEntry,
     Slot,
+    Space,
     Store,
     WriteEntry,
 )
 
-MOST_THREADS, MOST_PAGES, MOST_OPERATIONS = 4, 8, 12
+MOST_THREADS, MOST_PAGES, MOST_OPERATIONS, MOST_TABLES, MOST_SPACES = 4, 8, 12, 24, 3
 HEADERS = ("name", "isa", "manual", "summary", "published", "source", "like", "out of reach")
 _NEEDED = ("name", "isa", "published", "source")
 _MANUALS = {"x86_64": (Manual.INTEL, Manual.AMD), "arm64": (Manual.ARM,)}
+FIRST = "first"
+"""What the address space is called in which threads begin."""
 _WORD = r"[A-Za-z_]\w*"
 BARRIERS: dict[str, dict[str, Barrier]] = {
     "arm64": {
@@ -60,8 +66,17 @@ BARRIERS: dict[str, dict[str, Barrier]] = {
     "x86_64": {"mfence": Barrier(), "cpuid": Barrier()},
 }
 INVALIDATIONS = {
-    "x86_64": ("invlpg PAGE", "mov cr3", "flush all"),
-    "arm64": ("tlbi PAGE", "tlbi PAGE leaf", "tlbi PAGE local", "tlbi all", "tlbi all local"),
+    "x86_64": ("invlpg PAGE", "mov cr3", "mov cr3 SPACE", "mov cr3 SPACE noflush", "flush all"),
+    "arm64": (
+        "tlbi PAGE",
+        "tlbi PAGE leaf",
+        "tlbi PAGE local",
+        "tlbi PAGE asid SPACE",
+        "tlbi asid SPACE",
+        "tlbi all",
+        "tlbi all local",
+        "ttbr SPACE",
+    ),
 }
 
 
@@ -116,6 +131,7 @@ class _Reader:
         self._headers: dict[str, str] = {}
         self._memory: dict[str, int] = {}
         self._entries: dict[Slot, Entry] = {}
+        self._spaces = [Space("")]
         self._threads: list[list[Operation]] = []
         self._lines: dict[tuple[int, int], int] = {}
         self._condition: list[str] = []
@@ -128,6 +144,8 @@ class _Reader:
             self._condition.append(words)
         elif words in ("memory", "map"):
             self._begin(words)
+        elif first == "space" and "->" not in words:
+            self._begin_space(words)
         elif first == "thread" and "=" not in words:
             self._begin_thread(words)
         elif first == "exists":
@@ -138,6 +156,8 @@ class _Reader:
             self._physical(words)
         elif self._section == "map":
             self._mapping(words)
+        elif self._section == "space":
+            self._mapping_in_space(words)
         else:
             self._operation(words, number)
 
@@ -151,9 +171,35 @@ class _Reader:
         if section == "memory":
             self._check_headers()
 
+    def _begin_space(self, words: str) -> None:
+        found = re.fullmatch(rf"space\s+({_WORD})(?:\s+tag\s+(\d))?", words)
+        if self._section not in ("map", "space"):
+            raise Mistake(f"{words}: stands here; spaces were expected after map and before the threads")
+        if not found or found[1] in [space.name for space in self._spaces]:
+            raise Mistake(f"{words}: space NAME or space NAME tag DIGIT was expected, with a new name")
+        if len(self._spaces) == MOST_SPACES:
+            raise Mistake(f"{words}: at most {MOST_SPACES - 1} more spaces are expected")
+        self._section = "space"
+        self._spaces.append(Space(found[1], int(found[2] or 0)))
+
+    def _mapping_in_space(self, words: str) -> None:
+        found = re.fullmatch(rf"({_WORD})\s*->\s*(.+)", words)
+        if not found:
+            raise Mistake(f"{words}: PAGE -> ENTRY was expected, or a thread")
+        name = f"{self._page(found[1])}.{self._spaces[-1].name}"
+        if Slot(1, name) in self._entries:
+            raise Mistake(f"{found[1]}: is mapped in this space already")
+        self._entries[Slot(1, name)] = self._entry(found[2], 1)
+        self._entries[Slot(2, name)] = Entry(Kind.TABLE, name)
+        self._check_tables(name)
+
+    def _check_tables(self, name: str) -> None:
+        if sum(slot.level == 1 for slot in self._entries) > MOST_TABLES:
+            raise Mistake(f"{name}: at most {MOST_TABLES} leaf tables are expected")
+
     def _begin_thread(self, words: str) -> None:
         expected = len(self._threads)
-        if self._section not in ("map", "thread"):
+        if self._section not in ("map", "space", "thread"):
             raise Mistake("a thread stands here: the section map was expected first")
         if expected == MOST_THREADS:
             raise Mistake(f"{words}: at most {MOST_THREADS} threads are expected, 0 to {MOST_THREADS - 1}")
@@ -208,7 +254,8 @@ class _Reader:
         self._entries[Slot(1, name)] = self._entry(entry, 1)
         if not spare:
             self._entries[Slot(2, name)] = Entry(Kind.TABLE, name)
-        if len(self._entries) > 2 * MOST_PAGES:
+        self._check_tables(name)
+        if sum(slot.level == 2 for slot in self._entries) > MOST_PAGES:
             raise Mistake(f"{name}: at most {MOST_PAGES} virtual pages are expected")
 
     def _new(self, name: str) -> None:
@@ -265,6 +312,10 @@ class _Reader:
         isa = self._headers["isa"]
         if words in BARRIERS[isa]:
             return BARRIERS[isa][words]
+        if found := re.fullmatch(
+            r"mov\s+cr3\s+(\S+?)(\s+noflush)?" if isa == "x86_64" else r"ttbr\s+(\S+)", words
+        ):
+            return Enter(self._space(found[1]).name, isa == "x86_64" and not found[2])
         if action := self._invalidation(words):
             return action
         forms = ["REGISTER = load PAGE", "store PAGE NUMBER", "set pte(PAGE) = ENTRY", *INVALIDATIONS[isa],
@@ -281,19 +332,29 @@ class _Reader:
     def _invalidation(self, words: str) -> Invalidate | None:
         if self._headers["isa"] == "x86_64":
             if words == "mov cr3":
-                return Invalidate("", globals_too=False)
+                return Invalidate("", globals_too=False, tag=OWN)
             if words == "flush all":
                 return Invalidate("")
             found = re.fullmatch(r"invlpg\s+(\S+)", words)
-            return Invalidate(self._page(found[1])) if found else None
+            return Invalidate(self._page(found[1]), tag=OWN) if found else None
+        if found := re.fullmatch(r"tlbi\s+asid\s+(\S+)(\s+local)?", words):
+            return Invalidate("", not found[2], globals_too=False, tag=self._space(found[1]).tag)
+        if found := re.fullmatch(r"tlbi\s+(\S+)\s+asid\s+(\S+)(\s+local)?", words):
+            return Invalidate(self._page(found[1]), not found[3], tag=self._space(found[2]).tag)
         found = re.fullmatch(r"tlbi\s+(\S+)((?:\s+(?:leaf|local))*)", words)
         if not found or (found[1] == "all" and "leaf" in found[2]):
             return None
         page = "" if found[1] == "all" else self._page(found[1])
         return Invalidate(page, "local" not in found[2], "leaf" in found[2])
 
+    def _space(self, name: str) -> Space:
+        known = {space.name or FIRST: space for space in self._spaces}
+        if name not in known:
+            raise Mistake(f"{name}: an address space was expected, one of {', '.join(known)}")
+        return known[name]
+
     def _page(self, name: str) -> str:
-        pages = [slot.name for slot in self._entries if slot.level == 2]
+        pages = [slot.name for slot in self._entries if slot.level == 2 and "." not in slot.name]
         if name not in pages:
             raise Mistake(f"{name}: a virtual page of the section map was expected{suggestion(name, pages)}")
         return name
@@ -312,6 +373,12 @@ class _Reader:
         """The test; everything that only the whole file can show to be wrong is found here."""
         if self._section != "exists":
             raise Mistake("the file ends here: a line that begins with exists was expected")
+        for page in [slot.name for slot in self._entries if slot.level == 2 and "." not in slot.name]:
+            for space in self._spaces[1:]:
+                name = f"{page}.{space.name}"
+                self._entries.setdefault(Slot(1, name), INVALID)
+                self._entries.setdefault(Slot(2, name), Entry(Kind.TABLE, name))
+        self._check_tables("all spaces")
         for (thread, index), number in self._lines.items():
             self._check(thread, self._threads[thread][index].action, number)
         text = " ".join(self._condition)
@@ -326,7 +393,8 @@ class _Reader:
             headers["name"], headers["isa"], manual, headers.get("summary", ""),
             headers["published"] == "allowed", headers["source"], headers.get("like", ""),
             headers.get("out of reach", ""),
-            self._memory, self._entries, tuple(map(tuple, self._threads)), condition, text, self._path,
+            self._memory, self._entries, tuple(self._spaces), tuple(map(tuple, self._threads)), condition,
+            text, self._path,
         )  # fmt: skip
 
     def _check(self, thread: int, action: Action, number: int) -> None:
