@@ -8,7 +8,6 @@ nothing that is not reached anyway, for all they do is to limit what their own t
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from aether_emu.litmus.program import (
     FAULT,
     Await,
     Barrier,
+    Enter,
     Entry,
     Interrupt,
     Invalidate,
@@ -86,33 +86,37 @@ def explore(
     rules: may.Rules | None = None,
     *,
     most: int = MOST_STATES,
-    hear: Callable[[int], None] = lambda _: None,
 ) -> Explored:
-    """Go through all of a test. `hear` is told how many states there were. Raises TooManyStates."""
-    return _Exploration(test, laboratory, rules or may.RULES[test.manual], most, hear).perform()
+    """Go through all of a test. Raises TooManyStates."""
+    return _Exploration(test, laboratory, rules or may.RULES[test.manual], most).perform()
 
 
 class _Exploration:
-    def __init__(
-        self, test: Litmus, laboratory: Laboratory, rules: may.Rules, most: int, hear: Callable[[int], None]
-    ) -> None:
-        self._test, self._lab, self._rules, self._most, self._hear = test, laboratory, rules, most, hear
+    def __init__(self, test: Litmus, laboratory: Laboratory, rules: may.Rules, most: int) -> None:
+        self._test, self._lab, self._rules, self._most = test, laboratory, rules, most
         self._pages = test.pages
         self._slots = tuple(test.entries)
         self._names = {key: number for number, key in enumerate(registers(test.threads))}
-        self._walked = [self._entries_of(page) for page in self._pages]
+        self._spaces = {space.name: number for number, space in enumerate(test.spaces)}
+        self._setting = may.Setting(
+            rules,
+            test.manual,
+            tuple(self._walked(number, page) for number, page in enumerate(test.pages)),
+            test.pages,
+            tuple(space.tag for space in test.spaces),
+        )
         self._from: dict[State, tuple[State | None, str]] = {}
         self._stack: list[State] = []
 
-    def _entries_of(self, page: str) -> frozenset[Slot]:
-        """Every entry that a walk of a page may read at some time."""
-        found = {Slot(2, page), Slot(1, page)}
+    def _walked(self, number: int, page: str) -> may.Walked:
+        uppers = tuple(self._test.upper(page, space) for space in range(len(self._test.spaces)))
+        slots = {slot for upper in uppers for slot in (upper, Slot(1, upper.name))}
         for thread in self._test.threads:
             for operation in thread:
                 action = operation.action
-                if isinstance(action, WriteEntry) and action.slot == Slot(2, page):
-                    found |= {Slot(1, action.entry.target)} if action.entry.kind is Kind.TABLE else set()
-        return frozenset(found)
+                if isinstance(action, WriteEntry) and action.slot in uppers:
+                    slots |= {Slot(1, action.entry.target)} if action.entry.kind is Kind.TABLE else set()
+        return may.Walked(number, uppers, frozenset(slots))
 
     def perform(self) -> Explored:
         test, lab = self._test, self._lab
@@ -133,7 +137,6 @@ class _Exploration:
             state = self._stack.pop()
             if not len(self._from) & 63:
                 checkpoint()
-                self._hear(len(self._from))
             if all(at == len(thread) for at, thread in zip(state.at, test.threads, strict=True)):
                 self._end(state, found)
             else:
@@ -204,10 +207,14 @@ class _Exploration:
                 self._add(self._written(state, moved, number, action), state, text)
             case Invalidate() as action:
                 self._add(self._invalidated(state, moved, number, action), state, text)
+            case Enter(space, flush):
+                now = state.now + 1  # a space is left at the end of a period
+                cpu = may.entered(
+                    self._setting, state.cpus[number], self._spaces[space], now, flush=flush
+                )  # fmt: skip
+                self._add(self._changed(moved._replace(now=now), number, cpu), state, text)
             case Barrier() as action:
-                cpus = may.after_barrier(
-                    self._rules, state.cpus, number, action, self._pages, self._walked, state.now
-                )
+                cpus = may.after_barrier(self._setting, state.cpus, number, action, state.now)
                 self._add(moved._replace(cpus=tuple(cpus)), state, text)
             case Interrupt(thread, work, early):
                 self._add(
@@ -227,16 +234,18 @@ class _Exploration:
         histories = dict(zip(self._slots, state.histories, strict=True))
         page = self._pages.index(action.page)
         value = action.value if isinstance(action, Store) else None
-        for choice in may.choices(self._rules, state.cpus[number], page, action.page, histories, state.now):
+        for choice in may.choices(self._setting, state.cpus[number], page, histories, state.now):
             if choice.stale and not self._takes(choice, write=value is not None):
                 continue
             self._memory_of(state)
-            got = self._lab.access(number, action.page, value, choice.by, stale=choice.stale)
+            got = self._lab.access(
+                number, action.page, value, choice.by, stale=choice.stale, space=state.cpus[number].space
+            )
             after = self._recorded(moved._replace(data=self._lab.data()), histories)
             result: int | str = FAULT if got is None else got if value is None else DONE
             after = self._noted(after, number, action.register, result)
             if got is None:
-                cpu = may.faulted(self._test.manual, after.cpus[number], page, self._walked, after.now)
+                cpu = may.faulted(self._setting, after.cpus[number], page, after.now)
                 after = self._changed(after, number, cpu)
             how = " -> ".join(str(entry) for _, entry in choice.by[-1:])
             self._add(after, state, f"{text}, {'by a stale ' if choice.stale else 'by '}[{how}]: {result}")
@@ -293,9 +302,9 @@ class _Exploration:
         self._lab.invalidate(list(cpus), action.page)
         cpu = state.cpus[number]
         if self._test.manual is Manual.ARM:
-            return self._changed(moved, number, may.issued(cpu, action, self._walked, state.now))
+            return self._changed(moved, number, may.issued(self._setting, cpu, action, state.now))
         return self._changed(
-            moved, number, may.invalidated(self._rules, cpu, action, self._pages, state.now)
+            moved, number, may.invalidated(self._setting, cpu, action, state.now)
         )  # fmt: skip
 
     def _interrupted(self, state: State, number: int, thread: int, asked: may.Asked) -> State:
@@ -318,14 +327,12 @@ class _Exploration:
         self._lab.invalidate([number], asked.work.page)
         if self._test.manual is Manual.ARM:
             # The handler is `tlbi; dsb`, entered and left by exceptions.
-            cpu = may.issued(cpu, asked.work, self._walked, state.now)
+            cpu = may.issued(self._setting, cpu, asked.work, state.now)
             done = Barrier(stores=True, invalidations=True, context=True)
             cpus = [*state.cpus[:number], cpu, *state.cpus[number + 1 :]]
-            cpu = may.after_barrier(
-                self._rules, cpus, number, done, self._pages, self._walked, state.now
-            )[number]  # fmt: skip
+            cpu = may.after_barrier(self._setting, cpus, number, done, state.now)[number]  # fmt: skip
         else:
-            cpu = may.invalidated(self._rules, cpu, asked.work, self._pages, state.now)
+            cpu = may.invalidated(self._setting, cpu, asked.work, state.now)
         after = self._changed(state, number, cpu._replace(asked=tuple(rest)))
         if not asked.acknowledged:
             after = self._acknowledged(after, asked.sender)

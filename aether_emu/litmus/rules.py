@@ -1,12 +1,13 @@
 """What a CPU may translate by: the adversary's choices, as the manuals limit them.
 
-Time is counted in entry writes, of which each ends a period of one entry's history. A translation was made in
-some period, of what the entries said then; which periods count is told by floors, one a CPU and page:
+Time is counted in periods: an entry write ends one, and so does a change of the address space. A translation
+was made in some period, of what the entries said then, in a space that the CPU was in. Which periods count is
+told by floors, of each CPU; `leaf` and `table` are for a page and the tag of a space:
 
-    leaf       leaf translations made before it are invalidated, global ones too
-    local      the same for those that are not global (x86_64: a write of CR3)
+    leaf       leaf translations made before it are invalidated, but for global ones
     table      entries for tables that ended by then are no longer cached for walks
-    early      Arm: walks that were made ahead of time, by instructions not yet executed, are no older
+    everywhere for a page: global leaf translations made before it are invalidated
+    early      for a page, on Arm: walks made ahead of time, by instructions not yet executed, are no older
 
 What an invalidation does to the floors is here too. What holds in each case, and where that is said:
 
@@ -29,7 +30,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from aether_emu.litmus.laboratory import Path
-from aether_emu.litmus.program import Barrier, Entry, Invalidate, Kind, Manual, Slot
+from aether_emu.litmus.program import OWN, Barrier, Entry, Invalidate, Kind, Manual, Slot
 
 History = tuple[tuple[int, Entry], ...]
 """(the period in which it was stored, the entry), the oldest first; the last one is in memory."""
@@ -74,22 +75,50 @@ class Asked(NamedTuple):
 
 
 class Cpu(NamedTuple):
-    """What a CPU's translations depend on. The floors have an element for each virtual page."""
+    """What a CPU's translations depend on. Floors have an element for each page, and each tag within it."""
 
-    leaf: tuple[int, ...]
-    local: tuple[int, ...]
-    table: tuple[int, ...]
+    leaf: tuple[tuple[int, ...], ...]
+    table: tuple[tuple[int, ...], ...]
+    everywhere: tuple[int, ...]
     early: tuple[int, ...]
+    spaces: tuple[tuple[int, int], ...] = ((0, 0),)  # (the period in which it was entered, its number)
     pending: tuple[tuple[Slot, int], ...] = ()  # own entry writes before a DSB, with their periods
     issued: tuple[Issued, ...] = ()
     asked: tuple[Asked, ...] = ()
     unanswered: int = 0  # interrupts it sent that are not acknowledged
 
+    @property
+    def space(self) -> int:
+        """The one it is in."""
+        return self.spaces[-1][1]
+
+
+class Walked(NamedTuple):
+    """A page as the rules see it: its number, and by space its upper entry."""
+
+    number: int
+    uppers: tuple[Slot, ...]
+    slots: frozenset[Slot]  # every entry that a walk of it may read at some time
+
+
+class Setting(NamedTuple):
+    """What stays the same through a test."""
+
+    rules: Rules
+    manual: Manual
+    pages: tuple[Walked, ...]
+    names: tuple[str, ...]  # of the pages
+    tags: tuple[int, ...]  # by space
+
+
+TAGS = 10
+"""How many tags there are; a real CPU has 4,096 or 65,536."""
+
 
 def fresh(pages: int) -> Cpu:
     """A CPU at the start: everything that was valid at the start may be cached."""
-    zero = (0,) * pages
-    return Cpu(zero, zero, zero, zero)
+    floors = ((0,) * TAGS,) * pages
+    return Cpu(floors, floors, (0,) * pages, (0,) * pages)
 
 
 class Choice(NamedTuple):
@@ -99,35 +128,43 @@ class Choice(NamedTuple):
     stale: bool
 
 
-def choices(
-    rules: Rules, cpu: Cpu, page: int, name: str, histories: dict[Slot, History], now: int
-) -> list[Choice]:
+Histories = dict[Slot, History]
+
+
+def choices(setting: Setting, cpu: Cpu, page: int, histories: Histories, now: int) -> list[Choice]:
     """Every translation of a page that the CPU may use, what memory says first."""
-    found: dict[Path, bool] = {}
-    present = _present(name, histories)
-    found[present] = False
-    if rules.keeps:
+    found: dict[Path, bool] = {_present(setting.pages[page].uppers[cpu.space], histories): False}
+    if setting.rules.keeps:
         for period in range(now, -1, -1):
-            for by in _walks(rules, cpu, page, name, histories, period):
-                if by not in found and _usable(rules, cpu, page, by, period, now):
-                    found[by] = True
+            for space in _spaces_in(cpu, period, now):
+                for by in _walks(setting, cpu, page, space, histories, period):
+                    if by not in found and _usable(setting, cpu, page, by, space, period, now):
+                        found[by] = True
     return [Choice(by, stale) for by, stale in found.items()]
 
 
-def _usable(rules: Rules, cpu: Cpu, page: int, by: Path, period: int, now: int) -> bool:
-    if rules.ahead and period >= cpu.early[page]:
+def _spaces_in(cpu: Cpu, period: int, now: int) -> list[int]:
+    """The spaces whose tables the CPU walked in a period, the present one first."""
+    ends = [start for start, _ in cpu.spaces[1:]] + [now + 1]
+    found = [space for (start, space), end in zip(cpu.spaces, ends, strict=True) if start <= period < end]
+    return found[::-1]
+
+
+def _usable(setting: Setting, cpu: Cpu, page: int, by: Path, space: int, period: int, now: int) -> bool:
+    if setting.rules.ahead and period >= cpu.early[page]:
         return True
-    leaf = by[-1][1]
+    leaf, tag, own = by[-1][1], setting.tags[space], setting.tags[cpu.space]
     if not all(entry.cacheable for _, entry in by):
         # A walk now may begin at a cached entry for a table and end at what memory says below it.
-        return period == now and rules.upper and len(by) > 1 and by[0][1].cacheable
-    return period == now or (
-        period >= cpu.leaf[page] and (period >= cpu.local[page] or leaf.everywhere)
-    )  # fmt: skip
+        return period == now and setting.rules.upper and len(by) > 1 and by[0][1].cacheable
+    if period == now and space == cpu.space:
+        return True
+    if leaf.everywhere:
+        return period >= cpu.everywhere[page]
+    return tag == own and period >= cpu.leaf[page][tag]
 
 
-def _present(name: str, histories: dict[Slot, History]) -> Path:
-    upper = Slot(2, name)
+def _present(upper: Slot, histories: Histories) -> Path:
     entry = histories[upper][-1][1]
     if entry.kind is not Kind.TABLE:
         return Path(((upper, entry),))
@@ -136,11 +173,12 @@ def _present(name: str, histories: dict[Slot, History]) -> Path:
 
 
 def _walks(
-    rules: Rules, cpu: Cpu, page: int, name: str, histories: dict[Slot, History], period: int
+    setting: Setting, cpu: Cpu, page: int, space: int, histories: Histories, period: int
 ) -> Iterator[Path]:
     """The walks that could be made in a period: from memory's upper entry then, or a cached older one."""
-    slot = Slot(2, name)
-    for upper, current in _uppers(rules, cpu, page, histories[slot], period):
+    slot = setting.pages[page].uppers[space]
+    floor = cpu.table[page][setting.tags[space]]
+    for upper, current in _uppers(setting.rules, floor, histories[slot], period):
         if upper.kind is Kind.TABLE:
             below = Slot(1, upper.target)
             yield Path(((slot, upper), (below, _at(histories[below], period))))
@@ -148,7 +186,7 @@ def _walks(
             yield Path(((slot, upper),))
 
 
-def _uppers(rules: Rules, cpu: Cpu, page: int, history: History, period: int) -> Iterator[tuple[Entry, bool]]:
+def _uppers(rules: Rules, floor: int, history: History, period: int) -> Iterator[tuple[Entry, bool]]:
     """(entry, whether memory held it in that period)."""
     for number, (start, entry) in enumerate(history):
         if start > period:
@@ -156,7 +194,7 @@ def _uppers(rules: Rules, cpu: Cpu, page: int, history: History, period: int) ->
         end = history[number + 1][0] if number + 1 < len(history) else period + 1
         if end > period:
             yield entry, True
-        elif rules.upper and entry.cacheable and (end > cpu.table[page] or period < cpu.table[page]):
+        elif rules.upper and entry.cacheable and (end > floor or period < floor):
             yield entry, False
 
 
@@ -173,77 +211,98 @@ def _at(history: History, period: int) -> Entry:
 # ---- invalidations
 
 
-def invalidated(rules: Rules, cpu: Cpu, what: Invalidate, pages: Sequence[str], now: int) -> Cpu:
+def invalidated(setting: Setting, cpu: Cpu, what: Invalidate, now: int) -> Cpu:
     """The CPU after an invalidation of its own that is complete (x86_64)."""
-    if not rules.completes:
+    if not setting.rules.completes:
         return cpu
-    covered = [not what.page or what.page == name for name in pages]
-    if not what.globals_too:
-        return cpu._replace(local=_raised(cpu.local, [now] * len(pages)), table=(now,) * len(pages))
-    leaf = _raised(cpu.leaf, [now if hit else 0 for hit in covered])
-    return cpu._replace(leaf=leaf, table=(now,) * len(pages))
+    floors = [now if what.page in ("", name) else 0 for name in setting.names]
+    # Cached entries for tables go as a whole, whatever the page (Intel SDM 3A 4.10.4.1).
+    tables = [now] * len(floors)
+    return _floored(setting, cpu, what, floors, tables)
 
 
-def issued(cpu: Cpu, what: Invalidate, tables: Sequence[frozenset[Slot]], now: int) -> Cpu:
-    """The CPU after an invalidation that waits for a DSB (Arm). `tables`: the entries that a page goes by."""
-    return cpu._replace(issued=(*cpu.issued, Issued(what, _visible(cpu, tables, now))))
+def _floored(
+    setting: Setting, cpu: Cpu, what: Invalidate, floors: Sequence[int], tables: Sequence[int]
+) -> Cpu:
+    tag = setting.tags[cpu.space] if what.tag == OWN else what.tag
+    cpu = cpu._replace(
+        leaf=_raised_of(cpu.leaf, floors, tag), table=_raised_of(cpu.table, tables, tag)
+    )  # fmt: skip
+    return cpu._replace(everywhere=_raised(cpu.everywhere, floors)) if what.globals_too else cpu
 
 
-def _visible(cpu: Cpu, tables: Sequence[frozenset[Slot]], now: int) -> tuple[int, ...]:
+def entered(setting: Setting, cpu: Cpu, space: int, now: int, *, flush: bool) -> Cpu:
+    """The CPU in another space from the period `now` on; with `flush` as a write of CR3 does it."""
+    cpu = cpu._replace(spaces=(*cpu.spaces, (now, space)))
+    if not flush:
+        return cpu
+    return invalidated(setting, cpu, Invalidate("", globals_too=False, tag=OWN), now)
+
+
+def issued(setting: Setting, cpu: Cpu, what: Invalidate, now: int) -> Cpu:
+    """The CPU after an invalidation that waits for a DSB (Arm)."""
+    return cpu._replace(issued=(*cpu.issued, Issued(what, _visible(setting, cpu, now))))
+
+
+def _visible(setting: Setting, cpu: Cpu, now: int) -> tuple[int, ...]:
     """By page, the period that this CPU's own walks are sure to have come to: its stores may be under way."""
     return tuple(
-        min((period - 1 for slot, period in cpu.pending if slot in slots), default=now) for slots in tables
+        min((period - 1 for slot, period in cpu.pending if slot in page.slots), default=now)
+        for page in setting.pages
     )
 
 
-def after_barrier(
-    rules: Rules, cpus: Sequence[Cpu], number: int, what: Barrier, pages: Sequence[str],
-    tables: Sequence[frozenset[Slot]], now: int,
-) -> list[Cpu]:  # fmt: skip
+def after_barrier(setting: Setting, cpus: Sequence[Cpu], number: int, what: Barrier, now: int) -> list[Cpu]:
     """All CPUs after a barrier of one."""
     after = list(cpus)
-    own = cpus[number]
     if what.invalidations:
-        for one in own.issued:
+        for one in cpus[number].issued:
             for index, cpu in enumerate(after):
                 if one.what.everywhere or index == number:
-                    after[index] = _completed(rules, cpu, one, pages, own=index == number)
+                    after[index] = _completed(setting, cpu, one, own=index == number)
         after[number] = after[number]._replace(issued=())
     if what.stores:
         after[number] = after[number]._replace(pending=())
     if what.context:
-        after[number] = synchronised(after[number], tables, now)
+        after[number] = synchronised(setting, after[number], now)
     return after
 
 
-def _completed(rules: Rules, cpu: Cpu, one: Issued, pages: Sequence[str], *, own: bool) -> Cpu:
-    if not rules.completes:
+def _completed(setting: Setting, cpu: Cpu, one: Issued, *, own: bool) -> Cpu:
+    if not setting.rules.completes:
         return cpu
-    wanted = [
-        floor if one.what.page in ("", name) else 0 for name, floor in zip(pages, one.floors, strict=True)
+    floors = [
+        floor if one.what.page in ("", name) else 0
+        for name, floor in zip(setting.names, one.floors, strict=True)
     ]
-    cpu = cpu._replace(leaf=_raised(cpu.leaf, wanted))
-    if not one.what.leaf:
-        cpu = cpu._replace(table=_raised(cpu.table, wanted))
-    if not own:
-        cpu = cpu._replace(early=_raised(cpu.early, wanted))
-    return cpu
+    tables = [0] * len(floors) if one.what.leaf else floors
+    cpu = _floored(setting, cpu, one.what, floors, tables)
+    hit = one.what.tag in (None, setting.tags[cpu.space])
+    return cpu if own or not hit else cpu._replace(early=_raised(cpu.early, floors))
 
 
-def synchronised(cpu: Cpu, tables: Sequence[frozenset[Slot]], now: int) -> Cpu:
+def synchronised(setting: Setting, cpu: Cpu, now: int) -> Cpu:
     """The CPU after a context synchronisation event: nothing that was walked ahead is used."""
-    return cpu._replace(early=_raised(cpu.early, _visible(cpu, tables, now)))
+    return cpu._replace(early=_raised(cpu.early, _visible(setting, cpu, now)))
 
 
-def faulted(manual: Manual, cpu: Cpu, page: int, tables: Sequence[frozenset[Slot]], now: int) -> Cpu:
+def faulted(setting: Setting, cpu: Cpu, page: int, now: int) -> Cpu:
     """The CPU after a fault of an access to a page: an exception, on x86_64 one that invalidates."""
-    if manual is Manual.ARM:
-        return synchronised(cpu, tables, now)
-    raised = [now if number == page else 0 for number in range(len(cpu.leaf))]
-    return cpu._replace(
-        leaf=_raised(cpu.leaf, raised), local=_raised(cpu.local, raised), table=_raised(cpu.table, raised)
-    )
+    if setting.manual is Manual.ARM:
+        return synchronised(setting, cpu, now)
+    floors = [now if number == page else 0 for number in range(len(setting.pages))]
+    return _floored(setting, cpu, Invalidate("", tag=OWN), floors, floors)
 
 
 def _raised(floors: tuple[int, ...], to: Sequence[int]) -> tuple[int, ...]:
     return tuple(map(max, floors, to))
+
+
+def _raised_of(
+    floors: tuple[tuple[int, ...], ...], to: Sequence[int], tag: int | None
+) -> tuple[tuple[int, ...], ...]:
+    """`floors` raised for one tag, or for all."""
+    return tuple(
+        tuple(max(old, new) if tag in (None, each) else old for each, old in enumerate(page))
+        for page, new in zip(floors, to, strict=True)
+    )

@@ -55,7 +55,7 @@ class NoSuchTest(AetherError):
 
 def shipped(isa: str) -> list[Path]:
     """The files of an ISA that come with the package, by name."""
-    return sorted((_HERE / isa).glob(f"*{SUFFIX}"))
+    return sorted((_HERE / isa).glob(f"*{SUFFIX}"), key=lambda path: path.name.removesuffix(SUFFIX))
 
 
 def chosen(names: Sequence[str], isas: Sequence[str] = ISAS) -> Iterator[Litmus]:

@@ -8,12 +8,15 @@ import pytest
 
 from aether_emu.litmus.program import (
     INVALID,
+    OWN,
+    Enter,
     Entry,
     Interrupt,
     Invalidate,
     Kind,
     Load,
     Slot,
+    Space,
     Store,
     WriteEntry,
 )
@@ -59,8 +62,8 @@ def test_a_file_says_what_it_says() -> None:
     unused = Entry(Kind.PAGE, "pa2", accessed=False, dirty=False)
     assert actions[1] == WriteEntry(Slot(1, "y"), unused, "r0")
     assert actions[2:4] == [
-        Invalidate("x"),
-        Interrupt(1, Invalidate("", globals_too=False), early=True),
+        Invalidate("x", tag=OWN),
+        Interrupt(1, Invalidate("", globals_too=False, tag=OWN), early=True),
     ]
     assert actions[5] == Store("x", 7, "s0")
     assert [operation.action for operation in test.threads[1]] == [Load("x", "r0")]
@@ -115,6 +118,41 @@ def test_a_mistake_is_told_with_file_line_and_what_was_expected(
     assert "\n" not in text
     for word in words:
         assert word in text, text
+
+
+SPACES = GOOD.replace("\nthread 0", "\nspace b tag 1\n  x -> pa2\nthread 0").replace(
+    "  invlpg x", "  mov cr3 b noflush"
+)
+
+
+def test_another_space_has_tables_of_its_own() -> None:
+    test = parse(SPACES.replace("  wait", "  set pte(x.b) = pa1\n  mov cr3 first"))
+    assert test.spaces == (Space(""), Space("b", 1))
+    assert test.pages == ("x", "y")
+    assert [test.upper("x", space) for space in (0, 1)] == [Slot(2, "x"), Slot(2, "x.b")]
+    assert test.entries[Slot(1, "x.b")] == Entry(Kind.PAGE, "pa2")
+    assert test.entries[Slot(1, "y.b")] == INVALID, "what is not mapped there is invalid"
+    actions = [operation.action for operation in test.threads[0]]
+    assert actions[2] == Enter("b", flush=False)
+    assert actions[4:6] == [WriteEntry(Slot(1, "x.b"), Entry(Kind.PAGE, "pa1")), Enter("", flush=True)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("space b tag 1", "space b tag 10", "f:13: space b tag 10: space NAME or space NAME tag DIGIT"),
+        ("space b tag 1", "space b\nspace b", "f:14: space b: space NAME"),
+        ("space b tag 1\n", "space b\nspace c\nspace d\n", "f:15: space d: at most 2 more spaces"),
+        ("  x -> pa2\nthread", "  w -> pa2\nthread", "f:14: w: a virtual page"),
+        ("  x -> pa2\nthread", "  x -> pa2\n x -> pa1\nthread", "f:15: x: is mapped in this space already"),
+        ("cr3 b noflush", "cr3 c noflush", "f:18: c: an address space was expected, one of first, b"),
+    ],
+)
+def test_a_mistake_about_spaces_is_told(old: str, new: str, words: str) -> None:
+    assert old in SPACES
+    with pytest.raises(LitmusError) as raised:
+        parse(SPACES.replace(old, new, 1), "f")
+    assert str(raised.value).startswith(words)
 
 
 def test_too_much_is_refused() -> None:
