@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aether_emu.litmus.explore import TooManyStates, explore
+from aether_emu.litmus.explore import TooManyStates, _Exploration, explore
 from aether_emu.litmus.laboratory import Laboratory, Path
 from aether_emu.litmus.program import INVALID, Entry, Kind, Litmus, Slot
 from aether_emu.litmus.suite import ISAS, chosen
@@ -98,6 +98,21 @@ def test_a_test_with_too_many_states_is_given_up_in_one_line(laboratories: dict[
     with pytest.raises(TooManyStates, match=r"shootdown\.three has more than 20 states") as raised:
         explore(test, laboratories["x86_64"], most=20)
     assert "\n" not in str(raised.value)
+
+
+def test_taking_barriers_at_once_changes_no_end(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (
+        "coRR-pte5",
+        "coRR-pte8-dsb-isb",
+        "MP+shoot+DSB-ISB",
+        "I2V-R-DSB.ISH-ISB-R+W",
+        "WRC+DSB-ISB+DSB-ISB",
+    )
+    quick = [run(name) for name in names]
+    monkeypatch.setattr(_Exploration, "_unseen", lambda self, state, number: False)
+    slow = [run(name) for name in names]
+    assert [one.ends for one in quick] == [one.ends for one in slow]
+    assert sum(one.states for one in quick) < sum(one.states for one in slow)
 
 
 def test_the_engines_hidden_state_is_no_condition() -> None:
