@@ -122,6 +122,9 @@ class Laboratory:
         for number in range(_COUNT):
             leaf = self._format.leaf_entry(number * _PAGE, Attributes(flags))
             self._words[_TABLES * 512 + number] = leaf
+        first = np.array([_SUPERVISOR], np.uint64)
+        for cpu in range(len(self._probers)):  # by these tables it finds its own pages from now on
+            self._run(cpu, first, Operation.READ, 0, user=False)
 
     def _opened(self) -> Prober:
         if self._arm:

@@ -115,6 +115,18 @@ def test_taking_barriers_at_once_changes_no_end(run: Run, monkeypatch: pytest.Mo
     assert sum(one.states for one in quick) < sum(one.states for one in slow)
 
 
+@pytest.mark.parametrize(
+    ("isa", "first"), [("x86_64", "flush all"), ("x86_64", "invlpg x"), ("arm64", "tlbi all")]
+)
+def test_a_test_may_begin_with_an_invalidation(isa: str, first: str) -> None:
+    laboratory = Laboratory(isa)
+    try:
+        test = written(isa, f"thread 0\n {first}\n r0 = load x\nexists 0:r0 = 10\n")
+        assert explore(test, laboratory).reached
+    finally:
+        laboratory.close()
+
+
 def test_the_engines_hidden_state_is_no_condition() -> None:
     """Where no view of the CPU's state is possible, the slower way gives the same."""
     for isa, name in (("x86_64", "protect+po"), ("arm64", "coRR-pte9")):
