@@ -6,9 +6,10 @@ What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.machine.cpu import Cpu, Exit
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason
 from aether_emu.mm.fault import make_fault
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
@@ -92,7 +93,58 @@ class PerCpu:
             physical.tlb.acknowledge(self.index)
         self._before_run()
 
+    @property
+    def goes_on_stale(self) -> bool:
+        """Whether it has been asked to drop translations, and may go on with its program for a while."""
+        return self.index in self._physical.tlb.windows
+
     def run(self, budget: int | None = None) -> Exit:
         """Execute, as `Cpu.run`."""
+        tlb = self._physical.tlb
+        if self.index in tlb.windows and tlb.running == self.index:
+            return self._run_stale(budget)
         self.take_over()
         return self.cpu.run(budget)
+
+    def come_back(self) -> None:
+        """This CPU is the one that works from now on, where it was in its program; see `goes_on_stale`."""
+        physical = self._physical
+        physical.buddy.enter(self.index)
+        physical.tlb.running = self.index
+        if physical.code.mutable and self.cpu.misses_stores:
+            self.cpu.forget_code()
+        self._before_run()
+
+    def _run_stale(self, budget: int | None) -> Exit:
+        """Execute with translations that it has been asked to drop, until it takes notice of that: after so
+        many blocks, or on its way into the kernel.
+        """
+        cpu, windows = self.cpu, self._physical.tlb.windows
+        start = cpu.blocks
+        left = windows[self.index] - start
+        called = cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve
+
+        def notice() -> None:
+            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called
+            self._physical.tlb.acknowledge(self.index)
+
+        def first(action: Callable[..., Any]) -> Callable[..., Any]:
+            def noticed(*arguments: Any) -> Any:
+                notice()
+                return action(*arguments)
+
+            return noticed
+
+        cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = (first(action) for action in called)
+        try:
+            ended = cpu.run(left if budget is None else min(left, budget))
+        finally:
+            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called
+        used = cpu.blocks - start
+        self._physical.tlb.way.stale_blocks += used
+        if self.index in windows and used < left:
+            return ended  # its turn is over before that
+        self._physical.tlb.acknowledge(self.index)
+        if ended.reason is not ExitReason.BUDGET or (budget is not None and used >= budget):
+            return ended
+        return self.run(None if budget is None else budget - used)
