@@ -120,9 +120,9 @@ class Computer(Generic[C]):
 
     The supervisor's half begins at `kernel_base`. Where that is None there is none, and the CPUs are not
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
-    `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. Raises ConfigError for a number of CPUs, OutOfFrames
-    when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
-    its base.
+    `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. Raises
+    ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the supervisor's half,
+    and MappingError when RAM does not fit above its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.

@@ -118,7 +118,7 @@ class Kernel:
         """Have shootdowns take the time, and the turns, that they take."""
         from aether_emu.linux.task.interrupts import Interrupts  # noqa: PLC0415  # one CPU has nobody to ask
 
-        config, tlb, delivery = self.config, self.physical.tlb, self.clock.costs.interrupt_delivery
+        config, tlb, clock = self.config, self.physical.tlb, self.clock
         tlb.way = Shootdown(
             self.streams.stream("shootdown").below,
             config.shootdown,
@@ -126,7 +126,7 @@ class Kernel:
             config.lazy_tlb,
             self.abi.broadcasts,
         )
-        tlb.runner = Interrupts(lines, self.cpus, self.time_now, self.clock.advance, delivery)
+        tlb.runner = Interrupts(lines, self.cpus, self.time_now, clock.advance, clock.costs, tlb.way)
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""

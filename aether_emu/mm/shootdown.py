@@ -14,7 +14,8 @@ too, for its walker may read tables while it idles.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from aether_emu.records import dataclass
 
@@ -56,6 +57,18 @@ class Shootdown:
     """Full flushes that CPUs made for others."""
 
 
+class Asked(Protocol):
+    """What is waited for: a `mm.tlb.Flush`."""
+
+    @property
+    def pages(self) -> Sequence[int] | None:
+        """Those to drop; None means everything."""
+
+    @property
+    def blocks(self) -> int:
+        """How many the slowest CPU executed before it acknowledged."""
+
+
 class Runner:
     """What the model must know of those who run CPUs. This one has each CPU execute all the time, and waits
     for nothing: flushes are carried out when a CPU is next let run.
@@ -66,9 +79,9 @@ class Runner:
         return True
 
     def idles(self, _index: int) -> bool:
-        """Whether that CPU has no program to execute. One that waits for others neither idles nor executes."""
+        """Whether that CPU has no program to execute. One that waits for others has one."""
         return False
 
-    def hold(self, _index: int) -> Callable[[], None] | None:
+    def hold(self, _index: int, _asked: Asked) -> Callable[[], None] | None:
         """That CPU, which works now, waits until the result is called. None: it cannot wait."""
         return None

@@ -36,13 +36,14 @@ _FILE = int(Kind.FILE)  # plain: numpy needs 20 us to compare with an enum
 class Flush:
     """One invalidation on its way. `pages` are addresses; None means everything.
 
-    `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left.
+    `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left. `blocks` is
+    how many the slowest of those that have acknowledged executed meanwhile.
     """
 
-    __slots__ = ("done", "pages", "waiting")
+    __slots__ = ("blocks", "done", "pages", "waiting")
 
     def __init__(self, pages: Sequence[int] | None, waiting: int) -> None:
-        self.pages, self.waiting = pages, waiting
+        self.pages, self.waiting, self.blocks = pages, waiting, 0
         self.done: list[Callable[[], None]] = []
 
     def acknowledge(self, index: int) -> None:
@@ -73,6 +74,7 @@ class Tlb:
         self.windows: dict[int, int] = {}
         self._queues: list[list[Flush]] = [[] for _ in cpus]
         self._behind: list[list[int]] = [[] for _ in cpus]  # pages that a lazy CPU drops when it wakes
+        self._asked_at = [0] * len(cpus)  # blocks, when the first in the queue was
         self._far_behind = 0  # mask of those that drop everything then
 
     @property
@@ -103,8 +105,10 @@ class Tlb:
         asked, queue[:] = list(queue), []
         pages = list(self._behind[index])
         everything = bool(self._far_behind >> index & 1)
+        blocks = self._cpus[index].blocks - self._asked_at[index] if asked else 0
         self._forget(index)
         for flush in asked:
+            flush.blocks = max(flush.blocks, blocks)
             everything |= flush.pages is None
             pages.extend(flush.pages or ())
         if asked and not self.way.broadcast:
@@ -155,7 +159,7 @@ class Tlb:
 
     def wait_for(self, flush: Flush) -> None:
         """The CPU that runs now goes on when all have acknowledged `flush`."""
-        go_on = self.runner.hold(self.running)
+        go_on = self.runner.hold(self.running, flush)
         if go_on is not None:
             flush.done.append(go_on)
 
@@ -198,6 +202,8 @@ class Tlb:
             else:
                 way.sent += 1
                 self._n[Event.INTERRUPT] += 1
+        if not queue:
+            self._asked_at[index] = self._cpus[index].blocks
         queue.append(flush)
         if not self.runner.executes(index):
             self.acknowledge(index)
