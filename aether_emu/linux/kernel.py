@@ -120,13 +120,20 @@ class Kernel:
 
         config, tlb, clock = self.config, self.physical.tlb, self.clock
         tlb.way = Shootdown(
-            self.streams.stream("shootdown").below,
             config.shootdown,
             config.shootdown_delay,
             config.lazy_tlb,
             self.abi.broadcasts,
         )
-        tlb.runner = Interrupts(lines, self.cpus, self.time_now, clock.advance, clock.costs, tlb.way)
+        tlb.runner = Interrupts(
+            lines,
+            self.cpus,
+            self.time_now,
+            clock.advance,
+            clock.costs,
+            tlb.way,
+            self.streams.stream("shootdown").below,
+        )
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""

@@ -6,6 +6,7 @@ What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
@@ -104,6 +105,8 @@ class PerCpu:
         if self.index in tlb.windows and tlb.running == self.index:
             return self._run_stale(budget)
         self.take_over()
+        if tlb.unsettled & self._bit:
+            return self._run_aware(budget)
         return self.cpu.run(budget)
 
     def come_back(self) -> None:
@@ -119,32 +122,37 @@ class PerCpu:
         """Execute with translations that it has been asked to drop, until it takes notice of that: after so
         many blocks, or on its way into the kernel.
         """
-        cpu, windows = self.cpu, self._physical.tlb.windows
+        cpu, tlb = self.cpu, self._physical.tlb
         start = cpu.blocks
-        left = windows[self.index] - start
-        called = cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve
-
-        def notice() -> None:
-            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called
-            self._physical.tlb.acknowledge(self.index)
-
-        def first(action: Callable[..., Any]) -> Callable[..., Any]:
-            def noticed(*arguments: Any) -> Any:
-                notice()
-                return action(*arguments)
-
-            return noticed
-
-        cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = (first(action) for action in called)
-        try:
-            ended = cpu.run(left if budget is None else min(left, budget))
-        finally:
-            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called
+        left = tlb.windows[self.index] - start
+        ended = self._run_aware(left if budget is None else min(left, budget))
         used = cpu.blocks - start
-        self._physical.tlb.way.stale_blocks += used
-        if self.index in windows and used < left:
+        tlb.way.stale_blocks += used
+        if self.index in tlb.windows and used < left:
             return ended  # its turn is over before that
-        self._physical.tlb.acknowledge(self.index)
+        tlb.acknowledge(self.index)
         if ended.reason is not ExitReason.BUDGET or (budget is not None and used >= budget):
             return ended
         return self.run(None if budget is None else budget - used)
+
+    def _run_aware(self, budget: int | None) -> Exit:
+        """Execute while CPUs have not flushed all that they were asked to. This one does on its way into the
+        kernel. A fault edits the table, so it waits for all: Linux holds a lock until then.
+        """
+        cpu, tlb = self.cpu, self._physical.tlb
+        called = cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve
+
+        def first(do: Callable[[], object], action: Callable[..., Any]) -> Callable[..., Any]:
+            def done(*arguments: Any) -> Any:
+                do()
+                return action(*arguments)
+
+            return done
+
+        notice = partial(tlb.acknowledge, self.index)
+        cpu.on_fault, cpu.resolve = first(tlb.settle, cpu.on_fault), first(tlb.settle, cpu.resolve)
+        cpu.on_system_call, cpu.on_trap = first(notice, cpu.on_system_call), first(notice, cpu.on_trap)
+        try:
+            return cpu.run(budget)
+        finally:
+            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called

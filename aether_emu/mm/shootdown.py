@@ -29,10 +29,9 @@ class Shootdown:
     is given back, which then waits for them instead.
 
     `delay` is the most blocks that a CPU executes before it takes the interrupt, or before the broadcast is
-    complete; `draw(bound)` gives a number below `bound`.
+    complete.
     """
 
-    draw: Callable[[int], int]
     acknowledged: str = "flushed"
     delay: int = 0
     lazy: bool = True
@@ -74,8 +73,12 @@ class Runner:
     for nothing: flushes are carried out when a CPU is next let run.
     """
 
+    def meanwhile(self, _index: int) -> int | None:
+        """How many blocks that CPU executes before it takes notice; None: it does when it is next let run."""
+        return None
+
     def executes(self, _index: int) -> bool:
-        """Whether the program of that CPU goes on meanwhile."""
+        """Whether that CPU has a program that goes on."""
         return True
 
     def idles(self, _index: int) -> bool:

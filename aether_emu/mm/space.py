@@ -183,6 +183,8 @@ class AddressSpace:
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
             self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
+            if replaced:
+                self.physical.tlb.settle()  # new entries come where others may still use old ones
             self._add(area)
         finally:
             if backing is not None:
@@ -358,8 +360,10 @@ class AddressSpace:
     # ---- entries
 
     def gather(self) -> Gather:
-        """A collection for one operation's edits."""
+        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then."""
         physical = self.physical
+        if self.cpus & physical.tlb.unsettled:
+            physical.tlb.settle()
         return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back)
 
     def finish(self, gather: Gather) -> None:

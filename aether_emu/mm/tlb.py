@@ -60,7 +60,8 @@ class Tlb:
 
     Up to `ceiling` single pages are flushed one by one; beyond that the whole TLB is dropped. `way` says how
     other CPUs are reached, `runner` what they do meanwhile. `windows` has, for each CPU that has been asked
-    and goes on for a while, the count of its blocks at which it takes notice.
+    and goes on for a while, the count of its blocks at which it takes notice; `unsettled` is the mask of the
+    CPUs in the address spaces that are concerned, where nothing is edited before they have.
     """
 
     def __init__(self, cpus: Sequence[Cpu], counters: Counters, trace: Trace, ceiling: int = 8) -> None:
@@ -69,9 +70,10 @@ class Tlb:
         self._trace = trace
         self.ceiling = ceiling
         self.running = 0
-        self.way = Shootdown(lambda _bound: 0)
+        self.way = Shootdown()
         self.runner = Runner()
         self.windows: dict[int, int] = {}
+        self.unsettled = 0
         self._queues: list[list[Flush]] = [[] for _ in cpus]
         self._behind: list[list[int]] = [[] for _ in cpus]  # pages that a lazy CPU drops when it wakes
         self._asked_at = [0] * len(cpus)  # blocks, when the first in the queue was
@@ -130,6 +132,8 @@ class Tlb:
         self._behind[index].clear()
         self._far_behind &= ~(1 << index)
         self.windows.pop(index, None)
+        if not self.windows:
+            self.unsettled = 0
 
     def dropped(self, index: int) -> None:
         """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
@@ -182,9 +186,12 @@ class Tlb:
             way.broadcasts += 1
             self._n[Event.BROADCAST] += 1
         flush = Flush(pages, others)
+        self.unsettled |= mask
         for index in range(len(self._cpus)):
             if others >> index & 1:
                 self._reach(flush, index, lazily=way.lazy and not tables)
+        if not self.windows:
+            self.unsettled = 0
         return flush if flush.waiting else None
 
     def _reach(self, flush: Flush, index: int, *, lazily: bool) -> None:
@@ -205,12 +212,13 @@ class Tlb:
         if not queue:
             self._asked_at[index] = self._cpus[index].blocks
         queue.append(flush)
-        if not self.runner.executes(index):
+        if index in self.windows:
+            return
+        blocks = 0 if self._is_behind(index) else self.runner.meanwhile(index)
+        if blocks == 0:
             self.acknowledge(index)
-        elif way.delay and index not in self.windows and not self._is_behind(index):
-            blocks = way.draw(way.delay + 1)
-            if blocks:
-                self.windows[index] = self._cpus[index].blocks + blocks
+        elif blocks is not None:
+            self.windows[index] = self._cpus[index].blocks + blocks
 
     def _is_behind(self, index: int) -> bool:
         return bool(self._behind[index]) or bool(self._far_behind >> index & 1)

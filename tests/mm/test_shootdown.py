@@ -36,8 +36,12 @@ class _Cpu:
 class _Runner(Runner):
     """CPUs 0 and 1 execute, 2 has nothing to execute, 3 waits for a shootdown of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, delay: int) -> None:
         self.waiting: list[int] = []
+        self.delay = delay
+
+    def meanwhile(self, index: int) -> int:
+        return self.delay if self.executes(index) else 0
 
     def executes(self, index: int) -> bool:
         return index < 2
@@ -50,10 +54,10 @@ class _Runner(Runner):
         return partial(self.waiting.remove, index)
 
 
-def _tlb(make: Callable[..., Tlb] = Tlb, **rules: Any) -> tuple[Tlb, list[_Cpu], Counters]:
+def _tlb(make: Callable[..., Tlb] = Tlb, delay: int = 30, **rules: Any) -> tuple[Tlb, list[_Cpu], Counters]:
     cpus, counters = [_Cpu() for _ in range(4)], Counters()
     tlb = make(cpus, counters, NO_TRACE)
-    tlb.way, tlb.runner = Shootdown(lambda bound: bound - 1, **rules), _Runner()
+    tlb.way, tlb.runner = Shootdown(delay=delay, **rules), _Runner(delay)
     return tlb, cpus, counters
 
 
@@ -123,7 +127,7 @@ def test_who_asked_waits_for_the_last_one() -> None:
 
 
 def test_a_cpu_goes_on_for_as_many_blocks_as_were_drawn_and_the_flush_tells_how_many_they_were() -> None:
-    tlb, cpus, _counters = _tlb(delay=30)
+    tlb, cpus, _counters = _tlb()
     cpus[1].blocks = 100
     flush = tlb.flush_pages(0b0011, [0x1000])
     assert tlb.windows == {1: 130}
@@ -136,7 +140,7 @@ def test_a_cpu_goes_on_for_as_many_blocks_as_were_drawn_and_the_flush_tells_how_
 
 def test_a_cpu_that_is_behind_flushes_before_it_executes_anything() -> None:
     """It was lazy, so others went on without it: nothing of that may still be used."""
-    tlb, _cpus, _counters = _tlb(delay=30)
+    tlb, _cpus, _counters = _tlb()
     tlb.flush_pages(0b0101, [0x1000])
     tlb.runner = Runner()  # it has a task now
     tlb.flush_pages(0b0101, [0x2000])
@@ -155,7 +159,7 @@ def test_an_early_acknowledgement_comes_before_the_flush(rule: str) -> None:
 
 
 def test_a_dropped_root_drops_what_was_asked_for() -> None:
-    tlb, _cpus, _counters = _tlb(delay=30)
+    tlb, _cpus, _counters = _tlb()
     flush = tlb.flush_pages(0b0011, [0x1000])
     tlb.dropped(1)
     assert flush is not None

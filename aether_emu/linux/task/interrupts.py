@@ -21,7 +21,7 @@ from aether_emu.mm.shootdown import Asked, Runner, Shootdown
 
 class Interrupts(Runner):
     """Between the TLBs, which flush by `way`, and the lines of tasks. `now` is the time of the CPU that
-    works; `advance` lets time pass for it.
+    works; `advance` lets time pass for it. `draw(bound)` gives a number below `bound`.
     """
 
     def __init__(
@@ -32,9 +32,16 @@ class Interrupts(Runner):
         advance: Callable[[int], None],
         costs: ClockCosts,
         way: Shootdown,
+        draw: Callable[[int], int],
     ) -> None:
         self._lines, self._cpus = lines, cpus
-        self._now, self._advance, self._costs, self._way = now, advance, costs, way
+        self._now, self._advance, self._costs = now, advance, costs
+        self._way, self._draw = way, draw
+
+    def meanwhile(self, index: int) -> int:
+        """See `Runner`."""
+        delay = self._way.delay
+        return self._draw(delay + 1) if delay and self.executes(index) else 0
 
     def executes(self, index: int) -> bool:
         """See `Runner`. A CPU that waits for others takes interrupts at once."""
