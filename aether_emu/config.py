@@ -49,6 +49,7 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
     "number": "integer",
@@ -231,6 +232,9 @@ class ClockCosts:
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
     flush_all: int = _cost(500, "ns for a full TLB flush")
+    kpti_switch: int = _cost(
+        100, "ns for a change between the two roots of a split address space (kpti), on each way in and out"
+    )
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -246,6 +250,7 @@ class CostOptions(TypedDict, total=False):
     system_call: int
     flush_page: int
     flush_all: int
+    kpti_switch: int
 
 
 class Options(TypedDict, total=False):
@@ -253,6 +258,9 @@ class Options(TypedDict, total=False):
 
     ram: int | str
     cpus: int
+    pcids: int
+    asid_bits: int
+    kpti: bool
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -299,6 +307,17 @@ class Config:
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
     cpus: int = _parameter(1, _Whole(1, 64), "CPUs that tasks are spread over; one works at a time, by turns")
+    pcids: int = _parameter(
+        6,
+        _Whole(0, 4095),
+        "x86_64's PCIDs that each CPU gives to address spaces, by turns (Linux: 6); 0: CR4.PCIDE is off",
+    )
+    asid_bits: int = _parameter(16, _Choice((8, 16)), "width of arm64's ASIDs (TCR_EL1.AS)")
+    kpti: bool = _parameter(
+        False,
+        _Flag(),
+        "whether programs run without the supervisor's half but for what leads into it (page-table isolation)",
+    )
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
@@ -367,6 +386,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _validate(self)
+        if self.kpti and self.pcids > _MOST_SPLIT_PCIDS:
+            more = "which takes a bit of them for the second root"
+            raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):

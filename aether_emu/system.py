@@ -120,6 +120,7 @@ class Machine:
             ticks=self.ticks,
             random=self.streams.stream(isa.random).u64,
             live_state=live_state,
+            tag_bits=isa.tag_bits,
         )
         ram, aperture = self.config.ram, self.config.aperture
         try:
@@ -131,6 +132,8 @@ class Machine:
                 cpus=self.config.cpus,
                 kernel_base=self.kernel_base,
                 trace=trace,
+                tags=isa.tags,
+                split=self.config.kpti,
             )
         except OutOfFrames as error:
             raise ConfigError("ram", ram, "enough for the page tables of the machine") from error

@@ -105,6 +105,8 @@ class Kernel:
             Event.FAULT_BUS: costs.fault_denied,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
+            # Without tags a change of roots drops everything: who comes there looks it up anew.
+            Event.ROOT_SWITCH: costs.kpti_switch + (costs.flush_all if physical.tags is None else 0),
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
 

@@ -28,6 +28,7 @@ class Event(IntEnum):
     WRITABLE_EXECUTABLE = 17  # mappings that are or were both writable and executable
     FAULT_ACCESS_FLAG = 18  # an access to note where the MMU notes none itself: ACCESSED or DIRTY
     WRITTEN_BACK = 19  # dirty pages of files that msync made clean
+    ROOT_SWITCH = 20  # between the two roots of a split address space
 
 
 class Counters:

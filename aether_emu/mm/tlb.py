@@ -22,6 +22,7 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Context
 from aether_emu.ports import Trace
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -105,6 +106,10 @@ class Tlb:
         for flush in asked:
             flush.acknowledge(index)
 
+    def owes(self, index: int) -> bool:
+        """Whether CPU `index` has not dropped yet all that it must."""
+        return bool(self._queues[index])
+
     def dropped(self, index: int) -> None:
         """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
         queue = self._queues[index]
@@ -157,8 +162,8 @@ class Tlb:
 class Gather:
     """Collects one operation's edits of a page table; `finish` flushes, then frees.
 
-    `mask` names the CPUs that may hold translations of this address space. `give_back` takes the RAM frames
-    that nothing references any more.
+    `mask` names the CPUs that walk this address space. `give_back` takes the RAM frames that nothing references
+    any more. `context` hears of each flush, for what CPUs keep of spaces that they have left.
     """
 
     def __init__(
@@ -168,7 +173,9 @@ class Gather:
         table: PageTable,
         frames: FrameTable,
         give_back: Callable[[list[int]], None],
+        context: Context | None = None,
     ) -> None:
+        self._context = context
         self._tlb, self._mask, self._table, self._frames = tlb, mask, table, frames
         self._give_back = give_back
         self._pages: list[int] = []
@@ -236,6 +243,8 @@ class Gather:
         """Start the flush of what was gathered. Returns what other CPUs must still acknowledge, if any."""
         pages, everything = self._pages, self._all
         self._pages, self._all = [], False
+        if self._context is not None and (everything or pages):
+            self._context.flushed(everything=everything)
         if everything:
             return self._tlb.flush_all(self._mask)
         return self._tlb.flush_pages(self._mask, pages) if pages else None
