@@ -125,10 +125,10 @@ class Computer(Generic[C]):
 
     The supervisor's half begins at `kernel_base`. Where that is None there is none, and the CPUs are not
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
-    `allocator` makes what hands out frames, as `Buddy`. `tags` gives address spaces their PCIDs or ASIDs (None:
-    they have none). `split`: a program runs without the supervisor's half, but for what leads into it (KPTI).
-    Raises ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
-    its base.
+    `allocator` makes what hands out frames, as `Buddy`. `tags` gives address spaces their PCIDs or ASIDs
+    (None: they have none). `split`: a program runs without the supervisor's half, but for what leads into it
+    (KPTI). Raises ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the
+    supervisor's half, and MappingError when RAM does not fit above its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.
@@ -197,11 +197,11 @@ class Computer(Generic[C]):
             percpu.leave_space(space)
 
     def _boot(self, kernel_base: int, split: bool) -> int:
-        """Build the supervisor's half and bring every CPU up in it. Returns the root of a CPU without a program.
+        """Build the supervisor's half and bring every CPU up in it.
 
-        The CPUs share the page of code; each has its own for tables and stack. Where the supervisor's half
-        has a root of its own and is split, that root is what programs run with: nothing of the supervisor's
-        executes on it but what is there.
+        The CPUs share the page of code; each has its own for tables and stack. Where the half has a root of
+        its own and is split, that root is from now on the one that programs run with. Returns the root that
+        a CPU without an address space walks.
         """
         first = self.cpus[0]
         text, data = first.text_page(), first.data_page

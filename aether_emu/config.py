@@ -316,7 +316,7 @@ class Config:
     kpti: bool = _parameter(
         False,
         _Flag(),
-        "whether programs run without the supervisor's half but for what leads into it (page-table isolation)",
+        "whether programs run without the supervisor's half, but for what leads into it",
     )
     page_size: int = _parameter(
         4096,

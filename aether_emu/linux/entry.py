@@ -47,8 +47,8 @@ from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 
-
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Debugged(Protocol):

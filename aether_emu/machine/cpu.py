@@ -202,8 +202,11 @@ class Cpu(ABC):
         """
 
     @abstractmethod
-    def flush_tag(self, tag: int) -> None:
-        """Drop what the TLB holds under one tag (x86_64: INVPCID type 1; ARM64: TLBI ASIDE1)."""
+    def flush_tag(self, tag: int, va: int | None = None) -> None:
+        """Drop what the TLB holds under one tag, of the page at `va` or of all.
+
+        x86_64: INVPCID types 0 and 1. ARM64: TLBI VAE1 and ASIDE1.
+        """
 
     @abstractmethod
     def flush_page(self, va: int) -> None:

@@ -1,9 +1,9 @@
 """How many translations a TLB with tags would keep over switches: a model, for statistics alone.
 
-The TLB has `ENTRIES` entries for a page each, in one set, the least recently used replaced first. A program that
-runs is taken to use each page that is mapped when its CPU leaves it. So of a space's pages there are left, when
-the CPU comes back, as many as what ran meanwhile has left room for. A real TLB has fewer ways, and a turn
-may use fewer pages.
+The TLB has `ENTRIES` entries for a page each, in one set, the least recently used replaced first. A program
+that runs is taken to use each page that is mapped when its CPU leaves it. So of a space's pages there are
+left, when the CPU comes back, as many as what ran meanwhile has left room for. A real TLB has fewer ways, and
+a turn may use fewer pages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ ENTRIES = 1536
 
 
 class Kept:
-    """The model, for so many CPUs. `translations` is the sum of what was kept so far, each at every switch."""
+    """The model, for so many CPUs. `translations`: the sum of what was kept at each switch so far."""
 
     def __init__(self, cpus: int) -> None:
         self.translations = 0
@@ -34,7 +34,7 @@ class Kept:
                 room -= left[other]
 
     def enter(self, index: int, tag: int, *, keep: bool, broadcast: bool) -> None:
-        """CPU `index` changes to `tag`. What it does not keep is that tag's; with `broadcast` all there is."""
+        """CPU `index` changes to `tag`. What it does not keep is the tag's, with `broadcast` everything."""
         left, room = self._left[index], ENTRIES
         if not keep:
             left.pop(tag, None)

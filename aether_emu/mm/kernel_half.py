@@ -6,9 +6,9 @@
 
 No entry has the user bit, so a program reaches none of it.
 
-Split (KPTI), a second table has the CPUs' own pages alone: what a CPU needs to get into the supervisor and out.
-It is all that is mapped of this half while a program runs. The direct map is then not global, or a TLB would
-go on to translate it.
+Split (KPTI), a second table has the CPUs' own pages alone: what a CPU needs to get into the supervisor and
+out. It is all that is mapped of this half while a program runs. The direct map is then not global, or a TLB
+would go on to translate it.
 """
 
 from __future__ import annotations

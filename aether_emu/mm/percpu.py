@@ -1,7 +1,6 @@
 """What belongs to one CPU: the address space it runs in, its ready frames, its fault function.
 
-A change of address space goes by here: `Tags` says under which tag, and whether the CPU may keep what it holds.
-
+A change of address space goes by here; `Tags` says under which tag, and whether the CPU keeps what it holds.
 What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Everything else in `mm` is shared.
 """
 
@@ -80,7 +79,7 @@ class PerCpu:
         """Walk no address space: only the kernel half is left."""
         if self.inside:
             self._depart()
-            self._switch(self._kernel_root, 0, keep=False)
+            self._switch(self._kernel_root, 0, keep=self._tags is not None)
 
     def _depart(self) -> None:
         """Another table is walked from now on."""

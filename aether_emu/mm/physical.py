@@ -47,6 +47,8 @@ class Physical:
     ) -> None:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters, self.tags = Counters(), tags
+        if tags is not None:
+            tags.cpus = cpus
         self.trace = trace
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None

@@ -108,7 +108,7 @@ class AddressSpace:
 
     @property
     def kernel_root(self) -> int:
-        """The root that the supervisor runs with in this space: the program's own, or the second one (KPTI)."""
+        """The root that the supervisor runs with here: the program's own, or the second one (KPTI)."""
         return self.table.second_root or self.table.root
 
     def mapped_pages(self) -> int:

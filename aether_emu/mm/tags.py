@@ -1,17 +1,17 @@
-"""Tags of translations: which number an address space gets in the MMU's register, and what may be kept under it.
+"""Tags of translations: the number of an address space in the MMU's register, and what is kept under it.
 
 A TLB with tags keeps the translations of address spaces that a CPU has left. Two ways to give out the tags:
 
     Pcids    x86_64 (Intel SDM 3A 4.10.1): a few for each CPU, as Linux does. A space counts the flushes that
              its edits owed, its *generation*. A CPU remembers, for each of its tags, whose it is and which
-             generation it has seen. It comes back to the space: the same generation, all is kept (CR3 bit 63);
-             another one, or another space's tag, and the tag is flushed.
-    Asids    ARM64 (Arm ARM D8.14): one number for a space on all CPUs, for which invalidations are broadcast.
-             When all are taken a new generation begins (*rollover*): those that CPUs run with stay theirs, all
-             others are free, and each CPU flushes everything before it next changes to an address space.
+             generation it has seen. When it comes back to the space, and that is still the same, all is kept
+             (CR3 bit 63). If it is another, or the tag was another space's, the tag is flushed.
+    Asids    ARM64 (Arm ARM D8.14): one number for a space on all CPUs; invalidations are broadcast. When all
+             are taken a new generation begins (*rollover*): those that CPUs run with stay theirs, all others
+             are free, and each CPU flushes everything before it next changes to an address space.
 
-A CPU that has left a space is not asked to flush for it (`AddressSpace.cpus`). On x86_64 the generation makes up
-for that; on ARM64 the broadcast has reached it.
+A CPU that has left a space is not asked to flush for it (`AddressSpace.cpus`). On x86_64 the generation makes
+up for that; on ARM64 the broadcast reaches it all the same.
 
 The engine has no tags: it drops everything at each switch. So the numbers are in the real register, what they
 keep is modelled, and the figures say how often a CPU with tags would have kept something.
@@ -20,8 +20,10 @@ keep is modelled, and the figures say how often a CPU with tags would have kept 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.kept import Kept
 
 
@@ -40,8 +42,8 @@ class Retained(NamedTuple):
 class Context:
     """What tags know of one address space; `number` is the space's own.
 
-    `generation` counts the flushes that its edits owed. `root` is what a program runs with, `kernel_root` what
-    the supervisor does: the same, unless the two are split. `asid` is the number of ARM64, above it the
+    `generation` counts the flushes that its edits owed. `root` is what a program runs with, `kernel_root`
+    what the supervisor does: the same, unless they are split. `asid` is the number of ARM64, above it the
     generation of numbers that it belongs to; 0: none yet. `elsewhere`: a bit for each CPU that has left the
     space, and may keep translations under its ASID.
     """
@@ -61,11 +63,11 @@ class Context:
         for name, value in state.items():
             setattr(self, name, value)
 
-    def flushed(self, *, everything: bool) -> None:
-        """An edit owes a flush of single pages, or of `everything` of the space."""
+    def flushed(self, pages: Sequence[int] | None) -> None:
+        """An edit owes a flush of some pages; None: of all of the space."""
         self.generation += 1
-        if everything and self.elsewhere and self.tags is not None:
-            self.tags.drop(self)
+        if self.elsewhere and self.tags is not None:
+            self.tags.broadcast_to_others(self, pages)
 
 
 class Tags(ABC):
@@ -73,8 +75,10 @@ class Tags(ABC):
 
     Figures: `switches` to an address space; `kept`: those that kept what there was under its tag; `behind`:
     those that flushed the tag, for the space was edited meanwhile; `fresh`: those that had to take a tag;
-    `rollovers`. `model` estimates what was kept (None: nobody asks).
+    `rollovers`. `model` estimates what was kept (None: nobody asks). `cpus` are all there are.
     """
+
+    cpus: Sequence[Cpu]
 
     broadcast: bool
     """Whether a flush reaches every CPU, also those that have left the space."""
@@ -97,8 +101,8 @@ class Tags(ABC):
         """CPU `index` leaves it. `owes`: it has not carried out all that it was asked to flush."""
 
     @abstractmethod
-    def drop(self, context: Context) -> None:
-        """Everything of a space is flushed on the CPUs that have left it."""
+    def broadcast_to_others(self, context: Context, pages: Sequence[int] | None) -> None:
+        """A flush of a space, where it reaches the CPUs that have left it. `pages` as `Context.flushed`."""
 
     @abstractmethod
     def retained(self, index: int) -> list[Retained]:
@@ -134,12 +138,7 @@ class Tags(ABC):
     def measure(self) -> None:
         """From now on, estimate how many translations are kept."""
         if self.model is None:
-            self.model = Kept(self.cpus)
-
-    @property
-    @abstractmethod
-    def cpus(self) -> int:
-        """How many CPUs there are."""
+            self.model = Kept(len(self.cpus))
 
 
 def _known(contexts: dict[int, Context], number: int, roots: tuple[int, int]) -> Context:
@@ -173,11 +172,6 @@ class Pcids(Tags):
         self._count = count
         self._slots = [_Slots(count) for _ in range(cpus)]
 
-    @property
-    def cpus(self) -> int:
-        """See `Tags.cpus`."""
-        return len(self._slots)
-
     def enter(self, index: int, context: Context) -> tuple[int, bool]:
         """See `Tags.enter`."""
         mine, self.switches = self._slots[index], self.switches + 1
@@ -204,7 +198,7 @@ class Pcids(Tags):
         mine = self._slots[index]
         mine.seen[mine.of[context]] = -1 if owes else context.generation
 
-    def drop(self, context: Context) -> None:
+    def broadcast_to_others(self, context: Context, pages: Sequence[int] | None) -> None:
         """Nothing: the generation tells them when they come back."""
 
     def retained(self, index: int) -> list[Retained]:
@@ -258,11 +252,6 @@ class Asids(Tags):
         self._pending = 0  # CPUs that flush everything before they next change to a space
         self._held: list[dict[int, Context]] = [{} for _ in range(cpus)]
 
-    @property
-    def cpus(self) -> int:
-        """See `Tags.cpus`."""
-        return len(self._active)
-
     def enter(self, index: int, context: Context) -> tuple[int, bool]:
         """See `Tags.enter`. What is not kept is everything, whatever its tag."""
         self.switches += 1
@@ -288,13 +277,19 @@ class Asids(Tags):
         """See `Tags.leave`. Its ASID stays reserved until the CPU runs with another one."""
         context.elsewhere |= 1 << index
 
-    def drop(self, context: Context) -> None:
-        """A broadcast reaches them all."""
+    def broadcast_to_others(self, context: Context, pages: Sequence[int] | None) -> None:
+        """TLBI VAE1IS of each page, or ASIDE1IS: who keeps something of the space drops that too."""
         number = context.asid & (1 << self._bits) - 1
-        for index, held in enumerate(self._held):
-            if context.elsewhere >> index & 1 and held.get(number) is context:
-                del held[number]
-        context.elsewhere = 0
+        for index, (cpu, held) in enumerate(zip(self.cpus, self._held, strict=True)):
+            if not context.elsewhere >> index & 1:
+                continue
+            for tag in dict.fromkeys((number, number | self.user_bit)):
+                for va in (None,) if pages is None else pages:
+                    cpu.flush_tag(tag, va)
+            if pages is None:
+                held.pop(number, None)
+        if pages is None:
+            context.elsewhere = 0
 
     def retained(self, index: int) -> list[Retained]:
         """See `Tags.retained`. Nobody lacks a flush: they are broadcast."""

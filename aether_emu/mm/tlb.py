@@ -162,8 +162,8 @@ class Tlb:
 class Gather:
     """Collects one operation's edits of a page table; `finish` flushes, then frees.
 
-    `mask` names the CPUs that walk this address space. `give_back` takes the RAM frames that nothing references
-    any more. `context` hears of each flush, for what CPUs keep of spaces that they have left.
+    `mask` names the CPUs that walk this address space. `give_back` takes the RAM frames that nothing
+    references any more. `context` hears of each flush, for what CPUs keep of spaces that they have left.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class Gather:
         pages, everything = self._pages, self._all
         self._pages, self._all = [], False
         if self._context is not None and (everything or pages):
-            self._context.flushed(everything=everything)
+            self._context.flushed(None if everything else pages)
         if everything:
             return self._tlb.flush_all(self._mask)
         return self._tlb.flush_pages(self._mask, pages) if pages else None

@@ -35,8 +35,8 @@ _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USE
 
 
 class Context(Saved):
-    """A context of the engine, at host address `address`, with what the register of the page table held when it
-    was saved, and the number of the CPU.
+    """A context of the engine, at host address `address`, with the register of the page table as it was then,
+    and the number of the CPU.
 
     `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
     """
@@ -331,9 +331,13 @@ class UnicornCpu(Cpu):
     def flush_all(self) -> None:
         engine.flush_tlb(self._uc)
 
-    def flush_tag(self, tag: int) -> None:
-        if tag == self._tag:  # the engine holds nothing under another
+    def flush_tag(self, tag: int, va: int | None = None) -> None:
+        if tag != self._tag:
+            return  # the engine holds nothing of it
+        if va is None:
             self.flush_all()
+        else:
+            self.flush_page(va)
 
     def working_set(self, pages: int) -> None:
         # The engine's TLB starts with 256 entries, and doubles when it is flushed while it is full. Large
