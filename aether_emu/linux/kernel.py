@@ -150,6 +150,10 @@ class Kernel:
         self.clock.advance(total - self.charged)
         self.charged = total
 
+    def cost_of(self, event: Event) -> int:
+        """What an event adds to virtual time, in ns."""
+        return self._costs[event]
+
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
         return costs + calls * self.clock.costs.system_call

@@ -96,6 +96,17 @@ class PerCpu:
         if self.inside and self.space is space:
             self.leave()
 
+    @property
+    def walked(self) -> int | None:
+        """The number of the address space that it walks, None for none."""
+        return self.space.number if self.inside else None
+
+    def rejoin(self) -> None:
+        """Go on under the tag that `Tags` says: they were restored."""
+        if self.inside and self._tags is not None:
+            self._tag = self._tags.tag(self.index, self.space.context) | self._tags.user_bit
+            self._switch(self.space.table.root, self._tag, keep=True)
+
     def retained(self) -> list[Retained]:
         """What the CPU's TLB may hold by its tags, if it had any: those of spaces that it has left, too."""
         if self._tags is not None:

@@ -97,6 +97,10 @@ class Tags(ABC):
         """CPU `index` changes to an address space: its tag, and whether the CPU keeps what it holds."""
 
     @abstractmethod
+    def tag(self, index: int, context: Context) -> int:
+        """That of the address space where CPU `index` is."""
+
+    @abstractmethod
     def leave(self, index: int, context: Context, *, owes: bool) -> None:
         """CPU `index` leaves it. `owes`: it has not carried out all that it was asked to flush."""
 
@@ -193,6 +197,10 @@ class Pcids(Tags):
         mine.seen[at] = context.generation
         return at + 1, keep
 
+    def tag(self, index: int, context: Context) -> int:
+        """See `Tags.tag`."""
+        return self._slots[index].of[context] + 1
+
     def leave(self, index: int, context: Context, *, owes: bool) -> None:
         """See `Tags.leave`. While it was there, it was asked to make every flush."""
         mine = self._slots[index]
@@ -273,6 +281,10 @@ class Asids(Tags):
         context.elsewhere &= ~bit
         return number, keep
 
+    def tag(self, index: int, context: Context) -> int:
+        """See `Tags.tag`."""
+        return context.asid & (1 << self._bits) - 1
+
     def leave(self, index: int, context: Context, *, owes: bool) -> None:
         """See `Tags.leave`. Its ASID stays reserved until the CPU runs with another one."""
         context.elsewhere |= 1 << index
@@ -345,7 +357,7 @@ class Asids(Tags):
 
         return {
             "generation": self.generation,
-            "taken": bytes(self._taken),
+            "taken": [place for place, taken in enumerate(self._taken) if taken],
             "following": self._following,
             "active": [None if each is None else named(each) for each in self._active],
             "reserved": list(self._reserved),
@@ -356,7 +368,9 @@ class Asids(Tags):
     def take(self, state: dict[str, Any], contexts: dict[int, Context]) -> None:
         """See `Tags.take`."""
         self.generation, self._following = state["generation"], state["following"]
-        self._taken, self._reserved = bytearray(state["taken"]), list(state["reserved"])
+        self._taken, self._reserved = bytearray(len(self._taken)), list(state["reserved"])
+        for place in state["taken"]:
+            self._taken[place] = 1
         self._active = [None if each is None else _known(contexts, *each) for each in state["active"]]
         self._pending = state["pending"]
         self._held = [
