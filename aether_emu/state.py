@@ -385,7 +385,7 @@ def _restore_cpu(machine: Machine, state: State, spaces: Mapping[int, AddressSpa
 
 
 def _restore_tags(machine: Machine, state: State, spaces: Mapping[int, AddressSpace]) -> None:
-    """Which address space the CPU walks, which it need not be that of the first task, and what tags there are.
+    """Which address space the CPU walks, which need not be the first task's, and what tags there are.
 
     The switches on the way here have taken some: they do not count.
     """
