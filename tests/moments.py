@@ -32,10 +32,21 @@ class Told:
         return blocks
 
 
-def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int = 2, **options: Any) -> Told:
+def run(
+    isa: str,
+    words: list[str],
+    moments: Iterable[int] = (),
+    *,
+    block: int = 2,
+    captured: bool = True,
+    switches: bool = False,
+    **options: Any,
+) -> Told:
     """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
 
-    A block takes `block` ns; `options` as of a Machine.
+    A block takes `block` ns; `options` as of a Machine. Where it is not `captured`, the same machine goes on.
+    With `switches` the statistics tell of those too: after a pause other turns may be drawn, which these
+    programs notice in nothing else.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block}, **options)
@@ -48,6 +59,8 @@ def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int =
                 continue
             if machine.process is None or machine.process.is_over:
                 break  # it has ended, and is not let go yet
+            if not captured:
+                continue
             described = state.capture(machine)
             machine.close()
             machine = state.restore(described, streams=streams)
@@ -55,9 +68,8 @@ def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int =
         told = stats.collect(machine, 0)
     finally:
         machine.close()
-    # A pause may move the end of a turn in the midst of a block, and so what the program has touched by then.
-    tags = told.get("tags", {})
-    tags.pop("translations_kept_modelled", None)
+    if not switches:
+        told.pop("tags", None)
     written = streams["stdout"].written + streams["stderr"].written
     return Told(ended.status, bytes(written).decode(), told)
 

@@ -188,7 +188,13 @@ def test_tags_and_both_roots_are_part_of_a_capture(isa: str) -> None:
     words = ["spaces", "10"]
     whole = moments.run(isa, words, **options)
     assert whole.status == 0
-    assert moments.run(isa, words, moments.seeded(whole.blocks, 12, isa), **options) == whole
+    pauses = moments.seeded(whole.blocks, 12, isa)
+    assert moments.run(isa, words, pauses, **options) == whole
+    paused, restored = (
+        moments.run(isa, words, pauses, captured=captured, switches=True, **options)
+        for captured in (False, True)
+    )
+    assert restored == paused
 
 
 @pytest.mark.parametrize(
