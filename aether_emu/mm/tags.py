@@ -286,12 +286,21 @@ class Asids(Tags):
         return context.asid & (1 << self._bits) - 1
 
     def leave(self, index: int, context: Context, *, owes: bool) -> None:
-        """See `Tags.leave`. Its ASID stays reserved until the CPU runs with another one."""
-        context.elsewhere |= 1 << index
+        """See `Tags.leave`. Its ASID stays reserved until the CPU runs with another one.
+
+        A broadcast would have reached the CPU by now: what it owes it makes up for at once.
+        """
+        if not owes:
+            context.elsewhere |= 1 << index
+            return
+        number = self.tag(index, context)
+        for tag in dict.fromkeys((number, number | self.user_bit)):
+            self.cpus[index].flush_tag(tag)
+        self._held[index].pop(number, None)
 
     def broadcast_to_others(self, context: Context, pages: Sequence[int] | None) -> None:
         """TLBI VAE1IS of each page, or ASIDE1IS: who keeps something of the space drops that too."""
-        number = context.asid & (1 << self._bits) - 1
+        number = self.tag(0, context)
         for index, (cpu, held) in enumerate(zip(self.cpus, self._held, strict=True)):
             if not context.elsewhere >> index & 1:
                 continue

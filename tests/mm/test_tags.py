@@ -116,6 +116,23 @@ def test_an_edit_that_no_generation_counts_is_seen(monkeypatch: pytest.MonkeyPat
         _many_steps("three PCIDs", 600)
 
 
+@pytest.mark.parametrize("kind", ["three PCIDs", "ASIDs of 16 bits"])
+def test_who_leaves_before_it_has_flushed_does_so_on_coming_back(kind: str) -> None:
+    spaces = Spaces(KINDS[kind](CPUS), random.Random(1))
+    board, (space,) = spaces.board, spaces.contents
+    for index in (0, 1):
+        board.physical.tlb.enter(index)
+        board.run_on(space)
+        board.cpu.copy_to_user(START, b"x")
+    discard(space, START, START + spaces.page)
+    assert board.physical.tlb.owes(0)
+    board.percpu[0].leave()
+    board.physical.tlb.enter(0)
+    board.run_on(space)
+    spaces.look(space)
+    board.close()
+
+
 # ---- who gets which
 
 
@@ -197,6 +214,14 @@ def test_after_a_rollover_each_cpu_flushes_once_and_what_runs_keeps_its_number(a
     assert _visit(asids, spaces[3], 1) == (4, True)
     numbers = [each.asid for each in spaces if each.asid >> 3 == asids.generation]
     assert len(set(numbers)) == len(numbers) == 3
+
+
+def test_after_a_rollover_nobody_gets_the_number_of_who_still_runs(asids: Asids) -> None:
+    spaces = _contexts(13)
+    asids.enter(1, spaces[0])
+    taken = [_visit(asids, each)[0] for each in spaces[1:]]
+    assert (taken, asids.rollovers) == ([2, 3, 4, 5, 6, 7, 2, 3, 4, 5, 6, 7], 1)
+    assert _visit(asids, spaces[0]) == (1, True)
 
 
 def test_a_full_broadcast_leaves_nothing_of_a_space_where_it_was_left(asids: Asids) -> None:

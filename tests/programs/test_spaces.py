@@ -11,12 +11,14 @@ import pytest
 
 from aether_emu.arch.arm64 import registers as arm
 from aether_emu.arch.arm64 import stubs as arm_stubs
+from aether_emu.arch.paging import PageFlags
 from aether_emu.arch.x86_64 import registers as x86
 from aether_emu.arch.x86_64 import stubs as x86_stubs
 from aether_emu.computer import RAM_BASE
 from aether_emu.errors import ConfigError
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.kernel_half import DATA, TEXT
+from aether_emu.mm.tables.walk import Mapped
 from aether_emu.observe import stats
 from aether_emu.observe.core import place, write_core
 from aether_emu.system import Machine
@@ -156,6 +158,9 @@ def test_split_the_supervisor_s_root_maps_all_and_executes_nothing_of_the_progra
         )
         assert set(of_program.address.tolist()) < set(of_kernel.address.tolist())
         assert [_executable(each) for each in (of_program, of_kernel)] == [True, False]
+        direct_map = machine.kernel_half.table.walk(machine.kernel_base + RAM_BASE)
+        assert isinstance(direct_map, Mapped)
+        assert not direct_map.attributes.flags & PageFlags.GLOBAL
         cpu.set_root(space.kernel_root, 1)
         assert _load(machine, machine.kernel_base + RAM_BASE)
         assert cpu.copy_from_user(cpu.sp, 8)
