@@ -133,6 +133,27 @@ def test_who_leaves_before_it_has_flushed_does_so_on_coming_back(kind: str) -> N
     board.close()
 
 
+@pytest.mark.parametrize("one_page", [True, False])
+def test_an_engine_drops_by_tag_what_it_has_under_that_one(engine: Board, one_page: bool) -> None:
+    space, size, cpu = engine.space(), engine.format.page_size, engine.cpu
+    flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
+    map_memory(space, Request(START, 2 * size, 3, flags, None, 0))
+    engine.run_on(space)
+    for number in range(2):
+        cpu.copy_to_user(START + number * size, b"ab"[number : number + 1])
+    slots = [space.table.leaf_slot(START + number * size) for number in range(2)]
+    words, entries = engine.ram.words, [engine.ram.words[slot] for slot in slots]
+    cpu.set_root(space.table.root, 5, keep=True)
+    assert cpu.copy_from_user(START, 1) == b"a"
+    words[slots[0]] = entries[1]
+    cpu.flush_tag(6, START if one_page else None)
+    assert cpu.copy_from_user(START, 1) == b"a"
+    cpu.flush_tag(5, START if one_page else None)
+    assert cpu.copy_from_user(START, 1) == b"b"
+    words[slots[0]] = entries[0]
+    cpu.set_root(space.table.root, 0)
+
+
 # ---- who gets which
 
 

@@ -75,6 +75,28 @@ def test_several_cpus_see_nothing_of_others(isa: str) -> None:
     assert told[0] == told[1] != told[2]
 
 
+def test_a_cpu_that_comes_back_flushes_for_the_edits_that_others_made() -> None:
+    with Machine("x86_64", ram="64M", cpus=4, seed=7) as machine:
+        streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+        machine.load(_HERE / "bin" / "x86_64" / "told", ["told", "a b"], streams=streams)
+        assert machine.run().status == 0
+        assert machine.physical.tags is not None
+        assert machine.physical.tags.behind > 0
+
+
+@every_isa
+def test_the_supervisor_s_leaves_are_global_and_a_program_s_are_not(isa: str, tmp_path: Path) -> None:
+    with _machine(isa, BufferStream(), 1) as machine:
+        write_core(machine, place(tmp_path / "core"))
+    leaves = survey(open_tables(tmp_path / "core")).leaves
+    bit = 1 << 8 if isa == "x86_64" else 1 << 11  # G, and nG, whose sense is the opposite
+    is_global = (leaves.entry & np.uint64(bit) != 0) != (isa == "arm64")
+    of_supervisor = leaves.address >> np.uint64(63) != 0
+    assert of_supervisor.any()
+    assert not of_supervisor.all()
+    assert (is_global == of_supervisor).all()
+
+
 @every_isa
 def test_the_register_holds_the_table_and_the_tag_of_who_runs(isa: str) -> None:
     seen: dict[int, set[int]] = {}
