@@ -402,7 +402,7 @@ class X86Cpu(X86Traps):
         self._walk()
 
     def _walk(self) -> None:
-        # The engine would take bit 63, which keeps translations, for one of the address. It keeps none.
+        # Without bit 63, which asks to keep translations: the engine keeps none, but would show it in CR3.
         self._uc.reg_write(x86_const.UC_X86_REG_CR3, self._root)
 
     def flush_page(self, va: int) -> None:
