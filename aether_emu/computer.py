@@ -128,8 +128,9 @@ class Computer(Generic[C]):
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
     `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. `tags` gives
     address spaces their PCIDs or ASIDs (None: they have none). `split`: a program runs without the
-    supervisor's half, but for what leads into it (KPTI). Raises ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the
-    supervisor's half, and MappingError when RAM does not fit above its base.
+    supervisor's half, but for what leads into it (KPTI). Raises ConfigError for a number of CPUs, OutOfFrames
+    when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
+    its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.
