@@ -79,6 +79,7 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         self.debugger: Debugged | None = None
+        self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
@@ -102,6 +103,8 @@ class Entry:
         cpu.on_trap = self._trap
         if self.debugger is not None:
             self.debugger.stand_before(cpu)
+        if self.watch is not None:
+            self.watch(cpu)
 
     def run(self, budget: int | None) -> Exit:
         """Run the task, as `Cpu.run`."""

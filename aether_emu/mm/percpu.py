@@ -21,10 +21,10 @@ class PerCpu:
     """
 
     __slots__ = (
-        "_before_run",
         "_bit",
         "_kernel_root",
         "_physical",
+        "before_run",
         "cpu",
         "fault",
         "index",
@@ -44,7 +44,7 @@ class PerCpu:
         before_run: Callable[[], None],
     ) -> None:
         self._physical, self._kernel_root, self._bit = physical, kernel_root, 1 << index
-        self._before_run = before_run
+        self.before_run = before_run
         self.index = index
         self.cpu: Cpu = physical.cpus[index]
         self.ready = physical.buddy.caches[index]
@@ -90,7 +90,7 @@ class PerCpu:
                 self.cpu.forget_code()  # others may have stored to code meanwhile
         else:
             physical.tlb.acknowledge(self.index)
-        self._before_run()
+        self.before_run()
 
     def run(self, budget: int | None = None) -> Exit:
         """Execute, as `Cpu.run`."""
