@@ -359,8 +359,8 @@ class Config:
     tlbsan: bool = _parameter(
         False,
         _Flag(),
-        "whether an independent checker ends the run when a CPU may still hold a translation that others rely "
-        "on being gone",
+        "whether an independent checker ends the run when a CPU may still hold a translation that somebody "
+        "relies on being gone",
     )
     seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
     uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")

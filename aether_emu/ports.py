@@ -39,6 +39,10 @@ class Checker(Protocol):
     def finding(self) -> Exception | None:
         """The error that it has raised, once it has."""
 
+    @property
+    def report(self) -> str:
+        """All about the finding, several lines; empty without one."""
+
     def statistics(self) -> dict[str, int]:
         """What it has counted, by name."""
 

@@ -224,6 +224,7 @@ class Gather:
         flush = self._issue()
         if flush is not None and self._table.format.frozen_bits:
             self._tlb.settle()
+            flush = None
         unused, tables = self._release(), self._tables
         self._tables = []
         if flush is not None and (unused or tables):

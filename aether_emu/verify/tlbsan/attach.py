@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from aether_emu.arch.paging import Access
-from aether_emu.machine.cpu import Cpu, Exit
+from aether_emu.machine.cpu import Exit
 from aether_emu.mm.fault import Outcome
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.page import PageTable
@@ -42,7 +42,9 @@ def _name_places(machine: Machine, sanitizer: Sanitizer) -> None:
         task = getattr(machine.entries[cpu], "task", None)
         if task is None:
             return "no task"
-        return f"{task.name.decode('utf-8', 'backslashreplace')} (process {task.process.pid}, task {task.tid})"
+        return (
+            f"{task.name.decode('utf-8', 'backslashreplace')} (process {task.process.pid}, task {task.tid})"
+        )
 
     def what(cpu: int, entered: Entered) -> str:
         if len(entered) == _CALL:

@@ -1,4 +1,4 @@
-"""A rule that was broken, and the two places: where an entry was edited, and where somebody relied on that."""
+"""A rule that was broken, and the two places: where an entry was edited, and who relied on that."""
 
 from __future__ import annotations
 

@@ -28,15 +28,20 @@ from aether_emu.verify.tlbsan.stale import Behind, Stale
 
 Entered = tuple[int, ...]
 
+_COUNTED = (
+    "edits", "stale_translations", "stale_tables", "changes_of_root", "page_flushes", "needless_page_flushes",
+    "full_flushes", "needless_full_flushes",
+)  # fmt: skip
+
 
 class Sanitizer:
     """What all CPUs of one computer may hold, and whether anybody relies on more than that.
 
-    `who(cpu)` names the task of a CPU, `what(cpu, entered)` what it is about, `now()` is virtual time in ns. With
-    `deferred`, pages that were unmapped may be used until their flush comes: only (a), (c), (d) and what takes
-    rights from pages that stay are judged. `executes(cpu)` says whether a CPU may execute a program before it
-    takes notice of a flush; of one that does not, a page frame may be held until it does. `check_every` events
-    all tables are compared with RAM (0: at the end alone).
+    `who(cpu)` names the task of a CPU, `what(cpu, entered)` what it is about, `now()` is virtual time in ns.
+    With `deferred`, pages that were unmapped may be used until their flush comes: only (a), (c), (d) and what
+    takes rights from pages that stay are judged. `executes(cpu)` says whether a CPU may execute a program
+    before it takes notice of a flush; one that does not may hold a frame until then, tables aside.
+    Every `check_every` ways back to a program all tables are compared with RAM (0: at the end alone).
 
     After a finding it is quiet.
     """
@@ -112,7 +117,9 @@ class Sanitizer:
 
     def _here(self) -> Where:
         """Where the operation under way is now."""
-        place = self.place or Place(self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now())
+        place = self.place or Place(
+            self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now()
+        )
         return place.at(callers())
 
     def _edited(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
@@ -146,7 +153,7 @@ class Sanitizer:
     ) -> None:
         assert self.place is not None, "who edits has said so"
         where = self.place.at(self._functions)
-        self.counts["tables" if table else "translations"] += len(numbers)
+        self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
         stale = Stale(
             root.address, level, va, shift, numbers, olds, root.cpus, loss, where, absent=absent, table=table
         )
@@ -157,7 +164,15 @@ class Sanitizer:
         if root.cpus:
             shift = self.rules.format.shifts[table.level]
             self._leave(
-                root, table.level + 1, table.va, shift, [0], [0], Loss.NOTICE, absent=True, table=table.address
+                root,
+                table.level + 1,
+                table.va,
+                shift,
+                [0],
+                [0],
+                Loss.NOTICE,
+                absent=True,
+                table=table.address,
             )
 
     # ---- (d) break before make
@@ -181,9 +196,7 @@ class Sanitizer:
                     continue
                 for cpu in stale.holders(at):
                     if self.rules.needs_break(stale.olds[at], new, level):
-                        self._find(
-                            Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here()
-                        )
+                        self._find(Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here())
 
     def _edit(self) -> Where:
         assert self.place is not None, "who edits has said so"
@@ -196,7 +209,7 @@ class Sanitizer:
         if self.quiet or self._inside:
             return
         self.look()
-        self.counts["page flushes"] += 1
+        self.counts["page_flushes"] += 1
         root, served = self.at[cpu], False
         for stale in self.behind:
             if stale.cpus >> cpu & 1 and root is not None and stale.root == root.address:
@@ -204,16 +217,16 @@ class Sanitizer:
         if served:
             self._behind.sweep()
         else:
-            self.counts["needless page flushes"] += 1
+            self.counts["needless_page_flushes"] += 1
 
     def flush_all(self, cpu: int) -> None:
         """A CPU drops everything that it holds."""
         if self.quiet or self._inside:
             return
         self.look()
-        self.counts["full flushes"] += 1
+        self.counts["full_flushes"] += 1
         if not self._drop_all(cpu):
-            self.counts["needless full flushes"] += 1
+            self.counts["needless_full_flushes"] += 1
 
     def _drop_all(self, cpu: int, root: Root | None = None) -> bool:
         """A CPU holds nothing any more, of one root or of any. Whether there was something stale."""
@@ -237,7 +250,7 @@ class Sanitizer:
             change()
         finally:
             self._inside = False
-        self.counts["changes of root"] += 1
+        self.counts["changes_of_root"] += 1
         old, bit = self.at[cpu], 1 << cpu
         if not self.retains:
             if old is not None:
@@ -289,7 +302,14 @@ class Sanitizer:
             for stale, position, cpu in self._behind.holding(frame):
                 if stale.table:
                     self._find(
-                        Rule.TABLE, stale.va, 0, stale.level, cpu, stale.where, self._here(), table=stale.table
+                        Rule.TABLE,
+                        stale.va,
+                        0,
+                        stale.level,
+                        cpu,
+                        stale.where,
+                        self._here(),
+                        table=stale.table,
                     )
                 elif self.executes(cpu):
                     old = stale.olds[position]
@@ -385,7 +405,9 @@ class Sanitizer:
     ) -> None:
         fmt = self.rules.format
         if table:
-            entry = f"the table at {table:#x} ({fmt.level_names[level - 1]} entry)" if level <= fmt.levels else ""
+            entry = (
+                f"the table at {table:#x} ({fmt.level_names[level - 1]} entry)" if level <= fmt.levels else ""
+            )
             frame = self._behind.frame(table)
         else:
             entry = self.rules.describe(old, level)
@@ -407,15 +429,16 @@ class Sanitizer:
             if wrong is not None:
                 raise Unseen(f"tlbsan: {wrong}")
 
+    @property
+    def report(self) -> str:
+        """All about the finding; empty without one."""
+        return "" if self.finding is None else self.finding.report
+
     def finish(self) -> None:
         """The computer ends: CPUs execute nothing any more. Raises Unseen as `check`, and is quiet then."""
         self.check()
         self.quiet = True
 
     def statistics(self) -> dict[str, int]:
-        """What was counted, by name: the entries and tables edited or taken out while a CPU might hold them."""
-        names = (
-            "edits", "translations", "tables", "changes of root", "page flushes", "needless page flushes",
-            "full flushes", "needless full flushes",
-        )  # fmt: skip
-        return {name: self.counts[name] for name in names}
+        """What was counted, by name. Stale is what a CPU may have held when it was edited or taken out."""
+        return {name: self.counts[name] for name in _COUNTED}

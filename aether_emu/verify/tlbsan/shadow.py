@@ -18,7 +18,7 @@ from aether_emu.verify.tlbsan.rules import Rules
 _MANY = 64  # leaf tables in a range from which on those that are known are gone through instead
 
 Edited = Callable[["Root", int, int, list[tuple[int, int, int]]], None]
-"""(root, level, address of the table's first entry, [(number, old, new), ...]) of valid entries that changed."""
+"""(root, level, address of the table's first entry, [(number, old, new), ...]) of entries that changed."""
 Unlinked = Callable[["Root", "Table"], None]
 
 
@@ -155,9 +155,7 @@ class Shadow:
 
     watches_new = False  # whether entries that were absent are told of too
 
-    def _relink(
-        self, root: Root, table: Table, numbers: list[int], olds: list[int], news: list[int]
-    ) -> None:
+    def _relink(self, root: Root, table: Table, numbers: list[int], olds: list[int], news: list[int]) -> None:
         """Entries above level 1 changed: tables come and go below."""
         rules, level, shift = self._rules, table.level, self._rules.format.shifts[table.level - 1]
         edits = []
@@ -175,10 +173,11 @@ class Shadow:
 
     def _let_go(self, root: Root, address: int, level: int, va: int) -> None:
         """A table is linked no more: neither is what lies below it."""
-        if level == 1:
-            table = root.leaves.pop(va >> self.leaf_shift, None)
-        else:
-            table = root.uppers.pop(address, None)
+        gone = root.leaves.pop(va >> self.leaf_shift, None) if level == 1 else root.uppers.pop(address, None)
+        self._let_all_go(root, gone, level, va)
+
+    def _let_all_go(self, root: Root, table: Table | None, level: int, va: int) -> None:
+        """What lay below a table that was taken out."""
         if table is None:
             return
         words = np.frombuffer(table.bytes, np.uint64)

@@ -117,7 +117,7 @@ class Behind:
         self.behind: list[Stale] = []
         self._base, self._page_shift, self._count, self._address = base, page_shift, frames, address
         held = np.zeros(frames, np.int32)
-        self.held = memoryview(held)  # how many stale entries and tables show each frame
+        self.held = memoryview(held.data)  # how many stale entries and tables show each frame
         self._held = held
 
     def add(self, stale: Stale) -> None:
