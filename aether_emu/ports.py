@@ -46,8 +46,11 @@ class Checker(Protocol):
     def statistics(self) -> dict[str, int]:
         """What it has counted, by name."""
 
+    def check(self) -> None:
+        """Raises an AetherError where it has not seen everything."""
+
     def finish(self) -> None:
-        """Nothing is executed any more. Raises an AetherError where it has not seen everything."""
+        """Nothing is executed any more, and everything was given back: it looks no further."""
 
 
 _CHECKERS = {"tlbsan": "aether_emu.verify.tlbsan"}

@@ -489,6 +489,8 @@ class Machine:
         self.observers.detach_all()
         self.kernel.closed = True
         try:
+            if self.tlbsan is not None:
+                self.tlbsan.check()
             if self.process is not None:
                 self.computer.rest()
                 self._end_processes(self.process)

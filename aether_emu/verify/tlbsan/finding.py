@@ -11,7 +11,7 @@ from types import CodeType, FrameType
 
 from aether_emu.errors import AetherError
 
-_DEPTH = 12  # callers that are looked at
+_DEPTH = 16  # callers that are looked at
 _SHOWN = 4  # functions that a place names
 _MANAGER = f"{os.sep}mm{os.sep}"  # in the path of its files
 
@@ -58,22 +58,25 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A place and the functions that were at work there, the innermost first; the manager's are shown."""
+    """A place and the functions that were at work there, the innermost first.
+
+    Those of the memory manager are shown, the outermost first.
+    """
 
     place: Place
     functions: tuple[CodeType, ...]
 
     def __str__(self) -> str:
         place = self.place
-        names = " < ".join(_names(self.functions))
+        names = " > ".join(_names(self.functions))
         by = f", in {names}" if names else ""
         return f"CPU {place.cpu}, {place.who}: {place.what}, at {place.time} ns{by}"
 
 
 def _names(functions: tuple[CodeType, ...]) -> Iterator[str]:
     shown = 0
-    for code in functions:
-        if shown < _SHOWN and _MANAGER in code.co_filename:
+    for code in reversed(functions):
+        if shown < _SHOWN and _MANAGER in code.co_filename and not code.co_qualname.endswith(">"):
             shown += 1
             yield code.co_qualname
 

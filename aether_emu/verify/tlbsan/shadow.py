@@ -9,11 +9,15 @@ itself (x86_64), so those that came are no edit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from aether_emu.machine.memory.ram import Ram
-from aether_emu.verify.tlbsan.rules import Rules
+from aether_emu.verify.tlbsan.finding import Unseen
+from aether_emu.verify.tlbsan.rules import Rules, Words
+
+Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 _MANY = 64  # leaf tables in a range from which on those that are known are gone through instead
 
@@ -105,7 +109,7 @@ class Shadow:
         for key in chosen:
             if key not in root.hinted:
                 if key in root.pending:
-                    self._look_at(root, root.leaves[key])
+                    self._take_fills(root.leaves[key])
                     root.pending.discard(key)
                 root.hinted.add(key)
 
@@ -128,11 +132,29 @@ class Shadow:
         root.upper = False
 
     def catch_up(self, root: Root) -> None:
-        """Compare the leaf tables that gained entries."""
+        """Copy the leaf tables that gained entries. Raises Unseen as `compare`."""
         for key in sorted(root.pending):
             if key in root.leaves:
-                self._look_at(root, root.leaves[key])
+                self._take_fills(root.leaves[key])
         root.pending.clear()
+
+    def _take_fills(self, table: Table) -> None:
+        """Copy a leaf table in which absent entries were filled, and nothing else was done."""
+        seen, before = bytes(self._bytes[table.start : table.end]), table.bytes
+        if seen != before:
+            known = np.frombuffer(before, np.uint64)
+            self._require_seen(table, np.frombuffer(seen, np.uint64), known, known != 0)
+            table.bytes = seen
+
+    def _require_seen(self, table: Table, now: Words, known: Words, where: Bits) -> None:
+        """Raises Unseen where an entry differs, flags that a CPU sets aside."""
+        ignored = np.where(known & np.uint64(1), np.uint64(self._hardware), np.uint64(0))
+        wrong = (((now ^ known) & ~ignored != 0) & where).nonzero()[0]
+        if wrong.size:
+            at = int(wrong[0])
+            va = table.va + (at << self._rules.format.shifts[table.level - 1])
+            was, is_now = (self._rules.describe(int(words[at]), table.level) for words in (known, now))
+            raise Unseen(f"tlbsan: the entry of {va:#x} became {is_now} unseen; it was {was}")
 
     def _look_at(self, root: Root, table: Table) -> None:
         seen = bytes(self._bytes[table.start : table.end])
@@ -196,22 +218,15 @@ class Shadow:
 
     # ---- did a store go by unsaid?
 
-    def compare(self, root: Root) -> str | None:
-        """What differs from RAM though nobody hinted at it; flags that a CPU sets aside."""
+    def compare(self, root: Root) -> None:
+        """Raises Unseen where a table differs from RAM though nobody hinted at it."""
         self.catch_up(root)
         self.look(root)
         self.end(root)
         for table in (*root.uppers.values(), *root.leaves.values()):
             seen = np.frombuffer(bytes(self._bytes[table.start : table.end]), np.uint64)
             known = np.frombuffer(table.bytes, np.uint64)
-            ignored = np.where(known & np.uint64(1), np.uint64(self._hardware), np.uint64(0))
-            wrong = ((seen ^ known) & ~ignored).nonzero()[0]
-            if wrong.size:
-                at = int(wrong[0])
-                va = table.va + (at << self._rules.format.shifts[table.level - 1])
-                was, now = (self._rules.describe(int(word), table.level) for word in (known[at], seen[at]))
-                return f"the entry of {va:#x} became {now} unseen; it was {was}"
-        return None
+            self._require_seen(table, seen, known, np.ones(known.size, np.bool_))
 
 
 def _from_the_root(table: Table) -> tuple[int, int]:

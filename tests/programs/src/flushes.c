@@ -13,7 +13,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGES = 3, ROUNDS = 6, MOST = 4 };
+enum { PAGES = 3, ROUNDS = 2, MOST = 4 };
 
 static size_t size;                      /* of a page */
 static char *volatile shown;             /* what the others use */
