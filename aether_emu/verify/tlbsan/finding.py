@@ -31,9 +31,9 @@ class Rule(Enum):
 
 
 _SECTIONS = {
-    Rule.REUSE: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14.1"},
-    Rule.RIGHT: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14.1"},
-    Rule.TABLE: {"x86_64": "Intel SDM 3A 4.10.3.1", "arm64": "Arm ARM D8.13.4"},
+    Rule.REUSE: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14"},
+    Rule.RIGHT: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14"},
+    Rule.TABLE: {"x86_64": "Intel SDM 3A 4.10.3.1", "arm64": "Arm ARM D8.13"},
     Rule.BREAK: {"x86_64": "", "arm64": "Arm ARM D8.16.1"},
 }
 

@@ -7,7 +7,7 @@ An edit *takes away* where some access would succeed by the old entry and not do
 faults, reaches other bytes, by another memory type, or would have to note a store (the dirty flag) that the
 old translation has noted already. Clearing an accessed flag alone is no more than a hint to whoever ages
 pages (Intel SDM 3A 4.10.4.3): its flush is allowed to be missing. What is absent, or faults on its access
-flag on ARM64 (D8.5.1), is never kept (SDM 3A 4.10.2.2; Arm ARM D8.13.1).
+flag on ARM64 (D8.5.1), is never kept (SDM 3A 4.10.2.2; Arm ARM D8.13).
 """
 
 from __future__ import annotations

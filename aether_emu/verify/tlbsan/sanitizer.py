@@ -160,7 +160,7 @@ class Sanitizer:
         self._behind.add(stale)
 
     def _unlinked(self, root: Root, table: Table) -> None:
-        """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; D8.13.4)."""
+        """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; Arm ARM D8.13)."""
         if root.cpus:
             shift = self.rules.format.shifts[table.level]
             self._leave(

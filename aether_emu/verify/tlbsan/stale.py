@@ -3,7 +3,7 @@
 A translation that is valid may be kept by each CPU that walks its table, at any time and without an access
 (speculation: Intel SDM 3A 4.10.2.3; Arm ARM D8.13). So there is nothing to note before an edit. After it,
 each CPU that walks the root may hold the old entry until it flushes. A table that was taken out may be held
-likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM D8.13.4).
+likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM D8.13).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Stale:
         """A CPU has invalidated `va`. Whether that dropped something it may have held.
 
         `all_tables`: invalidating any address forgets every table (INVLPG: SDM 3A 4.10.4.1). Otherwise the
-        tables on the way to that address alone (TLBI VAE1: Arm ARM D8.14.5).
+        tables on the way to that address alone (TLBI VAE1: Arm ARM D8.14).
         """
         if self.table and all_tables:
             self.drop(cpu)
