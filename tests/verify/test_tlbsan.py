@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aether_emu import state
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tlb import Gather, Tlb
+from aether_emu.observe import stats
 from aether_emu.system import Machine
 from aether_emu.verify.tlbsan import Finding, Sanitizer
 from aether_emu.verify.tlbsan.finding import Rule, Unseen
@@ -79,7 +81,7 @@ def test_a_flush_that_no_other_cpu_hears_of_is_found_when_the_frame_goes_back(
     isa: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, ask = _Run(isa, "unmap"), Tlb._ask
-    monkeypatch.setattr(Tlb, "_ask", lambda tlb, *more: None if run.late else ask(tlb, *more))
+    monkeypatch.setattr(Tlb, "_ask", lambda tlb, *a, **k: None if run.late else ask(tlb, *a, **k))
     found = run.finding()
     assert (found.rule, found.cpu) == (Rule.REUSE, 1)
     assert found.edited.place.what == found.relied.place.what == "system call munmap"
@@ -131,10 +133,10 @@ def test_a_flush_of_one_page_less_is_found_by_that_page(
 def test_what_is_given_back_before_its_flush_is_found(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, finish = _Run(isa, "discard"), Gather.finish
 
-    def hasty(gather: Gather) -> None:
+    def hasty(gather: Gather, **more: bool) -> None:
         if run.late:
             gather._free(gather._release(), [])
-        finish(gather)
+        finish(gather, **more)
 
     monkeypatch.setattr(Gather, "finish", hasty)
     found = run.finding()
@@ -148,11 +150,11 @@ def test_a_table_that_is_given_back_before_its_flush_is_found(
 ) -> None:
     run, finish = _Run(isa, "tables"), Gather.finish
 
-    def hasty(gather: Gather) -> None:
+    def hasty(gather: Gather, **more: bool) -> None:
         if run.late and gather._tables:
             gather._table.free_tables(gather._tables)
             gather._tables = []
-        finish(gather)
+        finish(gather, **more)
 
     monkeypatch.setattr(Gather, "finish", hasty)
     found = run.finding()
@@ -252,7 +254,7 @@ def test_a_mapping_over_another_one_is_made_after_all_have_dropped_that_on_arm64
     with run.machine:
         assert run.machine.run().status == 0
 
-    def without_waiting(gather: Gather) -> None:
+    def without_waiting(gather: Gather, **_more: bool) -> None:
         flush, unused = gather._issue(), gather._release()
         if flush is None:
             gather._free(unused, gather._tables)
@@ -316,7 +318,9 @@ def test_deferred_unmapping_may_go_on_and_lost_permissions_may_not(
     for kind, ends_well in (("unmap", True), ("protect", False)):
         run = _Run(isa, kind)
         run.sanitizer.deferred = True
-        monkeypatch.setattr(Gather, "finish", lambda g, run=run: keeps(g) if run.late else finish(g))
+        monkeypatch.setattr(
+            Gather, "finish", lambda g, run=run, **k: keeps(g) if run.late else finish(g, **k)
+        )
         if ends_well:
             run.machine.run()
             assert run.sanitizer.finding is None
@@ -333,7 +337,7 @@ def test_a_cpu_that_executes_nothing_may_hold_a_frame_until_it_does(
     run.sanitizer.executes = lambda cpu: cpu == 0
     free = PageTable.free_tables  # tables must never be held, whatever a CPU executes: they stay here
     monkeypatch.setattr(PageTable, "free_tables", lambda *more: None if run.late else free(*more))
-    monkeypatch.setattr(Tlb, "_ask", lambda tlb, *more: None if run.late else ask(tlb, *more))
+    monkeypatch.setattr(Tlb, "_ask", lambda tlb, *a, **k: None if run.late else ask(tlb, *a, **k))
     found = run.finding()
     assert (found.rule, found.cpu) == (Rule.REUSE, 1)
     assert found.relied.place.what == "system call madvise"  # where it was given back
@@ -364,3 +368,39 @@ def test_nothing_is_wrapped_where_there_is_none() -> None:
         assert "free" not in machine.buddy.__dict__
         assert "flush_page" not in machine.cpu.__dict__
         assert isinstance(machine.computer.percpu[0], PerCpu)
+
+
+@every_isa
+def test_a_machine_goes_on_under_it_from_a_captured_state(isa: str) -> None:
+    outputs = []
+    machine = Machine(isa, ram="64M", seed=7, tlbsan=True)
+    streams = {name: BufferStream(b"") for name in ("stdin", "stdout", "stderr")}
+    tour = Path(__file__).resolve().parents[2] / "guest" / "bin" / isa / "tour"
+    machine.load(tour, ["tour"], streams=streams)
+    assert machine.run_for(20_000) is None
+    captured = state.capture(machine)
+    begun = len(streams["stdout"].written)
+    again = {name: BufferStream(b"") for name in ("stdin", "stdout", "stderr")}
+    for each, given in ((machine, streams), (state.restore(captured, streams=again), again)):
+        assert isinstance(each.tlbsan, Sanitizer)
+        with each:
+            assert each.run().status == 0
+            assert each.tlbsan.statistics()["stale_translations"] > 0
+        outputs.append(bytes(given["stdout"].written))
+    assert outputs[0][begun:] == outputs[1][-len(outputs[0]) + begun :]
+
+
+@every_isa
+def test_a_run_is_the_same_with_it_and_without(isa: str) -> None:
+    told = []
+    for tlbsan in (True, False):
+        with Machine(isa, cpus=3, ram="64M", seed=9, tlbsan=tlbsan) as machine:
+            streams = {name: BufferStream(b"") for name in ("stdin", "stdout", "stderr")}
+            machine.load(_PROGRAMS / isa / "flushes", ["flushes", "move"], streams=streams)
+            stats.prepare(machine)
+            assert machine.run().status == 0
+            told.append((bytes(streams["stdout"].written), stats.collect(machine, 0)))
+    (seen_output, seen), (output, alone) = told
+    assert seen.pop("tlbsan")["stale_translations"] > 0
+    assert "tlbsan" not in alone
+    assert (seen_output, seen) == (output, alone)

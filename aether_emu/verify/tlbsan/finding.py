@@ -76,9 +76,10 @@ class Where:
 def _names(functions: tuple[CodeType, ...]) -> Iterator[str]:
     shown = 0
     for code in reversed(functions):
-        if shown < _SHOWN and _MANAGER in code.co_filename and not code.co_qualname.endswith(">"):
+        name, inside = code.co_qualname, _MANAGER in code.co_filename
+        if shown < _SHOWN and inside and "<" not in name and not name.startswith("PerCpu."):
             shown += 1
-            yield code.co_qualname
+            yield name
 
 
 def callers() -> tuple[CodeType, ...]:

@@ -251,7 +251,7 @@ class Sanitizer:
         finally:
             self._inside = False
         self.counts["changes_of_root"] += 1
-        old, bit = self.at[cpu], 1 << cpu
+        old, bit, address = self.at[cpu], 1 << cpu, address & self.rules.address  # without a tag
         if not self.retains:
             if old is not None:
                 old.cpus &= ~bit
@@ -268,7 +268,7 @@ class Sanitizer:
 
     def forget(self, cpu: int, address: int) -> None:
         """A CPU drops all that it retains of a root that it may have left (INVPCID, TLBI ASIDE1)."""
-        root = self.roots.get(address)
+        root = self.roots.get(address & self.rules.address)
         if not self.quiet and root is not None:
             self.look()
             self._drop_all(cpu, root)
