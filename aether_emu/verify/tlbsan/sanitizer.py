@@ -129,14 +129,15 @@ class Sanitizer:
         rules, shift = self.rules, self.rules.format.shifts[level - 1]
         if not self._all_tables:
             self._judge_breaks(root, level, va, edits)
-        lost: dict[tuple[Loss, bool], list[tuple[int, int]]] = {}
+        lost: dict[tuple[Loss, bool, bool], list[tuple[int, int]]] = {}
         for number, old, new in edits:
             loss = rules.loss(old, new, level)
             if loss is not Loss.NOTHING:
-                lost.setdefault((loss, not new & 1), []).append((number, old))
-        for (loss, absent), items in lost.items():
+                leaf = level == 1 or rules.table(old, level) is None
+                lost.setdefault((loss, not new & 1, leaf), []).append((number, old))
+        for (loss, absent, leaf), items in lost.items():
             numbers, olds = [number for number, _old in items], [old for _number, old in items]
-            self._leave(root, level, va, shift, numbers, olds, loss, absent=absent)
+            self._leave(root, level, va, shift, numbers, olds, loss, absent=absent, leaves=leaf)
 
     def _leave(
         self,
@@ -149,14 +150,16 @@ class Sanitizer:
         loss: Loss,
         *,
         absent: bool,
+        leaves: bool = True,
         table: int = 0,
     ) -> None:
         assert self.place is not None, "who edits has said so"
         where = self.place.at(self._functions)
         self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
         stale = Stale(
-            root.address, level, va, shift, numbers, olds, root.cpus, loss, where, absent=absent, table=table
-        )
+            root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
+            absent=absent, leaves=leaves, table=table,
+        )  # fmt: skip
         self._behind.add(stale)
 
     def _unlinked(self, root: Root, table: Table) -> None:

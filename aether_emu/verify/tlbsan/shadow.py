@@ -186,7 +186,7 @@ class Shadow:
             va = table.va + (number << shift)
             if before != after and before is not None:
                 self._let_go(root, before, level - 1, va)
-            if before == after or before is None or after is not None:
+            if before == after or before is None or new & 1:
                 edits.append((number, old, new))
             if before != after and after is not None and self._in_ram(after):
                 self._take_in(root, after, level - 1, va)

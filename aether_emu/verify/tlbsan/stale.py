@@ -24,13 +24,14 @@ class Stale:
     """Entries of one table that one edit changed: those of the numbers `numbers`, counted from `va`.
 
     `cpus` has a bit for each CPU that may hold one of them; `flushed` what it has dropped alone so far.
-    `table` is the table's physical address where tables were taken out, and 0 otherwise. `absent`: nothing
-    stands there now. `freed` is where the frame was given back while only CPUs that execute nothing held it.
+    `table` is the table's physical address where a table was taken out, and 0 otherwise. `leaves`: the old
+    entries are leaves, with frames; what table entries permitted is dropped by a full flush alone. `absent`:
+    nothing stands there now. `freed` is where the frame was given back while only CPUs that execute nothing held it.
     """
 
     __slots__ = (
-        "absent", "cpus", "flushed", "freed", "index", "level", "loss", "numbers", "olds", "root", "shift",
-        "table", "va", "where",
+        "absent", "cpus", "flushed", "freed", "index", "leaves", "level", "loss", "numbers", "olds", "root",
+        "shift", "table", "va", "where",
     )  # fmt: skip
 
     def __init__(
@@ -46,11 +47,12 @@ class Stale:
         where: Where,
         *,
         absent: bool,
+        leaves: bool = True,
         table: int = 0,
     ) -> None:
         self.root, self.level, self.va, self.shift = root, level, va, shift
         self.numbers, self.olds, self.cpus, self.loss = numbers, olds, cpus, loss
-        self.where, self.absent, self.table = where, absent, table
+        self.where, self.absent, self.leaves, self.table = where, absent, leaves, table
         self.flushed: dict[int, set[int]] = {}
         self.freed: Where | None = None
         self.index: dict[int, int] | None = None
@@ -93,7 +95,7 @@ class Stale:
             self.drop(cpu)
             return True
         at = self.position(va)
-        if at is None:
+        if at is None or not (self.leaves or self.table):
             return False
         if len(self.numbers) == 1:
             self.drop(cpu)
@@ -146,6 +148,8 @@ class Behind:
         """(first frame, number of frames) of each entry, in their order."""
         if stale.table:
             yield self.frame(stale.table), 1
+            return
+        if not stale.leaves:
             return
         count = max(1, 1 << stale.shift >> self._page_shift)
         for old in stale.olds:
