@@ -1,4 +1,4 @@
-"""What TLBSan makes of single events: tables written by hand, two CPUs that walk them, and one step at a time."""
+"""What TLBSan makes of single events: tables written by hand, and two CPUs that walk them."""
 
 from __future__ import annotations
 
@@ -86,6 +86,23 @@ def test_others_may_go_on_until_the_operation_has_returned(isa: str) -> None:
     sanitizer.works(0)
     sanitizer.to_user(0)
     assert sanitizer.behind == []
+
+
+@every_isa
+def test_others_may_not_go_on_when_it_has_returned_meanwhile(isa: str) -> None:
+    tables = _Tables(isa)
+    sanitizer = tables.sanitizer
+    with tables.edit():
+        tables.put(3, 2, 0)
+    sanitizer.flush_page(0, 2 * _PAGE)
+    sanitizer.works(1)
+    sanitizer.to_user(1)
+    sanitizer.works(0)
+    sanitizer.to_user(0)
+    sanitizer.works(1)
+    with pytest.raises(Finding) as caught:
+        sanitizer.to_user(1)
+    assert (caught.value.rule, caught.value.cpu) == (Rule.RIGHT, 1)
 
 
 @every_isa

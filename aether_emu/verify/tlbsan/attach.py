@@ -170,8 +170,8 @@ def _watch_table(table: PageTable, sanitizer: Sanitizer) -> None:
     watched: Any = table
     if "visit" in watched.__dict__:
         return
-    roots, hint, hint_upper = sanitizer.roots, sanitizer.hint, sanitizer.hint_upper
-    page = table.format.page_size
+    roots, hint, hint_page = sanitizer.roots, sanitizer.hint, sanitizer.hint_page
+    hint_upper = sanitizer.hint_upper
     visit, find, leaf_slot, write = table.visit, table.find, table.leaf_slot, table.write
 
     def watched_visit(start: int, end: int, *, tables: bool = False) -> Any:
@@ -183,13 +183,13 @@ def _watch_table(table: PageTable, sanitizer: Sanitizer) -> None:
     def watched_find(va: int) -> Any:
         root = roots.get(table.root)
         if root is not None:
-            hint(root, va, va + page)
+            hint_page(root, va)
         return find(va)
 
     def watched_leaf_slot(va: int) -> int:
         root = roots.get(table.root)
         if root is not None:
-            hint(root, va, va + page)
+            hint_page(root, va)
         return leaf_slot(va)
 
     def watched_write(va: int, level: int, slot: int, entry: int) -> None:
@@ -198,7 +198,7 @@ def _watch_table(table: PageTable, sanitizer: Sanitizer) -> None:
             if level > 1:
                 hint_upper(root)
             else:
-                hint(root, va, va + page)
+                hint_page(root, va)
         write(va, level, slot, entry)
 
     watched.visit, watched.find, watched.leaf_slot, watched.write = (

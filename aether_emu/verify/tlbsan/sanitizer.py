@@ -80,7 +80,7 @@ class Sanitizer:
         self.entered: Entered = ()
         """What the kernel was entered for: a call's number, or an address and an access; () for neither."""
         self.place: Place | None = None
-        """The operation under way, from its first edit on."""
+        """The operation under way, from the first edit that took something away on."""
         self._functions: tuple[CodeType, ...] = ()
         self.counts: Counter[str] = Counter()
         self._all_tables = rules.isa == "x86_64"
@@ -95,6 +95,11 @@ class Sanitizer:
             self._begin(root)
             self._shadow.hint(root, start, end)
 
+    def hint_page(self, root: Root, va: int) -> None:
+        """The level-1 entry of `va` may be edited next."""
+        if not self.quiet and self._shadow.hint_page(root, va):
+            self._begin(root)
+
     def hint_upper(self, root: Root) -> None:
         """Entries above level 1 may be edited."""
         if not self.quiet:
@@ -104,8 +109,6 @@ class Sanitizer:
     def _begin(self, root: Root) -> None:
         if root not in self.touched:
             self.touched.append(root)
-        if self.place is None:
-            self.place = Place(self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now())
         if root.cpus:
             self._functions = callers()
 
@@ -117,10 +120,13 @@ class Sanitizer:
 
     def _here(self) -> Where:
         """Where the operation under way is now."""
-        place = self.place or Place(
-            self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now()
-        )
-        return place.at(callers())
+        return self._operation().at(callers())
+
+    def _operation(self) -> Place:
+        """The operation under way."""
+        if self.place is None:
+            self.place = Place(self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now())
+        return self.place
 
     def _edited(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
         self.counts["edits"] += len(edits)
@@ -153,8 +159,7 @@ class Sanitizer:
         leaves: bool = True,
         table: int = 0,
     ) -> None:
-        assert self.place is not None, "who edits has said so"
-        where = self.place.at(self._functions)
+        where = self._operation().at(self._functions)
         self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
         stale = Stale(
             root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
@@ -202,8 +207,7 @@ class Sanitizer:
                         self._find(Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here())
 
     def _edit(self) -> Where:
-        assert self.place is not None, "who edits has said so"
-        return self.place.at(self._functions)
+        return self._operation().at(self._functions)
 
     # ---- flushes
 
@@ -356,24 +360,22 @@ class Sanitizer:
 
     def works(self, cpu: int) -> None:
         """A CPU works in the kernel from now on. Another one leaves its operation as it is, for a while."""
-        before, self.cpu = self.cpu, cpu
-        if before == cpu:
+        if self.cpu == cpu:
             return
-        self.entered = ()
         if self.touched and self.finding is None:
             self.look()
             for root in self.touched:
                 self._shadow.end(root)
             self.touched.clear()
-        self.place = None
+        self.cpu, self.place, self.entered = cpu, None, ()
 
     def _judge_rights(self, cpu: int) -> None:
         dropped = False
         for stale in self.behind:
-            if not stale.cpus >> cpu & 1:
-                continue
             if stale.where.place.cpu == cpu:
                 stale.where.place.returned = True
+            if not stale.cpus >> cpu & 1:
+                continue
             if stale.freed is not None:
                 self._find_at(Rule.REUSE, stale, cpu, stale.freed)
             if stale.loss is Loss.NOTICE and not stale.table:

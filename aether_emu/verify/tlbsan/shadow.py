@@ -42,7 +42,8 @@ class Root:
 
     `uppers` are the tables above level 1 by address, `leaves` those of level 1 by what an address has above
     their span. `pending` are leaf tables that gained entries since they were compared; `hinted` those that
-    the operation under way may have edited; `upper` whether it may have edited a table above.
+    the operation under way may have edited, with the number of the one entry, or -1 for several; `upper`
+    whether it may have edited a table above.
     """
 
     __slots__ = ("address", "cpus", "hinted", "leaves", "pending", "shadow", "upper", "uppers")
@@ -52,7 +53,7 @@ class Root:
         self.uppers: dict[int, Table] = {}
         self.leaves: dict[int, Table] = {}
         self.pending: set[int] = set()
-        self.hinted: set[int] = set()
+        self.hinted: dict[int, int] = {}
         self.upper = False
 
 
@@ -66,6 +67,7 @@ class Shadow:
         fmt = rules.format
         self.top = fmt.levels
         self.leaf_shift = fmt.shifts[0] + fmt.widths[0]
+        self._page_shift, self._last = fmt.shifts[0], (1 << fmt.widths[0]) - 1
         upper_half = rules.isa == "x86_64"  # one root for both halves
         self._sizes = [fmt.table_size(level) for level in range(1, fmt.levels + 1)]
         self._sizes[-1] >>= upper_half
@@ -98,6 +100,18 @@ class Shadow:
 
     # ---- what may have been edited
 
+    def hint_page(self, root: Root, va: int) -> bool:
+        """The level-1 entry of `va` may be edited next. Whether that is the first of its table."""
+        key = va >> self.leaf_shift & self.keys
+        number = va >> self._page_shift & self._last
+        known = root.hinted.get(key)
+        if known is not None:
+            if known != number:
+                root.hinted[key] = -1
+            return False
+        self._hint(root, key, number)
+        return True
+
     def hint(self, root: Root, start: int, end: int) -> None:
         """The level-1 entries of `[start, end)` may be edited next: see what was there before."""
         shift, keys = self.leaf_shift, self.keys
@@ -107,11 +121,17 @@ class Shadow:
         else:
             chosen = [key for key in range(first, last + 1) if key in root.leaves]
         for key in chosen:
-            if key not in root.hinted:
-                if key in root.pending:
-                    self._take_fills(root.leaves[key])
-                    root.pending.discard(key)
-                root.hinted.add(key)
+            if key in root.hinted:
+                root.hinted[key] = -1
+            else:
+                self._hint(root, key, -1)
+
+    def _hint(self, root: Root, key: int, number: int) -> None:
+        if key in root.pending:
+            if key in root.leaves:
+                self._take_fills(root.leaves[key])
+            root.pending.discard(key)
+        root.hinted[key] = number
 
     # ---- what was edited
 
@@ -120,7 +140,7 @@ class Shadow:
         for key in sorted(root.hinted):
             table = root.leaves.get(key)
             if table is not None:
-                self._look_at(root, table)
+                self._look_at(root, table, root.hinted[key])
         if root.upper:
             for table in sorted(root.uppers.values(), key=_from_the_root):
                 if table.address in root.uppers:  # it may have been unlinked on the way
@@ -156,12 +176,20 @@ class Shadow:
             was, is_now = (self._rules.describe(int(words[at]), table.level) for words in (known, now))
             raise Unseen(f"tlbsan: the entry of {va:#x} became {is_now} unseen; it was {was}")
 
-    def _look_at(self, root: Root, table: Table) -> None:
+    def _look_at(self, root: Root, table: Table, number: int = -1) -> None:
+        """Compare a table, of which perhaps the entry `number` alone was edited."""
         seen = bytes(self._bytes[table.start : table.end])
         before = table.bytes
         if seen == before:
             return
         table.bytes = seen
+        if number >= 0:
+            at, behind = 8 * number, 8 * number + 8
+            if seen[:at] == before[:at] and seen[behind:] == before[behind:]:
+                was, is_now = (int.from_bytes(part[at:behind], "little") for part in (before, seen))
+                if was & 1 or self.watches_new:
+                    self._edited(root, 1, table.va, [(number, was, is_now)])
+                return
         old, new = np.frombuffer(before, np.uint64), np.frombuffer(seen, np.uint64)
         numbers = (old != new).nonzero()[0]
         if table.level > 1:

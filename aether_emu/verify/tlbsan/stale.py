@@ -26,7 +26,8 @@ class Stale:
     `cpus` has a bit for each CPU that may hold one of them; `flushed` what it has dropped alone so far.
     `table` is the table's physical address where a table was taken out, and 0 otherwise. `leaves`: the old
     entries are leaves, with frames; what table entries permitted is dropped by a full flush alone. `absent`:
-    nothing stands there now. `freed` is where the frame was given back while only CPUs that execute nothing held it.
+    nothing stands there now. `freed` is where the frame was given back while only CPUs that execute nothing
+    held it.
     """
 
     __slots__ = (
