@@ -183,6 +183,7 @@ class AddressSpace:
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
             self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
+            self._complete_breaks()
             self._add(area)
         finally:
             if backing is not None:
@@ -400,11 +401,21 @@ class AddressSpace:
 
         Raises OutOfFrames, with nothing moved, when a table for the target cannot be had.
         """
+        self._complete_breaks()
         gather = self.gather()
         try:
             transfer.move(self.table, gather, start, end, to)
         finally:
             self.finish(gather)
+
+    def _complete_breaks(self) -> None:
+        """What this call has made absent may become other entries in it: mremap over a mapping, MAP_POPULATE.
+
+        Where the architecture demands break before make, every CPU has dropped the old ones by then: the
+        DSB behind a broadcast invalidation waits for all (Arm ARM D8.16.1).
+        """
+        if self.table.format.frozen_bits:
+            self.physical.tlb.settle()
 
     def fork(self) -> AddressSpace:
         """A new address space that shows what this one shows; whoever asked destroys it.

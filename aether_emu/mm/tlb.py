@@ -215,16 +215,8 @@ class Gather:
             self._all = True
 
     def finish(self) -> None:
-        """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once.
-
-        Where the architecture demands break before make, every CPU has done so when this returns: the same
-        call may write other entries there next (mremap over a mapping). There flushes are broadcast, and
-        the DSB behind them waits for all (Arm ARM D8.16.1).
-        """
+        """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once."""
         flush = self._issue()
-        if flush is not None and self._table.format.frozen_bits:
-            self._tlb.settle()
-            flush = None
         unused, tables = self._release(), self._tables
         self._tables = []
         if flush is not None and (unused or tables):
