@@ -41,6 +41,7 @@ _ELSEWHERE = [
     "flushes",
     "limits",
     "realtime",
+    "shootdown",
     "wires",
 ]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])

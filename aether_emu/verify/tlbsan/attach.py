@@ -32,7 +32,24 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
         entry.watch = _way_back(entry.percpu, sanitizer)
         entry.ask(None, None)
     _name_places(machine, sanitizer)
+    _know_the_way(machine, sanitizer)
     return sanitizer
+
+
+def _know_the_way(machine: Machine, sanitizer: Sanitizer) -> None:
+    """What the machine's shootdown permits: memory that goes later, lazy CPUs, early acknowledgement.
+
+    A lazy CPU has no program, and one that has taken the interrupt flushes before its program goes on.
+    """
+    tlb = machine.physical.tlb
+    sanitizer.deferred = sanitizer.deferred or tlb.way.acknowledged == "deferred"
+
+    def executes(cpu: int) -> bool:
+        if tlb.way.acknowledged == "early":
+            return False
+        return cpu == tlb.running or not (tlb.way.lazy and tlb.runner.idles(cpu))
+
+    sanitizer.executes = executes
 
 
 def _name_places(machine: Machine, sanitizer: Sanitizer) -> None:
