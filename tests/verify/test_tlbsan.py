@@ -396,3 +396,30 @@ def test_a_run_is_the_same_with_it_and_without(isa: str) -> None:
     assert seen.pop("tlbsan")["stale_translations"] > 0
     assert "tlbsan" not in alone
     assert (seen_output, seen) == (output, alone)
+
+
+@pytest.mark.parametrize(
+    ("way", "program"), [("early", "flushes"), ("flushed", "shootdown"), ("deferred", "shootdown")]
+)
+def test_shootdowns_that_take_their_time_give_nothing_back_too_early(way: str, program: str) -> None:
+    """A table is not acknowledged early; a frame waits for CPUs of other address spaces that showed it."""
+    for seed in range(3):
+        machine = Machine(
+            "x86_64", cpus=4, ram="64M", seed=seed, tlbsan=True, shootdown=way, shootdown_delay=64
+        )
+        streams = {name: BufferStream(b"") for name in ("stdin", "stdout", "stderr")}
+        with machine:
+            machine.load(_PROGRAMS / "x86_64" / program, [program], streams=streams)
+            assert machine.run().status == 0
+
+
+@pytest.mark.parametrize("fault", ["drop", "late", "narrow", "free-early"])
+def test_a_shootdown_that_goes_wrong_on_purpose_is_found(fault: str) -> None:
+    machine = Machine("x86_64", cpus=3, ram="64M", seed=1, tlbsan=True, tlb_fault=fault, shootdown_delay=64)
+    streams = {name: BufferStream(b"") for name in ("stdin", "stdout", "stderr")}
+    machine.load(_PROGRAMS / "x86_64" / "flushes", ["flushes"], streams=streams)
+    try:
+        with pytest.raises(Finding):
+            machine.run()
+    finally:
+        machine.abandon()
