@@ -303,6 +303,7 @@ class Options(TypedDict, total=False):
     real_time: bool
     aslr: bool
     aslr_once: bool
+    tlbsan: bool
     seed: int
     uid: int
     gid: int
@@ -428,6 +429,12 @@ class Config:
         _Flag(),
         "whether all programs of a run get the same random addresses: they start quicker, for the engine "
         "translates their libraries once",
+    )
+    tlbsan: bool = _parameter(
+        False,
+        _Flag(),
+        "whether an independent checker ends the run when a CPU may still hold a translation that somebody "
+        "relies on being gone",
     )
     seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
     uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")

@@ -61,7 +61,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
-from aether_emu.ports import NO_TRACE, Trace
+from aether_emu.ports import NO_TRACE, Trace, checker
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
@@ -156,6 +156,7 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        self.tlbsan = checker("tlbsan", self) if self.config.tlbsan else None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
 
@@ -503,6 +504,8 @@ class Machine:
         self.observers.detach_all()
         self.kernel.closed = True
         try:
+            if self.tlbsan is not None:
+                self.tlbsan.check()
             if self.process is not None:
                 self.computer.rest()
                 self._end_processes(self.process)
@@ -510,6 +513,8 @@ class Machine:
                 self.kernel.system_v.close()
             if self.namespace is not None:
                 self.namespace.close()
+            if self.tlbsan is not None:
+                self.tlbsan.finish()
         except BaseException:
             self.abandon()
             raise

@@ -147,6 +147,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("aslr", 1),
     ("aslr", "yes"),
     ("aslr_once", 1),
+    ("tlbsan", 1),
     ("seed", -1),
     ("seed", 2**64),
     ("uid", -1),

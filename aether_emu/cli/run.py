@@ -137,6 +137,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Clocks are the host's, and sleeping takes its time. No run can be repeated.",
 )
 @click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
+@click.option(
+    "--tlbsan",
+    cls=Setting,
+    key="tlbsan",
+    is_flag=True,
+    help="Stop when a CPU may still hold a translation that others rely on being gone (exit 125).",
+)
 @click.option("--config", type=FILE, help="A TOML file of parameters.")
 @click.option(
     "--set",
@@ -182,6 +189,7 @@ def run(  # an option is a parameter here
     la57: bool,
     real_time: bool,
     no_aslr: bool,
+    tlbsan: bool,
     config: Path | None,
     settings: tuple[tuple[str, object], ...],
     root: Path | None,
@@ -221,6 +229,7 @@ def run(  # an option is a parameter here
         "virtual_bits": 57 if la57 else None,
         "real_time": True if real_time else None,
         "aslr": False if no_aslr else None,
+        "tlbsan": True if tlbsan else None,
         "uid": uid,
         "gid": gid,
     }
@@ -270,8 +279,12 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
             return INTERRUPTED
         complain(f"{program}: stopped by --timeout")
         return TIMED_OUT
-    except AetherError:  # such as a deadlock: the call that waits is what one wants to see
+    except AetherError as error:  # such as a deadlock: the call that waits is what one wants to see
         watching.finish()
+        if machine.tlbsan is not None and machine.tlbsan.finding is error:
+            outputs.write(machine, time.perf_counter() - started)
+            click.echo(machine.tlbsan.report, err=True)
+            machine.abandon()  # it was left in the midst of an operation
         raise
     watching.finish()
     outputs.write(machine, time.perf_counter() - started)

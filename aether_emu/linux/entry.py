@@ -82,6 +82,7 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         self.debugger: Debugged | None = None
+        self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
@@ -108,6 +109,8 @@ class Entry:
             cpu.on_system_call = self._crossing(cpu.on_system_call)
         if self.debugger is not None:
             self.debugger.stand_before(cpu)
+        if self.watch is not None:
+            self.watch(cpu)
 
     def _crossing(self, way_in: Callable[P, R]) -> Callable[P, R]:
         """A way in, and back, on which a CPU changes to the supervisor's own root, and back (KPTI).

@@ -26,12 +26,12 @@ class PerCpu:
     """
 
     __slots__ = (
-        "_before_run",
         "_bit",
         "_kernel_root",
         "_physical",
         "_tag",
         "_tags",
+        "before_run",
         "cpu",
         "fault",
         "index",
@@ -51,8 +51,8 @@ class PerCpu:
         before_run: Callable[[], None],
     ) -> None:
         self._physical, self._kernel_root, self._bit = physical, kernel_root, 1 << index
-        self._before_run = before_run
         self._tags, self._tag = physical.tags, 0
+        self.before_run = before_run
         self.index = index
         self.cpu: Cpu = physical.cpus[index]
         self.ready = physical.buddy.caches[index]
@@ -138,7 +138,7 @@ class PerCpu:
                 self.cpu.forget_code()  # others may have stored to code meanwhile
         else:
             physical.tlb.acknowledge(self.index)
-        self._before_run()
+        self.before_run()
 
     @property
     def goes_on_stale(self) -> bool:
@@ -162,7 +162,7 @@ class PerCpu:
         physical.tlb.running = self.index
         if physical.code.mutable and self.cpu.misses_stores:
             self.cpu.forget_code()
-        self._before_run()
+        self.before_run()
 
     def _run_stale(self, budget: int | None) -> Exit:
         """Execute with translations that it has been asked to drop, until it takes notice of that: after so

@@ -94,6 +94,15 @@ def _rows_of_split(kpti: dict[str, int] | None) -> list[tuple[str, int]]:
     ]
 
 
+def _of_tlbsan(machine: Machine) -> dict[str, Any]:
+    """What the sanitizer saw; without one there is nothing to tell."""
+    return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
+
+
+def _rows_of_tlbsan(tlbsan: dict[str, int] | None) -> list[tuple[str, int]]:
+    return [(f"tlbsan: {name.replace('_', ' ')}", count) for name, count in (tlbsan or {}).items()]
+
+
 def _rows_of_cpus(cpus: dict[str, Any] | None) -> list[tuple[str, int]]:
     if cpus is None:
         return []
@@ -147,6 +156,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_cpus(machine),
         **_of_tags(machine),
         **_of_split(machine),
+        **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
         "wall_seconds": round(wall_seconds, 6),
@@ -184,6 +194,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_cpus(statistics.get("cpus")),
         *_rows_of_tags(statistics.get("tags")),
         *_rows_of_split(statistics.get("kpti")),
+        *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),
         ("peak memory, KiB", statistics["memory"]["peak_bytes"] >> 10),

@@ -470,7 +470,7 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork switch process signal pipe start real"
+    names = "fault syscall exec map edit fork switch process signal pipe start real tlbsan"
     assert list(catalogue.GOALS) == names.split()
 
 
@@ -498,7 +498,7 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real",
+            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real, tlbsan",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)

@@ -38,6 +38,7 @@ _ELSEWHERE = [
     "calls",
     "cpus",
     "crash",
+    "flushes",
     "limits",
     "realtime",
     "shootdown",
