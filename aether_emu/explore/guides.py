@@ -1,0 +1,138 @@
+"""Who says how long turns are: the ways in which trials choose, and a schedule that is replayed.
+
+    turns    as the scheduler itself draws them: most of each length there is
+    few      one to five switches anywhere in the run, and long turns else (after PCT: most bugs need few)
+    short    turns of one to four blocks throughout, half of them ending inside a block
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable
+
+from aether_emu.explore.schedule import Choice, Switch
+from aether_emu.linux.task.scheduler import LONGEST_TURN
+from aether_emu.random import Stream, Streams
+
+STRATEGIES = ("turns", "few", "short")
+_MOST_SWITCHES = 5
+_SHORTEST = 4  # blocks of the longest of the short turns
+_DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
+DECIDED = ("shootdown",)
+"""Streams whose numbers are decisions of a schedule, 0 being the calm one."""
+
+
+class Guide(ABC):
+    """Says how long turns are."""
+
+    @abstractmethod
+    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+        """(blocks, instructions of the one after) of the turn that begins; None: as the scheduler draws.
+
+        `own` is how many blocks the task has executed, `blocks` how many all have.
+        """
+
+
+class Drawn(Guide):
+    """As the scheduler draws them."""
+
+    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+        """See `Guide`."""
+        return None
+
+
+class Replayed(Guide):
+    """Calm but for these switches. With none it is the calm schedule."""
+
+    def __init__(self, switches: Iterable[Switch] = ()) -> None:
+        self._cuts: dict[int, dict[int, int]] = {}
+        for one in switches:
+            self._cuts.setdefault(one.task, {})[one.blocks] = one.instructions
+        self._places = {task: sorted(places) for task, places in self._cuts.items()}
+
+    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+        """See `Guide`."""
+        places = self._places.get(task)
+        if places is None or (at := bisect_right(places, own)) == len(places):
+            return LONGEST_TURN, 0
+        length = places[at] - own
+        return (length, self._cuts[task][places[at]]) if length <= LONGEST_TURN else (LONGEST_TURN, 0)
+
+
+class Few(Guide):
+    """Switches at some places between the blocks `first` and `last` of the whole run."""
+
+    def __init__(self, chance: Stream, first: int, last: int) -> None:
+        self._chance = chance
+        count = 1 + chance.below(_MOST_SWITCHES)
+        self._places = sorted(first + 1 + chance.below(max(1, last - first)) for _ in range(count))
+
+    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+        """See `Guide`."""
+        at = bisect_right(self._places, blocks)
+        if at == len(self._places):
+            return LONGEST_TURN, 0
+        length = self._places[at] - blocks
+        return (length, _cut(self._chance)) if length <= LONGEST_TURN else (LONGEST_TURN, 0)
+
+
+class Short(Guide):
+    """Turns of few blocks."""
+
+    def __init__(self, chance: Stream) -> None:
+        self._chance = chance
+
+    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+        """See `Guide`."""
+        return 1 + self._chance.below(_SHORTEST), _cut(self._chance)
+
+
+def _cut(chance: Stream) -> int:
+    drawn = chance.below(2 * _DEEPEST_CUT)
+    return drawn + 1 if drawn < _DEEPEST_CUT else 0
+
+
+class Decisions(Stream):
+    """A stream whose every number is a decision: `given` ones first, the others drawn if it `draws`, else 0.
+
+    `made` has those that are not 0.
+    """
+
+    def __init__(self, seed: int, name: str, *, draws: bool, given: Iterable[Choice] = ()) -> None:
+        super().__init__(seed, name)
+        self._draws = draws
+        self._given = {one.index: one.value for one in given if one.name == name}
+        self._count = 0
+        self.made: list[Choice] = []
+
+    def u64(self) -> int:
+        """The next decision."""
+        return self._decided(super().u64() if self._draws else 0, 1 << 64)
+
+    def below(self, bound: int) -> int:
+        """Likewise, below `bound`."""
+        return self._decided(super().below(bound) if self._draws else 0, bound)
+
+    def _decided(self, drawn: int, bound: int) -> int:
+        value = self._given.get(self._count, drawn) % bound
+        if value:
+            self.made.append(Choice(self.name, self._count, value))
+        self._count += 1
+        return value
+
+
+class DecidedStreams(Streams):
+    """The streams of `seed`, but for those that are decisions: drawn for a trial, or given."""
+
+    __slots__ = ("decisions",)
+
+    def __init__(self, seed: int, *, trial: int | None, given: Iterable[Choice] = ()) -> None:
+        super().__init__(seed)
+        choices = list(given)
+        self.decisions = [
+            Decisions(seed if trial is None else trial, name, draws=trial is not None, given=choices)
+            for name in DECIDED
+        ]
+        for each in self.decisions:
+            self._streams[each.name] = each
