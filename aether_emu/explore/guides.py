@@ -1,15 +1,19 @@
 """Who says how long turns are: the ways in which trials choose, and a schedule that is replayed.
 
     turns    as the scheduler itself draws them: most of each length there is
-    few      one to five switches anywhere in the run, and long turns else (after PCT: most bugs need few)
+    few      one to five switches, each anywhere in some task, and long turns else (after PCT, probabilistic
+             concurrency testing: most bugs need few)
     short    turns of one to four blocks throughout, half of them ending inside a block
+
+On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the CPU
+also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely (`Guide.delay`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from aether_emu.explore.schedule import Choice, Switch
 from aether_emu.linux.task.scheduler import LONGEST_TURN
@@ -19,25 +23,49 @@ STRATEGIES = ("turns", "few", "short")
 _MOST_SWITCHES = 5
 _SHORTEST = 4  # blocks of the longest of the short turns
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
+_MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
 DECIDED = ("shootdown",)
 """Streams whose numbers are decisions of a schedule, 0 being the calm one."""
+
+
+Span = tuple[int, int, int]
+"""A task, and from which to which of its own blocks it shared the machine with others."""
 
 
 class Guide(ABC):
     """Says how long turns are."""
 
     @abstractmethod
-    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+    def turn(self, task: int, own: int) -> tuple[int, int] | None:
         """(blocks, instructions of the one after) of the turn that begins; None: as the scheduler draws.
 
-        `own` is how many blocks the task has executed, `blocks` how many all have.
+        `own` is how many blocks the task has executed.
         """
 
 
-class Drawn(Guide):
+    @abstractmethod
+    def delay(self, task: int, own: int) -> int:
+        """For how many ns its CPU stands still, when a turn of that task has ended there."""
+
+
+class Chosen(Guide):
+    """By chance."""
+
+    def __init__(self, strategy: str, chance: Stream) -> None:
+        self._chance, self._magnitudes = chance, _MAGNITUDES[strategy]
+
+    def delay(self, task: int, own: int) -> int:
+        """See `Guide`: none for every other turn."""
+        return _delay(self._chance, self._magnitudes)
+
+
+class Drawn(Chosen):
     """As the scheduler draws them."""
 
-    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+    def __init__(self, chance: Stream) -> None:
+        super().__init__("turns", chance)
+
+    def turn(self, task: int, own: int) -> tuple[int, int] | None:
         """See `Guide`."""
         return None
 
@@ -46,46 +74,49 @@ class Replayed(Guide):
     """Calm but for these switches. With none it is the calm schedule."""
 
     def __init__(self, switches: Iterable[Switch] = ()) -> None:
-        self._cuts: dict[int, dict[int, int]] = {}
+        self._switches: dict[int, dict[int, Switch]] = {}
         for one in switches:
-            self._cuts.setdefault(one.task, {})[one.blocks] = one.instructions
-        self._places = {task: sorted(places) for task, places in self._cuts.items()}
+            self._switches.setdefault(one.task, {})[one.blocks] = one
+        self._places = {task: sorted(places) for task, places in self._switches.items()}
 
-    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+    def turn(self, task: int, own: int) -> tuple[int, int] | None:
         """See `Guide`."""
         places = self._places.get(task)
         if places is None or (at := bisect_right(places, own)) == len(places):
             return LONGEST_TURN, 0
-        length = places[at] - own
-        return (length, self._cuts[task][places[at]]) if length <= LONGEST_TURN else (LONGEST_TURN, 0)
+        length, cut = places[at] - own, self._switches[task][places[at]].instructions
+        return (length, cut) if length <= LONGEST_TURN else (LONGEST_TURN, 0)
 
-
-class Few(Guide):
-    """Switches at some places between the blocks `first` and `last` of the whole run."""
-
-    def __init__(self, chance: Stream, first: int, last: int) -> None:
-        self._chance = chance
-        count = 1 + chance.below(_MOST_SWITCHES)
-        self._places = sorted(first + 1 + chance.below(max(1, last - first)) for _ in range(count))
-
-    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+    def delay(self, task: int, own: int) -> int:
         """See `Guide`."""
-        at = bisect_right(self._places, blocks)
-        if at == len(self._places):
-            return LONGEST_TURN, 0
-        length = self._places[at] - blocks
-        return (length, _cut(self._chance)) if length <= LONGEST_TURN else (LONGEST_TURN, 0)
+        found = self._switches.get(task, {}).get(own)
+        return 0 if found is None else found.delay
 
 
-class Short(Guide):
+class Short(Chosen):
     """Turns of few blocks."""
 
     def __init__(self, chance: Stream) -> None:
-        self._chance = chance
+        super().__init__("short", chance)
 
-    def turn(self, task: int, own: int, blocks: int) -> tuple[int, int] | None:
+    def turn(self, task: int, own: int) -> tuple[int, int] | None:
         """See `Guide`."""
         return 1 + self._chance.below(_SHORTEST), _cut(self._chance)
+
+
+def few(chance: Stream, spans: Sequence[Span]) -> Replayed:
+    """A schedule of few switches within these parts of tasks."""
+    switches = []
+    for _ in range(1 + chance.below(_MOST_SWITCHES)):
+        task, first, last = spans[chance.below(len(spans))]
+        place = first + 1 + chance.below(max(1, last - first))
+        switches.append(Switch(task, place, _cut(chance), _delay(chance, _MAGNITUDES["few"])))
+    return Replayed(switches)
+
+
+def _delay(chance: Stream, magnitudes: int) -> int:
+    drawn = chance.below(2 * magnitudes)
+    return (1 << drawn) + chance.below(1 << drawn) if drawn < magnitudes else 0
 
 
 def _cut(chance: Stream) -> int:

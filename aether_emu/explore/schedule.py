@@ -5,6 +5,7 @@ departures from it:
 
     1001@45       task 1001 gives up the CPU when it has executed 45 blocks of its own
     1001@45+3     and 3 instructions of the next one
+    1001@45~500   and its CPU, one of several, stands still for 500 ns
     shootdown:7=2 the eighth decision of the stream "shootdown" is 2 (0 is calm)
 
 Positions are counted in a task's own blocks, so one departure stays where it is when another is left out.
@@ -23,9 +24,9 @@ from aether_emu.errors import AetherError, toml
 from aether_emu.output import Output
 
 CALM = "calm"
-_SWITCH = re.compile(r"(\d{1,10})@(\d{1,19})(?:\+(\d{1,3}))?")
+_SWITCH = re.compile(r"(\d{1,10})@(\d{1,18})(?:\+(\d{1,3}))?(?:~(\d{1,18}))?")
 _CHOICE = re.compile(r"([a-z][a-z0-9_-]*):(\d{1,19})=(\d{1,20})")
-_FORM = "a file that --save wrote, 'calm', or TASK@BLOCKS[+INSTRUCTIONS] separated by commas"
+_FORM = "a file that --save wrote, 'calm', or TASK@BLOCKS[+INSTRUCTIONS][~NS] separated by commas"
 _LARGEST = 1 << 30  # bytes of a file that is looked at; those that --save writes are far smaller
 
 
@@ -35,14 +36,20 @@ class ScheduleError(AetherError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Switch:
-    """`task` gives up its CPU after `blocks` blocks of its own, and `instructions` of the next."""
+    """`task` gives up its CPU after `blocks` blocks of its own, and `instructions` of the next.
+
+    Its CPU, one of several, then stands still for `delay` ns of virtual time, as one does that a hypervisor
+    takes away for a while: the others get ahead.
+    """
 
     task: int
     blocks: int
     instructions: int = 0
+    delay: int = 0
 
     def __str__(self) -> str:
-        return f"{self.task}@{self.blocks}" + (f"+{self.instructions}" if self.instructions else "")
+        cut = f"+{self.instructions}" if self.instructions else ""
+        return f"{self.task}@{self.blocks}{cut}" + (f"~{self.delay}" if self.delay else "")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -97,7 +104,7 @@ def parse(written: str) -> Schedule | None:
     departures: list[Departure] = []
     for word in written.split(","):
         if found := _SWITCH.fullmatch(word):
-            departures.append(Switch(int(found[1]), int(found[2]), int(found[3] or 0)))
+            departures.append(Switch(*(int(number or 0) for number in found.groups())))
         elif found := _CHOICE.fullmatch(word):
             departures.append(Choice(found[1], int(found[2]), int(found[3])))
         else:
@@ -131,7 +138,7 @@ def _what(error: Exception) -> str:
 def _of_file(data: dict[str, Any]) -> Schedule:
     departures: list[Departure] = []
     for row in data.get("switch", []):
-        numbers = [row["task"], row["blocks"], row.get("instructions", 0)]
+        numbers = [row["task"], row["blocks"], row.get("instructions", 0), row.get("delay", 0)]
         departures.append(Switch(*map(_whole, numbers)))
     for row in data.get("choice", []):
         departures.append(Choice(str(row["stream"]), _whole(row["index"]), _whole(row["value"])))
@@ -158,6 +165,7 @@ def save(schedule: Schedule, path: Path, *, finding: str, words: Iterable[str] =
         lines += [f"# {told[number]}"] if number < len(told) else []
         lines += [f"task = {switch.task}", f"blocks = {switch.blocks}"]
         lines += [f"instructions = {switch.instructions}"] if switch.instructions else []
+        lines += [f"delay = {switch.delay}"] if switch.delay else []
     for choice in schedule.choices:
         lines += ["", "[[choice]]", f"stream = {toml(choice.name)}"]
         lines += [f"index = {choice.index}", f"value = {choice.value}"]

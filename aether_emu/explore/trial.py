@@ -14,7 +14,7 @@ from hashlib import blake2b
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, TimedOut, shown
-from aether_emu.explore.guides import DecidedStreams, Drawn, Few, Guide, Replayed, Short
+from aether_emu.explore.guides import DecidedStreams, Drawn, Guide, Replayed, Short, Span, few
 from aether_emu.explore.schedule import Schedule, Switch
 from aether_emu.explore.turns import GuidedScheduler, Place
 from aether_emu.grants import Grants
@@ -45,13 +45,13 @@ class Job:
 class Plan:
     """How one trial runs: by `schedule` if there is one, else by `strategy` with chance of its own.
 
-    `span` is where in the run tasks share the CPUs, in blocks. `number` tells trials apart.
+    `spans` are those of the calm run. `number` tells trials apart.
     """
 
     number: int = 0
     strategy: str = ""
     schedule: Schedule | None = None
-    span: tuple[int, int] = (0, 0)
+    spans: tuple[Span, ...] = ()
     describes: bool = False
 
 
@@ -69,7 +69,8 @@ class Outcome:
     """What came of a trial. `kind` is "ended", "error", "timeout" or "lost" (its process died, `why`).
 
     `error` is the class of an error that ended the run, `why` is in words. `schedule` is what ran, `order`
-    the number of the interleaving, `blocks` and `time_ns` (virtual) how long it was.
+    the number of the interleaving, `blocks` and `time_ns` (virtual) how long it was, `spans` where
+    tasks shared the machine.
     """
 
     kind: str
@@ -82,7 +83,7 @@ class Outcome:
     order: bytes = b""
     blocks: int = 0
     time_ns: int = 0
-    span: tuple[int, int] = (0, 0)
+    spans: tuple[Span, ...] = ()
     words: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -146,12 +147,12 @@ def scheduling(plan: Plan, seed: int) -> tuple[partial[GuidedScheduler], partial
     guide: Guide
     if plan.schedule is not None:
         guide = Replayed(plan.schedule.switches)
-    elif plan.strategy == "few":
-        guide = Few(chance, *plan.span)
+    elif plan.strategy == "few" and plan.spans:
+        guide = few(chance, plan.spans)
     elif plan.strategy == "short":
         guide = Short(chance)
     else:
-        guide = Drawn()
+        guide = Drawn(chance)
     trial = None if plan.schedule is not None else chance.u64()
     return partial(GuidedScheduler, guide=guide, chance=chance), partial(
         DecidedStreams, trial=trial, given=given
@@ -201,7 +202,7 @@ def _outcome(machine: Machine, plan: Plan, out: Digested, timeout: float) -> Out
         scheduler.order,
         blocks,
         time_ns,
-        (scheduler.first_shared or 0, scheduler.last_shared),
+        scheduler.spans,
         words,
     )
 

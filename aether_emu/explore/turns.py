@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from struct import pack
 
-from aether_emu.explore.guides import Guide
+from aether_emu.explore.guides import Guide, Span
 from aether_emu.explore.schedule import Switch
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.kernel import Kernel
@@ -34,8 +34,7 @@ class Place:
 class GuidedScheduler(Scheduler):
     """As `Scheduler`, by the words of `guide`. Where that has none, turns are drawn from `chance`.
 
-    `made` has the switches so far, `places` where each was. `first_shared` and `last_shared` are the counts
-    of all blocks at the first and the last turn that was one among several tasks'.
+    `made` has the switches so far, `places` where each was.
     """
 
     def __init__(
@@ -52,8 +51,7 @@ class GuidedScheduler(Scheduler):
         self._chance, self._guide = chance, guide
         self.made: list[Switch] = []
         self.places: list[Place] = []
-        self.first_shared: int | None = None
-        self.last_shared = 0
+        self._shared: dict[int, int] = {}  # task -> how many it had when it first shared the machine
         self._own: dict[int, int] = {}  # task -> blocks that it has executed
         self._ends: dict[int, int] = {}  # task -> how many it will have when its turn is over
         self._noted = 0  # the CPU's count up to which they are its task's
@@ -64,6 +62,11 @@ class GuidedScheduler(Scheduler):
     def order(self) -> bytes:
         """A number of the interleaving: the same for runs in which the same tasks ran for as long."""
         return self._order.digest()
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """Which part of each task others could have interrupted; all of it where none could."""
+        return tuple((task, self._shared.get(task, 0), own) for task, own in self._own.items())
 
     def _let_run(self, task: Task, limit: int | None) -> bool:
         self._noted = self.entry.cpu.blocks
@@ -85,11 +88,9 @@ class GuidedScheduler(Scheduler):
         return own
 
     def _length(self, task: Task) -> int:
-        own, blocks = self._note_blocks(task), self.kernel.blocks
-        self.last_shared = blocks
-        if self.first_shared is None:
-            self.first_shared = blocks
-        told = self._guide.turn(task.tid, own, blocks)
+        own = self._note_blocks(task)
+        self._shared.setdefault(task.tid, own)
+        told = self._guide.turn(task.tid, own)
         if told is None:
             length = super()._length(task)
         else:
@@ -104,16 +105,20 @@ class GuidedScheduler(Scheduler):
             reached = super()._turn(task, limit)
         finally:
             if cut:
-                self._note_switch(Switch(task.tid, own, cut), task)
+                self._note_switch(task, own, cut)
         over = not (task.turn or task.cut or cut)
         own = self._note_blocks(task)
         if over and task.wait is None and not task.is_over and self._ends.get(task.tid) == own:
-            self._note_switch(Switch(task.tid, own), task)
+            self._note_switch(task, own, 0)
         return reached
 
-    def _note_switch(self, switch: Switch, task: Task) -> None:
+    def _note_switch(self, task: Task, own: int, cut: int) -> None:
         last = self.made[-1] if self.made else None
-        if last is not None and (last.task, last.blocks) == (switch.task, switch.blocks):
+        if last is not None and (last.task, last.blocks) == (task.tid, own):
             return  # the turn around a cut, which is noted
-        self.made.append(switch)
+        delay = 0
+        if len(self._entries) > 1:
+            delay, clock = self._guide.delay(task.tid, own), self.kernel.clock
+            clock.go_to(clock.now_ns + delay)
+        self.made.append(Switch(task.tid, own, cut, delay))
         self.places.append(Place(task, self.entry.cpu.pc))
