@@ -92,7 +92,9 @@ class Strategy:
 
 @dataclass(slots=True)
 class Findings:
-    """What is known so far."""
+    """What is known so far: of the trials, and of the first finding, whose schedule had `size` departures and
+    has become `raw` in so many runs of `shrinking`. `complete`: nothing more can be left out of it.
+    """
 
     calm: Outcome | None = None
     trials: int = 0
@@ -103,6 +105,7 @@ class Findings:
     first: Plan | None = None
     finding: Signature | None = None
     raw: Schedule | None = None
+    size: int = 0
     shrinking: int = 0
     complete: bool = False
     last: Outcome | None = None
@@ -199,11 +202,13 @@ class Search:
                     return plan.number
             return None
 
+        known.size = len(raw.departures)
         departures = shrink(raw.departures, ask)
         known.complete = not known.out_of_budget
         known.raw = Schedule(departures)
         known.last = self._one(Plan(schedule=known.raw, describes=True))
         known.finding = judge.finding(known.last) or known.finding
+        known.raw = known.last.schedule  # in the order in which they are met, and none that is not
 
     def _shorter(self, tries: Iterable[tuple[Departure, ...]]) -> Iterator[Plan]:
         for number, departures in enumerate(tries):

@@ -18,10 +18,7 @@ Ask = Callable[[Iterable[tuple[Departure, ...]]], int | None]
 
 def shrink(departures: Sequence[Departure], ask: Ask) -> tuple[Departure, ...]:
     """The fewest departures that were found to show it."""
-    found = tuple(departures)
-    if ask([()]) is not None:
-        return ()
-    parts = 2
+    found, parts = tuple(departures), 2
     while len(found) > 1:
         pieces = _pieces(found, parts)
         smaller = [*pieces, *_complements(pieces)] if parts > 2 else pieces

@@ -1,0 +1,334 @@
+"""The options of `aether run` that try other schedules, what they print, and the replay of one schedule."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from aether_emu.cli.app import complain, settle
+from aether_emu.cli.interrupts import interrupts
+from aether_emu.cli.options import FILE, Command, Form, text, whole
+from aether_emu.config import Config
+from aether_emu.errors import ConfigError, MachineError
+
+if TYPE_CHECKING:
+    from aether_emu.explore.schedule import Schedule
+    from aether_emu.explore.search import Findings, Search
+    from aether_emu.explore.trial import Job, PassedOn, Told
+    from aether_emu.grants import Grants
+    from aether_emu.linux.files.streams import Stream
+    from aether_emu.system import Machine
+
+_MOST_INPUT = 64 << 20  # bytes of stdin that are given to each trial
+_LONGEST_WORD = 1_000  # characters of a schedule on a command line; a longer one goes into a file
+_TIMEOUT = 60.0  # seconds for one trial, without --timeout
+_OWN = ("--explore", "--exhaustive", "--jobs", "--budget", "--same-output", "--expect", "--save",
+        "--keep-going", "--schedule", "--no-reduction", "--timeout")  # fmt: skip
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _budget(written: str) -> tuple[int | None, float | None]:
+    units = {"s": 1, "m": 60, "h": 3600}
+    if written[-1:] in units:
+        seconds = float(written[:-1]) * units[written[-1]]
+        if not 0 < seconds < 1e9:
+            raise ValueError(written)
+        return None, seconds
+    if not written.isascii() or not written.isdigit() or int(written) < 1:
+        raise ValueError(written)
+    return int(written), None
+
+
+_BUDGET = Form("SECONDS|RUNS", "seconds such as 90s (or 5m, 2h), or a number of runs such as 500", _budget)
+
+_OPTIONS = [
+    click.option("--schedule", type=text("SCHEDULE"), help="Replay a schedule that --explore printed or saved."),
+    click.option("--explore", type=whole(1), metavar="N", help="Try N schedules, and stop at the first that "
+                 "crashes, deadlocks or ends with another status."),
+    click.option("--exhaustive", is_flag=True, help="Try every interleaving of a small program, or as many as "
+                 "--budget allows."),
+    click.option("--jobs", type=whole(1, 1024), help="Processes for --explore.  [default: as many as CPUs]"),
+    click.option("--budget", type=_BUDGET, help="Stop an exploration after so long, or so many runs."),
+    click.option("--same-output", is_flag=True, help="Another output than the calm schedule's is a finding."),
+    click.option("--expect", type=FILE, help="Another output than this file is a finding."),
+    click.option("--keep-going", is_flag=True, help="Try all schedules, and count those that find something."),
+    click.option("--save", type=FILE, help="Write the schedule that was found there, with its switches in words."),
+    click.option("--no-reduction", is_flag=True, help="With --exhaustive: equivalent interleavings too."),
+]  # fmt: skip
+
+
+def explore_options(command: _F) -> _F:
+    """Add them to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def refuse_alone(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option that says nothing without --explore."""
+    for name, value in given.items():
+        if value not in (None, False):
+            raise ConfigError(name, value, "only with --explore or --exhaustive")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the other options of the run say."""
+
+    program: str
+    args: tuple[str, ...]
+    env: dict[str, str]
+    grants: Grants
+    config: Config
+    timeout: float | None
+    schedule: str | None
+    watched: bool
+
+
+def explored(given: Given, count: int | None, exhaustive: bool, *, jobs: int | None,
+             budget: tuple[int | None, float | None] | None, same_output: bool, expect: Path | None,
+             keep_going: bool, save: Path | None, no_reduction: bool) -> int:  # fmt: skip
+    """Explore, print what was found, and return the exit status: 1 for a finding, 0 for none."""
+    _refuse(given, count, exhaustive, no_reduction)
+    from aether_emu.explore.search import Budget, Search
+    from aether_emu.explore.workers import Crew
+
+    if save is not None:
+        from aether_emu.output import Output
+
+        Output("save", save)
+    job, expected = _job(given), _expected(expect)
+    limit = Budget(*(budget or (None, None)))
+    if exhaustive:
+        from aether_emu.cli.exhausting import exhausted
+
+        return exhausted(job, limit, expected, same_output=same_output, reduced=not no_reduction)
+    assert count is not None
+    crew = Crew(job, jobs or len(os.sched_getaffinity(0)), interrupts.workers.add, interrupts.workers.discard)
+    progress = _Progress(count)
+    search = Search(crew, count, limit, expected=expected, same_output=same_output, keeps_on=keep_going,
+                    tell=progress.tell)  # fmt: skip
+    started = time.monotonic()
+    settle()
+    with interrupts.reporting():
+        try:
+            with progress, interrupts.itself():
+                search.run()
+        except KeyboardInterrupt:
+            _say_so_far(search, time.monotonic() - started)
+            raise
+        finally:
+            crew.close()
+        for line in crew.deaths:
+            complain(line)
+        return _report(job, search, count, time.monotonic() - started, save)
+
+
+def _refuse(given: Given, count: int | None, exhaustive: bool, no_reduction: bool) -> None:
+    """Raises ConfigError for what does not go together."""
+    option = "--exhaustive" if exhaustive else "--explore"
+    if count is not None and exhaustive:
+        raise ConfigError("explore", count, "either --explore or --exhaustive")
+    if no_reduction and not exhaustive:
+        raise ConfigError("no_reduction", True, "only with --exhaustive")
+    if given.schedule is not None:
+        raise ConfigError("schedule", given.schedule, f"left out with {option}, which makes schedules")
+    if given.config.real_time:
+        raise ConfigError("real_time", True, f"left out with {option}: nothing could be repeated")
+    for bind in given.grants.binds:
+        if bind.writable:
+            raise ConfigError(
+                "bind", f"{bind.host}:{bind.guest}:rw", f"read-only with {option}: trials would share what they write"
+            )
+    if given.watched:
+        raise click.UsageError(f"--strace, --stats and --core are for one run, such as the replay that {option} prints")
+
+
+def _job(given: Given) -> Job:
+    from aether_emu.explore.trial import Job
+    from aether_emu.grants import program_isa
+
+    isa = program_isa(given.program, given.grants, executable=True)
+    argv = (given.program, *given.args)
+    timeout = given.timeout or _TIMEOUT
+    return Job(isa, given.program, argv, given.env, given.grants, given.config, _input(), timeout)
+
+
+def _input() -> bytes:
+    """What trials read from stdin: all that comes by it, and nothing from a terminal. Raises MachineError."""
+    try:
+        if os.isatty(0):
+            return b""
+        pieces, size = [], 0
+        while piece := os.read(0, 1 << 20):
+            pieces.append(piece)
+            size += len(piece)
+            if size > _MOST_INPUT:
+                raise MachineError(f"stdin has more than {_MOST_INPUT >> 20} MiB: too much to give to each run")
+        return b"".join(pieces)
+    except OSError:  # closed, or a directory
+        return b""
+
+
+def _expected(expect: Path | None) -> Told | None:
+    from aether_emu.explore.trial import digest
+
+    if expect is None:
+        return None
+    try:
+        return digest(expect.read_bytes())
+    except OSError as error:
+        raise ConfigError("expect", str(expect), error.strerror or str(error), refusal="cannot be read") from None
+
+
+# ---- telling
+
+
+class _Progress:
+    """How far it is, on stderr if that is a terminal."""
+
+    def __init__(self, count: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._bars = {"trials": self._progress.add_task("schedules", total=count)}
+
+    def __enter__(self) -> _Progress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, phase: str, done: int) -> None:
+        """So much of a phase is done."""
+        if phase not in self._bars:
+            self._bars[phase] = self._progress.add_task(phase, total=None)
+        self._progress.update(self._bars[phase], completed=done)
+
+
+def _say_so_far(search: Search, seconds: float) -> None:
+    known = search.known
+    print(f"interrupted after {_counted(known.trials, 'schedule')} in {seconds:.1f} s", end="")
+    if known.finding is None or known.raw is None:
+        print(": nothing was found so far", flush=True)
+        return
+    print(f"\nfinding: {known.finding[1]}\nreplay (not fully shrunk):\n  {_command(str(known.raw))}", flush=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _report(job: Job, search: Search, count: int, seconds: float, save: Path | None) -> int:
+    known = search.known
+    calm = known.calm
+    assert calm is not None
+    if calm.kind == "timeout":
+        raise MachineError(f"under the calm schedule the program did not end within {job.timeout:g} s (--timeout)")
+    if calm.kind == "lost":
+        raise MachineError(f"under the calm schedule {calm.why}")
+    orders = known.orders | {calm.order}
+    print(f"{_counted(known.trials, 'schedule')} of {count:,} tried in {seconds:.1f} s: "
+          f"{_counted(len(orders), 'interleaving')}, {_counted(known.findings, 'finding')}"
+          + (f", {known.timeouts:,} not ended within {job.timeout:g} s" if known.timeouts else "")
+          + (f", {known.lost:,} lost" if known.lost else "")
+          + ("; the budget is used up" if known.out_of_budget else ""))  # fmt: skip
+    for name, strategy in known.strategies.items():
+        if strategy.trials:
+            print(f"  {name:<8}{strategy.trials:>8,} tried {strategy.findings:>8,} with a finding")
+    if known.finding is None or known.raw is None or known.last is None:
+        return 0
+    print(f"finding: {known.finding[1]}")
+    if known.first is None:
+        print("  under the calm schedule already: every task runs until it waits or ends")
+    else:
+        least = "" if known.complete else ", perhaps not the fewest"
+        print(f"  in trial {known.first.number} ({known.first.strategy}); {known.size:,} departures from the calm "
+              f"schedule, shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}:")  # fmt: skip
+        for line in known.last.words:
+            print(f"  - {line}")
+        for choice in known.raw.choices:
+            print(f"  - decision {choice.index} of {choice.name} is {choice.value}")
+    print(f"replay:\n  {_command(_written(job, known, save))}", flush=True)
+    return 1
+
+
+def _written(job: Job, known: Findings, save: Path | None) -> str:
+    """The schedule as it stands in a command: itself, or the file that it was saved in."""
+    assert known.raw is not None and known.finding is not None and known.last is not None
+    word = str(known.raw)
+    if save is None and len(word) <= _LONGEST_WORD:
+        return word
+    from aether_emu.explore import schedule
+
+    path = save or Path(f"{Path(job.program).name}.schedule")
+    machine = {"isa": job.isa, "cpus": job.config.cpus, "seed": job.config.seed}
+    schedule.save(known.raw, path, finding=known.finding[1], words=known.last.words, **machine)
+    return str(path)
+
+
+def _command(schedule: str) -> str:
+    """What replays it: the command as it was typed, with other options for these."""
+    ctx = click.get_current_context()
+    assert isinstance(ctx.command, Command)
+    options, rest = ctx.command.typed_without(ctx, _OWN)
+    root = ctx.find_root().info_name or "aether"
+    return shlex.join([root, "run", *options, "--schedule", schedule, *rest])
+
+
+class Replay:
+    """A run by a schedule. Its streams are as in a trial: input is read before, output never makes it wait."""
+
+    def __init__(self, written: str, config: Config) -> None:
+        """Raises ScheduleError, ConfigError."""
+        from aether_emu.explore import schedule
+
+        if config.real_time:
+            raise ConfigError("real_time", True, "left out with --schedule: nothing could be repeated")
+        self._schedule: Schedule = schedule.read(written)
+        self._config = config
+        self._outputs: list[PassedOn] = []
+
+    def makers(self, isa: str) -> dict[str, Any]:
+        """What makes the machine's scheduler and streams of chance. Raises ScheduleError."""
+        from aether_emu.explore.trial import Plan, scheduling
+
+        self._schedule.require(isa, self._config.cpus)
+        scheduler, chance = scheduling(Plan(schedule=self._schedule), self._config.seed)
+        return {"scheduler": scheduler, "chance": chance}
+
+    def streams(self) -> dict[str, Stream]:
+        """The program's."""
+        from aether_emu.explore.trial import PassedOn
+        from aether_emu.linux.files.streams import BufferStream
+
+        self._outputs = [PassedOn(fd) for fd in (1, 2)]
+        return {"stdin": BufferStream(_input()), "stdout": self._outputs[0], "stderr": self._outputs[1]}
+
+    def finish(self, machine: Machine) -> None:
+        """The run is over: its output has been taken. Say which switches it never came to."""
+        from aether_emu.explore.turns import GuidedScheduler
+
+        for output in self._outputs:
+            with contextlib.suppress(OSError):
+                output.flush()
+        scheduler = machine.scheduler
+        assert isinstance(scheduler, GuidedScheduler)
+        met = {(one.task, one.blocks) for one in scheduler.made}
+        missed = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
+        if missed:
+            complain(f"the run never came to {len(missed)} of the schedule's switches, the first {missed[0]}: "
+                     "is it another program, or are its options others?")  # fmt: skip
