@@ -6,6 +6,7 @@ departures from it:
     1001@45       task 1001 gives up the CPU when it has executed 45 blocks of its own
     1001@45+3     and 3 instructions of the next one
     1001@45~500   and its CPU, one of several, stands still for 500 ns
+    1001x12       task 1001 makes the next 12 steps (--exhaustive: there all of a run are given)
     shootdown:7=2 the eighth decision of the stream "shootdown" is 2 (0 is calm)
 
 Positions are counted in a task's own blocks, so one departure stays where it is when another is left out.
@@ -25,6 +26,7 @@ from aether_emu.output import Output
 
 CALM = "calm"
 _SWITCH = re.compile(r"(\d{1,10})@(\d{1,18})(?:\+(\d{1,3}))?(?:~(\d{1,18}))?")
+_STEPS = re.compile(r"(\d{1,10})x(\d{1,18})")
 _CHOICE = re.compile(r"([a-z][a-z0-9_-]*):(\d{1,19})=(\d{1,20})")
 _FORM = "a file that --save wrote, 'calm', or TASK@BLOCKS[+INSTRUCTIONS][~NS] separated by commas"
 _LARGEST = 1 << 30  # bytes of a file that is looked at; those that --save writes are far smaller
@@ -64,7 +66,18 @@ class Choice:
         return f"{self.name}:{self.index}={self.value}"
 
 
-Departure = Switch | Choice
+@dataclass(frozen=True, slots=True, order=True)
+class Steps:
+    """`task` makes the next `count` steps, in the sense of `stepping`."""
+
+    task: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.task}x{self.count}"
+
+
+Departure = Switch | Choice | Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +93,11 @@ class Schedule:
     def switches(self) -> list[Switch]:
         """Where tasks give up their CPU."""
         return [one for one in self.departures if isinstance(one, Switch)]
+
+    @property
+    def steps(self) -> list[Steps]:
+        """Whose steps are next, where they are given one by one."""
+        return [one for one in self.departures if isinstance(one, Steps)]
 
     @property
     def choices(self) -> list[Choice]:
@@ -105,6 +123,8 @@ def parse(written: str) -> Schedule | None:
     for word in written.split(","):
         if found := _SWITCH.fullmatch(word):
             departures.append(Switch(*(int(number or 0) for number in found.groups())))
+        elif found := _STEPS.fullmatch(word):
+            departures.append(Steps(int(found[1]), int(found[2])))
         elif found := _CHOICE.fullmatch(word):
             departures.append(Choice(found[1], int(found[2]), int(found[3])))
         else:
@@ -140,9 +160,10 @@ def _of_file(data: dict[str, Any]) -> Schedule:
     for row in data.get("switch", []):
         numbers = [row["task"], row["blocks"], row.get("instructions", 0), row.get("delay", 0)]
         departures.append(Switch(*map(_whole, numbers)))
+    departures += [Steps(_whole(row["task"]), _whole(row["count"])) for row in data.get("steps", [])]
     for row in data.get("choice", []):
         departures.append(Choice(str(row["stream"]), _whole(row["index"]), _whole(row["value"])))
-    unknown = data.keys() - {"switch", "choice", "isa", "cpus", "seed", "finding"}
+    unknown = data.keys() - {"switch", "steps", "choice", "isa", "cpus", "seed", "finding"}
     if unknown:
         raise ValueError(f"{sorted(unknown)[0]!r} is no part of one")
     return Schedule(tuple(departures), {name: data[name] for name in ("isa", "cpus") if name in data})
@@ -166,6 +187,8 @@ def save(schedule: Schedule, path: Path, *, finding: str, words: Iterable[str] =
         lines += [f"task = {switch.task}", f"blocks = {switch.blocks}"]
         lines += [f"instructions = {switch.instructions}"] if switch.instructions else []
         lines += [f"delay = {switch.delay}"] if switch.delay else []
+    for steps in schedule.steps:
+        lines += ["", "[[steps]]", f"task = {steps.task}", f"count = {steps.count}"]
     for choice in schedule.choices:
         lines += ["", "[[choice]]", f"stream = {toml(choice.name)}"]
         lines += [f"index = {choice.index}", f"value = {choice.value}"]

@@ -16,9 +16,11 @@ from aether_emu.config import Config
 from aether_emu.errors import AetherError, TimedOut, shown
 from aether_emu.explore.guides import DecidedStreams, Drawn, Guide, Replayed, Short, Span, few
 from aether_emu.explore.schedule import Schedule, Switch
+from aether_emu.explore.stepping import Followed, SteppingScheduler
 from aether_emu.explore.turns import GuidedScheduler, Place
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.scheduler import Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.random import Stream, Streams
 from aether_emu.system import Machine
@@ -140,8 +142,10 @@ def digest(content: bytes) -> Told:
     return stream.told
 
 
-def scheduling(plan: Plan, seed: int) -> tuple[partial[GuidedScheduler], partial[Streams]]:
+def scheduling(plan: Plan, seed: int) -> tuple[partial[Scheduler], partial[Streams]]:
     """What makes the scheduler and the streams of a machine (`Machine(scheduler=, chance=)`) for a plan."""
+    if plan.schedule is not None and plan.schedule.steps:
+        return partial(SteppingScheduler, choose=Followed(plan.schedule.steps)), partial(Streams)
     chance = Stream(seed, f"explore {plan.number}")
     given = plan.schedule.choices if plan.schedule is not None else []
     guide: Guide
