@@ -114,7 +114,7 @@ def explored(given: Given, count: int | None, exhaustive: bool, *, jobs: int | N
         return exhausted(job, limit, expected, same_output=same_output, reduced=not no_reduction)
     assert count is not None
     crew = Crew(job, jobs or len(os.sched_getaffinity(0)), interrupts.workers.add, interrupts.workers.discard)
-    progress = _Progress(count)
+    progress = Progress("schedules", count)
     search = Search(crew, count, limit, expected=expected, same_output=same_output, keeps_on=keep_going,
                     tell=progress.tell)  # fmt: skip
     started = time.monotonic()
@@ -147,10 +147,14 @@ def _refuse(given: Given, count: int | None, exhaustive: bool, no_reduction: boo
     for bind in given.grants.binds:
         if bind.writable:
             raise ConfigError(
-                "bind", f"{bind.host}:{bind.guest}:rw", f"read-only with {option}: trials would share what they write"
+                "bind",
+                f"{bind.host}:{bind.guest}:rw",
+                f"read-only with {option}: trials would share what they write",
             )
     if given.watched:
-        raise click.UsageError(f"--strace, --stats and --core are for one run, such as the replay that {option} prints")
+        raise click.UsageError(
+            f"--strace, --stats and --core are for one run, such as the replay that {option} prints"
+        )
 
 
 def _job(given: Given) -> Job:
@@ -173,7 +177,9 @@ def _input() -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > _MOST_INPUT:
-                raise MachineError(f"stdin has more than {_MOST_INPUT >> 20} MiB: too much to give to each run")
+                raise MachineError(
+                    f"stdin has more than {_MOST_INPUT >> 20} MiB: too much to give to each run"
+                )
         return b"".join(pieces)
     except OSError:  # closed, or a directory
         return b""
@@ -187,25 +193,27 @@ def _expected(expect: Path | None) -> Told | None:
     try:
         return digest(expect.read_bytes())
     except OSError as error:
-        raise ConfigError("expect", str(expect), error.strerror or str(error), refusal="cannot be read") from None
+        raise ConfigError(
+            "expect", str(expect), error.strerror or str(error), refusal="cannot be read"
+        ) from None
 
 
 # ---- telling
 
 
-class _Progress:
+class Progress:
     """How far it is, on stderr if that is a terminal."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, what: str, count: int | None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._bars = {"trials": self._progress.add_task("schedules", total=count)}
+        self._bars = {what: self._progress.add_task(what, total=count)}
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         self._progress.start()
         return self
 
@@ -225,7 +233,10 @@ def _say_so_far(search: Search, seconds: float) -> None:
     if known.finding is None or known.raw is None:
         print(": nothing was found so far", flush=True)
         return
-    print(f"\nfinding: {known.finding[1]}\nreplay (not fully shrunk):\n  {_command(str(known.raw))}", flush=True)
+    print(
+        f"\nfinding: {known.finding[1]}\nreplay (not fully shrunk):\n  {replay_command(str(known.raw))}",
+        flush=True,
+    )
 
 
 def _counted(number: int, what: str) -> str:
@@ -237,7 +248,9 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
     calm = known.calm
     assert calm is not None
     if calm.kind == "timeout":
-        raise MachineError(f"under the calm schedule the program did not end within {job.timeout:g} s (--timeout)")
+        raise MachineError(
+            f"under the calm schedule the program did not end within {job.timeout:g} s (--timeout)"
+        )
     if calm.kind == "lost":
         raise MachineError(f"under the calm schedule {calm.why}")
     orders = known.orders | {calm.order}
@@ -262,7 +275,7 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
             print(f"  - {line}")
         for choice in known.raw.choices:
             print(f"  - decision {choice.index} of {choice.name} is {choice.value}")
-    print(f"replay:\n  {_command(_written(job, known, save))}", flush=True)
+    print(f"replay:\n  {replay_command(_written(job, known, save))}", flush=True)
     return 1
 
 
@@ -280,7 +293,7 @@ def _written(job: Job, known: Findings, save: Path | None) -> str:
     return str(path)
 
 
-def _command(schedule: str) -> str:
+def replay_command(schedule: str) -> str:
     """What replays it: the command as it was typed, with other options for these."""
     ctx = click.get_current_context()
     assert isinstance(ctx.command, Command)
@@ -326,7 +339,8 @@ class Replay:
             with contextlib.suppress(OSError):
                 output.flush()
         scheduler = machine.scheduler
-        assert isinstance(scheduler, GuidedScheduler)
+        if not isinstance(scheduler, GuidedScheduler):
+            return
         met = {(one.task, one.blocks) for one in scheduler.made}
         missed = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
         if missed:

@@ -11,7 +11,7 @@ from aether_emu.errors import AetherError, TimedOut
 from aether_emu.explore.reduction import Enumeration
 from aether_emu.explore.schedule import Schedule
 from aether_emu.explore.search import Budget, Judge, Signature
-from aether_emu.explore.stepping import Abandoned, SteppingScheduler, in_steps
+from aether_emu.explore.stepping import Abandoned, SteppingScheduler, TooLong, in_steps
 from aether_emu.explore.trial import Digested, Job, Outcome, Told
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.protection import Protection
@@ -117,18 +117,16 @@ class Exhaustive:
             status, signal, why = ended.status, ended.signal, str(ended)
         except Abandoned:
             return None
-        except TimedOut:
+        except (TimedOut, TooLong):
             raise
         except AetherError as raised:
             kind, error, why = "error", type(raised).__name__, str(raised)
-            if error == "TooLong":
-                raise
         self.known.steps = max(self.known.steps, len(scheduler.events))
         return Outcome(kind, status, signal, error, why, out.told, in_steps(scheduler.events))
 
 
 def _memory(machine: Machine) -> bytes:
-    """A digest of what the first process can write to, as it left it; its stack aside."""
+    """A digest of what the first process can write to, as it left it."""
     process = machine.process
     assert process is not None, "it was loaded"
     digest = blake2b(digest_size=16)

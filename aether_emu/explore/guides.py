@@ -42,7 +42,6 @@ class Guide(ABC):
         `own` is how many blocks the task has executed.
         """
 
-
     @abstractmethod
     def delay(self, task: int, own: int) -> int:
         """For how many ns its CPU stands still, when a turn of that task has ended there."""

@@ -175,7 +175,9 @@ def _whole(value: object) -> int:
     return value
 
 
-def save(schedule: Schedule, path: Path, *, finding: str, words: Iterable[str] = (), **machine: object) -> None:
+def save(
+    schedule: Schedule, path: Path, *, finding: str, words: Iterable[str] = (), **machine: object
+) -> None:
     """Write it as a file, with `finding` and what each switch is in `words`. Raises ConfigError, OutputError."""
     told = list(words)
     lines = ["# A schedule that aether run --explore found: see docs/how-to/explore.md"]

@@ -1,9 +1,9 @@
 """Exploring: trials until one finds something, then that one shrunk.
 
-    calm run         what the others are compared with
-    trial 1, 2, ...  strategies by turns; the first finding in this order counts, however many run at once
-    shrinking        the finding's schedule, until nothing more can be left out
-    one more run     of what is left, which is told
+calm run         what the others are compared with
+trial 1, 2, ...  strategies by turns; the first finding in this order counts, however many run at once
+shrinking        the finding's schedule, until nothing more can be left out
+one more run     of what is left, which is told
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Search:
             known.lost += outcome.kind == "lost"
             strategy = known.strategies[plan.strategy]
             strategy.trials += 1
-            self._tell("trials", known.trials)
+            self._tell("schedules", known.trials)
             found = judge.finding(outcome)
             if found is None:
                 continue

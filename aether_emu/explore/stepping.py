@@ -63,7 +63,11 @@ class Event:
 
     def depends(self, other: Event) -> bool:
         """Whether the order of the two may matter. All calls that others may notice depend on each other."""
-        if (self.calls and other.calls) or (self.unknown and other.touches) or (other.unknown and self.touches):
+        if (
+            (self.calls and other.calls)
+            or (self.unknown and other.touches)
+            or (other.unknown and self.touches)
+        ):
             return True
         mine, theirs = self.writes, other.writes
         return not (
@@ -135,6 +139,7 @@ class SteppingScheduler(Scheduler):
         self._enabled_by: dict[int, int] = {}
         self._loops: dict[int, _Loop] = {}
         self._reservations: dict[int, tuple[tuple[int, ...], Unit | None]] = {}
+        self._shared: set[Unit] | None = None  # what others have touched, of whom none is left
         self._ready = False
         cpu = entries[0].cpu
         self._cpu, halting = cpu, cpu.halting
@@ -152,7 +157,7 @@ class SteppingScheduler(Scheduler):
             return None
         self._queue.put_first(first)
         can = {task.tid: task for task in self._queue if not task.is_over and task.can_go_on()}
-        if len(self._tasks) == 1:
+        if len(self._tasks) == 1 and not self.events:
             chosen = first
         else:
             self._prepare()
@@ -199,22 +204,24 @@ class SteppingScheduler(Scheduler):
         try:
             reached = super()._let_run(task, limit)
         finally:
-            if len(self._tasks) > 1:
+            if event.touches or len(self._tasks) > 1:
                 self.events.append(event)
         self._learn(task, event)
         return reached
 
     def _turn(self, task: Task, limit: int | None) -> bool:
-        if len(self._tasks) == 1:
-            if self._halting.steps_left is not None:
-                self._halting.end_steps()
-            self._event = Event(task.tid)
+        if len(self._tasks) == 1 and not self.events:
             return super()._turn(task, limit)
         if self._event.calls:  # the call that it waited in is its step
             return False
         held = self._reservations.pop(task.tid, None)
         if held is not None:
             self._cpu.reserve(held[0])
+        self._shared = None
+        if len(self._tasks) == 1:
+            self._shared = set[Unit]().union(
+                *(one.reads | one.writes for one in self.events if one.task != task.tid)
+            )
         self._halting.step(_ENDLESS, self._told)
         ended = self.entry.run(None)
         reservation = self._cpu.reservation()
@@ -227,23 +234,29 @@ class SteppingScheduler(Scheduler):
         return False
 
     def _told(self, store: bool, physical: int, size: int, _value: int) -> None:
-        """An instruction is about to access memory: the step ends behind it."""
-        self._note(store, physical, size)
-        self._halting.step(0, self._told)
+        """An instruction is about to access memory: the step ends behind it.
+
+        Of who is left alone only what others have touched before is a step.
+        """
+        if self._note(store, physical, size):
+            self._halting.step(0, self._told)
 
     def _called(self, call: Any) -> None:
         self._event.calls = self._event.calls or call.name not in _OF_ITSELF
-        if len(self._tasks) > 1:
+        if len(self._tasks) > 1 or self.events:
             self._cpu.stop()
 
-    def _note(self, store: bool, physical: int, size: int) -> None:
-        units = self._event.writes if store else self._event.reads
+    def _note(self, store: bool, physical: int, size: int) -> bool:
+        """An access of the step at hand. Whether it concerns others."""
+        units, concerns = self._event.writes if store else self._event.reads, self._shared is None
         for unit in range(physical >> _UNIT_SHIFT, (physical + max(size, 1) - 1 >> _UNIT_SHIFT) + 1):
             known = self._unit(unit << _UNIT_SHIFT)
-            if known is None:
-                self._event.unknown = True
-            else:
+            if known is not None and (self._shared is None or known in self._shared):
                 units.add(known)
+                concerns = True
+            elif known is None and self._shared is None:
+                self._event.unknown = True
+        return concerns
 
     def _unit(self, physical: int) -> Unit | None:
         frames = self._frames
@@ -271,7 +284,7 @@ class SteppingScheduler(Scheduler):
         read, write = cpu.copy_from_user, cpu.copy_to_user
 
         def noted(va: int, length: int, store: bool) -> None:
-            if len(self._tasks) > 1:
+            if len(self._tasks) > 1 or self.events:
                 for at in range(va & -4, va + length, 4):
                     physical = self._physical_of(at)
                     if physical is not None:
