@@ -60,9 +60,7 @@ def _list(known: Ends) -> None:
     """The ends that were met, and the command that replays the first finding."""
     from aether_emu.cli.exploring import replay_command
 
-    print(
-        f"{len(known.finals):,} final state{'s' * (len(known.finals) != 1)} (end, output, memory), which show:"
-    )
+    print(f"{len(known.finals):,} final state{'s' * (len(known.finals) != 1)} (end, output, memory):")
     shown: dict[tuple[str, bytes], int] = {}
     for final, runs in known.finals.items():
         key = final.why, final.stdout.begins

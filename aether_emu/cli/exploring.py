@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,19 +50,28 @@ def _budget(written: str) -> tuple[int | None, float | None]:
 _BUDGET = Form("SECONDS|RUNS", "seconds such as 90s (or 5m, 2h), or a number of runs such as 500", _budget)
 
 _OPTIONS = [
-    click.option("--schedule", type=text("SCHEDULE"), help="Replay a schedule that --explore printed or saved."),
-    click.option("--explore", type=whole(1), metavar="N", help="Try N schedules, and stop at the first that "
-                 "crashes, deadlocks or ends with another status."),
-    click.option("--exhaustive", is_flag=True, help="Try every interleaving of a small program, or as many as "
-                 "--budget allows."),
-    click.option("--jobs", type=whole(1, 1024), help="Processes for --explore.  [default: as many as CPUs]"),
+    click.option(
+        "--schedule", type=text("SCHEDULE"), help="Replay a schedule that --explore printed or saved."
+    ),
+    click.option(
+        "--explore",
+        type=whole(1),
+        metavar="N",
+        help="Try N schedules, and stop at the first run that crashes, deadlocks or ends with another status.",
+    ),
+    click.option(
+        "--exhaustive",
+        is_flag=True,
+        help="Try every interleaving of a small program, or as many as --budget allows.",
+    ),
+    click.option("--jobs", type=whole(1, 1024), help="Processes for --explore; as many as CPUs by default."),
     click.option("--budget", type=_BUDGET, help="Stop an exploration after so long, or so many runs."),
     click.option("--same-output", is_flag=True, help="Another output than the calm schedule's is a finding."),
     click.option("--expect", type=FILE, help="Another output than this file is a finding."),
-    click.option("--keep-going", is_flag=True, help="Try all schedules, and count those that find something."),
-    click.option("--save", type=FILE, help="Write the schedule that was found there, with its switches in words."),
+    click.option("--keep-going", is_flag=True, help="Try all N schedules, and count the findings."),
+    click.option("--save", type=FILE, help="Write the schedule that was found there, told in words."),
     click.option("--no-reduction", is_flag=True, help="With --exhaustive: equivalent interleavings too."),
-]  # fmt: skip
+]
 
 
 def explore_options(command: _F) -> _F:
@@ -269,8 +277,9 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
         print("  under the calm schedule already: every task runs until it waits or ends")
     else:
         least = "" if known.complete else ", perhaps not the fewest"
-        print(f"  in trial {known.first.number} ({known.first.strategy}); {known.size:,} departures from the calm "
-              f"schedule, shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}:")  # fmt: skip
+        shrunk = f"shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}"
+        print(f"  in trial {known.first.number} ({known.first.strategy}); {known.size:,} departures from the")
+        print(f"  calm schedule, {shrunk}:")
         for line in known.last.words:
             print(f"  - {line}")
         for choice in known.raw.choices:
@@ -303,7 +312,7 @@ def replay_command(schedule: str) -> str:
 
 
 class Replay:
-    """A run by a schedule. Its streams are as in a trial: input is read before, output never makes it wait."""
+    """A run by a schedule. Its streams are as in a trial: input is read before, nobody waits for a reader."""
 
     def __init__(self, written: str, config: Config) -> None:
         """Raises ScheduleError, ConfigError."""
@@ -344,5 +353,7 @@ class Replay:
         met = {(one.task, one.blocks) for one in scheduler.made}
         missed = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
         if missed:
-            complain(f"the run never came to {len(missed)} of the schedule's switches, the first {missed[0]}: "
-                     "is it another program, or are its options others?")  # fmt: skip
+            complain(
+                f"the run never came to {len(missed)} of the schedule's switches, the first {missed[0]}: "
+                "is it another program, or are its options others?"
+            )

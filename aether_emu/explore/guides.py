@@ -5,8 +5,9 @@
              concurrency testing: most bugs need few)
     short    turns of one to four blocks throughout, half of them ending inside a block
 
-On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the CPU
-also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely (`Guide.delay`).
+On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the
+CPU also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely
+(`Guide.delay`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Enumerating interleavings by running the program again and again, with dynamic partial-order reduction.
 
-Two interleavings that differ only in the order of steps that do not depend on each other end alike: one of them
-is enough. After each run its races are looked for: pairs of dependent steps of two tasks that nothing else
-orders. For each, a task is noted at the earlier step's place that leads to the other order (source sets: Abdulla,
-Aronsson, Jonsson and Sagonas 2014), and sleep sets keep from trying what was tried (Godefroid 1996). Without
-reduction every task that can go on is tried at every place.
+Two interleavings that differ only in the order of steps that do not depend on each other end alike: one of
+them is enough. After each run its races are looked for: pairs of dependent steps of two tasks that nothing
+else orders. For each, a task is noted at the earlier step's place that leads to the other order (source sets:
+Abdulla, Aronsson, Jonsson and Sagonas 2014), and sleep sets keep from trying what was tried (Godefroid 1996).
+Without reduction every task that can go on is tried at every place.
 """
 
 from __future__ import annotations

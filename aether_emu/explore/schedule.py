@@ -115,6 +115,9 @@ class Schedule:
                 raise ScheduleError(f"the schedule is for {name} = {meant}, and this machine has {value}")
 
 
+CALM_SCHEDULE = Schedule()
+
+
 def parse(written: str) -> Schedule | None:
     """The schedule of a word on the command line; None when it is none, and so may be a file."""
     if written == CALM:
@@ -178,7 +181,10 @@ def _whole(value: object) -> int:
 def save(
     schedule: Schedule, path: Path, *, finding: str, words: Iterable[str] = (), **machine: object
 ) -> None:
-    """Write it as a file, with `finding` and what each switch is in `words`. Raises ConfigError, OutputError."""
+    """Write it as a file, with `finding` and what each switch is in `words`.
+
+    Raises ConfigError, OutputError.
+    """
     told = list(words)
     lines = ["# A schedule that aether run --explore found: see docs/how-to/explore.md"]
     lines += [f"{name} = {toml(value)}" for name, value in machine.items()]

@@ -30,7 +30,7 @@ class Judge:
     expected: Told | None = None
 
     def finding(self, outcome: Outcome) -> Signature | None:
-        """(what, in words) of a run that ended as it must not; None of one that did not, or came to no end."""
+        """(what, in words) of a run that ended as it must not; None for others, and for one without an end."""
         if outcome.kind == "error":
             return outcome.error, outcome.why
         if outcome.kind != "ended":

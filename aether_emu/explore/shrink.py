@@ -1,19 +1,20 @@
 """Shrinking a schedule to what its finding needs, by delta debugging (Zeller and Hildebrandt 2002).
 
 Parts of the list of departures are left out as long as the finding stays; then each switch is tried without
-its instructions and without its delay. The result is 1-minimal, unless the budget was used up: leaving out any
-one departure loses the finding.
+its instructions and without its delay. The result is 1-minimal, unless the budget was used up: leaving out
+any one departure loses the finding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from aether_emu.explore.schedule import Departure, Switch
 
 Ask = Callable[[Iterable[tuple[Departure, ...]]], int | None]
-"""Which of these is the first that shows the finding, by its number; None when none does, or no run is left."""
+"""The number of the first of these that shows the finding; None when none does, or no run is left."""
 
 
 def shrink(departures: Sequence[Departure], ask: Ask) -> tuple[Departure, ...]:
@@ -35,7 +36,7 @@ def shrink(departures: Sequence[Departure], ask: Ask) -> tuple[Departure, ...]:
 
 def _pieces(found: tuple[Departure, ...], parts: int) -> list[tuple[Departure, ...]]:
     bounds = [len(found) * number // parts for number in range(parts + 1)]
-    return [found[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [found[start:end] for start, end in pairwise(bounds)]
 
 
 def _complements(pieces: list[tuple[Departure, ...]]) -> Iterator[tuple[Departure, ...]]:

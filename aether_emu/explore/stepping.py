@@ -4,8 +4,8 @@ A step is a system call, or one instruction that accesses memory with those befo
 registers concerns nobody else. While there is one task it runs freely. Memory is known by the object that a
 page belongs to and the place in it, not by its frame, which depends on who touched what first.
 
-A task that goes round a loop that stores nothing and finds nothing new (same registers at the same place) waits
-until another one stores to what it read: going round again would change nothing.
+A task that goes round a loop that stores nothing and finds nothing new (same registers at the same place)
+waits until another one stores to what it read: going round again would change nothing.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class SteppingScheduler(Scheduler):
         first = super()._next()
         if first is None:
             return None
-        self._queue.put_first(first)
+        self._line.put_first(first)
         can = {task.tid: task for task in self._queue if not task.is_over and task.can_go_on()}
         if len(self._tasks) == 1 and not self.events:
             chosen = first
@@ -177,7 +177,7 @@ class SteppingScheduler(Scheduler):
         return chosen
 
     def _prepare(self) -> None:
-        """There is a second task for the first time: give pages frames of their own, so that they are known."""
+        """There is a second task: give pages frames of their own, so that it is known which they are."""
         if self._ready:
             return
         self._ready = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2b
@@ -15,7 +16,7 @@ from hashlib import blake2b
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, TimedOut, shown
 from aether_emu.explore.guides import DecidedStreams, Drawn, Guide, Replayed, Short, Span, few
-from aether_emu.explore.schedule import Schedule, Switch
+from aether_emu.explore.schedule import CALM_SCHEDULE, Choice, Schedule, Switch
 from aether_emu.explore.stepping import Followed, SteppingScheduler
 from aether_emu.explore.turns import GuidedScheduler, Place
 from aether_emu.grants import Grants
@@ -66,6 +67,9 @@ class Told:
     begins: bytes = b""
 
 
+_NOTHING = Told()
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What came of a trial. `kind` is "ended", "error", "timeout" or "lost" (its process died, `why`).
@@ -80,8 +84,8 @@ class Outcome:
     signal: int = 0
     error: str = ""
     why: str = ""
-    stdout: Told = Told()
-    schedule: Schedule = Schedule()
+    stdout: Told = _NOTHING
+    schedule: Schedule = CALM_SCHEDULE
     order: bytes = b""
     blocks: int = 0
     time_ns: int = 0
@@ -142,10 +146,10 @@ def digest(content: bytes) -> Told:
     return stream.told
 
 
-def scheduling(plan: Plan, seed: int) -> tuple[partial[Scheduler], partial[Streams]]:
+def scheduling(plan: Plan, seed: int) -> tuple[Callable[..., Scheduler], Callable[[int], Streams]]:
     """What makes the scheduler and the streams of a machine (`Machine(scheduler=, chance=)`) for a plan."""
     if plan.schedule is not None and plan.schedule.steps:
-        return partial(SteppingScheduler, choose=Followed(plan.schedule.steps)), partial(Streams)
+        return partial(SteppingScheduler, choose=Followed(plan.schedule.steps)), Streams
     chance = Stream(seed, f"explore {plan.number}")
     given = plan.schedule.choices if plan.schedule is not None else []
     guide: Guide
@@ -211,7 +215,7 @@ def _outcome(machine: Machine, plan: Plan, out: Digested, timeout: float) -> Out
     )
 
 
-def _choices(machine: Machine) -> list[object]:
+def _choices(machine: Machine) -> list[Choice]:
     streams = machine.streams
     assert isinstance(streams, DecidedStreams), "it was made so"
     return [choice for each in streams.decisions for choice in each.made]

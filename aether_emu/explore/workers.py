@@ -3,8 +3,8 @@
     parent   --Job, then Plan-->   worker          engines do not fork: each worker is a new Python
              <--Outcome--                          or the error that says that nothing can be run
 
-A worker that dies is replaced, and its trial tried once more; if that one dies too, its outcome is "lost". One
-that says nothing for much longer than a trial may take is killed. Workers stand outside the terminal's
+A worker that dies is replaced, and its trial tried once more; if that one dies too, its outcome is "lost".
+One that says nothing for much longer than a trial may take is killed. Workers stand outside the terminal's
 foreground, so that Ctrl-C is the parent's alone, and end when the parent has gone.
 """
 
@@ -60,7 +60,7 @@ class Crew:
         self.deaths: list[str] = []
 
     def perform(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Outcome]]:
-        """Each plan with its outcome. Whoever stops asking leaves the rest undone. Raises what `perform` does."""
+        """Each plan with its outcome. Whoever stops asking leaves the rest. Raises as `trial.perform`."""
         source, order, given = iter(plans), list[int](), dict[int, Plan]()
         more = True
         while more or order:
