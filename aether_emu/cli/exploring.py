@@ -57,7 +57,7 @@ _OPTIONS = [
         "--explore",
         type=whole(1),
         metavar="N",
-        help="Try N schedules, and stop at the first run that crashes, deadlocks or ends with another status.",
+        help="Try N schedules; stop at the first run that crashes, deadlocks or ends with another status.",
     ),
     click.option(
         "--exhaustive",
@@ -312,7 +312,7 @@ def replay_command(schedule: str) -> str:
 
 
 class Replay:
-    """A run by a schedule. Its streams are as in a trial: input is read before, nobody waits for a reader."""
+    """A run by a schedule. Its streams are as in a trial: input is read before, none waits for a reader."""
 
     def __init__(self, written: str, config: Config) -> None:
         """Raises ScheduleError, ConfigError."""

@@ -101,6 +101,9 @@ class Enumeration:
         clocks: list[dict[int, int]] = []  # task -> its last step that comes before
         last_of: dict[int, int] = {}
         for at, event in enumerate(events):
+            if event.ends:  # the others may do something before
+                place = self._places[at]
+                place.wanted += [task for task in place.ready if task not in place.wanted]
             before: dict[int, int] = {}
             own = last_of.get(event.task)
             for known in (own, event.enabled_by):

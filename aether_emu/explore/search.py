@@ -11,12 +11,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from aether_emu.explore.guides import STRATEGIES
 from aether_emu.explore.schedule import Departure, Schedule
 from aether_emu.explore.shrink import shrink
 from aether_emu.explore.trial import Outcome, Plan, Told
-from aether_emu.explore.workers import Crew
 
 Signature = tuple[str, str]
 _MOST_SHRINKING = 2_000  # runs, without a budget
@@ -30,7 +30,7 @@ class Judge:
     expected: Told | None = None
 
     def finding(self, outcome: Outcome) -> Signature | None:
-        """(what, in words) of a run that ended as it must not; None for others, and for one without an end."""
+        """(what, in words) of a run that ended as it must not; None for others, and without an end."""
         if outcome.kind == "error":
             return outcome.error, outcome.why
         if outcome.kind != "ended":
@@ -117,6 +117,13 @@ class Findings:
         return sum(each.findings for each in self.strategies.values())
 
 
+class Performs(Protocol):
+    """Who runs trials, such as `workers.Crew`."""
+
+    def perform(self, plans: Iterable[Plan]) -> Iterator[tuple[Plan, Outcome]]:
+        """Each plan with its outcome, in their order."""
+
+
 class Search:
     """Explores by `crew`, for at most `count` trials. `expected` None: an output is compared with the calm
     one's if `same_output`. `keeps_on` looks at all trials, and shrinks the first finding then.
@@ -126,7 +133,7 @@ class Search:
 
     def __init__(
         self,
-        crew: Crew,
+        crew: Performs,
         count: int,
         budget: Budget,
         *,

@@ -51,7 +51,8 @@ class Abandoned(Exception):
 @dataclass(slots=True)
 class Event:
     """What one step of a task did. `calls`: it made a system call that others may notice. `unknown`: it
-    touched memory that no object owns. `enabled_by` is the step that let the task go on, if one did.
+    touched memory that no object owns. `ends`: its process ended with it, before what others of it would have
+    done. `enabled_by` is the step that let the task go on, if one did.
     """
 
     task: int
@@ -59,10 +60,13 @@ class Event:
     writes: set[Unit] = field(default_factory=set)
     calls: bool = False
     unknown: bool = False
+    ends: bool = False
     enabled_by: int | None = None
 
     def depends(self, other: Event) -> bool:
         """Whether the order of the two may matter. All calls that others may notice depend on each other."""
+        if self.ends or other.ends:
+            return True
         if (
             (self.calls and other.calls)
             or (self.unknown and other.touches)
@@ -204,6 +208,7 @@ class SteppingScheduler(Scheduler):
         try:
             reached = super()._let_run(task, limit)
         finally:
+            event.ends = task.process.is_over
             if event.touches or len(self._tasks) > 1:
                 self.events.append(event)
         self._learn(task, event)

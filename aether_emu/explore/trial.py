@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
+from typing import Any
 
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, TimedOut, shown
 from aether_emu.explore.guides import DecidedStreams, Drawn, Guide, Replayed, Short, Span, few
 from aether_emu.explore.schedule import CALM_SCHEDULE, Choice, Schedule, Switch
-from aether_emu.explore.stepping import Followed, SteppingScheduler
+from aether_emu.explore.stepping import Followed, SteppingScheduler, in_steps
 from aether_emu.explore.turns import GuidedScheduler, Place
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
@@ -190,29 +191,37 @@ def _outcome(machine: Machine, plan: Plan, out: Digested, timeout: float) -> Out
         kind, why = "timeout", str(late)
     except AetherError as raised:
         kind, error, why = "error", type(raised).__name__, str(raised)
-    scheduler = machine.scheduler
-    assert isinstance(scheduler, GuidedScheduler), "it was made so"
-    words = tuple(map(_in_words, scheduler.made, scheduler.places)) if plan.describes else ()
-    blocks, time_ns = machine.kernel.blocks, machine.kernel.time_seen()
-    if kind == "ended":
-        try:
-            machine.close()
-        except AetherError as raised:
-            kind, error, why = "error", type(raised).__name__, str(raised)
-    return Outcome(
+    outcome = Outcome(
         kind,
         status,
         signal,
         error,
         why,
         out.told,
-        Schedule((*scheduler.made, *_choices(machine))),
-        scheduler.order,
-        blocks,
-        time_ns,
-        scheduler.spans,
-        words,
+        blocks=machine.kernel.blocks,
+        time_ns=machine.kernel.time_seen(),
+        **_scheduled(machine, plan),
     )
+    if kind == "ended":
+        try:
+            machine.close()
+        except AetherError as raised:
+            return replace(outcome, kind="error", error=type(raised).__name__, why=str(raised))
+    return outcome
+
+
+def _scheduled(machine: Machine, plan: Plan) -> dict[str, Any]:
+    """What the scheduler of a run knows of it: fields of an Outcome."""
+    scheduler = machine.scheduler
+    if isinstance(scheduler, SteppingScheduler):
+        return {"schedule": in_steps(scheduler.events)}
+    assert isinstance(scheduler, GuidedScheduler), "it was made so"
+    return {
+        "schedule": Schedule((*scheduler.made, *_choices(machine))),
+        "order": scheduler.order,
+        "spans": scheduler.spans,
+        "words": tuple(map(_in_words, scheduler.made, scheduler.places)) if plan.describes else (),
+    }
 
 
 def _choices(machine: Machine) -> list[Choice]:
