@@ -146,6 +146,10 @@ def _refuse(given: Given, count: int | None, exhaustive: bool, no_reduction: boo
     option = "--exhaustive" if exhaustive else "--explore"
     if count is not None and exhaustive:
         raise ConfigError("explore", count, "either --explore or --exhaustive")
+    if exhaustive and given.config.cpus > 1:
+        raise ConfigError(
+            "cpus", given.config.cpus, "1 with --exhaustive, which interleaves tasks step by step"
+        )
     if no_reduction and not exhaustive:
         raise ConfigError("no_reduction", True, "only with --exhaustive")
     if given.schedule is not None:
@@ -278,8 +282,8 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
     else:
         least = "" if known.complete else ", perhaps not the fewest"
         shrunk = f"shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}"
-        print(f"  in trial {known.first.number} ({known.first.strategy}); {known.size:,} departures from the")
-        print(f"  calm schedule, {shrunk}:")
+        where = f"in trial {known.first.number} ({known.first.strategy})"
+        print(f"  {where}: {known.size:,} departures from the calm schedule, {shrunk}:")
         for line in known.last.words:
             print(f"  - {line}")
         for choice in known.raw.choices:

@@ -57,7 +57,7 @@ def test_an_exploration_that_would_not_end_says_how_much_there_is() -> None:
         (["--explore", "2", "--budget", "soon"], 2, "--budget soon is not allowed: seconds such as 90s"),
         (["--explore", "2", "--bind", "/tmp:/tmp:rw"], 2, "read-only with --explore"),
         (["--explore", "2", "--stats"], 2, "are for one run"),
-        (["--exhaustive", "--cpus", "2"], 125, "leave --cpus out"),
+        (["--exhaustive", "--cpus", "2"], 2, "1 with --exhaustive"),
         (["--jobs", "2"], 2, "--jobs 2 is not allowed: only with --explore"),
         (["--schedule", "nothing"], 125, "--schedule nothing cannot be read"),
     ],
