@@ -104,19 +104,21 @@ class Enumeration:
             if event.ends:  # the others may do something before
                 place = self._places[at]
                 place.wanted += [task for task in place.ready if task not in place.wanted]
-            before: dict[int, int] = {}
             own = last_of.get(event.task)
-            for known in (own, event.enabled_by):
-                if known is not None and known < at:
-                    _join(before, clocks[known])
+            past = {} if own is None else clocks[own]
+            before = dict(past)
+            if event.enabled_by is not None and event.enabled_by < at:
+                _join(before, clocks[event.enabled_by])
             for earlier in range(at - 1, -1, -1):
                 other = events[earlier]
                 if other.task == event.task or not event.depends(other):
                     continue
-                if before.get(other.task, -1) < earlier:
-                    if at >= self._fixed:
-                        self._note_race(events, clocks, earlier, at)
-                    _join(before, clocks[earlier])
+                _join(before, clocks[earlier])
+                # What let it go on comes first in any case. But what comes in between does not settle the order
+                # of the two: it may be an unlock, which could not come after this lock.
+                is_race = earlier != event.enabled_by and past.get(other.task, -1) < earlier
+                if is_race and at >= self._fixed:
+                    self._note_race(events, clocks, earlier, at)
             before[event.task] = at
             clocks.append(before)
             last_of[event.task] = at
