@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from aether_emu.cli.app import settle
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
+from aether_emu.cli.progress import Progress
+from aether_emu.cli.replaying import replay_command
 
 if TYPE_CHECKING:
     from aether_emu.explore.exhaustive import Ends
@@ -20,7 +22,6 @@ def exhausted(job: Job, budget: Budget, expected: Told | None, *, same_output: b
     """Try every interleaving, say what they end in, and return the exit status: 1 for a finding, 0 when there
     is none in all of them, 124 when the budget was used up before.
     """
-    from aether_emu.cli.exploring import Progress
     from aether_emu.explore.exhaustive import Exhaustive
 
     progress = Progress("interleavings", None)
@@ -58,8 +59,6 @@ def _tell(known: Ends, reduced: bool, seconds: float) -> None:
 
 def _list(known: Ends) -> None:
     """The ends that were met, and the command that replays the first finding."""
-    from aether_emu.cli.exploring import replay_command
-
     print(f"{len(known.finals):,} final state{'s' * (len(known.finals) != 1)} (end, output, memory):")
     shown: dict[tuple[str, bytes], int] = {}
     for final, runs in known.finals.items():

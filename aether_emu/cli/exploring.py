@@ -1,10 +1,8 @@
-"""The options of `aether run` that try other schedules, what they print, and the replay of one schedule."""
+"""The options of `aether run` that try other schedules, and what they print."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,23 +13,19 @@ import click
 
 from aether_emu.cli.app import complain, settle
 from aether_emu.cli.interrupts import interrupts
-from aether_emu.cli.options import FILE, Command, Form, text, whole
+from aether_emu.cli.options import FILE, Form, text, whole
+from aether_emu.cli.progress import Progress
+from aether_emu.cli.replaying import program_input, replay_command
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:
-    from aether_emu.explore.schedule import Schedule
     from aether_emu.explore.search import Findings, Search
-    from aether_emu.explore.trial import Job, PassedOn, Told
+    from aether_emu.explore.trial import Job, Told
     from aether_emu.grants import Grants
-    from aether_emu.linux.files.streams import Stream
-    from aether_emu.system import Machine
 
-_MOST_INPUT = 64 << 20  # bytes of stdin that are given to each trial
 _LONGEST_WORD = 1_000  # characters of a schedule on a command line; a longer one goes into a file
 _TIMEOUT = 60.0  # seconds for one trial, without --timeout
-_OWN = ("--explore", "--exhaustive", "--jobs", "--budget", "--same-output", "--expect", "--save",
-        "--keep-going", "--schedule", "--no-reduction", "--timeout")  # fmt: skip
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -176,25 +170,7 @@ def _job(given: Given) -> Job:
     isa = program_isa(given.program, given.grants, executable=True)
     argv = (given.program, *given.args)
     timeout = given.timeout or _TIMEOUT
-    return Job(isa, given.program, argv, given.env, given.grants, given.config, _input(), timeout)
-
-
-def _input() -> bytes:
-    """What trials read from stdin: all that comes by it, and nothing from a terminal. Raises MachineError."""
-    try:
-        if os.isatty(0):
-            return b""
-        pieces, size = [], 0
-        while piece := os.read(0, 1 << 20):
-            pieces.append(piece)
-            size += len(piece)
-            if size > _MOST_INPUT:
-                raise MachineError(
-                    f"stdin has more than {_MOST_INPUT >> 20} MiB: too much to give to each run"
-                )
-        return b"".join(pieces)
-    except OSError:  # closed, or a directory
-        return b""
+    return Job(isa, given.program, argv, given.env, given.grants, given.config, program_input(), timeout)
 
 
 def _expected(expect: Path | None) -> Told | None:
@@ -211,32 +187,6 @@ def _expected(expect: Path | None) -> Told | None:
 
 
 # ---- telling
-
-
-class Progress:
-    """How far it is, on stderr if that is a terminal."""
-
-    def __init__(self, what: str, count: int | None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self._bars = {what: self._progress.add_task(what, total=count)}
-
-    def __enter__(self) -> Progress:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def tell(self, phase: str, done: int) -> None:
-        """So much of a phase is done."""
-        if phase not in self._bars:
-            self._bars[phase] = self._progress.add_task(phase, total=None)
-        self._progress.update(self._bars[phase], completed=done)
 
 
 def _say_so_far(search: Search, seconds: float) -> None:
@@ -304,60 +254,3 @@ def _written(job: Job, known: Findings, save: Path | None) -> str:
     machine = {"isa": job.isa, "cpus": job.config.cpus, "seed": job.config.seed}
     schedule.save(known.raw, path, finding=known.finding[1], words=known.last.words, **machine)
     return str(path)
-
-
-def replay_command(schedule: str) -> str:
-    """What replays it: the command as it was typed, with other options for these."""
-    ctx = click.get_current_context()
-    assert isinstance(ctx.command, Command)
-    options, rest = ctx.command.typed_without(ctx, _OWN)
-    root = ctx.find_root().info_name or "aether"
-    return shlex.join([root, "run", *options, "--schedule", schedule, *rest])
-
-
-class Replay:
-    """A run by a schedule. Its streams are as in a trial: input is read before, none waits for a reader."""
-
-    def __init__(self, written: str, config: Config) -> None:
-        """Raises ScheduleError, ConfigError."""
-        from aether_emu.explore import schedule
-
-        if config.real_time:
-            raise ConfigError("real_time", True, "left out with --schedule: nothing could be repeated")
-        self._schedule: Schedule = schedule.read(written)
-        self._config = config
-        self._outputs: list[PassedOn] = []
-
-    def makers(self, isa: str) -> dict[str, Any]:
-        """What makes the machine's scheduler and streams of chance. Raises ScheduleError."""
-        from aether_emu.explore.trial import Plan, scheduling
-
-        self._schedule.require(isa, self._config.cpus)
-        scheduler, chance = scheduling(Plan(schedule=self._schedule), self._config.seed)
-        return {"scheduler": scheduler, "chance": chance}
-
-    def streams(self) -> dict[str, Stream]:
-        """The program's."""
-        from aether_emu.explore.trial import PassedOn
-        from aether_emu.linux.files.streams import BufferStream
-
-        self._outputs = [PassedOn(fd) for fd in (1, 2)]
-        return {"stdin": BufferStream(_input()), "stdout": self._outputs[0], "stderr": self._outputs[1]}
-
-    def finish(self, machine: Machine) -> None:
-        """The run is over: its output has been taken. Say which switches it never came to."""
-        from aether_emu.explore.turns import GuidedScheduler
-
-        for output in self._outputs:
-            with contextlib.suppress(OSError):
-                output.flush()
-        scheduler = machine.scheduler
-        if not isinstance(scheduler, GuidedScheduler):
-            return
-        met = {(one.task, one.blocks) for one in scheduler.made}
-        missed = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
-        if missed:
-            complain(
-                f"the run never came to {len(missed)} of the schedule's switches, the first {missed[0]}: "
-                "is it another program, or are its options others?"
-            )

@@ -15,7 +15,7 @@ import click
 
 from aether_emu.cli.app import Errors, complain, settle, show_tracebacks
 from aether_emu.cli.early import INTERRUPTED
-from aether_emu.cli.exploring import Given, Replay, explore_options, explored, refuse_alone
+from aether_emu.cli.exploring import Given, explore_options, explored, refuse_alone
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
     DIRECTORY,
@@ -30,6 +30,7 @@ from aether_emu.cli.options import (
     text,
     whole,
 )
+from aether_emu.cli.replaying import Replay
 from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, InterpreterError, ProgramError, Refused, TimedOut

@@ -29,7 +29,8 @@ class Final:
 
 @dataclass(slots=True)
 class Ends:
-    """What is known so far: how often each end was met and by which schedule first, and the first finding.
+    """What is known so far: how often each end was met and by which schedule first, and the finding with the
+    fewest switches.
 
     `complete`: every interleaving was tried, or one that is equivalent. `estimated` is how many runs there
     would be, as far as one can tell.
@@ -91,7 +92,8 @@ class Exhaustive:
         finding = self._judge.finding(outcome)
         if finding is not None:
             known.findings += 1
-            if known.finding is None:
+            length = len(outcome.schedule.departures)
+            if known.found_by is None or length < len(known.found_by.departures):
                 known.finding, known.found_by = finding, outcome.schedule
 
     def _one(self) -> tuple[Outcome, Final] | None:

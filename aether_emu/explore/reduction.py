@@ -114,8 +114,8 @@ class Enumeration:
                 if other.task == event.task or not event.depends(other):
                     continue
                 _join(before, clocks[earlier])
-                # What let it go on comes first in any case. But what comes in between does not settle the order
-                # of the two: it may be an unlock, which could not come after this lock.
+                # What let it go on comes first in any case. But what comes in between does not settle the
+                # order of the two: it may be an unlock, which could not come after this lock.
                 is_race = earlier != event.enabled_by and past.get(other.task, -1) < earlier
                 if is_race and at >= self._fixed:
                     self._note_race(events, clocks, earlier, at)

@@ -36,14 +36,6 @@ def test_what_is_found_can_be_replayed_as_printed(tmp_path: Path) -> None:
     assert aether(*again).stdout == b"60 of 120\n"
 
 
-def test_all_interleavings_are_counted_and_the_wrong_one_can_be_replayed() -> None:
-    found = aether("run", "--exhaustive", _ORDERS, "lost")
-    assert found.returncode == 1
-    assert found.stdout.startswith(b"every interleaving was tried, one of each equivalent kind: 12 runs")
-    again = aether(*_replayed(found.stdout))
-    assert (again.returncode, again.stdout) == (1, b"1 of 2\n")
-
-
 def test_an_exploration_that_would_not_end_says_how_much_there_is() -> None:
     found = aether("run", "--exhaustive", "--budget", "5", _ORDERS, "peterson")
     assert found.returncode == 124
