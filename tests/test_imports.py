@@ -27,7 +27,7 @@ ROWS = (
     ("ext",),
     ("linux",),
     ("assembly",),
-    ("verify", "inject", "observe"),
+    ("verify", "inject", "observe", "litmus"),
     ("explore",),
     ("cli",),
 )
