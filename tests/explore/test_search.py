@@ -67,6 +67,12 @@ def test_a_crash_under_the_calm_schedule_is_told_at_once(tmp_path: Path) -> None
     assert known.trials == 0 and known.finding is not None and known.finding[0] == f"signal {signal.SIGSEGV}"
 
 
+def test_a_deadlock_is_a_finding(tmp_path: Path) -> None:
+    path = written(tmp_path, "x86_64", "mov eax, 34; syscall")  # pause(2), and nobody sends a signal
+    known = _searched(job(path, "x86_64"))
+    assert known.finding is not None and known.finding[0] == "Deadlock"
+
+
 def test_a_worker_that_dies_is_replaced() -> None:
     started: list[int] = []
     crew = Crew(race("x86_64"), 1, started.append)
