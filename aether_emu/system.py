@@ -87,7 +87,8 @@ class Machine:
     `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
     A machine is used by one thread at a time, but for `stop`. `arch` is "x86_64" or "arm64". `pause` is
     called again and again while the guest waits for input; it may raise to end the run. `live_state=False`
-    reads and sets the CPU's state by the engine's API alone, which is slower. Raises ConfigError.
+    reads and sets the CPU's state by the engine's API alone, which is slower. `scheduler` and `chance` make
+    the scheduler and the streams of the seed: `explore` has others. Raises ConfigError.
     """
 
     def __init__(
@@ -98,6 +99,8 @@ class Machine:
         trace: Trace = NO_TRACE,
         live_state: bool = True,
         pause: Callable[[], None] = lambda: None,
+        scheduler: Callable[..., Scheduler] = Scheduler,
+        chance: Callable[[int], Streams] = Streams,
         **options: Unpack[Options],
     ) -> None:
         if config is not None and not isinstance(config, Config):
@@ -113,7 +116,7 @@ class Machine:
         isa = parts_of(arch, self.config)
         self.kernel_base = kernel_base_of(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
-        self.streams = Streams(self.config.seed)
+        self.streams = chance(self.config.seed)
         self.clock = host_clock() if self.config.real_time else VirtualClock(self.config.clock)
         cpus = unicorn_cpus(
             arch,
@@ -151,7 +154,7 @@ class Machine:
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
-        self.scheduler = Scheduler(
+        self.scheduler = scheduler(
             self.kernel, self.entries, pause=pause, lost_pages=self.computer.lost_pages
         )
         self.namespace: Namespace | None = None

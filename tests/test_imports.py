@@ -28,6 +28,7 @@ ROWS = (
     ("linux",),
     ("assembly",),
     ("verify", "inject", "observe", "litmus"),
+    ("explore",),
     ("cli",),
 )
 ROW_OF = {folder: number for number, row in enumerate(ROWS) for folder in row}
