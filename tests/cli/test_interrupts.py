@@ -1,6 +1,6 @@
 """Ctrl-C at any moment of any command: status 130, no traceback, no verdict, no half file, and no waiting.
 
-The moments are seeded. A few of each command are tried here, forty in the slow sweep, which tells the longest
+The moments are seeded. One of each command is tried here, forty in the slow sweep, which tells the longest
 time from the signal to the end. SIGINT is held back until Python runs, as `scripts/aether` does.
 """
 
@@ -25,7 +25,7 @@ from tests.cli.command import COMMAND, PATIENCE, PROGRAMS, environment
 from tests.linux.exec.crafted import READ_STDIN, crafted
 
 MOST = 10  # seconds to end: far more than the half of one that is promised, for hosts with other work
-FEW, MANY = 2, 40
+FEW, MANY = 1, 40
 MODULE = (sys.executable, "-m", "aether_emu")
 INSTALLED = (sys.executable, str(Path(sys.executable).with_name("aether")))
 SPIN = str(PROGRAMS / "x86_64" / "spin")

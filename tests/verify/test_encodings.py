@@ -115,7 +115,7 @@ def test_an_mmu_that_does_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) ->
         return true(replace(found, writable=found.writable & False), *rest)
 
     monkeypatch.setattr(spec, "judge", judge_without_writes)
-    tally = suites.perform(suites.Task("x86_64-4level", "encodings", 4_000, 0, "engine: ")).tally
+    tally = asked_of_the_engine(TRUE[0], 4_000)
     assert {access for (_feature, access), red in tally.red.items() if red} == {
         "write user",
         "write supervisor",
