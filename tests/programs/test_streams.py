@@ -87,7 +87,7 @@ _OTHERS = [(ISAS[(number + 1) % 2], *case) for number, case in enumerate(_CASES)
 def test_redirections_mean_the_same_as_natively(
     static: Path, tmp_path: Path, isa: str, script: str, redirection: str
 ) -> None:
-    """Each case on one ISA in turn: streams are the host's, whatever the guest. The others are marked slow."""
+    """Each case on one ISA in turn: streams are the host's, whatever the guest. Others are marked slow."""
     _compare(static, tmp_path, isa, script, redirection)
 
 
