@@ -41,6 +41,7 @@ from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ class Computer(Generic[C]):
 
     The supervisor's half begins at `kernel_base`. Where that is None there is none, and the CPUs are not
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
-    `allocator` makes what hands out frames, as `Buddy`. Raises ConfigError for a number of CPUs, OutOfFrames
-    when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
-    its base.
+    `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. Raises
+    ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the supervisor's half,
+    and MappingError when RAM does not fit above its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.
@@ -138,6 +139,7 @@ class Computer(Generic[C]):
         kernel_base: int | None,
         flush_ceiling: int = 8,
         allocator: Callable[..., Buddy] = Buddy,
+        tlb: Callable[..., Tlb] = Tlb,
         trace: Trace = NO_TRACE,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
@@ -171,6 +173,7 @@ class Computer(Generic[C]):
                 self.cpus,
                 trace=trace,
                 flush_ceiling=flush_ceiling,
+                tlb=tlb,
             )
             if kernel_base is not None:
                 self._boot(kernel_base)

@@ -160,6 +160,21 @@ class _Choice(_Rule):
         return parse_size(value, name) if self.written == "size" and isinstance(value, str) else value
 
 
+@records.dataclass(frozen=True)
+class _Word(_Rule):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+    type = "string"
+
+    @property
+    def allowed(self) -> str:
+        return "one of " + ", ".join(self.words)
+
+    def check(self, value: object) -> bool:
+        return isinstance(value, str) and value in self.words
+
+
 class _Flag(_Rule):
     """True or false."""
 
@@ -231,6 +246,10 @@ class ClockCosts:
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
     flush_all: int = _cost(500, "ns for a full TLB flush")
+    interrupt: int = _cost(100, "ns for sending an interrupt to another CPU, for it to flush")
+    interrupt_delivery: int = _cost(700, "ns at least from sending it to its acknowledgement")
+    interrupt_taken: int = _cost(300, "ns of the CPU that takes it, besides what it flushes")
+    broadcast: int = _cost(200, "ns for a broadcast invalidation and the wait for it (ARM64: TLBI and DSB)")
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -246,6 +265,10 @@ class CostOptions(TypedDict, total=False):
     system_call: int
     flush_page: int
     flush_all: int
+    interrupt: int
+    interrupt_delivery: int
+    interrupt_taken: int
+    broadcast: int
 
 
 class Options(TypedDict, total=False):
@@ -253,6 +276,12 @@ class Options(TypedDict, total=False):
 
     ram: int | str
     cpus: int
+    shootdown: str
+    shootdown_delay: int
+    shootdown_pages: int
+    lazy_tlb: bool
+    tlb_fault: str
+    tlb_fault_one_in: int
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -299,6 +328,32 @@ class Config:
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
     cpus: int = _parameter(1, _Whole(1, 64), "CPUs that tasks are spread over; one works at a time, by turns")
+    shootdown: str = _parameter(
+        "flushed",
+        _Word(("flushed", "early", "deferred")),
+        "when a CPU that had others drop translations goes on: once they have flushed; early, once they have "
+        "taken the interrupt; or deferred, at once where it only gave memory back, which then waits for them",
+    )
+    shootdown_delay: int = _parameter(
+        100,
+        _Whole(0, 1_000_000),
+        "the most blocks that a CPU executes, with what its TLB holds, before it takes such an interrupt",
+    )
+    shootdown_pages: int = _parameter(
+        8, _Whole(1, 4096), "the most pages that are flushed one by one; more are one full flush"
+    )
+    lazy_tlb: bool = _parameter(
+        True, _Flag(), "whether a CPU without tasks is not interrupted, and flushes when it gets one"
+    )
+    tlb_fault: str = _parameter(
+        "none",
+        _Word(("none", "drop", "late", "narrow", "free-early", "no-break", "no-wake")),
+        "a fault of shootdowns to provoke, see `docs/how-to/break.md`: a flush that is dropped, late or too "
+        "narrow, memory given back early, no break before make, no flush when a lazy CPU wakes",
+    )
+    tlb_fault_one_in: int = _parameter(
+        1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
+    )
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),

@@ -60,6 +60,7 @@ from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 from aether_emu.random import Streams
 
@@ -130,6 +131,8 @@ class Machine:
                 aperture=aperture,
                 cpus=self.config.cpus,
                 kernel_base=self.kernel_base,
+                flush_ceiling=self.config.shootdown_pages,
+                tlb=self._tlb(),
                 trace=trace,
             )
         except OutOfFrames as error:
@@ -152,6 +155,15 @@ class Machine:
         self.process: Process | None = None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    def _tlb(self) -> Callable[..., Tlb]:
+        """What flushes the CPUs; with the faults that the parameters ask for."""
+        if self.config.tlb_fault == "none":
+            return Tlb
+        from aether_emu.mm.tlb_faults import FaultyTlb  # noqa: PLC0415  # few runs want any
+
+        below = self.streams.stream("tlb_fault").below
+        return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, below)
 
     @property
     def entry(self) -> Entry:

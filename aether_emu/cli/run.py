@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,8 +65,33 @@ def _kinds() -> list[str]:
     return all_words()
 
 
+def _parameter(written: str) -> tuple[str, object]:
+    import tomllib
+
+    name, equals, value = written.partition("=")
+    if not name or not equals:
+        raise ValueError(written)
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value  # a word without quotation marks
+
+
+def _parameters(pairs: tuple[tuple[str, object], ...]) -> dict[str, Any]:
+    """As a file would have them: `clock.block` stands in a table `clock`."""
+    parameters: dict[str, Any] = {}
+    for name, value in pairs:
+        table, dot, key = name.partition(".")
+        if dot and isinstance(parameters.setdefault(table, {}), dict):
+            parameters[table][key] = value
+        else:
+            parameters[name] = value
+    return parameters
+
+
 _BIND = Form("HOST:GUEST[:rw]", "HOST:GUEST or HOST:GUEST:rw", _bind)
 _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
+_PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -106,6 +131,13 @@ _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 )
 @click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
 @click.option("--config", type=FILE, help="A TOML file of parameters.")
+@click.option(
+    "--set",
+    "settings",
+    type=_PARAMETER,
+    multiple=True,
+    help="A parameter as it would stand in that file; may be repeated.",
+)
 @click.option("--root", type=DIRECTORY, help="A host directory that becomes the guest's /.")
 @click.option(
     "--bind", type=_BIND, multiple=True, help="Show the guest something of the host; may be repeated."
@@ -143,6 +175,7 @@ def run(  # an option is a parameter here
     real_time: bool,
     no_aslr: bool,
     config: Path | None,
+    settings: tuple[tuple[str, object], ...],
     root: Path | None,
     bind: tuple[Bind, ...],
     uid: int | None,
@@ -170,7 +203,8 @@ def run(  # an option is a parameter here
     from aether_emu.grants import Grants, program_isa
     from aether_emu.system import Machine
 
-    overrides = {
+    overrides = _parameters(settings)
+    options = {
         "ram": ram,
         "cpus": cpus,
         "seed": seed,
@@ -181,6 +215,7 @@ def run(  # an option is a parameter here
         "uid": uid,
         "gid": gid,
     }
+    overrides.update({name: value for name, value in options.items() if value is not None})
     parameters = Config.load(config, overrides)
     grants = Grants(root, list(bind))
     if timeout is not None:

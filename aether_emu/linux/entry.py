@@ -128,8 +128,11 @@ class Entry:
 
     def switch(self, task: Task) -> None:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
-        self.percpu.take_over()
         before = getattr(self, "task", None)
+        if self.percpu.goes_on_stale and before is task and self._is_in_its_program(task):
+            self.percpu.come_back()
+        else:
+            self.percpu.take_over()
         if before is task and task.is_on(self.cpu):
             self.kernel.actor.credentials = task.credentials
             return
@@ -140,6 +143,12 @@ class Entry:
         self.task = task
         self.percpu.enter(task.process.mm)
         task.enter(self.cpu, self.percpu.enter)
+
+    def _is_in_its_program(self, task: Task) -> bool:
+        """Whether it goes on there, with nothing for the kernel to do before."""
+        signals = task.signals
+        waits = task.wait is not None or task.left or task.set_child_tid
+        return task.is_on(self.cpu) and not (waits or signals.ready() or signals.in_call)
 
     # ---- faults
 

@@ -31,6 +31,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
+from aether_emu.mm.shootdown import Shootdown
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
@@ -79,7 +80,9 @@ class Kernel:
         self.timers = Timers()
         self.run_queue: RunQueue[Any, Any] | Lines[Any, Any] = RunQueue()
         if len(self.cpus) > 1:
-            self.run_queue = Lines(len(self.cpus), self.time_now)
+            lines: Lines[Any, Any] = Lines(len(self.cpus), self.time_now)
+            self.run_queue = lines
+            self._connect(lines)
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.calls_made: defaultdict[int, int] = defaultdict(int)
@@ -105,8 +108,32 @@ class Kernel:
             Event.FAULT_BUS: costs.fault_denied,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
+            Event.INTERRUPT: costs.interrupt,
+            Event.INTERRUPT_TAKEN: costs.interrupt_taken,
+            Event.BROADCAST: costs.broadcast,
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+
+    def _connect(self, lines: Lines[Any, Any]) -> None:
+        """Have shootdowns take the time, and the turns, that they take."""
+        from aether_emu.linux.task.interrupts import Interrupts  # noqa: PLC0415  # one CPU has nobody to ask
+
+        config, tlb, clock = self.config, self.physical.tlb, self.clock
+        tlb.way = Shootdown(
+            config.shootdown,
+            config.shootdown_delay,
+            config.lazy_tlb,
+            self.abi.broadcasts,
+        )
+        tlb.runner = Interrupts(
+            lines,
+            self.cpus,
+            self.time_now,
+            clock.advance,
+            clock.costs,
+            tlb.way,
+            self.streams.stream("shootdown").below,
+        )
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""

@@ -28,6 +28,9 @@ class Event(IntEnum):
     WRITABLE_EXECUTABLE = 17  # mappings that are or were both writable and executable
     FAULT_ACCESS_FLAG = 18  # an access to note where the MMU notes none itself: ACCESSED or DIRTY
     WRITTEN_BACK = 19  # dirty pages of files that msync made clean
+    INTERRUPT = 20  # sent to another CPU, for it to flush
+    INTERRUPT_TAKEN = 21  # by a CPU that was told to flush
+    BROADCAST = 22  # of an invalidation to all CPUs, and waited for
 
 
 class Counters:

@@ -277,7 +277,8 @@ class Faults:
                 return damaged
         self._suspected = page
         self._n[Event.FAULT_SPURIOUS] += 1
-        self._physical.tlb.flush_pages(space.cpus, [page])
+        tlb = self._physical.tlb
+        tlb.flush_pages(1 << tlb.running, [page])
         return RESOLVED
 
     def _report_growth(self) -> None:

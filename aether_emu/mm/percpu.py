@@ -6,9 +6,11 @@ What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.machine.cpu import Cpu, Exit
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason
 from aether_emu.mm.fault import make_fault
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
@@ -92,7 +94,65 @@ class PerCpu:
             physical.tlb.acknowledge(self.index)
         self._before_run()
 
+    @property
+    def goes_on_stale(self) -> bool:
+        """Whether it has been asked to drop translations, and may go on with its program for a while."""
+        return self.index in self._physical.tlb.windows
+
     def run(self, budget: int | None = None) -> Exit:
         """Execute, as `Cpu.run`."""
+        tlb = self._physical.tlb
+        if self.index in tlb.windows and tlb.running == self.index:
+            return self._run_stale(budget)
         self.take_over()
+        if tlb.unsettled & self._bit:
+            return self._run_aware(budget)
         return self.cpu.run(budget)
+
+    def come_back(self) -> None:
+        """This CPU is the one that works from now on, where it was in its program; see `goes_on_stale`."""
+        physical = self._physical
+        physical.buddy.enter(self.index)
+        physical.tlb.running = self.index
+        if physical.code.mutable and self.cpu.misses_stores:
+            self.cpu.forget_code()
+        self._before_run()
+
+    def _run_stale(self, budget: int | None) -> Exit:
+        """Execute with translations that it has been asked to drop, until it takes notice of that: after so
+        many blocks, or on its way into the kernel.
+        """
+        cpu, tlb = self.cpu, self._physical.tlb
+        start = cpu.blocks
+        left = tlb.windows[self.index] - start
+        ended = self._run_aware(left if budget is None else min(left, budget))
+        used = cpu.blocks - start
+        tlb.way.stale_blocks += used
+        if self.index in tlb.windows and used < left:
+            return ended  # its turn is over before that
+        tlb.acknowledge(self.index)
+        if ended.reason is not ExitReason.BUDGET or (budget is not None and used >= budget):
+            return ended
+        return self.run(None if budget is None else budget - used)
+
+    def _run_aware(self, budget: int | None) -> Exit:
+        """Execute while CPUs have not flushed all that they were asked to. This one does on its way into the
+        kernel. A fault edits the table, so it waits for all: Linux holds a lock until then.
+        """
+        cpu, tlb = self.cpu, self._physical.tlb
+        called = cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve
+
+        def first(do: Callable[[], object], action: Callable[..., Any]) -> Callable[..., Any]:
+            def done(*arguments: Any) -> Any:
+                do()
+                return action(*arguments)
+
+            return done
+
+        notice = partial(tlb.acknowledge, self.index)
+        cpu.on_fault, cpu.resolve = first(tlb.settle, cpu.on_fault), first(tlb.settle, cpu.resolve)
+        cpu.on_system_call, cpu.on_trap = first(notice, cpu.on_system_call), first(notice, cpu.on_trap)
+        try:
+            return cpu.run(budget)
+        finally:
+            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called

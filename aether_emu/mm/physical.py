@@ -41,6 +41,7 @@ class Physical:
         *,
         trace: Trace = NO_TRACE,
         flush_ceiling: int = 8,
+        tlb: Callable[..., Tlb] = Tlb,
     ) -> None:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters = Counters()
@@ -49,7 +50,7 @@ class Physical:
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
-        self.tlb = Tlb(cpus, self.counters, trace, flush_ceiling)
+        self.tlb = tlb(cpus, self.counters, trace, flush_ceiling)
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
         self.zero_frame = buddy.alloc()

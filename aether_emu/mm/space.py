@@ -183,6 +183,8 @@ class AddressSpace:
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
             self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
+            if replaced:
+                self.physical.tlb.settle()  # new entries come where others may still use old ones
             self._add(area)
         finally:
             if backing is not None:
@@ -253,7 +255,7 @@ class AddressSpace:
             pieces = self._take_out(start, end)
             self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
-            self.finish(gather)
+            gather.finish(may_defer=True)
             for item in held:
                 item.let_go()
         self._tell(Change.UNMAPPED, start, end)
@@ -288,7 +290,10 @@ class AddressSpace:
         try:
             code = edits.protect(self.table, gather, start, end, piece.bits)
         finally:
-            self.finish(gather)
+            if protection & Protection.EXECUTE:
+                gather.finish_at_once()  # nobody stores to what may be code from now on
+            else:
+                gather.finish()
         shared = piece.backing is not None and piece.backing.writable
         self.physical.code.executable_each(code, mutable=True, shared=shared)
         if newly:
@@ -355,8 +360,10 @@ class AddressSpace:
     # ---- entries
 
     def gather(self) -> Gather:
-        """A collection for one operation's edits."""
+        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then."""
         physical = self.physical
+        if self.cpus & physical.tlb.unsettled:
+            physical.tlb.settle()
         return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back)
 
     def finish(self, gather: Gather) -> None:
@@ -369,7 +376,7 @@ class AddressSpace:
         try:
             self.clear(gather, area, start, end)
         finally:
-            self.finish(gather)
+            gather.finish(may_defer=True)
 
     def written(self, va: int, length: int) -> None:
         """Bytes changed without the engine's notice: drop translations if a page of them held code."""
@@ -391,8 +398,11 @@ class AddressSpace:
         gather.page(page)
         if old_frame is not None:
             gather.drop(old_frame)
-        found = Found(page, 1, slot, self.physical.ram.words[slot])
-        self.table.exchange(found, entry, gather.flush)
+        if self.table.format.frozen_bits and not self.physical.tlb.skips_break():
+            found = Found(page, 1, slot, self.physical.ram.words[slot])
+            self.table.exchange(found, entry, gather.flush)
+        else:
+            self.table.write(page, 1, slot, entry)
         self.finish(gather)
 
     def move_entries(self, start: int, end: int, to: int) -> None:
@@ -439,7 +449,7 @@ class AddressSpace:
             child.destroy()
             raise
         finally:
-            self.finish(gather)
+            gather.finish_at_once()  # the child runs before this program goes on
         return child
 
     def let_go(self) -> None:

@@ -6,8 +6,9 @@ them, and only when each of these has acknowledged are frames and tables given b
 it is flushed.
 
     finish --> CPU that runs now: flushed at once
-           --> any other CPU: a `Flush` in its queue, which names the pages; carried out when that CPU
-               next runs (`acknowledge`), or when memory is short (`settle`)
+           --> any other CPU: a `Flush` in its queue, which names the pages; carried out when that CPU takes
+               notice of it (`acknowledge`), or when memory is short (`settle`)
+           --> the CPU that asked goes on with its program when all others have acknowledged
 
 Which edits owe an invalidation is not decided here but in `mm.tables.owed`.
 """
@@ -21,6 +22,7 @@ import numpy as np
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
+from aether_emu.mm.shootdown import Runner, Shootdown
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.ports import Trace
 
@@ -34,17 +36,18 @@ _FILE = int(Kind.FILE)  # plain: numpy needs 20 us to compare with an enum
 class Flush:
     """One invalidation on its way. `pages` are addresses; None means everything.
 
-    `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left.
+    `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left. `blocks` is
+    how many the slowest of those that have acknowledged executed meanwhile.
     """
 
-    __slots__ = ("done", "pages", "waiting")
+    __slots__ = ("blocks", "done", "pages", "waiting")
 
     def __init__(self, pages: Sequence[int] | None, waiting: int) -> None:
-        self.pages, self.waiting = pages, waiting
+        self.pages, self.waiting, self.blocks = pages, waiting, 0
         self.done: list[Callable[[], None]] = []
 
     def acknowledge(self, index: int) -> None:
-        """CPU `index` holds none of the translations any more."""
+        """CPU `index` uses none of the translations any more."""
         self.waiting &= ~(1 << index)
         if not self.waiting:
             done, self.done = self.done, []
@@ -55,9 +58,10 @@ class Flush:
 class Tlb:
     """The TLBs of all CPUs. `running` is the index of the CPU that executes now.
 
-    Up to `ceiling` single pages are flushed one by one; beyond that the whole TLB is dropped.
-    Of each flush that concerns others, `asked` counts the CPUs that were asked, `spared` those that hold
-    nothing of the address space, and `merged` how often one was carried out along with an earlier one.
+    Up to `ceiling` single pages are flushed one by one; beyond that the whole TLB is dropped. `way` says how
+    other CPUs are reached, `runner` what they do meanwhile. `windows` has, for each CPU that has been asked
+    and goes on for a while, the count of its blocks at which it takes notice; `unsettled` is the mask of the
+    CPUs in the address spaces that are concerned, where nothing is edited before they have.
     """
 
     def __init__(self, cpus: Sequence[Cpu], counters: Counters, trace: Trace, ceiling: int = 8) -> None:
@@ -66,8 +70,14 @@ class Tlb:
         self._trace = trace
         self.ceiling = ceiling
         self.running = 0
-        self.asked = self.spared = self.merged = 0
+        self.way = Shootdown()
+        self.runner = Runner()
+        self.windows: dict[int, int] = {}
+        self.unsettled = 0
         self._queues: list[list[Flush]] = [[] for _ in cpus]
+        self._behind: list[list[int]] = [[] for _ in cpus]  # pages that a lazy CPU drops when it wakes
+        self._asked_at = [0] * len(cpus)  # blocks, when the first in the queue was
+        self._far_behind = 0  # mask of those that drop everything then
 
     @property
     def pending(self) -> int:
@@ -80,35 +90,56 @@ class Tlb:
             self._drop_pages(self.running, pages)
         return self._ask(mask, pages)
 
-    def flush_all(self, mask: int) -> Flush | None:
-        """Drop everything on the CPUs of `mask`. Returns what others must still acknowledge, if any."""
+    def flush_all(self, mask: int, *, tables: bool = False) -> Flush | None:
+        """Drop everything on the CPUs of `mask`. Returns what others must still acknowledge, if any.
+
+        `tables`: a table was taken out, so that walkers must forget it too.
+        """
         if mask >> self.running & 1:
             self._drop_all(self.running)
-        return self._ask(mask, None)
+        return self._ask(mask, None, tables=tables)
 
     def acknowledge(self, index: int) -> None:
         """Carry out what is asked of CPU `index`, which is about to run or is made to."""
         queue = self._queues[index]
-        if not queue:
+        if not queue and not self._is_behind(index):
             return
         asked, queue[:] = list(queue), []
-        pages: list[int] = []
-        everything = False
+        pages = list(self._behind[index])
+        everything = bool(self._far_behind >> index & 1)
+        blocks = self._cpus[index].blocks - self._asked_at[index] if asked else 0
+        self._forget(index)
         for flush in asked:
+            flush.blocks = max(flush.blocks, blocks)
             everything |= flush.pages is None
             pages.extend(flush.pages or ())
+        if asked and not self.way.broadcast:
+            self._n[Event.INTERRUPT_TAKEN] += 1
+        if self.way.acknowledged == "early":
+            for flush in asked:
+                flush.acknowledge(index)
         if everything or len(pages) > self.ceiling:
-            self._drop_all(index)
+            self._drop_all(index, counts=not self.way.broadcast)
+            self.way.everything += 1
         else:
-            self._drop_pages(index, pages)
-        self.merged += len(asked) - 1
-        for flush in asked:
-            flush.acknowledge(index)
+            self._drop_pages(index, pages, counts=not self.way.broadcast)
+            self.way.pages += len(pages)
+        if self.way.acknowledged != "early":
+            for flush in asked:
+                flush.acknowledge(index)
+
+    def _forget(self, index: int) -> None:
+        self._behind[index].clear()
+        self._far_behind &= ~(1 << index)
+        self.windows.pop(index, None)
+        if not self.windows:
+            self.unsettled = 0
 
     def dropped(self, index: int) -> None:
         """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
         queue = self._queues[index]
         asked, queue[:] = list(queue), []
+        self._forget(index)
         for flush in asked:
             flush.acknowledge(index)
 
@@ -124,31 +155,95 @@ class Tlb:
             self.acknowledge(index)
         return bool(waiting)
 
-    def _ask(self, mask: int, pages: Sequence[int] | None) -> Flush | None:
+    def settle_idle(self) -> None:
+        """As `settle`, for the CPUs that have nothing to execute any more."""
+        for index, queue in enumerate(self._queues):
+            if queue and not self.runner.executes(index):
+                self.acknowledge(index)
+
+    def wait_for(self, flush: Flush) -> None:
+        """The CPU that runs now goes on when all have acknowledged `flush`."""
+        go_on = self.runner.hold(self.running, flush)
+        if go_on is not None:
+            flush.done.append(go_on)
+
+    def frees_early(self) -> bool:
+        """Whether memory is given back before all have acknowledged: see `mm.tlb_faults`."""
+        return False
+
+    def skips_break(self) -> bool:
+        """Whether a live entry becomes another one without a break: likewise."""
+        return False
+
+    def _ask(self, mask: int, pages: Sequence[int] | None, *, tables: bool = False) -> Flush | None:
         if len(self._cpus) == 1:
             return None
-        others = mask & ~(1 << self.running)
-        count = others.bit_count()
-        self.spared += len(self._cpus) - 1 - count
+        way, others = self.way, mask & ~(1 << self.running)
+        way.spared += len(self._cpus) - 1 - others.bit_count()
         if not others:
             return None
-        self.asked += count
+        if way.broadcast:
+            way.broadcasts += 1
+            self._n[Event.BROADCAST] += 1
         flush = Flush(pages, others)
-        for index, queue in enumerate(self._queues):
+        self.unsettled |= mask
+        for index in range(len(self._cpus)):
             if others >> index & 1:
-                queue.append(flush)
-        return flush
+                self._reach(flush, index, lazily=way.lazy and not tables)
+        if not self.windows:
+            self.unsettled = 0
+        return flush if flush.waiting else None
 
-    def _drop_pages(self, index: int, pages: Sequence[int]) -> None:
-        self._n[Event.FLUSH_PAGE] += len(pages)
+    def _reach(self, flush: Flush, index: int, *, lazily: bool) -> None:
+        """Have CPU `index` do its part of `flush`."""
+        way = self.way
+        if lazily and not way.broadcast and self.runner.idles(index):
+            way.lazily += 1
+            self._remember(index, flush.pages)
+            flush.acknowledge(index)
+            return
+        queue = self._queues[index]
+        if not way.broadcast:
+            if queue:
+                way.coalesced += 1
+            else:
+                way.sent += 1
+                self._n[Event.INTERRUPT] += 1
+        if not queue:
+            self._asked_at[index] = self._cpus[index].blocks
+        queue.append(flush)
+        if index in self.windows:
+            return
+        blocks = 0 if self._is_behind(index) else self.runner.meanwhile(index)
+        if blocks == 0:
+            self.acknowledge(index)
+        elif blocks is not None:
+            self.windows[index] = self._cpus[index].blocks + blocks
+
+    def _is_behind(self, index: int) -> bool:
+        return bool(self._behind[index]) or bool(self._far_behind >> index & 1)
+
+    def _remember(self, index: int, pages: Sequence[int] | None) -> None:
+        """CPU `index` is lazy: it drops that when it wakes."""
+        behind = self._behind[index]
+        if pages is None or len(behind) + len(pages) > self.ceiling:
+            self._far_behind |= 1 << index
+            behind.clear()
+        elif not self._far_behind >> index & 1:
+            behind.extend(pages)
+
+    def _drop_pages(self, index: int, pages: Sequence[int], *, counts: bool = True) -> None:
+        if counts:
+            self._n[Event.FLUSH_PAGE] += len(pages)
         cpu = self._cpus[index]
         for va in pages:
             cpu.flush_page(va)
         if self._trace.enabled:
             self._trace.event("tlb.flush_page", pages=len(pages))
 
-    def _drop_all(self, index: int) -> None:
-        self._n[Event.FLUSH_ALL] += 1
+    def _drop_all(self, index: int, *, counts: bool = True) -> None:
+        if counts:
+            self._n[Event.FLUSH_ALL] += 1
         self._cpus[index].flush_all()
         if self._trace.enabled:
             self._trace.event("tlb.flush_all")
@@ -214,22 +309,40 @@ class Gather:
             self._tables += tables
             self._all = True
 
-    def finish(self) -> None:
-        """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once."""
+    def finish(self, *, may_defer: bool = False) -> None:
+        """Flush, and give back what nothing uses once every CPU has acknowledged. References go at once.
+
+        The program goes on when all have. With `may_defer` it need not wait for them, for nothing but its
+        memory is taken away.
+        """
         flush = self._issue()
         unused, tables = self._release(), self._tables
         self._tables = []
-        if flush is not None and (unused or tables):
-            flush.done.append(lambda: self._free(unused, tables))
-        else:
+        if flush is None:
             self._free(unused, tables)
+            return
+        if may_defer and self._tlb.way.acknowledged == "deferred":
+            self._tlb.way.deferred += 1
+        else:
+            self._tlb.wait_for(flush)
+        if self._tlb.frees_early():
+            self._free(unused, tables)
+        elif unused or tables:
+            flush.done.append(lambda: self._free(unused, tables))
+
+    def finish_at_once(self) -> None:
+        """As `finish`, and every CPU has acknowledged: others than this program rely on the flush."""
+        self.finish()
+        self._tlb.settle()
 
     def flush(self) -> None:
         """Flush what was gathered so far; return when every CPU has. Nothing is freed before `finish`.
 
         For break before make: the entry is absent now, and becomes another one next.
         """
-        if self._issue() is not None:
+        flush = self._issue()
+        if flush is not None:
+            self._tlb.wait_for(flush)
             self._tlb.settle()
 
     def _issue(self) -> Flush | None:
@@ -237,7 +350,7 @@ class Gather:
         pages, everything = self._pages, self._all
         self._pages, self._all = [], False
         if everything:
-            return self._tlb.flush_all(self._mask)
+            return self._tlb.flush_all(self._mask, tables=bool(self._tables))
         return self._tlb.flush_pages(self._mask, pages) if pages else None
 
     def _free(self, unused: list[int], tables: list[int]) -> None:

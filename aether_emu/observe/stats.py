@@ -30,18 +30,30 @@ def _of_cpus(machine: Machine) -> dict[str, Any]:
     queue, tlb = machine.kernel.run_queue, machine.physical.tlb
     if not isinstance(queue, Lines):
         return {}
-    flushes = {"asked": tlb.asked, "spared": tlb.spared, "merged": tlb.merged}
-    return {"cpus": {"count": len(queue.lines), "migrations": queue.migrations, "flushes_of_others": flushes}}
+    way = tlb.way
+    shootdowns = {
+        "interrupts_sent": way.sent,
+        "broadcasts": way.broadcasts,
+        "spared_not_in_the_space": way.spared,
+        "spared_lazy": way.lazily,
+        "coalesced": way.coalesced,
+        "deferred": way.deferred,
+        "blocks_executed_meanwhile": way.stale_blocks,
+        "pages_flushed": way.pages,
+        "full_flushes": way.everything,
+        "waited_ns": queue.waited,
+    }
+    return {"cpus": {"count": len(queue.lines), "migrations": queue.migrations, "shootdowns": shootdowns}}
 
 
 def _rows_of_cpus(cpus: dict[str, Any] | None) -> list[tuple[str, int]]:
     if cpus is None:
         return []
-    flushes = cpus["flushes_of_others"]
+    shootdowns = cpus["shootdowns"]
     return [
         ("CPUs", cpus["count"]),
         ("  tasks that went to another", cpus["migrations"]),
-        *((f"  flushes of others: {name}", count) for name, count in flushes.items()),
+        *((f"  shootdowns: {name.replace('_', ' ')}", count) for name, count in shootdowns.items()),
     ]
 
 

@@ -88,6 +88,7 @@ SCENES = (
     guest("into a full pipe", lambda: assembled(WRITES), full=True),
     Scene("verify", ("verify", "--full", *REPORTS), 4),
     Scene("verify with workers", ("verify", "--full", "--jobs", "2", *REPORTS), 4),
+    Scene("litmus", ("litmus", "--json", "{}/json"), 1.5, ends=True),
     Scene("bench", ("bench", "--json", "{}/json"), 4),
     Scene("pt into a full pipe", ("pt", "walk", "IMAGE", *map(hex, range(0, 4 << 20, 4096))), 1.0, full=True),
     Scene("pt show", ("pt", "show", "IMAGE"), 1.0, ends=True),

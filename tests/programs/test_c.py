@@ -34,7 +34,15 @@ _STATUS = {
     "sizes": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
-_ELSEWHERE = ["calls", "cpus", "crash", "limits", "realtime", "wires"]  # tests/test_wires and others run them
+_ELSEWHERE = [
+    "calls",
+    "cpus",
+    "crash",
+    "limits",
+    "realtime",
+    "shootdown",
+    "wires",
+]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 
 

@@ -62,6 +62,7 @@ class Abi(ABC):
 
     # ---- the vDSO, and what was before it
 
+    broadcasts = False  # whether one instruction invalidates translations of all CPUs
     has_vsyscalls = False  # whether the ISA has a page of calls at fixed addresses (`calls.vsyscall`)
 
     counter_hz: int  # frequency of the counter that it reads: a tick is a whole number of ns

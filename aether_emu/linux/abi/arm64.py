@@ -48,6 +48,7 @@ class ArmAbi(Abi):
     minimum_signal_stack = _FRAME + 16 + 16  # the frame record, and what alignment may take
     smallest_stack = 5120
     signal_return = b"__kernel_rt_sigreturn"
+    broadcasts = True
     counter_hz = COUNTER_HZ
     time_pages, vdso_above_stack = 2, False
 

@@ -35,6 +35,9 @@ class Lines(Generic[T, P]):
 
     `times` has how far each CPU has come, in ns; `working` is whether `at` executes a task, which is in no
     line then. `migrations` counts tasks that went on elsewhere than they were.
+
+    `held` tells for how many shootdowns each CPU waits: it does not work until they are over, and the first
+    in its line stays there. `holding` is their sum, and `waited` for how many ns CPUs have waited so.
     """
 
     def __init__(self, count: int, now: Callable[[], int]) -> None:
@@ -46,6 +49,9 @@ class Lines(Generic[T, P]):
         self.at = 0
         self.working = False
         self.migrations = 0
+        self.held = [0] * count
+        self.holding = 0
+        self.waited = 0
         self._now = now
         self._came: Callable[[], None] | None = None
 
@@ -145,12 +151,19 @@ class Lines(Generic[T, P]):
         for line in sorted(self.lines, key=len, reverse=True):
             if len(line) < 2:
                 return None
-            for task in reversed(list(line)):
+            first, *others = line
+            if not self.held[first.home]:
+                others.insert(0, first)
+            for task in reversed(others):
                 if task.affinity >> index & 1:
                     return task
         return None
 
     def earliest(self) -> int | None:
-        """The CPU that works next; None when nobody stands in line."""
-        waiting = [(self.times[index], index) for index, line in enumerate(self.lines) if len(line)]
+        """The CPU that works next; None when none has a task in line and waits for no shootdown."""
+        waiting = [
+            (self.times[index], index)
+            for index, line in enumerate(self.lines)
+            if len(line) and not self.held[index]
+        ]
         return min(waiting)[1] if waiting else None

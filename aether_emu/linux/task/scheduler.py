@@ -197,14 +197,15 @@ class Scheduler:
 
     def _let_run(self, task: Task, limit: int | None) -> bool:
         """Let a task go on until something ends that. Whether it was `limit`, a count of blocks."""
+        lines = self._lines
         self.entry.switch(task)
         if task.wait is not None:
             self.entry.resume()
-            if task.wait is not None:
+            if task.wait is not None or (lines is not None and lines.held[lines.at]):
                 return False
         self.entry.before_user()
         self.kernel.observers.check()
-        if task.is_over or task.process.stop_signal:
+        if task.is_over or task.process.stop_signal or (lines is not None and lines.held[lines.at]):
             return False
         return self._turn(task, limit)
 
@@ -304,8 +305,13 @@ class Scheduler:
     def _change_cpu(self, lines: Lines[Task, Process]) -> None:
         """Let the CPU work that is to work next."""
         lines.times[lines.at] = self.kernel.clock.now_ns
+        tlb = self.kernel.physical.tlb
+        if lines.holding:
+            tlb.settle_idle()
         lines.balance()
         index = lines.earliest()
+        if index is None and tlb.settle():  # who executes nothing more has not acknowledged
+            index = lines.earliest()
         if index is None or index == lines.at:
             return
         lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
@@ -357,8 +363,8 @@ class Scheduler:
                 task.yields = False
                 self._lines.add(task)
                 return
-            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
-            if goes_on and not task.yields:
+            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO or self._is_held
+            if goes_on and (not task.yields or self._is_held):
                 queue.put_first(task)
             else:
                 task.turn = task.cut = 0
@@ -367,6 +373,11 @@ class Scheduler:
             task.turn = task.cut = 0
             self._note_wait(task, wait)
         task.yields = False
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether the CPU that works waits for a shootdown."""
+        return self._lines is not None and bool(self._lines.held[self._lines.at])
 
     def _note_wait(self, task: Task, wait: Wait) -> None:
         """A task begins to wait: who else than its queues must think of it?"""
