@@ -193,15 +193,16 @@ def interrupted(scene: Scene, folder: Path, image: Path, moment: float, *, termi
 
 
 def sweep(scene: Scene, folder: Path, image: Path, count: int, seed: int = 0) -> float:
-    """The longest time that it took to end, in seconds."""
+    """The longest time that it took to end, in seconds. From a terminal and by kill(1) in turn."""
     chance, longest = random.Random(f"{scene.name} {seed}"), 0.0
+    first = chance.randrange(2)
     for number in range(count):
         for name, content in scene.programs:
             (folder / name).write_bytes(content())
             (folder / name).chmod(0o755)
         before = {path.name for path in folder.iterdir()}
         moment = scene.seconds * (number + chance.random()) / count
-        ended = interrupted(scene, folder, image, moment, terminal=bool(number % 2))
+        ended = interrupted(scene, folder, image, moment, terminal=bool((number + first) % 2))
         what = f"{scene.name} at {moment:.3f} s: {ended}"
         if scene.ends and ended.status != 130:
             assert ended.status in (0, 1) and ended.output, what
