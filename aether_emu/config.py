@@ -49,6 +49,7 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
     "number": "integer",
@@ -250,6 +251,9 @@ class ClockCosts:
     interrupt_delivery: int = _cost(700, "ns at least from sending it to its acknowledgement")
     interrupt_taken: int = _cost(300, "ns of the CPU that takes it, besides what it flushes")
     broadcast: int = _cost(200, "ns for a broadcast invalidation and the wait for it (ARM64: TLBI and DSB)")
+    kpti_switch: int = _cost(
+        100, "ns for a change between the two roots of a split address space (kpti), on each way in and out"
+    )
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -269,6 +273,7 @@ class CostOptions(TypedDict, total=False):
     interrupt_delivery: int
     interrupt_taken: int
     broadcast: int
+    kpti_switch: int
 
 
 class Options(TypedDict, total=False):
@@ -282,6 +287,9 @@ class Options(TypedDict, total=False):
     lazy_tlb: bool
     tlb_fault: str
     tlb_fault_one_in: int
+    pcids: int
+    asid_bits: int
+    kpti: bool
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -354,6 +362,17 @@ class Config:
     tlb_fault_one_in: int = _parameter(
         1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
     )
+    pcids: int = _parameter(
+        6,
+        _Whole(0, 4095),
+        "x86_64's PCIDs that each CPU gives to address spaces, by turns (Linux: 6); 0: CR4.PCIDE is off",
+    )
+    asid_bits: int = _parameter(16, _Choice((8, 16)), "width of arm64's ASIDs (TCR_EL1.AS)")
+    kpti: bool = _parameter(
+        False,
+        _Flag(),
+        "whether programs run without the supervisor's half, but for what leads into it",
+    )
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
@@ -422,6 +441,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _validate(self)
+        if self.kpti and self.pcids > _MOST_SPLIT_PCIDS:
+            more = "which takes a bit of them for the second root"
+            raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):

@@ -121,6 +121,7 @@ class Machine:
             ticks=self.ticks,
             random=self.streams.stream(isa.random).u64,
             live_state=live_state,
+            tag_bits=isa.tag_bits,
         )
         ram, aperture = self.config.ram, self.config.aperture
         try:
@@ -134,6 +135,8 @@ class Machine:
                 flush_ceiling=self.config.shootdown_pages,
                 tlb=self._tlb(),
                 trace=trace,
+                tags=isa.tags,
+                split=self.config.kpti,
             )
         except OutOfFrames as error:
             raise ConfigError("ram", ram, "enough for the page tables of the machine") from error

@@ -106,6 +106,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 )
 @click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
 @click.option(
+    "--kpti",
+    cls=Setting,
+    key="kpti",
+    is_flag=True,
+    help="Programs run without the supervisor's half, but for what leads into it.",
+)
+@click.option(
     "--seed",
     cls=Setting,
     key="seed",
@@ -169,6 +176,7 @@ def run(  # an option is a parameter here
     args: tuple[str, ...],
     ram: str | None,
     cpus: int | None,
+    kpti: bool,
     seed: int | None,
     granule: str | None,
     la57: bool,
@@ -207,6 +215,7 @@ def run(  # an option is a parameter here
     options = {
         "ram": ram,
         "cpus": cpus,
+        "kpti": True if kpti else None,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,

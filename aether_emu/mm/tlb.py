@@ -24,6 +24,7 @@ from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.shootdown import Runner, Shootdown
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Context
 from aether_emu.ports import Trace
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -134,6 +135,10 @@ class Tlb:
         self.windows.pop(index, None)
         if not self.windows:
             self.unsettled = 0
+
+    def owes(self, index: int) -> bool:
+        """Whether CPU `index` has not dropped yet all that it must."""
+        return bool(self._queues[index]) or self._is_behind(index)
 
     def dropped(self, index: int) -> None:
         """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
@@ -252,8 +257,8 @@ class Tlb:
 class Gather:
     """Collects one operation's edits of a page table; `finish` flushes, then frees.
 
-    `mask` names the CPUs that may hold translations of this address space. `give_back` takes the RAM frames
-    that nothing references any more.
+    `mask` names the CPUs that walk this address space. `give_back` takes the RAM frames that nothing
+    references any more. `context` hears of each flush, for what CPUs keep of spaces that they have left.
     """
 
     def __init__(
@@ -263,7 +268,9 @@ class Gather:
         table: PageTable,
         frames: FrameTable,
         give_back: Callable[[list[int]], None],
+        context: Context | None = None,
     ) -> None:
+        self._context = context
         self._tlb, self._mask, self._table, self._frames = tlb, mask, table, frames
         self._give_back = give_back
         self._pages: list[int] = []
@@ -349,6 +356,8 @@ class Gather:
         """Start the flush of what was gathered. Returns what other CPUs must still acknowledge, if any."""
         pages, everything = self._pages, self._all
         self._pages, self._all = [], False
+        if self._context is not None and (everything or pages):
+            self._context.flushed(None if everything else pages)
         if everything:
             return self._tlb.flush_all(self._mask, tables=bool(self._tables))
         return self._tlb.flush_pages(self._mask, pages) if pages else None

@@ -41,6 +41,7 @@ _ELSEWHERE = [
     "limits",
     "realtime",
     "shootdown",
+    "spaces",
     "wires",
 ]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
