@@ -9,13 +9,16 @@ itself (x86_64), so those that came are no edit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.verify.tlbsan.finding import Unseen
 from aether_emu.verify.tlbsan.rules import Rules, Words
+
+if TYPE_CHECKING:
+    from aether_emu.verify.tlbsan.kept import Kept
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -38,23 +41,29 @@ class Table:
 
 
 class Root:
-    """All tables below one root. `cpus` has a bit for each CPU that may hold translations of it.
+    """All tables below one root. `cpus` has a bit for each CPU that walks it.
 
     `uppers` are the tables above level 1 by address, `leaves` those of level 1 by what an address has above
     their span. `pending` are leaf tables that gained entries since they were compared; `hinted` those that
     the operation under way may have edited, with the number of the one entry, or -1 for several; `upper`
-    whether it may have edited a table above.
+    whether it may have edited a table above. `kept` is what CPUs that have left it keep, by (CPU, tag).
     """
 
-    __slots__ = ("address", "cpus", "hinted", "leaves", "pending", "shadow", "upper", "uppers")
+    __slots__ = ("address", "cpus", "hinted", "kept", "leaves", "pending", "shadow", "upper", "uppers")
 
     def __init__(self, shadow: Shadow, address: int) -> None:
         self.shadow, self.address, self.cpus = shadow, address, 0
+        self.kept: dict[tuple[int, int], Kept] = {}
         self.uppers: dict[int, Table] = {}
         self.leaves: dict[int, Table] = {}
         self.pending: set[int] = set()
         self.hinted: dict[int, int] = {}
         self.upper = False
+
+    def close(self) -> None:
+        """The root is gone: nobody edits its tables any more."""
+        for known in (self.uppers, self.leaves, self.pending, self.hinted):
+            known.clear()
 
 
 class Shadow:
