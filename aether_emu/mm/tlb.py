@@ -182,6 +182,10 @@ class Tlb:
         """Whether a live entry becomes another one without a break: likewise."""
         return False
 
+    def reuses_tag(self) -> bool:
+        """Whether a CPU uses a tag without the flush that it owes: likewise."""
+        return False
+
     def _ask(self, mask: int, pages: Sequence[int] | None, *, tables: bool = False) -> Flush | None:
         if len(self._cpus) == 1:
             return None

@@ -339,7 +339,9 @@ class Sanitizer:
     def _use_tag(self, tagged: Tagged, cpu: int, tag: int, root: Root, *, keep: bool) -> None:
         if not keep:
             tagged.forget(cpu, tag if self._all_tables else None)
-        here = Place(cpu, self.who(cpu), f"uses tag {tag} for root {root.address:#x}", self.now())
+        here = Place(
+            cpu, self.who(cpu), f"a change to the root {root.address:#x} under tag {tag}", self.now()
+        )
         wrong = tagged.use(cpu, tag, root, here.at(callers()))
         if wrong is None:
             return
@@ -354,8 +356,8 @@ class Sanitizer:
         self._say(
             Finding(
                 Rule.TAG, self.rules.isa, va=0, frame=self._behind.frame(root), cpu=cpu,
-                entry=f"all of the root {root:#x} under tag {tag}", edited=kept.used, relied=relied,
-                done="had last",
+                entry=f"the root {root:#x} translates it (tag {tag})", edited=kept.used, relied=relied,
+                done="used",
             )
         )  # fmt: skip
 
