@@ -88,7 +88,17 @@ class Physical:
         return self.ram.bytes[start : start + self.ram.page_size]
 
     def give_back(self, unused: list[int]) -> None:
-        """Free RAM frames that nothing references any more."""
+        """Free RAM frames that nothing references any more.
+
+        Another CPU may go on with an entry that was taken away, and shows one of them, until it takes notice
+        of that: here it does.
+        """
+        if unused and self.tlb.windows:
+            self.tlb.settle()
+        self.free(unused)
+
+    def free(self, unused: list[int]) -> None:
+        """As `give_back`, of frames that no CPU uses any more."""
         if not unused:
             return
         self.code.retire(unused)

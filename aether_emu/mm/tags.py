@@ -75,8 +75,8 @@ class Tags(ABC):
 
     Figures: `switches` to an address space; `kept`: those that kept what there was under its tag; `behind`:
     those that flushed the tag, for the space was edited meanwhile; `fresh`: those that had to take a tag;
-    `rollovers`. `model` estimates what was kept (None: nobody asks). `cpus` are all there are. `reuses()` says
-    whether a tag is used without the flush that it owes: see `mm.tlb_faults`.
+    `rollovers`. `model` estimates what was kept (None: nobody asks). `cpus` are all there are. `reuses()`
+    says whether a tag is used without the flush that it owes: see `mm.tlb_faults`.
     """
 
     cpus: Sequence[Cpu]
@@ -190,7 +190,7 @@ class Pcids(Tags):
                 del mine.of[before]
             mine.owners[at], mine.of[context] = context, at
             self.fresh += 1
-            keep = self.keeps(False)
+            keep = before is not None and self.keeps(False)
         else:
             valid = mine.seen[at] == context.generation
             keep = self.keeps(valid)

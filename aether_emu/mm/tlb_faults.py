@@ -6,8 +6,8 @@
     free-early   frames are given back before the others have acknowledged
     no-break     a live entry becomes another one at once, where the ISA demands an absent one between
     no-wake      a CPU that had nothing to execute forgets to flush when it gets a task
-    reuse-tag    a CPU uses a tag (PCID, ASID) that it has not flushed: one of another address space, or of one
-                 that was edited meanwhile. Modelled: the engine has no tags, so no program sees it
+    reuse-tag    a CPU uses a tag (PCID, ASID) that it has not flushed: another address space had it, or
+                 its own was edited meanwhile. Modelled: the engine has no tags, so no program sees it
 
 Each opportunity is taken with a chance of one in `one_in`, by the stream "tlb_fault".
 """
