@@ -93,7 +93,7 @@ class Physical:
         Another CPU may go on with an entry that was taken away, and shows one of them, until it takes notice
         of that: here it does.
         """
-        if unused and self.tlb.windows:
+        if unused and self.tlb.awaited:
             self.tlb.settle()
         self.free(unused)
 

@@ -35,6 +35,10 @@ class FaultyTlb(Tlb):
         self.struck += strikes
         return strikes
 
+    @property
+    def awaited(self) -> bool:
+        return any(flush.waiting for queue in self._queues for flush in queue)
+
     def _ask(self, mask: int, pages: Sequence[int] | None, *, tables: bool = False) -> Flush | None:
         others = mask & ~(1 << self.running)
         if pages is not None and len(pages) > 1 and others and self._strikes("narrow"):

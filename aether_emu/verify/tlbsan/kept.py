@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from aether_emu.verify.tlbsan.finding import Where
+from aether_emu.verify.tlbsan.finding import Finding, Rule, Where
+from aether_emu.verify.tlbsan.rules import Loss
 from aether_emu.verify.tlbsan.shadow import Root
+from aether_emu.verify.tlbsan.stale import Behind, Stale
 
 
 class Lost(NamedTuple):
@@ -119,3 +121,30 @@ class Tagged:
 
     def _pair(self, tag: int) -> tuple[int, ...]:
         return (tag, tag ^ self._user_bit) if tag and self._user_bit else (tag,)
+
+
+def owed(behind: list[Stale], cpu: int) -> Iterator[Lost]:
+    """What a CPU has not dropped of the root that it leaves; that an access is noted anew is owed by nobody."""
+    for stale in behind:
+        if not stale.cpus >> cpu & 1 or (stale.loss is Loss.NOTICE and not stale.table):
+            continue
+        gone = stale.flushed.get(cpu, ())
+        for at, old in enumerate(stale.olds):
+            if at not in gone:
+                yield Lost(stale.where, stale.address(at), old, stale.level, stale.table)
+
+
+def others(kept: Kept, isa: str, frames: Behind, cpu: int, relied: Where) -> Finding:
+    """That a tag still has the translations of another root."""
+    root = kept.root.address
+    return Finding(
+        Rule.TAG,
+        isa,
+        va=0,
+        frame=frames.frame(root),
+        cpu=cpu,
+        entry=f"the root {root:#x} translates it",
+        edited=kept.used,
+        relied=relied,
+        done="used",
+    )

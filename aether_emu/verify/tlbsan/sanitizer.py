@@ -15,7 +15,7 @@ not be made another valid one in the same operation, before every CPU has comple
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType
 from typing import NoReturn
 
@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
-from aether_emu.verify.tlbsan.kept import Kept, Lost, Tagged
+from aether_emu.verify.tlbsan.kept import Lost, Tagged, others, owed
 from aether_emu.verify.tlbsan.rules import Loss, Rules
 from aether_emu.verify.tlbsan.shadow import Root, Shadow, Table
 from aether_emu.verify.tlbsan.stale import Behind, Stale
@@ -312,7 +312,7 @@ class Sanitizer:
         if old is not None:
             old.cpus &= ~bit
             if self._tagged is not None:
-                self._tagged.leave(cpu, old, self._owed(cpu))
+                self._tagged.leave(cpu, old, owed(self.behind, cpu))
         self._drop_all(cpu)
         root = self.roots.get(address)
         if root is None:
@@ -326,16 +326,6 @@ class Sanitizer:
             self._use_tag(self._tagged, cpu, tag, root, keep=keep)
         return root
 
-    def _owed(self, cpu: int) -> Iterator[Lost]:
-        """What a CPU has not dropped of the root that it leaves."""
-        for stale in self.behind:
-            if not stale.cpus >> cpu & 1 or (stale.loss is Loss.NOTICE and not stale.table):
-                continue
-            gone = stale.flushed.get(cpu, ())
-            for at, old in enumerate(stale.olds):
-                if at not in gone:
-                    yield Lost(stale.where, stale.address(at), old, stale.level, stale.table)
-
     def _use_tag(self, tagged: Tagged, cpu: int, tag: int, root: Root, *, keep: bool) -> None:
         if not keep:
             tagged.forget(cpu, tag if self._all_tables else None)
@@ -348,18 +338,7 @@ class Sanitizer:
         relied, lost = here.at(callers()), wrong.lost
         if wrong.root is root and lost is not None:
             self._find(Rule.TAG, lost.va, lost.old, lost.level, cpu, lost.where, relied, table=lost.table)
-        self._find_other(wrong, cpu, tag, relied)
-
-    def _find_other(self, kept: Kept, cpu: int, tag: int, relied: Where) -> None:
-        """A tag still has the translations of another root."""
-        root = kept.root.address
-        self._say(
-            Finding(
-                Rule.TAG, self.rules.isa, va=0, frame=self._behind.frame(root), cpu=cpu,
-                entry=f"the root {root:#x} translates it (tag {tag})", edited=kept.used, relied=relied,
-                done="used",
-            )
-        )  # fmt: skip
+        self._say(others(wrong, self.rules.isa, self._behind, cpu, relied))
 
     # ---- (a), (c): frames given back
 
