@@ -12,48 +12,11 @@ program's root holds for the supervisor's, and one `Root` stands for both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from aether_emu.verify.tlbsan.finding import Finding, Rule, Where
+from aether_emu.verify.tlbsan.roots import Kept, Lost, Root
 from aether_emu.verify.tlbsan.rules import Loss
-from aether_emu.verify.tlbsan.shadow import Root
 from aether_emu.verify.tlbsan.stale import Behind, Stale
-
-
-class Lost(NamedTuple):
-    """An old entry that a CPU may keep, and where it was edited. `table` as that of `Stale`."""
-
-    where: Where
-    va: int
-    old: int
-    level: int
-    table: int = 0
-
-
-class Kept:
-    """What one CPU may hold under one tag: translations of `root`, used last at `used`.
-
-    `whole` is the first edit that no invalidation of single pages makes up for, `pages` those that one does.
-    """
-
-    __slots__ = ("pages", "root", "used", "whole")
-
-    def __init__(self, root: Root, used: Where) -> None:
-        self.root, self.used = root, used
-        self.whole: Lost | None = None
-        self.pages: dict[int, Lost] = {}
-
-    @property
-    def lost(self) -> Lost | None:
-        """Something of it that is behind; None when nothing is."""
-        return self.whole or next(iter(self.pages.values()), None)
-
-    def note(self, lost: Lost, *, by_pages: bool) -> None:
-        """An entry was edited meanwhile."""
-        if by_pages:
-            self.pages.setdefault(lost.va, lost)
-        elif self.whole is None:
-            self.whole = lost
 
 
 class Tagged:
@@ -124,7 +87,7 @@ class Tagged:
 
 
 def owed(behind: list[Stale], cpu: int) -> Iterator[Lost]:
-    """What a CPU has not dropped of the root that it leaves; that an access is noted anew is owed by nobody."""
+    """What a CPU has not dropped of the root that it leaves, but what needs no flush."""
     for stale in behind:
         if not stale.cpus >> cpu & 1 or (stale.loss is Loss.NOTICE and not stale.table):
             continue

@@ -24,9 +24,10 @@ import numpy.typing as npt
 
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
-from aether_emu.verify.tlbsan.kept import Lost, Tagged, others, owed
+from aether_emu.verify.tlbsan.kept import Tagged, others, owed
+from aether_emu.verify.tlbsan.roots import Lost, Root, Table
 from aether_emu.verify.tlbsan.rules import Loss, Rules
-from aether_emu.verify.tlbsan.shadow import Root, Shadow, Table
+from aether_emu.verify.tlbsan.shadow import Shadow
 from aether_emu.verify.tlbsan.stale import Behind, Stale
 
 Entered = tuple[int, ...]
