@@ -250,6 +250,15 @@ class ClockCosts:
     interrupt_delivery: int = _cost(700, "ns at least from sending it to its acknowledgement")
     interrupt_taken: int = _cost(300, "ns of the CPU that takes it, besides what it flushes")
     broadcast: int = _cost(200, "ns for a broadcast invalidation and the wait for it (ARM64: TLBI and DSB)")
+    lock: int = _cost(
+        20, "ns for taking a lock that the CPU had last; this and the following with `locks` only"
+    )
+    lock_transfer: int = _cost(60, "ns for taking one that another CPU had last, or shares")
+    area_edit: int = _cost(400, "ns of a call that changes areas, under its locks")
+    area_find: int = _cost(100, "ns of that to choose an address")
+    table_edit: int = _cost(50, "ns for which a leaf table's lock is held to change an entry")
+    frame_list: int = _cost(50, "ns for which the allocator's lock is held, for a frame or a batch")
+    fork_page: int = _cost(30, "ns of a fork for each page that it copies the entry of")
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -269,6 +278,13 @@ class CostOptions(TypedDict, total=False):
     interrupt_delivery: int
     interrupt_taken: int
     broadcast: int
+    lock: int
+    lock_transfer: int
+    area_edit: int
+    area_find: int
+    table_edit: int
+    frame_list: int
+    fork_page: int
 
 
 class Options(TypedDict, total=False):
@@ -282,6 +298,7 @@ class Options(TypedDict, total=False):
     lazy_tlb: bool
     tlb_fault: str
     tlb_fault_one_in: int
+    locks: str
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -353,6 +370,12 @@ class Config:
     )
     tlb_fault_one_in: int = _parameter(
         1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
+    )
+    locks: str = _parameter(
+        "none",
+        _Word(("none", "space", "area", "leaf")),
+        "which locks operations on memory wait for in virtual time, modelled: none; one for each address space and "
+        "one for the allocator; those of areas and leaf tables beside it, as in Linux; or those of leaf tables alone",
     )
     page_size: int = _parameter(
         4096,

@@ -106,6 +106,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("lazy_tlb", 1),
     ("tlb_fault", "all"),
     ("tlb_fault_one_in", 0),
+    ("locks", "many"),
     ("ram", 2**20),
     ("ram", 2**41),
     ("ram", (2 << 20) + 1),
