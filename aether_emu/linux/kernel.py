@@ -38,9 +38,9 @@ from aether_emu.random import Streams
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
-    from aether_emu.linux.task.contention import Contention
     from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
+    from aether_emu.linux.task.contention import Contention
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (

@@ -26,7 +26,8 @@ from aether_emu.config import ClockCosts
 from aether_emu.records import dataclass
 
 KINDS = ("space", "area", "upper", "table", "frames")
-"""Locks by what they guard: a space's areas, one area, the tables above the leaves, a leaf table, the allocator."""
+"""Locks by what they guard: a space's areas, one area, the tables above the leaves, a leaf table, the frames
+that the allocator has."""
 
 
 @dataclass(slots=True)
@@ -56,8 +57,8 @@ class Step:
 
 
 class _Lock:
-    """`free_at` and `read_until` are when its last holder, and the last of those that share it, let go; `line_at`
-    is when its cache line can go on to another CPU than `holder`.
+    """`free_at` and `read_until` are when its last holder, and the last of those that share it, let go;
+    `line_at` is when its cache line can go on to another CPU than `holder`.
     """
 
     __slots__ = ("free_at", "holder", "line_at", "read_until")
@@ -93,7 +94,7 @@ class Locks:
             del self._locks[key]
 
     def perform(self, cpu: int, begun: int, took: int, steps: Sequence[Step]) -> int:
-        """When an operation of `cpu` is over that began at `begun` ns and takes `took` ns if no lock costs."""
+        """When an operation of `cpu` is over that began at `begun` ns and takes `took` ns without locks."""
         at, left = begun, took
         held: list[tuple[_Lock, bool]] = []
         for step in steps:

@@ -1,9 +1,9 @@
 """Which operations take which locks, and how CPUs wait for them in virtual time. Modelled: see `mm.locks`.
 
-Faults and the calls that change an address space are wrapped when a machine is made with `locks`; without it
-nothing of this is there. An operation is performed at once. Whether it would have had to wait is known when no
-CPU can ask for a lock at an earlier time any more: until then its CPU is held, as by a shootdown, and others
-work. So locks are asked for in the order of virtual time, whatever turns the scheduler draws.
+Faults and the calls that change an address space are wrapped when a machine is made with `locks`; without
+it nothing of this is there. An operation is performed at once. Whether it would have had to wait is known
+when no CPU can ask for a lock at an earlier time any more: until then its CPU is held, as by a shootdown, and
+others work. So locks are asked for in the order of virtual time, whatever turns the scheduler draws.
 
 A call that has others drop translations holds its locks until they have acknowledged.
 """
@@ -46,7 +46,7 @@ class _Request:
 class Contention:
     """Between memory management and the lines of tasks: `lines` is None where there is one CPU.
 
-    `now` is the time of the CPU that works, and `advance` lets time pass for it. `scheme` is that of `mm.locks`.
+    `now` is the time of the CPU that works, and `advance` lets time pass for it. `scheme` is one of `mm.locks`.
     """
 
     def __init__(
