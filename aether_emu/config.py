@@ -374,9 +374,9 @@ class Config:
     locks: str = _parameter(
         "none",
         _Word(("none", "space", "area", "leaf")),
-        "which locks operations on memory wait for in virtual time, modelled: none; one for each address space "
-        "and one for the allocator; those of areas and leaf tables as well, as in Linux; or those of leaf "
-        "tables in place of the space's",
+        "which locks operations on memory wait for in virtual time, modelled: none; one for each address "
+        "space and one for the allocator; those of areas and leaf tables as well, as in Linux; or those of "
+        "leaf tables in place of the space's",
     )
     page_size: int = _parameter(
         4096,

@@ -46,7 +46,8 @@ class _Request:
 class Contention:
     """Between memory management and the lines of tasks: `lines` is None where there is one CPU.
 
-    `now` is the time of the CPU that works, and `advance` lets time pass for it. `scheme` is one of `mm.locks`.
+    `now` is the time of the CPU that works, and `advance` lets time pass for it. `scheme` is one of
+    `mm.locks`.
     """
 
     def __init__(
