@@ -67,8 +67,14 @@ class Contention:
         self._requests: list[_Request] = []
         self._asked = 0
         self._inside = False  # an operation is on its way: what it does itself is part of it
+        self._leave, physical.leave = physical.leave, self._left
         if lines is not None:
             lines.grant = self.grant
+
+    def _left(self, space: AddressSpace) -> None:
+        """An address space is about to be destroyed."""
+        self._leave(space)
+        self.locks.forget(space.number)
 
     # ---- operations
 

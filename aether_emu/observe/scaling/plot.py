@@ -1,4 +1,4 @@
-"""The figure of a sweep: throughput in virtual time against CPUs, a panel for each kind of work, as SVG or HTML."""
+"""The figure of a sweep, as SVG or HTML: throughput in virtual time against CPUs, a panel for each work."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def _panel(x: int, y: int, title: str, points: Sequence[Point]) -> Iterator[str]
             )
             for (a, b), point in zip(places, row, strict=True):
                 shown = f"{scheme}, {point.cpus} CPUs: {point.throughput:.2f}"
-                yield f'<circle cx="{a}" cy="{b}" r="3" fill="{_COLOURS[scheme]}"><title>{shown}</title></circle>'
+                dot = f'<circle cx="{a}" cy="{b}" r="3" fill="{_COLOURS[scheme]}">'
+                yield f"{dot}<title>{shown}</title></circle>"
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:
@@ -109,9 +110,10 @@ def as_html(isa: str, seed: int, points: Sequence[Point]) -> str:
             for kind, each in point.locks.items()
             if each["contended"]
         )
-        cells = (point.work, point.scheme, point.cpus, f"{point.operations:,}", f"{point.ns / 1000:,.1f}")
-        cells = (*cells, f"{point.throughput:.2f}", f"{point.interrupts:,}", waits or "none")
-        rows.append("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells) + "</tr>")
+        cells = [point.work, point.scheme, str(point.cpus), f"{point.operations:,}"]
+        cells += [f"{point.ns / 1000:,.1f}", f"{point.throughput:.2f}", f"{point.interrupts:,}"]
+        cells.append(waits or "none")
+        rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',

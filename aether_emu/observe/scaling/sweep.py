@@ -1,4 +1,4 @@
-"""The guest program `scale` on 1 to 64 CPUs, under each scheme of locks: what each point is, and how it is measured.
+"""The guest program `scale` on 1 to 64 CPUs, under each scheme of locks: what a point is, how it is measured.
 
 The program executes; the locks that it would wait for, and the time of everything, are modelled (`mm.locks`,
 `clock`). One seed gives the same points, byte for byte.
