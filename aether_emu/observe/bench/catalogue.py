@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aether_emu.errors import ConfigError
-from aether_emu.observe.bench import calls, edits, execution, faults, guests, real, startup, switching, tables
+from aether_emu.observe.bench import (
+    calls,
+    edits,
+    execution,
+    faults,
+    guests,
+    real,
+    shootdown,
+    startup,
+    switching,
+    tables,
+)
 from aether_emu.observe.bench.figure import Figure
 
 GOALS: Mapping[str, Mapping[str, float]] = {
@@ -20,6 +31,8 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "signal": {"signal": 40.0},
     "pipe": {"pipe": 6.0},
     "start": {"start": 1.4},
+    "shootdown": {"shootdown-1": 60.0, "shootdown-8": 10.0, "shootdown-64": 4.0},
+    "cpus": {"slices-loads": 1.3, "slices-loop": 3.0},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
 }
 """What can be asked for, and the goal of each figure that it means: the same on every ISA."""
@@ -66,6 +79,10 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return switching.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)
+        case "shootdown-1" | "shootdown-8" | "shootdown-64":
+            return shootdown.figure(isa, int(name.removeprefix("shootdown-")), goal)
+        case "slices-loads" | "slices-loop":
+            return shootdown.slices(isa, name, goal)
     if name.startswith("real-"):
         return real.figure(isa, next(work for work in real.WORKS if name == f"real-{work.name}"), goal)
     work = next(work for work in execution.WORKS if name == f"exec-{work.name}")

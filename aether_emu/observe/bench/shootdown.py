@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from aether_emu.errors import shown
+from aether_emu.interruption import Undisturbed
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.protection import Protection
 from aether_emu.observe.bench import guests
@@ -82,32 +82,45 @@ def _on_all(isa: str, cpus: int) -> Iterator[Machine]:
         yield machine
 
 
-def slices(isa: str, goal: float, *, rounds: int = 20_000_000, repetitions: int = 7) -> Figure:
-    """Arithmetic in slices of 10,000 blocks, each a run of its own."""
+_SLICED = {
+    "slices-loads": ("loads at random", "randload", (16, 1_000_000)),
+    "slices-loop": ("a loop of one block, the worst case", "alu", (20_000_000,)),
+}
+
+
+def slices(isa: str, name: str, goal: float, *, share: int = 1, repetitions: int = 7) -> Figure:
+    """A program in slices of 10,000 blocks: 1/`share` of its full length."""
+    what, program, full = _SLICED[name]
+    arguments = (*full[:-1], full[-1] // share)
     printed: dict[str, bytes] = {}
 
-    def run(side: str) -> float:
-        with guests.on_machine(isa, "alu", (rounds,)) as loaded:
-            scheduler = loaded.machine.scheduler
+    def run(side: str, budget: int | None) -> float:
+        with guests.on_machine(isa, program, arguments) as loaded, Undisturbed(loaded.machine.interrupt):
+            scheduler, slices = loaded.machine.scheduler, 1
             with collector_off():
                 start = now()
-                while not scheduler.run(SLICE if side == "ours" else None):
-                    pass
+                while not scheduler.run(budget):
+                    slices += 1
                 spent = now() - start
             printed[side] = loaded.output
-        if len(set(printed.values())) != 1:
-            raise BenchError(f"alu: the sides printed {shown(b', '.join(printed.values()))}")
+        if budget is not None and slices < 2:
+            raise BenchError(f"{program}: it ended in its first slice")
+        return spent
+
+    def floor() -> float:
+        spent = run("floor", None)
+        guests.same_output(program, printed["ours"], printed["floor"])
         return spent
 
     return Figure(
-        name="slices",
+        name=name,
         isa=isa,
-        what=f"slices of {SLICE:,} blocks",
-        program=guests.command("alu", (rounds,)),
-        floor_is="the same program in one go, which counts no blocks",
+        what=f"slices of {SLICE:,} blocks: {what}",
+        program=guests.command(program, arguments),
+        floor_is="the same in one go, where no blocks are counted",
         unit="run",
-        ours=lambda: run("ours"),
-        floor=lambda: run("floor"),
+        ours=lambda: run("ours", SLICE),
+        floor=floor,
         repetitions=repetitions,
         goal=goal,
     )
