@@ -69,13 +69,19 @@ def scale(
     settle()
     print(f"{isa}, seed {seed}: million operations per second of virtual time. Locks and time are modelled.")
     points: list[Point] = []
-    with interrupts.reporting(), interrupts.itself():
-        for each in works:
-            of_work = [
-                sweep.measure(isa, each, scheme, count, seed) for scheme in schemes for count in counts
-            ]
-            print("\n".join(sweep.as_lines(of_work)), flush=True)
-            points += of_work
+    with interrupts.reporting():
+        try:
+            with interrupts.itself():
+                for each in works:
+                    of_work = [
+                        sweep.measure(isa, each, scheme, n, seed) for scheme in schemes for n in counts
+                    ]
+                    print("\n".join(sweep.as_lines(of_work)), flush=True)
+                    points += of_work
+        except KeyboardInterrupt:
+            done = len({point.work for point in points})
+            print(f"interrupted: {done} of {len(works)} works are complete; no file is written")
+            raise
         if json_output is not None:
             json_output.write(sweep.as_json(isa, seed, points).encode())
         if picture is not None:

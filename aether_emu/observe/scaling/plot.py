@@ -37,9 +37,9 @@ def as_svg(isa: str, seed: int, points: Sequence[Point]) -> str:
         ),
     ]
     for number, scheme in enumerate(SCHEMES):
-        x = 16 + number * 258
-        parts.append(_line(x, 60, x + 24, 60, _COLOURS[scheme], _DASHES[scheme], 2))
-        parts.append(_text(x + 30, 64, f"{scheme}: {_MEANT[scheme]}", size=8))
+        y = 60 + number * 15
+        parts.append(_line(16, y, 46, y, _COLOURS[scheme], _DASHES[scheme], 2))
+        parts.append(_text(54, y + 4, f"{scheme}: {_MEANT[scheme]}", size=11))
     for number, work in enumerate(works):
         x, y = _LEFT + number % _COLUMNS * _STEP_X, _TOP + 24 + number // _COLUMNS * _STEP_Y
         parts += _panel(x, y, work.what, [point for point in points if point.work == work.name])
@@ -65,7 +65,7 @@ def _panel(x: int, y: int, title: str, points: Sequence[Point]) -> Iterator[str]
     for cpus in counts:
         yield _text(across(cpus), y + _HEIGHT + 16, str(cpus), anchor="middle", size=10)
     yield _text(x + _WIDTH / 2, y + _HEIGHT + 32, "CPUs", anchor="middle", size=10)
-    for scheme in SCHEMES:
+    for scheme in reversed(SCHEMES):  # the dashed lines above the solid one, which may be the same
         row = sorted((point for point in points if point.scheme == scheme), key=lambda point: point.cpus)
         if row:
             places = [(across(point.cpus), up(point.throughput)) for point in row]
@@ -75,7 +75,7 @@ def _panel(x: int, y: int, title: str, points: Sequence[Point]) -> Iterator[str]
                 f'stroke-dasharray="{_DASHES[scheme]}"/>'
             )
             for (a, b), point in zip(places, row, strict=True):
-                shown = f"{scheme}, {point.cpus} CPUs: {point.throughput:.2f}"
+                shown = f"{scheme}, {point.cpus} CPUs: {point.throughput:.3g}"
                 dot = f'<circle cx="{a}" cy="{b}" r="3" fill="{_COLOURS[scheme]}">'
                 yield f"{dot}<title>{shown}</title></circle>"
 
@@ -111,7 +111,7 @@ def as_html(isa: str, seed: int, points: Sequence[Point]) -> str:
             if each["contended"]
         )
         cells = [point.work, point.scheme, str(point.cpus), f"{point.operations:,}"]
-        cells += [f"{point.ns / 1000:,.1f}", f"{point.throughput:.2f}", f"{point.interrupts:,}"]
+        cells += [f"{point.ns / 1000:,.1f}", f"{point.throughput:.3g}", f"{point.interrupts:,}"]
         cells.append(waits or "none")
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
     return "\n".join(

@@ -117,7 +117,7 @@ def as_lines(points: Sequence[Point]) -> list[str]:
         for scheme in SCHEMES:
             row = [point for point in of_work if point.scheme == scheme]
             if row:
-                values = "".join(f"{point.throughput:>8.2f}" for point in sorted(row, key=lambda p: p.cpus))
+                values = "".join(f"{point.throughput:>8.3g}" for point in sorted(row, key=lambda p: p.cpus))
                 lines.append(f"{scheme:<8}{values}   {_summary(max(row, key=lambda p: p.cpus))}")
     return lines
 
