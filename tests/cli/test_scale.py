@@ -39,9 +39,7 @@ def test_a_sweep_is_printed_and_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--cpus", "0"], ["--cpus 0", "1 to 64"]),
         (["--cpus", "1,65"], ["--cpus 1,65", "1 to 64"]),
-        (["--locks", "many"], ["--locks many", "space, area, leaf"]),
         (["walk"], ["WORK walk", "disjoint"]),
     ],
 )

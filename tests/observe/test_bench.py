@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -335,7 +335,12 @@ def test_every_cpu_flushes_on_both_sides_of_a_shootdown(
     with Machine(isa) as machine:
         engine = type(machine.cpu)
     flush = engine.flush_page
-    monkeypatch.setattr(engine, "flush_page", lambda self, va: (flushed.append(va), flush(self, va))[1])
+
+    def counted(self: Any, va: int) -> None:
+        flushed.append(va)
+        flush(self, va)
+
+    monkeypatch.setattr(engine, "flush_page", counted)
     figure = shootdown.figure(isa, cpus, 5.0, flushes=1)
     assert figure.ours() > 0
     assert len([va for va in flushed if va == max(set(flushed), key=flushed.count)]) >= 10 * cpus
@@ -540,7 +545,7 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real",
+            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, shootdown, cpus, real",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)
