@@ -168,8 +168,8 @@ class Contention:
     def _of_fork(self, task: Any, space: AddressSpace, result: int | None) -> list[Step]:
         """Those of a call that has copied the address space; none where the new task shares it."""
         child = task.process.registry.processes.get(result)
-        if child is None or child.mm is space:
-            return []
+        if child is None or child.released or child.mm is space:
+            return []  # released: the call had waited for its end (CLONE_VFORK)
         pages = sum(child.mm.resident().values())
         self._advance(self._costs.area_edit + pages * self._costs.fork_page)
         if self.scheme != "leaf":
