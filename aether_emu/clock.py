@@ -148,7 +148,7 @@ class VirtualClock:
         return self.now_ns * frequency_hz // 10**9
 
 
-_FREE = ("fault_minor", "fault_copy", "fault_denied", "system_call", "flush_page", "flush_all")
+_FREE = ("fault_minor", "fault_copy", "fault_denied", "system_call", "flush_page", "flush_all", "kpti_switch")
 _NEARLY_NOTHING = ClockCosts(block=1, **dict.fromkeys(_FREE, 0))
 _LONGEST_SLEEP_NS = 10_000_000
 """How long a wait is at most before somebody looks whether the run is to end, or input has come."""

@@ -40,7 +40,8 @@ from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.space import AddressSpace, Shared
+from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
@@ -66,11 +67,14 @@ def unicorn_cpus(
     ticks: Callable[[int], int],
     random: Callable[[], int],
     live_state: bool = True,
+    tag_bits: int = 0,
 ) -> CpuFactory[X86Cpu | ArmCpu]:
     """Makes CPUs of `isa` ("x86_64" or "arm64") that Unicorn executes, and that walk tables of `fmt`.
 
     `ticks(hz)` is what a counter of that frequency shows now; `random` gives 64 bits to the
     instructions that ask for chance. Without `live_state` the CPUs use nothing but the engine's API.
+    `tag_bits` is how wide the tags of address spaces are: 12 on x86_64 (PCID), 8 or 16 on arm64 (ASID); 0
+    where there are none.
     """
 
     def make(ram: Ram, aperture: Aperture) -> X86Cpu | ArmCpu:
@@ -85,6 +89,7 @@ def unicorn_cpus(
                 random=random,
                 levels=fmt.top,
                 live_state=live_state,
+                pcids=bool(tag_bits),
             )
         from aether_emu.machine.unicorn.arm64 import ArmCpu  # noqa: PLC0415  # as said above
 
@@ -96,6 +101,7 @@ def unicorn_cpus(
             granule=fmt.page_size,
             virtual_bits=fmt.virtual_bits,
             live_state=live_state,
+            asid_bits=tag_bits or 8,
         )
 
     return make
@@ -120,9 +126,11 @@ class Computer(Generic[C]):
 
     The supervisor's half begins at `kernel_base`. Where that is None there is none, and the CPUs are not
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
-    `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. Raises
-    ConfigError for a number of CPUs, OutOfFrames when RAM does not hold the tables of the supervisor's half,
-    and MappingError when RAM does not fit above its base.
+    `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. `tags` gives
+    address spaces their PCIDs or ASIDs (None: they have none). `split`: a program runs without the
+    supervisor's half, but for what leads into it (KPTI). Raises ConfigError for a number of CPUs, OutOfFrames
+    when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
+    its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.
@@ -141,6 +149,8 @@ class Computer(Generic[C]):
         allocator: Callable[..., Buddy] = Buddy,
         tlb: Callable[..., Tlb] = Tlb,
         trace: Trace = NO_TRACE,
+        tags: Tags | None = None,
+        split: bool = False,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError("cpus", cpus, f"1 to {MAX_CPUS}")
@@ -174,10 +184,9 @@ class Computer(Generic[C]):
                 trace=trace,
                 flush_ceiling=flush_ceiling,
                 tlb=tlb,
+                tags=tags,
             )
-            if kernel_base is not None:
-                self._boot(kernel_base)
-            root = self.kernel_half.table.root if self.kernel_half is not None else 0
+            root = 0 if kernel_base is None else self._boot(kernel_base, split)
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)
             ]
@@ -191,27 +200,34 @@ class Computer(Generic[C]):
         for percpu in self.percpu:
             percpu.leave_space(space)
 
-    def _boot(self, kernel_base: int) -> None:
+    def _boot(self, kernel_base: int, split: bool) -> int:
         """Build the supervisor's half and bring every CPU up in it.
 
-        The CPUs share the page of code; each has its own for tables and stack.
+        The CPUs share the page of code; each has its own for tables and stack. Where the half has a root of
+        its own and is split, that root is from now on the one that programs run with. Returns the root that
+        a CPU without an address space walks.
         """
         first = self.cpus[0]
         text, data = first.text_page(), first.data_page
         count = len(self.cpus)
-        self.kernel_half = KernelHalf(self.physical, self.format, kernel_base, text, data, count)
+        self.kernel_half = half = KernelHalf(
+            self.physical, self.format, kernel_base, text, data, count, split=split
+        )
+        root = half.table.root if first.one_root else half.entry_table.root
         for number, (cpu, pages) in enumerate(zip(self.cpus, self.kernel_half.pages, strict=True)):
             cpu.number, cpu.peers = number, [other for other in self.cpus if other is not cpu]
-            cpu.boot(self.kernel_half.table.root, *pages)
+            cpu.boot(root, *pages)
+        return root
 
     # ---- address spaces
 
     def new_space(self, limits: Limits) -> AddressSpace:
         """An empty address space. Whoever asked destroys it. Raises OutOfFrames."""
-        half = None
-        if self.kernel_half is not None and self.cpus[0].one_root:
-            half = self.kernel_half.table, self.kernel_half.base
-        return AddressSpace(self.physical, self.format, limits, half)
+        half, shared = self.kernel_half, None
+        if half is not None and self.cpus[0].one_root:
+            whole = None if half.entry_table is half.table else half.table
+            shared = Shared(half.entry_table, half.base, whole)
+        return AddressSpace(self.physical, self.format, limits, shared)
 
     def enter(self, space: AddressSpace, index: int = 0) -> None:
         """Let CPU `index` walk the tables of `space` from now on. It keeps no translation of before."""

@@ -49,6 +49,7 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+_MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
     "number": "integer",
@@ -250,6 +251,9 @@ class ClockCosts:
     interrupt_delivery: int = _cost(700, "ns at least from sending it to its acknowledgement")
     interrupt_taken: int = _cost(300, "ns of the CPU that takes it, besides what it flushes")
     broadcast: int = _cost(200, "ns for a broadcast invalidation and the wait for it (ARM64: TLBI and DSB)")
+    kpti_switch: int = _cost(
+        100, "ns for a change between the two roots of a split address space (kpti), on each way in and out"
+    )
     lock: int = _cost(
         20, "ns for taking a lock that the CPU had last; this and the following with `locks` only"
     )
@@ -278,6 +282,7 @@ class CostOptions(TypedDict, total=False):
     interrupt_delivery: int
     interrupt_taken: int
     broadcast: int
+    kpti_switch: int
     lock: int
     lock_transfer: int
     area_edit: int
@@ -298,6 +303,9 @@ class Options(TypedDict, total=False):
     lazy_tlb: bool
     tlb_fault: str
     tlb_fault_one_in: int
+    pcids: int
+    asid_bits: int
+    kpti: bool
     locks: str
     aperture: int | str
     page_size: int | str
@@ -312,6 +320,7 @@ class Options(TypedDict, total=False):
     real_time: bool
     aslr: bool
     aslr_once: bool
+    tlbsan: bool
     seed: int
     uid: int
     gid: int
@@ -370,6 +379,17 @@ class Config:
     )
     tlb_fault_one_in: int = _parameter(
         1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
+    )
+    pcids: int = _parameter(
+        6,
+        _Whole(0, 4095),
+        "x86_64's PCIDs that each CPU gives to address spaces, by turns (Linux: 6); 0: CR4.PCIDE is off",
+    )
+    asid_bits: int = _parameter(16, _Choice((8, 16)), "width of arm64's ASIDs (TCR_EL1.AS)")
+    kpti: bool = _parameter(
+        False,
+        _Flag(),
+        "whether programs run without the supervisor's half, but for what leads into it",
     )
     locks: str = _parameter(
         "none",
@@ -434,6 +454,12 @@ class Config:
         "whether all programs of a run get the same random addresses: they start quicker, for the engine "
         "translates their libraries once",
     )
+    tlbsan: bool = _parameter(
+        False,
+        _Flag(),
+        "whether an independent checker ends the run when a CPU may still hold a translation that somebody "
+        "relies on being gone",
+    )
     seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
     uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")
     gid: int = _parameter(1000, _Whole(0, 2**32 - 2), "group id that programs see")
@@ -446,6 +472,9 @@ class Config:
 
     def __post_init__(self) -> None:
         _validate(self)
+        if self.kpti and self.pcids > _MOST_SPLIT_PCIDS:
+            more = "which takes a bit of them for the second root"
+            raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):

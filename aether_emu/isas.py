@@ -8,26 +8,35 @@ from aether_emu.config import MIB, Config, format_size
 from aether_emu.errors import ConfigError, EncodingError
 from aether_emu.linux.abi import Abi
 from aether_emu.mm.kernel_half import TEXT
+from aether_emu.mm.tags import Asids, Pcids, Tags
 from aether_emu.records import dataclass
 
 ISAS = ("x86_64", "arm64")
+_PCID_BITS = 12
+_USER_PCID, _USER_ASID = 1 << 11, 1  # what tells a program's tag from the supervisor's in its space (KPTI)
 _ARM_NARROW = {4 << 10: 39, 16 << 10: 47, 64 << 10: 42}  # the narrower addresses of Linux for each granule
 
 
 @dataclass(frozen=True)
 class IsaParts:
-    """What one instruction set brings: its page tables, Linux's rules for it, its instruction for chance."""
+    """What one instruction set brings: its page tables, Linux's rules for it, its instruction for chance.
+
+    `tags` are those of address spaces, `tag_bits` wide; None and 0 where the configuration has none.
+    """
 
     format: PageTableFormat
     abi: Abi
     random: str
+    tags: Tags | None
+    tag_bits: int
 
 
 def parts_of(name: str, config: Config) -> IsaParts:
     """The parts of an ISA, imported when a machine of it is built: starting a program must stay quick.
 
-    Raises ConfigError for a page size or a width of addresses that the ISA does not have.
+    Raises ConfigError for what the ISA does not have: a page size, a width of addresses, PCIDs, ASIDs.
     """
+    _refuse_tags_of_others(name, config)
     page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
         if page != 4096:
@@ -40,17 +49,34 @@ def parts_of(name: str, config: Config) -> IsaParts:
         from aether_emu.arch.x86_64.stage1 import X86Format  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.x86_64 import X86Abi  # noqa: PLC0415  # as said above
 
-        return IsaParts(X86Format(5 if bits == 57 else 4), X86Abi(bits), "rdrand")
+        return IsaParts(X86Format(5 if bits == 57 else 4), X86Abi(bits), "rdrand", *_pcids(config))
     if name == "arm64":
         from aether_emu.arch.arm64.stage1 import ArmFormat  # noqa: PLC0415  # as said above
         from aether_emu.linux.abi.arm64 import ArmAbi  # noqa: PLC0415  # as said above
 
         try:
-            return IsaParts(ArmFormat(page, bits), ArmAbi(page, bits), "rndr")
+            fmt, abi = ArmFormat(page, bits), ArmAbi(page, bits)
         except EncodingError:
             allowed = f"addresses have 48 or {_ARM_NARROW[page]} bits there with pages of {format_size(page)}"
             raise ConfigError("virtual_bits", bits, allowed, refusal="is not possible on arm64") from None
+        tags = Asids(config.asid_bits, config.cpus, _USER_ASID if config.kpti else 0)
+        return IsaParts(fmt, abi, "rndr", tags, config.asid_bits)
     raise ConfigError("arch", name, " or ".join(ISAS))
+
+
+def _pcids(config: Config) -> tuple[Tags | None, int]:
+    """The tags of x86_64, and how wide they are."""
+    if not config.pcids:
+        return None, 0
+    return Pcids(config.pcids, config.cpus, _USER_PCID if config.kpti else 0), _PCID_BITS
+
+
+def _refuse_tags_of_others(name: str, config: Config) -> None:
+    """ConfigError for a parameter that says something about tags which this ISA has not."""
+    for parameter, isa in (("pcids", "x86_64"), ("asid_bits", "arm64")):
+        value = getattr(config, parameter)
+        if name in ISAS and name != isa and value != getattr(Config(), parameter):
+            raise ConfigError(parameter, value, f"they are {isa}'s", refusal=f"is not possible on {name}")
 
 
 def kernel_base_of(config: Config, fmt: PageTableFormat) -> int:

@@ -7,7 +7,8 @@ copying or unpickling one gives the same object back, so that `is NO_TRACE` stay
 
 from __future__ import annotations
 
-from typing import Protocol
+from importlib import import_module
+from typing import Any, Protocol
 
 
 class Trace(Protocol):
@@ -29,6 +30,36 @@ class FailurePoints(Protocol):
 
         Called once for each operation that passes the point, so that a campaign can name the n-th one.
         """
+
+
+class Checker(Protocol):
+    """Looks on from outside, and ends a run by an error when a rule is broken."""
+
+    @property
+    def finding(self) -> Exception | None:
+        """The error that it has raised, once it has."""
+
+    @property
+    def report(self) -> str:
+        """All about the finding, several lines; empty without one."""
+
+    def statistics(self) -> dict[str, int]:
+        """What it has counted, by name."""
+
+    def check(self) -> None:
+        """Raises an AetherError where it has not seen everything."""
+
+    def finish(self) -> None:
+        """Nothing is executed any more, and everything was given back: it looks no further."""
+
+
+_CHECKERS = {"tlbsan": "aether_emu.verify.tlbsan"}
+
+
+def checker(name: str, machine: Any) -> Checker:
+    """The checker of that name, attached to a machine: a tool, imported when a machine asks for it."""
+    found: Checker = import_module(_CHECKERS[name]).attach(machine)
+    return found
 
 
 class NoTrace:

@@ -115,6 +115,8 @@ def _captured(machine: Machine, process: Process) -> State:
         "buddy": machine.buddy.capture(),
         "aperture": machine.aperture.save(),
         "physical": physical.capture(),
+        "tags": None if physical.tags is None else physical.tags.capture(),
+        "walked": machine.computer.percpu[0].walked,
         "clock": machine.clock.capture(),
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
@@ -224,7 +226,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.cpu.restore_blocks(state["blocks"])
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore_timers(described)
-    _restore_cpu(machine, state)
+    _restore_cpu(machine, state, spaces)
 
 
 def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:
@@ -374,13 +376,32 @@ def _wait_anew(machine: Machine, task: Task, described: State) -> None:
             task.wait.stopped_at = stopped_at
 
 
-def _restore_cpu(machine: Machine, state: State) -> None:
+def _restore_cpu(machine: Machine, state: State, spaces: Mapping[int, AddressSpace]) -> None:
     tasks = machine.scheduler.tasks
     machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
+    _restore_tags(machine, state, spaces)
     left = {described["tid"]: described["left"] for _pid, described in state["tasks"]}
     for task in tasks:
         task.left = left[task.tid]
     machine.cpu.reserve(state["reservation"])
+
+
+def _restore_tags(machine: Machine, state: State, spaces: Mapping[int, AddressSpace]) -> None:
+    """Which address space the CPU walks, which need not be the first task's, and what tags there are.
+
+    The switches on the way here have taken some: they do not count.
+    """
+    percpu, task, walked = machine.computer.percpu[0], machine.entry.task, state["walked"]
+    if walked != task.process.mm.number:
+        task.leave()
+        if walked is None:
+            percpu.leave()
+        else:
+            percpu.enter(spaces[walked])
+    tags = machine.physical.tags
+    if tags is not None:
+        tags.restore(state["tags"], {number: space.context for number, space in spaces.items()})
+        percpu.rejoin()
 
 
 # ---- memory

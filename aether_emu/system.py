@@ -62,7 +62,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
-from aether_emu.ports import NO_TRACE, Trace
+from aether_emu.ports import NO_TRACE, Trace, checker
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
@@ -88,7 +88,8 @@ class Machine:
     `areas`, `mm`. What can be asked to happen on the way: `on_fault`, `on_system_call`, `observers.attach`.
     A machine is used by one thread at a time, but for `stop`. `arch` is "x86_64" or "arm64". `pause` is
     called again and again while the guest waits for input; it may raise to end the run. `live_state=False`
-    reads and sets the CPU's state by the engine's API alone, which is slower. Raises ConfigError.
+    reads and sets the CPU's state by the engine's API alone, which is slower. `scheduler` and `chance` make
+    the scheduler and the streams of the seed: `explore` has others. Raises ConfigError.
     """
 
     def __init__(
@@ -99,6 +100,8 @@ class Machine:
         trace: Trace = NO_TRACE,
         live_state: bool = True,
         pause: Callable[[], None] = lambda: None,
+        scheduler: Callable[..., Scheduler] = Scheduler,
+        chance: Callable[[int], Streams] = Streams,
         **options: Unpack[Options],
     ) -> None:
         if config is not None and not isinstance(config, Config):
@@ -114,7 +117,7 @@ class Machine:
         isa = parts_of(arch, self.config)
         self.kernel_base = kernel_base_of(self.config, isa.format)
         self.format, self.abi = isa.format, isa.abi
-        self.streams = Streams(self.config.seed)
+        self.streams = chance(self.config.seed)
         self.clock = host_clock() if self.config.real_time else VirtualClock(self.config.clock)
         cpus = unicorn_cpus(
             arch,
@@ -122,6 +125,7 @@ class Machine:
             ticks=self.ticks,
             random=self.streams.stream(isa.random).u64,
             live_state=live_state,
+            tag_bits=isa.tag_bits,
         )
         ram, aperture = self.config.ram, self.config.aperture
         try:
@@ -136,6 +140,8 @@ class Machine:
                 allocator=self._allocator(),
                 tlb=self._tlb(),
                 trace=trace,
+                tags=isa.tags,
+                split=self.config.kpti,
             )
         except OutOfFrames as error:
             raise ConfigError("ram", ram, "enough for the page tables of the machine") from error
@@ -152,11 +158,12 @@ class Machine:
             self.kernel.model_locks(self.computer.percpu)
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
-        self.scheduler = Scheduler(
+        self.scheduler = scheduler(
             self.kernel, self.entries, pause=pause, lost_pages=self.computer.lost_pages
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        self.tlbsan = checker("tlbsan", self) if self.config.tlbsan else None
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
 
@@ -514,6 +521,8 @@ class Machine:
         self.observers.detach_all()
         self.kernel.closed = True
         try:
+            if self.tlbsan is not None:
+                self.tlbsan.check()
             if self.process is not None:
                 self.computer.rest()
                 self._end_processes(self.process)
@@ -521,6 +530,8 @@ class Machine:
                 self.kernel.system_v.close()
             if self.namespace is not None:
                 self.namespace.close()
+            if self.tlbsan is not None:
+                self.tlbsan.finish()
         except BaseException:
             self.abandon()
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from aether_emu import state
 from aether_emu.linux.files.streams import BufferStream
@@ -31,13 +32,24 @@ class Told:
         return blocks
 
 
-def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int = 2) -> Told:
+def run(
+    isa: str,
+    words: list[str],
+    moments: Iterable[int] = (),
+    *,
+    block: int = 2,
+    captured: bool = True,
+    switches: bool = False,
+    **options: Any,
+) -> Told:
     """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
 
-    A block takes `block` ns.
+    A block takes `block` ns; `options` as of a Machine. Where it is not `captured`, the same machine goes on.
+    With `switches` the statistics tell of those too: after a pause other turns may be drawn, which these
+    programs notice in nothing else.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
-    machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block})
+    machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block}, **options)
     try:
         machine.load(PROGRAMS / isa / words[0], words, streams=streams)
         stats.prepare(machine)
@@ -47,6 +59,8 @@ def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int =
                 continue
             if machine.process is None or machine.process.is_over:
                 break  # it has ended, and is not let go yet
+            if not captured:
+                continue
             described = state.capture(machine)
             machine.close()
             machine = state.restore(described, streams=streams)
@@ -54,6 +68,8 @@ def run(isa: str, words: list[str], moments: Iterable[int] = (), *, block: int =
         told = stats.collect(machine, 0)
     finally:
         machine.close()
+    if not switches:
+        told.pop("tags", None)
     written = streams["stdout"].written + streams["stderr"].written
     return Told(ended.status, bytes(written).decode(), told)
 

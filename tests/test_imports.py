@@ -27,7 +27,8 @@ ROWS = (
     ("ext",),
     ("linux",),
     ("assembly",),
-    ("verify", "inject", "observe"),
+    ("verify", "inject", "observe", "litmus"),
+    ("explore",),
     ("cli",),
 )
 ROW_OF = {folder: number for number, row in enumerate(ROWS) for folder in row}

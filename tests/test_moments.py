@@ -6,7 +6,7 @@ import pytest
 
 from tests.moments import run, seeded
 
-_FEW, _MANY = 24, 400
+_FEW, _MANY = 9, 400
 _WORDS = {
     "semaphores": "shared s",
     "lists of what is taken back": "shared u",
@@ -42,6 +42,7 @@ def _cut(isa: str, kind: str, count: int) -> None:
 @every_isa
 @every_kind
 def test_a_run_goes_on_from_any_moment_as_without_a_break(isa: str, kind: str) -> None:
+    """Seeded moments, others for each kind and ISA; hundreds below, marked slow."""
     _cut(isa, kind, _FEW)
 
 

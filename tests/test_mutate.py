@@ -52,14 +52,41 @@ def test_a_bug_is_a_statement_forgotten_a_bound_off_a_condition_a_number_or_a_re
 
 
 def test_a_bug_changes_its_place_alone_and_is_still_python() -> None:
+    """All bugs of a folder, those of different places in one text: parsed a few times, not thousands."""
     source = "π = [1,\n     2]\n".encode()
     assert [mutant.applied(source).decode() for mutant in mutants_of("x.py", source)] == [
         "π = [2,\n     2]\n",
         "π = [1,\n     3]\n",
     ]
-    for path in sorted((REPOSITORY / "aether_emu" / "mm").glob("*.py")):
-        for mutant in mutants_of(path.name, path.read_bytes()):
-            ast.parse(mutant.applied(path.read_bytes()))
+    for source in _sources():
+        for layer in _layers(mutants_of("x.py", source)):
+            text = source
+            for mutant in reversed(layer):
+                text = mutant.applied(text)
+            ast.parse(text)
+
+
+@pytest.mark.slow
+def test_each_bug_alone_is_still_python() -> None:
+    for source in _sources():
+        for mutant in mutants_of("x.py", source):
+            ast.parse(mutant.applied(source))
+
+
+def _sources() -> list[bytes]:
+    return [path.read_bytes() for path in sorted((REPOSITORY / "aether_emu" / "mm").glob("*.py"))]
+
+
+def _layers(mutants: list[Mutant]) -> list[list[Mutant]]:
+    """All of a file's bugs, in as few lists as may be in which no two touch: each list goes in at once."""
+    layers: list[list[Mutant]] = []
+    for mutant in mutants:
+        free = (layer for layer in layers if layer[-1].end < mutant.start)
+        if (layer := next(free, None)) is None:
+            layers.append([mutant])
+        else:
+            layer.append(mutant)
+    return layers
 
 
 def test_a_seed_names_the_bugs_one_for_a_line_and_every_kind_as_often() -> None:

@@ -202,6 +202,7 @@ class PageTableFormat(ABC):
     present_mask: int  # an entry with one of these bits set takes part in a walk
     physical_bits: int
     frozen_bits: int  # where a present entry must not change into another one at once; 0: no such rule
+    no_execute_table: int = 0  # bits of a table entry below which nothing is executed; 0: there are none
     contiguous_bit: int  # the bit of a leaf that is the contiguous hint; 0: none
     hardware_accessed: bool  # the MMU sets ACCESSED itself; else it faults where that is clear
     hardware_dirty: bool  # the MMU sets DIRTY itself; else it faults on a write where that is clear

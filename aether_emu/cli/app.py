@@ -76,6 +76,7 @@ app = Subcommands(
         "demo": "Run a program that comes with aether: a tour of virtual memory.",
         "pt": "Look at the page tables in a physical memory image.",
         "verify": "Compare page tables with a specification, an MMU and silicon.",
+        "litmus": "Run page-table litmus tests beside their published verdicts.",
         "bench": "Measure the project's figures beside their floors.",
         "scale": "Compare schemes of locks on 1 to 64 CPUs (modelled).",
         "config": "Print all parameters of a machine, for --config.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -240,6 +240,19 @@ class Command(click.Command):
             at += 1
         return given
 
+    def typed_without(self, ctx: click.Context, left_out: Collection[str]) -> tuple[list[str], list[str]]:
+        """What was typed but for these options (`--name`) and their values: the options, and what follows."""
+        args, kept, at = list(ctx.meta[_TYPED]), list[str](), 0
+        options = {name: param for param in self.params for name in param.opts}
+        while at < len(args) and args[at].startswith("-") and args[at] not in ("-", "--"):
+            name, equals, _value = args[at].partition("=")
+            option = options.get(name)
+            takes = isinstance(option, click.Option) and not (option.is_flag or option.count or equals)
+            if name not in left_out:
+                kept += args[at : at + 1 + takes]
+            at += 1 + takes
+        return kept, args[at:]
+
     def invoke(self, ctx: click.Context) -> Any:
         """As any command. Raises Wrong for a ConfigError."""
         try:
@@ -257,6 +270,9 @@ class Command(click.Command):
             if param.name in typed:
                 return Wrong(error.about(_subject(param, _word(typed[param.name], error.value))), ctx)
         keys = f"{ctx.find_root().info_name} config"
+        for written in typed.get("settings") or ():
+            if written.partition("=")[0] == error.name:
+                return Wrong(error.about(f"--set {written}"), ctx, see=keys)
         if error.where:
             return Wrong(str(error), ctx, see=keys)
         if ctx.params.get("config") and (where := Config.where(ctx.params["config"], error.name)):

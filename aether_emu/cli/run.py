@@ -15,6 +15,7 @@ import click
 
 from aether_emu.cli.app import Errors, complain, settle, show_tracebacks
 from aether_emu.cli.early import INTERRUPTED
+from aether_emu.cli.exploring import Given, explore_options, explored, refuse_alone
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
     DIRECTORY,
@@ -29,6 +30,7 @@ from aether_emu.cli.options import (
     text,
     whole,
 )
+from aether_emu.cli.replaying import Replay
 from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, InterpreterError, ProgramError, Refused, TimedOut
@@ -106,6 +108,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 )
 @click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
 @click.option(
+    "--kpti",
+    cls=Setting,
+    key="kpti",
+    is_flag=True,
+    help="Programs run without the supervisor's half, but for what leads into it.",
+)
+@click.option(
     "--seed",
     cls=Setting,
     key="seed",
@@ -130,6 +139,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Clocks are the host's, and sleeping takes its time. No run can be repeated.",
 )
 @click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
+@click.option(
+    "--tlbsan",
+    cls=Setting,
+    key="tlbsan",
+    is_flag=True,
+    help="Stop when a CPU may still hold a translation that others rely on being gone (exit 125).",
+)
 @click.option("--config", type=FILE, help="A TOML file of parameters.")
 @click.option(
     "--set",
@@ -163,17 +179,20 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 @click.option("--stats", is_flag=True, help="A table of what happened, on stderr.")
 @click.option("--stats-json", type=FILE, help="The same as JSON, into a file.")
 @click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
+@explore_options
 @debug_option
 def run(  # an option is a parameter here
     program: str,
     args: tuple[str, ...],
     ram: str | None,
     cpus: int | None,
+    kpti: bool,
     seed: int | None,
     granule: str | None,
     la57: bool,
     real_time: bool,
     no_aslr: bool,
+    tlbsan: bool,
     config: Path | None,
     settings: tuple[tuple[str, object], ...],
     root: Path | None,
@@ -188,7 +207,11 @@ def run(  # an option is a parameter here
     stats: bool,
     stats_json: Path | None,
     core: Path | None,
+    schedule: str | None,
+    explore: int | None,
+    exhaustive: bool,
     debug: bool,
+    **exploring: Any,
 ) -> None:  # fmt: skip
     """Run PROGRAM under the memory manager. Its streams pass through.
 
@@ -207,28 +230,38 @@ def run(  # an option is a parameter here
     options = {
         "ram": ram,
         "cpus": cpus,
+        "kpti": True if kpti else None,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,
         "real_time": True if real_time else None,
         "aslr": False if no_aslr else None,
+        "tlbsan": True if tlbsan else None,
         "uid": uid,
         "gid": gid,
     }
     overrides.update({name: value for name, value in options.items() if value is not None})
     parameters = Config.load(config, overrides)
     grants = Grants(root, list(bind))
+    if explore is not None or exhaustive:
+        seen = strace is not None or strace_only is not None or stats or stats_json or core
+        given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
+        raise click.exceptions.Exit(explored(given, explore, exhaustive, **exploring))
+    refuse_alone(exploring)
+    replay = None if schedule is None else Replay(schedule, parameters)
     if timeout is not None:
         interrupts.limit(timeout + _START, f"{program}: stopped by --timeout")
     outputs = _Outputs(stats, stats_json, core)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
         isa = program_isa(program, grants, executable=True)
-    machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE))
+    made = {} if replay is None else replay.makers(isa)
+    machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE), **made)
     settle()
     try:
         with _naming_the_limit(), _suggesting_a_root(program, root):
-            machine.load(program, [program, *args], env=dict(env), grants=grants)
+            streams = None if replay is None else replay.streams()
+            machine.load(program, [program, *args], env=dict(env), grants=grants, streams=streams)
         outputs.prepare(machine)
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
@@ -238,6 +271,8 @@ def run(  # an option is a parameter here
             status = _to_the_end(machine, program, outputs, watching)
     finally:
         machine.close()
+        if replay is not None:
+            replay.finish(machine)
     _tell_damages(machine.damages(), program)
     raise click.exceptions.Exit(status)
 
@@ -261,8 +296,12 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
             return INTERRUPTED
         complain(f"{program}: stopped by --timeout")
         return TIMED_OUT
-    except AetherError:  # such as a deadlock: the call that waits is what one wants to see
+    except AetherError as error:  # such as a deadlock: the call that waits is what one wants to see
         watching.finish()
+        if machine.tlbsan is not None and machine.tlbsan.finding is error:
+            outputs.write(machine, time.perf_counter() - started)
+            click.echo(machine.tlbsan.report, err=True)
+            machine.abandon()  # it was left in the midst of an operation
         raise
     watching.finish()
     outputs.write(machine, time.perf_counter() - started)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
@@ -46,6 +46,9 @@ from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, Outcom
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Debugged(Protocol):
@@ -83,6 +86,7 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         self.debugger: Debugged | None = None
+        self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
         self.plug()
         kernel.observers.plugs.append(self.plug)
@@ -104,8 +108,26 @@ class Entry:
         told = observers.call_entered or observers.call_answered
         cpu.on_system_call = self._told_system_call if told else self.call_in
         cpu.on_trap = self._trap
+        if self.kernel.config.kpti:
+            cpu.on_fault, cpu.on_trap = self._crossing(cpu.on_fault), self._crossing(cpu.on_trap)
+            cpu.on_system_call = self._crossing(cpu.on_system_call)
         if self.debugger is not None:
             self.debugger.stand_before(cpu)
+        if self.watch is not None:
+            self.watch(cpu)
+
+    def _crossing(self, way_in: Callable[P, R]) -> Callable[P, R]:
+        """A way in, and back, on which a CPU changes to the supervisor's own root, and back (KPTI).
+
+        Only counted: the engine stays with the program's root, whatever Python does meanwhile.
+        """
+        counts = self._physical.counters.n
+
+        def crossed(*arguments: P.args, **named: P.kwargs) -> R:
+            counts[Event.ROOT_SWITCH] += 2
+            return way_in(*arguments, **named)
+
+        return crossed
 
     def run(self, budget: int | None) -> Exit:
         """Run the task, as `Cpu.run`."""

@@ -114,6 +114,8 @@ class Kernel:
             Event.INTERRUPT: costs.interrupt,
             Event.INTERRUPT_TAKEN: costs.interrupt_taken,
             Event.BROADCAST: costs.broadcast,
+            # Without tags a change of roots drops everything: who comes there looks it up anew.
+            Event.ROOT_SWITCH: costs.kpti_switch + (costs.flush_all if physical.tags is None else 0),
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
 
@@ -194,6 +196,10 @@ class Kernel:
         total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
         self.clock.advance(total - self.charged)
         self.charged = total
+
+    def cost_of(self, event: Event) -> int:
+        """What an event adds to virtual time, in ns."""
+        return self._costs[event]
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))

@@ -193,8 +193,20 @@ class Cpu(ABC):
     # ---- address translation
 
     @abstractmethod
-    def set_root(self, root: int) -> None:
-        """Walk the page table at physical `root` from now on; every TLB entry is dropped."""
+    def set_root(self, root: int, tag: int = 0, *, keep: bool = False) -> None:
+        """Walk the page table at physical `root` from now on, under `tag` (PCID, ASID).
+
+        With `keep` what the TLB holds under the tag is valid, and stays (x86_64: CR3 bit 63 is written).
+        Otherwise it is dropped: what there is under the tag on x86_64, everything on ARM64, and everything
+        where tags are off. A CPU whose TLB has no tags drops everything in any case.
+        """
+
+    @abstractmethod
+    def flush_tag(self, tag: int, va: int | None = None) -> None:
+        """Drop what the TLB holds under one tag, of the page at `va` or of all.
+
+        x86_64: INVPCID types 0 and 1. ARM64: TLBI VAE1 and ASIDE1.
+        """
 
     @abstractmethod
     def flush_page(self, va: int) -> None:

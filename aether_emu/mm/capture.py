@@ -13,6 +13,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
     """The address space as plain data. Its entries are in RAM; its objects are known by their numbers."""
     return {
         "number": space.number,
+        "context": space.context.capture(),
         "family": space.family.number,
         "table": space.table.capture(),
         "areas": [area.capture() for area in space.areas],
@@ -38,6 +39,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
     else:
         space.family.renumber(state["family"])
     space.table.restore(state["table"])
+    space.context.restore(state["context"])
     for described in state["areas"]:
         fields = dict(described)
         start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))

@@ -31,6 +31,7 @@ class Event(IntEnum):
     INTERRUPT = 20  # sent to another CPU, for it to flush
     INTERRUPT_TAKEN = 21  # by a CPU that was told to flush
     BROADCAST = 22  # of an invalidation to all CPUs, and waited for
+    ROOT_SWITCH = 23  # between the two roots of a split address space
 
 
 class Counters:

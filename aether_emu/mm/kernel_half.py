@@ -5,6 +5,10 @@
     DATA                   tables and a stack for each CPU, a page each: read-write
 
 No entry has the user bit, so a program reaches none of it.
+
+Split (KPTI), a second table has the CPUs' own pages alone: what a CPU needs to get into the supervisor and
+out. It is all that is mapped of this half while a program runs. The direct map is then not global, or a TLB
+would go on to translate it.
 """
 
 from __future__ import annotations
@@ -22,12 +26,14 @@ DATA = 0xFFFF_FFFF_8020_0000
 
 _COMMON = PageFlags.READ | PageFlags.GLOBAL | PageFlags.ACCESSED
 _DATA = Attributes(_COMMON | PageFlags.WRITE | PageFlags.DIRTY)
+_NOT_GLOBAL = Attributes(_DATA.flags & ~PageFlags.GLOBAL)
 _TEXT = Attributes(_COMMON | PageFlags.EXECUTE)
 
 
 class KernelHalf:
     """Built once for a machine; every address space borrows it or the CPU walks it by its own root.
 
+    `entry_table` is what a program's address space shows of it: `table` itself, or the second one if `split`.
     Raises OutOfFrames, and MappingError when RAM does not fit above `base`, taking nothing.
     """
 
@@ -39,18 +45,28 @@ class KernelHalf:
         text: bytes,
         data: Callable[[int, int], bytes],
         cpus: int = 1,
+        *,
+        split: bool = False,
     ) -> None:
         self.base = base
         self._physical = physical
-        self.table = PageTable(
-            fmt, physical.ram, physical.frames, physical.buddy, owner=0, reach=Reach.SUPERVISOR
-        )
+        self._sealed = Attributes(_COMMON & ~PageFlags.GLOBAL if split else _COMMON)
+
+        def fresh() -> PageTable:
+            return PageTable(
+                fmt, physical.ram, physical.frames, physical.buddy, owner=0, reach=Reach.SUPERVISOR
+            )
+
+        self.table = self.entry_table = fresh()
         places = [DATA + number * fmt.page_size for number in range(cpus)]
         self.pages = [(TEXT, va) for va in places]  # where each CPU finds its own two pages
         self._frames: list[int] = []
         ram = physical.ram
         try:
-            self.table.map(base + ram.base, ram.base, ram.size, _DATA, largest=fmt.leaf_sizes()[-1])
+            if split:
+                self.entry_table = fresh()
+            direct = _NOT_GLOBAL if split else _DATA
+            self.table.map(base + ram.base, ram.base, ram.size, direct, largest=fmt.leaf_sizes()[-1])
             self._seal(self._page(TEXT, text, _TEXT))
             for number, va in enumerate(places):
                 self._page(va, data(va, number), _DATA)
@@ -65,17 +81,21 @@ class KernelHalf:
         """
         va = self.base + self._physical.frames.address(frame)
         split_down(self.table, va, lambda: None)
-        self.table.protect(va, self.table.format.page_size, Attributes(_COMMON))
+        self.table.protect(va, self.table.format.page_size, self._sealed)
 
     def _page(self, va: int, content: bytes, attributes: Attributes) -> int:
         physical = self._physical
         frame = physical.take(Kind.KERNEL, 0, 0)
         self._frames.append(frame)
         physical.page_bytes(frame)[: len(content)] = content
-        physical.frames.maps[frame] = 1
         size = self.table.format.page_size
-        self.table.map(va, physical.frames.address(frame), size, attributes)
+        for table in self._tables():
+            physical.frames.maps[frame] += 1
+            table.map(va, physical.frames.address(frame), size, attributes)
         return frame
+
+    def _tables(self) -> list[PageTable]:
+        return [self.table] if self.entry_table is self.table else [self.table, self.entry_table]
 
     def close(self) -> None:
         """Give back tables and pages."""
@@ -84,4 +104,5 @@ class KernelHalf:
             frames.maps[frame] = 0
             frames.refs[frame] = 0
             self._physical.buddy.free(frame)
-        self.table.destroy()
+        for table in self._tables():
+            table.destroy()

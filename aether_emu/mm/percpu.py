@@ -1,5 +1,6 @@
 """What belongs to one CPU: the address space it runs in, its ready frames, its fault function.
 
+A change of address space goes by here; `Tags` says under which tag, and whether the CPU keeps what it holds.
 What other CPUs ask it to drop from its TLB waits in its queue in `mm.tlb`. Everything else in `mm` is shared.
 """
 
@@ -14,19 +15,23 @@ from aether_emu.machine.cpu import Cpu, Exit, ExitReason
 from aether_emu.mm.fault import make_fault
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tags import Retained
 
 
 class PerCpu:
     """CPU `index` of a computer. `space` is where it runs; there is none until the first `enter`.
 
-    Invariant: a space's `cpus` has this CPU's bit exactly while the CPU walks that space's table.
+    Invariant: a space's `cpus` has this CPU's bit exactly while the CPU walks that space's table. What it may
+    keep of a space that it has left is flushed before the CPU uses it: see `Tags`.
     """
 
     __slots__ = (
-        "_before_run",
         "_bit",
         "_kernel_root",
         "_physical",
+        "_tag",
+        "_tags",
+        "before_run",
         "cpu",
         "fault",
         "index",
@@ -46,7 +51,8 @@ class PerCpu:
         before_run: Callable[[], None],
     ) -> None:
         self._physical, self._kernel_root, self._bit = physical, kernel_root, 1 << index
-        self._before_run = before_run
+        self._tags, self._tag = physical.tags, 0
+        self.before_run = before_run
         self.index = index
         self.cpu: Cpu = physical.cpus[index]
         self.ready = physical.buddy.caches[index]
@@ -55,28 +61,68 @@ class PerCpu:
 
     def enter(self, space: AddressSpace) -> None:
         """Walk `space`'s table from now on. Nothing happens when it does so already."""
-        if self.inside and self.space is space:
-            return
-        self.leave()
+        if self.inside:
+            if self.space is space:
+                return
+            self._depart()
         self.space, self.inside = space, True
         space.cpus |= self._bit
-        self._switch(space.table.root)
+        tags = self._tags
+        if tags is None:
+            self._switch(space.table.root, 0, keep=False)
+            return
+        tag, keep = tags.enter(self.index, space.context)
+        self._tag = tag | tags.user_bit
+        if tags.model is not None:
+            tags.model.enter(self.index, tag, keep=keep, broadcast=tags.broadcast)
+        self._switch(space.table.root, self._tag, keep=keep)
 
     def leave(self) -> None:
         """Walk no address space: only the kernel half is left."""
         if self.inside:
-            self.inside = False
-            self.space.cpus &= ~self._bit
-            self._switch(self._kernel_root)
+            self._depart()
+            self._switch(self._kernel_root, 0, keep=self._tags is not None)
+
+    def _depart(self) -> None:
+        """Another table is walked from now on."""
+        self.inside = False
+        space, tags = self.space, self._tags
+        space.cpus &= ~self._bit
+        if tags is not None:
+            tags.leave(self.index, space.context, owes=self._physical.tlb.owes(self.index))
+            if tags.model is not None:
+                tags.model.leave(self.index, self._tag & ~tags.user_bit, space.mapped_pages())
 
     def leave_space(self, space: AddressSpace) -> None:
         """Walk `space` no longer, if that is where the CPU is: it is about to be destroyed."""
         if self.inside and self.space is space:
             self.leave()
 
-    def _switch(self, root: int) -> None:
-        """Another root drops the whole TLB, and with it all that the CPU was asked to drop."""
-        self.cpu.set_root(root)
+    @property
+    def walked(self) -> int | None:
+        """The number of the address space that it walks, None for none."""
+        return self.space.number if self.inside else None
+
+    def rejoin(self) -> None:
+        """Go on under the tag that `Tags` says: they were restored."""
+        if self.inside and self._tags is not None:
+            self._tag = self._tags.tag(self.index, self.space.context) | self._tags.user_bit
+            self._switch(self.space.table.root, self._tag, keep=True)
+
+    def retained(self) -> list[Retained]:
+        """What the CPU's TLB may hold by its tags, if it had any: those of spaces that it has left, too."""
+        if self._tags is not None:
+            return self._tags.retained(self.index)
+        context = self.space.context if self.inside else None
+        return [] if context is None else [Retained(0, context.root, context.generation)]
+
+    def _switch(self, root: int, tag: int, *, keep: bool) -> None:
+        """Walk another table.
+
+        The CPU owes nothing any more: the engine has dropped everything, and a TLB with tags that has not
+        carried out a flush of the space that it leaves does so when it comes back.
+        """
+        self.cpu.set_root(root, tag, keep=keep)
         self._physical.tlb.dropped(self.index)
 
     def take_over(self) -> None:
@@ -92,7 +138,7 @@ class PerCpu:
                 self.cpu.forget_code()  # others may have stored to code meanwhile
         else:
             physical.tlb.acknowledge(self.index)
-        self._before_run()
+        self.before_run()
 
     @property
     def goes_on_stale(self) -> bool:
@@ -116,7 +162,7 @@ class PerCpu:
         physical.tlb.running = self.index
         if physical.code.mutable and self.cpu.misses_stores:
             self.cpu.forget_code()
-        self._before_run()
+        self.before_run()
 
     def _run_stale(self, budget: int | None) -> Exit:
         """Execute with translations that it has been asked to drop, until it takes notice of that: after so

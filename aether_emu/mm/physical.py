@@ -15,6 +15,7 @@ from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
@@ -28,7 +29,8 @@ class Physical:
     no frame left it asks `tlb.settle` first: frames may wait for a CPU that has not acknowledged their flush.
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
-    an outcome, where a page is brought without the CPU (None: nobody decides).
+    an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
+    spaces their PCIDs or ASIDs (None: they have none).
     """
 
     def __init__(
@@ -42,9 +44,12 @@ class Physical:
         trace: Trace = NO_TRACE,
         flush_ceiling: int = 8,
         tlb: Callable[..., Tlb] = Tlb,
+        tags: Tags | None = None,
     ) -> None:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
-        self.counters = Counters()
+        self.counters, self.tags = Counters(), tags
+        if tags is not None:
+            tags.cpus = cpus
         self.trace = trace
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None

@@ -12,7 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from copy import copy
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame,
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import Found, PageTable
 from aether_emu.mm.tables.walk import NotMapped, Origin, Walk
+from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
@@ -47,15 +48,27 @@ _MANY = 4  # areas: for fewer, one by one is quicker
 _ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
 
 
+class Shared(NamedTuple):
+    """What every address space has of the supervisor's half, on an ISA where one root translates both halves.
+
+    The upper half of `table`, which begins at `start`. Where the halves are split (KPTI) that is only what is
+    needed to get in and out, and `whole` the table of all of it, which each space's second root shows.
+    """
+
+    table: PageTable
+    start: int
+    whole: PageTable | None = None
+
+
 class AddressSpace:
     """The memory of one process, on the machine `physical`, in page-table format `fmt`.
 
-    `kernel` is the table whose upper half every process shares (None on an ISA with a root of its
-    own for the kernel). `mmap_base` is where the search for free addresses starts, downwards.
+    `kernel` is what every process shares (None on an ISA with a root of its own for the kernel).
+    `mmap_base` is where the search for free addresses starts, downwards.
     """
 
     def __init__(
-        self, physical: Physical, fmt: PageTableFormat, limits: Limits, kernel: tuple[PageTable, int] | None
+        self, physical: Physical, fmt: PageTableFormat, limits: Limits, kernel: Shared | None
     ) -> None:
         self.physical, self.limits = physical, limits
         self.number = physical.objects.number()
@@ -63,15 +76,17 @@ class AddressSpace:
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
         self._kernel = kernel
         if kernel is not None:
-            table, start = kernel
-            self.table.borrow_upper(table, start)
+            self.table.borrow_upper(kernel.table, kernel.start)
+            if kernel.whole is not None:
+                self.table.split_off(kernel.whole, kernel.start)
+        self.context = Context(self.number, self.table.root, self.kernel_root, physical.tags)
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
         self._bits: dict[Protection, LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
-        self.cpus = 0  # those that walk this table: a bit each, and nobody else holds translations of it
+        self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
         self.fault_around = limits.fault_around
@@ -90,6 +105,18 @@ class AddressSpace:
         )
 
     # ---- looking
+
+    @property
+    def kernel_root(self) -> int:
+        """The root that the supervisor runs with here: the program's own, or the second one (KPTI)."""
+        return self.table.second_root or self.table.root
+
+    def mapped_pages(self) -> int:
+        """How many pages of the user's half the MMU can translate now, those in large leaves not counted."""
+        entries, fmt = self.physical.ram.array, self.table.format
+        size, present = fmt.levels[0].entries, np.uint64(fmt.present_mask)
+        leaves = self.leaf_tables.values()
+        return sum(int(np.count_nonzero(entries[at : at + size] & present)) for at in leaves)
 
     @property
     def page_size(self) -> int:
@@ -364,7 +391,7 @@ class AddressSpace:
         physical = self.physical
         if self.cpus & physical.tlb.unsettled:
             physical.tlb.settle()
-        return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back)
+        return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back, self.context)
 
     def finish(self, gather: Gather) -> None:
         """Flush what was gathered, and give back what nothing references any more."""

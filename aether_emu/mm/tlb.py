@@ -24,6 +24,7 @@ from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.shootdown import Runner, Shootdown
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Context
 from aether_emu.ports import Trace
 
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -37,13 +38,14 @@ class Flush:
     """One invalidation on its way. `pages` are addresses; None means everything.
 
     `waiting` has a bit for each CPU that has not acknowledged yet. `done` runs when none is left. `blocks` is
-    how many the slowest of those that have acknowledged executed meanwhile.
+    how many the slowest of those that have acknowledged executed meanwhile. With `tables` a table was taken
+    out: nobody acknowledges before walkers have forgotten it (Intel SDM 3A 4.10.3.1).
     """
 
-    __slots__ = ("blocks", "done", "pages", "waiting")
+    __slots__ = ("blocks", "done", "pages", "tables", "waiting")
 
-    def __init__(self, pages: Sequence[int] | None, waiting: int) -> None:
-        self.pages, self.waiting, self.blocks = pages, waiting, 0
+    def __init__(self, pages: Sequence[int] | None, waiting: int, *, tables: bool = False) -> None:
+        self.pages, self.waiting, self.tables, self.blocks = pages, waiting, tables, 0
         self.done: list[Callable[[], None]] = []
 
     def acknowledge(self, index: int) -> None:
@@ -115,8 +117,9 @@ class Tlb:
             pages.extend(flush.pages or ())
         if asked and not self.way.broadcast:
             self._n[Event.INTERRUPT_TAKEN] += 1
-        if self.way.acknowledged == "early":
-            for flush in asked:
+        early = self.way.acknowledged == "early"
+        for flush in asked:
+            if early and not flush.tables:
                 flush.acknowledge(index)
         if everything or len(pages) > self.ceiling:
             self._drop_all(index, counts=not self.way.broadcast)
@@ -124,8 +127,8 @@ class Tlb:
         else:
             self._drop_pages(index, pages, counts=not self.way.broadcast)
             self.way.pages += len(pages)
-        if self.way.acknowledged != "early":
-            for flush in asked:
+        for flush in asked:
+            if not early or flush.tables:
                 flush.acknowledge(index)
 
     def _forget(self, index: int) -> None:
@@ -134,6 +137,10 @@ class Tlb:
         self.windows.pop(index, None)
         if not self.windows:
             self.unsettled = 0
+
+    def owes(self, index: int) -> bool:
+        """Whether CPU `index` has not dropped yet all that it must."""
+        return bool(self._queues[index]) or self._is_behind(index)
 
     def dropped(self, index: int) -> None:
         """CPU `index` has dropped its whole TLB for another reason: all that was asked of it is done."""
@@ -185,7 +192,7 @@ class Tlb:
         if way.broadcast:
             way.broadcasts += 1
             self._n[Event.BROADCAST] += 1
-        flush = Flush(pages, others)
+        flush = Flush(pages, others, tables=tables)
         self.unsettled |= mask
         for index in range(len(self._cpus)):
             if others >> index & 1:
@@ -252,8 +259,8 @@ class Tlb:
 class Gather:
     """Collects one operation's edits of a page table; `finish` flushes, then frees.
 
-    `mask` names the CPUs that may hold translations of this address space. `give_back` takes the RAM frames
-    that nothing references any more.
+    `mask` names the CPUs that walk this address space. `give_back` takes the RAM frames that nothing
+    references any more. `context` hears of each flush, for what CPUs keep of spaces that they have left.
     """
 
     def __init__(
@@ -263,7 +270,9 @@ class Gather:
         table: PageTable,
         frames: FrameTable,
         give_back: Callable[[list[int]], None],
+        context: Context | None = None,
     ) -> None:
+        self._context = context
         self._tlb, self._mask, self._table, self._frames = tlb, mask, table, frames
         self._give_back = give_back
         self._pages: list[int] = []
@@ -319,7 +328,7 @@ class Gather:
         unused, tables = self._release(), self._tables
         self._tables = []
         if flush is None:
-            self._free(unused, tables)
+            self._free_unused(unused, tables)
             return
         if may_defer and self._tlb.way.acknowledged == "deferred":
             self._tlb.way.deferred += 1
@@ -328,7 +337,7 @@ class Gather:
         if self._tlb.frees_early():
             self._free(unused, tables)
         elif unused or tables:
-            flush.done.append(lambda: self._free(unused, tables))
+            flush.done.append(lambda: self._free_unused(unused, tables))
 
     def finish_at_once(self) -> None:
         """As `finish`, and every CPU has acknowledged: others than this program rely on the flush."""
@@ -349,9 +358,20 @@ class Gather:
         """Start the flush of what was gathered. Returns what other CPUs must still acknowledge, if any."""
         pages, everything = self._pages, self._all
         self._pages, self._all = [], False
+        if self._context is not None and (everything or pages):
+            self._context.flushed(None if everything else pages)
         if everything:
             return self._tlb.flush_all(self._mask, tables=bool(self._tables))
         return self._tlb.flush_pages(self._mask, pages) if pages else None
+
+    def _free_unused(self, unused: list[int], tables: list[int]) -> None:
+        """Give back, once all CPUs have acknowledged what another address space took away of these frames.
+
+        Its reference went before they had: what copy-on-write replaced in a parent, a child gives back.
+        """
+        if unused and self._tlb.windows:
+            self._tlb.settle()
+        self._free(unused, tables)
 
     def _free(self, unused: list[int], tables: list[int]) -> None:
         if tables:

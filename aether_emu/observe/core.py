@@ -150,10 +150,18 @@ def _note(name: bytes, kind: int, data: bytes) -> bytes:
 
 
 def _notes(machine: Machine) -> bytes:
-    space = machine.process.mm.table.root if machine.process is not None else None
-    if machine.abi.isa == "x86_64":
-        return _x86_notes(machine, machine.kernel_half.table.root if space is None else space)
-    return _arm_notes(machine, 0 if space is None else space)
+    root = _root(machine)
+    return _x86_notes(machine, root) if machine.abi.isa == "x86_64" else _arm_notes(machine, root)
+
+
+def _root(machine: Machine) -> int:
+    """CR3 or TTBR0_EL1, PCID or ASID and all, where the first process runs; else its table's address."""
+    percpu, x86_64 = machine.entry.percpu, machine.abi.isa == "x86_64"
+    if machine.process is None:
+        return machine.kernel_half.table.root if x86_64 else 0
+    if percpu.inside and percpu.space is machine.process.mm:
+        return machine.cpu.read("cr3" if x86_64 else "ttbr0_el1")
+    return machine.process.mm.table.root
 
 
 def _status(registers: bytes) -> bytes:
@@ -191,10 +199,8 @@ def _arm_notes(machine: Machine, root: int) -> bytes:
     values = machine.cpu.registers()
     general = [values[f"x{number}"] for number in range(31)]
     status = struct.pack("<34Q", *general, values["sp"], values["pc"], values["nzcv"])
-    fmt = machine.format
     ours = (
-        arm.SCTLR_VALUE, root, machine.kernel_half.table.root, arm.tcr_value(fmt.page_size, fmt.virtual_bits),
-        arm.MAIR_VALUE,
+        arm.SCTLR_VALUE, root, machine.cpu.read("ttbr1_el1"), machine.cpu.read("tcr_el1"), arm.MAIR_VALUE,
     )  # fmt: skip
     return _note(b"CORE", _NT_PRSTATUS, _status(status)) + _our_note(ours)
 

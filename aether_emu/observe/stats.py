@@ -23,6 +23,8 @@ def prepare(machine: Machine) -> None:
     """Call before the run: virtual time then counts every executed block."""
     for cpu in machine.kernel.cpus:
         cpu.count_blocks()
+    if machine.physical.tags is not None:
+        machine.physical.tags.measure()
 
 
 def _of_cpus(machine: Machine) -> dict[str, Any]:
@@ -50,6 +52,61 @@ def _of_cpus(machine: Machine) -> dict[str, Any]:
     }
     cpus = {"count": len(queue.lines), "migrations": queue.migrations, "shootdowns": shootdowns}
     return {"cpus": cpus, **locks}
+
+
+def _of_tags(machine: Machine) -> dict[str, Any]:
+    """Changes of address space, and what the CPUs' tags would have kept over them. Nothing without tags."""
+    tags = machine.physical.tags
+    if tags is None:
+        return {}
+    return {
+        "tags": {
+            "switches": tags.switches,
+            "kept": tags.kept,
+            "flushed_for_edits" if not tags.broadcast else "flushed_after_rollover": tags.behind,
+            "taken_anew": tags.fresh,
+            **({"rollovers": tags.rollovers} if tags.broadcast else {}),
+            "translations_kept_modelled": 0 if tags.model is None else tags.model.translations,
+        }
+    }
+
+
+def _of_split(machine: Machine) -> dict[str, Any]:
+    """What it cost that programs ran without the supervisor's half, where they did."""
+    if not machine.config.kpti:
+        return {}
+    switches = machine.physical.counters.n[Event.ROOT_SWITCH]
+    spent = machine.kernel.cost_of(Event.ROOT_SWITCH) * switches
+    return {"kpti": {"root_switches_modelled": switches, "virtual_ns": spent}}
+
+
+def _rows_of_tags(tags: dict[str, int] | None) -> list[tuple[str, int]]:
+    """Of a run that changed address spaces."""
+    if tags is None or tags["switches"] < 2:
+        return []
+    names = {
+        "switches": "changes of address space",
+        "translations_kept_modelled": "  translations kept (modelled)",
+    }
+    return [(names.get(name, f"  {name.replace('_', ' ')}"), count) for name, count in tags.items()]
+
+
+def _rows_of_split(kpti: dict[str, int] | None) -> list[tuple[str, int]]:
+    if kpti is None:
+        return []
+    return [
+        ("KPTI: changes of root (modelled)", kpti["root_switches_modelled"]),
+        ("  virtual time of them, us", kpti["virtual_ns"] // 1000),
+    ]
+
+
+def _of_tlbsan(machine: Machine) -> dict[str, Any]:
+    """What the sanitizer saw; without one there is nothing to tell."""
+    return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
+
+
+def _rows_of_tlbsan(tlbsan: dict[str, int] | None) -> list[tuple[str, int]]:
+    return [(f"tlbsan: {name.replace('_', ' ')}", count) for name, count in (tlbsan or {}).items()]
 
 
 def _rows_of_cpus(cpus: dict[str, Any] | None) -> list[tuple[str, int]]:
@@ -113,6 +170,9 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
             "peak_bytes": (buddy.total - buddy.lowest_free) * page,
         },
         **_of_cpus(machine),
+        **_of_tags(machine),
+        **_of_split(machine),
+        **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
         "wall_seconds": round(wall_seconds, 6),
@@ -149,6 +209,9 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
         *_rows_of_cpus(statistics.get("cpus")),
         *_rows_of_locks(statistics.get("locks_modelled")),
+        *_rows_of_tags(statistics.get("tags")),
+        *_rows_of_split(statistics.get("kpti")),
+        *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),
         ("peak memory, KiB", statistics["memory"]["peak_bytes"] >> 10),

@@ -139,6 +139,7 @@ def _completed(tmp_path: Path, *words: str) -> list[str]:
         (("pt", "show", "--format", "x86_64"), ["x86_64-4level", "x86_64-5level"]),
         (("verify", "--suite", "t"), ["tlb"]),
         (("verify", "arm64-64K"), ["arm64-64K", "arm64-64K-42bit"]),
+        (("litmus", "coRR-pte9-no"), ["coRR-pte9-nobbm", "coRR-pte9-nobbm+dsb", "coRR-pte9-noscope"]),
         (("bench", "sysc"), ["syscall", "syscall/x86_64", "syscall/arm64"]),
         (("demo", "a"), ["arm64"]),
     ],

@@ -30,6 +30,7 @@ from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Tags
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
 from tests.mm.invented_format import InventedFormat
 from tests.mm.reference_cpu import ReferenceCpu
@@ -103,7 +104,10 @@ class GrantedFile:
 
 
 class Board(Computer[Any]):
-    """A computer that watches its frames. With `execute` Unicorn executes; else it has reference CPUs."""
+    """A computer that watches its frames. With `execute` Unicorn executes; else it has reference CPUs.
+
+    With `tags` those keep what they hold of other spaces, too.
+    """
 
     def __init__(
         self,
@@ -114,6 +118,7 @@ class Board(Computer[Any]):
         cpus: int = 1,
         execute: bool = False,
         flush_ceiling: int = 8,
+        tags: Tags | None = None,
     ) -> None:
         self.execute = execute
         self.instructions: Instructions = (
@@ -128,7 +133,11 @@ class Board(Computer[Any]):
             kernel_base=lowest_kernel_base(fmt) if execute else None,
             flush_ceiling=flush_ceiling,
             allocator=WatchedBuddy,
+            tags=tags,
         )
+        if tags is not None:
+            for cpu in self.cpus:
+                cpu.tags = "asids" if tags.broadcast else "pcids"
         self.files = HostFiles(self.physical, unmap)
         self.spaces: list[AddressSpace] = []
         self.outcome: Outcome | None = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from aether_emu.arch.paging import Access, Leaf, Malformed, PageFlags, PageTableFormat, Table
 from aether_emu.machine.cpu import Cpu, Exit, Saved, Trap, UserFault
@@ -40,16 +41,21 @@ class Translation:
 
 
 class ReferenceCpu(Cpu):
-    """User accesses at `root`, one byte string at a time. `flushes` lists what was flushed, in order."""
+    """User accesses at `root`, one byte string at a time. `flushes` lists what was flushed, in order.
 
+    `tags`: whether it keeps what it holds of other roots, dropping as x86_64 or as ARM64 has it.
+    """
+
+    tags: Literal["", "pcids", "asids"] = ""
     isa = "reference"
     one_root = False
     stop_call = (0, 0)
 
     def __init__(self, fmt: PageTableFormat, ram: Ram, aperture: Aperture) -> None:
         self.format, self._ram, self._aperture = fmt, ram, aperture
-        self.root = 0
+        self.root = self.tag = 0
         self.tlb: dict[int, Translation] = {}
+        self.kept: dict[int, dict[int, Translation]] = {}  # what it holds under other tags
         self.walked: set[int] = set()  # physical addresses of tables since the last full flush
         self.flushes: list[tuple[str, int]] = []
         self.watched: list[tuple[int, int]] = []
@@ -86,10 +92,22 @@ class ReferenceCpu(Cpu):
 
     # ---- translation
 
-    def set_root(self, root: int) -> None:
-        self.root = root
-        self.tlb.clear()
+    def set_root(self, root: int, tag: int = 0, *, keep: bool = False) -> None:
+        self.kept[self.tag] = self.tlb
+        if not self.tags or (not keep and self.tags == "asids"):
+            self.kept.clear()
+        elif not keep:
+            self.kept.pop(tag, None)
+        self.root, self.tag = root, tag
+        self.tlb = self.kept.pop(tag, {})
         self.walked.clear()
+
+    def flush_tag(self, tag: int, va: int | None = None) -> None:
+        tlb = self.tlb if tag == self.tag else self.kept.get(tag, {})
+        if va is None:
+            tlb.clear()
+        else:
+            tlb.pop(va >> self.format.page_shift, None)
 
     def flush_page(self, va: int) -> None:
         self.flushes.append(("page", va))

@@ -517,7 +517,7 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork switch process signal pipe start shootdown cpus real"
+    names = "fault syscall exec map edit fork switch process signal pipe start shootdown cpus real tlbsan"
     assert list(catalogue.GOALS) == names.split()
 
 
@@ -546,7 +546,7 @@ def test_unknown_names_are_refused() -> None:
             catalogue.figures(["fault", name])
         for words in (
             "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, shootdown, cpus",
-            "cpus, real",
+            "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from aether_emu.arch.arm64.registers import ASID_SHIFT
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
 from aether_emu.grants import Grants
@@ -129,7 +130,8 @@ def test_notes_of_arm64_hold_registers_and_both_roots(tmp_path: Path, target: Ta
         version, size, _sctlr, low, high, tcr, _mair = struct.unpack("<II5Q", found["AETHER"])
         assert (version, size) == (1, 48)
         assert machine.process is not None
-        assert (low, high) == (machine.process.mm.table.root, machine.kernel_half.table.root)
+        root = machine.process.mm.table.root
+        assert (low, high) == (root | 1 << ASID_SHIFT, machine.kernel_half.table.root)
         assert 64 - (tcr & 63) == machine.format.virtual_bits
         assert {0: 4096, 1: 65536, 2: 16384}[tcr >> 14 & 3] == target.page_size
     finally:

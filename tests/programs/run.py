@@ -18,6 +18,7 @@ HOST_ISA = {"x86_64": "x86_64", "aarch64": "arm64"}[platform.machine()]
 ISAS = ("x86_64", "arm64")
 LARGER_PAGES = [pytest.param("arm64", 16384, id="arm64-16K"), pytest.param("arm64", 65536, id="arm64-64K")]
 ENVIRONMENT = {"PATH": "/nowhere", "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
+_PATIENCE = 120  # seconds: far more than any of them takes on the host, so that one that hangs has a name
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ def run_natively(program: Path, arguments: list[str], directory: Path, source: b
         input=source,
         capture_output=True,
         check=False,
+        timeout=_PATIENCE,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
 

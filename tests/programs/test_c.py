@@ -38,9 +38,11 @@ _ELSEWHERE = [
     "calls",
     "cpus",
     "crash",
+    "flushes",
     "limits",
     "realtime",
     "shootdown",
+    "spaces",
     "wires",
 ]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])

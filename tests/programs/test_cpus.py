@@ -30,7 +30,7 @@ def _run(
 ) -> tuple[bytes, bytes, str]:
     """What it prints on stdout and stderr, and the statistics."""
     out, errors = BufferStream(), BufferStream()
-    with Machine(isa, cpus=cpus, ram="256M", seed=seed) as machine:
+    with Machine(isa, cpus=cpus, ram="256M", seed=seed, tlbsan=cpus > 1) as machine:
         streams = {"stdin": BufferStream(b""), "stdout": out, "stderr": errors}
         path = _HERE / "bin" / isa / program
         machine.load(path, [program, *arguments], env=ENVIRONMENT, grants=grants, streams=streams)
@@ -100,7 +100,7 @@ def test_programs_print_on_four_cpus_what_they_print_on_one(isa: str, program: s
 @every_isa
 def test_a_run_of_so_many_blocks_goes_on(isa: str) -> None:
     out = BufferStream()
-    with Machine(isa, cpus=3, seed=7) as machine:
+    with Machine(isa, cpus=3, seed=7, tlbsan=True) as machine:
         streams = {"stdin": BufferStream(b""), "stdout": out, "stderr": BufferStream()}
         machine.load(_HERE / "bin" / isa / "cpus", ["cpus"], env=ENVIRONMENT, streams=streams)
         parts = 0

@@ -263,9 +263,13 @@ def check(method):
     child.start(); print(queue.get()); child.join(); print(child.exitcode, shared.buf[1])
     shared.close(); shared.unlink()
 if __name__ == "__main__":
-    check("spawn")
-    with multiprocessing.get_context("forkserver").Pool(1) as pool: print(pool.map(square, range(5)))
+    %s
 """  # fmt: skip
+_SPAWN = 'check("spawn")'
+_FORKSERVER = (
+    'with multiprocessing.get_context("forkserver").Pool(1) as pool: print(pool.map(square, range(5)))'
+)
+_FRESH = {_SPAWN: b"spawn\n0 7\n", _FORKSERVER: b"[0, 1, 4, 9, 16]\n"}
 
 
 def _check_python(script: str, isa: str, systems: Path, tmp_path: Path) -> None:
@@ -282,11 +286,24 @@ def test_python_has_threads_and_children(isa: str, systems: Path, tmp_path: Path
     _check_python(_THREADS, isa, systems, tmp_path)
 
 
-@every_isa
-def test_python_starts_interpreters_for_its_workers(isa: str, systems: Path, tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(_FRESH_INTERPRETERS)
+def _check_fresh_interpreters(how: str, isa: str, systems: Path, tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(_FRESH_INTERPRETERS % how)
     outcome = _run("exec python3 /w/script.py", systems, isa, binds=(Bind(tmp_path, "/w", writable=False),))
-    assert outcome == Outcome(0, b"spawn\n0 7\n[0, 1, 4, 9, 16]\n", b"")
+    assert outcome == Outcome(0, _FRESH[how], b"")
+
+
+@pytest.mark.parametrize(("isa", "how"), [("x86_64", _FORKSERVER), ("arm64", _SPAWN)])
+def test_python_starts_interpreters_for_its_workers(
+    isa: str, how: str, systems: Path, tmp_path: Path
+) -> None:
+    """Each way on one ISA, for an interpreter takes seconds to start; the other halves below, marked slow."""
+    _check_fresh_interpreters(how, isa, systems, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("isa", "how"), [("x86_64", _SPAWN), ("arm64", _FORKSERVER)])
+def test_python_starts_interpreters_the_other_way(isa: str, how: str, systems: Path, tmp_path: Path) -> None:
+    _check_fresh_interpreters(how, isa, systems, tmp_path)
 
 
 @pytest.mark.slow

@@ -21,18 +21,18 @@ SEEDED = seeded(0, 40)
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: f"{mutant.isa}-{mutant.name}")
 def test_a_wrong_encoder_is_caught(mutant: Mutant) -> None:
-    assert mutations.check(mutant).by
+    assert mutations.is_caught(mutant)
 
 
 @pytest.mark.parametrize("mutant", SEEDED, ids=lambda mutant: f"{mutant.isa}-{mutant.name}")
 def test_an_encoder_with_a_random_mistake_is_caught(mutant: Mutant) -> None:
-    assert mutations.check(mutant).by
+    assert mutations.is_caught(mutant)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_hundreds_of_random_mistakes_are_caught(seed: int) -> None:
-    assert [mutant.name for mutant in seeded(seed, 100) if not mutations.check(mutant).by] == []
+    assert [mutant.name for mutant in seeded(seed, 100) if not mutations.is_caught(mutant)] == []
 
 
 def test_mutants_are_many_and_all_different() -> None:
@@ -98,9 +98,9 @@ def test_a_large_leaf_taken_for_a_table_leads_to_where_it_pointed(isa: str, name
 
 
 def differing(isa: str) -> set[str]:
-    """The features, without levels, that differ in a run of the size that is usual."""
+    """The features, without levels, that differ in a run with few cases by chance: a longer one sees more."""
     name = {"x86_64": "x86_64-4level", "arm64": "arm64-64K-42bit"}[isa]
-    tally = suites.perform(suites.Task(name, "encodings", 2_000, 0)).tally
+    tally = suites.perform(suites.Task(name, "encodings", 400, 0)).tally
     return {feature.rsplit(": ", 1)[0] for (feature, _access), red in tally.red.items() if red}
 
 

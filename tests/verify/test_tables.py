@@ -162,6 +162,19 @@ def random_tables(name: str, seed: int) -> Crafted:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("seed", range(3))
 def test_a_survey_agrees_with_the_specifications_walker(name: str, seed: int) -> None:
+    """About 40 leaves from everywhere, what is behind each, and a few of every oddity of every table."""
+    check_survey(name, seed, 40, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_survey_agrees_with_the_specifications_walker_about_most_leaves(name: str, seed: int) -> None:
+    check_survey(name, seed, 500, 100)
+
+
+def check_survey(name: str, seed: int, many: int, odd_ones: int) -> None:
+    """Walk to `many` leaves and behind them, and to so many entries of each oddity."""
     crafted = random_tables(name, seed)
     tables = open_tables(
         crafted.image, **crafted.options, registers=Registers(physical_bits=46, wxn=seed > 1)
@@ -170,7 +183,7 @@ def test_a_survey_agrees_with_the_specifications_walker(name: str, seed: int) ->
     leaves, sizes = found.leaves, found.sizes().tolist()
     assert leaves.count > 5
     assert (np.diff(leaves.address.astype(np.float64)) >= 0).all()
-    chosen = range(0, leaves.count, max(leaves.count // 200, 1))
+    chosen = range(0, leaves.count, max(leaves.count // many, 1))
     for index in chosen:
         address = int(leaves.address[index])
         walked = walk(tables, address + sizes[index] - 8)
@@ -186,7 +199,7 @@ def test_a_survey_agrees_with_the_specifications_walker(name: str, seed: int) ->
             assert walk(tables, behind).physical is None
     for item in found.odd:
         if item.odd in (Odd.RESERVED, Odd.BEYOND):
-            for address in item.address[:20].tolist():
+            for address in item.address[:odd_ones].tolist():
                 assert walk(tables, address).physical is None
 
 

@@ -159,10 +159,13 @@ _IPS_48_BITS = 5
 _INNER_SHAREABLE, _WRITE_BACK_ALLOCATE = 3, 1
 
 
-def tcr_value(granule: int, virtual_bits: int) -> int:
+ASID_SHIFT = 48  # of TTBR0_EL1, whose ASID counts where TCR_EL1.A1 is 0
+
+
+def tcr_value(granule: int, virtual_bits: int, asid_bits: int = 8) -> int:
     """TCR_EL1 for both halves alike: page size in bytes, and address bits as Linux lets one choose.
 
-    Raises ValueError for a pair that no kernel configuration has.
+    ASIDs have 8 or 16 bits. Raises ValueError for a pair that no kernel configuration has.
     """
     if virtual_bits not in VIRTUAL_BITS.get(granule, ()):
         raise ValueError(f"no {virtual_bits}-bit addresses with a granule of {granule} bytes")
@@ -175,6 +178,7 @@ def tcr_value(granule: int, virtual_bits: int) -> int:
         TG0=TG0_OF[granule],
         TG1=TG1_OF[granule],
         IPS=_IPS_48_BITS,
+        AS=int(asid_bits == 16),
         TBI0=1,
         **walks,
     )

@@ -18,6 +18,7 @@ CR4_OSFXSR = 1 << 9
 CR4_OSXMMEXCPT = 1 << 10
 CR4_LA57 = 1 << 12  # five levels
 CR4_FSGSBASE = 1 << 16
+CR4_PCIDE = 1 << 17  # CR3 bits 11:0 are a PCID
 CR4_OSXSAVE = 1 << 18
 CR4_SMEP = 1 << 20  # ring 0 does not execute user pages
 CR4_SMAP = 1 << 21  # ring 0 does not touch user pages unless EFLAGS.AC

@@ -88,6 +88,7 @@ class X86Format(PageTableFormat):
     hardware_accessed = True
     hardware_dirty = True
     present_mask = P
+    no_execute_table = NX
 
     def __init__(
         self, levels: int = 4, physical_bits: int = 40, *, no_execute: bool = True, keys: bool = True

@@ -48,6 +48,8 @@ _SOURCES: dict[Operation, tuple[str, str]] = {
     Operation.UNPRIVILEGED_READ: ("ldtr x5, [x0]; str x5, [x2]", "050840f8450000f9"),
     Operation.UNPRIVILEGED_WRITE: ("sttr x0, [x0]", "000800f8"),
     Operation.INVALIDATE: ("ubfx x5, x0, #12, #44; tlbi vae1, x5", "05dc4cd3258708d5"),
+    Operation.STORE: ("ldr x5, [x2]; str x5, [x0]", "450040f9050000f9"),
+    Operation.INVALIDATE_ALL: ("tlbi vmalle1", "1f8708d5"),
 }
 _HEAD = ("ldr x0, [x1], #8", "208440f8")
 _NEXT = ("add x2, x2, #8; subs x3, x3, #1", "42200091630400f1")
@@ -170,14 +172,19 @@ class ArmProber:
 
     def run(
         self, root: int, addresses: Words, operation: Operation, *, user: bool, pan: bool = False,
-        uao: bool = False, flush: bool = True,
+        uao: bool = False, flush: bool = True, values: Words | None = None,
     ) -> Attempts:  # fmt: skip
-        """Make one access at each address, in order. `flush` False keeps the TLB. Raises EngineError."""
+        """Make one access at each address, in order. `flush` False keeps the TLB. Raises EngineError.
+
+        `values` are what STORE stores, one an address.
+        """
         count = self._count = addresses.size
         if not 0 < count <= BATCH:
             raise EngineError(f"a batch has 1 to {BATCH} accesses, not {count}")
         uc, x, base = self._uc, self._x, self._bases[user]
         self._words[self._list // 8 : self._list // 8 + count] = addresses
+        if values is not None:
+            self._words[self._results // 8 : self._results // 8 + count] = values
         self._happened[:count] = Happened.DONE
         if flush:
             uc.cpr_write(*(regs.TTBR1_EL1 if self._upper else regs.TTBR0_EL1), root)

@@ -36,6 +36,8 @@ class Operation(IntEnum):
     UNPRIVILEGED_READ = 6  # by the supervisor with a user's rights (Arm's ldtr and sttr)
     UNPRIVILEGED_WRITE = 7
     INVALIDATE = 8  # no access: the supervisor drops what the TLB holds for the page
+    STORE = 9  # as WRITE, of the value that `run` is given for it
+    INVALIDATE_ALL = 10  # no access: the supervisor drops what the TLB holds, by writing CR3 or by tlbi
 
 
 CROSSING = 4

@@ -55,6 +55,8 @@ ACCESSES: dict[Operation, tuple[str, bytes]] = {
     ),
 }
 ACCESSES[Operation.INVALIDATE] = ("invlpg [rax]", bytes.fromhex("0f0138"))
+ACCESSES[Operation.STORE] = ("mov rbx, [rdi]; mov [rax], rbx", bytes.fromhex("488b1f488918"))
+ACCESSES[Operation.INVALIDATE_ALL] = ("mov rbx, cr3; mov cr3, rbx", bytes.fromhex("0f20db0f22db"))
 ACCESSES[Operation.CROSS_READ] = ACCESSES[Operation.READ]  # the address makes the difference
 ACCESSES[Operation.CROSS_WRITE] = ACCESSES[Operation.WRITE]
 _KEYS = (  # in front of the loop, entered only with CR4.PKE on
@@ -191,17 +193,21 @@ class X86Prober:
         ac: bool = False,
         pkru: int = 0,
         flush: bool = True,
+        values: Words | None = None,
     ) -> Attempts:
         """Make one access at each address, in order, under the controls that were configured.
 
-        Until the first access the TLB is cold, or with `flush` False what earlier batches left; it keeps what
-        the accesses of the batch bring in. EngineError when the engine fails.
+        `values` are what STORE stores, one an address. Until the first access the TLB is cold, or with
+        `flush` False what earlier batches left; it keeps what the accesses of the batch bring in.
+        EngineError when the engine fails.
         """
         count = self._count = addresses.size
         if not 0 < count <= BATCH:
             raise EngineError(f"a batch has 1 to {BATCH} accesses, not {count}")
         state, uc, base = self._state, self._uc, self._bases[user]
         self._words[_LIST * 512 : _LIST * 512 + count] = addresses
+        if values is not None:
+            self._words[_RESULTS * 512 : _RESULTS * 512 + count] = values
         self._happened[:count] = Happened.DONE
         uc.reg_write(x86_const.UC_X86_REG_EFLAGS, regs.RFLAGS_FIXED | (regs.RFLAGS_AC if ac else 0))
         state.hflags[0] = state.hflags[0] & ~3 | (3 if user else 0)

@@ -59,6 +59,7 @@ NUMBERS: dict[str, int] = {
     "fpsr": arm64_const.UC_ARM64_REG_FPSR,
     **{f"v{i}": arm64_const.UC_ARM64_REG_V0 + i for i in range(32)},
 }
+_SYSTEM = {"ttbr0_el1": regs.TTBR0_EL1, "ttbr1_el1": regs.TTBR1_EL1, "tcr_el1": regs.TCR_EL1.encoding}
 _MANY = 12  # registers: fewer are written one by one
 _TARGETS = {NUMBERS[f"x{i}"]: i for i in range(31)}
 
@@ -75,7 +76,8 @@ class ArmCpu(UnicornCpu):
     """One ARM64 CPU that translates with pages of `granule` bytes and `virtual_bits` address bits.
 
     `ranges` are (guest-physical start, host address, length), mapped once, in multiples of the granule.
-    `time_stamp` gives ticks of CNTVCT_EL0 at `frequency`; `random` gives the 64 bits of an RNDR.
+    `time_stamp` gives ticks of CNTVCT_EL0 at `frequency`; `random` gives the 64 bits of an RNDR. ASIDs have 8
+    or 16 bits (TCR_EL1.AS).
     `live_state=False` forces the slower state access that needs nothing but the engine's API.
     """
 
@@ -92,8 +94,9 @@ class ArmCpu(UnicornCpu):
         granule: int = 4096,
         virtual_bits: int = 48,
         live_state: bool = True,
+        asid_bits: int = 8,
     ) -> None:
-        self._translation = regs.tcr_value(granule, virtual_bits)
+        self.translation = regs.tcr_value(granule, virtual_bits, asid_bits)
         super().__init__(arm64_calibrate.open_cpu(granule), ranges)
         self._all = Batch(self._handle, list(NUMBERS.values()))
         self._time_stamp, self._frequency, self._random = time_stamp, frequency, random
@@ -129,7 +132,7 @@ class ArmCpu(UnicornCpu):
 
     def boot(self, root: int, text: int, _data: int) -> None:
         """Turn translation on with `root` for the kernel half, and rest at EL0."""
-        arm64_calibrate.enable_paging(self._uc, root, self._translation)
+        arm64_calibrate.enable_paging(self._uc, root, self.translation)
         self._root = root
         self._text = text
         self._add_hook(UC_HOOK_INTR, engine.INTERRUPT(self._exception_hook()))
@@ -302,9 +305,12 @@ class ArmCpu(UnicornCpu):
     def watch_stores(self, pa: int, length: int) -> None:
         """Nothing: programs tell of stores to code themselves, by IC IVAU."""
 
-    def set_root(self, root: int) -> None:
-        self._root = root
-        self._uc.cpr_write(*regs.TTBR0_EL1, root)
+    def set_root(self, root: int, tag: int = 0, *, keep: bool = False) -> None:
+        self._root, self._tag = root | tag << regs.ASID_SHIFT, tag
+        self._walk()
+
+    def _walk(self) -> None:
+        self._uc.cpr_write(*regs.TTBR0_EL1, self._root)
         self.flush_all()
 
     def flush_page(self, va: int) -> None:
@@ -340,6 +346,8 @@ class ArmCpu(UnicornCpu):
     def read(self, name: str) -> int:
         if name == "pc":
             return self.pc
+        if name in _SYSTEM:
+            return int(self._uc.cpr_read(*_SYSTEM[name]))
         return self._read_register(NUMBERS[name])
 
     def write(self, name: str, value: int) -> None:

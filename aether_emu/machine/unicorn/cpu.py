@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ _ACCESS = {PROT_READ: int(Access.USER | Access.READ), PROT_WRITE: int(Access.USE
 
 
 class Context(Saved):
-    """A context of the engine, at host address `address`, with the root of the page table under which it was
-    saved, and the number of the CPU.
+    """A context of the engine, at host address `address`, with the register of the page table as it was then,
+    and the number of the CPU.
 
     `kept` frees the engine's memory when it goes. `extra` is a field in it that the CPU changes.
     """
@@ -72,7 +73,7 @@ class UnicornCpu(Cpu):
         self._counter_start = _UNLIMITED
         self._blocks_before = 0
         self._hooks: list[object] = []
-        self._root = 0
+        self._root = self._tag = 0  # what the register of the page table holds, and its tag
         register = (ctypes.c_uint64 * 2)()
         self._register = memoryview(register).cast("B").cast("Q")
         self._register_address = ctypes.addressof(register)
@@ -330,6 +331,14 @@ class UnicornCpu(Cpu):
     def flush_all(self) -> None:
         engine.flush_tlb(self._uc)
 
+    def flush_tag(self, tag: int, va: int | None = None) -> None:
+        if tag != self._tag:
+            return  # the engine holds nothing of it
+        if va is None:
+            self.flush_all()
+        else:
+            self.flush_page(va)
+
     def working_set(self, pages: int) -> None:
         # The engine's TLB starts with 256 entries, and doubles when it is flushed while it is full. Large
         # working sets then run twice as fast; beyond the last size a full flush costs more than it brings.
@@ -376,7 +385,11 @@ class UnicornCpu(Cpu):
         if saved.number != self.number:
             self._take_place()
         if saved.root != self._root:
-            self.set_root(self._root)
+            self._walk()
+
+    @abstractmethod
+    def _walk(self) -> None:
+        """Let the engine walk the table that `_root` names, tag and all, with an empty TLB."""
 
     def _take_place(self) -> None:
         """A context of another CPU was restored: put right what is this CPU's own."""

@@ -84,7 +84,8 @@ class SupervisorResult:
 class X86Cpu(X86Traps):
     """One x86_64 CPU. `ranges` are (guest-physical start, host address, length), mapped once.
 
-    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57).
+    `time_stamp` and `random` answer RDTSC and RDRAND; `levels` of page tables are 4, or 5 (CR4.LA57). With
+    `pcids` CR3 holds one (CR4.PCIDE).
     `live_state=False` forces the slower state access that needs nothing but the engine's API.
     """
 
@@ -100,10 +101,12 @@ class X86Cpu(X86Traps):
         random: Callable[[], int],
         levels: int = 4,
         live_state: bool = True,
+        pcids: bool = False,
     ) -> None:
         self._scan = BlockScan(self._block_found)
         super().__init__(engine.open_engine(UC_ARCH_X86, UC_MODE_64, x86_calibrate.MODEL), ranges)
         self._time_stamp, self._random, self._levels = time_stamp, random, levels
+        self._pcids = pcids
         self._address_bits = 12 + 9 * levels
         layout = x86_calibrate.measure()
         base = x86_calibrate.find_state(self._uc) if live_state else None
@@ -149,6 +152,8 @@ class X86Cpu(X86Traps):
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
+        if self._pcids:
+            uc.reg_write(x86_const.UC_X86_REG_CR4, uc.reg_read(x86_const.UC_X86_REG_CR4) | regs.CR4_PCIDE)
         self._root = root
         self._text, self._data = text, data
         self._take_place()
@@ -392,9 +397,13 @@ class X86Cpu(X86Traps):
         engine.hook_add(self._handle, kind, engine.EMU_STOP_ADDRESS, only_at=pa, length=length)
         self.flush_all()
 
-    def set_root(self, root: int) -> None:
-        self._root = root
-        self._uc.reg_write(x86_const.UC_X86_REG_CR3, root)
+    def set_root(self, root: int, tag: int = 0, *, keep: bool = False) -> None:
+        self._root, self._tag = root | tag, tag
+        self._walk()
+
+    def _walk(self) -> None:
+        # Without bit 63, which asks to keep translations: the engine keeps none, but would show it in CR3.
+        self._uc.reg_write(x86_const.UC_X86_REG_CR3, self._root)
 
     def flush_page(self, va: int) -> None:
         state = self._state

@@ -41,6 +41,7 @@ HIGH_WATER: Final = 512
 
 _FREE = int(Kind.FREE)
 _KERNEL = int(Kind.KERNEL)
+_OTHERS = ("on_short", "free", "free_bulk")  # functions that others have put here: they are no state
 
 
 @dataclass(frozen=True)
@@ -441,9 +442,10 @@ class Buddy:
         )
 
     def capture(self) -> bytes:
-        """The whole state, the frame table and `on_short` aside, to be given to `restore`."""
+        """The whole state, the frame table and others' functions aside, to be given to `restore`."""
         out = io.BytesIO()
-        _Pickler(out, self.frames).dump({k: v for k, v in self.__getstate__().items() if k != "on_short"})
+        state = self.__getstate__()
+        _Pickler(out, self.frames).dump({name: state[name] for name in state if name not in _OTHERS})
         return out.getvalue()
 
     def restore(self, data: bytes) -> None:

@@ -318,10 +318,25 @@ class Tree(Written):
         entries[shown + used] = entries[lent + used]
         self._borrowed, self._lender = frozenset((shown + used).tolist()), other
 
+    def split_off(self, other: Tree, start: int) -> None:
+        """Make a second root for the supervisor (KPTI), in a format with one root for both halves.
+
+        It has `other`'s root entries from `start` upward, and below them this tree's own, which it follows
+        from now on, and of which it lets nothing be executed. Raises OutOfFrames.
+        """
+        second = self.new_table(self.format.top)
+        first, count = self._index(start, self.format.top), self.format.levels[-1].entries
+        entries, lent, shown = self.ram.array, self._base_slot(other.root), self._base_slot(second)
+        entries[shown + first : shown + count] = entries[lent + first : lent + count]
+        self.second_root = second
+        for slot, entry in self._written[self._base_slot(self.root)].items():
+            self._show(slot, entry)
+
     def capture(self) -> dict[str, object]:
         """What this object knows beyond the bytes in RAM."""
         return {
             "root": self.root,
+            "second_root": self.second_root,
             "owner": self.owner,
             "tables": self.tables,
             "leaf_tables": dict(self.leaf_tables),
@@ -332,6 +347,7 @@ class Tree(Written):
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured table, whose bytes are in RAM and whose frames are accounted for."""
         self.root, self.owner, self.tables = state["root"], state["owner"], state["tables"]
+        self.second_root = state["second_root"]
         self.leaf_tables.clear()
         self.leaf_tables.update(state["leaf_tables"])
         self._written = {base: dict(entries) for base, entries in state["written"].items()}
@@ -349,6 +365,9 @@ class Tree(Written):
         span = 1 << self.format.virtual_bits
         detached = self.prune(0, span, 0, span)
         detached.append(self.forget_table(self.root))
+        if self.second_root:
+            detached.append(self.forget_table(self.second_root))
+            self.second_root = 0
         self.free_tables(detached)
         return damages
 

@@ -31,6 +31,7 @@ class Written:
         # Root slots that show `_lender`'s subtrees; they are in none of the above.
         self._borrowed: frozenset[int] = frozenset()
         self._lender: Written | None = None
+        self.second_root = 0  # physical address of the supervisor's own root (KPTI); 0: there is none
 
     def write(self, va: int, level: int, slot: int, entry: int) -> None:
         """Store the entry of `va` at `level`, whose slot is `slot`, and remember it above level 1.
@@ -40,6 +41,8 @@ class Written:
         self.ram.words[slot] = entry
         if level == 1:
             return
+        if self.second_root and level == self.format.top:
+            self._show(slot, entry)
         written = self._written[slot & -(self.format.page_size >> 3)]
         if entry:
             written[slot] = entry
@@ -83,6 +86,11 @@ class Written:
         return None
 
     # ---- inside
+
+    def _show(self, slot: int, entry: int) -> None:
+        """Let the second root show what the root has in `slot`, without the right to execute it."""
+        second = slot - self._base_slot(self.root) + self._base_slot(self.second_root)
+        self.ram.words[second] = entry | self.format.no_execute_table if entry else 0
 
     def _index(self, va: int, level: int) -> int:
         spec = self.format.levels[level - 1]

@@ -12,6 +12,7 @@ from aether_emu.observe.bench import (
     faults,
     guests,
     real,
+    sanitizer,
     shootdown,
     startup,
     switching,
@@ -34,6 +35,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "shootdown": {"shootdown-1": 60.0, "shootdown-8": 10.0, "shootdown-64": 4.0},
     "cpus": {"slices-loads": 1.3, "slices-loop": 4.0},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
+    "tlbsan": {"tlbsan": 3.0},
 }
 """What can be asked for, and the goal of each figure that it means: the same on every ISA."""
 
@@ -83,6 +85,8 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return shootdown.figure(isa, int(name.removeprefix("shootdown-")), goal)
         case "slices-loads" | "slices-loop":
             return shootdown.slices(isa, name, goal)
+        case "tlbsan":
+            return sanitizer.figure(isa, goal)
     if name.startswith("real-"):
         return real.figure(isa, next(work for work in real.WORKS if name == f"real-{work.name}"), goal)
     work = next(work for work in execution.WORKS if name == f"exec-{work.name}")

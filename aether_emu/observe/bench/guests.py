@@ -72,10 +72,12 @@ class Loaded:
 
 
 @contextmanager
-def on_machine(isa: str, name: str, arguments: Sequence[int], *, ram: int | None = None) -> Iterator[Loaded]:
-    """The program on a machine with default parameters, or with other RAM (bytes)."""
+def on_machine(
+    isa: str, name: str, arguments: Sequence[int], *, ram: int | None = None, tlbsan: bool = False
+) -> Iterator[Loaded]:
+    """The program on a machine with default parameters, or with other RAM (bytes), or with TLBSan."""
     path, output = path_of(isa, name), BufferStream()
-    machine = Machine(isa) if ram is None else Machine(isa, ram=ram)
+    machine = Machine(isa, tlbsan=tlbsan) if ram is None else Machine(isa, ram=ram, tlbsan=tlbsan)
     try:
         streams = {"stdin": BufferStream(), "stdout": output, "stderr": output}
         machine.load(path, [name, *map(str, arguments)], streams=streams)

@@ -128,14 +128,17 @@ def _single_bits(laboratory: ArmLaboratory) -> Iterator[Chunk]:
 
 def _stray_addresses(laboratory: ArmLaboratory) -> Iterator[Chunk]:
     """Each address bit from the width up, with and without the top byte ignored; and walks disabled."""
+    above = range(laboratory.virtual_bits, 64)
+    settings = _settings(laboratory, 1)
+    for (operation, user), tbi in product(settings, (0, 1)):
+        bits = [bit for bit in above if not (bit == 55 and tbi)]  # that one chooses the other half
+        stray = np.uint64(1) << np.array(bits, np.uint64)
+        leaf = np.ones(stray.size, np.int64)
+        words, named = _base(laboratory, leaf), ("address out of range",)
+        yield Chunk(leaf, words, operation, user, {"tbi": tbi}, named, leaf - 1, stray)
     leaf = np.ones(1, np.int64)
     words = _base(laboratory, leaf)
-    for operation, user in _settings(laboratory, 1):
-        for bit, tbi in product(range(laboratory.virtual_bits, 64), (0, 1)):
-            if bit == 55 and tbi:
-                continue  # it chooses the other half
-            controls = {"tbi": tbi}
-            yield Chunk(leaf, words, operation, user, controls, ("address out of range",), leaf - 1, 1 << bit)
+    for operation, user in settings:
         yield Chunk(leaf, words, operation, user, {"epd": 1}, ("walks disabled",), leaf - 1)
 
 

@@ -27,7 +27,7 @@ class Chunk:
     `words[k]` are the entries of level k+1 without the path's own address, which is laid over them by
     exclusive or: a bit set there is a bit of the address that is wrong on purpose. `features` names
     what is under test, `feature` is each case's index into it. `stray` is laid over the accessed
-    addresses in the same way.
+    addresses in the same way; None is nothing.
     """
 
     leaf: Numbers
@@ -37,11 +37,21 @@ class Chunk:
     controls: Mapping[str, int]
     features: tuple[str, ...]
     feature: Numbers
-    stray: int = 0
+    stray: Words | None = None
 
     @property
     def size(self) -> int:
         return int(self.leaf.size)
+
+    def kept(self, which: Bits) -> Chunk:
+        """Those of its cases."""
+        return replace(
+            self,
+            leaf=self.leaf[which],
+            words=[word[which] for word in self.words],
+            feature=self.feature[which],
+            stray=None if self.stray is None else self.stray[which],
+        )
 
 
 @dataclass(slots=True)
@@ -133,8 +143,7 @@ def only(chunks: Iterator[Chunk], text: str) -> Iterator[Chunk]:
         if kept.all():
             yield chunk
         elif kept.any():
-            words = [word[kept] for word in chunk.words]
-            yield replace(chunk, leaf=chunk.leaf[kept], words=words, feature=chunk.feature[kept])
+            yield chunk.kept(kept)
 
 
 def random_flips(rng: np.random.Generator, count: int) -> Words:

@@ -62,7 +62,9 @@ class Laboratory(ABC):
         for level, words in enumerate(chunk.words, 1):
             leaf, table = paths.address_bits(level, every), paths.address_bits(level, ~every)
             entries.append(np.where(chunk.leaf == level, leaf[which], table[which]) ^ words)
-        addresses = paths.addresses[which] ^ np.uint64(chunk.stray)
+        addresses = paths.addresses[which]
+        if chunk.stray is not None:
+            addresses = addresses ^ chunk.stray
         if chunk.operation is Operation.FETCH:
             return entries, addresses + np.uint64(LANDING)
         if chunk.operation in CROSSES:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -83,8 +82,7 @@ class SiliconLaboratory(X86Laboratory):
             kept = np.full(chunk.size, True) if offer.gigabyte_pages else chunk.words[2] & _PAGE_SIZE == 0
             skipped["1G pages"] += int((~kept).sum())
             if kept.any():
-                words = [word[kept] for word in chunk.words]
-                yield replace(chunk, leaf=chunk.leaf[kept], words=words, feature=chunk.feature[kept])
+                yield chunk.kept(kept)
 
     def predicted(self, chunk: Chunk, entries: list[Words], addresses: Words) -> list[Predicted]:
         offer, found = self._kvm.offer, []

@@ -2,7 +2,8 @@
 
 Each is the project's own format with one mistake of the kind that is made: a bit that moved, a shift
 that is off by one, a bit forgotten, a mask too short or too long. `mutants` are written by hand, one for
-each field and rule; `seeded` makes any number of others. `check` says by what each was caught.
+each field and rule; `seeded` makes any number of others. `is_caught` says whether the judge sees one,
+`check` by what.
 """
 
 from __future__ import annotations
@@ -54,6 +55,15 @@ class Caught(NamedTuple):
 
     mutant: Mutant
     by: tuple[str, ...]
+
+
+def is_caught(mutant: Mutant, seed: int = 0, cases: int = _CASES) -> bool:
+    """Whether anything differs of what `check` asks. It ends there, so it is several times as quick."""
+    for count in (min(_FEW, cases), cases):
+        tally = Tally()
+        if any(tally.different for _done in steps(mutant.make(), mutant.isa, count, seed, tally)):
+            return True
+    return False
 
 
 def check(mutant: Mutant, seed: int = 0, cases: int = _CASES) -> Caught:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -386,9 +387,23 @@ def _two_trees() -> Iterator[tuple[Path, str]]:
         shutil.rmtree(base, ignore_errors=True)
 
 
-@settings(max_examples=200)
-@given(calls=st.lists(_CALL, max_size=60))
+_calls = given(calls=st.lists(_CALL, max_size=60))
+
+
+@settings(max_examples=70)
+@_calls
 def test_random_calls_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    _compare_calls(calls)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@_calls
+def test_many_random_calls_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    _compare_calls(calls)
+
+
+def _compare_calls(calls: list[tuple[object, ...]]) -> None:
     with _two_trees() as (base, below), guest_in(base) as guest:
         (guest.w / below).mkdir(parents=True)
         guest.files.chdir(below.encode())
@@ -396,9 +411,20 @@ def test_random_calls_do_what_the_host_does(calls: list[tuple[object, ...]]) -> 
         assert _tree(base / "native") == _tree(guest.w)
 
 
-@settings(max_examples=200)
-@given(calls=st.lists(_CALL, max_size=60))
+@settings(max_examples=70)
+@_calls
 def test_random_calls_in_a_tmpfs_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    _compare_calls_in_a_tmpfs(calls)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@_calls
+def test_many_random_calls_in_a_tmpfs_do_what_the_host_does(calls: list[tuple[object, ...]]) -> None:
+    _compare_calls_in_a_tmpfs(calls)
+
+
+def _compare_calls_in_a_tmpfs(calls: list[tuple[object, ...]]) -> None:
     with _two_trees() as (base, below), guest_in(base, uid=os.geteuid()) as guest:
         guest.files.mkdir(CWD, b"/tmp/top", 0o777)
         guest.files.chdir(b"/tmp/top")

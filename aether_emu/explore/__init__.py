@@ -1,0 +1,1 @@
+"""Other schedules of one program: tried by chance, enumerated, shrunk to what matters, replayed."""

@@ -1,0 +1,19 @@
+"""TLBSan: an independent checker of what CPUs may still hold of page tables that have changed.
+
+    rules       what an entry is, and what an edit of it takes away: by `verify`'s walkers
+    shadow      a copy of every table that a CPU walks: comparing it with RAM shows the edits
+    stale       what edits have left behind in TLBs and paging-structure caches, by CPU
+    finding     a rule that was broken, with both places
+    sanitizer   the events: edits, flushes, frames given back, CPUs that go on with their programs
+    attach      where the events of a machine come from
+
+`attach` is what a machine with the parameter `tlbsan` asks for (`ports.checker`).
+"""
+
+from __future__ import annotations
+
+from aether_emu.verify.tlbsan.attach import attach
+from aether_emu.verify.tlbsan.finding import Finding
+from aether_emu.verify.tlbsan.sanitizer import Sanitizer
+
+__all__ = ["Finding", "Sanitizer", "attach"]

@@ -1,0 +1,446 @@
+"""The events, and what each means for what a CPU may hold.
+
+    hint, edited        entries change: who walks the root may go on with what they said before
+    flush_page, flush_all, set_root     a CPU drops what it may hold
+    freed               a frame goes back to the allocator: nobody may hold it            rules (a), (c)
+    to_user             a CPU goes on with a program: it must not hold what was taken away       rule (b)
+
+The order of events is total, since all CPUs work on one thread of the host. So an operation has *returned*
+when the CPU that began it goes on with a program, and from then on no CPU may execute with what it took away.
+While it has not (its CPU waits for acknowledgements) others may. On ARM64 an entry that was made invalid must
+not be made another valid one in the same operation, before every CPU has completed the flush: rule (d).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from types import CodeType
+
+import numpy as np
+import numpy.typing as npt
+
+from aether_emu.machine.memory.ram import Ram
+from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
+from aether_emu.verify.tlbsan.rules import Loss, Rules
+from aether_emu.verify.tlbsan.shadow import Root, Shadow, Table
+from aether_emu.verify.tlbsan.stale import Behind, Stale
+
+Entered = tuple[int, ...]
+
+_COUNTED = (
+    "edits", "stale_translations", "stale_tables", "changes_of_root", "page_flushes", "needless_page_flushes",
+    "full_flushes", "needless_full_flushes",
+)  # fmt: skip
+
+
+class Sanitizer:
+    """What all CPUs of one computer may hold, and whether anybody relies on more than that.
+
+    `who(cpu)` names the task of a CPU, `what(cpu, entered)` what it is about, `now()` is virtual time in ns.
+    With `deferred`, pages that were unmapped may be used until their flush comes: only (a), (c), (d) and what
+    takes rights from pages that stay are judged. `executes(cpu)` says whether a CPU may execute a program
+    before it takes notice of a flush; one that does not may hold a frame until then, tables aside.
+    Every `check_every` ways back to a program all tables are compared with RAM (0: at the end alone).
+
+    After a finding it is quiet.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        ram: Ram,
+        frames: int,
+        cpus: int,
+        *,
+        deferred: bool = False,
+        check_every: int = 0,
+    ) -> None:
+        self.rules, self.deferred, self.check_every = rules, deferred, check_every
+        self.finding: Finding | None = None
+        self.quiet = False
+        self.who: Callable[[int], str] = lambda _cpu: "no task"
+        self.what: Callable[[int, Entered], str] = lambda _cpu, _entered: "the kernel's own work"
+        self.now: Callable[[], int] = lambda: 0
+        self.executes: Callable[[int], bool] = lambda _cpu: True
+        self.retains = False  # whether a CPU keeps translations of a root that it leaves, by a tag
+        page_shift = rules.format.shifts[0]
+        self._behind = Behind(ram.base, page_shift, frames, rules.address)
+        self.behind = self._behind.behind
+        """What is stale now; empty most of the time."""
+        self.held = self._behind.held
+        self._shadow = Shadow(rules, ram, self._edited, self._unlinked)
+        self.leaf_shift, self.keys = self._shadow.leaf_shift, self._shadow.keys
+        self.roots: dict[int, Root] = {}
+        self.root_frames: set[int] = set()
+        self.at: list[Root | None] = [None] * cpus  # the root that each CPU walks
+        self.touched: list[Root] = []
+        """Roots that the operation under way may have edited."""
+        self.cpu = 0  # the one that works
+        self.entered: Entered = ()
+        """What the kernel was entered for: a call's number, or an address and an access; () for neither."""
+        self.place: Place | None = None
+        """The operation under way, from the first edit that took something away on."""
+        self._functions: tuple[CodeType, ...] = ()
+        self.counts: Counter[str] = Counter()
+        self._all_tables = rules.isa == "x86_64"
+        self._events = 0
+        self._inside = False  # a flush that is part of another event
+
+    # ---- edits
+
+    def hint(self, root: Root, start: int, end: int) -> None:
+        """The level-1 entries of `[start, end)` may be edited next."""
+        if not self.quiet:
+            self._begin(root)
+            self._shadow.hint(root, start, end)
+
+    def hint_page(self, root: Root, va: int) -> None:
+        """The level-1 entry of `va` may be edited next."""
+        if not self.quiet and self._shadow.hint_page(root, va):
+            self._begin(root)
+
+    def hint_upper(self, root: Root) -> None:
+        """Entries above level 1 may be edited."""
+        if not self.quiet:
+            self._begin(root)
+            root.upper = True
+
+    def _begin(self, root: Root) -> None:
+        if root not in self.touched:
+            self.touched.append(root)
+        if root.cpus:
+            self._functions = callers()
+
+    def look(self) -> None:
+        """See what was edited so far."""
+        self._shadow.watches_new = not self._all_tables and bool(self.behind)
+        for root in self.touched:
+            self._shadow.look(root)
+
+    def _here(self) -> Where:
+        """Where the operation under way is now."""
+        return self._operation().at(callers())
+
+    def _operation(self) -> Place:
+        """The operation under way."""
+        if self.place is None:
+            self.place = Place(self.cpu, self.who(self.cpu), self.what(self.cpu, self.entered), self.now())
+        return self.place
+
+    def _edited(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
+        self.counts["edits"] += len(edits)
+        if not root.cpus:
+            return
+        rules, shift = self.rules, self.rules.format.shifts[level - 1]
+        if not self._all_tables:
+            self._judge_breaks(root, level, va, edits)
+        lost: dict[tuple[Loss, bool, bool], list[tuple[int, int]]] = {}
+        for number, old, new in edits:
+            loss = rules.loss(old, new, level)
+            if loss is not Loss.NOTHING:
+                leaf = level == 1 or rules.table(old, level) is None
+                lost.setdefault((loss, not new & 1, leaf), []).append((number, old))
+        for (loss, absent, leaf), items in lost.items():
+            numbers, olds = [number for number, _old in items], [old for _number, old in items]
+            self._leave(root, level, va, shift, numbers, olds, loss, absent=absent, leaves=leaf)
+
+    def _leave(
+        self,
+        root: Root,
+        level: int,
+        va: int,
+        shift: int,
+        numbers: list[int],
+        olds: list[int],
+        loss: Loss,
+        *,
+        absent: bool,
+        leaves: bool = True,
+        table: int = 0,
+    ) -> None:
+        where = self._operation().at(self._functions)
+        self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
+        stale = Stale(
+            root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
+            absent=absent, leaves=leaves, table=table,
+        )  # fmt: skip
+        self._behind.add(stale)
+
+    def _unlinked(self, root: Root, table: Table) -> None:
+        """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; Arm ARM D8.13)."""
+        if root.cpus:
+            shift = self.rules.format.shifts[table.level]
+            self._leave(
+                root,
+                table.level + 1,
+                table.va,
+                shift,
+                [0],
+                [0],
+                Loss.NOTICE,
+                absent=True,
+                table=table.address,
+            )
+
+    # ---- (d) break before make
+
+    def _judge_breaks(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
+        shift = self.rules.format.shifts[level - 1]
+        for number, old, new in edits:
+            if not new & 1:
+                continue
+            address = va + (number << shift)
+            if old & 1:
+                if self.rules.needs_break(old, new, level):
+                    cpu = (root.cpus & -root.cpus).bit_length() - 1
+                    self._find(Rule.BREAK, address, old, level, cpu, self._edit(), self._here())
+                continue
+            for stale in self.behind:
+                if stale.root != root.address or stale.table or stale.where.place is not self.place:
+                    continue
+                at = stale.position(address)
+                if at is None:
+                    continue
+                for cpu in stale.holders(at):
+                    if self.rules.needs_break(stale.olds[at], new, level):
+                        self._find(Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here())
+
+    def _edit(self) -> Where:
+        return self._operation().at(self._functions)
+
+    # ---- flushes
+
+    def flush_page(self, cpu: int, va: int) -> None:
+        """A CPU invalidates one address of the root that it walks."""
+        if self.quiet or self._inside:
+            return
+        self.look()
+        self.counts["page_flushes"] += 1
+        root, served = self.at[cpu], False
+        for stale in self.behind:
+            if stale.cpus >> cpu & 1 and root is not None and stale.root == root.address:
+                served |= stale.drop_page(cpu, va, all_tables=self._all_tables)
+        if served:
+            self._behind.sweep()
+        else:
+            self.counts["needless_page_flushes"] += 1
+
+    def flush_all(self, cpu: int) -> None:
+        """A CPU drops everything that it holds."""
+        if self.quiet or self._inside:
+            return
+        self.look()
+        self.counts["full_flushes"] += 1
+        if not self._drop_all(cpu):
+            self.counts["needless_full_flushes"] += 1
+
+    def _drop_all(self, cpu: int, root: Root | None = None) -> bool:
+        """A CPU holds nothing any more, of one root or of any. Whether there was something stale."""
+        served = False
+        for stale in self.behind:
+            if stale.cpus >> cpu & 1 and (root is None or stale.root == root.address):
+                stale.drop(cpu)
+                served = True
+        if served:
+            self._behind.sweep()
+        return served
+
+    def set_root(self, cpu: int, address: int, change: Callable[[], object]) -> Root | None:
+        """A CPU walks another root from now on: `change` does it. Without tags it keeps nothing."""
+        if self.quiet:
+            change()
+            return None
+        self.look()
+        self._inside = True
+        try:
+            change()
+        finally:
+            self._inside = False
+        self.counts["changes_of_root"] += 1
+        old, bit, address = self.at[cpu], 1 << cpu, address & self.rules.address  # without a tag
+        if not self.retains:
+            if old is not None:
+                old.cpus &= ~bit
+            self._drop_all(cpu)
+        root = self.roots.get(address)
+        if root is None:
+            root = self.roots[address] = self._shadow.adopt(address)
+            self.root_frames.add(self._behind.frame(address))
+        elif root.pending:
+            self._shadow.catch_up(root)
+        root.cpus |= bit
+        self.at[cpu] = root
+        return root
+
+    def forget(self, cpu: int, address: int) -> None:
+        """A CPU drops all that it retains of a root that it may have left (INVPCID, TLBI ASIDE1)."""
+        root = self.roots.get(address & self.rules.address)
+        if not self.quiet and root is not None:
+            self.look()
+            self._drop_all(cpu, root)
+            if self.at[cpu] is not root:
+                root.cpus &= ~(1 << cpu)
+
+    # ---- (a), (c): frames given back
+
+    def freed(self, frame: int, count: int = 1) -> None:
+        """Frames go back to the allocator."""
+        if self.quiet:
+            return
+        if self.touched:
+            self.look()
+        if not self.behind and not self.roots:
+            return
+        for each in range(frame, frame + count):
+            self._freed(each)
+
+    def freed_many(self, frames: npt.NDArray[np.int64]) -> None:
+        """As `freed`, for single frames."""
+        if self.quiet:
+            return
+        self.look()
+        if self.behind:
+            for frame in frames.tolist():
+                self._freed(frame)
+
+    def _freed(self, frame: int) -> None:
+        if self.held[frame]:
+            for stale, position, cpu in self._behind.holding(frame):
+                if stale.table:
+                    self._find(
+                        Rule.TABLE,
+                        stale.va,
+                        0,
+                        stale.level,
+                        cpu,
+                        stale.where,
+                        self._here(),
+                        table=stale.table,
+                    )
+                elif self.executes(cpu):
+                    old = stale.olds[position]
+                    va = stale.address(position)
+                    self._find(Rule.REUSE, va, old, stale.level, cpu, stale.where, self._here())
+                elif stale.freed is None:
+                    stale.freed = self._here()
+        if frame in self.root_frames:
+            self.root_frames.discard(frame)
+            root = self.roots.pop(self._behind.address(frame))
+            if root in self.touched:
+                self.touched.remove(root)
+            if root.cpus:
+                cpu = (root.cpus & -root.cpus).bit_length() - 1
+                here = self._here()
+                self._find(Rule.TABLE, 0, 0, self._shadow.top, cpu, here, here, table=root.address)
+
+    # ---- (b): programs go on
+
+    def to_user(self, cpu: int) -> None:
+        """A CPU goes on with a program: what it did before has returned."""
+        if self.quiet:
+            if self.finding is not None:
+                raise self.finding  # somebody has caught it on its way
+            return
+        if self.touched:
+            self.look()
+            for root in self.touched:
+                self._shadow.end(root)
+            self.touched.clear()
+        place = self.place
+        if place is not None and place.cpu == cpu:
+            place.returned, self.place = True, None
+        self.entered = ()
+        if self.behind:
+            self._judge_rights(cpu)
+        if self.check_every:
+            self._events += 1
+            if not self._events % self.check_every:
+                self.check()
+
+    def works(self, cpu: int) -> None:
+        """A CPU works in the kernel from now on. Another one leaves its operation as it is, for a while."""
+        if self.cpu == cpu:
+            return
+        if self.touched and self.finding is None:
+            self.look()
+            for root in self.touched:
+                self._shadow.end(root)
+            self.touched.clear()
+        self.cpu, self.place, self.entered = cpu, None, ()
+
+    def _judge_rights(self, cpu: int) -> None:
+        dropped = False
+        for stale in self.behind:
+            if stale.where.place.cpu == cpu:
+                stale.where.place.returned = True
+            if not stale.cpus >> cpu & 1:
+                continue
+            if stale.freed is not None:
+                self._find_at(Rule.REUSE, stale, cpu, stale.freed)
+            if stale.loss is Loss.NOTICE and not stale.table:
+                stale.drop(cpu)
+                dropped = True
+                continue
+            if stale.table or not stale.where.place.returned or (self.deferred and stale.absent):
+                continue
+            self._find_at(Rule.RIGHT, stale, cpu, self._going_on(cpu))
+        if dropped:
+            self._behind.sweep()
+
+    def _going_on(self, cpu: int) -> Where:
+        return Place(cpu, self.who(cpu), "its program goes on", self.now()).at(())
+
+    def _find_at(self, rule: Rule, stale: Stale, cpu: int, relied: Where) -> None:
+        position = stale.first(cpu)
+        va = stale.address(position)
+        self._find(rule, va, stale.olds[position], stale.level, cpu, stale.where, relied)
+
+    def _find(
+        self,
+        rule: Rule,
+        va: int,
+        old: int,
+        level: int,
+        cpu: int,
+        edited: Where,
+        relied: Where,
+        *,
+        table: int = 0,
+    ) -> None:
+        fmt = self.rules.format
+        if table:
+            entry = (
+                f"the table at {table:#x} ({fmt.level_names[level - 1]} entry)" if level <= fmt.levels else ""
+            )
+            frame = self._behind.frame(table)
+        else:
+            entry = self.rules.describe(old, level)
+            frame = self._behind.frame(old & self.rules.address & -(1 << fmt.shifts[level - 1]))
+        self.finding = Finding(
+            rule, self.rules.isa, va=va, frame=frame, cpu=cpu, entry=entry, edited=edited, relied=relied
+        )
+        self.quiet = True
+        raise self.finding
+
+    # ---- the end
+
+    def check(self) -> None:
+        """Compare every table with RAM. Raises Unseen for a store that nobody hinted at."""
+        if self.quiet:
+            return
+        for root in list(self.roots.values()):
+            self._shadow.compare(root)
+
+    @property
+    def report(self) -> str:
+        """All about the finding; empty without one."""
+        return "" if self.finding is None else self.finding.report
+
+    def finish(self) -> None:
+        """CPUs execute nothing any more, and no program has memory: what goes now was never a program's."""
+        self.quiet = True
+
+    def statistics(self) -> dict[str, int]:
+        """What was counted, by name. Stale is what a CPU may have held when it was edited or taken out."""
+        return {name: self.counts[name] for name in _COUNTED}

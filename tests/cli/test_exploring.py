@@ -1,0 +1,58 @@
+"""`aether run --explore`, `--exhaustive`, `--schedule`: what they print, and that it can be typed again."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.cli.command import aether, one_line
+
+_ROOT = Path(__file__).parents[2]
+_RACE = str(_ROOT / "tests/programs/bin/x86_64/threads")
+_ORDERS = str(_ROOT / "guest/bin/arm64/orders")
+
+
+def _replayed(printed: bytes) -> list[str]:
+    """The arguments of the command that was printed."""
+    command = shlex.split(printed.decode().rstrip().splitlines()[-1])
+    assert command[1] == "run"
+    return command[1:]
+
+
+def test_what_is_found_can_be_replayed_as_printed(tmp_path: Path) -> None:
+    file = tmp_path / "found"
+    found = aether(
+        *("run", "--ram", "64M", "--explore", "200", "--same-output", "--save", str(file)),
+        *(_RACE, "race", "60"),
+    )
+    assert found.returncode == 1, found.stderr
+    assert found.stderr == b""
+    assert b'finding: another output: "60 of 120" in line 1, not "120 of 120"' in found.stdout
+    again = _replayed(found.stdout)
+    assert again == ["run", "--ram", "64M", "--schedule", str(file), _RACE, "race", "60"]
+    assert "stops in front of" in file.read_text()
+    assert aether(*again).stdout == b"60 of 120\n"
+
+
+def test_an_exploration_that_would_not_end_says_how_much_there_is() -> None:
+    found = aether("run", "--exhaustive", "--budget", "5", _ORDERS, "peterson")
+    assert found.returncode == 124
+    assert found.stdout.startswith(b"not every interleaving was tried, the budget is used up: 5 runs")
+    assert b"are estimated" in found.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "status", "why"),
+    [
+        (["--explore", "2", "--budget", "soon"], 2, "--budget soon is not allowed: seconds such as 90s"),
+        (["--explore", "2", "--bind", "/tmp:/tmp:rw"], 2, "read-only with --explore"),
+        (["--explore", "2", "--stats"], 2, "are for one run"),
+        (["--exhaustive", "--cpus", "2"], 2, "1 with --exhaustive"),
+        (["--jobs", "2"], 2, "--jobs 2 is not allowed: only with --explore"),
+        (["--schedule", "nothing"], 125, "--schedule nothing cannot be read"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_line(options: list[str], status: int, why: str) -> None:
+    one_line(aether("run", *options, _ORDERS, "lost"), status, [why])

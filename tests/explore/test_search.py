@@ -1,0 +1,105 @@
+"""Exploring by chance: a race is found, shrunk to one or two switches, and shows again in their replay."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from aether_emu.explore.schedule import Departure, Schedule, Switch
+from aether_emu.explore.search import Budget, Findings, Search
+from aether_emu.explore.shrink import shrink
+from aether_emu.explore.trial import Job, Plan, perform
+from aether_emu.explore.workers import Crew
+from tests.explore.jobs import Here, job, race
+from tests.small_programs import written
+
+
+def _searched(of: Job, count: int = 200, budget: Budget | None = None) -> Findings:
+    return Search(Here(of), count, budget or Budget(), same_output=True).run()
+
+
+# Elsewhere it takes more schedules.
+@pytest.mark.parametrize(
+    ("isa", "cpus"),
+    [("x86_64", 1), ("arm64", 1), ("arm64", 2), pytest.param("x86_64", 2, marks=pytest.mark.slow)],
+)
+def test_a_lost_update_is_found_shrunk_and_replayed(isa: str, cpus: int) -> None:
+    of = race(isa, cpus)
+    known = _searched(of)
+    assert known.calm is not None and known.last is not None and known.raw is not None
+    assert known.calm.stdout.begins == b"120 of 120\n"
+    assert known.finding is not None and known.finding[0] == "output"
+    assert known.complete
+    assert 1 <= len(known.raw.switches) <= 2
+    again = perform(of, Plan(schedule=known.raw))
+    assert (again.stdout, again.time_ns, again.order) == (
+        known.last.stdout,
+        known.last.time_ns,
+        known.last.order,
+    )
+    for number in range(len(known.raw.departures)):
+        fewer = known.raw.departures[:number] + known.raw.departures[number + 1 :]
+        assert perform(of, Plan(schedule=Schedule(fewer))).stdout == known.calm.stdout
+
+
+@pytest.mark.slow
+def test_the_same_is_found_by_several_processes() -> None:
+    crew = Crew(race("arm64"), 2)
+    try:
+        found = Search(crew, 200, Budget(), same_output=True).run()
+    finally:
+        crew.close()
+    alone = _searched(race("arm64"))
+    assert (found.first, found.raw, found.finding) == (alone.first, alone.raw, alone.finding)
+
+
+def test_a_budget_ends_it() -> None:
+    known = _searched(race("x86_64", 2), budget=Budget(runs=3))
+    assert known.trials == 3 and known.out_of_budget and known.finding is None
+
+
+def test_a_crash_under_the_calm_schedule_is_told_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path, "x86_64", "xor eax, eax; mov rax, [rax]")
+    known = _searched(job(path, "x86_64"))
+    assert known.trials == 0 and known.finding is not None and known.finding[0] == f"signal {signal.SIGSEGV}"
+
+
+def test_a_deadlock_is_a_finding(tmp_path: Path) -> None:
+    path = written(tmp_path, "x86_64", "mov eax, 34; syscall")  # pause(2), and nobody sends a signal
+    known = _searched(job(path, "x86_64"))
+    assert known.finding is not None and known.finding[0] == "Deadlock"
+
+
+def test_a_worker_that_dies_is_replaced() -> None:
+    started: list[int] = []
+    crew = Crew(race("x86_64"), 1, started.append)
+    try:
+        outcomes = crew.perform([Plan(1, "turns"), Plan(2, "turns"), Plan(3, "turns")])
+        assert next(outcomes)[1].kind == "ended"
+        os.kill(started[0], signal.SIGKILL)
+        assert [outcome.kind for _plan, outcome in outcomes] == ["ended", "ended"]
+    finally:
+        crew.close()
+    assert len(started) == 2
+    assert len(crew.deaths) == 1 and "signal 9" in crew.deaths[0]
+
+
+def test_shrinking_leaves_what_is_needed_and_nothing_else() -> None:
+    switches = [Switch(1000 + at % 3, 10 * at + 1, at % 4, at) for at in range(40)]
+    needed = {(1001, 71), (1002, 291)}
+    asked = 0
+
+    def ask(tries: object) -> int | None:
+        nonlocal asked
+        for number, departures in enumerate(tries):  # type: ignore[arg-type,var-annotated]
+            asked += 1
+            if needed <= {(one.task, one.blocks) for one in departures}:
+                return number
+        return None
+
+    found: tuple[Departure, ...] = shrink(switches, ask)
+    assert found == (Switch(1001, 71), Switch(1002, 291))
+    assert asked < 100

@@ -1,0 +1,1 @@
+"""Tests of `aether_emu.litmus`."""
