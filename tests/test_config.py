@@ -107,6 +107,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("tlb_fault", "all"),
     ("tlb_fault", "reuse"),
     ("tlb_fault_one_in", 0),
+    ("locks", "many"),
     ("pcids", -1),
     ("pcids", 4096),
     ("pcids", "six"),
