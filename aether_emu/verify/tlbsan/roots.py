@@ -1,4 +1,4 @@
-"""What is known of one root: its tables, who walks it, and who has left it and keeps what a tag lets it keep."""
+"""What is known of one root: its tables, who walks it, and what those keep who have left it."""
 
 from __future__ import annotations
 
