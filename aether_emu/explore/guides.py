@@ -25,7 +25,7 @@ _MOST_SWITCHES = 5
 _SHORTEST = 4  # blocks of the longest of the short turns
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
 _MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
-DECIDED = ("shootdown",)
+DECIDED = ("shootdown", "tlb_fault")
 """Streams whose numbers are decisions of a schedule, 0 being the calm one."""
 
 
@@ -144,6 +144,10 @@ class Decisions(Stream):
     def below(self, bound: int) -> int:
         """Likewise, below `bound`."""
         return self._decided(super().below(bound) if self._draws else 0, bound)
+
+    def one_in(self, count: int) -> bool:
+        """Likewise: 1 for True."""
+        return self._decided(int(super().below(count) == 0) if self._draws else 0, 2) == 1
 
     def _decided(self, drawn: int, bound: int) -> int:
         value = self._given.get(self._count, drawn) % bound
