@@ -42,6 +42,7 @@ _ELSEWHERE = [
     "limits",
     "realtime",
     "shootdown",
+    "sleepers",
     "spaces",
     "wires",
 ]  # tests/test_wires and others run them
