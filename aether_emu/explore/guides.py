@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from aether_emu.explore.schedule import Choice, Switch
+from aether_emu.explore.schedule import DECIDED, Choice, Switch
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.random import Stream, Streams
 
@@ -28,9 +28,6 @@ _MOST_SHORT = 8_000  # turns: a few seconds of the host
 _ALL_SHORT = 20_000  # blocks of a program that has short turns throughout: about as many turns
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
 _MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
-DECIDED = ("shootdown", "tlb_fault")
-"""Streams whose numbers are decisions of a schedule, 0 being the calm one."""
-
 
 Span = tuple[int, int, int]
 """A task, and from which to which of its own blocks it shared the machine with others."""
