@@ -109,7 +109,7 @@ def test_shrinking_leaves_what_is_needed_and_nothing_else() -> None:
 
 
 def test_thousands_of_departures_are_shrunk_in_few_runs() -> None:
-    every = [Switch(1000 + at % 3, at + 1, at % 4, at) for at in range(8_000)]
+    every: list[Departure] = [Switch(1000 + at % 3, at + 1, at % 4, at) for at in range(8_000)]
     every += [Choice("shootdown", at, 7) for at in range(500)]
     needed = {Switch(1000, 10).blocks, Switch(1001, 4_211).blocks, Switch(1002, 7_953).blocks}
     asked = 0
