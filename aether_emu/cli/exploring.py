@@ -234,7 +234,7 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
         least = "" if known.complete else ", perhaps not the fewest"
         shrunk = f"shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}"
         where = f"in trial {known.first.number} ({known.first.strategy})"
-        print(f"  {where}: {known.size:,} departures from the calm schedule, {shrunk}:")
+        print(f"  {where}: {_counted(known.size, 'departure')} from the calm schedule, {shrunk}:")
         for line in known.last.words:
             print(f"  - {line}")
         for choice in known.raw.choices:
