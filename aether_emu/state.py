@@ -77,6 +77,8 @@ def capture(machine: Machine) -> State:
         raise StateError("there is no living process to capture")
     if machine.config.cpus > 1:
         raise StateError("a machine of several CPUs can't be captured")
+    if machine.config.locks != "none":
+        raise StateError("a machine whose locks are modelled can't be captured")
     machine.scheduler.settle()
     reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
     try:
