@@ -37,6 +37,7 @@ def parts_of(name: str, config: Config) -> IsaParts:
     Raises ConfigError for what the ISA does not have: a page size, a width of addresses, PCIDs, ASIDs.
     """
     _refuse_tags_of_others(name, config)
+    _refuse_faults_of_others(name, config)
     page, bits = config.page_size, config.virtual_bits or 48
     if name == "x86_64":
         if page != 4096:
@@ -71,6 +72,19 @@ def _pcids(config: Config) -> tuple[Tags | None, int]:
             raise ConfigError("tlb_fault", "reuse-tag", "pcids above 0", refusal="needs tags")
         return None, 0
     return Pcids(config.pcids, config.cpus, _USER_PCID if config.kpti else 0), _PCID_BITS
+
+
+def _refuse_faults_of_others(name: str, config: Config) -> None:
+    """ConfigError for a fault of shootdowns that this ISA cannot have."""
+    only = {
+        "no-wake": ("x86_64", "no CPU is left out of a broadcast"),
+        "no-break": ("arm64", "no rule asks for one"),
+    }
+    isa, why = only.get(config.tlb_fault, (name, ""))
+    if name in ISAS and isa != name:
+        raise ConfigError(
+            "tlb_fault", config.tlb_fault, f"it is {isa}'s: {why} here", refusal=f"is not possible on {name}"
+        )
 
 
 def _refuse_tags_of_others(name: str, config: Config) -> None:

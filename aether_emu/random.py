@@ -64,6 +64,10 @@ class Stream:
             if drawn < bound:
                 return drawn
 
+    def one_in(self, count: int) -> bool:
+        """True with a chance of one in `count`. Raises ValueError unless `count` >= 1."""
+        return self.below(count) == 0
+
 
 class Streams:
     """All streams of one seed (0 to 2**64 - 1). Asking twice for a name gives the one stream, not a copy."""

@@ -183,8 +183,8 @@ class Machine:
             return Tlb
         from aether_emu.mm.tlb_faults import FaultyTlb  # noqa: PLC0415  # few runs want any
 
-        below = self.streams.stream("tlb_fault").below
-        return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, below)
+        one_in = self.streams.stream("tlb_fault").one_in
+        return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
 
     @property
     def entry(self) -> Entry:

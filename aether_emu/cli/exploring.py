@@ -20,6 +20,7 @@ from aether_emu.config import Config
 from aether_emu.errors import ConfigError, MachineError
 
 if TYPE_CHECKING:
+    from aether_emu.explore.schedule import Choice
     from aether_emu.explore.search import Findings, Search
     from aether_emu.explore.trial import Job, Told
     from aether_emu.grants import Grants
@@ -233,13 +234,19 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
         least = "" if known.complete else ", perhaps not the fewest"
         shrunk = f"shrunk to {len(known.raw.departures):,} in {_counted(known.shrinking, 'run')}{least}"
         where = f"in trial {known.first.number} ({known.first.strategy})"
-        print(f"  {where}: {known.size:,} departures from the calm schedule, {shrunk}:")
+        print(f"  {where}: {_counted(known.size, 'departure')} from the calm schedule, {shrunk}:")
         for line in known.last.words:
             print(f"  - {line}")
         for choice in known.raw.choices:
-            print(f"  - decision {choice.index} of {choice.name} is {choice.value}")
+            print(f"  - {_in_words(choice)}")
     print(f"replay:\n  {replay_command(_written(job, known, save))}", flush=True)
     return 1
+
+
+def _in_words(choice: Choice) -> str:
+    if choice.name == "tlb_fault":
+        return f"tlb_fault strikes at its opportunity number {choice.index}, from 0"
+    return f"decision {choice.index} of {choice.name} is {choice.value}"
 
 
 def _written(job: Job, known: Findings, save: Path | None) -> str:

@@ -86,19 +86,23 @@ class Replay:
         }
 
     def finish(self, machine: Machine) -> None:
-        """The run is over: its output has been taken. Say which switches it never came to."""
+        """The run is over: its output has been taken. Say what of the schedule it never came to."""
+        from aether_emu.explore.guides import DecidedStreams
         from aether_emu.explore.turns import GuidedScheduler
 
         for output in self._outputs:
             with contextlib.suppress(OSError):
                 output.flush()
-        scheduler = machine.scheduler
-        if not isinstance(scheduler, GuidedScheduler):
+        scheduler, streams = machine.scheduler, machine.streams
+        if not isinstance(scheduler, GuidedScheduler) or not isinstance(streams, DecidedStreams):
             return
         met = {(one.task, one.blocks) for one in scheduler.made}
-        missed = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
-        if missed:
-            complain(
-                f"the run never came to {len(missed)} of the schedule's switches, the first {missed[0]}: "
-                "is it another program, or are its options others?"
-            )
+        switches = [one for one in self._schedule.switches if (one.task, one.blocks) not in met]
+        decided = {choice for each in streams.decisions for choice in each.made}
+        choices = [one for one in self._schedule.choices if one not in decided]
+        for missed, kind in ((switches, "switches"), (choices, "decisions")):
+            if missed:
+                complain(
+                    f"the run never came to {len(missed)} of the schedule's {kind}, the first {missed[0]}: "
+                    "is it another program, or are its options others?"
+                )

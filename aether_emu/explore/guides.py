@@ -3,7 +3,8 @@
     turns    as the scheduler itself draws them: most of each length there is
     few      one to five switches, each anywhere in some task, and long turns else (after PCT, probabilistic
              concurrency testing: most bugs need few)
-    short    turns of one to four blocks throughout, half of them ending inside a block
+    short    turns of one to four blocks, half of them ending inside a block; in programs of more than 20,000
+             blocks from anywhere in some task on, and 8,000 turns of all tasks long
 
 On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the
 CPU also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely
@@ -16,18 +17,17 @@ from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 
-from aether_emu.explore.schedule import Choice, Switch
+from aether_emu.explore.schedule import DECIDED, Choice, Switch
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.random import Stream, Streams
 
 STRATEGIES = ("turns", "few", "short")
 _MOST_SWITCHES = 5
 _SHORTEST = 4  # blocks of the longest of the short turns
+_MOST_SHORT = 8_000  # turns: a few seconds of the host
+_ALL_SHORT = 20_000  # blocks of a program that has short turns throughout: about as many turns
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
 _MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
-DECIDED = ("shootdown",)
-"""Streams whose numbers are decisions of a schedule, 0 being the calm one."""
-
 
 Span = tuple[int, int, int]
 """A task, and from which to which of its own blocks it shared the machine with others."""
@@ -94,13 +94,26 @@ class Replayed(Guide):
 
 
 class Short(Chosen):
-    """Turns of few blocks."""
+    """Turns of few blocks; in a long program a number of them, in a part of it."""
 
-    def __init__(self, chance: Stream) -> None:
+    def __init__(self, chance: Stream, spans: Sequence[Span] = ()) -> None:
         super().__init__("short", chance)
+        self._begin: tuple[int, int] | None = None  # task, and how many blocks of its own it has then
+        self._left = -1  # turns; -1: all
+        if sum(last - first for _task, first, last in spans) > _ALL_SHORT:
+            task, first, last = spans[chance.below(len(spans))]
+            self._begin, self._left = (task, first + chance.below(max(1, last - first))), _MOST_SHORT
 
     def turn(self, task: int, own: int) -> tuple[int, int] | None:
         """See `Guide`."""
+        if self._begin is not None:
+            its, place = self._begin
+            if task != its or own < place:
+                return (min(LONGEST_TURN, place - own) if task == its else LONGEST_TURN), 0
+            self._begin = None
+        if self._left == 0:
+            return LONGEST_TURN, 0
+        self._left -= self._left > 0
         return 1 + self._chance.below(_SHORTEST), _cut(self._chance)
 
 
@@ -144,6 +157,10 @@ class Decisions(Stream):
     def below(self, bound: int) -> int:
         """Likewise, below `bound`."""
         return self._decided(super().below(bound) if self._draws else 0, bound)
+
+    def one_in(self, count: int) -> bool:
+        """Likewise: 1 for True."""
+        return self._decided(int(super().below(count) == 0) if self._draws else 0, 2) == 1
 
     def _decided(self, drawn: int, bound: int) -> int:
         value = self._given.get(self._count, drawn) % bound

@@ -25,10 +25,15 @@ from aether_emu.errors import AetherError, toml
 from aether_emu.output import Output
 
 CALM = "calm"
+DECIDED = ("shootdown", "tlb_fault")
+"""Streams whose numbers are decisions of a schedule, 0 being the calm one."""
 _SWITCH = re.compile(r"(\d{1,10})@(\d{1,18})(?:\+(\d{1,3}))?(?:~(\d{1,18}))?")
 _STEPS = re.compile(r"(\d{1,10})x(\d{1,18})")
 _CHOICE = re.compile(r"([a-z][a-z0-9_-]*):(\d{1,19})=(\d{1,20})")
-_FORM = "a file that --save wrote, 'calm', or TASK@BLOCKS[+INSTRUCTIONS][~NS] separated by commas"
+_FORM = (
+    "a file that --save wrote, 'calm', or TASK@BLOCKS[+INSTRUCTIONS][~NS], TASKxSTEPS and STREAM:INDEX=VALUE "
+    "separated by commas"
+)
 _LARGEST = 1 << 30  # bytes of a file that is looked at; those that --save writes are far smaller
 
 
@@ -108,7 +113,10 @@ class Schedule:
         return ",".join(map(str, self.departures)) or CALM
 
     def require(self, isa: str, cpus: int) -> None:
-        """Raises ScheduleError when it was saved for another machine."""
+        """Raises ScheduleError when it was saved for another machine, or decides what no machine asks."""
+        for choice in self.choices:
+            if choice.name not in DECIDED:
+                raise ScheduleError(f"schedule {choice}: only {' and '.join(DECIDED)} have decisions")
         for name, value in (("isa", isa), ("cpus", cpus)):
             meant = self.machine.get(name, value)
             if meant != value:

@@ -159,7 +159,7 @@ def scheduling(plan: Plan, seed: int) -> tuple[Callable[..., Scheduler], Callabl
     elif plan.strategy == "few" and plan.spans:
         guide = few(chance, plan.spans)
     elif plan.strategy == "short":
-        guide = Short(chance)
+        guide = Short(chance, plan.spans)
     else:
         guide = Drawn(chance)
     trial = None if plan.schedule is not None else chance.u64()

@@ -9,7 +9,8 @@
     reuse-tag    a CPU uses a tag (PCID, ASID) that it has not flushed: another address space had it, or
                  its own was edited meanwhile. Modelled: the engine has no tags, so no program sees it
 
-Each opportunity is taken with a chance of one in `one_in`, by the stream "tlb_fault".
+Each opportunity is taken with a chance of one in `rare`, by the stream "tlb_fault". An exploration decides
+itself which are taken: none under the calm schedule.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ _LATE = 4096  # blocks
 class FaultyTlb(Tlb):
     """A `Tlb` with one kind of fault, as `tlb_fault` names it. `struck` counts how often it has occurred."""
 
-    def __init__(self, kind: str, one_in: int, below: Callable[[int], int], *tlb: Any) -> None:
+    def __init__(self, kind: str, rare: int, one_in: Callable[[int], bool], *tlb: Any) -> None:
         super().__init__(*tlb)
-        self._kind, self._one_in, self._below = kind, one_in, below
+        self._kind, self._rare, self._one_in = kind, rare, one_in
         self.struck = 0
 
     def _strikes(self, kind: str) -> bool:
-        strikes = kind == self._kind and self._below(self._one_in) == 0
+        strikes = kind == self._kind and self._one_in(self._rare)
         self.struck += strikes
         return strikes
 

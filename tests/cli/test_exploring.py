@@ -52,7 +52,13 @@ def test_an_exploration_that_would_not_end_says_how_much_there_is() -> None:
         (["--exhaustive", "--cpus", "2"], 2, "1 with --exhaustive"),
         (["--jobs", "2"], 2, "--jobs 2 is not allowed: only with --explore"),
         (["--schedule", "nothing"], 125, "--schedule nothing cannot be read"),
+        (["--schedule", "other:0=1"], 125, "schedule other:0=1: only shootdown and tlb_fault have decisions"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(options: list[str], status: int, why: str) -> None:
     one_line(aether("run", *options, _ORDERS, "lost"), status, [why])
+
+
+def test_a_decision_that_a_replay_never_comes_to_is_told() -> None:
+    found = aether("run", "--schedule", "tlb_fault:0=1", _ORDERS, "message")
+    assert b"never came to 1 of the schedule's decisions, the first tlb_fault:0=1" in found.stderr

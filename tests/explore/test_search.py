@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.explore.schedule import Departure, Schedule, Switch
+from aether_emu.explore.guides import Short
+from aether_emu.explore.schedule import Choice, Departure, Schedule, Switch
 from aether_emu.explore.search import Budget, Findings, Search
 from aether_emu.explore.shrink import shrink
 from aether_emu.explore.trial import Job, Plan, perform
 from aether_emu.explore.workers import Crew
+from aether_emu.linux.task.scheduler import LONGEST_TURN
+from aether_emu.random import Stream
 from tests.explore.jobs import Here, job, race
 from tests.small_programs import written
 
@@ -103,3 +106,37 @@ def test_shrinking_leaves_what_is_needed_and_nothing_else() -> None:
     found: tuple[Departure, ...] = shrink(switches, ask)
     assert found == (Switch(1001, 71), Switch(1002, 291))
     assert asked < 100
+
+
+def test_thousands_of_departures_are_shrunk_in_few_runs() -> None:
+    every: list[Departure] = [Switch(1000 + at % 3, at + 1, at % 4, at) for at in range(8_000)]
+    every += [Choice("shootdown", at, 7) for at in range(500)]
+    needed = {Switch(1000, 10).blocks, Switch(1001, 4_211).blocks, Switch(1002, 7_953).blocks}
+    asked = 0
+
+    def ask(tries: object) -> int | None:
+        nonlocal asked
+        for number, departures in enumerate(tries):  # type: ignore[arg-type,var-annotated]
+            asked += 1
+            if needed <= {one.blocks for one in departures if isinstance(one, Switch)}:
+                return number
+        return None
+
+    found = shrink(every, ask)
+    assert {one.blocks for one in found if isinstance(one, Switch)} == needed and len(found) == 3
+    assert asked < 70
+
+
+def test_short_turns_are_few_in_a_long_program() -> None:
+    guide = Short(Stream(5, "short"), [(1000, 0, 1_000_000)])
+    own, short, long = 0, 0, 0
+    while own < 1_000_000:
+        turn = guide.turn(1000, own)
+        assert turn is not None
+        own += turn[0]
+        short += turn[0] <= 4
+        long += turn[0] == LONGEST_TURN
+    assert 7_000 < short <= 8_001
+    assert long > 2
+    everywhere = Short(Stream(5, "short"), [(1000, 0, 20_000)])
+    assert {(everywhere.turn(1000, own) or (0, 0))[0] for own in range(20_000)} == {1, 2, 3, 4}

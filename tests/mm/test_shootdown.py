@@ -184,7 +184,7 @@ def test_a_fault_occurs_as_often_as_it_was_asked_for(
     kind: str, others: tuple[list[int], str], rare: int
 ) -> None:
     """CPU 1 executes, and CPU 2 is lazy: what they drop, and whether CPU 1 had acknowledged before."""
-    tlb, cpus, _counters = _tlb(partial(FaultyTlb, kind, rare, lambda bound: bound - 1))
+    tlb, cpus, _counters = _tlb(partial(FaultyTlb, kind, rare, lambda count: count == 1))
     asked = tlb.flush_pages(0b0111, [1, 2])
     strikes = rare == 1
     assert isinstance(tlb, FaultyTlb)

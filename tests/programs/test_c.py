@@ -43,6 +43,7 @@ _ELSEWHERE = [
     "limits",
     "realtime",
     "shootdown",
+    "sleepers",
     "spaces",
     "wires",
 ]  # tests/test_wires and others run them

@@ -294,17 +294,30 @@ def test_deferred_unmapping_may_go_on_and_lost_permissions_may_not(
 
 
 @every_isa
+@pytest.mark.parametrize("gets_a_task", [False, True])
 def test_a_cpu_that_executes_nothing_may_hold_a_frame_until_it_does(
-    isa: str, monkeypatch: pytest.MonkeyPatch
+    isa: str, gets_a_task: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor is it wrong that it has been given a task when the frame goes back, and has not begun with it."""
     run, ask = _Run(isa, "discard"), Tlb._ask
-    run.sanitizer.executes = lambda cpu: cpu == 0
+    given_back, freed = False, run.sanitizer._freed
+
+    def watched(frame: int) -> None:
+        nonlocal given_back
+        given_back = True
+        freed(frame)
+        assert run.sanitizer.finding is None  # but later
+        given_back = False
+
+    monkeypatch.setattr(run.sanitizer, "_freed", watched)
+    run.sanitizer.executes = lambda cpu: cpu == 0 or (gets_a_task and given_back)
     free = PageTable.free_tables  # tables must never be held, whatever a CPU executes: they stay here
     monkeypatch.setattr(PageTable, "free_tables", lambda *more: None if run.late else free(*more))
     monkeypatch.setattr(Tlb, "_ask", lambda tlb, *a, **k: None if run.late else ask(tlb, *a, **k))
     found = run.finding()
     assert (found.rule, found.cpu) == (Rule.REUSE, 1)
     assert found.relied.place.what == "system call madvise"  # where it was given back
+    assert not given_back  # it was not said there
 
 
 def test_nothing_is_wrapped_where_there_is_none() -> None:

@@ -44,7 +44,8 @@ class Sanitizer:
     `who(cpu)` names the task of a CPU, `what(cpu, entered)` what it is about, `now()` is virtual time in ns.
     With `deferred`, pages that were unmapped may be used until their flush comes: only (a), (c), (d) and what
     takes rights from pages that stay are judged. `executes(cpu)` says whether a CPU may execute a program
-    before it takes notice of a flush; one that does not may hold a frame until then, tables aside.
+    before it takes notice of a flush; one that did not when a page was taken away may hold its frame until it
+    does, tables aside.
     Every `check_every` ways back to a program all tables are compared with RAM (0: at the end alone).
 
     After a finding it is quiet.
@@ -178,6 +179,10 @@ class Sanitizer:
             root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
             absent=absent, leaves=leaves, table=table,
         )  # fmt: skip
+        others = root.cpus & ~(1 << self.cpu)
+        stale.idle = sum(
+            1 << cpu for cpu in range(others.bit_length()) if others >> cpu & 1 and not self.executes(cpu)
+        )
         self._behind.add(stale)
 
     def _unlinked(self, root: Root, table: Table) -> None:
@@ -377,7 +382,7 @@ class Sanitizer:
                         self._here(),
                         table=stale.table,
                     )
-                elif self.executes(cpu):
+                elif self.executes(cpu) and not stale.idle >> cpu & 1:
                     old = stale.olds[position]
                     va = stale.address(position)
                     self._find(Rule.REUSE, va, old, stale.level, cpu, stale.where, self._here())
@@ -437,6 +442,7 @@ class Sanitizer:
                 continue
             if stale.freed is not None:
                 self._find_at(Rule.REUSE, stale, cpu, stale.freed)
+            stale.idle &= ~(1 << cpu)
             if stale.loss is Loss.NOTICE and not stale.table:
                 stale.drop(cpu)
                 dropped = True

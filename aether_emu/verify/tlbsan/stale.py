@@ -26,13 +26,14 @@ class Stale:
     `cpus` has a bit for each CPU that may hold one of them; `flushed` what it has dropped alone so far.
     `table` is the table's physical address where a table was taken out, and 0 otherwise. `leaves`: the old
     entries are leaves, with frames; what table entries permitted is dropped by a full flush alone. `absent`:
-    nothing stands there now. `freed` is where the frame was given back while only CPUs that execute nothing
-    held it.
+    nothing stands there now. `idle` has a bit for each CPU that executed nothing then and has not gone on
+    with a program since: whatever it is given to do, it drops first what it must. `freed` is where the frame
+    was given back while only CPUs that execute nothing held it.
     """
 
     __slots__ = (
-        "absent", "cpus", "flushed", "freed", "index", "leaves", "level", "loss", "numbers", "olds", "root",
-        "shift", "table", "va", "where",
+        "absent", "cpus", "flushed", "freed", "idle", "index", "leaves", "level", "loss", "numbers", "olds",
+        "root", "shift", "table", "va", "where",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class Stale:
         self.where, self.absent, self.leaves, self.table = where, absent, leaves, table
         self.flushed: dict[int, set[int]] = {}
         self.freed: Where | None = None
+        self.idle = 0
         self.index: dict[int, int] | None = None
 
     def position(self, va: int) -> int | None:
