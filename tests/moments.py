@@ -54,7 +54,7 @@ def run(
         machine.load(PROGRAMS / isa / words[0], words, streams=streams)
         stats.prepare(machine)
         for moment in moments:
-            left = moment - machine.cpu.blocks
+            left = moment - machine.kernel.blocks
             if left <= 0 or machine.run_for(left) is not None:
                 continue
             if machine.process is None or machine.process.is_over:

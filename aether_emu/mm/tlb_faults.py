@@ -28,6 +28,13 @@ class FaultyTlb(Tlb):
         self._kind, self._one_in, self._below = kind, one_in, below
         self.struck = 0
 
+    def capture(self) -> dict[str, Any]:
+        return super().capture() | {"struck": self.struck}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.struck = state["struck"]
+
     def _strikes(self, kind: str) -> bool:
         strikes = kind == self._kind and self._below(self._one_in) == 0
         self.struck += strikes

@@ -189,6 +189,8 @@ class Scheduler:
                 self._stand_back(task)
             if reached:
                 check()
+                if lines is not None:
+                    self.come_to_rest()
                 return False
         check()
         if lines is not None:
@@ -208,6 +210,20 @@ class Scheduler:
         if task.is_over or task.process.stop_signal or (lines is not None and lines.held[lines.at]):
             return False
         return self._turn(task, limit)
+
+    def come_to_rest(self) -> None:
+        """Between two runs of so many blocks: nothing is on its way.
+
+        With several CPUs that goes for shootdowns too: who waits for one waits no longer.
+        """
+        self.settle()
+        if self._lines is not None:
+            self.kernel.physical.tlb.settle()
+
+    def resume(self) -> None:
+        """A machine was restored: the CPU works that did."""
+        if self._lines is not None:
+            self._work_on(self._lines, self._lines.at)
 
     def settle(self) -> bool:
         """Take in tasks that are new, let go of those that have ended. Whether the run goes on."""
@@ -314,8 +330,11 @@ class Scheduler:
             index = lines.earliest()
         if index is None or index == lines.at:
             return
-        lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
+        self._work_on(lines, index)
         self.kernel.clock.go_to(lines.times[index])
+
+    def _work_on(self, lines: Lines[Task, Process], index: int) -> None:
+        lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
         self.entry.work()
 
     def _wake_sleepers(self) -> None:

@@ -442,6 +442,7 @@ class Task:
             "real_time": 0 if self.real_time is None else self.real_time.count,
             "sequences": self.sequences,
             "left": self.left,
+            "place": (self.home, self.affinity, self.ready_at, self._told_home),
             "waits": self.waits,
             "turn": self.turn,
             "cut": self.cut,
@@ -490,6 +491,7 @@ class Task:
         at a message queue; who waits for the host makes it in his turn.
         """
         self.name, self.registers = state["name"], dict(state["registers"])
+        self.home, self.affinity, _ready_at, self._told_home = state["place"]
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
         self.death_signal = state["death_signal"]
         self.set_child_tid = state["set_child_tid"]
