@@ -378,7 +378,7 @@ def _restore_cpus(
     machine: Machine, state: State, tasks: dict[int, Task], spaces: Mapping[int, AddressSpace]
 ) -> None:
     """Who is on each CPU, and in its line. To put them there has had effects, which do not count."""
-    physical, scheduler = machine.physical, machine.scheduler
+    physical = machine.physical
     machine.entry.task = next(iter(tasks.values()))  # if nobody is on the CPU that works
     places.restore_cpus(machine.entries, state["cpus"], tasks, spaces)
     if physical.tags is not None:
@@ -387,14 +387,13 @@ def _restore_cpus(
         physical.tags.restore(state["tags"], {number: space.context for number, space in spaces.items()})
         for percpu in machine.computer.percpu:
             percpu.rejoin()
+    for _pid, described in state["tasks"]:
+        tasks[described["tid"]].restore_place(described)
     places.restore_lines(machine.kernel, state["lines"], tasks)
-    scheduler.resume()
+    machine.scheduler.resume()
     physical.tlb.restore(state["tlb"])
     machine.buddy.restore(state["buddy"])
     physical.counters.n[:] = state["physical"]["counters"]
-    for _pid, described in state["tasks"]:
-        task = tasks[described["tid"]]
-        task.left, task.ready_at = described["left"], described["place"][2]
     for cpu, described, reservation in zip(
         machine.computer.cpus, state["cpus"], state["reservations"], strict=True
     ):

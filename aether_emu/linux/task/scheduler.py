@@ -214,11 +214,15 @@ class Scheduler:
     def come_to_rest(self) -> None:
         """Between two runs of so many blocks: nothing is on its way.
 
-        With several CPUs that goes for shootdowns too: who waits for one waits no longer.
+        With several CPUs that goes for shootdowns too: who waits for one waits no longer. And TLBs are empty,
+        as those of a machine that goes on from there: what a CPU may use after it was taken away is what it
+        has used since.
         """
         self.settle()
         if self._lines is not None:
             self.kernel.physical.tlb.settle()
+            for cpu in self.kernel.cpus:
+                cpu.flush_all()
 
     def resume(self) -> None:
         """A machine was restored: the CPU works that did."""
