@@ -161,7 +161,7 @@ def restore(
         raise StateError(f"{reprlib.repr(state)} is no state of a machine, as capture() gives it")
     config: Config = state["config"]
     grants = checked_grants(grants)
-    machine = Machine(state["arch"], config=config)
+    machine = Machine(state["arch"], config=replace(config, tlbsan=False))  # not to hear of what is done here
     try:
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
@@ -169,6 +169,8 @@ def restore(
         with machine.kernel.actor.as_root():
             _fill(machine, state, grants, complete_streams({} if streams is None else streams))
         machine.kernel.actor.credentials = machine.entry.task.credentials
+        if config.tlbsan:
+            machine.sanitize()
     except BaseException:
         machine.abandon()
         raise

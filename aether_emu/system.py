@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, cast, overload
 
@@ -61,7 +62,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
-from aether_emu.ports import NO_TRACE, Trace, checker
+from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
@@ -159,7 +160,9 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
-        self.tlbsan = checker("tlbsan", self) if self.config.tlbsan else None
+        self.tlbsan: Checker | None = None
+        if self.config.tlbsan:
+            self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
 
@@ -171,6 +174,11 @@ class Machine:
 
         below = self.streams.stream("tlb_fault").below
         return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, below)
+
+    def sanitize(self) -> None:
+        """Have TLBSan look on from now on. Before the first run, or the first one of a restored machine."""
+        self.config = replace(self.config, tlbsan=True)
+        self.tlbsan = checker("tlbsan", self)
 
     @property
     def entry(self) -> Entry:

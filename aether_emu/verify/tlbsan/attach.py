@@ -22,7 +22,10 @@ _CALL = 1  # how long what the kernel was entered for is: a call's number
 
 
 def attach(machine: Machine, **options: Any) -> Sanitizer:
-    """A sanitizer that hears of all that happens in a machine that has not run yet; `options` are its own."""
+    """A sanitizer that hears of all that happens in a machine from now on; `options` are its own.
+
+    The machine has not run yet, or was just restored: the TLBs are empty.
+    """
     rules = Rules(machine.format.name)
     sanitizer = Sanitizer(rules, machine.ram, machine.frames.count, len(machine.entries), **options)
     _watch_allocator(machine, sanitizer)
@@ -33,6 +36,9 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
         entry.ask(None, None)
     _name_places(machine, sanitizer)
     _know_the_way(machine, sanitizer)
+    for entry in machine.entries:
+        if entry.percpu.inside:
+            _watch_root(entry.percpu, sanitizer)
     return sanitizer
 
 
@@ -125,6 +131,13 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
     cpu.flush_page, cpu.flush_all, cpu.set_root = watched_flush_page, watched_flush_all, watched_set_root
     cpu.run, percpu.before_run = watched_run, watched_before_run
     _watch_faults(percpu, sanitizer)
+
+
+def _watch_root(percpu: PerCpu, sanitizer: Sanitizer) -> None:
+    """A CPU walks an address space already."""
+    table = percpu.space.table
+    sanitizer.set_root(percpu.index, table.root, lambda: None)
+    _watch_table(table, sanitizer)
 
 
 def _watch_faults(percpu: PerCpu, sanitizer: Sanitizer) -> None:
