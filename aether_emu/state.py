@@ -116,6 +116,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "physical": physical.capture(),
         "tags": None if physical.tags is None else physical.tags.capture(),
         "tlb": physical.tlb.capture(),
+        "blocks": [cpu.blocks_state() for cpu in machine.computer.cpus],
         "cpus": places.capture_cpus(machine.entries, machine.scheduler),
         "clock": machine.clock.capture(),
         "streams": machine.streams.capture(),
@@ -396,10 +397,10 @@ def _restore_cpus(
     physical.tlb.restore(state["tlb"])
     machine.buddy.restore(state["buddy"])
     physical.counters.n[:] = state["physical"]["counters"]
-    for cpu, described, reservation in zip(
-        machine.computer.cpus, state["cpus"], state["reservations"], strict=True
+    for cpu, blocks, reservation in zip(
+        machine.computer.cpus, state["blocks"], state["reservations"], strict=True
     ):
-        cpu.restore_blocks(described["blocks"])
+        cpu.restore_blocks(blocks)
         cpu.reserve(reservation)
 
 

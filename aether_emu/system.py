@@ -207,9 +207,7 @@ class Machine:
         """What a run stops for before the program's end."""
         from aether_emu.linux.debugging import Debugger  # noqa: PLC0415  # few runs do
 
-        if len(self.entries) > 1:
-            raise MachineError("breakpoints, steps and watched memory need a machine of one CPU")
-        return Debugger(self.entry)
+        return Debugger(self.kernel, self.entries)
 
     def load(
         self,
@@ -283,16 +281,25 @@ class Machine:
             return cast("Stopped", pause.stopped)
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
-        """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
+        """Execute `count` instructions of the task that stopped last, or ran last. As `run`.
+
+        One that faults and is made again is one instruction. Other tasks take their turns as without, and may
+        stop the run at a breakpoint; where the task ends first, it stops before another one goes on.
+        """
         count, timeout = whole("count", count, "a whole number of instructions"), run_seconds(timeout)
         if not 1 <= count <= _MOST_BLOCKS:
             raise MachineError(f"a step has 1 to {_MOST_BLOCKS} instructions, not {count}")
         self._runnable()
-        self.debugger.begin_steps(count)
+        self.debugger.begin_steps(count, self._stepped())
         try:
             return self.run(timeout)
         finally:
             self.debugger.end_steps()
+
+    def _stepped(self) -> Task:
+        """Whom a step is about."""
+        task = self.scheduler.stopped or self.entry.task
+        return task if not task.is_over else next(iter(self.scheduler.tasks), task)
 
     def stop(self) -> None:
         """Let the run return a `Stopped` at once: from a handler, a listener, or another thread.

@@ -60,20 +60,22 @@ def test_a_run_on_several_cpus_goes_on_from_a_pause_as_without_a_break(
 @pytest.mark.parametrize("rule", ["flushed", "early", "deferred"])
 @pytest.mark.parametrize("kind", _ON_SEVERAL)
 def test_a_run_on_several_cpus_goes_on_from_many_pauses(isa: str, cpus: int, rule: str, kind: str) -> None:
-    words, options = kind.split(), {"shootdown": rule, "kpti": cpus == 3}
+    words = kind.split()
+    options: dict[str, Any] = {"shootdown": rule, "kpti": cpus == 3}
     blocks = run(isa, words, cpus=cpus, **options).blocks
     _cut_several(isa, words, cpus, seeded(blocks, 25, isa, kind, cpus, rule), **options)
 
 
 @every_isa
 def test_tlbsan_finds_a_lost_flush_in_a_restored_machine(isa: str) -> None:
-    moments, options = [20_000], {"cpus": 2, "tlbsan": True}
+    moments = [20_000]
+    options: dict[str, Any] = {"cpus": 2, "tlbsan": True}
     words = ["shootdown", "8"]
-    told = run(isa, words, moments, **options)  # type: ignore[arg-type]
+    told = run(isa, words, moments, **options)
     assert told.status == 0
     assert told.statistics["tlbsan"]["stale_translations"] > 0  # type: ignore[index]
     with pytest.raises(LeakError) as raised:  # the run ends where it was found, and nothing is given back
-        run(isa, words, moments, **options, tlb_fault="drop")  # type: ignore[arg-type]
+        run(isa, words, moments, **options, tlb_fault="drop")
     assert isinstance(raised.value.__context__, Finding)
 
 

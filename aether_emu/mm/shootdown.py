@@ -56,7 +56,8 @@ class Shootdown:
     """Full flushes that CPUs made for others."""
 
     FIGURES: ClassVar[tuple[str, ...]] = (
-        "sent", "broadcasts", "spared", "lazily", "coalesced", "deferred", "stale_blocks", "pages", "everything",
+        "sent", "broadcasts", "spared", "lazily", "coalesced", "deferred", "stale_blocks", "pages",
+        "everything",
     )  # fmt: skip
 
 

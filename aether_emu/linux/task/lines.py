@@ -184,12 +184,12 @@ class Lines(Generic[T, P]):
         """Become the captured ones, with these tasks in the line of each CPU; others that are in line stand
         behind them.
         """
-        others = [task for task in self if all(task not in line for line in lines)]
+        others = [task for task in self if all(task not in tasks for tasks in lines)]
         for line in self.lines:
             for task in list(line):
                 line.remove(task)
-        for own, line in zip(self.lines, lines, strict=True):
-            for task in line:
+        for own, tasks in zip(self.lines, lines, strict=True):
+            for task in tasks:
                 own.add(task)
         for task in others:
             self.lines[task.home].add(task)

@@ -28,7 +28,7 @@ def capture_lines(kernel: Kernel) -> State:
 
 
 def capture_cpus(entries: Sequence[Entry], scheduler: Scheduler) -> list[State]:
-    """Of each CPU: its count of blocks, the living task that it has the registers of, the space it walks."""
+    """Of each CPU: the living task that it has the registers of, the space it walks."""
     living = set(scheduler.everybody)
     captured = []
     for entry in entries:
@@ -36,7 +36,6 @@ def capture_cpus(entries: Sequence[Entry], scheduler: Scheduler) -> list[State]:
         on = task is not None and task in living and task.is_on(entry.cpu)
         captured.append(
             {
-                "blocks": entry.cpu.blocks_state(),
                 "task": task.tid if on and task is not None else None,
                 "walked": entry.percpu.walked,
             }
@@ -53,7 +52,10 @@ def restore_lines(kernel: Kernel, state: State, tasks: Mapping[int, Task]) -> No
 
 
 def restore_cpus(
-    entries: Sequence[Entry], state: Sequence[State], tasks: Mapping[int, Task], spaces: Mapping[int, AddressSpace]
+    entries: Sequence[Entry],
+    state: Sequence[State],
+    tasks: Mapping[int, Task],
+    spaces: Mapping[int, AddressSpace],
 ) -> None:
     """Put tasks on the CPUs that had them, and let each CPU walk what it did."""
     for task in tasks.values():

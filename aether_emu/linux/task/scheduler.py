@@ -108,6 +108,8 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self.stopped: Task | None = None
+        """Who ran when the last run was ended from outside: what is left of its turn comes first then."""
         self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
@@ -179,14 +181,17 @@ class Scheduler:
                 continue
             if lines is not None:
                 lines.working = True
+            ended = True
             try:
                 reached = self._let_run(task, limit)
+                ended = self.kernel.observers.ends
             finally:
                 if lines is not None:
                     lines.working = False
                     self.kernel.time_now()
-                task.account(preempted=task.wait is None and not task.is_over)
+                task.account(preempted=task.wait is None and not task.is_over and not ended)
                 self._stand_back(task)
+                self.stopped = task if ended else None
             if reached:
                 check()
                 if lines is not None:
@@ -219,6 +224,7 @@ class Scheduler:
         has used since.
         """
         self.settle()
+        self.stopped = None
         if self._lines is not None:
             self.kernel.physical.tlb.settle()
             for cpu in self.kernel.cpus:
@@ -300,8 +306,12 @@ class Scheduler:
 
     def _next(self) -> Task | None:
         """The first in line that can go on, on the CPU that works next; None if all wait."""
+        stopped, self.stopped = self.stopped, None
         if self._lines is not None:
-            self._change_cpu(self._lines)
+            if stopped is not None and (stopped.turn or stopped.cut) and self._line.first is stopped:
+                self.entry.percpu.goes_on = True
+            else:
+                self._change_cpu(self._lines)
         if self._sleepers or self.kernel.timers.heap:
             first = self._line.first
             if first is None or not (first.turn or first.cut):
@@ -482,7 +492,8 @@ class Scheduler:
             task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
         match ended.reason:
             case ExitReason.STOPPED:
-                pass
+                if cut and cpu.blocks == start:  # in the midst of the block
+                    task.cut = cpu.cut_left
             case ExitReason.BUDGET:
                 if left is not None and cpu.blocks >= start + left:
                     return True
