@@ -254,6 +254,15 @@ class ClockCosts:
     kpti_switch: int = _cost(
         100, "ns for a change between the two roots of a split address space (kpti), on each way in and out"
     )
+    lock: int = _cost(
+        20, "ns for taking a lock that the CPU had last; this and the following with `locks` only"
+    )
+    lock_transfer: int = _cost(60, "ns for taking one that another CPU had last, or shares")
+    area_edit: int = _cost(400, "ns of a call that changes areas, under its locks")
+    area_find: int = _cost(100, "ns of that to choose an address")
+    table_edit: int = _cost(50, "ns for which a leaf table's lock is held to change an entry")
+    frame_list: int = _cost(50, "ns for which the allocator's lock is held, for a frame or a batch")
+    fork_page: int = _cost(30, "ns of a fork for each page that it copies the entry of")
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -274,6 +283,13 @@ class CostOptions(TypedDict, total=False):
     interrupt_taken: int
     broadcast: int
     kpti_switch: int
+    lock: int
+    lock_transfer: int
+    area_edit: int
+    area_find: int
+    table_edit: int
+    frame_list: int
+    fork_page: int
 
 
 class Options(TypedDict, total=False):
@@ -290,6 +306,7 @@ class Options(TypedDict, total=False):
     pcids: int
     asid_bits: int
     kpti: bool
+    locks: str
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -373,6 +390,13 @@ class Config:
         False,
         _Flag(),
         "whether programs run without the supervisor's half, but for what leads into it",
+    )
+    locks: str = _parameter(
+        "none",
+        _Word(("none", "space", "area", "leaf")),
+        "which locks operations on memory wait for in virtual time, modelled: none; one for each address "
+        "space and one for the allocator; those of areas and leaf tables as well, as in Linux; or those of "
+        "leaf tables in place of the space's",
     )
     page_size: int = _parameter(
         4096,

@@ -76,6 +76,8 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
+    if machine.config.locks != "none":
+        raise StateError("a machine whose locks are modelled can't be captured")
     machine.scheduler.come_to_rest()
     # These are lost while the registers of others are looked at.
     reservations = [cpu.reservation() for cpu in machine.computer.cpus]

@@ -59,6 +59,7 @@ from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
@@ -137,6 +138,7 @@ class Machine:
                 cpus=self.config.cpus,
                 kernel_base=self.kernel_base,
                 flush_ceiling=self.config.shootdown_pages,
+                allocator=self._allocator(),
                 tlb=self._tlb(),
                 trace=trace,
                 tags=isa.tags,
@@ -153,6 +155,8 @@ class Machine:
             self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
         )
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
+        if self.config.locks != "none":
+            self.kernel.model_locks(self.computer.percpu)
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
         self.scheduler = scheduler(
@@ -165,6 +169,16 @@ class Machine:
             self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    def _allocator(self) -> Callable[..., Buddy]:
+        """What hands out frames; one that counts where locks are modelled."""
+        if self.config.locks == "none":
+            return Buddy
+        if self.config.real_time:
+            raise ConfigError("locks", self.config.locks, "none with real_time, whose clock nothing advances")
+        from aether_emu.mm.frames.locked import CountedBuddy, SharedBuddy  # noqa: PLC0415  # as below
+
+        return SharedBuddy if self.config.locks == "space" else CountedBuddy
 
     def _tlb(self) -> Callable[..., Tlb]:
         """What flushes the CPUs; with the faults that the parameters ask for."""

@@ -106,6 +106,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("lazy_tlb", 1),
     ("tlb_fault", "all"),
     ("tlb_fault_one_in", 0),
+    ("locks", "many"),
     ("pcids", -1),
     ("pcids", 4096),
     ("pcids", "six"),

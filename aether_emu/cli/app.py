@@ -78,6 +78,7 @@ app = Subcommands(
         "verify": "Compare page tables with a specification, an MMU and silicon.",
         "litmus": "Run page-table litmus tests beside their published verdicts.",
         "bench": "Measure the project's figures beside their floors.",
+        "scale": "Compare schemes of locks on 1 to 64 CPUs (modelled).",
         "config": "Print all parameters of a machine, for --config.",
         "completion": "Print what makes a shell complete aether's options.",
         "man": "Print the manual page.",

@@ -270,6 +270,9 @@ class Command(click.Command):
             if param.name in typed:
                 return Wrong(error.about(_subject(param, _word(typed[param.name], error.value))), ctx)
         keys = f"{ctx.find_root().info_name} config"
+        for written in typed.get("settings") or ():
+            if written.partition("=")[0] == error.name:
+                return Wrong(error.about(f"--set {written}"), ctx, see=keys)
         if error.where:
             return Wrong(str(error), ctx, see=keys)
         if ctx.params.get("config") and (where := Config.where(ctx.params["config"], error.name)):

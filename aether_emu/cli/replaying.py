@@ -49,7 +49,7 @@ def replay_command(schedule: str) -> str:
     assert isinstance(ctx.command, Command)
     options, rest = ctx.command.typed_without(ctx, _OWN)
     root = ctx.find_root().info_name or "aether"
-    return shlex.join([root, "run", *options, "--schedule", schedule, *rest])
+    return f"{root} {shlex.join(['run', *options, '--schedule', schedule, *rest])}"
 
 
 class Replay:

@@ -77,6 +77,10 @@ class Entry:
         self._call_fault_in: Callable[[int, int], Outcome] = percpu.fault  # and one inside a call
         self._physical = kernel.physical
         self._calls = call_table(kernel.abi)
+        if kernel.contention is not None:
+            self._calls = kernel.contention.around_calls(
+                self._calls, dict(kernel.abi.system_calls), percpu.index
+            )
         self._made = kernel.calls_made
         self._vsyscall = vsyscall.PAGE if kernel.abi.has_vsyscalls else None
         cpu.on_rewrite = self._rewritten

@@ -29,6 +29,7 @@ from aether_emu.linux.task.wait import Unfinished
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.file import HostFiles
+from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.shootdown import Shootdown
@@ -39,6 +40,7 @@ from aether_emu.waiting import WaitQueue
 if TYPE_CHECKING:
     from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
+    from aether_emu.linux.task.contention import Contention
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -85,6 +87,7 @@ class Kernel:
             self._connect(lines)
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
+        self.contention: Contention | None = None  # where locks are modelled
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -136,6 +139,23 @@ class Kernel:
             tlb.way,
             self.streams.stream("shootdown").below,
         )
+
+    def model_locks(self, percpus: Sequence[PerCpu]) -> None:
+        """Have operations take locks by the scheme `locks`, on CPUs that have no entries yet."""
+        from aether_emu.linux.task.contention import Contention  # noqa: PLC0415  # few runs want it
+
+        lines = self.run_queue if isinstance(self.run_queue, Lines) else None
+        self.contention = Contention(
+            self.config.locks,
+            lines,
+            self.cpus,
+            self.physical,
+            self.time_now,
+            self.clock.advance,
+            self.clock.costs,
+        )
+        for percpu in percpus:
+            percpu.fault = self.contention.around_fault(percpu)
 
     def require_open(self) -> None:
         """Raise ClosedError once the machine is closed."""

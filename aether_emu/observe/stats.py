@@ -30,8 +30,13 @@ def prepare(machine: Machine) -> None:
 def _of_cpus(machine: Machine) -> dict[str, Any]:
     """What there is to tell of several CPUs; of one there is nothing."""
     queue, tlb = machine.kernel.run_queue, machine.physical.tlb
+    contention = machine.kernel.contention
+    locks: dict[str, Any] = {}
+    if contention is not None:
+        counted = {kind: each.as_dict() for kind, each in contention.locks.counted.items()}
+        locks = {"locks_modelled": {"scheme": contention.scheme, **counted}}
     if not isinstance(queue, Lines):
-        return {}
+        return locks
     way = tlb.way
     shootdowns = {
         "interrupts_sent": way.sent,
@@ -45,7 +50,8 @@ def _of_cpus(machine: Machine) -> dict[str, Any]:
         "full_flushes": way.everything,
         "waited_ns": queue.waited,
     }
-    return {"cpus": {"count": len(queue.lines), "migrations": queue.migrations, "shootdowns": shootdowns}}
+    cpus = {"count": len(queue.lines), "migrations": queue.migrations, "shootdowns": shootdowns}
+    return {"cpus": cpus, **locks}
 
 
 def _of_tags(machine: Machine) -> dict[str, Any]:
@@ -112,6 +118,16 @@ def _rows_of_cpus(cpus: dict[str, Any] | None) -> list[tuple[str, int]]:
         ("  tasks that went to another", cpus["migrations"]),
         *((f"  shootdowns: {name.replace('_', ' ')}", count) for name, count in shootdowns.items()),
     ]
+
+
+def _rows_of_locks(locks: dict[str, Any] | None) -> list[tuple[str, object]]:
+    if locks is None:
+        return []
+    rows: list[tuple[str, object]] = [("locks, modelled", locks["scheme"])]
+    for kind, counted in locks.items():
+        if kind != "scheme":
+            rows += [(f"  {kind}: {name.replace('_', ' ')}", count) for name, count in counted.items()]
+    return rows
 
 
 def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
@@ -192,6 +208,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         ("pages written back", statistics["pages_written_back"]),
         *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
         *_rows_of_cpus(statistics.get("cpus")),
+        *_rows_of_locks(statistics.get("locks_modelled")),
         *_rows_of_tags(statistics.get("tags")),
         *_rows_of_split(statistics.get("kpti")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from rich.console import Console
@@ -21,6 +21,7 @@ from aether_emu.cli.bench import measure_all
 from aether_emu.errors import ConfigError, ProgramError
 from aether_emu.linux.files.pipe import Pipe
 from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.scheduler import Scheduler
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
@@ -36,6 +37,7 @@ from aether_emu.observe.bench import (
     guests,
     real,
     report,
+    shootdown,
     startup,
     switching,
     tables,
@@ -321,6 +323,51 @@ def test_a_start_figure_warms_each_side_once(isa: str, monkeypatch: pytest.Monke
     assert ran == ["ours", "ours", "floor", "floor", "ours", "floor"]
 
 
+# ---- several CPUs
+
+
+@on_each_isa
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_every_cpu_flushes_on_both_sides_of_a_shootdown(
+    isa: str, cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    with Machine(isa) as machine:
+        engine = type(machine.cpu)
+    flush = engine.flush_page
+
+    def counted(self: Any, va: int) -> None:
+        flushed.append(va)
+        flush(self, va)
+
+    monkeypatch.setattr(engine, "flush_page", counted)
+    figure = shootdown.figure(isa, cpus, 5.0, flushes=1)
+    assert figure.ours() > 0
+    assert len([va for va in flushed if va == max(set(flushed), key=flushed.count)]) >= 10 * cpus
+    flushed.clear()
+    assert figure.floor() > 0
+    assert len(flushed) == 10 * cpus
+    assert len(set(flushed)) == 1
+
+
+@on_each_isa
+def test_slices_are_cut_on_our_side_alone(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int | None] = []
+    run = Scheduler.run
+
+    def counted(self: Scheduler, budget: int | None = None) -> bool:
+        runs.append(budget)
+        return run(self, budget)
+
+    monkeypatch.setattr(Scheduler, "run", counted)
+    figure = shootdown.slices(isa, "slices-loop", 3.0, share=1000)
+    assert figure.ours() > 0
+    assert runs == [shootdown.SLICE] * 3
+    runs.clear()
+    assert figure.floor() > 0
+    assert runs == [None]
+
+
 # ---- programs of the host
 
 
@@ -470,7 +517,7 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork switch process signal pipe start real tlbsan"
+    names = "fault syscall exec map edit fork switch process signal pipe start shootdown cpus real tlbsan"
     assert list(catalogue.GOALS) == names.split()
 
 
@@ -498,7 +545,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real, tlbsan",
+            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, shootdown, cpus",
+            "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):
             assert words in str(refused.value)

@@ -113,3 +113,14 @@ def test_a_run_of_so_many_blocks_goes_on(isa: str) -> None:
 def test_a_machine_has_1_to_64(cpus: int) -> None:
     with pytest.raises(ConfigError, match="cpus"):
         Machine("x86_64", cpus=cpus)
+
+
+@pytest.mark.parametrize("locks", ["space", "leaf"])
+def test_modelled_locks_change_no_output(locks: str) -> None:
+    out = BufferStream()
+    with Machine("x86_64", cpus=4, seed=3, locks=locks) as machine:
+        streams = {"stdin": BufferStream(b""), "stdout": out, "stderr": BufferStream()}
+        machine.load(_HERE / "bin" / "x86_64" / "clone", ["clone"], env=ENVIRONMENT, streams=streams)
+        assert machine.run().status == 0
+        assert stats.collect(machine, 0)["locks_modelled"]["scheme"] == locks
+    assert bytes(out.written) == (_HERE / "expected" / "clone.txt").read_bytes()

@@ -58,8 +58,8 @@ def test_the_machine_prints_what_the_host_prints(isa: str, live_state: bool) -> 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_counts_go_on_after_a_restore(isa: str) -> None:
-    """Restored a few times in each count; many times below, marked slow."""
-    assert _run(isa, slice_=50_000) == _EXPECTED
+    """Restored a few times, once in the midst of a count that sleep ends; many times below, marked slow."""
+    assert _run(isa, slice_=67_000) == _EXPECTED
 
 
 @pytest.mark.slow

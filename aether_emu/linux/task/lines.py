@@ -26,6 +26,10 @@ class Placed(Queued, Protocol):
     ready_at: int
 
 
+def _nothing() -> None:
+    pass
+
+
 T = TypeVar("T", bound=Placed)
 P = TypeVar("P")
 
@@ -37,7 +41,8 @@ class Lines(Generic[T, P]):
     line then. `migrations` counts tasks that went on elsewhere than they were.
 
     `held` tells for how many shootdowns each CPU waits: it does not work until they are over, and the first
-    in its line stays there. `holding` is their sum, and `waited` for how many ns CPUs have waited so.
+    in its line stays there. `holding` is their sum, and `waited` for how many ns CPUs have waited so. `grant`
+    lets those go on that wait for locks, as far as these can be theirs: see `contention`.
     """
 
     def __init__(self, count: int, now: Callable[[], int]) -> None:
@@ -52,6 +57,7 @@ class Lines(Generic[T, P]):
         self.held = [0] * count
         self.holding = 0
         self.waited = 0
+        self.grant: Callable[[], None] = _nothing
         self._now = now
         self._came: Callable[[], None] | None = None
 

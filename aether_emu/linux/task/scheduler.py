@@ -338,9 +338,11 @@ class Scheduler:
         tlb = self.kernel.physical.tlb
         if lines.holding:
             tlb.settle_idle()
+            lines.grant()
         lines.balance()
         index = lines.earliest()
         if index is None and tlb.settle():  # who executes nothing more has not acknowledged
+            lines.grant()
             index = lines.earliest()
         if index is None or index == lines.at:
             return

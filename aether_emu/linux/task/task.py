@@ -498,9 +498,9 @@ class Task:
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])
         self.clear_child_tid, self.robust_list = state["clear_child_tid"], state["robust_list"]
-        self.set_scheduling(state["scheduling"])
-        if state["real_time"]:
+        if state["real_time"]:  # made before `set_scheduling`, which would make one that counts anew
             self.real_time = RealTimeWatch(self, state["real_time"])
+        self.set_scheduling(state["scheduling"])
         self.sequences = state["sequences"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:

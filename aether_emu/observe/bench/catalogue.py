@@ -13,6 +13,7 @@ from aether_emu.observe.bench import (
     guests,
     real,
     sanitizer,
+    shootdown,
     startup,
     switching,
     tables,
@@ -31,6 +32,8 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "signal": {"signal": 40.0},
     "pipe": {"pipe": 6.0},
     "start": {"start": 1.4},
+    "shootdown": {"shootdown-1": 60.0, "shootdown-8": 10.0, "shootdown-64": 4.0},
+    "cpus": {"slices-loads": 1.3, "slices-loop": 4.0},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
     "tlbsan": {"tlbsan": 3.0},
 }
@@ -78,6 +81,10 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return switching.figure(isa, name, goal)
         case "start":
             return startup.figure(isa, goal)
+        case "shootdown-1" | "shootdown-8" | "shootdown-64":
+            return shootdown.figure(isa, int(name.removeprefix("shootdown-")), goal)
+        case "slices-loads" | "slices-loop":
+            return shootdown.slices(isa, name, goal)
         case "tlbsan":
             return sanitizer.figure(isa, goal)
     if name.startswith("real-"):

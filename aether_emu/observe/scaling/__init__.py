@@ -1,0 +1,1 @@
+"""How work scales with CPUs under each scheme of locks: the sweep, its table, and its figure. Modelled."""
