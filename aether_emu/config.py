@@ -373,9 +373,10 @@ class Config:
     )
     tlb_fault: str = _parameter(
         "none",
-        _Word(("none", "drop", "late", "narrow", "free-early", "no-break", "no-wake")),
+        _Word(("none", "drop", "late", "narrow", "free-early", "no-break", "no-wake", "reuse-tag")),
         "a fault of shootdowns to provoke, see `docs/how-to/break.md`: a flush that is dropped, late or too "
-        "narrow, memory given back early, no break before make, no flush when a lazy CPU wakes",
+        "narrow, memory given back early, no break before make, no flush when a lazy CPU wakes, a tag that "
+        "is used again without its flush",
     )
     tlb_fault_one_in: int = _parameter(
         1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"

@@ -67,6 +67,8 @@ def parts_of(name: str, config: Config) -> IsaParts:
 def _pcids(config: Config) -> tuple[Tags | None, int]:
     """The tags of x86_64, and how wide they are."""
     if not config.pcids:
+        if config.tlb_fault == "reuse-tag":
+            raise ConfigError("tlb_fault", "reuse-tag", "pcids above 0", refusal="needs tags")
         return None, 0
     return Pcids(config.pcids, config.cpus, _USER_PCID if config.kpti else 0), _PCID_BITS
 

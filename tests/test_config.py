@@ -105,6 +105,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("shootdown_pages", 0),
     ("lazy_tlb", 1),
     ("tlb_fault", "all"),
+    ("tlb_fault", "reuse"),
     ("tlb_fault_one_in", 0),
     ("locks", "many"),
     ("pcids", -1),

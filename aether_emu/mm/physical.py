@@ -48,14 +48,14 @@ class Physical:
     ) -> None:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters, self.tags = Counters(), tags
-        if tags is not None:
-            tags.cpus = cpus
         self.trace = trace
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
         self.tlb = tlb(cpus, self.counters, trace, flush_ceiling)
+        if tags is not None:
+            tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
         self.zero_frame = buddy.alloc()
@@ -88,7 +88,17 @@ class Physical:
         return self.ram.bytes[start : start + self.ram.page_size]
 
     def give_back(self, unused: list[int]) -> None:
-        """Free RAM frames that nothing references any more."""
+        """Free RAM frames that nothing references any more.
+
+        Another CPU may go on with an entry that was taken away, and shows one of them, until it takes notice
+        of that: here it does.
+        """
+        if unused and self.tlb.awaited:
+            self.tlb.settle()
+        self.free(unused)
+
+    def free(self, unused: list[int]) -> None:
+        """As `give_back`, of frames that no CPU uses any more."""
         if not unused:
             return
         self.code.retire(unused)

@@ -391,7 +391,7 @@ class AddressSpace:
         physical = self.physical
         if self.cpus & physical.tlb.unsettled:
             physical.tlb.settle()
-        return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.give_back, self.context)
+        return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.free, self.context)
 
     def finish(self, gather: Gather) -> None:
         """Flush what was gathered, and give back what nothing references any more."""

@@ -20,7 +20,7 @@ keep is modelled, and the figures say how often a CPU with tags would have kept 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from aether_emu.machine.cpu import Cpu
@@ -75,7 +75,8 @@ class Tags(ABC):
 
     Figures: `switches` to an address space; `kept`: those that kept what there was under its tag; `behind`:
     those that flushed the tag, for the space was edited meanwhile; `fresh`: those that had to take a tag;
-    `rollovers`. `model` estimates what was kept (None: nobody asks). `cpus` are all there are.
+    `rollovers`. `model` estimates what was kept (None: nobody asks). `cpus` are all there are. `reuses()`
+    says whether a tag is used without the flush that it owes: see `mm.tlb_faults`.
     """
 
     cpus: Sequence[Cpu]
@@ -87,10 +88,11 @@ class Tags(ABC):
         self.user_bit = user_bit
         self.switches = self.kept = self.behind = self.fresh = self.rollovers = 0
         self.model: Kept | None = None
+        self.reuses: Callable[[], bool] = bool
 
     def keeps(self, valid: bool) -> bool:
-        """Whether a CPU may go on with what it holds under the tag, which is `valid` or another's or old."""
-        return valid
+        """Whether a CPU goes on with what it holds under the tag, which is `valid` or another's or old."""
+        return valid or self.reuses()
 
     @abstractmethod
     def enter(self, index: int, context: Context) -> tuple[int, bool]:
@@ -188,7 +190,7 @@ class Pcids(Tags):
                 del mine.of[before]
             mine.owners[at], mine.of[context] = context, at
             self.fresh += 1
-            keep = self.keeps(False)
+            keep = before is not None and self.keeps(False)
         else:
             valid = mine.seen[at] == context.generation
             keep = self.keeps(valid)

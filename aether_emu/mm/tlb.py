@@ -87,6 +87,11 @@ class Tlb:
         """The mask of CPUs that have something to acknowledge."""
         return sum(1 << index for index, queue in enumerate(self._queues) if queue)
 
+    @property
+    def awaited(self) -> bool:
+        """Whether a CPU goes on with what it was asked to drop, and has not acknowledged that."""
+        return bool(self.windows)
+
     def flush_pages(self, mask: int, pages: Sequence[int]) -> Flush | None:
         """Drop single pages on the CPUs of `mask`. As `flush_all`."""
         if mask >> self.running & 1:
@@ -199,6 +204,10 @@ class Tlb:
 
     def skips_break(self) -> bool:
         """Whether a live entry becomes another one without a break: likewise."""
+        return False
+
+    def reuses_tag(self) -> bool:
+        """Whether a CPU uses a tag without the flush that it owes: likewise."""
         return False
 
     def _ask(self, mask: int, pages: Sequence[int] | None, *, tables: bool = False) -> Flush | None:
@@ -388,7 +397,7 @@ class Gather:
 
         Its reference went before they had: what copy-on-write replaced in a parent, a child gives back.
         """
-        if unused and self._tlb.windows:
+        if unused and self._tlb.awaited:
             self._tlb.settle()
         self._free(unused, tables)
 

@@ -6,6 +6,8 @@
     free-early   frames are given back before the others have acknowledged
     no-break     a live entry becomes another one at once, where the ISA demands an absent one between
     no-wake      a CPU that had nothing to execute forgets to flush when it gets a task
+    reuse-tag    a CPU uses a tag (PCID, ASID) that it has not flushed: another address space had it, or
+                 its own was edited meanwhile. Modelled: the engine has no tags, so no program sees it
 
 Each opportunity is taken with a chance of one in `one_in`, by the stream "tlb_fault".
 """
@@ -40,6 +42,10 @@ class FaultyTlb(Tlb):
         self.struck += strikes
         return strikes
 
+    @property
+    def awaited(self) -> bool:
+        return any(flush.waiting for queue in self._queues for flush in queue)
+
     def _ask(self, mask: int, pages: Sequence[int] | None, *, tables: bool = False) -> Flush | None:
         others = mask & ~(1 << self.running)
         if pages is not None and len(pages) > 1 and others and self._strikes("narrow"):
@@ -66,3 +72,6 @@ class FaultyTlb(Tlb):
 
     def skips_break(self) -> bool:
         return self._strikes("no-break")
+
+    def reuses_tag(self) -> bool:
+        return self._strikes("reuse-tag")

@@ -39,6 +39,7 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "lazy",
     "limits",
     "realtime",
     "shootdown",

@@ -82,3 +82,36 @@ def test_one_seed_gives_one_run_and_another_other_delays(isa: str) -> None:
 def test_a_wrong_shootdown_is_seen_by_the_program(isa: str, fault: str) -> None:
     out, _shootdowns = _run(isa, tlb_fault=fault, blocks=2_000_000)
     assert out != _RIGHT
+
+
+def _lazy(isa: str, **options: Any) -> list[bytes]:
+    """What the threads of `lazy.c` find when they wake."""
+    out = BufferStream()
+    machine = Machine(isa, ram="64M", **options)
+    try:
+        streams = {"stdin": BufferStream(b""), "stdout": out, "stderr": BufferStream()}
+        machine.load(_HERE / "bin" / isa / "lazy", ["lazy"], env=ENVIRONMENT, streams=streams)
+        assert machine.run().status == 0
+        assert machine.physical.tlb.way.lazily > 0 or isa == "arm64" or len(machine.entries) == 1
+    finally:
+        machine.abandon()
+    return bytes(out.written).splitlines()
+
+
+@every_isa
+@pytest.mark.parametrize("cpus", [1, 3])
+def test_threads_that_slept_find_nothing_that_was_taken_away(isa: str, cpus: int) -> None:
+    assert _lazy(isa, cpus=cpus) == [
+        b"unmapped: 0 found",
+        b"protected: 0 found",
+        b"discarded: 0 found",
+    ]
+
+
+def test_a_lazy_cpu_that_forgets_to_flush_when_it_wakes_is_seen_by_the_program() -> None:
+    for seed in (1, 2):
+        assert _lazy("x86_64", cpus=2, seed=seed, tlb_fault="no-wake") == [
+            b"unmapped: 84 found",
+            b"protected: 84 found",
+            b"discarded: 84 found",
+        ]

@@ -198,7 +198,7 @@ class HostFiles:
         backing = self._by_key.get(file.key)
         if backing is not None:
             self._unmap(backing, index, count)
-            physical.tlb.settle()
+        physical.tlb.settle()  # also where its last area has just gone
         physical.code.retire_range(first, count)
         physical.frames.flags_array[first : first + count] &= _STALE
         physical.frames.release(first, count)

@@ -1,8 +1,10 @@
 """TLBSan: an independent checker of what CPUs may still hold of page tables that have changed.
 
     rules       what an entry is, and what an edit of it takes away: by `verify`'s walkers
+    roots       what is known of one root: its tables, who walks it, who has left it
     shadow      a copy of every table that a CPU walks: comparing it with RAM shows the edits
     stale       what edits have left behind in TLBs and paging-structure caches, by CPU
+    kept        what CPUs keep under the tags of address spaces that they have left
     finding     a rule that was broken, with both places
     sanitizer   the events: edits, flushes, frames given back, CPUs that go on with their programs
     attach      where the events of a machine come from

@@ -28,6 +28,9 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
     """
     rules = Rules(machine.format.name)
     sanitizer = Sanitizer(rules, machine.ram, machine.frames.count, len(machine.entries), **options)
+    tags = machine.physical.tags
+    if tags is not None:
+        sanitizer.have_tags(tags.user_bit)
     _watch_allocator(machine, sanitizer)
     for entry in machine.entries:
         _watch_cpu(entry.percpu, sanitizer)
@@ -105,6 +108,7 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
     cpu: Any = percpu.cpu
     number, before_run = percpu.index, percpu.before_run
     flush_page, flush_all, set_root, run = cpu.flush_page, cpu.flush_all, cpu.set_root, cpu.run
+    flush_tag = cpu.flush_tag
 
     def watched_flush_page(va: int) -> None:
         flush_page(va)
@@ -114,8 +118,11 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
         flush_all()
         sanitizer.flush_all(number)
 
+    def watched_flush_tag(tag: int, va: int | None = None) -> None:
+        sanitizer.flush_tag(number, tag, va, lambda: flush_tag(tag, va))
+
     def watched_set_root(address: int, tag: int = 0, *, keep: bool = False) -> None:
-        sanitizer.set_root(number, address, lambda: set_root(address, tag, keep=keep))
+        sanitizer.set_root(number, address, lambda: set_root(address, tag, keep=keep), tag, keep=keep)
         if percpu.inside and percpu.space.table.root == address:
             _watch_table(percpu.space.table, sanitizer)
 
@@ -129,6 +136,7 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
         return ended
 
     cpu.flush_page, cpu.flush_all, cpu.set_root = watched_flush_page, watched_flush_all, watched_set_root
+    cpu.flush_tag = watched_flush_tag
     cpu.run, percpu.before_run = watched_run, watched_before_run
     _watch_faults(percpu, sanitizer)
 

@@ -23,6 +23,7 @@ class Rule(Enum):
     RIGHT = "a program goes on with a translation that was taken away"
     TABLE = "a table is given back before its flush"
     BREAK = "break before make is skipped"
+    TAG = "a tag is used again without its flush"
 
     @property
     def section(self) -> dict[str, str]:
@@ -35,6 +36,7 @@ _SECTIONS = {
     Rule.RIGHT: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14"},
     Rule.TABLE: {"x86_64": "Intel SDM 3A 4.10.3.1", "arm64": "Arm ARM D8.13"},
     Rule.BREAK: {"x86_64": "", "arm64": "Arm ARM D8.16.1"},
+    Rule.TAG: {"x86_64": "Intel SDM 3A 4.10.4.1", "arm64": "Arm ARM D8.14"},
 }
 
 
@@ -96,7 +98,8 @@ class Finding(AetherError):
     """A broken rule. `str()` is one line; `report` has everything, a line each.
 
     `cpu` may still hold `entry`, an old translation of `va`; `frame` is the page frame or table concerned.
-    `edited` is where the entry was changed, `relied` where that was relied on.
+    `edited` is where the entry was changed, `relied` where that was relied on. Where another address space
+    had a tag, `edited` is where that one was walked last, and `done` says so.
     """
 
     def __init__(
@@ -110,13 +113,14 @@ class Finding(AetherError):
         entry: str,
         edited: Where,
         relied: Where,
+        done: str = "edited",
     ) -> None:
         self.rule, self.va, self.frame, self.cpu, self.entry = rule, va, frame, cpu, entry
-        self.edited, self.relied = edited, relied
+        self.edited, self.relied, self.done = edited, relied, done
         self.section = rule.section[isa]
         super().__init__(
             f"tlbsan: {rule.value}: CPU {cpu} may still hold {va:#x} as {entry}, "
-            f"edited by {edited.place.what} of {edited.place.who}"
+            f"{done} by {edited.place.what} of {edited.place.who}"
         )
 
     @property
@@ -128,7 +132,7 @@ class Finding(AetherError):
                 f"tlbsan: {self.rule.value} ({self.section})",
                 f"  address     {self.va:#x}, frame {frame}",
                 f"  may hold    CPU {self.cpu}: {self.entry}",
-                f"  edited      {self.edited}",
+                f"  {self.done:<11} {self.edited}",
                 f"  relied on   {self.relied}",
             )
         )

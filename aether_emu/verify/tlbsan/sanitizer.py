@@ -1,7 +1,8 @@
 """The events, and what each means for what a CPU may hold.
 
     hint, edited        entries change: who walks the root may go on with what they said before
-    flush_page, flush_all, set_root     a CPU drops what it may hold
+    flush_page, flush_all, flush_tag    a CPU drops what it may hold
+    set_root                            a CPU with tags keeps it: it must not be behind then     rule (e)
     freed               a frame goes back to the allocator: nobody may hold it            rules (a), (c)
     to_user             a CPU goes on with a program: it must not hold what was taken away       rule (b)
 
@@ -16,21 +17,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from types import CodeType
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
+from aether_emu.verify.tlbsan.kept import Tagged, others, owed
+from aether_emu.verify.tlbsan.roots import Lost, Root, Table
 from aether_emu.verify.tlbsan.rules import Loss, Rules
-from aether_emu.verify.tlbsan.shadow import Root, Shadow, Table
+from aether_emu.verify.tlbsan.shadow import Shadow
 from aether_emu.verify.tlbsan.stale import Behind, Stale
 
 Entered = tuple[int, ...]
 
 _COUNTED = (
     "edits", "stale_translations", "stale_tables", "changes_of_root", "page_flushes", "needless_page_flushes",
-    "full_flushes", "needless_full_flushes",
+    "full_flushes", "needless_full_flushes", "tag_flushes",
 )  # fmt: skip
 
 
@@ -63,7 +67,7 @@ class Sanitizer:
         self.what: Callable[[int, Entered], str] = lambda _cpu, _entered: "the kernel's own work"
         self.now: Callable[[], int] = lambda: 0
         self.executes: Callable[[int], bool] = lambda _cpu: True
-        self.retains = False  # whether a CPU keeps translations of a root that it leaves, by a tag
+        self._tagged: Tagged | None = None  # where CPUs have no tags they drop what they leave
         page_shift = rules.format.shifts[0]
         self._behind = Behind(ram.base, page_shift, frames, rules.address)
         self.behind = self._behind.behind
@@ -87,6 +91,10 @@ class Sanitizer:
         self._events = 0
         self._inside = False  # a flush that is part of another event
 
+    def have_tags(self, user_bit: int) -> None:
+        """TLBs have tags. Those of a program and of the supervisor differ in `user_bit`, if they do."""
+        self._tagged = Tagged(len(self.at), user_bit, by_pages=not self._all_tables)
+
     # ---- edits
 
     def hint(self, root: Root, start: int, end: int) -> None:
@@ -109,13 +117,13 @@ class Sanitizer:
     def _begin(self, root: Root) -> None:
         if root not in self.touched:
             self.touched.append(root)
-        if root.cpus:
+        if root.cpus or root.kept:
             self._functions = callers()
 
     def look(self) -> None:
         """See what was edited so far."""
-        self._shadow.watches_new = not self._all_tables and bool(self.behind)
         for root in self.touched:
+            self._shadow.watches_new = not self._all_tables and bool(self.behind or root.kept)
             self._shadow.look(root)
 
     def _here(self) -> Where:
@@ -130,7 +138,7 @@ class Sanitizer:
 
     def _edited(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
         self.counts["edits"] += len(edits)
-        if not root.cpus:
+        if not root.cpus and not root.kept:
             return
         rules, shift = self.rules, self.rules.format.shifts[level - 1]
         if not self._all_tables:
@@ -160,6 +168,11 @@ class Sanitizer:
         table: int = 0,
     ) -> None:
         where = self._operation().at(self._functions)
+        if self._tagged is not None and root.kept and (table or loss is Loss.RIGHT):
+            for number, old in zip(numbers, olds, strict=True):
+                self._tagged.behind(root, Lost(where, va + (number << shift), old, level, table))
+        if not root.cpus:
+            return
         self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
         stale = Stale(
             root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
@@ -169,7 +182,7 @@ class Sanitizer:
 
     def _unlinked(self, root: Root, table: Table) -> None:
         """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; Arm ARM D8.13)."""
-        if root.cpus:
+        if root.cpus or root.kept:
             shift = self.rules.format.shifts[table.level]
             self._leave(
                 root,
@@ -193,9 +206,15 @@ class Sanitizer:
             address = va + (number << shift)
             if old & 1:
                 if self.rules.needs_break(old, new, level):
-                    cpu = (root.cpus & -root.cpus).bit_length() - 1
+                    cpu = _lowest(root.cpus) if root.cpus else next(iter(root.kept))[0]
                     self._find(Rule.BREAK, address, old, level, cpu, self._edit(), self._here())
                 continue
+            for (cpu, _tag), kept in root.kept.items():
+                lost = kept.pages.get(address)
+                if lost is None or lost.where.place is not self.place:
+                    continue
+                if self.rules.needs_break(lost.old, new, level):
+                    self._find(Rule.BREAK, address, lost.old, level, cpu, lost.where, self._here())
             for stale in self.behind:
                 if stale.root != root.address or stale.table or stale.where.place is not self.place:
                     continue
@@ -217,17 +236,21 @@ class Sanitizer:
             return
         self.look()
         self.counts["page_flushes"] += 1
+        if not self._drop_page(cpu, va):
+            self.counts["needless_page_flushes"] += 1
+
+    def _drop_page(self, cpu: int, va: int) -> bool:
+        """A CPU holds one page no more of the root that it walks. Whether that was stale."""
         root, served = self.at[cpu], False
         for stale in self.behind:
             if stale.cpus >> cpu & 1 and root is not None and stale.root == root.address:
                 served |= stale.drop_page(cpu, va, all_tables=self._all_tables)
         if served:
             self._behind.sweep()
-        else:
-            self.counts["needless_page_flushes"] += 1
+        return served
 
     def flush_all(self, cpu: int) -> None:
-        """A CPU drops everything that it holds."""
+        """A CPU drops everything that it holds; of what it keeps under other tags nobody may expect that."""
         if self.quiet or self._inside:
             return
         self.look()
@@ -235,34 +258,63 @@ class Sanitizer:
         if not self._drop_all(cpu):
             self.counts["needless_full_flushes"] += 1
 
-    def _drop_all(self, cpu: int, root: Root | None = None) -> bool:
-        """A CPU holds nothing any more, of one root or of any. Whether there was something stale."""
+    def _drop_all(self, cpu: int) -> bool:
+        """A CPU holds nothing any more of the root that it walks. Whether there was something stale."""
         served = False
         for stale in self.behind:
-            if stale.cpus >> cpu & 1 and (root is None or stale.root == root.address):
+            if stale.cpus >> cpu & 1:
                 stale.drop(cpu)
                 served = True
         if served:
             self._behind.sweep()
         return served
 
-    def set_root(self, cpu: int, address: int, change: Callable[[], object]) -> Root | None:
-        """A CPU walks another root from now on: `change` does it. Without tags it keeps nothing."""
-        if self.quiet:
+    def flush_tag(self, cpu: int, tag: int, va: int | None, change: Callable[[], object]) -> None:
+        """A CPU drops what it holds under a tag, of one page or of all: `change` does it."""
+        tagged = self._tagged
+        if self.quiet or tagged is None:
             change()
-            return None
+            return
         self.look()
+        self._do(change)
+        self.counts["tag_flushes"] += 1
+        if not tagged.uses(cpu, tag):
+            tagged.flush(cpu, tag, va)
+        elif va is None:
+            self._drop_all(cpu)
+        else:
+            self._drop_page(cpu, va)
+
+    def _do(self, change: Callable[[], object]) -> None:
+        """Flushes that are part of an event are none of their own."""
         self._inside = True
         try:
             change()
         finally:
             self._inside = False
+
+    # ---- (e): other roots, and tags
+
+    def set_root(
+        self, cpu: int, address: int, change: Callable[[], object], tag: int = 0, *, keep: bool = False
+    ) -> Root | None:
+        """A CPU walks another root from now on: `change` does it. Without tags it keeps nothing.
+
+        With them it keeps what it leaves; `keep`: also what it has under `tag`. Otherwise that is dropped, on
+        ARM64 with everything else.
+        """
+        if self.quiet:
+            change()
+            return None
+        self.look()
+        self._do(change)
         self.counts["changes_of_root"] += 1
         old, bit, address = self.at[cpu], 1 << cpu, address & self.rules.address  # without a tag
-        if not self.retains:
-            if old is not None:
-                old.cpus &= ~bit
-            self._drop_all(cpu)
+        if old is not None:
+            old.cpus &= ~bit
+            if self._tagged is not None:
+                self._tagged.leave(cpu, old, owed(self.behind, cpu))
+        self._drop_all(cpu)
         root = self.roots.get(address)
         if root is None:
             root = self.roots[address] = self._shadow.adopt(address)
@@ -271,16 +323,23 @@ class Sanitizer:
             self._shadow.catch_up(root)
         root.cpus |= bit
         self.at[cpu] = root
+        if self._tagged is not None:
+            self._use_tag(self._tagged, cpu, tag, root, keep=keep)
         return root
 
-    def forget(self, cpu: int, address: int) -> None:
-        """A CPU drops all that it retains of a root that it may have left (INVPCID, TLBI ASIDE1)."""
-        root = self.roots.get(address & self.rules.address)
-        if not self.quiet and root is not None:
-            self.look()
-            self._drop_all(cpu, root)
-            if self.at[cpu] is not root:
-                root.cpus &= ~(1 << cpu)
+    def _use_tag(self, tagged: Tagged, cpu: int, tag: int, root: Root, *, keep: bool) -> None:
+        if not keep:
+            tagged.forget(cpu, tag if self._all_tables else None)
+        here = Place(
+            cpu, self.who(cpu), f"a change to the root {root.address:#x} under tag {tag}", self.now()
+        )
+        wrong = tagged.use(cpu, tag, root, here.at(callers()))
+        if wrong is None:
+            return
+        relied, lost = here.at(callers()), wrong.lost
+        if wrong.root is root and lost is not None:
+            self._find(Rule.TAG, lost.va, lost.old, lost.level, cpu, lost.where, relied, table=lost.table)
+        self._say(others(wrong, self.rules.isa, self._behind, cpu, relied))
 
     # ---- (a), (c): frames given back
 
@@ -330,9 +389,9 @@ class Sanitizer:
             if root in self.touched:
                 self.touched.remove(root)
             if root.cpus:
-                cpu = (root.cpus & -root.cpus).bit_length() - 1
-                here = self._here()
+                here, cpu = self._here(), _lowest(root.cpus)
                 self._find(Rule.TABLE, 0, 0, self._shadow.top, cpu, here, here, table=root.address)
+            root.close()
 
     # ---- (b): programs go on
 
@@ -417,11 +476,15 @@ class Sanitizer:
         else:
             entry = self.rules.describe(old, level)
             frame = self._behind.frame(old & self.rules.address & -(1 << fmt.shifts[level - 1]))
-        self.finding = Finding(
-            rule, self.rules.isa, va=va, frame=frame, cpu=cpu, entry=entry, edited=edited, relied=relied
+        self._say(
+            Finding(
+                rule, self.rules.isa, va=va, frame=frame, cpu=cpu, entry=entry, edited=edited, relied=relied
+            )
         )
-        self.quiet = True
-        raise self.finding
+
+    def _say(self, finding: Finding) -> NoReturn:
+        self.finding, self.quiet = finding, True
+        raise finding
 
     # ---- the end
 
@@ -444,3 +507,8 @@ class Sanitizer:
     def statistics(self) -> dict[str, int]:
         """What was counted, by name. Stale is what a CPU may have held when it was edited or taken out."""
         return {name: self.counts[name] for name in _COUNTED}
+
+
+def _lowest(cpus: int) -> int:
+    """The first CPU of a mask."""
+    return (cpus & -cpus).bit_length() - 1

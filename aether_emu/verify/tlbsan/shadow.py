@@ -15,46 +15,16 @@ import numpy as np
 
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.verify.tlbsan.finding import Unseen
+from aether_emu.verify.tlbsan.roots import Root, Table
 from aether_emu.verify.tlbsan.rules import Rules, Words
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 _MANY = 64  # leaf tables in a range from which on those that are known are gone through instead
 
-Edited = Callable[["Root", int, int, list[tuple[int, int, int]]], None]
+Edited = Callable[[Root, int, int, list[tuple[int, int, int]]], None]
 """(root, level, address of the table's first entry, [(number, old, new), ...]) of entries that changed."""
-Unlinked = Callable[["Root", "Table"], None]
-
-
-class Table:
-    """One table: where it lies, what it serves, and the bytes as they were last seen."""
-
-    __slots__ = ("address", "bytes", "end", "level", "start", "va")
-
-    def __init__(self, address: int, level: int, va: int, start: int, size: int) -> None:
-        self.address, self.level, self.va = address, level, va
-        self.start, self.end = start, start + size
-        self.bytes = bytes(size)
-
-
-class Root:
-    """All tables below one root. `cpus` has a bit for each CPU that may hold translations of it.
-
-    `uppers` are the tables above level 1 by address, `leaves` those of level 1 by what an address has above
-    their span. `pending` are leaf tables that gained entries since they were compared; `hinted` those that
-    the operation under way may have edited, with the number of the one entry, or -1 for several; `upper`
-    whether it may have edited a table above.
-    """
-
-    __slots__ = ("address", "cpus", "hinted", "leaves", "pending", "shadow", "upper", "uppers")
-
-    def __init__(self, shadow: Shadow, address: int) -> None:
-        self.shadow, self.address, self.cpus = shadow, address, 0
-        self.uppers: dict[int, Table] = {}
-        self.leaves: dict[int, Table] = {}
-        self.pending: set[int] = set()
-        self.hinted: dict[int, int] = {}
-        self.upper = False
+Unlinked = Callable[[Root, Table], None]
 
 
 class Shadow:
@@ -77,7 +47,7 @@ class Shadow:
 
     def adopt(self, address: int) -> Root:
         """Copy what stands below a root that no CPU walks yet."""
-        root = Root(self, address)
+        root = Root(address)
         self._take_in(root, address, self.top, 0)
         return root
 
@@ -198,7 +168,7 @@ class Shadow:
         valid = (old[numbers] & np.uint64(1)).nonzero()[0]
         filled = numbers.size > valid.size
         if valid.size or filled:
-            chosen = numbers if filled and root.shadow.watches_new else numbers[valid]
+            chosen = numbers if filled and self.watches_new else numbers[valid]
             edits = list(zip(chosen.tolist(), old[chosen].tolist(), new[chosen].tolist(), strict=True))
             if edits:
                 self._edited(root, 1, table.va, edits)

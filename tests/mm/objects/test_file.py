@@ -23,6 +23,7 @@ from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tlb import Flush
 from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
 from tests.mm.calls import mapped
@@ -370,6 +371,18 @@ def test_entries_that_forbid_access_are_evicted_too(name: str, tmp_path: Path) -
     mapping.protect_memory(space, places[0], size, READ)
     assert board.cpu.copy_from_user(places[0], 1) == b"a"
     check_accounts(board, [])
+    board.close()
+
+
+def test_a_slot_whose_last_area_goes_waits_for_cpus_that_may_still_use_it(tmp_path: Path) -> None:
+    board = Board(FORMATS["x86_64"], cpus=2)
+    shown = Shown(board, tmp_path)
+    at = shown.map(1, READ, MAP_SHARED)
+    assert shown.read(at, 1) == b"A"
+    tlb = board.physical.tlb
+    tlb._queues[1].append(Flush([at], 0b10))
+    mapping.unmap_memory(shown.space, at, shown.page)
+    assert tlb.pending == 0
     board.close()
 
 

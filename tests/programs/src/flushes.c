@@ -79,6 +79,16 @@ static void unmap(void) {
     reuse();
 }
 
+/* Nobody else has the memory: with its last area it is gone. */
+static void unmap_shared(void) {
+    stores = 0;
+    shown = mmap(0, PAGES * size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    for (int i = 0; i < PAGES; i++) shown[i * size] = i + 1;
+    let_use();
+    munmap(shown, PAGES * size);
+    reuse();
+}
+
 static void protect(void) {
     show(1);
     mprotect(shown, PAGES * size, PROT_READ);
@@ -142,6 +152,7 @@ static const struct {
 } kinds[] = {
     {"unmap", unmap},     {"protect", protect}, {"share", share},          {"move", move},
     {"discard", discard}, {"replace", replace}, {"tables", remove_tables},
+    {"shared", unmap_shared},
 };
 
 int main(int count, char **arguments) {
