@@ -14,6 +14,7 @@ from aether_emu.machine.cpu import Exit
 from aether_emu.mm.fault import Outcome
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Tags
 from aether_emu.system import Machine
 from aether_emu.verify.tlbsan.rules import Rules
 from aether_emu.verify.tlbsan.sanitizer import Entered, Sanitizer
@@ -41,7 +42,7 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
     _know_the_way(machine, sanitizer)
     for entry in machine.entries:
         if entry.percpu.inside:
-            _watch_root(entry.percpu, sanitizer)
+            _watch_root(entry.percpu, sanitizer, tags)
     return sanitizer
 
 
@@ -141,10 +142,12 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
     _watch_faults(percpu, sanitizer)
 
 
-def _watch_root(percpu: PerCpu, sanitizer: Sanitizer) -> None:
+def _watch_root(percpu: PerCpu, sanitizer: Sanitizer, tags: Tags | None) -> None:
     """A CPU walks an address space already."""
-    table = percpu.space.table
-    sanitizer.set_root(percpu.index, table.root, lambda: None)
+    table, tag = percpu.space.table, 0
+    if tags is not None:
+        tag = tags.tag(percpu.index, percpu.space.context) | tags.user_bit
+    sanitizer.set_root(percpu.index, table.root, lambda: None, tag, keep=tags is not None)
     _watch_table(table, sanitizer)
 
 
