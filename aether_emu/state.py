@@ -40,6 +40,7 @@ from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.mappable import file_backing
 from aether_emu.linux.proc.guard import guard
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task import places
 from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
@@ -75,16 +76,16 @@ def capture(machine: Machine) -> State:
     process = machine.process
     if process is None or process.ended is not None:
         raise StateError("there is no living process to capture")
-    if machine.config.cpus > 1:
-        raise StateError("a machine of several CPUs can't be captured")
     if machine.config.locks != "none":
         raise StateError("a machine whose locks are modelled can't be captured")
-    machine.scheduler.settle()
-    reservation = machine.cpu.reservation()  # which is lost while the registers of others are looked at
+    machine.scheduler.come_to_rest()
+    # These are lost while the registers of others are looked at.
+    reservations = [cpu.reservation() for cpu in machine.computer.cpus]
     try:
-        return {**_captured(machine, process), "reservation": reservation}
+        return {**_captured(machine, process), "reservations": reservations}
     finally:
-        machine.cpu.reserve(reservation)
+        for cpu, reservation in zip(machine.computer.cpus, reservations, strict=True):
+            cpu.reserve(reservation)
 
 
 def _captured(machine: Machine, process: Process) -> State:
@@ -116,11 +117,12 @@ def _captured(machine: Machine, process: Process) -> State:
         "aperture": machine.aperture.save(),
         "physical": physical.capture(),
         "tags": None if physical.tags is None else physical.tags.capture(),
-        "walked": machine.computer.percpu[0].walked,
+        "tlb": physical.tlb.capture(),
+        "blocks": [cpu.blocks_state() for cpu in machine.computer.cpus],
+        "cpus": places.capture_cpus(machine.entries, machine.scheduler),
         "clock": machine.clock.capture(),
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
-        "blocks": machine.cpu.blocks_state(),
         "backings": described,
         "spaces": [space_capture.capture(space) for space in spaces.values()],
         "processes": [each.capture() for each in processes],
@@ -130,11 +132,10 @@ def _captured(machine: Machine, process: Process) -> State:
         "files_of_tasks": {task.tid: files.index(task.files) for task in tasks},
         "tasks": [(task.process.pid, task.capture()) for task in machine.scheduler.everybody],
         "sleepers": [task.tid for task in machine.scheduler.sleepers],
-        "line": [task.tid for task in kernel.run_queue],
+        "lines": places.capture_lines(kernel),
         "undos": {task.tid: undos.index(task.undo) for task in tasks if task.undo is not None},
         "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
         "posix_queues": None if kernel.posix_queues is None else posix_capture.capture(kernel.posix_queues),
-        "running": machine.entry.task.tid,
         "files": captured_files,
         "stands": _stands(waited, captured_files["waited"]),
     }
@@ -163,7 +164,7 @@ def restore(
         raise StateError(f"{reprlib.repr(state)} is no state of a machine, as capture() gives it")
     config: Config = state["config"]
     grants = checked_grants(grants)
-    machine = Machine(state["arch"], config=config)
+    machine = Machine(state["arch"], config=replace(config, tlbsan=False))  # not to hear of what is done here
     try:
         if machine.format.name != state["format"]:
             tables = f"{state['format']} tables does not fit a machine with {machine.format.name} tables"
@@ -171,6 +172,8 @@ def restore(
         with machine.kernel.actor.as_root():
             _fill(machine, state, grants, complete_streams({} if streams is None else streams))
         machine.kernel.actor.credentials = machine.entry.task.credentials
+        if config.tlbsan:
+            machine.sanitize()
     except BaseException:
         machine.abandon()
         raise
@@ -223,10 +226,9 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
     machine.kernel.restore(state["kernel"])
-    machine.cpu.restore_blocks(state["blocks"])
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore_timers(described)
-    _restore_cpu(machine, state, spaces)
+    _restore_cpus(machine, state, tasks, spaces)
 
 
 def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:
@@ -337,7 +339,8 @@ def _restore_tasks(
     for described in state["processes"]:
         order = described["tasks"].index
         processes[described["pid"]].tasks.sort(key=lambda task: order(task.tid))
-    in_order = sorted((each for _pid, each in state["tasks"]), key=lambda each: _place(each, state["line"]))
+    line = [tid for line in state["lines"]["tasks"] for tid in line]
+    in_order = sorted((each for _pid, each in state["tasks"]), key=lambda each: _place(each, line))
     for described in in_order:
         task = tasks[described["tid"]]
         task.files = files.processes[state["files_of_tasks"][task.tid]]
@@ -376,32 +379,31 @@ def _wait_anew(machine: Machine, task: Task, described: State) -> None:
             task.wait.stopped_at = stopped_at
 
 
-def _restore_cpu(machine: Machine, state: State, spaces: Mapping[int, AddressSpace]) -> None:
-    tasks = machine.scheduler.tasks
-    machine.entry.switch(next((task for task in tasks if task.tid == state["running"]), tasks[0]))
-    _restore_tags(machine, state, spaces)
-    left = {described["tid"]: described["left"] for _pid, described in state["tasks"]}
-    for task in tasks:
-        task.left = left[task.tid]
-    machine.cpu.reserve(state["reservation"])
-
-
-def _restore_tags(machine: Machine, state: State, spaces: Mapping[int, AddressSpace]) -> None:
-    """Which address space the CPU walks, which need not be the first task's, and what tags there are.
-
-    The switches on the way here have taken some: they do not count.
-    """
-    percpu, task, walked = machine.computer.percpu[0], machine.entry.task, state["walked"]
-    if walked != task.process.mm.number:
-        task.leave()
-        if walked is None:
-            percpu.leave()
-        else:
-            percpu.enter(spaces[walked])
-    tags = machine.physical.tags
-    if tags is not None:
-        tags.restore(state["tags"], {number: space.context for number, space in spaces.items()})
-        percpu.rejoin()
+def _restore_cpus(
+    machine: Machine, state: State, tasks: dict[int, Task], spaces: Mapping[int, AddressSpace]
+) -> None:
+    """Who is on each CPU, and in its line. To put them there has had effects, which do not count."""
+    physical = machine.physical
+    machine.entry.task = next(iter(tasks.values()))  # if nobody is on the CPU that works
+    places.restore_cpus(machine.entries, state["cpus"], tasks, spaces)
+    if physical.tags is not None:
+        for described in state["spaces"]:
+            spaces[described["number"]].context.restore(described["context"])
+        physical.tags.restore(state["tags"], {number: space.context for number, space in spaces.items()})
+        for percpu in machine.computer.percpu:
+            percpu.rejoin()
+    for _pid, described in state["tasks"]:
+        tasks[described["tid"]].restore_place(described)
+    places.restore_lines(machine.kernel, state["lines"], tasks)
+    machine.scheduler.resume()
+    physical.tlb.restore(state["tlb"])
+    machine.buddy.restore(state["buddy"])
+    physical.counters.n[:] = state["physical"]["counters"]
+    for cpu, blocks, reservation in zip(
+        machine.computer.cpus, state["blocks"], state["reservations"], strict=True
+    ):
+        cpu.restore_blocks(blocks)
+        cpu.reserve(reservation)
 
 
 # ---- memory

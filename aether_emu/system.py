@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, cast, overload
 
@@ -62,7 +63,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
-from aether_emu.ports import NO_TRACE, Trace, checker
+from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
@@ -163,7 +164,9 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
-        self.tlbsan = checker("tlbsan", self) if self.config.tlbsan else None
+        self.tlbsan: Checker | None = None
+        if self.config.tlbsan:
+            self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
 
@@ -185,6 +188,11 @@ class Machine:
 
         one_in = self.streams.stream("tlb_fault").one_in
         return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
+
+    def sanitize(self) -> None:
+        """Have TLBSan look on from now on. Before the first run, or the first one of a restored machine."""
+        self.config = replace(self.config, tlbsan=True)
+        self.tlbsan = checker("tlbsan", self)
 
     @property
     def entry(self) -> Entry:
@@ -213,9 +221,7 @@ class Machine:
         """What a run stops for before the program's end."""
         from aether_emu.linux.debugging import Debugger  # noqa: PLC0415  # few runs do
 
-        if len(self.entries) > 1:
-            raise MachineError("breakpoints, steps and watched memory need a machine of one CPU")
-        return Debugger(self.entry)
+        return Debugger(self.kernel, self.entries)
 
     def load(
         self,
@@ -289,16 +295,25 @@ class Machine:
             return cast("Stopped", pause.stopped)
 
     def step(self, count: int = 1, timeout: float | None = None) -> Ended | Stopped:
-        """Execute `count` instructions. An instruction that faults and is made again is one. As `run`."""
+        """Execute `count` instructions of the task that stopped last, or ran last. As `run`.
+
+        One that faults and is made again is one instruction. Other tasks take their turns as without, and may
+        stop the run at a breakpoint; where the task ends first, it stops before another one goes on.
+        """
         count, timeout = whole("count", count, "a whole number of instructions"), run_seconds(timeout)
         if not 1 <= count <= _MOST_BLOCKS:
             raise MachineError(f"a step has 1 to {_MOST_BLOCKS} instructions, not {count}")
         self._runnable()
-        self.debugger.begin_steps(count)
+        self.debugger.begin_steps(count, self._stepped())
         try:
             return self.run(timeout)
         finally:
             self.debugger.end_steps()
+
+    def _stepped(self) -> Task:
+        """Whom a step is about."""
+        task = self.scheduler.stopped or self.entry.task
+        return task if not task.is_over else next(iter(self.scheduler.tasks), task)
 
     def stop(self) -> None:
         """Let the run return a `Stopped` at once: from a handler, a listener, or another thread.

@@ -51,12 +51,16 @@ def run(
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block}, **options)
     try:
+        ended = None
         machine.load(PROGRAMS / isa / words[0], words, streams=streams)
         stats.prepare(machine)
         for moment in moments:
-            left = moment - machine.cpu.blocks
-            if left <= 0 or machine.run_for(left) is not None:
+            left = moment - machine.kernel.blocks
+            if left <= 0:
                 continue
+            ended = machine.run_for(left)
+            if ended is not None:
+                break
             if machine.process is None or machine.process.is_over:
                 break  # it has ended, and is not let go yet
             if not captured:
@@ -64,7 +68,8 @@ def run(
             described = state.capture(machine)
             machine.close()
             machine = state.restore(described, streams=streams)
-        ended = machine.run()
+        if ended is None:
+            ended = machine.run()
         told = stats.collect(machine, 0)
     finally:
         machine.close()

@@ -88,6 +88,7 @@ class Entry:
         self.debugger: Debugged | None = None
         self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
+        percpu.plug = self.plug
         self.plug()
         kernel.observers.plugs.append(self.plug)
         if percpu.index == 0:
@@ -111,6 +112,8 @@ class Entry:
         if self.kernel.config.kpti:
             cpu.on_fault, cpu.on_trap = self._crossing(cpu.on_fault), self._crossing(cpu.on_trap)
             cpu.on_system_call = self._crossing(cpu.on_system_call)
+        if self.percpu.aware:
+            self.percpu.take_notice()
         if self.debugger is not None:
             self.debugger.stand_before(cpu)
         if self.watch is not None:

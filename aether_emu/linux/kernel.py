@@ -292,10 +292,11 @@ class Kernel:
             "calls_made": dict(self.calls_made),
             "charged": self.charged,
             "books": self._books,
+            "told": self._told,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
-        self.charged, self._books = state["charged"], state["books"]
+        self.charged, self._books, self._told = state["charged"], state["books"], state["told"]

@@ -260,6 +260,11 @@ class Observers:
         for cpu in self._physical.cpus:
             cpu.stop()
 
+    @property
+    def ends(self) -> bool:
+        """Whether the run is about to end so."""
+        return self._kept is not None
+
     def check(self) -> None:
         """Raise what is kept, if anything is."""
         kept, self._kept = self._kept, None

@@ -103,7 +103,7 @@ class Watching:
     @watches.setter
     def watches(self, watches: tuple[Watch, ...]) -> None:
         self._watches, self._pages = watches, {}
-        size = self._space.page_size
+        size = self._entry.kernel.physical.ram.page_size
         for watch in watches:
             for page in range(watch.start & -size, watch.end, size):
                 self._pages[page] = self._pages.get(page, Access(0)) | watch.kinds
@@ -123,7 +123,8 @@ class Watching:
                 words[found.slot] = armed
                 self._armed.append(_Armed(found.slot, found.entry, armed))
                 changed.append(page)
-        if len(changed) > _SINGLE_FLUSHES:
+        # One that goes on stale keeps what it holds of all other pages.
+        if len(changed) > _SINGLE_FLUSHES and not self._entry.percpu.goes_on_stale:
             self._cpu.flush_all()
         else:
             for page in changed:

@@ -150,6 +150,11 @@ class Cpu(ABC):
         as one, and the part before it as none, so that the count comes out as without.
         """
 
+    @property
+    @abstractmethod
+    def cut_left(self) -> int:
+        """How many of those the last `run` has left, when it was stopped in the midst of the block."""
+
     @abstractmethod
     def limit(self, budget: int) -> None:
         """From inside a callback: let `run` end after `budget` more blocks, if it would go on for longer.

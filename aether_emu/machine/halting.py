@@ -44,6 +44,17 @@ class Halting(ABC):
     def end_steps(self) -> None:
         """Count no instructions any more, and tell of no accesses."""
 
+    @property
+    @abstractmethod
+    def place(self) -> tuple[int, int]:
+        """Of the program that ran here: the breakpoint that it goes on from, and the instruction that is made
+        again; -1 for none. Who lets another program run here keeps it, and sets it when this one goes on.
+        """
+
+    @place.setter
+    @abstractmethod
+    def place(self, place: tuple[int, int]) -> None: ...
+
     @abstractmethod
     def made_again(self, *, begun: bool, uncounted: bool) -> None:
         """From a fault's callback: the instruction at pc will be made again, and is the same one.

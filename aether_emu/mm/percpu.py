@@ -31,11 +31,15 @@ class PerCpu:
         "_physical",
         "_tag",
         "_tags",
+        "_was_aware",
+        "aware",
         "before_run",
         "cpu",
         "fault",
+        "goes_on",
         "index",
         "inside",
+        "plug",
         "ready",
         "space",
     )
@@ -57,6 +61,10 @@ class PerCpu:
         self.cpu: Cpu = physical.cpus[index]
         self.ready = physical.buddy.caches[index]
         self.inside = False  # whether `space` is what the CPU walks now
+        self.aware = False  # whether it takes notice of flushes on its way into the kernel: see `_run_aware`
+        self.goes_on = False  # whether the next `run` is the rest of one that was left in its midst
+        self._was_aware = False
+        self.plug: Callable[[], None] = lambda: None  # puts the callbacks in place, after a change of `aware`
         self.fault = make_fault(self, physical, fmt)
 
     def enter(self, space: AddressSpace) -> None:
@@ -151,7 +159,10 @@ class PerCpu:
         if self.index in tlb.windows and tlb.running == self.index:
             return self._run_stale(budget)
         self.take_over()
-        if tlb.unsettled & self._bit:
+        goes_on, self.goes_on = self.goes_on, False
+        if not goes_on:
+            self._was_aware = bool(tlb.unsettled & self._bit)
+        if self._was_aware:
             return self._run_aware(budget)
         return self.cpu.run(budget)
 
@@ -185,8 +196,17 @@ class PerCpu:
         """Execute while CPUs have not flushed all that they were asked to. This one does on its way into the
         kernel. A fault edits the table, so it waits for all: Linux holds a lock until then.
         """
+        self.aware = True
+        self.plug()
+        try:
+            return self.cpu.run(budget)
+        finally:
+            self.aware = False
+            self.plug()
+
+    def take_notice(self) -> None:
+        """Have the CPU's callbacks begin so, those that are in place now."""
         cpu, tlb = self.cpu, self._physical.tlb
-        called = cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve
 
         def first(do: Callable[[], object], action: Callable[..., Any]) -> Callable[..., Any]:
             def done(*arguments: Any) -> Any:
@@ -198,7 +218,3 @@ class PerCpu:
         notice = partial(tlb.acknowledge, self.index)
         cpu.on_fault, cpu.resolve = first(tlb.settle, cpu.on_fault), first(tlb.settle, cpu.resolve)
         cpu.on_system_call, cpu.on_trap = first(notice, cpu.on_system_call), first(notice, cpu.on_trap)
-        try:
-            return cpu.run(budget)
-        finally:
-            cpu.on_fault, cpu.on_system_call, cpu.on_trap, cpu.resolve = called

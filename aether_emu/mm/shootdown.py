@@ -15,7 +15,7 @@ too, for its walker may read tables while it idles.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from aether_emu.records import dataclass
 
@@ -54,6 +54,11 @@ class Shootdown:
     """Single pages that CPUs dropped for others."""
     everything: int = 0
     """Full flushes that CPUs made for others."""
+
+    FIGURES: ClassVar[tuple[str, ...]] = (
+        "sent", "broadcasts", "spared", "lazily", "coalesced", "deferred", "stale_blocks", "pages",
+        "everything",
+    )  # fmt: skip
 
 
 class Asked(Protocol):

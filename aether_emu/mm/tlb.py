@@ -16,6 +16,7 @@ Which edits owe an invalidation is not decided here but in `mm.tables.owed`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -172,6 +173,24 @@ class Tlb:
         for index, queue in enumerate(self._queues):
             if queue and not self.runner.executes(index):
                 self.acknowledge(index)
+
+    def capture(self) -> dict[str, Any]:
+        """Once every CPU has acknowledged: what lazy ones drop when they wake, and the figures."""
+        assert not self.pending, "all is settled"
+        figures = {name: getattr(self.way, name) for name in Shootdown.FIGURES}
+        return {
+            "running": self.running,
+            "behind": [list(pages) for pages in self._behind],
+            "far_behind": self._far_behind,
+            "figures": figures,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured ones."""
+        self.running, self._far_behind = state["running"], state["far_behind"]
+        self._behind = [list(pages) for pages in state["behind"]]
+        for name, count in state["figures"].items():
+            setattr(self.way, name, count)
 
     def wait_for(self, flush: Flush) -> None:
         """The CPU that runs now goes on when all have acknowledged `flush`."""

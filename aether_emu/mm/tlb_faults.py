@@ -31,6 +31,13 @@ class FaultyTlb(Tlb):
         self._kind, self._rare, self._one_in = kind, rare, one_in
         self.struck = 0
 
+    def capture(self) -> dict[str, Any]:
+        return super().capture() | {"struck": self.struck}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.struck = state["struck"]
+
     def _strikes(self, kind: str) -> bool:
         strikes = kind == self._kind and self._one_in(self._rare)
         self.struck += strikes

@@ -289,6 +289,10 @@ class ReferenceCpu(Cpu):
     def cut(self, instructions: int) -> None:
         raise AssertionError("this CPU executes nothing")
 
+    @property
+    def cut_left(self) -> int:
+        return 0
+
     def limit(self, budget: int) -> None:
         raise AssertionError("this CPU executes nothing")
 

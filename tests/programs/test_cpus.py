@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.errors import ConfigError, MachineError
+from aether_emu.errors import ConfigError
 from aether_emu.grants import Grants
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.tlb import Tlb
 from aether_emu.observe import stats
-from aether_emu.state import StateError, capture
 from aether_emu.system import Machine
 from tests.programs.run import ENVIRONMENT, ISAS
 
@@ -108,15 +107,6 @@ def test_a_run_of_so_many_blocks_goes_on(isa: str) -> None:
             parts += 1
     assert parts > 10
     assert bytes(out.written).endswith(_SEEN)
-
-
-def test_what_needs_one_cpu_says_so() -> None:
-    with Machine("x86_64", cpus=2) as machine:
-        machine.load(_HERE / "bin" / "x86_64" / "cpus", ["cpus"])
-        with pytest.raises(MachineError, match="one CPU"):
-            machine.breakpoint(0x1000)
-        with pytest.raises(StateError, match="several CPUs"):
-            capture(machine)
 
 
 @pytest.mark.parametrize("cpus", [0, 65])

@@ -11,8 +11,8 @@ to do. What a program observes never goes back: see `Kernel.observe_time`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
 
 from aether_emu.linux.task.run_queue import Queued, RunQueue
 from aether_emu.linux.task.scheduling import Scheduling
@@ -173,3 +173,31 @@ class Lines(Generic[T, P]):
             if len(line) and not self.held[index]
         ]
         return min(waiting)[1] if waiting else None
+
+    # ---- state
+
+    def capture(self) -> dict[str, Any]:
+        """All but who stands in which line. No CPU waits for a shootdown."""
+        assert not self.holding, "shootdowns are over"
+        return {
+            "times": list(self.times),
+            "at": self.at,
+            "migrations": self.migrations,
+            "waited": self.waited,
+        }
+
+    def restore(self, state: dict[str, Any], lines: Sequence[Sequence[T]]) -> None:
+        """Become the captured ones, with these tasks in the line of each CPU; others that are in line stand
+        behind them.
+        """
+        others = [task for task in self if all(task not in tasks for tasks in lines)]
+        for line in self.lines:
+            for task in list(line):
+                line.remove(task)
+        for own, tasks in zip(self.lines, lines, strict=True):
+            for task in tasks:
+                own.add(task)
+        for task in others:
+            self.lines[task.home].add(task)
+        self.times, self.at = list(state["times"]), state["at"]
+        self.migrations, self.waited = state["migrations"], state["waited"]

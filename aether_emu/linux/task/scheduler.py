@@ -108,6 +108,8 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self.stopped: Task | None = None
+        """Who ran when the last run was ended from outside: what is left of its turn comes first then."""
         self._speaker: Task | None = None  # who was last found to be left with the run's output
 
     @property
@@ -179,16 +181,21 @@ class Scheduler:
                 continue
             if lines is not None:
                 lines.working = True
+            ended = True
             try:
                 reached = self._let_run(task, limit)
+                ended = self.kernel.observers.ends
             finally:
                 if lines is not None:
                     lines.working = False
                     self.kernel.time_now()
-                task.account(preempted=task.wait is None and not task.is_over)
+                task.account(preempted=task.wait is None and not task.is_over and not ended)
                 self._stand_back(task)
+                self.stopped = task if ended else None
             if reached:
                 check()
+                if lines is not None:
+                    self.come_to_rest()
                 return False
         check()
         if lines is not None:
@@ -208,6 +215,25 @@ class Scheduler:
         if task.is_over or task.process.stop_signal or (lines is not None and lines.held[lines.at]):
             return False
         return self._turn(task, limit)
+
+    def come_to_rest(self) -> None:
+        """Between two runs of so many blocks: nothing is on its way.
+
+        With several CPUs that goes for shootdowns too: who waits for one waits no longer. And TLBs are empty,
+        as those of a machine that goes on from there: what a CPU may use after it was taken away is what it
+        has used since.
+        """
+        self.settle()
+        self.stopped = None
+        if self._lines is not None:
+            self.kernel.physical.tlb.settle()
+            for cpu in self.kernel.cpus:
+                cpu.flush_all()
+
+    def resume(self) -> None:
+        """A machine was restored: the CPU works that did."""
+        if self._lines is not None:
+            self._work_on(self._lines, self._lines.at)
 
     def settle(self) -> bool:
         """Take in tasks that are new, let go of those that have ended. Whether the run goes on."""
@@ -280,8 +306,12 @@ class Scheduler:
 
     def _next(self) -> Task | None:
         """The first in line that can go on, on the CPU that works next; None if all wait."""
+        stopped, self.stopped = self.stopped, None
         if self._lines is not None:
-            self._change_cpu(self._lines)
+            if stopped is not None and (stopped.turn or stopped.cut) and self._line.first is stopped:
+                self.entry.percpu.goes_on = True
+            else:
+                self._change_cpu(self._lines)
         if self._sleepers or self.kernel.timers.heap:
             first = self._line.first
             if first is None or not (first.turn or first.cut):
@@ -316,8 +346,11 @@ class Scheduler:
             index = lines.earliest()
         if index is None or index == lines.at:
             return
-        lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
+        self._work_on(lines, index)
         self.kernel.clock.go_to(lines.times[index])
+
+    def _work_on(self, lines: Lines[Task, Process], index: int) -> None:
+        lines.at, self._line, self.entry = index, lines.lines[index], self._entries[index]
         self.entry.work()
 
     def _wake_sleepers(self) -> None:
@@ -461,7 +494,8 @@ class Scheduler:
             task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
         match ended.reason:
             case ExitReason.STOPPED:
-                pass
+                if cut and cpu.blocks == start:  # in the midst of the block
+                    task.cut = cpu.cut_left
             case ExitReason.BUDGET:
                 if left is not None and cpu.blocks >= start + left:
                     return True

@@ -442,6 +442,7 @@ class Task:
             "real_time": 0 if self.real_time is None else self.real_time.count,
             "sequences": self.sequences,
             "left": self.left,
+            "place": (self.home, self.affinity, self.ready_at, self._told_home),
             "waits": self.waits,
             "turn": self.turn,
             "cut": self.cut,
@@ -490,6 +491,7 @@ class Task:
         at a message queue; who waits for the host makes it in his turn.
         """
         self.name, self.registers = state["name"], dict(state["registers"])
+        self.home, self.affinity = state["place"][:2]
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
         self.death_signal = state["death_signal"]
         self.set_child_tid = state["set_child_tid"]
@@ -499,7 +501,7 @@ class Task:
         if state["real_time"]:  # made before `set_scheduling`, which would make one that counts anew
             self.real_time = RealTimeWatch(self, state["real_time"])
         self.set_scheduling(state["scheduling"])
-        self.sequences, self.left = state["sequences"], state["left"]
+        self.sequences = state["sequences"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             described = state["wait"]
@@ -512,6 +514,11 @@ class Task:
             elif makes_anew and not queues:
                 self.waits -= 1  # it is counted when it waits anew
                 self.wake()
+
+    def restore_place(self, state: dict[str, Any]) -> None:
+        """Be where it was, whatever others have brought it to since."""
+        self.home, self.affinity, self.ready_at, self._told_home = state["place"]
+        self.left = state["left"]
 
     def _restored_wait(self, state: dict[str, Any], queues: Sequence[WaitQueue]) -> Wait:
         kernel, kept = self.process.kernel, state["kept"]

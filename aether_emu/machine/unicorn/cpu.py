@@ -193,6 +193,8 @@ class UnicornCpu(Cpu):
                 return Exit(ExitReason.BUDGET)
             if self.halts.hit and self._failure is None:
                 self._halted()
+                if self._cut_hit and self._failure is None and self._exit is None:
+                    return Exit(ExitReason.BUDGET)
                 handled = True
             else:
                 handled = self._failure is None and self._after_entry(code)
@@ -229,6 +231,10 @@ class UnicornCpu(Cpu):
             self._handle, UC_HOOK_CODE, self._at_cut, only_at=pc, length=_CUT_REACH
         )
         self._uc.ctl_remove_cache(pc, pc + 1)  # its block is translated anew, with the hook
+
+    @property
+    def cut_left(self) -> int:
+        return self._cut_left + (self._cut_last == self.pc)
 
     def _cut_here(self, _uc: int, pc: int, _size: int, _data: int) -> None:
         if pc <= self._cut_last:  # made again after a fault, or again by its own prefix

@@ -85,6 +85,14 @@ class Halts(Halting):
         """Not to halt once more at a breakpoint where the run goes on."""
         self.last = self._cpu.pc
 
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.last, self.again
+
+    @place.setter
+    def place(self, place: tuple[int, int]) -> None:
+        self.last, self.again = place
+
     def made_again(self, *, begun: bool, uncounted: bool) -> None:
         if begun:
             self.again = self._cpu.pc

@@ -14,6 +14,7 @@ from aether_emu.machine.cpu import Exit
 from aether_emu.mm.fault import Outcome
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Tags
 from aether_emu.system import Machine
 from aether_emu.verify.tlbsan.rules import Rules
 from aether_emu.verify.tlbsan.sanitizer import Entered, Sanitizer
@@ -22,7 +23,10 @@ _CALL = 1  # how long what the kernel was entered for is: a call's number
 
 
 def attach(machine: Machine, **options: Any) -> Sanitizer:
-    """A sanitizer that hears of all that happens in a machine that has not run yet; `options` are its own."""
+    """A sanitizer that hears of all that happens in a machine from now on; `options` are its own.
+
+    The machine has not run yet, or was just restored: the TLBs are empty.
+    """
     rules = Rules(machine.format.name)
     sanitizer = Sanitizer(rules, machine.ram, machine.frames.count, len(machine.entries), **options)
     tags = machine.physical.tags
@@ -36,6 +40,9 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
         entry.ask(None, None)
     _name_places(machine, sanitizer)
     _know_the_way(machine, sanitizer)
+    for entry in machine.entries:
+        if entry.percpu.inside:
+            _watch_root(entry.percpu, sanitizer, tags)
     return sanitizer
 
 
@@ -133,6 +140,15 @@ def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:
     cpu.flush_tag = watched_flush_tag
     cpu.run, percpu.before_run = watched_run, watched_before_run
     _watch_faults(percpu, sanitizer)
+
+
+def _watch_root(percpu: PerCpu, sanitizer: Sanitizer, tags: Tags | None) -> None:
+    """A CPU walks an address space already."""
+    table, tag = percpu.space.table, 0
+    if tags is not None:
+        tag = tags.tag(percpu.index, percpu.space.context) | tags.user_bit
+    sanitizer.set_root(percpu.index, table.root, lambda: None, tag, keep=tags is not None)
+    _watch_table(table, sanitizer)
 
 
 def _watch_faults(percpu: PerCpu, sanitizer: Sanitizer) -> None:
