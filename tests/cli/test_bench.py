@@ -70,8 +70,10 @@ def test_programs_that_this_host_lacks_are_named(tmp_path: Path, monkeypatch: py
 
 
 def test_an_unknown_figure_is_refused() -> None:
-    names = "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, real, tlbsan"
-    one_line(aether("bench", "map", "map/vax"), 2, ["NAME map/vax ", names])
+    names = (
+        "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, shootdown, cpus, real,"
+    )
+    one_line(aether("bench", "map", "map/vax"), 2, ["NAME map/vax ", names, " tlbsan,"])
 
 
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
