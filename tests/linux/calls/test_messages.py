@@ -29,6 +29,7 @@ from tests.linux.files.conftest import Guest
 HEADER, CONTROL, VECTOR, TAKEN = ADDRESS, ADDRESS + 128, ADDRESS + 1024, 16384
 CTRUNC, TRUNC, CLOEXEC = 8, 0x20, 0x4000_0000
 RIGHTS, CREDENTIALS = 1, 2
+NOBODYS = 1 << 20  # a descriptor that nobody has open, whatever else the test process has
 _names = itertools.count()
 
 
@@ -148,10 +149,10 @@ def test_bad_messages_are_refused_as_the_kernel_does(twin: Twin) -> None:
     pair(twin, STREAM)
     for size, level, kind in ((8, 1, 1), (200, 1, 1), (20, 1, 9), (20, 7, 1), (17, 1, 1)):
         for memory in twin.memories:
-            struct.pack_into("<Qiii", memory, CONTROL, size, level, kind, 99)
+            struct.pack_into("<Qiii", memory, CONTROL, size, level, kind, NOBODYS)
         twin.call_apart("sendmsg", F("a"), header(twin, [(A(BUFFER), 1)], 24), 0)
     for memory in twin.memories:
-        struct.pack_into("<Qiii", memory, CONTROL, 20, 1, RIGHTS, 99)
+        struct.pack_into("<Qiii", memory, CONTROL, 20, 1, RIGHTS, NOBODYS)
     assert twin.call_apart("sendmsg", F("a"), header(twin, [(A(BUFFER), 1)], 24), 0) == -errno.EBADF
     assert twin.call_apart("recvmsg", F("a"), A(HEADER), socket.MSG_OOB) < 0
     for call in ("sendmsg", "recvmsg"):
