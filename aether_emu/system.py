@@ -568,6 +568,8 @@ class Machine:
         """Let go of the engine and the host's memory without accounts, after a failed start."""
         self._require_rest()
         self.kernel.closed = True
+        if self.namespace is not None:
+            self.namespace.abandon()
         self.computer.abandon()
 
     def __enter__(self) -> Machine:

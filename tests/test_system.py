@@ -411,3 +411,13 @@ def test_the_name_is_the_links_and_exe_is_the_file(tmp_path: Path) -> None:
             assert process.files.readlink(fl.AT_FDCWD, b"/proc/self/exe", 4096) == shown
         finally:
             machine.close()
+
+
+def test_an_abandoned_machine_holds_no_descriptor() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        machine = Machine("x86_64", ram="64M")
+        machine.load("guest/bin/x86_64/hello", ["hello"])
+        machine.abandon()
+        machine.abandon()
+    assert len(os.listdir("/proc/self/fd")) <= before

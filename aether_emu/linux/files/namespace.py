@@ -144,12 +144,17 @@ class Namespace:
         """Give back the descriptors of the mounts. Nothing can be looked up afterwards."""
         if "unix" in vars(self):
             self.unix.close()
+        self.abandon()
+        for fs in self.tmpfs:
+            fs.close()
+        self.tmpfs = []
+
+    def abandon(self) -> None:
+        """Give back the descriptors alone, of a machine whose memory is gone. Safe twice."""
         for mount in self.mounts.all():
             if mount.fd >= 0:
                 os.close(mount.fd)
-        for fs in self.tmpfs:
-            fs.close()
-        self.mounts, self.tmpfs = MountTable(), []
+        self.mounts = MountTable()
 
     # Sockets, whose code is imported for the first one
 
