@@ -305,7 +305,7 @@ class SteppingScheduler(Scheduler):
             noted(va, len(data), True)
 
         cpu.copy_from_user = copy_from_user  # type: ignore[method-assign]  # of this one object
-        cpu.copy_to_user = copy_to_user  # type: ignore[method-assign]
+        cpu.copy_to_user = copy_to_user  # type: ignore[method-assign]  # likewise
 
     # ---- loops, and reservations of exclusive stores
 

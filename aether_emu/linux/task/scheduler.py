@@ -411,7 +411,7 @@ class Scheduler:
 
     @property
     def _is_held(self) -> bool:
-        """Whether the CPU that works waits for a shootdown."""
+        """Whether the CPU that works waits for others: for a shootdown, or a modelled lock."""
         return self._lines is not None and bool(self._lines.held[self._lines.at])
 
     def _note_wait(self, task: Task, wait: Wait) -> None:
