@@ -34,7 +34,7 @@ _SLICE = 64
 
 
 class AreaFlags(IntFlag):
-    """What a program asked for an area by mlock and madvise. Values are Linux's (VM_*, linux/mm.h)."""
+    """What a program asked for an area by mlock, madvise and mseal. Values are Linux's (VM_*, linux/mm.h)."""
 
     LOCKED = 0x2000
     SEQUENTIAL = 0x8000
@@ -46,11 +46,13 @@ class AreaFlags(IntFlag):
     HUGE = 0x2000_0000
     NO_HUGE = 0x4000_0000
     MERGEABLE = 0x8000_0000
+    SEALED = 1 << 63
 
 
 # The operators of plain ints are many times faster than an enum's, so areas and what counts them use these.
 LOCKED, LOCK_ON_FAULT = int(AreaFlags.LOCKED), int(AreaFlags.LOCK_ON_FAULT)
 LOCKS = LOCKED | LOCK_ON_FAULT
+SEALED = int(AreaFlags.SEALED)
 _WRITE = int(Access.WRITE)
 _WX = Protection.WRITE | Protection.EXECUTE
 

@@ -21,7 +21,7 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import mappings
-from aether_emu.mm.tables.count import Used, few_used, first_frames, used_in
+from aether_emu.mm.tables.count import Sort, Used, few_used, first_frames, kinds, sort_of, used_in
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.tree import Found, Stretch
 
@@ -44,7 +44,7 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     An entry that lost that permission is put right by the fault that follows.
     """
     fmt = space.table.format
-    if found.level != 1:
+    if found.level != 1 or sort_of(fmt, found.entry, 1) is Sort.FRAMELESS:
         return None
     same_kind = bool(found.entry & fmt.present_mask) == area.bits.present
     if same_kind and area.bits.present:
@@ -141,6 +141,9 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     good |= (kind == _ZERO) & (backing == _NOBODY)
     present = each([area.bits.present for area in areas])
     good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == present)
+    for mark, chosen in kinds(fmt, shown) if shown.size else ():
+        if sort_of(fmt, mark, 1) is Sort.FRAMELESS:
+            good[slice(None) if chosen is None else chosen] = True
     strangers: list[int] = np.flatnonzero(~good).tolist()
     return strangers, of
 
@@ -167,7 +170,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
             elif what in (_FILE, _SHARED):
                 first = area.offset - (area.start >> fmt.page_shift)
                 good = owner[frame] == backing.number and index[frame] == page + number + first
-        if not good:
+        if not good and sort_of(fmt, entry, 1) is not Sort.FRAMELESS:
             strangers.append(number)
     return strangers
 

@@ -216,6 +216,8 @@ class Faults:
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
+                if found.entry == space.guard:
+                    return self.denied(va, mapped=False)
                 if forced and has_frame(space.table.format, found.entry, found.level):
                     return self._held(space, area, page, access, found)
                 return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right

@@ -19,6 +19,7 @@ from aether_emu.mm.mapping import (
     Request,
     check_commit,
     choose_address,
+    require_unsealed,
     unmap_memory,
 )
 from aether_emu.mm.protection import Protection
@@ -95,6 +96,7 @@ class _Call:
             raise Refused(errno.EINVAL, "the new length is zero")
         if space.areas.find(address) is None:
             raise Refused(errno.EFAULT, "nothing is mapped there")
+        require_unsealed(space, address, address + 1)
         if self.moves:
             _check_target(space, self.request, self.old, self.new)
             space.areas.require_room(_PLACED_ROOM)

@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from aether_emu.address import VirtAddr
-from aether_emu.arch.paging import PageTableFormat, Reach
+from aether_emu.arch.paging import Held, HeldKind, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
 from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap
@@ -89,6 +89,8 @@ class AddressSpace:
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
+        self.guard = fmt.held_entry(Held(HeldKind.GUARD, 0))
+        """The entry of a page that refuses every access: see `mm.guards`."""
         self.fault_around = limits.fault_around
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
@@ -398,10 +400,10 @@ class AddressSpace:
         gather.finish()
 
     def discard(self, area: Area, start: int, end: int) -> None:
-        """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over."""
+        """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over. Guards stay."""
         gather = self.gather()
         try:
-            self.clear(gather, area, start, end)
+            self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
 
@@ -521,11 +523,21 @@ class AddressSpace:
                 if has_frame(fmt, kind, level):
                     yield frames_of(fmt, frames, of_kind(entries, chosen), level)
 
-    def clear(self, gather: Gather, area: Window, start: int, end: int, *, own_pages: bool = True) -> None:
+    def clear(
+        self,
+        gather: Gather,
+        area: Window,
+        start: int,
+        end: int,
+        *,
+        own_pages: bool = True,
+        guards: bool = True,
+    ) -> None:
         """Remove the entries of `[start, end)`, a part of `area`; `gather` lets go of what they show.
 
-        Private pages go only with `own_pages`. Entries that show what does not belong there are damaged: they
-        are put right first, and noted in `damages`. Raises TableDamaged for damage above level 1.
+        Private pages go only with `own_pages`, guards (`mm.guards`) with `guards`. Entries that show what
+        does not belong there are damaged: they are put right first, and noted in `damages`. Raises
+        TableDamaged for damage above level 1.
         """
         assert isinstance(area, Area)
         known = len(self.damages)
@@ -536,6 +548,7 @@ class AddressSpace:
             end,
             None if own_pages else Kind.ANON,
             lambda stretch: self.damages.extend(mend(self, area, stretch)),
+            0 if guards else self.guard,
         )
         if len(self.damages) > known:
             gather.page(start, end - start)

@@ -16,6 +16,7 @@ from tests.programs.workplace import furnish
 _HERE = Path(__file__).resolve().parent
 _SOURCE = b"1 2 3\n"
 _STATUS = {
+    "advice": 0,
     "memory": 0,
     "numbers": 0,
     "exec": 0,

@@ -43,7 +43,7 @@ from aether_emu.linux.abi import Abi
 Call = Callable[..., int | None]
 FAMILIES: dict[str, str] = {
     "memory": """
-        brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
+        brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
         munmap pkey_alloc pkey_free pkey_mprotect""",
     "transfer": """
         copy_file_range pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readv sendfile
@@ -81,7 +81,7 @@ FAMILIES: dict[str, str] = {
         getcpu getpriority sched_get_priority_max sched_get_priority_min sched_getaffinity
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
-    "remote": "kcmp process_vm_readv process_vm_writev",
+    "remote": "kcmp process_madvise process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "shared_segments": "shmat shmctl shmdt shmget",
     "semaphores": "semctl semget semop semtimedop",

@@ -239,6 +239,11 @@ def sys_mlock2(task: Task, address: int, length: int, flags: int, *_: int) -> in
     return 0
 
 
+def sys_mseal(task: Task, address: int, length: int, flags: int, *_: int) -> int:
+    mapping.seal_memory(task.process.mm, _untagged(task, address), length, flags)
+    return 0
+
+
 def sys_munlock(task: Task, address: int, length: int, *_: int) -> int:
     locking.unlock_memory(task.process.mm, _untagged(task, address), length)
     return 0

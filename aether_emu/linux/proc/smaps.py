@@ -164,6 +164,7 @@ def _letters(
         ("hg", flags & AreaFlags.HUGE),
         ("nh", flags & AreaFlags.NO_HUGE),
         ("mg", flags & AreaFlags.MERGEABLE),
+        ("sl", flags & AreaFlags.SEALED),
     )
     return "".join(f"{letter} " for letter, has in letters if has)
 
