@@ -296,6 +296,7 @@ class Options(TypedDict, total=False):
     """The fields of `Config`, as keywords of `Machine`. Sizes and addresses may be text with a unit."""
 
     ram: int | str
+    host_step: int | str
     cpus: int
     shootdown: str
     shootdown_delay: int
@@ -347,6 +348,11 @@ class Config:
         512 * MIB,
         _Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
         "bytes of RAM of the machine",
+    )
+    host_step: int = _parameter(
+        64 * MIB,
+        _Whole(0, 512 * GIB, written="size"),
+        "free RAM is given back to the host each time that so many bytes were freed; 0: not before the end",
     )
     aperture: int = _parameter(
         GIB,

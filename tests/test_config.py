@@ -123,6 +123,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("ram", "lots"),
     ("ram", 2.0**29),
     ("ram", True),
+    ("host_step", -1),
     ("aperture", 3 << 20),
     ("aperture", 0),
     ("page_size", 8192),
