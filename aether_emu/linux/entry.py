@@ -194,7 +194,7 @@ class Entry:
 
     def _resolved(self, outcome: Outcome) -> bool:
         match outcome:
-            case Blocked(on):
+            case Blocked(on) if not on.for_programs:
                 raise PageWait(on, self.task.wait)
             case OutOfMemory():
                 self._out_of_memory()

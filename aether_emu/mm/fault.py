@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection
+from aether_emu.mm.protection import Protection, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
@@ -213,6 +213,10 @@ class Faults:
         page = va & -space.table.format.page_size
         try:
             found = space.table.find(page)
+            if area.watcher is not None:
+                answer = self._watched(space, area, va, access, found)
+                if answer is not None:
+                    return answer
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
@@ -232,6 +236,24 @@ class Faults:
         except OutOfFrames:
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
+
+    def _watched(
+        self, space: AddressSpace, area: Area, va: int, access: int, found: Found | None
+    ) -> Outcome | None:
+        """What the area's watcher makes of a fault; None where it did not ask for such."""
+        write, fmt = bool(access & _WRITE), space.table.format
+        if found is None:
+            index = self._index(area, va & -fmt.page_size)
+            why = USER_MISSING
+            if area.backing is not None and area.backing.resident(index, 1)[0]:
+                why = USER_MINOR
+        elif write and found.entry & fmt.present_mask and found.entry & user_mark(fmt):
+            why = USER_WP
+        else:
+            return None
+        assert area.watcher is not None, "the caller looked"
+        answer: Outcome | None = area.watcher.ask(va, why, write=write) if area.flags & why else None
+        return answer
 
     def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:
         backing = area.backing
@@ -396,7 +418,7 @@ class Faults:
         write = bool(access & _WRITE)
         shift = fmt.page_shift
         first, last = page, page + fmt.page_size
-        if not write:  # never over the end of a leaf table
+        if not write and area.watcher is None:  # never over the end of a leaf table
             window = min(space.fault_around, fmt.levels[0].entries) << shift
             first = max(page & -window, area.start)
             last = min((page & -window) + window, area.end)

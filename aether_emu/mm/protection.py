@@ -60,6 +60,16 @@ class LeafBits:
         return self.large[level - 2] if level > 1 else self.read
 
 
+_USER_MARK = 2  # the bit of a leaf's software bits
+
+
+@cache
+def user_mark(fmt: PageTableFormat) -> int:
+    """The bit of a leaf that says: whoever asked for it hears of the next write (userfaultfd)."""
+    plain = PageFlags.READ | PageFlags.USER
+    return fmt.leaf_bits(Attributes(plain, software=_USER_MARK)) ^ fmt.leaf_bits(Attributes(plain))
+
+
 NOTED_ACCESSED, NOTED_DIRTY = 1 << 40, 1 << 41  # beyond every frame number
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from enum import IntEnum
 
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm.allocation import LOCKS, Area
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area
 from aether_emu.mm.cuts import cuts
 from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
@@ -175,6 +175,8 @@ class _Call:
         moved = source.piece(self.address, end, shift)
         moved.moved = moved.moved + (self.address - target >> shift) if own_pages else 0
         moved.start, moved.end = target, target + self.new
+        moved.flags &= ~USER_FAULTS
+        moved.set_watcher(None)
         moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
         space.insert(moved, self._grows_by(), own_pages=own_pages)
         return target

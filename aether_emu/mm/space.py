@@ -12,6 +12,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from copy import copy
+from types import EllipsisType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
-from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
@@ -330,14 +331,21 @@ class AddressSpace:
         self._put_back(area, piece)
         self._tell(Change.PROTECTED, start, end)
 
-    def mark(self, area: Area, start: int, end: int, flags: int) -> None:
-        """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
-        if flags == area.flags:
+    def mark(
+        self, area: Area, start: int, end: int, flags: int, watcher: Watcher | EllipsisType | None = ...
+    ) -> None:
+        """Let a range of one area have these flags, and this watcher if one is named.
+
+        Raises Refused(ENOMEM, EINVAL), changing nothing.
+        """
+        watcher = area.watcher if isinstance(watcher, EllipsisType) else watcher
+        if flags == area.flags and watcher is area.watcher:
             return
         if (start, end) != (area.start, area.end):
             area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
+        piece.set_watcher(watcher)
         self.areas.require_room(self.areas.growth(area, piece))
         self._put_back(area, piece)
         self._tell(Change.MARKED, start, end)
@@ -464,6 +472,9 @@ class AddressSpace:
             same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
             for area in same:
                 area.space = child
+                if area.watcher is not None:
+                    area.flags &= ~USER_FAULTS
+                    area.set_watcher(None)
             if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
                 child.areas.fill(same, self.areas)
                 child.account.take_over(self.account)

@@ -33,6 +33,7 @@ _STATUS = {
     "queues": 0,
     "told": 0,
     "sizes": 0,
+    "userfault": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = [

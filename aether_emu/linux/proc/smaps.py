@@ -163,7 +163,10 @@ def _letters(
         ("dd", flags & AreaFlags.NO_DUMP),
         ("hg", flags & AreaFlags.HUGE),
         ("nh", flags & AreaFlags.NO_HUGE),
+        ("um", flags & AreaFlags.USER_MISSING),
+        ("uw", flags & AreaFlags.USER_WP),
         ("mg", flags & AreaFlags.MERGEABLE),
+        ("ui", flags & AreaFlags.USER_MINOR),
         ("sl", flags & AreaFlags.SEALED),
     )
     return "".join(f"{letter} " for letter, has in letters if has)

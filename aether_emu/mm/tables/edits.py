@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.protection import LeafBits, noted
+from aether_emu.mm.protection import LeafBits, noted, user_mark
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
@@ -361,7 +361,7 @@ def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> 
     kept = 0
     if entry & fmt.present_mask:
         accessed, dirty = fmt.accessed(entry), fmt.dirty(entry)
-        kept = entry & fmt.contiguous_bit
+        kept = entry & (fmt.contiguous_bit | user_mark(fmt))
     else:
         held = fmt.decode(entry, level)
         if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:
