@@ -83,7 +83,7 @@ class Area:
     of the page plus `moved`. Shared areas have no family.
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
     `flags` (`AreaFlags`, as a plain int) are what was asked beyond the protection; they move with the area,
-    and areas that differ in them stay apart.
+    and areas that differ in them stay apart. `key` is the protection key of its pages (pkeys(7)).
     The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
     of the family; `simple`, that the area is private, anonymous and not executable, and nobody its `watcher`.
     """
@@ -96,6 +96,7 @@ class Area:
         "family",
         "flags",
         "grows_down",
+        "key",
         "maximum",
         "moved",
         "name",
@@ -129,6 +130,7 @@ class Area:
         grows_down: bool = False,
         no_reserve: bool = False,
         flags: int = 0,
+        key: int = 0,
         name: str = "",
     ) -> None:
         self.start, self.end, self.space = start, end, space
@@ -138,7 +140,7 @@ class Area:
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
-        self.flags = flags
+        self.flags, self.key = flags, key
         self.was_writable_executable = False
 
     def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
@@ -162,7 +164,7 @@ class Area:
     def capture(self) -> dict[str, Any]:
         """Everything about the area as plain data; its objects by their numbers."""
         plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
-        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "name")}
+        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "key", "name")}
         objects = {
             "backing": None if self.backing is None else self.backing.number,
             "family": None if self.family is None else self.family.number,
@@ -220,6 +222,7 @@ class Area:
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
             and self.flags == other.flags
+            and self.key == other.key
             and self.name == other.name
             and self.grows_down == other.grows_down
             and self.was_writable_executable == other.was_writable_executable

@@ -40,6 +40,9 @@ _LARGEST_FILE = (1 << 63) - 1
 _ZERO_DEVICE = "/dev/zero"
 _ERRORS = (1 << 64) - 4096  # greater values are negative errnos (MAX_ERRNO)
 
+KEYS = 16
+"""Protection keys that there are, 0 included (Intel SDM 3A 4.6.2)."""
+
 PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
 
@@ -301,8 +304,13 @@ def seal_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         space.mark(area, max(area.start, address), min(area.end, end), area.flags | SEALED)
 
 
-def protect_memory(space: AddressSpace, address: int, length: int, protection: int) -> None:
-    """mprotect(2). On a hole or a forbidden permission, what came before it stays changed."""
+def protect_memory(
+    space: AddressSpace, address: int, length: int, protection: int, key: int | None = None
+) -> None:
+    """mprotect(2), pkey_mprotect(2). On a hole or a forbidden permission, what came before it stays changed.
+
+    EINVAL for a key that is not in use.
+    """
     grows = protection & (PROT_GROWSDOWN | PROT_GROWSUP)
     protection &= ~grows
     if grows == PROT_GROWSDOWN | PROT_GROWSUP:
@@ -317,6 +325,8 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
     if protection & ~(_PROT | PROT_SEM):
         raise Refused(errno.EINVAL, f"unknown protection bits {protection:#x}")
     wanted = Protection(protection & _PROT)
+    if key is not None and not (0 <= key < KEYS and space.keys >> key & 1):
+        raise Refused(errno.EINVAL, f"no key {key} was allocated")
     first = space.areas.following(address)
     if first is None or (first.start >= end and grows):
         raise Refused(errno.ENOMEM, "nothing is mapped there")
@@ -334,11 +344,11 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
             raise Refused(errno.EACCES, "the file does not permit it")
         upto = min(area.end, end)
         require_unsealed(space, address, upto)
-        if wanted != area.protection:
+        if wanted != area.protection or key not in (None, area.key):
             _check_becomes_data(space, area, upto - address, wanted)
             locked = area.flags & LOCKS == LOCKED and not area.shared
             copies = locked and wanted & ~area.protection & Protection.WRITE
-            space.protect(area, address, upto, wanted)
+            space.protect(area, address, upto, wanted, key)
             if copies:  # of locked pages, which are made now and not at a fault
                 populate(space, address, upto, write=True)
         address = upto

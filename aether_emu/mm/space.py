@@ -83,7 +83,7 @@ class AddressSpace:
         self.context = Context(self.number, self.table.root, self.kernel_root, physical.tags)
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
-        self._bits: dict[Protection, LeafBits] = {}
+        self._bits: dict[tuple[Protection, int], LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
@@ -97,6 +97,7 @@ class AddressSpace:
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.account = Account(limits, fmt.page_size)
+        self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
@@ -146,11 +147,11 @@ class AddressSpace:
         if self.physical.ram.closed:
             raise ClosedError
 
-    def bits_for(self, protection: Protection) -> LeafBits:
-        """The entry bits of a protection, computed once."""
-        bits = self._bits.get(protection)
+    def bits_for(self, protection: Protection, key: int = 0) -> LeafBits:
+        """The entry bits of a protection and a protection key, computed once."""
+        bits = self._bits.get((protection, key))
         if bits is None:
-            bits = self._bits[protection] = leaf_bits(self.table.format, protection)
+            bits = self._bits[protection, key] = leaf_bits(self.table.format, protection, key)
         return bits
 
     def resident(self) -> dict[Kind, int]:
@@ -162,7 +163,7 @@ class AddressSpace:
 
     def new_area(self, start: int, end: int, protection: Protection, **more: Any) -> Area:
         """An area that is not in the map yet; keywords as `Area`."""
-        bits, denied = self.bits_for(protection), denied_accesses(protection)
+        bits, denied = self.bits_for(protection, more.get("key", 0)), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
@@ -304,15 +305,18 @@ class AddressSpace:
             self.account.count(piece, -piece.length)
         return pieces
 
-    def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
-        """Change `[start, end)` of one area, entries included.
+    def protect(
+        self, area: Area, start: int, end: int, protection: Protection, key: int | None = None
+    ) -> None:
+        """Change `[start, end)` of one area, entries included; with a `key` that, too.
 
         Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
         if (start, end) != (area.start, area.end):
             area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
-        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
+        piece.key = area.key if key is None else key
+        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
@@ -465,7 +469,7 @@ class AddressSpace:
         child = AddressSpace(self.physical, self.table.format, copy(self.limits), self._kernel)
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
-        child.program_data = self.program_data
+        child.program_data, child.keys = self.program_data, self.keys
         gather = self.gather()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]

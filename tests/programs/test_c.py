@@ -41,6 +41,7 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "keys",
     "lazy",
     "limits",
     "realtime",
