@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aether_emu.verify.tlbsan.finding import Finding, Rule, Where
+from aether_emu.verify.tlbsan.finding import Where
 from aether_emu.verify.tlbsan.roots import Kept, Lost, Root
 from aether_emu.verify.tlbsan.rules import Loss
-from aether_emu.verify.tlbsan.stale import Behind, Stale
+from aether_emu.verify.tlbsan.stale import Stale
 
 
 class Tagged:
@@ -95,19 +95,3 @@ def owed(behind: list[Stale], cpu: int) -> Iterator[Lost]:
         for at, old in enumerate(stale.olds):
             if at not in gone:
                 yield Lost(stale.where, stale.address(at), old, stale.level, stale.table)
-
-
-def others(kept: Kept, isa: str, frames: Behind, cpu: int, relied: Where) -> Finding:
-    """That a tag still has the translations of another root."""
-    root = kept.root.address
-    return Finding(
-        Rule.TAG,
-        isa,
-        va=0,
-        frame=frames.frame(root),
-        cpu=cpu,
-        entry=f"the root {root:#x} translates it",
-        edited=kept.used,
-        relied=relied,
-        done="used",
-    )

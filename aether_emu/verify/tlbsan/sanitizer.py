@@ -23,8 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.verify.tlbsan.breaks import skipped
+from aether_emu.verify.tlbsan.evidence import held, others
 from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
-from aether_emu.verify.tlbsan.kept import Tagged, others, owed
+from aether_emu.verify.tlbsan.kept import Tagged, owed
 from aether_emu.verify.tlbsan.roots import Lost, Root, Table
 from aether_emu.verify.tlbsan.rules import Loss, Rules
 from aether_emu.verify.tlbsan.shadow import Shadow
@@ -204,34 +206,9 @@ class Sanitizer:
     # ---- (d) break before make
 
     def _judge_breaks(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
-        shift = self.rules.format.shifts[level - 1]
-        for number, old, new in edits:
-            if not new & 1:
-                continue
-            address = va + (number << shift)
-            if old & 1:
-                if self.rules.needs_break(old, new, level):
-                    cpu = _lowest(root.cpus) if root.cpus else next(iter(root.kept))[0]
-                    self._find(Rule.BREAK, address, old, level, cpu, self._edit(), self._here())
-                continue
-            for (cpu, _tag), kept in root.kept.items():
-                lost = kept.pages.get(address)
-                if lost is None or lost.where.place is not self.place:
-                    continue
-                if self.rules.needs_break(lost.old, new, level):
-                    self._find(Rule.BREAK, address, lost.old, level, cpu, lost.where, self._here())
-            for stale in self.behind:
-                if stale.root != root.address or stale.table or stale.where.place is not self.place:
-                    continue
-                at = stale.position(address)
-                if at is None:
-                    continue
-                for cpu in stale.holders(at):
-                    if self.rules.needs_break(stale.olds[at], new, level):
-                        self._find(Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here())
-
-    def _edit(self) -> Where:
-        return self._operation().at(self._functions)
+        for found in skipped(self.rules, root, self.behind, self.place, level, va, edits):
+            edited = found.where or self._operation().at(self._functions)
+            self._find(Rule.BREAK, found.va, found.old, level, found.cpu, edited, self._here())
 
     # ---- flushes
 
@@ -472,21 +449,14 @@ class Sanitizer:
         relied: Where,
         *,
         table: int = 0,
+        done: str = "edited",
     ) -> None:
-        fmt = self.rules.format
-        if table:
-            entry = (
-                f"the table at {table:#x} ({fmt.level_names[level - 1]} entry)" if level <= fmt.levels else ""
-            )
-            frame = self._behind.frame(table)
-        else:
-            entry = self.rules.describe(old, level)
-            frame = self._behind.frame(old & self.rules.address & -(1 << fmt.shifts[level - 1]))
         self._say(
-            Finding(
-                rule, self.rules.isa, va=va, frame=frame, cpu=cpu, entry=entry, edited=edited, relied=relied
+            held(
+                self.rules, self._behind, rule, va, old, level, cpu, edited, relied,
+                table=table, done=done,
             )
-        )
+        )  # fmt: skip
 
     def _say(self, finding: Finding) -> NoReturn:
         self.finding, self.quiet = finding, True
