@@ -310,7 +310,7 @@ def test_a_cpu_that_executes_nothing_may_hold_a_frame_until_it_does(
         given_back = False
 
     monkeypatch.setattr(run.sanitizer, "_freed", watched)
-    run.sanitizer.executes = lambda cpu: cpu == 0 or (gets_a_task and given_back)
+    run.sanitizer.idles = lambda cpu: cpu != 0 and not (gets_a_task and given_back)
     free = PageTable.free_tables  # tables must never be held, whatever a CPU executes: they stay here
     monkeypatch.setattr(PageTable, "free_tables", lambda *more: None if run.late else free(*more))
     monkeypatch.setattr(Tlb, "_ask", lambda tlb, *a, **k: None if run.late else ask(tlb, *a, **k))

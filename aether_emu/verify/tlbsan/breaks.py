@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from aether_emu.verify.tlbsan.finding import Place, Where
-from aether_emu.verify.tlbsan.roots import Root
+from aether_emu.verify.tlbsan.roots import Root, lowest
 from aether_emu.verify.tlbsan.rules import Rules
 from aether_emu.verify.tlbsan.stale import Stale
 
@@ -57,4 +57,4 @@ def skipped(
 
 def _somebody(root: Root) -> int:
     """A CPU that walks a root, or keeps something of it."""
-    return (root.cpus & -root.cpus).bit_length() - 1 if root.cpus else next(iter(root.kept))[0]
+    return lowest(root.cpus) if root.cpus else next(iter(root.kept))[0]

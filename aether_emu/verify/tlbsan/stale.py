@@ -26,9 +26,9 @@ class Stale:
     `cpus` has a bit for each CPU that may hold one of them; `flushed` what it has dropped alone so far.
     `table` is the table's physical address where a table was taken out, and 0 otherwise. `leaves`: the old
     entries are leaves, with frames; what table entries permitted is dropped by a full flush alone. `absent`:
-    nothing stands there now. `idle` has a bit for each CPU that executed nothing then and has not gone on
-    with a program since: whatever it is given to do, it drops first what it must. `freed` is where the frame
-    was given back while only CPUs that execute nothing held it.
+    nothing stands there now. `idle` has a bit for each CPU that had nothing to execute then and has not
+    worked since: whatever it is given to do, it drops first what it must. `freed` says where frames were
+    given back that a CPU could still hold because of that, by position.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Stale:
         self.numbers, self.olds, self.cpus, self.loss = numbers, olds, cpus, loss
         self.where, self.absent, self.leaves, self.table = where, absent, leaves, table
         self.flushed: dict[int, set[int]] = {}
-        self.freed: Where | None = None
+        self.freed: dict[int, Where] = {}
         self.idle = 0
         self.index: dict[int, int] | None = None
 
@@ -74,6 +74,11 @@ class Stale:
         for cpu in range(self.cpus.bit_length()):
             if self.cpus >> cpu & 1 and position not in self.flushed.get(cpu, ()):
                 yield cpu
+
+    def given_back(self, cpu: int) -> int | None:
+        """The position of an entry that a CPU may still hold though its frame was given back."""
+        gone = self.flushed.get(cpu, ())
+        return next((at for at in self.freed if at not in gone), None) if self.cpus >> cpu & 1 else None
 
     def first(self, cpu: int) -> int:
         """The position of the first entry that a CPU of `cpus` may still hold."""
@@ -167,10 +172,10 @@ class Behind:
             else:
                 self._held[max(0, first) : max(0, first + length)] += by
 
-    def holding(self, frame: int) -> Iterator[tuple[Stale, int, int]]:
-        """(stale, position in it, CPU) for each that may be held and shows a frame."""
+    def holding(self, frame: int, count: int = 1) -> Iterator[tuple[Stale, int, int]]:
+        """(stale, position in it, CPU) for each that may be held and shows one of some frames."""
         for stale in self.behind:
             for position, (first, length) in enumerate(self.spans(stale)):
-                if first <= frame < first + length:
+                if first < frame + count and frame < first + length:
                     for cpu in stale.holders(position):
                         yield stale, position, cpu
