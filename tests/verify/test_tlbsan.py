@@ -213,7 +213,7 @@ def test_a_valid_entry_that_becomes_another_valid_one_is_found_on_arm64(
 
     monkeypatch.setattr(PageTable, "exchange", unbroken)
     found = run.finding()
-    assert (found.rule, found.section) == (Rule.BREAK, "Arm ARM D8.16.1")
+    assert (found.rule, found.section) == (Rule.BREAK, "Arm ARM R_WHZWS, R_DDMVT")
     assert found.edited.place.what.startswith("fault at 0x")
     assert f"{found.va:#x}"[:-3] in found.edited.place.what
     run = _Run("x86_64", "replace")  # there is no such rule

@@ -73,6 +73,25 @@ def test_a_frame_is_free_when_the_last_cpu_has_dropped_it(isa: str) -> None:
     assert (caught.value.rule, caught.value.va, caught.value.frame) == (Rule.REUSE, 3 * PAGE, 19)
 
 
+def test_an_invalidation_of_one_entry_of_a_contiguous_run_leaves_the_others() -> None:
+    """ARM64: the hint permits to hold a run as one, and demands it of nobody (I_VNXYF)."""
+    tables = Tables("arm64")
+    sanitizer = tables.sanitizer
+    with tables.edit():
+        for number in range(16, 32):
+            tables.put(3, number, tables.leaf(16 + number) | 1 << 52)
+    sanitizer.to_user(0)
+    with tables.edit():
+        for number in range(16, 32):
+            tables.put(3, number, 0)
+    sanitizer.flush_page(0, 16 * PAGE)
+    sanitizer.flush_page(1, 16 * PAGE)
+    sanitizer.freed(32)
+    with pytest.raises(Finding) as caught:
+        sanitizer.freed(33)
+    assert (caught.value.rule, caught.value.va) == (Rule.REUSE, 17 * PAGE)
+
+
 @every_isa
 def test_another_root_drops_everything_where_there_are_no_tags(isa: str) -> None:
     tables = Tables(isa)

@@ -1,9 +1,9 @@
 """What CPUs keep under the tags of address spaces that they have left: legal to hold, and not to use.
 
 A CPU with tags does not drop the translations of a root that it leaves (PCID: Intel SDM 3A 4.10.1; ASID:
-Arm ARM D8.14). An edit of that root puts what it keeps *behind*. Nothing executes with it while the CPU walks
-another root under another tag, so frames and tables may be given back. But the tag must have been flushed
-when it is used again: for its own root, and for another one all the more (SDM 3A 4.10.4.1).
+Arm ARM R_XXNPZ). An edit of that root puts what it keeps *behind*. Nothing executes with it while the CPU
+walks another root under another tag, so frames and tables may be given back. But the tag must have been
+flushed when it is used again: for its own root, and for another one all the more (SDM 3A 4.10.4.1).
 
 Where a space has two roots (KPTI) it has two tags. Both roots lead to the same tables, so what holds for the
 program's root holds for the supervisor's, and one `Root` stands for both.

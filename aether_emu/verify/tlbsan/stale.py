@@ -1,9 +1,9 @@
 """What edits have left behind: translations and tables that CPUs may hold though the bytes say otherwise.
 
 A translation that is valid may be kept by each CPU that walks its table, at any time and without an access
-(speculation: Intel SDM 3A 4.10.2.3; Arm ARM D8.13). So there is nothing to note before an edit. After it,
+(speculation: Intel SDM 3A 4.10.2.3; Arm ARM R_SQBCS). So there is nothing to note before an edit. After it,
 each CPU that walks the root may hold the old entry until it flushes. A table that was taken out may be held
-likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM D8.13).
+likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM R_RVJDB).
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ class Stale:
     def drop_page(self, cpu: int, va: int, *, all_tables: bool) -> bool:
         """A CPU has invalidated `va`. Whether that dropped something it may have held.
 
-        `all_tables`: invalidating any address forgets every table (INVLPG: SDM 3A 4.10.4.1). Otherwise the
-        tables on the way to that address alone (TLBI VAE1: Arm ARM D8.14).
+        `all_tables`: invalidating any address forgets every table (INVLPG: SDM 3A 4.10.4.1; on AMD's CPUs
+        while EFER.TCE is clear, as it is here: APM 2 5.5.3). Otherwise the tables on the way to that address
+        alone (TLBI VAE1: Arm ARM R_LGSCG).
         """
         if self.table and all_tables:
             self.drop(cpu)
