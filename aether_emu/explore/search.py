@@ -76,6 +76,11 @@ class Budget:
         return True
 
     @property
+    def left(self) -> float:
+        """Seconds until its end."""
+        return float("inf") if self._until is None else max(self._until - time.monotonic(), 0.0)
+
+    @property
     def spent(self) -> bool:
         """Whether it is used up."""
         late = self._until is not None and time.monotonic() >= self._until

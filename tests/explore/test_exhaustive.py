@@ -107,3 +107,8 @@ def test_a_budget_ends_it_with_an_estimate() -> None:
     known = _all(orders("arm64", "peterson"), budget=Budget(runs=10))
     assert not known.complete and known.runs == 10
     assert known.estimated > 10
+
+
+def test_a_budget_of_seconds_ends_it_in_the_middle_of_a_run() -> None:
+    known = _all(orders("x86_64", "lost", "2000"), budget=Budget(seconds=0.05))
+    assert not known.complete and known.runs == 0
