@@ -17,7 +17,7 @@ from aether_emu.cli.options import FILE, Form, text, whole
 from aether_emu.cli.progress import Progress
 from aether_emu.cli.replaying import program_input, replay_command
 from aether_emu.config import Config
-from aether_emu.errors import ConfigError, MachineError
+from aether_emu.errors import AetherError, ConfigError, MachineError
 
 if TYPE_CHECKING:
     from aether_emu.explore.schedule import Choice
@@ -226,6 +226,8 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
         if strategy.trials:
             print(f"  {name:<8}{strategy.trials:>8,} tried {strategy.findings:>8,} with a finding")
     if known.finding is None or known.raw is None or known.last is None:
+        if calm.status:
+            print(f"the program itself does not succeed, under any of them: {calm.why}")
         return 0
     print(f"finding: {known.finding[1]}")
     if known.first is None:
@@ -239,7 +241,12 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
             print(f"  - {line}")
         for choice in known.raw.choices:
             print(f"  - {_in_words(choice)}")
-    print(f"replay:\n  {replay_command(_written(job, known, save))}", flush=True)
+    try:
+        named = _written(job, known, save)
+    except AetherError:  # hours of work are not lost with a full disk
+        print(f"replay:\n  {replay_command(str(known.raw))}", flush=True)
+        raise
+    print(f"replay:\n  {replay_command(named)}", flush=True)
     return 1
 
 

@@ -106,7 +106,7 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     type=text("SIZE"),
     help="Emulated RAM, such as 512M.",
 )
-@click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
+@click.option("--cpus", cls=Setting, key="cpus", type=whole(1, 64), help="CPUs, 1 to 64.")
 @click.option(
     "--kpti",
     cls=Setting,

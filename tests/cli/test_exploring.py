@@ -12,6 +12,7 @@ from tests.cli.command import aether, one_line
 _ROOT = Path(__file__).parents[2]
 _RACE = str(_ROOT / "tests/programs/bin/x86_64/threads")
 _ORDERS = str(_ROOT / "guest/bin/arm64/orders")
+_FAULTS = str(_ROOT / "guest/bin/x86_64/faults")
 
 
 def _replayed(printed: bytes) -> list[str]:
@@ -62,3 +63,24 @@ def test_what_cannot_be_is_refused_in_a_line(options: list[str], status: int, wh
 def test_a_decision_that_a_replay_never_comes_to_is_told() -> None:
     found = aether("run", "--schedule", "tlb_fault:0=1", _ORDERS, "message")
     assert b"never came to 1 of the schedule's decisions, the first tlb_fault:0=1" in found.stderr
+
+
+def test_a_schedule_that_cannot_be_saved_is_printed(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("something else\n")
+    found = aether(
+        *("run", "--explore", "2", "--jobs", "1", "--expect", str(other), "--save", "/dev/full"),
+        *(_ORDERS, "message"),
+    )
+    assert found.returncode == 125
+    assert found.stderr == b"aether: --save /dev/full cannot be written: No space left on device\n"
+    assert found.stdout.rstrip().endswith(b"--schedule calm " + _ORDERS.encode() + b" message")
+
+
+def test_a_program_that_fails_under_every_schedule_is_told_so() -> None:
+    found = aether("run", "--explore", "1", "--jobs", "1", _FAULTS, "nonsense")
+    assert found.returncode == 0
+    assert b"does not succeed, under any of them: exit status" in found.stdout
+    assert (
+        b"does not succeed" not in aether("run", "--explore", "1", "--jobs", "1", _ORDERS, "message").stdout
+    )
