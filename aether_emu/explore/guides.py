@@ -6,6 +6,8 @@
     short    turns of one to four blocks, half of them ending inside a block; in programs of more than 20,000
              blocks from anywhere in some task on, and 8,000 turns of all tasks long
 
+After these switches `few` and `short` are calm: what goes on for ever then does so by itself.
+
 On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the
 CPU also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely
 (`Guide.delay`).
@@ -22,10 +24,11 @@ from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.random import Stream, Streams
 
 STRATEGIES = ("turns", "few", "short")
-_MOST_SWITCHES = 5
+MOST_SWITCHES = 5
+"""That `few` makes."""
 _SHORTEST = 4  # blocks of the longest of the short turns
 _MOST_SHORT = 8_000  # turns: a few seconds of the host
-_ALL_SHORT = 20_000  # blocks of a program that has short turns throughout: about as many turns
+_ALL_SHORT = 20_000  # blocks of a program that has short turns throughout, and no more of them than that
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
 _MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
 
@@ -99,7 +102,7 @@ class Short(Chosen):
     def __init__(self, chance: Stream, spans: Sequence[Span] = ()) -> None:
         super().__init__("short", chance)
         self._begin: tuple[int, int] | None = None  # task, and how many blocks of its own it has then
-        self._left = -1  # turns; -1: all
+        self._left = _ALL_SHORT  # turns
         if sum(last - first for _task, first, last in spans) > _ALL_SHORT:
             task, first, last = spans[chance.below(len(spans))]
             self._begin, self._left = (task, first + chance.below(max(1, last - first))), _MOST_SHORT
@@ -113,14 +116,14 @@ class Short(Chosen):
             self._begin = None
         if self._left == 0:
             return LONGEST_TURN, 0
-        self._left -= self._left > 0
+        self._left -= 1
         return 1 + self._chance.below(_SHORTEST), _cut(self._chance)
 
 
 def few(chance: Stream, spans: Sequence[Span]) -> Replayed:
     """A schedule of few switches within these parts of tasks."""
     switches = []
-    for _ in range(1 + chance.below(_MOST_SWITCHES)):
+    for _ in range(1 + chance.below(MOST_SWITCHES)):
         task, first, last = spans[chance.below(len(spans))]
         place = first + 1 + chance.below(max(1, last - first))
         switches.append(Switch(task, place, _cut(chance), _delay(chance, _MAGNITUDES["few"])))
