@@ -105,7 +105,7 @@ class Crew:
         try:
             said = worker.hear()
         except (EOFError, OSError):
-            self._replace(worker, wanted)
+            self._replace(worker, ticket, wanted)
             return
         worker.ticket = None
         if isinstance(said, AetherError):
@@ -113,16 +113,15 @@ class Crew:
         if ticket in wanted:  # nobody waits for the others any more
             self._done[ticket] = said
 
-    def _replace(self, worker: _Worker, wanted: list[int]) -> None:
+    def _replace(self, worker: _Worker, ticket: int, wanted: list[int]) -> None:
         """A worker has died."""
-        ticket, plan = worker.ticket, worker.plan
+        plan = worker.plan
         self._workers.remove(worker)
         status = worker.bury()
         how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         self.deaths.append(f"the worker of trial {plan.number} {how}")
         if ticket not in wanted:
             return
-        assert ticket is not None
         if worker.tries > 1:
             self._done[ticket] = Outcome("lost", why=f"its process {how}, twice")
         else:
