@@ -191,7 +191,13 @@ class Search:
             if not self._budget.take():
                 self.known.out_of_budget = True
                 return
-            yield Plan(number, STRATEGIES[number % len(STRATEGIES)], spans=calm.spans, most=self.known.most)
+            yield Plan(
+                number,
+                STRATEGIES[number % len(STRATEGIES)],
+                spans=calm.spans,
+                time_ns=calm.time_ns,
+                most=self.known.most,
+            )
 
     def _try(self, judge: Judge, calm: Outcome) -> None:
         known = self.known

@@ -48,14 +48,15 @@ class Job:
 class Plan:
     """How one trial runs: by `schedule` if there is one, else by `strategy` with chance of its own.
 
-    `spans` are those of the calm run. `number` tells trials apart. `most` is how much it may work until it
-    counts as one without an end; 0: any amount.
+    `spans` and `time_ns` are those of the calm run. `number` tells trials apart. `most` is how much it may
+    work until it counts as one without an end; 0: any amount.
     """
 
     number: int = 0
     strategy: str = ""
     schedule: Schedule | None = None
     spans: tuple[Span, ...] = ()
+    time_ns: int = 0
     describes: bool = False
     most: int = 0
 
@@ -159,7 +160,7 @@ def scheduling(plan: Plan, seed: int) -> tuple[Callable[..., Scheduler], Callabl
     if plan.schedule is not None:
         guide = Replayed(plan.schedule.switches)
     elif plan.strategy == "few" and plan.spans:
-        guide = few(chance, plan.spans)
+        guide = few(chance, plan.spans, plan.time_ns)
     elif plan.strategy == "short":
         guide = Short(chance, plan.spans)
     else:

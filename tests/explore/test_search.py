@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.explore.guides import Short
+from aether_emu.explore.guides import Short, few
 from aether_emu.explore.schedule import Choice, Departure, Schedule, Switch
 from aether_emu.explore.search import Budget, Findings, Patience, Search
 from aether_emu.explore.shrink import shrink
@@ -173,3 +173,21 @@ def test_short_turns_are_few_in_a_long_program() -> None:
     assert long > 2
     everywhere = Short(Stream(5, "short"), [(1000, 0, 20_000)])
     assert {(everywhere.turn(1000, own) or (0, 0))[0] for own in range(20_000)} == {1, 2, 3, 4}
+
+
+def test_few_switches_make_a_cpu_wait_for_as_long_as_others_take() -> None:
+    spans = [(1000, 10, 500), (1001, 0, 90), (1002, 0, 90)]
+    longest, begins = 0, set[int]()
+    for number in range(50):
+        guide = few(Stream(number, "few"), spans, 40_000)
+        for task, first, last in spans:
+            delays = [guide.delay(task, own) for own in range(first, last + 1)]
+            longest = max(longest, *delays)
+            if delays[1]:
+                begins.add(task)
+    assert 60_000 < longest < 80_000
+    assert begins >= {1001, 1002}
+    long = few(Stream(1, "few"), spans, 1 << 40)
+    assert (
+        max(long.delay(task, own) for task, first, last in spans for own in range(first, last + 1)) < 1 << 24
+    )
