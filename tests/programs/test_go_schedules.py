@@ -40,7 +40,7 @@ def test_goroutines_on_four_cpus_see_what_is_there_under_every_schedule(
     assert known.calm.stdout.begins == _PRINTED
     assert run_natively(go / HOST_ISA / "shared", [], tmp_path).output == _PRINTED
     assert (known.trials, known.timeouts, known.lost, known.finding) == (count, 0, 0, None)
-    assert len(known.orders) > 0.95 * count, "schedules are not the same again and again"
+    assert len(known.orders) > 0.9 * count, "schedules are not the same again and again"
 
 
 @pytest.mark.parametrize(
