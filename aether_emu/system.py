@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, cast, overload
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, format_size
+from aether_emu.config import Config, Options, format_size, run_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -60,6 +60,7 @@ from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
@@ -75,6 +76,9 @@ if TYPE_CHECKING:
     from aether_emu.machine.unicorn.x86_64 import X86Cpu
 
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
+
+
+_ROOM_FOR_ZEROS = 32  # huge pages that RAM has at least where one of them is kept for zeros
 
 
 class Machine:
@@ -149,6 +153,8 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        if self.config.thp != "never":
+            self.physical.huge = self._huge_pages()
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel(
@@ -188,6 +194,15 @@ class Machine:
 
         one_in = self.streams.stream("tlb_fault").one_in
         return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
+
+    def _huge_pages(self) -> HugePages:
+        """What programs get in large leaves. A huge page of zeros is kept where RAM has room for many."""
+        orders = tuple(
+            (size // self.config.page_size).bit_length() - 1 for size in run_sizes(self.config.mthp)
+        )
+        always, page = self.config.thp == "always", self.config.page_size
+        room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
+        return HugePages(self.physical, self.format, always=always, orders=orders, zero_page=room)
 
     def sanitize(self) -> None:
         """Have TLBSan look on from now on. Before the first run, or the first one of a restored machine."""

@@ -51,6 +51,9 @@ _WITHOUT_COPY = (
     Event.FAULT_SHARED,
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
+    Event.HUGE_FAULT,
+    Event.HUGE_ZERO_PAGE,
+    Event.HUGE_RUN,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 Moment = tuple[int, int, int, list[int], int]
@@ -109,6 +112,7 @@ class Kernel:
             Event.FAULT_COPY: costs.fault_copy,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
+            Event.HUGE_PAGES: costs.huge_page,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
             Event.INTERRUPT: costs.interrupt,

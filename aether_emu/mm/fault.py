@@ -30,6 +30,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
@@ -215,6 +216,10 @@ class Faults:
             found = space.table.find(page)
             if found is None:
                 return self._absent(space, area, page, access)
+            if found.level > 1 or found.entry & space.table.format.contiguous_bit:
+                found = whole_or_base(self._physical, space, area, page, access, found, forced=forced)
+                if found is None:
+                    return RESOLVED
             if not found.entry & space.table.format.present_mask:
                 if forced and has_frame(space.table.format, found.entry, found.level):
                     return self._held(space, area, page, access, found)
@@ -236,6 +241,8 @@ class Faults:
         write = bool(access & _WRITE)
         if backing is None:
             physical = self._physical
+            if physical.huge is not None and physical.huge.bring(space, area, page, write=write):
+                return RESOLVED
             slot = space.table.leaf_slot(page)
             if write:
                 if self._n[Event.FAULT_DEMAND_ZERO] >= self._report_at:
@@ -303,7 +310,7 @@ class Faults:
         if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
             self._copy_frame(space, area, page, found, frame)
             return RESOLVED
-        if frame == physical.zero_frame:
+        if physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
@@ -315,7 +322,7 @@ class Faults:
         """A page that nobody may touch has a frame, but a forced store needs one of the area's own."""
         physical = self._physical
         frame = physical.frames.number(found.entry & space.table.format.address_mask)
-        if access & _WRITE and frame == physical.zero_frame:
+        if access & _WRITE and physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         elif access & _WRITE and (

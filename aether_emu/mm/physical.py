@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -18,6 +18,9 @@ from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
+
+if TYPE_CHECKING:
+    from aether_emu.mm.hugepage import HugePages
 
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
@@ -58,6 +61,7 @@ class Physical:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
+        self.huge: HugePages | None = None  # what it gives programs in large leaves; None: nothing
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -108,9 +112,15 @@ class Physical:
         for frame in unused:
             self.buddy.free(frame)
 
+    def noted_split(self, level: int) -> None:
+        """A leaf of this level was split in an address space; 0: a contiguous run ended."""
+        self.counters.n[Event.HUGE_SPLIT if level else Event.RUN_BROKEN] += 1
+
     def close(self) -> None:
         """Give back what the computer itself held, so that the frame table must now be empty."""
         self.tlb.settle()
+        if self.huge is not None:
+            self.huge.close()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -127,12 +137,13 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "huge": None if self.huge is None else self.huge.capture(),
         }
 
     def restore(self, state: dict[str, object]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
-        code = state["code"]
+        code, huge = state["code"], state["huge"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
@@ -140,3 +151,6 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        if self.huge is not None:
+            assert isinstance(huge, dict)
+            self.huge.restore(huge)

@@ -38,9 +38,10 @@ def split(table: Tree, va: int, flush: Flush) -> None:
     smaller = _smaller(table.format, found.entry, found.level)
     fresh = table.new_table(below)
     if _hinted(table.format, found.entry):
-        _end_run(table, found, flush)
+        end_run(table, found, flush)
         found = dataclasses.replace(found, entry=table.ram.words[found.slot])
     table.fill(fresh, below, smaller)
+    table.noted_split(found.level)
     entry = table.format.table_entry(fresh, table.reach)
     if found.entry & table.format.present_mask:
         table.exchange(found, entry, flush)
@@ -69,7 +70,7 @@ def cut(table: Tree, gather: Gathering, at: int) -> None:
             split(table, at, flush)
             continue
         if _hinted(table.format, found.entry) and at & run - 1:
-            _end_run(table, found, flush)
+            end_run(table, found, flush)
         return
 
 
@@ -137,7 +138,7 @@ def _larger(fmt: PageTableFormat, entries: Entries, level: int) -> int | None:
     return leaf if dirty else fmt.clean(leaf)
 
 
-def _end_run(table: Tree, found: Found, flush: Flush) -> None:
+def end_run(table: Tree, found: Found, flush: Flush) -> None:
     """Take the hint from a whole run: a change that is itself forbidden on live entries."""
     fmt = table.format
     spec = fmt.levels[found.level - 1]
@@ -149,3 +150,4 @@ def _end_run(table: Tree, found: Found, flush: Flush) -> None:
     flush()
     for (va, slot), entry in zip(places, entries, strict=True):
         table.write(va, found.level, slot, entry & ~fmt.contiguous_bit)
+    table.noted_split(0)
