@@ -55,13 +55,16 @@ from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.khugepaged import Khugepaged
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.collapse import Scan, Terms
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
+from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
@@ -170,6 +173,8 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        if self.physical.huge is not None and self.config.khugepaged_sleep:
+            self.kernel.khugepaged = self._khugepaged(self.physical.huge)
         self.tlbsan: Checker | None = None
         if self.config.tlbsan:
             self.sanitize()
@@ -203,6 +208,19 @@ class Machine:
         always, page = self.config.thp == "always", self.config.page_size
         room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
         return HugePages(self.physical, self.format, always=always, orders=orders, zero_page=room)
+
+    def _khugepaged(self, huge: Huge) -> Khugepaged:
+        """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""
+        config, pages = self.config, 1 << huge.order
+        absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
+        shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
+        scan = Scan(huge, Terms(absent, shared, used=True), config.khugepaged_pages)
+        return Khugepaged(scan, config.khugepaged_sleep * 10**6, self._spaces)
+
+    def _spaces(self) -> list[AddressSpace]:
+        """Those of all living processes."""
+        living = [] if self.process is None else self.process.registry.processes.values()
+        return list({id(each.mm): each.mm for each in living if not each.released}.values())
 
     def sanitize(self) -> None:
         """Have TLBSan look on from now on. Before the first run, or the first one of a restored machine."""

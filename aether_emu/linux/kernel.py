@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
     from aether_emu.linux.task.contention import Contention
+    from aether_emu.linux.task.khugepaged import Khugepaged
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -91,6 +92,7 @@ class Kernel:
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
+        self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -297,6 +299,7 @@ class Kernel:
             "charged": self.charged,
             "books": self._books,
             "told": self._told,
+            "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -304,3 +307,5 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
+        if self.khugepaged is not None:
+            self.khugepaged.restore(state["khugepaged"])

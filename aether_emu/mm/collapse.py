@@ -24,7 +24,8 @@ from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.hugepage import LEVEL, HugePages, huge_order, huge_size, possible, take_block
+from aether_emu.mm.hugepage import LEVEL, huge_order, huge_size, possible, take_block
+from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import first_frames
 from aether_emu.mm.tables.tree import Found, Stretch
@@ -175,7 +176,7 @@ class Scan:
     `position` is where it goes on: the number of a space, and an address there.
     """
 
-    def __init__(self, huge: HugePages, terms: Terms, pages: int) -> None:
+    def __init__(self, huge: Huge, terms: Terms, pages: int) -> None:
         self._huge, self._terms, self.pages = huge, terms, pages
         self.position = (0, 0)
         self.passes = 0  # through all spaces, from the first to the last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -19,10 +19,27 @@ from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
-if TYPE_CHECKING:
-    from aether_emu.mm.hugepage import HugePages
-
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
+
+
+class Huge(Protocol):
+    """What gives programs huge pages, and runs of pages of some `orders`: `mm.hugepage.HugePages`.
+
+    `zero_block` is the first frame of the huge page of zeros, -1 while there is none.
+    """
+
+    size: int
+    order: int
+    orders: tuple[int, ...]
+    zero_page: bool
+    zero_block: int
+
+    def permits(self, space: Any, area: Any, size: int = 0) -> bool: ...
+    def eligible(self, space: Any, area: Any) -> bool: ...
+    def bring(self, space: Any, area: Any, page: int, *, write: bool) -> bool: ...
+    def close(self) -> None: ...
+    def capture(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
 
 
 class Physical:
@@ -61,7 +78,7 @@ class Physical:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
-        self.huge: HugePages | None = None  # what it gives programs in large leaves; None: nothing
+        self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO

@@ -1,0 +1,115 @@
+"""A program that looks at its huge pages sees what it saw on Linux; others see no difference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aether_emu import state
+from aether_emu.config import Config
+from aether_emu.grants import Grants
+from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.task.ended import Ended
+from aether_emu.mm.counters import Event
+from aether_emu.observe import stats
+from aether_emu.system import Machine
+from tests.guests.running import TARGETS, Target, expected, program, run_guest
+
+RAM = {4096: "128M", 16384: "1G", 65536: "8G"}
+SOME = [pytest.param(each, marks=pytest.mark.slow) if each.page_size > 16384 else each for each in TARGETS]
+"""Huge pages of 512M are copied and cleared for seconds."""
+
+every_target = pytest.mark.parametrize("target", SOME, ids=str)
+
+
+def run(target: Target, *argv: str, cwd: Path, **options: Any) -> str:
+    ran = run_guest(target, *argv, cwd=cwd, ram=RAM[target.page_size], **options)
+    assert ran.ended == Ended(code=0)
+    return ran.output
+
+
+@every_target
+def test_a_program_sees_its_huge_pages_as_on_linux(target: Target, tmp_path: Path) -> None:
+    assert run(target, "huge", cwd=tmp_path, thp="madvise", tlbsan=True) == expected(target.isa, "huge")
+    assert run(target, "huge", "always", cwd=tmp_path, thp="always", cpus=2) == expected(target.isa, "huge")
+
+
+@every_target
+def test_the_frames_of_a_huge_page_lie_in_a_row(target: Target, tmp_path: Path) -> None:
+    output = run(target, "huge", "frames", cwd=tmp_path, thp="madvise", uid=0)
+    assert output == "The frames of all pages: aligned 1, out of their row 0.\n"
+    output = run(target, "huge", "frames", cwd=tmp_path, thp="never", uid=0)
+    assert "out of their row 0" not in output
+
+
+def test_without_the_setting_only_an_advice_collapses(tmp_path: Path) -> None:
+    output = run(TARGETS[0], "huge", cwd=tmp_path)
+    assert "Eligible: 0; now there are 0 of them." in output
+    assert "I store into the others: 0." in output
+    assert "MADV_COLLAPSE: ok, then there are 1; abz." in output
+
+
+@every_target
+@pytest.mark.parametrize("name", ["tour", "maps", "workset", "family", "smc"])
+def test_programs_print_the_same_with_huge_pages(target: Target, name: str, tmp_path: Path) -> None:
+    options = {"thp": "always", "tlbsan": True, "khugepaged_sleep": 1}
+    assert run(target, name, cwd=tmp_path, **options) == expected(target.isa, name)
+
+
+def machine(target: Target, **options: Any) -> Machine:
+    ram = RAM[target.page_size]
+    made = Machine(
+        target.isa, config=Config.load(overrides={"page_size": target.page_size, "ram": ram, **options})
+    )
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    made.load(program(target.isa, "touch"), ["touch", "16384", "2"], streams=streams, grants=Grants())
+    return made
+
+
+@every_target
+def test_a_run_goes_on_from_the_middle_of_its_huge_pages(target: Target) -> None:
+    def figures(made: Machine) -> dict[str, Any]:
+        told = json.loads(stats.as_json(stats.collect(made, 0)))
+        assert isinstance(told, dict)
+        return told
+
+    one = machine(target, thp="always", khugepaged_sleep=1)
+    try:
+        assert one.run_for(20_000) is None
+        snapshot = state.capture(one)
+        ended = one.run()
+        whole = figures(one)
+    finally:
+        one.close()
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    other = state.restore(snapshot, grants=Grants(), streams=streams)
+    try:
+        assert other.physical.counters.n[Event.HUGE_FAULT] > 0
+        assert other.run() == ended
+        assert figures(other) == whole
+    finally:
+        other.close()
+
+
+def test_figures_tell_of_huge_pages_where_there_are_some() -> None:
+    with machine(TARGETS[0]) as without:
+        without.run()
+        assert "huge_pages" not in stats.collect(without, 0)
+    with machine(TARGETS[0], thp="always") as made:
+        made.run_for(40_000)
+        told = stats.collect(made, 0)
+        shown = told["pages"]["by_size"][str(2 << 20)]
+        assert told["huge_pages"]["faults"] >= shown > 0
+        assert told["huge_pages"]["page_table_bytes_saved"] == shown * 4096
+
+
+def test_a_scan_makes_huge_pages_by_and_by(tmp_path: Path) -> None:
+    seen: list[Machine] = []
+    # What is touched page by page because a huge page does not fit, and fits when the area has grown.
+    options = {"thp": "always", "khugepaged_sleep": 1, "before": seen.append}
+    output = run(TARGETS[0], "huge", "grown", cwd=tmp_path, **options)
+    assert output == "A mapping that grew page by page has 1 huge page after a while.\n"
+    assert seen[0].physical.counters.n[Event.HUGE_COLLAPSE] >= 1
