@@ -336,6 +336,7 @@ class Options(TypedDict, total=False):
     locks: str
     thp: str
     mthp: str
+    thp_defrag: str
     khugepaged_sleep: int
     khugepaged_pages: int
     khugepaged_none: int | None
@@ -442,6 +443,12 @@ class Config:
         "none",
         _Runs(),
         "the runs of pages that a fault brings where no huge page fits, if `thp` permits it there",
+    )
+    thp_defrag: str = _parameter(
+        "madvise",
+        _Word(("never", "madvise", "always")),
+        "where a fault moves other pages to make room for a huge page: nowhere, in memory that was advised "
+        "to have some, or wherever it may have one; a collapse does unless this is never",
     )
     khugepaged_sleep: int = _parameter(
         10_000,

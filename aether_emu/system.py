@@ -61,6 +61,7 @@ from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.collapse import Scan, Terms
+from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
@@ -156,6 +157,8 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        if self.config.thp_defrag != "never":
+            self.physical.compaction = Compaction(self.physical)
         if self.config.thp != "never":
             self.physical.huge = self._huge_pages()
         assert self.computer.kernel_half is not None, "it has a base"
@@ -207,7 +210,10 @@ class Machine:
         )
         always, page = self.config.thp == "always", self.config.page_size
         room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
-        return HugePages(self.physical, self.format, always=always, orders=orders, zero_page=room)
+        defrag = self.config.thp_defrag
+        return HugePages(
+            self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
+        )
 
     def _khugepaged(self, huge: Huge) -> Khugepaged:
         """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""

@@ -119,6 +119,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("mthp", "64K,"),
     ("mthp", "48K"),
     ("mthp", "2M"),
+    ("thp_defrag", "defer"),
     ("khugepaged_sleep", -1),
     ("khugepaged_pages", 0),
     ("khugepaged_none", 8192),

@@ -77,10 +77,13 @@ def collapse(space: AddressSpace, area: Area, start: int, terms: Terms) -> Endin
     pages = _judged(space, entries, terms)
     if isinstance(pages, Ending):
         return pages
-    block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers)
+    block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers, compacts=True)
     if block is None:
         physical.counters.n[Event.HUGE_COLLAPSE_FAILED] += 1
         return Ending.NO_BLOCK
+    pages = _Pages(
+        pages.numbers, first_frames(fmt, physical.frames, entries[pages.numbers])
+    )  # may have moved
     slot = table.slot(start, LEVEL)
     above = Found(start, LEVEL, slot, physical.ram.words[slot])
     gather = space.gather()

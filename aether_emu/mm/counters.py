@@ -42,6 +42,9 @@ class Event(IntEnum):
     HUGE_COLLAPSE_FAILED = 31  # for want of a block
     HUGE_SCANNED = 32  # ranges that the scan looked at
     RUN_BROKEN = 33  # contiguous runs that lost their hint
+    COMPACTED = 34  # rows of frames that were made by moving pages
+    COMPACTION_FAILED = 35  # tries that made none
+    MIGRATED_PAGES = 36  # pages that moved to another frame
 
 
 class Counters:

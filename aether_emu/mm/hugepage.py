@@ -70,7 +70,8 @@ class HugePages:
     """What a machine does by itself at faults: for memory that asked for it, and with `always` for all.
 
     `orders` are those of the runs of pages that take the place of a huge page where none fits, the largest
-    first. `zero_page`: what is only read shows a huge page of zeros, one for all.
+    first. `zero_page`: what is only read shows a huge page of zeros, one for all. `compacts`: whether a fault
+    moves other pages to make room for a huge page: "never", "madvise" (where it was asked for), "always".
     """
 
     def __init__(
@@ -81,10 +82,11 @@ class HugePages:
         always: bool,
         orders: tuple[int, ...] = (),
         zero_page: bool = True,
+        compacts: str = "never",
     ) -> None:
         self._physical, self._format = physical, fmt
         self.size, self.order = huge_size(fmt), huge_order(fmt)
-        self.always, self.orders, self.zero_page = always, orders, zero_page
+        self.always, self.orders, self.zero_page, self.compacts = always, orders, zero_page, compacts
         self.zero_block = -1  # the first frame of the huge page of zeros, once one was read
 
     def permits(self, space: AddressSpace, area: Area, size: int = 0) -> bool:
@@ -116,7 +118,7 @@ class HugePages:
         slot = space.table.slot(start, LEVEL)
         n = self._physical.counters.n
         if write or not self.zero_page:
-            block = take_block(self._physical, area, start, self.order)
+            block = take_block(self._physical, area, start, self.order, compacts=self._moves_others(area))
             bits, event = area.bits.write_at(LEVEL), Event.HUGE_FAULT
         else:
             block = self._zeros()
@@ -126,6 +128,9 @@ class HugePages:
         space.table.write(start, LEVEL, slot, self._physical.frames.address(block) | bits)
         n[event] += 1
         return True
+
+    def _moves_others(self, area: Area) -> bool:
+        return self.compacts == "always" or (self.compacts == "madvise" and bool(area.flags & _HUGE))
 
     def _bring_run(self, space: AddressSpace, area: Area, page: int, order: int) -> bool:
         fmt, words = self._format, self._physical.ram.array
@@ -281,14 +286,20 @@ def _fill(physical: Physical, space: AddressSpace, area: Area, found: Found) -> 
 
 
 def take_block(
-    physical: Physical, area: Area, start: int, order: int, copied: NDArray[np.int64] | None = None
+    physical: Physical,
+    area: Area,
+    start: int,
+    order: int,
+    copied: NDArray[np.int64] | None = None,
+    *,
+    compacts: bool = False,
 ) -> int | None:
     """The first of 2**order zeroed frames in a row, single ones of the area's family, mapped once each from
     the address `start` on. None if there is no such block.
 
-    Those of the numbers `copied` need not be zeroed.
+    Those of the numbers `copied` need not be zeroed. With `compacts` pages may move, to make such a block.
     """
-    block = _cleared(physical, order, copied)
+    block = _cleared(physical, order, copied, compacts=compacts)
     if block is None:
         return None
     frames, count = physical.frames, 1 << order
@@ -302,13 +313,23 @@ def take_block(
     return block
 
 
-def _cleared(physical: Physical, order: int, copied: NDArray[np.int64] | None = None) -> int | None:
-    """The first of 2**order zeroed frames in a row, single ones that are nobody's. None: no such block."""
+def _in_a_row(physical: Physical, order: int, *, compacts: bool) -> int | None:
+    """The first of 2**order frames in a row, single ones that are nobody's. None: no such block."""
     try:
         block = physical.buddy.alloc(order)
     except OutOfFrames:
-        return None
+        return physical.compaction.make(order) if compacts and physical.compaction is not None else None
     physical.buddy.split(block, order)
+    return block
+
+
+def _cleared(
+    physical: Physical, order: int, copied: NDArray[np.int64] | None = None, *, compacts: bool = False
+) -> int | None:
+    """As `_in_a_row`, and zeroed but for those of the numbers `copied`."""
+    block = _in_a_row(physical, order, compacts=compacts)
+    if block is None:
+        return None
     frames, count = physical.frames, 1 << order
     flags = frames.flags_array[block : block + count]
     soiled = flags & np.uint8(_DIRTY) != 0

@@ -42,6 +42,14 @@ class Huge(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class Compacts(Protocol):
+    """What makes rows of free frames by moving pages: `mm.compaction.Compaction`."""
+
+    def make(self, order: int) -> int | None: ...
+    def capture(self) -> tuple[int, int]: ...
+    def restore(self, state: tuple[int, int]) -> None: ...
+
+
 class Physical:
     """One computer's memory. `zero_frame` backs every untouched page that was only read.
 
@@ -78,6 +86,7 @@ class Physical:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
+        self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
@@ -154,13 +163,14 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
         }
 
     def restore(self, state: dict[str, object]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
-        code, huge = state["code"], state["huge"]
+        code, huge, learnt = state["code"], state["huge"], state["compaction"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
@@ -168,6 +178,9 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        if self.compaction is not None:
+            assert isinstance(learnt, tuple)
+            self.compaction.restore(learnt)
         if self.huge is not None:
             assert isinstance(huge, dict)
             self.huge.restore(huge)

@@ -117,6 +117,9 @@ def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
             "collapses": n[Event.HUGE_COLLAPSE],
             "collapses_failed": n[Event.HUGE_COLLAPSE_FAILED],
             "scanned": n[Event.HUGE_SCANNED],
+            "compactions": n[Event.COMPACTED],
+            "compactions_failed": n[Event.COMPACTION_FAILED],
+            "pages_migrated": n[Event.MIGRATED_PAGES],
             "page_table_bytes_saved": shown * machine.config.page_size,
         }
     }

@@ -16,6 +16,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
 from aether_emu.linux.proc import status
+from aether_emu.linux.proc.buddy import buddyinfo
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
@@ -70,6 +71,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
+        "buddyinfo": lambda: buddyinfo(kernel),
         "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
 
@@ -200,6 +202,10 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("pgfault", kernel.minor_faults()),
         ("pgmajfault", 0),
         ("oom_kill", counted[Event.FAULT_OUT_OF_MEMORY]),
+        ("pgmigrate_success", counted[Event.MIGRATED_PAGES]),
+        ("compact_stall", counted[Event.COMPACTED] + counted[Event.COMPACTION_FAILED]),
+        ("compact_fail", counted[Event.COMPACTION_FAILED]),
+        ("compact_success", counted[Event.COMPACTED]),
         ("thp_fault_alloc", counted[Event.HUGE_FAULT]),
         ("thp_fault_fallback", counted[Event.HUGE_FALLBACK]),
         ("thp_collapse_alloc", counted[Event.HUGE_COLLAPSE]),

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Directory, Link, Text
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.task.process import Process
 
@@ -66,6 +67,7 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
     return {
         **{path: _text(value) for path, value in fixed.items()},
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
+        "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
         **{name: Directory(dict) for name in ("block", "fs")},
     }
@@ -77,7 +79,10 @@ def _huge_pages(kernel: Kernel) -> dict[str, str]:
     page = config.page_size
     settings = {
         "enabled": _chosen(("always", "madvise", "never"), config.thp),
-        "defrag": "always defer defer+madvise madvise [never]",
+        "defrag": _chosen(
+            ("always", "defer", "defer+madvise", "madvise", "never"),
+            "never" if huge is None else config.thp_defrag,
+        ),
         "shmem_enabled": "always within_size advise [never] deny force",
         "use_zero_page": str(int(huge is not None and huge.zero_page)),
         "hpage_pmd_size": str(page * (page >> 3)),
@@ -108,6 +113,13 @@ _INTERFACE = {
 def _text(value: str) -> Text:
     line = f"{value}\n".encode()
     return Text(lambda: line, size=_SIZE)
+
+
+def _unusable(kernel: Kernel) -> bytes:
+    """For each zone and order: which share of its free frames lies in blocks that are too short."""
+    zones = kernel.physical.buddy.stats().zones
+    rows = ([f"{zone.unusable(order):.3f}" for order in range(LARGEST_ORDER + 1)] for zone in zones)
+    return zone_lines(kernel, [" ".join(row) for row in rows])
 
 
 def _meminfo(kernel: Kernel) -> bytes:
