@@ -196,7 +196,7 @@ def whole_or_base(
     if not found.entry & fmt.present_mask:
         if found.level == 1 or not forced or not has_frame(fmt, found.entry, found.level):
             return found
-        return _split(space, page, found)
+        return split_at(space, page, found)
     if not access & _WRITE or fmt.writable(found.entry):
         return found if found.level > 1 else _noted(space, found, access)
     first, count = _block(space, physical, found)
@@ -207,7 +207,7 @@ def whole_or_base(
     elif (frames.refs_array[span] == 1).all() and (frames.kind_array[span] == _ANON).all():
         _permit_writing(physical, space, area, found, count)
         return None
-    return _split(space, page, found)
+    return split_at(space, page, found)
 
 
 def _block(space: AddressSpace, physical: Physical, found: Found) -> tuple[int, int]:
@@ -251,8 +251,11 @@ def _noted(space: AddressSpace, found: Found, access: int) -> Found | None:
     return None
 
 
-def _split(space: AddressSpace, page: int, found: Found) -> Found | None:
-    """Cut the leaf into pages, or end the run; then what stands at `page`."""
+def split_at(space: AddressSpace, page: int, found: Found) -> Found | None:
+    """Cut a large leaf into pages, or end the run that an entry is one of; then what stands at `page`.
+
+    Raises OutOfFrames where there is no room for the table.
+    """
     table, gather = space.table, space.gather()
     spec = table.format.levels[found.level - 1]
     try:

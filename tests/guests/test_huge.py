@@ -12,6 +12,7 @@ from aether_emu import state
 from aether_emu.config import Config
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.handlers import Fault
 from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.counters import Event
 from aether_emu.observe import stats
@@ -113,3 +114,23 @@ def test_a_scan_makes_huge_pages_by_and_by(tmp_path: Path) -> None:
     output = run(TARGETS[0], "huge", "grown", cwd=tmp_path, **options)
     assert output == "A mapping that grew page by page has 1 huge page after a while.\n"
     assert seen[0].physical.counters.n[Event.HUGE_COLLAPSE] >= 1
+
+
+@pytest.mark.parametrize("target", TARGETS[:2], ids=str)
+def test_watched_memory_in_a_huge_page_is_told_of(target: Target, tmp_path: Path) -> None:
+    places: list[int] = []
+    seen: list[int] = []
+
+    def look(made: Machine) -> None:
+        @made.on_fault
+        def note(fault: Fault) -> None:
+            if fault.area is not None and fault.area.length == 6 << 20 and not places:
+                places.append(fault.area.start + (2 << 20) + 2 * 4096)
+
+    def watch(made: Machine) -> None:
+        made.on_access(places[0], 8, lambda access: seen.append(access.address), kinds="r")
+
+    for before in (look, watch):
+        output = run(target, "huge", cwd=tmp_path, thp="madvise", aslr=False, before=before)
+    assert "The sum of what its pages begin with is 1." in output
+    assert seen == places
