@@ -45,6 +45,7 @@ class Event(IntEnum):
     COMPACTED = 34  # rows of frames that were made by moving pages
     COMPACTION_FAILED = 35  # tries that made none
     MIGRATED_PAGES = 36  # pages that moved to another frame
+    HUGE_UNDERUSED = 37  # huge pages that gave their zeros back when memory was out
 
 
 class Counters:

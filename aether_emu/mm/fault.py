@@ -38,6 +38,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
+from aether_emu.mm.underused import shrink
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
@@ -233,6 +234,8 @@ class Faults:
         except NotReady as later:
             return Blocked(later.on)
         except OutOfFrames:
+            if self._physical.huge is not None and shrink(self._physical):
+                return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
 

@@ -114,6 +114,7 @@ def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
             "runs": n[Event.HUGE_RUN],
             "runs_broken": n[Event.RUN_BROKEN],
             "splits": n[Event.HUGE_SPLIT],
+            "underused": n[Event.HUGE_UNDERUSED],
             "collapses": n[Event.HUGE_COLLAPSE],
             "collapses_failed": n[Event.HUGE_COLLAPSE_FAILED],
             "scanned": n[Event.HUGE_SCANNED],

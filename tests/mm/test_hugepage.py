@@ -382,6 +382,42 @@ def test_a_store_that_finds_no_frame_for_the_table_is_out_of_memory(kit: Huge) -
     assert fault_in(child, kit.base, WRITE) is RESOLVED
 
 
+def test_pages_of_zeros_come_back_when_memory_is_out(kit: Huge) -> None:
+    kit.write(0, b"a")
+    kit.write(kit.size - 1, b"z")
+    kit.write(kit.size, b"b")
+    taken = kit.take_all()
+    tables, last = kit.space.table.tables, kit.base + 3 * kit.size - kit.page
+    kit.write(last - kit.base, b"x")
+    assert kit.events(Event.HUGE_UNDERUSED, Event.FAULT_OUT_OF_MEMORY)[1] == 0
+    assert kit.events(Event.HUGE_UNDERUSED)[0] >= 1
+    assert kit.levels()[0] == 1
+    assert kit.space.table.tables >= tables + 1
+    assert kit.read(0) + kit.read(kit.size - 1) + kit.read(kit.size) + kit.read(last - kit.base) == b"azbx"
+    assert kit.read(kit.page) == b"\0"
+    kit.write(kit.page, b"y")
+    assert kit.read(kit.page) == b"y"
+    kit.board.buddy.check()
+    kit.give(taken)
+
+
+def test_huge_pages_that_are_used_stay_whole_when_memory_is_out(name: str) -> None:
+    kit = Huge(name)
+    kit.write(0, b"a")
+    (_, frame) = leaves(kit.space)[0]
+    kit.board.ram.array.reshape(-1, kit.page >> 3)[frame : frame + kit.count, 0] = 1
+    child = kit.fork()
+    kit.write(kit.size, b"b", child)
+    (_, other) = leaves(child)[1]
+    kit.board.ram.array.reshape(-1, kit.page >> 3)[other : other + kit.count, 0] = 1
+    taken = kit.take_all()
+    at = kit.base + 2 * kit.size
+    assert fault_in(kit.space, at, WRITE) == OutOfMemory(at)
+    assert (kit.levels(), kit.levels(child)) == ([2, 0, 0], [2, 2, 0])
+    kit.give(taken)
+    closed(kit)
+
+
 # ---- placement
 
 

@@ -211,6 +211,7 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("thp_collapse_alloc", counted[Event.HUGE_COLLAPSE]),
         ("thp_collapse_alloc_failed", counted[Event.HUGE_COLLAPSE_FAILED]),
         ("thp_split_pmd", counted[Event.HUGE_SPLIT]),
+        ("thp_underused_split_page", counted[Event.HUGE_UNDERUSED]),
         (
             "thp_zero_page_alloc",
             int(kernel.physical.huge is not None and kernel.physical.huge.zero_block >= 0),

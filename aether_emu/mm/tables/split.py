@@ -35,12 +35,12 @@ def split(table: Tree, va: int, flush: Flush) -> None:
     if found is None or found.level == 1:
         raise MappingError(f"there is nothing large at {va:#x}")
     below = found.level - 1
-    smaller = _smaller(table.format, found.entry, found.level)
+    entries = smaller(table.format, found.entry, found.level)
     fresh = table.new_table(below)
     if _hinted(table.format, found.entry):
         end_run(table, found, flush)
         found = dataclasses.replace(found, entry=table.ram.words[found.slot])
-    table.fill(fresh, below, smaller)
+    table.fill(fresh, below, entries)
     table.noted_split(found.level)
     entry = table.format.table_entry(fresh, table.reach)
     if found.entry & table.format.present_mask:
@@ -107,7 +107,7 @@ def _hinted(fmt: PageTableFormat, entry: int) -> bool:
     return bool(entry & fmt.present_mask and entry & fmt.contiguous_bit)
 
 
-def _smaller(fmt: PageTableFormat, entry: int, level: int) -> Entries:
+def smaller(fmt: PageTableFormat, entry: int, level: int) -> Entries:
     """The entries of the level below that say together what a large `entry` says."""
     below = fmt.levels[level - 2]
     steps = np.arange(below.entries, dtype=np.uint64) * np.uint64(below.size)
