@@ -152,7 +152,7 @@ class Walk(Huge):
     def fork_or_switch(self) -> None:
         if self.other is None:
             self.other = self.fork(), dict(self.rights), dict(self.bytes)
-        elif self.random.randrange(3):
+        elif self.random.randrange(8):
             self.space, self.rights, self.bytes, self.other = (
                 *self.other,
                 (self.space, self.rights, self.bytes),
@@ -248,7 +248,7 @@ def take_a_walk(name: str, orders: tuple[int, ...], seed: int, steps: int) -> No
     except BaseException as error:
         error.add_note(f"seed {seed}, step {len(done)}: {', '.join(done[-6:])}")
         raise
-    tried = Event.HUGE_FAULT, Event.HUGE_SPLIT, Event.FAULT_COPY
+    tried = Event.HUGE_FAULT, Event.HUGE_SPLIT
     assert all(walk.events(*tried)), "the walk has been everywhere"
     walk.board.close()
 
