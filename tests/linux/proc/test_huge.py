@@ -28,13 +28,16 @@ def loaded(machine: Machine) -> Machine:
 def read(machine: Machine, path: str) -> str:
     files = machine.entry.task.files
     fd = files.open(-100, path.encode(), os.O_RDONLY)
-    data = b"".join(iter(lambda: files.read(fd, 4096), b""))  # type: ignore[arg-type]  # bytes
+    data = bytearray()
+    while part := files.read(fd, 4096):
+        assert isinstance(part, bytes)
+        data += part
     files.close(fd)
     return data.decode()
 
 
 def figures(text: str) -> dict[str, int]:
-    return {name: int(value) for name, value in re.findall(r"^(\w+):? +(\d+)", text, re.MULTILINE)}
+    return {name: int(value) for name, value in re.findall(r"^(\w+):?\s+(\d+)", text, re.MULTILINE)}
 
 
 def huge_page(machine: Machine, count: int = 1) -> int:
