@@ -287,7 +287,8 @@ class ClockCosts:
     frame_list: int = _cost(50, "ns for which the allocator's lock is held, for a frame or a batch")
     fork_page: int = _cost(30, "ns of a fork for each page that it copies the entry of")
     huge_page: int = _cost(
-        150, "ns for each page that a huge page, or a run of pages, brings at a fault or is copied into one"
+        150,
+        "ns for each page that a huge page or a run of pages brings, or copies, or that compaction moves",
     )
 
     def __post_init__(self) -> None:

@@ -115,6 +115,7 @@ class Kernel:
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
             Event.HUGE_PAGES: costs.huge_page,
+            Event.MIGRATED_PAGES: costs.huge_page,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
             Event.INTERRUPT: costs.interrupt,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -28,6 +29,7 @@ from aether_emu.mm.hugepage import LEVEL, huge_order, huge_size, possible, take_
 from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import first_frames
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.tree import Found, Stretch
 from aether_emu.records import dataclass
 
@@ -191,7 +193,8 @@ class Scan:
         for space, area, start in self._from_here(spaces):
             self.position = (space.number, start + self._huge.size)
             space.physical.counters.n[Event.HUGE_SCANNED] += 1
-            done += collapse(space, area, start, self._terms) is Ending.DONE
+            with suppress(TableDamaged):  # whoever needs the range finds that
+                done += collapse(space, area, start, self._terms) is Ending.DONE
             left -= each
             if left <= 0:
                 return done

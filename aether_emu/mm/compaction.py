@@ -25,6 +25,7 @@ from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import Space
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.rmap import Mapping, mappings
+from aether_emu.mm.tables.damage import TableDamaged
 
 # Plain ints: numpy needs 20 us for an operation with an enum.
 _FREE, _ANON = int(Kind.FREE), int(Kind.ANON)
@@ -60,7 +61,10 @@ class Compaction:
         return None
 
     def _rows(self, order: int) -> list[int]:
-        """The first frames of the rows that may be cleared, those with the fewest pages in use first."""
+        """The first frames of the rows that may be cleared, those with the fewest pages in use first.
+
+        Those without any are the allocator's to hand out.
+        """
         frames, count, rows = self._physical.frames, 1 << order, list[tuple[int, int]]()
         for start, end in self._physical.buddy.zones:
             low, high = start + count - 1 & -count, end & -count
@@ -75,7 +79,7 @@ class Compaction:
             fitting = np.flatnonzero((free | can_move).all(axis=1))
             used = count - np.count_nonzero(free[fitting], axis=1)
             rows += zip(used.tolist(), (low + fitting * count).tolist(), strict=True)
-        return [first for used, first in sorted(rows) if used < count]
+        return [first for used, first in sorted(rows) if 0 < used < count]
 
     def _clear(self, first: int, count: int) -> bool:
         """Move what is in a row elsewhere. The row is taken then; else nothing has changed."""
@@ -99,7 +103,10 @@ class Compaction:
         """The entries that show each of the frames, up to the first that cannot move."""
         physical = self._physical
         for frame in used:
-            found = list(mappings(physical, frame))
+            try:
+                found = list(mappings(physical, frame))
+            except TableDamaged:
+                return
             if len(found) != physical.frames.maps[frame] or not all(map(_can_be_held, found)):
                 return
             yield found

@@ -8,6 +8,7 @@ absent again: the next touch finds zeros as before. One of their frames becomes 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from aether_emu.mm.hugepage import LEVEL, leaves
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.split import flush_large, smaller
 from aether_emu.mm.tables.tree import Found
 
@@ -33,10 +35,11 @@ def shrink(physical: Physical) -> int:
     """
     given = 0
     for space in _spaces(physical):
-        for address, frame in leaves(space):
-            given += _shrink_leaf(physical, space, address, frame)
-            if given >= _ENOUGH:
-                return given
+        with suppress(TableDamaged):  # whoever needs the range finds that
+            for address, frame in leaves(space):
+                given += _shrink_leaf(physical, space, address, frame)
+                if given >= _ENOUGH:
+                    return given
     return given
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from aether_emu import state
@@ -14,7 +15,11 @@ from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.handlers import Fault
 from aether_emu.linux.task.ended import Ended
+from aether_emu.mm.compaction import migrate
 from aether_emu.mm.counters import Event
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.rmap import mappings
 from aether_emu.observe import stats
 from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program, run_guest
@@ -68,6 +73,37 @@ def machine(target: Target, **options: Any) -> Machine:
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     made.load(program(target.isa, "touch"), ["touch", "16384", "2"], streams=streams, grants=Grants())
     return made
+
+
+def move_all(physical: Physical) -> None:
+    """Every page that can move does."""
+    frames = np.flatnonzero(physical.frames.kind_array == Kind.ANON)
+    shown = [list(mappings(physical, frame)) for frame in frames.tolist()]
+    assert all(
+        len(each) == physical.frames.maps[frame] for each, frame in zip(shown, frames.tolist(), strict=True)
+    )
+    present = [all(m.found.entry & m.space.table.format.present_mask for m in each) for each in shown]
+    frames, shown = frames[present], [each for each, there in zip(shown, present, strict=True) if there]
+    assert frames.size
+    targets = physical.buddy.alloc_bulk(frames.size)
+    migrate(physical, frames, targets, shown)
+    physical.give_back(frames.tolist())
+
+
+@pytest.mark.parametrize("target", TARGETS[:2], ids=str)
+@pytest.mark.parametrize("name", ["tour", "family", "smc", "signals"])
+def test_programs_go_on_while_their_pages_move(target: Target, name: str, tmp_path: Path) -> None:
+    streams = {each: BufferStream() for each in ("stdin", "stdout", "stderr")}
+    config = Config.load(overrides={"ram": "32M", "tlbsan": True, "cpus": 2})
+    with Machine(target.isa, config=config) as made:
+        made.load(program(target.isa, name), [name], streams=streams, grants=Grants(cwd=tmp_path))
+        ended = None
+        while ended is None:
+            ended = made.run_for(500)
+            if ended is None:
+                move_all(made.physical)
+        assert ended == Ended(code=0)
+    assert (streams["stdout"].written + streams["stderr"].written).decode() == expected(target.isa, name)
 
 
 @every_target
