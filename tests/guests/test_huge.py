@@ -79,9 +79,7 @@ def move_all(physical: Physical) -> None:
     """Every page that can move does."""
     frames = np.flatnonzero(physical.frames.kind_array == Kind.ANON)
     shown = [list(mappings(physical, frame)) for frame in frames.tolist()]
-    assert all(
-        len(each) == physical.frames.maps[frame] for each, frame in zip(shown, frames.tolist(), strict=True)
-    )
+    assert [len(each) for each in shown] == physical.frames.maps_array[frames].tolist()
     present = [all(m.found.entry & m.space.table.format.present_mask for m in each) for each in shown]
     frames, shown = frames[present], [each for each, there in zip(shown, present, strict=True) if there]
     assert frames.size

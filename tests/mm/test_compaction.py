@@ -17,7 +17,7 @@ from aether_emu.mm.hugepage import leaves
 from aether_emu.mm.protection import Protection
 from tests.mm.board import FORMATS, check_accounts
 from tests.mm.calls import RW
-from tests.mm.test_hugepage import Huge
+from tests.mm.test_hugepage import Huge, closed
 
 EACH = 64  # of so many frames one is in use
 
@@ -158,6 +158,21 @@ def test_what_cannot_move_is_left_and_wishes_are_passed_over_after_that(kit: Fra
     assert again.capture() == kit.compaction.capture()
     assert again.make(kit.huge.order) is None  # passed over
     assert holds_all(kit)
+
+
+def test_rows_that_are_free_are_the_allocators_to_hand_out() -> None:
+    kit = Huge("x86_64")
+    kit.space.no_huge = True
+    for number in range(100):  # some rows have a page in use, others none
+        kit.write(number * kit.page, b"x")
+    free = kit.board.buddy.free_frames
+    row = Compaction(kit.board.physical).make(3)
+    taken = 0 if row is None else 8
+    assert kit.board.buddy.free_frames == free - taken
+    kit.board.buddy.check()
+    if row is not None:
+        kit.board.buddy.free_bulk(np.arange(row, row + 8))
+    closed(kit)
 
 
 def test_without_enough_free_frames_nothing_moves(kit: Fragmented) -> None:
