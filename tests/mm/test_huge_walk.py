@@ -135,11 +135,7 @@ class Walk(Huge):
         flags = MREMAP_MAYMOVE | MREMAP_FIXED
         try:
             remap_memory(self.space, Remap(at, size, size, flags, self.base + to * self.page))
-        except Refused:  # areas that differ in advice
-            if self.space.areas.find(self.base + to * self.page) is None:
-                for number in range(to, to + count):
-                    self.rights.pop(number, None)
-                    self.bytes.pop(number, None)
+        except Refused:  # the source is of areas that differ in advice: nothing has changed
             return
         for number in range(count):
             right = self.rights.pop(first + number)
