@@ -358,6 +358,8 @@ def give_block(physical: Physical, block: int, order: int) -> None:
 
 def leaves(space: AddressSpace) -> list[tuple[int, int]]:
     """(address, first frame) of each huge page of its own that a space shows whole."""
+    if not space.physical.gave_large:
+        return []
     fmt, frames = space.table.format, space.physical.frames
     found = (item for item in space.table.visit(0, space.limits.user_end) if isinstance(item, Found))
     shown = []

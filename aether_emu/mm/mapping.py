@@ -11,7 +11,7 @@ import errno
 from typing import NoReturn, Protocol
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, rmap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, Area, AreaFlags
 from aether_emu.mm.collapse import collapse_advised
@@ -520,7 +520,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
             return old
         try:
             space.unmap(new_page, old_page)
-        except Refused:
+        except (Refused, OutOfFrames):  # no frame for the table of a huge page that is cut
             return old
     elif new_page > old_page:
         following = space.areas.following(old_page)

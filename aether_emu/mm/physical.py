@@ -19,6 +19,7 @@ from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
+_LARGE = (Event.HUGE_FAULT, Event.HUGE_ZERO_PAGE, Event.HUGE_RUN, Event.HUGE_COLLAPSE)
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
 
@@ -137,6 +138,12 @@ class Physical:
             return
         for frame in unused:
             self.buddy.free(frame)
+
+    @property
+    def gave_large(self) -> bool:
+        """Whether a program ever had a huge page or a run of pages: else nobody needs to look for some."""
+        n = self.counters.n
+        return any(n[event] for event in _LARGE)
 
     def noted_split(self, level: int) -> None:
         """A leaf of this level was split in an address space; 0: a contiguous run ended."""

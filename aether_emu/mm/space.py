@@ -342,7 +342,8 @@ class AddressSpace:
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
         self.areas.require_room(self.areas.growth(area, piece))
-        self._split_around(area, start, end)
+        if self.physical.gave_large:
+            self._split_around(area, start, end)
         self._put_back(area, piece)
         self._tell(Change.MARKED, start, end)
 

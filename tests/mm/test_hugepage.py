@@ -373,6 +373,20 @@ def test_a_split_without_a_frame_for_its_table_changes_nothing(kit: Huge) -> Non
     assert kit.read(0) == b"x"
 
 
+def test_the_heap_stays_where_it_is_if_its_huge_page_cannot_be_cut(kit: Huge) -> None:
+    start = kit.base + 8 * kit.size
+    kit.space.heap_start = kit.space.heap_end = start
+    end = start + 2 * kit.size
+    assert mapping.set_break(kit.space, end) == end
+    assert fault_in(kit.space, start, WRITE) is RESOLVED
+    assert [address for address, _frame in leaves(kit.space)] == [start]
+    taken = kit.take_all()
+    assert mapping.set_break(kit.space, start + kit.page) == end
+    kit.give(taken)
+    assert mapping.set_break(kit.space, start + kit.page) == start + kit.page
+    assert leaves(kit.space) == []
+
+
 def test_a_store_that_finds_no_frame_for_the_table_is_out_of_memory(kit: Huge) -> None:
     kit.write(0, b"x")
     child = kit.fork()
