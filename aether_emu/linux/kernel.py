@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
     from aether_emu.linux.task.contention import Contention
+    from aether_emu.linux.task.khugepaged import Khugepaged
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -51,6 +52,9 @@ _WITHOUT_COPY = (
     Event.FAULT_SHARED,
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
+    Event.HUGE_FAULT,
+    Event.HUGE_ZERO_PAGE,
+    Event.HUGE_RUN,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 _resolved_faults = itemgetter(*RESOLVED_FAULTS)
@@ -90,6 +94,7 @@ class Kernel:
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
+        self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -111,6 +116,8 @@ class Kernel:
             Event.FAULT_COPY: costs.fault_copy,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
+            Event.HUGE_PAGES: costs.huge_page,
+            Event.MIGRATED_PAGES: costs.huge_page,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
             Event.INTERRUPT: costs.interrupt,
@@ -301,6 +308,7 @@ class Kernel:
             "charged": self.charged,
             "books": self._books,
             "told": self._told,
+            "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -308,3 +316,5 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
+        if self.khugepaged is not None:
+            self.khugepaged.restore(state["khugepaged"])

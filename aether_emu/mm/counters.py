@@ -32,6 +32,20 @@ class Event(IntEnum):
     INTERRUPT_TAKEN = 21  # by a CPU that was told to flush
     BROADCAST = 22  # of an invalidation to all CPUs, and waited for
     ROOT_SWITCH = 23  # between the two roots of a split address space
+    HUGE_FAULT = 24  # a fault that brought a huge page
+    HUGE_FALLBACK = 25  # one that wanted a huge page, or a run of pages, and got a single page
+    HUGE_ZERO_PAGE = 26  # a read of memory that is to have a huge page: the shared huge zero page
+    HUGE_RUN = 27  # a fault that brought a run of pages
+    HUGE_PAGES = 28  # pages that huge pages and runs brought, or a collapse copied
+    HUGE_SPLIT = 29  # leaves of huge pages that were cut into pages
+    HUGE_COLLAPSE = 30  # tables that became a huge page: by the scan, or because a program asked
+    HUGE_COLLAPSE_FAILED = 31  # for want of a block
+    HUGE_SCANNED = 32  # ranges that the scan looked at
+    RUN_BROKEN = 33  # contiguous runs that lost their hint
+    COMPACTED = 34  # rows of frames that were made by moving pages
+    COMPACTION_FAILED = 35  # tries that made none
+    MIGRATED_PAGES = 36  # pages that moved to another frame
+    HUGE_UNDERUSED = 37  # huge pages that gave their zeros back when memory was out
 
 
 class Counters:
