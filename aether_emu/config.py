@@ -56,6 +56,21 @@ def run_sizes(text: str) -> list[int]:
     return sorted({parse_size(size, "mthp") for size in text.split(",")}, reverse=True)
 
 
+_PICTURE = r"(?a)([0-9]{1,4})x([0-9]{1,4})"
+_LARGEST_PICTURE = 8 * MIB // 4  # pixels: what the allocator has in a row
+
+
+def picture_size(text: str) -> tuple[int, int] | None:
+    """Width and height of `640x480`; None of "none". ConfigError for anything else."""
+    if text == "none":
+        return None
+    match = re.fullmatch(_PICTURE, text)
+    width, height = map(int, match.groups()) if match else (0, 0)
+    if not 0 < width * height <= _LARGEST_PICTURE:
+        raise ConfigError("framebuffer", text, _Picture.allowed)
+    return width, height
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -197,6 +212,22 @@ class _Runs(_Rule):
         except ConfigError:
             return False
         return all(16 * KIB <= size <= MIB and not size & (size - 1) for size in sizes)
+
+
+class _Picture(_Rule):
+    """How many pixels a framebuffer has."""
+
+    type = "string"
+    allowed = f"none, or width and height, such as 640x480, with at most {_LARGEST_PICTURE} pixels"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            picture_size(value)
+        except ConfigError:
+            return False
+        return True
 
 
 class _Flag(_Rule):
@@ -343,6 +374,7 @@ class Options(TypedDict, total=False):
     khugepaged_pages: int
     khugepaged_none: int | None
     khugepaged_shared: int | None
+    framebuffer: str
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -472,6 +504,11 @@ class Config:
         None,
         _Whole(0, 8192, absent="half of them"),
         "the most pages of a table that may be shared with other processes then",
+    )
+    framebuffer: str = _parameter(
+        "none",
+        _Picture(),
+        "the pixels of the framebuffer /dev/fb0, whose memory is taken of RAM; none: there is no such device",
     )
     page_size: int = _parameter(
         4096,

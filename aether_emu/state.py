@@ -47,6 +47,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.memory.aperture import ApertureState
 from aether_emu.mm import capture as space_capture
+from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -136,6 +137,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "undos": {task.tid: undos.index(task.undo) for task in tasks if task.undo is not None},
         "system_v": None if kernel.system_v is None else ipc_capture.capture(kernel.system_v, undos),
         "posix_queues": None if kernel.posix_queues is None else posix_capture.capture(kernel.posix_queues),
+        "board": None if machine.board is None else machine.board.capture(),
         "files": captured_files,
         "stands": _stands(waited, captured_files["waited"]),
     }
@@ -208,6 +210,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     last = objects.last
     machine.physical.restore(state["physical"])
     objects.last = last
+    if machine.board is not None:
+        machine.board.restore(state["board"])
     undos = _restore_system_v(machine, state)
     backings, keys = _restore_backings(first, restored, state)
     machine.aperture.load(_with_keys(state["aperture"], keys))
@@ -438,6 +442,10 @@ def _restore_backing(process: Process, described: State) -> Backing:
         return segment
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
+    if described["kind"] == "device":
+        device = process.kernel.physical.objects.find(described["number"])
+        assert isinstance(device, DeviceMemory), "it was restored before"
+        return device
     if described["kind"] == "special":
         return SpecialMapping.restored(process.kernel.physical, described)
     return _opened(process, described, lambda file: _shown(process, file, described))

@@ -73,6 +73,7 @@ from aether_emu.random import Streams
 
 if TYPE_CHECKING:
     from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
+    from aether_emu.linux.devices.board import Board
     from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
     from aether_emu.linux.tty.console import Console
     from aether_emu.linux.tty.terminal import Terminal
@@ -170,6 +171,7 @@ class Machine:
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
         if self.config.locks != "none":
             self.kernel.model_locks(self.computer.percpu)
+        self.board = self._board()
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
         self.scheduler = scheduler(
@@ -215,6 +217,20 @@ class Machine:
         return HugePages(
             self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
         )
+
+    def _board(self) -> Board | None:
+        """The devices that programs map, if there are any."""
+        config = self.config
+        if config.framebuffer == "none":
+            return None
+        from aether_emu.linux.devices.board import Board  # noqa: PLC0415  # few runs have any
+
+        try:
+            return Board(self.physical, config)
+        except OutOfFrames as error:
+            raise ConfigError(
+                "framebuffer", config.framebuffer, f"fewer pixels, with {format_size(config.ram)} of RAM"
+            ) from error
 
     def _khugepaged(self, huge: Huge) -> Khugepaged:
         """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""
@@ -585,6 +601,8 @@ class Machine:
                 self.kernel.system_v.close()
             if self.namespace is not None:
                 self.namespace.close()
+            if self.board is not None:
+                self.board.close()
             if self.tlbsan is not None:
                 self.tlbsan.finish()
         except BaseException:
@@ -649,6 +667,7 @@ class Machine:
             page_size=self.format.page_size,
             kernel_memory=self.config.ram,
             actor=self.kernel.actor,
+            devices=None if self.board is None else self.board.nodes(),
         )
         connect_mappings(self.kernel, namespace)
         terminals = namespace.terminals

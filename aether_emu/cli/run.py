@@ -33,7 +33,7 @@ from aether_emu.cli.options import (
 from aether_emu.cli.replaying import Replay
 from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
-from aether_emu.errors import AetherError, InterpreterError, ProgramError, Refused, TimedOut
+from aether_emu.errors import AetherError, ConfigError, InterpreterError, ProgramError, Refused, TimedOut
 from aether_emu.output import Output
 
 if TYPE_CHECKING:
@@ -185,6 +185,14 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 @click.option("--no-crash-report", is_flag=True, help="Do not explain a crash on stderr.")
 @click.option("--stats", is_flag=True, help="A table of what happened, on stderr.")
 @click.option("--stats-json", type=FILE, help="The same as JSON, into a file.")
+@click.option(
+    "--framebuffer",
+    cls=Setting,
+    key="framebuffer",
+    type=text("SIZE", lambda: ("640x480", "800x600", "1024x768")),
+    help="A framebuffer /dev/fb0 of so many pixels, such as 640x480.",
+)
+@click.option("--screenshot", type=FILE, help="At the end write its picture there, as a PNG.")
 @click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
 @explore_options
 @debug_option
@@ -214,6 +222,8 @@ def run(  # an option is a parameter here
     no_crash_report: bool,
     stats: bool,
     stats_json: Path | None,
+    framebuffer: str | None,
+    screenshot: Path | None,
     core: Path | None,
     schedule: str | None,
     explore: int | None,
@@ -240,6 +250,7 @@ def run(  # an option is a parameter here
         "cpus": cpus,
         "kpti": True if kpti else None,
         "thp": thp,
+        "framebuffer": framebuffer,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,
@@ -253,14 +264,16 @@ def run(  # an option is a parameter here
     parameters = Config.load(config, overrides)
     grants = Grants(root, list(bind))
     if explore is not None or exhaustive:
-        seen = strace is not None or strace_only is not None or stats or stats_json or core
+        seen = strace is not None or strace_only is not None or stats or stats_json or core or screenshot
         given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
         raise click.exceptions.Exit(explored(given, explore, exhaustive, **exploring))
     refuse_alone(exploring, schedule)
     replay = None if schedule is None else Replay(schedule, parameters, exploring["stuck_after"])
     if timeout is not None:
         interrupts.limit(timeout + _START, f"{program}: stopped by --timeout")
-    outputs = _Outputs(stats, stats_json, core)
+    if screenshot is not None and parameters.framebuffer == "none":
+        raise ConfigError("screenshot", str(screenshot), "given with --framebuffer: there is no picture else")
+    outputs = _Outputs(stats, stats_json, core, screenshot)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     with _naming_the_limit():
         isa = program_isa(program, grants, executable=True)
@@ -326,10 +339,11 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
 class _Outputs:
     """What the user wants to have of a run beside its own output."""
 
-    def __init__(self, table: bool, json: Path | None, core: Path | None) -> None:
+    def __init__(self, table: bool, json: Path | None, core: Path | None, screenshot: Path | None) -> None:
         """Raises ConfigError for a place where nothing can be written."""
         self._table = table
         self._json = None if json is None else Output("stats-json", json)
+        self._screenshot = None if screenshot is None else Output("screenshot", screenshot)
         self._core: Output | None = None
         if core is not None:
             from aether_emu.observe import core as cores
@@ -360,6 +374,9 @@ class _Outputs:
                 from rich.console import Console
 
                 Console(stderr=True).print(statistics.as_table(data))
+        if self._screenshot is not None:
+            assert machine.board is not None and machine.board.framebuffer is not None, "it was asked for"
+            self._screenshot.write(machine.board.framebuffer.png())
         if self._core is not None:
             from aether_emu.observe import core as cores
 

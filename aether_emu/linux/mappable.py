@@ -21,6 +21,7 @@ from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import SLOT_SIZE
+from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.protection import Protection
@@ -42,6 +43,22 @@ def file_backing(kernel: Kernel, file: HostData, *, writable: bool, name: str | 
         file.memory.hold()
         backing.contents = file.memory
     return backing
+
+
+class MappedDevice:
+    """An open device as `mm.mapping.Mappable`: what its descriptor allows, and its own memory."""
+
+    def __init__(self, file: OpenFile, memory: DeviceMemory) -> None:
+        self._memory = memory
+        self.readable, self.writable = file.readable, file.writable
+
+    def may_store(self, protection: int) -> bool:
+        """As its descriptor allows, whatever the protection."""
+        return self.writable
+
+    def open_backing(self, *, shared_writable: bool) -> Backing:
+        """The device's pages."""
+        return self._memory
 
 
 class MappedFile:
@@ -87,9 +104,11 @@ class ZeroDevice:
         return
 
 
-def mappable(task: Task, fd: int) -> MappedFile | ZeroDevice:
+def mappable(task: Task, fd: int) -> MappedFile | MappedDevice | ZeroDevice:
     """What mmap maps for `fd`. EBADF as Linux."""
     file = task.files.table.file(fd)
+    if file.device_memory is not None:
+        return MappedDevice(file, file.device_memory)
     return ZeroDevice(file) if file.stat().rdev == _ZERO_DEVICE else MappedFile(task.process.kernel, file)
 
 

@@ -28,6 +28,7 @@ from aether_emu.mm.tables.tree import Found, Stretch
 
 # Plain ints: numpy needs 20 us to compare with an enum.
 _ANON, _ZERO, _FILE, _SHARED = int(Kind.ANON), int(Kind.ZERO), int(Kind.FILE), int(Kind.SHARED)
+_DEVICE = int(Kind.RESERVED)
 _NOBODY = -1  # no object has this number
 
 
@@ -137,7 +138,7 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     good = (kind == _ANON) & (owner == family) & (index == page + moved)
     backing = each([_NOBODY if area.backing is None else area.backing.number for area in areas])
     first = each([area.offset - (area.start >> fmt.page_shift) for area in areas])
-    in_object = (kind == _FILE) | (kind == _SHARED)
+    in_object = (kind == _FILE) | (kind == _SHARED) | (kind == _DEVICE)
     good |= in_object & (owner == backing) & (index == page + first)
     good |= (kind == _ZERO) & (backing == _NOBODY)
     present = each([area.bits.present for area in areas])
@@ -168,7 +169,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
                 good = owner[frame] == area.owner and index[frame] == page + number + area.moved
             elif backing is None:
                 good = what == _ZERO
-            elif what in (_FILE, _SHARED):
+            elif what in (_FILE, _SHARED, _DEVICE):
                 first = area.offset - (area.start >> fmt.page_shift)
                 good = owner[frame] == backing.number and index[frame] == page + number + first
         if not good and sort_of(fmt, entry, 1) is not Sort.FRAMELESS:

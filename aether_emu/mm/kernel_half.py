@@ -13,13 +13,15 @@ would go on to translate it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
-from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat, Reach
+from aether_emu.arch.paging import Attributes, Leaf, MemoryType, PageFlags, PageTableFormat, Reach
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.tables.page import PageTable
-from aether_emu.mm.tables.split import split_down
+from aether_emu.mm.tables.split import cut, split_down
+from aether_emu.mm.tlb import Gather
 
 TEXT = 0xFFFF_FFFF_8000_0000
 DATA = 0xFFFF_FFFF_8020_0000
@@ -73,6 +75,7 @@ class KernelHalf:
         except BaseException:
             self.close()
             raise
+        physical.memory_types.direct_map = self
 
     def _seal(self, frame: int) -> None:
         """Make a frame of code read-only in the direct map too, where it has a second address.
@@ -82,6 +85,31 @@ class KernelHalf:
         va = self.base + self._physical.frames.address(frame)
         split_down(self.table, va, lambda: None)
         self.table.protect(va, self.table.format.page_size, self._sealed)
+
+    def retype(self, address: int, size: int, memory: MemoryType) -> None:
+        """Give the direct map over physical `[address, address + size)`, whole pages, another memory type.
+
+        On live memory: large leaves over the ends are split, every entry is absent and flushed on all CPUs
+        before it is made anew. Raises OutOfFrames, with nothing but leaves split.
+        """
+        physical, table, fmt = self._physical, self.table, self.table.format
+        start, end = self.base + address, self.base + address + size
+        everywhere = (1 << len(physical.cpus)) - 1
+        gather = Gather(physical.tlb, everywhere, table, physical.frames, physical.free)
+        cut(table, gather, start)
+        cut(table, gather, end)
+        broken = list(table.cursor(start, end))
+        for found in broken:
+            table.write(found.start, found.level, found.slot, 0)
+            gather.page(found.start, fmt.levels[found.level - 1].size)
+        gather.flush()
+        for found in broken:
+            leaf = fmt.decode(found.entry, found.level)
+            assert isinstance(leaf, Leaf), "the direct map has nothing else"
+            attributes = dataclasses.replace(leaf.attributes, memory=memory)
+            entry = fmt.leaf_entry(leaf.address, attributes, found.level)
+            table.write(found.start, found.level, found.slot, entry)
+        gather.finish()
 
     def _page(self, va: int, content: bytes, attributes: Attributes) -> int:
         physical = self._physical

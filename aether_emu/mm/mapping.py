@@ -135,6 +135,8 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))
     offset = request.offset >> space.table.format.page_shift if backing is not None else 0
+    if backing is not None:
+        backing.require_window(offset, length >> space.table.format.page_shift, shared=shared)
     name = _ZERO_DEVICE if request.file is not None and backing is None else ""
     if backing is None and shared:
         backing = SharedMemory(space.physical, length >> space.table.format.page_shift)

@@ -14,6 +14,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
+from aether_emu.mm.memory_types import MemoryTypes
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tags import Tags
@@ -85,6 +86,7 @@ class Physical:
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
+        self.memory_types = MemoryTypes(frames, ram.size >> frames.page_shift)
         self.tlb = tlb(cpus, self.counters, trace, flush_ceiling)
         if tags is not None:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntFlag
 from functools import cache
 
-from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, PageFlags, PageTableFormat
+from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, MemoryType, PageFlags, PageTableFormat
 from aether_emu.records import dataclass
 
 
@@ -87,8 +87,10 @@ def noted(fmt: PageTableFormat) -> tuple[int, int]:
     )
 
 
-def leaf_bits(fmt: PageTableFormat, protection: Protection, key: int = 0) -> LeafBits:
-    """The entry bits for a protection and a protection key, computed once when an area is made."""
+def leaf_bits(
+    fmt: PageTableFormat, protection: Protection, key: int = 0, memory: MemoryType = MemoryType.WRITE_BACK
+) -> LeafBits:
+    """The entry bits for a protection, a protection key and a memory type, computed once for an area."""
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
         large = (held,) * (fmt.top - 1)
@@ -96,17 +98,19 @@ def leaf_bits(fmt: PageTableFormat, protection: Protection, key: int = 0) -> Lea
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
-    read, large = _bits(fmt, flags, key)
+    read, large = _bits(fmt, flags, key, memory)
     if not protection & Protection.WRITE:
         return LeafBits(read, read, read, True, large, large)
-    write, large_write = _bits(fmt, flags | PageFlags.WRITE | PageFlags.DIRTY, key)
+    write, large_write = _bits(fmt, flags | PageFlags.WRITE | PageFlags.DIRTY, key, memory)
     return LeafBits(read, write, fmt.clean(write), True, large, large_write)
 
 
-def _bits(fmt: PageTableFormat, flags: PageFlags, key: int) -> tuple[int, tuple[int, ...]]:
+def _bits(
+    fmt: PageTableFormat, flags: PageFlags, key: int, memory: MemoryType
+) -> tuple[int, tuple[int, ...]]:
     """The bits of a leaf of level 1, and of those from level 2 on; 0 where the format has none."""
     first, *rest = (
-        fmt.leaf_bits(Attributes(flags, key=key), level) if fmt.levels[level - 1].leaf else 0
+        fmt.leaf_bits(Attributes(flags, memory, key), level) if fmt.levels[level - 1].leaf else 0
         for level in range(1, fmt.top + 1)
     )
     return first, tuple(rest)

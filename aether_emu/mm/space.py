@@ -13,12 +13,12 @@ import os
 from collections.abc import Iterable, Iterator
 from copy import copy
 from types import EllipsisType
-from typing import IO, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from aether_emu.address import VirtAddr
-from aether_emu.arch.paging import Held, HeldKind, PageTableFormat, Reach
+from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
@@ -40,6 +40,9 @@ from aether_emu.mm.tables.page import Found, PageTable
 from aether_emu.mm.tables.walk import NotMapped, Origin, Walk
 from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
+
+if TYPE_CHECKING:
+    from aether_emu.mm.objects.device import DeviceMemory
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
@@ -84,7 +87,7 @@ class AddressSpace:
         self.context = Context(self.number, self.table.root, self.kernel_root, physical.tags)
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
-        self._bits: dict[tuple[Protection, int], LeafBits] = {}
+        self._bits: dict[tuple[Protection, int, MemoryType], LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
@@ -149,11 +152,14 @@ class AddressSpace:
         if self.physical.ram.closed:
             raise ClosedError
 
-    def bits_for(self, protection: Protection, key: int = 0) -> LeafBits:
-        """The entry bits of a protection and a protection key, computed once."""
-        bits = self._bits.get((protection, key))
+    def bits_for(
+        self, protection: Protection, key: int = 0, memory: MemoryType = MemoryType.WRITE_BACK
+    ) -> LeafBits:
+        """The entry bits of a protection, a protection key and a memory type, computed once."""
+        bits = self._bits.get((protection, key, memory))
         if bits is None:
-            bits = self._bits[protection, key] = leaf_bits(self.table.format, protection, key)
+            bits = leaf_bits(self.table.format, protection, key, memory)
+            self._bits[protection, key, memory] = bits
         return bits
 
     def resident(self) -> dict[Kind, int]:
@@ -165,7 +171,9 @@ class AddressSpace:
 
     def new_area(self, start: int, end: int, protection: Protection, **more: Any) -> Area:
         """An area that is not in the map yet; keywords as `Area`."""
-        bits, denied = self.bits_for(protection, more.get("key", 0)), denied_accesses(protection)
+        backing = more.get("backing") if more.get("shared") else None
+        memory = MemoryType.WRITE_BACK if backing is None else backing.memory
+        bits, denied = self.bits_for(protection, more.get("key", 0), memory), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
@@ -269,6 +277,26 @@ class AddressSpace:
         self.replace(area)
         return VirtAddr(address, self.table.format.virtual_bits + 1)  # a user half of all virtual bits fits
 
+    def map_device(
+        self,
+        device: DeviceMemory | int,
+        address: int,
+        size: int,
+        memory: MemoryType | None = None,
+        protection: Protection = Protection.READ | Protection.WRITE,
+    ) -> VirtAddr:
+        """Show `size` bytes of a device at `address`, with its memory type; returns the address.
+
+        `device` is a device's memory (`machine.board.memories()`), or a guest-physical address in one, page
+        aligned. `memory` is the type that the entries are to have, where the caller minds: frames that have
+        another are refused. What was at `address` is replaced, as by mmap with MAP_FIXED. Raises
+        Refused(EINVAL) for another type, for RAM, behind the device's end or out of alignment; ENOMEM.
+        """
+        self._require_open()
+        from aether_emu.mm.device_mapping import map_device  # noqa: PLC0415  # few runs have devices
+
+        return map_device(self, device, address, size, memory, protection)
+
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.
 
@@ -318,7 +346,10 @@ class AddressSpace:
             area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.key = area.key if key is None else key
-        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
+        shown = piece.backing if piece.shared else None
+        memory = MemoryType.WRITE_BACK if shown is None else shown.memory
+        bits = self.bits_for(protection, piece.key, memory)
+        piece.set_protection(protection, denied_accesses(protection), bits)
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))

@@ -18,7 +18,7 @@ import stat as modes
 import weakref
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -80,7 +80,8 @@ class Namespace:
     /dev/urandom.
     `memory_limit` bounds, in bytes, what all memory files and open texts may hold of the host's memory: of
     a memory file, its pages of `page_size` bytes that were written, touched or allocated, not its size.
-    `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches.
+    `kernel_memory` is the machine's memory, in bytes, of which Linux gives a part to watches. `devices` are
+    further nodes of /dev.
     Raises ConfigError for a grant that can't be made.
     """
 
@@ -99,6 +100,7 @@ class Namespace:
         page_size: int = BLOCK,
         kernel_memory: int = 512 << 20,
         actor: Actor | None = None,
+        devices: Mapping[bytes, Node] | None = None,
     ) -> None:
         self.uid, self.gid = uid, gid
         self.actor = Actor(of_user(uid, gid)) if actor is None else actor
@@ -134,7 +136,7 @@ class Namespace:
         self._gate = FileSystemGate()
         self._dentries: weakref.WeakSet[Dentry] = weakref.WeakSet()
         try:
-            self._mount_all(root, binds, random)
+            self._mount_all(root, binds, random, devices or {})
             self.start = self._starting_directory(cwd)
         except BaseException:
             self.close()
@@ -180,7 +182,13 @@ class Namespace:
 
     # Mounting
 
-    def _mount_all(self, root: Path | None, binds: Sequence[Bind], random: Callable[[int], bytes]) -> None:
+    def _mount_all(
+        self,
+        root: Path | None,
+        binds: Sequence[Bind],
+        random: Callable[[int], bytes],
+        more: Mapping[bytes, Node],
+    ) -> None:
         if root is None:
             self._mount((), TMPFS_MAGIC, make=lambda viewer: NO_CHILDREN)
         else:
@@ -190,7 +198,8 @@ class Namespace:
         for bind in binds:
             where = self._canonical(bind.guest)
             self._grant("bind", bind.host, where, bind.writable)
-        devices, terminals = device_tree(random, self.terminals.devices()), self.terminals.folder()
+        devices = device_tree(random, {**self.terminals.devices(), **more})
+        terminals = self.terminals.folder()
         for path, kind, make in (
             ((b"dev",), TMPFS_MAGIC, lambda viewer: devices),
             ((b"proc",), PROC_MAGIC, proc_tree),

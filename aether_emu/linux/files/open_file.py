@@ -11,7 +11,7 @@ import os
 import select
 from collections import Counter
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
@@ -19,6 +19,9 @@ from aether_emu.linux.files.ownership import Listeners, Owner, set_asynchronous
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
+
+if TYPE_CHECKING:
+    from aether_emu.mm.objects.device import DeviceMemory
 
 MOST_PER_CALL = 0x7FFFF000
 """The most bytes that one read or write moves (Linux MAX_RW_COUNT)."""
@@ -196,6 +199,11 @@ class OpenFile:
     def statfs(self) -> StatFs:
         """The attributes of the file system it is on: by default one without storage (anon_inodefs)."""
         return StatFs(kind=0x09041934, number=os.minor(self._stat.dev), blocks=0, free=0, read_only=False)
+
+    @property
+    def device_memory(self) -> DeviceMemory | None:
+        """What mmap shows of a device that has memory of its own."""
+        return None
 
     def link(self) -> bytes:
         """What readlink of /proc/self/fd/N shows."""

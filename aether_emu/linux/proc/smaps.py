@@ -51,7 +51,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
-    counted, anonymous, in_object = kinds != Kind.ZERO, kinds == Kind.ANON, kinds == Kind.SHARED
+    counted = (kinds != Kind.ZERO) & (kinds != Kind.RESERVED)  # nor is a device's memory
+    anonymous, in_object = kinds == Kind.ANON, kinds == Kind.SHARED
     shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)

@@ -12,6 +12,7 @@ import errno
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
+from aether_emu.arch.paging import MemoryType
 from aether_emu.errors import Refused
 from aether_emu.mm.objects.intervals import Intervals
 from aether_emu.mm.objects.registry import Registry
@@ -107,6 +108,7 @@ class Backing(MemoryObject):
     """An object with pages of its own to show: a file, or shared memory."""
 
     in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
+    memory = MemoryType.WRITE_BACK  # of every entry that shows it shared
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 
     @property
@@ -126,6 +128,12 @@ class Backing(MemoryObject):
         One page is a page that is touched. More are asked for because they may be there anyway
         (fault-around): an object whose pages cost memory brings none that is not. Raises BeyondEnd or
         BackingFailed when there is no such page, OutOfFrames, and NotReady while the page is on its way.
+        """
+
+    def require_window(self, first: int, count: int, *, shared: bool) -> None:
+        """Raise Refused where mmap may not show `count` pages from `first` on, `shared` or as copies.
+
+        Most objects do not mind: a page behind the end is SIGBUS when it is touched.
         """
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Devices with memory that programs map: a framebuffer, and what is driven by registers."""
