@@ -128,9 +128,10 @@ class Computer(Generic[C]):
     booted: for CPUs without a supervisor, and for guests that bring tables of their own.
     `allocator` makes what hands out frames, as `Buddy`, and `tlb` what flushes, as `Tlb`. `tags` gives
     address spaces their PCIDs or ASIDs (None: they have none). `split`: a program runs without the
-    supervisor's half, but for what leads into it (KPTI). Raises ConfigError for a number of CPUs, OutOfFrames
-    when RAM does not hold the tables of the supervisor's half, and MappingError when RAM does not fit above
-    its base.
+    supervisor's half, but for what leads into it (KPTI). `register_pages` is how many pages of devices'
+    registers have frames, from `register_base` on (`Cpu.show_registers`). Raises ConfigError for a number of
+    CPUs, OutOfFrames when RAM does not hold the tables of the supervisor's half, and MappingError when RAM
+    does not fit above its base.
 
     `cpus` are driven by `run` (or their `percpu`, which is what belongs to each) alone, one at a time.
     `physical` and `kernel_half` hold frames until `close`.
@@ -152,6 +153,7 @@ class Computer(Generic[C]):
         trace: Trace = NO_TRACE,
         tags: Tags | None = None,
         split: bool = False,
+        register_pages: int = 0,
     ) -> None:
         if not 1 <= cpus <= MAX_CPUS:
             raise ConfigError("cpus", cpus, f"1 to {MAX_CPUS}")
@@ -172,7 +174,8 @@ class Computer(Generic[C]):
         self._unguard.atexit = False
         self.kernel_half: KernelHalf | None = None
         try:
-            covered = self.aperture.base + self.aperture.size - RAM_BASE
+            self.register_base = self.aperture.base + self.aperture.size
+            covered = self.register_base + register_pages * page - RAM_BASE
             self.frames = FrameTable(RAM_BASE, covered, fmt.page_shift)
             self.buddy = allocator(self.frames, _zones(ram, page), cpus=cpus)
             self.cpus += [cpu_factory(self.ram, self.aperture) for _ in range(cpus)]

@@ -71,6 +71,18 @@ def picture_size(text: str) -> tuple[int, int] | None:
     return width, height
 
 
+DEVICES = ("timer", "dma")
+"""What has registers that programs map."""
+
+
+def device_names(text: str) -> list[str]:
+    """The devices that `devices` names, in a fixed order. ConfigError for anything else."""
+    names = [] if text == "none" else text.split(",")
+    if set(names) - set(DEVICES) or len(set(names)) < len(names):
+        raise ConfigError("devices", text, _Devices.allowed)
+    return [name for name in DEVICES if name in names]
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -230,6 +242,22 @@ class _Picture(_Rule):
         return True
 
 
+class _Devices(_Rule):
+    """Devices with registers: none, or some separated by commas."""
+
+    type = "string"
+    allowed = f"none, or some of {', '.join(DEVICES)}, separated by commas"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            device_names(value)
+        except ConfigError:
+            return False
+        return True
+
+
 class _Flag(_Rule):
     """True or false."""
 
@@ -375,6 +403,7 @@ class Options(TypedDict, total=False):
     khugepaged_none: int | None
     khugepaged_shared: int | None
     framebuffer: str
+    devices: str
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -509,6 +538,11 @@ class Config:
         "none",
         _Picture(),
         "the pixels of the framebuffer /dev/fb0, whose memory is taken of RAM; none: there is no such device",
+    )
+    devices: str = _parameter(
+        "none",
+        _Devices(),
+        "devices whose registers programs map: a timer (/dev/timer0), an engine that copies (/dev/dma0)",
     )
     page_size: int = _parameter(
         4096,

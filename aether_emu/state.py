@@ -232,6 +232,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.kernel.restore(state["kernel"])
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore_timers(described)
+    if machine.board is not None:
+        machine.board.go_on(state["board"])
     _restore_cpus(machine, state, tasks, spaces)
 
 

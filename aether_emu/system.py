@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, cast, overload
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, format_size, run_sizes
+from aether_emu.config import Config, Options, device_names, format_size, run_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -153,6 +153,7 @@ class Machine:
                 trace=trace,
                 tags=isa.tags,
                 split=self.config.kpti,
+                register_pages=len(device_names(self.config.devices)),
             )
         except OutOfFrames as error:
             raise ConfigError("ram", ram, "enough for the page tables of the machine") from error
@@ -221,12 +222,12 @@ class Machine:
     def _board(self) -> Board | None:
         """The devices that programs map, if there are any."""
         config = self.config
-        if config.framebuffer == "none":
+        if config.framebuffer == "none" and config.devices == "none":
             return None
         from aether_emu.linux.devices.board import Board  # noqa: PLC0415  # few runs have any
 
         try:
-            return Board(self.physical, config)
+            return Board(self.kernel, config, self.computer.register_base)
         except OutOfFrames as error:
             raise ConfigError(
                 "framebuffer", config.framebuffer, f"fewer pixels, with {format_size(config.ram)} of RAM"

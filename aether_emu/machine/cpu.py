@@ -22,7 +22,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import Enum
+from typing import Protocol
 
+from aether_emu.errors import EngineError
 from aether_emu.machine.halting import Halting
 from aether_emu.records import dataclass
 
@@ -88,6 +90,18 @@ class UserFault(Exception):
     """`copy_from_user`/`copy_to_user` met an address that the MMU refuses: the guest gets EFAULT."""
 
 
+class Registers(Protocol):
+    """What a range of physical addresses is that has no memory: loads and stores of `width` bytes.
+
+    They are called while the guest stands in the midst of an instruction. They must not stop the CPU, flush
+    it, or touch the memory of programs by it; `Cpu.limit` is all they may ask of it. A CPU that is
+    interrupted meanwhile may make the same access again.
+    """
+
+    def load(self, offset: int, width: int) -> int: ...
+    def store(self, offset: int, width: int, value: int) -> None: ...
+
+
 class Cpu(ABC):
     """One emulated CPU. `isa` names its instruction set; the address space is set by `set_root`.
 
@@ -135,6 +149,13 @@ class Cpu(ABC):
         """Translate by the table at physical `root`, whose upper half maps those two pages, and wait for
         the first `run` at the user's privilege. Raises EngineError when that is not reached.
         """
+
+    def show_registers(self, start: int, size: int, registers: Registers) -> None:
+        """Let accesses to physical `[start, start + size)`, where no memory is, go to a device's registers.
+
+        Before the CPU runs. It counts blocks from now on. Raises EngineError where a CPU has no such way.
+        """
+        raise EngineError(f"{self} reaches no registers of devices")
 
     # ---- running
 

@@ -34,6 +34,8 @@ def map_device(
         raise ConfigError("protection", protection, "a Protection, such as Protection.READ")
     if memory is not None and not isinstance(memory, MemoryType):
         raise ConfigError("memory", memory, "a MemoryType, such as MemoryType.UNCACHED")
+    if protection & Protection.EXECUTE:
+        raise Refused(errno.EPERM, "nobody executes a device")
     physical, page = space.physical, space.page_size
     offset = 0
     if not isinstance(device, DeviceMemory):
@@ -55,6 +57,7 @@ def map_device(
         shared=True,
         backing=device,
         offset=offset,
+        maximum=Protection.READ | Protection.WRITE,
         name=device.name,
     )
     space.replace(area)

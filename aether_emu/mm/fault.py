@@ -334,8 +334,10 @@ class Faults:
             table.replace(page, found, address | area.bits.write)
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
-        if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
-            self._copy_frame(space, area, page, found, frame)
+        frames = physical.frames
+        kind = frames.kind[frame]
+        if kind == Kind.FILE or (frames.refs[frame] > 1 and (kind != Kind.ANON or frames.maps[frame] > 1)):
+            self._copy_frame(space, area, page, found, frame)  # not for a pin of a page that is its own
             return RESOLVED
         if physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))

@@ -137,6 +137,10 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     offset = request.offset >> space.table.format.page_shift if backing is not None else 0
     if backing is not None:
         backing.require_window(offset, length >> space.table.format.page_shift, shared=shared)
+        if not backing.executable:
+            if protection & Protection.EXECUTE:
+                raise Refused(errno.EPERM, f"nobody executes {backing.name}")
+            maximum &= ~Protection.EXECUTE
     name = _ZERO_DEVICE if request.file is not None and backing is None else ""
     if backing is None and shared:
         backing = SharedMemory(space.physical, length >> space.table.format.page_shift)

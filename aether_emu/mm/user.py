@@ -52,6 +52,7 @@ class UserMemory:
     def __init__(self, space: AddressSpace) -> None:
         self._space = space
         self._faults = Faults(space.physical)
+        self._ram = space.physical.ram.size >> space.table.format.page_shift
 
     def read(self, va: int, length: int) -> bytes:
         """`length` bytes from `va` on."""
@@ -68,7 +69,17 @@ class UserMemory:
         """Whether `data` stands at `va`."""
         return self.read(va, len(data)) == data
 
+    def frame_of(self, va: int, access: int) -> int:
+        """The frame of the page at `va`, brought for an access of these bits: for whoever pins it."""
+        return self._frame(va, access)
+
     # ---- one page after the other
+
+    def _require_memory(self, piece: _Piece) -> None:
+        """Registers of a device are no bytes: whoever is not the program itself reaches none of them."""
+        physical = self._space.physical
+        if physical.frames.kind[piece.frame] == Kind.RESERVED and not piece.frame < self._ram:
+            raise UserFaulted(piece.va, None)
 
     def _pieces(self, va: int, length: int, access: int) -> Iterator[_Piece]:
         end, size = va + length, self._space.page_size
@@ -103,6 +114,7 @@ class UserMemory:
     def _load(self, piece: _Piece) -> bytes:
         physical = self._space.physical
         if physical.frames.kind[piece.frame] != Kind.FILE:
+            self._require_memory(piece)
             return bytes(physical.page_bytes(piece.frame)[piece.offset : piece.offset + piece.length])
         file, index = physical.aperture.owner_of(physical.frames.address(piece.frame))
         got = file.read(index * self._space.page_size + piece.offset, piece.length)
@@ -111,6 +123,7 @@ class UserMemory:
     def _store(self, piece: _Piece, data: memoryview) -> None:
         physical = self._space.physical
         if physical.frames.kind[piece.frame] != Kind.FILE:
+            self._require_memory(piece)
             physical.page_bytes(piece.frame)[piece.offset : piece.offset + piece.length] = data
         else:
             file, index = physical.aperture.owner_of(physical.frames.address(piece.frame))

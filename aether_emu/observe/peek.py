@@ -73,6 +73,10 @@ class PeekMemory:
                 return self._behind(area, area.offset + (page - area.start >> fmt.page_shift))
             frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
             if frames.kind[frame] != Kind.FILE:
+                if (
+                    frame >= space.physical.ram.size >> fmt.page_shift
+                ):  # registers: to look would be an access
+                    return None
                 return space.physical.page_bytes(frame)
             file, index = space.physical.aperture.owner_of(frames.address(frame))
             return file.read(index * space.page_size, space.page_size).ljust(space.page_size, b"\0")

@@ -17,7 +17,7 @@ from aether_emu.linux.calls.arguments import broken_pipe, reader, wait_for, writ
 from aether_emu.linux.calls.user import Piece, read_struct, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
-from aether_emu.linux.files.notices import SIGNAL_SIZE, SignalFile, TimerFile
+from aether_emu.linux.files.notices import SIGNAL_SIZE, SignalFile
 from aether_emu.linux.files.open_file import (
     LARGEST_OFFSET,
     MOST_PER_CALL,
@@ -28,7 +28,7 @@ from aether_emu.linux.files.open_file import (
     Seekable,
     WouldBlock,
 )
-from aether_emu.linux.files.pipe import EventCounter, PipeEnd
+from aether_emu.linux.files.pipe import PipeEnd
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.streams import StreamFile
 from aether_emu.linux.files.synthetic import DeviceFile
@@ -227,7 +227,7 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
         wait_for(file.wait_for(POLLIN))  # without a read, which might take what came after the look
     if count and ready:
         deliverable = user.writable(task.cpu, pieces, count)
-        if deliverable < count and isinstance(file, EventCounter | TimerFile):
+        if deliverable < count and file.is_counter:
             raise UserFault("the counter's value can't be delivered whole")
         count = deliverable
     elif not count:
@@ -500,4 +500,4 @@ def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
     if isinstance(file, StreamFile) or file.kind == "userfaultfd":
         return _STREAM_CHUNK
-    return _COUNTER_SIZE if isinstance(file, EventCounter | TimerFile) else 0
+    return _COUNTER_SIZE if file.is_counter else 0

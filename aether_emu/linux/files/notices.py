@@ -25,6 +25,7 @@ class TimerFile(OpenFile):
     """
 
     kind = "timerfd"
+    is_counter = True
     ignores_seeks = True
 
     def __init__(

@@ -62,6 +62,8 @@ class OpenFile:
     ignores_seeks: ClassVar[bool] = False
     """Whether seeking does nothing, and is not refused (Linux: noop_llseek)."""
     is_socket: ClassVar[bool] = False
+    is_counter: ClassVar[bool] = False
+    """Whether reading takes a count of 8 bytes, whole or not at all."""
     position: int = 0
     """Where the next byte is read or written."""
     capturable: ClassVar[bool] = True

@@ -378,6 +378,7 @@ class EventCounter(OpenFile):
     """eventfd(2): a 64-bit counter that reading takes and writing adds to."""
 
     kind = "eventfd"
+    is_counter = True
     ignores_seeks = True
 
     def __init__(self, value: int, semaphore: bool, flags: int, stat: Stat) -> None:

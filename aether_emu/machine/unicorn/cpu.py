@@ -13,7 +13,7 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed, undisturbed
 from aether_emu.machine import native
-from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Saved, Trap, UserFault
+from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Registers, Saved, Trap, UserFault
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
@@ -136,6 +136,16 @@ class UnicornCpu(Cpu):
         """At the end of every callback. A nested run inside it may have swallowed an interrupt's stop."""
         if self._exit is not None or self._interrupted:
             engine.emu_stop(self._handle)
+
+    def show_registers(self, start: int, size: int, registers: Registers) -> None:
+        from aether_emu.machine.unicorn import mmio  # noqa: PLC0415  # few runs have devices
+
+        def fail(failure: BaseException) -> None:
+            self._fail(failure)
+            engine.emu_stop(self._handle)
+
+        self._hooks.extend(mmio.show(self._handle, start, size, registers, fail))
+        self.count_blocks()  # not in a call: to begin with it the engine is stopped
 
     # ---- running
 

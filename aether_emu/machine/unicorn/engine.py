@@ -19,8 +19,9 @@ from aether_emu.errors import EngineError
 from aether_emu.machine import native
 from aether_emu.machine.memory import host
 
-_quick = ctypes.PyDLL(uclib._name)
-_long = ctypes.CDLL(uclib._name)
+LIBRARY: str = uclib._name
+_quick = ctypes.PyDLL(LIBRARY)
+_long = ctypes.CDLL(LIBRARY)
 
 
 def _bind(library: Any, name: str, *arguments: Any) -> Any:
