@@ -404,6 +404,7 @@ class Options(TypedDict, total=False):
     khugepaged_shared: int | None
     framebuffer: str
     devices: str
+    write_combining: int
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -544,6 +545,12 @@ class Config:
         _Devices(),
         "devices whose registers programs map: a timer (/dev/timer0), an engine that copies (/dev/dma0)",
     )
+    write_combining: int = _parameter(
+        0,
+        _Whole(0, 64),
+        "write-combining buffers of a CPU, modelled: statistics then count the bursts that stores to the "
+        "framebuffer become, and every store of the program is slower; 0: none are counted",
+    )
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
@@ -647,6 +654,8 @@ class Config:
             if not 4 * self.page_size <= size:
                 shortest = format_size(4 * self.page_size)
                 raise ConfigError("mthp", self.mthp, f"runs of {shortest} or more, which are 4 pages")
+        if self.write_combining and self.framebuffer == "none":
+            raise ConfigError("write_combining", self.write_combining, "0 without a framebuffer")
         if self.mthp != "none" and self.thp == "never":
             raise ConfigError("mthp", self.mthp, "none where thp is never")
 

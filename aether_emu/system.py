@@ -173,6 +173,7 @@ class Machine:
         if self.config.locks != "none":
             self.kernel.model_locks(self.computer.percpu)
         self.board = self._board()
+        self.combining: object = None  # who counts bursts of stores: `observe.combining`
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
         self.scheduler = scheduler(

@@ -157,6 +157,13 @@ class Cpu(ABC):
         """
         raise EngineError(f"{self} reaches no registers of devices")
 
+    def tell_stores(self, start: int, size: int, told: Callable[[int, int], None]) -> None:
+        """Call `told(physical address, width)` for each store to physical `[start, start + size)`.
+
+        All stores of the guest get slower by that. Before the CPU runs. Raises EngineError as above.
+        """
+        raise EngineError(f"{self} tells of no stores")
+
     # ---- running
 
     @abstractmethod

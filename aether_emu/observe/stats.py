@@ -11,6 +11,7 @@ from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import leaves
+from aether_emu.observe.combining import Combining
 from aether_emu.system import Machine
 
 if TYPE_CHECKING:
@@ -26,6 +27,29 @@ def prepare(machine: Machine) -> None:
         cpu.count_blocks()
     if machine.physical.tags is not None:
         machine.physical.tags.measure()
+    if machine.config.write_combining:
+        machine.combining = Combining(machine)
+
+
+def _of_devices(machine: Machine) -> dict[str, Any]:
+    """What programs did with devices; nothing without any."""
+    board, told = machine.board, dict[str, Any]()
+    if board is None:
+        return told
+    for name, page in (("timer", board.timer), ("dma", board.copier)):
+        if page is not None:
+            told[name] = {"register_accesses": page.accesses, "lost_accesses": page.lost, **page.figures()}
+    if isinstance(machine.combining, Combining):
+        told["write_combining_modelled"] = machine.combining.collect()
+    return {"devices": told}
+
+
+def _rows_of_devices(devices: dict[str, dict[str, int]] | None) -> list[tuple[str, int]]:
+    return [
+        (f"{device.replace('_modelled', ' (modelled)').replace('_', ' ')}: {name.replace('_', ' ')}", count)
+        for device, figures in (devices or {}).items()
+        for name, count in figures.items()
+    ]
 
 
 def _of_cpus(machine: Machine) -> dict[str, Any]:
@@ -210,6 +234,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_tags(machine),
         **_of_split(machine),
         **_of_huge_pages(machine, huge),
+        **_of_devices(machine),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
@@ -251,6 +276,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_tags(statistics.get("tags")),
         *_rows_of_split(statistics.get("kpti")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
+        *_rows_of_devices(statistics.get("devices")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

@@ -14,12 +14,17 @@ from aether_emu import state
 from aether_emu.arch.paging import Leaf, MemoryType
 from aether_emu.cli.run import run as run_command
 from aether_emu.config import Config
-from aether_emu.errors import ConfigError
+from aether_emu.errors import AetherError, ConfigError, Refused
 from aether_emu.grants import Grants
 from aether_emu.linux.devices.framebuffer import Framebuffer
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.tmp_capture import CaptureError
 from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.protection import Protection
+from aether_emu.observe import stats
+from aether_emu.observe.combining import Buffers
+from aether_emu.observe.peek import PeekMemory
 from aether_emu.system import Machine
 from tests.guests.running import ISAS, TARGETS, Target, program, run_guest
 
@@ -146,6 +151,150 @@ def test_a_captured_machine_goes_on_drawing(isa: str, tmp_path: Path) -> None:
         assert other.run() == Ended(code=0)
         assert decoded(framebuffer(other).png())[2] == colours()
     assert (first["stdout"].written + second["stdout"].written).decode() == PRINTED
+
+
+REGISTERS = """\
+execute: -1
+two pages: EINVAL
+execute later: EACCES
+the count goes on: 1, by less than a second: 1
+narrow: ff ffff
+a narrow store arms nothing: 0
+nothing is due: 0
+armed 1, compare 1, ready 0
+read 8: fired 1, not early: 1, late by less than a millisecond: 1
+armed 0, status 1, fired 1
+status 0
+spun: 1, not early: 1, late by less than 10 us: 1
+ready 1
+stopped: armed 0, fired 2
+since the last read: 1
+with the child's: 1, in all 3
+write to a file: 0
+"""
+COPIER = """\
+pin: 0 0
+registers: -14, read-only: -14, nothing: -14, flags: -22
+copy: 1, then 2, error 0, ended 1
+wrong bytes: 0
+no length: 4, then 4, error 22, ended 1
+too long: 4, then 4, error 14, ended 1
+not to there: 4, then 4, error 14, ended 1
+nowhere: 4, then 4, error 14, ended 1
+busy 1, unpin -16
+spun: status 2, first byte 99
+again: 1, then 2, error 0, ended 1
+its own page still: 55
+after munmap: 1, then 2, error 0, ended 1
+the bytes are there: 55
+copies 4, bytes 1
+unpin: 0, again: -22
+"""
+
+
+@every_target
+@pytest.mark.parametrize("options", [{}, {"kpti": True, "cpus": 2}], ids=str)
+@pytest.mark.parametrize(("name", "printed"), [("registers", REGISTERS), ("copier", COPIER)])
+def test_registers_are_driven_by_loads_and_stores(
+    target: Target, name: str, printed: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    ran = run_guest(target, name, cwd=tmp_path, devices="dma,timer", tlbsan=True, **options)
+    assert (ran.ended, ran.output) == (Ended(code=0), printed)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_program_that_waits_for_the_timer_goes_on_in_a_restored_machine(isa: str, tmp_path: Path) -> None:
+    def streams() -> dict[str, BufferStream]:
+        return {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+
+    grants, whole = Grants(cwd=tmp_path), streams()
+    with Machine(isa, devices="timer") as machine:
+        machine.load(program(isa, "registers"), ["registers"], streams=whole, grants=grants)
+        assert machine.run() == Ended(code=0)
+        blocks, time = machine.kernel.blocks, machine.kernel.time_seen()
+    waiting = 0
+    for part in range(1, 9):
+        first, second = streams(), streams()
+        with Machine(isa, devices="timer") as machine:
+            machine.load(program(isa, "registers"), ["registers"], streams=first, grants=grants)
+            assert machine.run_for(blocks * part // 9) is None
+            assert machine.board is not None and machine.board.timer is not None
+            waiting += machine.board.timer.deadline is not None
+            snapshot = state.capture(machine)
+        with state.restore(snapshot, grants=grants, streams=second) as other:
+            assert other.run() == Ended(code=0)
+            assert (other.kernel.blocks, other.kernel.time_seen()) == (blocks, time)
+        assert first["stdout"].written + second["stdout"].written == whole["stdout"].written
+    assert waiting
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_who_has_pages_pinned_is_not_captured(isa: str, tmp_path: Path) -> None:
+    with Machine(isa, devices="dma") as machine:
+        streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+        machine.load(program(isa, "copier"), ["copier"], streams=streams, grants=Grants(cwd=tmp_path))
+        while b"pin: 0 0" not in streams["stdout"].written:
+            assert machine.run_for(500) is None
+        with pytest.raises(CaptureError, match="pages are pinned for /dev/dma0"):
+            state.capture(machine)
+
+
+@every_target
+def test_nobody_but_the_program_reaches_registers(target: Target, tmp_path: Path) -> None:
+    with Machine(target.isa, devices="timer,dma", page_size=target.page_size) as machine:
+        streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+        process = machine.load(program(target.isa, "registers"), grants=Grants(cwd=tmp_path), streams=streams)
+        assert machine.board is not None and machine.board.timer is not None
+        timer, base = machine.board.timer, 0x5000_0000
+        process.mm.map_device(timer.memory, base, target.page_size, MemoryType.UNCACHED)
+        for access in (lambda: process.read(base, 4), lambda: process.write(base + 16, b"\1\0\0\0")):
+            with pytest.raises(AetherError):
+                access()
+        assert PeekMemory(process.mm).read_up_to(base, 4) == b""
+        with pytest.raises(Refused, match="uncached for /dev/timer0, not write-back"):
+            process.mm.map_device(timer.memory, base, target.page_size, MemoryType.WRITE_BACK)
+        with pytest.raises(Refused, match="nobody executes"):
+            process.mm.map_device(timer.memory, base, target.page_size, protection=Protection.EXECUTE)
+        assert timer.accesses == 0
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bursts_to_the_framebuffer_are_counted_where_somebody_asks(isa: str, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+
+    def watch(machine: Machine) -> None:
+        stats.prepare(machine)
+        machine.observers.attach(ended=lambda _process: told.append(stats.collect(machine, 0)))
+
+    options: dict[str, Any] = {"framebuffer": "64x40", "write_combining": 10, "devices": "dma"}
+    run_guest(TARGETS[ISAS.index(isa)], "picture", cwd=tmp_path, before=watch, **options)
+    counted = told[-1]["devices"]["write_combining_modelled"]
+    lines = 39 * 64 * 4 // 64  # all rows but the first, in the order of their addresses; then one pixel more
+    expected = {
+        "buffers": 10,
+        "stores": 39 * 64 + 1,
+        "full_bursts": lines,
+        "partial_bursts": 1,
+        "displaced": 0,
+    }
+    assert counted == expected
+    assert told[-1]["devices"]["dma"] == dict.fromkeys(
+        ("register_accesses", "lost_accesses", "copies", "bytes", "pages_pinned"), 0
+    )
+    with pytest.raises(ConfigError, match="write_combining"):
+        Config.load(overrides={"write_combining": 1})
+
+
+def test_buffers_are_let_go_when_they_are_full_or_another_line_needs_one() -> None:
+    buffers = Buffers(2)
+    for address in range(0, 64, 8):
+        buffers.store(address, 8)
+    assert (buffers.full, buffers.partial) == (1, 0)
+    buffers.store(124, 8)  # over the border of two lines
+    buffers.store(256, 4)  # the first of them goes
+    assert (buffers.full, buffers.partial, buffers.displaced) == (1, 1, 1)
+    buffers.drain()
+    assert (buffers.stores, buffers.partial) == (10, 3)
 
 
 @pytest.mark.parametrize("isa", ISAS)

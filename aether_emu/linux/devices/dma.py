@@ -225,6 +225,11 @@ class CopyEngine(RegisterPage):
         elif offset == START and value & 1:
             self._start()
 
+    def figures(self) -> dict[str, int]:
+        """See `RegisterPage.figures`."""
+        pinned = sum(len(each.frames) for each in self._pins.values())
+        return {"copies": self._copies, "bytes": self._copied, "pages_pinned": pinned}
+
     def capture(self) -> dict[str, Any]:
         """What it knows. Who has pages pinned cannot be captured."""
         state = (self._source, self._target, self._length, self._status, self._error)

@@ -55,6 +55,10 @@ class RegisterPage(ABC):
     def write(self, offset: int, value: int) -> None:
         """The same for a store; nothing where there is none, or one that is only read."""
 
+    @abstractmethod
+    def figures(self) -> dict[str, int]:
+        """What it did, for statistics."""
+
     def capture_page(self) -> tuple[int, int, int]:
         """What all of them know."""
         return self.accesses, self.lost, self._high

@@ -109,6 +109,10 @@ class Timer(RegisterPage):
         unread, self._unread = self._unread, 0
         return unread
 
+    def figures(self) -> dict[str, int]:
+        """See `RegisterPage.figures`."""
+        return {"fired": self._fired}
+
     def capture(self) -> dict[str, Any]:
         """What it knows."""
         state = (self.deadline, self._compare, self._status, self._fired, self._unread)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from unicorn import UC_HOOK_BLOCK, UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED, UC_PROT_ALL
+from unicorn import UC_HOOK_BLOCK, UC_HOOK_CODE, UC_HOOK_EDGE_GENERATED, UC_HOOK_MEM_WRITE, UC_PROT_ALL
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import EngineError
@@ -17,7 +17,7 @@ from aether_emu.machine.cpu import Cpu, Exit, ExitReason, Registers, Saved, Trap
 from aether_emu.machine.unicorn import engine
 from aether_emu.machine.unicorn.abort_guard import ABORTED, AbortGuard
 from aether_emu.machine.unicorn.block_counter import BlockCounter
-from aether_emu.machine.unicorn.halts import Halts
+from aether_emu.machine.unicorn.halts import MEMORY, Halts
 
 if TYPE_CHECKING:
     from aether_emu.machine.unicorn.scan_time import ScanTime
@@ -146,6 +146,15 @@ class UnicornCpu(Cpu):
 
         self._hooks.extend(mmio.show(self._handle, start, size, registers, fail))
         self.count_blocks()  # not in a call: to begin with it the engine is stopped
+
+    def tell_stores(self, start: int, size: int, told: Callable[[int, int], None]) -> None:
+        def stored(_uc: int, _kind: int, physical: int, width: int, _value: int, _data: int) -> None:
+            self._guarded(lambda: told(physical, width))
+
+        callback = MEMORY(stored)
+        engine.hook_add(self._handle, UC_HOOK_MEM_WRITE, callback, only_at=start, length=size)
+        self._hooks.append(callback)
+        self.flush_code()
 
     # ---- running
 
