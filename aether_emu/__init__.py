@@ -14,6 +14,7 @@ guest ELF programs through them; each fault comes back to Python, where the memo
     Machine          an emulated computer that runs one Linux program: load, run, look, decide
     Config, Grants   what it is made of; what of the host its program sees
     Protection, PageFlags, Access       rights of areas, of entries, of an access
+    MemoryType                          how caches treat what an entry shows (`mm.map_device`)
     Ended, Stopped                      how a program ended; why a run stopped before
     Resolved, AccessError, BusError     what a fault can end in, for handlers (`Machine.on_fault`)
     AetherError                         the root of every error that is raised on purpose
@@ -29,6 +30,7 @@ TYPE_CHECKING = False  # without `typing`: importing the package takes no time
 if TYPE_CHECKING:
     from aether_emu import tables as tables
     from aether_emu.arch.paging import Access as Access
+    from aether_emu.arch.paging import MemoryType as MemoryType
     from aether_emu.arch.paging import PageFlags as PageFlags
     from aether_emu.config import Config as Config
     from aether_emu.errors import AetherError as AetherError
@@ -66,6 +68,7 @@ _PUBLIC = {
     "Grants": "aether_emu.grants",
     "Machine": "aether_emu.system",
     "MachineError": "aether_emu.errors",
+    "MemoryType": "aether_emu.arch.paging",
     "PageFlags": "aether_emu.arch.paging",
     "Process": "aether_emu.linux.task.process",
     "ProgramError": "aether_emu.errors",

@@ -13,7 +13,7 @@ in the machine's own memory is held with its contents: memory files, /tmp and /d
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -100,11 +100,12 @@ def _captured(machine: Machine, process: Process) -> State:
     waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) is Wait]
     waited = [(task, queue) for task, wait in waits if not wait.woken for queue in wait.queues]
     backings = _backings_of(spaces.values())
+    devices = [] if machine.board is None else list(machine.board.memories().values())
     memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
     try:
         with kernel.actor.as_root():
             captured_files = files_capture.capture(files, memories, [queue for _, queue in waited])
-            described = [_describe_backing(process, backing) for backing in backings]
+            described = [_describe_backing(process, backing, devices) for backing in backings]
     finally:
         for memory in memories:
             memory.release()
@@ -426,13 +427,15 @@ def _memory_of(backing: Backing) -> Memory | None:
     return contents if isinstance(contents, Memory) else None
 
 
-def _describe_backing(process: Process, backing: Backing) -> State:
-    """Raises StateError for a file that could not be opened again."""
+def _describe_backing(process: Process, backing: Backing, devices: Collection[DeviceMemory]) -> State:
+    """Raises StateError for a file that could not be opened again, and for a device that is none of these."""
     described = backing.capture()
     if _memory_of(backing) is not None:
         return described | {"kind": "memory"}
     if isinstance(backing, FileBacking):
         _opened(process, described, lambda _file: None)
+    if isinstance(backing, DeviceMemory) and backing not in devices:
+        raise StateError(f"{backing.name} is a device of the caller's making, which no machine makes again")
     return described
 
 

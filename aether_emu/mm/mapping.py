@@ -137,7 +137,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     offset = request.offset >> space.table.format.page_shift if backing is not None else 0
     if backing is not None:
         backing.require_window(offset, length >> space.table.format.page_shift, shared=shared)
-        if not backing.executable:
+        if backing.in_device:
             if protection & Protection.EXECUTE:
                 raise Refused(errno.EPERM, f"nobody executes {backing.name}")
             maximum &= ~Protection.EXECUTE

@@ -229,13 +229,18 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
 
 
 def _check_whole(area: Area, request: Remap, old: int, new: int) -> None:
-    """What is refused of an area that stays whole: to lengthen it, or to leave any of it behind."""
-    if area.backing is None or not area.backing.whole:
+    """What is refused of an area that stays whole: to lengthen it, or to leave any of it behind.
+
+    A device's may be cut and moved, but not lengthened (Linux: VM_DONTEXPAND).
+    """
+    if area.backing is None or not (area.backing.whole or area.backing.in_device):
         return
     if request.flags & MREMAP_DONTUNMAP:
         raise Refused(errno.EINVAL, f"{area.name} is in one place")
     if new > old:
         raise Refused(errno.EFAULT, f"{area.name} does not grow")
+    if not area.backing.whole:
+        return
     if (request.address, old) != (area.start, area.length):
         area.require_cuttable()
 

@@ -293,9 +293,14 @@ class AddressSpace:
         Refused(EINVAL) for another type, for RAM, behind the device's end or out of alignment; ENOMEM.
         """
         self._require_open()
-        from aether_emu.mm.device_mapping import map_device  # noqa: PLC0415  # few runs have devices
+        from aether_emu.mm.device_mapping import part_of_device  # noqa: PLC0415  # few runs have devices
 
-        return map_device(self, device, address, size, memory, protection)
+        physical, place = self.physical, (address, size)
+        shown, first, length = part_of_device(physical, self.limits, device, place, memory, protection)
+        what: dict[str, Any] = {"shared": True, "backing": shown, "offset": first, "name": shown.name}
+        maximum = Protection.READ | Protection.WRITE
+        self.replace(self.new_area(address, address + length, protection, maximum=maximum, **what))
+        return VirtAddr(address, self.table.format.virtual_bits + 1)
 
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.

@@ -26,6 +26,8 @@ static i64 ready(int fd, u64 nanoseconds) {
     return SYSCALL(ppoll, &poll, 1, time, NULL, 8);
 }
 
+static struct outcome outcome;
+
 int main(int argc, char **argv) {
     (void)argc, (void)argv;
     int fd = open("/dev/timer0", O_RDWR);
@@ -77,6 +79,12 @@ int main(int argc, char **argv) {
     SYSCALL(wait4, child, NULL, 0, NULL);
     SYSCALL(read, fd, &fired, 8);
     printf("with the child's: %lu, in all %lu\n", fired, (u64)load(FIRED));
-    printf("write to a file: %ld\n", SYSCALL(write, 1, base + FIRED, 0));
+    printf("longer: %s, a copy of the area: %s\n", answer((i64)mremap((void *)base, PAGE, 2 * PAGE, 1, NULL)),
+           answer((i64)mremap((void *)base, PAGE, PAGE, 5, NULL)));
+    printf("write of registers: %s\n", answer(SYSCALL(write, 1, base + FIRED, 4)));
+    base = mremap((void *)base, PAGE, PAGE, 3, (u8 *)base - 64 * PAGE);
+    printf("elsewhere: fired %lu\n", (u64)load(FIRED));
+    probe_setup();
+    if (probe((void (*)(void))base, 0, &outcome)) printf("executed: %s\n", signal_name(outcome.signo));
     return 0;
 }

@@ -170,7 +170,10 @@ ready 1
 stopped: armed 0, fired 2
 since the last read: 1
 with the child's: 1, in all 3
-write to a file: 0
+longer: EFAULT, a copy of the area: EINVAL
+write of registers: EFAULT
+elsewhere: fired 3
+executed: SIGSEGV
 """
 COPIER = """\
 pin: 0 0

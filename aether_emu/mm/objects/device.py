@@ -27,7 +27,7 @@ class DeviceMemory(Backing):
     """
 
     in_place = False
-    executable = False
+    in_device = True
 
     def __init__(
         self, physical: Physical, name: str, pages: int, memory: MemoryType, first: int | None = None
