@@ -189,6 +189,16 @@ class _Flag(_Rule):
         return str(value).lower()
 
 
+class _HostPath(_Rule):
+    """A path of the host, or nothing."""
+
+    type = "string"
+    allowed = "a path of the host, or empty"
+
+    def check(self, value: object) -> bool:
+        return isinstance(value, str) and "\0" not in value
+
+
 class _HostName(_Rule):
     """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
 
@@ -244,6 +254,11 @@ class ClockCosts:
     )
     fault_copy: int = _cost(1_000, "ns for a fault that copies a page (copy-on-write)")
     fault_denied: int = _cost(1_500, "ns for a fault that ends in a signal")
+    swap_page: int = _cost(
+        4_000,
+        "ns for storing a page in the swap area, or loading it",
+    )
+    swap_disk: int = _cost(60_000, "ns for writing a page to the swap file, or reading it")
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
     flush_all: int = _cost(500, "ns for a full TLB flush")
@@ -275,6 +290,8 @@ class CostOptions(TypedDict, total=False):
     fault_minor: int
     fault_copy: int
     fault_denied: int
+    swap_page: int
+    swap_disk: int
     system_call: int
     flush_page: int
     flush_all: int
@@ -307,6 +324,11 @@ class Options(TypedDict, total=False):
     asid_bits: int
     kpti: bool
     locks: str
+    swap: int | str
+    swap_pool: int | str | None
+    swap_file: str
+    swap_readahead: int
+    reclaim: str
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -347,6 +369,34 @@ class Config:
         512 * MIB,
         _Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
         "bytes of RAM of the machine",
+    )
+    swap: int = _parameter(
+        0,
+        _Whole(0, 16 * TIB, page_aligned=True, written="size"),
+        "bytes of the swap area, to which pages go when RAM is short; 0: there is none, and they never do",
+    )
+    swap_pool: int | None = _parameter(
+        None,
+        _Whole(0, TIB, absent="a fifth of RAM", written="size"),
+        "bytes that compressed pages of the swap area may take of the host's memory; the oldest of more go to "
+        "its file",
+    )
+    swap_file: str = _parameter(
+        "",
+        _HostPath(),
+        "file of the host for the swap area, at least as long as that and nobody else's; empty: a temporary "
+        "one, made when the pool is full",
+    )
+    swap_readahead: int = _parameter(
+        8,
+        _Whole(1, 64, power_of_two=True),
+        "pages that one fault brings back from the swap area, the wanted one included; 1 is off",
+    )
+    reclaim: str = _parameter(
+        "mglru",
+        _Word(("mglru", "clock")),
+        "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
+        "clock with two hands",
     )
     aperture: int = _parameter(
         GIB,

@@ -149,6 +149,8 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        if self.config.swap:
+            self._connect_swap()
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel(
@@ -169,6 +171,16 @@ class Machine:
             self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    def _connect_swap(self) -> None:
+        """The area to which pages go, and who takes them there. Raises ConfigError for its file."""
+        from aether_emu.policy.reclaim import connect  # noqa: PLC0415  # few runs have any
+
+        try:
+            connect(self.physical, self.format, self.config)
+        except BaseException:
+            self.computer.abandon()
+            raise
 
     def _allocator(self) -> Callable[..., Buddy]:
         """What hands out frames; one that counts where locks are modelled."""

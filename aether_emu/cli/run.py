@@ -108,6 +108,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 )
 @click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
 @click.option(
+    "--swap",
+    cls=Setting,
+    key="swap",
+    type=text("SIZE"),
+    help="A swap area, to which pages go when RAM is short.",
+)
+@click.option(
     "--kpti",
     cls=Setting,
     key="kpti",
@@ -186,6 +193,7 @@ def run(  # an option is a parameter here
     args: tuple[str, ...],
     ram: str | None,
     cpus: int | None,
+    swap: str | None,
     kpti: bool,
     seed: int | None,
     granule: str | None,
@@ -230,6 +238,7 @@ def run(  # an option is a parameter here
     options = {
         "ram": ram,
         "cpus": cpus,
+        "swap": swap,
         "kpti": True if kpti else None,
         "seed": seed,
         "page_size": granule,

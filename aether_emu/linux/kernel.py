@@ -51,6 +51,7 @@ _WITHOUT_COPY = (
     Event.FAULT_SHARED,
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
+    Event.FAULT_SWAP_CACHE,
 )
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 Moment = tuple[int, int, int, list[int], int]
@@ -107,6 +108,11 @@ class Kernel:
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
+            Event.FAULT_SWAP: costs.fault_minor,
+            Event.SWAP_IN: costs.swap_page,
+            Event.SWAP_OUT: costs.swap_page,
+            Event.SWAP_READ: costs.swap_disk,
+            Event.SWAP_WRITTEN: costs.swap_disk,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
             Event.FLUSH_PAGE: costs.flush_page,

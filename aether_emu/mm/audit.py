@@ -44,7 +44,7 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     An entry that lost that permission is put right by the fault that follows.
     """
     fmt = space.table.format
-    if found.level != 1:
+    if found.level != 1 or _in_swap(space, area, found.entry):
         return None
     same_kind = bool(found.entry & fmt.present_mask) == area.bits.present
     if same_kind and area.bits.present:
@@ -54,6 +54,14 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     if same_kind and not _strangers(space, area, stretch):
         return None
     return Damaged(1, found.slot, found.entry, _expected(space, area, found.start))
+
+
+def _in_swap(space: Audited, area: Area, entry: int) -> bool:
+    """Whether an entry names a slot that is in use, for a page of the area's own."""
+    swap = space.physical.swap
+    if swap is None or area.family is None or not swap.entries.holds(entry):
+        return False
+    return bool(swap.users(swap.entries.slot(entry)))
 
 
 def _essence(fmt: PageTableFormat, flags: int) -> int:
@@ -141,8 +149,20 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     good |= (kind == _ZERO) & (backing == _NOBODY)
     present = each([area.bits.present for area in areas])
     good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == present)
+    good |= _in_swap_of(space, areas, of, shown)
     strangers: list[int] = np.flatnonzero(~good).tolist()
     return strangers, of
+
+
+def _in_swap_of(
+    space: Audited, areas: Sequence[Area], of: NDArray[np.int64], shown: Entries
+) -> NDArray[np.bool_]:
+    """`_in_swap`, for each of some entries."""
+    swap, good = space.physical.swap, np.zeros(shown.size, np.bool_)
+    if swap is not None:
+        for number in np.flatnonzero(swap.entries.which(shown)).tolist():
+            good[number] = _in_swap(space, areas[int(of[number])], int(shown[number]))
+    return good
 
 
 def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:
@@ -167,7 +187,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
             elif what in (_FILE, _SHARED):
                 first = area.offset - (area.start >> fmt.page_shift)
                 good = owner[frame] == backing.number and index[frame] == page + number + first
-        if not good:
+        if not good and not _in_swap(space, area, entry):
             strangers.append(number)
     return strangers
 

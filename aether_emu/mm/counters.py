@@ -32,6 +32,19 @@ class Event(IntEnum):
     INTERRUPT_TAKEN = 21  # by a CPU that was told to flush
     BROADCAST = 22  # of an invalidation to all CPUs, and waited for
     ROOT_SWITCH = 23  # between the two roots of a split address space
+    FAULT_SWAP = 24  # a page came back from swap: a major fault
+    FAULT_SWAP_CACHE = 25  # a page that was in swap, and in memory again because another process needed it
+    SWAP_AHEAD = 26  # pages brought back beside the one that faulted
+    SWAP_OUT = 27  # pages stored: into the pool, or as a word all over
+    SWAP_IN = 28  # pages loaded, from wherever they were
+    SWAP_WRITTEN = 29  # pages written to the swap file
+    SWAP_READ = 30  # pages read from it
+    REFAULT = 31  # pages that came back, of those that reclaim had taken
+    REFAULT_SOON = 32  # of those, what came back before as many others went as memory holds: thrashing
+    RECLAIM_SCANNED = 33  # frames that reclaim looked at
+    RECLAIM_TAKEN = 34  # frames that it gave back
+    RECLAIM_CLEAN = 35  # of those, what was still as its slot has it, and not stored again
+    RECLAIM_STALLS = 36  # times that a task had to wait for it
 
 
 class Counters:

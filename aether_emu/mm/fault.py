@@ -34,6 +34,7 @@ from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.bring import bring_back
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
@@ -210,12 +211,17 @@ class Faults:
     def present_or_absent(
         self, space: AddressSpace, area: Area, va: int, access: int, *, forced: bool = False
     ) -> Outcome:
-        page = va & -space.table.format.page_size
+        page, physical = va & -space.table.format.page_size, self._physical
+        if physical.reclaim is not None:
+            physical.reclaim.balance()
         try:
             found = space.table.find(page)
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
+                if physical.swap is not None and self._is_in_swap(found):
+                    bring_back(space, area, found, write=bool(access & _WRITE))
+                    return RESOLVED
                 if forced and has_frame(space.table.format, found.entry, found.level):
                     return self._held(space, area, page, access, found)
                 return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right
@@ -227,9 +233,17 @@ class Faults:
             return BusError(va)
         except NotReady as later:
             return Blocked(later.on)
-        except OutOfFrames:
+        except OutOfFrames as short:
+            if physical.reclaim is not None and physical.reclaim.make_room(short.wanted):
+                return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
+
+    def _is_in_swap(self, found: Found) -> bool:
+        """Whether an entry names a slot that is in use."""
+        swap = self._physical.swap
+        assert swap is not None
+        return swap.entries.holds(found.entry) and bool(swap.users(swap.entries.slot(found.entry)))
 
     def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:
         backing = area.backing
@@ -307,6 +321,8 @@ class Faults:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
+            if physical.swap is not None:
+                physical.swap.frame_goes(frame)
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED

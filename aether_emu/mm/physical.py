@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -15,11 +15,29 @@ from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
+
+
+class Reclaiming(Protocol):
+    """Who makes room where memory is short: `mm.reclaim`. Asked only where no operation is in its midst."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether fewer frames are free than there should be."""
+
+    def balance(self) -> None:
+        """Take pages that were not used lately, if memory is short."""
+
+    def make_room(self, wanted: int) -> bool:
+        """An operation has met OutOfFrames, and left all as it was. True: it may succeed now."""
+
+    def freed(self, frames: Sequence[int]) -> None:
+        """These frames hold no page any more."""
 
 
 class Physical:
@@ -30,7 +48,8 @@ class Physical:
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
-    spaces their PCIDs or ASIDs (None: they have none).
+    spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
+    `read_ahead` how many come back together (None: there is neither).
     """
 
     def __init__(
@@ -49,6 +68,9 @@ class Physical:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters, self.tags = Counters(), tags
         self.trace = trace
+        self.swap: SwapArea | None = None
+        self.reclaim: Reclaiming | None = None
+        self.read_ahead = 1
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
@@ -101,6 +123,8 @@ class Physical:
         """As `give_back`, of frames that no CPU uses any more."""
         if not unused:
             return
+        if self.reclaim is not None:
+            self.reclaim.freed(unused)
         self.code.retire(unused)
         if len(unused) > 32:
             self.buddy.free_bulk(unused)

@@ -43,6 +43,11 @@ class Segment(Shared, SharedMemory):
         return f"/SYSV{self.key & 0xFFFF_FFFF:08x} (deleted)"
 
     @property
+    def stays(self) -> bool:
+        """See `SharedMemory.stays`."""
+        return bool(self.mode & LOCKED)
+
+    @property
     def attached(self) -> int:
         """How many areas show it."""
         return len(self.windows)
