@@ -378,8 +378,8 @@ class Config:
     swap_pool: int | None = _parameter(
         None,
         _Whole(0, TIB, absent="a fifth of RAM", written="size"),
-        "bytes that compressed pages of the swap area may take of the host's memory; the oldest of more go to "
-        "its file",
+        "bytes that compressed pages of the swap area may take of the host's memory; of more the oldest go "
+        "to its file",
     )
     swap_file: str = _parameter(
         "",

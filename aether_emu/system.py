@@ -648,7 +648,7 @@ class Machine:
             window=self.abi.window,
         )
         try:
-            space = self.computer.new_space(limits)
+            space = self.physical.with_room(lambda: self.computer.new_space(limits))
         except OutOfFrames as error:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
         space.files = self.kernel.file_backings

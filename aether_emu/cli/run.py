@@ -266,6 +266,7 @@ def run(  # an option is a parameter here
         isa = program_isa(program, grants, executable=True)
     made = {} if replay is None else replay.makers(isa)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE), **made)
+    machine.kernel.tell = lambda lines: click.echo(f"aether: {lines}", err=True, nl=False)
     settle()
     try:
         with _naming_the_limit(), _suggesting_a_root(program, root):

@@ -197,7 +197,7 @@ class Entry:
             case Blocked(on):
                 raise PageWait(on, self.task.wait)
             case OutOfMemory():
-                self._out_of_memory()
+                return self._out_of_memory()
             case Damaged():
                 self.damaged(outcome)
         return outcome is RESOLVED
@@ -269,8 +269,11 @@ class Entry:
         if pointer is not None:
             self._refuse(AccessError(pointer, False), pointer, int(Access.USER | Access.WRITE))
 
-    def _out_of_memory(self) -> None:
-        self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))
+    def _out_of_memory(self) -> bool:
+        """Whether whoever needs a page may try again: another process has gone, which had more."""
+        from aether_emu.linux.task.oom import make_an_end  # noqa: PLC0415  # memory is rarely short
+
+        return make_an_end(self.task.process)
 
     def damaged(self, damaged: Damaged) -> None:
         """The process's page table is damaged: it cannot go on. Linux: "Corrupted page table", SIGKILL."""

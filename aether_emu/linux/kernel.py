@@ -92,7 +92,7 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
+        self._books = (0, 0, 0, 0)  # time, faults, costs of events, major faults that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
@@ -103,6 +103,9 @@ class Kernel:
         self.posix_queues: PosixQueues | None = None  # likewise
         self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
+        self.tell: Callable[[str], object] = lambda _lines: (
+            None
+        )  # what whoever started the machine should know
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {
@@ -232,15 +235,20 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults, system = self._books
+        time, faults, system, major = self._books
         costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
-        return Usage(self._busy() - time, self.minor_faults() - faults, system=costs)
+        return Usage(
+            self._busy() - time,
+            self.minor_faults() - faults,
+            system=costs,
+            major=self.major_faults() - major,
+        )
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        time, faults, system = self._books
-        self._books = time + used.time, faults + used.faults, system + used.system
+        time, faults, system, major = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system, major + used.major
         return used
 
     def _busy(self) -> int:
@@ -273,6 +281,17 @@ class Kernel:
     def minor_faults(self) -> int:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
         return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
+
+    def major_faults(self) -> int:
+        """Faults for which a page had to be brought from somewhere: from swap."""
+        return self.physical.counters.n[Event.FAULT_SWAP]
+
+    def swap_bytes(self) -> tuple[int, int]:
+        """Bytes of the swap area, and how many of them are free; nothing while it is off."""
+        swap, size = self.physical.swap, self.physical.ram.page_size
+        if swap is None or not swap.on:
+            return 0, 0
+        return swap.slots * size, (swap.slots - swap.used) * size
 
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""

@@ -123,21 +123,21 @@ def forget_frames(physical: Physical, frames: Iterable[int]) -> None:
     """Clear ACCESSED in every entry that shows one of the frames, and flush."""
     gathers: dict[int, tuple[Space, Gather]] = {}
     for frame in frames:
-        for space, address, found in mappings(physical, frame):
+        for space, _address, found in mappings(physical, frame):
             fmt = space.table.format
             if not found.entry & fmt.present_mask or not fmt.accessed(found.entry):
                 continue
             if id(space) not in gathers:
                 gathers[id(space)] = space, space.gather()
             space.table.write(found.start, found.level, found.slot, fmt.age(found.entry))
-            gathers[id(space)][1].page(address, fmt.levels[found.level - 1].size)
+            gathers[id(space)][1].page(found.start, fmt.levels[found.level - 1].size)
     for _space, gather in gathers.values():
         gather.finish_at_once()
 
 
 def forget_everywhere(physical: Physical) -> Iterator[Frames]:
     """Clear ACCESSED in all address spaces, and flush. Gives the frames that had it, of a space at a time."""
-    for space in _spaces(physical):
+    for space in spaces(physical):
         end = space.limits.user_end
         seen = look(space, 0, end)
         if seen.accessed.any():
@@ -145,7 +145,7 @@ def forget_everywhere(physical: Physical) -> Iterator[Frames]:
             yield seen.frames[seen.accessed]
 
 
-def _spaces(physical: Physical) -> list[AddressSpace]:
+def spaces(physical: Physical) -> list[AddressSpace]:
     """Every address space with an area, in the order in which their objects began."""
     found: dict[int, AddressSpace] = {}
     for item in physical.objects:

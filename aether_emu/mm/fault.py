@@ -17,6 +17,7 @@ flush; one that gets another frame is flushed through a gather.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.bring import bring_back
+from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
@@ -172,6 +174,16 @@ class Faults:
         if access & _WRITE and area.shared:
             return self.denied(va)
         return self.present_or_absent(space, area, va, access, forced=True)
+
+    def bring(self, space: AddressSpace, va: int) -> None:
+        """Bring the page of `va` back, if it is in swap, whatever its area permits. Raises OutOfFrames.
+
+        Bytes that are lost stay so.
+        """
+        area, found = space.areas.find(va), space.table.find(va)
+        if area is not None and found is not None and self._is_in_swap(found):
+            with contextlib.suppress(SwapLost):
+                bring_back(space, area, found, write=False)
 
     # ---- refusals
 

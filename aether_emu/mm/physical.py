@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
@@ -20,6 +21,7 @@ from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
+T = TypeVar("T")
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
 
@@ -30,14 +32,30 @@ class Reclaiming(Protocol):
     def is_short(self) -> bool:
         """Whether fewer frames are free than there should be."""
 
+    @property
+    def spare(self) -> int:
+        """Free frames that are kept for those who cannot wait."""
+
     def balance(self) -> None:
         """Take pages that were not used lately, if memory is short."""
 
     def make_room(self, wanted: int) -> bool:
         """An operation has met OutOfFrames, and left all as it was. True: it may succeed now."""
 
+    def take(self, frames: Sequence[int]) -> int:
+        """Take those of the frames that may be taken. Returns how many."""
+
+    def cool(self, frames: Sequence[int]) -> None:
+        """These are not expected to be used soon."""
+
     def freed(self, frames: Sequence[int]) -> None:
         """These frames hold no page any more."""
+
+    def capture(self) -> dict[str, Any]:
+        """All that goes on, as plain data."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured one."""
 
 
 class Physical:
@@ -104,6 +122,22 @@ class Physical:
             self.counters.n[Event.ZEROED_PAGES] += 1
         flags[frame] |= _DIRTY
 
+    def with_room(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, which is tried again while room can be made for it.
+
+        When it raises OutOfFrames it has changed nothing. No operation is in its midst.
+        """
+        reclaim = self.reclaim
+        if reclaim is None:
+            return attempt()
+        reclaim.balance()
+        while True:
+            try:
+                return attempt()
+            except OutOfFrames as short:
+                if not reclaim.make_room(short.wanted):
+                    raise
+
     def page_bytes(self, frame: int) -> memoryview:
         """The bytes of a RAM frame, writable in place."""
         start = self.frames.address(frame) - self.ram.base
@@ -151,9 +185,11 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "swap": None if self.swap is None else self.swap.capture(),
+            "reclaim": None if self.reclaim is None else self.reclaim.capture(),
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
         code = state["code"]
@@ -164,3 +200,6 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        if self.swap is not None and self.reclaim is not None:
+            self.swap.restore(state["swap"])
+            self.reclaim.restore(state["reclaim"])

@@ -80,7 +80,6 @@ class _Shown(NamedTuple):
     """One entry that shows a frame."""
 
     space: AddressSpace
-    address: int
     found: Found
 
 
@@ -118,6 +117,11 @@ class Reclaim:
         """See `Reclaiming`."""
         return self._buddy.free_frames < self.marks.low
 
+    @property
+    def spare(self) -> int:
+        """See `Reclaiming`."""
+        return self.marks.min
+
     def balance(self) -> None:
         """See `Reclaiming`. After a try that brought nothing some faults go by without one."""
         if self._buddy.free_frames >= self.marks.low:
@@ -132,6 +136,10 @@ class Reclaim:
         """See `Reclaiming`."""
         short = max(wanted, self.marks.min) - self._buddy.free_frames
         return self._reclaim(max(short, BATCH)) > 0
+
+    def cool(self, frames: Sequence[int]) -> None:
+        """See `Reclaiming`."""
+        self.order.deactivate([frame for frame in frames if frame < self._buddy.total])
 
     def freed(self, frames: Sequence[int]) -> None:
         """See `Reclaiming`."""
@@ -202,12 +210,10 @@ class Reclaim:
             area = space.areas.find(address)
             if found.level != 1 or area is None or area.flags & LOCKED:
                 return None
-            if (
-                found.entry & space.table.format.contiguous_bit
-                and found.entry & space.table.format.present_mask
-            ):
+            hinted = found.entry & space.table.format.contiguous_bit
+            if hinted and found.entry & space.table.format.present_mask:
                 return None
-            shown.append(_Shown(space, address, found))
+            shown.append(_Shown(space, found))
         mapped = len(shown)
         whole = frames.maps[frame] == mapped and frames.refs[frame] == mapped + extra
         return shown if whole and mapped + extra else None
@@ -239,7 +245,7 @@ class Reclaim:
         kind = found.entry & ~address_bits(fmt, 1)
         table.write(found.start, 1, found.slot, entry)
         if owes(fmt, kind, 0, 1):
-            gather.page(one.address)
+            gather.page(found.start)
         gather.drop(each.frame)
 
     def _store(self, each: _Going) -> None:

@@ -83,6 +83,7 @@ FAMILIES: dict[str, str] = {
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
     "remote": "kcmp process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
+    "swapping": "swapoff swapon",
     "shared_segments": "shmat shmctl shmdt shmget",
     "semaphores": "semctl semget semop semtimedop",
     "message_queues": "msgctl msgget msgrcv msgsnd",

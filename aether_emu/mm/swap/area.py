@@ -92,6 +92,10 @@ class SwapArea:
         if slot not in self._frames:
             self._give_back(slot)
 
+    def is_out(self, entry: int) -> bool:
+        """Whether an entry names a slot whose page is not in memory."""
+        return self.entries.holds(entry) and self.entries.slot(entry) not in self._frames
+
     def shared(self, found: Iterable[Found]) -> None:
         """Entries were copied: those that name a slot count once more."""
         for one in found:
@@ -162,6 +166,11 @@ class SwapArea:
         if self._cached:
             for frame in frames:
                 self.frame_goes(frame)
+
+    def forget_cached(self) -> None:
+        """No frame is cached any more."""
+        for frame in list(self._cached):
+            self.frame_goes(frame)
 
     def _free_cached(self) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
