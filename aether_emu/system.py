@@ -62,6 +62,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
@@ -563,6 +564,9 @@ class Machine:
             self.abandon()
             raise
         self.computer.close()
+        swap = self.physical.swap
+        if swap is not None and swap.used and not self.damages():
+            raise SlotLeak(swap.used)
 
     @staticmethod
     def _end_processes(first: Process) -> None:

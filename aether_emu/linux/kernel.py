@@ -20,6 +20,7 @@ from aether_emu.linux.abi import Abi
 from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
+from aether_emu.linux.pressure import Pressure
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.lines import Lines
 from aether_emu.linux.task.run_queue import RunQueue
@@ -53,6 +54,7 @@ _WITHOUT_COPY = (
     Event.FAULT_ACCESS_FLAG,
     Event.FAULT_SWAP_CACHE,
 )
+_STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
@@ -127,6 +129,10 @@ class Kernel:
             Event.ROOT_SWITCH: costs.kpti_switch + (costs.flush_all if physical.tags is None else 0),
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+        self.pressure = Pressure()
+        if physical.reclaim is not None and physical.swap is not None:
+            physical.reclaim.on_stall = self.note_pressure
+            physical.swap.store.tell = lambda line: self.tell(line + "\n")
 
     def _connect(self, lines: Lines[Any, Any]) -> None:
         """Have shootdowns take the time, and the turns, that they take."""
@@ -293,6 +299,12 @@ class Kernel:
             return 0, 0
         return swap.slots * size, (swap.slots - swap.used) * size
 
+    def note_pressure(self) -> None:
+        """Tasks have stood still for want of memory, or somebody wants to know how long they have."""
+        n = self.physical.counters.n
+        costs = sum(n[event] * self._costs[event] for event in _STALLS)
+        self.pressure.note(self.time_seen(), costs, alone=not len(self.run_queue))
+
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""
         if self.system_v is None:
@@ -318,6 +330,7 @@ class Kernel:
             "charged": self.charged,
             "books": self._books,
             "told": self._told,
+            "pressure": self.pressure.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -325,3 +338,4 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
+        self.pressure.restore(state["pressure"])

@@ -28,6 +28,8 @@ _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 class Reclaiming(Protocol):
     """Who makes room where memory is short: `mm.reclaim`. Asked only where no operation is in its midst."""
 
+    on_stall: Callable[[], None]
+
     @property
     def is_short(self) -> bool:
         """Whether fewer frames are free than there should be."""

@@ -66,6 +66,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
         "vmstat": lambda: _vmstat(kernel),
         "swaps": lambda: _swaps(kernel),
+        "pressure/memory": lambda: _pressure(kernel),
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
@@ -208,6 +209,11 @@ def _vmstat(kernel: Kernel) -> bytes:
         ("oom_kill", counted[Event.FAULT_OUT_OF_MEMORY]),
     )
     return "".join(f"{name} {value}\n" for name, value in rows).encode()
+
+
+def _pressure(kernel: Kernel) -> bytes:
+    kernel.note_pressure()
+    return kernel.pressure.text()
 
 
 def _swaps(kernel: Kernel) -> bytes:

@@ -1,8 +1,8 @@
 """Out of memory: which process goes, and the table that says why (Linux: mm/oom_kill.c).
 
 A process counts what it has in memory, in swap and in page tables, and its oom_score_adj as so many
-thousandths of all memory. The one that counts most goes; among equals the oldest. -1000 is never chosen, unless
-nobody else is left: then it is whoever needs the memory.
+thousandths of all memory. The one that counts most goes; among equals the oldest. -1000 is never chosen,
+unless nobody else is left: then it is whoever needs the memory.
 """
 
 from __future__ import annotations

@@ -27,6 +27,14 @@ class SwapFull(AetherError):
     """There is no slot for another page: all are used, the area is off, or the host takes no more."""
 
 
+class SlotLeak(AetherError):
+    """Slots of the swap area were still in use after everything was given back."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        super().__init__(f"{slots} slot(s) of the swap area leaked")
+
+
 class SwapArea:
     """`slots` slots, whose bytes a store keeps. `name` is what /proc/swaps shows; `on`: slots are given out.
 

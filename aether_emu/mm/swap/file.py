@@ -21,12 +21,16 @@ from aether_emu.machine.memory.aperture import BackingFailed
 class SwapLost(BackingFailed):
     """The bytes of a page in swap are gone: the host's file was cut off, changed, or cannot be read."""
 
+    def __init__(self, slot: int, why: str) -> None:
+        super().__init__(slot, why)
+        self.why = why
+
 
 class SwapFile:
     """Room for `slots` pages of `page_size` bytes. Raises ConfigError for a path that does not serve."""
 
     def __init__(self, path: str, slots: int, page_size: int) -> None:
-        self._page_size, self._fd = page_size, -1
+        self.path, self._page_size, self._fd = path, page_size, -1
         self._sums: dict[int, int] = {}
         self.refused = ""  # why the host took no page, once it did not
         if path:

@@ -10,8 +10,10 @@ in the pool beyond its limit; `refused` says why, and then no further slot is gi
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
+from aether_emu.errors import ConfigError
 from aether_emu.mm.counters import Event
 from aether_emu.mm.swap.codec import Codec
 from aether_emu.mm.swap.file import SwapFile, SwapLost
@@ -26,6 +28,8 @@ class Store:
         self._words: dict[int, bytes] = {}
         self._pool: dict[int, bytes] = {}  # the oldest first
         self.pooled = 0  # bytes that the pool has
+        self.tell: Callable[[str], object] = lambda _line: None  # what the machine's owner should know
+        self._told: set[str] = set()
 
     @property
     def refused(self) -> str:
@@ -68,7 +72,13 @@ class Store:
         if word is not None:
             return word * (self._page_size >> 3)
         packed = self._pool.get(slot)
-        return self.codec.expand(packed) if packed is not None else self.file.read(slot)
+        if packed is not None:
+            return self.codec.expand(packed)
+        try:
+            return self.file.read(slot)
+        except SwapLost as lost:
+            self._tell(f"{lost.why}: programs get SIGBUS where they touch pages that are lost")
+            raise
 
     def forget(self, slot: int) -> None:
         """Nobody asks for the page any more."""
@@ -80,6 +90,12 @@ class Store:
         else:
             self.file.forget(slot)
 
+    def _tell(self, line: str) -> None:
+        """Say it, the first time."""
+        if line not in self._told:
+            self._told.add(line)
+            self.tell(line)
+
     def has_room(self) -> bool:
         """Whether the host, which took no page before, takes some by now."""
         self._write_back()
@@ -90,6 +106,7 @@ class Store:
         while self.pooled > self.limit and self._pool:
             slot = next(iter(self._pool))
             if not self.file.write(slot, self.codec.expand(self._pool[slot])):
+                self._tell(f"the swap file takes no more pages: {self.refused}")
                 return
             self._n[Event.SWAP_WRITTEN] += 1
             self.pooled -= len(self._pool.pop(slot))
@@ -120,4 +137,4 @@ class Store:
             if packed is None:
                 self.file.lose(slot)
             elif not self.file.write(slot, zlib.decompress(packed)):
-                raise OSError(self.file.refused)
+                raise ConfigError("swap_file", self.file.path, self.file.refused, refusal="takes no pages")
