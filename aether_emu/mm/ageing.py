@@ -18,7 +18,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.protocol import Space
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.rmap import mappings
+from aether_emu.mm.rmap import Mapping, mappings
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables import edits
 from aether_emu.mm.tables.count import (
@@ -32,6 +32,7 @@ from aether_emu.mm.tables.count import (
     numbers_of,
     of_kind,
 )
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.owed import Gathering
 from aether_emu.mm.tables.tree import Stretch, Tree
 from aether_emu.mm.tlb import Gather
@@ -111,22 +112,31 @@ def forget_accesses(space: AddressSpace, start: int, end: int) -> int:
 
 
 def was_accessed(physical: Physical, frame: int) -> bool:
-    """Whether an entry that shows a frame was accessed since that was last forgotten."""
-    for space, _address, found in mappings(physical, frame):
-        fmt = space.table.format
-        if found.entry & fmt.present_mask and fmt.accessed(found.entry):
-            return True
-    return False
+    """Whether an entry that shows a frame was accessed since that was last forgotten.
+
+    True where that cannot be told, because a table on the way is damaged.
+    """
+    try:
+        return any(_is_accessed(mapping) for mapping in mappings(physical, frame))
+    except TableDamaged:
+        return True
+
+
+def _is_accessed(mapping: Mapping) -> bool:
+    fmt, entry = mapping.space.table.format, mapping.found.entry
+    return bool(entry & fmt.present_mask) and bool(fmt.accessed(entry))
 
 
 def forget_frames(physical: Physical, frames: Iterable[int]) -> None:
-    """Clear ACCESSED in every entry that shows one of the frames, and flush."""
+    """Clear ACCESSED in every entry that shows one of the frames, and flush. Not where a table is damaged."""
     gathers: dict[int, tuple[Space, Gather]] = {}
     for frame in frames:
-        for space, _address, found in mappings(physical, frame):
+        try:
+            touched = [mapping for mapping in mappings(physical, frame) if _is_accessed(mapping)]
+        except TableDamaged:
+            continue
+        for space, _address, found in touched:
             fmt = space.table.format
-            if not found.entry & fmt.present_mask or not fmt.accessed(found.entry):
-                continue
             if id(space) not in gathers:
                 gathers[id(space)] = space, space.gather()
             space.table.write(found.start, found.level, found.slot, fmt.age(found.entry))
@@ -136,13 +146,19 @@ def forget_frames(physical: Physical, frames: Iterable[int]) -> None:
 
 
 def forget_everywhere(physical: Physical) -> Iterator[Frames]:
-    """Clear ACCESSED in all address spaces, and flush. Gives the frames that had it, of a space at a time."""
+    """Clear ACCESSED in all address spaces, and flush. Gives the frames that had it, of a space at a time.
+
+    Spaces whose tables are damaged are left out.
+    """
     for space in spaces(physical):
         end = space.limits.user_end
-        seen = look(space, 0, end)
-        if seen.accessed.any():
-            forget_accesses(space, 0, end)
-            yield seen.frames[seen.accessed]
+        try:
+            seen = look(space, 0, end)
+            if seen.accessed.any():
+                forget_accesses(space, 0, end)
+        except TableDamaged:
+            continue
+        yield seen.frames[seen.accessed]
 
 
 def spaces(physical: Physical) -> list[AddressSpace]:

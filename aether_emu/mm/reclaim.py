@@ -29,6 +29,7 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.owed import owes
 from aether_emu.mm.tables.tree import Found
 from aether_emu.mm.tlb import Gather
@@ -205,7 +206,11 @@ class Reclaim:
                 return None
             extra = 1  # the object's own reference
         shown = []
-        for space, address, found in rmap.mappings(self._physical, frame):
+        try:
+            found_all = list(rmap.mappings(self._physical, frame))
+        except TableDamaged:
+            return None
+        for space, address, found in found_all:
             assert isinstance(space, AddressSpace)
             area = space.areas.find(address)
             if found.level != 1 or area is None or area.flags & LOCKED:
@@ -240,7 +245,8 @@ class Reclaim:
         table, swap, found = one.space.table, self._swap, one.found
         fmt, entry = table.format, 0
         if each.memory is None:
-            entry = swap.entries.make(each.slot, exclusive=len(each.shown) == 1)
+            alone = len(each.shown) == 1 and not swap.users(each.slot)
+            entry = swap.entries.make(each.slot, exclusive=alone)
             swap.named(each.slot)
         kind = found.entry & ~address_bits(fmt, 1)
         table.write(found.start, 1, found.slot, entry)
