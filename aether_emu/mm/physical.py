@@ -107,8 +107,13 @@ class Physical:
 
     def take(self, kind: Kind, owner: int, index: int) -> int:
         """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""
-        frame = self.buddy.alloc()
+        frame = self.take_to_fill(kind, owner, index)
         self.prepare(frame)
+        return frame
+
+    def take_to_fill(self, kind: Kind, owner: int, index: int) -> int:
+        """As `take`, with whatever the frame's last owner left: who takes it fills all of it."""
+        frame = self.buddy.alloc()
         frames = self.frames
         frames.kind[frame] = kind
         frames.owner[frame] = owner

@@ -1,9 +1,17 @@
 /* swap fill MIB [ROUNDS]: more memory than there is, every byte checked. Private pages, shared ones, and what a
  * forked child sees of both while parent and child write. Prints one line for each stage, the same whatever the
- * memory. The other words are in main. */
+ * memory.
+ * swap tell: sends pages away by advice, and says what the kernel tells of them and what becomes of them.
+ * swap off: turns the swap area off and on. */
 #include "aether.h"
 
-enum { CLONE_VM = 0x100, SHARE = 8 }; /* one page of so many is shared */
+#if defined(__x86_64__)
+enum { SYS_mlock = 149, SYS_munlock = 150, SYS_swapon = 167, SYS_swapoff = 168, SYS_process_vm_readv = 310 };
+#else
+enum { SYS_mlock = 228, SYS_munlock = 229, SYS_swapon = 224, SYS_swapoff = 225, SYS_process_vm_readv = 270 };
+#endif
+enum { SHARE = 8 };  /* one page of so many is shared */
+enum { PAGES = 32 }; /* that `tell` sends away */
 
 static i64 fork(void) { return SYSCALL(clone, SIGCHLD, 0, 0, 0, 0); }
 
@@ -93,8 +101,211 @@ static void more_than_there_is(u64 mib, u64 rounds) {
     printf("parent and child, both right: the child ended with %d\n", status);
 }
 
+/* ---- tell */
+
+/* A file of /proc, as a text. */
+static const char *text_of(const char *path) {
+    static char text[256 * KIB];
+    u64 used = 0;
+    i64 fd = open(path, O_RDONLY), n;
+    if (fd < 0) FAIL("%s: %s", path, answer(fd));
+    while ((n = SYSCALL(read, fd, text + used, sizeof text - 1 - used)) > 0) used += (u64)n;
+    SYSCALL(close, fd);
+    text[used] = 0;
+    return text;
+}
+
+/* The number behind `name` and a colon or a blank, at the beginning of a line from `at` on. */
+static u64 figure(const char *at, const char *name) {
+    u64 length = strlen(name);
+    for (const char *line = at; *line; line++) {
+        if (line != at && line[-1] != '\n') continue;
+        if (memcmp(line, name, length) || (line[length] != ':' && line[length] != ' ')) continue;
+        for (line += length + 1; *line == ' ' || *line == '\t';) line++;
+        return number(line);
+    }
+    FAIL("there is no %s", name);
+    return 0;
+}
+
+/* Pages that smaps counts as `name` in the area that begins at `base`. */
+static u64 in_area(const void *base, const char *name) {
+    for (const char *line = text_of("/proc/self/smaps"), *at; *line; line = *at ? at + 1 : at) {
+        u64 start = 0;
+        for (at = line; (*at >= '0' && *at <= '9') || (*at >= 'a' && *at <= 'f'); at++)
+            start = start * 16 + (u64)(*at <= '9' ? *at - '0' : *at - 'a' + 10);
+        if (*at == '-' && start == (u64)base) return figure(line, name) * KIB / PAGE;
+        while (*at && *at != '\n') at++;
+    }
+    FAIL("smaps does not show my area");
+    return 0;
+}
+
+static u64 in_core(void *base) {
+    u8 seen[PAGES];
+    u64 count = 0;
+    i64 result = SYSCALL(mincore, base, PAGES * PAGE, seen);
+    if (result) FAIL("mincore: %s", answer(result));
+    for (u64 page = 0; page < PAGES; page++) count += seen[page] & 1;
+    return count;
+}
+
+/* Entries of pagemap with this bit. */
+static u64 in_pagemap(const void *base, int bit) {
+    u64 entries[PAGES], count = 0;
+    i64 fd = open("/proc/self/pagemap", O_RDONLY);
+    if (pread((int)fd, entries, sizeof entries, (u64)base / PAGE * 8) != sizeof entries) FAIL("pagemap");
+    SYSCALL(close, fd);
+    for (u64 page = 0; page < PAGES; page++) count += entries[page] >> bit & 1;
+    return count;
+}
+
+static u64 major_faults(void) {
+    u64 usage[18];
+    SYSCALL(getrusage, 0, usage);
+    return usage[9];
+}
+
+static u64 *map_alone(int flags) {
+    char *room = mmap(NULL, (PAGES + 2) * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    u64 *base = mmap(room + PAGE, PAGES * PAGE, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+    if (IS_ERROR(base)) FAIL("mmap: %s", answer((i64)base));
+    madvise(base, PAGES * PAGE, MADV_NOHUGEPAGE);
+    for (u64 page = 0; page < PAGES; page++) fill(base, page, 1);
+    return base;
+}
+
+static void send_away(u64 *base) {
+    i64 result = madvise(base, PAGES * PAGE, MADV_PAGEOUT);
+    if (result) FAIL("MADV_PAGEOUT: %s", answer(result));
+}
+
+static void check_all(const char *who, const u64 *base, u64 round) {
+    for (u64 page = 0; page < PAGES; page++) check(who, base, page, round);
+}
+
+static void tell(const char *what, u64 *base) {
+    printf("%s: %lu pages in memory, %lu in swap\n", what, in_area(base, "Rss"), in_area(base, "Swap"));
+}
+
+static u64 swap_used(void) {
+    const char *text = text_of("/proc/meminfo");
+    return (figure(text, "SwapTotal") - figure(text, "SwapFree")) * KIB / PAGE;
+}
+
+static void about_private(void) {
+    u64 before = swap_used(), faults = major_faults();
+    u64 *base = map_alone(MAP_PRIVATE);
+    tell("written", base);
+    send_away(base);
+    tell("sent away", base);
+    printf("  mincore %lu, pagemap %lu present and %lu in swap, VmSwap %lu, meminfo %lu\n", in_core(base),
+           in_pagemap(base, 63), in_pagemap(base, 62), figure(text_of("/proc/self/status"), "VmSwap") * KIB / PAGE,
+           swap_used() - before);
+    check_all("back", base, 1);
+    tell("read again", base);
+    printf("  major faults: %s\n", major_faults() > faults ? "some" : "none");
+    send_away(base);
+    for (u64 page = 0; page < PAGES; page++) fill(base, page, 2);
+    check_all("written over", base, 2);
+    tell("sent away and written over", base);
+    send_away(base);
+    mprotect(base, PAGES * PAGE, PROT_NONE);
+    tell("sent away, then no access", base);
+    u64 word_there = 0;
+    i64 fd = open("/proc/self/mem", O_RDONLY);
+    i64 got = pread((int)fd, &word_there, 8, (u64)base + 3 * PAGE);
+    SYSCALL(close, fd);
+    printf("  /proc/self/mem reads %ld bytes there, %s\n", got,
+           word_there == word(3, 0, 2) ? "the right ones" : "wrong ones");
+    mprotect(base, PAGES * PAGE, PROT_READ | PROT_WRITE);
+    check_all("permitted again", base, 2);
+    send_away(base);
+    u64 *moved = mremap(base, PAGES * PAGE, PAGES * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, map_alone(MAP_PRIVATE));
+    tell("sent away and moved", moved);
+    u64 copy[2] = {0, 0}, here[2] = {(u64)copy, 16}, there[2] = {(u64)(moved + PAGE / 8 * 5), 16};
+    got = SYSCALL(process_vm_readv, SYSCALL(getpid), here, 1, there, 1, 0);
+    printf("  process_vm_readv reads %ld bytes there, %s\n", got,
+           copy[0] == word(5, 0, 2) && copy[1] == word(5, 1, 2) ? "the right ones" : "wrong ones");
+    check_all("moved", moved, 2);
+    send_away(moved);
+    i64 locked = SYSCALL(mlock, moved, PAGES * PAGE);
+    if (locked) FAIL("mlock: %s", answer(locked));
+    tell("locked", moved);
+    printf("  sent away nevertheless: %s\n", answer(madvise(moved, PAGES * PAGE, MADV_PAGEOUT)));
+    SYSCALL(munlock, moved, PAGES * PAGE);
+    send_away(moved);
+    madvise(moved, PAGES * PAGE, MADV_DONTNEED);
+    tell("sent away and given up", moved);
+    printf("  meminfo %lu, the first word is %lu\n", swap_used() - before, moved[0]);
+    munmap(moved, PAGES * PAGE);
+}
+
+static void about_fork(void) {
+    u64 *base = map_alone(MAP_PRIVATE), before = swap_used();
+    send_away(base);
+    i64 child = fork();
+    if (!child) {
+        tell("a child of the fork", base);
+        printf("  half of each page is its share: %lu\n", in_area(base, "SwapPss"));
+        check_all("child", base, 1);
+        for (u64 page = 0; page < PAGES; page += 2) fill(base, page, 3);
+        for (u64 page = 0; page < PAGES; page++) check("child", base, page, page % 2 ? 1 : 3);
+        exit(0);
+    }
+    i32 status = wait_for(child);
+    check_all("parent", base, 1);
+    printf("after it the parent is right, the child ended with %d\n", status);
+    munmap(base, PAGES * PAGE);
+    printf("  meminfo %lu\n", swap_used() - before);
+}
+
+static void about_shared(void) {
+    u64 *base = map_alone(MAP_SHARED);
+    send_away(base);
+    tell("shared memory sent away", base);
+    printf("  mincore %lu, pagemap %lu in swap\n", in_core(base), in_pagemap(base, 62));
+    i64 child = fork();
+    if (!child) {
+        check_all("child", base, 1);
+        fill(base, 7, 4);
+        exit(0);
+    }
+    wait_for(child);
+    for (u64 page = 0; page < PAGES; page++) check("parent", base, page, page == 7 ? 4 : 1);
+    printf("shared memory is right on both sides\n");
+    munmap(base, PAGES * PAGE);
+}
+
+static void off_and_on(void) {
+    u64 *base = map_alone(MAP_PRIVATE);
+    send_away(base);
+    i64 off = SYSCALL(swapoff, "/swapfile");
+    printf("swapoff: %s\n", answer(off));
+    if (off) exit(0);
+    tell("the area is off", base);
+    printf("again: %s; SwapTotal %lu\n", answer(SYSCALL(swapoff, "/swapfile")),
+           figure(text_of("/proc/meminfo"), "SwapTotal"));
+    send_away(base);
+    tell("sent away with nowhere to go", base);
+    printf("swapon: %s; again: %s\n", answer(SYSCALL(swapon, "/swapfile", 0)),
+           answer(SYSCALL(swapon, "/swapfile", 0)));
+    send_away(base);
+    tell("sent away", base);
+    check_all("on", base, 1);
+}
+
 int main(int argc, char **argv) {
-    if (argc > 2 && streq(argv[1], "fill")) more_than_there_is(number(argv[2]), argc > 3 ? number(argv[3]) : 3);
-    else FAIL("swap fill MIB [ROUNDS]");
+    if (argc > 2 && streq(argv[1], "fill")) {
+        more_than_there_is(number(argv[2]), argc > 3 ? number(argv[3]) : 3);
+    } else if (argc > 1 && streq(argv[1], "tell")) {
+        about_private();
+        about_fork();
+        about_shared();
+    } else if (argc > 1 && streq(argv[1], "off")) {
+        off_and_on();
+    } else {
+        FAIL("swap fill MIB [ROUNDS], swap tell or swap off");
+    }
     return 0;
 }

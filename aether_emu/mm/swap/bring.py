@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
-from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.page import Found
+
+_DIRTY = int(Flags.DIRTY)
 
 
 def bring_back(space: AddressSpace, area: Area, found: Found, *, write: bool) -> None:
@@ -58,7 +60,8 @@ def _loaded(
 ) -> int:
     """A fresh frame with the bytes of a slot, or of the frame that is cached for it."""
     number = (found.start >> physical.frames.page_shift) + area.moved
-    frame = physical.take(Kind.ANON, area.owner, number)
+    frame = physical.take_to_fill(Kind.ANON, area.owner, number)
+    physical.frames.flags[frame] |= _DIRTY
     try:
         page = physical.page_bytes(frame)
         if cached is None:

@@ -34,7 +34,7 @@ class SwappingWalker(Walker):
 
     def build(self) -> None:
         super().build()
-        with_swap(self.board, self.slots, order=self.order, pool=2 * self.size, ahead=4)
+        with_swap(self.board, self.slots, order=self.order, pool=200, ahead=4)
 
     def entries(self, space: AddressSpace) -> list[Found]:
         """Those that show a frame."""
