@@ -189,14 +189,22 @@ class _Flag(_Rule):
         return str(value).lower()
 
 
+@records.dataclass(frozen=True)
 class _HostPath(_Rule):
-    """A path of the host, or nothing."""
+    """A path of the host."""
 
+    absent: str  # what leaving it out means
     type = "string"
-    allowed = "a path of the host, or empty"
+
+    @property
+    def allowed(self) -> str:
+        return f"a path of the host, or left out for {self.absent}"
 
     def check(self, value: object) -> bool:
-        return isinstance(value, str) and "\0" not in value
+        return value is None or (isinstance(value, str) and bool(value) and "\0" not in value)
+
+    def format(self, value: object) -> str:
+        return self.absent if value is None else str(value)
 
 
 class _HostName(_Rule):
@@ -326,7 +334,7 @@ class Options(TypedDict, total=False):
     locks: str
     swap: int | str
     swap_pool: int | str | None
-    swap_file: str
+    swap_file: str | None
     swap_readahead: int
     reclaim: str
     aperture: int | str
@@ -381,11 +389,11 @@ class Config:
         "bytes that compressed pages of the swap area may take of the host's memory; of more the oldest go "
         "to its file",
     )
-    swap_file: str = _parameter(
-        "",
-        _HostPath(),
-        "file of the host for the swap area, at least as long as that and nobody else's; empty: a temporary "
-        "one, made when the pool is full",
+    swap_file: str | None = _parameter(
+        None,
+        _HostPath("a temporary file"),
+        "file of the host for the swap area, at least as long as that and nobody else's; a temporary one is "
+        "made when the pool is full",
     )
     swap_readahead: int = _parameter(
         8,

@@ -29,11 +29,11 @@ class SwapLost(BackingFailed):
 class SwapFile:
     """Room for `slots` pages of `page_size` bytes. Raises ConfigError for a path that does not serve."""
 
-    def __init__(self, path: str, slots: int, page_size: int) -> None:
+    def __init__(self, path: str | None, slots: int, page_size: int) -> None:
         self.path, self._page_size, self._fd = path, page_size, -1
         self._sums: dict[int, int] = {}
         self.refused = ""  # why the host took no page, once it did not
-        if path:
+        if path is not None:
             self._fd = _open(path, slots * page_size)
 
     def __contains__(self, slot: int) -> bool:
