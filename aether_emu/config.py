@@ -534,6 +534,8 @@ class Config:
         if self.kpti and self.pcids > _MOST_SPLIT_PCIDS:
             more = "which takes a bit of them for the second root"
             raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
+        if self.swap_file is not None and not self.swap:
+            raise ConfigError("swap_file", self.swap_file, "left out where `swap` is 0")
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):

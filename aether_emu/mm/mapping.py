@@ -254,8 +254,8 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
 
 
 def check_commit(space: AddressSpace, length: int) -> None:
-    """Linux's heuristic overcommit: only what could never be had is refused."""
-    if length > space.physical.ram.size:
+    """Linux's heuristic overcommit: only what could never be had, in memory and swap, is refused."""
+    if length > space.physical.most_memory:
         raise Refused(errno.ENOMEM, "more than all memory")
 
 

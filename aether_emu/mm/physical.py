@@ -145,6 +145,12 @@ class Physical:
                 if not reclaim.make_room(short.wanted):
                     raise
 
+    @property
+    def most_memory(self) -> int:
+        """Bytes of RAM and of the swap area, if that is on."""
+        swap = self.swap
+        return self.ram.size + (0 if swap is None or not swap.on else swap.slots * self.ram.page_size)
+
     def page_bytes(self, frame: int) -> memoryview:
         """The bytes of a RAM frame, writable in place."""
         start = self.frames.address(frame) - self.ram.base

@@ -178,6 +178,8 @@ class Reclaim:
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
         """What of the frames is taken, each with a slot; and whether a slot was missing."""
         going, swap = list[_Going](), self._swap
+        if not swap.on:
+            return going, True
         for frame in dict.fromkeys(frames):
             shown = self.shown(frame)
             if shown is None:

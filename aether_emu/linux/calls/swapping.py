@@ -36,7 +36,7 @@ def sys_swapoff(task: Task, path: int, *_: int) -> int:
     swap = _named(task, path)
     if not swap.on:
         raise Refused(errno.EINVAL, "it is off")
-    if not switch_off(task.process.kernel.physical, swap):
+    if not switch_off(task.process.kernel.physical, swap, task.checkpoint):
         raise Refused(errno.ENOMEM, "memory does not hold what is in it")
     return 0
 

@@ -50,10 +50,13 @@ def _pages(process: Process) -> tuple[int, int]:
 
 def points(process: Process) -> int:
     """By how much it is chosen."""
-    total = process.kernel.physical.buddy.total
-    swap = process.kernel.physical.swap
-    total += 0 if swap is None or not swap.on else swap.slots
-    return badness(process) + process.oom_adjustment * total // 1000
+    return badness(process) + process.oom_adjustment * all_pages(process) // 1000
+
+
+def all_pages(process: Process) -> int:
+    """Pages of memory and swap of its machine, of which oom_score_adj names thousandths."""
+    physical = process.kernel.physical
+    return physical.buddy.total + (physical.most_memory - physical.ram.size) // physical.ram.page_size
 
 
 def choose(processes: Iterable[Process], current: Process) -> Process:
