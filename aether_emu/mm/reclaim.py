@@ -10,8 +10,9 @@ and of a call that takes frames (`balance`, below the low watermark, up to the h
 operation has met OutOfFrames and left all as it was (`make_room`). There is no thread that would do it
 meanwhile, as Linux's kswapd does: whoever needs the frame waits.
 
-What stays: pages that are locked, executable, large or shown by anything but entries; page tables; the zero
-page; the kernel's own. Pages of host files and memory files stand in the aperture and are no RAM.
+What stays: pages that are locked, executable or shown by anything but entries; page tables; the zero page;
+the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files and
+memory files stand in the aperture and are no RAM.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Any, NamedTuple, Protocol
 
+from aether_emu.errors import OutOfFrames
 from aether_emu.mm import rmap
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.counters import Event
@@ -30,6 +32,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
 from aether_emu.mm.tables.damage import TableDamaged
+from aether_emu.mm.tables.edits import whole
 from aether_emu.mm.tables.owed import owes
 from aether_emu.mm.tables.tree import Found
 from aether_emu.mm.tlb import Gather
@@ -207,23 +210,35 @@ class Reclaim:
             if not isinstance(item, SharedMemory) or item.stays:
                 return None
             extra = 1  # the object's own reference
-        shown = []
         try:
-            found_all = list(rmap.mappings(self._physical, frame))
-        except TableDamaged:
+            found_all = [self._small(one) for one in rmap.mappings(self._physical, frame)]
+        except (TableDamaged, OutOfFrames):
             return None
-        for space, address, found in found_all:
-            assert isinstance(space, AddressSpace)
-            area = space.areas.find(address)
-            if found.level != 1 or area is None or area.flags & LOCKED:
-                return None
-            hinted = found.entry & space.table.format.contiguous_bit
-            if hinted and found.entry & space.table.format.present_mask:
-                return None
-            shown.append(_Shown(space, found))
+        shown = [one for one in found_all if one is not None]
         mapped = len(shown)
-        whole = frames.maps[frame] == mapped and frames.refs[frame] == mapped + extra
-        return shown if whole and mapped + extra else None
+        known = mapped == len(found_all) == frames.maps[frame] and frames.refs[frame] == mapped + extra
+        return shown if known and mapped + extra else None
+
+    def _small(self, one: rmap.Mapping) -> _Shown | None:
+        """The entry of the page alone, cut out of a large leaf or a run. None for a page that stays.
+
+        Raises OutOfFrames where the table for that cannot be had, and TableDamaged.
+        """
+        space, address, found = one
+        assert isinstance(space, AddressSpace)
+        area = space.areas.find(address)
+        if area is None or area.flags & LOCKED:
+            return None
+        fmt = space.table.format
+        if found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit):
+            return _Shown(space, found)
+        gather = space.gather()
+        try:
+            whole(space.table, gather, int(address), int(address) + fmt.page_size)
+        finally:
+            gather.finish_at_once()
+        cut = space.table.find(int(address))
+        return None if cut is None else _Shown(space, cut)
 
     def _take_out(self, going: list[_Going]) -> None:
         """Unmap, flush on every CPU, store, free: in this order, so that no store is lost."""

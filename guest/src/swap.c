@@ -1,6 +1,7 @@
 /* swap fill MIB [ROUNDS]: more memory than there is, every byte checked. Private pages, shared ones, and what a
  * forked child sees of both while parent and child write. Prints one line for each stage, the same whatever the
  * memory.
+ * swap threads MIB ROUNDS: two threads add to words of their own in the same pages, and no addition is lost.
  * swap tell: sends pages away by advice, and says what the kernel tells of them and what becomes of them.
  * swap off: turns the swap area off and on. */
 #include "aether.h"
@@ -99,6 +100,48 @@ static void more_than_there_is(u64 mib, u64 rounds) {
         check("parent", own, page, page % 2 ? 200 : last_round(page, rounds));
     for (u64 page = 0; page < pages / SHARE; page++) check("shared", shared, page, page % 2 ? 1 : 100);
     printf("parent and child, both right: the child ended with %d\n", status);
+}
+
+/* ---- threads */
+
+enum {
+    CLONE_VM = 0x100, CLONE_FS = 0x200, CLONE_FILES = 0x400, CLONE_SIGHAND = 0x800, CLONE_THREAD = 0x10000,
+    CLONE_SYSVSEM = 0x40000, CLONE_CHILD_CLEARTID = 0x200000, FUTEX_WAIT = 0,
+};
+
+/* A task with these clone flags that runs entry(argument) on its own stack, and then exits. */
+i64 spawn(u64 flags, void *stack, i32 *parent_tid, i32 *child_tid, int (*entry)(void *), void *argument);
+
+static u8 stack_of_other[16384] __attribute__((aligned(16)));
+static u64 *common, common_pages, common_rounds;
+
+/* Adds 1 to each eighth word of every page from word `which` on, so often. */
+static int add_up(void *which) {
+    u64 words = PAGE / 8;
+    for (u64 round = 0; round < common_rounds; round++)
+        for (u64 page = 0; page < common_pages; page++)
+            for (u64 at = (u64)which; at < words; at += words / 8) common[page * words + at] += page + 1;
+    return 0;
+}
+
+static void two_threads(u64 mib, u64 rounds) {
+    volatile i32 lives = 1;
+    common_pages = mib * MIB / PAGE, common_rounds = rounds;
+    common = map(common_pages * PAGE, MAP_PRIVATE);
+    u64 flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM |
+                CLONE_CHILD_CLEARTID;
+    i64 other = spawn(flags, stack_of_other + sizeof stack_of_other, NULL, (i32 *)&lives, add_up, (void *)1);
+    if (other < 0) FAIL("clone: %s", answer(other));
+    add_up((void *)0);
+    while (lives) SYSCALL(futex, &lives, FUTEX_WAIT, 1, 0);
+    u64 words = PAGE / 8;
+    for (u64 page = 0; page < common_pages; page++)
+        for (u64 at = 0; at < words; at++) {
+            u64 wanted = at % (words / 8) < 2 ? rounds * (page + 1) : 0;
+            if (common[page * words + at] != wanted)
+                FAIL("page %lu, word %lu: %lu and not %lu", page, at, common[page * words + at], wanted);
+        }
+    printf("two threads have added up %lu MiB %lu times\n", mib, rounds);
 }
 
 /* ---- tell */
@@ -298,6 +341,8 @@ static void off_and_on(void) {
 int main(int argc, char **argv) {
     if (argc > 2 && streq(argv[1], "fill")) {
         more_than_there_is(number(argv[2]), argc > 3 ? number(argv[3]) : 3);
+    } else if (argc > 3 && streq(argv[1], "threads")) {
+        two_threads(number(argv[2]), number(argv[3]));
     } else if (argc > 1 && streq(argv[1], "tell")) {
         about_private();
         about_fork();
@@ -305,7 +350,7 @@ int main(int argc, char **argv) {
     } else if (argc > 1 && streq(argv[1], "off")) {
         off_and_on();
     } else {
-        FAIL("swap fill MIB [ROUNDS], swap tell or swap off");
+        FAIL("swap fill MIB [ROUNDS], swap threads MIB ROUNDS, swap tell or swap off");
     }
     return 0;
 }

@@ -17,7 +17,7 @@ from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.counters import Event
 from aether_emu.observe import stats
 from aether_emu.system import Machine
-from tests.guests.running import TARGETS, Target, program, run_guest
+from tests.guests.running import TARGETS, Ran, Target, program, run_guest
 
 HERE = Path(__file__).parent
 MIB = 1 << 20
@@ -70,6 +70,14 @@ def test_a_working_set_of_twice_the_memory_keeps_every_byte(target: Target, cpus
     made.close()
     assert made.physical.swap is not None
     assert not made.physical.swap.used
+
+
+@every_target
+def test_two_threads_lose_no_store_to_pages_that_go(target: Target, tmp_path: Path) -> None:
+    ram = ram_of(target)
+    options = {"ram": f"{ram}M", "swap": "64M", "cpus": 2, "tlbsan": True}
+    ran = run_guest(target, "swap", "threads", str(2 * ram), "2", cwd=tmp_path, **options)
+    assert ran == Ran(Ended(code=0), f"two threads have added up {2 * ram} MiB 2 times\n")
 
 
 @every_target

@@ -10,13 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from aether_emu.arch.paging import Access, Held, HeldKind
+from aether_emu.arch.paging import Access, Attributes, Held, HeldKind, PageFlags
 from aether_emu.errors import Refused
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import ageing, locking, mapping
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, BusError, OutOfMemory
+from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import MAP_FIXED, MAP_SHARED
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
@@ -276,6 +277,61 @@ def test_a_damaged_table_keeps_its_pages_in_memory(away: Away) -> None:
     assert not away.reclaim.make_room(1)
     away.board.ram.words[slot] ^= 1 << 20
     assert away.reclaim.take(frames) == PAGES
+
+
+@every_format
+def test_a_page_is_cut_out_of_a_large_leaf(kind: str) -> None:
+    away = Away(kind)
+    fmt, frames, space = away.board.format, away.board.frames, away.space
+    if not fmt.levels[1].leaf or fmt.levels[0].bits > 10:
+        away.board.close()  # a large leaf of 64K pages is larger than the board's memory
+        return
+    order, large = fmt.levels[0].bits, fmt.levels[1].size
+    at = ELSEWHERE & -large
+    first = away.board.buddy.alloc(order)
+    away.board.buddy.split(first, order)
+    mmap(space, at, 1 << order, RW, ANONYMOUS | MAP_FIXED)
+    area = space.areas.find(at)
+    assert area is not None
+    frames.claim(first, 1 << order, Kind.ANON, area.owner, at // away.size)
+    frames.refs_array[first : first + (1 << order)] = frames.maps_array[first : first + (1 << order)] = 1
+    frames.flags_array[first : first + (1 << order)] |= 1
+    flags = PageFlags.READ | PageFlags.WRITE | PageFlags.USER | PageFlags.ACCESSED | PageFlags.DIRTY
+    space.table.map(at, frames.address(first), large, Attributes(flags), largest=large)
+    away.board.cpu.copy_to_user(at + 3 * away.size, b"in the middle")
+    assert away.reclaim.take([first + 3]) == 1
+    found = space.table.find(at + 4 * away.size)
+    assert found is not None
+    assert (found.level, away.swap.used) == (1, 1)
+    assert bytes(away.board.cpu.copy_from_user(at + 3 * away.size, 13)) == b"in the middle"
+    away.check()
+    away.board.close()
+
+
+@every_format
+def test_bytes_are_stored_when_no_cpu_can_reach_the_page_any_more(kind: str) -> None:
+    away = Away(kind)
+    away.board.percpu[1].take_over()
+    away.board.run_on(away.space)
+    for number in range(PAGES):
+        away.board.cpu.copy_to_user(away.at(number), b"by the other one")
+    away.board.percpu[0].take_over()
+    frames = ageing.look(away.space, AT, AT + PAGES * away.size).frames.tolist()
+    held = [cpu.holds(away.board.frames.address(frames[0])) for cpu in away.board.cpus]
+    assert held == [True, True]
+    put, stored = away.swap.store.put, []
+
+    def watched(slot: int, page: memoryview) -> None:
+        stored.append(slot)
+        for frame in frames:
+            assert not any(cpu.holds(away.board.frames.address(frame)) for cpu in away.board.cpus)
+        put(slot, page)
+
+    away.swap.store.put = watched  # type: ignore[method-assign]  # looked at on the way
+    assert away.send() == PAGES
+    assert len(stored) == PAGES
+    assert away.read(3) == b"by the other one"
+    away.board.close()
 
 
 # ---- shared memory
