@@ -75,8 +75,8 @@ def test_a_working_set_of_twice_the_memory_keeps_every_byte(target: Target, cpus
 @every_target
 def test_two_threads_lose_no_store_to_pages_that_go(target: Target, tmp_path: Path) -> None:
     ram = ram_of(target)
-    options = {"ram": f"{ram}M", "swap": "64M", "cpus": 2, "tlbsan": True}
-    ran = run_guest(target, "swap", "threads", str(2 * ram), "2", cwd=tmp_path, **options)
+    argv = ("swap", "threads", str(2 * ram), "2")
+    ran = run_guest(target, *argv, cwd=tmp_path, ram=f"{ram}M", swap="64M", cpus=2, tlbsan=True)
     assert ran == Ran(Ended(code=0), f"two threads have added up {2 * ram} MiB 2 times\n")
 
 
