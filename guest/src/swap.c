@@ -320,6 +320,30 @@ static void about_shared(void) {
     munmap(base, PAGES * PAGE);
 }
 
+static int contains(const char *text, const char *part) {
+    for (u64 length = strlen(part); *text; text++)
+        if (!memcmp(text, part, length)) return 1;
+    return 0;
+}
+
+static void about_machine(void) {
+    u64 *base = map_alone(MAP_PRIVATE);
+    u64 stored = figure(text_of("/proc/vmstat"), "zswpout"), taken = figure(text_of("/proc/vmstat"), "pgsteal_anon");
+    send_away(base);
+    const char *vmstat = text_of("/proc/vmstat");
+    printf("vmstat: %lu pages taken, %lu stored\n", figure(vmstat, "pgsteal_anon") - taken,
+           figure(vmstat, "zswpout") - stored);
+    u64 major = figure(vmstat, "pgmajfault"), came = figure(vmstat, "workingset_refault_anon");
+    check_all("back", base, 1);
+    vmstat = text_of("/proc/vmstat");
+    printf("vmstat: %s, %lu came back\n", figure(vmstat, "pgmajfault") > major ? "major faults" : "no major faults",
+           figure(vmstat, "workingset_refault_anon") - came);
+    printf("/proc/swaps %s the area\n", contains(text_of("/proc/swaps"), "/swapfile") ? "has" : "lacks");
+    const char *pressure = text_of("/proc/pressure/memory");
+    printf("tasks stood still for %s\n",
+           contains(pressure, "some avg10=") && !contains(pressure, "total=0\n") ? "some time" : "no time");
+}
+
 static void off_and_on(void) {
     u64 *base = map_alone(MAP_PRIVATE);
     send_away(base);
@@ -347,6 +371,7 @@ int main(int argc, char **argv) {
         about_private();
         about_fork();
         about_shared();
+        about_machine();
     } else if (argc > 1 && streq(argv[1], "off")) {
         off_and_on();
     } else {

@@ -91,6 +91,8 @@ def test_the_same_run_takes_the_same_pages(target: Target) -> None:
         made.close()
     assert seen[0] == seen[1]
     assert seen[0]["swap"]["pages_out"] > 100
+    rows = [str(cell) for cell in stats.as_table(seen[0]).columns[0]._cells]
+    assert {"swap: pages out", "reclaim: frames taken", "faults: swap"} <= set(rows)
 
 
 @every_target

@@ -28,6 +28,7 @@ from aether_emu.mm.swap.codec import best_codec
 from aether_emu.mm.swap.entries import swap_entries
 from aether_emu.mm.swap.off import switch_off
 from aether_emu.mm.user import ForcedMemory
+from aether_emu.observe.peek import PeekMemory
 from tests.mm.board import FORMATS, Board, check_accounts, discard, fault_in
 from tests.mm.calls import ANONYMOUS, RW, mmap, mremap
 from tests.mm.swap.boards import check_slots, parts, with_swap
@@ -144,16 +145,15 @@ def test_what_ends_a_page_frees_its_slot(away: Away) -> None:
 
 
 def test_a_moved_page_keeps_its_slot_and_its_index(away: Away) -> None:
-    away.send()
-    mremap(away.space, AT, PAGES, PAGES, MREMAP_MAYMOVE | MREMAP_FIXED, ELSEWHERE)
-    away.board.run_on(away.space)
     child = away.fork()
-    for space in (away.space, child):
-        away.board.run_on(space)
-        assert bytes(away.board.cpu.copy_from_user(ELSEWHERE + 3 * away.size, 16)) == away.right(3)
+    assert away.send() == PAGES
+    mremap(child, AT, PAGES, PAGES, MREMAP_MAYMOVE | MREMAP_FIXED, ELSEWHERE)
+    assert away.read(3) == away.right(3)
+    away.board.run_on(child)
+    assert bytes(away.board.cpu.copy_from_user(ELSEWHERE + 3 * away.size, 16)) == away.right(3)
     away.check()
-    assert away.send() == 0
-    frames = ageing.look(away.space, ELSEWHERE, ELSEWHERE + PAGES * away.size).frames.tolist()
+    frames = ageing.look(child, ELSEWHERE, ELSEWHERE + PAGES * away.size).frames.tolist()
+    assert frames == ageing.look(away.space, AT, AT + PAGES * away.size).frames.tolist()
     assert away.reclaim.take(frames) == 1  # both sides show it, and both are found
 
 
@@ -429,7 +429,10 @@ def test_out_of_memory_is_when_nothing_can_go(away: Away) -> None:
         away.board.buddy.free(frame)
 
 
-def test_a_fork_makes_room_for_its_tables(away: Away) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_a_fork_makes_room_for_its_tables(away: Away, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not early:  # not before it, but once it has met the end of memory
+        monkeypatch.setattr(away.reclaim, "balance", lambda: None)
     held = [away.board.buddy.alloc() for _ in range(away.board.buddy.free_frames)]
     child = away.board.physical.with_room(away.space.fork)
     away.board.spaces.append(child)
@@ -509,6 +512,14 @@ def test_lost_bytes_are_a_bus_error_each_time(tmp_path: Path) -> None:
     check_accounts(away.board, [])
     away.board.close()
     assert not away.swap.used
+
+
+def test_who_only_looks_sees_what_is_away_and_changes_nothing(away: Away) -> None:
+    away.send()
+    before = list(away.n)
+    assert PeekMemory(away.space).read(away.at(3), 16) == away.right(3)
+    assert away.n == before
+    assert away.swap.entries.holds(away.entry(3))
 
 
 def test_same_filled_pages_take_no_room(away: Away) -> None:
