@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
     @property
     def cacheable(self) -> bool:
-        """Whether a TLB may keep it: valid, and accessed (Intel SDM 3A 4.10.2.2; Arm ARM D8.3.5, D8.16)."""
+        """Whether a TLB may keep it: valid, and accessed (Intel SDM 3A 4.10.2.3; Arm ARM R_XCLRD)."""
         return self.kind is not Kind.INVALID and self.accessed
 
     def used(self) -> Entry:

@@ -11,16 +11,18 @@ told by floors, of each CPU; `leaf` and `table` are for a page and the tag of a 
 
 What an invalidation does to the floors is here too. What holds in each case, and where that is said:
 
-- Only valid, accessed entries are cached (Intel SDM 3A 4.10.2.2, 4.10.3.1; Arm ARM D8.5, D8.16), but any of
-  them, at any time, whether the program asks for the page or not (4.10.2.3).
+- Only valid, accessed entries are cached (Intel SDM 3A 4.10.2.3, 4.10.3.1; Arm ARM R_XCLRD), but any of
+  them, at any time, whether the program asks for the page or not (4.10.2.3; R_SQBCS).
 - Intel: an access may fault by a cached translation that is weaker than memory; the fault drops the
   translations of that page (4.10.4.1, 4.10.4.3). AMD: the walk is made again before a fault (APM 2 5.5.3).
 - x86_64: an invalidation is complete when the instruction is; it is this CPU's alone (4.10.4.1, 4.10.5).
-  INVLPG drops all cached table entries, of other pages too.
+  INVLPG drops all cached table entries, of other pages too (by AMD's manual, while EFER.TCE is clear).
 - Arm: an invalidation is complete at the DSB after it, and covers what was visible before it: a store of the
   same CPU only after a DSB. Completion waits for accesses of other CPUs that went by the old translation; the
-  own ones need an ISB, or an exception, which stops what was walked ahead (D8.17). That walks are made ahead
-  is the architecture without FEAT_ETS2.
+  own ones need an ISB, or an exception, which stops what was walked ahead (R_LXHLD, R_PSMWS, R_BLDZX). That
+  walks are made ahead is the architecture without FEAT_ETS2.
+
+Sections of the SDM are those of editions in which paging is chapter 4; in later ones it is chapter 5.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ A TLB with tags keeps the translations of address spaces that a CPU has left. Tw
              its edits owed, its *generation*. A CPU remembers, for each of its tags, whose it is and which
              generation it has seen. When it comes back to the space, and that is still the same, all is kept
              (CR3 bit 63). If it is another, or the tag was another space's, the tag is flushed.
-    Asids    ARM64 (Arm ARM D8.14): one number for a space on all CPUs; invalidations are broadcast. When all
-             are taken a new generation begins (*rollover*): those that CPUs run with stay theirs, all others
-             are free, and each CPU flushes everything before it next changes to an address space.
+    Asids    ARM64 (Arm ARM R_XXNPZ): one number for a space on all CPUs; invalidations are broadcast. When
+             all are taken a new generation begins (*rollover*): those that CPUs run with stay theirs, all
+             others are free, and each CPU flushes everything before it next changes to an address space.
 
 A CPU that has left a space is not asked to flush for it (`AddressSpace.cpus`). On x86_64 the generation makes
 up for that; on ARM64 the broadcast reaches it all the same.

@@ -78,7 +78,7 @@ def test_what_else_an_arm64_entry_can_lose_and_what_needs_a_break(name: str) -> 
         (old | 1 << 55, Loss.NOTHING, False),  # software's
     ):
         assert (rules.loss(old, new, 1), rules.needs_break(old, new, 1)) == (loss, broken), hex(new)
-    assert rules.loss(old & ~_AF, 0, 1) is Loss.NOTHING  # never kept: D8.5.1
+    assert rules.loss(old & ~_AF, 0, 1) is Loss.NOTHING  # never kept: R_XCLRD
     assert not rules.needs_break(0, old, 1)
 
 

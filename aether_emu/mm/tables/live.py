@@ -1,4 +1,4 @@
-"""What may become of a live entry: the rule of break before make (Arm ARM D8.16.1; x86_64 has none)."""
+"""What may become of a live entry: the rule of break before make (Arm ARM R_WHZWS; x86_64 has none)."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 A case is a history of one page:   access   edit the entry   flush nothing, the page, or all   access
 
 After a flush the second access must go by the new entry. Without one the architecture allows the old
-answer too, for a translation that was valid may be cached (Intel SDM 3A 4.10; Arm ARM D8.13), but no
+answer too, for a translation that was valid may be cached (Intel SDM 3A 4.10; Arm ARM R_SQBCS), but no
 third one. From the specification alone follows which edits owe a flush: those after which some access
 would succeed by the old entry and not do the same by the new one. A flush after any other edit is
 needless.

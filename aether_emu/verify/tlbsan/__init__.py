@@ -4,8 +4,11 @@
     roots       what is known of one root: its tables, who walks it, who has left it
     shadow      a copy of every table that a CPU walks: comparing it with RAM shows the edits
     stale       what edits have left behind in TLBs and paging-structure caches, by CPU
+    taken       what the edits of one table take away, and from whom
     kept        what CPUs keep under the tags of address spaces that they have left
+    breaks      rule (d), ARM64's break before make: what an edit skips
     finding     a rule that was broken, with both places
+    evidence    what a finding says of the entry, table or root that a CPU may hold
     sanitizer   the events: edits, flushes, frames given back, CPUs that go on with their programs
     attach      where the events of a machine come from
 

@@ -49,17 +49,28 @@ def attach(machine: Machine, **options: Any) -> Sanitizer:
 def _know_the_way(machine: Machine, sanitizer: Sanitizer) -> None:
     """What the machine's shootdown permits: memory that goes later, lazy CPUs, early acknowledgement.
 
-    A lazy CPU has no program, and one that has taken the interrupt flushes before its program goes on.
+    A lazy CPU is not asked and flushes when it gets a task. Where CPUs acknowledge early, the memory goes
+    between the word of the last one and its flush.
     """
     tlb = machine.physical.tlb
     sanitizer.deferred = sanitizer.deferred or tlb.way.acknowledged == "deferred"
 
-    def executes(cpu: int) -> bool:
-        if tlb.way.acknowledged == "early":
-            return False
-        return cpu == tlb.running or not (tlb.way.lazy and tlb.runner.idles(cpu))
+    def idles(cpu: int) -> bool:
+        spared = tlb.way.lazy and not tlb.way.broadcast  # a broadcast reaches them too
+        return spared and cpu != tlb.running and tlb.runner.idles(cpu)
 
-    sanitizer.executes = executes
+    sanitizer.idles = idles
+    if tlb.way.acknowledged == "early":
+        acknowledge, acknowledging = tlb.acknowledge, sanitizer.acknowledging
+
+        def watched_acknowledge(index: int) -> None:
+            acknowledging.append(index)
+            try:
+                acknowledge(index)
+            finally:
+                acknowledging.pop()
+
+        setattr(tlb, "acknowledge", watched_acknowledge)  # noqa: B010 - mypy knows it as a method
 
 
 def _name_places(machine: Machine, sanitizer: Sanitizer) -> None:
@@ -103,6 +114,14 @@ def _watch_allocator(machine: Machine, sanitizer: Sanitizer) -> None:
         free_bulk(frames)
 
     buddy.free, buddy.free_bulk = watched_free, watched_free_bulk
+    aperture = machine.aperture
+    on_evict = aperture.on_evict
+
+    def watched_on_evict(address: int, length: int) -> None:
+        on_evict(address, length)
+        sanitizer.slot_freed(address, length)  # another file's pages stand there next
+
+    aperture.on_evict = watched_on_evict
 
 
 def _watch_cpu(percpu: PerCpu, sanitizer: Sanitizer) -> None:

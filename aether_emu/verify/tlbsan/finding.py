@@ -27,16 +27,18 @@ class Rule(Enum):
 
     @property
     def section(self) -> dict[str, str]:
-        """The manual's section, by ISA."""
+        """The manual's section, or rules, by ISA."""
         return _SECTIONS[self]
 
 
+# Sections of the SDM are those of editions in which paging is chapter 4; in later ones it is chapter 5, with
+# the same numbers behind that. Rules of the Arm ARM keep their names when an issue numbers sections anew.
 _SECTIONS = {
-    Rule.REUSE: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14"},
-    Rule.RIGHT: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM D8.14"},
-    Rule.TABLE: {"x86_64": "Intel SDM 3A 4.10.3.1", "arm64": "Arm ARM D8.13"},
-    Rule.BREAK: {"x86_64": "", "arm64": "Arm ARM D8.16.1"},
-    Rule.TAG: {"x86_64": "Intel SDM 3A 4.10.4.1", "arm64": "Arm ARM D8.14"},
+    Rule.REUSE: {"x86_64": "Intel SDM 3A 4.10.4.4", "arm64": "Arm ARM R_GPPYH, R_LXHLD"},
+    Rule.RIGHT: {"x86_64": "Intel SDM 3A 4.10.4.2", "arm64": "Arm ARM R_GPPYH, R_LXHLD"},
+    Rule.TABLE: {"x86_64": "Intel SDM 3A 4.10.3.1", "arm64": "Arm ARM R_SQBCS, R_RVJDB"},
+    Rule.BREAK: {"x86_64": "", "arm64": "Arm ARM R_WHZWS, R_DDMVT"},
+    Rule.TAG: {"x86_64": "Intel SDM 3A 4.10.4.1", "arm64": "Arm ARM R_XXNPZ, R_GPPYH"},
 }
 
 

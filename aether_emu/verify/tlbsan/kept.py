@@ -1,9 +1,9 @@
 """What CPUs keep under the tags of address spaces that they have left: legal to hold, and not to use.
 
 A CPU with tags does not drop the translations of a root that it leaves (PCID: Intel SDM 3A 4.10.1; ASID:
-Arm ARM D8.14). An edit of that root puts what it keeps *behind*. Nothing executes with it while the CPU walks
-another root under another tag, so frames and tables may be given back. But the tag must have been flushed
-when it is used again: for its own root, and for another one all the more (SDM 3A 4.10.4.1).
+Arm ARM R_XXNPZ). An edit of that root puts what it keeps *behind*. Nothing executes with it while the CPU
+walks another root under another tag, so frames and tables may be given back. But the tag must have been
+flushed when it is used again: for its own root, and for another one all the more (SDM 3A 4.10.4.1).
 
 Where a space has two roots (KPTI) it has two tags. Both roots lead to the same tables, so what holds for the
 program's root holds for the supervisor's, and one `Root` stands for both.
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aether_emu.verify.tlbsan.finding import Finding, Rule, Where
+from aether_emu.verify.tlbsan.finding import Where
 from aether_emu.verify.tlbsan.roots import Kept, Lost, Root
 from aether_emu.verify.tlbsan.rules import Loss
-from aether_emu.verify.tlbsan.stale import Behind, Stale
+from aether_emu.verify.tlbsan.stale import Stale
 
 
 class Tagged:
@@ -95,19 +95,3 @@ def owed(behind: list[Stale], cpu: int) -> Iterator[Lost]:
         for at, old in enumerate(stale.olds):
             if at not in gone:
                 yield Lost(stale.where, stale.address(at), old, stale.level, stale.table)
-
-
-def others(kept: Kept, isa: str, frames: Behind, cpu: int, relied: Where) -> Finding:
-    """That a tag still has the translations of another root."""
-    root = kept.root.address
-    return Finding(
-        Rule.TAG,
-        isa,
-        va=0,
-        frame=frames.frame(root),
-        cpu=cpu,
-        entry=f"the root {root:#x} translates it",
-        edited=kept.used,
-        relied=relied,
-        done="used",
-    )

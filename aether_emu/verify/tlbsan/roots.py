@@ -78,3 +78,8 @@ class Kept:
             self.pages.setdefault(lost.va, lost)
         elif self.whole is None:
             self.whole = lost
+
+
+def lowest(cpus: int) -> int:
+    """The first CPU of a mask."""
+    return (cpus & -cpus).bit_length() - 1

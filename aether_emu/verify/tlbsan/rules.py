@@ -7,7 +7,7 @@ An edit *takes away* where some access would succeed by the old entry and not do
 faults, reaches other bytes, by another memory type, or would have to note a store (the dirty flag) that the
 old translation has noted already. Clearing an accessed flag alone is no more than a hint to whoever ages
 pages (Intel SDM 3A 4.10.4.3): its flush is allowed to be missing. What is absent, or faults on its access
-flag on ARM64 (D8.5.1), is never kept (SDM 3A 4.10.2.2; Arm ARM D8.13).
+flag on ARM64, is never kept (SDM 3A 4.10.2.3; Arm ARM R_XCLRD).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Loss(IntEnum):
 _ACCESSES = 3  # read, write, fetch
 _CASES = 2 * _ACCESSES  # each by the user and by the supervisor
 _VALID = 1
-_ACCESS_FLAG = 1 << 10  # of ARM64: D8.3.2
+_ACCESS_FLAG = 1 << 10  # AF of ARM64's block and page descriptors
 
 
 class Rules:
@@ -97,7 +97,7 @@ class Rules:
         return loss
 
     def needs_break(self, old: int, new: int, level: int) -> bool:
-        """Whether a valid entry may become this valid one only by way of an invalid one (D8.16.1).
+        """Whether a valid entry may become this valid one only by way of an invalid one (R_WHZWS).
 
         That is so where the address, the size, the memory type, the shareability, nG or the contiguous bit
         change. Pages that are read-only before and after, with the same bytes, would need none: they are not

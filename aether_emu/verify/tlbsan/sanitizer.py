@@ -3,7 +3,8 @@
     hint, edited        entries change: who walks the root may go on with what they said before
     flush_page, flush_all, flush_tag    a CPU drops what it may hold
     set_root                            a CPU with tags keeps it: it must not be behind then     rule (e)
-    freed               a frame goes back to the allocator: nobody may hold it            rules (a), (c)
+    freed, slot_freed   a frame goes back to the allocator, or shows another file: nobody may hold it
+                                                                                          rules (a), (c)
     to_user             a CPU goes on with a program: it must not hold what was taken away       rule (b)
 
 The order of events is total, since all CPUs work on one thread of the host. So an operation has *returned*
@@ -23,12 +24,15 @@ import numpy as np
 import numpy.typing as npt
 
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.verify.tlbsan.breaks import skipped
+from aether_emu.verify.tlbsan.evidence import held, others
 from aether_emu.verify.tlbsan.finding import Finding, Place, Rule, Where, callers
-from aether_emu.verify.tlbsan.kept import Tagged, others, owed
-from aether_emu.verify.tlbsan.roots import Lost, Root, Table
+from aether_emu.verify.tlbsan.kept import Tagged, owed
+from aether_emu.verify.tlbsan.roots import Lost, Root, Table, lowest
 from aether_emu.verify.tlbsan.rules import Loss, Rules
 from aether_emu.verify.tlbsan.shadow import Shadow
 from aether_emu.verify.tlbsan.stale import Behind, Stale
+from aether_emu.verify.tlbsan.taken import Taken, taken, taken_from_before
 
 Entered = tuple[int, ...]
 
@@ -43,9 +47,11 @@ class Sanitizer:
 
     `who(cpu)` names the task of a CPU, `what(cpu, entered)` what it is about, `now()` is virtual time in ns.
     With `deferred`, pages that were unmapped may be used until their flush comes: only (a), (c), (d) and what
-    takes rights from pages that stay are judged. `executes(cpu)` says whether a CPU may execute a program
-    before it takes notice of a flush; one that did not when a page was taken away may hold its frame until it
-    does, tables aside.
+    takes rights from pages that stay are judged. `idles(cpu)` says whether a CPU has nothing to execute, so
+    that nobody asks it to flush, and it does by itself before it works again. Such a one may hold frames that
+    were taken away meanwhile until it works, for a program or for the kernel alone; tables it may not. Who
+    had something to execute when a frame was taken away may not hold it, though it idles by the time it goes.
+    A CPU of `acknowledging` has said that it flushes, and does so next.
     Every `check_every` ways back to a program all tables are compared with RAM (0: at the end alone).
 
     After a finding it is quiet.
@@ -67,7 +73,8 @@ class Sanitizer:
         self.who: Callable[[int], str] = lambda _cpu: "no task"
         self.what: Callable[[int, Entered], str] = lambda _cpu, _entered: "the kernel's own work"
         self.now: Callable[[], int] = lambda: 0
-        self.executes: Callable[[int], bool] = lambda _cpu: True
+        self.idles: Callable[[int], bool] = lambda _cpu: False
+        self.acknowledging: list[int] = []
         self._tagged: Tagged | None = None  # where CPUs have no tags they drop what they leave
         page_shift = rules.format.shifts[0]
         self._behind = Behind(ram.base, page_shift, frames, rules.address)
@@ -144,94 +151,42 @@ class Sanitizer:
         rules, shift = self.rules, self.rules.format.shifts[level - 1]
         if not self._all_tables:
             self._judge_breaks(root, level, va, edits)
-        lost: dict[tuple[Loss, bool, bool], list[tuple[int, int]]] = {}
-        for number, old, new in edits:
-            loss = rules.loss(old, new, level)
-            if loss is not Loss.NOTHING:
-                leaf = level == 1 or rules.table(old, level) is None
-                lost.setdefault((loss, not new & 1, leaf), []).append((number, old))
-        for (loss, absent, leaf), items in lost.items():
-            numbers, olds = [number for number, _old in items], [old for _number, old in items]
-            self._leave(root, level, va, shift, numbers, olds, loss, absent=absent, leaves=leaf)
+            for each in list(taken_from_before(rules, root, self.behind, level, va, edits)):
+                self._leave(root, level, va, shift, each)
+        for each in taken(rules, root, level, edits):
+            self._leave(root, level, va, shift, each)
 
-    def _leave(
-        self,
-        root: Root,
-        level: int,
-        va: int,
-        shift: int,
-        numbers: list[int],
-        olds: list[int],
-        loss: Loss,
-        *,
-        absent: bool,
-        leaves: bool = True,
-        table: int = 0,
-    ) -> None:
+    def _leave(self, root: Root, level: int, va: int, shift: int, what: Taken) -> None:
         where = self._operation().at(self._functions)
-        if self._tagged is not None and root.kept and (table or loss is Loss.RIGHT):
-            for number, old in zip(numbers, olds, strict=True):
-                self._tagged.behind(root, Lost(where, va + (number << shift), old, level, table))
-        if not root.cpus:
+        if self._tagged is not None and root.kept and (what.table or what.loss is Loss.RIGHT):
+            for number, old in zip(what.numbers, what.olds, strict=True):
+                self._tagged.behind(root, Lost(where, va + (number << shift), old, level, what.table))
+        if not what.cpus:
             return
-        self.counts["stale_tables" if table else "stale_translations"] += len(numbers)
+        self.counts["stale_tables" if what.table else "stale_translations"] += len(what.numbers)
         stale = Stale(
-            root.address, level, va, shift, numbers, olds, root.cpus, loss, where,
-            absent=absent, leaves=leaves, table=table,
+            root.address, level, va, shift, what.numbers, what.olds, what.cpus, what.loss, where,
+            absent=what.absent, leaves=what.leaves, table=what.table,
         )  # fmt: skip
-        others = root.cpus & ~(1 << self.cpu)
+        others = what.cpus & ~(1 << self.cpu)
         stale.idle = sum(
-            1 << cpu for cpu in range(others.bit_length()) if others >> cpu & 1 and not self.executes(cpu)
+            1 << cpu for cpu in range(others.bit_length()) if others >> cpu & 1 and self.idles(cpu)
         )
         self._behind.add(stale)
 
     def _unlinked(self, root: Root, table: Table) -> None:
-        """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; Arm ARM D8.13)."""
+        """A table was taken out: walkers may still know where it lies (SDM 3A 4.10.3; Arm ARM R_SQBCS)."""
         if root.cpus or root.kept:
             shift = self.rules.format.shifts[table.level]
-            self._leave(
-                root,
-                table.level + 1,
-                table.va,
-                shift,
-                [0],
-                [0],
-                Loss.NOTICE,
-                absent=True,
-                table=table.address,
-            )
+            gone = Taken([0], [0], Loss.NOTICE, root.cpus, absent=True, table=table.address)
+            self._leave(root, table.level + 1, table.va, shift, gone)
 
     # ---- (d) break before make
 
     def _judge_breaks(self, root: Root, level: int, va: int, edits: list[tuple[int, int, int]]) -> None:
-        shift = self.rules.format.shifts[level - 1]
-        for number, old, new in edits:
-            if not new & 1:
-                continue
-            address = va + (number << shift)
-            if old & 1:
-                if self.rules.needs_break(old, new, level):
-                    cpu = _lowest(root.cpus) if root.cpus else next(iter(root.kept))[0]
-                    self._find(Rule.BREAK, address, old, level, cpu, self._edit(), self._here())
-                continue
-            for (cpu, _tag), kept in root.kept.items():
-                lost = kept.pages.get(address)
-                if lost is None or lost.where.place is not self.place:
-                    continue
-                if self.rules.needs_break(lost.old, new, level):
-                    self._find(Rule.BREAK, address, lost.old, level, cpu, lost.where, self._here())
-            for stale in self.behind:
-                if stale.root != root.address or stale.table or stale.where.place is not self.place:
-                    continue
-                at = stale.position(address)
-                if at is None:
-                    continue
-                for cpu in stale.holders(at):
-                    if self.rules.needs_break(stale.olds[at], new, level):
-                        self._find(Rule.BREAK, address, stale.olds[at], level, cpu, stale.where, self._here())
-
-    def _edit(self) -> Where:
-        return self._operation().at(self._functions)
+        for found in skipped(self.rules, root, self.behind, self.place, level, va, edits):
+            edited = found.where or self._operation().at(self._functions)
+            self._find(Rule.BREAK, found.va, found.old, level, found.cpu, edited, self._here())
 
     # ---- flushes
 
@@ -368,35 +323,61 @@ class Sanitizer:
             for frame in frames.tolist():
                 self._freed(frame)
 
+    def slot_freed(self, address: int, length: int) -> None:
+        """Frames outside the allocator show something else next: those of a slot of the file aperture.
+
+        There are few of these events, so that every table is searched for entries that lead there as well.
+        """
+        if self.quiet:
+            return
+        self.look()
+        self._judge_frames(self._behind.frame(address), length >> self.rules.format.shifts[0])
+        for root in self.roots.values():
+            self._shadow.catch_up(root)
+            for va, level, entry in self._shadow.showing(root, address, length):
+                here, cpu = self._here(), lowest(root.cpus) if root.cpus else self.cpu
+                self._find(Rule.REUSE, va, entry, level, cpu, here, here, done="left")
+
+    def _judge_frames(self, frame: int, count: int = 1) -> None:
+        for stale, position, cpu in self._behind.holding(frame, count):
+            if stale.table:
+                self._find(
+                    Rule.TABLE, stale.va, 0, stale.level, cpu, stale.where, self._here(), table=stale.table
+                )
+            elif self._may_wait(stale, cpu):
+                stale.freed.setdefault(position, self._here())
+            else:
+                self._find_at(Rule.REUSE, stale, position, cpu, self._here())
+
     def _freed(self, frame: int) -> None:
         if self.held[frame]:
-            for stale, position, cpu in self._behind.holding(frame):
-                if stale.table:
-                    self._find(
-                        Rule.TABLE,
-                        stale.va,
-                        0,
-                        stale.level,
-                        cpu,
-                        stale.where,
-                        self._here(),
-                        table=stale.table,
-                    )
-                elif self.executes(cpu) and not stale.idle >> cpu & 1:
-                    old = stale.olds[position]
-                    va = stale.address(position)
-                    self._find(Rule.REUSE, va, old, stale.level, cpu, stale.where, self._here())
-                elif stale.freed is None:
-                    stale.freed = self._here()
+            self._judge_frames(frame)
         if frame in self.root_frames:
             self.root_frames.discard(frame)
             root = self.roots.pop(self._behind.address(frame))
             if root in self.touched:
                 self.touched.remove(root)
             if root.cpus:
-                here, cpu = self._here(), _lowest(root.cpus)
+                here, cpu = self._here(), lowest(root.cpus)
                 self._find(Rule.TABLE, 0, 0, self._shadow.top, cpu, here, here, table=root.address)
             root.close()
+
+    def _may_wait(self, stale: Stale, cpu: int) -> bool:
+        """Whether a CPU drops an entry before it works again, so that the frame may go before.
+
+        A notice alone is no reason to ask anybody, so whoever idles by now has not been asked for that one.
+        """
+        if stale.idle >> cpu & 1 or cpu in self.acknowledging:
+            return True
+        return stale.loss is Loss.NOTICE and self.idles(cpu)
+
+    def _judge_given_back(self, cpu: int) -> None:
+        """A CPU works: it must have dropped what it was spared while it had nothing to execute."""
+        for stale in self.behind:
+            position = stale.given_back(cpu) if stale.freed else None
+            if position is not None:
+                self._find_at(Rule.REUSE, stale, position, cpu, stale.freed[position])
+            stale.idle &= ~(1 << cpu)
 
     # ---- (b): programs go on
 
@@ -416,6 +397,7 @@ class Sanitizer:
             place.returned, self.place = True, None
         self.entered = ()
         if self.behind:
+            self._judge_given_back(cpu)
             self._judge_rights(cpu)
         if self.check_every:
             self._events += 1
@@ -432,6 +414,8 @@ class Sanitizer:
                 self._shadow.end(root)
             self.touched.clear()
         self.cpu, self.place, self.entered = cpu, None, ()
+        if self.behind and not self.quiet:
+            self._judge_given_back(cpu)
 
     def _judge_rights(self, cpu: int) -> None:
         dropped = False
@@ -440,24 +424,21 @@ class Sanitizer:
                 stale.where.place.returned = True
             if not stale.cpus >> cpu & 1:
                 continue
-            if stale.freed is not None:
-                self._find_at(Rule.REUSE, stale, cpu, stale.freed)
-            stale.idle &= ~(1 << cpu)
             if stale.loss is Loss.NOTICE and not stale.table:
-                stale.drop(cpu)
-                dropped = True
+                if self._all_tables:  # x86_64: what becomes of an entry without the flag is judged as lost
+                    stale.drop(cpu)
+                    dropped = True
                 continue
             if stale.table or not stale.where.place.returned or (self.deferred and stale.absent):
                 continue
-            self._find_at(Rule.RIGHT, stale, cpu, self._going_on(cpu))
+            self._find_at(Rule.RIGHT, stale, stale.first(cpu), cpu, self._going_on(cpu))
         if dropped:
             self._behind.sweep()
 
     def _going_on(self, cpu: int) -> Where:
         return Place(cpu, self.who(cpu), "its program goes on", self.now()).at(())
 
-    def _find_at(self, rule: Rule, stale: Stale, cpu: int, relied: Where) -> None:
-        position = stale.first(cpu)
+    def _find_at(self, rule: Rule, stale: Stale, position: int, cpu: int, relied: Where) -> None:
         va = stale.address(position)
         self._find(rule, va, stale.olds[position], stale.level, cpu, stale.where, relied)
 
@@ -472,21 +453,14 @@ class Sanitizer:
         relied: Where,
         *,
         table: int = 0,
+        done: str = "edited",
     ) -> None:
-        fmt = self.rules.format
-        if table:
-            entry = (
-                f"the table at {table:#x} ({fmt.level_names[level - 1]} entry)" if level <= fmt.levels else ""
-            )
-            frame = self._behind.frame(table)
-        else:
-            entry = self.rules.describe(old, level)
-            frame = self._behind.frame(old & self.rules.address & -(1 << fmt.shifts[level - 1]))
         self._say(
-            Finding(
-                rule, self.rules.isa, va=va, frame=frame, cpu=cpu, entry=entry, edited=edited, relied=relied
+            held(
+                self.rules, self._behind, rule, va, old, level, cpu, edited, relied,
+                table=table, done=done,
             )
-        )
+        )  # fmt: skip
 
     def _say(self, finding: Finding) -> NoReturn:
         self.finding, self.quiet = finding, True
@@ -513,8 +487,3 @@ class Sanitizer:
     def statistics(self) -> dict[str, int]:
         """What was counted, by name. Stale is what a CPU may have held when it was edited or taken out."""
         return {name: self.counts[name] for name in _COUNTED}
-
-
-def _lowest(cpus: int) -> int:
-    """The first CPU of a mask."""
-    return (cpus & -cpus).bit_length() - 1

@@ -8,7 +8,7 @@ itself (x86_64), so those that came are no edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -213,6 +213,18 @@ class Shadow:
         if edits:
             self._edited(root, level, va, edits)
         self._unlinked(root, table)
+
+    def showing(self, root: Root, address: int, length: int) -> Iterator[tuple[int, int, int]]:
+        """(va, level, entry) of every leaf that leads into `[address, address + length)`, as last seen."""
+        rules, mask = self._rules, np.uint64(self._rules.address)
+        for table in (*root.uppers.values(), *root.leaves.values()):
+            words = np.frombuffer(table.bytes, np.uint64)
+            leads = words & mask
+            inside = (words & np.uint64(1) != 0) & (leads >= address) & (leads < address + length)
+            for number in inside.nonzero()[0].tolist():
+                entry = int(words[number])
+                if rules.table(entry, table.level) is None:
+                    yield table.va + (number << rules.format.shifts[table.level - 1]), table.level, entry
 
     # ---- did a store go by unsaid?
 

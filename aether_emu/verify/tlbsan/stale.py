@@ -1,9 +1,9 @@
 """What edits have left behind: translations and tables that CPUs may hold though the bytes say otherwise.
 
 A translation that is valid may be kept by each CPU that walks its table, at any time and without an access
-(speculation: Intel SDM 3A 4.10.2.3; Arm ARM D8.13). So there is nothing to note before an edit. After it,
+(speculation: Intel SDM 3A 4.10.2.3; Arm ARM R_SQBCS). So there is nothing to note before an edit. After it,
 each CPU that walks the root may hold the old entry until it flushes. A table that was taken out may be held
-likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM D8.13).
+likewise by paging-structure caches (SDM 4.10.3) and walk caches (Arm ARM R_RVJDB).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Stale:
     `cpus` has a bit for each CPU that may hold one of them; `flushed` what it has dropped alone so far.
     `table` is the table's physical address where a table was taken out, and 0 otherwise. `leaves`: the old
     entries are leaves, with frames; what table entries permitted is dropped by a full flush alone. `absent`:
-    nothing stands there now. `idle` has a bit for each CPU that executed nothing then and has not gone on
-    with a program since: whatever it is given to do, it drops first what it must. `freed` is where the frame
-    was given back while only CPUs that execute nothing held it.
+    nothing stands there now. `idle` has a bit for each CPU that had nothing to execute then and has not
+    worked since: whatever it is given to do, it drops first what it must. `freed` says where frames were
+    given back that a CPU could still hold because of that, by position.
     """
 
     __slots__ = (
@@ -56,7 +56,7 @@ class Stale:
         self.numbers, self.olds, self.cpus, self.loss = numbers, olds, cpus, loss
         self.where, self.absent, self.leaves, self.table = where, absent, leaves, table
         self.flushed: dict[int, set[int]] = {}
-        self.freed: Where | None = None
+        self.freed: dict[int, Where] = {}
         self.idle = 0
         self.index: dict[int, int] | None = None
 
@@ -75,6 +75,11 @@ class Stale:
             if self.cpus >> cpu & 1 and position not in self.flushed.get(cpu, ()):
                 yield cpu
 
+    def given_back(self, cpu: int) -> int | None:
+        """The position of an entry that a CPU may still hold though its frame was given back."""
+        gone = self.flushed.get(cpu, ())
+        return next((at for at in self.freed if at not in gone), None) if self.cpus >> cpu & 1 else None
+
     def first(self, cpu: int) -> int:
         """The position of the first entry that a CPU of `cpus` may still hold."""
         gone = self.flushed.get(cpu, ())
@@ -91,8 +96,9 @@ class Stale:
     def drop_page(self, cpu: int, va: int, *, all_tables: bool) -> bool:
         """A CPU has invalidated `va`. Whether that dropped something it may have held.
 
-        `all_tables`: invalidating any address forgets every table (INVLPG: SDM 3A 4.10.4.1). Otherwise the
-        tables on the way to that address alone (TLBI VAE1: Arm ARM D8.14).
+        `all_tables`: invalidating any address forgets every table (INVLPG: SDM 3A 4.10.4.1; on AMD's CPUs
+        while EFER.TCE is clear, as it is here: APM 2 5.5.3). Otherwise the tables on the way to that address
+        alone (TLBI VAE1: Arm ARM R_LGSCG).
         """
         if self.table and all_tables:
             self.drop(cpu)
@@ -167,10 +173,10 @@ class Behind:
             else:
                 self._held[max(0, first) : max(0, first + length)] += by
 
-    def holding(self, frame: int) -> Iterator[tuple[Stale, int, int]]:
-        """(stale, position in it, CPU) for each that may be held and shows a frame."""
+    def holding(self, frame: int, count: int = 1) -> Iterator[tuple[Stale, int, int]]:
+        """(stale, position in it, CPU) for each that may be held and shows one of some frames."""
         for stale in self.behind:
             for position, (first, length) in enumerate(self.spans(stale)):
-                if first <= frame < first + length:
+                if first < frame + count and frame < first + length:
                     for cpu in stale.holders(position):
                         yield stale, position, cpu

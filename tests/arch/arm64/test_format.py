@@ -374,7 +374,7 @@ def test_the_geometry_is_the_manuals(shape: tuple[int, int]) -> None:
         (level.shift, level.bits, level.name, level.leaf, level.contiguous) for level in fmt.levels
     ] == list(GEOMETRIES[shape])
     assert fmt.address_mask == bits(*range(fmt.page_shift, 48))
-    assert fmt.frozen_bits == fmt.address_mask | bits(1, 2, 3, 4, 11, 52)  # Arm ARM D8.16.1
+    assert fmt.frozen_bits == fmt.address_mask | bits(1, 2, 3, 4, 11, 52)  # Arm ARM R_WHZWS
     assert (fmt.present_mask, fmt.contiguous_bit) == (1, bits(52))
 
 

@@ -1,6 +1,6 @@
 """Break before make: what may not be done to a live entry is refused, and no guest can bring it about.
 
-Arm ARM D8.16.1: between two live entries of one place that differ in address, memory type, contiguity, being
+Arm ARM R_WHZWS: between two live entries of one place that differ in address, memory type, contiguity, being
 a table, or being global, there is an absent one and a flush. The reference CPU writes down each time it finds
 the rule broken, and every board of this folder asserts at its end that it never was.
 """
