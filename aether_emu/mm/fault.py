@@ -35,7 +35,7 @@ from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.swap.bring import bring_back
+from aether_emu.mm.swap.bring import bring, bring_back
 from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
@@ -183,7 +183,7 @@ class Faults:
         area, found = space.areas.find(va), space.table.find(va)
         if area is not None and found is not None and self._is_in_swap(found):
             with contextlib.suppress(SwapLost):
-                bring_back(space, area, found, write=False)
+                bring(space, area, found)
 
     # ---- refusals
 
@@ -280,10 +280,11 @@ class Faults:
         if backing.in_place:
             self._map_around(space, area, page, access)
         else:
+            loaded = self._n[Event.SWAP_IN]
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
             bits = area.bits.write if write else area.bits.clean
             self._install(space, area, page, frame, bits if area.shared else area.bits.read)
-            self._n[Event.FAULT_SHARED] += 1
+            self._n[Event.FAULT_SHARED if loaded == self._n[Event.SWAP_IN] else Event.FAULT_SWAP] += 1
         return RESOLVED
 
     def _permitted(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:

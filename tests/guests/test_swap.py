@@ -13,6 +13,7 @@ from aether_emu import state
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.ipc.segments import LOCKED
 from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.counters import Event
 from aether_emu.observe import stats
@@ -118,6 +119,27 @@ def test_a_machine_is_captured_with_what_is_in_swap(target: Target) -> None:
     assert statistics(made) == statistics(through)
     made.close()
     through.close()
+
+
+def test_a_segment_of_system_v_goes_unless_it_is_locked_and_is_captured_away() -> None:
+    made, out = machine(TARGETS[0], ram="16M")
+    segment = made.kernel.with_system_v().segments.make(7, 8192, 0o600, 1000)
+    frame, _count = segment.frames(0, 1, write=True)
+    made.physical.page_bytes(frame)[:5] = b"words"
+    reclaim = made.physical.reclaim
+    assert reclaim is not None
+    segment.mode |= LOCKED
+    assert reclaim.take([frame]) == 0
+    segment.mode &= ~LOCKED
+    assert reclaim.take([frame]) == 1
+    streams = {"stdout": out, "stdin": BufferStream(), "stderr": BufferStream()}
+    restored = state.restore(state.capture(made), streams=streams)
+    (again,) = restored.kernel.with_system_v().segments.all()
+    assert (again.frames_by_page(), list(again.slots_by_page())) == ({}, [0])
+    frame, _count = again.frames(0, 1, write=False)
+    assert bytes(restored.physical.page_bytes(frame)[:5]) == b"words"
+    restored.close()
+    made.close()
 
 
 @every_target

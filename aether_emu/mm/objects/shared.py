@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from aether_emu.machine.memory.aperture import BeyondEnd
-from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
@@ -79,7 +78,6 @@ class SharedMemory(Backing):
             raise
         del self._slots[index]
         physical.swap.unnamed(slot)
-        physical.counters.n[Event.FAULT_SWAP] += 1
 
     def went(self, index: int, slot: int) -> None:
         """The page is in a slot from now on: no entry shows its frame, whose last reference was the object's.

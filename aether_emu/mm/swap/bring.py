@@ -36,6 +36,13 @@ def bring_back(space: AddressSpace, area: Area, found: Found, *, write: bool) ->
         _bring_neighbours(space, area, found, swap)
 
 
+def bring(space: AddressSpace, area: Area, found: Found) -> None:
+    """Likewise, where nobody has touched the page: it is no fault."""
+    swap = space.physical.swap
+    assert swap is not None, "who made the entry?"
+    _bring(space, area, found, swap, write=False)
+
+
 def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, write: bool) -> None:
     physical = space.physical
     frames, slot = physical.frames, swap.entries.slot(found.entry)

@@ -361,7 +361,11 @@ def test_shared_memory_keeps_a_slot_instead_of_a_frame(kind: str) -> None:
     away.board.run_on(away.space)
     assert bytes(away.board.cpu.copy_from_user(ELSEWHERE, 8)) == b"onceboth"
     assert away.swap.used == 0
+    assert away.n[Event.FAULT_SWAP] == 1
     away.check([memory])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SharedMemory, "stays", True)
+        assert away.reclaim.take(list(memory.frames_by_page().values())) == 0
     assert away.reclaim.take(list(memory.frames_by_page().values())) == 1
     mapping.advise_memory(away.space, ELSEWHERE, away.size, mapping.MADV_REMOVE)
     assert away.swap.used == 0
@@ -479,6 +483,7 @@ def test_the_area_goes_off_when_all_is_back(away: Away) -> None:
     assert switch_off(away.board.physical, away.swap)
     assert (away.swap.used, away.swap.cached) == (0, 0)
     assert away.send() == 0
+    assert away.n[Event.FAULT_SWAP] == away.n[Event.FAULT_SWAP_CACHE] == 0  # nobody has touched them
     for space in (away.space, child):
         assert [away.read(n, space) for n in range(PAGES)] == list(map(away.right, range(PAGES)))
 
