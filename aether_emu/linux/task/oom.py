@@ -7,31 +7,42 @@ unless nobody else is left: then it is whoever needs the memory.
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 from collections.abc import Iterable
 from signal import SIGKILL
 
 from aether_emu.linux.proc import smaps
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.process import Process
+from aether_emu.mm.tables.damage import TableDamaged
 
 NEVER = -1000
 """The oom_score_adj of a process that is not chosen."""
+_MOST_ROWS = 32
 
 
 def make_an_end(current: Process) -> bool:
     """Choose a process, tell why, and end it. Whether `current`, who needs the memory, may try again.
 
-    What another one has of its own is given back at once: its tasks get no further (Linux: the OOM reaper).
+    Whoever shares its memory goes with it. What it has of its own is given back at once: its tasks get no
+    further (Linux: the OOM reaper).
     """
+    if current.ended is not None:
+        return False
     processes = list(current.registry.processes.values())
     chosen = choose(processes, current)
     current.kernel.tell(table(processes, chosen, current))
-    chosen.end(Ended(signal=SIGKILL, why="out of memory"))
-    if chosen.mm is current.mm:
+    space = chosen.mm
+    for process in processes:
+        if process.ended is None and process.mm is space:
+            process.end(Ended(signal=SIGKILL, why="out of memory"))
+    if current.ended is not None:
         return False
-    for area in list(chosen.mm.areas):
-        if not area.shared:
-            chosen.mm.discard(area, area.start, area.end)
+    with contextlib.suppress(TableDamaged):
+        for area in list(space.areas):
+            if not area.shared:
+                space.discard(area, area.start, area.end)
     return True
 
 
@@ -42,8 +53,11 @@ def badness(process: Process) -> int:
 
 
 def _pages(process: Process) -> tuple[int, int]:
-    """Pages in memory, and in swap."""
-    usage = smaps.usage(process.mm, [0])
+    """Pages in memory, and in swap. None of one whose tables are damaged: nobody can tell."""
+    try:
+        usage = smaps.usage(process.mm, [0])
+    except TableDamaged:
+        return 0, 0
     size = process.mm.page_size
     return int(usage["Rss"][0]) // size, int(usage["Own"][0]) // size
 
@@ -71,7 +85,7 @@ def choose(processes: Iterable[Process], current: Process) -> Process:
 
 
 def table(processes: Iterable[Process], chosen: Process, current: Process) -> str:
-    """Why `chosen` goes, and what every process has: lines as Linux logs them."""
+    """Why `chosen` goes, and what processes have, those that count most: lines as Linux logs them."""
     kernel = current.kernel
     free, total = kernel.physical.buddy.free_frames, kernel.physical.buddy.total
     size = kernel.physical.ram.page_size
@@ -81,8 +95,10 @@ def table(processes: Iterable[Process], chosen: Process, current: Process) -> st
         f"{total * size >> 10} KiB are free, {swap_free >> 10} of {swap_total >> 10} KiB of swap",
         "[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name",
     ]
-    for process in processes:
-        if process.ended is None:
+    living = [process for process in processes if process.ended is None]
+    shown = set(heapq.nlargest(_MOST_ROWS, living, key=points)) | {chosen}
+    for process in living:
+        if process in shown:
             rss, swapped = _pages(process)
             space = process.mm
             lines.append(
@@ -90,6 +106,8 @@ def table(processes: Iterable[Process], chosen: Process, current: Process) -> st
                 f"{space.account.reserved // size:8d} {rss:8d} {space.table.tables * size:8d} {swapped:8d} "
                 f"{process.oom_adjustment:13d} {_name(process)}"
             )
+    if len(shown) < len(living):
+        lines.append(f"and {len(living) - len(shown)} more, which count less")
     lines.append(
         f"killed: {_name(chosen)} ({chosen.pid}), which counts most: {points(chosen)} pages, "
         f"oom_score_adj {chosen.oom_adjustment}"
