@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aether_emu.linux.task import oom
+from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.oom import NEVER, choose, points, table
 from aether_emu.system import Machine
 from tests.guests.running import program
@@ -64,7 +65,7 @@ def test_the_one_with_most_goes_but_for_what_its_user_says(
     few.oom_adjustment = 500  # of all memory and swap, which have 8192 pages
     assert points(few) == 11 + 4096
     assert choose([few, many, most], current) is few
-    few.ended = object()
+    few.ended = Ended(signal=9)
     many.oom_adjustment = NEVER
     assert choose([few, many, most], current) is current
     assert choose([many, few], few) is few
