@@ -517,7 +517,9 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork switch process signal pipe start shootdown cpus real tlbsan"
+    names = (
+        "fault syscall exec map edit fork swap switch process signal pipe start shootdown cpus real tlbsan"
+    )
     assert list(catalogue.GOALS) == names.split()
 
 
@@ -545,7 +547,7 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, switch, process, signal, pipe, start, shootdown, cpus",
+            "fault, syscall, exec, map, edit, fork, swap, switch, process, signal, pipe, start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):
