@@ -565,7 +565,7 @@ class Machine:
             raise
         self.computer.close()
         swap = self.physical.swap
-        if swap is not None and swap.used and not self.damages():
+        if swap is not None and swap.used and not self.physical.lost_entries:
             raise SlotLeak(swap.used)
 
     @staticmethod

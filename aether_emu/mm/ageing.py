@@ -162,13 +162,13 @@ def forget_everywhere(physical: Physical) -> Iterator[Frames]:
 
 
 def spaces(physical: Physical) -> list[AddressSpace]:
-    """Every address space with an area, in the order in which their objects began."""
+    """Every address space with an area, in the order of their numbers."""
     found: dict[int, AddressSpace] = {}
     for item in physical.objects:
         for area in item.windows:
             if isinstance(area.space, AddressSpace):
                 found[area.space.number] = area.space
-    return list(found.values())
+    return [found[number] for number in sorted(found)]
 
 
 def clean(space: AddressSpace, start: int, end: int) -> int:

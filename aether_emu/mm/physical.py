@@ -91,6 +91,7 @@ class Physical:
         self.swap: SwapArea | None = None
         self.reclaim: Reclaiming | None = None
         self.read_ahead = 1
+        self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more

@@ -555,6 +555,7 @@ class AddressSpace:
         self._drop_swapped(frameless)
         if len(self.damages) > known:
             gather.page(start, end - start)
+            self.physical.lost_entries = True
 
     def _clear_all(self, gather: Gather, areas: list[Area], start: int, end: int) -> None:
         """`clear` of what lies of many areas in `[start, end)`, at once."""
@@ -568,6 +569,7 @@ class AddressSpace:
         self._drop_swapped(frameless)
         if len(self.damages) > known:
             gather.page(start, end - start)
+            self.physical.lost_entries = True
 
     def _drop_swapped(self, frameless: list[Found]) -> None:
         """Entries without a frame were cleared: their slots lose a user each."""

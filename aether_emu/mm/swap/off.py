@@ -48,7 +48,7 @@ def _bring_all_back(physical: Physical, look: Callable[[], object]) -> None:
             if not number % _LOOKS:
                 look()
             faults.bring(space, page << space.table.format.page_shift)
-    for item in list(physical.objects):
+    for item in sorted(physical.objects, key=lambda item: item.number):
         if isinstance(item, SharedMemory):
             for number, index in enumerate(sorted(item.slots_by_page())):
                 if not number % _LOOKS:

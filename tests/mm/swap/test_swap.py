@@ -27,6 +27,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.codec import best_codec
 from aether_emu.mm.swap.entries import swap_entries
 from aether_emu.mm.swap.off import switch_off
+from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.user import ForcedMemory
 from aether_emu.observe.peek import PeekMemory
 from tests.mm.board import FORMATS, Board, check_accounts, discard, fault_in
@@ -331,6 +332,26 @@ def test_bytes_are_stored_when_no_cpu_can_reach_the_page_any_more(kind: str) -> 
     assert away.send() == PAGES
     assert len(stored) == PAGES
     assert away.read(3) == b"by the other one"
+    away.board.close()
+
+
+def test_an_entry_that_names_a_slot_nobody_has_is_damaged() -> None:
+    away = Away()
+    away.send()
+    found = away.space.table.find(AT)
+    assert found is not None
+    damaged = (
+        found.entry
+        ^ away.swap.entries.make(1 << 9, exclusive=False)
+        ^ away.swap.entries.make(0, exclusive=False)
+    )
+    away.board.ram.words[found.slot] = damaged
+    outcome = fault_in(away.space, AT, READ)
+    assert isinstance(outcome, Damaged)
+    assert outcome.seen == damaged
+    mapping.unmap_memory(away.space, AT, PAGES * away.size)
+    assert away.board.physical.lost_entries
+    assert away.swap.used == 1  # of whom nobody knows any more
     away.board.close()
 
 
