@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import log10
 from typing import TYPE_CHECKING
 
 from aether_emu.cli.app import settle
@@ -53,8 +54,13 @@ def _tell(known: Ends, reduced: bool, seconds: float) -> None:
         one = ", one of each equivalent kind" if reduced else ""
         print(f"every interleaving was tried{one}: {runs}")
     else:
-        estimate = f"; about {known.estimated:,.0f} are estimated" if known.estimated else ""
+        estimate = f"; about {_about(known.estimated)} are estimated" if known.estimated else ""
         print(f"not every interleaving was tried, the budget is used up: {runs}{estimate}")
+
+
+def _about(number: float) -> str:
+    """An estimate as a person reads it; beyond a billion only its magnitude says anything."""
+    return f"{number:,.0f}" if number < 1e9 else f"10^{log10(number):.0f}"
 
 
 def _list(known: Ends) -> None:

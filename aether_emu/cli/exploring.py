@@ -17,7 +17,7 @@ from aether_emu.cli.options import FILE, Form, text, whole
 from aether_emu.cli.progress import Progress
 from aether_emu.cli.replaying import program_input, replay_command
 from aether_emu.config import Config
-from aether_emu.errors import ConfigError, MachineError
+from aether_emu.errors import AetherError, ConfigError, MachineError
 
 if TYPE_CHECKING:
     from aether_emu.explore.schedule import Choice
@@ -42,6 +42,20 @@ def _budget(written: str) -> tuple[int | None, float | None]:
     return int(written), None
 
 
+def _stuck_after(written: str) -> tuple[float, int]:
+    if written[-1:] == "x":
+        factor = float(written[:-1])
+        if not 1 <= factor <= 1e6:
+            raise ValueError(written)
+        return factor, 0
+    if not written.isascii() or not written.isdigit() or not 1 <= int(written) < 1 << 62:
+        raise ValueError(written)
+    return 0.0, int(written)
+
+
+_STUCK_AFTER = Form(
+    "FACTORx|BLOCKS", "a factor of the calm run's work such as 50x, or a number of blocks", _stuck_after
+)
 _BUDGET = Form("SECONDS|RUNS", "seconds such as 90s (or 5m, 2h), or a number of runs such as 500", _budget)
 
 _OPTIONS = [
@@ -63,6 +77,11 @@ _OPTIONS = [
     click.option("--budget", type=_BUDGET, help="Stop an exploration after so long, or so many runs."),
     click.option("--same-output", is_flag=True, help="Another output than the calm schedule's is a finding."),
     click.option("--expect", type=FILE, help="Another output than this file is a finding."),
+    click.option(
+        "--stuck-after",
+        type=_STUCK_AFTER,
+        help="A run that works for so long and goes on has no end, a finding; 50x the calm run by default.",
+    ),
     click.option("--keep-going", is_flag=True, help="Try all N schedules, and count the findings."),
     click.option("--save", type=FILE, help="Write the schedule that was found there, told in words."),
     click.option("--no-reduction", is_flag=True, help="With --exhaustive: equivalent interleavings too."),
@@ -76,10 +95,13 @@ def explore_options(command: _F) -> _F:
     return command
 
 
-def refuse_alone(given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an option that says nothing without --explore."""
+def refuse_alone(given: Mapping[str, Any], schedule: str | None) -> None:
+    """Raises ConfigError for an option that says nothing without --explore, or without a `schedule`."""
     for name, value in given.items():
-        if value not in (None, False):
+        if name == "stuck_after" and value is not None:
+            if schedule is None:
+                raise ConfigError(name, value, "only with --explore or --schedule")
+        elif value not in (None, False):
             raise ConfigError(name, value, "only with --explore or --exhaustive")
 
 
@@ -99,10 +121,11 @@ class Given:
 
 def explored(given: Given, count: int | None, exhaustive: bool, *, jobs: int | None,
              budget: tuple[int | None, float | None] | None, same_output: bool, expect: Path | None,
-             keep_going: bool, save: Path | None, no_reduction: bool) -> int:  # fmt: skip
+             keep_going: bool, save: Path | None, no_reduction: bool,
+             stuck_after: tuple[float, int] | None) -> int:  # fmt: skip
     """Explore, print what was found, and return the exit status: 1 for a finding, 0 for none."""
-    _refuse(given, count, exhaustive, no_reduction)
-    from aether_emu.explore.search import Budget, Search
+    _refuse(given, count, exhaustive, no_reduction, stuck_after)
+    from aether_emu.explore.search import Budget, Patience, Search
     from aether_emu.explore.workers import Crew
 
     if save is not None:
@@ -118,7 +141,9 @@ def explored(given: Given, count: int | None, exhaustive: bool, *, jobs: int | N
     assert count is not None
     crew = Crew(job, jobs or len(os.sched_getaffinity(0)), interrupts.workers.add, interrupts.workers.discard)
     progress = Progress("schedules", count)
+    patience = Patience() if stuck_after is None else Patience(*stuck_after)
     search = Search(crew, count, limit, expected=expected, same_output=same_output, keeps_on=keep_going,
+                    patience=patience,
                     tell=progress.tell)  # fmt: skip
     started = time.monotonic()
     settle()
@@ -136,7 +161,9 @@ def explored(given: Given, count: int | None, exhaustive: bool, *, jobs: int | N
         return _report(job, search, count, time.monotonic() - started, save)
 
 
-def _refuse(given: Given, count: int | None, exhaustive: bool, no_reduction: bool) -> None:
+def _refuse(
+    given: Given, count: int | None, exhaustive: bool, no_reduction: bool, stuck_after: object
+) -> None:
     """Raises ConfigError for what does not go together."""
     option = "--exhaustive" if exhaustive else "--explore"
     if count is not None and exhaustive:
@@ -145,6 +172,8 @@ def _refuse(given: Given, count: int | None, exhaustive: bool, no_reduction: boo
         raise ConfigError(
             "cpus", given.config.cpus, "1 with --exhaustive, which interleaves tasks step by step"
         )
+    if exhaustive and stuck_after is not None:
+        raise ConfigError("stuck_after", stuck_after, "left out with --exhaustive, which counts steps")
     if no_reduction and not exhaustive:
         raise ConfigError("no_reduction", True, "only with --exhaustive")
     if given.schedule is not None:
@@ -197,7 +226,8 @@ def _say_so_far(search: Search, seconds: float) -> None:
         print(": nothing was found so far", flush=True)
         return
     print(
-        f"\nfinding: {known.finding[1]}\nreplay (not fully shrunk):\n  {replay_command(str(known.raw))}",
+        f"\nfinding: {known.finding[1]}\nreplay (not fully shrunk):\n"
+        f"  {replay_command(str(known.raw), _most(known))}",
         flush=True,
     )
 
@@ -226,6 +256,8 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
         if strategy.trials:
             print(f"  {name:<8}{strategy.trials:>8,} tried {strategy.findings:>8,} with a finding")
     if known.finding is None or known.raw is None or known.last is None:
+        if calm.status:
+            print(f"the program itself does not succeed, under any of them: {calm.why}")
         return 0
     print(f"finding: {known.finding[1]}")
     if known.first is None:
@@ -239,8 +271,18 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
             print(f"  - {line}")
         for choice in known.raw.choices:
             print(f"  - {_in_words(choice)}")
-    print(f"replay:\n  {replay_command(_written(job, known, save))}", flush=True)
+    try:
+        named = _written(job, known, save)
+    except AetherError:  # hours of work are not lost with a full disk
+        print(f"replay:\n  {replay_command(str(known.raw), _most(known))}", flush=True)
+        raise
+    print(f"replay:\n  {replay_command(named, _most(known))}", flush=True)
     return 1
+
+
+def _most(known: Findings) -> int:
+    """How much the replay may work, if that ends it; 0: any amount."""
+    return known.most if known.finding is not None and known.finding[0] == "NoEnd" else 0
 
 
 def _in_words(choice: Choice) -> str:

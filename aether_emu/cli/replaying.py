@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MOST_INPUT = 64 << 20  # bytes of stdin that are given to each trial
 _OWN = ("--explore", "--exhaustive", "--jobs", "--budget", "--same-output", "--expect", "--save",
-        "--keep-going", "--schedule", "--no-reduction", "--timeout")  # fmt: skip
+        "--keep-going", "--schedule", "--no-reduction", "--stuck-after", "--timeout")  # fmt: skip
 
 
 def program_input() -> bytes:
@@ -43,25 +43,35 @@ def program_input() -> bytes:
         return b""
 
 
-def replay_command(schedule: str) -> str:
-    """What replays it: the command as it was typed, with other options for these."""
+def replay_command(schedule: str, most: int = 0) -> str:
+    """What replays it: the command as it was typed, with other options for these. One that would not end
+    works as much as `most`.
+    """
     ctx = click.get_current_context()
     assert isinstance(ctx.command, Command)
     options, rest = ctx.command.typed_without(ctx, _OWN)
+    until = ["--stuck-after", str(most)] if most else []
     root = ctx.find_root().info_name or "aether"
-    return f"{root} {shlex.join(['run', *options, '--schedule', schedule, *rest])}"
+    return f"{root} {shlex.join(['run', *options, '--schedule', schedule, *until, *rest])}"
 
 
 class Replay:
     """A run by a schedule. Its streams are as in a trial: input is read before, none waits for a reader."""
 
-    def __init__(self, written: str, config: Config) -> None:
+    def __init__(self, written: str, config: Config, stuck_after: tuple[float, int] | None) -> None:
         """Raises ScheduleError, ConfigError."""
         from aether_emu.explore import schedule
 
         if config.real_time:
             raise ConfigError("real_time", True, "left out with --schedule: nothing could be repeated")
         self._schedule: Schedule = schedule.read(written)
+        self._most = 0
+        if stuck_after is not None:
+            _factor, self._most = stuck_after
+            if not self._most:
+                raise ConfigError("stuck_after", stuck_after, "a number of blocks with --schedule")
+            if self._schedule.steps:
+                raise ConfigError("stuck_after", stuck_after, "left out with a schedule of steps")
         self._config = config
         self._outputs: list[PassedOn] = []
 
@@ -70,7 +80,7 @@ class Replay:
         from aether_emu.explore.trial import Plan, scheduling
 
         self._schedule.require(isa, self._config.cpus)
-        scheduler, chance = scheduling(Plan(schedule=self._schedule), self._config.seed)
+        scheduler, chance = scheduling(Plan(schedule=self._schedule, most=self._most), self._config.seed)
         return {"scheduler": scheduler, "chance": chance}
 
     def streams(self) -> dict[str, Stream]:

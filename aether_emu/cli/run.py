@@ -106,7 +106,7 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     type=text("SIZE"),
     help="Emulated RAM, such as 512M.",
 )
-@click.option("--cpus", cls=Setting, key="cpus", type=whole(1), help="CPUs, 1 to 64.")
+@click.option("--cpus", cls=Setting, key="cpus", type=whole(1, 64), help="CPUs, 1 to 64.")
 @click.option(
     "--swap",
     cls=Setting,
@@ -256,8 +256,8 @@ def run(  # an option is a parameter here
         seen = strace is not None or strace_only is not None or stats or stats_json or core
         given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
         raise click.exceptions.Exit(explored(given, explore, exhaustive, **exploring))
-    refuse_alone(exploring)
-    replay = None if schedule is None else Replay(schedule, parameters)
+    refuse_alone(exploring, schedule)
+    replay = None if schedule is None else Replay(schedule, parameters, exploring["stuck_after"])
     if timeout is not None:
         interrupts.limit(timeout + _START, f"{program}: stopped by --timeout")
     outputs = _Outputs(stats, stats_json, core)

@@ -1,4 +1,4 @@
-"""`aether scale`: throughput against CPUs under three schemes of locks, as a table and as a figure."""
+"""`aether scale`: throughput against CPUs under schemes of locks, as a table and as a figure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def _schemes() -> Sequence[str]:
     "--locks", type=several("NAME,NAME...", _schemes), default="space,area,leaf", help="Schemes of locks."
 )
 @click.option("--isa", type=one_of("ISA", ("x86_64", "arm64")), default="x86_64", help="x86_64 or arm64.")
-@click.option("--seed", type=whole(0), default=0, help="The source of all chance; same seed, same bytes.")
+@click.option(
+    "--seed", type=whole(0, (1 << 64) - 1), default=0, help="The source of all chance; same seed, same bytes."
+)
 @click.option("--json", "json_file", type=FILE, help="Every point as JSON, into a file.")
 @click.option("--report", type=FILE, help="The figure: SVG if the name ends so, else a page (HTML).")
 @debug_option

@@ -48,6 +48,13 @@ class Ends:
     estimated: float = 0.0
 
 
+_LEAST = 0.001  # seconds that a run is given
+
+
+class _OutOfBudget(Exception):
+    """The budget was used up in the middle of a run."""
+
+
 class Exhaustive:
     """Runs `job` under every interleaving, as long as `budget` allows. `known` has what was found so far."""
 
@@ -71,7 +78,10 @@ class Exhaustive:
         """All of it. Raises what makes the program impossible to run, TooLong, TimedOut."""
         known, more = self.known, True
         while more and self._budget.take():
-            found = self._one()
+            try:
+                found = self._one()
+            except _OutOfBudget:
+                break
             if found is not None:
                 self._note(*found)
             more = self._enumeration.next_run(abandoned=found is None)
@@ -115,15 +125,20 @@ class Exhaustive:
         assert isinstance(scheduler, SteppingScheduler), "it was made so"
         kind, status, signal, error = "ended", 0, 0, ""
         try:
-            ended = machine.run(timeout=self._job.timeout)
+            ended = machine.run(timeout=min(self._job.timeout, max(self._budget.left, _LEAST)))
             status, signal, why = ended.status, ended.signal, str(ended)
         except Abandoned:
             return None
-        except (TimedOut, TooLong):
+        except TimedOut:
+            if self._budget.spent:
+                raise _OutOfBudget from None
+            raise
+        except TooLong:
             raise
         except AetherError as raised:
             kind, error, why = "error", type(raised).__name__, str(raised)
-        self.known.steps = max(self.known.steps, len(scheduler.events))
+        finally:
+            self.known.steps = max(self.known.steps, len(scheduler.events))
         return Outcome(kind, status, signal, error, why, out.told, in_steps(scheduler.events))
 
 

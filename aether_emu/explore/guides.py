@@ -1,14 +1,16 @@
 """Who says how long turns are: the ways in which trials choose, and a schedule that is replayed.
 
     turns    as the scheduler itself draws them: most of each length there is
-    few      one to five switches, each anywhere in some task, and long turns else (after PCT, probabilistic
-             concurrency testing: most bugs need few)
+    few      one to five switches, each anywhere in some task, some tasks that begin later, long turns else
+             (after PCT, probabilistic concurrency testing: most bugs need few)
     short    turns of one to four blocks, half of them ending inside a block; in programs of more than 20,000
              blocks from anywhere in some task on, and 8,000 turns of all tasks long
 
+After these switches `few` and `short` are calm: what goes on for ever then does so by itself.
+
 On several CPUs a task that gives up its own is often the only one there, and goes on at once. So there the
-CPU also stands still for a while: nothing to hundreds of thousands of ns, each magnitude as likely
-(`Guide.delay`).
+CPU also stands still for a while: nothing to tens of us, each magnitude as likely (`Guide.delay`), for `few`
+up to twice the time of the calm run.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.random import Stream, Streams
 
 STRATEGIES = ("turns", "few", "short")
-_MOST_SWITCHES = 5
+MOST_SWITCHES = 5
+"""That `few` makes."""
 _SHORTEST = 4  # blocks of the longest of the short turns
 _MOST_SHORT = 8_000  # turns: a few seconds of the host
-_ALL_SHORT = 20_000  # blocks of a program that has short turns throughout: about as many turns
+_ALL_SHORT = 20_000  # blocks of a program that has short turns throughout, and no more of them than that
 _DEEPEST_CUT = 8  # instructions of a block after which it ends at the latest
-_MAGNITUDES = {"turns": 16, "few": 20, "short": 12}  # of delays in ns: powers of two below this one
+_MAGNITUDES = {"turns": 16, "short": 12}  # of delays in ns: powers of two below this one
+_SHORTEST_STILL, _LONGEST_STILL = 1 << 12, 1 << 24  # ns: of the longest that `few` draws
+_LONGEST_STILL = 1 << 24  # ns
 
 Span = tuple[int, int, int]
 """A task, and from which to which of its own blocks it shared the machine with others."""
@@ -99,7 +104,7 @@ class Short(Chosen):
     def __init__(self, chance: Stream, spans: Sequence[Span] = ()) -> None:
         super().__init__("short", chance)
         self._begin: tuple[int, int] | None = None  # task, and how many blocks of its own it has then
-        self._left = -1  # turns; -1: all
+        self._left = _ALL_SHORT  # turns
         if sum(last - first for _task, first, last in spans) > _ALL_SHORT:
             task, first, last = spans[chance.below(len(spans))]
             self._begin, self._left = (task, first + chance.below(max(1, last - first))), _MOST_SHORT
@@ -113,17 +118,29 @@ class Short(Chosen):
             self._begin = None
         if self._left == 0:
             return LONGEST_TURN, 0
-        self._left -= self._left > 0
+        self._left -= 1
         return 1 + self._chance.below(_SHORTEST), _cut(self._chance)
 
 
-def few(chance: Stream, spans: Sequence[Span]) -> Replayed:
-    """A schedule of few switches within these parts of tasks."""
-    switches = []
-    for _ in range(1 + chance.below(_MOST_SWITCHES)):
+def few(chance: Stream, spans: Sequence[Span], time_ns: int) -> Replayed:
+    """A schedule of few switches within these parts of tasks, of a run that takes `time_ns`.
+
+    In PCT priorities are drawn at the start, and who is switched from runs again when all others wait. Here
+    some tasks wait before they begin, and a CPU stands still for up to twice the whole run's time at one
+    switch in two, at the others for less.
+    """
+    longest = min(max(2 * time_ns, _SHORTEST_STILL), _LONGEST_STILL)
+    switches = [
+        Switch(task, first + 1, 0, chance.below(longest))
+        for task, first, _last in spans[1:]
+        if chance.one_in(2)
+    ]
+    for _ in range(1 + chance.below(MOST_SWITCHES)):
         task, first, last = spans[chance.below(len(spans))]
         place = first + 1 + chance.below(max(1, last - first))
-        switches.append(Switch(task, place, _cut(chance), _delay(chance, _MAGNITUDES["few"])))
+        cut = _cut(chance)
+        delay = chance.below(longest) if chance.one_in(2) else _delay(chance, longest.bit_length() - 1)
+        switches.append(Switch(task, place, cut, delay))
     return Replayed(switches)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from aether_emu.explore.stepping import Abandoned, Event, by_itself
+from aether_emu.explore.stepping import Abandoned, Event, Unit, by_itself
 
 
 @dataclass(slots=True)
@@ -100,6 +100,7 @@ class Enumeration:
     def _find_races(self, events: list[Event]) -> None:
         clocks: list[dict[int, int]] = []  # task -> its last step that comes before
         last_of: dict[int, int] = {}
+        touched = Touched()
         for at, event in enumerate(events):
             if event.ends:  # the others may do something before
                 place = self._places[at]
@@ -109,10 +110,8 @@ class Enumeration:
             before = dict(past)
             if event.enabled_by is not None and event.enabled_by < at:
                 _join(before, clocks[event.enabled_by])
-            for earlier in range(at - 1, -1, -1):
+            for earlier in touched.dependent(event, at):
                 other = events[earlier]
-                if other.task == event.task or not event.depends(other):
-                    continue
                 _join(before, clocks[earlier])
                 # What let it go on comes first in any case. But what comes in between does not settle the
                 # order of the two: it may be an unlock, which could not come after this lock.
@@ -161,6 +160,51 @@ class Enumeration:
             for each in range(one, at)
             if events[each].task == event.task or event.enabled_by == each or event.depends(events[each])
         )
+
+
+class Touched:
+    """The steps so far by what they touched: a run may have thousands, few of which depend on one."""
+
+    def __init__(self) -> None:
+        self._all: list[tuple[int, int]] = []  # (its place in the run, its task), of this and the others
+        self._touching: list[tuple[int, int]] = []
+        self._calls: list[tuple[int, int]] = []
+        self._unknown: list[tuple[int, int]] = []
+        self._ends: list[tuple[int, int]] = []
+        self._reading: dict[Unit, list[tuple[int, int]]] = {}
+        self._writing: dict[Unit, list[tuple[int, int]]] = {}
+
+    def dependent(self, event: Event, at: int) -> list[int]:
+        """The places of earlier steps of other tasks that `event` depends on (`Event.depends`), the last
+        first. It is then one of the earlier ones itself, with place `at`.
+        """
+        found: set[tuple[int, int]] = set()
+        if event.ends:
+            found.update(self._all)
+        else:
+            found.update(self._ends)
+            found.update(self._touching if event.unknown else self._unknown if event.touches else ())
+            found.update(self._calls if event.calls else ())
+            for unit in event.writes:
+                found.update(self._writing.get(unit, ()), self._reading.get(unit, ()))
+            for unit in event.reads:
+                found.update(self._writing.get(unit, ()))
+        self._add(event, (at, event.task))
+        return sorted((place for place, task in found if task != event.task), reverse=True)
+
+    def _add(self, event: Event, step: tuple[int, int]) -> None:
+        self._all.append(step)
+        for kind, steps in (
+            (event.touches, self._touching),
+            (event.calls, self._calls),
+            (event.unknown, self._unknown),
+            (event.ends, self._ends),
+        ):
+            if kind:
+                steps.append(step)
+        for units, by_unit in ((event.reads, self._reading), (event.writes, self._writing)):
+            for unit in units:
+                by_unit.setdefault(unit, []).append(step)
 
 
 def _join(into: dict[int, int], other: dict[int, int]) -> None:

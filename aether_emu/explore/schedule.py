@@ -113,7 +113,14 @@ class Schedule:
         return ",".join(map(str, self.departures)) or CALM
 
     def require(self, isa: str, cpus: int) -> None:
-        """Raises ScheduleError when it was saved for another machine, or decides what no machine asks."""
+        """Raises ScheduleError when it was saved for another machine, decides what no machine asks, or has
+        what cannot be followed together.
+        """
+        if self.steps and len(self.steps) < len(self.departures):
+            other = next(one for one in self.departures if not isinstance(one, Steps))
+            raise ScheduleError(
+                f"schedule {other}: nothing else can stand beside steps such as {self.steps[0]}"
+            )  # fmt: skip
         for choice in self.choices:
             if choice.name not in DECIDED:
                 raise ScheduleError(f"schedule {choice}: only {' and '.join(DECIDED)} have decisions")
@@ -167,6 +174,8 @@ def _what(error: Exception) -> str:
 
 
 def _of_file(data: dict[str, Any]) -> Schedule:
+    if not data:
+        raise ValueError(f"it is empty; the one without departures is called {CALM}")
     departures: list[Departure] = []
     for row in data.get("switch", []):
         numbers = [row["task"], row["blocks"], row.get("instructions", 0), row.get("delay", 0)]

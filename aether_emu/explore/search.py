@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aether_emu.explore.guides import STRATEGIES
+from aether_emu.explore.guides import MOST_SWITCHES, STRATEGIES
 from aether_emu.explore.schedule import Departure, Schedule
 from aether_emu.explore.shrink import shrink
 from aether_emu.explore.trial import Outcome, Plan, Told
+from aether_emu.linux.task.scheduler import LONGEST_TURN
 
 Signature = tuple[str, str]
 _MOST_SHRINKING = 2_000  # runs, without a budget
+_SPARE = MOST_SWITCHES * LONGEST_TURN  # of work for each task: one spins while another was made to wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +78,29 @@ class Budget:
         return True
 
     @property
+    def left(self) -> float:
+        """Seconds until its end."""
+        return float("inf") if self._until is None else max(self._until - time.monotonic(), 0.0)
+
+    @property
     def spent(self) -> bool:
         """Whether it is used up."""
         late = self._until is not None and time.monotonic() >= self._until
         return late or (self._runs is not None and self._runs <= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """From how much work on a run counts as one without an end: `factor` times the calm run's and some turns
+    of each task, or `most`.
+    """
+
+    factor: float = 50.0
+    most: int = 0
+
+    def limit(self, calm: Outcome) -> int:
+        """In the unit of `Outcome.work`."""
+        return self.most or round(self.factor * calm.work) + len(calm.spans) * _SPARE
 
 
 @dataclass(slots=True)
@@ -93,10 +114,12 @@ class Strategy:
 @dataclass(slots=True)
 class Findings:
     """What is known so far: of the trials, and of the first finding, whose schedule had `size` departures and
-    has become `raw` in so many runs of `shrinking`. `complete`: nothing more can be left out of it.
+    has become `raw` in so many runs of `shrinking`. `complete`: nothing more can be left out of it. `most` is
+    how much work a run may have.
     """
 
     calm: Outcome | None = None
+    most: int = 0
     trials: int = 0
     timeouts: int = 0
     lost: int = 0
@@ -140,17 +163,19 @@ class Search:
         expected: Told | None = None,
         same_output: bool = False,
         keeps_on: bool = False,
+        patience: Patience | None = None,
         tell: Callable[[str, int], None] = lambda _phase, _done: None,
     ) -> None:
         self._crew, self._count, self._budget = crew, count, budget
         self._expected, self._same_output, self._keeps_on, self._tell = expected, same_output, keeps_on, tell
+        self._patience = patience or Patience()
         self.known = Findings()
 
     def run(self) -> Findings:
         """All of it. Raises what makes the program impossible to run."""
         known = self.known
-        calm = self._one(Plan(schedule=Schedule(), describes=True))
-        known.calm = calm
+        calm = self._one(Plan(schedule=Schedule(), describes=True, most=self._patience.most))
+        known.calm, known.most = calm, self._patience.limit(calm)
         expected = calm.stdout if self._same_output and self._expected is None else self._expected
         judge = Judge(calm, expected)
         found = judge.finding(calm)
@@ -171,7 +196,13 @@ class Search:
             if not self._budget.take():
                 self.known.out_of_budget = True
                 return
-            yield Plan(number, STRATEGIES[number % len(STRATEGIES)], spans=calm.spans)
+            yield Plan(
+                number,
+                STRATEGIES[number % len(STRATEGIES)],
+                spans=calm.spans,
+                time_ns=calm.time_ns,
+                most=self.known.most,
+            )
 
     def _try(self, judge: Judge, calm: Outcome) -> None:
         known = self.known
@@ -213,7 +244,7 @@ class Search:
         departures = shrink(raw.departures, ask)
         known.complete = not known.out_of_budget
         known.raw = Schedule(departures)
-        known.last = self._one(Plan(schedule=known.raw, describes=True))
+        known.last = self._one(Plan(schedule=known.raw, describes=True, most=known.most))
         known.finding = judge.finding(known.last) or known.finding
         known.raw = known.last.schedule  # in the order in which they are met, and none that is not
 
@@ -222,4 +253,4 @@ class Search:
             if self.known.shrinking >= _MOST_SHRINKING or not self._budget.take():
                 self.known.out_of_budget = True
                 return
-            yield Plan(number, schedule=Schedule(departures))
+            yield Plan(number, schedule=Schedule(departures), most=self.known.most)

@@ -222,8 +222,9 @@ class SteppingScheduler(Scheduler):
         held = self._reservations.pop(task.tid, None)
         if held is not None:
             self._cpu.reserve(held[0])
-        self._shared = None
-        if len(self._tasks) == 1:
+        if len(self._tasks) > 1:
+            self._shared = None
+        elif self._shared is None:
             self._shared = set[Unit]().union(
                 *(one.reads | one.writes for one in self.events if one.task != task.tid)
             )

@@ -15,15 +15,14 @@ from hashlib import blake2b
 from typing import Any
 
 from aether_emu.config import Config
-from aether_emu.errors import AetherError, TimedOut, shown
+from aether_emu.errors import AetherError, TimedOut
 from aether_emu.explore.guides import DecidedStreams, Drawn, Guide, Replayed, Short, Span, few
 from aether_emu.explore.schedule import CALM_SCHEDULE, Choice, Schedule, Switch
 from aether_emu.explore.stepping import Followed, SteppingScheduler, in_steps
-from aether_emu.explore.turns import GuidedScheduler, Place
+from aether_emu.explore.turns import GuidedScheduler, Place, called
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import Scheduler
-from aether_emu.linux.task.task import Task
 from aether_emu.random import Stream, Streams
 from aether_emu.system import Machine
 
@@ -49,14 +48,17 @@ class Job:
 class Plan:
     """How one trial runs: by `schedule` if there is one, else by `strategy` with chance of its own.
 
-    `spans` are those of the calm run. `number` tells trials apart.
+    `spans` and `time_ns` are those of the calm run. `number` tells trials apart. `most` is how much it may
+    work until it counts as one without an end; 0: any amount.
     """
 
     number: int = 0
     strategy: str = ""
     schedule: Schedule | None = None
     spans: tuple[Span, ...] = ()
+    time_ns: int = 0
     describes: bool = False
+    most: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,7 @@ class Outcome:
     """What came of a trial. `kind` is "ended", "error", "timeout" or "lost" (its process died, `why`).
 
     `error` is the class of an error that ended the run, `why` is in words. `schedule` is what ran, `order`
-    the number of the interleaving, `blocks` and `time_ns` (virtual) how long it was, `spans` where
+    the number of the interleaving, `blocks`, `time_ns` (virtual) and `work` how long it was, `spans` where
     tasks shared the machine.
     """
 
@@ -90,6 +92,7 @@ class Outcome:
     order: bytes = b""
     blocks: int = 0
     time_ns: int = 0
+    work: int = 0
     spans: tuple[Span, ...] = ()
     words: tuple[str, ...] = field(default=(), compare=False)
 
@@ -157,15 +160,14 @@ def scheduling(plan: Plan, seed: int) -> tuple[Callable[..., Scheduler], Callabl
     if plan.schedule is not None:
         guide = Replayed(plan.schedule.switches)
     elif plan.strategy == "few" and plan.spans:
-        guide = few(chance, plan.spans)
+        guide = few(chance, plan.spans, plan.time_ns)
     elif plan.strategy == "short":
         guide = Short(chance, plan.spans)
     else:
         guide = Drawn(chance)
     trial = None if plan.schedule is not None else chance.u64()
-    return partial(GuidedScheduler, guide=guide, chance=chance), partial(
-        DecidedStreams, trial=trial, given=given
-    )
+    scheduler = partial(GuidedScheduler, guide=guide, chance=chance, most=plan.most)
+    return scheduler, partial(DecidedStreams, trial=trial, given=given)
 
 
 def perform(job: Job, plan: Plan) -> Outcome:
@@ -219,6 +221,7 @@ def _scheduled(machine: Machine, plan: Plan) -> dict[str, Any]:
     return {
         "schedule": Schedule((*scheduler.made, *_choices(machine))),
         "order": scheduler.order,
+        "work": scheduler.work,
         "spans": scheduler.spans,
         "words": tuple(map(_in_words, scheduler.made, scheduler.places)) if plan.describes else (),
     }
@@ -237,13 +240,8 @@ def _in_words(switch: Switch, place: Place) -> str:
     if symbol is not None:
         offset = place.pc - symbol.address
         where += f" ({symbol.name}+{offset:#x})" if offset else f" ({symbol.name})"
-    then = "itself" if place.then is None else _named(place.then)
+    then = "itself" if place.then is None else called(place.then)
     after = f"{switch.blocks:,} block{'s' * (switch.blocks != 1)}"
     if switch.instructions:
         after += f" and {switch.instructions} instruction{'s' * (switch.instructions != 1)}"
-    return f"after {after} of its own {_named(place.task)} stops in front of {where}; then {then} runs"
-
-
-def _named(task: Task) -> str:
-    kind = "process" if task.tid == task.process.pid else "thread"
-    return f"{kind} {task.tid} ({shown(task.name)})"
+    return f"after {after} of its own {called(place.task)} stops in front of {where}; then {then} runs"

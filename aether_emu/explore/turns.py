@@ -3,6 +3,9 @@
 A switch is noted where a turn was ended by its length, as a place in the task's own blocks; the same
 switches given to `Replayed` make the same run. What ends a turn for another reason (a wait, a deadline) does
 so again by itself, and is no switch of the schedule.
+
+A run has no end when it has worked for longer than it may. Work is counted in executed blocks and system
+calls, so a run and its replay come to that at the same place, on any host.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from struct import pack
 
+from aether_emu.errors import AetherError, shown
 from aether_emu.explore.guides import Guide, Span
 from aether_emu.explore.schedule import Switch
 from aether_emu.linux.entry import Entry
@@ -20,6 +24,14 @@ from aether_emu.linux.task.scheduler import LONGEST_TURN, Scheduler
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.memory.aperture import ApertureFile
 from aether_emu.random import Stream
+
+_CALL = 50  # blocks that a system call counts for: it costs as much of virtual time
+_ALONE = 1 << 20  # blocks after which one who runs alone is asked how much it has worked
+_MOST_NAMED = 4  # tasks that a message names
+
+
+class NoEnd(AetherError):
+    """A run has worked for as long as it may, and goes on."""
 
 
 @dataclass(slots=True)
@@ -34,7 +46,7 @@ class Place:
 class GuidedScheduler(Scheduler):
     """As `Scheduler`, by the words of `guide`. Where that has none, turns are drawn from `chance`.
 
-    `made` has the switches so far, `places` where each was.
+    `made` has the switches so far, `places` where each was. `most` is how much it may work; 0: any amount.
     """
 
     def __init__(
@@ -44,17 +56,19 @@ class GuidedScheduler(Scheduler):
         *,
         guide: Guide,
         chance: Stream,
+        most: int = 0,
         pause: Callable[[], None],
         lost_pages: Callable[[], list[tuple[ApertureFile, int]]],
     ) -> None:
         super().__init__(kernel, entries, pause=pause, lost_pages=lost_pages)
-        self._chance, self._guide = chance, guide
+        self._chance, self._guide, self._most = chance, guide, most
         self.made: list[Switch] = []
         self.places: list[Place] = []
         self._shared: dict[int, int] = {}  # task -> how many it had when it first shared the machine
         self._own: dict[int, int] = {}  # task -> blocks that it has executed
         self._ends: dict[int, int] = {}  # task -> how many it will have when its turn is over
         self._noted = 0  # the CPU's count up to which they are its task's
+        self._waited = 0  # blocks for which others can have waited for a CPU that stood still
         self._ran: Task | None = None
         self._order = blake2b(digest_size=16)
 
@@ -68,7 +82,16 @@ class GuidedScheduler(Scheduler):
         """Which part of each task others could have interrupted; all of it where none could."""
         return tuple((task, self._shared.get(task, 0), own) for task, own in self._own.items())
 
+    @property
+    def work(self) -> int:
+        """How much the run has worked, in blocks: those of all tasks, and `_CALL` for each system call; less
+        what the other CPUs can have worked while one of them stood still.
+        """
+        return self.kernel.blocks + _CALL * sum(self.kernel.calls_made.values()) - self._waited
+
     def _let_run(self, task: Task, limit: int | None) -> bool:
+        if self._most and self.work >= self._most:
+            raise NoEnd(self._without_end(task))
         self._noted = self.entry.cpu.blocks
         if task is not self._ran:
             if self._ran is not None:
@@ -79,6 +102,18 @@ class GuidedScheduler(Scheduler):
                     self.places[-1].then = task
             self._ran = task
         return super()._let_run(task, limit)
+
+    def _without_end(self, task: Task) -> str:
+        calls = sum(self.kernel.calls_made.values())
+        able = sorted((task, *self._queue), key=lambda each: each.tid)
+        named = ", ".join(map(called, able[:_MOST_NAMED]))
+        more = f" and {len(able) - _MOST_NAMED} more" if len(able) > _MOST_NAMED else ""
+        can = "goes on" if len(able) == 1 else "go on"
+        return f"no end: after {self.kernel.blocks:,} blocks and {calls:,} system calls {named}{more} {can}"
+
+    def _begun(self, task: Task) -> int | None:
+        turn = super()._begun(task)
+        return _ALONE if turn is None and self._shared else turn
 
     def _note_blocks(self, task: Task) -> int:
         """How many blocks it has executed."""
@@ -120,5 +155,12 @@ class GuidedScheduler(Scheduler):
         if len(self._entries) > 1:
             delay, clock = self._guide.delay(task.tid, own), self.kernel.clock
             clock.go_to(clock.now_ns + delay)
+            self._waited += delay // clock.costs.block * (len(self._entries) - 1)
         self.made.append(Switch(task.tid, own, cut, delay))
         self.places.append(Place(task, self.entry.cpu.pc))
+
+
+def called(task: Task) -> str:
+    """A task by number and name."""
+    kind = "process" if task.tid == task.process.pid else "thread"
+    return f"{kind} {task.tid} ({shown(task.name)})"

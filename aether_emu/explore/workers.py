@@ -1,42 +1,33 @@
 """Trials in processes of their own; the outcomes come in the order of the plans, whatever ends first.
 
-    parent   --Job, then Plan-->   worker          engines do not fork: each worker is a new Python
+    parent   --Job, then Plan-->   worker
              <--Outcome--                          or the error that says that nothing can be run
 
 A worker that dies is replaced, and its trial tried once more; if that one dies too, its outcome is "lost".
-One that says nothing for much longer than a trial may take is killed. Workers stand outside the terminal's
-foreground, so that Ctrl-C is the parent's alone, and end when the parent has gone.
+One that says nothing for much longer than a trial may take is killed.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 
 from aether_emu.errors import AetherError, EngineError
 from aether_emu.explore.trial import Job, Outcome, Plan, perform
+from aether_emu.workers import Heard, Worker
 
-_CODE = "import sys; from aether_emu.explore.workers import work; work(int(sys.argv[1]))"
 _AHEAD = 4  # trials for each worker that may be done before the first that is not
 _PATIENCE = 20.0  # seconds beyond a trial's timeout, for a start under load
 
 
-class _Worker:
+class _Worker(Worker):
     """One process, and what it is at."""
 
-    def __init__(self, connection: Connection, process: subprocess.Popen[bytes]) -> None:
-        self.connection, self.process = connection, process
-        self.ticket: int | None = None
-        self.plan = Plan()
-        self.tries = 0
-        self.until = 0.0
+    ticket: int | None = None
+    plan = Plan()
+    tries = 0
+    until = 0.0
 
 
 class Crew:
@@ -46,11 +37,7 @@ class Crew:
     """
 
     def __init__(
-        self,
-        job: Job,
-        count: int,
-        started: Callable[[int], None] = lambda _pid: None,
-        ended: Callable[[int], None] = lambda _pid: None,
+        self, job: Job, count: int, started: Heard = lambda _pid: None, ended: Heard = lambda _pid: None
     ) -> None:
         self._job, self._count = job, count
         self._started, self._ended = started, ended
@@ -81,11 +68,7 @@ class Crew:
 
     def close(self) -> None:
         """End all workers."""
-        for worker in self._workers:
-            worker.process.kill()
-        for worker in self._workers:
-            self._bury(worker)
-        self._workers.clear()
+        Worker.end(self._workers)
 
     # ---- processes
 
@@ -96,38 +79,23 @@ class Crew:
         return self._start() if len(self._workers) < self._count else None
 
     def _start(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            connection = Connection(ours.detach())
-            paths = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                process_group=0,
-            )
-        worker = _Worker(connection, process)
+        worker = _Worker(work, self._started, self._ended)
         self._workers.append(worker)
-        self._started(process.pid)
-        with contextlib.suppress(OSError):  # it has died: `_hear` finds out
-            connection.send(self._job)
+        worker.say(self._job)
         return worker
 
     def _give(self, worker: _Worker, ticket: int, plan: Plan, tries: int) -> None:
         worker.ticket, worker.plan, worker.tries = ticket, plan, tries
         worker.until = time.monotonic() + self._job.timeout + _PATIENCE
-        with contextlib.suppress(OSError):  # likewise
-            worker.connection.send(plan)
+        worker.say(plan)
 
     def _listen(self, wanted: list[int]) -> None:
-        busy = {each.connection: each for each in self._workers if each.ticket is not None}
-        soonest = min(each.until for each in busy.values())
-        for connection in wait(list(busy), max(0.0, soonest - time.monotonic())):
-            assert isinstance(connection, Connection)
-            self._hear(busy[connection], wanted)
+        busy = [each for each in self._workers if each.ticket is not None]
+        soonest = min(each.until for each in busy)
+        for worker in Worker.talking(busy, max(0.0, soonest - time.monotonic())):
+            self._hear(worker, wanted)
         now = time.monotonic()
-        for worker in busy.values():
+        for worker in busy:
             if worker.ticket is not None and worker.until < now:
                 worker.process.kill()
 
@@ -135,9 +103,9 @@ class Crew:
         ticket = worker.ticket
         assert ticket is not None, "it is busy"
         try:
-            said = worker.connection.recv()
+            said = worker.hear()
         except (EOFError, OSError):
-            self._replace(worker, wanted)
+            self._replace(worker, ticket, wanted)
             return
         worker.ticket = None
         if isinstance(said, AetherError):
@@ -145,40 +113,30 @@ class Crew:
         if ticket in wanted:  # nobody waits for the others any more
             self._done[ticket] = said
 
-    def _replace(self, worker: _Worker, wanted: list[int]) -> None:
+    def _replace(self, worker: _Worker, ticket: int, wanted: list[int]) -> None:
         """A worker has died."""
-        ticket, plan = worker.ticket, worker.plan
+        plan = worker.plan
         self._workers.remove(worker)
-        status = worker.process.wait()
-        how = f"killed by signal {-status}" if status < 0 else f"ended with status {status}"
-        self.deaths.append(f"the worker of trial {plan.number} was {how}" if status < 0 else
-                           f"the worker of trial {plan.number} {how}")  # fmt: skip
-        self._bury(worker)
+        status = worker.bury()
+        how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+        self.deaths.append(f"the worker of trial {plan.number} {how}")
         if ticket not in wanted:
             return
-        assert ticket is not None
         if worker.tries > 1:
-            self._done[ticket] = Outcome("lost", why=f"its process was {how}, twice")
+            self._done[ticket] = Outcome("lost", why=f"its process {how}, twice")
         else:
             self._give(self._start(), ticket, plan, tries=2)
 
-    def _bury(self, worker: _Worker) -> None:
-        worker.process.wait()
-        worker.connection.close()
-        self._ended(worker.process.pid)
 
-
-def work(fd: int) -> None:
-    """The worker's side: perform what comes by descriptor `fd`, until nothing does."""
-    connection = Connection(fd)
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        job = connection.recv()
-        while True:
-            plan = connection.recv()
-            try:
-                said: Outcome | AetherError = perform(job, plan)
-            except AetherError as error:
-                said = error
-            except Exception as error:  # a bug of ours: told as one, with the trial that shows it
-                said = EngineError(f"trial {plan.number}: {type(error).__name__}: {error}")
-            connection.send(said)
+def work(connection: Connection) -> None:
+    """The worker's side: perform what comes, until nothing does."""
+    job = connection.recv()
+    while True:
+        plan = connection.recv()
+        try:
+            said: Outcome | AetherError = perform(job, plan)
+        except AetherError as error:
+            said = error
+        except Exception as error:  # a bug of ours: told as one, with the trial that shows it
+            said = EngineError(f"trial {plan.number}: {type(error).__name__}: {error}")
+        connection.send(said)

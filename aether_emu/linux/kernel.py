@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
-from operator import mul
+from operator import attrgetter, itemgetter, mul
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -56,6 +56,8 @@ _WITHOUT_COPY = (
 )
 _STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
+_resolved_faults = itemgetter(*RESOLVED_FAULTS)
+_blocks_of = attrgetter("blocks")
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
@@ -204,17 +206,21 @@ class Kernel:
         """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
         counts once: a clock that was read in its first part stands still until the block is over.
         """
-        return max(self.clock.blocks, sum(cpu.blocks for cpu in self.cpus))
+        executed: int = sum(map(_blocks_of, self.cpus))
+        return max(self.clock.blocks, executed)
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
-        total = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
+        total = self._costs_so_far()
         self.clock.advance(total - self.charged)
         self.charged = total
 
     def cost_of(self, event: Event) -> int:
         """What an event adds to virtual time, in ns."""
         return self._costs[event]
+
+    def _costs_so_far(self) -> int:
+        return self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
@@ -242,11 +248,11 @@ class Kernel:
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
         time, faults, system, major = self._books
-        costs = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - system
+        costs = self._costs_so_far()
         return Usage(
-            self._busy() - time,
+            self._busy(costs) - time,
             self.minor_faults() - faults,
-            system=costs,
+            system=costs - system,
             major=self.major_faults() - major,
         )
 
@@ -257,10 +263,12 @@ class Kernel:
         self._books = time + used.time, faults + used.faults, system + used.system, major + used.major
         return used
 
-    def _busy(self) -> int:
-        """The ns that tasks have run. To ask changes nothing: no time passes, and no counting begins."""
+    def _busy(self, costs: int) -> int:
+        """The ns that tasks have run, where events have cost so much until now. To ask changes nothing: no
+        time passes, and no counting begins.
+        """
         clock, cost = self.clock, self.clock.costs.block
-        pending = self._costs_of(sum(self.calls_made.values()), self.physical.counters.n) - self.charged
+        pending = costs - self.charged
         if clock.origin is not None:
             pending += (self.blocks - clock.blocks) * cost
         return min(clock.busy_ns + pending, LAST_NS)
@@ -286,7 +294,7 @@ class Kernel:
 
     def minor_faults(self) -> int:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
-        return sum(self.physical.counters.n[event] for event in RESOLVED_FAULTS)
+        return sum(_resolved_faults(self.physical.counters.n))
 
     def major_faults(self) -> int:
         """Faults for which a page had to be brought from somewhere: from swap."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
 
 from aether_emu.errors import suggestion
 from aether_emu.litmus.program import (
-    DONE,
-    FAULT,
     FLAGS,
     INVALID,
     Both,
@@ -28,7 +27,37 @@ from aether_emu.litmus.program import (
 RECORDED = ("accessed", "dirty")
 """What hardware records in an entry, as a condition names it."""
 
-_TOKEN = re.compile(r"\s*(entry\([^)]*\)|p[td]e\([^)]*\)|\d+:\w+|[*]\w+|[.]\w+|\w+|[=()])")
+MOST_COMPARISONS, MOST_DEPTH = 100, 20
+_TOKEN = re.compile(r"\s*(entry\([^)]*\)|p[td]e\([^)]*\)|[0-9]+:\w+|[*]\w+|[.]\w+|\w+|[=()])")
+
+
+class Holds(NamedTuple):
+    """What can ever stand on the left of a comparison: a number, these words, entries of these levels."""
+
+    number: bool = False
+    words: frozenset[str] = frozenset()
+    levels: frozenset[int] = frozenset()
+
+    def __or__(self, other: Holds) -> Holds:
+        return Holds(
+            self.number or other.number, self.words | other.words, self.levels | other.levels
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        """What is expected on the right."""
+        entry = ["entry(...)"] if self.levels else []
+        *most, last = (["a number"] if self.number else []) + sorted(self.words) + entry
+        return f"{', '.join(most)} or {last}" if most else last
+
+
+NUMBER = Holds(number=True)
+
+
+def number_of(digits: str) -> int:
+    """A number of a litmus file. ValueError says what was expected."""
+    if int(digits) >= 1 << 32:
+        raise ValueError(f"{digits}: a number below 2^32 was expected")
+    return int(digits)
 
 
 def entry_of(words: str, level: int, isa: str) -> Entry:
@@ -61,7 +90,11 @@ def slot_of(words: str) -> Slot | None:
 
 
 class ConditionReader:
-    """Reads `1:r0 = 1 and (not *pa1 = 0 or pte(x).dirty = 1)`. ValueError says what was expected."""
+    """Reads `1:r0 = 1 and (not *pa1 = 0 or pte(x).dirty = 1)`. ValueError says what was expected.
+
+    `line` is that of the text, from 0, which was read last. `registers` have what they can ever hold: a
+    comparison with something else would be true of no end, and say nothing about the CPUs.
+    """
 
     def __init__(
         self,
@@ -69,31 +102,40 @@ class ConditionReader:
         isa: str,
         entries: Collection[Slot],
         memory: Collection[str],
-        registers: Collection[tuple[int, str]],
+        registers: Mapping[tuple[int, str], Holds],
     ) -> None:
-        self._isa, self._entries, self._memory, self._registers = isa, entries, memory, registers
-        self._tokens: list[str] = []
-        at = 0
-        while at < len(text.rstrip()):
-            found = _TOKEN.match(text, at)
-            if not found:
-                raise ValueError(
-                    f"{text[at:].strip()}: a condition was expected, such as 1:r0 = 0 and *pa1 = 1"
-                )
-            self._tokens.append(found[1])
-            at = found.end()
+        self._text, self._isa, self._entries, self._memory = text, isa, entries, memory
+        self._registers = {f"{thread}:{name}": (thread, name) for thread, name in registers}
+        self._holds = registers
+        self._tokens: list[tuple[str, int]] = []
+        self._comparisons = self._depth = 0
+        self.line = 0
 
     def condition(self) -> Condition:
         """The whole text."""
-        found = self._either()
+        text, at = self._text.rstrip(), 0
+        while at < len(text):
+            found = _TOKEN.match(text, at)
+            if not found:
+                rest = text[at:].lstrip()
+                self.line = text.count("\n", 0, len(text) - len(rest))
+                what = rest.splitlines()[0]
+                raise ValueError(f"{what}: a condition was expected, such as 1:r0 = 0 and *pa1 = 1")
+            self._tokens.append((found[1], text.count("\n", 0, found.start(1))))
+            at = found.end()
+        whole = self._either()
         if self._tokens:
-            raise ValueError(f"{self._tokens[0]}: and, or, or the end was expected")
-        return found
+            raise ValueError(f"{self._next('')}: and, or, or the end was expected")
+        return whole
 
     def _next(self, expected: str) -> str:
         if not self._tokens:
             raise ValueError(f"the condition ends here: {expected} was expected")
-        return self._tokens.pop(0)
+        token, self.line = self._tokens.pop(0)
+        return token
+
+    def _is_next(self, start: str) -> bool:
+        return bool(self._tokens) and self._tokens[0][0].startswith(start)
 
     def _either(self) -> Condition:
         return self._chain("or", self._both, Either)
@@ -105,64 +147,95 @@ class ConditionReader:
         self, word: str, part: Callable[[], Condition], made: Callable[[Condition, Condition], Condition]
     ) -> Condition:
         found = part()
-        while self._tokens and self._tokens[0] == word:
-            self._tokens.pop(0)
+        while self._tokens and self._tokens[0][0] == word:
+            self._next(word)
             found = made(found, part())
         return found
 
     def _single(self) -> Condition:
         token = self._next("a comparison")
-        if token == "not":
-            return Not(self._single())
-        if token == "(":
-            found = self._either()
-            if self._next(")") != ")":
-                raise ValueError("a closing parenthesis was expected")
-            return found
-        left = self._left(token)
+        if token in ("not", "("):
+            return self._nested(token)
+        self._comparisons += 1
+        if self._comparisons > MOST_COMPARISONS:
+            raise ValueError(f"{token}: at most {MOST_COMPARISONS} comparisons are expected")
+        left, right = self._left(token)
         if self._next("=") != "=":
             raise ValueError(f"{token}: = was expected after it")
-        return Equal(left, self._right(left))
+        value = self._right(right)
+        if getattr(left, "flag", "") and value.value not in (0, 1):
+            raise ValueError(f"{value.value}: 0 or 1 was expected")
+        return Equal(left, value)
 
-    def _left(self, token: str) -> Register | Memory | Stored:
+    def _nested(self, token: str) -> Condition:
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise ValueError(f"{token}: at most {MOST_DEPTH} of not and ( within each other are expected")
+        found = Not(self._single()) if token == "not" else self._either()
+        if token == "(" and self._next(")") != ")":
+            raise ValueError("a closing parenthesis was expected")
+        self._depth -= 1
+        return found
+
+    def _left(self, token: str) -> tuple[Register | Memory | Stored, Holds]:
+        """What is compared, and what it can hold."""
         if token.startswith("*"):
             if token[1:] not in self._memory:
                 near = suggestion(token[1:], self._memory)
                 raise ValueError(f"{token}: a physical page was expected after *{near}")
-            return Memory(token[1:])
+            return Memory(token[1:]), NUMBER
         if slot := slot_of(token):
             if slot not in self._entries:
                 raise ValueError(
                     f"{token}: an entry was expected, one of {', '.join(map(str, self._entries))}"
                 )
-            return Stored(slot, self._flag())
-        if found := re.fullmatch(r"(\d+):(\w+)", token):
-            key = int(found[1]), found[2]
-            if key not in self._registers:
-                known = ", ".join(f"{thread}:{name}" for thread, name in self._registers)
+            flag = self._flag()
+            return Stored(slot, flag), NUMBER if flag else Holds(levels=frozenset({slot.level}))
+        if re.fullmatch(r"[0-9]+:\w+", token):
+            if token not in self._registers:
+                known = ", ".join(self._registers)
                 raise ValueError(f"{token}: a register was expected that a thread writes, one of {known}")
-            return Register(*key, self._flag())
+            key = self._registers[token]
+            flag = self._flag()
+            if flag and not self._holds[key].levels:
+                raise ValueError(f"{token}.{flag}: {token} never holds an entry: {token} = was expected")
+            return Register(*key, flag), NUMBER if flag else self._holds[key]
         raise ValueError(f"{token}: THREAD:REGISTER, *PAGE or pte(PAGE) was expected")
 
     def _flag(self) -> str:
-        if not (self._tokens and self._tokens[0].startswith(".")):
+        if not self._is_next("."):
             return ""
-        flag = self._tokens.pop(0)[1:]
+        flag = self._next("a flag")[1:]
         if flag not in RECORDED:
             raise ValueError(f".{flag}: .accessed or .dirty was expected")
+        if flag == "dirty" and self._isa != "x86_64":
+            raise ValueError(".dirty: only x86_64 has a dirty bit that is modelled here")
         return flag
 
-    def _right(self, left: Register | Memory | Stored) -> Value:
+    def _right(self, left: Holds) -> Value:
         token = self._next("a value")
-        if token.isdigit():
-            return Value(int(token))
-        if token in (FAULT, DONE) and isinstance(left, Register):
+        if left.number and re.fullmatch("[0-9]+", token):
+            return Value(number_of(token))
+        if token in left.words:
             return Value(token)
-        if found := re.fullmatch(r"entry\((.*)\)", token):
-            words = found[1].strip()
-            level = 2 if words.startswith(("table", "block")) else 1
-            return Value(entry_of(words, level, self._isa).used())
-        raise ValueError(f"{token}: a number, fault, ok or entry(...) was expected")
+        if left.levels and (found := re.fullmatch(r"entry\((.*)\)", token, re.DOTALL)):
+            return Value(self._entry(found[1].strip(), left.levels))
+        raise ValueError(f"{token}: {left} was expected")
+
+    def _entry(self, words: str, levels: Collection[int]) -> Entry:
+        level = 2 if words.split()[:1] in (["table"], ["block"]) else 1
+        entry = entry_of(words, level if len(levels) > 1 else next(iter(levels)), self._isa)
+        names = [slot.name for slot in self._entries if slot.level == 1]
+        known = names if entry.kind is Kind.TABLE else self._memory
+        if entry.kind is not Kind.INVALID and entry.target not in known:
+            near = suggestion(entry.target, known)
+            raise ValueError(f"entry({words}): one of {', '.join(known)} was expected{near}")
+        if entry != entry.used():
+            raise ValueError(
+                f"entry({words}): no old or clean was expected: entries are compared without those flags, "
+                "which .accessed and .dirty ask for"
+            )
+        return entry
 
 
 def holds(

@@ -25,8 +25,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aether_emu.errors import AetherError, shown, suggestion
-from aether_emu.litmus.conditions import ConditionReader, entry_of, slot_of
+from aether_emu.litmus.conditions import ConditionReader, Holds, entry_of, number_of, slot_of
 from aether_emu.litmus.program import (
+    DONE,
+    FAULT,
     INVALID,
     OWN,
     Action,
@@ -49,11 +51,14 @@ from aether_emu.litmus.program import (
 )
 
 MOST_THREADS, MOST_PAGES, MOST_OPERATIONS, MOST_TABLES, MOST_SPACES = 4, 8, 12, 24, 3
+MOST_CHARACTERS, MOST_BYTES = 1000, 1 << 20
 HEADERS = ("name", "isa", "manual", "summary", "published", "source", "like", "out of reach")
 _NEEDED = ("name", "isa", "published", "source")
 _MANUALS = {"x86_64": (Manual.INTEL, Manual.AMD), "arm64": (Manual.ARM,)}
 FIRST = "first"
 """What the address space is called in which threads begin."""
+RESERVED = (FIRST, "invalid", "table", "block", "all", "asid")
+"""Words of operations and entries: no page, table or space is called so."""
 _WORD = r"[A-Za-z_]\w*"
 BARRIERS: dict[str, dict[str, Barrier]] = {
     "arm64": {
@@ -96,11 +101,15 @@ def read(path: str | Path) -> Litmus:
     """The test in a file. Raises LitmusError for a mistake, and for a file that cannot be read."""
     name = str(path)
     try:
-        source = Path(path).read_bytes().decode()
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+        source = data.decode("utf-8-sig")
     except OSError as error:
         raise LitmusError(name, 0, f"cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, ValueError):
         raise LitmusError(name, 0, "is no text in UTF-8: a litmus file was expected") from None
+    if len(data) > MOST_BYTES:
+        raise LitmusError(name, 0, "has more than 1 MiB: a litmus file was expected")
     return parse(source, name)
 
 
@@ -108,11 +117,15 @@ def parse(source: str, path: str = "<text>") -> Litmus:
     """The test that a text is."""
     reader = _Reader(path)
     number = 0
-    for number, line in enumerate(source.splitlines(), 1):
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", source.rstrip("\r\n")), 1):
         words = line.split("#", 1)[0].strip()
         if not words:
             continue
         try:
+            if len(words) > MOST_CHARACTERS:
+                raise Mistake(f"{words[:20]}...: at most {MOST_CHARACTERS} characters a line are expected")
+            if not words.replace("\t", " ").isprintable():
+                raise Mistake(f"{words}: no control characters were expected")
             reader.line(words, number)
         except Mistake as mistake:
             raise LitmusError(path, number, str(mistake)) from None
@@ -134,14 +147,13 @@ class _Reader:
         self._spaces = [Space("")]
         self._threads: list[list[Operation]] = []
         self._lines: dict[tuple[int, int], int] = {}
-        self._condition: list[str] = []
-        self._condition_line = 0
+        self._condition: list[tuple[int, str]] = []
 
     def line(self, words: str, number: int) -> None:
         """One line without comment."""
         first = words.split(maxsplit=1)[0]
         if self._section == "exists":
-            self._condition.append(words)
+            self._condition.append((number, words))
         elif words in ("memory", "map"):
             self._begin(words)
         elif first == "space" and "->" not in words:
@@ -167,15 +179,15 @@ class _Reader:
         order = ("headers", "memory", "map")
         if self._section not in order or order.index(self._section) >= order.index(section):
             raise Mistake(f"{section} stands here: each of headers, memory, map comes once, in this order")
+        if self._section == "headers":
+            self._check_headers(section)
         self._section = section
-        if section == "memory":
-            self._check_headers()
 
     def _begin_space(self, words: str) -> None:
-        found = re.fullmatch(rf"space\s+({_WORD})(?:\s+tag\s+(\d))?", words)
+        found = re.fullmatch(rf"space\s+({_WORD})(?:\s+tag\s+([0-9]))?", words)
         if self._section not in ("map", "space"):
             raise Mistake(f"{words}: stands here; spaces were expected after map and before the threads")
-        if not found or found[1] in [space.name for space in self._spaces]:
+        if not found or found[1] in (*RESERVED, *(space.name for space in self._spaces)):
             raise Mistake(f"{words}: space NAME or space NAME tag DIGIT was expected, with a new name")
         if len(self._spaces) == MOST_SPACES:
             raise Mistake(f"{words}: at most {MOST_SPACES - 1} more spaces are expected")
@@ -211,8 +223,8 @@ class _Reader:
     def _begin_exists(self, words: str, number: int) -> None:
         if not self._threads:
             raise Mistake("exists stands here: thread 0 was expected first")
-        self._section, self._condition_line = "exists", number
-        self._condition.append(words.removeprefix("exists").strip())
+        self._section = "exists"
+        self._condition.append((number, words.removeprefix("exists").strip()))
 
     def _header(self, words: str) -> None:
         name, colon, value = (part.strip() for part in words.partition(":"))
@@ -228,10 +240,10 @@ class _Reader:
             raise Mistake(f"{name}: {value}: one of {', '.join(allowed)} was expected")
         self._headers[name] = value
 
-    def _check_headers(self) -> None:
+    def _check_headers(self, section: str) -> None:
         missing = [name for name in _NEEDED if name not in self._headers]
         if missing:
-            raise Mistake(f"memory stands here: the header {missing[0]} was expected before it")
+            raise Mistake(f"{section} stands here: the header {missing[0]} was expected before it")
         manuals = [manual.value for manual in _MANUALS[self._headers["isa"]]]
         if self._headers.get("manual", manuals[0]) not in manuals:
             raise Mistake(f"manual: {self._headers['manual']}: one of {', '.join(manuals)} was expected")
@@ -239,7 +251,7 @@ class _Reader:
             raise Mistake("out of reach: is for what is allowed; published says forbidden")
 
     def _physical(self, words: str) -> None:
-        found = re.fullmatch(rf"({_WORD})\s*=\s*(\d+)", words)
+        found = re.fullmatch(rf"({_WORD})\s*=\s*([0-9]+)", words)
         if not found:
             raise Mistake(f"{words}: NAME = NUMBER was expected, a physical page and its first word")
         self._new(found[1])
@@ -259,15 +271,16 @@ class _Reader:
             raise Mistake(f"{name}: at most {MOST_PAGES} virtual pages are expected")
 
     def _new(self, name: str) -> None:
-        if name in self._memory or Slot(1, name) in self._entries:
+        if name in self._memory or Slot(1, name) in self._entries or name in RESERVED:
             raise Mistake(f"{name}: a new name was expected")
         if len(self._memory) == MOST_PAGES:
             raise Mistake(f"{name}: at most {MOST_PAGES} physical pages are expected")
 
     def _number(self, digits: str) -> int:
-        if int(digits) >= 1 << 32:
-            raise Mistake(f"{digits}: a number below 2^32 was expected")
-        return int(digits)
+        try:
+            return number_of(digits)
+        except ValueError as error:
+            raise Mistake(str(error)) from None
 
     def _entry(self, words: str, level: int) -> Entry:
         try:
@@ -298,7 +311,7 @@ class _Reader:
             if "(" in found[1]:
                 return ReadEntry(self._slot(found[1]), register)
             return Load(self._page(found[1]), register)
-        if found := re.fullmatch(r"store\s+(\S+)\s+(\d+)", rest):
+        if found := re.fullmatch(r"store\s+(\S+)\s+([0-9]+)", rest):
             return Store(self._page(found[1]), self._number(found[2]), register)
         if found := re.fullmatch(r"(set|swap)\s+(\S+)\s*=\s*(.+)", rest):
             if (found[1] == "swap") != bool(register):
@@ -307,7 +320,7 @@ class _Reader:
             return WriteEntry(slot, self._entry(found[3], slot.level), register)
         if words in ("wait", "await acks"):
             return Await()
-        if found := re.fullmatch(r"ipi\s+(\d)\s+(.+?)(\s+early)?", words):
+        if found := re.fullmatch(r"ipi\s+([0-9])\s+(.+?)(\s+early)?", words):
             return self._interrupt(int(found[1]), found[2], bool(found[3]), words)
         isa = self._headers["isa"]
         if words in BARRIERS[isa]:
@@ -381,12 +394,12 @@ class _Reader:
         self._check_tables("all spaces")
         for (thread, index), number in self._lines.items():
             self._check(thread, self._threads[thread][index].action, number)
-        text = " ".join(self._condition)
+        reader = ConditionReader("\n".join(text for _, text in self._condition), self._headers["isa"],
+                                 self._entries, self._memory, self._registers())  # fmt: skip
         try:
-            condition = ConditionReader(text, self._headers["isa"], self._entries, self._memory,
-                                        self._registers()).condition()  # fmt: skip
+            condition = reader.condition()
         except ValueError as error:
-            raise LitmusError(self._path, self._condition_line, str(error)) from None
+            raise LitmusError(self._path, self._condition[reader.line][0], str(error)) from None
         headers = self._headers
         manual = Manual(headers.get("manual", _MANUALS[headers["isa"]][0].value))
         return Litmus(
@@ -394,7 +407,7 @@ class _Reader:
             headers["published"] == "allowed", headers["source"], headers.get("like", ""),
             headers.get("out of reach", ""),
             self._memory, self._entries, tuple(self._spaces), tuple(map(tuple, self._threads)), condition,
-            text, self._path,
+            " ".join(text for _, text in self._condition).strip(), self._path,
         )  # fmt: skip
 
     def _check(self, thread: int, action: Action, number: int) -> None:
@@ -410,8 +423,20 @@ class _Reader:
         if what:
             raise LitmusError(self._path, number, what)
 
-    def _registers(self) -> list[tuple[int, str]]:
-        return list(registers(self._threads))
+    def _registers(self) -> dict[tuple[int, str], Holds]:
+        """What each register may hold after the operations that write it."""
+        found = dict.fromkeys(registers(self._threads), Holds())
+        for number, thread in enumerate(self._threads):
+            for operation in thread:
+                key = number, getattr(operation.action, "register", "")
+                match operation.action:
+                    case Load():
+                        found[key] |= Holds(number=True, words=frozenset({FAULT}))
+                    case Store() if key in found:
+                        found[key] |= Holds(words=frozenset({DONE, FAULT}))
+                    case ReadEntry(slot) | WriteEntry(slot) if key in found:
+                        found[key] |= Holds(levels=frozenset({slot.level}))
+        return found
 
 
 def registers(

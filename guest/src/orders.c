@@ -1,5 +1,6 @@
 /* Two threads of a few steps each, whose end depends on the order of the steps, or must not: what trying all orders
- * is shown on. Exits 1 where an update was lost or a message was read before it was there. */
+ * is shown on. Exits 1 where an update was lost or a message was read before it was there. `polite` and `await` may
+ * never end. */
 #include "aether.h"
 
 enum {
@@ -7,6 +8,11 @@ enum {
     CLONE_SYSVSEM = 0x40000, CLONE_PARENT_SETTID = 0x100000, CLONE_CHILD_CLEARTID = 0x200000,
 };
 enum { FUTEX_WAIT = 0 };
+#if defined(__x86_64__)
+enum { SYS_sched_yield = 24 };
+#else
+enum { SYS_sched_yield = 124 };
+#endif
 #define THREAD                                                                                               \
     (CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_PARENT_SETTID |    \
      CLONE_CHILD_CLEARTID)
@@ -50,6 +56,23 @@ static int breaks(void *me) {
     return 0;
 }
 
+__attribute__((noinline)) static void want(u64 mine) { wants[mine] = 1; }
+
+/* Who finds that the other one wants to enter lets it run before giving way itself: two that do so in step never
+ * end. */
+static int yields(void *me) {
+    u64 mine = (u64)me, other = 1 - mine;
+    want(mine);
+    while (wants[other]) {
+        SYSCALL(sched_yield);
+        wants[mine] = 0;
+        want(mine);
+    }
+    increment();
+    wants[mine] = 0;
+    return 0;
+}
+
 static int passes(void *me) {
     if (me) {
         data = 42;
@@ -77,9 +100,11 @@ int main(int argc, char **argv) {
         printf(seen == 1 ? "no message yet\n" : "the message is %lu\n", seen);
         return seen != 1 && seen != 42;
     }
-    int lock = streq(what, "peterson"), broken = streq(what, "broken");
-    both(lock ? locks : broken ? breaks : loses);
-    u64 wanted = lock || broken ? 2 : 2 * rounds;
+    int lock = streq(what, "peterson"), broken = streq(what, "broken"), polite = streq(what, "polite");
+    both(lock ? locks : broken ? breaks : polite ? yields : loses);
+    u64 wanted = lock || broken || polite ? 2 : 2 * rounds;
+    if (streq(what, "await"))
+        while (counter != wanted) {}
     printf("%lu of %lu\n", counter, wanted);
     return counter != wanted;
 }

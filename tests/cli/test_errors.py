@@ -58,6 +58,7 @@ _HELLO = str(PROGRAMS / "x86_64" / "hello")
         (["run", "--set", "shootdown=never", _HELLO], ["--set shootdown=never ", "deferred"]),
         (["run", "--set", "clock.blok=3", _HELLO], ["--set clock.blok=3 ", "clock.block?"]),
         (["run", "--cpus", "65", _HELLO], ["--cpus 65 ", "from 1 to 64"]),
+        (["run", "--cpus", "0", _HELLO], ["--cpus 0 ", "from 1 to 64"]),
         (["run", "--root", "/missing", "hello"], ["/missing"]),
         (["run", "--stats-json", "/missing/file", _HELLO], ["--stats-json /missing/file "]),
     ],

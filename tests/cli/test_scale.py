@@ -41,6 +41,7 @@ def test_a_sweep_is_printed_and_kept(tmp_path: Path) -> None:
     [
         (["--cpus", "1,65"], ["--cpus 1,65", "1 to 64"]),
         (["walk"], ["WORK walk", "disjoint"]),
+        (["--seed", str(1 << 64)], ["--seed 18446744073709551616", "from 0 to"]),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], words: list[str]) -> None:

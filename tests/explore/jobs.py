@@ -23,9 +23,9 @@ def race(isa: str, cpus: int = 1) -> Job:
     return job(ROOT / "tests/programs/bin" / isa / "threads", isa, "race", "60", cpus=cpus)
 
 
-def orders(isa: str, *arguments: str) -> Job:
+def orders(isa: str, *arguments: str, cpus: int = 1) -> Job:
     """Two threads of a few steps."""
-    return job(ROOT / "guest/bin" / isa / "orders", isa, *arguments)
+    return job(ROOT / "guest/bin" / isa / "orders", isa, *arguments, cpus=cpus)
 
 
 class Here:

@@ -9,7 +9,7 @@ import pytest
 from aether_emu.explore.exhaustive import Ends, Exhaustive
 from aether_emu.explore.search import Budget
 from aether_emu.explore.trial import Job, Plan, perform
-from tests.explore.jobs import job, orders
+from tests.explore.jobs import job, orders, race
 from tests.guests.running import ISAS
 from tests.small_programs import DATA, written
 
@@ -107,3 +107,8 @@ def test_a_budget_ends_it_with_an_estimate() -> None:
     known = _all(orders("arm64", "peterson"), budget=Budget(runs=10))
     assert not known.complete and known.runs == 10
     assert known.estimated > 10
+
+
+def test_a_budget_of_seconds_ends_it_in_the_middle_of_a_run() -> None:
+    known = _all(race("x86_64"), budget=Budget(seconds=0.05))
+    assert not known.complete and known.runs == 0

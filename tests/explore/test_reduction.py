@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from aether_emu.explore.reduction import Enumeration
+from aether_emu.explore.reduction import Enumeration, Touched
 from aether_emu.explore.stepping import Abandoned, Event, Unit
 
 Operation = tuple[str, int]
@@ -120,3 +120,37 @@ def test_independent_tasks_need_one_run() -> None:
     programs: dict[int, list[Operation]] = {task: [("store", task)] * 3 for task in (1, 2, 3)}
     assert _finals(programs, reduced=True)[1] == 1
     assert _finals(programs, reduced=False)[1] == 1680  # 9! / (3! 3! 3!)
+
+
+def test_the_steps_that_one_depends_on_are_found_as_a_comparison_of_each_finds_them() -> None:
+    chance = random.Random(1)
+
+    def units() -> set[Unit]:
+        return {(1, 0, chance.randrange(6)) for _ in range(chance.choice([0, 0, 1, 2]))}
+
+    for _ in range(100):
+        touched, events = Touched(), list[Event]()
+        for at in range(30):
+            rare = (chance.random() < 0.1 for _ in range(3))
+            event = Event(chance.randrange(3), units(), units(), *rare)
+            expected = [
+                earlier
+                for earlier in range(at - 1, -1, -1)
+                if events[earlier].task != event.task and event.depends(events[earlier])
+            ]
+            assert touched.dependent(event, at) == expected
+            events.append(event)
+
+
+def test_a_long_run_is_not_compared_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, depends = 0, Event.depends
+
+    def counted(self: Event, other: Event) -> bool:
+        nonlocal compared
+        compared += 1
+        return depends(self, other)
+
+    monkeypatch.setattr(Event, "depends", counted)
+    programs: dict[int, list[Operation]] = {task: [("store", task)] * 500 for task in (1, 2)}
+    assert _finals(programs, reduced=True)[1] == 1
+    assert compared < 5000

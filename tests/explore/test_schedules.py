@@ -36,6 +36,7 @@ def test_a_schedule_is_read_as_it_was_written(one: Schedule, tmp_path: Path) -> 
         ("switches = 3", "'switches' is no part"),
         ("= 3", "Invalid"),
         ("switch = 3", "no schedule"),
+        ("# nothing\n", "it is empty; the one without departures is called calm"),
     ],
 )
 def test_a_file_that_is_none_is_refused_in_a_line(text: str, why: str, tmp_path: Path) -> None:
@@ -44,6 +45,13 @@ def test_a_file_that_is_none_is_refused_in_a_line(text: str, why: str, tmp_path:
     with pytest.raises(ScheduleError, match=why) as refused:
         schedules.read(str(file))
     assert "\n" not in str(refused.value)
+
+
+def test_steps_stand_alone() -> None:
+    for other in ("1000@10+2", "shootdown:0=3"):
+        with pytest.raises(ScheduleError, match="nothing else can stand beside steps such as 1001x3"):
+            schedules.read(f"{other},1001x3").require("x86_64", 1)
+    schedules.read("1000x2,1001x3").require("x86_64", 1)
 
 
 @pytest.mark.parametrize("cpus", [1, 2])

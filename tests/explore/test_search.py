@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from aether_emu.explore.guides import Short
+from aether_emu.explore.guides import Short, few
 from aether_emu.explore.schedule import Choice, Departure, Schedule, Switch
-from aether_emu.explore.search import Budget, Findings, Search
+from aether_emu.explore.search import Budget, Findings, Patience, Search
 from aether_emu.explore.shrink import shrink
 from aether_emu.explore.trial import Job, Plan, perform
 from aether_emu.explore.workers import Crew
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.random import Stream
-from tests.explore.jobs import Here, job, race
+from tests.explore.jobs import Here, job, orders, race
+from tests.guests.running import ISAS
 from tests.small_programs import written
 
 
-def _searched(of: Job, count: int = 200, budget: Budget | None = None) -> Findings:
-    return Search(Here(of), count, budget or Budget(), same_output=True).run()
+def _searched(of: Job, count: int = 200, budget: Budget | None = None, most: int = 0) -> Findings:
+    patience = Patience(most=most)
+    return Search(Here(of), count, budget or Budget(), same_output=True, patience=patience).run()
 
 
 # Elsewhere it takes more schedules.
@@ -74,6 +77,36 @@ def test_a_deadlock_is_a_finding(tmp_path: Path) -> None:
     path = written(tmp_path, "x86_64", "mov eax, 34; syscall")  # pause(2), and nobody sends a signal
     known = _searched(job(path, "x86_64"))
     assert known.finding is not None and known.finding[0] == "Deadlock"
+
+
+# `polite` goes round in step for ever, both at work; `await` alone, with no system call.
+@pytest.mark.parametrize(("program", "cpus"), [("polite", 1), ("polite", 2), ("await", 1)])
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_run_without_an_end_is_found_and_shrunk(isa: str, program: str, cpus: int) -> None:
+    of = orders(isa, program, *(["9"] if program == "await" else []), cpus=cpus)
+    known = _searched(of, 60, most=50_000)
+    assert known.calm is not None and known.calm.status == 0
+    assert known.finding is not None and known.raw is not None and known.last is not None
+    what, why = known.finding
+    assert what == "NoEnd"
+    others = "process 1000 (orders), thread 1001 (orders) go on"
+    assert why.endswith(others if program == "polite" else "process 1000 (orders) goes on")
+    assert known.complete and len(known.raw.switches) == 1
+    assert perform(of, Plan(schedule=known.raw, most=known.most)) == replace(known.last, words=())
+    assert perform(of, Plan(schedule=Schedule(), most=known.most)).kind == "ended"
+
+
+def test_who_waits_for_a_cpu_that_stands_still_does_not_count_that_as_work() -> None:
+    of = orders("x86_64", "peterson", cpus=2)  # thread 1001 spins until 1000 leaves
+    calm = perform(of, Plan(schedule=Schedule()))
+    for blocks in range(1, calm.spans[0][2]):
+        still = Schedule((Switch(1000, blocks, 0, 1_000_000),))
+        tried = perform(of, Plan(schedule=still, most=calm.work + 50_000))
+        assert tried.kind == "ended"
+        if tried.blocks > 400_000:
+            break
+    else:
+        pytest.fail("nobody waited")
 
 
 def test_a_worker_that_dies_is_replaced() -> None:
@@ -140,3 +173,21 @@ def test_short_turns_are_few_in_a_long_program() -> None:
     assert long > 2
     everywhere = Short(Stream(5, "short"), [(1000, 0, 20_000)])
     assert {(everywhere.turn(1000, own) or (0, 0))[0] for own in range(20_000)} == {1, 2, 3, 4}
+
+
+def test_few_switches_make_a_cpu_wait_for_as_long_as_others_take() -> None:
+    spans = [(1000, 10, 500), (1001, 0, 90), (1002, 0, 90)]
+    longest, begins = 0, set[int]()
+    for number in range(50):
+        guide = few(Stream(number, "few"), spans, 40_000)
+        for task, first, last in spans:
+            delays = [guide.delay(task, own) for own in range(first, last + 1)]
+            longest = max(longest, *delays)
+            if delays[1]:
+                begins.add(task)
+    assert 60_000 < longest < 80_000
+    assert begins >= {1001, 1002}
+    long = few(Stream(1, "few"), spans, 1 << 40)
+    assert (
+        max(long.delay(task, own) for task, first, last in spans for own in range(first, last + 1)) < 1 << 24
+    )

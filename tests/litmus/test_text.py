@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.litmus.conditions import holds
 from aether_emu.litmus.program import (
+    FAULT,
     INVALID,
     OWN,
     Enter,
@@ -100,11 +102,17 @@ def test_a_file_says_what_it_says() -> None:
         ("  r0 = load x\n", "  load x\n", 21, ["REGISTER = load PAGE"]),
         ("exists 1:r0", "exists 1:r1", 22, ["1:r1", "one of 0:r0, 0:s0, 1:r0"]),
         ("exists 1:r0 = fault and", "exists 1:r0 fault and", 22, ["= was expected"]),
-        ("*pa1 = 7", "*pa9 = 7", 22, ["*pa9", "a physical page"]),
-        (".dirty", ".clean", 22, [".accessed or .dirty"]),
-        (" or pte(y).dirty = 1)", "", 22, [") was expected"]),
-        (" or pte(y).dirty = 1)", ") ?", 22, ["?", "a condition was expected"]),
+        ("*pa1 = 7", "*pa9 = 7", 23, ["*pa9", "a physical page"]),
+        (".dirty", ".clean", 23, [".accessed or .dirty"]),
+        (" or pte(y).dirty = 1)", "", 23, [") was expected"]),
+        (" or pte(y).dirty = 1)", ") ?", 23, ["?", "a condition was expected"]),
         ("exists", "  ", 22, ["an operation was expected"]),
+        ("pa2 = 5", "pa2 = \u0663", 7, ["NAME = NUMBER was expected"]),
+        ("pa2 = 5", f"pa2 = {'9' * 900}", 7, ["a number below 2^32"]),
+        ("pa2 = 5", f"pa2 = {'9' * 5000}", 7, ["pa2 = 99999999999999...: at most 1000 characters"]),
+        ("pa2 = 5", "all = 5", 7, ["all: a new name was expected"]),
+        ("y -> invalid", "asid -> invalid", 10, ["asid: a new name was expected"]),
+        ("wait", "wa\0it", 18, ["no control characters"]),
     ],
 )  # fmt: skip
 def test_a_mistake_is_told_with_file_line_and_what_was_expected(
@@ -118,6 +126,56 @@ def test_a_mistake_is_told_with_file_line_and_what_was_expected(
     assert "\n" not in text
     for word in words:
         assert word in text, text
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ("1:r0 = \u00b2", "\u00b2: a number or fault was expected"),
+        (f"1:r0 = {1 << 32}", "a number below 2^32"),
+        (f"{'9' * 900}:r0 = 1", "a register was expected that a thread writes"),
+        ("1:r0 = ok", "ok: a number or fault was expected"),
+        ("1:r0 = entry(pa1)", "a number or fault was expected"),
+        ("0:s0 = 1", "1: fault or ok was expected"),
+        ("0:r0 = 7", "7: entry(...) was expected"),
+        ("1:r0.dirty = 1", "1:r0 never holds an entry"),
+        ("*pa1 = fault", "fault: a number was expected"),
+        ("pte(x) = 7", "7: entry(...) was expected"),
+        ("pte(x).dirty = entry(pa1)", "a number was expected"),
+        ("pte(x).dirty = 2", "2: 0 or 1 was expected"),
+        ("pte(x) = entry(table y)", "a physical page or invalid was expected"),
+        ("pde(x) = entry(pa1)", "table NAME or block PAGE or invalid was expected"),
+        ("pte(x) = entry(pa3)", "one of pa1, pa2 was expected; did you mean"),
+        ("pde(x) = entry(table z)", "one of x, y, t was expected"),
+        ("pte(x) = entry(pa1 old)", "no old or clean was expected"),
+        ("(" * 21 + "1:r0 = 7" + ")" * 21, "at most 20 of not and ("),
+        ("not " * 21 + "1:r0 = 7", "at most 20 of not and ("),
+        ("1:r0 = 7\nand " * 100 + "1:r0 = 7", "at most 100 comparisons"),
+    ],
+)
+def test_a_condition_that_can_never_be_true_or_never_ends_is_refused(condition: str, words: str) -> None:
+    with pytest.raises(LitmusError) as raised:
+        parse(f"{GOOD[: GOOD.index('exists')]}exists {condition}", "f")
+    assert str(raised.value).startswith(f"f:{22 + condition.count(chr(10))}: ")
+    assert words in str(raised.value)
+
+
+def test_a_condition_may_be_as_long_and_as_deep_as_is_said() -> None:
+    deep = "(" * 19 + "1:r0 = 7" + ")" * 19
+    test = parse(f"{GOOD[: GOOD.index('exists')]}exists not {deep}" + "\nand 1:r0 = fault" * 99)
+    assert holds(test.condition, {(1, "r0"): FAULT}, {}, {})
+
+
+def test_the_sections_before_map_are_needed_as_said() -> None:
+    with pytest.raises(LitmusError, match=r"f:1: map stands here: the header name was expected before it"):
+        parse("map\nx -> invalid\n", "f")
+    headers = GOOD[: GOOD.index("memory")]
+    assert not parse(f"{headers}map\nx -> invalid\nthread 0\nr0 = load x\nexists 0:r0 = fault").memory
+
+
+def test_a_file_of_windows_is_read(tmp_path: Path) -> None:
+    (tmp_path / "w.litmus").write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert read(tmp_path / "w.litmus").threads == parse(GOOD).threads
 
 
 SPACES = GOOD.replace("\nthread 0", "\nspace b tag 1\n  x -> pa2\nthread 0").replace(
@@ -141,6 +199,7 @@ def test_another_space_has_tables_of_its_own() -> None:
     ("old", "new", "words"),
     [
         ("space b tag 1", "space b tag 10", "f:13: space b tag 10: space NAME or space NAME tag DIGIT"),
+        ("space b tag 1", "space first", "f:13: space first: space NAME"),
         ("space b tag 1", "space b\nspace b", "f:14: space b: space NAME"),
         ("space b tag 1\n", "space b\nspace c\nspace d\n", "f:15: space d: at most 2 more spaces"),
         ("  x -> pa2\nthread", "  w -> pa2\nthread", "f:14: w: a virtual page"),
@@ -179,8 +238,13 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "b.litmus").write_bytes(b"\xff\xfe")
     with pytest.raises(LitmusError, match="no text in UTF-8"):
         read(tmp_path / "b.litmus")
+    with pytest.raises(LitmusError, match="zero: has more than 1 MiB"):
+        read("/dev/zero")
 
 
 def test_arm_has_no_clean_entries() -> None:
+    arm = "name: a\nisa: arm64\npublished: allowed\nsource: s\nmemory\np = 0\nmap\nx -> p"
     with pytest.raises(LitmusError, match="clean: only x86_64"):
-        parse("name: a\nisa: arm64\npublished: allowed\nsource: s\nmemory\np = 0\nmap\nx -> p clean\n", "f")
+        parse(f"{arm} clean\n", "f")
+    with pytest.raises(LitmusError, match=r"f:11: \.dirty: only x86_64"):
+        parse(f"{arm}\nthread 0\nr0 = load x\nexists pte(x).dirty = 0\n", "f")

@@ -382,6 +382,23 @@ def test_slices_are_cut_on_our_side_alone(isa: str, monkeypatch: pytest.MonkeyPa
     assert runs == [None]
 
 
+@on_each_isa
+def test_a_bare_engine_is_entered_for_as_many_slices(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[int] = []
+    close = floors.Floor.close
+
+    def counted(self: floors.Floor) -> None:
+        entered.append(self.slices)
+        close(self)
+
+    monkeypatch.setattr(floors.Floor, "close", counted)
+    figure = shootdown.slices(isa, "slices-entered", 3.0, share=1000)
+    assert figure.ours() > 0
+    assert entered == []
+    assert figure.floor() > 0
+    assert entered == [3]
+
+
 # ---- programs of the host
 
 

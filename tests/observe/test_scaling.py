@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -74,3 +75,17 @@ def test_without_locks_nothing_of_them_is_there() -> None:
     with Machine("x86_64", cpus=2) as machine:
         assert machine.kernel.contention is None
         assert type(machine.buddy).__name__ == "Buddy"
+
+
+def test_the_figure_names_only_what_was_measured_and_so_that_it_can_be_read() -> None:
+    counts = (1, 2, 4, 24, 28, 56, 60, 62, 63, 64)
+    points = [Point("own", "leaf", cpus, 10, 1000, {}, 0) for cpus in counts]
+    root = ElementTree.fromstring(plot.as_svg("x86_64", 0, points))
+    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+    assert [text.text for text in texts if (text.text or "").startswith(("space:", "area:", "leaf:"))] == [
+        "leaf: leaf tables' locks in place of the space's"
+    ]
+    below = [text for text in texts if text.get("text-anchor") == "middle" and text.text != "CPUs"]
+    assert [text.text for text in below if text.text in ("1", "64")] == ["1", "64"]
+    places = sorted(float(text.get("x", "")) for text in below)
+    assert all(right - left >= 16 for left, right in pairwise(places))

@@ -312,7 +312,10 @@ class Task:
 
     def processor_time_left(self) -> int | None:
         """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""
-        left = [each.left() for each in (self.processor, self.process.processor) if each is not None]
+        own, shared = self.processor, self.process.processor
+        if own is None and shared is None:
+            return None
+        left = [each.left() for each in (own, shared) if each is not None]
         return min((each for each in left if each is not None), default=None)
 
     # ---- waiting

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from aether_emu.interruption import Undisturbed
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.machine.floors.bare import FREE
 from aether_emu.mm.protection import Protection
 from aether_emu.observe.bench import guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
@@ -85,11 +86,15 @@ def _on_all(isa: str, cpus: int) -> Iterator[Machine]:
 _SLICED = {
     "slices-loads": ("loads at random", "randload", (16, 1_000_000)),
     "slices-loop": ("a loop of one block, the worst case", "alu", (20_000_000,)),
+    "slices-entered": ("the same loop", "alu", (20_000_000,)),
 }
 
 
 def slices(isa: str, name: str, goal: float, *, share: int = 1, repetitions: int = 7) -> Figure:
-    """A program in slices of 10,000 blocks: 1/`share` of its full length."""
+    """A program in slices of 10,000 blocks: 1/`share` of its full length.
+
+    The floor of `slices-entered` is a bare engine with the same slices, which has to be entered as often.
+    """
     what, program, full = _SLICED[name]
     arguments = (*full[:-1], full[-1] // share)
     printed: dict[str, bytes] = {}
@@ -107,8 +112,29 @@ def slices(isa: str, name: str, goal: float, *, share: int = 1, repetitions: int
             raise BenchError(f"{program}: it ended in its first slice")
         return spent
 
+    def bare() -> float:
+        engine = guests.FLAT[isa](
+            guests.for_floor(isa, program), guests.encoded(program, arguments), 2 * FREE
+        )
+        try:
+            kernel = guests.LeastKernel(isa, guests.reader(engine))
+            engine.on_system_call = kernel
+            engine.cut_every(SLICE)
+            with collector_off():
+                start = now()
+                engine.run()
+                spent = now() - start
+            if engine.slices < 2:
+                raise BenchError(f"{program}: it ended in its first slice")
+            printed["floor"] = bytes(kernel.output)
+            return spent
+        finally:
+            engine.close()
+
+    entered = name == "slices-entered"
+
     def floor() -> float:
-        spent = run("floor", None)
+        spent = bare() if entered else run("floor", None)
         guests.same_output(program, printed["ours"], printed["floor"])
         return spent
 
@@ -117,7 +143,9 @@ def slices(isa: str, name: str, goal: float, *, share: int = 1, repetitions: int
         isa=isa,
         what=f"slices of {SLICE:,} blocks: {what}",
         program=guests.command(program, arguments),
-        floor_is="the same in one go, where no blocks are counted",
+        floor_is="the same slices of a bare engine that counts blocks, one entry after another"
+        if entered
+        else "the same in one go, where no blocks are counted",
         unit="run",
         ours=lambda: run("ours", SLICE),
         floor=floor,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from math import ceil, floor, log2, log10
 
@@ -17,18 +17,20 @@ _MEANT = {
 }
 _WIDTH, _HEIGHT, _LEFT, _TOP = 300, 190, 56, 96  # of a panel's plot, and before it
 _STEP_X, _STEP_Y, _COLUMNS = 390, 270, 2
+_APART = 16  # of two numbers below a panel, so that both can be read
 
 
 def as_svg(isa: str, seed: int, points: Sequence[Point]) -> str:
     """One picture; it says that locks and time are modelled."""
     works = [work for work in WORKS if any(point.work == work.name for point in points)]
+    schemes = [scheme for scheme in SCHEMES if any(point.scheme == scheme for point in points)]
     rows = -(-len(works) // _COLUMNS)
     width, height = _STEP_X * _COLUMNS + 20, _TOP + _STEP_Y * rows
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="sans-serif" font-size="12" fill="#222">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        _text(16, 24, "Throughput against CPUs under three schemes of locks (modelled)", size=16),
+        _text(16, 24, "Throughput against CPUs, by scheme of locks (modelled)", size=16),
         _text(
             16,
             42,
@@ -36,7 +38,7 @@ def as_svg(isa: str, seed: int, points: Sequence[Point]) -> str:
             "locks, interrupts and time are modelled.",
         ),
     ]
-    for number, scheme in enumerate(SCHEMES):
+    for number, scheme in enumerate(schemes):
         y = 60 + number * 15
         parts.append(_line(16, y, 46, y, _COLOURS[scheme], _DASHES[scheme], 2))
         parts.append(_text(54, y + 4, f"{scheme}: {_MEANT[scheme]}", size=11))
@@ -62,7 +64,7 @@ def _panel(x: int, y: int, title: str, points: Sequence[Point]) -> Iterator[str]
     for power in range(low, high + 1):
         yield _line(x, up(10**power), x + _WIDTH, up(10**power), "#ddd", "none", 1)
         yield _text(x - 6, up(10**power) + 4, f"{10.0**power:g}", anchor="end", size=10)
-    for cpus in counts:
+    for cpus in _readable(counts, across):
         yield _text(across(cpus), y + _HEIGHT + 16, str(cpus), anchor="middle", size=10)
     yield _text(x + _WIDTH / 2, y + _HEIGHT + 32, "CPUs", anchor="middle", size=10)
     for scheme in reversed(SCHEMES):  # the dashed lines above the solid one, which may be the same
@@ -78,6 +80,15 @@ def _panel(x: int, y: int, title: str, points: Sequence[Point]) -> Iterator[str]
                 shown = f"{scheme}, {point.cpus} CPUs: {point.throughput:.3g}"
                 dot = f'<circle cx="{a}" cy="{b}" r="3" fill="{_COLOURS[scheme]}">'
                 yield f"{dot}<title>{shown}</title></circle>"
+
+
+def _readable(counts: Sequence[int], across: Callable[[int], float]) -> list[int]:
+    """The numbers of CPUs that have room for their names, the largest always among them."""
+    found: list[int] = []
+    for cpus in reversed(counts):
+        if not found or across(found[-1]) - across(cpus) >= _APART:
+            found.append(cpus)
+    return found[::-1]
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 12) -> str:

@@ -2,31 +2,21 @@
 
 Whoever is interrupted finds in `outcomes` what is complete, and in `under_way` how far the others are.
 
-    parent   --task-->     worker                    engines do not fork: each worker is a new Python
+    parent   --task-->     worker
              <--Progress--   after each chunk
              <--Outcome--    or the error            then it is given the next task
-
-A worker stands outside the terminal's foreground, so that Ctrl-C is the parent's alone; it ends when the
-parent closes the pipe, and with the first thing it says to a parent that has gone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection, wait
-from pathlib import Path
+from multiprocessing.connection import Connection
 
 from aether_emu.errors import AetherError, EngineError
 from aether_emu.verify.cases.suites import Outcome, Task, nothing_yet, perform
-
-_CODE = "import sys; from aether_emu.verify.cases.workers import work; work(int(sys.argv[1]))"
+from aether_emu.workers import Heard, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +52,14 @@ class Workers:
         self,
         tasks: Sequence[Task],
         count: int,
-        started: Callable[[int], None] = lambda _pid: None,
-        ended: Callable[[int], None] = lambda _pid: None,
+        started: Heard = lambda _: None,
+        ended: Heard = lambda _: None,
     ) -> None:
         self._tasks, self._count = list(tasks), min(count, len(tasks))
         self._started, self._ended = started, ended
         self._waiting = list(tasks)
-        self._processes: dict[Connection, subprocess.Popen[bytes]] = {}
-        self._busy: dict[Connection, Task] = {}
+        self._workers: list[Worker] = []
+        self._busy: dict[Worker, Task] = {}
         self.outcomes: dict[Task, Outcome] = {}
         self.under_way: dict[Task, Outcome] = {}
 
@@ -77,46 +67,29 @@ class Workers:
         """The outcomes. However this ends, no worker is left. Raises what a task raised, EngineError."""
         try:
             for _ in range(self._count):
-                self._give(self._start())
+                self._workers.append(Worker(work, self._started, self._ended))
+                self._give(self._workers[-1])
             for task in self._tasks:
                 while task not in self.outcomes:
-                    for connection in wait(list(self._busy)):
-                        assert isinstance(connection, Connection)
-                        self._hear(connection)
+                    for worker in Worker.talking(self._busy):
+                        self._hear(worker)
                 yield self.outcomes[task]
         finally:
-            self._kill()
+            Worker.end(self._workers)
 
-    def _start(self) -> Connection:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            connection = Connection(ours.detach())
-            paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                process_group=0,
-            )
-        self._processes[connection] = process
-        self._started(process.pid)
-        return connection
-
-    def _give(self, connection: Connection) -> None:
+    def _give(self, worker: Worker) -> None:
         """Let a worker do the next task, if there is one."""
         if self._waiting:
-            task = self._busy[connection] = self._waiting.pop(0)
+            task = self._busy[worker] = self._waiting.pop(0)
             self.under_way[task] = nothing_yet(task)
-            with contextlib.suppress(BrokenPipeError):  # it has died: _hear() finds out, and says so
-                connection.send(task)
+            worker.say(task)
 
-    def _hear(self, connection: Connection) -> None:
-        task = self._busy[connection]
+    def _hear(self, worker: Worker) -> None:
+        task = self._busy[worker]
         try:
-            said = connection.recv()
+            said = worker.hear()
         except (EOFError, OSError):
-            status = self._processes[connection].wait()
+            status = worker.process.wait()
             raise EngineError(
                 f"the worker for {task.format} {task.suite} ended with status {status}"
             ) from None
@@ -126,34 +99,23 @@ class Workers:
             return
         if isinstance(said, Exception):
             raise said
-        del self._busy[connection], self.under_way[task]
+        del self._busy[worker], self.under_way[task]
         self.outcomes[task] = said
-        self._give(connection)
-
-    def _kill(self) -> None:
-        for process in self._processes.values():
-            process.kill()
-        for connection, process in self._processes.items():
-            process.wait()
-            connection.close()
-            self._ended(process.pid)
-        self._processes.clear()
+        self._give(worker)
 
 
-def work(fd: int) -> None:
-    """The worker's side: perform the tasks that come by descriptor `fd`, until there are no more."""
-    connection = Connection(fd)
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        while True:
-            task = connection.recv()
-            outcome = nothing_yet(task)
+def work(connection: Connection) -> None:
+    """The worker's side: perform the tasks that come, until there are no more."""
+    while True:
+        task = connection.recv()
+        outcome = nothing_yet(task)
 
-            def tell(_done: int, outcome: Outcome = outcome) -> None:
-                tally = outcome.tally
-                connection.send(Progress(tally.cases, tally.set_aside, tally.different))
+        def tell(_done: int, outcome: Outcome = outcome) -> None:
+            tally = outcome.tally
+            connection.send(Progress(tally.cases, tally.set_aside, tally.different))
 
-            try:
-                said: Outcome | AetherError = perform(task, tell, outcome)
-            except AetherError as error:
-                said = error
-            connection.send(said)
+        try:
+            said: Outcome | AetherError = perform(task, tell, outcome)
+        except AetherError as error:
+            said = error
+        connection.send(said)
