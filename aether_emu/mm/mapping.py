@@ -19,7 +19,7 @@ from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.swap.seen import in_swap
+from aether_emu.mm.swap.advice import cool, page_in, page_out
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.records import dataclass
 
@@ -363,43 +363,15 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
     elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE):
         space.discard(area, start, end)
     elif advice == MADV_COLD:
-        _cool(space, start, end)
+        cool(space, start, end)
     elif advice == MADV_PAGEOUT:
-        _page_out(space, start, end)
+        page_out(space, start, end)
     elif advice == MADV_WILLNEED:
-        _page_in(space, area, start, end)
+        page_in(space, area, start, end)
     elif advice == MADV_REMOVE:
         _remove(space, area, start, end)
     elif advice == MADV_COLLAPSE:
         raise Refused(errno.EINVAL, "programs get no huge pages")
-
-
-def _cool(space: AddressSpace, start: int, end: int) -> None:
-    """MADV_COLD: what only this place shows goes first when memory is short."""
-    seen, maps = ageing.look(space, start, end), space.physical.frames.maps_array
-    ageing.forget_accesses(space, start, end)
-    if space.physical.reclaim is not None:
-        space.physical.reclaim.cool(seen.frames[maps[seen.frames] == 1].tolist())
-
-
-def _page_out(space: AddressSpace, start: int, end: int) -> None:
-    """MADV_PAGEOUT: what only this place shows goes now, if there is somewhere to go."""
-    seen, maps = ageing.look(space, start, end), space.physical.frames.maps_array
-    if space.physical.reclaim is None:
-        ageing.forget_accesses(space, start, end)
-    else:
-        space.physical.reclaim.take(seen.frames[maps[seen.frames] == 1].tolist())
-
-
-def _page_in(space: AddressSpace, area: Area, start: int, end: int) -> None:
-    """MADV_WILLNEED: what is in swap comes back, while memory is not short."""
-    physical, faults = space.physical, Faults(space.physical)
-    if physical.reclaim is None or area.shared:
-        return
-    for page in in_swap(space, start, end).pages.tolist():
-        if physical.reclaim.is_short:
-            return
-        faults.bring(space, page << space.table.format.page_shift)
 
 
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
