@@ -146,6 +146,7 @@ class Computer(Generic[C]):
         cpus: int = 1,
         kernel_base: int | None,
         flush_ceiling: int = 8,
+        host_step: int = 0,
         allocator: Callable[..., Buddy] = Buddy,
         tlb: Callable[..., Tlb] = Tlb,
         trace: Trace = NO_TRACE,
@@ -183,6 +184,7 @@ class Computer(Generic[C]):
                 self.cpus,
                 trace=trace,
                 flush_ceiling=flush_ceiling,
+                host_step=host_step,
                 tlb=tlb,
                 tags=tags,
             )

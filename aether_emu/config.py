@@ -321,6 +321,7 @@ class Options(TypedDict, total=False):
     """The fields of `Config`, as keywords of `Machine`. Sizes and addresses may be text with a unit."""
 
     ram: int | str
+    host_step: int | str
     cpus: int
     shootdown: str
     shootdown_delay: int
@@ -405,6 +406,11 @@ class Config:
         _Word(("mglru", "clock")),
         "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
         "clock with two hands",
+    )
+    host_step: int = _parameter(
+        64 * MIB,
+        _Whole(0, 512 * GIB, written="size"),
+        "free RAM is given back to the host each time that so many bytes were freed; 0: not before the end",
     )
     aperture: int = _parameter(
         GIB,

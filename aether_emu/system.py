@@ -139,6 +139,7 @@ class Machine:
                 cpus=self.config.cpus,
                 kernel_base=self.kernel_base,
                 flush_ceiling=self.config.shootdown_pages,
+                host_step=self.config.host_step,
                 allocator=self._allocator(),
                 tlb=self._tlb(),
                 trace=trace,

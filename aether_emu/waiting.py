@@ -33,6 +33,8 @@ class WaitQueue:
     def __init__(self) -> None:
         self._waiters: dict[Waiter, None] = {}
         self.for_one: dict[OneOfMany, None] | None = None
+        self.for_programs = False
+        """Of a page that is on its way: only a program's own access waits, a system call gets EFAULT."""
 
     def __len__(self) -> int:
         return len(self._waiters)

@@ -135,6 +135,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("swap_readahead", 3),
     ("swap_readahead", 128),
     ("reclaim", "lru"),
+    ("host_step", -1),
     ("aperture", 3 << 20),
     ("aperture", 0),
     ("page_size", 8192),

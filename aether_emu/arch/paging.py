@@ -81,6 +81,7 @@ class HeldKind(Enum):
     POISON = 3
     USERFAULT = 4
     NO_ACCESS = 5  # resident, but its area permits nothing (PROT_NONE); value: frame number, notes above it
+    GUARD = 6  # every access is refused, whatever the area permits (MADV_GUARD_INSTALL); value: 0
 
     @property
     def has_frame(self) -> bool:

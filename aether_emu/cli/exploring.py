@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from aether_emu.cli.app import complain, settle
-from aether_emu.cli.interrupts import interrupts
+from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import FILE, Form, text, whole
 from aether_emu.cli.progress import Progress
 from aether_emu.cli.replaying import program_input, replay_command
@@ -258,7 +258,7 @@ def _report(job: Job, search: Search, count: int, seconds: float, save: Path | N
     if known.finding is None or known.raw is None or known.last is None:
         if calm.status:
             print(f"the program itself does not succeed, under any of them: {calm.why}")
-        return 0
+        return TIMED_OUT if known.out_of_budget and not known.trials else 0
     print(f"finding: {known.finding[1]}")
     if known.first is None:
         print("  under the calm schedule already: every task runs until it waits or ends")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 from aether_emu.arch.paging import Access
@@ -27,6 +28,7 @@ from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
     SEGV_ACCERR,
     SEGV_MAPERR,
+    SEGV_PKUERR,
     SI_KERNEL,
     SIGBUS,
     SIGKILL,
@@ -194,7 +196,7 @@ class Entry:
 
     def _resolved(self, outcome: Outcome) -> bool:
         match outcome:
-            case Blocked(on):
+            case Blocked(on) if not on.for_programs:
                 raise PageWait(on, self.task.wait)
             case OutOfMemory():
                 return self._out_of_memory()
@@ -243,6 +245,11 @@ class Entry:
                     self._call_vsyscall(va)
                     return
                 code = SEGV_ACCERR if mapped else SEGV_MAPERR
+                if access & Access.KEY:
+                    area = self.task.process.mm.areas.find(va)
+                    told = signal_of(self.cpu, SIGSEGV, SEGV_PKUERR, va, access)
+                    signals.force(replace(told, key=0 if area is None else area.key))
+                    return
                 signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
             case BusError():
                 signals.force(signal_of(self.cpu, SIGBUS, BUS_ADRERR, va, access))

@@ -20,7 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from enum import IntFlag
 from operator import attrgetter
-from typing import Any
+from typing import Any, Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
@@ -34,8 +34,13 @@ _SLICE = 64
 
 
 class AreaFlags(IntFlag):
-    """What a program asked for an area by mlock and madvise. Values are Linux's (VM_*, linux/mm.h)."""
+    """What a program asked for an area by mlock, madvise, mseal and userfaultfd.
 
+    Values are Linux's (VM_*, linux/mm.h).
+    """
+
+    USER_MISSING = 0x200
+    USER_WP = 0x1000
     LOCKED = 0x2000
     SEQUENTIAL = 0x8000
     RANDOM = 0x1_0000
@@ -46,13 +51,28 @@ class AreaFlags(IntFlag):
     HUGE = 0x2000_0000
     NO_HUGE = 0x4000_0000
     MERGEABLE = 0x8000_0000
+    USER_MINOR = 1 << 38
+    SEALED = 1 << 63
 
 
 # The operators of plain ints are many times faster than an enum's, so areas and what counts them use these.
 LOCKED, LOCK_ON_FAULT = int(AreaFlags.LOCKED), int(AreaFlags.LOCK_ON_FAULT)
 LOCKS = LOCKED | LOCK_ON_FAULT
+SEALED = int(AreaFlags.SEALED)
+USER_MISSING, USER_WP, USER_MINOR = map(
+    int, (AreaFlags.USER_MISSING, AreaFlags.USER_WP, AreaFlags.USER_MINOR)
+)
+USER_FAULTS = USER_MISSING | USER_WP | USER_MINOR
+"""Faults that a program answers itself: see `mm.userfault`."""
 _WRITE = int(Access.WRITE)
 _WX = Protection.WRITE | Protection.EXECUTE
+
+
+class Watcher(Protocol):
+    """Whoever answers faults of an area that the memory manager would answer else (userfaultfd)."""
+
+    def ask(self, address: int, why: int, *, write: bool) -> Any:
+        """What becomes of a fault (`mm.fault.Outcome`); `why` is the flag of the area that says so."""
 
 
 class Area:
@@ -63,9 +83,9 @@ class Area:
     of the page plus `moved`. Shared areas have no family.
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
     `flags` (`AreaFlags`, as a plain int) are what was asked beyond the protection; they move with the area,
-    and areas that differ in them stay apart.
+    and areas that differ in them stay apart. `key` is the protection key of its pages (pkeys(7)).
     The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
-    of the family; `simple`, that the area is private, anonymous and not executable.
+    of the family; `simple`, that the area is private, anonymous and not executable, and nobody its `watcher`.
     """
 
     __slots__ = (
@@ -76,6 +96,7 @@ class Area:
         "family",
         "flags",
         "grows_down",
+        "key",
         "maximum",
         "moved",
         "name",
@@ -88,6 +109,7 @@ class Area:
         "space",
         "start",
         "was_writable_executable",
+        "watcher",
     )
 
     def __init__(
@@ -108,21 +130,28 @@ class Area:
         grows_down: bool = False,
         no_reserve: bool = False,
         flags: int = 0,
+        key: int = 0,
         name: str = "",
     ) -> None:
         self.start, self.end, self.space = start, end, space
         self.backing, self.moved = backing, moved
+        self.watcher: Watcher | None = None
         self.set_family(family)
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
-        self.flags = flags
+        self.flags, self.key = flags, key
         self.was_writable_executable = False
 
     def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
         """Change the protection and what follows from it."""
         self.protection, self.denied, self.bits = protection, denied, bits
-        self.simple = self.backing is None and not protection & Protection.EXECUTE
+        self.set_watcher(self.watcher)
+
+    def set_watcher(self, watcher: Watcher | None) -> None:
+        """Let somebody hear of faults, or nobody any more."""
+        self.watcher = watcher
+        self.simple = self.backing is None and watcher is None and not self.protection & Protection.EXECUTE
 
     def set_family(self, family: AnonymousMemory | None) -> None:
         """Let pages of its own belong to `family`. The area is in no map, and has no such page yet."""
@@ -135,7 +164,7 @@ class Area:
     def capture(self) -> dict[str, Any]:
         """Everything about the area as plain data; its objects by their numbers."""
         plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
-        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "name")}
+        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "key", "name")}
         objects = {
             "backing": None if self.backing is None else self.backing.number,
             "family": None if self.family is None else self.family.number,
@@ -193,11 +222,13 @@ class Area:
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
             and self.flags == other.flags
+            and self.key == other.key
             and self.name == other.name
             and self.grows_down == other.grows_down
             and self.was_writable_executable == other.was_writable_executable
             and self.family is other.family
             and self.moved == other.moved
+            and self.watcher is other.watcher
             and (self.backing is None or self.offset + (end - self.start >> page_shift) == other.offset)
         )
 

@@ -20,8 +20,9 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import user_mark
 from aether_emu.mm.rmap import mappings
-from aether_emu.mm.tables.count import Used, few_used, first_frames, used_in
+from aether_emu.mm.tables.count import Sort, Used, few_used, first_frames, kinds, sort_of, used_in
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.tree import Found, Stretch
 
@@ -44,7 +45,7 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     An entry that lost that permission is put right by the fault that follows.
     """
     fmt = space.table.format
-    if found.level != 1 or _in_swap(space, area, found.entry):
+    if found.level != 1 or _is_held(space, area, found.entry):
         return None
     same_kind = bool(found.entry & fmt.present_mask) == area.bits.present
     if same_kind and area.bits.present:
@@ -56,17 +57,17 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     return Damaged(1, found.slot, found.entry, _expected(space, area, found.start))
 
 
-def _in_swap(space: Audited, area: Area, entry: int) -> bool:
-    """Whether an entry names a slot that is in use, for a page of the area's own."""
+def _is_held(space: Audited, area: Area, entry: int) -> bool:
+    """Whether an entry is held without a frame, and, if it names a slot, one in use for an own page."""
     swap = space.physical.swap
-    if swap is None or area.family is None or not swap.entries.holds(entry):
-        return False
-    return bool(swap.users(swap.entries.slot(entry)))
+    if swap is not None and swap.entries.holds(entry):
+        return area.family is not None and bool(swap.users(swap.entries.slot(entry)))
+    return sort_of(space.table.format, entry, 1) is Sort.FRAMELESS
 
 
 def _essence(fmt: PageTableFormat, flags: int) -> int:
     """The bits of a leaf apart from what accesses and copy-on-write change."""
-    return fmt.soil(fmt.touch(fmt.write_protect(flags)))
+    return fmt.soil(fmt.touch(fmt.write_protect(flags))) | user_mark(fmt)
 
 
 def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:
@@ -149,20 +150,26 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     good |= (kind == _ZERO) & (backing == _NOBODY)
     present = each([area.bits.present for area in areas])
     good &= inside & ((shown & np.uint64(fmt.present_mask) != 0) == present)
-    good |= _in_swap_of(space, areas, of, shown)
+    for mark, chosen in kinds(fmt, shown) if shown.size else ():
+        if sort_of(fmt, mark, 1) is Sort.FRAMELESS:
+            good[slice(None) if chosen is None else chosen] = True
+    _judge_swapped(space, areas, of, shown, good)
     strangers: list[int] = np.flatnonzero(~good).tolist()
     return strangers, of
 
 
-def _in_swap_of(
-    space: Audited, areas: Sequence[Area], of: NDArray[np.int64], shown: Entries
-) -> NDArray[np.bool_]:
-    """`_in_swap`, for each of some entries."""
-    swap, good = space.physical.swap, np.zeros(shown.size, np.bool_)
+def _judge_swapped(
+    space: Audited,
+    areas: Sequence[Area],
+    of: NDArray[np.int64],
+    shown: Entries,
+    good: NDArray[np.bool_],
+) -> None:
+    """Judge those of some entries that name a slot."""
+    swap = space.physical.swap
     if swap is not None:
         for number in np.flatnonzero(swap.entries.which(shown)).tolist():
-            good[number] = _in_swap(space, areas[int(of[number])], int(shown[number]))
-    return good
+            good[number] = _is_held(space, areas[int(of[number])], int(shown[number]))
 
 
 def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:
@@ -187,7 +194,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
             elif what in (_FILE, _SHARED):
                 first = area.offset - (area.start >> fmt.page_shift)
                 good = owner[frame] == backing.number and index[frame] == page + number + first
-        if not good and not _in_swap(space, area, entry):
+        if not good and not _is_held(space, area, entry):
             strangers.append(number)
     return strangers
 

@@ -21,6 +21,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "heap": (space.heap_start, space.heap_end),
         "most_reserved": space.account.most_reserved,
         "new_flags": space.new_flags,
+        "keys": space.keys,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -53,6 +54,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
     space.mmap_base, space.account.most_reserved = state["mmap_base"], state["most_reserved"]
     space.new_flags, space.program_data = state["new_flags"], state["program_data"]
     space.heap_start, space.heap_end = state["heap"]
+    space.keys = state["keys"]
     space.limits.restore(state["limits"])
     space.last_area = space.nowhere
 

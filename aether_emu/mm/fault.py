@@ -27,13 +27,14 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection
+from aether_emu.mm.protection import Protection, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.bring import bring, bring_back
 from aether_emu.mm.swap.file import SwapLost
@@ -228,12 +229,18 @@ class Faults:
             physical.reclaim.balance()
         try:
             found = space.table.find(page)
+            if area.watcher is not None:
+                answer = self._watched(space, area, va, access, found)
+                if answer is not None:
+                    return answer
             if found is None:
                 return self._absent(space, area, page, access)
             if not found.entry & space.table.format.present_mask:
                 if physical.swap is not None and self._is_in_swap(found):
                     bring_back(space, area, found, write=bool(access & _WRITE))
                     return RESOLVED
+                if found.entry == space.guard:
+                    return self.denied(va, mapped=False)
                 if forced and has_frame(space.table.format, found.entry, found.level):
                     return self._held(space, area, page, access, found)
                 return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right
@@ -256,6 +263,26 @@ class Faults:
         swap = self._physical.swap
         assert swap is not None
         return swap.entries.holds(found.entry) and bool(swap.users(swap.entries.slot(found.entry)))
+
+    def _watched(
+        self, space: AddressSpace, area: Area, va: int, access: int, found: Found | None
+    ) -> Outcome | None:
+        """What the area's watcher makes of a fault; None where it did not ask for such."""
+        write, fmt = bool(access & _WRITE), space.table.format
+        if found is None:
+            index = self._index(area, va & -fmt.page_size)
+            if isinstance(area.backing, SharedMemory) and area.backing.swapped(index, 1):
+                return None  # it is neither missing nor in memory
+            why = USER_MISSING
+            if area.backing is not None and area.backing.resident(index, 1)[0]:
+                why = USER_MINOR
+        elif write and found.entry & fmt.present_mask and found.entry & user_mark(fmt):
+            why = USER_WP
+        else:
+            return None
+        assert area.watcher is not None, "the caller looked"
+        answer: Outcome | None = area.watcher.ask(va, why, write=write) if area.flags & why else None
+        return answer
 
     def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:
         backing = area.backing
@@ -423,7 +450,7 @@ class Faults:
         write = bool(access & _WRITE)
         shift = fmt.page_shift
         first, last = page, page + fmt.page_size
-        if not write:  # never over the end of a leaf table
+        if not write and area.watcher is None:  # never over the end of a leaf table
             window = min(space.fault_around, fmt.levels[0].entries) << shift
             first = max(page & -window, area.start)
             last = min((page & -window) + window, area.end)

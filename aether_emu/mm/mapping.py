@@ -12,8 +12,8 @@ from typing import NoReturn, Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
-from aether_emu.mm import ageing, rmap
-from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, Area, AreaFlags
+from aether_emu.mm import ageing, guards, rmap
+from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
@@ -41,6 +41,9 @@ _LARGEST_FILE = (1 << 63) - 1
 _ZERO_DEVICE = "/dev/zero"
 _ERRORS = (1 << 64) - 4096  # greater values are negative errnos (MAX_ERRNO)
 
+KEYS = 16
+"""Protection keys that there are, 0 included (Intel SDM 3A 4.6.2)."""
+
 PROT_GROWSDOWN, PROT_GROWSUP, PROT_SEM = 0x0100_0000, 0x0200_0000, 8
 _PROT = 7
 
@@ -51,6 +54,7 @@ MADV_REMOVE, MADV_DONTFORK, MADV_DOFORK, MADV_MERGEABLE, MADV_UNMERGEABLE = 9, 1
 MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_DODUMP = 14, 15, 16, 17
 MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_COLD, MADV_PAGEOUT = 18, 19, 20, 21
 MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_DONTNEED_LOCKED, MADV_COLLAPSE = 22, 23, 24, 25
+MADV_GUARD_INSTALL, MADV_GUARD_REMOVE = 102, 103
 # Advice that an area keeps: the flags that come, and those that go.
 _KEPT = {
     MADV_NORMAL: (0, AreaFlags.RANDOM | AreaFlags.SEQUENTIAL),
@@ -69,8 +73,14 @@ _KEPT = {
 }
 _MOST_RESIDENCY = 1 << 12  # pages of which one step of mincore tells, a page of answers as in Linux
 _TAKES_PAGES = (MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_COLD, MADV_PAGEOUT)  # what is locked stays
+# What changes what a program reads: refused for sealed memory that it may not write.
+_CHANGES = (
+    MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_DONTNEED_LOCKED, MADV_DONTFORK, MADV_WIPEONFORK,
+    MADV_GUARD_INSTALL,
+)  # fmt: skip
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
+_ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
 
 
 class Mappable(Protocol):
@@ -142,6 +152,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         flags=area_flags,
         name=name or (backing.name if backing is not None else ""),
     )
+    require_unsealed(space, address, address + length)
     space.replace(area)
     if populate_now and populates(flags, area_flags) and protection:
         populate(space, address, address + length, write=prefers_write(area))
@@ -267,11 +278,40 @@ def unmap_memory(space: AddressSpace, address: int, length: int) -> None:
     length = space.page_up(length)
     if length == 0:
         raise Refused(errno.EINVAL, "the length is zero")
+    require_unsealed(space, address, address + length)
     space.unmap(address, address + length)
 
 
-def protect_memory(space: AddressSpace, address: int, length: int, protection: int) -> None:
-    """mprotect(2). On a hole or a forbidden permission, what came before it stays changed."""
+def require_unsealed(space: AddressSpace, start: int, end: int) -> None:
+    """Raise Refused(EPERM) if an area that meets `[start, end)` is sealed (mseal)."""
+    for area in space.areas.overlapping(start, end):
+        if area.flags & SEALED:
+            raise Refused(errno.EPERM, f"the area at {area.start:#x} is sealed")
+
+
+def seal_memory(space: AddressSpace, address: int, length: int, flags: int) -> None:
+    """mseal(2): what is mapped there stays mapped, as it is, until the process ends. There is no way back."""
+    if flags:
+        raise Refused(errno.EINVAL, f"flags {flags:#x}")
+    if address & space.page_size - 1:
+        raise Refused(errno.EINVAL, "the address is not page aligned")
+    rounded = space.page_up(length)
+    if (length and not rounded) or address + rounded >= 1 << 64:
+        raise Refused(errno.EINVAL, "the range wraps around")
+    end = address + rounded
+    if not space.areas.covered(address, end):
+        raise Refused(errno.ENOMEM, "part of the range is not mapped")
+    for area in space.areas.overlapping(address, end):
+        space.mark(area, max(area.start, address), min(area.end, end), area.flags | SEALED)
+
+
+def protect_memory(
+    space: AddressSpace, address: int, length: int, protection: int, key: int | None = None
+) -> None:
+    """mprotect(2), pkey_mprotect(2). On a hole or a forbidden permission, what came before it stays changed.
+
+    EINVAL for a key that is not in use.
+    """
     grows = protection & (PROT_GROWSDOWN | PROT_GROWSUP)
     protection &= ~grows
     if grows == PROT_GROWSDOWN | PROT_GROWSUP:
@@ -286,6 +326,8 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
     if protection & ~(_PROT | PROT_SEM):
         raise Refused(errno.EINVAL, f"unknown protection bits {protection:#x}")
     wanted = Protection(protection & _PROT)
+    if key is not None and not (0 <= key < KEYS and space.keys >> key & 1):
+        raise Refused(errno.EINVAL, f"no key {key} was allocated")
     first = space.areas.following(address)
     if first is None or (first.start >= end and grows):
         raise Refused(errno.ENOMEM, "nothing is mapped there")
@@ -302,11 +344,12 @@ def protect_memory(space: AddressSpace, address: int, length: int, protection: i
         if wanted & ~area.maximum:
             raise Refused(errno.EACCES, "the file does not permit it")
         upto = min(area.end, end)
-        if wanted != area.protection:
+        require_unsealed(space, address, upto)
+        if wanted != area.protection or key not in (None, area.key):
             _check_becomes_data(space, area, upto - address, wanted)
             locked = area.flags & LOCKS == LOCKED and not area.shared
             copies = locked and wanted & ~area.protection & Protection.WRITE
-            space.protect(area, address, upto, wanted)
+            space.protect(area, address, upto, wanted, key)
             if copies:  # of locked pages, which are made now and not at a fault
                 populate(space, address, upto, write=True)
         address = upto
@@ -354,6 +397,9 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
 
 def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice for a part of one area."""
+    anonymous = area.backing is None and not area.shared
+    if area.flags & SEALED and advice in _CHANGES and anonymous and not area.protection & Protection.WRITE:
+        raise Refused(errno.EPERM, "the memory is sealed")
     if advice in _KEPT:
         _keep(space, area, start, end, advice)
     elif area.flags & LOCKED and advice in _TAKES_PAGES:
@@ -370,6 +416,10 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         page_in(space, area, start, end)
     elif advice == MADV_REMOVE:
         _remove(space, area, start, end)
+    elif advice == MADV_GUARD_INSTALL:
+        guards.install(space, area, start, end)
+    elif advice == MADV_GUARD_REMOVE:
+        guards.remove(space, area, start, end)
     elif advice == MADV_COLLAPSE:
         raise Refused(errno.EINVAL, "programs get no huge pages")
 
@@ -487,7 +537,7 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     if not area.shared:
         swap = space.physical.swap
         for found in space.table.cursor(address, end):
-            if swap is not None and swap.is_out(found.entry):
+            if found.entry == space.guard or (swap is not None and swap.is_out(found.entry)):
                 continue
             size = space.table.format.levels[found.level - 1].size
             first = max(found.start, address) - address >> shift
@@ -511,6 +561,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         if not space.areas.overlapping(new_page, old_page):
             return old
         try:
+            require_unsealed(space, new_page, old_page)
             space.unmap(new_page, old_page)
         except Refused:
             return old

@@ -13,6 +13,7 @@ from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
+from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
@@ -69,7 +70,8 @@ class Physical:
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
     spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
-    `read_ahead` how many come back together (None: there is neither).
+    `read_ahead` how many come back together (None: there is neither). Each `host_step` bytes that were freed,
+    free frames are given back to the host (0: never).
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Physical:
         *,
         trace: Trace = NO_TRACE,
         flush_ceiling: int = 8,
+        host_step: int = 0,
         tlb: Callable[..., Tlb] = Tlb,
         tags: Tags | None = None,
     ) -> None:
@@ -101,6 +104,7 @@ class Physical:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
+        self.host_memory = HostMemory(ram, buddy, host_step)
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -176,9 +180,10 @@ class Physical:
         self.code.retire(unused)
         if len(unused) > 32:
             self.buddy.free_bulk(unused)
-            return
-        for frame in unused:
-            self.buddy.free(frame)
+        else:
+            for frame in unused:
+                self.buddy.free(frame)
+        self.host_memory.freed(len(unused))
 
     def close(self) -> None:
         """Give back what the computer itself held, so that the frame table must now be empty."""
@@ -201,19 +206,22 @@ class Physical:
             "code": self.code.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
+            "host_memory": self.host_memory.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
-        code = state["code"]
+        code, host = state["code"], state["host_memory"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
         assert isinstance(code, tuple)
+        assert isinstance(host, tuple)
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
         if self.swap is not None and self.reclaim is not None:
             self.swap.restore(state["swap"])
             self.reclaim.restore(state["reclaim"])
+        self.host_memory.restore(host)

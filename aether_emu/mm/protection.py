@@ -60,6 +60,16 @@ class LeafBits:
         return self.large[level - 2] if level > 1 else self.read
 
 
+_USER_MARK = 2  # the bit of a leaf's software bits
+
+
+@cache
+def user_mark(fmt: PageTableFormat) -> int:
+    """The bit of a leaf that says: whoever asked for it hears of the next write (userfaultfd)."""
+    plain = PageFlags.READ | PageFlags.USER
+    return fmt.leaf_bits(Attributes(plain, software=_USER_MARK)) ^ fmt.leaf_bits(Attributes(plain))
+
+
 NOTED_ACCESSED, NOTED_DIRTY = 1 << 40, 1 << 41  # beyond every frame number
 
 
@@ -72,20 +82,20 @@ def noted(fmt: PageTableFormat) -> tuple[int, int]:
     )
 
 
-def leaf_bits(fmt: PageTableFormat, protection: Protection) -> LeafBits:
-    """The entry bits for a protection, computed once when an area is made."""
+def leaf_bits(fmt: PageTableFormat, protection: Protection, key: int = 0) -> LeafBits:
+    """The entry bits for a protection and a protection key, computed once when an area is made."""
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
         return LeafBits(held, held, held, False, (held,) * (fmt.top - 1))
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
-    read = fmt.leaf_bits(Attributes(flags))
+    read = fmt.leaf_bits(Attributes(flags, key=key))
     large = tuple(
-        fmt.leaf_bits(Attributes(flags), level) if fmt.levels[level - 1].leaf else 0
+        fmt.leaf_bits(Attributes(flags, key=key), level) if fmt.levels[level - 1].leaf else 0
         for level in range(2, fmt.top + 1)
     )
     if not protection & Protection.WRITE:
         return LeafBits(read, read, read, True, large)
-    write = fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY))
+    write = fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY, key=key))
     return LeafBits(read, write, fmt.clean(write), True, large)

@@ -28,6 +28,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
@@ -230,6 +231,8 @@ class Reclaim:
         if area is None or area.flags & LOCKED:
             return None
         fmt = space.table.format
+        if found.entry & fmt.present_mask and found.entry & user_mark(fmt):
+            return None  # its program watches it for stores (userfaultfd)
         if found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit):
             return _Shown(space, found)
         gather = space.gather()

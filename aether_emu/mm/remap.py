@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import partial
 
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm.allocation import LOCKS, Area
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area
 from aether_emu.mm.cuts import cuts
 from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
@@ -20,6 +20,7 @@ from aether_emu.mm.mapping import (
     Request,
     check_commit,
     choose_address,
+    require_unsealed,
     unmap_memory,
 )
 from aether_emu.mm.protection import Protection
@@ -96,6 +97,7 @@ class _Call:
             raise Refused(errno.EINVAL, "the new length is zero")
         if space.areas.find(address) is None:
             raise Refused(errno.EFAULT, "nothing is mapped there")
+        require_unsealed(space, address, address + 1)
         if self.moves:
             _check_target(space, self.request, self.old, self.new)
             space.areas.require_room(_PLACED_ROOM)
@@ -174,6 +176,8 @@ class _Call:
         moved = source.piece(self.address, end, shift)
         moved.moved = moved.moved + (self.address - target >> shift) if own_pages else 0
         moved.start, moved.end = target, target + self.new
+        moved.flags &= ~USER_FAULTS
+        moved.set_watcher(None)
         moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
         space.insert(moved, self._grows_by(), own_pages=own_pages)
         return target

@@ -12,15 +12,16 @@ import errno
 import os
 from collections.abc import Iterable, Iterator
 from copy import copy
+from types import EllipsisType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from aether_emu.address import VirtAddr
-from aether_emu.arch.paging import PageTableFormat, Reach
+from aether_emu.arch.paging import Held, HeldKind, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
-from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
@@ -82,18 +83,21 @@ class AddressSpace:
         self.context = Context(self.number, self.table.root, self.kernel_root, physical.tags)
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
-        self._bits: dict[Protection, LeafBits] = {}
+        self._bits: dict[tuple[Protection, int], LeafBits] = {}
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
+        self.guard = fmt.held_entry(Held(HeldKind.GUARD, 0))
+        """The entry of a page that refuses every access: see `mm.guards`."""
         self.fault_around = limits.fault_around
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
         self.account = Account(limits, fmt.page_size)
+        self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
@@ -143,11 +147,11 @@ class AddressSpace:
         if self.physical.ram.closed:
             raise ClosedError
 
-    def bits_for(self, protection: Protection) -> LeafBits:
-        """The entry bits of a protection, computed once."""
-        bits = self._bits.get(protection)
+    def bits_for(self, protection: Protection, key: int = 0) -> LeafBits:
+        """The entry bits of a protection and a protection key, computed once."""
+        bits = self._bits.get((protection, key))
         if bits is None:
-            bits = self._bits[protection] = leaf_bits(self.table.format, protection)
+            bits = self._bits[protection, key] = leaf_bits(self.table.format, protection, key)
         return bits
 
     def resident(self) -> dict[Kind, int]:
@@ -159,7 +163,7 @@ class AddressSpace:
 
     def new_area(self, start: int, end: int, protection: Protection, **more: Any) -> Area:
         """An area that is not in the map yet; keywords as `Area`."""
-        bits, denied = self.bits_for(protection), denied_accesses(protection)
+        bits, denied = self.bits_for(protection, more.get("key", 0)), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
@@ -301,15 +305,18 @@ class AddressSpace:
             self.account.count(piece, -piece.length)
         return pieces
 
-    def protect(self, area: Area, start: int, end: int, protection: Protection) -> None:
-        """Change `[start, end)` of one area, entries included.
+    def protect(
+        self, area: Area, start: int, end: int, protection: Protection, key: int | None = None
+    ) -> None:
+        """Change `[start, end)` of one area, entries included; with a `key` that, too.
 
         Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
         if (start, end) != (area.start, area.end):
             area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
-        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection))
+        piece.key = area.key if key is None else key
+        piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
@@ -328,14 +335,21 @@ class AddressSpace:
         self._put_back(area, piece)
         self._tell(Change.PROTECTED, start, end)
 
-    def mark(self, area: Area, start: int, end: int, flags: int) -> None:
-        """Let a range of one area have these flags. Raises Refused(ENOMEM, EINVAL), changing nothing."""
-        if flags == area.flags:
+    def mark(
+        self, area: Area, start: int, end: int, flags: int, watcher: Watcher | EllipsisType | None = ...
+    ) -> None:
+        """Let a range of one area have these flags, and this watcher if one is named.
+
+        Raises Refused(ENOMEM, EINVAL), changing nothing.
+        """
+        watcher = area.watcher if isinstance(watcher, EllipsisType) else watcher
+        if flags == area.flags and watcher is area.watcher:
             return
         if (start, end) != (area.start, area.end):
             area.require_cuttable()
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
+        piece.set_watcher(watcher)
         self.areas.require_room(self.areas.growth(area, piece))
         self._put_back(area, piece)
         self._tell(Change.MARKED, start, end)
@@ -398,10 +412,10 @@ class AddressSpace:
         gather.finish()
 
     def discard(self, area: Area, start: int, end: int) -> None:
-        """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over."""
+        """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over. Guards stay."""
         gather = self.gather()
         try:
-            self.clear(gather, area, start, end)
+            self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
 
@@ -455,13 +469,16 @@ class AddressSpace:
         child = AddressSpace(self.physical, self.table.format, copy(self.limits), self._kernel)
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
-        child.program_data = self.program_data
+        child.program_data, child.keys = self.program_data, self.keys
         gather, swap = self.gather(), self.physical.swap
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
             same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
             for area in same:
                 area.space = child
+                if area.watcher is not None:
+                    area.flags &= ~USER_FAULTS
+                    area.set_watcher(None)
             if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
                 child.areas.fill(same, self.areas)
                 child.account.take_over(self.account)
@@ -536,11 +553,21 @@ class AddressSpace:
                 if has_frame(fmt, kind, level):
                     yield frames_of(fmt, frames, of_kind(entries, chosen), level)
 
-    def clear(self, gather: Gather, area: Window, start: int, end: int, *, own_pages: bool = True) -> None:
+    def clear(
+        self,
+        gather: Gather,
+        area: Window,
+        start: int,
+        end: int,
+        *,
+        own_pages: bool = True,
+        guards: bool = True,
+    ) -> None:
         """Remove the entries of `[start, end)`, a part of `area`; `gather` lets go of what they show.
 
-        Private pages go only with `own_pages`. Entries that show what does not belong there are damaged: they
-        are put right first, and noted in `damages`. Raises TableDamaged for damage above level 1.
+        Private pages go only with `own_pages`, guards (`mm.guards`) with `guards`. Entries that show what
+        does not belong there are damaged: they are put right first, and noted in `damages`. Raises
+        TableDamaged for damage above level 1.
         """
         assert isinstance(area, Area)
         known = len(self.damages)
@@ -551,6 +578,7 @@ class AddressSpace:
             end,
             None if own_pages else Kind.ANON,
             lambda stretch: self.damages.extend(mend(self, area, stretch)),
+            0 if guards else self.guard,
         )
         self._drop_swapped(frameless)
         if len(self.damages) > known:

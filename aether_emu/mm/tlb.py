@@ -221,12 +221,11 @@ class Tlb:
             way.broadcasts += 1
             self._n[Event.BROADCAST] += 1
         flush = Flush(pages, others, tables=tables)
-        self.unsettled |= mask
         for index in range(len(self._cpus)):
             if others >> index & 1:
                 self._reach(flush, index, lazily=way.lazy and not tables)
-        if not self.windows:
-            self.unsettled = 0
+        if self.windows:  # not before: the first to acknowledge may leave none, and a later CPU open one
+            self.unsettled |= mask
         return flush if flush.waiting else None
 
     def _reach(self, flush: Flush, index: int, *, lazily: bool) -> None:

@@ -148,7 +148,7 @@ class ForcedMemory(UserMemory):
 
 def _must_be_resolved(va: int, outcome: Outcome) -> None:
     """Raise what an outcome means to a copy that needs the page now."""
-    if isinstance(outcome, Blocked):
+    if isinstance(outcome, Blocked) and not outcome.on.for_programs:
         raise NotReady(outcome.on)
     if outcome is not RESOLVED:
         raise UserFaulted(va, outcome)

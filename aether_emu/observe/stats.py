@@ -197,6 +197,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         "writable_executable_areas": n[Event.WRITABLE_EXECUTABLE],
         "copied_pages": n[Event.COPIED_PAGES],
         "zeroed_pages": n[Event.ZEROED_PAGES],
+        "frames_given_back_to_host": machine.physical.host_memory.returned,
         "pages_written_back": n[Event.WRITTEN_BACK],
         "flushes": {
             "single_page": n[Event.FLUSH_PAGE],
@@ -245,6 +246,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         ("writable and executable areas", statistics["writable_executable_areas"]),
         ("pages copied", statistics["copied_pages"]),
         ("used frames cleared", statistics["zeroed_pages"]),
+        ("free frames given back to the host", statistics["frames_given_back_to_host"]),
         ("pages written back", statistics["pages_written_back"]),
         *((f"flushes: {name.replace('_', ' ')}", count) for name, count in statistics["flushes"].items()),
         *_rows_of_cpus(statistics.get("cpus")),

@@ -50,6 +50,12 @@ def test_a_run_without_an_end_is_replayed_and_ends_where_it_did() -> None:
     assert b"no end: after " in sooner.stderr and told[1] not in sooner.stderr
 
 
+def test_a_budget_without_a_single_trial_is_no_success() -> None:
+    found = aether("run", "--explore", "5", "--jobs", "1", "--budget", "0.001s", _ORDERS, "message")
+    assert found.returncode == 124
+    assert found.stdout.startswith(b"0 schedules of 5 tried")
+
+
 def test_an_exploration_that_would_not_end_says_how_much_there_is() -> None:
     found = aether("run", "--exhaustive", "--budget", "5", _ORDERS, "peterson")
     assert found.returncode == 124

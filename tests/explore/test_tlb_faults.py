@@ -61,7 +61,7 @@ def test_threads_on_four_cpus_see_what_is_there_under_every_schedule(isa: str, c
     assert known.calm is not None
     assert known.calm.stdout.begins.endswith(b"copied on write: 0 wrong\nthe child had 3\n")
     assert (known.trials, known.timeouts, known.lost, known.finding) == (count, 0, 0, None)
-    assert len(known.orders) == count
+    assert len(known.orders) > 0.9 * count, "schedules are not the same again and again"
 
 
 @pytest.mark.parametrize(("fault", "isa"), [("no-wake", "arm64"), ("no-break", "x86_64")])

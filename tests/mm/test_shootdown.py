@@ -54,6 +54,16 @@ class _Runner(Runner):
         return partial(self.waiting.remove, index)
 
 
+class _Delayed(Runner):
+    """CPUs that all execute, each for so many blocks."""
+
+    def __init__(self, delays: dict[int, int]) -> None:
+        self.delays = delays
+
+    def meanwhile(self, index: int) -> int:
+        return self.delays[index]
+
+
 def _tlb(make: Callable[..., Tlb] = Tlb, delay: int = 30, **rules: Any) -> tuple[Tlb, list[_Cpu], Counters]:
     cpus, counters = [_Cpu() for _ in range(4)], Counters()
     tlb = make(cpus, counters, NO_TRACE)
@@ -136,6 +146,22 @@ def test_a_cpu_goes_on_for_as_many_blocks_as_were_drawn_and_the_flush_tells_how_
     assert tlb.windows == {}
     assert flush is not None
     assert flush.blocks == 17
+
+
+def test_edits_wait_for_a_late_cpu_behind_one_that_acknowledges_at_once() -> None:
+    """In whatever order they were asked: while one uses what is going, nothing is edited in its space."""
+    for delays in ({0: 0, 1: 30}, {0: 30, 1: 0}):
+        tlb, _cpus, _counters = _tlb()
+        tlb.running = 3
+        tlb.runner = _Delayed(delays)
+        tlb.flush_pages(0b1011, [0x1000])
+        assert len(tlb.windows) == 1
+        assert tlb.unsettled == 0b1011
+        tlb.settle()
+        assert tlb.unsettled == 0
+        tlb.runner = _Delayed({0: 0, 1: 0})
+        tlb.flush_pages(0b1011, [0x1000])
+        assert tlb.unsettled == 0, "all have acknowledged"
 
 
 def test_a_cpu_that_is_behind_flushes_before_it_executes_anything() -> None:

@@ -4,7 +4,7 @@ Static programs with musl's C library, and two with glibc, as a user would build
 repository because building musl takes minutes and cross compilers are seldom at hand. What it takes:
 `pip install ziglang==0.13.0`, and Debian's packages gcc-aarch64-linux-gnu and gcc-x86-64-linux-gnu.
 
-The program in Go is too large to be kept: the tests that run it compile it.
+The programs in Go are too large to be kept: the tests that run them compile them.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def build(name: str, isa: str) -> None:
         subprocess.run([*compiler, *_OPTIONS, f"src/{name}.c", "-lm", "-o", output], cwd=HERE, check=True)
 
 
-def build_go(root: Path, isa: str, output: Path) -> None:
-    """Compile and strip the program of the folder `go` by the Go in `root`. What is up to date costs nothing.
+def build_go(root: Path, isa: str, output: Path, package: str = ".") -> None:
+    """Compile and strip a package of the folder `go` by the Go in `root`. What is up to date costs nothing.
 
     CalledProcessError when the compiler refuses.
     """
@@ -78,7 +78,7 @@ def build_go(root: Path, isa: str, output: Path) -> None:
         "GOTOOLCHAIN": "local",  # the one that was pinned, never one from the network
         "GOFLAGS": "",
     }
-    command = (str(root / "bin/go"), "build", "-trimpath", "-ldflags=-s -w", "-o", str(output), ".")
+    command = (str(root / "bin/go"), "build", "-trimpath", "-ldflags=-s -w", "-o", str(output), package)
     subprocess.run(command, cwd=HERE / "go", env={**os.environ, **variables}, check=True)
 
 

@@ -116,12 +116,16 @@ def toolchain() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def go(toolchain: Callable[[str], Path]) -> Path:
-    """The folder with one folder for each ISA, which holds `program`: tests/programs/go, compiled here."""
+    """The folder with one folder for each ISA, which holds tests/programs/go, compiled here.
+
+    `program` is the one of many parts, `shared` the small one of few threads.
+    """
     root, folder = toolchain(HOST_ISA), _CACHE / "go"
     with open(_CACHE / "go.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for isa in ISAS:
             build_go(root, isa, folder / isa / "program")
+            build_go(root, isa, folder / isa / "shared", "./shared")
     return folder
 
 

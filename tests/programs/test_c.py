@@ -16,6 +16,7 @@ from tests.programs.workplace import furnish
 _HERE = Path(__file__).resolve().parent
 _SOURCE = b"1 2 3\n"
 _STATUS = {
+    "advice": 0,
     "memory": 0,
     "numbers": 0,
     "exec": 0,
@@ -32,6 +33,7 @@ _STATUS = {
     "queues": 0,
     "told": 0,
     "sizes": 0,
+    "userfault": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = [
@@ -39,6 +41,7 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "keys",
     "lazy",
     "limits",
     "realtime",

@@ -12,7 +12,7 @@ SIGWINCH, SIGIO, SIGSYS = 28, 29, 31
 SIGNALS = 64
 FIRST_REAL_TIME = 32
 
-SEGV_MAPERR, SEGV_ACCERR = 1, 2
+SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR = 1, 2, 4
 BUS_ADRALN, BUS_ADRERR = 1, 2
 FPE_INTDIV, FPE_FLTDIV, FPE_FLTOVF, FPE_FLTUND, FPE_FLTRES, FPE_FLTINV = 1, 3, 4, 5, 6, 7
 ILL_ILLOPC, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 2, 1, 2
@@ -69,7 +69,7 @@ class SignalInfo:
     the siginfo as a program made it (sigqueue). `of_timer` marks those of timer_create: `pid` is the timer's
     number, `uid` how often it was due meanwhile. `file` is the descriptor of which a signal tells what may be
     done with it, `value` is the poll(2) events then. `used` is the processor time of a child, by the program
-    and by the system, in ticks of 10 ms.
+    and by the system, in ticks of 10 ms. `key` is the protection key that forbade an access.
     """
 
     number: int
@@ -84,6 +84,7 @@ class SignalInfo:
     of_timer: bool = False
     file: int | None = None
     used: tuple[int, int] = (0, 0)
+    key: int = 0
 
     @property
     def is_fault(self) -> bool:

@@ -136,7 +136,7 @@ class X86Abi(Abi):
         below = state["rsp"] - _RED_ZONE & _MASK
         entered = stack.is_entered(action, below)
         top = stack.start + stack.size & _MASK if entered else below
-        area = top - fpu.SIZE & -fpu.ALIGNMENT
+        area = top - fpu.size_of(state) & -fpu.ALIGNMENT
         frame = (area - _FRAME & -16) - 8
         if (entered or stack.contains(state["rsp"])) and not stack.spans(frame):
             raise UserFault("the alternate stack is too small")

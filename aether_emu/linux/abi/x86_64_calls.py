@@ -47,6 +47,7 @@ _ROWS: tuple[tuple[int, str], ...] = (
         process_madvise epoll_pwait2 mount_setattr quotactl_fd landlock_create_ruleset landlock_add_rule
         landlock_restrict_self memfd_secret process_mrelease futex_waitv"""),
     (450, """set_mempolicy_home_node cachestat fchmodat2"""),
+    (462, """mseal"""),
 )  # fmt: skip
 
 SYSTEM_CALLS: dict[int, str] = {

@@ -2,7 +2,7 @@
 
 512 bytes as FXSAVE writes them, a header of 64, and a mark of four bytes that tells Linux that nobody copied
 the first part alone. What FXSAVE leaves to software says how large all of it is (struct _fpx_sw_bytes). No
-state beyond x87 and SSE exists here, so the header ends it.
+state beyond x87 and SSE exists here but PKRU, which stands behind the header where it is not as at the start.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from collections.abc import Callable
 
 from aether_emu.arch.x86_64 import registers as regs
 
-LEGACY, HEADER, MARK = 512, 64, 4
+LEGACY, HEADER, RIGHTS, MARK = 512, 64, 8, 4
 AREA = LEGACY + HEADER
-SIZE = AREA + MARK
-"""Bytes of all of it."""
+SIZE = AREA + RIGHTS + MARK
+"""The most bytes of all of it."""
+INITIAL_RIGHTS = 0x5555_5554
+"""PKRU of a new program: no access by any key but 0 (Linux: init_pkru)."""
 ALIGNMENT = 64
 _MAGIC_1, _MAGIC_2 = 0x4650_5853, 0x4650_5845
 _SOFTWARE_AT = 464
-_X87, _SSE = 1, 2
+_X87, _SSE, _PKRU = 1, 2, 1 << 9
 _MXCSR_VALID = 0xFFFF
 
 _INITIAL = {
     **{f"xmm{i}": 0 for i in range(16)},
     **{f"fp{i}": 0 for i in range(8)},
     **{"fpcw": regs.FPU_CONTROL, "fpsw": 0, "fptag": regs.FPU_TAGS, "mxcsr": regs.MXCSR},
+    "pkru": INITIAL_RIGHTS,
 }
 
 Read = Callable[[int, int], bytes]
@@ -41,8 +44,15 @@ def initial_state() -> dict[str, int]:
     return dict(_INITIAL)
 
 
+def size_of(state: dict[str, int]) -> int:
+    """Bytes of the area that `encode_state` makes."""
+    return AREA + MARK + (RIGHTS if state["pkru"] != INITIAL_RIGHTS else 0)
+
+
 def encode_state(state: dict[str, int]) -> bytes:
     """The whole area for the register names used here."""
+    rights = struct.pack("<Q", state["pkru"]) if state["pkru"] != INITIAL_RIGHTS else b""
+    features = _X87 | _SSE | (_PKRU if rights else 0)
     tags, top = state["fptag"], state["fpsw"] >> 11 & 7
     abridged = sum(1 << i for i in range(8) if tags >> 2 * i & 3 != 3)
     head = struct.pack(
@@ -50,10 +60,10 @@ def encode_state(state: dict[str, int]) -> bytes:
     )
     x87 = b"".join(state[f"fp{top + i & 7}"].to_bytes(10, "little") + bytes(6) for i in range(8))
     xmm = b"".join(state[f"xmm{i}"].to_bytes(16, "little") for i in range(16))
-    software = struct.pack("<IIQI28x", _MAGIC_1, SIZE, _X87 | _SSE, AREA)
-    header = struct.pack("<Q56x", _X87 | _SSE)
+    software = struct.pack("<IIQI28x", _MAGIC_1, size_of(state), features, AREA + len(rights))
+    header = struct.pack("<Q56x", features)
     legacy = (head + x87 + xmm).ljust(_SOFTWARE_AT, b"\0") + software
-    return legacy + header + struct.pack("<I", _MAGIC_2)
+    return legacy + header + rights + struct.pack("<I", _MAGIC_2)
 
 
 def read_state(read: Read, at: int) -> dict[str, int]:
@@ -67,9 +77,11 @@ def read_state(read: Read, at: int) -> dict[str, int]:
     else:
         header = read(at + LEGACY, HEADER)
         (present,) = struct.unpack_from("<Q", header)
-        if at % ALIGNMENT or present & ~(_X87 | _SSE) or any(header[8:24]):
+        if at % ALIGNMENT or present & ~(_X87 | _SSE | _PKRU) or any(header[8:24]):
             raise BadState("misaligned, or a header that names other state or another form")
     values = initial_state()
+    if wanted & present & _PKRU:
+        (values["pkru"],) = struct.unpack("<I", read(at + AREA, 4))
     if wanted & present & _X87:
         values |= _decode_x87(image)
     if wanted & _SSE:
@@ -85,7 +97,7 @@ def read_state(read: Read, at: int) -> dict[str, int]:
 def _wanted(read: Read, at: int, image: bytes) -> int | None:
     """Which state the area is said to have; None: it is the first part alone (check_xstate_in_sigframe)."""
     magic, extended, features, size = struct.unpack_from("<IIQI", image, _SOFTWARE_AT)
-    if magic != _MAGIC_1 or not AREA <= size <= min(AREA, extended):
+    if magic != _MAGIC_1 or not AREA <= size <= min(AREA + RIGHTS, extended):
         return None
     (mark,) = struct.unpack("<I", read(at + size, MARK))
     return features if mark == _MAGIC_2 else None

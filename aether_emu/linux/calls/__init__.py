@@ -13,6 +13,7 @@
     sockets       connections between processes, and `messages` with `socket_transfer`
     cloning, executing, waiting    making processes, running programs in them, hearing of their ends
     identities    users, groups, capabilities, the root directory
+    user_faults   faults that a program answers itself
     remote        reaching into other processes
     shared_segments    System V shared memory; `semaphores` and `message_queues` as well
     posix_queues  message queues with names
@@ -43,7 +44,7 @@ from aether_emu.linux.abi import Abi
 Call = Callable[..., int | None]
 FAMILIES: dict[str, str] = {
     "memory": """
-        brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall
+        brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
         munmap pkey_alloc pkey_free pkey_mprotect""",
     "transfer": """
         copy_file_range pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readv sendfile
@@ -81,7 +82,8 @@ FAMILIES: dict[str, str] = {
         getcpu getpriority sched_get_priority_max sched_get_priority_min sched_getaffinity
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
-    "remote": "kcmp process_vm_readv process_vm_writev",
+    "user_faults": "userfaultfd",
+    "remote": "kcmp process_madvise process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "swapping": "swapoff swapon",
     "shared_segments": "shmat shmctl shmdt shmget",

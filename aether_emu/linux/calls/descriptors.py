@@ -122,6 +122,10 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
         from aether_emu.linux.calls import ownership  # noqa: PLC0415  # as said
 
         return ownership.control_socket(task, file, u32(request), argument)
+    if file.kind == "userfaultfd":
+        from aether_emu.linux.calls import user_faults  # noqa: PLC0415  # as said
+
+        return user_faults.control(task, file, u32(request), argument)
     answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)

@@ -113,23 +113,38 @@ def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int
 
 
 def sys_pkey_mprotect(task: Task, address: int, length: int, protection: int, key: int, *_: int) -> int:
-    """pkeys(7) on a CPU without protection keys: no key but none, which is mprotect."""
     _require_keys(task)
-    if s32(key) != -1:
-        raise Refused(errno.EINVAL, f"no key {s32(key)} was allocated")
-    return sys_mprotect(task, address, length, protection)
+    wanted, number = _implied(task, protection), s32(key)
+    if number == -1:
+        return sys_mprotect(task, address, length, protection)
+    parts = [(address, length)] if protection & mapping.PROT_GROWSDOWN else batches(task, address, length)
+    for low, part in parts:
+        mapping.protect_memory(task.process.mm, low, part, wanted, number)
+    return 0
 
 
 def sys_pkey_alloc(task: Task, flags: int, rights: int, *_: int) -> int:
+    """pkey_alloc(2): the lowest key that is free, and what the calling thread may do by it."""
     _require_keys(task)
     if flags or rights & ~3:
         raise Refused(errno.EINVAL, "unknown flags or rights")
-    raise Refused(errno.ENOSPC, "the CPU has no protection keys")
+    mm, cpu = task.process.mm, task.cpu
+    key = next((key for key in range(1, mapping.KEYS) if not mm.keys >> key & 1), None)
+    if key is None:
+        raise Refused(errno.ENOSPC, "all protection keys are in use")
+    mm.keys |= 1 << key
+    cpu.write("pkru", cpu.read("pkru") & ~(3 << 2 * key) | rights << 2 * key)
+    return key
 
 
 def sys_pkey_free(task: Task, key: int, *_: int) -> int:
+    """pkey_free(2). Pages keep the key, and threads what they may do by it."""
     _require_keys(task)
-    raise Refused(errno.EINVAL, f"no key {s32(key)} was allocated")
+    mm, number = task.process.mm, s32(key)
+    if not 0 <= number < mapping.KEYS or not mm.keys >> number & 1:
+        raise Refused(errno.EINVAL, f"no key {number} was allocated")
+    mm.keys &= ~(1 << number)
+    return 0
 
 
 def _require_keys(task: Task) -> None:
@@ -236,6 +251,11 @@ def sys_mlock2(task: Task, address: int, length: int, flags: int, *_: int) -> in
     else:
         position, end = locking.lock_memory(task.process.mm, _untagged(task, address), length, wanted)
     _fault_in(task, position, end, end, strict=True)
+    return 0
+
+
+def sys_mseal(task: Task, address: int, length: int, flags: int, *_: int) -> int:
+    mapping.seal_memory(task.process.mm, _untagged(task, address), length, flags)
     return 0
 
 

@@ -122,7 +122,7 @@ def pidfd(task: Task, fd: int) -> ProcessFile:
     return file
 
 
-def _living(task: Task, file: OpenFile) -> Process:
+def living(task: Task, file: OpenFile) -> Process:
     """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
     folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
     if isinstance(file, ProcessFile):
@@ -141,7 +141,7 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
     """pidfd_getfd(2): what another process has open under a number, shared with it."""
     if u32(flags):
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
-    other = _living(task, pidfd(task, fd))
+    other = living(task, pidfd(task, fd))
     if other.released:
         raise Refused(errno.ESRCH, "it has ended")
     if not task.may_inspect(other, real=True):
@@ -153,7 +153,7 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = _living(task, task.files.table.file(s32(fd)))
+    process = living(task, task.files.table.file(s32(fd)))
     number = s32(number)
     if info:
         sent = read_info(task, number, info)

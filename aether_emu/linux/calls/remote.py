@@ -1,4 +1,4 @@
-"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), kcmp(2).
+"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), process_madvise(2), kcmp(2).
 
 They are for whom ptrace(2) would let in (EPERM). Rules and their order are those of Linux 6.6
 (mm/process_vm_access.c, kernel/kcmp.c).
@@ -10,6 +10,7 @@ import errno
 import struct
 
 from aether_emu.errors import Refused
+from aether_emu.linux.calls.notices import living
 from aether_emu.linux.calls.user import (
     IOV_MAX,
     Piece,
@@ -23,14 +24,17 @@ from aether_emu.linux.calls.user import (
     total,
     u32,
 )
+from aether_emu.linux.credentials import SYS_NICE
 from aether_emu.linux.files.epoll import EpollFile
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
+from aether_emu.mm import mapping
 from aether_emu.mm.user import UserMemory
 
 _FILE, _VM, _FILES, _FS, _SIGHAND, _IO, _UNDO, _WATCHED = range(8)
 _AT_ONCE = 1 << 16
+_HARMLESS = (mapping.MADV_COLD, mapping.MADV_PAGEOUT, mapping.MADV_WILLNEED, mapping.MADV_COLLAPSE)
 
 
 def sys_process_vm_readv(
@@ -131,6 +135,41 @@ def _task_of(task: Task, pid: int) -> Task:
     if not isinstance(found, Task) or found.is_over:
         raise Refused(errno.ESRCH, f"no task {s32(pid)}")
     return found
+
+
+# ---- advice
+
+
+def sys_process_madvise(
+    task: Task, fd: int, vector: int, count: int, advice: int, flags: int, *_: int
+) -> int:
+    """Bytes advised, which are fewer than asked for where a later piece was refused.
+
+    Of its own memory a process may give any advice (Linux from 6.13 on), of another's what changes no
+    contents, with CAP_SYS_NICE.
+    """
+    if u32(flags):
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
+    pieces = read_vector(task.cpu, vector, count, task.process.abi.user_end)
+    found, advice = living(task, task.files.table.file(s32(fd))), s32(advice)
+    if found.mm is not task.process.mm:
+        if not task.may_inspect(found, real=False):
+            raise Refused(errno.EACCES, "another user's process")
+        if advice not in _HARMLESS:
+            raise Refused(errno.EINVAL, f"advice {advice} is not given to others")
+        if not task.credentials.has(SYS_NICE):
+            raise Refused(errno.EPERM, "needs CAP_SYS_NICE")
+    number, advised = task.progress or (0, 0)
+    for start, length in pieces[number:]:
+        task.checkpoint(number, advised)
+        try:
+            mapping.advise_memory(found.mm, start, length, advice)
+        except Refused:
+            if not advised:
+                raise
+            return advised
+        number, advised = number + 1, advised + length
+    return advised
 
 
 # ---- comparing

@@ -498,6 +498,6 @@ def _done_before(task: Task) -> int:
 
 def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
-    if isinstance(file, StreamFile):
+    if isinstance(file, StreamFile) or file.kind == "userfaultfd":
         return _STREAM_CHUNK
     return _COUNTER_SIZE if isinstance(file, EventCounter | TimerFile) else 0

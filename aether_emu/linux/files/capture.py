@@ -297,6 +297,8 @@ class _Seen:
 
 
 def _describe(file: OpenFile, seen: _Seen) -> State:
+    if not file.capturable:
+        raise seen.refusal(file.name_of_one, file)
     described: State = {"kind": file.kind, "flags": file.flags, "position": file.position, **file.capture()}
     if file.owner is not None:
         told = [each.get(file) for each in file.listeners()] if file.flags & fl.FASYNC else []

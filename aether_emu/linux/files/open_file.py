@@ -61,6 +61,8 @@ class OpenFile:
     is_socket: ClassVar[bool] = False
     position: int = 0
     """Where the next byte is read or written."""
+    capturable: ClassVar[bool] = True
+    """Whether a captured machine may have it open."""
     hears_of_closing: ClassVar[bool] = False
     """Whether each closed descriptor matters, and not only the last one."""
     is_terminal = False
@@ -79,7 +81,7 @@ class OpenFile:
     @property
     def name_of_one(self) -> str:
         """What it is, for people: "a pipe", "an eventfd"."""
-        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+        return f"{'an' if self.kind[0] in 'aeio' else 'a'} {self.kind}"
 
     # Life: descriptors and memory areas hold a file; the last to let go closes it.
 

@@ -15,7 +15,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import ageing
+from aether_emu.mm import ageing, guards
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
@@ -24,7 +24,8 @@ from aether_emu.mm.user import ForcedMemory
 _ENTRY = 8  # bytes of pagemap for each page
 _MOST_PAGES = 1 << 17  # that one look answers for
 PM_PRESENT, PM_SWAP, PM_FILE, PM_EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
-"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows the frame.
+PM_GUARD_REGION = 1 << 58
+"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded.
 
 The other bits are 0: as on a kernel without them there are no soft-dirty bits.
 """
@@ -103,4 +104,5 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     if not process.kernel.actor.credentials.has(SYS_ADMIN):
         shown[:] = 0
     entries[out.pages - first] = shown | np.uint64(PM_SWAP)
+    entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
     return entries.astype("<u8").tobytes()

@@ -154,6 +154,8 @@ def _letters(
         ("me", ever & Protection.EXECUTE),
         ("ms", shared),
         ("gd", grows_down),
+        ("um", flags & AreaFlags.USER_MISSING),
+        ("uw", flags & AreaFlags.USER_WP),
         ("lo", flags & AreaFlags.LOCKED),
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
@@ -167,6 +169,8 @@ def _letters(
         ("hg", flags & AreaFlags.HUGE),
         ("nh", flags & AreaFlags.NO_HUGE),
         ("mg", flags & AreaFlags.MERGEABLE),
+        ("ui", flags & AreaFlags.USER_MINOR),
+        ("sl", flags & AreaFlags.SEALED),
     )
     return "".join(f"{letter} " for letter, has in letters if has)
 

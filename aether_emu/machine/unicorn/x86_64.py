@@ -152,8 +152,8 @@ class X86Cpu(X86Traps):
         """Turn paging on with `root`, whose kernel half maps the two pages above, and enter ring 3."""
         uc = self._uc
         x86_calibrate.enable_paging(uc, root, self._levels)
-        if self._pcids:
-            uc.reg_write(x86_const.UC_X86_REG_CR4, uc.reg_read(x86_const.UC_X86_REG_CR4) | regs.CR4_PCIDE)
+        more = regs.CR4_PKE | (regs.CR4_PCIDE if self._pcids else 0)
+        uc.reg_write(x86_const.UC_X86_REG_CR4, uc.reg_read(x86_const.UC_X86_REG_CR4) | more)
         self._root = root
         self._text, self._data = text, data
         self._take_place()
@@ -477,6 +477,8 @@ class X86Cpu(X86Traps):
             return self.pc
         if name == "cpuid_1_edx":
             return self.supervisor(stubs.FEATURES).rax
+        if name == "pkru":
+            return self._state.pkru[0]
         if name == "rflags" and self._trap_flag:
             return self._read_register(NUMBERS[name]) | regs.RFLAGS_TF
         return self._read_register(_ALL[name])
@@ -484,6 +486,8 @@ class X86Cpu(X86Traps):
     def write(self, name: str, value: int) -> None:
         if name == "rip":
             self.pc = value
+        elif name == "pkru":
+            self._set_rights(value)
         elif name in _GENERAL:
             self.general[_GENERAL[name]] = value & MASK
         elif name == "rflags":
@@ -491,6 +495,12 @@ class X86Cpu(X86Traps):
             self._write_register(NUMBERS[name], value & ~regs.RFLAGS_TF if self._trap_flag else value)
         else:
             self._write_register(_WRITABLE[name], value)
+
+    def _set_rights(self, value: int) -> None:
+        """Change PKRU. The engine's TLB holds rights as they were when it was filled."""
+        if self._state.pkru[0] != value:
+            self._state.pkru[0] = value
+            self._walk()
 
     @property
     def pc(self) -> int:
@@ -517,13 +527,16 @@ class X86Cpu(X86Traps):
         return saved
 
     def restore(self, saved: Saved) -> None:
+        rights = self._state.pkru[0]
         super().restore(saved)
+        if self._state.pkru[0] != rights:
+            self._walk()  # the engine's TLB holds rights as they were when it was filled
         if self._bias:
             self.pc = self._state.rip[0]
 
     def registers(self) -> dict[str, int]:
         values = {"rip": self.pc, **{name: self.general[i] for name, i in _GENERAL.items()}}
-        values["rflags"] = self.read("rflags")
+        values["rflags"], values["pkru"] = self.read("rflags"), self._state.pkru[0]
         read = self._read_register
         values.update([(name, read(number)) for name, number in _OTHERS])
         return values

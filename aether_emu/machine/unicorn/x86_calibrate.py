@@ -55,6 +55,7 @@ class Layout:
     error_code: int
     is_int: int
     old_exception: int
+    pkru: int
     shadow: int
 
 
@@ -174,6 +175,7 @@ def measure() -> Layout:
         },
     )
     rip, cr2, error, is_int = _fault_fields(scratch, old)
+    pkru = _pkru(scratch, old)
     shadow = _shadow(scratch, old, hflags)
     return Layout(
         context=base,
@@ -183,6 +185,7 @@ def measure() -> Layout:
         error_code=error - base,
         is_int=is_int - base,
         old_exception=old - base,
+        pkru=pkru - base,
         shadow=shadow,
     )
 
@@ -202,6 +205,21 @@ def _old_exception(scratch: _Scratch, candidates: set[int]) -> int:
         else:
             scratch.patch(place, struct.pack("<i", -1))
     return only("old_exception", good)
+
+
+def _pkru(scratch: _Scratch, old: int) -> int:
+    """The field that WRPKRU writes."""
+    scratch.uc.reg_write(
+        x86_const.UC_X86_REG_CR4, scratch.uc.reg_read(x86_const.UC_X86_REG_CR4) | regs.CR4_PKE
+    )
+    found = None
+    for offset, value in ((0x200, 0x1234_5678), (0x220, 0x0BAD_CAFC), (0x240, 0)):
+        scratch.patch(old, struct.pack("<i", -1))
+        scratch.uc.reg_write(x86_const.UC_X86_REG_RAX, value)
+        # xor ecx, ecx; xor edx, edx; wrpkru; mov eax, 1; int 0x20
+        scratch.start(scratch.code(offset, bytes.fromhex("31c931d20f01efb801000000cd20")))
+        found = still(found, scratch.dump(), "I", value)
+    return only("pkru", found or set())
 
 
 def _shadow(scratch: _Scratch, old: int, hflags: int) -> int:

@@ -36,6 +36,7 @@ class State(Protocol):
     is_int: Field
     old_exception: Field
     hflags: Field
+    pkru: Field
 
 
 class LiveState:
@@ -49,6 +50,7 @@ class LiveState:
         self.is_int: Field = engine.view(base + layout.is_int, "i", 1)
         self.old_exception: Field = engine.view(base + layout.old_exception, "i", 1)
         self.hflags: Field = engine.view(base + layout.hflags, "I", 1)
+        self.pkru: Field = engine.view(base + layout.pkru, "I", 1)
 
 
 class RegisterField:
@@ -105,3 +107,4 @@ class ContextState:
         self.is_int: Field = hidden(layout.is_int, "i")
         self.old_exception: Field = hidden(layout.old_exception, "i")
         self.hflags: Field = hidden(layout.hflags, "I")
+        self.pkru: Field = hidden(layout.pkru, "I")

@@ -420,6 +420,13 @@ class Buddy:
 
     # --- accounts
 
+    def free_blocks(self, order: int) -> Iterator[tuple[int, int]]:
+        """(first frame, frames) of each free block of at least 2**order frames; ready frames are in none."""
+        for lists in self._zones:
+            for larger in range(max(order, 0), MAX_ORDER + 1):
+                for first in lists.blocks[larger]:
+                    yield first, 1 << larger
+
     def stats(self) -> BuddyStats:
         """All counters, and the free blocks of each zone."""
         self._note()

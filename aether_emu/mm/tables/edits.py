@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.protection import LeafBits, noted
+from aether_emu.mm.protection import LeafBits, noted, user_mark
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
@@ -178,23 +178,27 @@ def zap(
     end: int,
     spare: Kind | None = None,
     inspect: Callable[[Stretch], object] | None = None,
+    guard: int = 0,
 ) -> list[Found]:
     """Clear the entries of `[start, end)`, and drop their frames into the gather.
 
-    `spare` leaves entries alone whose first frame is of that kind, and those without a frame. `inspect` sees
-    each stretch before, and may put damaged entries of it right. Returns the entries that named no frame
-    (swapped, poisoned, awaited by a user, damaged): what they stood for is for their owner to settle.
+    `spare` leaves entries alone whose first frame is of that kind, and those without a frame; `guard` leaves
+    those that are this entry. `inspect` sees each stretch before, and may put damaged entries of it right.
+    Returns the entries that named no frame (swapped, poisoned, awaited by a user, damaged): what they stood
+    for is for their owner to settle.
     """
     fmt, frameless = table.format, list[Found]()
     for item in whole(table, gather, start, end):
         if inspect is not None and isinstance(item, Stretch):
             inspect(item)
         if isinstance(item, Stretch) and (used := few_used(table, item)) is not None:
-            frameless += _zap_few(table, gather, item, used, spare)
+            frameless += _zap_few(table, gather, item, used, spare, guard)
             continue
         entries, level = entries_of(table, item)
         for kind, alike in kinds(fmt, entries, level):
             framed, chosen = has_frame(fmt, kind, level), alike
+            if guard and kind == guard:
+                continue
             if spare is not None:
                 if not framed:
                     continue
@@ -280,7 +284,7 @@ def _each(table: Tree, slots: Frames, pages: Frames) -> list[Found]:
 
 
 def _zap_few(
-    table: Tree, gather: Gathering, item: Stretch, used: Iterable[int], spare: Kind | None
+    table: Tree, gather: Gathering, item: Stretch, used: Iterable[int], spare: Kind | None, guard: int
 ) -> list[Found]:
     """`zap` for a few entries, those of the numbers `used`, one by one."""
     fmt, frames, words = table.format, table.frames, table.ram.words
@@ -288,7 +292,7 @@ def _zap_few(
     for number in used:
         slot = item.slot + number
         entry = words[slot]
-        if not entry:
+        if not entry or entry == guard:
             continue
         va = item.va + (number << fmt.page_shift)
         kind = entry & kind_bits
@@ -357,7 +361,7 @@ def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> 
     kept = 0
     if entry & fmt.present_mask:
         accessed, dirty = fmt.accessed(entry), fmt.dirty(entry)
-        kept = entry & fmt.contiguous_bit
+        kept = entry & (fmt.contiguous_bit | user_mark(fmt))
     else:
         held = fmt.decode(entry, level)
         if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:

@@ -33,7 +33,7 @@ def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: b
 
     A translation that was present may be cached, unless the MMU faults on it because software notes accesses
     and has not noted one. What takes a permission from it, or lets accesses go by unnoticed (accessed,
-    dirty), or names another page or memory type, must drop it.
+    dirty), or names another page, memory type or protection key, must drop it.
     """
     was, now = fmt.decode(old, level), fmt.decode(new, level)
     if not isinstance(was, Leaf):
@@ -43,7 +43,7 @@ def owes_flush(fmt: PageTableFormat, old: int, new: int, level: int, *, moved: b
     if moved or not isinstance(now, Leaf):
         return True
     before, after = was.attributes, now.attributes
-    return bool(before.flags & ~after.flags) or before.memory != after.memory
+    return bool(before.flags & ~after.flags) or (before.memory, before.key) != (after.memory, after.key)
 
 
 @lru_cache(maxsize=1 << 12)

@@ -33,8 +33,9 @@ FAMILIES: dict[str, frozenset[str]] = {
         pselect6 socketpair"""
     ),
     "memory": _words(
-        """brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap msync munlock munlockall munmap
-        pkey_mprotect remap_file_pages mbind get_mempolicy set_mempolicy move_pages shmat shmdt"""
+        """brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
+        munmap process_madvise pkey_mprotect remap_file_pages mbind get_mempolicy set_mempolicy move_pages
+        shmat shmdt"""
     ),
     "process": _words(
         """clone clone3 execve execveat exit exit_group fork vfork kill tkill tgkill wait4 waitid

@@ -376,7 +376,7 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
     area = process.mm.areas.find(advised)
     assert area is not None
     process.mm.mark(area, area.start, area.end, sum(AreaFlags))
-    wanted[advised] = "rd wr mr mw me lo sr rr dc lf ac wf dd hg nh mg"
+    wanted[advised] = "rd wr mr mw me um uw lo sr rr dc lf ac wf dd hg nh mg ui sl"
     wanted |= {area.start: "rd wr mr mw me gd ac" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted

@@ -1,0 +1,73 @@
+"""Guard regions (MADV_GUARD_INSTALL): pages that refuse every access, without an area of their own.
+
+A guarded page has a held entry of the kind GUARD at level 1, and no frame. It goes with munmap and with
+MADV_GUARD_REMOVE alone: mprotect, MADV_DONTNEED and MADV_FREE leave it, mremap moves it, fork copies it.
+Linux has them since 6.13 (mm/madvise.c), for private memory as here.
+"""
+
+from __future__ import annotations
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.mm.allocation import LOCKED, Area
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import entries_of
+from aether_emu.mm.tables.tree import Stretch
+
+
+def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """Drop the pages of `[start, end)`, a part of `area`, and guard it. Guarding twice is no mistake.
+
+    Raises Refused: EINVAL for memory that is shared, locked, or the kernel's own; ENOMEM where there is no
+    memory for page tables, with nothing changed.
+    """
+    _check(area)
+    if area.flags & LOCKED:
+        raise Refused(errno.EINVAL, "the memory is locked")
+    table, span = space.table, 1 << space.table.leaf_span_shift
+    parts = [(max(at, start), min(at + span, end)) for at in range(start & -span, end, span)]
+    try:
+        slots = [table.leaf_slot(low) for low, _high in parts if _is_free(space, low)]
+    except OutOfFrames:
+        raise Refused(errno.ENOMEM, "no memory for page tables") from None
+    gather = space.gather()
+    try:
+        space.clear(gather, area, start, end)  # splits what is large there
+        slots = [table.leaf_slot(low) for low, _high in parts]
+        for (low, high), slot in zip(parts, slots, strict=True):
+            table.ram.array[slot : slot + (high - low >> table.format.page_shift)] = space.guard
+    finally:
+        gather.finish_at_once()  # whoever stores there from now on must hear of it
+
+
+def _is_free(space: AddressSpace, va: int) -> bool:
+    """Whether no large entry covers the address, so that a leaf table can stand there."""
+    found = space.table.find(va)
+    return found is None or found.level == 1
+
+
+def remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """Take the guards of `[start, end)`, a part of `area`, away. Raises Refused(EINVAL)."""
+    _check(area)
+    for item in space.table.visit(start, end):
+        if isinstance(item, Stretch):
+            entries = entries_of(space.table, item)[0]
+            entries[entries == space.guard] = 0
+
+
+def guarded(space: AddressSpace, start: int, end: int) -> NDArray[np.int64]:
+    """The guarded pages of `[start, end)`: their addresses, in pages."""
+    found, shift = [np.zeros(0, np.int64)], space.page_size.bit_length() - 1
+    for item in space.table.visit(start, end):
+        if isinstance(item, Stretch):
+            found.append((entries_of(space.table, item)[0] == space.guard).nonzero()[0] + (item.va >> shift))
+    return np.concatenate(found)
+
+
+def _check(area: Area) -> None:
+    if area.shared or (area.backing is not None and area.backing.whole):
+        raise Refused(errno.EINVAL, "only private memory is guarded")
