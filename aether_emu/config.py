@@ -49,6 +49,13 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def run_sizes(text: str) -> list[int]:
+    """The bytes of each run of pages that `mthp` names, the largest first."""
+    if text == "none":
+        return []
+    return sorted({parse_size(size, "mthp") for size in text.split(",")}, reverse=True)
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -176,6 +183,22 @@ class _Word(_Rule):
         return isinstance(value, str) and value in self.words
 
 
+class _Runs(_Rule):
+    """Sizes of runs of pages: none, or some separated by commas."""
+
+    type = "string"
+    allowed = "none, or sizes that are powers of two from 16K to 1M, separated by commas, such as 64K,1M"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            sizes = run_sizes(value)
+        except ConfigError:
+            return False
+        return all(16 * KIB <= size <= MIB and not size & (size - 1) for size in sizes)
+
+
 class _Flag(_Rule):
     """True or false."""
 
@@ -286,6 +309,10 @@ class ClockCosts:
     table_edit: int = _cost(50, "ns for which a leaf table's lock is held to change an entry")
     frame_list: int = _cost(50, "ns for which the allocator's lock is held, for a frame or a batch")
     fork_page: int = _cost(30, "ns of a fork for each page that it copies the entry of")
+    huge_page: int = _cost(
+        150,
+        "ns for each page that a huge page or a run of pages brings, or copies, or that compaction moves",
+    )
 
     def __post_init__(self) -> None:
         _validate(self, "clock.")
@@ -315,6 +342,7 @@ class CostOptions(TypedDict, total=False):
     table_edit: int
     frame_list: int
     fork_page: int
+    huge_page: int
 
 
 class Options(TypedDict, total=False):
@@ -338,6 +366,13 @@ class Options(TypedDict, total=False):
     swap_file: str | None
     swap_readahead: int
     reclaim: str
+    thp: str
+    mthp: str
+    thp_defrag: str
+    khugepaged_sleep: int
+    khugepaged_pages: int
+    khugepaged_none: int | None
+    khugepaged_shared: int | None
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -463,6 +498,39 @@ class Config:
         "space and one for the allocator; those of areas and leaf tables as well, as in Linux; or those of "
         "leaf tables in place of the space's",
     )
+    thp: str = _parameter(
+        "never",
+        _Word(("never", "madvise", "always")),
+        "where programs get huge pages without asking for each: nowhere, in memory that they advise it for "
+        "(MADV_HUGEPAGE), or in all private anonymous memory",
+    )
+    mthp: str = _parameter(
+        "none",
+        _Runs(),
+        "the runs of pages that a fault brings where no huge page fits, if `thp` permits it there",
+    )
+    thp_defrag: str = _parameter(
+        "madvise",
+        _Word(("never", "madvise", "always")),
+        "where a fault moves other pages to make room for a huge page: nowhere, in memory that was advised "
+        "to have some, or wherever it may have one; a collapse does unless this is never",
+    )
+    khugepaged_sleep: int = _parameter(
+        10_000,
+        _Whole(0, 10**9),
+        "ms of virtual time between two looks for tables that can become huge pages; 0: nobody looks",
+    )
+    khugepaged_pages: int = _parameter(4096, _Whole(1, 10**9), "pages that it looks at each time")
+    khugepaged_none: int | None = _parameter(
+        None,
+        _Whole(0, 8191, absent="all but one"),
+        "the most pages of a table that may be absent when it becomes a huge page",
+    )
+    khugepaged_shared: int | None = _parameter(
+        None,
+        _Whole(0, 8192, absent="half of them"),
+        "the most pages of a table that may be shared with other processes then",
+    )
     page_size: int = _parameter(
         4096,
         _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
@@ -542,6 +610,7 @@ class Config:
             raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
         if self.swap_file is not None and not self.swap:
             raise ConfigError("swap_file", self.swap_file, "left out where `swap` is 0")
+        self._check_huge_pages()
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):
@@ -556,6 +625,19 @@ class Config:
                 raise ConfigError(
                     parameter.name, rule.format(value), f"{rule.allowed}, which is {self.page_size}"
                 )
+
+    def _check_huge_pages(self) -> None:
+        """Of page size, RAM and huge pages: a huge page has as many pages as a table has entries."""
+        huge = self.page_size * (self.page_size // 8)
+        if self.thp != "never" and self.ram <= huge:
+            why = f"never with {format_size(self.ram)} of RAM: a huge page has {format_size(huge)} here"
+            raise ConfigError("thp", self.thp, why)
+        for size in run_sizes(self.mthp):
+            if not 4 * self.page_size <= size:
+                shortest = format_size(4 * self.page_size)
+                raise ConfigError("mthp", self.mthp, f"runs of {shortest} or more, which are 4 pages")
+        if self.mthp != "none" and self.thp == "never":
+            raise ConfigError("mthp", self.mthp, "none where thp is never")
 
     def __repr__(self) -> str:
         """What differs from the defaults, as it would be written."""

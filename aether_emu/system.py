@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, cast, overload
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, format_size
+from aether_emu.config import Config, Options, format_size, run_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -55,12 +55,17 @@ from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.khugepaged import Khugepaged
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.collapse import Scan, Terms
+from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
+from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.mm.tlb import Tlb
@@ -76,6 +81,9 @@ if TYPE_CHECKING:
     from aether_emu.machine.unicorn.x86_64 import X86Cpu
 
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
+
+
+_ROOM_FOR_ZEROS = 32  # huge pages that RAM has at least where one of them is kept for zeros
 
 
 class Machine:
@@ -153,6 +161,10 @@ class Machine:
         self.physical = self.computer.physical
         if self.config.swap:
             self._connect_swap()
+        if self.config.thp_defrag != "never":
+            self.physical.compaction = Compaction(self.physical)
+        if self.config.thp != "never":
+            self.physical.huge = self._huge_pages()
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel(
@@ -168,6 +180,8 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
+        if self.physical.huge is not None and self.config.khugepaged_sleep:
+            self.kernel.khugepaged = self._khugepaged(self.physical.huge)
         self.tlbsan: Checker | None = None
         if self.config.tlbsan:
             self.sanitize()
@@ -202,6 +216,31 @@ class Machine:
 
         one_in = self.streams.stream("tlb_fault").one_in
         return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
+
+    def _huge_pages(self) -> HugePages:
+        """What programs get in large leaves. A huge page of zeros is kept where RAM has room for many."""
+        orders = tuple(
+            (size // self.config.page_size).bit_length() - 1 for size in run_sizes(self.config.mthp)
+        )
+        always, page = self.config.thp == "always", self.config.page_size
+        room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
+        defrag = self.config.thp_defrag
+        return HugePages(
+            self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
+        )
+
+    def _khugepaged(self, huge: Huge) -> Khugepaged:
+        """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""
+        config, pages = self.config, 1 << huge.order
+        absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
+        shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
+        scan = Scan(huge, Terms(absent, shared, used=True), config.khugepaged_pages)
+        return Khugepaged(scan, config.khugepaged_sleep * 10**6, self._spaces)
+
+    def _spaces(self) -> list[AddressSpace]:
+        """Those of all living processes."""
+        living = [] if self.process is None else self.process.registry.processes.values()
+        return list({id(each.mm): each.mm for each in living if not each.released}.values())
 
     def sanitize(self) -> None:
         """Have TLBSan look on from now on. Before the first run, or the first one of a restored machine."""

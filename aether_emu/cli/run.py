@@ -122,6 +122,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Programs run without the supervisor's half, but for what leads into it.",
 )
 @click.option(
+    "--thp",
+    cls=Setting,
+    key="thp",
+    type=text("WHERE", lambda: ("never", "madvise", "always")),
+    help="Where programs get huge pages: never, madvise (where they ask for them) or always.",
+)
+@click.option(
     "--seed",
     cls=Setting,
     key="seed",
@@ -195,6 +202,7 @@ def run(  # an option is a parameter here
     cpus: int | None,
     swap: str | None,
     kpti: bool,
+    thp: str | None,
     seed: int | None,
     granule: str | None,
     la57: bool,
@@ -240,6 +248,7 @@ def run(  # an option is a parameter here
         "cpus": cpus,
         "swap": swap,
         "kpti": True if kpti else None,
+        "thp": thp,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,

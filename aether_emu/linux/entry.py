@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
     SEGV_ACCERR,
@@ -310,6 +310,8 @@ class Entry:
             return -refused.errno
         except UserFault:
             return -errno.EFAULT
+        except OutOfFrames:  # for a page table: that of a huge page which is to be split
+            return -errno.ENOMEM
         except (OSError, HostMemoryError) as refusal:
             return _errno_of(refusal)
         except Wait as wait:

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.ipc.posix_queues import PosixQueues
     from aether_emu.linux.ipc.system_v import SystemV
     from aether_emu.linux.task.contention import Contention
+    from aether_emu.linux.task.khugepaged import Khugepaged
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -53,6 +54,9 @@ _WITHOUT_COPY = (
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
     Event.FAULT_SWAP_CACHE,
+    Event.HUGE_FAULT,
+    Event.HUGE_ZERO_PAGE,
+    Event.HUGE_RUN,
 )
 _STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
@@ -93,6 +97,7 @@ class Kernel:
         self._told = 0 if len(self.cpus) > 1 else None  # the last time that was told, of several CPUs
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
+        self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -122,6 +127,8 @@ class Kernel:
             Event.SWAP_WRITTEN: costs.swap_disk,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
+            Event.HUGE_PAGES: costs.huge_page,
+            Event.MIGRATED_PAGES: costs.huge_page,
             Event.FLUSH_PAGE: costs.flush_page,
             Event.FLUSH_ALL: costs.flush_all,
             Event.INTERRUPT: costs.interrupt,
@@ -339,6 +346,7 @@ class Kernel:
             "books": self._books,
             "told": self._told,
             "pressure": self.pressure.capture(),
+            "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -347,3 +355,5 @@ class Kernel:
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
         self.pressure.restore(state["pressure"])
+        if self.khugepaged is not None:
+            self.khugepaged.restore(state["khugepaged"])

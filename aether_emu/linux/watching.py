@@ -16,10 +16,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from aether_emu.arch.paging import Access, Leaf, PageFlags, PageTableFormat
+from aether_emu.errors import MachineError, OutOfFrames
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.hugepage import split_at
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.page import Found
 from aether_emu.records import dataclass
 
 _SINGLE_FLUSHES = 8  # more pages than this are dropped from the TLB all at once
@@ -115,8 +118,8 @@ class Watching:
         table, words = self._space.table, self._space.physical.ram.words
         changed = []
         for page, kinds in self._pages.items():
-            found = table.find(page)
-            if found is None or found.level != 1:
+            found = self._small(page)
+            if found is None:
                 continue
             armed = _without(table.format, found.entry, kinds)
             if armed != found.entry:
@@ -129,6 +132,19 @@ class Watching:
         else:
             for page in changed:
                 self._cpu.flush_page(page)
+
+    def _small(self, page: int) -> Found | None:
+        """The entry of one page: a huge page that is watched is split, and watched runs of pages end."""
+        table = self._space.table
+        found = table.find(page)
+        if found is None or not found.entry & table.format.present_mask:
+            return found if found is None or found.level == 1 else None
+        if found.level == 1 and not found.entry & table.format.contiguous_bit:
+            return found
+        try:
+            return split_at(self._space, page, found)
+        except OutOfFrames as error:
+            raise MachineError(f"no frame is left for a table: {page:#x} cannot be watched") from error
 
     def lift(self) -> None:
         """Put the entries right, with what the MMU noted in them meanwhile."""

@@ -32,19 +32,33 @@ class Event(IntEnum):
     INTERRUPT_TAKEN = 21  # by a CPU that was told to flush
     BROADCAST = 22  # of an invalidation to all CPUs, and waited for
     ROOT_SWITCH = 23  # between the two roots of a split address space
-    FAULT_SWAP = 24  # a page came back from swap: a major fault
-    FAULT_SWAP_CACHE = 25  # a page that was in swap, and in memory again because another process needed it
-    SWAP_AHEAD = 26  # pages brought back beside the one that faulted
-    SWAP_OUT = 27  # pages stored: into the pool, or as a word all over
-    SWAP_IN = 28  # pages loaded, from wherever they were
-    SWAP_WRITTEN = 29  # pages written to the swap file
-    SWAP_READ = 30  # pages read from it
-    REFAULT = 31  # pages that came back, of those that reclaim had taken
-    REFAULT_SOON = 32  # of those, what came back before as many others went as memory holds: thrashing
-    RECLAIM_SCANNED = 33  # frames that reclaim looked at
-    RECLAIM_TAKEN = 34  # frames that it gave back
-    RECLAIM_CLEAN = 35  # of those, what was still as its slot has it, and not stored again
-    RECLAIM_STALLS = 36  # times that a task had to wait for it
+    HUGE_FAULT = 24  # a fault that brought a huge page
+    HUGE_FALLBACK = 25  # one that wanted a huge page, or a run of pages, and got a single page
+    HUGE_ZERO_PAGE = 26  # a read of memory that is to have a huge page: the shared huge zero page
+    HUGE_RUN = 27  # a fault that brought a run of pages
+    HUGE_PAGES = 28  # pages that huge pages and runs brought, or a collapse copied
+    HUGE_SPLIT = 29  # leaves of huge pages that were cut into pages
+    HUGE_COLLAPSE = 30  # tables that became a huge page: by the scan, or because a program asked
+    HUGE_COLLAPSE_FAILED = 31  # for want of a block
+    HUGE_SCANNED = 32  # ranges that the scan looked at
+    RUN_BROKEN = 33  # contiguous runs that lost their hint
+    COMPACTED = 34  # rows of frames that were made by moving pages
+    COMPACTION_FAILED = 35  # tries that made none
+    MIGRATED_PAGES = 36  # pages that moved to another frame
+    HUGE_UNDERUSED = 37  # huge pages that gave their zeros back when memory was out
+    FAULT_SWAP = 38  # a page came back from swap: a major fault
+    FAULT_SWAP_CACHE = 39  # a page that was in swap, and in memory again because another process needed it
+    SWAP_AHEAD = 40  # pages brought back beside the one that faulted
+    SWAP_OUT = 41  # pages stored: into the pool, or as a word all over
+    SWAP_IN = 42  # pages loaded, from wherever they were
+    SWAP_WRITTEN = 43  # pages written to the swap file
+    SWAP_READ = 44  # pages read from it
+    REFAULT = 45  # pages that came back, of those that reclaim had taken
+    REFAULT_SOON = 46  # of those, what came back before as many others went as memory holds: thrashing
+    RECLAIM_SCANNED = 47  # frames that reclaim looked at
+    RECLAIM_TAKEN = 48  # frames that it gave back
+    RECLAIM_CLEAN = 49  # of those, what was still as its slot has it, and not stored again
+    RECLAIM_STALLS = 50  # times that a task had to wait for it
 
 
 class Counters:

@@ -31,6 +31,7 @@ from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
@@ -41,6 +42,7 @@ from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
+from aether_emu.mm.underused import shrink
 from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
@@ -235,6 +237,10 @@ class Faults:
                     return answer
             if found is None:
                 return self._absent(space, area, page, access)
+            if found.level > 1 or found.entry & space.table.format.contiguous_bit:
+                found = whole_or_base(self._physical, space, area, page, access, found, forced=forced)
+                if found is None:
+                    return RESOLVED
             if not found.entry & space.table.format.present_mask:
                 if physical.swap is not None and self._is_in_swap(found):
                     bring_back(space, area, found, write=bool(access & _WRITE))
@@ -253,7 +259,8 @@ class Faults:
         except NotReady as later:
             return Blocked(later.on)
         except OutOfFrames as short:
-            if physical.reclaim is not None and physical.reclaim.make_room(short.wanted):
+            shrunk = physical.huge is not None and shrink(physical)
+            if shrunk or (physical.reclaim is not None and physical.reclaim.make_room(short.wanted)):
                 return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
@@ -289,6 +296,8 @@ class Faults:
         write = bool(access & _WRITE)
         if backing is None:
             physical = self._physical
+            if physical.huge is not None and physical.huge.bring(space, area, page, write=write):
+                return RESOLVED
             slot = space.table.leaf_slot(page)
             if write:
                 if self._n[Event.FAULT_DEMAND_ZERO] >= self._report_at:
@@ -357,7 +366,7 @@ class Faults:
         if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
             self._copy_frame(space, area, page, found, frame)
             return RESOLVED
-        if frame == physical.zero_frame:
+        if physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
@@ -371,7 +380,7 @@ class Faults:
         """A page that nobody may touch has a frame, but a forced store needs one of the area's own."""
         physical = self._physical
         frame = physical.frames.number(found.entry & space.table.format.address_mask)
-        if access & _WRITE and frame == physical.zero_frame:
+        if access & _WRITE and physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         elif access & _WRITE and (

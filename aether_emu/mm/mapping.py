@@ -11,9 +11,10 @@ import errno
 from typing import NoReturn, Protocol
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, guards, rmap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
+from aether_emu.mm.collapse import collapse_advised
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
@@ -127,7 +128,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         raise Refused(errno.ENOMEM, "longer than the address space")
     address = choose_address(space, request, length)
     protection = Protection(request.protection & _PROT)
-    area_flags = _locked_flags(space, flags, length)
+    area_flags = _first_flags(space, flags, length)
     shared, maximum = _check_kind(request, length)
     if not shared and not flags & MAP_NORESERVE and protection & Protection.WRITE:
         check_commit(space, length)
@@ -177,15 +178,17 @@ def _refuse_huge(space: AddressSpace, request: Request) -> NoReturn:
     raise Refused(errno.ENOMEM, "there is no pool of huge pages")
 
 
-def _locked_flags(space: AddressSpace, flags: int, length: int) -> int:
-    """What a new area begins with: locked, if the call or an earlier mlockall says so."""
+def _first_flags(space: AddressSpace, flags: int, length: int) -> int:
+    """What a new area begins with: locked, if the call or an earlier mlockall says so; no huge stacks."""
     area_flags = space.new_flags
     if flags & MAP_LOCKED:
         if space.limits.locked == 0:
             raise Refused(errno.EPERM, "nothing may be locked")
         area_flags |= LOCKED
     space.account.require_lockable(length, area_flags)
-    return area_flags
+    if flags & MAP_STACK and space.physical.huge is not None:
+        area_flags |= AreaFlags.NO_HUGE  # Linux since 6.7
+    return int(area_flags)
 
 
 def prefers_write(area: Area) -> bool:
@@ -228,12 +231,25 @@ def choose_address(space: AddressSpace, request: Request, length: int) -> int:
     else:
         lowest = max(lowest, _4G) if flags & MAP_ABOVE4G else lowest
         more = limits.user_end - limits.window if asks_for_more else 0
-        found = space.areas.gap_below(length, lowest, space.mmap_base + more)
+        found = _aligned_gap(space, request, length, lowest, space.mmap_base + more)
         if found is None:  # Linux then searches upwards from the bottom
             found = space.areas.gap_above(length, lowest, limits.window + more)
     if found is None:
         raise Refused(errno.ENOMEM, "no free range is long enough")
     return found
+
+
+def _aligned_gap(space: AddressSpace, request: Request, length: int, lowest: int, ceiling: int) -> int | None:
+    """The highest free range below `ceiling`. Anonymous memory of whole huge pages begins where one may.
+
+    As in Linux since 6.7, where nobody asked for an address; only where programs get huge pages.
+    """
+    huge = space.physical.huge
+    if huge is not None and request.file is None and not request.address and not length % huge.size:
+        found = space.areas.gap_below(length + huge.size, lowest, ceiling)
+        if found is not None:
+            return found + huge.size & -huge.size
+    return space.areas.gap_below(length, lowest, ceiling)
 
 
 def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
@@ -421,7 +437,7 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
     elif advice == MADV_GUARD_REMOVE:
         guards.remove(space, area, start, end)
     elif advice == MADV_COLLAPSE:
-        raise Refused(errno.EINVAL, "programs get no huge pages")
+        collapse_advised(space, area, start, end)
 
 
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
@@ -563,7 +579,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         try:
             require_unsealed(space, new_page, old_page)
             space.unmap(new_page, old_page)
-        except Refused:
+        except (Refused, OutOfFrames):  # no frame for the table of a huge page that is cut
             return old
     elif new_page > old_page:
         following = space.areas.following(old_page)

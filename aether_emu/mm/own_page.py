@@ -51,4 +51,4 @@ def put_page(space: AddressSpace, area: Area, va: int, content: bytes | int, bit
         physical.ram.words[slot] = entry
         return
     shown = frames.number(fmt.leaf_address(old.entry, 1))
-    space.replace_entry(page, slot, entry, None if shown == physical.zero_frame else shown)
+    space.replace_entry(page, slot, entry, None if frames.kind[shown] == Kind.ZERO else shown)

@@ -23,6 +23,7 @@ from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
 T = TypeVar("T")
+_LARGE = (Event.HUGE_FAULT, Event.HUGE_ZERO_PAGE, Event.HUGE_RUN, Event.HUGE_COLLAPSE)
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
 
@@ -59,6 +60,34 @@ class Reclaiming(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
+
+
+class Huge(Protocol):
+    """What gives programs huge pages, and runs of pages of some `orders`: `mm.hugepage.HugePages`.
+
+    `zero_block` is the first frame of the huge page of zeros, -1 while there is none.
+    """
+
+    size: int
+    order: int
+    orders: tuple[int, ...]
+    zero_page: bool
+    zero_block: int
+
+    def permits(self, space: Any, area: Any, size: int = 0) -> bool: ...
+    def eligible(self, space: Any, area: Any) -> bool: ...
+    def bring(self, space: Any, area: Any, page: int, *, write: bool) -> bool: ...
+    def close(self) -> None: ...
+    def capture(self) -> dict[str, Any]: ...
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class Compacts(Protocol):
+    """What makes rows of free frames by moving pages: `mm.compaction.Compaction`."""
+
+    def make(self, order: int) -> int | None: ...
+    def capture(self) -> tuple[int, int]: ...
+    def restore(self, state: tuple[int, int]) -> None: ...
 
 
 class Physical:
@@ -105,6 +134,8 @@ class Physical:
         self.code = CodeFrames(frames, cpus, self.counters)
         buddy.on_short = self.tlb.settle
         self.host_memory = HostMemory(ram, buddy, host_step)
+        self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
+        self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -185,9 +216,21 @@ class Physical:
                 self.buddy.free(frame)
         self.host_memory.freed(len(unused))
 
+    @property
+    def gave_large(self) -> bool:
+        """Whether a program ever had a huge page or a run of pages: else nobody needs to look for some."""
+        n = self.counters.n
+        return any(n[event] for event in _LARGE)
+
+    def noted_split(self, level: int) -> None:
+        """A leaf of this level was split in an address space; 0: a contiguous run ended."""
+        self.counters.n[Event.HUGE_SPLIT if level else Event.RUN_BROKEN] += 1
+
     def close(self) -> None:
         """Give back what the computer itself held, so that the frame table must now be empty."""
         self.tlb.settle()
+        if self.huge is not None:
+            self.huge.close()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -207,12 +250,15 @@ class Physical:
             "swap": None if self.swap is None else self.swap.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
+            "compaction": None if self.compaction is None else self.compaction.capture(),
+            "huge": None if self.huge is None else self.huge.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
         code, host = state["code"], state["host_memory"]
+        huge, learnt = state["huge"], state["compaction"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
@@ -225,3 +271,9 @@ class Physical:
             self.swap.restore(state["swap"])
             self.reclaim.restore(state["reclaim"])
         self.host_memory.restore(host)
+        if self.compaction is not None:
+            assert isinstance(learnt, tuple)
+            self.compaction.restore(learnt)
+        if self.huge is not None:
+            assert isinstance(huge, dict)
+            self.huge.restore(huge)

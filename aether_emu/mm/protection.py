@@ -46,7 +46,7 @@ class LeafBits:
     come accessed, `write` dirty too, so that the first access needs no second look. `clean` is `write`
     before the first write, for shared pages that were only read. PROT_NONE has held entries, which
     remember by `NOTED_ACCESSED` and `NOTED_DIRTY` of their value what the leaf had noted.
-    `large` is `read` for the levels from 2 on, 0 where the format has no leaf.
+    `large` is `read` for the levels from 2 on, 0 where the format has no leaf, and `large_write` is `write`.
     """
 
     read: int
@@ -54,10 +54,15 @@ class LeafBits:
     clean: int
     present: bool
     large: tuple[int, ...] = ()
+    large_write: tuple[int, ...] = ()
 
     def read_at(self, level: int) -> int:
         """`read` for a leaf of this level."""
         return self.large[level - 2] if level > 1 else self.read
+
+    def write_at(self, level: int) -> int:
+        """`write` for a leaf of this level."""
+        return self.large_write[level - 2] if level > 1 else self.write
 
 
 _USER_MARK = 2  # the bit of a leaf's software bits
@@ -86,16 +91,22 @@ def leaf_bits(fmt: PageTableFormat, protection: Protection, key: int = 0) -> Lea
     """The entry bits for a protection and a protection key, computed once when an area is made."""
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
-        return LeafBits(held, held, held, False, (held,) * (fmt.top - 1))
+        large = (held,) * (fmt.top - 1)
+        return LeafBits(held, held, held, False, large, large)
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
-    read = fmt.leaf_bits(Attributes(flags, key=key))
-    large = tuple(
-        fmt.leaf_bits(Attributes(flags, key=key), level) if fmt.levels[level - 1].leaf else 0
-        for level in range(2, fmt.top + 1)
-    )
+    read, large = _bits(fmt, flags, key)
     if not protection & Protection.WRITE:
-        return LeafBits(read, read, read, True, large)
-    write = fmt.leaf_bits(Attributes(flags | PageFlags.WRITE | PageFlags.DIRTY, key=key))
-    return LeafBits(read, write, fmt.clean(write), True, large)
+        return LeafBits(read, read, read, True, large, large)
+    write, large_write = _bits(fmt, flags | PageFlags.WRITE | PageFlags.DIRTY, key)
+    return LeafBits(read, write, fmt.clean(write), True, large, large_write)
+
+
+def _bits(fmt: PageTableFormat, flags: PageFlags, key: int) -> tuple[int, tuple[int, ...]]:
+    """The bits of a leaf of level 1, and of those from level 2 on; 0 where the format has none."""
+    first, *rest = (
+        fmt.leaf_bits(Attributes(flags, key=key), level) if fmt.levels[level - 1].leaf else 0
+        for level in range(1, fmt.top + 1)
+    )
+    return first, tuple(rest)

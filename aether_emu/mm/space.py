@@ -33,7 +33,7 @@ from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
-from aether_emu.mm.tables import edits, transfer
+from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.tables.page import Found, PageTable
@@ -75,6 +75,7 @@ class AddressSpace:
         self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
+        self.table.noted_split = physical.noted_split
         self._kernel = kernel
         if kernel is not None:
             self.table.borrow_upper(kernel.table, kernel.start)
@@ -100,6 +101,7 @@ class AddressSpace:
         self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
+        self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -340,7 +342,8 @@ class AddressSpace:
     ) -> None:
         """Let a range of one area have these flags, and this watcher if one is named.
 
-        Raises Refused(ENOMEM, EINVAL), changing nothing.
+        Raises Refused(ENOMEM, EINVAL), changing nothing. OutOfFrames, if a large leaf over its ends cannot be
+        split; and TableDamaged.
         """
         watcher = area.watcher if isinstance(watcher, EllipsisType) else watcher
         if flags == area.flags and watcher is area.watcher:
@@ -351,8 +354,25 @@ class AddressSpace:
         piece.flags = flags
         piece.set_watcher(watcher)
         self.areas.require_room(self.areas.growth(area, piece))
+        if self.physical.gave_large:
+            self._split_around(area, start, end)
         self._put_back(area, piece)
         self._tell(Change.MARKED, start, end)
+
+    def _split_around(self, area: Area, start: int, end: int) -> None:
+        """Split the large leaves, and end the runs, that lie over an end of a part of `area`."""
+        inside, hint = (
+            [at for at in (start, end) if area.start < at < area.end],
+            self.table.format.contiguous_bit,
+        )
+        found = [self.table.find(at) for at in inside]
+        if any(each is not None and (each.level > 1 or each.entry & hint) for each in found):
+            gather = self.gather()
+            try:
+                for at in inside:
+                    split.cut(self.table, gather, at)
+            finally:
+                gather.finish()
 
     def _put_back(self, area: Area, piece: Area) -> None:
         """Let `piece`, a part of `area` with something changed, stand in its place."""
@@ -365,6 +385,8 @@ class AddressSpace:
     def place(self, area: Area) -> None:
         """Let an area stand at addresses that are free, as it is: no limit is asked, and nobody told."""
         length = area.length  # an area that its neighbour takes in changes
+        if self.physical.huge is not None and self.physical.huge.orders:
+            area.simple = False  # each fault decides whether it brings a run of pages
         self.areas.insert(area)
         self.account.count(area, length)
         self.last_area = self.nowhere
@@ -470,6 +492,7 @@ class AddressSpace:
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
+        child.no_huge = self.no_huge
         gather, swap = self.gather(), self.physical.swap
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]

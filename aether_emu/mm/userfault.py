@@ -72,19 +72,21 @@ def unwatch(space: AddressSpace, start: int, end: int, watcher: Watcher | None =
 
 
 @contextmanager
-def _unwatched(area: Area) -> Iterator[None]:
+def _unwatched(space: AddressSpace, area: Area) -> Iterator[None]:
+    """A fault is one of a single page as everywhere else."""
     watcher, area.watcher = area.watcher, None
+    no_huge, space.no_huge = space.no_huge, True
     try:
         yield
     finally:
-        area.watcher = watcher
+        area.watcher, space.no_huge = watcher, no_huge
 
 
 def copy(space: AddressSpace, area: Area, page: int, data: bytes) -> None:
     """Have a page of `data` at `page`, where there is none. Raises Refused(EEXIST, ENOMEM)."""
     _require_absent(space, area, page)
     memory = UserMemory(space) if area.shared or area.protection & Protection.WRITE else ForcedMemory(space)
-    with _unwatched(area):
+    with _unwatched(space, area):
         outcome = Faults(space.physical).force(space, page, int(Access.USER | Access.WRITE))
         if isinstance(outcome, OutOfMemory):
             raise Refused(errno.ENOMEM, "no memory for the page")
@@ -95,7 +97,7 @@ def show(space: AddressSpace, area: Area, page: int) -> None:
     """Show what is there: zeroes in a page of its own accord, a page that the object has. EEXIST, ENOMEM."""
     if space.table.find(page) is not None:
         raise Refused(errno.EEXIST, "there is a page already")
-    with _unwatched(area):
+    with _unwatched(space, area):
         outcome = Faults(space.physical).force(space, page, _READ)
     if isinstance(outcome, OutOfMemory):
         raise Refused(errno.ENOMEM, "no memory for the page")

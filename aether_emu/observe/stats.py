@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import leaves
 from aether_emu.system import Machine
 
 if TYPE_CHECKING:
@@ -139,6 +140,35 @@ def _rows_of_swap(name: str, counts: dict[str, Any] | None) -> list[tuple[str, o
     return [(f"{name}: {key.replace('_', ' ')}", value) for key, value in (counts or {}).items()]
 
 
+def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
+    """What became of huge pages, `shown` of which the program has in the end; nothing without any."""
+    n = machine.physical.counters.n
+    if machine.physical.huge is None and not n[Event.HUGE_COLLAPSE]:
+        return {}
+    return {
+        "huge_pages": {
+            "faults": n[Event.HUGE_FAULT],
+            "fallbacks": n[Event.HUGE_FALLBACK],
+            "zero_page_faults": n[Event.HUGE_ZERO_PAGE],
+            "runs": n[Event.HUGE_RUN],
+            "runs_broken": n[Event.RUN_BROKEN],
+            "splits": n[Event.HUGE_SPLIT],
+            "underused": n[Event.HUGE_UNDERUSED],
+            "collapses": n[Event.HUGE_COLLAPSE],
+            "collapses_failed": n[Event.HUGE_COLLAPSE_FAILED],
+            "scanned": n[Event.HUGE_SCANNED],
+            "compactions": n[Event.COMPACTED],
+            "compactions_failed": n[Event.COMPACTION_FAILED],
+            "pages_migrated": n[Event.MIGRATED_PAGES],
+            "page_table_bytes_saved": shown * machine.config.page_size,
+        }
+    }
+
+
+def _rows_of_huge_pages(huge: dict[str, int] | None) -> list[tuple[str, int]]:
+    return [(f"huge pages: {name.replace('_', ' ')}", count) for name, count in (huge or {}).items()]
+
+
 def _of_tlbsan(machine: Machine) -> dict[str, Any]:
     """What the sanitizer saw; without one there is nothing to tell."""
     return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
@@ -169,6 +199,12 @@ def _rows_of_locks(locks: dict[str, Any] | None) -> list[tuple[str, object]]:
     return rows
 
 
+def _by_size(page: int, pages: int, huge: int) -> dict[str, int]:
+    """How many leaves of each size show them, if `huge` of them are huge."""
+    each = page >> 3
+    return {str(page): pages - huge * each} | ({str(page * each): huge} if huge else {})
+
+
 def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
     """The statistics of a finished run; call it before `machine.close()`."""
     process, kernel = machine.process, machine.kernel
@@ -178,7 +214,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
     n = machine.physical.counters.n
     resident = process.mm.resident()
     buddy = machine.buddy.stats()
-    page = machine.config.page_size
+    page, huge = machine.config.page_size, len(leaves(process.mm))
     ended = process.ended
     return {
         "program": process.program.path.decode("utf-8", "backslashreplace"),
@@ -190,7 +226,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         "file_pages_mapped_around": n[Event.FILE_AROUND],
         "pages": {
             "by_state": {name: sum(resident[kind] for kind in kinds) for name, kinds in _STATES.items()},
-            "by_size": {str(page): sum(resident.values())},
+            "by_size": _by_size(page, sum(resident.values()), huge),
         },
         "page_table_pages": process.mm.table.tables,
         "areas": len(process.mm.areas),
@@ -213,6 +249,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_tags(machine),
         **_of_split(machine),
         **_of_swap(machine),
+        **_of_huge_pages(machine, huge),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
@@ -255,6 +292,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_split(statistics.get("kpti")),
         *_rows_of_swap("reclaim", statistics.get("reclaim")),
         *_rows_of_swap("swap", statistics.get("swap")),
+        *_rows_of_huge_pages(statistics.get("huge_pages")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

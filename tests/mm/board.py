@@ -207,16 +207,18 @@ def discard(space: AddressSpace, start: int, end: int) -> None:
     space.discard(area, start, end)
 
 
-def entries_of(table: PageTable, start: int, end: int, zero_frame: int, frames: FrameTable) -> Counter[int]:
-    """How many entries of `[start, end)` name each frame, the zero frame aside. Those in swap name none."""
+def entries_of(table: PageTable, start: int, end: int, frames: FrameTable) -> Counter[int]:
+    """How many entries of `[start, end)` name each frame, zero pages and those in swap aside."""
     fmt = table.format
     shown: Counter[int] = Counter()
     for found in table.cursor(start, end):
-        assert found.level == 1
         if swap_entries(fmt).holds(found.entry):
             continue
-        shown[frames.number(found.entry & fmt.address_mask)] += 1
-    shown.pop(zero_frame, None)
+        size = fmt.levels[found.level - 1].size
+        first = frames.number(found.entry & fmt.address_mask & -size)
+        shown.update(range(first, first + (size >> fmt.page_shift)))
+    for frame in [frame for frame in shown if frames.kind[frame] == Kind.ZERO]:
+        del shown[frame]
     return shown
 
 
@@ -225,9 +227,12 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
     frames = board.frames
     refs: Counter[int] = Counter({board.physical.zero_frame: 1})
     maps: Counter[int] = Counter()
+    huge = board.physical.huge
+    if huge is not None and huge.zero_block >= 0:
+        refs.update(range(huge.zero_block, huge.zero_block + (1 << huge.order)))
     tables = 0
     for space in board.spaces:
-        shown = entries_of(space.table, 0, space.limits.user_end, board.physical.zero_frame, frames)
+        shown = entries_of(space.table, 0, space.limits.user_end, frames)
         refs.update(shown)
         maps.update(shown)
         tables += space.table.tables

@@ -544,14 +544,22 @@ def _labels(*names: str) -> list[str]:
     return [figure.label for figure in catalogue.figures(names)]
 
 
+@on_each_isa
+@pytest.mark.parametrize("name", ["collapse", "split"])
+def test_both_sides_of_a_huge_page_do_their_work(isa: str, name: str) -> None:
+    figure = catalogue.figures([f"{name}/{isa}"])[0]
+    assert figure.ours() > 0
+    assert figure.floor() > 0
+
+
 def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
     names = (
-        "fault syscall exec map edit fork swap switch process signal pipe start shootdown cpus real tlbsan"
+        "fault syscall exec map edit fork swap collapse split switch process signal pipe start shootdown cpus"
     )
-    assert list(catalogue.GOALS) == names.split()
+    assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
 
 def test_the_documentation_has_a_line_for_each_name() -> None:
@@ -578,7 +586,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, swap, switch, process, signal, pipe, start, shootdown, ",
+            "fault, syscall, exec, map, edit, fork, swap, collapse, split, switch, process, signal, pipe, "
+            "start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):

@@ -7,6 +7,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,14 +55,16 @@ def run_emulated(
     isa: str = HOST_ISA,
     granule: int = 4096,
     live_state: bool = True,
+    **options: Any,
 ) -> Outcome:
     """Run on a fresh machine with pages of `granule` bytes, under the host's own user.
 
-    Closing the machine fails if a frame leaks.
+    Closing the machine fails if a frame leaks. `options` are those of `Machine`.
     """
     output, errors = BufferStream(), BufferStream()
     user, group = os.getuid(), os.getgid()
-    machine = Machine(isa, page_size=granule, ram="256M", seed=7, uid=user, gid=group, live_state=live_state)
+    options = {"ram": "256M", "seed": 7, **options}
+    machine = Machine(isa, page_size=granule, uid=user, gid=group, live_state=live_state, **options)
     try:
         machine.load(
             program,

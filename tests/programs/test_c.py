@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,11 +61,15 @@ def _expected(program: str) -> Outcome:
     return Outcome(_STATUS[name], output, _ERRORS.get(name, b""))
 
 
-def _check(name: str, directory: Path, isa: str, granule: int = 4096, live_state: bool = True) -> None:
+def _check(
+    name: str, directory: Path, isa: str, granule: int = 4096, live_state: bool = True, **options: Any
+) -> None:
     furnish(directory)
     program = _HERE / "bin" / isa / name
     grants = Grants(cwd=directory, binds=[Bind(directory, str(directory), writable=True)])
-    outcome = run_emulated(program, ["a b"], grants, _SOURCE, isa=isa, granule=granule, live_state=live_state)
+    outcome = run_emulated(
+        program, ["a b"], grants, _SOURCE, isa=isa, granule=granule, live_state=live_state, **options
+    )
     assert outcome == _expected(name)
 
 
@@ -99,3 +104,26 @@ def test_the_machine_prints_what_the_host_prints(
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_larger_pages_change_nothing(name: str, isa: str, granule: int, tmp_path: Path) -> None:
     _check(name, tmp_path, isa, granule)
+
+
+_HUGE: dict[str, Any] = {
+    "thp": "always",
+    "mthp": "64K,256K,1M",
+    "thp_defrag": "always",
+    "khugepaged_sleep": 1,
+    "ram": "1G",
+}
+
+
+@pytest.mark.parametrize(
+    ("isa", "granule"),
+    [
+        ("x86_64", 4096),
+        ("arm64", 4096),
+        *(pytest.param(*each.values, marks=pytest.mark.slow) for each in LARGER_PAGES),
+    ],
+)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_huge_pages_change_nothing(name: str, isa: str, granule: int, tmp_path: Path) -> None:
+    runs = "1M" if granule == 65536 else _HUGE["mthp"]
+    _check(name, tmp_path, isa, granule, **{**_HUGE, "mthp": runs})

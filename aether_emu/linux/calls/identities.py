@@ -355,11 +355,30 @@ def set_dumpable(task: Task, arguments: _Quad) -> int:
     return 0
 
 
+def set_no_huge_pages(task: Task, arguments: _Quad) -> int:
+    """PR_SET_THP_DISABLE: no huge pages from now on, for this program and those that it becomes."""
+    if any(arguments[1:]):
+        raise Refused(errno.EINVAL, "arguments that are not 0")
+    task.process.mm.no_huge = bool(arguments[0])
+    return 0
+
+
+def get_no_huge_pages(task: Task, arguments: _Quad) -> int:
+    """PR_GET_THP_DISABLE."""
+    if any(arguments):
+        raise Refused(errno.EINVAL, "arguments that are not 0")
+    return int(task.process.mm.no_huge)
+
+
 PRCTL = {
     3: get_dumpable, 4: set_dumpable, 7: get_keep, 8: set_keep, 23: read_bound, 24: drop_bound, 27: get_bits,
-    28: set_bits, 38: set_no_new_privileges, 39: get_no_new_privileges, 47: change_ambient,
+    28: set_bits, 38: set_no_new_privileges, 39: get_no_new_privileges, 41: set_no_huge_pages,
+    42: get_no_huge_pages, 47: change_ambient,
 }  # fmt: skip
-"""The options of prctl(2) about identities: called with the task, and the second to fifth argument."""
+"""The options of prctl(2) about identities, and others that few programs use.
+
+Called with the task, and the second to fifth argument.
+"""
 
 
 # ---- the root directory

@@ -64,6 +64,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     _end_others(task)
     task.clear_number()
     before = process.mm
+    space.no_huge = before.no_huge
     if process.uses_parents_memory:
         process.uses_parents_memory = False
         process.left_parent.wake()

@@ -16,6 +16,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
 from aether_emu.linux.proc import status
+from aether_emu.linux.proc.buddy import buddyinfo
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
@@ -23,6 +24,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.tty.limits import MOST as MOST_TERMINALS
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import leaves
 from aether_emu.random import Stream
 
 _OPEN_FILES = 1 << 20  # that a process may have, whatever its limit (fs.nr_open)
@@ -51,7 +53,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
-        "meminfo": lambda: _meminfo(kernel),
+        "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
         "loadavg": lambda: (
@@ -64,12 +66,13 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         ),
         "stat": lambda: _stat(process),
         **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
-        "vmstat": lambda: _vmstat(kernel),
+        "vmstat": lambda: _vmstat(kernel, registry),
         "swaps": lambda: _swaps(kernel),
         "pressure/memory": lambda: _pressure(kernel),
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
+        "buddyinfo": lambda: buddyinfo(kernel),
         "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
 
@@ -177,7 +180,13 @@ def _uuid(kernel: Kernel, boot: str | None) -> bytes:
     return ("-".join(parts) + "\n").encode()
 
 
-def _vmstat(kernel: Kernel) -> bytes:
+def _huge_pages(registry: Registry[Process, Member]) -> set[int]:
+    """The first frames of the huge pages of their own that processes show whole."""
+    spaces = {id(process.mm): process.mm for process in registry.processes.values() if not process.released}
+    return {frame for space in spaces.values() for _address, frame in leaves(space)}
+
+
+def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     """/proc/vmstat (proc_vmstat(5)), as far as there is something to count."""
     census, counted = kernel.physical.frames.census(), kernel.physical.counters.n
     swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
@@ -187,6 +196,7 @@ def _vmstat(kernel: Kernel) -> bytes:
         ("nr_shmem", census[Kind.SHARED]),
         ("nr_mapped", census[Kind.FILE]),
         ("nr_page_table_pages", census[Kind.TABLE]),
+        ("nr_anon_transparent_hugepages", len(_huge_pages(registry))),
         ("nr_swapcached", 0 if swap is None else swap.cached),
         ("workingset_refault_anon", counted[Event.REFAULT]),
         ("workingset_refault_file", 0),
@@ -207,6 +217,20 @@ def _vmstat(kernel: Kernel) -> bytes:
         ("zswpout", counted[Event.SWAP_OUT]),
         ("zswpwb", counted[Event.SWAP_WRITTEN]),
         ("oom_kill", counted[Event.FAULT_OUT_OF_MEMORY]),
+        ("pgmigrate_success", counted[Event.MIGRATED_PAGES]),
+        ("compact_stall", counted[Event.COMPACTED] + counted[Event.COMPACTION_FAILED]),
+        ("compact_fail", counted[Event.COMPACTION_FAILED]),
+        ("compact_success", counted[Event.COMPACTED]),
+        ("thp_fault_alloc", counted[Event.HUGE_FAULT]),
+        ("thp_fault_fallback", counted[Event.HUGE_FALLBACK]),
+        ("thp_collapse_alloc", counted[Event.HUGE_COLLAPSE]),
+        ("thp_collapse_alloc_failed", counted[Event.HUGE_COLLAPSE_FAILED]),
+        ("thp_split_pmd", counted[Event.HUGE_SPLIT]),
+        ("thp_underused_split_page", counted[Event.HUGE_UNDERUSED]),
+        (
+            "thp_zero_page_alloc",
+            int(kernel.physical.huge is not None and kernel.physical.huge.zero_block >= 0),
+        ),
     )
     return "".join(f"{name} {value}\n" for name, value in rows).encode()
 
@@ -226,7 +250,7 @@ def _swaps(kernel: Kernel) -> bytes:
     return head + f"{swap.name:<39} file\t\t{sizes}\t\t-2\n".encode()
 
 
-def _meminfo(kernel: Kernel) -> bytes:
+def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     buddy, kib = kernel.physical.buddy, kernel.config.page_size >> 10
     census, swap, (swap_total, swap_free) = (
         kernel.physical.frames.census(),
@@ -253,5 +277,6 @@ def _meminfo(kernel: Kernel) -> bytes:
         ("Slab", 0),
         ("SReclaimable", 0),
         ("PageTables", census[Kind.TABLE] * kib),
+        ("AnonHugePages", len(_huge_pages(registry)) * kib * (kernel.config.page_size >> 3)),
     )
     return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()

@@ -17,6 +17,7 @@ from aether_emu.errors import Refused, shown
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import huge_size, leaves
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -32,8 +33,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged, lazily freed and huge pages.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : _COMMON.index("Swap")])
+# What does not exist here: merged and lazily freed pages; huge ones but anonymous ones.
+_NONE = frozenset(_COMMON[_COMMON.index("KSM") : _COMMON.index("Swap")]) - {"AnonHugePages"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -84,11 +85,20 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Private_Clean": total(~shared & ~dirty),
         "Private_Dirty": total(~shared & dirty),
         "Referenced": total(seen.accessed),
+        "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
         **swap_usage(space, starts),
     }
+
+
+def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
+    """Bytes of anonymous memory in large leaves, for each of the ranges that begin at `starts`."""
+    addresses = np.array([address for address, _frame in leaves(space)], np.int64)
+    group = np.searchsorted(np.array(starts, np.int64), addresses, side="right") - 1
+    counted = np.bincount(group, minlength=len(starts)) * huge_size(space.table.format)
+    return counted.astype(np.int64)
 
 
 def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
@@ -101,12 +111,13 @@ def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[in
 def area_texts(space: AddressSpace) -> Iterator[bytes]:
     """What stands below the line of each area in /proc/self/smaps, in their order."""
     areas = list(space.areas)
-    counts = usage(space, [area.start for area in areas])
+    counts, huge = usage(space, [area.start for area in areas]), space.physical.huge
     counts["Size"] = np.array([area.length for area in areas], np.int64)
     counts["KernelPageSize"] = counts["MMUPageSize"] = np.full(len(areas), space.page_size, np.int64)
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
         text = _template(_AREA_FIELDS) % tuple(sizes)
-        yield f"{text}THPeligible:           0\nVmFlags: {_flags(area)}\n".encode()
+        eligible = int(huge is not None and huge.eligible(space, area))
+        yield f"{text}THPeligible:           {eligible}\nVmFlags: {_flags(area)}\n".encode()
 
 
 def gate_text(area: Area) -> bytes:

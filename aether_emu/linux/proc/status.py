@@ -142,7 +142,7 @@ def _memory(process: Process) -> Rows:
     return (
         *((name, f"{size >> 10:8d} kB") for name, size in sizes),
         ("CoreDumping", 0),
-        ("THP_enabled", 0),
+        ("THP_enabled", int(space.physical.huge is not None and not space.no_huge)),
         ("untag_mask", f"{untag:#x}"),
     )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Directory, Link, Text
 from aether_emu.linux.kernel import Kernel
+from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.task.process import Process
 
@@ -18,8 +19,6 @@ _SIZE = 4096
 """What sysfs says of the size of each file."""
 _CPU, _NODE, _HUGE = "devices/system/cpu", "devices/system/node", "kernel/mm/transparent_hugepage"
 _LOOPBACK = "devices/virtual/net/lo"
-_OF_PMD = {4096: 2 << 20, 16384: 32 << 20, 65536: 512 << 20}
-"""Bytes of a block of the next level, by page size."""
 
 
 def _topology(number: int, count: int) -> dict[str, str]:
@@ -60,11 +59,7 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
         f"{_NODE}/node0/cpulist": everyone,
         f"{_NODE}/node0/cpumap": as_mask((1 << count) - 1, count),
         f"{_NODE}/node0/distance": "10",
-        f"{_HUGE}/enabled": "always madvise [never]",
-        f"{_HUGE}/defrag": "always defer defer+madvise madvise [never]",
-        f"{_HUGE}/shmem_enabled": "always within_size advise [never] deny force",
-        f"{_HUGE}/use_zero_page": "0",
-        f"{_HUGE}/hpage_pmd_size": str(_OF_PMD[process.mm.page_size]),
+        **{f"{_HUGE}/{name}": value for name, value in _huge_pages(kernel).items()},
         "kernel/address_bits": "64",
         "kernel/cpu_byteorder": "little",
         **{f"{_LOOPBACK}/{name}": value for name, value in _INTERFACE.items()},
@@ -72,9 +67,39 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
     return {
         **{path: _text(value) for path, value in fixed.items()},
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
+        "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
         **{name: Directory(dict) for name in ("block", "fs")},
     }
+
+
+def _huge_pages(kernel: Kernel) -> dict[str, str]:
+    """What the folder of huge pages says. Nothing of it can be changed while the machine runs."""
+    config, huge = kernel.config, kernel.physical.huge
+    page = config.page_size
+    settings = {
+        "enabled": _chosen(("always", "madvise", "never"), config.thp),
+        "defrag": _chosen(
+            ("always", "defer", "defer+madvise", "madvise", "never"),
+            "never" if huge is None else config.thp_defrag,
+        ),
+        "shmem_enabled": "always within_size advise [never] deny force",
+        "use_zero_page": str(int(huge is not None and huge.zero_page)),
+        "hpage_pmd_size": str(page * (page >> 3)),
+    }
+    if huge is None:
+        return settings
+    sizes = [page << order for order in huge.orders]
+    for order in range(2, huge.order + 1):
+        inherits = order == huge.order or page << order in sizes
+        mode = _chosen(("always", "inherit", "madvise", "never"), "inherit" if inherits else "never")
+        settings[f"hugepages-{page << order >> 10}kB/enabled"] = mode
+    return settings
+
+
+def _chosen(words: tuple[str, ...], word: str) -> str:
+    """The words, the chosen one in brackets."""
+    return " ".join(f"[{each}]" if each == word else each for each in words)
 
 
 _INTERFACE = {
@@ -88,6 +113,13 @@ _INTERFACE = {
 def _text(value: str) -> Text:
     line = f"{value}\n".encode()
     return Text(lambda: line, size=_SIZE)
+
+
+def _unusable(kernel: Kernel) -> bytes:
+    """For each zone and order: which share of its free frames lies in blocks that are too short."""
+    zones = kernel.physical.buddy.stats().zones
+    rows = ([f"{zone.unusable(order):.3f}" for order in range(LARGEST_ORDER + 1)] for zone in zones)
+    return zone_lines(kernel, [" ".join(row) for row in rows])
 
 
 def _meminfo(kernel: Kernel) -> bytes:

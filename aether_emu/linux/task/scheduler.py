@@ -169,11 +169,13 @@ class Scheduler:
 
     def _run(self, budget: int | None) -> bool:
         check, lines, take_interrupt = self.kernel.observers.check, self._lines, self._take_interrupt
-        limit = None if budget is None else self.kernel.blocks + budget
+        limit, khugepaged = None if budget is None else self.kernel.blocks + budget, self.kernel.khugepaged
         while self.settle():
             check()
             if take_interrupt():
                 raise Interrupted
+            if khugepaged is not None:
+                khugepaged.look(self.kernel.time_now())
             task = self._next()
             if task is None:
                 if not self._queue.news:  # a timer may have sent a signal
@@ -452,6 +454,9 @@ class Scheduler:
         deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
+            deadline = due if deadline is None else min(deadline, due)
+        if self.kernel.khugepaged is not None:
+            due = self.kernel.khugepaged.due
             deadline = due if deadline is None else min(deadline, due)
         if deadline is None:
             return turn

@@ -250,6 +250,28 @@ class Buddy:
         self.frames.kind_array[taken] = _KERNEL
         return taken
 
+    def gather_ready(self) -> None:
+        """Give all ready frames back to the free lists, which join them."""
+        self._note()
+        self._drain_all()
+
+    def take_within(self, first: int, count: int) -> FrameArray:
+        """The frames of an aligned range of one zone that are free, taken as single ones: for compaction.
+
+        None may be ready (`gather_ready`), and no free block longer than the range.
+        """
+        lists = self._zone_of(first)
+        assert lists is not None, "a range lies in a zone"
+        self._note()
+        taken = lists.take_within(first, count)
+        self.frames.kind_array[taken] = _KERNEL
+        return taken
+
+    @property
+    def zones(self) -> list[tuple[int, int]]:
+        """The first frame of each zone, and the one behind its last."""
+        return [(lists.first, lists.end) for lists in self._zones]
+
     def split(self, frame: int, order: int) -> None:
         """Turn a block in use into 2**order single frames. Raises FrameError unless this block is in use."""
         lists = self._zone_of(frame)

@@ -110,6 +110,21 @@ class FreeLists:
             count -= 1 << order
         return frames
 
+    def take_within(self, first: int, count: int) -> FrameArray:
+        """Take all that is free of an aligned range, as single frames. No free block reaches out of it."""
+        column = self.frames.block_array[first : first + count]
+        heads = np.flatnonzero(column & np.uint8(FREE_BLOCK)) + first
+        orders = (self.frames.block_array[heads] & ~np.uint8(FREE_BLOCK)).astype(np.int64) - 1
+        parts: list[FrameArray] = [np.empty(0, np.int64)]
+        for head, order in zip(heads.tolist(), orders.tolist(), strict=True):
+            del self.blocks[order][head]
+            self.free -= 1 << order
+            self.splits += (1 << order) - 1
+            parts.append(np.arange(head, head + (1 << order)))
+        taken = np.concatenate(parts)
+        self.frames.block_array[taken] = SINGLE
+        return taken
+
     def make_single(self, first: int, count: int) -> None:
         """Turn the first `count` frames of a block in use into single frames."""
         if count > 1:  # a block of one frame is a single frame already

@@ -35,12 +35,13 @@ def split(table: Tree, va: int, flush: Flush) -> None:
     if found is None or found.level == 1:
         raise MappingError(f"there is nothing large at {va:#x}")
     below = found.level - 1
-    smaller = _smaller(table.format, found.entry, found.level)
+    entries = smaller(table.format, found.entry, found.level)
     fresh = table.new_table(below)
     if _hinted(table.format, found.entry):
-        _end_run(table, found, flush)
+        end_run(table, found, flush)
         found = dataclasses.replace(found, entry=table.ram.words[found.slot])
-    table.fill(fresh, below, smaller)
+    table.fill(fresh, below, entries)
+    table.noted_split(found.level)
     entry = table.format.table_entry(fresh, table.reach)
     if found.entry & table.format.present_mask:
         table.exchange(found, entry, flush)
@@ -69,7 +70,7 @@ def cut(table: Tree, gather: Gathering, at: int) -> None:
             split(table, at, flush)
             continue
         if _hinted(table.format, found.entry) and at & run - 1:
-            _end_run(table, found, flush)
+            end_run(table, found, flush)
         return
 
 
@@ -106,7 +107,7 @@ def _hinted(fmt: PageTableFormat, entry: int) -> bool:
     return bool(entry & fmt.present_mask and entry & fmt.contiguous_bit)
 
 
-def _smaller(fmt: PageTableFormat, entry: int, level: int) -> Entries:
+def smaller(fmt: PageTableFormat, entry: int, level: int) -> Entries:
     """The entries of the level below that say together what a large `entry` says."""
     below = fmt.levels[level - 2]
     steps = np.arange(below.entries, dtype=np.uint64) * np.uint64(below.size)
@@ -137,7 +138,7 @@ def _larger(fmt: PageTableFormat, entries: Entries, level: int) -> int | None:
     return leaf if dirty else fmt.clean(leaf)
 
 
-def _end_run(table: Tree, found: Found, flush: Flush) -> None:
+def end_run(table: Tree, found: Found, flush: Flush) -> None:
     """Take the hint from a whole run: a change that is itself forbidden on live entries."""
     fmt = table.format
     spec = fmt.levels[found.level - 1]
@@ -149,3 +150,4 @@ def _end_run(table: Tree, found: Found, flush: Flush) -> None:
     flush()
     for (va, slot), entry in zip(places, entries, strict=True):
         table.write(va, found.level, slot, entry & ~fmt.contiguous_bit)
+    table.noted_split(0)

@@ -124,6 +124,8 @@ class Tree(Written):
         self.reach = reach
         self._buddy = buddy
         self.tables = 0  # table pages taken, the root included
+        # Told of each entry that is split, by its level, and of each contiguous run that ends (0).
+        self.noted_split: Callable[[int], None] = lambda _level: None
         # What `find` asks of the format at each step: (level, shift, last index), from the root to level 2.
         self._way = [
             (level, fmt.levels[level - 1].shift, fmt.levels[level - 1].entries - 1)

@@ -11,6 +11,7 @@ from aether_emu.observe.bench import (
     execution,
     faults,
     guests,
+    hugepages,
     real,
     sanitizer,
     shootdown,
@@ -29,6 +30,8 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
     "fork": {"fork": 5.0},
     "swap": {"swap": 4.0},
+    "collapse": {"collapse": 3.0},
+    "split": {"split": 15.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
     "process": {"process": 50.0},
     "signal": {"signal": 40.0},
@@ -79,6 +82,8 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return tables.figure(isa, goal)
         case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
+        case "collapse" | "split":
+            return hugepages.figure(isa, name, goal)
         case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":
             return switching.figure(isa, name, goal)
         case "swap":

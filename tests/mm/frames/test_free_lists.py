@@ -232,3 +232,17 @@ def test_check_sees_corruption(corrupt: Callable[[FreeLists], None], what: str) 
     corrupt(lists)
     with pytest.raises(FrameError, match=what):
         lists.check()
+
+
+def test_what_is_free_of_a_range_is_taken_and_the_rest_left() -> None:
+    lists = make(0, 1024)
+    assert lists.take(10) == 0
+    lists.make_single(0, 1024)
+    lists.frames.block_array[64:72] = lists.frames.block_array[96] = lists.frames.block_array[200] = 1
+    for frame in (*range(64, 72), 96, 200):
+        lists.give(frame, 0)
+    assert lists.take_within(64, 64).tolist() == [*range(64, 72), 96]
+    assert blocks(lists) == [(200, 0)]
+    assert lists.free == 1
+    lists.check()
+    assert lists.take_within(0, 64).size == 0

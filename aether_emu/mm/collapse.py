@@ -1,0 +1,228 @@
+"""Collapse: a table of small pages becomes one huge page, which has copies of them in a row.
+
+    [ table ] -> pages here and there, some shared, some absent     what stands there, and who has it
+         |  absent, and flushed on every CPU                        nobody stores meanwhile
+         |  copied into an aligned block, zeros where nothing was
+    [ leaf  ] -> the block                                          the table and the old pages are let go
+
+A program asks for it (MADV_COLLAPSE), or a scan does it by and by (Linux: khugepaged). Nobody writes to a
+page between its copy and the new leaf, since no CPU can translate the range then: it is broken before it is
+made, on every ISA.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aether_emu.errors import Refused
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import LEVEL, huge_order, huge_size, possible, take_block
+from aether_emu.mm.physical import Huge
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import first_frames
+from aether_emu.mm.tables.damage import TableDamaged
+from aether_emu.mm.tables.tree import Found, Stretch
+from aether_emu.records import dataclass
+
+_ANON, _ZERO = int(Kind.ANON), int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
+
+
+class Ending(Enum):
+    """What became of a range."""
+
+    DONE = "it is a huge page now"
+    HUGE = "it was one before"
+    EMPTY = "nothing is mapped there"
+    UNFIT = "something there is no page of the area's own, or too many are absent or shared"
+    UNUSED = "nobody has used it lately"
+    BUSY = "somebody else holds a page of it for a while"
+    NO_BLOCK = "there is no block of frames in a row"
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a range must be like: at most so many pages absent, and shared; `used`: one of them accessed."""
+
+    absent: int
+    shared: int
+    used: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Pages:
+    """The pages of a range: their numbers in it, and their frames."""
+
+    numbers: NDArray[np.int64]
+    frames: NDArray[np.int64]
+
+
+def collapse(space: AddressSpace, area: Area, start: int, terms: Terms) -> Ending:
+    """Make the range of a huge page at `start`, which `area` holds whole, one. Raises TableDamaged."""
+    table, physical = space.table, space.physical
+    fmt, size = table.format, huge_size(table.format)
+    shown = table.visit(start, start + size)
+    if not shown:
+        return Ending.EMPTY
+    stretch = shown[0]
+    if not isinstance(stretch, Stretch):
+        return Ending.HUGE if stretch.level == LEVEL and stretch.entry & fmt.present_mask else Ending.UNFIT
+    entries = physical.ram.array[stretch.slot : stretch.slot + stretch.count]
+    pages = _judged(space, entries, terms)
+    if isinstance(pages, Ending):
+        return pages
+    block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers, compacts=True)
+    if block is None:
+        physical.counters.n[Event.HUGE_COLLAPSE_FAILED] += 1
+        return Ending.NO_BLOCK
+    pages = _Pages(
+        pages.numbers, first_frames(fmt, physical.frames, entries[pages.numbers])
+    )  # may have moved
+    slot = table.slot(start, LEVEL)
+    above = Found(start, LEVEL, slot, physical.ram.words[slot])
+    gather = space.gather()
+    table.write(start, LEVEL, slot, 0)
+    gather.page(start, size)
+    gather.flush()
+    _copy(space, pages, block)
+    table.write(start, LEVEL, slot, physical.frames.address(block) | area.bits.write_at(LEVEL))
+    below = fmt.next_table(above.entry, LEVEL)
+    assert below is not None, "a stretch stands in a table"
+    gather.detach([table.forget_table(below)])
+    gather.drop_many(pages.frames)
+    gather.finish()
+    physical.counters.n[Event.HUGE_COLLAPSE] += 1
+    return Ending.DONE
+
+
+def _judged(space: AddressSpace, entries: NDArray[np.uint64], terms: Terms) -> _Pages | Ending:
+    """The pages that a table's entries show, if they can be collapsed on these terms."""
+    fmt, frames = space.table.format, space.physical.frames
+    numbers = np.flatnonzero(entries)
+    shown = entries[numbers]
+    if (shown & np.uint64(fmt.present_mask) == 0).any():
+        return Ending.UNFIT
+    of = first_frames(fmt, frames, shown)
+    if (of >= frames.count).any():
+        return Ending.UNFIT
+    kinds = frames.kind_array[of]
+    own = kinds == _ANON
+    if (kinds[~own] != _ZERO).any():
+        return Ending.UNFIT
+    pages = _Pages(numbers[own], of[own])
+    if not pages.numbers.size:
+        return Ending.EMPTY
+    refs = frames.refs_array[pages.frames]
+    if (refs != frames.maps_array[pages.frames]).any():
+        return Ending.BUSY
+    absent, shared = entries.size - pages.numbers.size, int(np.count_nonzero(refs > 1))
+    if absent > terms.absent or shared > terms.shared:
+        return Ending.UNFIT
+    if terms.used and not fmt.accessed(shown).any():
+        return Ending.UNUSED
+    return pages
+
+
+def _copy(space: AddressSpace, pages: _Pages, block: int) -> None:
+    """Bring the bytes of the pages to their places in a block, whose other pages are zero."""
+    ram = space.physical.ram
+    by_page: NDArray[Any] = ram.array.reshape(-1, ram.page_size >> 3)
+    count = pages.numbers.size
+    first = int(pages.numbers[0])
+    if int(pages.numbers[-1]) - first + 1 == count:
+        np.take(
+            by_page, pages.frames, axis=0, out=by_page[block + first : block + first + count], mode="clip"
+        )
+    else:
+        by_page[block + pages.numbers] = by_page[pages.frames]
+
+
+# ---- a program asks for it
+
+
+_ERRNO = {Ending.NO_BLOCK: errno.ENOMEM, Ending.BUSY: errno.EAGAIN}
+
+
+def collapse_advised(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """MADV_COLLAPSE of a part of an area, whatever the machine's setting is.
+
+    Each huge page in the range is tried; a block that is not there ends it. Raises Refused(ENOMEM) then,
+    EAGAIN where a later try may succeed, else EINVAL.
+    """
+    size = huge_size(space.table.format)
+    if not possible(space, area, size):
+        raise Refused(errno.EINVAL, "no huge page is possible in this mapping")
+    every = 1 << huge_order(space.table.format)
+    failed = None
+    for at in range(start + size - 1 & -size, (end & -size), size):
+        ending = collapse(space, area, at, Terms(absent=every, shared=every))
+        if ending not in (Ending.DONE, Ending.HUGE):
+            failed = ending
+        if ending is Ending.NO_BLOCK:
+            break
+    if failed is not None:
+        raise Refused(_ERRNO.get(failed, errno.EINVAL), failed.value)
+
+
+# ---- the scan
+
+
+class Scan:
+    """Looks at tables of all address spaces in turn, some at a time, and collapses those on its terms.
+
+    `position` is where it goes on: the number of a space, and an address there.
+    """
+
+    def __init__(self, huge: Huge, terms: Terms, pages: int) -> None:
+        self._huge, self._terms, self.pages = huge, terms, pages
+        self.position = (0, 0)
+        self.passes = 0  # through all spaces, from the first to the last
+
+    def look(self, spaces: Sequence[AddressSpace]) -> int:
+        """Look at so many pages as it does at once, or at all. Returns how many ranges it collapsed."""
+        left, done = self.pages, 0
+        each = 1 << self._huge.order
+        for space, area, start in self._from_here(spaces):
+            self.position = (space.number, start + self._huge.size)
+            space.physical.counters.n[Event.HUGE_SCANNED] += 1
+            with suppress(TableDamaged):  # whoever needs the range finds that
+                done += collapse(space, area, start, self._terms) is Ending.DONE
+            left -= each
+            if left <= 0:
+                return done
+        self.position = (0, 0)
+        self.passes += 1
+        return done
+
+    def _from_here(self, spaces: Sequence[AddressSpace]) -> Iterator[tuple[AddressSpace, Area, int]]:
+        """Each range that may become a huge page and has a table, from the position on."""
+        size = self._huge.size
+        number, address = self.position
+        for space in sorted(spaces, key=lambda each: each.number):
+            if space.number < number:
+                continue
+            at = address if space.number == number else 0
+            while (area := space.areas.following(at)) is not None:
+                at = max(at, area.start)
+                end = area.end & -size
+                if self._huge.permits(space, area):
+                    for start in range(at + size - 1 & -size, end, size):
+                        if start >> space.table.leaf_span_shift in space.leaf_tables:
+                            yield space, area, start
+                at = area.end
+
+    def capture(self) -> tuple[tuple[int, int], int]:
+        """Where it is."""
+        return self.position, self.passes
+
+    def restore(self, state: tuple[tuple[int, int], int]) -> None:
+        """Be there."""
+        self.position, self.passes = state
