@@ -35,6 +35,7 @@ from aether_emu.observe.bench import (
     edits,
     execution,
     faults,
+    growth,
     guests,
     real,
     report,
@@ -278,6 +279,15 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
     done.clear()
     assert figure.floor() > 0
     assert done.count(expected) < 6
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_growth_measures_the_same_work_twice(isa: str) -> None:
+    for name in ("protect", "move", "zap", "fork"):
+        figure = growth.figure(isa, name, 1.5, large=128 << 20, repetitions=1)
+        assert figure.ours() > 0 < figure.floor()
+    figure = growth.sparse(isa, 1.3, repetitions=1)
+    assert figure.ours() > 0 < figure.floor()
 
 
 @on_each_isa
