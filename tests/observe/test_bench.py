@@ -567,7 +567,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
     names = (
-        "fault syscall exec map edit fork swap collapse split switch process signal pipe start shootdown cpus"
+        "fault syscall exec map edit fork growth swap collapse split switch process signal pipe start "
+        "shootdown cpus"
     )
     assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
@@ -596,8 +597,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, swap, collapse, split, switch, process, signal, pipe, "
-            "start, shootdown, cpus",
+            "fault, syscall, exec, map, edit, fork, growth, swap, collapse, split, switch, process, signal, "
+            "pipe, start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):
