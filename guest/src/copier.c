@@ -72,10 +72,20 @@ int main(int argc, char **argv) {
     from[6] = 55;
     copy("again", bus_from, bus_to, 16);
     printf("its own page still: %lu\n", (u64)to[1001]);
+    u8 *fresh = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    u64 bus_fresh, bus_fixed, zeros = fresh[0] + fixed[0]; /* both show the page of zeros */
+    printf("pin zeros: %ld %ld, ", pin(fresh, 8, 0, &bus_fresh), pin(fixed, 8, 0, &bus_fixed));
+    fresh[0] = 77;
+    copy("copy", bus_fresh, bus_to, 1);
+    zeros += to[1000];
+    mprotect(fixed, PAGE, PROT_READ | PROT_WRITE);
+    fixed[0] = 78; /* its own page now; the engine has the one of zeros */
+    copy("copy", bus_fixed, bus_to, 1);
+    printf("bytes: %lu %lu\n", zeros, (u64)to[1000]);
     munmap(from, size);
     copy("after munmap", bus_from, bus_to, 16);
     printf("the bytes are there: %lu\n", (u64)to[1001]);
-    printf("copies %lu, bytes %d\n", load(COPIES), *(volatile u64 *)(base + COPIED) == 3 * PAGE + 32);
+    printf("copies %lu, bytes %d\n", load(COPIES), *(volatile u64 *)(base + COPIED) == 3 * PAGE + 34);
     printf("unpin: %ld, again: %ld\n", SYSCALL(ioctl, fd, DMA_UNPIN, &bus_from), SYSCALL(ioctl, fd, DMA_UNPIN, &bus_from));
     return 0; /* the other goes with the file */
 }

@@ -188,9 +188,12 @@ busy 1, unpin -16
 spun: status 2, first byte 99
 again: 1, then 2, error 0, ended 1
 its own page still: 55
+pin zeros: 0 0, copy: 1, then 2, error 0, ended 1
+copy: 1, then 2, error 0, ended 1
+bytes: 77 0
 after munmap: 1, then 2, error 0, ended 1
 the bytes are there: 55
-copies 4, bytes 1
+copies 6, bytes 1
 unpin: 0, again: -22
 """
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from aether_emu.arch.paging import Access, MemoryType
@@ -102,10 +103,9 @@ class CopyEngine(RegisterPage):
         memory, frames, taken = UserMemory(space), physical.frames, list[int]()
         try:
             for va in range(first, end, page):
-                frame = memory.frame_of(va, _WRITE if writable else _READ)
-                if frames.kind[frame] not in (Kind.ANON, Kind.SHARED, Kind.ZERO):
-                    raise Refused(errno.EFAULT, f"{va:#x} shows no memory that stays")
-                frames.get(frame)
+                frame = self._frame_of(memory, va, writable=writable)
+                if frame != physical.zero_frame:
+                    frames.get(frame)
                 taken.append(frame)
         except BaseException as error:
             self._put(taken)
@@ -116,6 +116,17 @@ class CopyEngine(RegisterPage):
         self._bus += end - first + page
         self._pins[pinned.bus] = pinned
         return pinned
+
+    def _frame_of(self, memory: UserMemory, va: int, *, writable: bool) -> int:
+        """The frame of a page that is to stay. Its own in place of the zero page, where it may write."""
+        kinds = self._physical.frames.kind
+        frame = memory.frame_of(va, _WRITE if writable else _READ)
+        if kinds[frame] == Kind.ZERO:
+            with suppress(UserFaulted):
+                frame = memory.frame_of(va, _WRITE)
+        if kinds[frame] not in (Kind.ANON, Kind.SHARED) and frame != self._physical.zero_frame:
+            raise Refused(errno.EFAULT, f"{va:#x} shows no memory that stays")
+        return frame
 
     def unpin(self, bus: int) -> None:
         """EINVAL for what is not pinned; EBUSY while a copy needs it."""
@@ -139,7 +150,8 @@ class CopyEngine(RegisterPage):
             self.unpin(bus)
 
     def _put(self, frames: list[int]) -> None:
-        self._physical.give_back([frame for frame in frames if self._physical.frames.put(frame)])
+        table, zero = self._physical.frames, self._physical.zero_frame
+        self._physical.give_back([frame for frame in frames if frame != zero and table.put(frame)])
 
     def _find(self, bus: int) -> Pinned | None:
         """What is pinned around an address of the bus."""
