@@ -56,6 +56,18 @@ def run_sizes(text: str) -> list[int]:
     return sorted({parse_size(size, "mthp") for size in text.split(",")}, reverse=True)
 
 
+def pool_sizes(text: str) -> dict[int, int]:
+    """How many huge pages of each size in bytes `hugepages` names: by the sizes, as they stand there."""
+    pools: dict[int, int] = {}
+    for each in [] if text == "none" else text.split(","):
+        size, equals, count = each.partition("=")
+        bytes_ = parse_size(size, "hugepages")
+        if not equals or not count.isascii() or not count.isdigit() or bytes_ in pools:
+            raise ConfigError("hugepages", text, _Pools.allowed)
+        pools[bytes_] = int(count)
+    return pools
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -199,6 +211,21 @@ class _Runs(_Rule):
         return all(16 * KIB <= size <= MIB and not size & (size - 1) for size in sizes)
 
 
+class _Pools(_Rule):
+    """Sizes of huge pages, and how many of each: none, or some separated by commas."""
+
+    type = "string"
+    allowed = "none, or sizes and how many pages of each, separated by commas, such as 2M=16,1G=1"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            return all(count < 1 << 31 for count in pool_sizes(value).values())
+        except ConfigError:
+            return False
+
+
 class _Flag(_Rule):
     """True or false."""
 
@@ -338,6 +365,7 @@ class Options(TypedDict, total=False):
     locks: str
     thp: str
     mthp: str
+    hugepages: str
     thp_defrag: str
     khugepaged_sleep: int
     khugepaged_pages: int
@@ -450,6 +478,12 @@ class Config:
         "none",
         _Runs(),
         "the runs of pages that a fault brings where no huge page fits, if `thp` permits it there",
+    )
+    hugepages: str = _parameter(
+        "none",
+        _Pools(),
+        "the pools of huge pages that are taken out of RAM at the start, for programs that ask for such "
+        "(MAP_HUGETLB); sizes are those of the granule: 2M and 1G with pages of 4K, 32M of 16K, 512M of 64K",
     )
     thp_defrag: str = _parameter(
         "madvise",

@@ -47,6 +47,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.memory.aperture import ApertureState
 from aether_emu.mm import capture as space_capture
+from aether_emu.mm.hugetlb import restored_memory
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -438,6 +439,8 @@ def _restore_backing(process: Process, described: State) -> Backing:
         return segment
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
+    if described["kind"] == "hugetlb":
+        return restored_memory(process.kernel.physical, described)
     if described["kind"] == "special":
         return SpecialMapping.restored(process.kernel.physical, described)
     return _opened(process, described, lambda file: _shown(process, file, described))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, cast, overload
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, format_size, run_sizes
+from aether_emu.config import Config, Options, format_size, pool_sizes, run_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -63,6 +63,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.mm.collapse import Scan, Terms
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.physical import Huge
@@ -158,6 +159,7 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        self._fill_pools()
         if self.config.thp_defrag != "never":
             self.physical.compaction = Compaction(self.physical)
         if self.config.thp != "never":
@@ -215,6 +217,18 @@ class Machine:
         return HugePages(
             self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
         )
+
+    def _fill_pools(self) -> None:
+        """Take the huge pages out of RAM that programs may ask for."""
+        pools = self.physical.pools = Pools(self.physical, self.format)
+        for size, count in pool_sizes(self.config.hugepages).items():
+            pool = pools.of_size(size)
+            if pool is None:
+                there = " and ".join(format_size(each.size) for each in pools)
+                raise ConfigError("hugepages", self.config.hugepages, f"pages of {there}, which tables have")
+            if (fits := pool.resize(count)) < count:
+                room = f"{format_size(self.config.ram)} of RAM has room for {fits} of {format_size(size)}"
+                raise ConfigError("hugepages", self.config.hugepages, f"fewer pages: {room}")
 
     def _khugepaged(self, huge: Huge) -> Khugepaged:
         """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""

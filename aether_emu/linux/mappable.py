@@ -47,6 +47,8 @@ def file_backing(kernel: Kernel, file: HostData, *, writable: bool, name: str | 
 class MappedFile:
     """An open file as `mm.mapping.Mappable`: what its descriptor allows, and its pages."""
 
+    huge_size = 0
+
     def __init__(self, kernel: Kernel, file: OpenFile) -> None:
         self._kernel, self._file = kernel, file
         self.readable, self.writable = file.readable, file.writable
@@ -74,6 +76,8 @@ class MappedFile:
 
 class ZeroDevice:
     """/dev/zero as `mm.mapping.Mappable`: what its descriptor allows, and anonymous pages."""
+
+    huge_size = 0
 
     def __init__(self, file: OpenFile) -> None:
         self.readable, self.writable = file.readable, file.writable

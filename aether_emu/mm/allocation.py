@@ -185,10 +185,18 @@ class Area:
         """Whether RLIMIT_DATA counts it: private and writable, and no stack."""
         return not (self.denied & _WRITE or self.shared or self.grows_down)
 
-    def require_cuttable(self) -> None:
-        """Raise Refused(EINVAL) if the area is never cut, because it shows all of its object or nothing."""
-        if self.backing is not None and self.backing.whole:
+    def require_cuttable(self, *at: int) -> None:
+        """Raise Refused(EINVAL) if the area is never cut, because it shows all of its object or nothing.
+
+        Or if one of the addresses at which it is to be cut lies in a huge page of a pool.
+        """
+        backing = self.backing
+        if backing is None:
+            return
+        if backing.whole:
             raise Refused(errno.EINVAL, f"{self.name} is not cut")
+        if backing.huge_size and any(each & backing.huge_size - 1 for each in at):
+            raise Refused(errno.EINVAL, f"huge pages of {backing.huge_size} bytes are not cut")
 
     def piece(self, start: int, end: int, page_shift: int) -> Area:
         """A copy that covers only `[start, end)`."""
@@ -354,12 +362,12 @@ class AreaMap:
         """
         area = self.find(start)
         if area is not None and area.start < start:
-            area.require_cuttable()
+            area.require_cuttable(start)
             if area.end > end > start:
                 self.require_room(1)
         area = self.find(end)
         if area is not None and area.start < end:
-            area.require_cuttable()
+            area.require_cuttable(end)
 
     def remove(self, start: int, end: int) -> list[Area]:
         """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
+from aether_emu.mm import hugetlb
 from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
@@ -221,6 +222,8 @@ class Faults:
                     return answer
             if found is None:
                 return self._absent(space, area, page, access)
+            if found.level > 1 and area.backing is not None and area.backing.huge_size:
+                return self._pooled(space, area, page, access, found, forced=forced)
             if found.level > 1 or found.entry & space.table.format.contiguous_bit:
                 found = whole_or_base(self._physical, space, area, page, access, found, forced=forced)
                 if found is None:
@@ -281,6 +284,9 @@ class Faults:
                 zero = physical.frames.address(physical.zero_frame)
                 physical.ram.words[slot] = zero | area.bits.read
                 self._n[Event.FAULT_ZERO_PAGE] += 1
+            return RESOLVED
+        if backing.huge_size:
+            hugetlb.bring(self._physical, space, area, page, write=write)
             return RESOLVED
         if write and not area.shared:
             self._copy_from_backing(space, area, page)
@@ -344,6 +350,19 @@ class Faults:
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED
+
+    def _pooled(
+        self, space: AddressSpace, area: Area, page: int, access: int, found: Found, *, forced: bool
+    ) -> Outcome:
+        """A huge page of a pool stands there, present or held."""
+        fmt, write = space.table.format, bool(access & _WRITE)
+        present = found.entry & fmt.present_mask
+        if not present and not forced:
+            return self._judge(space, area, page) or self.denied(page)
+        if write and not (present and fmt.writable(found.entry)):
+            hugetlb.store(self._physical, space, area, found)
+            return RESOLVED
+        return self._permitted(space, area, page, access, found) if present else RESOLVED
 
     def _held(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
         """A page that nobody may touch has a frame, but a forced store needs one of the area's own."""

@@ -44,6 +44,14 @@ class Huge(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class HugePools(Protocol):
+    """The pools of huge pages that programs ask for: `mm.huge_pools.Pools`."""
+
+    def close(self) -> None: ...
+    def capture(self) -> dict[int, Any]: ...
+    def restore(self, state: dict[int, Any]) -> None: ...
+
+
 class Compacts(Protocol):
     """What makes rows of free frames by moving pages: `mm.compaction.Compaction`."""
 
@@ -93,6 +101,7 @@ class Physical:
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
+        self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -159,6 +168,8 @@ class Physical:
         self.tlb.settle()
         if self.huge is not None:
             self.huge.close()
+        if self.pools is not None:
+            self.pools.close()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -178,13 +189,14 @@ class Physical:
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
+            "pools": None if self.pools is None else self.pools.capture(),
         }
 
     def restore(self, state: dict[str, object]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
         code, host = state["code"], state["host_memory"]
-        huge, learnt = state["huge"], state["compaction"]
+        huge, learnt, pools = state["huge"], state["compaction"], state["pools"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
@@ -200,3 +212,6 @@ class Physical:
         if self.huge is not None:
             assert isinstance(huge, dict)
             self.huge.restore(huge)
+        if self.pools is not None:
+            assert isinstance(pools, dict)
+            self.pools.restore(pools)

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from copy import copy
 from types import EllipsisType
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -46,7 +46,10 @@ _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
-_ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
+_ANON, _HUGETLB = (
+    int(Kind.ANON),
+    int(Kind.HUGETLB),
+)  # numpy compares with a number a hundred times faster than with an enum
 
 
 class Shared(NamedTuple):
@@ -59,6 +62,15 @@ class Shared(NamedTuple):
     table: PageTable
     start: int
     whole: PageTable | None = None
+
+
+class Promised(Protocol):
+    """What pools of huge pages have promised an address space: `mm.huge_pools.Promises`."""
+
+    def capture(self) -> list[tuple[int, int, int]]: ...
+    def renew(self, start: int, end: int) -> None: ...
+    def drop(self, start: int, end: int) -> None: ...
+    def move(self, start: int, end: int, to: int) -> None: ...
 
 
 class AddressSpace:
@@ -102,6 +114,7 @@ class AddressSpace:
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
+        self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -286,6 +299,8 @@ class AddressSpace:
             else:
                 self._clear_all(gather, areas, start, end)
             pieces = self._take_out(start, end)
+            if self.promises is not None:
+                self.promises.drop(start, end)
             self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
             gather.finish(may_defer=True)
@@ -315,7 +330,7 @@ class AddressSpace:
         Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
         if (start, end) != (area.start, area.end):
-            area.require_cuttable()
+            area.require_cuttable(start, end)
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.key = area.key if key is None else key
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
@@ -349,7 +364,7 @@ class AddressSpace:
         if flags == area.flags and watcher is area.watcher:
             return
         if (start, end) != (area.start, area.end):
-            area.require_cuttable()
+            area.require_cuttable(start, end)
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
         piece.set_watcher(watcher)
@@ -440,6 +455,8 @@ class AddressSpace:
             self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
+        if self.promises is not None:
+            self.promises.renew(start, end)
 
     def written(self, va: int, length: int) -> None:
         """Bytes changed without the engine's notice: drop translations if a page of them held code."""
@@ -478,6 +495,8 @@ class AddressSpace:
             transfer.move(self.table, gather, start, end, to)
         finally:
             self.finish(gather)
+        if self.promises is not None:
+            self.promises.move(start, end, to)
 
     def fork(self) -> AddressSpace:
         """A new address space that shows what this one shows; whoever asked destroys it.
@@ -544,7 +563,10 @@ class AddressSpace:
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family."""
         kinds = self.physical.frames.kind_array
-        return any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end))
+        return any(
+            ((own := kinds[frames]) == _ANON).any() or (own == _HUGETLB).any()
+            for frames in self._shown_each(start, end)
+        )
 
     # ---- inside
 

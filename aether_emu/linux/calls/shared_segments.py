@@ -26,6 +26,7 @@ class _Attached:
     """A segment as `mapping.Mappable`."""
 
     readable = True
+    huge_size = 0
 
     def __init__(self, segment: Segment, *, writable: bool) -> None:
         self._segment, self.writable = segment, writable

@@ -15,7 +15,7 @@ from aether_emu.linux.ipc.semaphores import MOST_IN_A_SET, MOST_IN_ALL, MOST_OPE
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
-from aether_emu.linux.proc import status
+from aether_emu.linux.proc import pools, status
 from aether_emu.linux.proc.buddy import buddyinfo
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
@@ -54,6 +54,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
+        "sys/vm/nr_hugepages": pools.default_size(kernel),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
@@ -119,7 +120,6 @@ def _settings(process: Process) -> dict[str, str | int]:
         "sys/net/core/somaxconn": MOST_BACKLOG,
         "sys/net/ipv4/ip_local_port_range": f"{FIRST_PORT}\t{LAST_PORT}",
         "sys/net/ipv4/ip_unprivileged_port_start": 1024,
-        "sys/vm/nr_hugepages": 0,
         "sys/vm/swappiness": 60,
         "sys/vm/overcommit_memory": 0,
         "sys/vm/memfd_noexec": 0,
@@ -242,4 +242,5 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("PageTables", census[Kind.TABLE] * kib),
         ("AnonHugePages", len(_huge_pages(registry)) * kib * (kernel.config.page_size >> 3)),
     )
-    return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()
+    text = "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows) + pools.meminfo(kernel)
+    return text.encode()

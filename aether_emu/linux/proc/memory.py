@@ -73,6 +73,11 @@ def _each_page(
     return done
 
 
+def _families(space: AddressSpace) -> list[int]:
+    """The numbers that pages of the process's own have as their owner."""
+    return sorted({area.owner for area in space.areas if area.owner})
+
+
 def read_pagemap(process: Process, position: int, count: int) -> bytes:
     """Read /proc/self/pagemap: eight bytes for each page, up to the end of the user half.
 
@@ -90,7 +95,9 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     entries = np.zeros(last - first, np.uint64)
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     bits = np.full(len(seen.frames), PM_PRESENT, np.uint64)
-    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED)] |= np.uint64(PM_FILE)
+    in_family = np.isin(table.owner_array[seen.frames], _families(space))
+    pooled = (kinds == Kind.HUGETLB) & ~in_family  # a page of the object, not one of the process's own
+    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED) | pooled] |= np.uint64(PM_FILE)
     bits[(maps == 1) & (kinds != Kind.ZERO)] |= np.uint64(PM_EXCLUSIVE)
     if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)

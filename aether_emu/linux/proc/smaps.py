@@ -33,7 +33,7 @@ _COMMON = (
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
 # What does not exist here: merged, lazily freed and swapped pages; huge ones but anonymous ones.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : -1]) - {"AnonHugePages"}
+_NONE = frozenset(_COMMON[_COMMON.index("KSM") : -1]) - {"AnonHugePages", "Shared_Hugetlb", "Private_Hugetlb"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -51,7 +51,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
-    counted, anonymous, in_object = kinds != Kind.ZERO, kinds == Kind.ANON, kinds == Kind.SHARED
+    pooled, anonymous, in_object = kinds == Kind.HUGETLB, kinds == Kind.ANON, kinds == Kind.SHARED
+    counted = (kinds != Kind.ZERO) & ~pooled
     shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
@@ -64,6 +65,9 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
 
     def total(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
         return np.bincount(group[pages & counted], minlength=len(starts)) * size
+
+    def in_pools(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
+        return np.bincount(group[pages], minlength=len(starts)) * size
 
     def share(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
         chosen = pages & counted  # sums of integers far below 2**53: exact
@@ -83,6 +87,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Private_Clean": total(~shared & ~dirty),
         "Private_Dirty": total(~shared & dirty),
         "Referenced": total(seen.accessed),
+        "Shared_Hugetlb": in_pools(pooled & shared),
+        "Private_Hugetlb": in_pools(pooled & ~shared),
         "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
@@ -110,7 +116,9 @@ def area_texts(space: AddressSpace) -> Iterator[bytes]:
     areas = list(space.areas)
     counts, huge = usage(space, [area.start for area in areas]), space.physical.huge
     counts["Size"] = np.array([area.length for area in areas], np.int64)
-    counts["KernelPageSize"] = counts["MMUPageSize"] = np.full(len(areas), space.page_size, np.int64)
+    counts["KernelPageSize"] = counts["MMUPageSize"] = np.array(
+        [(area.backing is not None and area.backing.huge_size) or space.page_size for area in areas], np.int64
+    )
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
         text = _template(_AREA_FIELDS) % tuple(sizes)
         eligible = int(huge is not None and huge.eligible(space, area))
@@ -144,13 +152,21 @@ def _kib(fields: tuple[str, ...], counts: dict[str, Bytes]) -> list[list[int]]:
 def _flags(area: Area) -> str:
     """The letters for what an area has, in the order of their bits (include/linux/mm.h)."""
     whole = area.backing is not None and area.backing.whole
+    pooled = area.backing is not None and bool(area.backing.huge_size)
     protections = int(area.protection), int(area.maximum)
-    return _letters(*protections, area.flags, area.shared, area.grows_down, whole, area.no_reserve)
+    return _letters(*protections, area.flags, area.shared, area.grows_down, whole, area.no_reserve, pooled)
 
 
 @cache  # a process may have a hundred thousand areas, which are of a few kinds
 def _letters(
-    now: int, ever: int, flags: int, shared: bool, grows_down: bool, whole: bool, no_reserve: bool
+    now: int,
+    ever: int,
+    flags: int,
+    shared: bool,
+    grows_down: bool,
+    whole: bool,
+    no_reserve: bool,
+    pooled: bool,
 ) -> str:
     letters = (
         ("rd", now & Protection.READ),
@@ -168,10 +184,11 @@ def _letters(
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
         ("dc", flags & AreaFlags.NO_FORK),
-        ("de", whole),
+        ("de", whole or pooled),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
-        ("ac", now & Protection.WRITE and not shared and not no_reserve),
+        ("ac", now & Protection.WRITE and not shared and not no_reserve and not pooled),
         ("nr", no_reserve),
+        ("ht", pooled),
         ("wf", flags & AreaFlags.WIPE_ON_FORK),
         ("dd", flags & AreaFlags.NO_DUMP),
         ("hg", flags & AreaFlags.HUGE),

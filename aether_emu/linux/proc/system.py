@@ -13,6 +13,7 @@ from aether_emu.linux.files.synthetic import Directory, Link, Text
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
+from aether_emu.linux.proc.pools import pool_texts
 from aether_emu.linux.task.process import Process
 
 _SIZE = 4096
@@ -66,6 +67,7 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
     }
     return {
         **{path: _text(value) for path, value in fixed.items()},
+        **{f"kernel/mm/hugepages/{path}": text for path, text in pool_texts(kernel).items()},
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
         "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),

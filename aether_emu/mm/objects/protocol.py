@@ -107,6 +107,7 @@ class Backing(MemoryObject):
     """An object with pages of its own to show: a file, or shared memory."""
 
     in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
+    huge_size = 0  # bytes of its pages, if they are huge ones that are never cut
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 
     @property
