@@ -27,6 +27,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.huge_file import HugeFile, restored_contents
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
@@ -273,6 +274,10 @@ def _restore_files(
 
     def notice(described: State, viewer: Files) -> OpenFile:
         process = next(process for process in owners.values() if process.files is viewer)
+        if described["kind"] == HugeFile.kind:
+            return HugeFile(
+                restored_contents(process.kernel.physical, described["contents"]), described["flags"]
+            )
         if described["kind"] == QueueFile.kind:
             return posix_capture.reopened(process.kernel.with_posix_queues(), described)
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
@@ -439,6 +444,8 @@ def _restore_backing(process: Process, described: State) -> Backing:
         return segment
     if described["kind"] == "shared":
         return SharedMemory.restored(process.kernel.physical, described)
+    if described["kind"] == "hugetlb file":
+        return restored_contents(process.kernel.physical, described)
     if described["kind"] == "hugetlb":
         return restored_memory(process.kernel.physical, described)
     if described["kind"] == "special":

@@ -2,8 +2,8 @@
 
 A fault brings one leaf of the pool's level over an aligned block, never a smaller one, and no leaf is ever
 split: whoever edits a part of such a page is refused (EINVAL). What mmap promised, a fault keeps; where
-nothing was and the pool is empty, it is SIGBUS. A store to a page that somebody else shows too copies the huge page
-whole; if there is none to copy to, the process that mapped the memory takes the page away from its children.
+nothing was and the pool is empty, it is SIGBUS. A store to a page that others show too copies it as a
+whole; if there is none to copy to, the process that mapped the memory takes it away from its children.
 """
 
 from __future__ import annotations
@@ -44,19 +44,24 @@ class AnonymousHuge:
         return HugeMemory(self._physical, self._pool, self._pages, "/anon_hugepage (deleted)")
 
 
-def chosen_pool(space: AddressSpace, shift: int) -> HugePool:
+def chosen_pool(physical: Physical, shift: int) -> HugePool:
     """The pool of pages of 2**shift bytes, 0 for the default size. Refused(EINVAL) if there is none."""
-    pools = space.physical.pools
-    if not isinstance(pools, Pools):
+    if not isinstance(physical.pools, Pools):
         raise Refused(errno.EINVAL, "no huge pages")
-    return pools.chosen(shift)
+    return physical.pools.chosen(shift)
+
+
+def pool_of_size(physical: Physical, size: int) -> HugePool:
+    """The pool of pages of `size` bytes, as on the machine that was captured."""
+    assert isinstance(physical.pools, Pools), "a machine with Linux has them"
+    pool = physical.pools.of_size(size)
+    assert pool is not None, "the same sizes"
+    return pool
 
 
 def restored_memory(physical: Physical, state: dict[str, Any]) -> HugeMemory:
     """The captured memory, whose pages the pool and the frame table know."""
-    assert isinstance(physical.pools, Pools), "as on the machine that was captured"
-    pool = physical.pools.of_size(state["size"])
-    assert pool is not None, "the same sizes"
+    pool = pool_of_size(physical, state["size"])
     memory = HugeMemory(physical, pool, state["pages"], state["name"])
     memory.go_on(state["number"], state)
     return memory

@@ -185,7 +185,7 @@ def _of_huge_pages(space: AddressSpace, request: Request) -> Request:
         if not request.file.huge_size:
             raise Refused(errno.EINVAL, "the file has no huge pages")
         return request
-    pool = hugetlb.chosen_pool(space, request.flags >> _MAP_HUGE_SHIFT & _MAP_HUGE_MASK)
+    pool = hugetlb.chosen_pool(space.physical, request.flags >> _MAP_HUGE_SHIFT & _MAP_HUGE_MASK)
     if request.flags & MAP_TYPE not in (MAP_SHARED, MAP_PRIVATE):
         raise Refused(errno.EINVAL, f"no mapping type {request.flags & MAP_TYPE}")
     file = hugetlb.AnonymousHuge(space.physical, pool, request.length)

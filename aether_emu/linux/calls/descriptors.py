@@ -86,7 +86,7 @@ def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
         text = read_string(task.cpu, name, _MFD_NAME_MAX + 1)
     except Refused:
         raise Refused(errno.EINVAL, "the name is too long") from None
-    return task.files.memfd_create(text, u32(flags))
+    return task.files.memfd_create(text, u32(flags), task.process.kernel.physical)
 
 
 # ---- control

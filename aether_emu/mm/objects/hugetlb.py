@@ -50,6 +50,10 @@ class HugeMemory(Backing):
     def writable(self) -> bool:
         return True
 
+    def rename(self, name: str) -> None:
+        """Be shown by another name."""
+        self._name = name
+
     def frames_by_page(self) -> dict[int, int]:
         """The frame of each base page that has one."""
         count = self.pool.count
