@@ -27,6 +27,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
+from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.tables import page
 from aether_emu.observe.bench import (
     calls,
@@ -34,11 +35,13 @@ from aether_emu.observe.bench import (
     edits,
     execution,
     faults,
+    growth,
     guests,
     real,
     report,
     shootdown,
     startup,
+    swap,
     switching,
     tables,
 )
@@ -278,6 +281,15 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
     assert done.count(expected) < 6
 
 
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_growth_measures_the_same_work_twice(isa: str) -> None:
+    for name in ("protect", "move", "zap", "fork"):
+        figure = growth.figure(isa, name, 1.5, large=128 << 20, repetitions=1)
+        assert figure.ours() > 0 < figure.floor()
+    figure = growth.sparse(isa, 1.3, repetitions=1)
+    assert figure.ours() > 0 < figure.floor()
+
+
 @on_each_isa
 @pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap", "fork"])
 def test_both_sides_of_an_edit_make_the_same_entries(
@@ -294,6 +306,18 @@ def test_both_sides_of_an_edit_make_the_same_entries(
     figure.ours()
     with pytest.raises(BenchError, match="different"):
         figure.floor()
+
+
+@on_each_isa
+def test_pages_go_to_swap_and_come_back(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap, "_PAGES", 600)
+    figure = swap.figure(isa, 4.0)
+    assert "600" in figure.what
+    assert figure.ours() > 0
+    assert figure.floor() > 0
+    monkeypatch.setattr(Reclaim, "take", lambda _self, _frames: 0)
+    with pytest.raises(BenchError, match="did not go"):
+        figure.ours()
 
 
 def test_a_child_finds_the_package_and_may_keep_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,7 +566,10 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork collapse split switch process signal pipe start shootdown cpus"
+    names = (
+        "fault syscall exec map edit fork growth swap collapse split switch process signal pipe start "
+        "shootdown cpus"
+    )
     assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
 
@@ -570,8 +597,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, collapse, split, switch, process, signal, pipe, start, "
-            "shootdown, cpus",
+            "fault, syscall, exec, map, edit, fork, growth, swap, collapse, split, switch, process, signal, "
+            "pipe, start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):

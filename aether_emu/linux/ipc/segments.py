@@ -50,6 +50,11 @@ class Segment(Shared, Backing):
         return f"/SYSV{self.key & 0xFFFF_FFFF:08x} (deleted)"
 
     @property
+    def stays(self) -> bool:
+        """See `SharedMemory.stays`."""
+        return bool(self.mode & LOCKED)
+
+    @property
     def attached(self) -> int:
         """How many areas show it."""
         return len(self.windows)
@@ -57,6 +62,10 @@ class Segment(Shared, Backing):
     @abstractmethod
     def present(self) -> int:
         """How many of its pages are in memory."""
+
+    def in_swap(self) -> int:
+        """How many of its pages are in swap."""
+        return 0
 
     @abstractmethod
     def contents(self) -> dict[str, Any]:
@@ -99,7 +108,11 @@ class SmallSegment(Segment, SharedMemory):
 
     def contents(self) -> dict[str, Any]:
         """See `Segment.contents`."""
-        return {"frames": self.frames_by_page()}
+        return self.capture_pages()
+
+    def in_swap(self) -> int:
+        """See `Segment.in_swap`."""
+        return len(self.slots_by_page())
 
     def present(self) -> int:
         """See `Segment.present`."""
@@ -107,7 +120,7 @@ class SmallSegment(Segment, SharedMemory):
 
     def take_over(self, number: int, contents: dict[str, Any]) -> None:
         """See `Segment.take_over`."""
-        self.go_on(number, contents["frames"])
+        self.go_on(number, contents["frames"], contents["slots"])
 
     def release(self) -> None:
         """See `MemoryObject.release`."""
@@ -154,7 +167,7 @@ class Segments(Identifiers[Segment]):
         """A new one, of huge pages if there is a pool. EINVAL, ENOSPC, ENOMEM."""
         if not 0 < size <= LARGEST:
             raise Refused(errno.EINVAL, f"{size} bytes")
-        if size > self._physical.ram.size:
+        if size > self._physical.most_memory:
             raise Refused(errno.ENOMEM, "more than all memory")
         huge = 0 if pool is None or mode & NO_RESERVE else -(-size // pool.size)
         if pool is not None and huge > pool.available:

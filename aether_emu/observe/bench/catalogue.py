@@ -10,12 +10,14 @@ from aether_emu.observe.bench import (
     edits,
     execution,
     faults,
+    growth,
     guests,
     hugepages,
     real,
     sanitizer,
     shootdown,
     startup,
+    swap,
     switching,
     tables,
 )
@@ -28,6 +30,14 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "map": {"map": 5.0},
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
     "fork": {"fork": 5.0},
+    "growth": {
+        "growth-protect": 1.5,
+        "growth-move": 1.5,
+        "growth-zap": 1.5,
+        "growth-fork": 1.5,
+        "sparse": 1.3,
+    },
+    "swap": {"swap": 4.0},
     "collapse": {"collapse": 3.0},
     "split": {"split": 15.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
@@ -80,10 +90,16 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return tables.figure(isa, goal)
         case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
+        case "growth-protect" | "growth-move" | "growth-zap" | "growth-fork":
+            return growth.figure(isa, name.removeprefix("growth-"), goal)
+        case "sparse":
+            return growth.sparse(isa, goal)
         case "collapse" | "split":
             return hugepages.figure(isa, name, goal)
         case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":
             return switching.figure(isa, name, goal)
+        case "swap":
+            return swap.figure(isa, goal)
         case "start":
             return startup.figure(isa, goal)
         case "shootdown-1" | "shootdown-8" | "shootdown-64":
