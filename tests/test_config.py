@@ -119,6 +119,8 @@ REFUSED: list[tuple[str, Any]] = [
     ("mthp", "64K,"),
     ("mthp", "48K"),
     ("mthp", "2M"),
+    ("hugepages", "2M"),
+    ("hugepages", "2M=many"),
     ("thp_defrag", "defer"),
     ("khugepaged_sleep", -1),
     ("khugepaged_pages", 0),

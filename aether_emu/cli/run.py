@@ -129,6 +129,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Where programs get huge pages: never, madvise (where they ask for them) or always.",
 )
 @click.option(
+    "--hugepages",
+    cls=Setting,
+    key="hugepages",
+    type=text("SIZE=N,..."),
+    help="Pools of huge pages for programs that ask (MAP_HUGETLB), such as 2M=16,1G=1.",
+)
+@click.option(
     "--seed",
     cls=Setting,
     key="seed",
@@ -203,6 +210,7 @@ def run(  # an option is a parameter here
     swap: str | None,
     kpti: bool,
     thp: str | None,
+    hugepages: str | None,
     seed: int | None,
     granule: str | None,
     la57: bool,
@@ -249,6 +257,7 @@ def run(  # an option is a parameter here
         "swap": swap,
         "kpti": True if kpti else None,
         "thp": thp,
+        "hugepages": hugepages,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aether_emu.config import format_size
 from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import leaves
 from aether_emu.system import Machine
 
@@ -165,6 +167,31 @@ def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
     }
 
 
+def _of_pools(machine: Machine) -> dict[str, Any]:
+    """The pools of huge pages that have some."""
+    pools = machine.physical.pools
+    assert isinstance(pools, Pools), "a machine with Linux has them"
+    told = {
+        format_size(pool.size): {
+            "pages": len(pool),
+            "free": free,
+            "promised": pool.reserved,
+            "surplus": pool.surplus,
+        }
+        for pool in pools
+        if (free := pool.free) or len(pool)
+    }
+    return {"hugetlb": told} if told else {}
+
+
+def _rows_of_pools(pools: dict[str, dict[str, int]] | None) -> list[tuple[str, int]]:
+    return [
+        (f"pool of {size}: {name}", count)
+        for size, figures in (pools or {}).items()
+        for name, count in figures.items()
+    ]
+
+
 def _rows_of_huge_pages(huge: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"huge pages: {name.replace('_', ' ')}", count) for name, count in (huge or {}).items()]
 
@@ -250,6 +277,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_split(machine),
         **_of_swap(machine),
         **_of_huge_pages(machine, huge),
+        **_of_pools(machine),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
@@ -293,6 +321,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_swap("reclaim", statistics.get("reclaim")),
         *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
+        *_rows_of_pools(statistics.get("hugetlb")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

@@ -273,3 +273,25 @@ def test_frames_of_a_page_lie_in_a_row_and_are_of_the_pool(kit: Kit) -> None:
     kinds = kit.board.frames.kind_array[first : first + kit.pool.count]
     assert (kinds == Kind.HUGETLB).all()
     assert first in kit.pool.pages
+
+
+@pytest.mark.parametrize("name", ["x86_64", "arm64-4K"])
+def test_a_page_of_a_gigabyte_is_one_leaf_of_level_3(name: str) -> None:
+    board = Board(FORMATS[name], ram=3 << 30)
+    pools = board.physical.pools = Pools(board.physical, FORMATS[name])
+    pool = pools.chosen(30)
+    assert pool.resize(1) == 1
+    space = board.space()
+    board.run_on(space)
+    flags = MAP_SHARED | MAP_HUGETLB | ANONYMOUS & ~MAP_PRIVATE | 30 << 26
+    at = mapping.map_memory(space, Request(0, 1 << 30, RW, flags, None, 0))
+    board.cpu.copy_to_user(at + (1 << 30) - 2, b"xy")
+    found = space.table.find(at)
+    assert found is not None
+    assert (found.level, at % (1 << 30), pool.free) == (3, 0, 0)
+    refused(errno.EINVAL, mapping.protect_memory, space, at, 2 << 20, R)
+    assert bytes(board.cpu.copy_from_user(at + (1 << 30) - 2, 2)) == b"xy"
+    board.rest()
+    board.spaces.remove(space)
+    space.destroy()
+    board.close()

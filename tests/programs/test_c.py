@@ -42,6 +42,7 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "hugetlb",
     "keys",
     "lazy",
     "limits",

@@ -68,7 +68,7 @@ static void counts(const char *when) {
 
 static void refusals(void) {
     void *at;
-    printf("mmap of no size there is: %s\n", mapped(mmap(0, size, 3, ANON | 25 << MAP_HUGE_SHIFT, -1, 0)));
+    printf("mmap of no size there is: %s\n", mapped(mmap(0, size, 3, ANON | 27 << MAP_HUGE_SHIFT, -1, 0)));
     printf("mmap of nothing: %s\n", mapped(mmap(0, 0, 3, ANON, -1, 0)));
     printf("mmap of more than the pool: %s\n", mapped(mmap(0, 1000 * size, 3, ANON, -1, 0)));
     at = mmap(0, 1000 * size, 3, ANON | MAP_NORESERVE, -1, 0);
@@ -90,7 +90,7 @@ static int file_of_pages(void) {
     char link[64] = "", path[64];
     int fd = memfd_create("pages", 4 | MFD_ALLOW_SEALING);
     printf("memfd_create: %s\n", outcome(fd < 0 ? -1 : 0));
-    printf("memfd_create of no size there is: %s\n", outcome(memfd_create("x", 4 | 25U << 26)));
+    printf("memfd_create of no size there is: %s\n", outcome(memfd_create("x", 4 | 27U << 26)));
     printf("ftruncate to a part of a page: %s\n", outcome(ftruncate(fd, size + 4096)));
     printf("ftruncate: %s\n", outcome(ftruncate(fd, 2 * size)));
     fstat(fd, &status);
@@ -208,9 +208,9 @@ static void pool(void) {
     printf("MADV_DONTNEED: %s\n", outcome(madvise(at, size, MADV_DONTNEED)));
     counts("given up");
     printf("it reads %d\n", at[5]);
-    char *moved = mremap(at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at + 64 * size);
+    char *moved = mremap(at, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, at - 64 * size);
     moved[9] = 9;
-    printf("moved: %d\n", moved == at + 64 * size && moved[9] == 9);
+    printf("moved: %d\n", moved == at - 64 * size && moved[9] == 9);
     munmap(moved, size);
     counts("unmapped");
 
