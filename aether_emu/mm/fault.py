@@ -238,10 +238,10 @@ class Faults:
                     return answer
             if found is None:
                 return self._absent(space, area, page, access)
-            if found.level > 1 and area.backing is not None and area.backing.huge_size:
-                return self._pooled(space, area, page, access, found, forced=forced)
             if found.level > 1 or found.entry & space.table.format.contiguous_bit:
-                found = whole_or_base(self._physical, space, area, page, access, found, forced=forced)
+                pooled = area.backing is not None and area.backing.huge_size
+                decide = hugetlb.whole if pooled else whole_or_base
+                found = decide(self._physical, space, area, page, access, found, forced=forced)
                 if found is None:
                     return RESOLVED
             if not found.entry & space.table.format.present_mask:
@@ -381,19 +381,6 @@ class Faults:
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED
-
-    def _pooled(
-        self, space: AddressSpace, area: Area, page: int, access: int, found: Found, *, forced: bool
-    ) -> Outcome:
-        """A huge page of a pool stands there, present or held."""
-        fmt, write = space.table.format, bool(access & _WRITE)
-        present = found.entry & fmt.present_mask
-        if not present and not forced:
-            return self._judge(space, area, page) or self.denied(page)
-        if write and not (present and fmt.writable(found.entry)):
-            hugetlb.store(self._physical, space, area, found)
-            return RESOLVED
-        return self._permitted(space, area, page, access, found) if present else RESOLVED
 
     def _held(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
         """A page that nobody may touch has a frame, but a forced store needs one of the area's own."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
@@ -24,6 +25,8 @@ from aether_emu.mm.protection import Protection
 from aether_emu.mm.rmap import address_in, unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.tree import Found
+
+_WRITE = int(Access.WRITE)  # plain: an enum's operators are slow
 
 
 class AnonymousHuge:
@@ -187,6 +190,21 @@ def _own(
         n[Event.FAULT_COPY] += 1
         n[Event.COPIED_PAGES] += pool.count
     return block
+
+
+def whole(
+    physical: Physical, space: AddressSpace, area: Area, page: int, access: int, found: Found, *, forced: bool
+) -> Found | None:
+    """As `mm.hugepage.whole_or_base`: `found` itself if others decide, None if it permits the access now.
+
+    Raises BackingFailed as `store`.
+    """
+    fmt = space.table.format
+    present, write = found.entry & fmt.present_mask, access & _WRITE
+    if write and (forced if not present else not fmt.writable(found.entry)):
+        store(physical, space, area, found)
+        return None
+    return None if forced and not present else found
 
 
 def store(physical: Physical, space: AddressSpace, area: Area, found: Found) -> None:

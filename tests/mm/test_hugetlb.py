@@ -21,6 +21,7 @@ from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.user import ForcedMemory
 from tests.mm.board import ENGINES, FORMATS, Board, check_accounts
 from tests.mm.calls import ANONYMOUS, RW
 
@@ -295,3 +296,31 @@ def test_a_page_of_a_gigabyte_is_one_leaf_of_level_3(name: str) -> None:
     board.spaces.remove(space)
     space.destroy()
     board.close()
+
+
+def test_a_debugger_reads_and_writes_what_the_program_may_not(kit: Kit) -> None:
+    at = kit.map(2)
+    kit.write(at, b"bytes")
+    child = kit.fork()
+    for protection in (R, NONE):
+        mapping.protect_memory(kit.space, at, 2 * kit.size, protection)
+        forced = ForcedMemory(kit.space)
+        assert forced.read(at + 1, 4) in (b"ytes", b"YTES")
+        forced.write(at + 1, b"YTES")
+        assert forced.read(at, 5) == b"bYTES"
+        assert kit.read(at, 5, child) == b"bytes"
+        forced.write(at + kit.size, b"fresh")
+    mapping.protect_memory(kit.space, at, 2 * kit.size, RW)
+    assert kit.read(at + kit.size, 5) == b"fresh"
+
+
+def test_a_page_is_used_again_only_after_every_cpu_has_flushed(
+    kit: Kit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at, settled = kit.map(1), list[int]()
+    tlb = kit.board.physical.tlb
+    with monkeypatch.context() as patched:
+        patched.setattr(type(tlb), "awaited", True)
+        patched.setattr(type(tlb), "settle", lambda _tlb: settled.append(kit.pool.free))
+        assert kit.touch(at) is RESOLVED
+    assert settled == [4]  # while the page was still free
