@@ -173,6 +173,8 @@ def test_a_child_gets_sigbus_where_nothing_is_left_and_its_parent_never_does(kit
     assert isinstance(kit.touch(at, READ, child), BusError)
     assert kit.read(at + kit.size, 1, child) == b"1"
     assert kit.touch(at + 3 * kit.size) is RESOLVED
+    kit.pool.resize(5)
+    assert isinstance(kit.touch(at, READ, child), BusError)  # what it had there is gone
     kit.end(child)
     kit.check()
 
