@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.ipc.system_v import SystemV
     from aether_emu.linux.task.contention import Contention
     from aether_emu.linux.task.khugepaged import Khugepaged
+    from aether_emu.linux.task.ksm import Ksm
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -95,6 +96,7 @@ class Kernel:
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
         self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
+        self.ksm: Ksm  # what merges equal pages, when it is told to
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -309,6 +311,7 @@ class Kernel:
             "books": self._books,
             "told": self._told,
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
+            "ksm": self.ksm.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -318,3 +321,4 @@ class Kernel:
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])
+        self.ksm.restore(state["ksm"])

@@ -23,6 +23,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "new_flags": space.new_flags,
         "keys": space.keys,
         "no_huge": space.no_huge,
+        "merge_any": space.merge_any,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -52,7 +53,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         area = space.new_area(start, end, protection, backing=shown, family=family, **fields)
         area.was_writable_executable = was_writable_executable
         space.place(area)
-    space.no_huge = state["no_huge"]
+    space.no_huge, space.merge_any = state["no_huge"], state["merge_any"]
     space.mmap_base, space.account.most_reserved = state["mmap_base"], state["most_reserved"]
     space.new_flags, space.program_data = state["new_flags"], state["program_data"]
     space.heap_start, space.heap_end = state["heap"]

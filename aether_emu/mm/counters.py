@@ -46,6 +46,10 @@ class Event(IntEnum):
     COMPACTION_FAILED = 35  # tries that made none
     MIGRATED_PAGES = 36  # pages that moved to another frame
     HUGE_UNDERUSED = 37  # huge pages that gave their zeros back when memory was out
+    MERGE_SCANNED = 38  # pages whose bytes the scan for equal ones looked at
+    MERGED_PAGES = 39  # pages that came to show a merged frame
+    MERGED_ZEROS = 40  # pages of zeros that came to show the zero page instead
+    UNMERGED_PAGES = 41  # merged pages that got a frame of their own because a program, or root, asked
 
 
 class Counters:

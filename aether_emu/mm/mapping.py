@@ -16,6 +16,7 @@ from aether_emu.mm import ageing, guards, rmap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
 from aether_emu.mm.collapse import collapse_advised
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.merging import unmerge_advised
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
@@ -443,6 +444,8 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
         raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
     if advice == MADV_MERGEABLE and area.shared:
         return  # Linux ignores it then
+    if advice == MADV_UNMERGEABLE and area.flags & AreaFlags.MERGEABLE:
+        unmerge_advised(space, start, end)
     try:
         space.mark(area, start, end, area.flags & ~int(removed) | int(added))
     except Refused as refused:

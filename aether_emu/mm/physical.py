@@ -14,6 +14,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
+from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.tags import Tags
@@ -93,6 +94,7 @@ class Physical:
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
+        self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -108,6 +110,16 @@ class Physical:
         frames.index[frame] = index
         frames.refs[frame] = 1
         return frame
+
+    def with_merged(self) -> MergedMemory:
+        """What merged frames belong to; made when it is wanted first."""
+        if self.merged is None:
+            self.merged = MergedMemory(self.objects, self.frames)
+        return self.merged
+
+    def is_merged(self, frame: int) -> bool:
+        """Whether a frame that is in use is a merged one: nobody writes to it, not even its only user."""
+        return self.merged is not None and self.frames.owner[frame] == self.merged.number
 
     def prepare(self, frame: int) -> None:
         """Make a frame fresh from the allocator read as zero; it counts as written from now on."""
@@ -159,6 +171,8 @@ class Physical:
         self.tlb.settle()
         if self.huge is not None:
             self.huge.close()
+        if self.merged is not None:
+            self.merged.let_go()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -178,6 +192,7 @@ class Physical:
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
+            "merged": None if self.merged is None else self.merged.capture(),
         }
 
     def restore(self, state: dict[str, object]) -> None:
@@ -200,3 +215,7 @@ class Physical:
         if self.huge is not None:
             assert isinstance(huge, dict)
             self.huge.restore(huge)
+        merged = state["merged"]
+        if merged is not None:
+            assert isinstance(merged, dict)
+            self.with_merged().restore(merged)

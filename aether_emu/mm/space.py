@@ -102,6 +102,7 @@ class AddressSpace:
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
+        self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -168,6 +169,9 @@ class AddressSpace:
         bits, denied = self.bits_for(protection, more.get("key", 0)), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
+            backing = more.get("backing")
+            if self.merge_any and (backing is None or not backing.whole):
+                more["flags"] = more.get("flags", 0) | AreaFlags.MERGEABLE
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
 
     def insert(self, area: Area, grows_by: int | None = None, *, own_pages: bool = False) -> None:
@@ -492,7 +496,7 @@ class AddressSpace:
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
-        child.no_huge = self.no_huge
+        child.no_huge, child.merge_any = self.no_huge, self.merge_any
         gather = self.gather()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]

@@ -138,7 +138,8 @@ class ForcedMemory(UserMemory):
             found = space.table.find(page)
             if found is not None and has_frame(fmt, found.entry, found.level):
                 frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
-                if access == _READ or (frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1):
+                own = frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1
+                if access == _READ or (own and not space.physical.is_merged(frame)):
                     return frame
             _must_be_resolved(va, self._faults.force(space, va, access))
         raise UserFaulted(va, None)

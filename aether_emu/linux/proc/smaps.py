@@ -32,8 +32,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged, lazily freed and swapped pages; huge ones but anonymous ones.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : -1]) - {"AnonHugePages"}
+# What does not exist here: lazily freed and swapped pages; huge ones but anonymous ones.
+_NONE = frozenset(_COMMON[_COMMON.index("LazyFree") : -1]) - {"AnonHugePages"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -83,11 +83,18 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Private_Clean": total(~shared & ~dirty),
         "Private_Dirty": total(~shared & dirty),
         "Referenced": total(seen.accessed),
+        "KSM": total(_merged(space, seen.frames)),
         "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
     }
+
+
+def _merged(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the frames are merged ones."""
+    merged = space.physical.merged
+    return np.isin(space.physical.frames.owner_array[frames], [] if merged is None else [merged.number])
 
 
 def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:

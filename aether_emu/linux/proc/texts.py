@@ -18,12 +18,14 @@ from aether_emu.linux.proc import memory, smaps, status
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.merging import merged_pages
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
 _AREAS_PER_LOOK = 1024
 _WRITABLE, _PRIVATE = modes.S_IFREG | 0o644, modes.S_IFREG | 0o400
 _MOST_ADJUSTMENT = 1000
+_MERGE_ITEM = 64  # bytes that Linux keeps for each page that is looked at for equal ones (ksm_rmap_item)
 _NET = ("dev", "route", "if_inet6", "tcp", "tcp6", "udp", "udp6", "unix")
 _NAMESPACES = {
     "cgroup": ("cgroup", 0xEFFF_FFFB), "ipc": ("ipc", 0xEFFF_FFFF), "mnt": ("mnt", 0xEFFF_FFF8),
@@ -173,6 +175,7 @@ class TaskTexts:
             "pagemap": Region(
                 lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
             ),
+            "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),
         }
 
@@ -256,6 +259,16 @@ def _oom_score(process: Process) -> int:
     pages = status.resident(process.mm)["Rss"] // process.mm.page_size + process.mm.table.tables
     badness = pages + process.oom_adjustment * total // 1000
     return max(0, (1000 + badness * 1000 // total) * 2 // 3)
+
+
+def _merging_text(process: Process) -> bytes:
+    """/proc/PID/ksm_stat: what merging has brought this process; how much memory, less what it costs."""
+    space, scan = process.mm, process.kernel.ksm.scan
+    items, pages = scan.looked_at(space), merged_pages(space)
+    profit = pages * space.page_size - items * _MERGE_ITEM
+    return b"ksm_rmap_items %d\nksm_zero_pages %d\nksm_merging_pages %d\nksm_process_profit %d\n" % (
+        items, scan.zeros_of(space), pages, profit
+    )  # fmt: skip
 
 
 def _adjust(process: Process, data: bytes) -> int:
