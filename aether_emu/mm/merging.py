@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
@@ -57,24 +58,41 @@ def mergeable(area: Area) -> bool:
 def unmerge(space: AddressSpace, start: int, end: int) -> None:
     """Give each page of a range that is merged a frame of its own. Raises OutOfFrames in the midst of it."""
     physical, fmt = space.physical, space.table.format
-    merged = physical.merged
-    if merged is None:
+    if physical.merged is None:
         return
+    for each in space.table.cursor(start, end):
+        found = each
+        frame = _merged_frame(physical, fmt, found)
+        while frame is not None:
+            try:
+                _unmerge_one(space, found, frame)
+                break
+            except OutOfFrames as short:
+                if physical.reclaim is None or not physical.reclaim.make_room(short.wanted):
+                    raise
+            found = Found(found.start, 1, found.slot, physical.ram.words[found.slot])  # it may have gone
+            frame = _merged_frame(physical, fmt, found)
+
+
+def _merged_frame(physical: Physical, fmt: PageTableFormat, found: Found) -> int | None:
+    """The merged frame that an entry shows, if it does."""
+    if found.level != 1 or not has_frame(fmt, found.entry, 1):
+        return None
     frames = physical.frames
-    for found in space.table.cursor(start, end):
-        if found.level != 1 or not has_frame(fmt, found.entry, 1):
-            continue
-        frame = (found.entry & fmt.address_mask) - frames.base >> fmt.page_shift
-        if not 0 <= frame < frames.count or not physical.is_merged(frame):
-            continue
-        area = space.areas.find(found.start)
-        assert area is not None, "entries of the user's half lie in areas"
-        own = physical.take(Kind.ANON, area.owner, (found.start >> fmt.page_shift) + area.moved)
-        frames.maps[own] = 1
-        physical.page_bytes(own)[:] = physical.page_bytes(frame)
-        _show(space, area, found, own, frame)
-        physical.counters.n[Event.UNMERGED_PAGES] += 1
-        physical.counters.n[Event.COPIED_PAGES] += 1
+    frame = (found.entry & fmt.address_mask) - frames.base >> fmt.page_shift
+    return frame if 0 <= frame < frames.count and physical.is_merged(frame) else None
+
+
+def _unmerge_one(space: AddressSpace, found: Found, frame: int) -> None:
+    physical, area = space.physical, space.areas.find(found.start)
+    assert area is not None, "entries of the user's half lie in areas"
+    index = (found.start >> space.table.format.page_shift) + area.moved
+    own = physical.take(Kind.ANON, area.owner, index)
+    physical.frames.maps[own] = 1
+    physical.page_bytes(own)[:] = physical.page_bytes(frame)
+    _show(space, area, found, own, frame)
+    physical.counters.n[Event.UNMERGED_PAGES] += 1
+    physical.counters.n[Event.COPIED_PAGES] += 1
 
 
 def unmerge_advised(space: AddressSpace, start: int, end: int) -> None:
