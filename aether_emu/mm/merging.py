@@ -34,6 +34,7 @@ from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.tree import Found
 from aether_emu.records import dataclass
 
+_MERGED = -1  # no checksum
 _ANON, _MERGEABLE = int(Kind.ANON), int(AreaFlags.MERGEABLE)
 
 
@@ -252,9 +253,11 @@ class MergeScan:
 
     def _look_at(self, space: AddressSpace, area: Area, found: Found) -> bool:
         page = self._page(space, area, found)
-        if page is None:
-            return False
         physical, key = self.physical, (space.number, found.start)
+        if page is None:
+            if _merged_frame(physical, space.table.format, found) is not None:
+                self._now[key] = _MERGED
+            return False
         physical.counters.n[Event.MERGE_SCANNED] += 1
         checksum = zlib.crc32(physical.page_bytes(page.frame))
         self._now[key] = checksum
