@@ -20,7 +20,7 @@ from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program, run_guest
 
 every_target = pytest.mark.parametrize("target", TARGETS, ids=str)
-SWAP: dict[str, Any] = {"ram": "16M", "swap": "32M"}
+SWAP: dict[str, Any] = {"ram": "8M", "swap": "32M"}
 
 
 def merges_all(machine: Machine) -> None:
@@ -66,8 +66,8 @@ def test_merged_pages_go_to_swap_and_come_back(target: Target, tmp_path: Path) -
         merges_all(machine)
         seen.append(machine)
 
-    options = {"ksm": True, "ksm_sleep": 1, "ksm_pages": 1000, "tlbsan": True, **SWAP}
-    ran = run_guest(target, "swap", "fill", "24", cwd=tmp_path, before=begin, **options)
+    options = {"ksm": True, "ksm_sleep": 1, "ksm_pages": 300, "tlbsan": True, **SWAP}
+    ran = run_guest(target, "swap", "fill", "12", cwd=tmp_path, before=begin, **options)
     assert ran.ended == Ended(code=0)
     assert seen[0].physical.counters.n[Event.SWAP_IN] > 0
     assert seen[0].physical.counters.n[Event.MERGE_SCANNED] > 0
