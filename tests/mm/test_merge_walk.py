@@ -78,7 +78,7 @@ class Walk(Kit):
             self.end(space)
             del self.model[space.number]
 
-    def advise(self) -> None:
+    def advise_some(self) -> None:
         space, (first, count) = self.pick(), self.place()
         advice = self.random.choice((MADV_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_DONTNEED))
         mapping.advise_memory(space, BASE + first * self.page, count * self.page, advice)
@@ -164,7 +164,7 @@ def take_a_walk(name: str, seed: int, steps: int, *, swap: bool) -> None:
         *[walk.store] * 5,
         *[walk.look] * 6,
         *[walk.fork_or_end] * 2,
-        *[walk.advise] * 2,
+        *[walk.advise_some] * 2,
         walk.merge_any,
         walk.protect,
         *[walk.move] * 2,
