@@ -181,7 +181,7 @@ class Reclaim:
 
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
         """What of the frames is taken, each with a slot; and whether a slot was missing."""
-        going, swap = list[_Going](), self._swap
+        going, swap, clean_slots = list[_Going](), self._swap, set[int]()
         if not swap.on:
             return going, True
         for frame in dict.fromkeys(frames):
@@ -192,9 +192,11 @@ class Reclaim:
             clean = slot is not None
             if slot is None:
                 try:
-                    slot = swap.take()
+                    slot = swap.take(clean_slots)
                 except SwapFull:
                     return going, True
+            else:
+                clean_slots.add(slot)
             item = self._physical.objects.find(self._physical.frames.owner[frame])
             going.append(_Going(frame, slot, clean, shown, item if isinstance(item, SharedMemory) else None))
         return going, False
