@@ -12,9 +12,12 @@ from aether_emu import state
 from aether_emu.config import Config
 from aether_emu.grants import Grants
 from aether_emu.linux.files.streams import BufferStream
+from aether_emu.linux.files.synthetic import Text
+from aether_emu.linux.proc import smaps
+from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.counters import Event
-from aether_emu.mm.merging import set_merge_any
+from aether_emu.mm.merging import merged_pages, set_merge_any
 from aether_emu.observe import stats
 from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program, run_guest
@@ -81,6 +84,23 @@ def machine(target: Target, **options: Any) -> Machine:
     return made
 
 
+def look_at_texts(made: Machine) -> None:
+    """What /proc tells of the pages of the program that are merged now."""
+    process = made.process
+    assert process is not None
+    merged = merged_pages(process.mm)
+    assert merged
+    assert f"KSM:{merged * 4:>20} kB\n" in smaps.rollup_text(process.mm).decode()
+    shown = ProcessTexts(process).find(process.pid)
+    assert shown is not None
+    text = shown.texts["ksm_stat"]
+    assert isinstance(text, Text)
+    told = dict(line.split() for line in text.provide().decode().splitlines())
+    assert told["ksm_merging_pages"] == str(merged)
+    assert int(told["ksm_process_profit"]) == merged * 4096 - 64 * int(told["ksm_rmap_items"])
+    assert int(told["ksm_rmap_items"]) >= merged
+
+
 @pytest.mark.parametrize("target", TARGETS[:2], ids=str)
 def test_a_run_goes_on_from_the_middle_of_its_merging(target: Target) -> None:
     def figures(made: Machine) -> dict[str, Any]:
@@ -92,6 +112,7 @@ def test_a_run_goes_on_from_the_middle_of_its_merging(target: Target) -> None:
     try:
         while one.physical.counters.n[Event.MERGED_PAGES] < 6:
             assert one.run_for(500) is None
+        look_at_texts(one)
         snapshot = state.capture(one)
         ended = one.run()
         whole = figures(one)
