@@ -84,6 +84,8 @@ class Area:
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
     `flags` (`AreaFlags`, as a plain int) are what was asked beyond the protection; they move with the area,
     and areas that differ in them stay apart. `key` is the protection key of its pages (pkeys(7)).
+    `fresh` areas came since a program last asked who writes (`mm.soft_dirty`): all their pages count as
+    written. It keeps no areas apart.
     The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
     of the family; `simple`, that the area is private, anonymous and not executable, and nobody its `watcher`.
     """
@@ -95,6 +97,7 @@ class Area:
         "end",
         "family",
         "flags",
+        "fresh",
         "grows_down",
         "key",
         "maximum",
@@ -132,6 +135,7 @@ class Area:
         flags: int = 0,
         key: int = 0,
         name: str = "",
+        fresh: bool = True,
     ) -> None:
         self.start, self.end, self.space = start, end, space
         self.backing, self.moved = backing, moved
@@ -140,7 +144,7 @@ class Area:
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
-        self.flags, self.key = flags, key
+        self.flags, self.key, self.fresh = flags, key, fresh
         self.was_writable_executable = False
 
     def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
@@ -164,7 +168,9 @@ class Area:
     def capture(self) -> dict[str, Any]:
         """Everything about the area as plain data; its objects by their numbers."""
         plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
-        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "key", "name")}
+        fields = {
+            name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "key", "name", "fresh")
+        }
         objects = {
             "backing": None if self.backing is None else self.backing.number,
             "family": None if self.family is None else self.family.number,
@@ -312,9 +318,12 @@ class AreaMap:
                 self._unlink(after)
                 del self._starts[index], self._areas[index]
                 self._drop_empty(after.start, after.start)
+                before.fresh |= after.fresh
+            before.fresh |= area.fresh
             self._resize(before, before.start, end)
             return before
         if after is not None and area.continues(after, self._shift):
+            after.fresh |= area.fresh
             self._begin(index, area.start)
             return after
         self.require_room(1)

@@ -23,6 +23,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "new_flags": space.new_flags,
         "keys": space.keys,
         "no_huge": space.no_huge,
+        "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -42,6 +43,8 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         space.family.renumber(state["family"])
     space.table.restore(state["table"])
     space.context.restore(state["context"])
+    if state["tracks_writes"]:
+        space.track_writes()
     for described in state["areas"]:
         fields = dict(described)
         start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))

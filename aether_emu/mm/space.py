@@ -32,7 +32,7 @@ from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
 from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
@@ -85,6 +85,7 @@ class AddressSpace:
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
         self._bits: dict[tuple[Protection, int], LeafBits] = {}
+        self.tracks_writes = False  # whether somebody asked which pages are written: see `mm.soft_dirty`
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
@@ -153,8 +154,18 @@ class AddressSpace:
         """The entry bits of a protection and a protection key, computed once."""
         bits = self._bits.get((protection, key))
         if bits is None:
-            bits = self._bits[protection, key] = leaf_bits(self.table.format, protection, key)
+            bits = leaf_bits(self.table.format, protection, key)
+            if self.tracks_writes:
+                bits = tracked(self.table.format, bits)
+            self._bits[protection, key] = bits
         return bits
+
+    def track_writes(self) -> None:
+        """From now on an entry that is not writable has the clean mark, if it comes from here."""
+        self.tracks_writes = True
+        self._bits.clear()
+        for area in self.areas:
+            area.bits = self.bits_for(area.protection, area.key)
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
@@ -476,6 +487,8 @@ class AddressSpace:
         gather = self.gather()
         try:
             transfer.move(self.table, gather, start, end, to)
+            if self.tracks_writes:  # the pages are new where they are now
+                edits.count_as_written(self.table, to, to + end - start)
         finally:
             self.finish(gather)
 
@@ -493,6 +506,8 @@ class AddressSpace:
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
         child.no_huge = self.no_huge
+        if self.tracks_writes:
+            child.track_writes()
         gather = self.gather()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]

@@ -50,6 +50,7 @@ _ELSEWHERE = [
     "sleepers",
     "spaces",
     "wires",
+    "written",
 ]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 

@@ -15,7 +15,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import ageing, guards
+from aether_emu.mm import ageing, guards, soft_dirty
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory
@@ -23,9 +23,10 @@ from aether_emu.mm.user import ForcedMemory
 _ENTRY = 8  # bytes of pagemap for each page
 _MOST_PAGES = 1 << 17  # that one look answers for
 PM_PRESENT, PM_FILE, PM_EXCLUSIVE, PM_GUARD_REGION = 1 << 63, 1 << 61, 1 << 56, 1 << 58
+PM_SOFT_DIRTY = 1 << 55
 """A page has a frame; which belongs to a file or to shared memory; which nothing else shows. It is guarded.
 
-The other bits are 0: nothing is swapped, and as on a kernel without them there are no soft-dirty bits.
+It was written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0: nothing is swapped.
 """
 
 
@@ -96,4 +97,5 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)
     entries[seen.pages - first] = bits
     entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
+    entries[soft_dirty.written(space, seen, first, last)] |= np.uint64(PM_SOFT_DIRTY)
     return entries.astype("<u8").tobytes()

@@ -286,7 +286,7 @@ def _gate(process: Process) -> list[Area]:
         return []
     end, execute = vsyscall.PAGE + vsyscall.SIZE, Protection.EXECUTE
     name, nothing = "[vsyscall]", Protection.NONE
-    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name)]
+    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name, fresh=False)]
 
 
 def _smaps_text(process: Process) -> bytes:

@@ -1,0 +1,130 @@
+"""Which pages were written since somebody asked: small and huge pages, forks, what clears and keeps it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aether_emu.mm import ageing, mapping, soft_dirty
+from aether_emu.mm.allocation import Area
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
+from aether_emu.mm.space import AddressSpace
+from tests.mm.board import ENGINES
+from tests.mm.test_hugepage import NONE, Huge
+
+
+def written(huge: Huge, space: AddressSpace | None = None, start: int = 0, count: int = 0) -> list[int]:
+    """The numbers of the pages that count as written, from an offset on."""
+    space, shift = space or huge.space, huge.page.bit_length() - 1
+    first = huge.base + start >> shift
+    last = first + (count or huge.count)
+    seen = ageing.look(space, first << shift, last << shift)
+    found: list[int] = np.flatnonzero(soft_dirty.written(space, seen, first, last)).tolist()
+    return found
+
+
+def area_of(huge: Huge) -> Area:
+    area = huge.space.areas.find(huge.base)
+    assert area is not None
+    return area
+
+
+@pytest.fixture(params=ENGINES)
+def huge(request: pytest.FixtureRequest) -> Huge:
+    return Huge(request.param)
+
+
+def test_a_huge_page_counts_as_one(huge: Huge) -> None:
+    huge.write(0, b"x")
+    everything = list(range(huge.count))
+    assert written(huge) == everything, "its area is new"
+    soft_dirty.forget(huge.space)
+    assert written(huge) == []
+    assert huge.read(huge.page) == b"\0"
+    assert written(huge) == []
+    huge.write(5 * huge.page, b"y")
+    assert written(huge) == everything, "there is one bit for all of it"
+    huge.write(huge.size, b"z")
+    assert written(huge, start=huge.size, count=huge.count) == everything
+
+
+def test_a_page_that_is_only_read_is_clean(huge: Huge) -> None:
+    soft_dirty.forget(huge.space)
+    assert huge.read(0) == b"\0"
+    assert written(huge) == [], "the huge page of zeros"
+    mapping.protect_memory(huge.space, huge.base, huge.page, 1)
+    assert written(huge) == []
+
+
+def test_the_mark_goes_through_protections(huge: Huge) -> None:
+    mapping.advise_memory(huge.space, huge.base, huge.size, mapping.MADV_NOHUGEPAGE)
+    for page in range(4):
+        huge.write(page * huge.page, b"x")
+    soft_dirty.forget(huge.space)
+    huge.write(huge.page, b"y")
+    for protection in (NONE, 1, NONE, 3):
+        mapping.protect_memory(huge.space, huge.base, 4 * huge.page, protection)
+        assert written(huge) == [1]
+    assert huge.read(huge.page) == b"y"
+    huge.write(3 * huge.page, b"z")
+    assert written(huge) == [1, 3]
+
+
+def test_who_forgets_while_nobody_may_touch_it(huge: Huge) -> None:
+    mapping.advise_memory(huge.space, huge.base, huge.size, mapping.MADV_NOHUGEPAGE)
+    huge.write(0, b"x")
+    mapping.protect_memory(huge.space, huge.base, huge.page, NONE)
+    soft_dirty.forget(huge.space)
+    assert written(huge) == []
+    mapping.protect_memory(huge.space, huge.base, huge.page, 3)
+    assert written(huge) == []
+    assert huge.read(0) == b"x"
+
+
+def test_a_fork_and_its_parent_write_for_themselves(huge: Huge) -> None:
+    mapping.advise_memory(huge.space, huge.base, huge.size, mapping.MADV_NOHUGEPAGE)
+    for page in range(3):
+        huge.write(page * huge.page, b"x")
+    soft_dirty.forget(huge.space)
+    huge.write(0, b"a")
+    child = huge.fork()
+    assert written(huge) == written(huge, child) == [0]
+    huge.write(huge.page, b"b", child)
+    assert (written(huge), written(huge, child)) == ([0], [0, 1])
+    huge.write(2 * huge.page, b"c")
+    assert (written(huge), written(huge, child)) == ([0, 2], [0, 1])
+    child.let_go()
+
+
+def test_what_moved_counts_as_written(huge: Huge) -> None:
+    huge.write(0, b"x")
+    soft_dirty.forget(huge.space)
+    target = huge.base + 2 * huge.size
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    remap_memory(huge.space, Remap(huge.base, huge.page, huge.page, flags, target))
+    assert written(huge, start=2 * huge.size, count=3) == [0]
+    assert written(huge) == []
+
+
+def test_a_new_area_in_an_old_ones_place_is_written(huge: Huge) -> None:
+    huge.write(0, b"x")
+    soft_dirty.forget(huge.space)
+    areas = len(huge.space.areas)
+    huge.map(huge.base + huge.page, huge.page)
+    assert len(huge.space.areas) == areas, "it is one with its neighbours"
+    assert area_of(huge).fresh
+    soft_dirty.forget(huge.space)
+    assert not area_of(huge).fresh
+    assert written(huge) == []
+
+
+def test_nothing_is_different_where_nobody_asks(huge: Huge) -> None:
+    bits = area_of(huge).bits
+    child = huge.fork()
+    assert huge.space.bits_for(area_of(huge).protection) is bits
+    assert not child.tracks_writes
+    child.let_go()
+    soft_dirty.forget(huge.space)
+    child = huge.fork()
+    assert child.tracks_writes
+    child.let_go()
