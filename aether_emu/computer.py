@@ -294,6 +294,8 @@ class Computer(Generic[C]):
         self._guard_token = -1
         for cpu in self.cpus:
             cpu.close()
+        if hasattr(self, "physical") and self.physical.swap is not None:
+            self.physical.swap.close()
         self._unguard()
         self.aperture.close()
         self.ram.close()

@@ -212,6 +212,24 @@ class _Flag(_Rule):
         return str(value).lower()
 
 
+@records.dataclass(frozen=True)
+class _HostPath(_Rule):
+    """A path of the host."""
+
+    absent: str  # what leaving it out means
+    type = "string"
+
+    @property
+    def allowed(self) -> str:
+        return f"a path of the host, or left out for {self.absent}"
+
+    def check(self, value: object) -> bool:
+        return value is None or (isinstance(value, str) and bool(value) and "\0" not in value)
+
+    def format(self, value: object) -> str:
+        return self.absent if value is None else str(value)
+
+
 class _HostName(_Rule):
     """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
 
@@ -267,6 +285,11 @@ class ClockCosts:
     )
     fault_copy: int = _cost(1_000, "ns for a fault that copies a page (copy-on-write)")
     fault_denied: int = _cost(1_500, "ns for a fault that ends in a signal")
+    swap_page: int = _cost(
+        4_000,
+        "ns for storing a page in the swap area, or loading it",
+    )
+    swap_disk: int = _cost(60_000, "ns for writing a page to the swap file, or reading it")
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
     flush_all: int = _cost(500, "ns for a full TLB flush")
@@ -302,6 +325,8 @@ class CostOptions(TypedDict, total=False):
     fault_minor: int
     fault_copy: int
     fault_denied: int
+    swap_page: int
+    swap_disk: int
     system_call: int
     flush_page: int
     flush_all: int
@@ -336,6 +361,11 @@ class Options(TypedDict, total=False):
     asid_bits: int
     kpti: bool
     locks: str
+    swap: int | str
+    swap_pool: int | str | None
+    swap_file: str | None
+    swap_readahead: int
+    reclaim: str
     thp: str
     mthp: str
     thp_defrag: str
@@ -383,6 +413,34 @@ class Config:
         512 * MIB,
         _Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
         "bytes of RAM of the machine",
+    )
+    swap: int = _parameter(
+        0,
+        _Whole(0, 16 * TIB, page_aligned=True, written="size"),
+        "bytes of the swap area, to which pages go when RAM is short; 0: there is none, and they never do",
+    )
+    swap_pool: int | None = _parameter(
+        None,
+        _Whole(0, TIB, absent="a fifth of RAM", written="size"),
+        "bytes that compressed pages of the swap area may take of the host's memory; of more the oldest go "
+        "to its file",
+    )
+    swap_file: str | None = _parameter(
+        None,
+        _HostPath("a temporary file"),
+        "file of the host for the swap area, at least as long as that and nobody else's; a temporary one is "
+        "made when the pool is full",
+    )
+    swap_readahead: int = _parameter(
+        8,
+        _Whole(1, 64, power_of_two=True),
+        "pages that one fault brings back from the swap area, the wanted one included; 1 is off",
+    )
+    reclaim: str = _parameter(
+        "mglru",
+        _Word(("mglru", "clock")),
+        "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
+        "clock with two hands",
     )
     host_step: int = _parameter(
         64 * MIB,
@@ -550,6 +608,8 @@ class Config:
         if self.kpti and self.pcids > _MOST_SPLIT_PCIDS:
             more = "which takes a bit of them for the second root"
             raise ConfigError("pcids", self.pcids, f"at most {_MOST_SPLIT_PCIDS} with kpti, {more}")
+        if self.swap_file is not None and not self.swap:
+            raise ConfigError("swap_file", self.swap_file, "left out where `swap` is 0")
         self._check_huge_pages()
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")

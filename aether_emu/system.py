@@ -67,6 +67,7 @@ from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
@@ -158,6 +159,8 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        if self.config.swap:
+            self._connect_swap()
         if self.config.thp_defrag != "never":
             self.physical.compaction = Compaction(self.physical)
         if self.config.thp != "never":
@@ -184,6 +187,16 @@ class Machine:
             self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
+
+    def _connect_swap(self) -> None:
+        """The area to which pages go, and who takes them there. Raises ConfigError for its file."""
+        from aether_emu.policy.reclaim import connect  # noqa: PLC0415  # few runs have any
+
+        try:
+            connect(self.physical, self.format, self.config)
+        except BaseException:
+            self.computer.abandon()
+            raise
 
     def _allocator(self) -> Callable[..., Buddy]:
         """What hands out frames; one that counts where locks are modelled."""
@@ -591,6 +604,9 @@ class Machine:
             self.abandon()
             raise
         self.computer.close()
+        swap = self.physical.swap
+        if swap is not None and swap.used and not self.physical.lost_entries:
+            raise SlotLeak(swap.used)
 
     @staticmethod
     def _end_processes(first: Process) -> None:
@@ -676,7 +692,7 @@ class Machine:
             window=self.abi.window,
         )
         try:
-            space = self.computer.new_space(limits)
+            space = self.physical.with_room(lambda: self.computer.new_space(limits))
         except OutOfFrames as error:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
         space.files = self.kernel.file_backings

@@ -108,6 +108,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 )
 @click.option("--cpus", cls=Setting, key="cpus", type=whole(1, 64), help="CPUs, 1 to 64.")
 @click.option(
+    "--swap",
+    cls=Setting,
+    key="swap",
+    type=text("SIZE"),
+    help="A swap area, to which pages go when RAM is short.",
+)
+@click.option(
     "--kpti",
     cls=Setting,
     key="kpti",
@@ -193,6 +200,7 @@ def run(  # an option is a parameter here
     args: tuple[str, ...],
     ram: str | None,
     cpus: int | None,
+    swap: str | None,
     kpti: bool,
     thp: str | None,
     seed: int | None,
@@ -238,6 +246,7 @@ def run(  # an option is a parameter here
     options = {
         "ram": ram,
         "cpus": cpus,
+        "swap": swap,
         "kpti": True if kpti else None,
         "thp": thp,
         "seed": seed,
@@ -266,6 +275,7 @@ def run(  # an option is a parameter here
         isa = program_isa(program, grants, executable=True)
     made = {} if replay is None else replay.makers(isa)
     machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE), **made)
+    machine.kernel.tell = lambda lines: click.echo(f"aether: {lines}", err=True, nl=False)
     settle()
     try:
         with _naming_the_limit(), _suggesting_a_root(program, root):

@@ -199,7 +199,7 @@ class Entry:
             case Blocked(on) if not on.for_programs:
                 raise PageWait(on, self.task.wait)
             case OutOfMemory():
-                self._out_of_memory()
+                return self._out_of_memory()
             case Damaged():
                 self.damaged(outcome)
         return outcome is RESOLVED
@@ -276,8 +276,11 @@ class Entry:
         if pointer is not None:
             self._refuse(AccessError(pointer, False), pointer, int(Access.USER | Access.WRITE))
 
-    def _out_of_memory(self) -> None:
-        self.task.process.end(Ended(signal=SIGKILL, why="out of memory"))
+    def _out_of_memory(self) -> bool:
+        """Whether whoever needs a page may try again: another process has gone, which had more."""
+        from aether_emu.linux.task.oom import make_an_end  # noqa: PLC0415  # memory is rarely short
+
+        return make_an_end(self.task.process)
 
     def damaged(self, damaged: Damaged) -> None:
         """The process's page table is damaged: it cannot go on. Linux: "Corrupted page table", SIGKILL."""

@@ -20,6 +20,7 @@ from aether_emu.linux.abi import Abi
 from aether_emu.linux.credentials import Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
+from aether_emu.linux.pressure import Pressure
 from aether_emu.linux.task.futex import Futexes
 from aether_emu.linux.task.lines import Lines
 from aether_emu.linux.task.run_queue import RunQueue
@@ -52,10 +53,12 @@ _WITHOUT_COPY = (
     Event.FAULT_SHARED,
     Event.FAULT_SPURIOUS,
     Event.FAULT_ACCESS_FLAG,
+    Event.FAULT_SWAP_CACHE,
     Event.HUGE_FAULT,
     Event.HUGE_ZERO_PAGE,
     Event.HUGE_RUN,
 )
+_STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 _resolved_faults = itemgetter(*RESOLVED_FAULTS)
 _blocks_of = attrgetter("blocks")
@@ -98,7 +101,7 @@ class Kernel:
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0, 0)  # time, faults and costs of events that were given to tasks
+        self._books = (0, 0, 0, 0)  # time, faults, costs of events, major faults that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
@@ -109,11 +112,19 @@ class Kernel:
         self.posix_queues: PosixQueues | None = None  # likewise
         self.current: Callable[[], Any]  # the task that makes the call that is served
         self.caller: Callable[[], tuple[Any, WaitQueue]]  # the signals of who makes the call that is served
+        self.tell: Callable[[str], object] = lambda _lines: (
+            None
+        )  # what whoever started the machine should know
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
+            Event.FAULT_SWAP: costs.fault_minor,
+            Event.SWAP_IN: costs.swap_page,
+            Event.SWAP_OUT: costs.swap_page,
+            Event.SWAP_READ: costs.swap_disk,
+            Event.SWAP_WRITTEN: costs.swap_disk,
             Event.FAULT_ACCESS: costs.fault_denied,
             Event.FAULT_BUS: costs.fault_denied,
             Event.HUGE_PAGES: costs.huge_page,
@@ -127,6 +138,10 @@ class Kernel:
             Event.ROOT_SWITCH: costs.kpti_switch + (costs.flush_all if physical.tags is None else 0),
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
+        self.pressure = Pressure()
+        if physical.reclaim is not None and physical.swap is not None:
+            physical.reclaim.on_stall = self.note_pressure
+            physical.swap.store.tell = lambda line: self.tell(line + "\n")
 
     def _connect(self, lines: Lines[Any, Any]) -> None:
         """Have shootdowns take the time, and the turns, that they take."""
@@ -239,15 +254,20 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults, system = self._books
+        time, faults, system, major = self._books
         costs = self._costs_so_far()
-        return Usage(self._busy(costs) - time, self.minor_faults() - faults, system=costs - system)
+        return Usage(
+            self._busy(costs) - time,
+            self.minor_faults() - faults,
+            system=costs - system,
+            major=self.major_faults() - major,
+        )
 
     def close_books(self) -> Usage:
         """What has been used since then; what comes is another task's."""
         used = self.used()
-        time, faults, system = self._books
-        self._books = time + used.time, faults + used.faults, system + used.system
+        time, faults, system, major = self._books
+        self._books = time + used.time, faults + used.faults, system + used.system, major + used.major
         return used
 
     def _busy(self, costs: int) -> int:
@@ -283,6 +303,23 @@ class Kernel:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
         return sum(_resolved_faults(self.physical.counters.n))
 
+    def major_faults(self) -> int:
+        """Faults for which a page had to be brought from somewhere: from swap."""
+        return self.physical.counters.n[Event.FAULT_SWAP]
+
+    def swap_bytes(self) -> tuple[int, int]:
+        """Bytes of the swap area, and how many of them are free; nothing while it is off."""
+        swap, size = self.physical.swap, self.physical.ram.page_size
+        if swap is None or not swap.on:
+            return 0, 0
+        return swap.slots * size, (swap.slots - swap.used) * size
+
+    def note_pressure(self) -> None:
+        """Tasks have stood still for want of memory, or somebody wants to know how long they have."""
+        n = self.physical.counters.n
+        costs = sum(n[event] * self._costs[event] for event in _STALLS)
+        self.pressure.note(self.time_seen(), costs, alone=not len(self.run_queue))
+
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""
         if self.system_v is None:
@@ -308,6 +345,7 @@ class Kernel:
             "charged": self.charged,
             "books": self._books,
             "told": self._told,
+            "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
         }
 
@@ -316,5 +354,6 @@ class Kernel:
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
+        self.pressure.restore(state["pressure"])
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])

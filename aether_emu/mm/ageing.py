@@ -8,7 +8,7 @@ same calls here see the same pages.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
+from aether_emu.mm.objects.protocol import Space
+from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import clean_mark, noted
+from aether_emu.mm.rmap import Mapping, mappings
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables import edits
 from aether_emu.mm.tables.count import (
     Census,
+    Frames,
     count,
     entries_of,
     first_frames,
@@ -29,8 +33,10 @@ from aether_emu.mm.tables.count import (
     numbers_of,
     of_kind,
 )
+from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.owed import Gathering
 from aether_emu.mm.tables.tree import Stretch, Tree
+from aether_emu.mm.tlb import Gather
 from aether_emu.records import dataclass
 
 
@@ -109,6 +115,66 @@ def forget_accesses(space: AddressSpace, start: int, end: int) -> int:
     What a later `survey` counts as accessed is the working set of the time between.
     """
     return _edited(space, start, end, edits.age)
+
+
+def was_accessed(physical: Physical, frame: int) -> bool:
+    """Whether an entry that shows a frame was accessed since that was last forgotten.
+
+    True where that cannot be told, because a table on the way is damaged.
+    """
+    try:
+        return any(_is_accessed(mapping) for mapping in mappings(physical, frame))
+    except TableDamaged:
+        return True
+
+
+def _is_accessed(mapping: Mapping) -> bool:
+    fmt, entry = mapping.space.table.format, mapping.found.entry
+    return bool(entry & fmt.present_mask) and bool(fmt.accessed(entry))
+
+
+def forget_frames(physical: Physical, frames: Iterable[int]) -> None:
+    """Clear ACCESSED in every entry that shows one of the frames, and flush. Not where a table is damaged."""
+    gathers: dict[int, tuple[Space, Gather]] = {}
+    for frame in frames:
+        try:
+            touched = [mapping for mapping in mappings(physical, frame) if _is_accessed(mapping)]
+        except TableDamaged:
+            continue
+        for space, _address, found in touched:
+            fmt = space.table.format
+            if id(space) not in gathers:
+                gathers[id(space)] = space, space.gather()
+            space.table.write(found.start, found.level, found.slot, fmt.age(found.entry))
+            gathers[id(space)][1].page(found.start, fmt.levels[found.level - 1].size)
+    for _space, gather in gathers.values():
+        gather.finish_at_once()
+
+
+def forget_everywhere(physical: Physical) -> Iterator[Frames]:
+    """Clear ACCESSED in all address spaces, and flush. Gives the frames that had it, of a space at a time.
+
+    Spaces whose tables are damaged are left out.
+    """
+    for space in spaces(physical):
+        end = space.limits.user_end
+        try:
+            seen = look(space, 0, end)
+            if seen.accessed.any():
+                forget_accesses(space, 0, end)
+        except TableDamaged:
+            continue
+        yield seen.frames[seen.accessed]
+
+
+def spaces(physical: Physical) -> list[AddressSpace]:
+    """Every address space with an area, in the order of their numbers."""
+    found: dict[int, AddressSpace] = {}
+    for item in physical.objects:
+        for area in item.windows:
+            if isinstance(area.space, AddressSpace):
+                found[area.space.number] = area.space
+    return [found[number] for number in sorted(found)]
 
 
 def clean(space: AddressSpace, start: int, end: int) -> int:

@@ -45,7 +45,7 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     An entry that lost that permission is put right by the fault that follows.
     """
     fmt = space.table.format
-    if found.level != 1 or sort_of(fmt, found.entry, 1) is Sort.FRAMELESS:
+    if found.level != 1 or _is_held(space, area, found.entry):
         return None
     same_kind = bool(found.entry & fmt.present_mask) == area.bits.present
     if same_kind and area.bits.present:
@@ -55,6 +55,14 @@ def judge_leaf(space: Audited, area: Area, found: Found) -> Damaged | None:
     if same_kind and not _strangers(space, area, stretch):
         return None
     return Damaged(1, found.slot, found.entry, _expected(space, area, found.start))
+
+
+def _is_held(space: Audited, area: Area, entry: int) -> bool:
+    """Whether an entry is held without a frame, and, if it names a slot, one in use for an own page."""
+    swap = space.physical.swap
+    if swap is not None and swap.entries.holds(entry):
+        return area.family is not None and bool(swap.users(swap.entries.slot(entry)))
+    return sort_of(space.table.format, entry, 1) is Sort.FRAMELESS
 
 
 def _essence(fmt: PageTableFormat, flags: int) -> int:
@@ -145,8 +153,23 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     for mark, chosen in kinds(fmt, shown) if shown.size else ():
         if sort_of(fmt, mark, 1) is Sort.FRAMELESS:
             good[slice(None) if chosen is None else chosen] = True
+    _judge_swapped(space, areas, of, shown, good)
     strangers: list[int] = np.flatnonzero(~good).tolist()
     return strangers, of
+
+
+def _judge_swapped(
+    space: Audited,
+    areas: Sequence[Area],
+    of: NDArray[np.int64],
+    shown: Entries,
+    good: NDArray[np.bool_],
+) -> None:
+    """Judge those of some entries that name a slot."""
+    swap = space.physical.swap
+    if swap is not None:
+        for number in np.flatnonzero(swap.entries.which(shown)).tolist():
+            good[number] = _is_held(space, areas[int(of[number])], int(shown[number]))
 
 
 def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[int]) -> list[int]:
@@ -171,7 +194,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
             elif what in (_FILE, _SHARED):
                 first = area.offset - (area.start >> fmt.page_shift)
                 good = owner[frame] == backing.number and index[frame] == page + number + first
-        if not good and sort_of(fmt, entry, 1) is not Sort.FRAMELESS:
+        if not good and not _is_held(space, area, entry):
             strangers.append(number)
     return strangers
 

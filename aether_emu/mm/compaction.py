@@ -145,6 +145,8 @@ def migrate(
     code = new[frames.flags_array[old] & np.uint8(_EXECUTABLE) != 0]
     frames.refs_array[old] = frames.maps_array[old] = 0
     frames.kind_array[old] = int(Kind.KERNEL)
+    if physical.reclaim is not None:
+        physical.reclaim.freed(old.tolist())
     physical.code.retire(old.tolist())
     physical.code.executable_each(code, mutable=True)
     moved = zip(shown, old.tolist(), new.tolist(), strict=True)

@@ -46,6 +46,19 @@ class Event(IntEnum):
     COMPACTION_FAILED = 35  # tries that made none
     MIGRATED_PAGES = 36  # pages that moved to another frame
     HUGE_UNDERUSED = 37  # huge pages that gave their zeros back when memory was out
+    FAULT_SWAP = 38  # a page came back from swap: a major fault
+    FAULT_SWAP_CACHE = 39  # a page that was in swap, and in memory again because another process needed it
+    SWAP_AHEAD = 40  # pages brought back beside the one that faulted
+    SWAP_OUT = 41  # pages stored: into the pool, or as a word all over
+    SWAP_IN = 42  # pages loaded, from wherever they were
+    SWAP_WRITTEN = 43  # pages written to the swap file
+    SWAP_READ = 44  # pages read from it
+    REFAULT = 45  # pages that came back, of those that reclaim had taken
+    REFAULT_SOON = 46  # of those, what came back before as many others went as memory holds: thrashing
+    RECLAIM_SCANNED = 47  # frames that reclaim looked at
+    RECLAIM_TAKEN = 48  # frames that it gave back
+    RECLAIM_CLEAN = 49  # of those, what was still as its slot has it, and not stored again
+    RECLAIM_STALLS = 50  # times that a task had to wait for it
 
 
 class Counters:

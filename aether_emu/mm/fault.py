@@ -17,6 +17,7 @@ flush; one that gets another frame is flushed through a gather.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -32,9 +33,12 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection, user_mark
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.bring import bring, bring_back
+from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.page import Found
@@ -174,6 +178,16 @@ class Faults:
             return self.denied(va)
         return self.present_or_absent(space, area, va, access, forced=True)
 
+    def bring(self, space: AddressSpace, va: int) -> None:
+        """Bring the page of `va` back, if it is in swap, whatever its area permits. Raises OutOfFrames.
+
+        Bytes that are lost stay so.
+        """
+        area, found = space.areas.find(va), space.table.find(va)
+        if area is not None and found is not None and self._is_in_swap(found):
+            with contextlib.suppress(SwapLost):
+                bring(space, area, found)
+
     # ---- refusals
 
     def outside(self, space: AddressSpace, va: int, access: int) -> Outcome:
@@ -212,7 +226,9 @@ class Faults:
     def present_or_absent(
         self, space: AddressSpace, area: Area, va: int, access: int, *, forced: bool = False
     ) -> Outcome:
-        page = va & -space.table.format.page_size
+        page, physical = va & -space.table.format.page_size, self._physical
+        if physical.reclaim is not None:
+            physical.reclaim.balance()
         try:
             found = space.table.find(page)
             if area.watcher is not None:
@@ -226,6 +242,9 @@ class Faults:
                 if found is None:
                     return RESOLVED
             if not found.entry & space.table.format.present_mask:
+                if physical.swap is not None and self._is_in_swap(found):
+                    bring_back(space, area, found, write=bool(access & _WRITE))
+                    return RESOLVED
                 if found.entry == space.guard:
                     return self.denied(va, mapped=False)
                 if forced and has_frame(space.table.format, found.entry, found.level):
@@ -239,11 +258,18 @@ class Faults:
             return BusError(va)
         except NotReady as later:
             return Blocked(later.on)
-        except OutOfFrames:
-            if self._physical.huge is not None and shrink(self._physical):
+        except OutOfFrames as short:
+            shrunk = physical.huge is not None and shrink(physical)
+            if shrunk or (physical.reclaim is not None and physical.reclaim.make_room(short.wanted)):
                 return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
             return OutOfMemory(va)
+
+    def _is_in_swap(self, found: Found) -> bool:
+        """Whether an entry names a slot that is in use."""
+        swap = self._physical.swap
+        assert swap is not None
+        return swap.entries.holds(found.entry) and bool(swap.users(swap.entries.slot(found.entry)))
 
     def _watched(
         self, space: AddressSpace, area: Area, va: int, access: int, found: Found | None
@@ -252,6 +278,8 @@ class Faults:
         write, fmt = bool(access & _WRITE), space.table.format
         if found is None:
             index = self._index(area, va & -fmt.page_size)
+            if isinstance(area.backing, SharedMemory) and area.backing.swapped(index, 1):
+                return None  # it is neither missing nor in memory
             why = USER_MISSING
             if area.backing is not None and area.backing.resident(index, 1)[0]:
                 why = USER_MINOR
@@ -288,10 +316,11 @@ class Faults:
         if backing.in_place:
             self._map_around(space, area, page, access)
         else:
+            loaded = self._n[Event.SWAP_IN]
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
             bits = area.bits.write if write else area.bits.clean
             self._install(space, area, page, frame, bits if area.shared else area.bits.read)
-            self._n[Event.FAULT_SHARED] += 1
+            self._n[Event.FAULT_SHARED if loaded == self._n[Event.SWAP_IN] else Event.FAULT_SWAP] += 1
         return RESOLVED
 
     def _permitted(self, space: AddressSpace, area: Area, page: int, access: int, found: Found) -> Outcome:
@@ -341,6 +370,8 @@ class Faults:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         else:
+            if physical.swap is not None:
+                physical.swap.frame_goes(frame)
             table.replace(page, found, address | area.bits.write)
         self._n[Event.FAULT_UPGRADE] += 1
         return RESOLVED

@@ -20,6 +20,7 @@ from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.advice import cool, page_in, page_out
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.records import dataclass
 
@@ -280,8 +281,8 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
 
 
 def check_commit(space: AddressSpace, length: int) -> None:
-    """Linux's heuristic overcommit: only what could never be had is refused."""
-    if length > space.physical.ram.size:
+    """Linux's heuristic overcommit: only what could never be had, in memory and swap, is refused."""
+    if length > space.physical.most_memory:
         raise Refused(errno.ENOMEM, "more than all memory")
 
 
@@ -423,8 +424,12 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
     elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE):
         space.discard(area, start, end)
-    elif advice in (MADV_COLD, MADV_PAGEOUT):  # there is nowhere to page out to: both only age
-        ageing.forget_accesses(space, start, end)
+    elif advice == MADV_COLD:
+        cool(space, start, end)
+    elif advice == MADV_PAGEOUT:
+        page_out(space, start, end)
+    elif advice == MADV_WILLNEED:
+        page_in(space, area, start, end)
     elif advice == MADV_REMOVE:
         _remove(space, area, start, end)
     elif advice == MADV_GUARD_INSTALL:
@@ -546,8 +551,9 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     if area.backing is not None:
         resident[:] = area.backing.resident(area.offset + (address - area.start >> shift), count)
     if not area.shared:
+        swap = space.physical.swap
         for found in space.table.cursor(address, end):
-            if found.entry == space.guard:
+            if found.entry == space.guard or (swap is not None and swap.is_out(found.entry)):
                 continue
             size = space.table.format.levels[found.level - 1].size
             first = max(found.start, address) - address >> shift

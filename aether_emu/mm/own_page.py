@@ -27,6 +27,8 @@ def put_page(space: AddressSpace, area: Area, va: int, content: bytes | int, bit
         raise MappingError(f"{area} is shared: its pages are its object's, and so none of its own fits")
     if isinstance(content, bytes | bytearray | memoryview) and len(content) > fmt.page_size:
         raise MappingError(f"{len(content)} bytes do not fit into a page of {fmt.page_size}")
+    if physical.reclaim is not None:
+        physical.reclaim.balance()
     old, slot = space.table.find(page), space.table.leaf_slot(page)
     if old is not None and (old.level != 1 or not old.entry & fmt.present_mask):
         raise MappingError(f"{fmt.describe(old.entry, old.level)} stands at {va:#x}: there is a page already")

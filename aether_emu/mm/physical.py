@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
@@ -16,12 +17,49 @@ from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
+T = TypeVar("T")
 _LARGE = (Event.HUGE_FAULT, Event.HUGE_ZERO_PAGE, Event.HUGE_RUN, Event.HUGE_COLLAPSE)
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
+
+
+class Reclaiming(Protocol):
+    """Who makes room where memory is short: `mm.reclaim`. Asked only where no operation is in its midst."""
+
+    on_stall: Callable[[], None]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether fewer frames are free than there should be."""
+
+    @property
+    def spare(self) -> int:
+        """Free frames that are kept for those who cannot wait."""
+
+    def balance(self) -> None:
+        """Take pages that were not used lately, if memory is short."""
+
+    def make_room(self, wanted: int) -> bool:
+        """An operation has met OutOfFrames, and left all as it was. True: it may succeed now."""
+
+    def take(self, frames: Sequence[int]) -> int:
+        """Take those of the frames that may be taken. Returns how many."""
+
+    def cool(self, frames: Sequence[int]) -> None:
+        """These are not expected to be used soon."""
+
+    def freed(self, frames: Sequence[int]) -> None:
+        """These frames hold no page any more."""
+
+    def capture(self) -> dict[str, Any]:
+        """All that goes on, as plain data."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured one."""
 
 
 class Huge(Protocol):
@@ -60,8 +98,9 @@ class Physical:
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
-    spaces their PCIDs or ASIDs (None: they have none). Each `host_step` bytes that were freed, free frames
-    are given back to the host (0: never).
+    spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
+    `read_ahead` how many come back together (None: there is neither). Each `host_step` bytes that were freed,
+    free frames are given back to the host (0: never).
     """
 
     def __init__(
@@ -81,6 +120,10 @@ class Physical:
         self.ram, self.aperture, self.frames, self.buddy, self.cpus = ram, aperture, frames, buddy, cpus
         self.counters, self.tags = Counters(), tags
         self.trace = trace
+        self.swap: SwapArea | None = None
+        self.reclaim: Reclaiming | None = None
+        self.read_ahead = 1
+        self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
@@ -100,8 +143,13 @@ class Physical:
 
     def take(self, kind: Kind, owner: int, index: int) -> int:
         """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""
-        frame = self.buddy.alloc()
+        frame = self.take_to_fill(kind, owner, index)
         self.prepare(frame)
+        return frame
+
+    def take_to_fill(self, kind: Kind, owner: int, index: int) -> int:
+        """As `take`, with whatever the frame's last owner left: who takes it fills all of it."""
+        frame = self.buddy.alloc()
         frames = self.frames
         frames.kind[frame] = kind
         frames.owner[frame] = owner
@@ -116,6 +164,28 @@ class Physical:
             self.ram.zero(self.frames.address(frame), self.ram.page_size)
             self.counters.n[Event.ZEROED_PAGES] += 1
         flags[frame] |= _DIRTY
+
+    def with_room(self, attempt: Callable[[], T]) -> T:
+        """What `attempt` returns, which is tried again while room can be made for it.
+
+        When it raises OutOfFrames it has changed nothing. No operation is in its midst.
+        """
+        reclaim = self.reclaim
+        if reclaim is None:
+            return attempt()
+        reclaim.balance()
+        while True:
+            try:
+                return attempt()
+            except OutOfFrames as short:
+                if not reclaim.make_room(short.wanted):
+                    raise
+
+    @property
+    def most_memory(self) -> int:
+        """Bytes of RAM and of the swap area, if that is on."""
+        swap = self.swap
+        return self.ram.size + (0 if swap is None or not swap.on else swap.slots * self.ram.page_size)
 
     def page_bytes(self, frame: int) -> memoryview:
         """The bytes of a RAM frame, writable in place."""
@@ -136,6 +206,8 @@ class Physical:
         """As `give_back`, of frames that no CPU uses any more."""
         if not unused:
             return
+        if self.reclaim is not None:
+            self.reclaim.freed(unused)
         self.code.retire(unused)
         if len(unused) > 32:
             self.buddy.free_bulk(unused)
@@ -175,12 +247,14 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "swap": None if self.swap is None else self.swap.capture(),
+            "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
         code, host = state["code"], state["host_memory"]
@@ -193,6 +267,9 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        if self.swap is not None and self.reclaim is not None:
+            self.swap.restore(state["swap"])
+            self.reclaim.restore(state["reclaim"])
         self.host_memory.restore(host)
         if self.compaction is not None:
             assert isinstance(learnt, tuple)

@@ -103,6 +103,17 @@ def noted(fmt: PageTableFormat) -> tuple[int, int, int]:
     )
 
 
+def is_clean(fmt: PageTableFormat, entry: int) -> bool:
+    """Whether the entry of a page in memory has the clean mark, or the note of it."""
+    return bool(entry & (clean_mark(fmt) if entry & fmt.present_mask else noted(fmt)[2]))
+
+
+def with_clean(fmt: PageTableFormat, bits: LeafBits, *, clean: bool) -> int:
+    """`bits.read`, or what holds a page that nobody may touch: with the clean mark or its note, or not."""
+    mark = clean_mark(fmt) if bits.present else noted(fmt)[2]
+    return bits.read | mark if clean else bits.read & ~mark
+
+
 def tracked(fmt: PageTableFormat, bits: LeafBits) -> LeafBits:
     """The same bits where it matters who writes: all but `write` has the clean mark, and is not writable."""
     if not bits.present:

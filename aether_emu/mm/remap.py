@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from enum import IntEnum
+from functools import partial
 
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area
@@ -189,7 +190,8 @@ class _Call:
         space, address = self.space, self.address
         for low, high in self._parts(Stage.MOVE, target, address, address + self.old, position):
             try:
-                space.move_entries(low, high, target + low - address)
+                move = partial(space.move_entries, low, high, target + low - address)
+                space.physical.with_room(move)
             except OutOfFrames:
                 space.move_entries(target, target + low - address, address)  # whose tables are still there
                 space.unmap(target, target + self.new)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from aether_emu.mm.ageing import Seen
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.seen import InSwap
 from aether_emu.mm.tables import edits
 
 
@@ -31,10 +32,11 @@ def forget(space: AddressSpace) -> None:
         gather.finish_at_once()  # who asks what was written since then relies on it
 
 
-def written(space: AddressSpace, seen: Seen, first: int, last: int) -> NDArray[np.bool_]:
-    """Whether each of the pages `[first, last)` (page numbers) counts as written; `seen` is what is there."""
+def written(space: AddressSpace, first: int, last: int, *looks: Seen | InSwap) -> NDArray[np.bool_]:
+    """Whether each of the pages `[first, last)` (by number) counts as written; `looks` are what is there."""
     answer, shift = np.zeros(last - first, np.bool_), space.table.format.page_shift
-    answer[seen.pages[~seen.clean] - first] = True
+    for seen in looks:
+        answer[seen.pages[~seen.clean] - first] = True
     for area in space.areas.overlapping(first << shift, last << shift):
         if area.fresh:
             answer[max(area.start >> shift, first) - first : (area.end >> shift) - first] = True

@@ -508,7 +508,7 @@ class AddressSpace:
         child.no_huge = self.no_huge
         if self.tracks_writes:
             child.track_writes()
-        gather = self.gather()
+        gather, swap = self.gather(), self.physical.swap
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
             same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
@@ -526,7 +526,16 @@ class AddressSpace:
                     child.place(area)
             with_pages = [area for area in kept if not area.flags & _WIPE_ON_FORK]
             private = [(area.start, area.end) for area in with_pages if not area.shared]
-            transfer.copy(self.table, child.table, gather, private, private=True)
+            copied = transfer.copy(
+                self.table,
+                child.table,
+                gather,
+                private,
+                private=True,
+                shared=None if swap is None else swap.entries.shared,
+            )
+            if swap is not None:
+                swap.shared(copied)
         except BaseException:
             child.destroy()
             raise
@@ -557,9 +566,15 @@ class AddressSpace:
         self.table.destroy()
 
     def has_own_pages(self, start: int, end: int) -> bool:
-        """Whether an entry of `[start, end)` shows a page that belongs to a family."""
-        kinds = self.physical.frames.kind_array
-        return any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end))
+        """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
+        kinds, swap = self.physical.frames.kind_array, self.physical.swap
+        if any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end)):
+            return True
+        if swap is None:
+            return False
+        return any(
+            swap.entries.which(entries_of(self.table, item)[0]).any() for item in self.table.visit(start, end)
+        )
 
     # ---- inside
 
@@ -594,7 +609,7 @@ class AddressSpace:
         """
         assert isinstance(area, Area)
         known = len(self.damages)
-        edits.zap(
+        frameless = edits.zap(
             self.table,
             gather,
             start,
@@ -603,20 +618,29 @@ class AddressSpace:
             lambda stretch: self.damages.extend(mend(self, area, stretch)),
             0 if guards else self.guard,
         )
+        self._drop_swapped(frameless)
         if len(self.damages) > known:
             gather.page(start, end - start)
+            self.physical.lost_entries = True
 
     def _clear_all(self, gather: Gather, areas: list[Area], start: int, end: int) -> None:
         """`clear` of what lies of many areas in `[start, end)`, at once."""
         known = len(self.damages)
-        edits.zap_all(
+        frameless = edits.zap_all(
             self.table,
             gather,
             [(max(area.start, start), min(area.end, end)) for area in areas],
             lambda used: self.damages.extend(mend_all(self, areas, used)),
         )
+        self._drop_swapped(frameless)
         if len(self.damages) > known:
             gather.page(start, end - start)
+            self.physical.lost_entries = True
+
+    def _drop_swapped(self, frameless: list[Found]) -> None:
+        """Entries without a frame were cleared: their slots lose a user each."""
+        if frameless and self.physical.swap is not None:
+            self.physical.swap.dropped(frameless)
 
     def _prune(self, gather: Gather, start: int, end: int) -> None:
         """Detach tables between the neighbours of a freed range."""

@@ -111,6 +111,8 @@ class UserMemory:
     def _store(self, piece: _Piece, data: memoryview) -> None:
         physical = self._space.physical
         if physical.frames.kind[piece.frame] != Kind.FILE:
+            if physical.swap is not None:
+                physical.swap.frame_goes(piece.frame)
             physical.page_bytes(piece.frame)[piece.offset : piece.offset + piece.length] = data
         else:
             file, index = physical.aperture.owner_of(physical.frames.address(piece.frame))

@@ -68,7 +68,9 @@ class PeekMemory:
             return None
         fmt, frames = space.table.format, space.physical.frames
         try:
-            found = space.table.find(page)
+            found, swap = space.table.find(page), space.physical.swap
+            if found is not None and swap is not None and swap.entries.holds(found.entry):
+                return swap.look(swap.entries.slot(found.entry))
             if found is None or not has_frame(fmt, found.entry, found.level):
                 return self._behind(area, area.offset + (page - area.start >> fmt.page_shift))
             frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
@@ -91,8 +93,11 @@ class PeekMemory:
                 return backing.file.read(index * size, size).ljust(size, b"\0")
             case SharedMemory() as backing:
                 frame = backing.frames_by_page().get(index)
+                slot = backing.slots_by_page().get(index)
                 if frame is not None:
                     return physical.page_bytes(frame)
+                if slot is not None and physical.swap is not None:
+                    return physical.swap.look(slot)
                 return bytes(size) if index < backing.pages else None
             case SpecialMapping() as backing:
                 data = backing.pages[index] if index < len(backing.pages) else None

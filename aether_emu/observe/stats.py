@@ -101,6 +101,45 @@ def _rows_of_split(kpti: dict[str, int] | None) -> list[tuple[str, int]]:
     ]
 
 
+def _of_swap(machine: Machine) -> dict[str, Any]:
+    """What went to the swap area and came back. Nothing without one."""
+    swap, n = machine.physical.swap, machine.physical.counters.n
+    if swap is None:
+        return {}
+    store = swap.store
+    return {
+        "reclaim": {
+            "order": machine.config.reclaim,
+            "stalls": n[Event.RECLAIM_STALLS],
+            "frames_scanned": n[Event.RECLAIM_SCANNED],
+            "frames_taken": n[Event.RECLAIM_TAKEN],
+            "taken_unchanged": n[Event.RECLAIM_CLEAN],
+        },
+        "swap": {
+            "bytes": machine.config.swap,
+            "slots_used": swap.used,
+            "frames_cached": swap.cached,
+            "pages_out": n[Event.SWAP_OUT],
+            "pages_in": n[Event.SWAP_IN],
+            "pages_read_ahead": n[Event.SWAP_AHEAD],
+            "refaults": n[Event.REFAULT],
+            "refaults_soon": n[Event.REFAULT_SOON],
+            "codec": store.codec.name,
+            "pages_of_one_word": store.same_filled,
+            "pool_pages": store.compressed,
+            "pool_bytes": store.pooled,
+            "file_pages": len(store.file),
+            "file_written": n[Event.SWAP_WRITTEN],
+            "file_read": n[Event.SWAP_READ],
+        },
+    }
+
+
+def _rows_of_swap(name: str, counts: dict[str, Any] | None) -> list[tuple[str, object]]:
+    """Of a run with a swap area."""
+    return [(f"{name}: {key.replace('_', ' ')}", value) for key, value in (counts or {}).items()]
+
+
 def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
     """What became of huge pages, `shown` of which the program has in the end; nothing without any."""
     n = machine.physical.counters.n
@@ -209,6 +248,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_cpus(machine),
         **_of_tags(machine),
         **_of_split(machine),
+        **_of_swap(machine),
         **_of_huge_pages(machine, huge),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
@@ -250,6 +290,8 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_locks(statistics.get("locks_modelled")),
         *_rows_of_tags(statistics.get("tags")),
         *_rows_of_split(statistics.get("kpti")),
+        *_rows_of_swap("reclaim", statistics.get("reclaim")),
+        *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),

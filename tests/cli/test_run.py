@@ -40,11 +40,13 @@ def test_the_status_is_the_programs_and_stdin_reaches_it(tmp_path: Path, isa: st
     assert aether("run", program).returncode == 0
 
 
-def test_death_by_a_signal_is_said_in_one_line() -> None:
+def test_death_for_want_of_memory_is_said_in_one_line_below_the_table_that_says_why() -> None:
     result = aether("run", "--ram", "4M", PROGRAMS / "x86_64" / "hog")
     assert result.returncode == 128 + signal.SIGKILL
-    assert b"killed by out of memory" in result.stderr
-    assert result.stderr.count(b"\n") == 1
+    *table, last = result.stderr.splitlines()
+    assert last == b"aether: %s: killed by out of memory" % str(PROGRAMS / "x86_64" / "hog").encode()
+    assert table[0].startswith(b"aether: out of memory: hog (1000) needs a page; ")
+    assert len(table) == 4
 
 
 @pytest.mark.parametrize("isa", ISAS)

@@ -138,7 +138,14 @@ def test_a_program_that_wants_all_memory_gets_no_more_than_there_is(
 
 def test_every_program_of_one_isa_is_run_here_or_named_as_a_workload() -> None:
     workloads = {"alu", "stream", "randload", "touch", "getppid", "scale"}  # what the benchmarks run
-    named = {command.split()[0] for command in COMMANDS} | {"avx", "vsyscall", "spin", "hog", "orders"}
+    named = {command.split()[0] for command in COMMANDS} | {
+        "avx",
+        "vsyscall",
+        "spin",
+        "hog",
+        "orders",
+        "swap",
+    }
     named.add("huge")  # in test_huge
     assert {path.name for path in program("x86_64", "hello").parent.iterdir()} == named | workloads
 

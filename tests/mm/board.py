@@ -29,6 +29,7 @@ from aether_emu.mm.objects.file import FileBacking, HostFiles
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.entries import swap_entries
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tags import Tags
 from tests.mm.instructions import ArmInstructions, Instructions, X86Instructions
@@ -207,10 +208,12 @@ def discard(space: AddressSpace, start: int, end: int) -> None:
 
 
 def entries_of(table: PageTable, start: int, end: int, frames: FrameTable) -> Counter[int]:
-    """How many entries of `[start, end)` name each frame, those of zero pages aside."""
+    """How many entries of `[start, end)` name each frame, zero pages and those in swap aside."""
     fmt = table.format
     shown: Counter[int] = Counter()
     for found in table.cursor(start, end):
+        if swap_entries(fmt).holds(found.entry):
+            continue
         size = fmt.levels[found.level - 1].size
         first = frames.number(found.entry & fmt.address_mask & -size)
         shown.update(range(first, first + (size >> fmt.page_shift)))

@@ -9,7 +9,9 @@ from aether_emu.mm import ageing, mapping, soft_dirty
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
-from tests.mm.board import ENGINES
+from aether_emu.mm.swap.seen import in_swap
+from tests.mm.board import ENGINES, FORMATS
+from tests.mm.swap.test_swap import PAGES, Away
 from tests.mm.test_hugepage import NONE, Huge
 
 
@@ -19,7 +21,9 @@ def written(huge: Huge, space: AddressSpace | None = None, start: int = 0, count
     first = huge.base + start >> shift
     last = first + (count or huge.count)
     seen = ageing.look(space, first << shift, last << shift)
-    found: list[int] = np.flatnonzero(soft_dirty.written(space, seen, first, last)).tolist()
+    found: list[int] = np.flatnonzero(
+        soft_dirty.written(space, first, last, seen, in_swap(space, first << shift, last << shift))
+    ).tolist()
     return found
 
 
@@ -128,3 +132,36 @@ def test_nothing_is_different_where_nobody_asks(huge: Huge) -> None:
     child = huge.fork()
     assert child.tracks_writes
     child.let_go()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_the_mark_goes_to_swap_and_comes_back(kind: str) -> None:
+    away = Away(kind)
+    first = away.at(0) >> away.board.format.page_shift
+
+    def pages() -> list[int]:
+        seen = ageing.look(away.space, away.at(0), away.at(PAGES))
+        out = in_swap(away.space, away.at(0), away.at(PAGES))
+        assert len(seen.pages) + len(out.pages) == PAGES
+        return list(np.flatnonzero(soft_dirty.written(away.space, first, first + PAGES, seen, out)))
+
+    soft_dirty.forget(away.space)
+    away.write(1)
+    away.write(5)
+    assert away.send() == PAGES
+    assert pages() == [1, 5]
+    assert [away.read(number) for number in (0, 1)] == [away.right(0), away.right(1)]
+    assert pages() == [1, 5]
+    away.write(2)
+    assert pages() == [1, 2, 5]
+    away.send()
+    soft_dirty.forget(away.space)
+    assert pages() == []
+    away.read(5)
+    away.write(6)
+    mapping.protect_memory(away.space, away.at(0), PAGES * away.size, NONE)
+    assert away.send() >= 2
+    mapping.protect_memory(away.space, away.at(0), PAGES * away.size, 3)
+    away.read(7)
+    assert pages() == [6]
+    away.check()

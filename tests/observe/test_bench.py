@@ -27,6 +27,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm.counters import Event
+from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.tables import page
 from aether_emu.observe.bench import (
     calls,
@@ -39,6 +40,7 @@ from aether_emu.observe.bench import (
     report,
     shootdown,
     startup,
+    swap,
     switching,
     tables,
 )
@@ -296,6 +298,18 @@ def test_both_sides_of_an_edit_make_the_same_entries(
         figure.floor()
 
 
+@on_each_isa
+def test_pages_go_to_swap_and_come_back(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap, "_PAGES", 600)
+    figure = swap.figure(isa, 4.0)
+    assert "600" in figure.what
+    assert figure.ours() > 0
+    assert figure.floor() > 0
+    monkeypatch.setattr(Reclaim, "take", lambda _self, _frames: 0)
+    with pytest.raises(BenchError, match="did not go"):
+        figure.ours()
+
+
 def test_a_child_finds_the_package_and_may_keep_compiled_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     program = "import sys, aether_emu; assert not sys.dont_write_bytecode"
@@ -542,7 +556,9 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     both = [f"{name}/{isa}" for name in (*catalogue.GOALS["exec"], "map") for isa in ("x86_64", "arm64")]
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
-    names = "fault syscall exec map edit fork collapse split switch process signal pipe start shootdown cpus"
+    names = (
+        "fault syscall exec map edit fork swap collapse split switch process signal pipe start shootdown cpus"
+    )
     assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
 
@@ -570,8 +586,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, collapse, split, switch, process, signal, pipe, start, "
-            "shootdown, cpus",
+            "fault, syscall, exec, map, edit, fork, swap, collapse, split, switch, process, signal, pipe, "
+            "start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):

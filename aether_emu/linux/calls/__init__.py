@@ -85,6 +85,7 @@ FAMILIES: dict[str, str] = {
     "user_faults": "userfaultfd",
     "remote": "kcmp process_madvise process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
+    "swapping": "swapoff swapon",
     "shared_segments": "shmat shmctl shmdt shmget",
     "semaphores": "semctl semget semop semtimedop",
     "message_queues": "msgctl msgget msgrcv msgsnd",

@@ -222,7 +222,7 @@ def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
 def encode_usage(used: Usage, peak: int, waits: int = 0) -> bytes:
     """struct rusage, with `peak` bytes of memory."""
     times = [part for time in (used.time - used.system, used.system) for part in divmod(time // 1000, 10**6)]
-    fields = [*times, peak >> 10, 0, 0, 0, used.faults, *[0] * 9]
+    fields = [*times, peak >> 10, 0, 0, 0, used.faults, used.major, *[0] * 8]
     fields[16:18] = waits or used.waits, used.preemptions
     return struct.pack("<18q", *fields)
 
@@ -231,8 +231,9 @@ def sys_sysinfo(task: Task, result: int, *_: int) -> int:
     kernel = task.process.kernel
     page, buddy = task.process.mm.page_size, kernel.physical.buddy
     total, free = buddy.total * page, buddy.free_frames * page
+    swap = kernel.swap_bytes()
     uptime = kernel.observe_time() // 10**9
-    packed = struct.pack("<q3Q6QHHI2QI4x", uptime, 0, 0, 0, total, free, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1)
+    packed = struct.pack("<q3Q6QHHI2QI4x", uptime, 0, 0, 0, total, free, 0, 0, *swap, 1, 0, 0, 0, 0, 1)
     task.cpu.copy_to_user(result, packed)
     return 0
 

@@ -119,7 +119,8 @@ def sys_shmctl(task: Task, number: int, command: int, buffer: int, *_: int) -> i
     if command == _USAGE:
         there = segments.all()
         pages, present = sum(each.pages for each in there), sum(len(each.frames_by_page()) for each in there)
-        write_struct(task.cpu, buffer, "i4x5Q", len(there), pages, present, 0, 0, 0)
+        swapped = sum(len(each.slots_by_page()) for each in there)
+        write_struct(task.cpu, buffer, "i4x5Q", len(there), pages, present, swapped, 0, 0)
         return segments.highest
     if command in (_STAT, _STAT_AT, _STAT_ANY):
         return _tell(task, segments, number, command, buffer)
@@ -141,7 +142,7 @@ def sys_shmctl(task: Task, number: int, command: int, buffer: int, *_: int) -> i
 
 
 def _require_right_to_lock(task: Task, segment: Segment, *, locks: bool) -> None:
-    """EPERM unless the segment is the caller's, who may lock memory. Nothing is ever swapped out here."""
+    """EPERM unless the segment is the caller's, who may lock memory."""
     who = task.credentials
     if who.has(IPC_LOCK):
         return

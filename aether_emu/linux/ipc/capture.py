@@ -72,7 +72,7 @@ def _describe_segment(segment: Segment) -> State:
         "size": segment.size,
         "maker": segment.maker,
         "number": segment.number,
-        "frames": segment.frames_by_page(),
+        **segment.capture_pages(),
     }
 
 
@@ -81,7 +81,7 @@ def restore(system: SystemV, state: State, undos: Sequence[Undo]) -> None:
     for described in state["segments"]:
         segment = system.segments.new(described["identifier"], described["key"], described["size"])
         segment.maker = described["maker"]
-        segment.go_on(described["number"], described["frames"])
+        segment.go_on(described["number"], described["frames"], described["slots"])
         _put_back(system.segments, segment)
     sets: dict[int, SemaphoreSet] = {}
     for described in state["sets"]:

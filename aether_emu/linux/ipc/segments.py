@@ -43,6 +43,11 @@ class Segment(Shared, SharedMemory):
         return f"/SYSV{self.key & 0xFFFF_FFFF:08x} (deleted)"
 
     @property
+    def stays(self) -> bool:
+        """See `SharedMemory.stays`."""
+        return bool(self.mode & LOCKED)
+
+    @property
     def attached(self) -> int:
         """How many areas show it."""
         return len(self.windows)
@@ -86,7 +91,7 @@ class Segments(Identifiers[Segment]):
         """A new one. EINVAL, ENOSPC, ENOMEM."""
         if not 0 < size <= LARGEST:
             raise Refused(errno.EINVAL, f"{size} bytes")
-        if size > self._physical.ram.size:
+        if size > self._physical.most_memory:
             raise Refused(errno.ENOMEM, "more than all memory")
         made = self.new(self.take_number(), key, size)
         made.mode, made.maker = mode & 0o777, maker

@@ -30,7 +30,6 @@ from aether_emu.random import Stream
 _OPEN_FILES = 1 << 20  # that a process may have, whatever its limit (fs.nr_open)
 _DEVICES = b"Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:\n"
 _EMPTY: Mapping[str, bytes] = {
-    "swaps": b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
     "partitions": b"major minor  #blocks  name\n\n",
     "diskstats": b"",
     "interrupts": b"           CPU0       \n",
@@ -68,6 +67,8 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "stat": lambda: _stat(process),
         **{f"sysvipc/{name}": functools.partial(show, kernel) for name, show in SHARED.items()},
         "vmstat": lambda: _vmstat(kernel, registry),
+        "swaps": lambda: _swaps(kernel),
+        "pressure/memory": lambda: _pressure(kernel),
         "sys/kernel/random/boot_id": lambda: _uuid(kernel, "boot"),
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
@@ -188,6 +189,7 @@ def _huge_pages(registry: Registry[Process, Member]) -> set[int]:
 def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     """/proc/vmstat (proc_vmstat(5)), as far as there is something to count."""
     census, counted = kernel.physical.frames.census(), kernel.physical.counters.n
+    swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
     rows = (
         ("nr_free_pages", kernel.physical.buddy.free_frames),
         ("nr_anon_pages", census[Kind.ANON]),
@@ -195,12 +197,25 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("nr_mapped", census[Kind.FILE]),
         ("nr_page_table_pages", census[Kind.TABLE]),
         ("nr_anon_transparent_hugepages", len(_huge_pages(registry))),
-        ("pgpgin", 0),
-        ("pgpgout", 0),
-        ("pswpin", 0),
-        ("pswpout", 0),
-        ("pgfault", kernel.minor_faults()),
-        ("pgmajfault", 0),
+        ("nr_swapcached", 0 if swap is None else swap.cached),
+        ("workingset_refault_anon", counted[Event.REFAULT]),
+        ("workingset_refault_file", 0),
+        ("workingset_activate_anon", counted[Event.REFAULT_SOON]),
+        ("pgpgin", counted[Event.SWAP_READ] * kib),
+        ("pgpgout", counted[Event.SWAP_WRITTEN] * kib),
+        ("pswpin", counted[Event.SWAP_READ]),
+        ("pswpout", counted[Event.SWAP_WRITTEN]),
+        ("allocstall_normal", counted[Event.RECLAIM_STALLS]),
+        ("pgfault", kernel.minor_faults() + kernel.major_faults()),
+        ("pgmajfault", kernel.major_faults()),
+        ("pgscan_direct", counted[Event.RECLAIM_SCANNED]),
+        ("pgsteal_direct", counted[Event.RECLAIM_TAKEN]),
+        ("pgscan_anon", counted[Event.RECLAIM_SCANNED]),
+        ("pgsteal_anon", counted[Event.RECLAIM_TAKEN]),
+        ("swap_ra", counted[Event.SWAP_AHEAD]),
+        ("zswpin", counted[Event.SWAP_IN] - counted[Event.SWAP_READ]),
+        ("zswpout", counted[Event.SWAP_OUT]),
+        ("zswpwb", counted[Event.SWAP_WRITTEN]),
         ("oom_kill", counted[Event.FAULT_OUT_OF_MEMORY]),
         ("pgmigrate_success", counted[Event.MIGRATED_PAGES]),
         ("compact_stall", counted[Event.COMPACTED] + counted[Event.COMPACTION_FAILED]),
@@ -220,20 +235,42 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     return "".join(f"{name} {value}\n" for name, value in rows).encode()
 
 
+def _pressure(kernel: Kernel) -> bytes:
+    kernel.note_pressure()
+    return kernel.pressure.text()
+
+
+def _swaps(kernel: Kernel) -> bytes:
+    """/proc/swaps: the machine's one area, while it is on. The pool in front of it is part of it."""
+    head = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    swap, (total, free) = kernel.physical.swap, kernel.swap_bytes()
+    if swap is None or not total:
+        return head
+    sizes = "\t\t".join(f"{size >> 10:<8}".rstrip() for size in (total, total - free))
+    return head + f"{swap.name:<39} file\t\t{sizes}\t\t-2\n".encode()
+
+
 def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     buddy, kib = kernel.physical.buddy, kernel.config.page_size >> 10
-    census = kernel.physical.frames.census()
+    census, swap, (swap_total, swap_free) = (
+        kernel.physical.frames.census(),
+        kernel.physical.swap,
+        kernel.swap_bytes(),
+    )
+    store = None if swap is None else swap.store
     rows = (
         ("MemTotal", buddy.total * kib),
         ("MemFree", buddy.free_frames * kib),
         ("MemAvailable", buddy.free_frames * kib),
         ("Buffers", 0),
         ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
-        ("SwapCached", 0),
-        ("Active", 0),  # nothing is reclaimed, so nothing is sorted by age
+        ("SwapCached", 0 if swap is None else swap.cached * kib),
+        ("Active", 0),  # nothing is sorted by age before memory is short
         ("Inactive", 0),
-        ("SwapTotal", 0),
-        ("SwapFree", 0),
+        ("SwapTotal", swap_total >> 10),
+        ("SwapFree", swap_free >> 10),
+        ("Zswap", 0 if store is None else store.pooled >> 10),
+        ("Zswapped", 0 if store is None else store.compressed * kib),
         ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
         ("Mapped", census[Kind.FILE] * kib),
         ("Shmem", census[Kind.SHARED] * kib),

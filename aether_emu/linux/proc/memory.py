@@ -18,16 +18,17 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import ageing, guards, soft_dirty
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.seen import in_swap
 from aether_emu.mm.user import ForcedMemory
 
 _ENTRY = 8  # bytes of pagemap for each page
 _MOST_PAGES = 1 << 17  # that one look answers for
-PM_PRESENT, PM_FILE, PM_EXCLUSIVE, PM_GUARD_REGION = 1 << 63, 1 << 61, 1 << 56, 1 << 58
-PM_SOFT_DIRTY = 1 << 55
-"""A page has a frame; which belongs to a file or to shared memory; which nothing else shows. It is guarded.
-
-It was written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0: nothing is swapped.
+PM_PRESENT, PM_SWAP, PM_FILE, PM_EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
+PM_GUARD_REGION, PM_SOFT_DIRTY = 1 << 58, 1 << 55
+"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded; was
+written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0.
 """
+_SWAP_TYPE_BITS = 5  # below the slot; the machine's area is of type 0
 
 
 def read_memory(process: Process, position: int, count: int) -> bytes:
@@ -77,7 +78,8 @@ def _each_page(
 def read_pagemap(process: Process, position: int, count: int) -> bytes:
     """Read /proc/self/pagemap: eight bytes for each page, up to the end of the user half.
 
-    Frame numbers are shown to who has CAP_SYS_ADMIN. Raises Refused(EINVAL) unless both are multiples of 8.
+    Numbers of frames and slots are shown to who has CAP_SYS_ADMIN. Raises Refused(EINVAL) unless both are
+    multiples of 8.
     """
     if position % _ENTRY or count % _ENTRY:
         raise Refused(errno.EINVAL, f"{count} bytes at {position} are not whole entries")
@@ -96,6 +98,11 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)
     entries[seen.pages - first] = bits
+    out = in_swap(space, first << shift, last << shift)
+    shown = out.slots.astype(np.uint64) << np.uint64(_SWAP_TYPE_BITS)
+    if not process.kernel.actor.credentials.has(SYS_ADMIN):
+        shown[:] = 0
+    entries[out.pages - first] = shown | np.uint64(PM_SWAP)
     entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
-    entries[soft_dirty.written(space, seen, first, last)] |= np.uint64(PM_SOFT_DIRTY)
+    entries[soft_dirty.written(space, first, last, seen, out)] |= np.uint64(PM_SOFT_DIRTY)
     return entries.astype("<u8").tobytes()

@@ -21,6 +21,7 @@ from aether_emu.mm.hugepage import huge_size, leaves
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.seen import swap_usage
 from aether_emu.mm.tables.count import Frames
 
 _PSS_SHIFT = 12  # a share of a page is kept in 4096ths of a byte
@@ -32,8 +33,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged, lazily freed and swapped pages; huge ones but anonymous ones.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : -1]) - {"AnonHugePages"}
+# What does not exist here: merged and lazily freed pages; huge ones but anonymous ones.
+_NONE = frozenset(_COMMON[_COMMON.index("KSM") : _COMMON.index("Swap")]) - {"AnonHugePages"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -45,7 +46,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     """Bytes of memory by field of smaps, for each of the ranges that begin at `starts`.
 
     A range reaches up to the next one. `Anonymous`, `File` and `Shmem` are parts of `Rss`; `Locked` is what
-    locked areas have of `Pss`. The zero page is nobody's memory and counts nowhere.
+    locked areas have of `Pss`. `Swap`, `SwapPss` and `Own` are what is in swap (`mm.swap.seen`). The
+    zero page is nobody's memory and counts nowhere.
     """
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
@@ -87,6 +89,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
+        **swap_usage(space, starts),
     }
 
 

@@ -135,7 +135,7 @@ def _memory(process: Process) -> Rows:
         ("VmExe", own),
         ("VmLib", others),
         ("VmPTE", space.table.tables * space.page_size),
-        ("VmSwap", 0),
+        ("VmSwap", counts["Own"]),
         ("HugetlbPages", 0),
     )
     untag = (1 << 56) - 1 if process.abi.isa == "arm64" else (1 << 64) - 1
@@ -235,7 +235,7 @@ def stat_text(process: Process, tid: int, task: Task | None, *, whole: bool) -> 
     terminal, front = (0, -1) if process.terminal is None else _terminal(process.terminal)
     fields[3:8] = [process.parent_pid, process.group, process.session, terminal, front]
     used, children = _used(process, task, whole=whole), process.usage_of_children
-    fields[9:11] = [used.faults, children.faults]
+    fields[9:13] = [used.faults, children.faults, used.major, children.major]
     times = [each for usage in (used, children) for each in (usage.time - usage.system, usage.system)]
     fields[13:17] = [time * TICKS // 10**9 for time in times]
     scheduling = ORDINARY if task is None else task.scheduling

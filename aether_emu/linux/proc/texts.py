@@ -15,6 +15,7 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
+from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
@@ -252,10 +253,7 @@ def _oom_score(process: Process) -> int:
     """How ready a kernel out of memory would be to kill it: from 666 on, by its part of all memory."""
     if process.released or process.oom_adjustment == -_MOST_ADJUSTMENT:
         return 0
-    total = process.kernel.physical.buddy.total
-    pages = status.resident(process.mm)["Rss"] // process.mm.page_size + process.mm.table.tables
-    badness = pages + process.oom_adjustment * total // 1000
-    return max(0, (1000 + badness * 1000 // total) * 2 // 3)
+    return max(0, (1000 + points(process) * 1000 // all_pages(process)) * 2 // 3)
 
 
 def _adjust(process: Process, data: bytes) -> int:

@@ -226,7 +226,7 @@ class Process:
 
         Raises Refused(EAGAIN), OutOfFrames, TableDamaged.
         """
-        mm = self.mm if shares_memory else self.mm.fork()
+        mm = self.mm if shares_memory else self.kernel.physical.with_room(self.mm.fork)
         try:
             child = Process(self.kernel, mm, copy.copy(self.program), pid=number, parent=self)
         except Refused:

@@ -16,8 +16,9 @@ from aether_emu.records import dataclass
 @dataclass(slots=True)
 class Usage:
     """Sums. `time` in ns, and how much of it was the `system`'s: what calls, faults and flushes cost. Faults
-    that were resolved; how often it waited, and how often its turn was over. Bytes that calls have `read` and
-    `written`, and how many calls did: a process counts those of its tasks when they have ended.
+    that were resolved, and `major` ones, for which something had to be read; how often it waited, and how
+    often its turn was over. Bytes that calls have `read` and `written`, and how many calls did: a process
+    counts those of its tasks when they have ended.
     """
 
     time: int = 0
@@ -25,6 +26,7 @@ class Usage:
     waits: int = 0
     preemptions: int = 0
     system: int = 0
+    major: int = 0
     read: int = 0
     written: int = 0
     reads: int = 0
@@ -35,6 +37,7 @@ class Usage:
         self.time += other.time
         self.system += other.system
         self.faults += other.faults
+        self.major += other.major
         self.waits += other.waits
         self.preemptions += other.preemptions
         if other.reads or other.writes:

@@ -15,7 +15,8 @@ class SharedMemory(Backing):
     """Memory of `pages` pages, each with a frame from its first touch until the object ends.
 
     An area that mremap made longer than the object shows nothing there: SIGBUS, as on Linux. The object
-    holds one reference to each of its frames.
+    holds one reference to each of its frames. A page that reclaim took has a slot of the swap area instead.
+    Those of an object that `stays` are never taken.
     """
 
     in_place = False
@@ -25,6 +26,7 @@ class SharedMemory(Backing):
         self._physical = physical
         self.pages = pages
         self._frames: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
 
     @property
     def name(self) -> str:
@@ -34,17 +36,56 @@ class SharedMemory(Backing):
     def writable(self) -> bool:
         return True
 
+    @property
+    def stays(self) -> bool:
+        """Whether its pages are kept in memory (Linux: SHM_LOCK)."""
+        return False
+
     def frames_by_page(self) -> dict[int, int]:
         """The frame of each page that has one."""
         return dict(self._frames)
+
+    def slots_by_page(self) -> dict[int, int]:
+        """The slot of each page that is in swap."""
+        return dict(self._slots)
+
+    def swapped(self, first: int, count: int) -> int:
+        """How many of some pages are in swap."""
+        if not self._slots:
+            return 0
+        return sum(first <= index < first + count for index in self._slots)
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         frame = self._frames.get(index)
         if frame is None:
             if index >= self.pages:
                 raise BeyondEnd(index, f"the object has {self.pages} pages")
-            frame = self._frames[index] = self._physical.take(Kind.SHARED, self.number, index)
+            frame = self._physical.take(Kind.SHARED, self.number, index)
+            if index in self._slots:
+                self._bring_back(index, frame)
+            self._frames[index] = frame
         return frame, 1
+
+    def _bring_back(self, index: int, frame: int) -> None:
+        """Fill a fresh frame with what a page's slot has. Raises SwapLost, with the frame given back."""
+        physical, slot = self._physical, self._slots[index]
+        assert physical.swap is not None, "who gave the slot?"
+        try:
+            physical.swap.load(slot, physical.page_bytes(frame))
+        except BaseException:
+            physical.frames.refs[frame] = 0
+            physical.give_back([frame])
+            raise
+        del self._slots[index]
+        physical.swap.unnamed(slot)
+
+    def went(self, index: int, slot: int) -> None:
+        """The page is in a slot from now on: no entry shows its frame, whose last reference was the object's.
+
+        Whoever took it frees the frame.
+        """
+        del self._frames[index]
+        self._slots[index] = slot
 
     def resident(self, first: int, count: int) -> bytes:
         return bytes(index in self._frames for index in range(first, first + count))
@@ -52,6 +93,7 @@ class SharedMemory(Backing):
     def remove(self, first: int, count: int) -> None:
         gone = sorted(index for index in self._frames if first <= index < first + count)
         self._drop([self._frames.pop(index) for index in gone])
+        self._forget(sorted(index for index in self._slots if first <= index < first + count))
 
     def copy_page(self, index: int, into: memoryview) -> None:
         frame, _count = self.frames(index, 1, write=False)
@@ -63,22 +105,33 @@ class SharedMemory(Backing):
     def release(self) -> None:
         held = [self._frames.pop(index) for index in sorted(self._frames)]
         self._drop(held)
+        self._forget(sorted(self._slots))
+
+    def _forget(self, pages: list[int]) -> None:
+        """Give up what is in swap of some pages."""
+        for index in pages:
+            assert self._physical.swap is not None, "who gave the slot?"
+            self._physical.swap.unnamed(self._slots.pop(index))
 
     def _drop(self, held: list[int]) -> None:
         table = self._physical.frames
         self._physical.give_back([frame for frame in held if table.put(frame)])
 
     def capture(self) -> dict[str, Any]:
-        return {"kind": "shared", "number": self.number, "pages": self.pages, "frames": self.frames_by_page()}
+        return {"kind": "shared", "number": self.number, "pages": self.pages, **self.capture_pages()}
+
+    def capture_pages(self) -> dict[str, Any]:
+        """Where its pages are, as plain data."""
+        return {"frames": self.frames_by_page(), "slots": self.slots_by_page()}
 
     @classmethod
     def restored(cls, physical: Physical, state: dict[str, Any]) -> SharedMemory:
         """The captured object, whose references the frame table already counts."""
         memory = cls(physical, state["pages"])
-        memory.go_on(state["number"], state["frames"])
+        memory.go_on(state["number"], state["frames"], state["slots"])
         return memory
 
-    def go_on(self, number: int, frames: Mapping[int, int]) -> None:
-        """Be the object that had this number and these frames, whose references are counted already."""
+    def go_on(self, number: int, frames: Mapping[int, int], slots: Mapping[int, int]) -> None:
+        """Be the object that had this number, these frames and these slots, all of them counted already."""
         self.renumber(number)
-        self._frames = dict(frames)
+        self._frames, self._slots = dict(frames), dict(slots)

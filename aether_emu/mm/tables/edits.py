@@ -398,7 +398,7 @@ def clean(table: Tree, gather: Gathering, start: int, end: int) -> int:
 
 
 def forget_writes(table: Tree, gather: Gathering, start: int, end: int) -> int:
-    """Mark the leaves of the range, and pages held by NO_ACCESS, as clean: the next write is a fault.
+    """Mark the leaves of the range as clean, and note it of pages that are held: the next write is a fault.
 
     Returns how many were not.
     """
@@ -407,7 +407,7 @@ def forget_writes(table: Tree, gather: Gathering, start: int, end: int) -> int:
     def change(entry: int, level: int) -> int:
         if entry & fmt.present_mask:
             return fmt.write_protect(entry) | mark
-        return entry | note if has_frame(fmt, entry, level) else entry
+        return entry | note if _takes_notes(fmt, entry, level) else entry
 
     return rewrite(table, whole(table, gather, start, end), change, gather)
 
@@ -419,6 +419,11 @@ def count_as_written(table: Tree, start: int, end: int) -> None:
     def change(entry: int, level: int) -> int:
         if entry & fmt.present_mask:
             return entry & ~mark
-        return entry & ~note if has_frame(fmt, entry, level) else entry
+        return entry & ~note if _takes_notes(fmt, entry, level) else entry
 
     rewrite(table, table.visit(start, end), change, None)
+
+
+def _takes_notes(fmt: PageTableFormat, entry: int, level: int) -> bool:
+    held = fmt.decode(entry, level)
+    return isinstance(held, Held) and held.kind in (HeldKind.NO_ACCESS, HeldKind.SWAP)

@@ -7,7 +7,7 @@ the target, or finds a table in its place there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -60,13 +60,20 @@ def move(table: Tree, gather: Gathering, start: int, end: int, to: int) -> None:
 
 
 def copy(
-    parent: Tree, child: Tree, gather: Gathering, ranges: Iterable[tuple[int, int]], *, private: bool
+    parent: Tree,
+    child: Tree,
+    gather: Gathering,
+    ranges: Iterable[tuple[int, int]],
+    *,
+    private: bool,
+    shared: Callable[[int], int] | None = None,
 ) -> list[Found]:
     """Give `child`, which has nothing there, the entries of some ascending ranges `[start, end)` of `parent`.
 
     Each copied entry counts as one more reference and mapping of its frames. Where the pages are `private`
     neither side may write to them any more until a fault says so; what that takes from the parent goes
-    into the gather. Returns the child's entries without a frame, which their owner must count (swap).
+    into the gather. `shared` says what an entry that is not present becomes on both sides. Returns the
+    child's entries without a frame, which their owner must count (swap).
     Raises OutOfFrames and TableDamaged with nothing copied.
     """
     fmt, frames, ranges = parent.format, parent.frames, adjoined(ranges)
@@ -77,7 +84,9 @@ def copy(
     if private:
 
         def lock(entry: int, _level: int) -> int:
-            return fmt.write_protect(entry) if entry & fmt.present_mask else entry
+            if entry & fmt.present_mask:
+                return fmt.write_protect(entry)
+            return entry if shared is None else shared(entry)
 
         rewrite(parent, [part.item for part in parts], lock, gather)
     frameless: list[Found] = []

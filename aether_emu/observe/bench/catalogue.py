@@ -16,6 +16,7 @@ from aether_emu.observe.bench import (
     sanitizer,
     shootdown,
     startup,
+    swap,
     switching,
     tables,
 )
@@ -28,6 +29,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "map": {"map": 5.0},
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
     "fork": {"fork": 5.0},
+    "swap": {"swap": 4.0},
     "collapse": {"collapse": 3.0},
     "split": {"split": 15.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
@@ -84,6 +86,8 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return hugepages.figure(isa, name, goal)
         case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":
             return switching.figure(isa, name, goal)
+        case "swap":
+            return swap.figure(isa, goal)
         case "start":
             return startup.figure(isa, goal)
         case "shootdown-1" | "shootdown-8" | "shootdown-64":

@@ -358,6 +358,8 @@ CALLS: dict[str, Declaration] = {
     "capget": _call(POINTER, POINTER),
     "capset": _call(POINTER, POINTER),
     "chroot": _call(PATH),
+    "swapon": _call(PATH, bits_of(names.SWAPON)),
+    "swapoff": _call(PATH),
     "getresuid": _call(_INT_FOUND, _INT_FOUND, _INT_FOUND),
     "getresgid": _call(_INT_FOUND, _INT_FOUND, _INT_FOUND),
     "getgroups": _call(INT, st.GROUPS),

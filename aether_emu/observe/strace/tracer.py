@@ -67,6 +67,8 @@ _DID = {
     Event.FAULT_COPY: "copy-on-write",
     Event.FAULT_FILE: "file",
     Event.FAULT_SHARED: "shared",
+    Event.FAULT_SWAP: "from swap",
+    Event.FAULT_SWAP_CACHE: "from the swap cache",
     Event.FAULT_SPURIOUS: "spurious",
     Event.FAULT_ACCESS_FLAG: "access-noted",
 }

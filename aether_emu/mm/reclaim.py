@@ -1,0 +1,300 @@
+"""Reclaim: pages that were not used lately leave memory, so that others have room.
+
+    order (a policy)     which frames to try, one after the other
+    Takers.mapped        who shows a frame, and whether it may be taken
+    take                 entries that name a slot, flushed on every CPU; then the bytes are stored, and only
+                         then is the frame free
+
+It runs where no operation is in its midst: at the beginning of a fault that is not served on the fast path,
+and of a call that takes frames (`balance`, below the low watermark, up to the high one), and where an
+operation has met OutOfFrames and left all as it was (`make_room`). There is no thread that would do it
+meanwhile, as Linux's kswapd does: whoever needs the frame waits.
+
+What stays: pages that are locked, executable or shown by anything but entries; page tables; the zero page;
+the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files and
+memory files stand in the aperture and are no RAM.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import isqrt
+from typing import Any, NamedTuple, Protocol
+
+from aether_emu.errors import OutOfFrames
+from aether_emu.mm import rmap
+from aether_emu.mm.allocation import LOCKED
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import is_clean, user_mark
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.area import SwapArea, SwapFull
+from aether_emu.mm.tables.count import address_bits
+from aether_emu.mm.tables.damage import TableDamaged
+from aether_emu.mm.tables.edits import whole
+from aether_emu.mm.tables.owed import owes
+from aether_emu.mm.tables.tree import Found
+from aether_emu.mm.tlb import Gather
+
+BATCH = 32
+"""Frames that are taken together, with one flush for each address space (Linux: SWAP_CLUSTER_MAX)."""
+_RESTS = 64  # slow faults after a try that brought nothing
+_ANON, _SHARED = int(Kind.ANON), int(Kind.SHARED)
+_EXECUTABLE = int(Flags.EXECUTABLE)
+
+
+class Order(Protocol):
+    """A policy: in which order pages are tried. Deterministic."""
+
+    def candidates(self) -> list[int]:
+        """Some frames to try next; none when all were looked at. Frames of any kind may be among them."""
+
+    def begin(self) -> None:
+        """A reclaim begins: all may be looked at anew."""
+
+    def deactivate(self, frames: Sequence[int]) -> None:
+        """These are not expected to be used soon (MADV_COLD)."""
+
+    def freed(self, frames: Sequence[int]) -> None:
+        """Nobody uses these any more; what becomes of them is new."""
+
+    def capture(self) -> dict[str, Any]:
+        """Its state, as plain data."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured one."""
+
+
+class Watermarks(NamedTuple):
+    """Free frames: below `low` reclaim begins, up to `high` it goes on; `min` is what it never promises."""
+
+    min: int
+    low: int
+    high: int
+
+
+def watermarks(frames: int, page_size: int) -> Watermarks:
+    """Linux's for so much memory: the least is four times the root of the KiB, in KiB."""
+    least = max(8, min(frames >> 4, 4 * isqrt(frames * page_size >> 10) * 1024 // page_size))
+    return Watermarks(least, least + max(least >> 2, 4), least + max(least >> 1, 8))
+
+
+class _Shown(NamedTuple):
+    """One entry that shows a frame."""
+
+    space: AddressSpace
+    found: Found
+
+
+class _Going(NamedTuple):
+    """A frame that is taken, with the slot that it goes to, and whether that has its bytes already."""
+
+    frame: int
+    slot: int
+    clean: bool
+    shown: list[_Shown]
+    memory: SharedMemory | None
+
+
+class Reclaim:
+    """Takes pages of one machine to its swap area, in the order that `order` says.
+
+    `on_stall` is told when somebody has waited for it.
+    """
+
+    def __init__(self, physical: Physical, swap: SwapArea, order: Callable[[Reclaim], Order]) -> None:
+        self._physical, self._swap = physical, swap
+        self._n, self._buddy = physical.counters.n, physical.buddy
+        self.marks = watermarks(self._buddy.total, physical.ram.page_size)
+        self._rests = 0
+        self.on_stall: Callable[[], None] = lambda: None
+        self.order = order(self)
+
+    @property
+    def physical(self) -> Physical:
+        """The machine's memory."""
+        return self._physical
+
+    @property
+    def is_short(self) -> bool:
+        """See `Reclaiming`."""
+        return self._buddy.free_frames < self.marks.low
+
+    @property
+    def spare(self) -> int:
+        """See `Reclaiming`."""
+        return self.marks.min
+
+    def balance(self) -> None:
+        """See `Reclaiming`. After a try that brought nothing some faults go by without one."""
+        if self._buddy.free_frames >= self.marks.low:
+            return
+        if self._rests:
+            self._rests -= 1
+            return
+        if not self._reclaim(self.marks.high - self._buddy.free_frames):
+            self._rests = _RESTS
+
+    def make_room(self, wanted: int) -> bool:
+        """See `Reclaiming`."""
+        short = max(wanted, self.marks.min) - self._buddy.free_frames
+        return self._reclaim(max(short, BATCH)) > 0
+
+    def cool(self, frames: Sequence[int]) -> None:
+        """See `Reclaiming`."""
+        self.order.deactivate([frame for frame in frames if frame < self._buddy.total])
+
+    def freed(self, frames: Sequence[int]) -> None:
+        """See `Reclaiming`."""
+        self._swap.frames_go(frames)
+        self.order.freed(frames)
+
+    def _reclaim(self, wanted: int) -> int:
+        """Take at least so many frames, if there are. Returns how many."""
+        taken, order = 0, self.order
+        self._n[Event.RECLAIM_STALLS] += 1
+        order.begin()
+        while taken < wanted:
+            frames = order.candidates()
+            if not frames:
+                break
+            self._n[Event.RECLAIM_SCANNED] += len(frames)
+            taken += self.take(frames)
+        self.on_stall()
+        return taken
+
+    # ---- one batch
+
+    def take(self, frames: Sequence[int]) -> int:
+        """Take those of the frames that may be taken. Returns how many; fewer when swap is full."""
+        taken = 0
+        for first in range(0, len(frames), BATCH):
+            going, full = self._chosen(frames[first : first + BATCH])
+            self._take_out(going)
+            taken += len(going)
+            if full:
+                break
+        self._n[Event.RECLAIM_TAKEN] += taken
+        return taken
+
+    def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
+        """What of the frames is taken, each with a slot; and whether a slot was missing."""
+        going, swap = list[_Going](), self._swap
+        if not swap.on:
+            return going, True
+        for frame in dict.fromkeys(frames):
+            shown = self.shown(frame)
+            if shown is None:
+                continue
+            slot = swap.slot_of(frame)
+            clean = slot is not None
+            if slot is None:
+                try:
+                    slot = swap.take()
+                except SwapFull:
+                    return going, True
+            item = self._physical.objects.find(self._physical.frames.owner[frame])
+            going.append(_Going(frame, slot, clean, shown, item if isinstance(item, SharedMemory) else None))
+        return going, False
+
+    def shown(self, frame: int) -> list[_Shown] | None:
+        """The entries that show a frame, or None if it may not be taken."""
+        frames = self._physical.frames
+        kind = frames.kind[frame]
+        if kind not in (_ANON, _SHARED) or frames.flags[frame] & _EXECUTABLE:
+            return None
+        extra = 0
+        if kind == _SHARED:
+            item = self._physical.objects.find(frames.owner[frame])
+            if not isinstance(item, SharedMemory) or item.stays:
+                return None
+            extra = 1  # the object's own reference
+        try:
+            found_all = [self._small(one) for one in rmap.mappings(self._physical, frame)]
+        except (TableDamaged, OutOfFrames):
+            return None
+        shown = [one for one in found_all if one is not None]
+        mapped = len(shown)
+        known = mapped == len(found_all) == frames.maps[frame] and frames.refs[frame] == mapped + extra
+        return shown if known and mapped + extra else None
+
+    def _small(self, one: rmap.Mapping) -> _Shown | None:
+        """The entry of the page alone, cut out of a large leaf or a run. None for a page that stays.
+
+        Raises OutOfFrames where the table for that cannot be had, and TableDamaged.
+        """
+        space, address, found = one
+        assert isinstance(space, AddressSpace)
+        area = space.areas.find(address)
+        if area is None or area.flags & LOCKED:
+            return None
+        fmt = space.table.format
+        if found.entry & fmt.present_mask and found.entry & user_mark(fmt):
+            return None  # its program watches it for stores (userfaultfd)
+        if found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit):
+            return _Shown(space, found)
+        gather = space.gather()
+        try:
+            whole(space.table, gather, int(address), int(address) + fmt.page_size)
+        finally:
+            gather.finish_at_once()
+        cut = space.table.find(int(address))
+        return None if cut is None else _Shown(space, cut)
+
+    def _take_out(self, going: list[_Going]) -> None:
+        """Unmap, flush on every CPU, store, free: in this order, so that no store is lost."""
+        gathers: dict[int, Gather] = {}
+        for each in going:
+            for one in each.shown:
+                gather = gathers.get(one.space.number)
+                if gather is None:
+                    gather = gathers[one.space.number] = one.space.gather()
+                self._unmap(one, each, gather)
+        for gather in gathers.values():
+            gather.flush()
+        for each in going:
+            self._store(each)
+        for gather in gathers.values():
+            gather.finish()
+        self._physical.give_back([each.frame for each in going if each.memory is not None and not each.shown])
+
+    def _unmap(self, one: _Shown, each: _Going, gather: Gather) -> None:
+        """Let an entry name the slot; in shared memory nothing, for the object knows."""
+        table, swap, found = one.space.table, self._swap, one.found
+        fmt, entry = table.format, 0
+        if each.memory is None:
+            alone = len(each.shown) == 1 and not swap.users(each.slot)
+            clean = is_clean(fmt, found.entry)
+            entry = swap.entries.make(each.slot, exclusive=alone, clean=clean)
+            swap.named(each.slot)
+        kind = found.entry & ~address_bits(fmt, 1)
+        table.write(found.start, 1, found.slot, entry)
+        if owes(fmt, kind, 0, 1):
+            gather.page(found.start)
+        gather.drop(each.frame)
+
+    def _store(self, each: _Going) -> None:
+        swap, frames = self._swap, self._physical.frames
+        if each.clean:
+            self._n[Event.RECLAIM_CLEAN] += 1
+            swap.frame_goes(each.frame)
+        else:
+            swap.store_page(each.slot, self._physical.page_bytes(each.frame))
+        swap.went(each.slot)
+        if each.memory is not None:
+            swap.named(each.slot)
+            each.memory.went(frames.index[each.frame], each.slot)
+            frames.refs[each.frame] -= 1
+
+    # ---- state
+
+    def capture(self) -> dict[str, Any]:
+        """All that goes on."""
+        return {"rests": self._rests, "order": self.order.capture()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Become the captured one."""
+        self._rests = state["rests"]
+        self.order.restore(state["order"])
