@@ -32,6 +32,7 @@ _STATUS = {
     "waits": 0,
     "sysv": 0,
     "queues": 0,
+    "scan": 0,
     "told": 0,
     "sizes": 0,
     "userfault": 0,

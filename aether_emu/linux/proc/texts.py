@@ -19,6 +19,7 @@ from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.categories import runs
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
@@ -172,7 +173,8 @@ class TaskTexts:
                 unsigned=True,
             ),
             "pagemap": Region(
-                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
+                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count),
+                scan=lambda start, end: iter(()) if is_left() else runs(space, start, end),
             ),
             "statm": lambda: status.statm_text(process, self._task),
         }
