@@ -98,7 +98,7 @@ class AddressSpace:
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
-        self.account = Account(limits, fmt.page_size)
+        self.account = Account(limits, fmt.page_size, physical.overcommit)
         self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
@@ -330,6 +330,7 @@ class AddressSpace:
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.key = area.key if key is None else key
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
+        piece.charged = area.charged or piece.asks_for_charge
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
@@ -422,6 +423,8 @@ class AddressSpace:
         try:
             self.account.require(above.start - start, data=above.is_data)
             self.account.require_lockable(above.start - start, above.flags)
+            if above.charged:
+                self.account.require_promise(above.start - start)
         except Refused:
             return None
         end = above.start

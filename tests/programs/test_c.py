@@ -46,6 +46,7 @@ _ELSEWHERE = [
     "keys",
     "lazy",
     "limits",
+    "overcommit",
     "realtime",
     "shootdown",
     "sleepers",

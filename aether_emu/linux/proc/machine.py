@@ -17,6 +17,7 @@ from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
 from aether_emu.linux.proc import status
 from aether_emu.linux.proc.buddy import buddyinfo
+from aether_emu.linux.proc.overcommit import overcommit_texts
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
@@ -53,6 +54,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
+        **overcommit_texts(kernel.physical.overcommit),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
@@ -122,7 +124,6 @@ def _settings(process: Process) -> dict[str, str | int]:
         "sys/net/ipv4/ip_unprivileged_port_start": 1024,
         "sys/vm/nr_hugepages": 0,
         "sys/vm/swappiness": 60,
-        "sys/vm/overcommit_memory": 0,
         "sys/vm/memfd_noexec": 0,
         "sys/vm/max_map_count": config.max_mmap_areas,
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
@@ -274,6 +275,8 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
         ("Mapped", census[Kind.FILE] * kib),
         ("Shmem", census[Kind.SHARED] * kib),
+        ("CommitLimit", kernel.physical.overcommit.limit >> 10),
+        ("Committed_AS", kernel.physical.overcommit.committed >> 10),
         ("Slab", 0),
         ("SReclaimable", 0),
         ("PageTables", census[Kind.TABLE] * kib),

@@ -148,7 +148,7 @@ def _flags(area: Area) -> str:
     """The letters for what an area has, in the order of their bits (include/linux/mm.h)."""
     whole = area.backing is not None and area.backing.whole
     protections = int(area.protection), int(area.maximum)
-    rest = area.shared, area.grows_down, whole, area.no_reserve, area.fresh
+    rest = area.shared, area.grows_down, whole, area.no_reserve, area.fresh, area.charged
     return _letters(*protections, area.flags, *rest)
 
 
@@ -162,6 +162,7 @@ def _letters(
     whole: bool,
     no_reserve: bool,
     fresh: bool,
+    charged: bool,
 ) -> str:
     letters = (
         ("rd", now & Protection.READ),
@@ -181,7 +182,7 @@ def _letters(
         ("dc", flags & AreaFlags.NO_FORK),
         ("de", whole),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
-        ("ac", now & Protection.WRITE and not shared and not no_reserve),
+        ("ac", charged),
         ("nr", no_reserve),
         ("wf", flags & AreaFlags.WIPE_ON_FORK),
         ("dd", flags & AreaFlags.NO_DUMP),
