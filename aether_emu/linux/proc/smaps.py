@@ -52,7 +52,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
-    kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
+    kinds = np.where(in_memory_files(space, seen.frames), Kind.SHARED, kinds)
     counted, anonymous, in_object = kinds != Kind.ZERO, kinds == Kind.ANON, kinds == Kind.SHARED
     shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
@@ -101,7 +101,7 @@ def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
     return counted.astype(np.int64)
 
 
-def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which of the frames show pages of memory files: to Linux those are shared memory, not a file's."""
     objects, owners = space.physical.objects, space.physical.frames.owner_array
     files = [item.number for item in objects if isinstance(item, FileBacking) and item.contents is not None]

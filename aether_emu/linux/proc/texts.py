@@ -15,6 +15,7 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
+from aether_emu.linux.proc.numa import numa_maps
 from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
@@ -159,6 +160,7 @@ class TaskTexts:
         return {
             "maps": of_space(maps_text),
             "smaps": of_space(_smaps_text),
+            "numa_maps": of_space(numa_maps),
             "smaps_rollup": of_space(_rollup_text),
             "clear_refs": Control(
                 lambda data: (

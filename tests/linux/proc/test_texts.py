@@ -15,9 +15,10 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.linux.files.synthetic import ControlFile
+from aether_emu.linux.files.synthetic import ControlFile, Text
 from aether_emu.linux.mappable import MappedFile
 from aether_emu.linux.proc import smaps
+from aether_emu.linux.proc.machine import machine_texts
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm import ageing
@@ -169,6 +170,49 @@ def test_links_and_texts_of_the_program(process: Process) -> None:
     assert _read(process, "self/comm") == b"hello\n"
     assert _read(process, "1000/cmdline") == _read(process, "self/cmdline")
     assert _read(process, "self/exe") == _program(process).read_bytes()
+
+
+def _figures(text: bytes) -> dict[str, int]:
+    """Numbers by name, from meminfo or vmstat."""
+    rows = (line.replace(b":", b"").split() for line in text.splitlines())
+    return {row[0].decode(): int(row[1]) for row in rows}
+
+
+def test_meminfo_and_vmstat_follow_what_a_process_does(process: Process) -> None:
+    rw, kib = Protection.READ | Protection.WRITE, process.mm.page_size >> 10
+    backing = SharedMemory(process.kernel.physical, 3)
+    before, counts = _figures(_read(process, "meminfo")), _figures(_read(process, "vmstat"))
+    own = _new_area(process, 4, rw)[0]
+    shared = _new_area(process, 3, rw, shared=True, backing=backing)[0]
+    for page in range(4):
+        _cpu(process).copy_to_user(own + page * process.mm.page_size, b"x")
+    for page in range(2):
+        _cpu(process).copy_to_user(shared + page * process.mm.page_size, b"x")
+    now, events = _figures(_read(process, "meminfo")), _figures(_read(process, "vmstat"))
+    expected = {"AnonPages": 4, "Shmem": 2, "Cached": 2, "Mapped": 2, "Active": 6, "Inactive": 0}
+    expected |= {"Active(anon)": 6, "Committed_AS": 4}
+    assert {name: (now[name] - before[name]) // kib for name in expected} == expected
+    expected = {"nr_anon_pages": 4, "nr_shmem": 2, "nr_mapped": 2, "nr_active_anon": 6, "nr_inactive_anon": 0}
+    assert {name: events[name] - counts[name] for name in expected} == expected
+    assert _clear_refs(process, b"1") == 1
+    aged = _figures(_read(process, "meminfo"))
+    assert (aged["Active"], aged["Inactive"]) == (0, now["Active"] + now["Inactive"])
+    _cpu(process).copy_to_user(own, b"y")
+    assert _figures(_read(process, "vmstat"))["nr_active_anon"] == 1
+
+
+def test_pagetypeinfo_has_what_is_free(process: Process) -> None:
+    text = machine_texts(process)["pagetypeinfo"]
+    assert isinstance(text, Text)
+    lines = text.provide().decode().splitlines()
+    order = process.mm.table.format.levels[0].bits
+    assert lines[:2] == [f"Page block order: {order}", f"Pages per block:  {1 << order}"]
+    free = {tuple(line.split()[3::2][:2]): line.split()[6:] for line in lines if ", type" in line}
+    assert {kind for _zone, kind in free} == {"Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate"}
+    pages = sum(int(count) << order for row in free.values() for order, count in enumerate(row))
+    assert pages == process.kernel.physical.buddy.free_frames
+    shown = process.files.stat(fl.AT_FDCWD, b"/proc/pagetypeinfo")
+    assert shown.mode == 0o100400, "root alone reads it"
 
 
 def test_meminfo_adds_up(process: Process) -> None:
