@@ -35,6 +35,7 @@ from aether_emu.observe.bench import (
     edits,
     execution,
     faults,
+    growth,
     guests,
     real,
     report,
@@ -278,6 +279,15 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
     done.clear()
     assert figure.floor() > 0
     assert done.count(expected) < 6
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_growth_measures_the_same_work_twice(isa: str) -> None:
+    for name in ("protect", "move", "zap", "fork"):
+        figure = growth.figure(isa, name, 1.5, large=128 << 20, repetitions=1)
+        assert figure.ours() > 0 < figure.floor()
+    figure = growth.sparse(isa, 1.3, repetitions=1)
+    assert figure.ours() > 0 < figure.floor()
 
 
 @on_each_isa
@@ -557,7 +567,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
     names = (
-        "fault syscall exec map edit fork swap collapse split switch process signal pipe start shootdown cpus"
+        "fault syscall exec map edit fork growth swap collapse split switch process signal pipe start "
+        "shootdown cpus"
     )
     assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
@@ -586,8 +597,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, swap, collapse, split, switch, process, signal, pipe, "
-            "start, shootdown, cpus",
+            "fault, syscall, exec, map, edit, fork, growth, swap, collapse, split, switch, process, signal, "
+            "pipe, start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):

@@ -10,6 +10,7 @@ from aether_emu.observe.bench import (
     edits,
     execution,
     faults,
+    growth,
     guests,
     hugepages,
     real,
@@ -29,6 +30,13 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "map": {"map": 5.0},
     "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
     "fork": {"fork": 5.0},
+    "growth": {
+        "growth-protect": 1.5,
+        "growth-move": 1.5,
+        "growth-zap": 1.5,
+        "growth-fork": 1.5,
+        "sparse": 1.3,
+    },
     "swap": {"swap": 4.0},
     "collapse": {"collapse": 3.0},
     "split": {"split": 15.0},
@@ -82,6 +90,10 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return tables.figure(isa, goal)
         case "protect" | "protect-exec" | "move" | "zap" | "fork":
             return edits.figure(isa, name, goal)
+        case "growth-protect" | "growth-move" | "growth-zap" | "growth-fork":
+            return growth.figure(isa, name.removeprefix("growth-"), goal)
+        case "sparse":
+            return growth.sparse(isa, goal)
         case "collapse" | "split":
             return hugepages.figure(isa, name, goal)
         case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":

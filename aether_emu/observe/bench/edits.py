@@ -70,10 +70,12 @@ class _Work:
 
 
 @contextmanager
-def _mapped(isa: str, length: int) -> Iterator[_Mapped]:
+def mapped(isa: str, length: int) -> Iterator[_Mapped]:
+    """A mapping to edit. Frames and tables are made for it alone, and there is no CPU."""
     fmt = FORMATS[isa]()
     page, pages = fmt.page_size, length // fmt.page_size
-    tables = 3 * pages // fmt.levels[0].entries + 64
+    leaf_tables = pages // fmt.levels[0].entries
+    tables = 3 * (leaf_tables + leaf_tables // fmt.levels[1].entries) + 64
     ram = Ram(_BASE, tables * page, page)
     frames = FrameTable(_BASE, tables * page + length, fmt.page_shift)
     buddy = Buddy(frames, [Zone("tables", 0, tables)])
@@ -210,13 +212,13 @@ def figure(isa: str, name: str, goal: float, *, length: int = 1 << 30, repetitio
 
     def measured(edit: Callable[[_Mapped], object], done: dict[str, Entries]) -> Callable[[], float]:
         def run() -> float:
-            with _mapped(isa, length) as mapped:
+            with mapped(isa, length) as there:
                 with collector_off():
                     start = now()
-                    edit(mapped)
+                    edit(there)
                     spent = now() - start
-                done["counts"] = mapped.frames.maps_array.astype(np.uint64)
-                done["entries"] = np.concatenate([*mapped.here, *mapped.there, *mapped.copied])
+                done["counts"] = there.frames.maps_array.astype(np.uint64)
+                done["entries"] = np.concatenate([*there.here, *there.there, *there.copied])
                 return spent
 
         return run
