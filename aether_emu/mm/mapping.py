@@ -134,7 +134,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     never = space.physical.overcommit.mode == NEVER  # then all is promised, whatever is asked
     no_reserve = bool(flags & MAP_NORESERVE) and not never
     if not shared and not no_reserve and protection & Protection.WRITE:
-        space.account.require_promise(length - _promised(space, address, length))
+        space.account.require_promise(length - (_promised(space, address, length) if never else 0))
     backing: Backing | None = None
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))

@@ -10,6 +10,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
+from aether_emu.mm.user import ForcedMemory
 from tests.mm.board import ENGINES, FORMATS
 from tests.mm.swap.test_swap import PAGES, Away
 from tests.mm.test_hugepage import NONE, Huge
@@ -83,6 +84,20 @@ def test_who_forgets_while_nobody_may_touch_it(huge: Huge) -> None:
     mapping.protect_memory(huge.space, huge.base, huge.page, 3)
     assert written(huge) == []
     assert huge.read(0) == b"x"
+
+
+def test_what_a_debugger_writes_counts(huge: Huge) -> None:
+    mapping.advise_memory(huge.space, huge.base, huge.size, mapping.MADV_NOHUGEPAGE)
+    for page in range(3):
+        huge.write(page * huge.page, b"x")
+    mapping.protect_memory(huge.space, huge.base, huge.page, NONE)
+    mapping.protect_memory(huge.space, huge.base + huge.page, 2 * huge.page, 1)
+    soft_dirty.forget(huge.space)
+    ForcedMemory(huge.space).read(huge.base, 3 * huge.page)
+    assert written(huge) == []
+    for page in range(2):
+        ForcedMemory(huge.space).write(huge.base + page * huge.page, b"y")
+    assert written(huge) == [0, 1]
 
 
 def test_a_fork_and_its_parent_write_for_themselves(huge: Huge) -> None:
