@@ -17,7 +17,7 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.credentials import Actor, of_user
+from aether_emu.linux.credentials import SYS_ADMIN, Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.pressure import Pressure
@@ -108,6 +108,7 @@ class Kernel:
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
+        physical.overcommit.is_admin = lambda: self.actor.credentials.has(SYS_ADMIN)
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.system_v: SystemV | None = None  # once somebody asks for it
         self.entry: Any  # that of the CPU that works

@@ -20,7 +20,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import user_mark
+from aether_emu.mm.protection import clean_mark, user_mark
 from aether_emu.mm.rmap import mappings
 from aether_emu.mm.tables.count import Sort, Used, few_used, first_frames, kinds, sort_of, used_in
 from aether_emu.mm.tables.damage import Damaged
@@ -67,7 +67,7 @@ def _is_held(space: Audited, area: Area, entry: int) -> bool:
 
 def _essence(fmt: PageTableFormat, flags: int) -> int:
     """The bits of a leaf apart from what accesses and copy-on-write change."""
-    return fmt.soil(fmt.touch(fmt.write_protect(flags))) | user_mark(fmt)
+    return fmt.soil(fmt.touch(fmt.write_protect(flags))) | user_mark(fmt) | clean_mark(fmt)
 
 
 def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:

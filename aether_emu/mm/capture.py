@@ -24,6 +24,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "keys": space.keys,
         "no_huge": space.no_huge,
         "merge_any": space.merge_any,
+        "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -43,6 +44,8 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         space.family.renumber(state["family"])
     space.table.restore(state["table"])
     space.context.restore(state["context"])
+    if state["tracks_writes"]:
+        space.track_writes()
     for described in state["areas"]:
         fields = dict(described)
         start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))

@@ -35,7 +35,7 @@ from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection, user_mark
+from aether_emu.mm.protection import Protection, noted, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.bring import bring, bring_back
 from aether_emu.mm.swap.file import SwapLost
@@ -385,6 +385,8 @@ class Faults:
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
         elif access & _WRITE and self._is_others(frame):
             self._copy_frame(space, area, page, found, frame)
+        elif access & _WRITE:
+            space.table.write(page, 1, found.slot, found.entry & ~noted(space.table.format)[2])
         return RESOLVED
 
     def _is_others(self, frame: int) -> bool:

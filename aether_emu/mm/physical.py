@@ -18,6 +18,7 @@ from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.overcommit import Overcommit
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -122,6 +123,7 @@ class Physical:
         self.counters, self.tags = Counters(), tags
         self.trace = trace
         self.swap: SwapArea | None = None
+        self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.reclaim: Reclaiming | None = None
         self.read_ahead = 1
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
@@ -261,6 +263,7 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
@@ -282,6 +285,7 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        self.overcommit.restore(state["overcommit"])
         if self.swap is not None and self.reclaim is not None:
             self.swap.restore(state["swap"])
             self.reclaim.restore(state["reclaim"])

@@ -28,7 +28,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import user_mark
+from aether_emu.mm.protection import is_clean, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
@@ -268,7 +268,8 @@ class Reclaim:
         fmt, entry = table.format, 0
         if each.memory is None:
             alone = len(each.shown) == 1 and not swap.users(each.slot)
-            entry = swap.entries.make(each.slot, exclusive=alone)
+            clean = is_clean(fmt, found.entry)
+            entry = swap.entries.make(each.slot, exclusive=alone, clean=clean)
             swap.named(each.slot)
         kind = found.entry & ~address_bits(fmt, 1)
         table.write(found.start, 1, found.slot, entry)

@@ -17,6 +17,7 @@ from aether_emu.machine.cpu import UserFault
 from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.protection import is_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 
@@ -141,7 +142,8 @@ class ForcedMemory(UserMemory):
             if found is not None and has_frame(fmt, found.entry, found.level):
                 frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
                 own = frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1
-                if access == _READ or (own and not space.physical.is_merged(frame)):
+                own = own and not space.physical.is_merged(frame)
+                if access == _READ or (own and not is_clean(fmt, found.entry)):
                     return frame
             _must_be_resolved(va, self._faults.force(space, va, access))
         raise UserFaulted(va, None)

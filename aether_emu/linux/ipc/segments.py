@@ -91,8 +91,7 @@ class Segments(Identifiers[Segment]):
         """A new one. EINVAL, ENOSPC, ENOMEM."""
         if not 0 < size <= LARGEST:
             raise Refused(errno.EINVAL, f"{size} bytes")
-        if size > self._physical.most_memory:
-            raise Refused(errno.ENOMEM, "more than all memory")
+        self._physical.overcommit.require(size, 0)
         made = self.new(self.take_number(), key, size)
         made.mode, made.maker = mode & 0o777, maker
         return self.add(made)

@@ -15,10 +15,12 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
+from aether_emu.linux.proc.numa import numa_maps
 from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.categories import runs
 from aether_emu.mm.merging import merged_pages
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -160,6 +162,7 @@ class TaskTexts:
         return {
             "maps": of_space(maps_text),
             "smaps": of_space(_smaps_text),
+            "numa_maps": of_space(numa_maps),
             "smaps_rollup": of_space(_rollup_text),
             "clear_refs": Control(
                 lambda data: (
@@ -174,7 +177,8 @@ class TaskTexts:
                 unsigned=True,
             ),
             "pagemap": Region(
-                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
+                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count),
+                scan=lambda start, end: iter(()) if is_left() else runs(space, start, end),
             ),
             "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),
@@ -297,7 +301,7 @@ def _gate(process: Process) -> list[Area]:
         return []
     end, execute = vsyscall.PAGE + vsyscall.SIZE, Protection.EXECUTE
     name, nothing = "[vsyscall]", Protection.NONE
-    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name)]
+    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name, fresh=False)]
 
 
 def _smaps_text(process: Process) -> bytes:

@@ -15,7 +15,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection
+from aether_emu.mm.protection import Protection, with_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.swap.file import SwapLost
@@ -60,7 +60,9 @@ def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, wri
         swap.came_back(slot)
     if area.protection & Protection.EXECUTE:
         physical.code.executable(frame, mutable=True)
-    physical.ram.words[found.slot] = frames.address(frame) | (area.bits.write if write else area.bits.read)
+    clean = bool(found.entry & swap.entries.clean)
+    bits = area.bits.write if write else with_clean(space.table.format, area.bits, clean=clean)
+    physical.ram.words[found.slot] = frames.address(frame) | bits
     swap.unnamed(slot)
 
 
