@@ -401,6 +401,10 @@ class Options(TypedDict, total=False):
     khugepaged_pages: int
     khugepaged_none: int | None
     khugepaged_shared: int | None
+    ksm: bool
+    ksm_sleep: int
+    ksm_pages: int
+    ksm_zero_pages: bool
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -564,6 +568,17 @@ class Config:
         None,
         _Whole(0, 8192, absent="half of them"),
         "the most pages of a table that may be shared with other processes then",
+    )
+    ksm: bool = _parameter(
+        False,
+        _Flag(),
+        "merge equal pages of memory that programs advise it for (MADV_MERGEABLE, PR_SET_MEMORY_MERGE); root "
+        "may change that later (/sys/kernel/mm/ksm/run)",
+    )
+    ksm_sleep: int = _parameter(20, _Whole(1, 10**9), "ms of virtual time between two looks for equal pages")
+    ksm_pages: int = _parameter(100, _Whole(1, 10**9), "pages that are looked at each time")
+    ksm_zero_pages: bool = _parameter(
+        False, _Flag(), "whether pages of zeros become the zero page, instead of one merged page"
     )
     page_size: int = _parameter(
         4096,

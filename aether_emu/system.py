@@ -56,6 +56,7 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.khugepaged import Khugepaged
+from aether_emu.linux.task.ksm import Ksm
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
@@ -66,6 +67,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
+from aether_emu.mm.merging import MergeScan
 from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
@@ -184,6 +186,8 @@ class Machine:
         self.process: Process | None = None
         if self.physical.huge is not None and self.config.khugepaged_sleep:
             self.kernel.khugepaged = self._khugepaged(self.physical.huge)
+        scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
+        self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
         self.tlbsan: Checker | None = None
         if self.config.tlbsan:
             self.sanitize()

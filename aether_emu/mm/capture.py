@@ -25,6 +25,8 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "keys": space.keys,
         "no_huge": space.no_huge,
         "promises": None if space.promises is None else space.promises.capture(),
+        "merge_any": space.merge_any,
+        "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -44,6 +46,8 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         space.family.renumber(state["family"])
     space.table.restore(state["table"])
     space.context.restore(state["context"])
+    if state["tracks_writes"]:
+        space.track_writes()
     for described in state["areas"]:
         fields = dict(described)
         start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
@@ -54,7 +58,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         area = space.new_area(start, end, protection, backing=shown, family=family, **fields)
         area.was_writable_executable = was_writable_executable
         space.place(area)
-    space.no_huge = state["no_huge"]
+    space.no_huge, space.merge_any = state["no_huge"], state["merge_any"]
     if state["promises"] is not None:
         assert isinstance(space.physical.pools, Pools), "which have promised"
         space.promises = Promises()

@@ -36,7 +36,7 @@ from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection, user_mark
+from aether_emu.mm.protection import Protection, noted, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.bring import bring, bring_back
 from aether_emu.mm.swap.file import SwapLost
@@ -369,7 +369,7 @@ class Faults:
             table.replace(page, found, address | area.bits.write)
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
-        if physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1:
+        if self._is_others(frame):
             self._copy_frame(space, area, page, found, frame)
             return RESOLVED
         if physical.frames.kind[frame] == Kind.ZERO:
@@ -389,11 +389,17 @@ class Faults:
         if access & _WRITE and physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
-        elif access & _WRITE and (
-            physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1
-        ):
+        elif access & _WRITE and self._is_others(frame):
             self._copy_frame(space, area, page, found, frame)
+        elif access & _WRITE:
+            space.table.write(page, 1, found.slot, found.entry & ~noted(space.table.format)[2])
         return RESOLVED
+
+    def _is_others(self, frame: int) -> bool:
+        """Whether a private area may show a frame but not write to it: a file's, a shared, a merged one."""
+        physical = self._physical
+        frames = physical.frames
+        return frames.kind[frame] == Kind.FILE or frames.refs[frame] > 1 or physical.is_merged(frame)
 
     # ---- pages
 

@@ -16,9 +16,11 @@ from aether_emu.mm import ageing, guards, hugetlb, rmap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
 from aether_emu.mm.collapse import collapse_advised
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.merging import unmerge_advised
 from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.overcommit import NEVER
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.advice import cool, page_in, page_out
@@ -140,14 +142,17 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     protection = Protection(request.protection & _PROT)
     area_flags = _first_flags(space, flags, length)
     shared, maximum = _check_kind(request, length)
-    if not shared and not huge and not flags & MAP_NORESERVE and protection & Protection.WRITE:
-        check_commit(space, length)
+    never = space.physical.overcommit.mode == NEVER  # then all is promised, whatever is asked
+    no_reserve = bool(flags & MAP_NORESERVE) and (bool(huge) or not never)
+    if not shared and not huge and not no_reserve and protection & Protection.WRITE:
+        space.account.require_promise(length - (_promised(space, address, length) if never else 0))
     backing: Backing | None = None
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))
     offset = request.offset >> space.table.format.page_shift if backing is not None else 0
     name = _ZERO_DEVICE if request.file is not None and backing is None else ""
     if backing is None and shared:
+        space.account.require_promise(length)
         backing = SharedMemory(space.physical, length >> space.table.format.page_shift)
         name = name if not maximum & Protection.WRITE else ""
     area = space.new_area(
@@ -159,7 +164,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         offset=offset,
         maximum=maximum,
         grows_down=bool(flags & MAP_GROWSDOWN),
-        no_reserve=bool(flags & MAP_NORESERVE),
+        no_reserve=no_reserve,
         flags=area_flags & ~LOCKS if huge else area_flags,
         name=name or (backing.name if backing is not None else ""),
     )
@@ -300,10 +305,10 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
     return shared, everything
 
 
-def check_commit(space: AddressSpace, length: int) -> None:
-    """Linux's heuristic overcommit: only what could never be had, in memory and swap, is refused."""
-    if length > space.physical.most_memory:
-        raise Refused(errno.ENOMEM, "more than all memory")
+def _promised(space: AddressSpace, start: int, length: int) -> int:
+    """Bytes of charged areas in a range that a new one replaces."""
+    end, areas = start + length, space.areas.overlapping(start, start + length)
+    return sum(min(area.end, end) - max(area.start, start) for area in areas if area.charged)
 
 
 def unmap_memory(space: AddressSpace, address: int, length: int) -> None:
@@ -383,6 +388,9 @@ def protect_memory(
         require_unsealed(space, address, upto)
         if wanted != area.protection or key not in (None, area.key):
             _check_becomes_data(space, area, upto - address, wanted)
+            promised = area.charged or area.shared or area.no_reserve
+            if wanted & Protection.WRITE and not promised:
+                space.account.require_promise(upto - address)
             locked = area.flags & LOCKS == LOCKED and not area.shared
             copies = locked and wanted & ~area.protection & Protection.WRITE
             space.protect(area, address, upto, wanted, key)
@@ -477,6 +485,8 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
         raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
     if advice == MADV_MERGEABLE and (area.shared or (area.backing is not None and area.backing.huge_size)):
         return  # Linux ignores it then
+    if advice == MADV_UNMERGEABLE and area.flags & AreaFlags.MERGEABLE:
+        unmerge_advised(space, start, end)
     try:
         space.mark(area, start, end, area.flags & ~int(removed) | int(added))
     except Refused as refused:
@@ -622,7 +632,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         if executable:
             protection |= Protection.EXECUTE
         try:
-            check_commit(space, new_page - old_page)
+            space.account.require_promise(new_page - old_page)
             space.account.require_lockable(new_page - old_page, space.new_flags)
             grown = space.new_area(old_page, new_page, protection, flags=space.new_flags, name="[heap]")
             space.insert(grown)

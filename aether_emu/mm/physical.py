@@ -15,8 +15,10 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
+from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.overcommit import Overcommit
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -129,6 +131,7 @@ class Physical:
         self.counters, self.tags = Counters(), tags
         self.trace = trace
         self.swap: SwapArea | None = None
+        self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.reclaim: Reclaiming | None = None
         self.read_ahead = 1
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
@@ -145,6 +148,7 @@ class Physical:
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
         self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
+        self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -165,6 +169,16 @@ class Physical:
         frames.index[frame] = index
         frames.refs[frame] = 1
         return frame
+
+    def with_merged(self) -> MergedMemory:
+        """What merged frames belong to; made when it is wanted first."""
+        if self.merged is None:
+            self.merged = MergedMemory(self.objects, self.frames)
+        return self.merged
+
+    def is_merged(self, frame: int) -> bool:
+        """Whether a frame that is in use is a merged one: nobody writes to it, not even its only user."""
+        return self.merged is not None and self.frames.owner[frame] == self.merged.number
 
     def prepare(self, frame: int) -> None:
         """Make a frame fresh from the allocator read as zero; it counts as written from now on."""
@@ -242,6 +256,8 @@ class Physical:
             self.huge.close()
         if self.pools is not None:
             self.pools.close()
+        if self.merged is not None:
+            self.merged.let_go()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -258,12 +274,14 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
             "pools": None if self.pools is None else self.pools.capture(),
+            "merged": None if self.merged is None else self.merged.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -279,6 +297,7 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        self.overcommit.restore(state["overcommit"])
         if self.swap is not None and self.reclaim is not None:
             self.swap.restore(state["swap"])
             self.reclaim.restore(state["reclaim"])
@@ -292,3 +311,7 @@ class Physical:
         if self.pools is not None:
             assert isinstance(pools, dict)
             self.pools.restore(pools)
+        merged = state["merged"]
+        if merged is not None:
+            assert isinstance(merged, dict)
+            self.with_merged().restore(merged)

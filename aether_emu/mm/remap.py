@@ -18,12 +18,10 @@ from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
     Request,
-    check_commit,
     choose_address,
     require_unsealed,
     unmap_memory,
 )
-from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
@@ -168,6 +166,8 @@ class _Call:
         space, area = self.space, self._source()
         _check_resize(space, area, self.address, self.old, self.new)
         _check_whole(area, self.request, self.old, self.new)
+        if self.keep and area.charged:
+            space.account.require_promise(self.new)
         if self._grows_by():
             space.account.require(self._grows_by(), data=area.is_data)
         if not self.moves and self.old and _grow_in_place(space, area, self.address, self.old, self.new):
@@ -239,8 +239,8 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
     if old > area.end - address:
         raise Refused(errno.EFAULT, "the range crosses areas")
     space.account.require_lockable(new - old, area.flags)
-    if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
-        check_commit(space, new - old)
+    if new > old and area.charged:
+        space.account.require_promise(new - old)
 
 
 def _check_whole(area: Area, request: Remap, old: int, new: int) -> None:

@@ -32,7 +32,7 @@ from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
 from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
@@ -95,6 +95,7 @@ class AddressSpace:
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
         self._bits: dict[tuple[Protection, int], LeafBits] = {}
+        self.tracks_writes = False  # whether somebody asked which pages are written: see `mm.soft_dirty`
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
@@ -107,12 +108,13 @@ class AddressSpace:
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
-        self.account = Account(limits, fmt.page_size)
+        self.account = Account(limits, fmt.page_size, physical.overcommit)
         self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
+        self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -164,8 +166,18 @@ class AddressSpace:
         """The entry bits of a protection and a protection key, computed once."""
         bits = self._bits.get((protection, key))
         if bits is None:
-            bits = self._bits[protection, key] = leaf_bits(self.table.format, protection, key)
+            bits = leaf_bits(self.table.format, protection, key)
+            if self.tracks_writes:
+                bits = tracked(self.table.format, bits)
+            self._bits[protection, key] = bits
         return bits
+
+    def track_writes(self) -> None:
+        """From now on an entry that is not writable has the clean mark, if it comes from here."""
+        self.tracks_writes = True
+        self._bits.clear()
+        for area in self.areas:
+            area.bits = self.bits_for(area.protection, area.key)
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
@@ -179,6 +191,9 @@ class AddressSpace:
         bits, denied = self.bits_for(protection, more.get("key", 0)), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
+            backing = more.get("backing")
+            if self.merge_any and (backing is None or not backing.whole):
+                more["flags"] = more.get("flags", 0) | AreaFlags.MERGEABLE
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
 
     def insert(self, area: Area, grows_by: int | None = None, *, own_pages: bool = False) -> None:
@@ -332,6 +347,7 @@ class AddressSpace:
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.key = area.key if key is None else key
         piece.set_protection(protection, denied_accesses(protection), self.bits_for(protection, piece.key))
+        piece.charged = area.charged or piece.asks_for_charge
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
@@ -424,6 +440,8 @@ class AddressSpace:
         try:
             self.account.require(above.start - start, data=above.is_data)
             self.account.require_lockable(above.start - start, above.flags)
+            if above.charged:
+                self.account.require_promise(above.start - start)
         except Refused:
             return None
         end = above.start
@@ -491,6 +509,8 @@ class AddressSpace:
         gather = self.gather()
         try:
             transfer.move(self.table, gather, start, end, to)
+            if self.tracks_writes:  # the pages are new where they are now
+                edits.count_as_written(self.table, to, to + end - start)
         finally:
             self.finish(gather)
         if self.promises is not None:
@@ -509,7 +529,9 @@ class AddressSpace:
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
-        child.no_huge = self.no_huge
+        child.no_huge, child.merge_any = self.no_huge, self.merge_any
+        if self.tracks_writes:
+            child.track_writes()
         gather, swap = self.gather(), self.physical.swap
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]

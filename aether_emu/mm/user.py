@@ -18,6 +18,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.protection import is_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 
@@ -141,7 +142,8 @@ class ForcedMemory(UserMemory):
             found = space.table.find(page)
             if found is not None and has_frame(fmt, found.entry, found.level):
                 frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
-                if access == _READ or _is_own(frames, area, frame):
+                own = _is_own(frames, area, frame) and not space.physical.is_merged(frame)
+                if access == _READ or (own and not is_clean(fmt, found.entry)):
                     return frame
             _must_be_resolved(va, self._faults.force(space, va, access))
         raise UserFaulted(va, None)

@@ -26,12 +26,14 @@ _STATUS = {
     "threads": 0,
     "control": -signal.SIGABRT,
     "files": 37,
+    "nodes": 0,
     "notified": 0,
     "shared": 0,
     "moments": 0,
     "waits": 0,
     "sysv": 0,
     "queues": 0,
+    "scan": 0,
     "told": 0,
     "sizes": 0,
     "userfault": 0,
@@ -46,11 +48,13 @@ _ELSEWHERE = [
     "keys",
     "lazy",
     "limits",
+    "overcommit",
     "realtime",
     "shootdown",
     "sleepers",
     "spaces",
     "wires",
+    "written",
 ]  # tests/test_wires and others run them
 PROGRAMS = sorted([*_STATUS, *(f"{name}-glibc" for name in WITH_GLIBC)])
 

@@ -167,10 +167,10 @@ class Segments(Identifiers[Segment]):
         """A new one, of huge pages if there is a pool. EINVAL, ENOSPC, ENOMEM."""
         if not 0 < size <= LARGEST:
             raise Refused(errno.EINVAL, f"{size} bytes")
-        if size > self._physical.most_memory:
-            raise Refused(errno.ENOMEM, "more than all memory")
         huge = 0 if pool is None or mode & NO_RESERVE else -(-size // pool.size)
-        if pool is not None and huge > pool.available:
+        if pool is None:
+            self._physical.overcommit.require(size, 0)
+        elif huge > pool.available:
             raise Refused(errno.ENOMEM, f"{pool.available} huge pages are left")
         made = self.new(self.take_number(), key, size, pool)
         if isinstance(made, HugeSegment):

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from aether_emu.errors import Refused, shown
-from aether_emu.mm import ageing
+from aether_emu.mm import ageing, soft_dirty
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import huge_size, leaves
@@ -33,8 +33,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged and lazily freed pages; huge ones of files.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : _COMMON.index("Shared_Hugetlb")]) - {"AnonHugePages"}
+# What does not exist here: lazily freed pages; huge ones of files.
+_NONE = frozenset(_COMMON[_COMMON.index("LazyFree") : _COMMON.index("Shared_Hugetlb")]) - {"AnonHugePages"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -52,7 +52,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
-    kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
+    kinds = np.where(in_memory_files(space, seen.frames), Kind.SHARED, kinds)
     pooled, anonymous, in_object = kinds == Kind.HUGETLB, kinds == Kind.ANON, kinds == Kind.SHARED
     counted = (kinds != Kind.ZERO) & ~pooled
     shared = maps > 1
@@ -91,12 +91,19 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Referenced": total(seen.accessed),
         "Shared_Hugetlb": in_pools(pooled & shared),
         "Private_Hugetlb": in_pools(pooled & ~shared),
+        "KSM": total(_merged(space, seen.frames)),
         "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
         **swap_usage(space, starts),
     }
+
+
+def _merged(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the frames are merged ones."""
+    merged = space.physical.merged
+    return np.isin(space.physical.frames.owner_array[frames], [] if merged is None else [merged.number])
 
 
 def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
@@ -107,7 +114,7 @@ def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
     return counted.astype(np.int64)
 
 
-def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which of the frames show pages of memory files: to Linux those are shared memory, not a file's."""
     objects, owners = space.physical.objects, space.physical.frames.owner_array
     files = [item.number for item in objects if isinstance(item, FileBacking) and item.contents is not None]
@@ -157,7 +164,8 @@ def _flags(area: Area) -> str:
     whole = area.backing is not None and area.backing.whole
     pooled = area.backing is not None and bool(area.backing.huge_size)
     protections = int(area.protection), int(area.maximum)
-    return _letters(*protections, area.flags, area.shared, area.grows_down, whole, area.no_reserve, pooled)
+    rest = area.shared, area.grows_down, whole, area.no_reserve, pooled, area.fresh, area.charged
+    return _letters(*protections, area.flags, *rest)
 
 
 @cache  # a process may have a hundred thousand areas, which are of a few kinds
@@ -170,6 +178,8 @@ def _letters(
     whole: bool,
     no_reserve: bool,
     pooled: bool,
+    fresh: bool,
+    charged: bool,
 ) -> str:
     letters = (
         ("rd", now & Protection.READ),
@@ -189,11 +199,12 @@ def _letters(
         ("dc", flags & AreaFlags.NO_FORK),
         ("de", whole or pooled),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
-        ("ac", now & Protection.WRITE and not shared and not no_reserve and not pooled),
+        ("ac", charged),
         ("nr", no_reserve),
         ("ht", pooled),
         ("wf", flags & AreaFlags.WIPE_ON_FORK),
         ("dd", flags & AreaFlags.NO_DUMP),
+        ("sd", fresh),
         ("hg", flags & AreaFlags.HUGE),
         ("nh", flags & AreaFlags.NO_HUGE),
         ("mg", flags & AreaFlags.MERGEABLE),
@@ -206,8 +217,8 @@ def _letters(
 def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     """A write to /proc/self/clear_refs: the pages of some of `areas` count as not referenced from now on.
 
-    1 means all areas, 2 the anonymous ones, 3 those of files. 4 forgets nothing, as on a kernel that keeps no
-    soft-dirty bits. Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
+    1 means all areas, 2 the anonymous ones, 3 those of files. With 4 no page counts as written from now on.
+    Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
     resident memory) and for what is no number, ERANGE for one of more than 32 bits.
     """
     text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
@@ -218,6 +229,9 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
     if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
         raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
+    if what == _SOFT_DIRTY:
+        soft_dirty.forget(space)
+        return min(len(data), _MOST_TEXT)
     for area in areas:
         if what in (_ALL, _ANONYMOUS if area.backing is None else _MAPPED):
             ageing.forget_accesses(space, area.start, area.end)
