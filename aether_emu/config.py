@@ -83,6 +83,18 @@ def device_names(text: str) -> list[str]:
     return [name for name in DEVICES if name in names]
 
 
+def pool_sizes(text: str) -> dict[int, int]:
+    """How many huge pages of each size in bytes `hugepages` names: by the sizes, as they stand there."""
+    pools: dict[int, int] = {}
+    for each in [] if text == "none" else text.split(","):
+        size, equals, count = each.partition("=")
+        bytes_ = parse_size(size, "hugepages")
+        if not equals or not count.isascii() or not count.isdigit() or bytes_ in pools:
+            raise ConfigError("hugepages", text, _Pools.allowed)
+        pools[bytes_] = int(count)
+    return pools
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -258,6 +270,21 @@ class _Devices(_Rule):
         return True
 
 
+class _Pools(_Rule):
+    """Sizes of huge pages, and how many of each: none, or some separated by commas."""
+
+    type = "string"
+    allowed = "none, or sizes and how many pages of each, separated by commas, such as 2M=16,1G=1"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            return all(count < 1 << 31 for count in pool_sizes(value).values())
+        except ConfigError:
+            return False
+
+
 class _Flag(_Rule):
     """True or false."""
 
@@ -427,6 +454,7 @@ class Options(TypedDict, total=False):
     reclaim: str
     thp: str
     mthp: str
+    hugepages: str
     thp_defrag: str
     khugepaged_sleep: int
     khugepaged_pages: int
@@ -435,6 +463,10 @@ class Options(TypedDict, total=False):
     framebuffer: str
     devices: str
     write_combining: int
+    ksm: bool
+    ksm_sleep: int
+    ksm_pages: int
+    ksm_zero_pages: bool
     aperture: int | str
     page_size: int | str
     virtual_bits: int | None
@@ -571,6 +603,12 @@ class Config:
         _Runs(),
         "the runs of pages that a fault brings where no huge page fits, if `thp` permits it there",
     )
+    hugepages: str = _parameter(
+        "none",
+        _Pools(),
+        "the pools of huge pages that are taken out of RAM at the start, for programs that ask for such "
+        "(MAP_HUGETLB); sizes are those of the granule: 2M and 1G with pages of 4K, 32M of 16K, 512M of 64K",
+    )
     thp_defrag: str = _parameter(
         "madvise",
         _Word(("never", "madvise", "always")),
@@ -608,6 +646,17 @@ class Config:
         _Whole(0, 64),
         "write-combining buffers of a CPU, modelled: statistics then count the bursts that stores to the "
         "framebuffer become, and every store of the program is slower; 0: none are counted",
+    )
+    ksm: bool = _parameter(
+        False,
+        _Flag(),
+        "merge equal pages of memory that programs advise it for (MADV_MERGEABLE, PR_SET_MEMORY_MERGE); root "
+        "may change that later (/sys/kernel/mm/ksm/run)",
+    )
+    ksm_sleep: int = _parameter(20, _Whole(1, 10**9), "ms of virtual time between two looks for equal pages")
+    ksm_pages: int = _parameter(100, _Whole(1, 10**9), "pages that are looked at each time")
+    ksm_zero_pages: bool = _parameter(
+        False, _Flag(), "whether pages of zeros become the zero page, instead of one merged page"
     )
     page_size: int = _parameter(
         4096,

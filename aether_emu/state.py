@@ -27,6 +27,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.huge_file import HugeFile, restored_contents
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
@@ -47,6 +48,7 @@ from aether_emu.linux.task.task import Task
 from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.memory.aperture import ApertureState
 from aether_emu.mm import capture as space_capture
+from aether_emu.mm.hugetlb import restored_memory
 from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import Backing
@@ -279,6 +281,10 @@ def _restore_files(
 
     def notice(described: State, viewer: Files) -> OpenFile:
         process = next(process for process in owners.values() if process.files is viewer)
+        if described["kind"] == HugeFile.kind:
+            return HugeFile(
+                restored_contents(process.kernel.physical, described["contents"]), described["flags"]
+            )
         if described["kind"] == QueueFile.kind:
             return posix_capture.reopened(process.kernel.with_posix_queues(), described)
         process.kernel.caller = lambda: (process, process.arrived)  # who waits for its signals
@@ -451,6 +457,10 @@ def _restore_backing(process: Process, described: State) -> Backing:
         device = process.kernel.physical.objects.find(described["number"])
         assert isinstance(device, DeviceMemory), "it was restored before"
         return device
+    if described["kind"] == "hugetlb file":
+        return restored_contents(process.kernel.physical, described)
+    if described["kind"] == "hugetlb":
+        return restored_memory(process.kernel.physical, described)
     if described["kind"] == "special":
         return SpecialMapping.restored(process.kernel.physical, described)
     return _opened(process, described, lambda file: _shown(process, file, described))

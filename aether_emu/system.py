@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Unpack, cast, overload
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, device_names, format_size, run_sizes
+from aether_emu.config import Config, Options, device_names, format_size, pool_sizes, run_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -56,6 +56,7 @@ from aether_emu.linux.proc.texts import ProcessTexts
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.khugepaged import Khugepaged
+from aether_emu.linux.task.ksm import Ksm
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
@@ -63,8 +64,10 @@ from aether_emu.linux.task.task import Task
 from aether_emu.mm.collapse import Scan, Terms
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.frames.buddy import Buddy
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
+from aether_emu.mm.merging import MergeScan
 from aether_emu.mm.physical import Huge
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
@@ -161,6 +164,7 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
+        self._fill_pools()
         if self.config.swap:
             self._connect_swap()
         if self.config.thp_defrag != "never":
@@ -186,6 +190,8 @@ class Machine:
         self.process: Process | None = None
         if self.physical.huge is not None and self.config.khugepaged_sleep:
             self.kernel.khugepaged = self._khugepaged(self.physical.huge)
+        scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
+        self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
         self.tlbsan: Checker | None = None
         if self.config.tlbsan:
             self.sanitize()
@@ -246,6 +252,18 @@ class Machine:
             raise ConfigError(
                 "framebuffer", config.framebuffer, f"fewer pixels, with {format_size(config.ram)} of RAM"
             ) from error
+
+    def _fill_pools(self) -> None:
+        """Take the huge pages out of RAM that programs may ask for."""
+        pools = self.physical.pools = Pools(self.physical, self.format)
+        for size, count in pool_sizes(self.config.hugepages).items():
+            pool = pools.of_size(size)
+            if pool is None:
+                there = " and ".join(format_size(each.size) for each in pools)
+                raise ConfigError("hugepages", self.config.hugepages, f"pages of {there}, which tables have")
+            if (fits := pool.resize(count)) < count:
+                room = f"{format_size(self.config.ram)} of RAM has room for {fits} of {format_size(size)}"
+                raise ConfigError("hugepages", self.config.hugepages, f"fewer pages: {room}")
 
     def _khugepaged(self, huge: Huge) -> Khugepaged:
         """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""

@@ -129,6 +129,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Where programs get huge pages: never, madvise (where they ask for them) or always.",
 )
 @click.option(
+    "--hugepages",
+    cls=Setting,
+    key="hugepages",
+    type=text("SIZE=N,..."),
+    help="Pools of huge pages for programs that ask (MAP_HUGETLB), such as 2M=16,1G=1.",
+)
+@click.option(
     "--seed",
     cls=Setting,
     key="seed",
@@ -211,6 +218,7 @@ def run(  # an option is a parameter here
     swap: str | None,
     kpti: bool,
     thp: str | None,
+    hugepages: str | None,
     seed: int | None,
     granule: str | None,
     la57: bool,
@@ -260,6 +268,7 @@ def run(  # an option is a parameter here
         "kpti": True if kpti else None,
         "thp": thp,
         "framebuffer": framebuffer,
+        "hugepages": hugepages,
         "seed": seed,
         "page_size": granule,
         "virtual_bits": 57 if la57 else None,

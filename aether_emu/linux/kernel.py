@@ -17,7 +17,7 @@ from aether_emu.clock import LAST_NS, VirtualClock
 from aether_emu.config import Config
 from aether_emu.errors import ClosedError
 from aether_emu.linux.abi import Abi
-from aether_emu.linux.credentials import Actor, of_user
+from aether_emu.linux.credentials import SYS_ADMIN, Actor, of_user
 from aether_emu.linux.files.proc import ProcSource
 from aether_emu.linux.observers import Observers
 from aether_emu.linux.pressure import Pressure
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.ipc.system_v import SystemV
     from aether_emu.linux.task.contention import Contention
     from aether_emu.linux.task.khugepaged import Khugepaged
+    from aether_emu.linux.task.ksm import Ksm
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -98,6 +99,7 @@ class Kernel:
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
         self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
+        self.ksm: Ksm  # what merges equal pages, when it is told to
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -106,6 +108,7 @@ class Kernel:
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
         self.actor = Actor(self.first_user)  # whose rights count now
+        physical.overcommit.is_admin = lambda: self.actor.credentials.has(SYS_ADMIN)
         self.compared: MutableMapping[object, int] = WeakKeyDictionary()  # what kcmp(2) was asked about
         self.system_v: SystemV | None = None  # once somebody asks for it
         self.entry: Any  # that of the CPU that works
@@ -347,6 +350,7 @@ class Kernel:
             "told": self._told,
             "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
+            "ksm": self.ksm.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -357,3 +361,4 @@ class Kernel:
         self.pressure.restore(state["pressure"])
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])
+        self.ksm.restore(state["ksm"])

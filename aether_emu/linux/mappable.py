@@ -14,6 +14,7 @@ import os
 
 from aether_emu.errors import Refused
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.huge_file import HugeFile
 from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.files.memory_file import F_SEAL_FUTURE_WRITE, F_SEAL_WRITE, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
@@ -48,6 +49,8 @@ def file_backing(kernel: Kernel, file: HostData, *, writable: bool, name: str | 
 class MappedDevice:
     """An open device as `mm.mapping.Mappable`: what its descriptor allows, and its own memory."""
 
+    huge_size = 0
+
     def __init__(self, file: OpenFile, memory: DeviceMemory) -> None:
         self._memory = memory
         self.readable, self.writable = file.readable, file.writable
@@ -66,6 +69,7 @@ class MappedFile:
 
     def __init__(self, kernel: Kernel, file: OpenFile) -> None:
         self._kernel, self._file = kernel, file
+        self.huge_size = file.contents.huge_size if isinstance(file, HugeFile) else 0
         self.readable, self.writable = file.readable, file.writable
 
     def may_store(self, protection: int) -> bool:
@@ -74,9 +78,10 @@ class MappedFile:
         As in Linux 6.6: under F_SEAL_WRITE that is any shared mapping by a descriptor that is open for
         writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
         """
-        if not self.writable or not isinstance(self._file, MemoryFile):
+        file = self._file
+        if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
-        seals = self._file.memory.seals
+        seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals
         if seals & F_SEAL_WRITE or (seals & F_SEAL_FUTURE_WRITE and protection & Protection.WRITE):
             raise Refused(errno.EPERM, "the memory file is sealed against writing")
         return not seals & F_SEAL_FUTURE_WRITE
@@ -84,6 +89,8 @@ class MappedFile:
     def open_backing(self, *, shared_writable: bool) -> Backing:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
         file = self._file
+        if isinstance(file, HugeFile):
+            return file.contents
         if not isinstance(file, HostData):
             raise Refused(errno.ENODEV, f"a {file.kind} can't be mapped")
         return file_backing(self._kernel, file, writable=shared_writable and file.writable_grant)
@@ -91,6 +98,8 @@ class MappedFile:
 
 class ZeroDevice:
     """/dev/zero as `mm.mapping.Mappable`: what its descriptor allows, and anonymous pages."""
+
+    huge_size = 0
 
     def __init__(self, file: OpenFile) -> None:
         self.readable, self.writable = file.readable, file.writable

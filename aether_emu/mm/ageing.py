@@ -18,6 +18,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.objects.protocol import Space
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import clean_mark, noted
 from aether_emu.mm.rmap import Mapping, mappings
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables import edits
@@ -55,6 +56,7 @@ class Seen(NamedTuple):
     frames: NDArray[np.int64]
     accessed: NDArray[np.bool_]
     dirty: NDArray[np.bool_]
+    clean: NDArray[np.bool_]  # nobody wrote since `soft_dirty.forget`, if the page's area is not fresh
 
 
 def look(space: AddressSpace, start: int, end: int) -> Seen:
@@ -65,7 +67,9 @@ def look(space: AddressSpace, start: int, end: int) -> Seen:
     """
     table, frames = space.table, space.physical.frames
     fmt, first, last = table.format, start >> table.format.page_shift, end >> table.format.page_shift
-    parts = [Seen(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_), np.zeros(0, np.bool_))]
+    parts, none = [], (np.zeros(0, np.int64), np.zeros(0, np.bool_))
+    parts.append(Seen(none[0], none[0], none[1], none[1], none[1]))
+    mark, note = clean_mark(fmt), noted(fmt)[2]
     for item in table.visit(start, end):
         entries, level = entries_of(table, item)
         page = (item.va if isinstance(item, Stretch) else item.start) >> fmt.page_shift
@@ -80,13 +84,15 @@ def look(space: AddressSpace, start: int, end: int) -> Seen:
             length = int(np.count_nonzero(inside))
             accessed = np.full(length, present and bool(fmt.accessed(kind)))
             dirty = np.full(length, present and bool(fmt.dirty(kind)))
-            parts.append(Seen(pages[inside], _each(shown, size)[inside], accessed, dirty))
+            clean = np.full(length, bool(kind & (mark if present else note)))
+            parts.append(Seen(pages[inside], _each(shown, size)[inside], accessed, dirty, clean))
     order = np.argsort(np.concatenate([part.pages for part in parts]), kind="stable")
     return Seen(
         np.concatenate([part.pages for part in parts])[order],
         np.concatenate([part.frames for part in parts])[order],
         np.concatenate([part.accessed for part in parts])[order],
         np.concatenate([part.dirty for part in parts])[order],
+        np.concatenate([part.clean for part in parts])[order],
     )
 
 

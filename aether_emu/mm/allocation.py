@@ -84,6 +84,9 @@ class Area:
     `maximum` is the most protection that mprotect may give (a read-only file shared: no WRITE).
     `flags` (`AreaFlags`, as a plain int) are what was asked beyond the protection; they move with the area,
     and areas that differ in them stay apart. `key` is the protection key of its pages (pkeys(7)).
+    `charged` ones count for what programs were promised (`mm.overcommit`), even if nobody may write any more.
+    `fresh` areas came since a program last asked who writes (`mm.soft_dirty`): all their pages count as
+    written. It keeps no areas apart.
     The fault path reads what follows from these: `denied` and `bits` from the protection; `owner`, the number
     of the family; `simple`, that the area is private, anonymous and not executable, and nobody its `watcher`.
     """
@@ -91,10 +94,12 @@ class Area:
     __slots__ = (
         "backing",
         "bits",
+        "charged",
         "denied",
         "end",
         "family",
         "flags",
+        "fresh",
         "grows_down",
         "key",
         "maximum",
@@ -132,6 +137,8 @@ class Area:
         flags: int = 0,
         key: int = 0,
         name: str = "",
+        fresh: bool = True,
+        charged: bool | None = None,
     ) -> None:
         self.start, self.end, self.space = start, end, space
         self.backing, self.moved = backing, moved
@@ -140,8 +147,18 @@ class Area:
         self.set_protection(protection, denied, bits)
         self.shared, self.offset = shared, offset
         self.maximum, self.grows_down, self.no_reserve, self.name = maximum, grows_down, no_reserve, name
-        self.flags, self.key = flags, key
+        self.flags, self.key, self.fresh = flags, key, fresh
+        self.charged = self.asks_for_charge if charged is None else charged
         self.was_writable_executable = False
+
+    @property
+    def asks_for_charge(self) -> bool:
+        """Whether its pages may be written and are its own, and somebody is to have room for them.
+
+        Huge pages of a pool are promised by the pool.
+        """
+        pooled = self.backing is not None and self.backing.huge_size
+        return not (self.denied & _WRITE or self.shared or self.no_reserve or pooled)
 
     def set_protection(self, protection: Protection, denied: int, bits: LeafBits) -> None:
         """Change the protection and what follows from it."""
@@ -163,8 +180,19 @@ class Area:
 
     def capture(self) -> dict[str, Any]:
         """Everything about the area as plain data; its objects by their numbers."""
-        plain = ("start", "end", "protection", "shared", "offset", "moved", "maximum", "grows_down")
-        fields = {name: getattr(self, name) for name in (*plain, "no_reserve", "flags", "key", "name")}
+        plain = (
+            "start",
+            "end",
+            "protection",
+            "shared",
+            "offset",
+            "moved",
+            "maximum",
+            "grows_down",
+            "charged",
+        )
+        more = ("no_reserve", "flags", "key", "name", "fresh", "charged")
+        fields = {name: getattr(self, name) for name in (*plain, *more)}
         objects = {
             "backing": None if self.backing is None else self.backing.number,
             "family": None if self.family is None else self.family.number,
@@ -185,10 +213,18 @@ class Area:
         """Whether RLIMIT_DATA counts it: private and writable, and no stack."""
         return not (self.denied & _WRITE or self.shared or self.grows_down)
 
-    def require_cuttable(self) -> None:
-        """Raise Refused(EINVAL) if the area is never cut, because it shows all of its object or nothing."""
-        if self.backing is not None and self.backing.whole:
+    def require_cuttable(self, *at: int) -> None:
+        """Raise Refused(EINVAL) if the area is never cut, because it shows all of its object or nothing.
+
+        Or if one of the addresses at which it is to be cut lies in a huge page of a pool.
+        """
+        backing = self.backing
+        if backing is None:
+            return
+        if backing.whole:
             raise Refused(errno.EINVAL, f"{self.name} is not cut")
+        if backing.huge_size and any(each & backing.huge_size - 1 for each in at):
+            raise Refused(errno.EINVAL, f"huge pages of {backing.huge_size} bytes are not cut")
 
     def piece(self, start: int, end: int, page_shift: int) -> Area:
         """A copy that covers only `[start, end)`."""
@@ -221,6 +257,7 @@ class Area:
             and self.backing is other.backing
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
+            and self.charged == other.charged
             and self.flags == other.flags
             and self.key == other.key
             and self.name == other.name
@@ -312,9 +349,12 @@ class AreaMap:
                 self._unlink(after)
                 del self._starts[index], self._areas[index]
                 self._drop_empty(after.start, after.start)
+                before.fresh |= after.fresh
+            before.fresh |= area.fresh
             self._resize(before, before.start, end)
             return before
         if after is not None and area.continues(after, self._shift):
+            after.fresh |= area.fresh
             self._begin(index, area.start)
             return after
         self.require_room(1)
@@ -354,12 +394,12 @@ class AreaMap:
         """
         area = self.find(start)
         if area is not None and area.start < start:
-            area.require_cuttable()
+            area.require_cuttable(start)
             if area.end > end > start:
                 self.require_room(1)
         area = self.find(end)
         if area is not None and area.start < end:
-            area.require_cuttable()
+            area.require_cuttable(end)
 
     def remove(self, start: int, end: int) -> list[Area]:
         """Cut `[start, end)` out; areas that reach over its ends are split. Returns what was cut out.

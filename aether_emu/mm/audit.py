@@ -20,7 +20,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.protocol import MemoryObject, Space
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import user_mark
+from aether_emu.mm.protection import clean_mark, user_mark
 from aether_emu.mm.rmap import mappings
 from aether_emu.mm.tables.count import Sort, Used, few_used, first_frames, kinds, sort_of, used_in
 from aether_emu.mm.tables.damage import Damaged
@@ -68,7 +68,7 @@ def _is_held(space: Audited, area: Area, entry: int) -> bool:
 
 def _essence(fmt: PageTableFormat, flags: int) -> int:
     """The bits of a leaf apart from what accesses and copy-on-write change."""
-    return fmt.soil(fmt.touch(fmt.write_protect(flags))) | user_mark(fmt)
+    return fmt.soil(fmt.touch(fmt.write_protect(flags))) | user_mark(fmt) | clean_mark(fmt)
 
 
 def mend(space: Audited, area: Area, stretch: Stretch) -> list[Damaged]:
@@ -104,7 +104,9 @@ def reclaim(physical: Physical, item: MemoryObject) -> int:
     For what damage has wiped out: nothing was left in the entry's place that could be dropped.
     """
     frames, taken, unused = physical.frames, 0, []
-    for frame in np.flatnonzero((frames.owner_array == item.number) & (frames.maps_array > 0)).tolist():
+    named = np.flatnonzero((frames.owner_array == item.number) & (frames.maps_array > 0)).tolist()
+    merged = [] if physical.merged is None else physical.merged.frames_of_family(item.number)
+    for frame in named + merged:
         lost = frames.maps[frame] - sum(1 for _mapping in mappings(physical, frame))
         if lost > 0:
             taken += lost
@@ -144,6 +146,11 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
 
     family, moved = each([area.owner for area in areas]), each([area.moved for area in areas])
     good = (kind == _ANON) & (owner == family) & (index == page + moved)
+    merged = space.physical.merged
+    if merged is not None:
+        for number in np.flatnonzero((kind == _ANON) & (owner == merged.number)).tolist():
+            shown_page = int(family[number]), int(page[number] + moved[number])
+            good[number] = merged.shows(int(numbers[number]), shown_page)
     backing = each([_NOBODY if area.backing is None else area.backing.number for area in areas])
     first = each([area.offset - (area.start >> fmt.page_shift) for area in areas])
     in_object = (kind == _FILE) | (kind == _SHARED) | (kind == _DEVICE)
@@ -178,7 +185,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
     fmt, frames = space.table.format, space.physical.frames
     words, mask, present = space.physical.ram.words, fmt.address_mask, fmt.present_mask
     kind, owner, index = frames.kind, frames.owner, frames.index
-    page, backing = stretch.va >> fmt.page_shift, area.backing
+    page, backing, merged = stretch.va >> fmt.page_shift, area.backing, space.physical.merged
     strangers = []
     for number in used:
         entry = words[stretch.slot + number]
@@ -189,7 +196,10 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
         if 0 <= frame < frames.count and bool(entry & present) == area.bits.present:
             what = kind[frame]
             if what == _ANON:
-                good = owner[frame] == area.owner and index[frame] == page + number + area.moved
+                own = area.owner, page + number + area.moved
+                good = (owner[frame], index[frame]) == own
+                if not good and merged is not None:
+                    good = merged.shows(frame, own)
             elif backing is None:
                 good = what == _ZERO
             elif what in (_FILE, _SHARED, _DEVICE):
@@ -212,7 +222,9 @@ def _expected(space: Audited, area: Area, va: int) -> int:
     frames = physical.frames
     for owner, index in sought:
         alike = (frames.owner_array == owner) & (frames.index_array == index) & (frames.maps_array > 0)
-        for frame in np.flatnonzero(alike & (frames.kind_array != Kind.TABLE)).tolist():
+        named = np.flatnonzero(alike & (frames.kind_array != Kind.TABLE)).tolist()
+        merged = [] if physical.merged is None else physical.merged.frames_of((owner, index))
+        for frame in named + merged:
             elsewhere = [m for m in mappings(physical, frame) if m.space is not space or m.address != va]
             if len(elsewhere) < frames.maps[frame]:
                 return frames.address(frame) | area.bits.read

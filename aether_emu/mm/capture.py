@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aether_emu.mm.huge_pools import Pools, Promises
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.space import AddressSpace
@@ -23,6 +24,9 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "new_flags": space.new_flags,
         "keys": space.keys,
         "no_huge": space.no_huge,
+        "promises": None if space.promises is None else space.promises.capture(),
+        "merge_any": space.merge_any,
+        "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
     }
@@ -42,6 +46,8 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         space.family.renumber(state["family"])
     space.table.restore(state["table"])
     space.context.restore(state["context"])
+    if state["tracks_writes"]:
+        space.track_writes()
     for described in state["areas"]:
         fields = dict(described)
         start, end, protection = (fields.pop(key) for key in ("start", "end", "protection"))
@@ -52,7 +58,11 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         area = space.new_area(start, end, protection, backing=shown, family=family, **fields)
         area.was_writable_executable = was_writable_executable
         space.place(area)
-    space.no_huge = state["no_huge"]
+    space.no_huge, space.merge_any = state["no_huge"], state["merge_any"]
+    if state["promises"] is not None:
+        assert isinstance(space.physical.pools, Pools), "which have promised"
+        space.promises = Promises()
+        space.promises.restore(state["promises"], space.physical.pools)
     space.mmap_base, space.account.most_reserved = state["mmap_base"], state["most_reserved"]
     space.new_flags, space.program_data = state["new_flags"], state["program_data"]
     space.heap_start, space.heap_end = state["heap"]

@@ -59,6 +59,10 @@ class Event(IntEnum):
     RECLAIM_TAKEN = 48  # frames that it gave back
     RECLAIM_CLEAN = 49  # of those, what was still as its slot has it, and not stored again
     RECLAIM_STALLS = 50  # times that a task had to wait for it
+    MERGE_SCANNED = 51  # pages whose bytes the scan for equal ones looked at
+    MERGED_PAGES = 52  # pages that came to show a merged frame
+    MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
+    UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
 
 
 class Counters:

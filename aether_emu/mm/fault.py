@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
+from aether_emu.mm import hugetlb
 from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
@@ -35,7 +36,7 @@ from aether_emu.mm.hugepage import whole_or_base
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection, user_mark
+from aether_emu.mm.protection import Protection, noted, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.bring import bring, bring_back
 from aether_emu.mm.swap.file import SwapLost
@@ -238,7 +239,9 @@ class Faults:
             if found is None:
                 return self._absent(space, area, page, access)
             if found.level > 1 or found.entry & space.table.format.contiguous_bit:
-                found = whole_or_base(self._physical, space, area, page, access, found, forced=forced)
+                pooled = area.backing is not None and area.backing.huge_size
+                decide = hugetlb.whole if pooled else whole_or_base
+                found = decide(self._physical, space, area, page, access, found, forced=forced)
                 if found is None:
                     return RESOLVED
             if not found.entry & space.table.format.present_mask:
@@ -310,6 +313,9 @@ class Faults:
                 physical.ram.words[slot] = zero | area.bits.read
                 self._n[Event.FAULT_ZERO_PAGE] += 1
             return RESOLVED
+        if backing.huge_size:
+            hugetlb.bring(self._physical, space, area, page, write=write)
+            return RESOLVED
         if write and not area.shared:
             self._copy_from_backing(space, area, page)
             return RESOLVED
@@ -363,10 +369,8 @@ class Faults:
             table.replace(page, found, address | area.bits.write)
             self._n[Event.FAULT_UPGRADE] += 1
             return RESOLVED
-        frames = physical.frames
-        kind = frames.kind[frame]
-        if kind == Kind.FILE or (frames.refs[frame] > 1 and (kind != Kind.ANON or frames.maps[frame] > 1)):
-            self._copy_frame(space, area, page, found, frame)  # not for a pin of a page that is its own
+        if self._is_others(frame):
+            self._copy_frame(space, area, page, found, frame)
             return RESOLVED
         if physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
@@ -385,11 +389,21 @@ class Faults:
         if access & _WRITE and physical.frames.kind[frame] == Kind.ZERO:
             fresh = physical.frames.address(self._fresh(area, page))
             space.replace_entry(page, found.slot, fresh | area.bits.write, None)
-        elif access & _WRITE and (
-            physical.frames.kind[frame] == Kind.FILE or physical.frames.refs[frame] > 1
-        ):
+        elif access & _WRITE and self._is_others(frame):
             self._copy_frame(space, area, page, found, frame)
+        elif access & _WRITE:
+            space.table.write(page, 1, found.slot, found.entry & ~noted(space.table.format)[2])
         return RESOLVED
+
+    def _is_others(self, frame: int) -> bool:
+        """Whether a private area may show a frame but not write to it: a file's, a shared, a merged one.
+
+        A pin of a page that is its own is no reason.
+        """
+        frames, kind = self._physical.frames, self._physical.frames.kind[frame]
+        if kind == Kind.FILE or self._physical.is_merged(frame):
+            return True
+        return frames.refs[frame] > 1 and (kind != Kind.ANON or frames.maps[frame] > 1)
 
     # ---- pages
 

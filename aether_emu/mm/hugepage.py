@@ -318,7 +318,7 @@ def take_block(
     return block
 
 
-def _in_a_row(physical: Physical, order: int, *, compacts: bool) -> int | None:
+def in_a_row(physical: Physical, order: int, *, compacts: bool) -> int | None:
     """The first of 2**order frames in a row, single ones that are nobody's. None: no such block."""
     try:
         block = physical.buddy.alloc(order)
@@ -331,8 +331,8 @@ def _in_a_row(physical: Physical, order: int, *, compacts: bool) -> int | None:
 def _cleared(
     physical: Physical, order: int, copied: NDArray[np.int64] | None = None, *, compacts: bool = False
 ) -> int | None:
-    """As `_in_a_row`, and zeroed but for those of the numbers `copied`."""
-    block = _in_a_row(physical, order, compacts=compacts)
+    """As `in_a_row`, and zeroed but for those of the numbers `copied`."""
+    block = in_a_row(physical, order, compacts=compacts)
     if block is None:
         return None
     frames, count = physical.frames, 1 << order

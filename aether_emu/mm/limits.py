@@ -6,6 +6,7 @@ import errno
 
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import LOCKED, Area
+from aether_emu.mm.overcommit import NEVER, Overcommit
 
 
 class Limits:
@@ -55,12 +56,12 @@ class Account:
     """What the areas of one address space come to, in bytes, against what its `limits` allow.
 
     `reserved` are all areas, `data` private writable ones, `locked` those that mlock keeps; `most_reserved`
-    is the most that `reserved` has been.
+    is the most that `reserved` has been. `charged` are those that the machine has promised (`overcommit`).
     """
 
-    def __init__(self, limits: Limits, page_size: int) -> None:
-        self._limits, self._page_size = limits, page_size
-        self.reserved = self.data = self.locked = self.most_reserved = 0
+    def __init__(self, limits: Limits, page_size: int, overcommit: Overcommit) -> None:
+        self._limits, self._page_size, self._overcommit = limits, page_size, overcommit
+        self.reserved = self.data = self.locked = self.most_reserved = self.charged = 0
 
     def require(self, more: int, *, data: bool = False) -> None:
         """Raise Refused(ENOMEM) unless `more` bytes fit the limits, that of data too if they are `data`.
@@ -80,16 +81,29 @@ class Account:
         if limit is not None and flags & LOCKED and self.locked + more > limit & -self._page_size:
             raise Refused(errno.EAGAIN, f"locked memory is limited to {limit} bytes")
 
+    def require_promise(self, more: int) -> None:
+        """Raise Refused(ENOMEM) if `more` bytes of charged areas may not come."""
+        self._overcommit.require(more, self.reserved)
+
+    def require_fork(self) -> None:
+        """Raise Refused(ENOMEM) if all of it may not be promised once more: mode 2 alone adds it up."""
+        if self._overcommit.mode == NEVER:
+            self.require_promise(self.charged)
+
     def take_over(self, other: Account) -> None:
         """What another account's areas come to, of which none is locked, is what these do."""
         self.reserved = self.most_reserved = other.reserved
-        self.data = other.data
+        self.data, self.charged = other.data, other.charged
+        self._overcommit.committed += self.charged
 
     def count(self, area: Area, length: int) -> None:
         """`length` bytes like those of `area` came, or went if it is negative."""
         self.reserved += length
         if area.is_data:
             self.data += length
+        if area.charged:
+            self.charged += length
+            self._overcommit.committed += length
         if area.flags & LOCKED:
             self.locked += length
         self.most_reserved = max(self.most_reserved, self.reserved)

@@ -8,16 +8,19 @@ brk(2), mprotect(2), mincore(2). mremap has a module of its own (`mm.remap`), an
 from __future__ import annotations
 
 import errno
-from typing import NoReturn, Protocol
+from typing import Protocol
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm import ageing, guards, rmap
+from aether_emu.mm import ageing, guards, hugetlb, rmap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
 from aether_emu.mm.collapse import collapse_advised
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.merging import unmerge_advised
+from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.overcommit import NEVER
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.advice import cool, page_in, page_out
@@ -40,6 +43,7 @@ _LOW = (0x4000_0000, 0x8000_0000)  # where MAP_32BIT searches
 _4G = 1 << 32
 _LARGEST_FILE = (1 << 63) - 1
 _ZERO_DEVICE = "/dev/zero"
+_WORD = (1 << 64) - 1
 _ERRORS = (1 << 64) - 4096  # greater values are negative errnos (MAX_ERRNO)
 
 KEYS = 16
@@ -79,6 +83,10 @@ _CHANGES = (
     MADV_DONTNEED, MADV_FREE, MADV_REMOVE, MADV_DONTNEED_LOCKED, MADV_DONTFORK, MADV_WIPEONFORK,
     MADV_GUARD_INSTALL,
 )  # fmt: skip
+# What Linux has for memory that it could give up or merge, or split: none of it for a pool's pages.
+_NOT_OF_HUGE = (
+    MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
+)  # fmt: skip
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 _ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
@@ -93,6 +101,7 @@ class Mappable(Protocol):
 
     readable: bool
     writable: bool
+    huge_size: int  # bytes of its huge pages, if it has nothing else: 0 of other files
 
     def may_store(self, protection: int) -> bool: ...
 
@@ -122,16 +131,21 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     if length == 0:
         raise Refused(errno.EINVAL, "the length is zero")
     if flags & MAP_HUGETLB:
-        _refuse_huge(space, request)
-    length = space.page_up(length)
+        request = _of_huge_pages(space, request)
+    huge = request.file.huge_size if request.file is not None else 0
+    length = length + huge - 1 & -huge & _WORD if huge else space.page_up(length)
+    if huge and request.offset & huge - 1:
+        raise Refused(errno.EINVAL, "the offset is not at the beginning of a huge page")
     if length == 0 or length > space.limits.user_end:
         raise Refused(errno.ENOMEM, "longer than the address space")
-    address = choose_address(space, request, length)
+    address = choose_address(space, request, length, huge)
     protection = Protection(request.protection & _PROT)
     area_flags = _first_flags(space, flags, length)
     shared, maximum = _check_kind(request, length)
-    if not shared and not flags & MAP_NORESERVE and protection & Protection.WRITE:
-        check_commit(space, length)
+    never = space.physical.overcommit.mode == NEVER  # then all is promised, whatever is asked
+    no_reserve = bool(flags & MAP_NORESERVE) and (bool(huge) or not never)
+    if not shared and not huge and not no_reserve and protection & Protection.WRITE:
+        space.account.require_promise(length - (_promised(space, address, length) if never else 0))
     backing: Backing | None = None
     if request.file is not None:
         backing = request.file.open_backing(shared_writable=shared and bool(maximum & Protection.WRITE))
@@ -144,6 +158,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
             maximum &= ~Protection.EXECUTE
     name = _ZERO_DEVICE if request.file is not None and backing is None else ""
     if backing is None and shared:
+        space.account.require_promise(length)
         backing = SharedMemory(space.physical, length >> space.table.format.page_shift)
         name = name if not maximum & Protection.WRITE else ""
     area = space.new_area(
@@ -155,12 +170,15 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         offset=offset,
         maximum=maximum,
         grows_down=bool(flags & MAP_GROWSDOWN),
-        no_reserve=bool(flags & MAP_NORESERVE),
-        flags=area_flags,
+        no_reserve=no_reserve,
+        flags=area_flags & ~LOCKS if huge else area_flags,
         name=name or (backing.name if backing is not None else ""),
     )
     require_unsealed(space, address, address + length)
-    space.replace(area)
+    if huge:
+        hugetlb.place(space, area)
+    else:
+        space.replace(area)
     if populate_now and populates(flags, area_flags) and protection:
         populate(space, address, address + length, write=prefers_write(area))
     return address
@@ -173,15 +191,17 @@ def populates(flags: int, area_flags: int) -> bool:
     return bool(area_flags & LOCKED) or flags & (MAP_POPULATE | MAP_NONBLOCK) == MAP_POPULATE
 
 
-def _refuse_huge(space: AddressSpace, request: Request) -> NoReturn:
-    """MAP_HUGETLB: every size that the format has is known, and no page of it is in the pool."""
-    shift = request.flags >> _MAP_HUGE_SHIFT & _MAP_HUGE_MASK
-    sizes = [level.size for level in space.table.format.levels[1:] if level.leaf]
+def _of_huge_pages(space: AddressSpace, request: Request) -> Request:
+    """A request with MAP_HUGETLB: for anonymous memory of a pool, or a file that has huge pages anyway."""
     if request.file is not None:
-        raise Refused(errno.EINVAL, "the file has no huge pages")
-    if shift and 1 << shift not in sizes:
-        raise Refused(errno.EINVAL, f"no huge page has {1 << shift} bytes")
-    raise Refused(errno.ENOMEM, "there is no pool of huge pages")
+        if not request.file.huge_size:
+            raise Refused(errno.EINVAL, "the file has no huge pages")
+        return request
+    pool = hugetlb.chosen_pool(space.physical, request.flags >> _MAP_HUGE_SHIFT & _MAP_HUGE_MASK)
+    if request.flags & MAP_TYPE not in (MAP_SHARED, MAP_PRIVATE):
+        raise Refused(errno.EINVAL, f"no mapping type {request.flags & MAP_TYPE}")
+    file = hugetlb.AnonymousHuge(space.physical, pool, request.length)
+    return Request(request.address, request.length, request.protection, request.flags, file, 0)
 
 
 def _first_flags(space: AddressSpace, flags: int, length: int) -> int:
@@ -202,7 +222,8 @@ def prefers_write(area: Area) -> bool:
     return bool(area.protection & Protection.WRITE) and not area.shared
 
 
-def choose_address(space: AddressSpace, request: Request, length: int) -> int:
+def choose_address(space: AddressSpace, request: Request, length: int, huge: int = 0) -> int:
+    """Where a mapping goes; at a multiple of `huge`, if its pages have that many bytes."""
     flags, address = request.flags, request.address
     limits = space.limits
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
@@ -210,7 +231,7 @@ def choose_address(space: AddressSpace, request: Request, length: int) -> int:
             raise Refused((1 << 64) - address, "the address is an error number")
         if address > limits.user_end - length:
             raise Refused(errno.ENOMEM, "beyond the user half")
-        if address & space.page_size - 1:
+        if address & (huge or space.page_size) - 1:
             raise Refused(errno.EINVAL, "a fixed address is not page aligned")
         if address < limits.user_base:
             raise Refused(errno.EPERM, f"below the lowest address {limits.user_base:#x}")
@@ -220,7 +241,7 @@ def choose_address(space: AddressSpace, request: Request, length: int) -> int:
     lowest = max(
         limits.user_base, space.page_size
     )  # the page at 0 is given only to those who ask with MAP_FIXED
-    hint = address & -space.page_size
+    hint = address + huge - 1 & -huge if huge else address & -space.page_size
     asks_for_more = hint > limits.window
     if hint:
         hint = max(hint, lowest)
@@ -232,7 +253,11 @@ def choose_address(space: AddressSpace, request: Request, length: int) -> int:
             and (following is None or hint + length <= space.areas.lowest(following))
         ):
             return hint
-    if flags & MAP_32BIT:
+    if huge:  # a gap that has an aligned one in it
+        low, high = _LOW if flags & MAP_32BIT else (lowest, space.mmap_base)
+        found = space.areas.gap_below(length + huge - space.page_size, low, high)
+        found = None if found is None else found + huge - 1 & -huge
+    elif flags & MAP_32BIT:
         found = space.areas.gap_above(length, *_LOW)
     else:
         lowest = max(lowest, _4G) if flags & MAP_ABOVE4G else lowest
@@ -286,10 +311,10 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
     return shared, everything
 
 
-def check_commit(space: AddressSpace, length: int) -> None:
-    """Linux's heuristic overcommit: only what could never be had, in memory and swap, is refused."""
-    if length > space.physical.most_memory:
-        raise Refused(errno.ENOMEM, "more than all memory")
+def _promised(space: AddressSpace, start: int, length: int) -> int:
+    """Bytes of charged areas in a range that a new one replaces."""
+    end, areas = start + length, space.areas.overlapping(start, start + length)
+    return sum(min(area.end, end) - max(area.start, start) for area in areas if area.charged)
 
 
 def unmap_memory(space: AddressSpace, address: int, length: int) -> None:
@@ -369,6 +394,9 @@ def protect_memory(
         require_unsealed(space, address, upto)
         if wanted != area.protection or key not in (None, area.key):
             _check_becomes_data(space, area, upto - address, wanted)
+            promised = area.charged or area.shared or area.no_reserve
+            if wanted & Protection.WRITE and not promised:
+                space.account.require_promise(upto - address)
             locked = area.flags & LOCKS == LOCKED and not area.shared
             copies = locked and wanted & ~area.protection & Protection.WRITE
             space.protect(area, address, upto, wanted, key)
@@ -419,6 +447,15 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
 
 def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice for a part of one area."""
+    huge = area.backing.huge_size if area.backing is not None else 0
+    if huge and advice in _NOT_OF_HUGE:
+        raise Refused(errno.EINVAL, "the pages are those of a pool")
+    if huge and advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
+        if start & huge - 1:
+            raise Refused(errno.EINVAL, "the address is not that of a huge page")
+        end &= -huge
+        if start == end:
+            return
     anonymous = area.backing is None and not area.shared
     if area.flags & SEALED and advice in _CHANGES and anonymous and not area.protection & Protection.WRITE:
         raise Refused(errno.EPERM, "the memory is sealed")
@@ -452,8 +489,10 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
     of_file = area.backing is not None or area.name == _ZERO_DEVICE
     if advice == MADV_WIPEONFORK and (area.shared or of_file):
         raise Refused(errno.EINVAL, "only private anonymous memory can be wiped")
-    if advice == MADV_MERGEABLE and area.shared:
+    if advice == MADV_MERGEABLE and (area.shared or (area.backing is not None and area.backing.huge_size)):
         return  # Linux ignores it then
+    if advice == MADV_UNMERGEABLE and area.flags & AreaFlags.MERGEABLE:
+        unmerge_advised(space, start, end)
     try:
         space.mark(area, start, end, area.flags & ~int(removed) | int(added))
     except Refused as refused:
@@ -470,6 +509,9 @@ def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     if not area.shared or not area.protection & Protection.WRITE:
         raise Refused(errno.EACCES, "the area is not shared, or not writable")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
+    if isinstance(backing, HugeMemory):
+        hugetlb.punch(backing, first, count)
+        return
     rmap.unmap(backing, first, count)
     backing.remove(first, count)
 
@@ -527,7 +569,7 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
     for area in space.areas.overlapping(address, address + rounded):
         if flags & MS_INVALIDATE and area.flags & LOCKED:
             raise Refused(errno.EBUSY, "the memory is locked")
-        if flags & MS_SYNC and area.shared and area.backing is not None:
+        if flags & MS_SYNC and area.shared and area.backing is not None and not area.backing.huge_size:
             ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))
             if area.backing not in synced:
                 area.backing.sync()
@@ -554,9 +596,10 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     end = min(address + space.page_up(length), area.end, address + (_MOST_RESIDENCY << shift))
     count = end - address >> shift
     resident = bytearray(count)
-    if area.backing is not None:
+    pooled = area.backing is not None and area.backing.huge_size  # Linux looks at the entries alone
+    if area.backing is not None and not pooled:
         resident[:] = area.backing.resident(area.offset + (address - area.start >> shift), count)
-    if not area.shared:
+    if not area.shared or pooled:
         swap = space.physical.swap
         for found in space.table.cursor(address, end):
             if found.entry == space.guard or (swap is not None and swap.is_out(found.entry)):
@@ -595,7 +638,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         if executable:
             protection |= Protection.EXECUTE
         try:
-            check_commit(space, new_page - old_page)
+            space.account.require_promise(new_page - old_page)
             space.account.require_lockable(new_page - old_page, space.new_flags)
             grown = space.new_area(old_page, new_page, protection, flags=space.new_flags, name="[heap]")
             space.insert(grown)

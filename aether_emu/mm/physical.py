@@ -16,8 +16,10 @@ from aether_emu.mm.frames.code import CodeFrames
 from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.memory_types import MemoryTypes
+from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
+from aether_emu.mm.overcommit import Overcommit
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -83,6 +85,14 @@ class Huge(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class HugePools(Protocol):
+    """The pools of huge pages that programs ask for: `mm.huge_pools.Pools`."""
+
+    def close(self) -> None: ...
+    def capture(self) -> dict[int, Any]: ...
+    def restore(self, state: dict[int, Any]) -> None: ...
+
+
 class Compacts(Protocol):
     """What makes rows of free frames by moving pages: `mm.compaction.Compaction`."""
 
@@ -122,6 +132,7 @@ class Physical:
         self.counters, self.tags = Counters(), tags
         self.trace = trace
         self.swap: SwapArea | None = None
+        self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.reclaim: Reclaiming | None = None
         self.read_ahead = 1
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
@@ -138,6 +149,8 @@ class Physical:
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
+        self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
+        self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
@@ -158,6 +171,16 @@ class Physical:
         frames.index[frame] = index
         frames.refs[frame] = 1
         return frame
+
+    def with_merged(self) -> MergedMemory:
+        """What merged frames belong to; made when it is wanted first."""
+        if self.merged is None:
+            self.merged = MergedMemory(self.objects, self.frames)
+        return self.merged
+
+    def is_merged(self, frame: int) -> bool:
+        """Whether a frame that is in use is a merged one: nobody writes to it, not even its only user."""
+        return self.merged is not None and self.frames.owner[frame] == self.merged.number
 
     def prepare(self, frame: int) -> None:
         """Make a frame fresh from the allocator read as zero; it counts as written from now on."""
@@ -233,6 +256,10 @@ class Physical:
         self.tlb.settle()
         if self.huge is not None:
             self.huge.close()
+        if self.pools is not None:
+            self.pools.close()
+        if self.merged is not None:
+            self.merged.let_go()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -249,18 +276,21 @@ class Physical:
             "zero_frame": self.zero_frame,
             "counters": list(self.counters.n),
             "code": self.code.capture(),
+            "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
+            "pools": None if self.pools is None else self.pools.capture(),
+            "merged": None if self.merged is None else self.merged.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one. Objects enter under their old numbers afterwards."""
         last, zero, counts = state["last_owner"], state["zero_frame"], state["counters"]
         code, host = state["code"], state["host_memory"]
-        huge, learnt = state["huge"], state["compaction"]
+        huge, learnt, pools = state["huge"], state["compaction"], state["pools"]
         assert isinstance(last, int)
         assert isinstance(zero, int)
         assert isinstance(counts, list)
@@ -269,6 +299,7 @@ class Physical:
         self.objects.last, self.zero_frame = last, zero
         self.counters.n[:] = counts
         self.code.restore(code)
+        self.overcommit.restore(state["overcommit"])
         if self.swap is not None and self.reclaim is not None:
             self.swap.restore(state["swap"])
             self.reclaim.restore(state["reclaim"])
@@ -279,3 +310,10 @@ class Physical:
         if self.huge is not None:
             assert isinstance(huge, dict)
             self.huge.restore(huge)
+        if self.pools is not None:
+            assert isinstance(pools, dict)
+            self.pools.restore(pools)
+        merged = state["merged"]
+        if merged is not None:
+            assert isinstance(merged, dict)
+            self.with_merged().restore(merged)

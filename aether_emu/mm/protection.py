@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import IntFlag
 from functools import cache
 
@@ -65,26 +66,60 @@ class LeafBits:
         return self.large_write[level - 2] if level > 1 else self.write
 
 
-_USER_MARK = 2  # the bit of a leaf's software bits
+_USER_MARK, _CLEAN_MARK = 2, 4  # bits of a leaf's software bits
 
 
 @cache
 def user_mark(fmt: PageTableFormat) -> int:
     """The bit of a leaf that says: whoever asked for it hears of the next write (userfaultfd)."""
+    return _mark(fmt, _USER_MARK)
+
+
+@cache
+def clean_mark(fmt: PageTableFormat) -> int:
+    """The bit of a leaf that says: nobody wrote to the page since that was last asked (`mm.soft_dirty`).
+
+    A leaf that has it permits no writing.
+    """
+    return _mark(fmt, _CLEAN_MARK)
+
+
+def _mark(fmt: PageTableFormat, software: int) -> int:
     plain = PageFlags.READ | PageFlags.USER
-    return fmt.leaf_bits(Attributes(plain, software=_USER_MARK)) ^ fmt.leaf_bits(Attributes(plain))
+    return fmt.leaf_bits(Attributes(plain, software=software)) ^ fmt.leaf_bits(Attributes(plain))
 
 
-NOTED_ACCESSED, NOTED_DIRTY = 1 << 40, 1 << 41  # beyond every frame number
+NOTED_ACCESSED, NOTED_DIRTY, NOTED_CLEAN = 1 << 40, 1 << 41, 1 << 42  # beyond every frame number
 
 
-def noted(fmt: PageTableFormat) -> tuple[int, int]:
-    """The bits of a NO_ACCESS entry that remember ACCESSED and DIRTY."""
+@cache
+def noted(fmt: PageTableFormat) -> tuple[int, int, int]:
+    """The bits of a NO_ACCESS entry that remember ACCESSED, DIRTY and the clean mark."""
     nothing = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
     return (
         fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_ACCESSED)) ^ nothing,
         fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_DIRTY)) ^ nothing,
+        fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_CLEAN)) ^ nothing,
     )
+
+
+def is_clean(fmt: PageTableFormat, entry: int) -> bool:
+    """Whether the entry of a page in memory has the clean mark, or the note of it."""
+    return bool(entry & (clean_mark(fmt) if entry & fmt.present_mask else noted(fmt)[2]))
+
+
+def with_clean(fmt: PageTableFormat, bits: LeafBits, *, clean: bool) -> int:
+    """`bits.read`, or what holds a page that nobody may touch: with the clean mark or its note, or not."""
+    mark = clean_mark(fmt) if bits.present else noted(fmt)[2]
+    return bits.read | mark if clean else bits.read & ~mark
+
+
+def tracked(fmt: PageTableFormat, bits: LeafBits) -> LeafBits:
+    """The same bits where it matters who writes: all but `write` has the clean mark, and is not writable."""
+    if not bits.present:
+        return bits
+    read, mark = bits.read | clean_mark(fmt), clean_mark(fmt)
+    return replace(bits, read=read, clean=read, large=tuple(each and each | mark for each in bits.large))
 
 
 def leaf_bits(

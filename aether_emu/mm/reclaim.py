@@ -28,7 +28,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import user_mark
+from aether_emu.mm.protection import is_clean, user_mark
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
@@ -181,7 +181,7 @@ class Reclaim:
 
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
         """What of the frames is taken, each with a slot; and whether a slot was missing."""
-        going, swap = list[_Going](), self._swap
+        going, swap, clean_slots = list[_Going](), self._swap, set[int]()
         if not swap.on:
             return going, True
         for frame in dict.fromkeys(frames):
@@ -192,9 +192,11 @@ class Reclaim:
             clean = slot is not None
             if slot is None:
                 try:
-                    slot = swap.take()
+                    slot = swap.take(clean_slots)
                 except SwapFull:
                     return going, True
+            else:
+                clean_slots.add(slot)
             item = self._physical.objects.find(self._physical.frames.owner[frame])
             going.append(_Going(frame, slot, clean, shown, item if isinstance(item, SharedMemory) else None))
         return going, False
@@ -266,7 +268,8 @@ class Reclaim:
         fmt, entry = table.format, 0
         if each.memory is None:
             alone = len(each.shown) == 1 and not swap.users(each.slot)
-            entry = swap.entries.make(each.slot, exclusive=alone)
+            clean = is_clean(fmt, found.entry)
+            entry = swap.entries.make(each.slot, exclusive=alone, clean=clean)
             swap.named(each.slot)
         kind = found.entry & ~address_bits(fmt, 1)
         table.write(found.start, 1, found.slot, entry)

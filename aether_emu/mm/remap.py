@@ -18,12 +18,10 @@ from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
     MAP_PRIVATE,
     Request,
-    check_commit,
     choose_address,
     require_unsealed,
     unmap_memory,
 )
-from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
@@ -78,6 +76,10 @@ class _Call:
         self.space, self.request, self.look = space, request, look
         self.address = request.address
         self.old, self.new = space.page_up(request.old_length), space.page_up(request.new_length)
+        area = space.areas.find(self.address)
+        self.huge = area.backing.huge_size if area is not None and area.backing is not None else 0
+        if self.huge:
+            self.old, self.new = (each + self.huge - 1 & -self.huge & _MASK for each in (self.old, self.new))
         self.fixed = bool(request.flags & MREMAP_FIXED)
         self.keep = bool(request.flags & MREMAP_DONTUNMAP)
         self.moves = self.fixed or self.keep
@@ -97,12 +99,21 @@ class _Call:
             raise Refused(errno.EINVAL, "the new length is zero")
         if space.areas.find(address) is None:
             raise Refused(errno.EFAULT, "nothing is mapped there")
+        if self.huge:
+            self._check_huge()
         require_unsealed(space, address, address + 1)
         if self.moves:
             _check_target(space, self.request, self.old, self.new)
             space.areas.require_room(_PLACED_ROOM)
         if self.new < self.old and self.old > space.limits.user_end - address:
             raise Refused(errno.EINVAL, "the range leaves the user half")
+
+    def _check_huge(self) -> None:
+        """Huge pages of a pool: moved and shortened in whole ones, and never lengthened."""
+        if self.keep or self.new > self.old or not self.old:
+            raise Refused(errno.EINVAL, "huge pages of a pool are not lengthened, and not kept")
+        if (self.address | (self.request.new_address if self.fixed else 0)) & self.huge - 1:
+            raise Refused(errno.EINVAL, "the address is not that of a huge page")
 
     def go_on(self, stage: Stage, target: int, position: int) -> int:
         """Carry the call out from a stage on; `position` is where that stage had come to, 0 at its start."""
@@ -155,6 +166,8 @@ class _Call:
         space, area = self.space, self._source()
         _check_resize(space, area, self.address, self.old, self.new)
         _check_whole(area, self.request, self.old, self.new)
+        if self.keep and area.charged:
+            space.account.require_promise(self.new)
         if self._grows_by():
             space.account.require(self._grows_by(), data=area.is_data)
         if not self.moves and self.old and _grow_in_place(space, area, self.address, self.old, self.new):
@@ -170,7 +183,7 @@ class _Call:
         if not self.fixed:
             hint = self.request.new_address if self.moves else 0
             wanted = Request(hint, self.new, 0, MAP_PRIVATE | MAP_ANONYMOUS, None, 0)
-            target = choose_address(space, wanted, self.new)
+            target = choose_address(space, wanted, self.new, self.huge)
         shift, end = space.table.format.page_shift, self.address + self.old
         own_pages = space.has_own_pages(self.address, end)
         moved = source.piece(self.address, end, shift)
@@ -226,8 +239,8 @@ def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: 
     if old > area.end - address:
         raise Refused(errno.EFAULT, "the range crosses areas")
     space.account.require_lockable(new - old, area.flags)
-    if new > old and not area.shared and area.protection & Protection.WRITE and not area.no_reserve:
-        check_commit(space, new - old)
+    if new > old and area.charged:
+        space.account.require_promise(new - old)
 
 
 def _check_whole(area: Area, request: Remap, old: int, new: int) -> None:

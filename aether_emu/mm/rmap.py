@@ -32,15 +32,26 @@ def address_in(area: Window, item: MemoryObject, index: int, page_shift: int) ->
     return index - area.moved << page_shift
 
 
-def mappings(physical: Physical, frame: int) -> Iterator[Mapping]:
+def mappings(physical: Physical, frame: int, page: tuple[int, int] | None = None) -> Iterator[Mapping]:
     """Every entry that shows a frame, present or held, in a fixed order.
 
+    With a `page`, the number of an object and an index, only those of areas that show that page of it.
     Nothing for the zero page and for frames that are no object's (tables, the kernel's own).
     """
     frames = physical.frames
-    item, index = physical.objects.find(frames.owner[frame]), frames.index[frame]
-    if item is None:
-        return
+    named = (frames.owner[frame], frames.index[frame])
+    pages = [page] if page is not None else [named]
+    if page is None and physical.merged is not None and physical.is_merged(frame):
+        node = physical.merged.alive(named[1])
+        pages = [] if node is None else list(node.pages)
+    for number, index in pages:
+        item = physical.objects.find(number)
+        if item is not None:
+            yield from _mappings(physical, frame, item, index)
+
+
+def _mappings(physical: Physical, frame: int, item: MemoryObject, index: int) -> Iterator[Mapping]:
+    frames = physical.frames
     for area in item.windows.over(index, index + 1):
         space = area.space
         assert space is not None, "an area in a map belongs to a space"

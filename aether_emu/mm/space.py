@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from copy import copy
 from types import EllipsisType
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from aether_emu.mm.objects.file import HostFiles
 from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits
+from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
 from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
@@ -49,7 +49,8 @@ _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
-_ANON = int(Kind.ANON)  # numpy compares with a number a hundred times faster than with an enum
+# Plain: numpy compares with a number a hundred times faster than with an enum.
+_OWN = (int(Kind.ANON), int(Kind.HUGETLB))
 
 
 class Shared(NamedTuple):
@@ -62,6 +63,15 @@ class Shared(NamedTuple):
     table: PageTable
     start: int
     whole: PageTable | None = None
+
+
+class Promised(Protocol):
+    """What pools of huge pages have promised an address space: `mm.huge_pools.Promises`."""
+
+    def capture(self) -> list[tuple[int, int, int]]: ...
+    def renew(self, start: int, end: int) -> None: ...
+    def drop(self, start: int, end: int) -> None: ...
+    def move(self, start: int, end: int, to: int) -> None: ...
 
 
 class AddressSpace:
@@ -88,6 +98,7 @@ class AddressSpace:
         guard = STACK_GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
         self._bits: dict[tuple[Protection, int, MemoryType], LeafBits] = {}
+        self.tracks_writes = False  # whether somebody asked which pages are written: see `mm.soft_dirty`
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
@@ -100,11 +111,13 @@ class AddressSpace:
         self.mmap_base = limits.window
         self.heap_start = self.heap_end = 0
         self.files: HostFiles | None = None  # the computer's files, for `map_file`
-        self.account = Account(limits, fmt.page_size)
+        self.account = Account(limits, fmt.page_size, physical.overcommit)
         self.keys = 1  # protection keys in use, a bit each; number 0 is everybody's
         self.new_flags = 0  # what areas that a program makes begin with (mlockall's MCL_FUTURE)
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
+        self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
+        self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -159,8 +172,19 @@ class AddressSpace:
         bits = self._bits.get((protection, key, memory))
         if bits is None:
             bits = leaf_bits(self.table.format, protection, key, memory)
+            if self.tracks_writes:
+                bits = tracked(self.table.format, bits)
             self._bits[protection, key, memory] = bits
         return bits
+
+    def track_writes(self) -> None:
+        """From now on an entry that is not writable has the clean mark, if it comes from here."""
+        self.tracks_writes = True
+        self._bits.clear()
+        for area in self.areas:
+            shown = area.backing if area.shared else None
+            memory = MemoryType.WRITE_BACK if shown is None else shown.memory
+            area.bits = self.bits_for(area.protection, area.key, memory)
 
     def resident(self) -> dict[Kind, int]:
         """Pages of the user half by the kind of frame they show."""
@@ -176,6 +200,9 @@ class AddressSpace:
         bits, denied = self.bits_for(protection, more.get("key", 0), memory), denied_accesses(protection)
         if not more.get("shared"):
             more.setdefault("family", self.family)
+            backing = more.get("backing")
+            if self.merge_any and (backing is None or not backing.whole):
+                more["flags"] = more.get("flags", 0) | AreaFlags.MERGEABLE
         return Area(start, end, protection, denied=denied, bits=bits, space=self, **more)
 
     def insert(self, area: Area, grows_by: int | None = None, *, own_pages: bool = False) -> None:
@@ -319,6 +346,8 @@ class AddressSpace:
             else:
                 self._clear_all(gather, areas, start, end)
             pieces = self._take_out(start, end)
+            if self.promises is not None:
+                self.promises.drop(start, end)
             self._prune(gather, pieces[0].start, pieces[-1].end)
         finally:
             gather.finish(may_defer=True)
@@ -348,13 +377,14 @@ class AddressSpace:
         Raises Refused(ENOMEM, EINVAL) and TableDamaged, changing nothing.
         """
         if (start, end) != (area.start, area.end):
-            area.require_cuttable()
+            area.require_cuttable(start, end)
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.key = area.key if key is None else key
         shown = piece.backing if piece.shared else None
         memory = MemoryType.WRITE_BACK if shown is None else shown.memory
         bits = self.bits_for(protection, piece.key, memory)
         piece.set_protection(protection, denied_accesses(protection), bits)
+        piece.charged = area.charged or piece.asks_for_charge
         newly = protection & _WX == _WX and not piece.was_writable_executable
         piece.was_writable_executable |= newly
         self.areas.require_room(self.areas.growth(area, piece))
@@ -385,7 +415,7 @@ class AddressSpace:
         if flags == area.flags and watcher is area.watcher:
             return
         if (start, end) != (area.start, area.end):
-            area.require_cuttable()
+            area.require_cuttable(start, end)
         piece = area.piece(start, end, self.table.format.page_shift)
         piece.flags = flags
         piece.set_watcher(watcher)
@@ -447,6 +477,8 @@ class AddressSpace:
         try:
             self.account.require(above.start - start, data=above.is_data)
             self.account.require_lockable(above.start - start, above.flags)
+            if above.charged:
+                self.account.require_promise(above.start - start)
         except Refused:
             return None
         end = above.start
@@ -476,6 +508,8 @@ class AddressSpace:
             self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
+        if self.promises is not None:
+            self.promises.renew(start, end)
 
     def written(self, va: int, length: int) -> None:
         """Bytes changed without the engine's notice: drop translations if a page of them held code."""
@@ -512,8 +546,12 @@ class AddressSpace:
         gather = self.gather()
         try:
             transfer.move(self.table, gather, start, end, to)
+            if self.tracks_writes:  # the pages are new where they are now
+                edits.count_as_written(self.table, to, to + end - start)
         finally:
             self.finish(gather)
+        if self.promises is not None:
+            self.promises.move(start, end, to)
 
     def fork(self) -> AddressSpace:
         """A new address space that shows what this one shows; whoever asked destroys it.
@@ -528,7 +566,9 @@ class AddressSpace:
         child.fault_around, child.files, child.mmap_base = self.fault_around, self.files, self.mmap_base
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
-        child.no_huge = self.no_huge
+        child.no_huge, child.merge_any = self.no_huge, self.merge_any
+        if self.tracks_writes:
+            child.track_writes()
         gather, swap = self.gather(), self.physical.swap
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
@@ -589,7 +629,7 @@ class AddressSpace:
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
         kinds, swap = self.physical.frames.kind_array, self.physical.swap
-        if any((kinds[frames] == _ANON).any() for frames in self._shown_each(start, end)):
+        if any(np.isin(kinds[frames], _OWN).any() for frames in self._shown_each(start, end)):
             return True
         if swap is None:
             return False

@@ -14,9 +14,11 @@ from typing import NamedTuple
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Access
 from aether_emu.machine.cpu import UserFault
+from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import RESOLVED, Blocked, Faults, Outcome
-from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.protection import is_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 
@@ -153,7 +155,8 @@ class ForcedMemory(UserMemory):
             found = space.table.find(page)
             if found is not None and has_frame(fmt, found.entry, found.level):
                 frame = frames.number((found.entry & fmt.address_mask) + page - found.start)
-                if access == _READ or (frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1):
+                own = _is_own(frames, area, frame) and not space.physical.is_merged(frame)
+                if access == _READ or (own and not is_clean(fmt, found.entry)):
                     return frame
             _must_be_resolved(va, self._faults.force(space, va, access))
         raise UserFaulted(va, None)
@@ -165,3 +168,10 @@ def _must_be_resolved(va: int, outcome: Outcome) -> None:
         raise NotReady(outcome.on)
     if outcome is not RESOLVED:
         raise UserFaulted(va, outcome)
+
+
+def _is_own(frames: FrameTable, area: Area, frame: int) -> bool:
+    """Whether a frame is an area's alone; one of a pool has one reference more, the pool's."""
+    if frames.kind[frame] == Kind.HUGETLB:
+        return bool(frames.refs[frame] == 2 and frames.owner[frame] == area.owner)
+    return bool(frames.kind[frame] == Kind.ANON and frames.refs[frame] == 1)

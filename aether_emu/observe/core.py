@@ -109,7 +109,7 @@ def _not_to_be_dumped(machine: Machine) -> frozenset[int]:
     for area in space.areas:
         if area.flags & AreaFlags.NO_DUMP:
             shown = space.shown(area.start, area.end)
-            own = shown[np.isin(frames.kind_array[shown], (Kind.ANON, Kind.SHARED))]
+            own = shown[np.isin(frames.kind_array[shown], (Kind.ANON, Kind.SHARED, Kind.HUGETLB))]
             found |= {frames.address(frame) >> frames.page_shift for frame in own.tolist()}
     return frozenset(found)
 

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aether_emu.config import format_size
+from aether_emu.linux.task.ksm import STOP
 from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import leaves
 from aether_emu.observe.combining import Combining
 from aether_emu.system import Machine
@@ -189,8 +192,53 @@ def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
     }
 
 
+def _of_pools(machine: Machine) -> dict[str, Any]:
+    """The pools of huge pages that have some."""
+    pools = machine.physical.pools
+    assert isinstance(pools, Pools), "a machine with Linux has them"
+    told = {
+        format_size(pool.size): {
+            "pages": len(pool),
+            "free": free,
+            "promised": pool.reserved,
+            "surplus": pool.surplus,
+        }
+        for pool in pools
+        if (free := pool.free) or len(pool)
+    }
+    return {"hugetlb": told} if told else {}
+
+
+def _rows_of_pools(pools: dict[str, dict[str, int]] | None) -> list[tuple[str, int]]:
+    return [
+        (f"pool of {size}: {name}", count)
+        for size, figures in (pools or {}).items()
+        for name, count in figures.items()
+    ]
+
+
 def _rows_of_huge_pages(huge: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"huge pages: {name.replace('_', ' ')}", count) for name, count in (huge or {}).items()]
+
+
+def _of_merging(machine: Machine) -> dict[str, Any]:
+    """What became of equal pages; nothing where nobody looked for any."""
+    n = machine.physical.counters.n
+    if machine.kernel.ksm.run == STOP and not n[Event.MERGE_SCANNED]:
+        return {}
+    return {
+        "merging": {
+            "scanned": n[Event.MERGE_SCANNED],
+            "merged": n[Event.MERGED_PAGES],
+            "merged_with_the_zero_page": n[Event.MERGED_ZEROS],
+            "unmerged": n[Event.UNMERGED_PAGES],
+            **machine.kernel.ksm.figures(),
+        }
+    }
+
+
+def _rows_of_merging(merging: dict[str, int] | None) -> list[tuple[str, int]]:
+    return [(f"merging: {name.replace('_', ' ')}", count) for name, count in (merging or {}).items()]
 
 
 def _of_tlbsan(machine: Machine) -> dict[str, Any]:
@@ -275,6 +323,8 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_swap(machine),
         **_of_huge_pages(machine, huge),
         **_of_devices(machine),
+        **_of_pools(machine),
+        **_of_merging(machine),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
@@ -319,6 +369,8 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
         *_rows_of_devices(statistics.get("devices")),
+        *_rows_of_pools(statistics.get("hugetlb")),
+        *_rows_of_merging(statistics.get("merging")),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

@@ -149,7 +149,7 @@ def test_every_program_of_one_isa_is_run_here_or_named_as_a_workload() -> None:
         "registers",
         "copier",
     }
-    named.add("huge")  # in test_huge
+    named |= {"huge", "merge"}  # in test_huge and test_merge
     assert {path.name for path in program("x86_64", "hello").parent.iterdir()} == named | workloads
 
 
@@ -162,4 +162,5 @@ def test_what_linux_printed_is_all_compared_with(isa: str) -> None:
         "faults-strict",
         "wide-la57",  # in test_la57
         "huge",  # in test_huge
+        "merge",  # in test_merge
     }

@@ -13,7 +13,7 @@ from aether_emu import state
 from aether_emu.config import Config
 from aether_emu.errors import ConfigError
 from aether_emu.linux.files.streams import BufferStream
-from aether_emu.linux.ipc.segments import LOCKED
+from aether_emu.linux.ipc.segments import LOCKED, SmallSegment
 from aether_emu.linux.task.ended import Ended
 from aether_emu.mm.counters import Event
 from aether_emu.observe import stats
@@ -135,6 +135,7 @@ def test_a_segment_of_system_v_goes_unless_it_is_locked_and_is_captured_away() -
     streams = {"stdout": out, "stdin": BufferStream(), "stderr": BufferStream()}
     restored = state.restore(state.capture(made), streams=streams)
     (again,) = restored.kernel.with_system_v().segments.all()
+    assert isinstance(again, SmallSegment)
     assert (again.frames_by_page(), list(again.slots_by_page())) == ({}, [0])
     frame, _count = again.frames(0, 1, write=False)
     assert bytes(restored.physical.page_bytes(frame)[:5]) == b"words"

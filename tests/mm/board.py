@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,10 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, Faults, Outcome
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.table import FrameTable, Kind
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.objects.file import FileBacking, HostFiles
+from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
@@ -90,6 +92,7 @@ class GrantedFile:
     path: Path
     readable: bool = True
     writable: bool = True
+    huge_size: int = 0
 
     def may_store(self, protection: int) -> bool:
         return self.writable
@@ -222,7 +225,7 @@ def entries_of(table: PageTable, start: int, end: int, frames: FrameTable) -> Co
     return shown
 
 
-def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
+def check_accounts(board: Board, objects: Iterable[SharedMemory | HugeMemory]) -> None:
     """Every reference and map count is explained by an entry, an object, a table or the machine itself."""
     frames = board.frames
     refs: Counter[int] = Counter({board.physical.zero_frame: 1})
@@ -230,6 +233,11 @@ def check_accounts(board: Board, objects: list[SharedMemory]) -> None:
     huge = board.physical.huge
     if huge is not None and huge.zero_block >= 0:
         refs.update(range(huge.zero_block, huge.zero_block + (1 << huge.order)))
+    pools = board.physical.pools
+    if isinstance(pools, Pools):
+        for pool in pools:
+            for page in pool.pages:
+                refs.update(range(page, page + pool.count))
     tables = 0
     for space in board.spaces:
         shown = entries_of(space.table, 0, space.limits.user_end, frames)

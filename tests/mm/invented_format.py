@@ -8,7 +8,7 @@ everything is the other way round from x86_64: presence is the top bit, writing 
 execution the presence of one, T marks a table and its absence a leaf. The MMU updates neither A nor D,
 and a live entry may not become another live one. Bits 6 and 7 of a memory type are malformed.
 
-An entry without P that is not zero is held: value in 55..14, kind in 3..0.
+An entry without P that is not zero is held: value in 56..14, kind in 3..0.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ class InventedFormat(PageTableFormat):
         return address | P | T | EXEC | (0 if reach is Reach.SUPERVISOR else USER)
 
     def held_entry(self, held: Held) -> int:
-        if held.value >> 42:
-            raise EncodingError(f"{self.name}: a held value has 42 bits")
+        if held.value >> 43:
+            raise EncodingError(f"{self.name}: a held value has 43 bits")
         return held.value << 14 | held.kind.value
 
     def leaf_address(self, entry: int, level: int) -> int:
@@ -107,7 +107,7 @@ class InventedFormat(PageTableFormat):
     def decode(self, entry: int, level: int) -> Entry:
         if not entry & P:
             kind = _KINDS.get(entry & 0xF)
-            return Held(kind, entry >> 14) if kind and not entry & 0x3FF0 and not entry >> 56 else Absent()
+            return Held(kind, entry >> 14) if kind and not entry & 0x3FF0 and not entry >> 57 else Absent()
         if entry & _RESERVED:
             return Malformed(entry & _RESERVED)
         flags = PageFlags.READ

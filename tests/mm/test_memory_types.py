@@ -125,6 +125,7 @@ class Opened:
     """A device, open to read and write."""
 
     readable = writable = True
+    huge_size = 0
 
     def __init__(self, device: DeviceMemory) -> None:
         self._device = device

@@ -12,6 +12,7 @@ from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.stat import encode_statfs
 from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
@@ -25,6 +26,7 @@ OWNERSHIP = (8, 9, 10, 11, 15, 16, 17)
 SOCKET_OWNERSHIP = (0x8901, 0x8902, 0x8903, 0x8904)
 """FIOSETOWN, SIOCSPGRP, FIOGETOWN, SIOCGPGRP."""
 _FIOASYNC = 0x5452
+_OF_FILES = ord("f")  # the type of PAGEMAP_SCAN
 _MFD_NAME_MAX = 249
 _SYNC_FILE_RANGE_KNOWN = 7
 _CLOSE_RANGE_UNSHARE = 2
@@ -86,7 +88,7 @@ def sys_memfd_create(task: Task, name: int, flags: int, *_: int) -> int:
         text = read_string(task.cpu, name, _MFD_NAME_MAX + 1)
     except Refused:
         raise Refused(errno.EINVAL, "the name is too long") from None
-    return task.files.memfd_create(text, u32(flags))
+    return task.files.memfd_create(text, u32(flags), task.process.kernel.physical)
 
 
 # ---- control
@@ -126,6 +128,10 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
         from aether_emu.linux.calls import user_faults  # noqa: PLC0415  # as said
 
         return user_faults.control(task, file, u32(request), argument)
+    if isinstance(file, RegionFile) and file.scans and u32(request) >> 8 & 0xFF == _OF_FILES:
+        from aether_emu.linux.calls import pagemap  # noqa: PLC0415  # as said
+
+        return pagemap.control(task, file, u32(request), argument)
     answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)

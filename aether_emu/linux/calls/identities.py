@@ -14,6 +14,7 @@ from aether_emu.linux import credentials as cr
 from aether_emu.linux.calls.arguments import read_path
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.merging import set_merge_any
 
 _UNCHANGED = 0xFFFF_FFFF
 _MOST_GROUPS = 1 << 16
@@ -370,10 +371,25 @@ def get_no_huge_pages(task: Task, arguments: _Quad) -> int:
     return int(task.process.mm.no_huge)
 
 
+def set_merge(task: Task, arguments: _Quad) -> int:
+    """PR_SET_MEMORY_MERGE: all private memory may be merged from now on, or none. fork and execve keep it."""
+    if any(arguments[1:]):
+        raise Refused(errno.EINVAL, "arguments that are not 0")
+    set_merge_any(task.process.mm, on=bool(arguments[0]))
+    return 0
+
+
+def get_merge(task: Task, arguments: _Quad) -> int:
+    """PR_GET_MEMORY_MERGE."""
+    if any(arguments):
+        raise Refused(errno.EINVAL, "arguments that are not 0")
+    return int(task.process.mm.merge_any)
+
+
 PRCTL = {
     3: get_dumpable, 4: set_dumpable, 7: get_keep, 8: set_keep, 23: read_bound, 24: drop_bound, 27: get_bits,
     28: set_bits, 38: set_no_new_privileges, 39: get_no_new_privileges, 41: set_no_huge_pages,
-    42: get_no_huge_pages, 47: change_ambient,
+    42: get_no_huge_pages, 47: change_ambient, 67: set_merge, 68: get_merge,
 }  # fmt: skip
 """The options of prctl(2) about identities, and others that few programs use.
 

@@ -12,11 +12,12 @@ from aether_emu.linux.credentials import IPC_LOCK
 from aether_emu.linux.ipc.segments import LARGEST, LOCKED, MOST_SEGMENTS, Segment, Segments
 from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.task import Task
-from aether_emu.mm import mapping
+from aether_emu.mm import hugetlb, mapping
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.objects.hugetlb import HugePool
 from aether_emu.mm.protection import Protection
 
-_HUGE = 0o4000
+_HUGE, _HUGE_SHIFT, _HUGE_MASK = 0o4000, 26, 63
 _READ_ONLY, _ROUNDED, _REPLACES, _EXECUTABLE = 0o10000, 0o20000, 0o40000, 0o100000
 _REMOVE, _SET, _STAT, _INFO, _LOCK, _UNLOCK, _STAT_AT, _USAGE, _STAT_ANY = 0, 1, 2, 3, 11, 12, 13, 14, 15
 _READABLE = 0o444
@@ -28,6 +29,7 @@ class _Attached:
     readable = True
 
     def __init__(self, segment: Segment, *, writable: bool) -> None:
+        self.huge_size = segment.huge_size
         self._segment, self.writable = segment, writable
 
     def may_store(self, protection: int) -> bool:
@@ -45,15 +47,26 @@ def sys_shmget(task: Task, key: int, size: int, flags: int, *_: int) -> int:
     key, flags, segments = s32(key), s32(flags), _segments(task)
 
     def make() -> Segment:
-        if flags & _HUGE:
-            raise Refused(errno.ENOMEM, "there are no huge pages")
-        return segments.make(key, size, flags, task.process.pid)
+        pool = _pool(task, size, flags) if flags & _HUGE else None
+        return segments.make(key, size, flags, task.process.pid, pool)
 
     def check(found: Segment) -> None:
         if size > found.size:
             raise Refused(errno.EINVAL, f"the segment has {found.size} bytes")
 
     return segments.get(key, flags, make, check).identifier
+
+
+def _pool(task: Task, size: int, flags: int) -> HugePool:
+    """The pool of a new segment of huge pages. EINVAL; EPERM for who may lock too little memory.
+
+    Linux: CAP_IPC_LOCK, the group of vm.hugetlb_shm_group, which is 0, or RLIMIT_MEMLOCK admits the segment.
+    """
+    pool = hugetlb.chosen_pool(task.process.kernel.physical, flags >> _HUGE_SHIFT & _HUGE_MASK)
+    who, limit = task.credentials, task.process.limits[RLIMIT_MEMLOCK][0]
+    if not (who.has(IPC_LOCK) or who.in_group(0) or -(-size // pool.size) * pool.size <= limit):
+        raise Refused(errno.EPERM, "huge pages are locked memory, and RLIMIT_MEMLOCK admits less")
+    return pool
 
 
 def sys_shmat(task: Task, number: int, address: int, flags: int, *_: int) -> int:
@@ -79,7 +92,7 @@ def sys_shmat(task: Task, number: int, address: int, flags: int, *_: int) -> int
     segment = _segments(task).numbered(s32(number))
     segment.require(wanted)
     if address and not flags & _REPLACES:
-        end = address + mm.page_up(segment.size)
+        end = address + (segment.pages << mm.table.format.page_shift)
         if end > 1 << 64 or any(mm.areas.overlapping(address, end)):
             raise Refused(errno.EINVAL, "something is mapped there")
     file = _Attached(segment, writable=not flags & _READ_ONLY)
@@ -99,7 +112,7 @@ def sys_shmdt(task: Task, address: int, *_: int) -> int:
         raise Refused(errno.EINVAL, "no segment was attached there")
     segment = first.backing
     segment.user = task.process.pid
-    for area in list(mm.areas.overlapping(address, address + mm.page_up(segment.size))):
+    for area in list(mm.areas.overlapping(address, address + (segment.pages << shift))):
         if area.backing is segment and area.start - (area.offset << shift) == address:
             mm.unmap(area.start, area.end)
     return 0
@@ -118,8 +131,8 @@ def sys_shmctl(task: Task, number: int, command: int, buffer: int, *_: int) -> i
         return segments.highest
     if command == _USAGE:
         there = segments.all()
-        pages, present = sum(each.pages for each in there), sum(len(each.frames_by_page()) for each in there)
-        swapped = sum(len(each.slots_by_page()) for each in there)
+        pages, present = sum(each.pages for each in there), sum(each.present() for each in there)
+        swapped = sum(each.in_swap() for each in there)
         write_struct(task.cpu, buffer, "i4x5Q", len(there), pages, present, swapped, 0, 0)
         return segments.highest
     if command in (_STAT, _STAT_AT, _STAT_ANY):

@@ -23,6 +23,7 @@ from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.resource_limits import RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_STACK
 from aether_emu.linux.task.robust import leave_locks
 from aether_emu.linux.task.task import Task
+from aether_emu.mm.merging import set_merge_any
 from aether_emu.mm.space import AddressSpace
 
 _HEAD = 256  # BINPRM_BUF_SIZE: what is read to see what a file is
@@ -65,6 +66,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     task.clear_number()
     before = process.mm
     space.no_huge = before.no_huge
+    set_merge_any(space, on=before.merge_any)
     if process.uses_parents_memory:
         process.uses_parents_memory = False
         process.left_parent.wake()

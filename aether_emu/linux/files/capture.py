@@ -23,6 +23,7 @@ from aether_emu.linux.files.fifo import FifoEnd, WaitsForOther
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.holders import holder_of
 from aether_emu.linux.files.host_file import HostFile
+from aether_emu.linux.files.huge_file import HugeFile
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import Memory, MemoryFile
@@ -49,7 +50,7 @@ from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 _WAYS = (0, POLLIN, POLLOUT)
-_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind, QueueFile.kind)
+_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind, QueueFile.kind, HugeFile.kind)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
 

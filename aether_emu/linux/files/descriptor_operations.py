@@ -13,6 +13,13 @@ from collections.abc import Callable
 from aether_emu.errors import Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.huge_file import (
+    MFD_HUGE_MASK,
+    MFD_HUGE_SHIFT,
+    MFD_HUGETLB,
+    HugeFile,
+    create_huge,
+)
 from aether_emu.linux.files.memory_file import (
     MFD_ALLOW_SEALING,
     MFD_CLOEXEC,
@@ -27,6 +34,7 @@ from aether_emu.linux.files.ownership import set_asynchronous
 from aether_emu.linux.files.pipe import EFD_SEMAPHORE, EventCounter, Pipe, PipeEnd
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.table import DescriptorTable
+from aether_emu.mm.physical import Physical
 
 _COPY_STEP = 1 << 16
 _COPY_MOST = 1 << 20
@@ -80,14 +88,20 @@ class DescriptorOperations:
         file = EventCounter(initial, bool(flags & EFD_SEMAPHORE), flags & fl.O_NONBLOCK, stat)
         return self.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
 
-    def memfd_create(self, name: bytes, flags: int = 0) -> int:
-        """memfd_create(2), without huge pages."""
-        contrary = MFD_NOEXEC_SEAL | MFD_EXEC
+    def memfd_create(self, name: bytes, flags: int = 0, physical: Physical | None = None) -> int:
+        """memfd_create(2); with huge pages if `physical` has some."""
+        contrary, huge = MFD_NOEXEC_SEAL | MFD_EXEC, physical is not None and flags & MFD_HUGETLB
         known = MFD_CLOEXEC | MFD_ALLOW_SEALING | contrary
+        if huge:
+            known |= MFD_HUGETLB | MFD_HUGE_MASK << MFD_HUGE_SHIFT
         if len(name) > 249 or flags & ~known or flags & contrary == contrary:
             raise Refused(errno.EINVAL, f"name of {len(name)} bytes, flags {flags:#x}")
         self.table.require_room()
-        file = create_memory(self.namespace, name, flags)
+        file: OpenFile
+        if physical is not None and huge:
+            file = create_huge(physical, self.namespace, name, flags)
+        else:
+            file = create_memory(self.namespace, name, flags)
         return self.table.install(file, cloexec=bool(flags & MFD_CLOEXEC))
 
     # Data
@@ -283,6 +297,13 @@ class DescriptorOperations:
             if command == _F_GET_SEALS:
                 return file.memory.seals
             file.add_seals(argument)
+            return 0
+        if command in (_F_ADD_SEALS, _F_GET_SEALS) and isinstance(file, HugeFile):
+            if command == _F_GET_SEALS:
+                return file.contents.seals
+            if not file.writable:
+                raise Refused(errno.EPERM, "not open for writing")
+            file.contents.add_seals(argument)
             return 0
         raise Refused(errno.EINVAL, f"fcntl command {command} on a {file.kind}")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import stat as modes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files.open_file import SEEK_CUR, SEEK_SET, OpenFile, Seekable
 from aether_emu.linux.files.stat import Stat, StatFs
+from aether_emu.mm.categories import Run
 from aether_emu.records import dataclass
 
 _POSITIONS = (1 << 64) - 1
@@ -21,11 +22,13 @@ class Region:
 
     `read` gives up to `count` bytes, none at an end; `write` says how many it took, and is None where nobody
     writes. `unsigned` files have positions from 2**63 on (Linux: FMODE_UNSIGNED_OFFSET).
+    `scan` tells what stands in a range of addresses, for a file that has an ioctl for that.
     """
 
     read: Callable[[int, int], bytes]
     write: Callable[[int, bytes], int] | None = None
     unsigned: bool = False
+    scan: Callable[[int, int], Iterator[Run]] | None = None
 
     @property
     def mode(self) -> int:
@@ -82,6 +85,16 @@ class RegionFile(Seekable):
         position = offset + (self.position if whence == SEEK_CUR else 0)
         self.position = (position + _NEGATIVE & _POSITIONS) - _NEGATIVE
         return self.position
+
+    @property
+    def scans(self) -> bool:
+        """Whether there is something to `scan`."""
+        return self._region.scan is not None
+
+    def scan(self, start: int, end: int) -> Iterator[Run]:
+        """What stands in a range of addresses."""
+        assert self._region.scan is not None, "who asks has looked"
+        return self._region.scan(start, end)
 
     def size(self) -> int:
         """See `Seekable.size`."""

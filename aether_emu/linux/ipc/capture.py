@@ -19,6 +19,7 @@ from aether_emu.linux.ipc.semaphores import Operation, SemaphoreSet, SemaphoreWa
 from aether_emu.linux.ipc.system_v import SystemV
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.task.wait import Wait
+from aether_emu.mm import hugetlb
 from aether_emu.waiting import Waiter
 
 State = dict[str, Any]
@@ -72,16 +73,18 @@ def _describe_segment(segment: Segment) -> State:
         "size": segment.size,
         "maker": segment.maker,
         "number": segment.number,
-        **segment.capture_pages(),
+        "contents": segment.contents(),
     }
 
 
 def restore(system: SystemV, state: State, undos: Sequence[Undo]) -> None:
     """Take over what `capture` gave, for undo lists of which nobody has anything noted."""
     for described in state["segments"]:
-        segment = system.segments.new(described["identifier"], described["key"], described["size"])
+        size, contents = described["size"], described["contents"]
+        pool = hugetlb.pool_of_size(system.physical, contents["huge"]) if "huge" in contents else None
+        segment = system.segments.new(described["identifier"], described["key"], size, pool)
         segment.maker = described["maker"]
-        segment.go_on(described["number"], described["frames"], described["slots"])
+        segment.take_over(described["number"], contents)
         _put_back(system.segments, segment)
     sets: dict[int, SemaphoreSet] = {}
     for described in state["sets"]:

@@ -8,13 +8,15 @@ A segment that is removed lives on while it is attached, without its key.
 from __future__ import annotations
 
 import errno
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
 from aether_emu.errors import Refused
 from aether_emu.linux.credentials import Actor
 from aether_emu.linux.ipc.identifiers import Identifiers, Shared
-from aether_emu.mm.objects.protocol import Window
+from aether_emu.mm.objects.hugetlb import HugeMemory, HugePool
+from aether_emu.mm.objects.protocol import Backing, Window
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
 
@@ -22,16 +24,21 @@ MOST_SEGMENTS = 4096
 """Linux's SHMMNI."""
 LARGEST = (1 << 64) - 1 - (1 << 24)
 """Most bytes of a segment, and pages of all (SHMMAX, SHMALL)."""
+NO_RESERVE = 0o10000
+"""Of shmget: nothing is promised (SHM_NORESERVE)."""
 REMOVED, LOCKED = 0o1000, 0o2000
 """Bits of a segment's mode."""
 
 
-class Segment(Shared, SharedMemory):
-    """One segment. `maker` made it, `user` attached or detached it last. Times are in s since 1970."""
+class Segment(Shared, Backing):
+    """One segment. `maker` made it, `user` attached or detached it last. Times are in s since 1970.
 
-    def __init__(self, segments: Segments, physical: Physical, number: int, key: int, size: int) -> None:
-        Shared.__init__(self, segments.actor, key, number, 0)
-        SharedMemory.__init__(self, physical, -(-size >> physical.frames.page_shift))
+    `pages` are base pages; what they are is a kind's: `SmallSegment`, `HugeSegment`.
+    """
+
+    pages: int
+
+    def _begin(self, segments: Segments, size: int) -> None:
         self._segments, self.size = segments, size
         self.maker = self.user = 0
         self.attach_time = self.detach_time = 0
@@ -52,6 +59,22 @@ class Segment(Shared, SharedMemory):
         """How many areas show it."""
         return len(self.windows)
 
+    @abstractmethod
+    def present(self) -> int:
+        """How many of its pages are in memory."""
+
+    def in_swap(self) -> int:
+        """How many of its pages are in swap."""
+        return 0
+
+    @abstractmethod
+    def contents(self) -> dict[str, Any]:
+        """What it has, as plain data."""
+
+    @abstractmethod
+    def take_over(self, number: int, contents: dict[str, Any]) -> None:
+        """Be the captured object of that number, whose references are counted already."""
+
     def link(self, area: Window, first: int, count: int) -> None:
         """See `MemoryObject.link`."""
         self.attach_time = self._segments.now()
@@ -61,11 +84,6 @@ class Segment(Shared, SharedMemory):
         """See `MemoryObject.unlink`."""
         self.detach_time = self._segments.now()
         super().unlink(area)
-
-    def release(self) -> None:
-        """See `MemoryObject.release`."""
-        self._segments.forget(self)
-        super().release()
 
     def destroy(self) -> None:
         """Nobody finds it any more: it ends when nobody has it attached."""
@@ -80,6 +98,64 @@ class Segment(Shared, SharedMemory):
         return {"kind": "segment", "number": self.number}
 
 
+class SmallSegment(Segment, SharedMemory):
+    """One of pages that come when they are touched."""
+
+    def __init__(self, segments: Segments, physical: Physical, number: int, key: int, size: int) -> None:
+        Shared.__init__(self, segments.actor, key, number, 0)
+        SharedMemory.__init__(self, physical, -(-size >> physical.frames.page_shift))
+        self._begin(segments, size)
+
+    def contents(self) -> dict[str, Any]:
+        """See `Segment.contents`."""
+        return self.capture_pages()
+
+    def in_swap(self) -> int:
+        """See `Segment.in_swap`."""
+        return len(self.slots_by_page())
+
+    def present(self) -> int:
+        """See `Segment.present`."""
+        return len(self.frames_by_page())
+
+    def take_over(self, number: int, contents: dict[str, Any]) -> None:
+        """See `Segment.take_over`."""
+        self.go_on(number, contents["frames"], contents["slots"])
+
+    def release(self) -> None:
+        """See `MemoryObject.release`."""
+        self._segments.forget(self)
+        SharedMemory.release(self)
+
+
+class HugeSegment(Segment, HugeMemory):
+    """One of huge pages (SHM_HUGETLB), promised when it is made."""
+
+    def __init__(
+        self, segments: Segments, physical: Physical, number: int, key: int, size: int, pool: HugePool
+    ) -> None:
+        Shared.__init__(self, segments.actor, key, number, 0)
+        HugeMemory.__init__(self, physical, pool, -(-size // pool.size) * pool.count, "")
+        self._begin(segments, size)
+
+    def contents(self) -> dict[str, Any]:
+        """See `Segment.contents`."""
+        return {"huge": self.pool.size, **HugeMemory.contents(self)}
+
+    def present(self) -> int:
+        """See `Segment.present`."""
+        return len(self.blocks) * self.pool.count
+
+    def take_over(self, number: int, contents: dict[str, Any]) -> None:
+        """See `Segment.take_over`."""
+        self.go_on(number, contents)
+
+    def release(self) -> None:
+        """See `MemoryObject.release`."""
+        self._segments.forget(self)
+        HugeMemory.release(self)
+
+
 class Segments(Identifiers[Segment]):
     """All segments of a machine."""
 
@@ -87,16 +163,23 @@ class Segments(Identifiers[Segment]):
         super().__init__(actor, now, MOST_SEGMENTS)
         self._physical = physical
 
-    def make(self, key: int, size: int, mode: int, maker: int) -> Segment:
-        """A new one. EINVAL, ENOSPC, ENOMEM."""
+    def make(self, key: int, size: int, mode: int, maker: int, pool: HugePool | None = None) -> Segment:
+        """A new one, of huge pages if there is a pool. EINVAL, ENOSPC, ENOMEM."""
         if not 0 < size <= LARGEST:
             raise Refused(errno.EINVAL, f"{size} bytes")
-        if size > self._physical.most_memory:
-            raise Refused(errno.ENOMEM, "more than all memory")
-        made = self.new(self.take_number(), key, size)
+        huge = 0 if pool is None or mode & NO_RESERVE else -(-size // pool.size)
+        if pool is None:
+            self._physical.overcommit.require(size, 0)
+        elif huge > pool.available:
+            raise Refused(errno.ENOMEM, f"{pool.available} huge pages are left")
+        made = self.new(self.take_number(), key, size, pool)
+        if isinstance(made, HugeSegment):
+            made.promise(0, huge)
         made.mode, made.maker = mode & 0o777, maker
         return self.add(made)
 
-    def new(self, number: int, key: int, size: int) -> Segment:
+    def new(self, number: int, key: int, size: int, pool: HugePool | None = None) -> Segment:
         """One of that number, which cannot be found yet."""
-        return Segment(self, self._physical, number, key, size)
+        if pool is not None:
+            return HugeSegment(self, self._physical, number, key, size, pool)
+        return SmallSegment(self, self._physical, number, key, size)

@@ -18,7 +18,7 @@ class SystemV:
         def now() -> int:
             return clock.realtime_ns // 10**9
 
-        self.memory = Memory(ram)
+        self.physical, self.memory = physical, Memory(ram)
         self.segments = Segments(physical, actor, now)
         self.semaphores = SemaphoreSets(actor, now, self.memory)
         self.messages = MessageQueues(actor, now, self.memory)

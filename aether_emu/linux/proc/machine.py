@@ -5,6 +5,9 @@ from __future__ import annotations
 import functools
 import stat
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
 
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.proc import Provided
@@ -15,16 +18,19 @@ from aether_emu.linux.ipc.semaphores import MOST_IN_A_SET, MOST_IN_ALL, MOST_OPE
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.net.internet import FIRST_PORT, LAST_PORT
 from aether_emu.linux.net.socket import MOST_BACKLOG
-from aether_emu.linux.proc import status
-from aether_emu.linux.proc.buddy import buddyinfo
+from aether_emu.linux.proc import pools, status
+from aether_emu.linux.proc.buddy import buddyinfo, pagetypeinfo
+from aether_emu.linux.proc.overcommit import overcommit_texts
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
 from aether_emu.linux.tty.limits import MOST as MOST_TERMINALS
+from aether_emu.mm import ageing
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.hugepage import leaves
+from aether_emu.mm.hugepage import huge_order, leaves
+from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Stream
 
 _OPEN_FILES = 1 << 20  # that a process may have, whatever its limit (fs.nr_open)
@@ -53,6 +59,8 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     terminals = process.files.namespace.terminals
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
+        "sys/vm/nr_hugepages": pools.default_size(kernel),
+        **overcommit_texts(kernel.physical.overcommit),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
@@ -73,6 +81,9 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/kernel/random/uuid": lambda: _uuid(kernel, None),
         **{name: _constant(text) for name, text in _EMPTY.items()},
         "buddyinfo": lambda: buddyinfo(kernel),
+        "pagetypeinfo": Text(
+            lambda: pagetypeinfo(kernel, huge_order(process.mm.table.format)), stat.S_IFREG | 0o400
+        ),
         "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
 
@@ -120,9 +131,7 @@ def _settings(process: Process) -> dict[str, str | int]:
         "sys/net/core/somaxconn": MOST_BACKLOG,
         "sys/net/ipv4/ip_local_port_range": f"{FIRST_PORT}\t{LAST_PORT}",
         "sys/net/ipv4/ip_unprivileged_port_start": 1024,
-        "sys/vm/nr_hugepages": 0,
         "sys/vm/swappiness": 60,
-        "sys/vm/overcommit_memory": 0,
         "sys/vm/memfd_noexec": 0,
         "sys/vm/max_map_count": config.max_mmap_areas,
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
@@ -180,21 +189,59 @@ def _uuid(kernel: Kernel, boot: str | None) -> bytes:
     return ("-".join(parts) + "\n").encode()
 
 
+def _spaces(registry: Registry[Process, Member]) -> list[AddressSpace]:
+    """The address spaces of all processes, each once."""
+    spaces = {id(process.mm): process.mm for process in registry.processes.values() if not process.released}
+    return list(spaces.values())
+
+
 def _huge_pages(registry: Registry[Process, Member]) -> set[int]:
     """The first frames of the huge pages of their own that processes show whole."""
-    spaces = {id(process.mm): process.mm for process in registry.processes.values() if not process.released}
-    return {frame for space in spaces.values() for _address, frame in leaves(space)}
+    return {frame for space in _spaces(registry) for _address, frame in leaves(space)}
+
+
+class _InUse(NamedTuple):
+    """Pages of memory that processes and their objects use, as /proc tells of them."""
+
+    anonymous: int
+    shared: int
+    mapped: int  # of files and shared memory, shown by an entry
+    active: int  # private or shared ones, accessed since that was last forgotten
+    inactive: int
+
+
+def _in_use(kernel: Kernel, registry: Registry[Process, Member]) -> _InUse:
+    frames = kernel.physical.frames
+    kinds, accessed = frames.kind_array, np.zeros(frames.count, np.bool_)
+    for space in _spaces(registry):
+        seen = ageing.look(space, 0, space.limits.user_end)
+        accessed[seen.frames[seen.accessed]] = True
+    anonymous, shared = kinds == int(Kind.ANON), kinds == int(Kind.SHARED)
+    both = anonymous | shared
+    active = int(np.count_nonzero(accessed & both))
+    return _InUse(
+        int(np.count_nonzero(anonymous)),
+        int(np.count_nonzero(shared)),
+        int(np.count_nonzero((shared | (kinds == int(Kind.FILE))) & (frames.maps_array > 0))),
+        active,
+        int(np.count_nonzero(both)) - active,
+    )
 
 
 def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     """/proc/vmstat (proc_vmstat(5)), as far as there is something to count."""
     census, counted = kernel.physical.frames.census(), kernel.physical.counters.n
     swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
+    used = _in_use(kernel, registry)
     rows = (
         ("nr_free_pages", kernel.physical.buddy.free_frames),
-        ("nr_anon_pages", census[Kind.ANON]),
-        ("nr_shmem", census[Kind.SHARED]),
-        ("nr_mapped", census[Kind.FILE]),
+        ("nr_inactive_anon", used.inactive),
+        ("nr_active_anon", used.active),
+        ("nr_anon_pages", used.anonymous),
+        ("nr_mapped", used.mapped),
+        ("nr_file_pages", used.shared),
+        ("nr_shmem", used.shared),
+        ("nr_kernel_stack", 0),
         ("nr_page_table_pages", census[Kind.TABLE]),
         ("nr_anon_transparent_hugepages", len(_huge_pages(registry))),
         ("nr_swapcached", 0 if swap is None else swap.cached),
@@ -258,25 +305,34 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         kernel.swap_bytes(),
     )
     store = None if swap is None else swap.store
+    used = _in_use(kernel, registry)
     rows = (
         ("MemTotal", buddy.total * kib),
         ("MemFree", buddy.free_frames * kib),
         ("MemAvailable", buddy.free_frames * kib),
         ("Buffers", 0),
-        ("Cached", 0),  # file pages stand in the aperture, outside MemTotal
+        ("Cached", used.shared * kib),  # file pages stand in the aperture, outside MemTotal
         ("SwapCached", 0 if swap is None else swap.cached * kib),
-        ("Active", 0),  # nothing is sorted by age before memory is short
-        ("Inactive", 0),
+        ("Active", used.active * kib),
+        ("Inactive", used.inactive * kib),
+        ("Active(anon)", used.active * kib),
+        ("Inactive(anon)", used.inactive * kib),
+        ("Active(file)", 0),
+        ("Inactive(file)", 0),
         ("SwapTotal", swap_total >> 10),
         ("SwapFree", swap_free >> 10),
         ("Zswap", 0 if store is None else store.pooled >> 10),
         ("Zswapped", 0 if store is None else store.compressed * kib),
-        ("AnonPages", (census[Kind.ANON] + census[Kind.SHARED]) * kib),
-        ("Mapped", census[Kind.FILE] * kib),
-        ("Shmem", census[Kind.SHARED] * kib),
+        ("AnonPages", used.anonymous * kib),
+        ("Mapped", used.mapped * kib),
+        ("Shmem", used.shared * kib),
+        ("CommitLimit", kernel.physical.overcommit.limit >> 10),
+        ("Committed_AS", kernel.physical.overcommit.committed >> 10),
+        ("KernelStack", 0),
         ("Slab", 0),
         ("SReclaimable", 0),
         ("PageTables", census[Kind.TABLE] * kib),
         ("AnonHugePages", len(_huge_pages(registry)) * kib * (kernel.config.page_size >> 3)),
     )
-    return "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows).encode()
+    text = "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows) + pools.meminfo(kernel)
+    return text.encode()

@@ -15,7 +15,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import ageing, guards
+from aether_emu.mm import ageing, guards, soft_dirty
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
@@ -24,10 +24,9 @@ from aether_emu.mm.user import ForcedMemory
 _ENTRY = 8  # bytes of pagemap for each page
 _MOST_PAGES = 1 << 17  # that one look answers for
 PM_PRESENT, PM_SWAP, PM_FILE, PM_EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
-PM_GUARD_REGION = 1 << 58
-"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded.
-
-The other bits are 0: as on a kernel without them there are no soft-dirty bits.
+PM_GUARD_REGION, PM_SOFT_DIRTY = 1 << 58, 1 << 55
+"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded; was
+written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0.
 """
 _SWAP_TYPE_BITS = 5  # below the slot; the machine's area is of type 0
 
@@ -76,6 +75,11 @@ def _each_page(
     return done
 
 
+def _families(space: AddressSpace) -> list[int]:
+    """The numbers that pages of the process's own have as their owner."""
+    return sorted({area.owner for area in space.areas if area.owner})
+
+
 def read_pagemap(process: Process, position: int, count: int) -> bytes:
     """Read /proc/self/pagemap: eight bytes for each page, up to the end of the user half.
 
@@ -94,7 +98,9 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     entries = np.zeros(last - first, np.uint64)
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     bits = np.full(len(seen.frames), PM_PRESENT, np.uint64)
-    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED)] |= np.uint64(PM_FILE)
+    in_family = np.isin(table.owner_array[seen.frames], _families(space))
+    pooled = (kinds == Kind.HUGETLB) & ~in_family  # a page of the object, not one of the process's own
+    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED) | pooled] |= np.uint64(PM_FILE)
     bits[(maps == 1) & (kinds != Kind.ZERO)] |= np.uint64(PM_EXCLUSIVE)
     if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)
@@ -105,4 +111,5 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
         shown[:] = 0
     entries[out.pages - first] = shown | np.uint64(PM_SWAP)
     entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
+    entries[soft_dirty.written(space, first, last, seen, out)] |= np.uint64(PM_SOFT_DIRTY)
     return entries.astype("<u8").tobytes()

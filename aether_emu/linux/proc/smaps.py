@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from aether_emu.errors import Refused, shown
-from aether_emu.mm import ageing
+from aether_emu.mm import ageing, soft_dirty
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import huge_size, leaves
@@ -33,8 +33,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: merged and lazily freed pages; huge ones but anonymous ones.
-_NONE = frozenset(_COMMON[_COMMON.index("KSM") : _COMMON.index("Swap")]) - {"AnonHugePages"}
+# What does not exist here: lazily freed pages; huge ones of files.
+_NONE = frozenset(_COMMON[_COMMON.index("LazyFree") : _COMMON.index("Shared_Hugetlb")]) - {"AnonHugePages"}
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -52,9 +52,9 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
-    kinds = np.where(_in_memory_files(space, seen.frames), Kind.SHARED, kinds)
-    counted = (kinds != Kind.ZERO) & (kinds != Kind.RESERVED)  # nor is a device's memory
-    anonymous, in_object = kinds == Kind.ANON, kinds == Kind.SHARED
+    kinds = np.where(in_memory_files(space, seen.frames), Kind.SHARED, kinds)
+    pooled, anonymous, in_object = kinds == Kind.HUGETLB, kinds == Kind.ANON, kinds == Kind.SHARED
+    counted = (kinds != Kind.ZERO) & (kinds != Kind.RESERVED) & ~pooled  # nor is a device's memory
     shared = maps > 1
     dirty = seen.dirty & counted | anonymous  # no storage has what an anonymous page holds
     shares = (size << _PSS_SHIFT) // np.maximum(maps, 1).astype(np.int64)
@@ -67,6 +67,9 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
 
     def total(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
         return np.bincount(group[pages & counted], minlength=len(starts)) * size
+
+    def in_pools(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
+        return np.bincount(group[pages], minlength=len(starts)) * size
 
     def share(pages: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Bytes:
         chosen = pages & counted  # sums of integers far below 2**53: exact
@@ -86,12 +89,21 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Private_Clean": total(~shared & ~dirty),
         "Private_Dirty": total(~shared & dirty),
         "Referenced": total(seen.accessed),
+        "Shared_Hugetlb": in_pools(pooled & shared),
+        "Private_Hugetlb": in_pools(pooled & ~shared),
+        "KSM": total(_merged(space, seen.frames)),
         "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
         **swap_usage(space, starts),
     }
+
+
+def _merged(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the frames are merged ones."""
+    merged = space.physical.merged
+    return np.isin(space.physical.frames.owner_array[frames], [] if merged is None else [merged.number])
 
 
 def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
@@ -102,7 +114,7 @@ def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
     return counted.astype(np.int64)
 
 
-def _in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which of the frames show pages of memory files: to Linux those are shared memory, not a file's."""
     objects, owners = space.physical.objects, space.physical.frames.owner_array
     files = [item.number for item in objects if isinstance(item, FileBacking) and item.contents is not None]
@@ -114,7 +126,9 @@ def area_texts(space: AddressSpace) -> Iterator[bytes]:
     areas = list(space.areas)
     counts, huge = usage(space, [area.start for area in areas]), space.physical.huge
     counts["Size"] = np.array([area.length for area in areas], np.int64)
-    counts["KernelPageSize"] = counts["MMUPageSize"] = np.full(len(areas), space.page_size, np.int64)
+    counts["KernelPageSize"] = counts["MMUPageSize"] = np.array(
+        [(area.backing is not None and area.backing.huge_size) or space.page_size for area in areas], np.int64
+    )
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
         text = _template(_AREA_FIELDS) % tuple(sizes)
         eligible = int(huge is not None and huge.eligible(space, area))
@@ -148,13 +162,24 @@ def _kib(fields: tuple[str, ...], counts: dict[str, Bytes]) -> list[list[int]]:
 def _flags(area: Area) -> str:
     """The letters for what an area has, in the order of their bits (include/linux/mm.h)."""
     whole = area.backing is not None and area.backing.whole
+    pooled = area.backing is not None and bool(area.backing.huge_size)
     protections = int(area.protection), int(area.maximum)
-    return _letters(*protections, area.flags, area.shared, area.grows_down, whole, area.no_reserve)
+    rest = area.shared, area.grows_down, whole, area.no_reserve, pooled, area.fresh, area.charged
+    return _letters(*protections, area.flags, *rest)
 
 
 @cache  # a process may have a hundred thousand areas, which are of a few kinds
 def _letters(
-    now: int, ever: int, flags: int, shared: bool, grows_down: bool, whole: bool, no_reserve: bool
+    now: int,
+    ever: int,
+    flags: int,
+    shared: bool,
+    grows_down: bool,
+    whole: bool,
+    no_reserve: bool,
+    pooled: bool,
+    fresh: bool,
+    charged: bool,
 ) -> str:
     letters = (
         ("rd", now & Protection.READ),
@@ -172,12 +197,14 @@ def _letters(
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
         ("dc", flags & AreaFlags.NO_FORK),
-        ("de", whole),
+        ("de", whole or pooled),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
-        ("ac", now & Protection.WRITE and not shared and not no_reserve),
+        ("ac", charged),
         ("nr", no_reserve),
+        ("ht", pooled),
         ("wf", flags & AreaFlags.WIPE_ON_FORK),
         ("dd", flags & AreaFlags.NO_DUMP),
+        ("sd", fresh),
         ("hg", flags & AreaFlags.HUGE),
         ("nh", flags & AreaFlags.NO_HUGE),
         ("mg", flags & AreaFlags.MERGEABLE),
@@ -190,8 +217,8 @@ def _letters(
 def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     """A write to /proc/self/clear_refs: the pages of some of `areas` count as not referenced from now on.
 
-    1 means all areas, 2 the anonymous ones, 3 those of files. 4 forgets nothing, as on a kernel that keeps no
-    soft-dirty bits. Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
+    1 means all areas, 2 the anonymous ones, 3 those of files. With 4 no page counts as written from now on.
+    Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
     resident memory) and for what is no number, ERANGE for one of more than 32 bits.
     """
     text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
@@ -202,6 +229,9 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
     if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
         raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
+    if what == _SOFT_DIRTY:
+        soft_dirty.forget(space)
+        return min(len(data), _MOST_TEXT)
     for area in areas:
         if what in (_ALL, _ANONYMOUS if area.backing is None else _MAPPED):
             ageing.forget_accesses(space, area.start, area.end)

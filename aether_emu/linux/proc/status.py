@@ -136,7 +136,7 @@ def _memory(process: Process) -> Rows:
         ("VmLib", others),
         ("VmPTE", space.table.tables * space.page_size),
         ("VmSwap", counts["Own"]),
-        ("HugetlbPages", 0),
+        ("HugetlbPages", counts["Shared_Hugetlb"] + counts["Private_Hugetlb"]),
     )
     untag = (1 << 56) - 1 if process.abi.isa == "arm64" else (1 << 64) - 1
     return (

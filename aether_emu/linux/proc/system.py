@@ -6,18 +6,24 @@ something to tell: no caches, no disks, no control groups.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import stat
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from aether_emu.errors import Refused
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Directory, Link, Text
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
+from aether_emu.linux.proc.pools import pool_texts
 from aether_emu.linux.task.process import Process
 
 _SIZE = 4096
 """What sysfs says of the size of each file."""
 _CPU, _NODE, _HUGE = "devices/system/cpu", "devices/system/node", "kernel/mm/transparent_hugepage"
+_KSM, _WRITABLE = "kernel/mm/ksm", stat.S_IFREG | 0o644
 _LOOPBACK = "devices/virtual/net/lo"
 
 
@@ -66,6 +72,8 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
     }
     return {
         **{path: _text(value) for path, value in fixed.items()},
+        **{f"kernel/mm/hugepages/{path}": text for path, text in pool_texts(kernel).items()},
+        **_merging(kernel),
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
         "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
@@ -95,6 +103,39 @@ def _huge_pages(kernel: Kernel) -> dict[str, str]:
         mode = _chosen(("always", "inherit", "madvise", "never"), "inherit" if inherits else "never")
         settings[f"hugepages-{page << order >> 10}kB/enabled"] = mode
     return settings
+
+
+def _merging(kernel: Kernel) -> dict[str, Text]:
+    """The folder of what merges equal pages (Linux: mm/ksm.c). Root sets the first four."""
+    ksm = kernel.ksm
+    settings: dict[str, tuple[Callable[[], int], Callable[[int, int], None]]] = {
+        "run": (lambda: ksm.run, ksm.set_run),
+        "pages_to_scan": (lambda: ksm.scan.pages, ksm.set_pages),
+        "sleep_millisecs": (lambda: ksm.sleep, ksm.set_sleep),
+        "use_zero_pages": (lambda: int(ksm.scan.zero_pages), ksm.set_zero_pages),
+    }
+
+    def accept(change: Callable[[int, int], None], data: bytes) -> int:
+        text = data.strip()
+        if not text.isdigit():
+            raise Refused(errno.EINVAL, f"{data!r} is no number")
+        change(int(text), kernel.time_now())
+        return len(data)
+
+    def figure(name: str) -> Callable[[], bytes]:
+        return lambda: b"%d\n" % ksm.figures()[name]
+
+    return {
+        **{
+            f"{_KSM}/{name}": Text(partial(_number, value), _WRITABLE, partial(accept, change), size=_SIZE)
+            for name, (value, change) in settings.items()
+        },
+        **{f"{_KSM}/{name}": Text(figure(name), size=_SIZE) for name in ksm.figures()},
+    }
+
+
+def _number(value: Callable[[], int]) -> bytes:
+    return b"%d\n" % value()
 
 
 def _chosen(words: tuple[str, ...], word: str) -> str:

@@ -31,7 +31,7 @@ def _segments(kernel: Kernel) -> bytes:
         (
             f"{_name(each)} {each.size:21} {each.maker:5} {each.user:5}  {each.attached:5} {_owners(each)} "
             f"{each.attach_time:10} {each.detach_time:10} {each.change_time:10} "
-            f"{len(each.frames_by_page()) << shift:21} {len(each.slots_by_page()) << shift:21}"
+            f"{each.present() << shift:21} {each.in_swap() << shift:21}"
             for each in (() if kernel.system_v is None else kernel.system_v.segments.all())
         ),
     )

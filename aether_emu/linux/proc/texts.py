@@ -15,16 +15,20 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
 from aether_emu.linux.maps import record_of
 from aether_emu.linux.proc import memory, smaps, status
+from aether_emu.linux.proc.numa import numa_maps
 from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.categories import runs
+from aether_emu.mm.merging import merged_pages
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 
 _AREAS_PER_LOOK = 1024
 _WRITABLE, _PRIVATE = modes.S_IFREG | 0o644, modes.S_IFREG | 0o400
 _MOST_ADJUSTMENT = 1000
+_MERGE_ITEM = 64  # bytes that Linux keeps for each page that is looked at for equal ones (ksm_rmap_item)
 _NET = ("dev", "route", "if_inet6", "tcp", "tcp6", "udp", "udp6", "unix")
 _NAMESPACES = {
     "cgroup": ("cgroup", 0xEFFF_FFFB), "ipc": ("ipc", 0xEFFF_FFFF), "mnt": ("mnt", 0xEFFF_FFF8),
@@ -158,6 +162,7 @@ class TaskTexts:
         return {
             "maps": of_space(maps_text),
             "smaps": of_space(_smaps_text),
+            "numa_maps": of_space(numa_maps),
             "smaps_rollup": of_space(_rollup_text),
             "clear_refs": Control(
                 lambda data: (
@@ -172,8 +177,10 @@ class TaskTexts:
                 unsigned=True,
             ),
             "pagemap": Region(
-                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count)
+                lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count),
+                scan=lambda start, end: iter(()) if is_left() else runs(space, start, end),
             ),
+            "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),
         }
 
@@ -256,6 +263,16 @@ def _oom_score(process: Process) -> int:
     return max(0, (1000 + points(process) * 1000 // all_pages(process)) * 2 // 3)
 
 
+def _merging_text(process: Process) -> bytes:
+    """/proc/PID/ksm_stat: what merging has brought this process; how much memory, less what it costs."""
+    space, scan = process.mm, process.kernel.ksm.scan
+    items, pages = scan.looked_at(space), merged_pages(space)
+    profit = pages * space.page_size - items * _MERGE_ITEM
+    return b"ksm_rmap_items %d\nksm_zero_pages %d\nksm_merging_pages %d\nksm_process_profit %d\n" % (
+        items, scan.zeros_of(space), pages, profit
+    )  # fmt: skip
+
+
 def _adjust(process: Process, data: bytes) -> int:
     """A write to oom_score_adj. Only CAP_SYS_RESOURCE makes a process less likely to be killed."""
     try:
@@ -284,7 +301,7 @@ def _gate(process: Process) -> list[Area]:
         return []
     end, execute = vsyscall.PAGE + vsyscall.SIZE, Protection.EXECUTE
     name, nothing = "[vsyscall]", Protection.NONE
-    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name)]
+    return [process.mm.new_area(vsyscall.PAGE, end, execute, maximum=nothing, name=name, fresh=False)]
 
 
 def _smaps_text(process: Process) -> bytes:

@@ -224,8 +224,10 @@ class Process:
     def fork(self, *, shares_memory: bool, number: int | None = None) -> Process:
         """A child, without tasks and files; `number` is its own, if it must be that one.
 
-        Raises Refused(EAGAIN), OutOfFrames, TableDamaged.
+        Raises Refused(EAGAIN, ENOMEM), OutOfFrames, TableDamaged.
         """
+        if not shares_memory:
+            self.mm.account.require_fork()
         mm = self.mm if shares_memory else self.kernel.physical.with_room(self.mm.fork)
         try:
             child = Process(self.kernel, mm, copy.copy(self.program), pid=number, parent=self)

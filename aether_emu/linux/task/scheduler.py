@@ -33,6 +33,7 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task import family
 from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.ksm import RUN
 from aether_emu.linux.task.lines import Lines
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.robust import leave_locks
@@ -170,12 +171,15 @@ class Scheduler:
     def _run(self, budget: int | None) -> bool:
         check, lines, take_interrupt = self.kernel.observers.check, self._lines, self._take_interrupt
         limit, khugepaged = None if budget is None else self.kernel.blocks + budget, self.kernel.khugepaged
+        ksm = self.kernel.ksm
         while self.settle():
             check()
             if take_interrupt():
                 raise Interrupted
             if khugepaged is not None:
                 khugepaged.look(self.kernel.time_now())
+            if ksm.run == RUN:
+                ksm.look(self.kernel.time_now())
             task = self._next()
             if task is None:
                 if not self._queue.news:  # a timer may have sent a signal
@@ -457,6 +461,9 @@ class Scheduler:
             deadline = due if deadline is None else min(deadline, due)
         if self.kernel.khugepaged is not None:
             due = self.kernel.khugepaged.due
+            deadline = due if deadline is None else min(deadline, due)
+        if self.kernel.ksm.run == RUN:
+            due = self.kernel.ksm.due
             deadline = due if deadline is None else min(deadline, due)
         if deadline is None:
             return turn

@@ -62,6 +62,8 @@ class Kind(IntEnum):
     """A page of a file."""
     SHARED = 7
     """A page of shared memory: its object keeps it until it ends."""
+    HUGETLB = 8
+    """Part of a huge page of a pool (`mm.huge_pools`), which has a reference to it, also while it is free."""
 
 
 class Flags(IntFlag):

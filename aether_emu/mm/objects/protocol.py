@@ -110,6 +110,7 @@ class Backing(MemoryObject):
     in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
     memory = MemoryType.WRITE_BACK  # of every entry that shows it shared
     in_device = False  # whether its pages are a device's: nobody executes them, or makes an area of it longer
+    huge_size = 0  # bytes of its pages, if they are huge ones that are never cut
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 
     @property

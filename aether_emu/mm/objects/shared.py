@@ -25,6 +25,8 @@ class SharedMemory(Backing):
         super().__init__(physical.objects)
         self._physical = physical
         self.pages = pages
+        self._size = pages * physical.ram.page_size
+        physical.overcommit.committed += self._size
         self._frames: dict[int, int] = {}
         self._slots: dict[int, int] = {}
 
@@ -103,6 +105,7 @@ class SharedMemory(Backing):
         """Nothing stands behind anonymous memory."""
 
     def release(self) -> None:
+        self._physical.overcommit.committed -= self._size
         held = [self._frames.pop(index) for index in sorted(self._frames)]
         self._drop(held)
         self._forget(sorted(self._slots))

@@ -11,7 +11,7 @@ about to let somebody write to it, tells `frame_goes`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
@@ -73,12 +73,15 @@ class SwapArea:
 
     # ---- slots
 
-    def take(self) -> int:
-        """A free slot, which its taker has `named` or gives back. Raises SwapFull."""
+    def take(self, chosen: Container[int] = ()) -> int:
+        """A free slot, which its taker has `named` or gives back. Raises SwapFull.
+
+        Where none is free the cache gives up some of its own, but none that is `chosen`.
+        """
         if not self.on or (self.store.refused and not self.store.has_room()):
             raise SwapFull(self.store.refused or "the swap area is off")
         if not self._free and self._unused >= self.slots:
-            self._free_cached()
+            self._free_cached(chosen)
         if self._free:
             return self._free.pop()
         if self._unused >= self.slots:
@@ -180,9 +183,10 @@ class SwapArea:
         for frame in list(self._cached):
             self.frame_goes(frame)
 
-    def _free_cached(self) -> None:
+    def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
-        for frame in [frame for slot, frame in self._frames.items() if slot not in self._users]:
+        idle = [(slot, frame) for slot, frame in self._frames.items() if slot not in self._users]
+        for frame in [frame for slot, frame in idle if slot not in but]:
             self.frame_goes(frame)
             if len(self._free) >= _MANY:
                 return

@@ -1,7 +1,8 @@
 """A fault on an entry that names a slot: the page comes back, and with it some of its neighbours.
 
     read     a frame with the slot's bytes, cached for it; or the one that is cached already
-    write    a frame of the entry's own, which nothing is cached for
+    write    a frame of the entry's own, which nothing is cached for; likewise for a page that was merged with
+         another when it went, if that is cached
 
 Nothing is changed when a frame cannot be had, or the bytes are lost. Neighbours come as pages that were not
 accessed (read-ahead), so that reclaim takes them first if nobody wanted them, and only while memory is not
@@ -14,7 +15,7 @@ from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection
+from aether_emu.mm.protection import Protection, with_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.swap.file import SwapLost
@@ -47,9 +48,10 @@ def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, wri
     physical = space.physical
     frames, slot = physical.frames, swap.entries.slot(found.entry)
     frame = swap.frame_of(slot)
-    if frame is None or write:
+    merged = frame is not None and not _belongs(physical, area, found, frame)
+    if frame is None or write or merged:
         frame = _loaded(physical, area, found, slot, frame, swap)
-        if not write:
+        if not write and not merged:
             swap.cache(slot, frame)
         frames.maps[frame] = 1
     else:
@@ -58,8 +60,17 @@ def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, wri
         swap.came_back(slot)
     if area.protection & Protection.EXECUTE:
         physical.code.executable(frame, mutable=True)
-    physical.ram.words[found.slot] = frames.address(frame) | (area.bits.write if write else area.bits.read)
+    clean = bool(found.entry & swap.entries.clean)
+    bits = area.bits.write if write else with_clean(space.table.format, area.bits, clean=clean)
+    physical.ram.words[found.slot] = frames.address(frame) | bits
     swap.unnamed(slot)
+
+
+def _belongs(physical: Physical, area: Area, found: Found, frame: int) -> bool:
+    """Whether a frame holds the very page of an entry; not one that was merged with it when it went."""
+    frames = physical.frames
+    index = (found.start >> frames.page_shift) + area.moved
+    return frames.owner[frame] == area.owner and frames.index[frame] == index
 
 
 def _loaded(

@@ -22,12 +22,14 @@ class InSwap(NamedTuple):
 
     pages: Numbers  # addresses, in pages
     slots: Numbers
+    clean: NDArray[np.bool_]  # see `ageing.Seen`
 
 
 def in_swap(space: AddressSpace, start: int, end: int) -> InSwap:
     """The private pages of `[start, end)` that are in swap."""
     swap, shift = space.physical.swap, space.table.format.page_shift
     pages, slots = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    clean = [np.zeros(0, np.bool_)]
     for item in space.table.visit(start, end) if swap is not None and swap.used else ():
         if not isinstance(item, Stretch):
             continue
@@ -36,7 +38,8 @@ def in_swap(space: AddressSpace, start: int, end: int) -> InSwap:
         if swap is not None and numbers.size:
             pages.append(numbers + (item.va >> shift))
             slots.append(swap.entries.slots(entries[numbers]))
-    return InSwap(np.concatenate(pages), np.concatenate(slots))
+            clean.append(entries[numbers] & np.uint64(swap.entries.clean) != 0)
+    return InSwap(np.concatenate(pages), np.concatenate(slots), np.concatenate(clean))
 
 
 def swap_usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Numbers]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.protection import LeafBits, noted, user_mark
+from aether_emu.mm.protection import LeafBits, clean_mark, noted, user_mark
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
@@ -357,20 +357,23 @@ def protect(table: Tree, gather: Gathering, start: int, end: int, bits: LeafBits
 
 def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> int:
     """What an entry with address 0 becomes."""
-    noted_accessed, noted_dirty = noted(fmt)
-    kept = 0
+    noted_accessed, noted_dirty, noted_clean = noted(fmt)
+    mark, kept = clean_mark(fmt), 0
     if entry & fmt.present_mask:
         accessed, dirty = fmt.accessed(entry), fmt.dirty(entry)
-        kept = entry & (fmt.contiguous_bit | user_mark(fmt))
+        kept = entry & (fmt.contiguous_bit | user_mark(fmt) | mark)
     else:
         held = fmt.decode(entry, level)
         if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:
             return entry
         accessed, dirty = entry & noted_accessed, entry & noted_dirty
+        kept = mark if entry & noted_clean else 0
     new = bits.read_at(level)
     if not bits.present:
-        return new | (noted_accessed if accessed else 0) | (noted_dirty if dirty else 0)
-    new = new | kept if accessed else fmt.age(new | kept)
+        notes = (noted_accessed if accessed else 0) | (noted_dirty if dirty else 0)
+        return new | notes | (noted_clean if kept & mark else 0)
+    new = new & ~mark | kept
+    new = new if accessed else fmt.age(new)
     return fmt.soil(new) if dirty else new
 
 
@@ -392,3 +395,35 @@ def clean(table: Tree, gather: Gathering, start: int, end: int) -> int:
         return fmt.clean(entry) if entry & fmt.present_mask else entry
 
     return rewrite(table, whole(table, gather, start, end), change, gather)
+
+
+def forget_writes(table: Tree, gather: Gathering, start: int, end: int) -> int:
+    """Mark the leaves of the range as clean, and note it of pages that are held: the next write is a fault.
+
+    Returns how many were not.
+    """
+    fmt, mark, note = table.format, clean_mark(table.format), noted(table.format)[2]
+
+    def change(entry: int, level: int) -> int:
+        if entry & fmt.present_mask:
+            return fmt.write_protect(entry) | mark
+        return entry | note if _takes_notes(fmt, entry, level) else entry
+
+    return rewrite(table, whole(table, gather, start, end), change, gather)
+
+
+def count_as_written(table: Tree, start: int, end: int) -> None:
+    """Take the marks of `forget_writes` away; the pages are no more writable than before."""
+    fmt, mark, note = table.format, clean_mark(table.format), noted(table.format)[2]
+
+    def change(entry: int, level: int) -> int:
+        if entry & fmt.present_mask:
+            return entry & ~mark
+        return entry & ~note if _takes_notes(fmt, entry, level) else entry
+
+    rewrite(table, table.visit(start, end), change, None)
+
+
+def _takes_notes(fmt: PageTableFormat, entry: int, level: int) -> bool:
+    held = fmt.decode(entry, level)
+    return isinstance(held, Held) and held.kind in (HeldKind.NO_ACCESS, HeldKind.SWAP)

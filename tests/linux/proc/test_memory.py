@@ -213,7 +213,7 @@ def test_a_restored_process_goes_on_reading_where_it_was(view: View, machine: Ma
         files = again.process.files
         assert (files.read(view.mem, 2), files.write(view.mem, b"E")) == (b"cd", 1)
         assert files.pread(view.mem, 6, AT) == b"abcdEf" and view.look(0, 6) == b"abcdef"
-        assert files.read(view.pagemap, 8) == struct.pack("<Q", PRESENT | EXCLUSIVE)
+        assert files.read(view.pagemap, 8) == struct.pack("<Q", PRESENT | EXCLUSIVE | SOFT_DIRTY)
     finally:
         again.close()
 
@@ -230,17 +230,18 @@ def test_pagemap_tells_what_stands_behind_each_page(view: View) -> None:
     view.protect(3, NONE)
     view.store(6, b"x")
     own, shared = PRESENT | EXCLUSIVE, PRESENT | EXCLUSIVE | FILE
-    assert view.entries(0, 8) == [0, PRESENT, own, own, 0, 0, shared, 0]
+    expected = [0, PRESENT, own, own, 0, 0, shared, 0]
+    assert view.entries(0, 8) == [entry | SOFT_DIRTY for entry in expected], "the areas are new"
     child = view.process.mm.fork()
     try:
-        assert view.entries(2, 1) == [PRESENT], "two entries show it now"
+        assert view.entries(2, 1) == [PRESENT | SOFT_DIRTY], "two entries show it now"
     finally:
         child.destroy()
     assert view.entries(8, 2) == [0, 0], "nothing is mapped there"
     text = next(area for area in view.process.mm.areas if area.backing is not None)
     view.files.pread(view.mem, 1, text.start)
     (entry,) = view.entries((text.start - AT) // view.page, 1)
-    assert entry & (PRESENT | SWAPPED | FILE | SOFT_DIRTY) == PRESENT | FILE
+    assert entry & (PRESENT | SWAPPED | FILE | SOFT_DIRTY) == PRESENT | FILE | SOFT_DIRTY
 
 
 @pytest.mark.parametrize("uid", [0, 1000])
@@ -255,7 +256,7 @@ def test_pagemap_shows_frames_to_the_superuser_alone(uid: int) -> None:
         walked = view.process.mm.walk(AT)
         assert isinstance(walked, Mapped)
         number = walked.address >> 12
-        assert view.entries(0, 1) == [PRESENT | EXCLUSIVE | (0 if uid else number)]
+        assert view.entries(0, 1) == [PRESENT | EXCLUSIVE | SOFT_DIRTY | (0 if uid else number)]
     finally:
         machine.close()
 

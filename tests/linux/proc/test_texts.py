@@ -15,11 +15,13 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import WouldBlock
-from aether_emu.linux.files.synthetic import ControlFile
+from aether_emu.linux.files.synthetic import ControlFile, Text
 from aether_emu.linux.mappable import MappedFile
 from aether_emu.linux.proc import smaps
+from aether_emu.linux.proc.machine import machine_texts
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import Cpu
+from aether_emu.mm import ageing
 from aether_emu.mm.allocation import LOCKED, AreaFlags
 from aether_emu.mm.mapping import MAP_SHARED, Request, map_memory
 from aether_emu.mm.objects.shared import SharedMemory
@@ -168,6 +170,49 @@ def test_links_and_texts_of_the_program(process: Process) -> None:
     assert _read(process, "self/comm") == b"hello\n"
     assert _read(process, "1000/cmdline") == _read(process, "self/cmdline")
     assert _read(process, "self/exe") == _program(process).read_bytes()
+
+
+def _figures(text: bytes) -> dict[str, int]:
+    """Numbers by name, from meminfo or vmstat."""
+    rows = (line.replace(b":", b"").split() for line in text.splitlines())
+    return {row[0].decode(): int(row[1]) for row in rows}
+
+
+def test_meminfo_and_vmstat_follow_what_a_process_does(process: Process) -> None:
+    rw, kib = Protection.READ | Protection.WRITE, process.mm.page_size >> 10
+    backing = SharedMemory(process.kernel.physical, 3)
+    before, counts = _figures(_read(process, "meminfo")), _figures(_read(process, "vmstat"))
+    own = _new_area(process, 4, rw)[0]
+    shared = _new_area(process, 3, rw, shared=True, backing=backing)[0]
+    for page in range(4):
+        _cpu(process).copy_to_user(own + page * process.mm.page_size, b"x")
+    for page in range(2):
+        _cpu(process).copy_to_user(shared + page * process.mm.page_size, b"x")
+    now, events = _figures(_read(process, "meminfo")), _figures(_read(process, "vmstat"))
+    expected = {"AnonPages": 4, "Shmem": 2, "Cached": 2, "Mapped": 2, "Active": 6, "Inactive": 0}
+    expected |= {"Active(anon)": 6, "Committed_AS": 4}
+    assert {name: (now[name] - before[name]) // kib for name in expected} == expected
+    expected = {"nr_anon_pages": 4, "nr_shmem": 2, "nr_mapped": 2, "nr_active_anon": 6, "nr_inactive_anon": 0}
+    assert {name: events[name] - counts[name] for name in expected} == expected
+    assert _clear_refs(process, b"1") == 1
+    aged = _figures(_read(process, "meminfo"))
+    assert (aged["Active"], aged["Inactive"]) == (0, now["Active"] + now["Inactive"])
+    _cpu(process).copy_to_user(own, b"y")
+    assert _figures(_read(process, "vmstat"))["nr_active_anon"] == 1
+
+
+def test_pagetypeinfo_has_what_is_free(process: Process) -> None:
+    text = machine_texts(process)["pagetypeinfo"]
+    assert isinstance(text, Text)
+    lines = text.provide().decode().splitlines()
+    order = process.mm.table.format.levels[0].bits
+    assert lines[:2] == [f"Page block order: {order}", f"Pages per block:  {1 << order}"]
+    free = {tuple(line.split()[3::2][:2]): line.split()[6:] for line in lines if ", type" in line}
+    assert {kind for _zone, kind in free} == {"Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate"}
+    pages = sum(int(count) << order for row in free.values() for order, count in enumerate(row))
+    assert pages == process.kernel.physical.buddy.free_frames
+    shown = process.files.stat(fl.AT_FDCWD, b"/proc/pagetypeinfo")
+    assert shown.mode == 0o100400, "root alone reads it"
 
 
 def test_meminfo_adds_up(process: Process) -> None:
@@ -364,23 +409,23 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
     read_only_file = Protection.READ | Protection.EXECUTE
     shared, backing = SharedMemory(process.kernel.physical, 1), SharedMemory(process.kernel.physical, 1)
     wanted = {
-        _new_area(process, 1, rw)[0]: "rd wr mr mw me ac",
-        _new_area(process, 1, Protection.NONE)[0]: "mr mw me",
-        _new_area(process, 1, rw, no_reserve=True)[0]: "rd wr mr mw me nr",
-        _new_area(process, 1, rw, shared=True, backing=shared)[0]: "rd wr sh mr mw me ms",
+        _new_area(process, 1, rw)[0]: "rd wr mr mw me ac sd",
+        _new_area(process, 1, Protection.NONE)[0]: "mr mw me sd",
+        _new_area(process, 1, rw, no_reserve=True)[0]: "rd wr mr mw me nr sd",
+        _new_area(process, 1, rw, shared=True, backing=shared)[0]: "rd wr sh mr mw me ms sd",
         _new_area(process, 1, Protection.READ, shared=True, backing=backing, maximum=read_only_file)[
             0
-        ]: "rd mr me ms",
+        ]: "rd mr me ms sd",
     }
     advised = _new_area(process, 1, rw)[0]
     area = process.mm.areas.find(advised)
     assert area is not None
     process.mm.mark(area, area.start, area.end, sum(AreaFlags))
-    wanted[advised] = "rd wr mr mw me um uw lo sr rr dc lf ac wf dd hg nh mg ui sl"
-    wanted |= {area.start: "rd wr mr mw me gd ac" for area in process.mm.areas if area.name == "[stack]"}
+    wanted[advised] = "rd wr mr mw me um uw lo sr rr dc lf ac wf dd sd hg nh mg ui sl"
+    wanted |= {area.start: "rd wr mr mw me gd ac sd" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted
-    assert "rd ex mr mw me" in {flags for _sizes, flags in shown.values()}, "the program's code"
+    assert "rd ex mr mw me sd" in {flags for _sizes, flags in shown.values()}, "the program's code"
 
 
 def test_a_page_that_was_only_read_is_the_zero_page_and_nobodys_memory(process: Process) -> None:
@@ -436,6 +481,33 @@ def test_clear_refs_forgets_areas_of_one_kind(fresh: Process, what: bytes, kept:
     _cpu(fresh).copy_to_user(anonymous, b"y")
     _cpu(fresh).copy_from_user(by_file, 1)
     assert referenced(anonymous) and referenced(by_file)
+
+
+def _pages(process: Process, start: int, count: int) -> str:
+    """Which pages of a range count as written."""
+    fd = process.files.open(fl.AT_FDCWD, b"/proc/self/pagemap", fl.O_RDONLY)
+    raw = process.files.pread(fd, 8 * count, start // process.mm.page_size * 8)
+    process.files.close(fd)
+    return "".join("W" if entry >> 55 & 1 else "." for (entry,) in struct.iter_unpack("<Q", raw))
+
+
+def test_clear_refs_4_forgets_what_was_written(process: Process) -> None:
+    page = process.mm.page_size
+    start, _end = _new_area(process, 4, Protection.READ | Protection.WRITE)
+    _cpu(process).copy_to_user(start + page, b"x")
+    assert _pages(process, start - page, 5) == ".WWWW", "the area is new"
+    assert "sd" in _smaps(process)[start][1].split()
+    assert _clear_refs(process, b"4") == 1
+    assert "sd" not in _smaps(process)[start][1].split()
+    _cpu(process).copy_from_user(start, 3 * page)
+    assert _pages(process, start, 4) == "...."
+    _cpu(process).copy_to_user(start + page, b"xy")
+    _cpu(process).copy_to_user(start + 3 * page, b"x")
+    assert _pages(process, start, 4) == ".W.W"
+    child = process.mm.fork()
+    seen = ageing.look(child, start, start + 4 * page)
+    assert seen.clean.tolist() == [True, False, True, False], "a fork's pages are as written as they were"
+    child.let_go()
 
 
 @pytest.mark.parametrize("what", [b"", b"0", b"5", b"6", b"-1", b"+", b"1x", b"0x1", b"1_0", b"\01"])

@@ -24,6 +24,7 @@ from aether_emu.mm.protection import Protection
 from aether_emu.mm.reclaim import watermarks
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.area import SwapFull
 from aether_emu.mm.swap.codec import best_codec
 from aether_emu.mm.swap.entries import swap_entries
 from aether_emu.mm.swap.off import switch_off
@@ -571,3 +572,25 @@ def test_zstd_is_taken_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "zstandard", None)
     codec = best_codec()
     assert (codec.name, codec.expand(codec.compress(b"page"))) == ("zlib", b"page")
+
+
+@every_format
+def test_a_full_area_does_not_give_a_slot_to_two_pages_that_go_at_once(kind: str) -> None:
+    """One page's slot still has its bytes, and nobody names it: the other page must not get that."""
+    away = Away(kind)
+    away.send(0, 1)
+    assert away.read(0) == away.right(0)
+    codec, taken = swap_entries(away.board.format), list[int]()
+    clean, other = ageing.look(away.space, AT, away.at(2)).frames.tolist()
+    slot = away.swap.slot_of(clean)
+    assert slot is not None
+    with pytest.raises(SwapFull):
+        while True:
+            taken.append(away.swap.take({slot}))
+    assert away.reclaim.take([clean, other]) == 1
+    assert codec.slot(away.entry(0)) == slot
+    assert [away.read(0), away.read(1)] == [away.right(0), away.right(1)]
+    for each in taken:
+        away.swap.give_back(each)
+    away.check()
+    away.board.close()

@@ -1,0 +1,380 @@
+"""Merging: private pages with equal bytes become one frame, of which whoever writes gets a copy (Linux: KSM).
+
+    page ─▶ frame  "abc"        no entry permits a write, and every CPU knows        nobody stores meanwhile
+    page ─▶ frame  "abc"        the bytes are compared once more                     now they count
+         │
+    page ─┬▶ frame "abc"        one entry is exchanged (broken before it is made), the other frame goes
+    page ─┘                     back when every CPU has acknowledged
+
+What may be merged a program says (MADV_MERGEABLE, PR_SET_MEMORY_MERGE). A scan looks for it: at first for a
+merged frame with the same bytes; else, if the page has not changed since the last pass, for another page of
+this pass. Nobody writes to a merged frame: a write gets a copy, even where no other page shows it any more.
+"""
+
+from __future__ import annotations
+
+import errno
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+from aether_emu.arch.paging import PageTableFormat
+from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.mm.allocation import Area, AreaFlags
+from aether_emu.mm.counters import Event
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.merged import MergedMemory, Node
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.rmap import Mapping, mappings
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.tables.count import has_frame
+from aether_emu.mm.tables.damage import TableDamaged
+from aether_emu.mm.tables.tree import Found
+from aether_emu.records import dataclass
+
+_MERGED = -1  # no checksum
+_ANON, _MERGEABLE = int(Kind.ANON), int(AreaFlags.MERGEABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """A page that may be merged: where it is, the entry that shows it, and its frame."""
+
+    space: AddressSpace
+    area: Area
+    found: Found
+    frame: int
+
+
+def mergeable(area: Area) -> bool:
+    """Whether pages of an area may be merged: private, advised so, and nobody answers its faults."""
+    return bool(area.flags & _MERGEABLE) and not area.shared and area.watcher is None
+
+
+# ---- undoing it
+
+
+def unmerge(space: AddressSpace, start: int, end: int) -> None:
+    """Give each page of a range that is merged a frame of its own. Raises OutOfFrames in the midst of it."""
+    physical, fmt = space.physical, space.table.format
+    if physical.merged is None:
+        return
+    for each in space.table.cursor(start, end):
+        found = each
+        frame = _merged_frame(physical, fmt, found)
+        while frame is not None:
+            try:
+                _unmerge_one(space, found, frame)
+                break
+            except OutOfFrames as short:
+                if physical.reclaim is None or not physical.reclaim.make_room(short.wanted):
+                    raise
+            found = Found(found.start, 1, found.slot, physical.ram.words[found.slot])  # it may have gone
+            frame = _merged_frame(physical, fmt, found)
+
+
+def _merged_frame(physical: Physical, fmt: PageTableFormat, found: Found) -> int | None:
+    """The merged frame that an entry shows, if it does."""
+    if found.level != 1 or not has_frame(fmt, found.entry, 1):
+        return None
+    frames = physical.frames
+    frame = (found.entry & fmt.address_mask) - frames.base >> fmt.page_shift
+    return frame if 0 <= frame < frames.count and physical.is_merged(frame) else None
+
+
+def _unmerge_one(space: AddressSpace, found: Found, frame: int) -> None:
+    physical, area = space.physical, space.areas.find(found.start)
+    assert area is not None, "entries of the user's half lie in areas"
+    index = (found.start >> space.table.format.page_shift) + area.moved
+    own = physical.take(Kind.ANON, area.owner, index)
+    physical.frames.maps[own] = 1
+    physical.page_bytes(own)[:] = physical.page_bytes(frame)
+    _show(space, area, found, own, frame)
+    physical.counters.n[Event.UNMERGED_PAGES] += 1
+    physical.counters.n[Event.COPIED_PAGES] += 1
+
+
+def unmerge_advised(space: AddressSpace, start: int, end: int) -> None:
+    """MADV_UNMERGEABLE, before the area forgets its advice. Raises Refused(EAGAIN) as Linux does."""
+    try:
+        unmerge(space, start, end)
+    except OutOfFrames:
+        raise Refused(errno.EAGAIN, "no memory to unmerge") from None
+
+
+def set_merge_any(space: AddressSpace, *, on: bool) -> None:
+    """PR_SET_MEMORY_MERGE: let all private memory be mergeable, now and later, or none any more.
+
+    Raises Refused(ENOMEM) where a page cannot have a frame of its own again; the setting stays then.
+    """
+    if on == space.merge_any:
+        return
+    if not on:
+        try:
+            unmerge(space, 0, space.limits.user_end)
+        except OutOfFrames:
+            raise Refused(errno.ENOMEM, "no memory to unmerge") from None
+    for area in list(space.areas):
+        if not area.shared and (area.backing is None or not area.backing.whole):
+            flags = area.flags | _MERGEABLE if on else area.flags & ~_MERGEABLE
+            found = space.areas.find(area.start)  # a neighbour may have taken it in
+            assert found is not None, "it is not unmapped"
+            space.mark(found, area.start, area.end, flags)
+    space.merge_any = on
+
+
+def _show(space: AddressSpace, area: Area, found: Found, frame: int, old: int) -> None:
+    """Let an entry show another frame, with the same rights; `old` loses a reference, after the flush."""
+    physical, fmt = space.physical, space.table.format
+    if area.protection & Protection.EXECUTE:
+        physical.code.executable(frame, mutable=True)
+    entry = space.physical.ram.words[found.slot]
+    changed = entry ^ physical.frames.address(old) ^ physical.frames.address(frame)
+    if entry & fmt.present_mask:
+        space.replace_entry(found.start, found.slot, changed, old)
+        physical.tlb.settle()
+    else:
+        gather = space.gather()
+        space.table.write(found.start, 1, found.slot, changed)
+        gather.drop(old)
+        gather.finish()
+
+
+# ---- doing it
+
+
+def _stands_still(physical: Physical, frame: int) -> bool:
+    """See to it that nobody can write to a frame. False where somebody else may: it is left alone then."""
+    frames = physical.frames
+    shown = list(mappings(physical, frame))
+    if len(shown) != frames.maps[frame] or frames.refs[frame] != frames.maps[frame]:
+        return False
+    if not all(_single(mapping) for mapping in shown):
+        return False
+    for mapping in shown:
+        table, found = mapping.space.table, mapping.found
+        fmt = table.format
+        if found.entry & fmt.present_mask and fmt.writable(found.entry):
+            gather = mapping.space.gather()
+            table.replace(found.start, found, fmt.write_protect(found.entry))
+            gather.page(found.start)
+            gather.finish_at_once()
+    physical.tlb.settle()
+    return True
+
+
+def _single(mapping: Mapping) -> bool:
+    """Whether an entry stands for one page alone."""
+    fmt, found = mapping.space.table.format, mapping.found
+    return found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit)
+
+
+class MergeScan:
+    """Looks at mergeable pages of all address spaces in turn, some at a time, and merges equal ones.
+
+    `position` is where it goes on: the number of a space, and an address there. `unshared` and `volatile` are
+    pages of the last whole pass that were found alone, and that had changed since the one before.
+    """
+
+    def __init__(self, physical: Physical, pages: int, *, zero_pages: bool = False) -> None:
+        self.physical, self.pages, self.zero_pages = physical, pages, zero_pages
+        self.position = (0, 0)
+        self.passes = self.unshared = self.volatile = 0
+        self._before: dict[tuple[int, int], int] = {}  # checksums, by space and address, of the last pass
+        self._now: dict[tuple[int, int], int] = {}  # and of this one
+        self._alone: dict[int, tuple[int, int]] = {}  # pages of this pass that wait for an equal one
+        self._zeros: dict[tuple[int, int], None] = {}  # pages that came to show the zero page
+        self._changed = 0
+        self._spaces: dict[int, AddressSpace] = {}
+
+    def look(self, spaces: Sequence[AddressSpace]) -> int:
+        """Look at so many pages as it does at once, or at all. Returns how many it merged."""
+        self._spaces = {space.number: space for space in spaces}
+        left, done = self.pages, 0
+        for space, area, found in self._from_here():
+            self.position = (space.number, found.start + space.page_size)
+            with suppress(TableDamaged):  # whoever needs the page finds that
+                done += self._look_at(space, area, found)
+            left -= 1
+            if not left:
+                return done
+        self._end_pass()
+        return done
+
+    def looked_at(self, space: AddressSpace) -> int:
+        """How many pages of a space it keeps in mind."""
+        known = self._before.keys() | self._now.keys()
+        return sum(number == space.number for number, _address in known)
+
+    def zeros_of(self, space: AddressSpace) -> int:
+        """How many pages of a space it let show the zero page, and still do."""
+        zero = self.physical.frames.address(self.physical.zero_frame)
+        mine = [address for number, address in self._zeros if number == space.number]
+        found = [space.table.find(address) for address in mine]
+        fmt = space.table.format
+        return sum(each is not None and each.entry & fmt.address_mask == zero for each in found)
+
+    def _end_pass(self) -> None:
+        self.position = (0, 0)
+        self.passes += 1
+        self.unshared, self.volatile = len(self._alone), self._changed
+        self._before, self._now, self._alone, self._changed = self._now, {}, {}, 0
+        self._zeros = {key: None for key in self._zeros if key[0] in self._spaces and key not in self._before}
+        if self.physical.merged is not None:
+            _tidy(self.physical, self.physical.merged)
+
+    def _from_here(self) -> Iterator[tuple[AddressSpace, Area, Found]]:
+        """Each entry of what may be merged, from the position on."""
+        number, address = self.position
+        for space in sorted(self._spaces.values(), key=lambda each: each.number):
+            if space.number < number:
+                continue
+            at = address if space.number == number else 0
+            while (area := space.areas.following(at)) is not None:
+                start = max(at, area.start)
+                at = area.end
+                if mergeable(area):
+                    try:
+                        yield from ((space, area, found) for found in space.table.cursor(start, area.end))
+                    except TableDamaged:
+                        continue
+
+    def _page(self, space: AddressSpace, area: Area, found: Found) -> _Page | None:
+        """The page that an entry shows, if it may be merged and is not yet."""
+        fmt, frames = space.table.format, self.physical.frames
+        if found.level != 1 or not found.entry & fmt.present_mask or found.entry & fmt.contiguous_bit:
+            return None
+        frame = fmt.leaf_address(found.entry, 1) - frames.base >> fmt.page_shift
+        if not 0 <= frame < frames.count or frames.kind[frame] != _ANON or self.physical.is_merged(frame):
+            return None
+        return _Page(space, area, found, frame) if frames.refs[frame] == frames.maps[frame] else None
+
+    def _look_at(self, space: AddressSpace, area: Area, found: Found) -> bool:
+        page = self._page(space, area, found)
+        physical, key = self.physical, (space.number, found.start)
+        if page is None:
+            if _merged_frame(physical, space.table.format, found) is not None:
+                self._now[key] = _MERGED
+            return False
+        physical.counters.n[Event.MERGE_SCANNED] += 1
+        checksum = zlib.crc32(physical.page_bytes(page.frame))
+        self._now[key] = checksum
+        if self.zero_pages and area.backing is None and not any(physical.page_bytes(page.frame)):
+            return self._join_zeros(page)
+        node = self._equal_node(page.frame, checksum)
+        if node is not None:
+            return self._join(page, node)
+        if self._before.get(key) != checksum:
+            self._changed += 1
+            return False
+        other = self._waiting(checksum)
+        if other is None:
+            self._alone[checksum] = key
+            return False
+        if other.frame == page.frame or not self._pair(page, other, checksum):
+            return False
+        del self._alone[checksum]
+        return True
+
+    def _equal_node(self, frame: int, checksum: int) -> Node | None:
+        physical = self.physical
+        for node in () if physical.merged is None else physical.merged.alike(checksum):
+            if physical.page_bytes(node.frame) == physical.page_bytes(frame):
+                return node
+        return None
+
+    def _waiting(self, checksum: int) -> _Page | None:
+        """The page of this pass with this checksum, if it is still there."""
+        number, address = self._alone.get(checksum, (0, 0))
+        space = self._spaces.get(number)
+        area = None if space is None else space.areas.find(address)
+        if space is None or area is None or not mergeable(area):
+            return None
+        found = space.table.find(address)
+        return None if found is None else self._page(space, area, found)
+
+    def _pair(self, page: _Page, other: _Page, checksum: int) -> bool:
+        """Two pages that may be equal: the frame of the one becomes a merged one, if they are."""
+        physical = self.physical
+        if not _stands_still(physical, page.frame) or not _stands_still(physical, other.frame):
+            return False
+        if physical.page_bytes(page.frame) != physical.page_bytes(other.frame):
+            return False
+        node = physical.with_merged().adopt(page.frame, checksum)
+        physical.counters.n[Event.MERGED_PAGES] += 1
+        return self._join(other, node)
+
+    def _join(self, page: _Page, node: Node) -> bool:
+        """A page that is equal to a merged frame shows that from now on."""
+        physical, frames, old = self.physical, self.physical.frames, page.frame
+        if not _stands_still(physical, old):
+            return False
+        if physical.page_bytes(old) != physical.page_bytes(node.frame):
+            return False
+        node.pages[frames.owner[old], frames.index[old]] = None
+        frames.refs[node.frame] += 1
+        frames.maps[node.frame] += 1
+        _show(page.space, page.area, page.found, node.frame, old)
+        physical.counters.n[Event.MERGED_PAGES] += 1
+        return True
+
+    def _join_zeros(self, page: _Page) -> bool:
+        """A page of zeros shows the zero page from now on."""
+        physical = self.physical
+        if not _stands_still(physical, page.frame) or any(physical.page_bytes(page.frame)):
+            return False
+        _show(page.space, page.area, page.found, physical.zero_frame, page.frame)
+        self._zeros[page.space.number, page.found.start] = None
+        self._now.pop((page.space.number, page.found.start), None)
+        physical.counters.n[Event.MERGED_ZEROS] += 1
+        return True
+
+    def capture(self) -> dict[str, Any]:
+        """Where it is, and what it remembers."""
+        return {
+            "pages": self.pages,
+            "zero_pages": self.zero_pages,
+            "position": self.position,
+            "figures": (self.passes, self.unshared, self.volatile, self._changed),
+            "checksums": (list(self._before.items()), list(self._now.items()), list(self._alone.items())),
+            "zeros": list(self._zeros),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Be there."""
+        self.pages, self.zero_pages, self.position = state["pages"], state["zero_pages"], state["position"]
+        self.passes, self.unshared, self.volatile, self._changed = state["figures"]
+        self._before, self._now, self._alone = (dict(each) for each in state["checksums"])
+        self._zeros = dict.fromkeys(state["zeros"])
+
+
+def _tidy(physical: Physical, merged: MergedMemory) -> None:
+    """Let nodes forget the pages that show their frames no more."""
+    for node in merged.living():
+        if len(node.pages) > 1:
+            kept = dict[tuple[int, int], None]()
+            with suppress(TableDamaged):
+                for page in node.pages:
+                    if any(mappings(physical, node.frame, page)):
+                        kept[page] = None
+                node.pages = kept
+
+
+def figures(physical: Physical) -> tuple[int, int]:
+    """Merged frames, and how many pages show one beyond the first of each: pages_shared, pages_sharing."""
+    merged = physical.merged
+    shown = [] if merged is None else [physical.frames.maps[node.frame] for node in merged.living()]
+    return len(shown), sum(shown) - len(shown)
+
+
+def merged_pages(space: AddressSpace) -> int:
+    """How many pages of a space show a merged frame."""
+    merged = space.physical.merged
+    if merged is None:
+        return 0
+    shown = space.shown(0, space.limits.user_end)
+    frames = space.physical.frames
+    alike = (frames.owner_array[shown] == merged.number) & (frames.kind_array[shown] == _ANON)
+    return int(alike.sum())

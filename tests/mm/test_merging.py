@@ -1,0 +1,299 @@
+"""Merging: equal pages become one frame, no write is seen by others, and every reference is explained."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from aether_emu.errors import Refused
+from aether_emu.machine.cpu import UserFault
+from aether_emu.mm import mapping
+from aether_emu.mm.audit import judge_leaf
+from aether_emu.mm.compaction import migrate
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import RESOLVED, OutOfMemory
+from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.mapping import MADV_MERGEABLE, MADV_UNMERGEABLE, MAP_FIXED, Request
+from aether_emu.mm.merging import MergeScan, figures, merged_pages, set_merge_any, unmerge
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
+from aether_emu.mm.rmap import mappings
+from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.user import ForcedMemory
+from tests.mm.board import ENGINES, FORMATS, Board, check_accounts, fault_in
+from tests.mm.calls import ANONYMOUS, RW
+from tests.mm.test_hugepage import WRITE
+
+BASE = 0x4000_0000
+EQUAL = b"the same in both"
+
+
+class Kit:
+    """A board with two spaces, each with eight mergeable pages at `BASE`; the first two of each are equal."""
+
+    def __init__(self, name: str, *, cpus: int = 1, zero_pages: bool = False) -> None:
+        fmt = FORMATS[name]
+        self.page = fmt.page_size
+        self.board = Board(fmt, execute=name in ENGINES, cpus=cpus)
+        self.physical = self.board.physical
+        self.scan = MergeScan(self.physical, 1 << 20, zero_pages=zero_pages)
+        self.spaces = [self.board.space(), self.board.space()]
+        for space in self.spaces:
+            self.map(space)
+            for number in range(2):
+                self.write(space, number, EQUAL)
+
+    def map(self, space: AddressSpace, at: int = BASE, pages: int = 8) -> None:
+        size = pages * self.page
+        mapping.map_memory(space, Request(at, size, RW, ANONYMOUS | MAP_FIXED, None, 0))
+        mapping.advise_memory(space, at, size, MADV_MERGEABLE)
+
+    def write(self, space: AddressSpace, number: int, data: bytes) -> None:
+        self.board.run_on(space)
+        self.board.cpu.copy_to_user(BASE + number * self.page, data)
+
+    def read(self, space: AddressSpace, number: int, length: int = len(EQUAL)) -> bytes:
+        self.board.run_on(space)
+        return bytes(self.board.cpu.copy_from_user(BASE + number * self.page, length))
+
+    def merge(self, passes: int = 3) -> int:
+        return sum(self.scan.look(self.board.spaces) for _ in range(passes))
+
+    def frame(self, space: AddressSpace, number: int) -> int:
+        found = space.table.find(BASE + number * self.page)
+        assert found is not None
+        return self.board.frames.number(found.entry & self.board.format.address_mask)
+
+    def frames(self) -> set[int]:
+        return {self.frame(space, number) for space in self.spaces for number in range(2)}
+
+    def advise(self, space: AddressSpace, advice: int) -> None:
+        mapping.advise_memory(space, BASE, 8 * self.page, advice)
+
+    def fork(self, space: AddressSpace) -> AddressSpace:
+        child = space.fork()
+        self.board.spaces.append(child)
+        return child
+
+    def end(self, space: AddressSpace) -> None:
+        self.board.rest()
+        self.board.spaces.remove(space)
+        space.destroy()
+
+
+@pytest.fixture(params=FORMATS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def kit(name: str) -> Iterator[Kit]:
+    made = Kit(name)
+    yield made
+    check_accounts(made.board, [])
+    made.board.close()
+
+
+def test_equal_pages_become_one_frame(kit: Kit) -> None:
+    free = kit.board.buddy.free_frames
+    assert len(kit.frames()) == 4
+    assert kit.merge() == 3
+    assert len(kit.frames()) == 1
+    assert kit.board.buddy.free_frames == free + 3
+    assert figures(kit.physical) == (1, 3)
+    assert [merged_pages(space) for space in kit.spaces] == [2, 2]
+    assert kit.physical.counters.n[Event.MERGED_PAGES] == 4
+    assert kit.merge() == 0
+    for space in kit.spaces:
+        assert [kit.read(space, number) for number in range(2)] == [EQUAL, EQUAL]
+
+
+def test_a_write_is_seen_by_nobody_else(kit: Kit) -> None:
+    kit.merge()
+    one, other = kit.spaces
+    kit.write(one, 0, b"mine")
+    assert [kit.read(one, 0, 4), kit.read(one, 1), kit.read(other, 0)] == [b"mine", EQUAL, EQUAL]
+    assert figures(kit.physical) == (1, 2)
+    for space, number in ((one, 1), (other, 0), (other, 1)):
+        kit.write(space, number, b"own%d" % number)
+    assert figures(kit.physical) == (0, 0)
+    assert [kit.read(other, 0, 4), kit.read(other, 1, 4)] == [b"own0", b"own1"]
+
+
+def test_a_page_that_changes_is_left_alone(kit: Kit) -> None:
+    kit.scan.look(kit.board.spaces)
+    for space in kit.spaces:
+        kit.write(space, 0, b"changed")
+        kit.write(space, 1, b"changed")
+    assert kit.scan.look(kit.board.spaces) == 0
+    assert kit.scan.volatile == 4
+    assert kit.scan.look(kit.board.spaces) == 3
+
+
+def test_only_what_was_advised_is_merged(kit: Kit) -> None:
+    kit.advise(kit.spaces[0], MADV_UNMERGEABLE)
+    assert kit.merge() == 1
+    assert len(kit.frames()) == 3
+
+
+def test_a_page_that_is_held_elsewhere_is_left_alone(kit: Kit) -> None:
+    frame = kit.frame(kit.spaces[0], 0)
+    kit.board.frames.get(frame)
+    assert kit.merge() == 2
+    assert kit.frame(kit.spaces[0], 0) == frame
+    kit.board.frames.put(frame)
+    assert kit.merge() == 1
+
+
+def test_unmerging_gives_each_page_a_frame_of_its_own(kit: Kit) -> None:
+    kit.merge()
+    for space in kit.spaces:
+        kit.advise(space, MADV_UNMERGEABLE)
+    assert len(kit.frames()) == 4
+    assert figures(kit.physical) == (0, 0)
+    assert kit.physical.counters.n[Event.UNMERGED_PAGES] == 4
+    assert kit.merge() == 0
+
+
+def test_unmerging_without_memory_is_refused_and_loses_nothing(kit: Kit) -> None:
+    kit.merge()
+    taken = kit.board.buddy.alloc_bulk(kit.board.buddy.free_frames - 1)
+    kit.board.buddy.gather_ready()
+    with pytest.raises(Refused) as refused:
+        kit.advise(kit.spaces[0], MADV_UNMERGEABLE)
+    assert refused.value.errno == errno.EAGAIN
+    assert len(kit.frames()) == 2
+    assert isinstance(fault_in(kit.spaces[0], BASE + kit.page, WRITE), OutOfMemory)
+    assert kit.read(kit.spaces[0], 1) == EQUAL
+    kit.board.buddy.free_bulk(taken)
+    assert fault_in(kit.spaces[0], BASE + kit.page, WRITE) is RESOLVED
+
+
+def test_a_process_has_all_its_private_memory_merged(kit: Kit) -> None:
+    one, other = kit.spaces
+    for space in kit.spaces:
+        kit.advise(space, MADV_UNMERGEABLE)
+        set_merge_any(space, on=True)
+    assert kit.merge() == 3
+    child = kit.fork(one)
+    assert child.merge_any
+    kit.map(child, BASE + 16 * kit.page)
+    area = child.areas.find(BASE + 16 * kit.page)
+    assert area is not None
+    assert area.flags & 0x8000_0000
+    set_merge_any(child, on=False)
+    assert merged_pages(child) == 0
+    assert [merged_pages(one), merged_pages(other)] == [2, 2]
+    assert kit.merge() == 0
+
+
+def test_a_fork_shares_merged_pages_and_writes_apart(kit: Kit) -> None:
+    one, other = kit.spaces
+    kit.merge()
+    child = kit.fork(one)
+    frame = kit.frame(one, 0)
+    assert len(list(mappings(kit.physical, frame))) == 6
+    kit.write(child, 0, b"child")
+    kit.write(one, 1, b"parent")
+    assert [kit.read(one, 0), kit.read(child, 1), kit.read(other, 0)] == [EQUAL] * 3
+    kit.end(child)
+    check_accounts(kit.board, [])
+    assert kit.read(one, 1, 6) == b"parent"
+
+
+def test_pages_shared_by_a_fork_are_merged_one_by_one(kit: Kit) -> None:
+    child = kit.fork(kit.spaces[0])
+    assert kit.merge() == 4  # the page that is taken over shows in both already
+    assert len({*kit.frames(), kit.frame(child, 0), kit.frame(child, 1)}) == 1
+    kit.write(kit.spaces[0], 0, b"own")
+    assert kit.read(child, 0) == EQUAL
+
+
+def test_a_merged_page_is_protected_moved_and_migrated(kit: Kit) -> None:
+    one, other = kit.spaces
+    kit.merge()
+    mapping.protect_memory(one, BASE, 8 * kit.page, int(Protection.NONE))
+    with pytest.raises(UserFault):
+        kit.read(one, 0)
+    mapping.protect_memory(one, BASE, 8 * kit.page, int(RW))
+    to = BASE + 32 * kit.page
+    flags = MREMAP_MAYMOVE | MREMAP_FIXED
+    remap_memory(other, Remap(BASE, 8 * kit.page, 8 * kit.page, flags, to))
+    remap_memory(other, Remap(to, 8 * kit.page, 8 * kit.page, flags, BASE))
+    old = kit.frame(one, 0)
+    shown = list(mappings(kit.physical, old))
+    assert len(shown) == 4
+    new = kit.board.buddy.alloc_bulk(1)
+    migrate(kit.physical, np.array([old]), new, [shown])
+    kit.physical.give_back([old])
+    assert kit.frames() == {int(new[0])}
+    kit.write(one, 0, b"own")
+    assert [kit.read(one, 1), kit.read(other, 0), kit.read(other, 1)] == [EQUAL] * 3
+
+
+def test_a_debugger_stores_into_a_copy(kit: Kit) -> None:
+    one, other = kit.spaces
+    kit.merge()
+    mapping.protect_memory(one, BASE, 8 * kit.page, int(Protection.READ))
+    ForcedMemory(one).write(BASE, b"forced")
+    assert [kit.read(one, 0, 6), kit.read(one, 1), kit.read(other, 0)] == [b"forced", EQUAL, EQUAL]
+    kit.write(other, 0, b"a")
+    kit.write(other, 1, b"b")
+    ForcedMemory(one).write(BASE + kit.page, b"alone")
+    assert figures(kit.physical) == (0, 0)
+
+
+def test_damage_of_an_entry_that_shows_a_merged_page_is_put_right(kit: Kit) -> None:
+    one, other = kit.spaces
+    kit.merge()
+    found = one.table.find(BASE)
+    area = one.areas.find(BASE)
+    assert found is not None
+    assert area is not None
+    assert judge_leaf(one, area, found) is None
+    kit.write(one, 5, b"some other page")
+    kit.board.ram.words[found.slot] = one.table.find(BASE + 5 * kit.page).entry  # type: ignore[union-attr]
+    wrong = one.table.find(BASE)
+    assert wrong is not None
+    damaged = judge_leaf(one, area, wrong)
+    assert damaged is not None
+    assert damaged.expected & kit.board.format.address_mask == found.entry & kit.board.format.address_mask
+    kit.board.ram.words[found.slot] = 0
+    kit.board.rest()
+    kit.board.spaces.remove(one)
+    one.damages.append(damaged)  # it was noted by whoever met it
+    one.destroy()
+    kit.spaces = [other, other]
+
+
+def test_pages_of_zeros_become_the_zero_page(name: str) -> None:
+    kit = Kit(name, zero_pages=True)
+    one = kit.spaces[0]
+    for number in range(4, 7):
+        kit.write(one, number, b"x")
+        kit.write(one, number, b"\0")
+    kit.merge()
+    assert {kit.frame(one, number) for number in range(4, 7)} == {kit.physical.zero_frame}
+    assert kit.physical.counters.n[Event.MERGED_ZEROS] == 3
+    kit.write(one, 4, b"again")
+    assert [kit.read(one, 4, 5), kit.read(one, 5, 5)] == [b"again", bytes(5)]
+    check_accounts(kit.board, [])
+    kit.board.close()
+
+
+def test_a_scan_goes_on_where_it_was(kit: Kit) -> None:
+    kit.scan.pages = 1
+    assert [kit.scan.look(kit.board.spaces) for _ in range(3)] == [0, 0, 0]
+    state = kit.scan.capture()
+    other = MergeScan(kit.physical, 5)
+    other.restore(state)
+    assert other.capture() == state
+    done = sum(other.look(kit.board.spaces) for _ in range(12))
+    assert done == 3
+    for space in kit.spaces:
+        unmerge(space, 0, BASE + 8 * kit.page)
+    assert not (kit.board.frames.owner_array[list(kit.frames())] == kit.physical.with_merged().number).any()
+    assert all(kit.board.frames.kind[frame] == Kind.ANON for frame in kit.frames())
