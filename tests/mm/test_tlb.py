@@ -184,6 +184,7 @@ def test_a_copy_on_write_flushes_its_page_and_obeys_break_before_make(place: Pla
     assert found is not None
     shared = board.frames.number(found.entry & board.format.address_mask)
     board.frames.get(shared)  # somebody else shows this frame too
+    board.frames.maps[shared] += 1
     board.ram.words[found.slot] = board.format.write_protect(found.entry)
     board.cpu.flush_all()
     assert place.read(7) == b"w"
@@ -193,6 +194,7 @@ def test_a_copy_on_write_flushes_its_page_and_obeys_break_before_make(place: Pla
     assert place.read(7) == b"x"
     start = (shared << board.frames.page_shift) % board.ram.size
     assert bytes(board.ram.bytes[start : start + 1]) == b"w"
+    board.frames.maps[shared] -= 1
     board.frames.put(shared)
     board.physical.give_back([shared])
 
