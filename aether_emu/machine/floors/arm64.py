@@ -31,10 +31,6 @@ class _Arm(floors.Floor):
         self._x, self._address = self._state.general, self._state.address
         return uc
 
-    @property
-    def _pc(self) -> int:
-        return int(self._uc.reg_read(arm64_const.UC_ARM64_REG_PC))
-
     def _answer(self) -> None:
         """Let `on_system_call` answer the call that the program makes."""
         x = self._x
@@ -48,7 +44,8 @@ class _Arm(floors.Floor):
         self._hook(UC_HOOK_INTR, engine.INTERRUPT(exception))
 
     def _unexpected(self, number: int) -> None:
-        self._fail(EngineError(f"exception {number} at {self._pc:#x} on a bare engine"))
+        pc = self._uc.reg_read(arm64_const.UC_ARM64_REG_PC)
+        self._fail(EngineError(f"exception {number} at {pc:#x} on a bare engine"))
 
     def _start(self) -> None:
         self._uc.reg_write(arm64_const.UC_ARM64_REG_SP, self._stack)

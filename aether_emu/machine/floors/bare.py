@@ -26,14 +26,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from unicorn import UC_HOOK_BLOCK, UC_PROT_ALL
+from unicorn import UC_PROT_ALL
 
 from aether_emu.arch.paging import Attributes, PageFlags, PageTableFormat
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.machine.unicorn import engine
-from aether_emu.machine.unicorn.block_counter import BlockCounter
 from aether_emu.records import dataclass
 
 PAGE = 4096
@@ -101,23 +100,10 @@ class Floor(ABC):
         self._failure: BaseException | None = None
         self._stopped = False
         self._keep: list[object] = []
-        self._slice, self._counter = 0, BlockCounter(engine.EMU_STOP_ADDRESS)
-        self.slices = 1
-        """How often the engine was entered."""
 
     @abstractmethod
     def _open(self) -> Any:
         """An engine without memory (the wrapper is untyped)."""
-
-    @property
-    @abstractmethod
-    def _pc(self) -> int:
-        """The program counter."""
-
-    def cut_every(self, blocks: int) -> None:
-        """Let the run stop after each so many blocks, and the engine be entered anew."""
-        self._slice = self._counter.value = blocks
-        self._hook(UC_HOOK_BLOCK, self._counter.callback, user_data=self._counter.user_data)
 
     @abstractmethod
     def run(self) -> None:
@@ -149,8 +135,8 @@ class Floor(ABC):
         self.ram.bytes[stack : stack + 8 * len(words)] = struct.pack(f"<{len(words)}Q", *words)
         return stack
 
-    def _hook(self, kind: int, callback: object, *extra: int, user_data: int = 0) -> None:
-        engine.hook_add(self._handle, kind, callback, *extra, user_data=user_data)
+    def _hook(self, kind: int, callback: object, *extra: int) -> None:
+        engine.hook_add(self._handle, kind, callback, *extra)
         self._keep.append(callback)
 
     def _stop(self) -> None:
@@ -164,10 +150,6 @@ class Floor(ABC):
     def _execute(self, start: int) -> None:
         with Undisturbed(lambda: engine.emu_stop(self._handle)) as block:
             code = engine.emu_start(self._handle, start, 0, 0, 0)
-            while self._counter.spent:
-                self._counter.value = self._slice
-                self.slices += 1
-                code = engine.emu_start(self._handle, self._pc, 0, 0, 0)
         if block.program_ends:
             raise SystemExit
         if self._failure is not None:

@@ -30,10 +30,6 @@ class _X86(floors.Floor):
         self._state: State = ContextState(uc, layout) if base is None else LiveState(base, layout)
         return uc
 
-    @property
-    def _pc(self) -> int:
-        return int(self._uc.reg_read(x86_const.UC_X86_REG_RIP))
-
     def _hook_calls(self) -> None:
         """Let `on_system_call` answer."""
         g = self._state.general

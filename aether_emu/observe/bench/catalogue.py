@@ -46,7 +46,7 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "pipe": {"pipe": 6.0},
     "start": {"start": 1.4},
     "shootdown": {"shootdown-1": 60.0, "shootdown-8": 10.0, "shootdown-64": 4.0},
-    "cpus": {"slices-loads": 1.3, "slices-loop": 4.0, "slices-entered": 1.5},
+    "cpus": {"slices-loads": 1.3, "slices-loop": 4.0, "slices-counted": 1.3},
     "real": {f"real-{work.name}": 1.15 for work in real.WORKS},
     "tlbsan": {"tlbsan": 3.0},
 }
@@ -104,7 +104,7 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return startup.figure(isa, goal)
         case "shootdown-1" | "shootdown-8" | "shootdown-64":
             return shootdown.figure(isa, int(name.removeprefix("shootdown-")), goal)
-        case "slices-loads" | "slices-loop" | "slices-entered":
+        case "slices-loads" | "slices-loop" | "slices-counted":
             return shootdown.slices(isa, name, goal)
         case "tlbsan":
             return sanitizer.figure(isa, goal)
