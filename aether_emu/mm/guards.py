@@ -29,16 +29,19 @@ def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
     if area.flags & LOCKED:
         raise Refused(errno.EINVAL, "the memory is locked")
     table, span = space.table, 1 << space.table.leaf_span_shift
-    parts = [(max(at, start), min(at + span, end)) for at in range(start & -span, end, span)]
+    firsts = range(start & -span, end, span)  # never a list: a range may have millions of leaf tables
     try:
-        slots = [table.leaf_slot(low) for low, _high in parts if _is_free(space, low)]
+        for at in firsts:
+            if _is_free(space, max(at, start)):
+                table.leaf_slot(max(at, start))
     except OutOfFrames:
         raise Refused(errno.ENOMEM, "no memory for page tables") from None
     gather = space.gather()
     try:
         space.clear(gather, area, start, end)  # splits what is large there
-        slots = [table.leaf_slot(low) for low, _high in parts]
-        for (low, high), slot in zip(parts, slots, strict=True):
+        for at in firsts:
+            low, high = max(at, start), min(at + span, end)
+            slot = table.leaf_slot(low)
             table.ram.array[slot : slot + (high - low >> table.format.page_shift)] = space.guard
     finally:
         gather.finish_at_once()  # whoever stores there from now on must hear of it

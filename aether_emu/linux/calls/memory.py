@@ -26,6 +26,7 @@ from aether_emu.mm.protection import READABLE, Protection
 _MLOCK_ONFAULT = 1
 _X86_FLAGS = mapping.MAP_32BIT | mapping.MAP_ABOVE4G  # arm64 ignores them
 _FILLING = 2  # numbers that mremap has noted once it is at that
+_GUARDED = 1 << 16  # pages that are guarded between two such looks: 128 tables on x86_64
 _BATCH = 1024  # pages that are faulted in between two looks at whether the run is to end
 
 
@@ -174,8 +175,9 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
+        pages = _GUARDED if advice == mapping.MADV_GUARD_INSTALL else None
         return _past_holes(
-            task, address, length, lambda low, part: mapping.advise_memory(mm, low, part, advice)
+            task, address, length, lambda low, part: mapping.advise_memory(mm, low, part, advice), pages
         )
     (first,) = task.progress or (0,)
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
@@ -184,10 +186,15 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     return 0
 
 
-def _past_holes(task: Task, address: int, length: int, edit: Callable[[int, int], None]) -> int:
-    """An edit of (address, length) that goes on behind a hole, and is refused for it at the end (ENOMEM)."""
+def _past_holes(
+    task: Task, address: int, length: int, edit: Callable[[int, int], None], pages: int | None = None
+) -> int:
+    """An edit of (address, length) that goes on behind a hole, and is refused for it at the end (ENOMEM).
+
+    In parts, which have at most so many pages if a number is given.
+    """
     mm, refused = task.process.mm, None
-    for low, part in batches(task, address, length):
+    for low, part in batches(task, address, length, pages):
         try:
             edit(low, part)
         except Refused as error:

@@ -27,6 +27,7 @@ _REGISTER, _UNREGISTER, _WAKE, _COPY, _ZEROPAGE, _WRITEPROTECT, _CONTINUE = 0, 1
 _API = 0x3F
 _OF_API = 1 << _REGISTER | 1 << _UNREGISTER | 1 << _API
 _DONT_WAKE = 1
+_BATCH = 256  # pages between two looks at whether the run is to end
 _COPY_WP, _PROTECT_WP, _PROTECT_DONT_WAKE, _CONTINUE_WP = 2, 1, 2, 2
 
 
@@ -130,8 +131,10 @@ def _each_page(
     area = file.space.areas.find(start)
     if area is None or area.watcher is not file or end > area.end:
         raise Refused(errno.ENOENT, "nobody watches all of it")
-    done, refused = 0, None
-    for at in range(start, end, page):
+    (done,), refused = task.progress or (0,), None
+    for at in range(start + done, end, page):
+        if not done % (_BATCH * page):
+            task.checkpoint(done)
         try:
             act(area, at, done)
         except Refused as error:

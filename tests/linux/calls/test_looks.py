@@ -35,7 +35,7 @@ READ, WRITE = Protection.READ, Protection.READ | Protection.WRITE
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_POPULATE = 2, 0x20, 0x4000, 0x8000
 POPULATED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
 MAP_SHARED, MAP_FIXED, READ_AND_WRITE, MS_SYNC = 1, 0x10, 3, 4
-MADV_DONTNEED, MADV_POPULATE_READ = 4, 22
+MADV_DONTNEED, MADV_POPULATE_READ, MADV_GUARD_INSTALL = 4, 22, 102
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,18 @@ def _files(served: Served) -> tuple[int, int]:
     served.process.files.write(source, bytes(range(251)) * (3 * MIB // 251 + 1))
     assert served("lseek", source, 0, os.SEEK_SET) == 0
     return source, target
+
+
+def _answering(served: Served) -> tuple[int, ...]:
+    """UFFDIO_ZEROPAGE of memory whose faults the program answers."""
+    start, length, argument = area(served, 8 * MIB, READ), 8 * MIB, served.text(b"")
+    fd = served("userfaultfd", os.O_NONBLOCK | 1)
+    assert isinstance(fd, int) and fd >= 0
+    for request, layout in ((0xC018AA3F, (0xAA, 0, 0)), (0xC020AA00, (start, length, 1, 0))):
+        served.machine.cpu.copy_to_user(argument, struct.pack(f"<{len(layout)}Q", *layout))
+        assert served("ioctl", fd, request, argument) == 0
+    served.machine.cpu.copy_to_user(argument, struct.pack("<4Q", start, length, 0, 0))
+    return fd, 0xC020AA04, argument
 
 
 def _vector(served: Served, path: bytes, protection: Protection) -> tuple[int, ...]:
@@ -134,6 +146,8 @@ CASES = (
     Long("mprotect", 4, lambda s: (WHERE, filled(s), 0)),
     Long("madvise", 4, lambda s: (WHERE, filled(s), MADV_DONTNEED)),
     Long("madvise", 4, _holes),
+    Long("madvise", 4, lambda s: (area(s, 1024 * MIB, READ), 1024 * MIB, MADV_GUARD_INSTALL)),
+    Long("ioctl", 8, _answering),
     Long("munmap", 4, _unmapping_areas),
     Long("msync", 4, _dirty_file),
     Long("mremap", 12, _moving),
