@@ -319,6 +319,10 @@ class Faults:
         if write and not area.shared:
             self._copy_from_backing(space, area, page)
             return RESOLVED
+        shared = self._physical.shared_huge
+        some = shared is not None and (shared.on or backing.folios) and shared.fits(area)
+        if shared is not None and some and shared.bring(space, area, page, write=write):
+            return RESOLVED
         if backing.in_place:
             self._map_around(space, area, page, access)
         else:

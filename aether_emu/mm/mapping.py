@@ -102,6 +102,7 @@ class Mappable(Protocol):
     readable: bool
     writable: bool
     huge_size: int  # bytes of its huge pages, if it has nothing else: 0 of other files
+    in_memory: bool  # whether it is shared memory that may get huge pages (`mm.shared_huge`)
 
     def may_store(self, protection: int) -> bool: ...
 
@@ -275,12 +276,34 @@ def _aligned_gap(space: AddressSpace, request: Request, length: int, lowest: int
 
     As in Linux since 6.7, where nobody asked for an address; only where programs get huge pages.
     """
+    kind = request.flags & MAP_TYPE
+    if kind != MAP_PRIVATE if request.file is None else request.file.in_memory:
+        found = _aligned_as_object(space, request, length, lowest, ceiling)
+        if found is not None:
+            return found
     huge = space.physical.huge
     if huge is not None and request.file is None and not request.address and not length % huge.size:
         found = space.areas.gap_below(length + huge.size, lowest, ceiling)
         if found is not None:
             return found + huge.size & -huge.size
     return space.areas.gap_below(length, lowest, ceiling)
+
+
+def _aligned_as_object(
+    space: AddressSpace, request: Request, length: int, lowest: int, ceiling: int
+) -> int | None:
+    """The highest free range where huge pages of shared memory lie in the address space as in the object.
+
+    As in Linux (`shmem_get_unmapped_area`), where shared memory gets some, and the range is long enough.
+    """
+    huge = space.physical.shared_huge
+    if huge is None or not huge.on or request.address or length < huge.size:
+        return None
+    offset = request.offset & huge.size - 1
+    if offset and offset + length < 2 * huge.size:
+        return None
+    found = space.areas.gap_below(length + huge.size - space.page_size, lowest, ceiling)
+    return None if found is None else found + (offset - found & huge.size - 1)
 
 
 def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:

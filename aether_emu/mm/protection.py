@@ -47,7 +47,8 @@ class LeafBits:
     come accessed, `write` dirty too, so that the first access needs no second look. `clean` is `write`
     before the first write, for shared pages that were only read. PROT_NONE has held entries, which
     remember by `NOTED_ACCESSED` and `NOTED_DIRTY` of their value what the leaf had noted.
-    `large` is `read` for the levels from 2 on, 0 where the format has no leaf, and `large_write` is `write`.
+    `large` is `read` for the levels from 2 on, 0 where the format has no leaf, `large_write` is `write`, and
+    `large_clean` is `clean`.
     """
 
     read: int
@@ -56,6 +57,7 @@ class LeafBits:
     present: bool
     large: tuple[int, ...] = ()
     large_write: tuple[int, ...] = ()
+    large_clean: tuple[int, ...] = ()
 
     def read_at(self, level: int) -> int:
         """`read` for a leaf of this level."""
@@ -64,6 +66,10 @@ class LeafBits:
     def write_at(self, level: int) -> int:
         """`write` for a leaf of this level."""
         return self.large_write[level - 2] if level > 1 else self.write
+
+    def clean_at(self, level: int) -> int:
+        """`clean` for a leaf of this level."""
+        return self.large_clean[level - 2] if level > 1 else self.clean
 
 
 _USER_MARK, _CLEAN_MARK = 2, 4  # bits of a leaf's software bits
@@ -119,7 +125,8 @@ def tracked(fmt: PageTableFormat, bits: LeafBits) -> LeafBits:
     if not bits.present:
         return bits
     read, mark = bits.read | clean_mark(fmt), clean_mark(fmt)
-    return replace(bits, read=read, clean=read, large=tuple(each and each | mark for each in bits.large))
+    large = tuple(each and each | mark for each in bits.large)
+    return replace(bits, read=read, clean=read, large=large, large_clean=large)
 
 
 def leaf_bits(
@@ -129,15 +136,16 @@ def leaf_bits(
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
         large = (held,) * (fmt.top - 1)
-        return LeafBits(held, held, held, False, large, large)
+        return LeafBits(held, held, held, False, large, large, large)
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
     read, large = _bits(fmt, flags, key, memory)
     if not protection & Protection.WRITE:
-        return LeafBits(read, read, read, True, large, large)
+        return LeafBits(read, read, read, True, large, large, large)
     write, large_write = _bits(fmt, flags | PageFlags.WRITE | PageFlags.DIRTY, key, memory)
-    return LeafBits(read, write, fmt.clean(write), True, large, large_write)
+    large_clean = tuple(each and fmt.clean(each) for each in large_write)
+    return LeafBits(read, write, fmt.clean(write), True, large, large_write, large_clean)
 
 
 def _bits(

@@ -217,6 +217,17 @@ def _rows_of_pools(pools: dict[str, dict[str, int]] | None) -> list[tuple[str, i
     ]
 
 
+def _of_shared_huge_pages(machine: Machine) -> dict[str, Any]:
+    """What became of huge pages of shared memory; nothing where none was wanted or shown."""
+    n = machine.physical.counters.n
+    figures = {
+        "faults": n[Event.SHARED_HUGE],
+        "fallbacks": n[Event.SHARED_HUGE_FALLBACK],
+        "leaves": n[Event.SHARED_HUGE_MAPPED],
+    }
+    return {"shared_huge_pages": figures} if any(figures.values()) else {}
+
+
 def _rows_of_huge_pages(huge: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"huge pages: {name.replace('_', ' ')}", count) for name, count in (huge or {}).items()]
 
@@ -322,6 +333,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_split(machine),
         **_of_swap(machine),
         **_of_huge_pages(machine, huge),
+        **_of_shared_huge_pages(machine),
         **_of_devices(machine),
         **_of_pools(machine),
         **_of_merging(machine),
@@ -368,6 +380,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_swap("reclaim", statistics.get("reclaim")),
         *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
+        *_rows_of_swap("shared huge pages", statistics.get("shared_huge_pages")),
         *_rows_of_devices(statistics.get("devices")),
         *_rows_of_pools(statistics.get("hugetlb")),
         *_rows_of_merging(statistics.get("merging")),

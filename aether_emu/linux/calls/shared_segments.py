@@ -29,7 +29,7 @@ class _Attached:
     readable = True
 
     def __init__(self, segment: Segment, *, writable: bool) -> None:
-        self.huge_size = segment.huge_size
+        self.huge_size, self.in_memory = segment.huge_size, not segment.huge_size
         self._segment, self.writable = segment, writable
 
     def may_store(self, protection: int) -> bool:

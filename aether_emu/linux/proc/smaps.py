@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -33,8 +33,7 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: lazily freed pages; huge ones of files.
-_NONE = frozenset(_COMMON[_COMMON.index("LazyFree") : _COMMON.index("Shared_Hugetlb")]) - {"AnonHugePages"}
+_NONE = frozenset(("LazyFree", "FilePmdMapped"))  # lazily freed pages; huge ones of files on storage
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -92,7 +91,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Shared_Hugetlb": in_pools(pooled & shared),
         "Private_Hugetlb": in_pools(pooled & ~shared),
         "KSM": total(_merged(space, seen.frames)),
-        "AnonHugePages": _in_huge_pages(space, starts),
+        "AnonHugePages": _in_huge_pages(space, starts, (Kind.ANON,)),
+        "ShmemPmdMapped": _in_huge_pages(space, starts, (Kind.SHARED, Kind.FILE)),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
@@ -106,9 +106,9 @@ def _merged(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dt
     return np.isin(space.physical.frames.owner_array[frames], [] if merged is None else [merged.number])
 
 
-def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
-    """Bytes of anonymous memory in large leaves, for each of the ranges that begin at `starts`."""
-    addresses = np.array([address for address, _frame in leaves(space)], np.int64)
+def _in_huge_pages(space: AddressSpace, starts: Sequence[int], kinds: Collection[Kind]) -> Bytes:
+    """Bytes of some kinds of memory in large leaves, for each of the ranges that begin at `starts`."""
+    addresses = np.array([address for address, _frame in leaves(space, kinds)], np.int64)
     group = np.searchsorted(np.array(starts, np.int64), addresses, side="right") - 1
     counted = np.bincount(group, minlength=len(starts)) * huge_size(space.table.format)
     return counted.astype(np.int64)
@@ -124,14 +124,16 @@ def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int
 def area_texts(space: AddressSpace) -> Iterator[bytes]:
     """What stands below the line of each area in /proc/self/smaps, in their order."""
     areas = list(space.areas)
-    counts, huge = usage(space, [area.start for area in areas]), space.physical.huge
+    counts = usage(space, [area.start for area in areas])
+    huge, shared = space.physical.huge, space.physical.shared_huge
     counts["Size"] = np.array([area.length for area in areas], np.int64)
     counts["KernelPageSize"] = counts["MMUPageSize"] = np.array(
         [(area.backing is not None and area.backing.huge_size) or space.page_size for area in areas], np.int64
     )
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
         text = _template(_AREA_FIELDS) % tuple(sizes)
-        eligible = int(huge is not None and huge.eligible(space, area))
+        decides = huge if area.backing is None else shared
+        eligible = int(decides is not None and decides.eligible(space, area))
         yield f"{text}THPeligible:           {eligible}\nVmFlags: {_flags(area)}\n".encode()
 
 

@@ -17,6 +17,9 @@ class SharedMemory(Backing):
     An area that mremap made longer than the object shows nothing there: SIGBUS, as on Linux. The object
     holds one reference to each of its frames. A page that reclaim took has a slot of the swap area instead.
     Those of an object that `stays` are never taken.
+
+    `folios` has the first page of each huge page: as many frames in a row as one has, which came together. A
+    page that goes alone, by a hole or to swap, ends its huge page as such; the others stay where they are.
     """
 
     in_place = False
@@ -29,6 +32,8 @@ class SharedMemory(Backing):
         physical.overcommit.committed += self._size
         self._frames: dict[int, int] = {}
         self._slots: dict[int, int] = {}
+        self._folios: set[int] = set()
+        self.folio_pages = 1  # of each
 
     @property
     def name(self) -> str:
@@ -37,6 +42,16 @@ class SharedMemory(Backing):
     @property
     def writable(self) -> bool:
         return True
+
+    @property
+    def folios(self) -> set[int]:
+        """See `Backing.folios`."""
+        return self._folios
+
+    @property
+    def length_in_pages(self) -> int:
+        """See `Backing.length_in_pages`."""
+        return self.pages
 
     @property
     def stays(self) -> bool:
@@ -53,9 +68,11 @@ class SharedMemory(Backing):
 
     def swapped(self, first: int, count: int) -> int:
         """How many of some pages are in swap."""
-        if not self._slots:
-            return 0
-        return sum(first <= index < first + count for index in self._slots)
+        return len(self.slots_in(first, count)) if self._slots else 0
+
+    def slots_in(self, first: int, count: int) -> list[int]:
+        """The pages of a range that are in swap."""
+        return sorted(index for index in self._slots if first <= index < first + count)
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         frame = self._frames.get(index)
@@ -88,11 +105,50 @@ class SharedMemory(Backing):
         """
         del self._frames[index]
         self._slots[index] = slot
+        self._folios.discard(index & -self.folio_pages)
 
     def resident(self, first: int, count: int) -> bytes:
         return bytes(index in self._frames for index in range(first, first + count))
 
+    # ---- frames in a row
+
+    def frames_in(self, first: int, count: int) -> list[int]:
+        """The pages of a range that have a frame."""
+        if len(self._frames) < count:
+            return sorted(index for index in self._frames if first <= index < first + count)
+        return [index for index in range(first, first + count) if index in self._frames]
+
+    def is_used(self, first: int, count: int) -> bool:
+        """Whether some page of a range is in memory, or in swap."""
+        return bool(self.frames_in(first, count)) or bool(self.swapped(first, count))
+
+    def row(self, first: int, count: int) -> int | None:
+        """The first frame of some pages, if they have frames in a row."""
+        frames = self._frames
+        start = frames.get(first)
+        if start is None or frames.get(first + count - 1) != start + count - 1:
+            return None
+        in_row = all(frames.get(first + number) == start + number for number in range(count))
+        return start if in_row else None
+
+    def put(self, first: int, block: int, count: int, *, folio: bool) -> list[int]:
+        """Have frames in a row for some pages, none of which is in swap, each with a reference of ours.
+
+        A `folio` is a huge page. Returns those of the frames that the pages had before which nothing refers
+        to any more, for the caller to give back.
+        """
+        had = [self._frames[index] for index in self.frames_in(first, count)]
+        self._frames.update(zip(range(first, first + count), range(block, block + count), strict=True))
+        if folio:
+            self.folio_pages = count
+            self._folios.add(first)
+        table = self._physical.frames
+        return [frame for frame in had if table.put(frame)]
+
     def remove(self, first: int, count: int) -> None:
+        if self._folios:
+            whole = self.folio_pages
+            self._folios -= {each for each in self._folios if each < first + count and first < each + whole}
         gone = sorted(index for index in self._frames if first <= index < first + count)
         self._drop([self._frames.pop(index) for index in gone])
         self._forget(sorted(index for index in self._slots if first <= index < first + count))
@@ -107,6 +163,7 @@ class SharedMemory(Backing):
     def release(self) -> None:
         self._physical.overcommit.committed -= self._size
         held = [self._frames.pop(index) for index in sorted(self._frames)]
+        self._folios.clear()
         self._drop(held)
         self._forget(sorted(self._slots))
 
@@ -125,16 +182,19 @@ class SharedMemory(Backing):
 
     def capture_pages(self) -> dict[str, Any]:
         """Where its pages are, as plain data."""
-        return {"frames": self.frames_by_page(), "slots": self.slots_by_page()}
+        folios = (self.folio_pages, sorted(self._folios))
+        return {"frames": self.frames_by_page(), "slots": self.slots_by_page(), "folios": folios}
 
     @classmethod
     def restored(cls, physical: Physical, state: dict[str, Any]) -> SharedMemory:
         """The captured object, whose references the frame table already counts."""
         memory = cls(physical, state["pages"])
-        memory.go_on(state["number"], state["frames"], state["slots"])
+        memory.go_on(state["number"], state)
         return memory
 
-    def go_on(self, number: int, frames: Mapping[int, int], slots: Mapping[int, int]) -> None:
-        """Be the object that had this number, these frames and these slots, all of them counted already."""
+    def go_on(self, number: int, state: Mapping[str, Any]) -> None:
+        """Be the object that had this number and these pages, all of them counted already."""
         self.renumber(number)
-        self._frames, self._slots = dict(frames), dict(slots)
+        self._frames, self._slots = dict(state["frames"]), dict(state["slots"])
+        self.folio_pages, folios = state["folios"]
+        self._folios = set(folios)

@@ -15,7 +15,8 @@ from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.config import MIB
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm import mapping
-from aether_emu.mm.collapse import Ending, Terms, collapse
+from aether_emu.mm.collapse import collapse
+from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Request
