@@ -62,6 +62,8 @@ def _collapse_memory(
     if first in memory.folios:
         return Ending.DONE
     there, away = memory.frames_in(first, count), memory.swapped(first, count)
+    if not there and not away:
+        return Ending.EMPTY
     if count - len(there) - away > terms.absent:
         return Ending.UNFIT
     frames = physical.frames
@@ -104,7 +106,10 @@ def _collapse_file(
     space: AddressSpace, backing: FileBacking, first: int, count: int, terms: Terms, *, write: bool
 ) -> tuple[Ending, int | None]:
     """Let a memory file have a huge page; and its first frame."""
-    if first + count > backing.length_in_pages or backing.resident(first, count).count(0) > terms.absent:
+    absent = backing.resident(first, count).count(0)
+    if absent == count:
+        return Ending.EMPTY, None
+    if first + count > backing.length_in_pages or absent > terms.absent:
         return Ending.UNFIT, None
     known = first in backing.folios
     block = backing.block(first, count, write=write and backing.writable)

@@ -7,8 +7,8 @@
 
 A huge page is the object's, and a leaf is a mapping of it. So a leaf may be split in one address space while
 another shows it whole. What takes a single page from the object (a hole, swap) ends the huge page, and the
-rest of its frames stay where they are. A memory file's pages stand in the aperture, where a slot is one block;
-there a block is always at hand, and a huge page means that all of its pages take memory.
+rest of its frames stay where they are. A memory file's pages stand in the aperture, a slot of which is one
+block: there one is always at hand, and a huge page means that all of its pages take memory.
 
 A run of pages (`orders`) comes likewise; where the frames lie in a row it is shown as one, with the hint
 *contiguous* where the format has that.

@@ -50,6 +50,7 @@ _ELSEWHERE = [
     "limits",
     "overcommit",
     "realtime",
+    "shmhuge",
     "shootdown",
     "sleepers",
     "spaces",
