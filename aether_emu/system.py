@@ -47,6 +47,7 @@ from aether_emu.isas import kernel_base_of, parts_of
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.hugetlbfs import mount_pools
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.kernel import Kernel
@@ -716,6 +717,8 @@ class Machine:
             actor=self.kernel.actor,
             devices=None if self.board is None else self.board.nodes(),
         )
+        if self.config.hugepages != "none":
+            self._mount_pools(namespace)
         connect_mappings(self.kernel, namespace)
         terminals = namespace.terminals
         terminals.post = lambda group, number: job_control.post_to_group(self._family, group, number)
@@ -723,6 +726,14 @@ class Machine:
         terminals.of_caller = lambda: cast("Terminal | None", self.entry.task.process.terminal)
         namespace.look = self.kernel.checkpoint
         return namespace
+
+    def _mount_pools(self, namespace: Namespace) -> None:
+        """Have a file system for each pool that there was one at the start."""
+        pools = self.physical.pools
+        assert isinstance(pools, Pools), "a machine with Linux has them"
+        assert pools.default is not None, "its format has large leaves"
+        asked = [pool for pool in map(pools.of_size, pool_sizes(self.config.hugepages)) if pool is not None]
+        mount_pools(namespace, self.physical, asked, pools.default.size)
 
     @property
     def _family(self) -> job_control.Family:

@@ -92,6 +92,7 @@ class MappedFile:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
         file = self._file
         if isinstance(file, HugeFile):
+            file.contents.rename(os.fsdecode(file.link()))
             return file.contents
         if not isinstance(file, HostData):
             raise Refused(errno.ENODEV, f"a {file.kind} can't be mapped")

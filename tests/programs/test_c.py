@@ -44,6 +44,7 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "hugefs",
     "hugetlb",
     "keys",
     "lazy",

@@ -61,6 +61,8 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
         "sys/vm/nr_hugepages": pools.default_size(kernel),
+        "sys/vm/nr_overcommit_hugepages": pools.default_overcommit(kernel),
+        "sys/vm/hugetlb_shm_group": pools.segment_group(kernel),
         **overcommit_texts(kernel.physical.overcommit),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
