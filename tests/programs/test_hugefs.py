@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,13 @@ _SIZES = [
 @pytest.mark.parametrize(("isa", "granule", "size", "ram"), _SIZES)
 def test_files_of_huge_pages_have_names(isa: str, granule: int, size: str, ram: str, tmp_path: Path) -> None:
     program, grants = _HERE / "bin" / isa / "hugefs", Grants(cwd=tmp_path)
-    more = {"granule": granule, "hugepages": f"{size}=4", "ram": ram, "uid": 0, "tlbsan": True}
+    more: dict[str, Any] = {
+        "granule": granule,
+        "hugepages": f"{size}=4",
+        "ram": ram,
+        "uid": 0,
+        "tlbsan": True,
+    }
     done = run_emulated(program, ["/dev/hugepages"], grants, isa=isa, **more)
     assert (done.status, done.errors) == (0, b"")
     assert done.output == (_HERE / "expected" / "hugefs.txt").read_bytes()
