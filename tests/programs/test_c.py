@@ -45,6 +45,7 @@ _ELSEWHERE = [
     "crash",
     "flushes",
     "hugefs",
+    "hugemix",
     "hugetlb",
     "keys",
     "lazy",

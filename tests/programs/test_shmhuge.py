@@ -34,3 +34,13 @@ def test_memory_files(isa: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 def test_two_processes_with_more_than_fits_in_memory(isa: str, tmp_path: Path) -> None:
     _run(isa, "pressure", tmp_path, 4096, ram=10 * _MIB, swap=40 * _MIB)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_other_parts_of_a_kernel_that_touch_pages(isa: str, tmp_path: Path) -> None:
+    """Code by two leaves, userfaultfd, process_vm_readv, vmsplice, mlock, and pages that are merged."""
+    program = _HERE / "bin" / isa / "hugemix"
+    merging: dict[str, Any] = {"thp": "madvise", "ksm": True, "ksm_pages": 5000}
+    done = run_emulated(program, [], Grants(cwd=tmp_path), isa=isa, tlbsan=True, uid=0, **merging)
+    assert (done.status, done.errors) == (0, b"")
+    assert done.output == (_HERE / "expected" / "hugemix.txt").read_bytes()

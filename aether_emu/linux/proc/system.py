@@ -19,6 +19,7 @@ from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.proc.pools import pool_texts
 from aether_emu.linux.task.process import Process
+from aether_emu.mm.merging import duplicates
 from aether_emu.mm.shared_huge import SETTINGS
 
 _SIZE = 4096
@@ -119,13 +120,14 @@ def _shared_huge_pages(kernel: Kernel) -> Text:
 
 
 def _merging(kernel: Kernel) -> dict[str, Text]:
-    """The folder of what merges equal pages (Linux: mm/ksm.c). Root sets the first four."""
+    """The folder of what merges equal pages (Linux: mm/ksm.c). Root sets the first five."""
     ksm = kernel.ksm
     settings: dict[str, tuple[Callable[[], int], Callable[[int, int], None]]] = {
         "run": (lambda: ksm.run, ksm.set_run),
         "pages_to_scan": (lambda: ksm.scan.pages, ksm.set_pages),
         "sleep_millisecs": (lambda: ksm.sleep, ksm.set_sleep),
         "use_zero_pages": (lambda: int(ksm.scan.zero_pages), ksm.set_zero_pages),
+        "max_page_sharing": (lambda: ksm.scan.most, ksm.set_most),
     }
 
     def accept(change: Callable[[int, int], None], data: bytes) -> int:
@@ -144,6 +146,8 @@ def _merging(kernel: Kernel) -> dict[str, Text]:
             for name, (value, change) in settings.items()
         },
         **{f"{_KSM}/{name}": Text(figure(name), size=_SIZE) for name in ksm.figures()},
+        f"{_KSM}/stable_node_chains": Text(lambda: b"%d\n" % duplicates(kernel.physical)[0], size=_SIZE),
+        f"{_KSM}/stable_node_dups": Text(lambda: b"%d\n" % duplicates(kernel.physical)[1], size=_SIZE),
     }
 
 
