@@ -210,7 +210,7 @@ def store(physical: Physical, space: AddressSpace, area: Area, found: Found) -> 
     block = frames.number(address)
     own = frames.owner[block] == area.owner
     bits = area.bits.write_at(pool.level)
-    if area.shared or (own and frames.refs[block] == 2):
+    if area.shared or (own and frames.maps[block] == 1):  # whoever pins it goes on with the same page
         _permit(physical, space, found, address | bits)
         return
     try:

@@ -51,6 +51,7 @@ _ELSEWHERE = [
     "lazy",
     "limits",
     "overcommit",
+    "pinned",
     "realtime",
     "shmhuge",
     "shootdown",

@@ -44,3 +44,14 @@ def test_other_parts_of_a_kernel_that_touch_pages(isa: str, tmp_path: Path) -> N
     done = run_emulated(program, [], Grants(cwd=tmp_path), isa=isa, tlbsan=True, uid=0, **merging)
     assert (done.status, done.errors) == (0, b"")
     assert done.output == (_HERE / "expected" / "hugemix.txt").read_bytes()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_device_copies_to_pinned_pages_of_every_kind(isa: str, tmp_path: Path) -> None:
+    """Pages that were in swap, of huge pages of shared memory, and of a pool; while memory is short."""
+    program = _HERE / "bin" / isa / "pinned"
+    small: dict[str, Any] = {"ram": 14 * _MIB, "swap": 64 * _MIB, "shmem_thp": "always", "hugepages": "2M=1"}
+    small |= {"devices": "dma", "tlbsan": True, "uid": 0}
+    done = run_emulated(program, [], Grants(cwd=tmp_path), isa=isa, **small)
+    assert (done.status, done.errors) == (0, b"")
+    assert done.output == (_HERE / "expected" / "pinned.txt").read_bytes()
