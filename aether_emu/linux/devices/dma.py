@@ -133,7 +133,7 @@ class CopyEngine(RegisterPage):
         return frame
 
     def _pool_of(self, frame: int) -> Pool | None:
-        """The pool of whose huge pages a frame is a part: those are pinned whole, for a pool counts them so."""
+        """The pool of whose huge pages a frame is a part: they are pinned whole, as a pool counts them."""
         pools = self._physical.pools
         if self._physical.frames.kind[frame] != Kind.HUGETLB or not isinstance(pools, Pools):
             return None
