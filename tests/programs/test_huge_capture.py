@@ -8,6 +8,7 @@ import pytest
 
 from aether_emu import state
 from aether_emu.grants import Grants
+from aether_emu.linux.files.hugetlbfs import Hugetlbfs
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.system import Machine
 from tests.programs.run import ISAS
@@ -41,6 +42,9 @@ def test_a_run_goes_on_from_each_of_several_captures(
             machine.close()
             machine = state.restore(snapshot, grants=Grants(cwd=tmp_path), streams=streams)
             captures += 1
+    assert machine.namespace is not None
+    (mounted,) = (fs for fs in machine.namespace.tmpfs if isinstance(fs, Hugetlbfs))
+    assert mounted.inodes_used == 1  # the root's
     machine.close()
     assert captures > 2
     assert ended.status == 0

@@ -119,7 +119,8 @@ def test_a_program_disables_them_and_asks() -> None:
         ({"thp": "always", "page_size": "64K", "ram": "512M"}, "a huge page has 512M here"),
         ({"thp": "always", "ram": "2M"}, "a huge page has 2M here"),
         ({"thp": "always", "mthp": "32K", "page_size": "16K"}, "runs of 64K or more"),
-        ({"mthp": "64K"}, "none where thp is never"),
+        ({"mthp": "64K"}, "none where thp and shmem_thp are never"),
+        ({"shmem_thp": "always", "ram": "2M"}, "a huge page has 2M here"),
     ],
 )
 def test_settings_that_contradict_are_refused(options: dict[str, str], words: str) -> None:
