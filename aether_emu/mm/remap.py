@@ -12,7 +12,7 @@ from enum import IntEnum
 from functools import partial
 
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area
+from aether_emu.mm.allocation import LOCKS, TOLD_REMAP, USER_FAULTS, USER_WP, Area
 from aether_emu.mm.cuts import cuts
 from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
@@ -22,6 +22,7 @@ from aether_emu.mm.mapping import (
     require_unsealed,
     unmap_memory,
 )
+from aether_emu.mm.markers import watch_writes
 from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
@@ -189,8 +190,9 @@ class _Call:
         moved = source.piece(self.address, end, shift)
         moved.moved = moved.moved + (self.address - target >> shift) if own_pages else 0
         moved.start, moved.end = target, target + self.new
-        moved.flags &= ~USER_FAULTS
-        moved.set_watcher(None)
+        if moved.watcher is not None and not moved.watcher.follows:
+            moved.flags &= ~USER_FAULTS
+            moved.set_watcher(None)
         moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
         space.insert(moved, self._grows_by(), own_pages=own_pages)
         return target
@@ -201,6 +203,8 @@ class _Call:
         Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
         """
         space, address = self.space, self.address
+        there = space.areas.find(target)
+        forget = self._source().flags & USER_WP and there is not None and there.watcher is None
         for low, high in self._parts(Stage.MOVE, target, address, address + self.old, position):
             try:
                 move = partial(space.move_entries, low, high, target + low - address)
@@ -209,10 +213,16 @@ class _Call:
                 space.move_entries(target, target + low - address, address)  # whose tables are still there
                 space.unmap(target, target + self.new)
                 raise Refused(errno.ENOMEM, "no memory for page tables") from None
+            if forget:
+                to = target + low - address
+                watch_writes(space.table, None, to, to + high - low, on=False)
 
     def _leave(self, target: int, position: int) -> None:
         """Take the old place away, if it is not to be kept."""
         space, end = self.space, self.address + self.old
+        there = space.areas.find(target)
+        if there is not None and there.watcher is not None and not position:
+            there.watcher.tell(TOLD_REMAP, self.address, target, self.old)
         if not self.keep:
             self._unmap(Stage.LEAVE, target, self.address, end, position)
         else:  # what is left is not locked any more: the lock has moved with the pages

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aether_emu.mm import mapping, soft_dirty, userfault
 from aether_emu.mm.allocation import USER_WP
 from aether_emu.mm.categories import Category, Run, runs
@@ -13,8 +15,18 @@ _WRITTEN, _PRESENT, _SOFT_DIRTY = Category.WRITTEN, Category.PRESENT, Category.S
 
 
 class Nobody:
-    def ask(self, address: int, why: int, *, write: bool) -> None:
-        raise AssertionError
+    """Asks for nothing but to hear of faults."""
+
+    asynchronous = unpopulated = follows = False
+
+    def ask(self, address: int, why: int, *, write: bool) -> Any:
+        raise AssertionError("nobody faults")
+
+    def of_child(self, space: Any) -> None:
+        return None
+
+    def tell(self, kind: int, *data: int) -> None:
+        """No event is wanted."""
 
 
 def test_a_huge_page_and_one_of_zeros() -> None:

@@ -37,6 +37,7 @@ _STATUS = {
     "told": 0,
     "sizes": 0,
     "userfault": 0,
+    "userfault_events": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = [
