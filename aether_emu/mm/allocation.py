@@ -71,8 +71,8 @@ _WX = Protection.WRITE | Protection.EXECUTE
 class Watcher(Protocol):
     """Whoever answers faults of an area that the memory manager would answer else (userfaultfd).
 
-    `asynchronous`: stores to protected pages are not told, they take the protection away. `unpopulated`: absent
-    private pages are protected too. `follows`: it goes with memory that mremap moves.
+    `asynchronous`: stores to protected pages are not told, they take the protection away. `unpopulated`:
+    absent private pages are protected too. `follows`: it goes with memory that mremap moves.
     """
 
     @property
@@ -93,7 +93,7 @@ class Watcher(Protocol):
 
 
 TOLD_REMAP, TOLD_REMOVE, TOLD_UNMAP = 0x14, 0x15, 0x16
-"""What a watcher is told (UFFD_EVENT_*): memory moves (from, to, length), it loses its pages or goes (start, end)."""
+"""What a watcher is told (UFFD_EVENT_*): memory moves (from, to, length), loses pages, goes (start, end)."""
 
 
 class Area:

@@ -304,7 +304,7 @@ class Faults:
         return answer
 
     def _told_before(self, space: AddressSpace, area: Area, access: int, found: Found | None) -> int:
-        """The access that is to be made now: a store to a page in swap whose watcher hears of it comes twice."""
+        """The access to be made now: a store to a page in swap whose watcher hears of it comes twice."""
         swap = self._physical.swap
         if found is None or swap is None or not access & _WRITE or not swap.entries.holds(found.entry):
             return access

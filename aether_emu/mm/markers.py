@@ -5,7 +5,8 @@
 
 Both are held entries of level 1 without a frame. What drops the pages of private memory drops them too; those
 of an object drop POISON alone, for the object keeps the page and what was asked about it stays true.
-A page that is there, or in swap, has a mark of its entry instead (`protection.user_mark`). Linux: PTE markers.
+A page that is there, or in swap, has a mark of its entry instead (`protection.user_mark`). Linux: PTE
+markers.
 """
 
 from __future__ import annotations

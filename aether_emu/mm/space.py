@@ -120,6 +120,8 @@ class AddressSpace:
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
+        self.peak_from: tuple[int, int] | None = None
+        """Bytes of its pages, and frames in use, when somebody had its peak begin anew."""
         self.watched = False  # whether a program ever asked to answer faults itself (`mm.userfault`)
         self.untold: list[Any] = []  # what became of watched memory in the call in progress
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
@@ -617,7 +619,7 @@ class AddressSpace:
         return child
 
     def _fork_watched(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
-        """The last part of `fork`: what was asked about stores holds in the child exactly where it has a watcher.
+        """The last part of `fork`: what was asked about stores holds in the child where it has a watcher.
 
         Shared memory that is watched for them comes with its entries.
         """

@@ -132,7 +132,7 @@ def show(space: AddressSpace, area: Area, page: int) -> None:
 
 @contextmanager
 def _without_marker(space: AddressSpace, page: int) -> Iterator[None]:
-    """A page comes where there is none; what was said of the absent one is over. EEXIST if there is a page."""
+    """A page comes where there is none; what was said of the absent one is over. EEXIST if there is one."""
     found, words = space.table.find(page), space.physical.ram.words
     if found is not None and not markers.is_marker(space.table.format, found.entry):
         raise Refused(errno.EEXIST, "there is a page already")
@@ -167,7 +167,7 @@ def in_object(area: Area, page: int, page_shift: int) -> bool:
 def protect(space: AddressSpace, start: int, end: int, *, on: bool) -> None:
     """Take the pages of a range from who writes, with a mark, or take the mark away.
 
-    With `on` absent pages get a marker where the area's watcher wants that, and where an object may have them.
+    With `on` absent pages get a marker where the area's watcher wants that, or an object may have them.
     """
     gather = space.gather()
     try:
@@ -198,12 +198,12 @@ def require_movable(space: AddressSpace, to: int, source: int, length: int, watc
 
 
 def move(space: AddressSpace, to: int, source: int, *, holes: bool) -> None:
-    """Move one page from `source` to `to`, where nothing is. `holes`: where there is none, that is no mistake.
+    """Move one page from `source` to `to`, where nothing is. `holes`: to find none is no mistake.
 
     Raises Refused: EEXIST, ENOENT, EBUSY for a page that others share, EFAULT for what is no page, ENOMEM.
     """
     table, physical = space.table, space.physical
-    fmt, words, size = table.format, physical.ram.words, table.format.page_size
+    words, size = physical.ram.words, table.format.page_size
     if table.find(to) is not None:
         raise Refused(errno.EEXIST, "there is a page already")
     if table.find(source) is None:

@@ -36,6 +36,7 @@ _STATUS = {
     "scan": 0,
     "told": 0,
     "sizes": 0,
+    "remapping": 0,
     "userfault": 0,
     "userfault_events": 0,
 }

@@ -171,6 +171,23 @@ def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target:
     return settle(task, start) if mm.untold else start
 
 
+def sys_remap_file_pages(
+    task: Task, address: int, length: int, protection: int, page: int, flags: int, *_: int
+) -> int:
+    """remap_file_pages(2): the part is mapped anew, and its pages are brought."""
+    mm, start = task.process.mm, address & -task.process.mm.page_size
+    if task.progress:
+        (position,) = task.progress
+    else:
+        populates = remap.remap_pages(mm, address, length, protection, page, flags)
+        mm.untold.clear()  # nobody is told of what it replaces
+        if not populates:
+            return 0
+        position = start
+    _fault_in(task, position, start + (length & -mm.page_size))
+    return 0
+
+
 def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> int:
     mm, advice, address = task.process.mm, s32(advice), _untagged(task, address)
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)

@@ -138,6 +138,10 @@ class Event:
     telling: Telling | None = None
     child: UserFaultFile | None = None
 
+    def goes_on_with(self, file: UserFaultFile, kind: Kind, data: tuple[int, ...]) -> bool:
+        """Whether another event is the next part of the same: a call that unmaps does so in parts."""
+        return self.file is file and self.kind is kind is Kind.UNMAP and self.data[1] == data[0]
+
 
 class UserFaultFile(OpenFile):
     """One userfaultfd, of the address space `space`. `task` tells the number of the thread that faults."""
@@ -238,10 +242,9 @@ class UserFaultFile(OpenFile):
         if not self.wants(_FEATURE[kind]) or self._released:
             return
         last = self.space.untold[-1] if self.space.untold else None
-        if kind is Kind.UNMAP and isinstance(last, Event) and (last.file, last.kind) == (self, kind):
-            if last.data[1] == data[0]:  # a call that unmaps in parts
-                last.data = last.data[0], data[1], 0
-                return
+        if isinstance(last, Event) and last.goes_on_with(self, kind, data):
+            last.data = last.data[0], data[1], 0
+            return
         self.space.untold.append(Event(self, kind, (*data, 0, 0, 0)[:3], child=child))  # type: ignore[arg-type]
 
     # ---- events

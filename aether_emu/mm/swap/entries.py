@@ -11,8 +11,8 @@ The value is that of a held entry (`HeldKind.SWAP`), which each format keeps fro
 
 Exclusive means what it means on Linux, which has it in bit 3 on x86_64 and in bit 2 on arm64: the page was
 mapped by this entry alone when it went out. A fork takes it from both sides.
-Clean is `mm.protection.clean_mark` of a page that is out: nobody wrote to it since that was last asked. Told is
-`user_mark`: a program is to hear of the next write.
+Clean is `mm.protection.clean_mark` of a page that is out: nobody wrote to it since that was last asked.
+Told is `user_mark`: a program is to hear of the next write.
 """
 
 from __future__ import annotations
