@@ -169,11 +169,13 @@ static void *reader(void *nothing) {
         if (message.event == 0x12)
             copy(events, (char *)(message.b & -page), source, 1, 0);
         else if (message.event == 0x13)
-            end += sprintf(end, "  fork, a descriptor: %d\n", (child_fd = message.a & 0xFFFFFFFF) >= 0);
+            end += sprintf(end, "  fork, a descriptor: %d\n", (int)message.a >= 0);
         else if (message.event == 0x14)
             end += sprintf(end, "  remap from %ld, %s, %ld\n", from, to ? "moves" : "stays", (long)(message.c / page));
         else
             end += sprintf(end, "  %s %ld to %ld\n", message.event == 0x15 ? "remove" : "unmap", from, to);
+        if (message.event == 0x13)
+            __atomic_store_n(&child_fd, (int)message.a, __ATOMIC_SEQ_CST);  // from now on another adds to the text
         messages += message.event != 0x12;
     }
     return 0;
