@@ -318,32 +318,35 @@ static void closed(uintptr_t where) {
     printf("the child: %d\n", status);
 }
 
-static void *killed_forks(void *where) {
-    pid_t *child = where;
-    *child = fork();
-    if (!*child)
+static volatile int *ran;
+
+static void *killed_forks(void *nothing) {
+    if (!fork()) {
+        *ran = 1;
         _exit(0);
-    return 0;
+    }
+    return nothing;
 }
 
 static void killed(void) {
     puts("-- killed while an event is unread");
     fflush(stdout);
+    ran = (int *)map(1, MAP_SHARED);
     pid_t middle = fork();
     if (!middle) {
         base = map(4, MAP_PRIVATE);
         events = open_one(2);
         watch(events, base, 4, MISSING);
         pthread_t thread;
-        pid_t child;
-        pthread_create(&thread, 0, killed_forks, &child);
+        pthread_create(&thread, 0, killed_forks, 0);
         struct pollfd look = {events, POLLIN, 0};
         poll(&look, 1, -1);
         kill(getpid(), SIGKILL);
     }
     int status;
     waitpid(middle, &status, 0);
-    printf("signal %d\n", WTERMSIG(status));
+    usleep(5000);
+    printf("signal %d, its child ran: %d\n", WTERMSIG(status), *ran);
 }
 
 // ---- UFFDIO_MOVE
@@ -523,6 +526,15 @@ static void unseen(void) {
     printf("%c%c%c%c%d\n", room[page], room[5 * page], room[2 * page], room[6 * page], room[7 * page]);
     TELL("discard", madvise(room, 2 * page, MADV_DONTNEED));
     show("protected", room, 8, 1ull << 57);
+    fflush(stdout);
+    pid_t child = fork();
+    if (!child) {
+        pagemap = open("/proc/self/pagemap", O_RDONLY);
+        show("a child's are not", room, 8, 1ull << 57);
+        fflush(stdout);
+        _exit(0);
+    }
+    waitpid(child, 0, 0);
     mprotect(room, 8 * page, PROT_NONE);
     show("without access", room, 8, 1ull << 57);
     mprotect(room, 8 * page, RW);
