@@ -13,9 +13,19 @@ from typing import Protocol
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, guards, hugetlb, rmap
-from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
+from aether_emu.mm.allocation import (
+    LOCK_ON_FAULT,
+    LOCKED,
+    LOCKS,
+    SEALED,
+    TOLD_UNMAP,
+    Area,
+    AreaFlags,
+    Watcher,
+)
 from aether_emu.mm.collapse import collapse_advised
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.markers import is_marker
 from aether_emu.mm.merging import unmerge_advised
 from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.protocol import Backing, NotReady
@@ -176,10 +186,12 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         name=name or (backing.name if backing is not None else ""),
     )
     require_unsealed(space, address, address + length)
+    watchers = watchers_of(space, address, address + length)
     if huge:
         hugetlb.place(space, area)
     else:
         space.replace(area)
+    tell_unmapped(watchers, address, address + length)
     if populate_now and populates(flags, area_flags) and protection:
         populate(space, address, address + length, write=prefers_write(area))
     return address
@@ -349,7 +361,23 @@ def unmap_memory(space: AddressSpace, address: int, length: int) -> None:
     if length == 0:
         raise Refused(errno.EINVAL, "the length is zero")
     require_unsealed(space, address, address + length)
+    watchers = watchers_of(space, address, address + length)
     space.unmap(address, address + length)
+    tell_unmapped(watchers, address, address + length)
+
+
+def watchers_of(space: AddressSpace, start: int, end: int) -> list[Watcher]:
+    """Who answers faults in a range: each once."""
+    if not space.watched:
+        return []
+    areas = space.areas.overlapping(start, end)
+    return list(dict.fromkeys(area.watcher for area in areas if area.watcher is not None))
+
+
+def tell_unmapped(watchers: list[Watcher], start: int, end: int) -> None:
+    """What they watched in a range is gone, by a call of the program."""
+    for each in watchers:
+        each.tell(TOLD_UNMAP, start, end)
 
 
 def require_unsealed(space: AddressSpace, start: int, end: int) -> None:
@@ -625,7 +653,8 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     if not area.shared or pooled:
         swap = space.physical.swap
         for found in space.table.cursor(address, end):
-            if found.entry == space.guard or (swap is not None and swap.is_out(found.entry)):
+            marker = found.entry == space.guard or is_marker(space.table.format, found.entry)
+            if marker or (swap is not None and swap.is_out(found.entry)):
                 continue
             size = space.table.format.levels[found.level - 1].size
             first = max(found.start, address) - address >> shift
@@ -649,8 +678,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         if not space.areas.overlapping(new_page, old_page):
             return old
         try:
-            require_unsealed(space, new_page, old_page)
-            space.unmap(new_page, old_page)
+            unmap_memory(space, new_page, old_page - new_page)
         except (Refused, OutOfFrames):  # no frame for the table of a huge page that is cut
             return old
     elif new_page > old_page:

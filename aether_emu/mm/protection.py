@@ -96,6 +96,7 @@ def _mark(fmt: PageTableFormat, software: int) -> int:
 
 
 NOTED_ACCESSED, NOTED_DIRTY, NOTED_CLEAN = 1 << 40, 1 << 41, 1 << 42  # beyond every frame number
+NOTED_USER = 1 << 43
 
 
 @cache
@@ -109,9 +110,27 @@ def noted(fmt: PageTableFormat) -> tuple[int, int, int]:
     )
 
 
+@cache
+def user_note(fmt: PageTableFormat) -> int:
+    """The bit of a NO_ACCESS or SWAP entry that remembers `user_mark`."""
+    nothing = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
+    return fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_USER)) ^ nothing
+
+
+def takes_notes(fmt: PageTableFormat, entry: int, level: int) -> bool:
+    """Whether an entry is held, and of a kind that remembers what the leaf had noted."""
+    held = fmt.decode(entry, level)
+    return isinstance(held, Held) and held.kind in (HeldKind.NO_ACCESS, HeldKind.SWAP)
+
+
 def is_clean(fmt: PageTableFormat, entry: int) -> bool:
     """Whether the entry of a page in memory has the clean mark, or the note of it."""
     return bool(entry & (clean_mark(fmt) if entry & fmt.present_mask else noted(fmt)[2]))
+
+
+def is_told(fmt: PageTableFormat, entry: int) -> bool:
+    """Whether the entry of a page in memory has the mark of `user_mark`, or the note of it."""
+    return bool(entry & (user_mark(fmt) if entry & fmt.present_mask else user_note(fmt)))
 
 
 def with_clean(fmt: PageTableFormat, bits: LeafBits, *, clean: bool) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from copy import copy
 from types import EllipsisType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -21,7 +22,8 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm import markers
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
@@ -118,6 +120,10 @@ class AddressSpace:
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
+        self.peak_from: tuple[int, int] | None = None
+        """Bytes of its pages, and frames in use, when somebody had its peak begin anew."""
+        self.watched = False  # whether a program ever asked to answer faults itself (`mm.userfault`)
+        self.untold: list[Any] = []  # what became of watched memory in the call in progress
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -505,7 +511,8 @@ class AddressSpace:
         """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over. Guards stay."""
         gather = self.gather()
         try:
-            self.clear(gather, area, start, end, guards=False)
+            with markers.kept(self.table, start, end) if area.keeps_markers else nullcontext():
+                self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
         if self.promises is not None:
@@ -569,15 +576,19 @@ class AddressSpace:
         child.no_huge, child.merge_any = self.no_huge, self.merge_any
         if self.tracks_writes:
             child.track_writes()
-        gather, swap = self.gather(), self.physical.swap
+        gather, swap, known = self.gather(), self.physical.swap, len(self.untold)
+        watchers = dict[Watcher, Watcher | None]()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
             same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
             for area in same:
                 area.space = child
                 if area.watcher is not None:
+                    if area.watcher not in watchers:
+                        watchers[area.watcher] = area.watcher.of_child(child)
+                    area.set_watcher(watchers[area.watcher])
+                if area.watcher is None:
                     area.flags &= ~USER_FAULTS
-                    area.set_watcher(None)
             if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
                 child.areas.fill(same, self.areas)
                 child.account.take_over(self.account)
@@ -597,12 +608,29 @@ class AddressSpace:
             )
             if swap is not None:
                 swap.shared(copied)
+            if watchers:
+                self._fork_watched(child, gather, with_pages)
         except BaseException:
             child.destroy()
+            del self.untold[known:]
             raise
         finally:
             gather.finish_at_once()  # the child runs before this program goes on
         return child
+
+    def _fork_watched(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
+        """The last part of `fork`: what was asked about stores holds in the child where it has a watcher.
+
+        Shared memory that is watched for them comes with its entries.
+        """
+        for area in areas:
+            there = child.areas.find(area.start)
+            if not area.flags & USER_WP or there is None:
+                continue
+            if not there.flags & USER_WP:
+                markers.watch_writes(child.table, None, area.start, area.end, on=False)
+            elif area.shared:
+                transfer.copy(self.table, child.table, gather, [(area.start, area.end)], private=False)
 
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import stat
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
@@ -63,6 +65,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/nr_hugepages": pools.default_size(kernel),
         "sys/vm/nr_overcommit_hugepages": pools.default_overcommit(kernel),
         "sys/vm/hugetlb_shm_group": pools.segment_group(kernel),
+        "sys/vm/unprivileged_userfaultfd": user_faults_text(kernel),
         **overcommit_texts(kernel.physical.overcommit),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
@@ -89,6 +92,19 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         ),
         "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
+
+
+def user_faults_text(kernel: Kernel) -> Text:
+    """Whether userfaultfd(2) needs no right; root writes it: 0 or 1."""
+
+    def accept(data: bytes) -> int:
+        text = data.split(b"\0")[0].strip()
+        if text not in (b"0", b"1"):
+            raise Refused(errno.EINVAL, f"not set to {shown(text)}")
+        kernel.user_faults_for_all = text == b"1"
+        return len(data)
+
+    return Text(lambda: b"%d\n" % kernel.user_faults_for_all, stat.S_IFREG | 0o644, accept)
 
 
 def _settings(process: Process) -> dict[str, str | int]:

@@ -34,7 +34,7 @@ _COMMON = (
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
 _NONE = frozenset(("LazyFree", "FilePmdMapped"))  # lazily freed pages; huge ones of files on storage
-_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
+_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY, _PEAK = 1, 2, 3, 4, 5
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
 
@@ -220,8 +220,8 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     """A write to /proc/self/clear_refs: the pages of some of `areas` count as not referenced from now on.
 
     1 means all areas, 2 the anonymous ones, 3 those of files. With 4 no page counts as written from now on.
-    Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
-    resident memory) and for what is no number, ERANGE for one of more than 32 bits.
+    With 5 the peak of its resident memory (VmHWM) begins anew. Raises Refused(EINVAL) for any other number
+    and for what is no number, ERANGE for one of more than 32 bits.
     """
     text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
     if not re.fullmatch(rb"[+-]?[0-9]+", text):
@@ -229,8 +229,13 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     what = int(text)
     if not -(1 << 31) <= what < 1 << 31:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
-    if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
+    if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY, _PEAK):
         raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
+    if what == _PEAK:
+        buddy = space.physical.buddy
+        space.peak_from = int(usage(space, [0])["Rss"][0]), buddy.total - buddy.free_frames
+        buddy.peak_from_now()
+        return min(len(data), _MOST_TEXT)
     if what == _SOFT_DIRTY:
         soft_dirty.forget(space)
         return min(len(data), _MOST_TEXT)

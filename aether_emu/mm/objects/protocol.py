@@ -60,6 +60,10 @@ class Window(Protocol):
     space: Space | None
     backing: Backing | None
 
+    @property
+    def keeps_markers(self) -> bool:
+        """Whether what its entries say of absent pages (`mm.markers`) outlives the pages."""
+
 
 class MemoryObject(ABC):
     """What pages belong to. `number` is the owner that the frame table names for them."""
