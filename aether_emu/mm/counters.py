@@ -63,6 +63,7 @@ class Event(IntEnum):
     MERGED_PAGES = 52  # pages that came to show a merged frame
     MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
     UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
+    FLUSH_JOINED = 55  # flushes of operations that were one with another's, for they were done together
 
 
 class Counters:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Request
+from aether_emu.mm.populate import populate
 from aether_emu.mm.space import AddressSpace
 from aether_emu.observe.bench import edits, guests
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
@@ -56,7 +57,7 @@ def sparse(isa: str, goal: float, *, repetitions: int = 7) -> Figure:
     def once(space: AddressSpace, length: int) -> None:
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
         at = mapping.map_memory(space, Request(0, length, _RW, flags, None, 0))
-        if mapping.populate(space, at, at + _TOUCHED, write=True) is not None:
+        if populate(space, at, at + _TOUCHED, write=True) is not None:
             raise BenchError("a page could not be had")
         mapping.protect_memory(space, at, length, 1)
         space.fork().let_go()
