@@ -20,11 +20,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import field
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Any, Self
 
 from aether_emu.arch.paging import MemoryType
 from aether_emu.errors import ConfigError, MachineError, OutOfFrames, Refused, whole
@@ -38,7 +36,10 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
 _FIXED = mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS | mapping.MAP_FIXED
-_MAP, _UNMAP, _PROTECT, _ADVISE, _OTHER = "map", "unmap", "protect", "advise", "other"
+_MAP, _UNMAP, _PROTECT, _ADVISE, _POPULATE = "map", "unmap", "protect", "advise", "populate"
+_MAP_FILE, _MAP_DEVICE = "map_file", "map_device"
+_OTHER = (_MAP_FILE, _MAP_DEVICE)
+_BRING_TO_READ, _BRING_TO_WRITE = mapping.MADV_POPULATE_READ, mapping.MADV_POPULATE_WRITE
 _RW = Protection.READ | Protection.WRITE
 
 
@@ -59,16 +60,16 @@ class Operation:
 
 @dataclass(slots=True)
 class _Run:
-    """Operations of one kind that ask the same, of ranges in a row: `sizes` are theirs."""
+    """Operations that ask the same, of ranges in a row: `sizes` are theirs."""
 
-    kind: str
     name: str
     start: int
     end: int
-    asked: object  # what they have in common; None of what stays alone
-    edit: Callable[[int, int], object]
-    populates: bool = False
-    sizes: list[int] = field(default_factory=list)
+    asked: tuple[Any, ...]
+    sizes: list[int]
+
+
+_NO_RUN = _Run("none", 0, -1, (), [])  # nothing follows it
 
 
 class Batch:
@@ -82,13 +83,15 @@ class Batch:
 
     def __init__(self, space: AddressSpace) -> None:
         self._space, self._runs = space, list[_Run]()
+        self._last = _NO_RUN
+        self._in_page = space.page_size - 1
         self._closed = False
-        self._asked = self.done = 0
+        self.done = 0
         self.failed: Operation | None = None
 
     def __len__(self) -> int:
         """How many operations were asked for."""
-        return self._asked
+        return sum(len(run.sizes) for run in self._runs)
 
     def __enter__(self) -> Self:
         return self
@@ -104,47 +107,23 @@ class Batch:
 
     def map(self, address: int, size: int, protection: Protection = _RW, *, populate: bool = False) -> None:
         """Private anonymous memory at `address`, as mmap with MAP_FIXED; with all its pages, if asked for."""
-        rights, space = _rights(protection), self._space
-        flags = _FIXED | (mapping.MAP_POPULATE if populate else 0)
-
-        def edit(start: int, length: int) -> None:
-            request = mapping.Request(start, length, rights, flags, None, 0)
-            mapping.map_memory(space, request, populate_now=False)
-
-        self._add(_MAP, _MAP, address, size, (rights, populate), edit, populates=populate)
+        self._add(_MAP, address, size, (protection, populate))
 
     def unmap(self, address: int, size: int) -> None:
         """As munmap."""
-        space = self._space
-        self._add(_UNMAP, _UNMAP, address, size, (), lambda at, n: mapping.unmap_memory(space, at, n))
+        self._add(_UNMAP, address, size, ())
 
     def protect(self, address: int, size: int, protection: Protection, key: int | None = None) -> None:
         """As mprotect; with a protection key, as pkey_mprotect."""
-        rights, space = _rights(protection), self._space
-
-        def edit(start: int, length: int) -> None:
-            mapping.protect_memory(space, start, length, rights, key)
-
-        self._add(_PROTECT, _PROTECT, address, size, (rights, key), edit)
+        self._add(_PROTECT, address, size, (protection, key))
 
     def advise(self, address: int, size: int, advice: int) -> None:
         """As madvise: one of `MADV_DONTNEED` and its like in `aether_emu.mm.mapping`."""
-        number, space = whole("advice", advice), self._space
-        asked = (number,) if number in mapping.IN_PARTS else None
-
-        def edit(start: int, length: int) -> None:
-            mapping.advise_memory(space, start, length, number)
-
-        self._add(_ADVISE, _ADVISE, address, size, asked, edit)
+        self._add(_ADVISE, address, size, (advice,))
 
     def populate(self, address: int, size: int, *, write: bool = True) -> None:
         """Bring every page of a range, to be written or else only read, as MADV_POPULATE_WRITE and READ."""
-        number, space = mapping.MADV_POPULATE_WRITE if write else mapping.MADV_POPULATE_READ, self._space
-
-        def edit(start: int, length: int) -> None:
-            mapping.advise_memory(space, start, length, number)
-
-        self._add(_ADVISE, "populate", address, size, (number,), edit)
+        self._add(_POPULATE, address, size, (_BRING_TO_WRITE if write else _BRING_TO_READ,))
 
     def map_file(
         self,
@@ -155,12 +134,7 @@ class Batch:
         offset: int = 0,
     ) -> None:
         """As `AddressSpace.map_file`. An open file must still be open at the end of the batch."""
-        space = self._space
-
-        def edit(start: int, length: int) -> None:
-            space.map_file(file, start, length, protection, offset)
-
-        self._add(_OTHER, "map_file", address, size, None, edit)
+        self._add(_MAP_FILE, address, size, (file, protection, offset))
 
     def map_device(
         self,
@@ -171,42 +145,35 @@ class Batch:
         protection: Protection = _RW,
     ) -> None:
         """As `AddressSpace.map_device`."""
-        space = self._space
+        self._add(_MAP_DEVICE, address, size, (device, memory, protection))
 
-        def edit(start: int, length: int) -> None:
-            space.map_device(device, start, length, memory, protection)
-
-        self._add(_OTHER, "map_device", address, size, None, edit)
-
-    def _add(
-        self,
-        kind: str,
-        name: str,
-        address: int,
-        size: int,
-        asked: object,
-        edit: Callable[[int, int], object],
-        *,
-        populates: bool = False,
-    ) -> None:
+    def _add(self, name: str, address: int, size: int, asked: tuple[Any, ...]) -> None:
+        """One operation more: part of the last run, if that asks the same, and whole pages follow such."""
         if self._closed:
             raise MachineError("the batch is over: ask for a new one")
-        address, size = whole("address", address), whole("size", size)
+        if type(address) is not int or type(size) is not int:
+            address, size = whole("address", address), whole("size", size)
+        run = self._last
+        if (
+            address == run.end and run.name == name and run.asked == asked
+            and size > 0 and not (address | size) & self._in_page
+        ):  # fmt: skip
+            run.end += size
+            run.sizes.append(size)
+        else:
+            self._begin(name, address, size, asked)
+
+    def _begin(self, name: str, address: int, size: int, asked: tuple[Any, ...]) -> None:
         if address < 0 or size < 0:
             raise ConfigError("address and size", (address, size), "numbers that are not negative")
-        self._asked += 1
-        last = self._runs[-1] if self._runs else None
-        in_row = last is not None and last.kind == kind and asked is not None and last.asked == asked
-        if (
-            last is not None
-            and in_row
-            and last.end == address
-            and _fits(self._space, last.start, address, size)
-        ):
-            last.end += size
-            last.sizes.append(size)
-        else:
-            self._runs.append(_Run(kind, name, address, address + size, asked, edit, populates, [size]))
+        if name in (_MAP, _PROTECT) and not isinstance(asked[0], Protection):
+            raise ConfigError("protection", asked[0], "a Protection, such as Protection.READ")
+        if name == _ADVISE:
+            asked = (whole("advice", asked[0]),)
+        run = _Run(name, address, address + size, asked, [size])
+        self._runs.append(run)
+        grows = name not in _OTHER and (name != _ADVISE or asked[0] in mapping.IN_PARTS)
+        self._last = run if grows and not address & self._in_page else _NO_RUN
 
     # ---- doing it
 
@@ -219,14 +186,14 @@ class Batch:
                 elif space.joint is None:
                     joint.enter_context(joined(space))
                 self._do(run, joint)
-                if run.kind == _MAP:
+                if run.name == _MAP:
                     self._bring(run, joint)
 
     def _do(self, run: _Run, joint: ExitStack) -> None:
         """All of a run at once, where nobody can tell; else one operation after the other."""
         if len(run.sizes) > 1 and _is_one(self._space, run):
             try:
-                run.edit(run.start, run.end - run.start)
+                _edit(self._space, run, run.start, run.end - run.start)
             except (Refused, OutOfFrames):
                 pass  # nothing is different if what was done of it is done again
             else:
@@ -245,11 +212,11 @@ class Batch:
 
     def _one(self, run: _Run, at: int, size: int, joint: ExitStack) -> None:
         try:
-            run.edit(at, size)
+            _edit(self._space, run, at, size)
         except OutOfFrames:
             joint.close()  # what was taken away so far can be used now
             try:
-                self._space.physical.with_room(lambda: run.edit(at, size))
+                self._space.physical.with_room(lambda: _edit(self._space, run, at, size))
             except OutOfFrames as short:
                 raise Refused(errno.ENOMEM, "out of memory") from short
         except NotReady as later:
@@ -259,7 +226,7 @@ class Batch:
         """The pages of new memory, if they are to be there at once; as with mmap, it is no error without."""
         space = self._space
         area = space.areas.find(run.start)
-        flags = mapping.MAP_POPULATE if run.populates else 0
+        flags = mapping.MAP_POPULATE if run.asked[1] else 0
         if area is None or not mapping.populates(flags, area.flags) or not area.protection:
             return
         joint.close()
@@ -269,26 +236,33 @@ class Batch:
             return
 
 
-def _rights(protection: Protection) -> int:
-    if not isinstance(protection, Protection):
-        raise ConfigError("protection", protection, "a Protection, such as Protection.READ")
-    return int(protection)
-
-
-def _fits(space: AddressSpace, start: int, address: int, size: int) -> bool:
-    """Whether whole pages follow whole pages: what does not is refused, or rounded up, for itself."""
-    return size > 0 and not (start | address | size) & space.page_size - 1
+def _edit(space: AddressSpace, run: _Run, at: int, size: int) -> None:
+    """An operation of a run, or several together."""
+    asked = run.asked
+    match run.name:
+        case "map":
+            request = mapping.Request(at, size, int(asked[0]), _FIXED, None, 0)
+            mapping.map_memory(space, request, populate_now=False)
+        case "unmap":
+            mapping.unmap_memory(space, at, size)
+        case "protect":
+            mapping.protect_memory(space, at, size, int(asked[0]), asked[1])
+        case "map_file":
+            space.map_file(asked[0], at, size, *asked[1:])
+        case "map_device":
+            space.map_device(asked[0], at, size, *asked[1:])
+        case _:
+            mapping.advise_memory(space, at, size, asked[0])
 
 
 def _joins(space: AddressSpace, run: _Run) -> bool:
     """Whether the flush of a run may come later: nothing of it relies on that, and it brings no page."""
-    if run.kind == _OTHER or mapping.has_pool_pages(space, run.start, run.end):
+    if run.name in _OTHER or mapping.has_pool_pages(space, run.start, run.end):
         return False
-    if run.kind == _ADVISE:
-        asked = run.asked
-        return isinstance(asked, tuple) and asked[0] in mapping.FLUSH_LATER
+    if run.name in (_ADVISE, _POPULATE):
+        return run.asked[0] in mapping.FLUSH_LATER
     return (
-        run.kind != _PROTECT or not space.account.locked
+        run.name != _PROTECT or not space.account.locked
     )  # locked pages are copied where they may be written
 
 
@@ -296,4 +270,4 @@ def _is_one(space: AddressSpace, run: _Run) -> bool:
     """Whether a run may be one edit: none of its operations could be refused where that is not."""
     if len(space.areas) + 2 >= space.limits.areas or mapping.has_pool_pages(space, run.start, run.end):
         return False
-    return run.kind in (_MAP, _UNMAP) or space.areas.covered(run.start, run.end)
+    return run.name in (_MAP, _UNMAP) or space.areas.covered(run.start, run.end)

@@ -175,6 +175,16 @@ def test_near_the_limit_of_areas_each_operation_meets_it_for_itself() -> None:
     board.close()
 
 
+def test_whole_areas_page_by_page_meet_the_limit_that_all_at_once_would_not() -> None:
+    board = Board(FORMATS["x86_64"])
+    place = Place(board, areas=1)
+    with pytest.raises(Refused, match="ENOMEM"), place.space.batch() as batch:
+        for page in range(PAGES):
+            batch.protect(place.at(page), place.page, READ)
+    assert batch.done == 0
+    board.close()
+
+
 def test_an_error_inside_the_block_leaves_all_undone(one: Place) -> None:
     with contextlib.suppress(ZeroDivisionError), one.space.batch() as batch:
         batch.unmap(one.at(0), one.page)
