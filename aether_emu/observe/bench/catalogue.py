@@ -14,6 +14,7 @@ from aether_emu.observe.bench import (
     growth,
     guests,
     hugepages,
+    migrate,
     real,
     sanitizer,
     shootdown,
@@ -33,18 +34,21 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "protect": {"protect": 5.0, "protect-exec": 5.0},
     "move": {"move": 5.0},
     "fork": {"fork": 5.0},
-    "populate": {"populate": 5.0},
-    "batch": {f"batch-{work}-{pages}": 5.0 for work in batch.WORKS for pages in batch.SIZES},
+    "populate": {"populate": 8.0},
+    "batch": {f"batch-{work}-{pages}": goal for work in batch.WORKS for pages, goal in batch.SIZES.items()},
     "growth": {
         "growth-protect": 1.5,
         "growth-move": 1.5,
         "growth-unmap": 1.5,
         "growth-fork": 1.5,
+        "growth-page": 1.5,
+        "growth-migrate": 1.3,
         "sparse": 1.3,
     },
     "swap": {"swap": 4.0},
     "collapse": {"collapse": 3.0},
-    "split": {"split": 15.0},
+    "split": {"split": 10.0},
+    "migrate": {"migrate": 30.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
     "process": {"process": 50.0},
     "signal": {"signal": 40.0},
@@ -97,6 +101,12 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return edits.figure(isa, name, goal)
         case "growth-protect" | "growth-move" | "growth-unmap" | "growth-fork":
             return growth.figure(isa, name.removeprefix("growth-"), goal)
+        case "growth-page":
+            return growth.page(isa, goal)
+        case "growth-migrate":
+            return migrate.growth(isa, goal)
+        case "migrate":
+            return migrate.figure(isa, goal)
         case "sparse":
             return growth.sparse(isa, goal)
         case "collapse" | "split":

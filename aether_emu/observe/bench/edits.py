@@ -29,7 +29,8 @@ from aether_emu.observe.bench.tables import FORMATS
 from aether_emu.ports import NO_TRACE
 
 _BASE = 1 << 30
-_VA, _TO = 1 << 40, 2 << 40
+_VA, _AWAY = 1 << 40, 1 << 40
+_TO = _VA + _AWAY
 _FLAGS = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
 MAPPED = Attributes(_FLAGS | PageFlags.WRITE | PageFlags.DIRTY)
 _ONE = np.uint32(1)
@@ -37,9 +38,9 @@ _ONE = np.uint32(1)
 
 @dataclass(frozen=True, slots=True)
 class MappedRange:
-    """A mapping of `length` bytes from `_VA` on, writable and written.
+    """A mapping of `length` bytes from `start` on, writable and written.
 
-    Leaf tables stand ready at `_TO`, and at `_VA` of another tree, the `child`.
+    Leaf tables stand ready `_AWAY` from there, and at the same addresses of another tree, the `child`.
     """
 
     table: PageTable
@@ -48,14 +49,15 @@ class MappedRange:
     gather: Gather
     length: int
     numbers: NDArray[np.int64]  # the frames mapped, in order
-    here: list[Entries]  # the level-1 entries of each leaf table at `_VA`, and of each at `_TO`
+    here: list[Entries]  # the level-1 entries of each leaf table from `start` on, and of those `_AWAY`
     there: list[Entries]
     child: PageTable
     copied: list[Entries]  # as `here`, of the child
+    start: int = _VA
 
     @property
     def end(self) -> int:
-        return _VA + self.length
+        return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ def _leaf_entries(table: PageTable, start: int, pages: int) -> list[Entries]:
 
 def _protect(mapped: MappedRange, protection: Protection) -> None:
     bits = leaf_bits(mapped.table.format, protection)
-    code = edits.protect(mapped.table, mapped.gather, _VA, mapped.end, bits)
+    code = edits.protect(mapped.table, mapped.gather, mapped.start, mapped.end, bits)
     if code.size:
         mapped.code.executable_each(code, mutable=True)
     mapped.gather.finish()
@@ -125,7 +127,7 @@ def _protect_barely(mapped: MappedRange, flags: PageFlags) -> None:
 
 
 def _move(mapped: MappedRange) -> None:
-    transfer.move(mapped.table, mapped.gather, _VA, mapped.end, _TO)
+    transfer.move(mapped.table, mapped.gather, mapped.start, mapped.end, mapped.start + _AWAY)
     mapped.gather.finish()
 
 
@@ -136,7 +138,7 @@ def _move_barely(mapped: MappedRange) -> None:
 
 
 def _zap(mapped: MappedRange) -> None:
-    edits.zap(mapped.table, mapped.gather, _VA, mapped.end)
+    edits.zap(mapped.table, mapped.gather, mapped.start, mapped.end)
     mapped.gather.finish()
 
 
@@ -150,7 +152,7 @@ def _zap_barely(mapped: MappedRange) -> None:
 
 
 def _fork(mapped: MappedRange) -> None:
-    transfer.copy(mapped.table, mapped.child, mapped.gather, [(_VA, mapped.end)], private=True)
+    transfer.copy(mapped.table, mapped.child, mapped.gather, [(mapped.start, mapped.end)], private=True)
     mapped.gather.finish()
 
 

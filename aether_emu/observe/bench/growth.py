@@ -1,12 +1,14 @@
 """How costs grow: with the pages that are touched, and not with those that are merely mapped.
 
 growth-*    an edit of a large range, beside as many edits of a small one that make as many pages
+page        edits of 4 KiB each where 64 GiB are mapped and there, beside where 2 MiB are
 sparse      a mapping of 16 TiB of which little is touched, beside one of just what is touched
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Request
@@ -19,6 +21,7 @@ SMALL, LARGE = 64 << 20, 64 << 30
 _RESERVED, _TOUCHED = 16 << 40, 2 << 20
 _RW = 3
 _TIMES = 20
+_PAGES = 400
 
 
 def figure(isa: str, name: str, goal: float, *, large: int = LARGE, repetitions: int = 3) -> Figure:
@@ -46,6 +49,38 @@ def figure(isa: str, name: str, goal: float, *, large: int = LARGE, repetitions:
         unit="range",
         ours=measured(large),
         floor=lambda: sum(small() for _ in range(count)) / count,
+        repetitions=repetitions,
+        goal=goal,
+    )
+
+
+def page(isa: str, goal: float, *, large: int = LARGE, repetitions: int = 3) -> Figure:
+    """Protect, copy, move and clear one page at a time, in a large mapping and in one of a leaf table."""
+
+    def measured(length: int) -> Callable[[], float]:
+        def run() -> float:
+            with edits.mapped(isa, length) as there, collector_off():
+                size = there.table.format.page_size
+                pages = [
+                    replace(there, start=there.start + number * size, length=size) for number in range(_PAGES)
+                ]
+                start = now()
+                for one in pages:
+                    for name in ("protect", "fork", "move"):
+                        edits.WORKS[name].ours(one)
+                return (now() - start) / _PAGES
+
+        return run
+
+    return Figure(
+        name="growth-page",
+        isa=isa,
+        what=f"protect, copy for a child and move one page, where {large >> 30} GiB are mapped and there",
+        program="mm.tables.edits, mm.tables.transfer",
+        floor_is="the same where 2 MiB are",
+        unit="page",
+        ours=measured(large),
+        floor=measured(_TOUCHED),
         repetitions=repetitions,
         goal=goal,
     )
