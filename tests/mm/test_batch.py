@@ -391,6 +391,17 @@ def test_a_batch_without_its_flush_is_found(isa: str, monkeypatch: pytest.Monkey
         machine.abandon()
 
 
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_process_madvise_has_one_flush_for_its_pieces(isa: str) -> None:
+    output = BufferStream()
+    streams = {"stdin": BufferStream(b""), "stdout": output, "stderr": BufferStream()}
+    with Machine(isa, cpus=2, ram="64M", seed=7, tlbsan=True) as machine:
+        machine.load(_PROGRAMS / isa / "advice", streams=streams)
+        assert machine.run().status == 0
+        assert machine.physical.counters.n[Event.FLUSH_JOINED] > 0
+    assert b"-- process_madvise\ndontneed" in bytes(output.written)
+
+
 def test_a_watcher_of_mappings_hears_when_all_is_flushed(one: Place) -> None:
     heard: list[tuple[int, int, int]] = []
 

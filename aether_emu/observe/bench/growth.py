@@ -64,11 +64,11 @@ def page(isa: str, goal: float, *, large: int = LARGE, repetitions: int = 3) -> 
                 pages = [
                     replace(there, start=there.start + number * size, length=size) for number in range(_PAGES)
                 ]
-                start = now()
+                began = now()
                 for one in pages:
                     for name in ("protect", "fork", "move"):
                         edits.WORKS[name].ours(one)
-                return (now() - start) / _PAGES
+                return (now() - began) / _PAGES
 
         return run
 
