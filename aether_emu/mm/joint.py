@@ -13,16 +13,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from aether_emu.mm.counters import Event
-from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.tables.page import PageTable
+from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather, Numbers
+
+
+class Space(Protocol):
+    """An address space, as far as a joint gather needs one."""
+
+    joint: Joint | None
+    cpus: int
+
+    @property
+    def physical(self) -> Physical: ...
+    @property
+    def table(self) -> PageTable: ...
+    @property
+    def context(self) -> Context: ...
+    def gather(self) -> Gather: ...
 
 
 class Joint(Gather):
     """Collects the edits of many operations. Each calls `finish`; `end` does it, once for all."""
 
-    def __init__(self, space: AddressSpace) -> None:
+    def __init__(self, space: Space) -> None:
         physical = space.physical
         super().__init__(physical.tlb, space.cpus, space.table, physical.frames, physical.free, space.context)
         self._n = physical.counters.n
@@ -76,7 +94,7 @@ class Joint(Gather):
 
 
 @contextmanager
-def joined(space: AddressSpace) -> Iterator[Joint]:
+def joined(space: Space) -> Iterator[Joint]:
     """Let the operations on `space` inside have one gather. It ends whatever they raise."""
     assert space.joint is None, "operations are joined already"
     space.gather()  # what was asked before is acknowledged

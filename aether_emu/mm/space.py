@@ -24,6 +24,7 @@ from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
+from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
@@ -43,7 +44,6 @@ from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
 
 if TYPE_CHECKING:
-    from aether_emu.mm.batch import Batch
     from aether_emu.mm.joint import Joint
     from aether_emu.mm.objects.device import DeviceMemory
 
@@ -339,9 +339,7 @@ class AddressSpace:
     def batch(self) -> Batch:
         """A context manager that takes operations, and does them at its end: see `mm.batch`."""
         self._require_open()
-        from aether_emu.mm.batch import Batch  # noqa: PLC0415  # it is on top of the calls, which import this
-
-        return Batch(self)
+        return Batch(self.page_size, partial(self.physical.perform, self))
 
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.

@@ -249,7 +249,7 @@ def test_a_device_and_a_file_are_mapped_in_their_turn(tmp_path: Path) -> None:
             batch.unmap(0x5000_0000, 8192)
             with pytest.raises(Refused, match="EINVAL"):
                 process.mm.map_device(0x1000, 0x5000_0000, 4096)
-            batch._runs.pop(-2)  # a path that is not there would be refused
+            batch.runs.pop(-2)  # a path that is not there would be refused
         assert process.mm.areas.find(0x5000_0000) is None
 
 

@@ -26,7 +26,6 @@ from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
-from aether_emu.mm.batch import Batch
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.counters import Event
 from aether_emu.mm.reclaim import Reclaim
@@ -322,7 +321,7 @@ def test_a_batch_is_measured_with_what_one_by_one_takes(
     assert figure.ours() > 0 < figure.floor()
     assert figure.shares()["one by one"] > 0
     assert figure.shares() is figure.shares(), "measured once"
-    monkeypatch.setattr(Batch, "_execute", lambda _batch: None)
+    monkeypatch.setattr(Batch, "__exit__", lambda *_: None)
     with pytest.raises(BenchError, match="not as they were to be"):
         figure.ours()
 
