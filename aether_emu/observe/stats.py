@@ -275,13 +275,13 @@ def _rows_of_locks(locks: dict[str, Any] | None) -> list[tuple[str, object]]:
 def _rows_of_metadata(memory: dict[str, Any]) -> list[tuple[str, object]]:
     tables = memory["page_tables"]
     return [
-        ("metadata, bytes a frame", f"{memory['metadata']['bytes_a_frame']:.2f}"),
+        ("metadata, B a frame", f"{memory['metadata']['bytes_a_frame']:.2f}"),
         ("page tables, KiB", tables["bytes"] >> 10),
-        ("  of all address spaces and the supervisor", tables["bytes_of_all"] >> 10),
-        ("  with small leaves alone", tables["bytes_with_small_leaves"] >> 10),
-        ("  saved by large leaves", tables["bytes_saved_by_large_leaves"] >> 10),
-        ("TLB entries for all that is shown", tables["tlb_entries"]),
-        ("  without large leaves and runs", tables["tlb_entries_of_pages"]),
+        ("  of all programs", tables["bytes_of_all"] >> 10),
+        ("  of small leaves", tables["bytes_with_small_leaves"] >> 10),
+        ("  saved by large ones", tables["bytes_saved_by_large_leaves"] >> 10),
+        ("TLB entries for all", tables["tlb_entries"]),
+        ("  of single pages", tables["tlb_entries_of_pages"]),
     ]
 
 

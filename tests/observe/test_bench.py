@@ -26,6 +26,7 @@ from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.batch import Batch
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.counters import Event
 from aether_emu.mm.reclaim import Reclaim
