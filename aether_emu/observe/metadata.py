@@ -25,13 +25,17 @@ _SMALL = range(-5, 257)  # numbers that Python has anyway
 
 
 def size_of(item: Any) -> int:
-    """Bytes of an array, or of a container of numbers and bytes with all that is in it."""
+    """Bytes of an array, or of a container of numbers and bytes with all that is in it.
+
+    A container counts as one that was just filled, so that a restored machine tells the same.
+    """
     if isinstance(item, np.ndarray):
         return 0 if item.base is not None else int(item.nbytes)
     if isinstance(item, dict):
-        return sys.getsizeof(item) + sum(size_of(key) + size_of(value) for key, value in item.items())
+        inside = sum(size_of(key) + size_of(value) for key, value in item.items())
+        return sys.getsizeof(dict.fromkeys(list(item))) + inside
     if isinstance(item, list | tuple | set | frozenset):
-        return sys.getsizeof(item) + sum(map(size_of, item))
+        return sys.getsizeof(list(item)) + sum(map(size_of, item))
     if item is None or isinstance(item, bool) or (isinstance(item, int) and item in _SMALL):
         return 0
     return sys.getsizeof(item)
