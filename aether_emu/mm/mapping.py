@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, guards, hugetlb, rmap
 from aether_emu.mm.allocation import (
@@ -24,17 +23,17 @@ from aether_emu.mm.allocation import (
     Watcher,
 )
 from aether_emu.mm.collapse import collapse_advised
-from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
 from aether_emu.mm.markers import is_marker
 from aether_emu.mm.merging import unmerge_advised
 from aether_emu.mm.objects.hugetlb import HugeMemory
-from aether_emu.mm.objects.protocol import Backing, NotReady
+from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.overcommit import NEVER
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.advice import cool, page_in, page_out
-from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.records import dataclass
 
 MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
@@ -100,6 +99,12 @@ _NOT_OF_HUGE = (
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 _ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
+FLUSH_LATER = frozenset(
+    {*_KEPT, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD} - {MADV_UNMERGEABLE}
+)
+"""Advice whose flush may be one with that of others (`mm.joint`), but for pages of a pool."""
+IN_PARTS = FLUSH_LATER | {MADV_POPULATE_READ, MADV_POPULATE_WRITE}
+"""Advice that does the same to a range at once and to its parts one by one, and again to what has it."""
 
 
 class Mappable(Protocol):
@@ -534,6 +539,12 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         collapse_advised(space, area, start, end)
 
 
+def has_pool_pages(space: AddressSpace, start: int, end: int) -> bool:
+    """Whether an area that meets `[start, end)` has huge pages of a pool."""
+    areas = space.areas.overlapping(start, end)
+    return any(area.backing is not None and area.backing.huge_size for area in areas)
+
+
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice that the area remembers, in parts of its own where only some of it was advised."""
     added, removed = _KEPT[advice]
@@ -581,30 +592,6 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
         if isinstance(outcome, OutOfMemory):
             raise Refused(errno.ENOMEM, "out of memory")
         address = upto
-
-
-def populate(
-    space: AddressSpace, start: int, end: int, *, write: bool
-) -> BusError | AccessError | OutOfMemory | None:
-    """Fault every absent page of a range in. Returns the first outcome that is not success.
-
-    Raises NotReady at a page that is on its way, and TableDamaged: what came before it is there.
-    """
-    access = int(Access.USER | (Access.WRITE if write else Access.READ))
-    fmt, resolve = space.table.format, space.physical.decide or Faults(space.physical).resolve
-    for va in range(start, end, space.page_size):
-        found = space.table.find(va)
-        present = found is not None and found.entry & fmt.present_mask
-        if found is not None and present and (not write or fmt.writable(found.entry)):
-            continue
-        outcome = resolve(space, va, access)
-        if isinstance(outcome, BusError | AccessError | OutOfMemory):
-            return outcome
-        if isinstance(outcome, Blocked):
-            raise NotReady(outcome.on)
-        if isinstance(outcome, Damaged):
-            raise TableDamaged(va, outcome, outcome.describe(fmt))
-    return None
 
 
 def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> None:

@@ -162,6 +162,7 @@ class Physical:
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
+        self.perform: Callable[[Any, Any], None]  # a batch of operations on an address space: `mm.perform`
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
         self.memory_types = MemoryTypes(frames, ram.size >> frames.page_shift)

@@ -89,7 +89,7 @@ def remap_pages(
 class _Shown:
     """What an area shows already, as mmap takes it (`mm.mapping.Mappable`)."""
 
-    readable = True
+    readable, in_memory = True, False  # it has its place
 
     def __init__(self, area: Area) -> None:
         assert area.backing is not None, "it was looked at"

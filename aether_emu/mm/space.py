@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from copy import copy
+from functools import partial
 from types import EllipsisType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, w
 from aether_emu.mm import markers
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
+from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
@@ -44,6 +46,7 @@ from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
 
 if TYPE_CHECKING:
+    from aether_emu.mm.joint import Joint
     from aether_emu.mm.objects.device import DeviceMemory
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
@@ -107,6 +110,7 @@ class AddressSpace:
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
+        self.joint: Joint | None = None  # what operations gather in that are done together
         self.guard = fmt.held_entry(Held(HeldKind.GUARD, 0))
         """The entry of a page that refuses every access: see `mm.guards`."""
         self.fault_around = limits.fault_around
@@ -257,8 +261,11 @@ class AddressSpace:
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
             self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
-            if replaced:
-                self.physical.tlb.settle()  # new entries come where others may still use old ones
+            if replaced:  # new entries come where others may still use old ones
+                if self.joint is None:
+                    self.physical.tlb.settle()
+                else:
+                    self.joint.finish_at_once()
             self._add(area)
         finally:
             if backing is not None:
@@ -335,6 +342,11 @@ class AddressSpace:
         self.replace(self.new_area(address, address + length, protection, maximum=maximum, **what))
         return VirtAddr(address, self.table.format.virtual_bits + 1)
 
+    def batch(self) -> Batch:
+        """A context manager that takes operations, and does them at its end: see `mm.batch`."""
+        self._require_open()
+        return Batch(self.page_size, partial(self.physical.perform, self))
+
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.
 
@@ -358,13 +370,17 @@ class AddressSpace:
         finally:
             gather.finish(may_defer=True)
             for item in held:
-                item.let_go()
+                gather.then(item.let_go)
         self._tell(Change.UNMAPPED, start, end)
 
     def _tell(self, change: Change, start: int, end: int) -> None:
         """Whoever watches mappings hears of it, once it is done."""
         told = self.physical.on_mapping
-        if told is not None:
+        if told is None:
+            return
+        if self.joint is not None:
+            self.joint.then(partial(told, self.number, change, start, end))
+        else:
             told(self.number, change, start, end)
 
     def _take_out(self, start: int, end: int) -> list[Area]:
@@ -497,8 +513,13 @@ class AddressSpace:
     # ---- entries
 
     def gather(self) -> Gather:
-        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then."""
+        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then.
+
+        Operations that are joined (`mm.joint`) have one for all.
+        """
         physical = self.physical
+        if self.joint is not None:
+            return self.joint
         if self.cpus & physical.tlb.unsettled:
             physical.tlb.settle()
         return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.free, self.context)

@@ -22,6 +22,7 @@ from aether_emu.mm import locking, mapping, remap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS
 from aether_emu.mm.fault import OutOfMemory
 from aether_emu.mm.mapping import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import READABLE, Protection
 
 _MLOCK_ONFAULT = 1
@@ -91,7 +92,7 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
         high = min(area.end, end)
         for low in range(max(area.start, position), high, batch):
             task.checkpoint(*before, low)
-            failed = mapping.populate(mm, low, min(low + batch, high), write=mapping.prefers_write(area))
+            failed = populate(mm, low, min(low + batch, high), write=mapping.prefers_write(area))
             if failed is not None:
                 if strict:
                     number = errno.EAGAIN if isinstance(failed, OutOfMemory) else errno.ENOMEM

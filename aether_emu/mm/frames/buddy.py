@@ -481,6 +481,10 @@ class Buddy:
             failures=self._refused,
         )
 
+    def kept(self) -> list[Any]:
+        """What it keeps beside the frame table, to be measured: the free lists, and the ready ones."""
+        return [*(lists.blocks for lists in self._zones), *self.caches]
+
     def capture(self) -> bytes:
         """The whole state, the frame table and others' functions aside, to be given to `restore`."""
         out = io.BytesIO()

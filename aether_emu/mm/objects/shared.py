@@ -7,6 +7,7 @@ from typing import Any
 
 from aether_emu.machine.memory.aperture import BeyondEnd
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.objects.pages import PageNumbers
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.physical import Physical
 
@@ -30,8 +31,7 @@ class SharedMemory(Backing):
         self.pages = pages
         self._size = pages * physical.ram.page_size
         physical.overcommit.committed += self._size
-        self._frames: dict[int, int] = {}
-        self._slots: dict[int, int] = {}
+        self._frames, self._slots = PageNumbers(), PageNumbers()
         self._folios: set[int] = set()
         self.folio_pages = 1  # of each
 
@@ -58,21 +58,25 @@ class SharedMemory(Backing):
         """Whether its pages are kept in memory (Linux: SHM_LOCK)."""
         return False
 
+    def kept(self) -> list[Any]:
+        """What it keeps for its pages, to be measured."""
+        return [self._frames.kept(), self._slots.kept()]
+
     def frames_by_page(self) -> dict[int, int]:
         """The frame of each page that has one."""
-        return dict(self._frames)
+        return self._frames.as_dict()
 
     def slots_by_page(self) -> dict[int, int]:
         """The slot of each page that is in swap."""
-        return dict(self._slots)
+        return self._slots.as_dict()
 
     def swapped(self, first: int, count: int) -> int:
         """How many of some pages are in swap."""
-        return len(self.slots_in(first, count)) if self._slots else 0
+        return sum(1 for _ in self._slots.within(first, count))
 
     def slots_in(self, first: int, count: int) -> list[int]:
         """The pages of a range that are in swap."""
-        return sorted(index for index in self._slots if first <= index < first + count)
+        return list(self._slots.within(first, count))
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         frame = self._frames.get(index)
@@ -87,15 +91,16 @@ class SharedMemory(Backing):
 
     def _bring_back(self, index: int, frame: int) -> None:
         """Fill a fresh frame with what a page's slot has. Raises SwapLost, with the frame given back."""
-        physical, slot = self._physical, self._slots[index]
+        physical, slot = self._physical, self._slots.get(index)
         assert physical.swap is not None, "who gave the slot?"
+        assert slot is not None, "it is in swap"
         try:
             physical.swap.load(slot, physical.page_bytes(frame))
         except BaseException:
             physical.frames.refs[frame] = 0
             physical.give_back([frame])
             raise
-        del self._slots[index]
+        self._slots.pop(index)
         physical.swap.unnamed(slot)
 
     def went(self, index: int, slot: int) -> None:
@@ -103,20 +108,21 @@ class SharedMemory(Backing):
 
         Whoever took it frees the frame.
         """
-        del self._frames[index]
+        self._frames.pop(index)
         self._slots[index] = slot
         self._folios.discard(index & -self.folio_pages)
 
     def resident(self, first: int, count: int) -> bytes:
-        return bytes(index in self._frames for index in range(first, first + count))
+        resident = bytearray(count)
+        for index in self._frames.within(first, count):
+            resident[index - first] = 1
+        return bytes(resident)
 
     # ---- frames in a row
 
     def frames_in(self, first: int, count: int) -> list[int]:
         """The pages of a range that have a frame."""
-        if len(self._frames) < count:
-            return sorted(index for index in self._frames if first <= index < first + count)
-        return [index for index in range(first, first + count) if index in self._frames]
+        return list(self._frames.within(first, count))
 
     def is_used(self, first: int, count: int) -> bool:
         """Whether some page of a range is in memory, or in swap."""
@@ -137,8 +143,10 @@ class SharedMemory(Backing):
         A `folio` is a huge page. Returns those of the frames that the pages had before which nothing refers
         to any more, for the caller to give back.
         """
-        had = [self._frames[index] for index in self.frames_in(first, count)]
-        self._frames.update(zip(range(first, first + count), range(block, block + count), strict=True))
+        frames = [self._frames.get(index) for index in range(first, first + count)]
+        had = [frame for frame in frames if frame is not None]
+        for number in range(count):
+            self._frames[first + number] = block + number
         if folio:
             self.folio_pages = count
             self._folios.add(first)
@@ -149,9 +157,8 @@ class SharedMemory(Backing):
         if self._folios:
             whole = self.folio_pages
             self._folios -= {each for each in self._folios if each < first + count and first < each + whole}
-        gone = sorted(index for index in self._frames if first <= index < first + count)
-        self._drop([self._frames.pop(index) for index in gone])
-        self._forget(sorted(index for index in self._slots if first <= index < first + count))
+        self._drop([self._frames.pop(index) for index in list(self._frames.within(first, count))])
+        self._forget(list(self._slots.within(first, count)))
 
     def copy_page(self, index: int, into: memoryview) -> None:
         frame, _count = self.frames(index, 1, write=False)
@@ -162,10 +169,9 @@ class SharedMemory(Backing):
 
     def release(self) -> None:
         self._physical.overcommit.committed -= self._size
-        held = [self._frames.pop(index) for index in sorted(self._frames)]
         self._folios.clear()
-        self._drop(held)
-        self._forget(sorted(self._slots))
+        self._drop([self._frames.pop(index) for index in list(self._frames)])
+        self._forget(list(self._slots))
 
     def _forget(self, pages: list[int]) -> None:
         """Give up what is in swap of some pages."""
@@ -195,6 +201,6 @@ class SharedMemory(Backing):
     def go_on(self, number: int, state: Mapping[str, Any]) -> None:
         """Be the object that had this number and these pages, all of them counted already."""
         self.renumber(number)
-        self._frames, self._slots = dict(state["frames"]), dict(state["slots"])
+        self._frames, self._slots = PageNumbers(state["frames"]), PageNumbers(state["slots"])
         self.folio_pages, folios = state["folios"]
         self._folios = set(folios)
