@@ -7,13 +7,14 @@ and rights a page has; how frames, mappings, slots and figures must agree holds 
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags
+from aether_emu.arch.paging import Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.linux.proc import status
 from aether_emu.linux.proc.machine import machine_texts
 from aether_emu.linux.proc.memory import read_pagemap
@@ -38,6 +39,19 @@ class Entry(NamedTuple):
     large: bool = False
 
 
+@functools.cache
+def _rights(fmt: PageTableFormat, entry: int, level: int) -> int:
+    """What an entry permits to programs, whatever frame it shows."""
+    decoded = fmt.decode(entry, level)
+    if isinstance(decoded, Leaf):
+        flags = decoded.attributes.flags
+        assert flags & PageFlags.USER
+        return READ | WRITE * bool(flags & PageFlags.WRITE) | EXECUTE * bool(flags & PageFlags.EXECUTE)
+    assert isinstance(decoded, Held), decoded
+    assert decoded.kind == HeldKind.NO_ACCESS
+    return 0
+
+
 def entries(space: AddressSpace, start: int, end: int) -> Iterator[tuple[int, Entry]]:
     """(number of the page, entry) of every page of a range that has one."""
     fmt, frames, swap = space.table.format, space.physical.frames, space.physical.swap
@@ -51,14 +65,7 @@ def entries(space: AddressSpace, start: int, end: int) -> Iterator[tuple[int, En
         if found.entry == space.guard:
             yield number, Entry(guard=True)
             continue
-        decoded, rights = fmt.decode(found.entry, found.level), 0
-        if isinstance(decoded, Leaf):
-            flags = decoded.attributes.flags
-            assert flags & PageFlags.USER
-            rights = READ | WRITE * bool(flags & PageFlags.WRITE) | EXECUTE * bool(flags & PageFlags.EXECUTE)
-        else:
-            assert isinstance(decoded, Held), f"{found.start:#x}: {decoded}"
-            assert decoded.kind == HeldKind.NO_ACCESS
+        rights = _rights(fmt, found.entry & ~fmt.address_mask, found.level)
         first = frames.number(found.entry & fmt.address_mask & -(count << shift))
         for each in range(count):
             yield number + each, Entry(first + each, -1, rights, large=count > 1)
@@ -71,6 +78,7 @@ class Checks:
         self.machine, self.world, self.base = machine, world, base
         self.physical = machine.physical
         self._faults = 0, 0
+        self._seen: dict[int, dict[int, Entry]] = {}
 
     def processes(self) -> dict[str, Process]:
         """Those that are alive, by the model's names."""
@@ -80,6 +88,9 @@ class Checks:
     def all(self) -> None:
         """Everything."""
         self.physical.tlb.settle()
+        self._seen = {
+            space.number: dict(entries(space, 0, space.limits.user_end)) for space in self.spaces()
+        }
         for name, process in self.processes().items():
             self.pages(name, process)
             self.counters(name, process)
@@ -89,18 +100,16 @@ class Checks:
 
     # ---- beside the model
 
-    def pages(self, name: str, process: Process, first: int = 0, last: int | None = None) -> None:
-        """Bytes and rights of every page of a range that is anywhere, and that nothing else is."""
-        last = self.world.end if last is None else last
-        size, model = self.world.size, self.world.spaces[name]
-        seen = dict(entries(process.mm, (self.base + first) * size, (self.base + last) * size))
+    def pages(self, name: str, process: Process) -> None:
+        """Bytes and rights of every page that is anywhere, and that nothing else is."""
+        model, seen = self.world.spaces[name], self._seen[process.mm.number]
         for number, entry in seen.items():
-            page = model.get(number - self.base)
-            assert page is not None, f"{name}: page {number - self.base} has {entry}, and is not mapped"
-            self._page(name, number - self.base, page, entry)
-        for number in range(first, last):
-            page = model.get(number)
-            if page is not None and self.base + number not in seen:
+            if 0 <= number - self.base < self.world.end:
+                page = model.get(number - self.base)
+                assert page is not None, f"{name}: page {number - self.base} has {entry}, and is not mapped"
+                self._page(name, number - self.base, page, entry)
+        for number, page in model.items():
+            if self.base + number not in seen:
                 self._absent(name, number, page)
 
     def _page(self, name: str, number: int, page: Page, entry: Entry) -> None:
@@ -176,23 +185,19 @@ class Checks:
             line.split(":\t") for line in status.status_text(process, process.pid, task).decode().splitlines()
         )
         told = {key: int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmSwap", "VmLck", "VmSize")}
-        kinds, out = self.physical.frames.kind, 0
-        resident = 0
-        for _number, entry in entries(space, 0, space.limits.user_end):
-            resident += entry.frame >= 0 and kinds[entry.frame] not in (Kind.ZERO, Kind.HUGETLB)
-            out += entry.slot >= 0
+        kinds, seen, cached = self.physical.frames.kind, self._seen[space.number].values(), self._cached()
+        slots = [entry.slot for entry in seen if entry.slot >= 0]
+        resident = sum(
+            entry.frame >= 0 and kinds[entry.frame] not in (Kind.ZERO, Kind.HUGETLB) for entry in seen
+        )
         assert told["VmRSS"] == resident * size, f"{name}: {told['VmRSS']} of {resident} pages"
         assert told["VmLck"] == world.locked(name) * size, f"{name}: locked {told['VmLck']}"
         window = range(self.base * size, (self.base + world.end) * size)
         mapped = sum(area.length for area in space.areas if area.start in window)
         assert mapped == len(world.spaces[name]) * size, f"{name}: the areas are not the model's"
         assert told["VmSize"] == sum(area.length for area in space.areas)
-        cached = sum(
-            1
-            for _number, entry in entries(space, 0, space.limits.user_end)
-            if entry.slot >= 0 and self.physical.swap is not None and entry.slot in self._cached()
-        )
-        assert (out - cached) * size <= told["VmSwap"] <= out * size, f"{name}: {told['VmSwap']}, {out} out"
+        in_memory = sum(slot in cached for slot in slots)
+        assert (len(slots) - in_memory) * size <= told["VmSwap"] <= len(slots) * size, f"{name}: in swap"
         faults = self.machine.kernel.minor_faults(), self.machine.kernel.major_faults()
         assert faults[0] >= self._faults[0]
         assert faults[1] >= self._faults[1]
@@ -214,10 +219,10 @@ class Checks:
         """Every mapping that is counted is an entry, and leads back from the frame; nothing is lost."""
         frames, physical = self.physical.frames, self.physical
         shown: Counter[int] = Counter()
-        for space in self.spaces():
-            for _number, entry in entries(space, 0, space.limits.user_end):
-                if entry.frame >= 0 and frames.kind[entry.frame] != Kind.ZERO:
-                    shown[entry.frame] += 1
+        for seen in self._seen.values():
+            shown.update(entry.frame for entry in seen.values() if entry.frame >= 0)
+        for frame in (frames.kind_array == Kind.ZERO).nonzero()[0].tolist():
+            shown.pop(frame, None)
         kinds = frames.kind_array
         users = np.isin(kinds, [Kind.ANON, Kind.SHARED, Kind.FILE, Kind.HUGETLB]).nonzero()[0].tolist()
         counted = {frame: int(frames.maps[frame]) for frame in users if frames.maps[frame]}
@@ -244,8 +249,8 @@ class Checks:
         """Every slot in use is named by entries and objects as often as it is counted, or cached."""
         swap, named = self.physical.swap, Counter[int]()
         assert swap is not None
-        for space in self.spaces():
-            named.update(e.slot for _n, e in entries(space, 0, space.limits.user_end) if e.slot >= 0)
+        for seen in self._seen.values():
+            named.update(entry.slot for entry in seen.values() if entry.slot >= 0)
         for memory in self.shared():
             named.update(memory.slots_by_page().values())
         state = swap.capture()

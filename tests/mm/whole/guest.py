@@ -108,6 +108,7 @@ add:
     jmp tell
 stamp:
     mov [rdi], rsi
+    add rsi, r8
     add rdi, r10
     dec rdx
     jnz stamp
@@ -215,6 +216,7 @@ add:
     b tell
 stamp:
     str x1, [x0]
+    add x1, x1, x4
     add x0, x0, x3
     subs x2, x2, #1
     b.ne stamp

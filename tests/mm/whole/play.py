@@ -216,8 +216,8 @@ class Play:
         ):
             raise Diverged(f"{name}: page {at} had {before}, and two threads saw {got}")
 
-    def stamp(self, who: int, at: int, count: int, which: int) -> Taking:
-        """A store to each of many pages, up to the first that refuses it."""
+    def stamp(self, who: int, at: int, count: int, which: int, adds: int) -> Taking:
+        """A store to each of many pages, of a word that grows, up to the first page that refuses it."""
         worker, name, word = self.worker(who), self.space(self.worker(who)), self.words[which]
         count, refused = self.fits(at, count), None
         if not count:
@@ -227,8 +227,8 @@ class Play:
             if refused is not None:
                 refused = (*refused, self.address(number))
                 break
-            self.world.store(name, number, 0, word)
-        order = Order(STAMP, (self.address(at), word, count, self.size))
+            self.world.store(name, number, 0, word + adds * (number - at))
+        order = Order(STAMP, (self.address(at), word, count, self.size, adds))
         self.agree((yield {worker: order})[worker], 0 if refused is None else refused)
 
     def sum(self, who: int, at: int, count: int) -> Taking:

@@ -29,7 +29,8 @@ class Chance:
         random, end, huge = self.random, self.play.world.end, self.play.huge
         yield "mmap", 0, 0, end - huge // 2, 3, 0, 1
         yield "madvise", 0, 0, huge, model.MERGEABLE
-        yield "stamp", 0, 0, huge, 1
+        yield "stamp", 0, 0, huge, 1, 0
+        yield "stamp", 1, huge, huge, 2, 1
         for _ in range(count):
             yield random.choice(_STEPS)(self)
 
@@ -78,13 +79,13 @@ class Chance:
         return "add", self.who(), self.place(), self.offset()
 
     def stamp(self) -> Step:
-        return "stamp", self.who(), *self.range(), self.random.randrange(4)
+        return "stamp", self.who(), *self.range(), self.random.randrange(4), self.random.choice((0, 0, 1, 7))
 
     def fill(self) -> Step:
         """Much, so that memory runs short."""
         huge = self.play.huge
         at = self.random.randrange(self.play.world.end // huge) * huge
-        return "stamp", self.who(), at, huge, self.random.randrange(4)
+        return "stamp", self.who(), at, huge, self.random.randrange(4), self.random.choice((0, 1, 3))
 
     def sum(self) -> Step:
         return "sum", self.who(), *self.range()
@@ -170,7 +171,7 @@ class Chance:
 
 
 _STEPS = (
-    *[Chance.load] * 6, *[Chance.store] * 8, *[Chance.add] * 3, *[Chance.stamp] * 5, *[Chance.fill] * 3, *[Chance.sum] * 4,
+    *[Chance.load] * 6, *[Chance.store] * 8, *[Chance.add] * 3, *[Chance.stamp] * 5, *[Chance.fill] * 5, *[Chance.sum] * 4,
     *[Chance.jump] * 2, *[Chance.mmap] * 9, *[Chance.munmap] * 2, *[Chance.mprotect] * 6, *[Chance.madvise] * 18,
     *[Chance.mremap] * 6, *[Chance.mlock] * 4, Chance.msync, Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt,
     Chance.truncate, Chance.punch, *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3,
