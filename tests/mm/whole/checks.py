@@ -19,6 +19,7 @@ from aether_emu.linux.proc import status
 from aether_emu.linux.proc.machine import machine_texts
 from aether_emu.linux.proc.memory import read_pagemap
 from aether_emu.linux.task.process import Process
+from aether_emu.linux.task.task import Task
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.rmap import mappings
@@ -88,9 +89,7 @@ class Checks:
     def all(self) -> None:
         """Everything."""
         self.physical.tlb.settle()
-        self._seen = {
-            space.number: dict(entries(space, 0, space.limits.user_end)) for space in self.spaces()
-        }
+        self._seen = {space.number: dict(entries(space, 0, space.limits.user_end)) for space in self.spaces()}
         for name, process in self.processes().items():
             self.pages(name, process)
             self.counters(name, process)
@@ -181,9 +180,9 @@ class Checks:
         """Its sizes in /proc, beside its entries and the model; faults are never taken back."""
         size, space, world = self.world.size, process.mm, self.world
         task = next(iter(process.tasks))
-        rows = dict(
-            line.split(":\t") for line in status.status_text(process, process.pid, task).decode().splitlines()
-        )
+        assert isinstance(task, Task)
+        text = status.status_text(process, process.pid, task).decode()
+        rows = {line.split(":\t")[0]: line.split(":\t")[1] for line in text.splitlines()}
         told = {key: int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmSwap", "VmLck", "VmSize")}
         kinds, seen, cached = self.physical.frames.kind, self._seen[space.number].values(), self._cached()
         slots = [entry.slot for entry in seen if entry.slot >= 0]
@@ -239,7 +238,7 @@ class Checks:
     @staticmethod
     def _difference(counted: dict[int, int], shown: Counter[int]) -> str:
         wrong = {f: (counted.get(f, 0), shown[f]) for f in counted.keys() | shown.keys()}
-        return f"frame: (counted, entries) {({f: n for f, n in wrong.items() if n[0] != n[1]})}"
+        return f"frame: (counted, entries) { ({f: n for f, n in wrong.items() if n[0] != n[1]}) }"
 
     def shared(self) -> list[SharedMemory]:
         """Every object of shared memory that there is."""
@@ -266,7 +265,7 @@ class Checks:
         process = next(iter(self.processes().values()))
         provide = machine_texts(process)["meminfo"]
         assert callable(provide)
-        rows = dict(line.split(":") for line in provide().decode().splitlines())
+        rows = {line.split(":")[0]: line.split(":")[1] for line in provide().decode().splitlines()}
         told = {name: int(row.split()[0]) * 1024 for name, row in rows.items() if row.endswith("kB")}
         size, frames, swap = self.world.size, self.physical.frames, self.physical.swap
         assert swap is not None

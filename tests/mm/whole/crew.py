@@ -94,9 +94,9 @@ class Crew:
             worker = self._expected.pop(0)
             worker.process, worker.tid = call.process, call.task.tid
             self._by_tid[worker.tid] = worker
-        result, *signal = (value - (value >> 63 << 64) for value in call.arguments[:3])
+        result, signal, code = (value - (value >> 63 << 64) for value in call.arguments[:3])
         self._under_way.remove(worker)
-        self._outcomes[worker] = Outcome(result, *signal, call.arguments[3])
+        self._outcomes[worker] = Outcome(result, signal, code, call.arguments[3])
         if self._under_way:
             self._write(worker, 72, struct.pack("<3q", NO_ONE, NO_ONE, worker.reads))
         else:
@@ -156,4 +156,3 @@ class Crew:
     def born(self) -> None:
         """A new worker has come, or could not: nobody is expected any more."""
         self._expected.clear()
-

@@ -203,7 +203,13 @@ class World:
         once = bool(protection & WRITE), bool(protection & EXECUTE)
         for number in range(count):
             pages[at + number] = Page(
-                protection, shared, thing, index + number if thing else 0, self.origins, *once, lock=int(locked)
+                protection,
+                shared,
+                thing,
+                index + number if thing else 0,
+                self.origins,
+                *once,
+                lock=int(locked),
             )
         if (locked or populates) and protection & READ:
             self.populate(name, at, at + count, write=bool(protection & WRITE) and not shared)
@@ -279,8 +285,9 @@ class World:
         """The pages behind `last`, which are new."""
         for number in range(old, new):
             index = last.index + number - old + 1 if last.thing else 0
-            fresh = {"own": None, "guard": False, "blurred": False, "freed": False, "soft_dirty": True}
-            self.spaces[name][to + number] = replace(last, index=index, **fresh)
+            self.spaces[name][to + number] = replace(
+                last, index=index, own=None, guard=False, blurred=False, freed=False, soft_dirty=True
+            )
         if last.lock == LOCKED and last.protection & READ and new > old:
             self.populate(name, to + old, to + new, write=bool(last.protection & WRITE) and not last.shared)
         return 0

@@ -120,7 +120,9 @@ class Play:
             worker.reads, worker.writes = struct.unpack("<ii", first.process.read(first.scratch, 8))
         x86 = crew.isa == "x86_64"
         flags = _SA_FLAGS | _RESTORER if x86 else _SA_FLAGS
-        action = struct.pack("<4Q", HANDLER, flags, HANDLER, 0) if x86 else struct.pack("<3Q", HANDLER, flags, 0)
+        action = (
+            struct.pack("<4Q", HANDLER, flags, HANDLER, 0) if x86 else struct.pack("<3Q", HANDLER, flags, 0)
+        )
         first.process.write(first.scratch, action)
         for signal in (7, 11):
             yield {first: crew.call("rt_sigaction", signal, first.scratch, 0, 8)}
@@ -181,7 +183,9 @@ class Play:
         outcome = (yield {worker: Order(LOAD, (address,))})[worker]
         if refused is not None:
             self.agree(outcome, (*refused, address))
-        elif outcome.signal or not self.world.saw(self.world.spaces[name][at], offset, outcome.result & _MASK):
+        elif outcome.signal or not self.world.saw(
+            self.world.spaces[name][at], offset, outcome.result & _MASK
+        ):
             raise Diverged(f"{name}: page {at} reads {outcome}")
 
     def store(self, who: int, at: int, offset: int, which: int) -> Taking:
@@ -198,6 +202,8 @@ class Play:
         worker, name = self.worker(who), self.space(self.worker(who))
         other = self.worker(who ^ 1)
         address, refused = self.address(at) + offset, self.world.access(name, at, WRITE)
+        if self.crew.isa == "arm64":  # loads and stores by two instructions
+            refused = self.world.access(name, at, READ) or refused
         if refused is None:
             page = self.world.spaces[name][at]
             if page.blurred or len(self.world.contents(page)) != 1:
@@ -219,13 +225,14 @@ class Play:
     def stamp(self, who: int, at: int, count: int, which: int, adds: int) -> Taking:
         """A store to each of many pages, of a word that grows, up to the first page that refuses it."""
         worker, name, word = self.worker(who), self.space(self.worker(who)), self.words[which]
-        count, refused = self.fits(at, count), None
+        count = self.fits(at, count)
+        refused: tuple[int, int, int] | None = None
         if not count:
             return
         for number in range(at, at + count):
-            refused = self.world.access(name, number, WRITE)
-            if refused is not None:
-                refused = (*refused, self.address(number))
+            signal = self.world.access(name, number, WRITE)
+            if signal is not None:
+                refused = (*signal, self.address(number))
                 break
             self.world.store(name, number, 0, word + adds * (number - at))
         order = Order(STAMP, (self.address(at), word, count, self.size, adds))
@@ -234,13 +241,14 @@ class Play:
     def sum(self, who: int, at: int, count: int) -> Taking:
         """A load of each of many pages."""
         worker, name = self.worker(who), self.space(self.worker(who))
-        count, total, sure, refused = self.fits(at, count), 0, True, None
+        count, total, sure = self.fits(at, count), 0, True
+        refused: tuple[int, int, int] | None = None
         if not count:
             return
         for number in range(at, at + count):
-            refused = self.world.access(name, number, READ)
-            if refused is not None:
-                refused = (*refused, self.address(number))
+            signal = self.world.access(name, number, READ)
+            if signal is not None:
+                refused = (*signal, self.address(number))
                 break
             page = self.world.spaces[name][number]
             heads = {each[:8] for each in self.world.contents(page)}
@@ -287,7 +295,9 @@ class Play:
             locked=locked, populates=populates, replaces=replaces,
         )  # fmt: skip
         flags |= _FIXED if replaces else _NOREPLACE
-        flags |= _ANONYMOUS * (source <= 2) | _LOCKED * locked | _POPULATE * populates | _NORESERVE * (more & 1)
+        flags |= (
+            _ANONYMOUS * (source <= 2) | _LOCKED * locked | _POPULATE * populates | _NORESERVE * (more & 1)
+        )
         address, length = self.address(at), count * self.size
         yield from self._call(
             worker, expected or address, "mmap", address, length, protection, flags, fd, index * self.size
@@ -318,7 +328,9 @@ class Play:
         pages = self.world.spaces[name]
         if not old or not new or not self.free_to_change(name, at, max(old, new)):
             return
-        if target is not None and (self.fits(target, new) < new or not self.free_to_change(name, target, new)):
+        if target is not None and (
+            self.fits(target, new) < new or not self.free_to_change(name, target, new)
+        ):
             return
         segment = any(n in pages and _is_segment(pages[n].thing) for n in range(at, at + old))
         if segment and new > old:
@@ -331,7 +343,14 @@ class Play:
         flags = (0, _MAYMOVE | _MOVED, _MAYMOVE | _MOVED | _KEPT)[how]
         place = self.address(at if target is None else target)
         yield from self._call(
-            worker, expected or place, "mremap", self.address(at), old * self.size, new * self.size, flags, place
+            worker,
+            expected or place,
+            "mremap",
+            self.address(at),
+            old * self.size,
+            new * self.size,
+            flags,
+            place,
         )
 
     def _foreseen(self, name: str, at: int, old: int, new: int, to: int | None) -> bool:

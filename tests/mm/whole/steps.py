@@ -115,7 +115,13 @@ class Chance:
         return "mremap", self.who(), at, old, new, self.range()[0], random.choice((0, 1, 1, 1, 2))
 
     def mlock(self) -> Step:
-        return "mlock", self.who(), self.place(), self.random.randrange(1, 9), self.random.choice((0, 0, 1, 1, 2))
+        return (
+            "mlock",
+            self.who(),
+            self.place(),
+            self.random.randrange(1, 9),
+            self.random.choice((0, 0, 1, 1, 2)),
+        )
 
     def msync(self) -> Step:
         return "msync", self.who(), *self.range(), self.random.choice((1, 4, 6))
