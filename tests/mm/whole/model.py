@@ -250,6 +250,10 @@ class World:
             return -errno.EPERM
         if to is not None and at + old > to and to + new > at:
             return -errno.EINVAL
+        short = min(old, new)
+        if to is not None and len({page.area for n in range(at, at + short) if (page := pages.get(n))}) == 1:
+            if all(n in pages for n in range(at, at + short)) and self.has_sealed(name, to, to + new):
+                return -errno.EPERM
         if new < old:
             self.munmap(name, at + new, old - new)
             old = new

@@ -202,8 +202,7 @@ class Play:
         worker, name = self.worker(who), self.space(self.worker(who))
         other = self.worker(who ^ 1)
         address, refused = self.address(at) + offset, self.world.access(name, at, WRITE)
-        if self.crew.isa == "arm64":  # loads and stores by two instructions
-            refused = self.world.access(name, at, READ) or refused
+        refused = self.world.access(name, at, READ) or refused  # ARM64 loads first; so does the engine
         if refused is None:
             page = self.world.spaces[name][at]
             if page.blurred or len(self.world.contents(page)) != 1:
