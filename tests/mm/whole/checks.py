@@ -80,6 +80,7 @@ class Checks:
         self.physical = machine.physical
         self._faults = 0, 0
         self._seen: dict[int, dict[int, Entry]] = {}
+        self._slots_cached: dict[int, int] = {}
 
     def processes(self) -> dict[str, Process]:
         """Those that are alive, by the model's names."""
@@ -90,6 +91,7 @@ class Checks:
         """Everything."""
         self.physical.tlb.settle()
         self._seen = {space.number: dict(entries(space, 0, space.limits.user_end)) for space in self.spaces()}
+        self._slots_cached = self._cached()
         for name, process in self.processes().items():
             self.pages(name, process)
             self.counters(name, process)
@@ -184,7 +186,7 @@ class Checks:
         text = status.status_text(process, process.pid, task).decode()
         rows = {line.split(":\t")[0]: line.split(":\t")[1] for line in text.splitlines()}
         told = {key: int(rows[key].split()[0]) * 1024 for key in ("VmRSS", "VmSwap", "VmLck", "VmSize")}
-        kinds, seen, cached = self.physical.frames.kind, self._seen[space.number].values(), self._cached()
+        kinds, seen, cached = self.physical.frames.kind, self._seen[space.number].values(), self._slots_cached
         slots = [entry.slot for entry in seen if entry.slot >= 0]
         resident = sum(
             entry.frame >= 0 and kinds[entry.frame] not in (Kind.ZERO, Kind.HUGETLB) for entry in seen
@@ -203,9 +205,11 @@ class Checks:
         self._faults = faults
 
     def _cached(self) -> dict[int, int]:
-        assert self.physical.swap is not None
-        frames: dict[int, int] = self.physical.swap.capture()["frames"]
-        return frames
+        """The frames that hold what a slot has, by slot."""
+        swap, frames = self.physical.swap, self.physical.frames
+        assert swap is not None
+        used = frames.refs_array.nonzero()[0].tolist()
+        return {slot: frame for frame in used if (slot := swap.slot_of(frame)) is not None}
 
     # ---- frames, mappings, slots
 
@@ -252,11 +256,12 @@ class Checks:
             named.update(entry.slot for entry in seen.values() if entry.slot >= 0)
         for memory in self.shared():
             named.update(memory.slots_by_page().values())
-        state = swap.capture()
-        assert state["users"] == dict(named), "slots and who names them"
-        assert swap.used == len(named.keys() | state["frames"].keys())
-        for slot, frame in state["frames"].items():
-            assert self.physical.frames.refs[frame] > 0
+        wrong = {slot: (n, swap.users(slot)) for slot, n in named.items() if n != swap.users(slot)}
+        assert not wrong, f"slots: who names them, who is counted {wrong}"
+        cached = self._slots_cached
+        assert len(cached) == swap.cached
+        assert swap.used == len(named.keys() | cached.keys()), "slots in use that nobody names"
+        for slot, frame in cached.items():
             if slot in named:
                 assert bytes(self.physical.page_bytes(frame)) == bytes(swap.look(slot) or b""), slot
 
