@@ -1,4 +1,4 @@
-"""The machines that are walked on: both ISAs and every granule, each with little RAM and much to keep in it."""
+"""The machines that are walked on: both ISAs, every granule, little RAM and much to keep in it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from typing import Any
 
 from tests.mm.whole.play import Play
 
-_WITH_HUGE_PAGES: dict[str, Any] = {"thp": "always", "mthp": "64K", "khugepaged_sleep": 2, "ram": "6M"}
+_WITH_HUGE_PAGES: dict[str, Any] = {
+    "ram": "6M",
+    "hugepages": "2M=1",
+    "pooled": 2 << 20,
+    "thp": "always",
+    "mthp": "64K",
+    "khugepaged_sleep": 2,
+}
 KINDS: dict[str, dict[str, Any]] = {
-    "x86_64": {"isa": "x86_64", "pages": 2048, "huge": 512, **_WITH_HUGE_PAGES},
-    "arm64": {"isa": "arm64", "pages": 2048, "huge": 512, **_WITH_HUGE_PAGES},
+    "x86_64": {"isa": "x86_64", "pages": 1536, "huge": 512, **_WITH_HUGE_PAGES},
+    "arm64": {"isa": "arm64", "pages": 1536, "huge": 512, **_WITH_HUGE_PAGES},
     # A huge page has 32M and 512M there: more than all memory.
     "arm64-16K": {"isa": "arm64", "pages": 256, "huge": 64, "page_size": "16K", "ram": "3M"},
     "arm64-64K": {"isa": "arm64", "pages": 256, "huge": 64, "page_size": "64K", "ram": "10M"},

@@ -1,7 +1,8 @@
 """What must be true of a machine at any moment, beside the model and by itself.
 
-Tables are followed entry by entry, and frames and slots looked at without touching anything. The model says which bytes
-and rights a page has; how frames, mappings, slots and figures must agree holds whatever the model says.
+Tables are followed entry by entry, and frames and slots looked at without touching anything. The model says
+which bytes and rights a page has; how frames, mappings, slots and figures must agree holds whatever the
+model says.
 """
 
 from __future__ import annotations

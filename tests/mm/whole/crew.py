@@ -3,9 +3,9 @@
     crew = Crew(isa, folder, scenario, ram="8M", ...)      # `scenario` yields orders and is sent outcomes
     crew.run()                                             # until it waits for no more
 
-The scenario is a generator: it yields a dict from workers to orders, which are all under way at the same time, and
-gets a dict from workers to outcomes when all are done. It runs in the midst of the guest's last call, so that flushes
-that others still owe are not hurried.
+The scenario is a generator: it yields a dict from workers to orders, which are all under way at the same
+time, and gets a dict from workers to outcomes when all are done. It runs in the midst of the guest's last
+call, so that flushes that others still owe are not hurried.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A program that does what it is told: system calls, loads and stores of each of its threads, on the CPU.
 
-Every worker (a thread) has a block of memory with its next order, and a pipe that it sleeps on while it has none.
-When an order is done the worker makes a call of its own (`TELL`) with the result, or the signal that it got;
-whoever answers that call has written the next order, whom to wake, and whether to sleep.
+Every worker (a thread) has a block of memory with its next order, and a pipe that it sleeps on while it has
+none. When an order is done the worker makes a call of its own (`TELL`) with the result, or the signal that
+it got; whoever answers that call has written the next order, whom to wake, and whether to sleep.
 """
 
 from __future__ import annotations

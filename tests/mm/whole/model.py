@@ -1,10 +1,12 @@
 """What memory is, without how: for each process a dict of pages, each with its bytes, rights and advice.
 
-Nothing of the package is used here. Every call says what Linux answers (a result, or -errno) and changes the dicts as
-Linux would. Nothing leaves memory in this model, no page is merged, and none is huge: those change nothing that a
-program may see. Pages are counted from the beginning of the window in which everything happens.
+Nothing of the package is used here. Every call says what Linux answers (a result, or -errno) and changes
+the dicts as Linux would. Nothing leaves memory in this model, no page is merged, and none is huge: those
+change nothing that a program may see. Pages are counted from the beginning of the window in which
+everything happens.
 
-A page's bytes may be one of several: what was given up with MADV_FREE is as it was, or zeros, until it is stored to.
+A page's bytes may be one of several: what was given up with MADV_FREE is as it was, or zeros, until it is
+stored to.
 """
 
 from __future__ import annotations
@@ -251,9 +253,9 @@ class World:
         if to is not None and at + old > to and to + new > at:
             return -errno.EINVAL
         short = min(old, new)
-        if to is not None and len({page.area for n in range(at, at + short) if (page := pages.get(n))}) == 1:
-            if all(n in pages for n in range(at, at + short)) and self.has_sealed(name, to, to + new):
-                return -errno.EPERM
+        areas = {page.area if (page := pages.get(n)) else None for n in range(at, at + short)}
+        if to is not None and len(areas) == 1 and None not in areas and self.has_sealed(name, to, to + new):
+            return -errno.EPERM
         if new < old:
             self.munmap(name, at + new, old - new)
             old = new

@@ -1,7 +1,8 @@
 """Steps: what workers are ordered to do, and what the model says must come of it.
 
-A step is a tuple: its name, which worker, and numbers. Any step can be taken at any time, so that a list of steps from
-which some were left out is a list of steps: what cannot be foreseen is passed over, and what Linux refuses is tried.
+A step is a tuple: its name, which worker, and numbers. Any step can be taken at any time, so that a list of
+steps from which some were left out is a list of steps: what cannot be foreseen is passed over, and what
+Linux refuses is tried.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.mm.whole.apart import WATCHED_PAGES, Apart
 from tests.mm.whole.checks import Checks
 from tests.mm.whole.crew import Crew, Orders, Worker
 from tests.mm.whole.guest import (
@@ -50,10 +52,21 @@ class Diverged(AssertionError):
 
 
 class Play:
-    """A machine, its model, and what has been played. `checks_every` so many steps everything is looked at."""
+    """A machine, its model, and what has been played.
+
+    Everything is looked at after so many steps (`checks_every`).
+    """
 
     def __init__(
-        self, isa: str, folder: Path, *, pages: int, huge: int, checks_every: int = 10, **options: Any
+        self,
+        isa: str,
+        folder: Path,
+        *,
+        pages: int,
+        huge: int,
+        pooled: int = 0,
+        checks_every: int = 10,
+        **options: Any,
     ) -> None:
         self.crew = Crew(isa, folder, **options)
         self.size = self.crew.machine.format.page_size
@@ -62,6 +75,7 @@ class Play:
         self.words = (0, 0x1111, 0x2222, RETURNS[isa])
         """Few, so that pages are equal, and one that can be executed."""
         self.checks = Checks(self.crew.machine, self.world, BASE // self.size)
+        self.apart = Apart(self, pooled)
         self.files: list[Thing] = []
         self.segments: list[Thing] = []
         self.done: list[Step] = []
@@ -136,6 +150,7 @@ class Play:
             number = (yield {first: crew.call("memfd_create", first.scratch, 0)})[first].result
             yield {first: crew.call("ftruncate", number, FILE_PAGES * self.size)}
             self.files.append(Thing("file", FILE_PAGES, number=number))
+        yield from self.apart.prepare(first)
         for _ in range(SEGMENTS):
             made = yield {first: crew.call("shmget", 0, SEGMENT_PAGES * self.size, 0o1600)}
             self.segments.append(Thing("segment", SEGMENT_PAGES, number=made[first].result))
@@ -498,6 +513,7 @@ class Play:
         if "b" in self.world.spaces:
             return
         self.world.fork()
+        self.apart.fork()
         one, two = crew.workers["b1"], crew.workers["b2"]
         outcomes = yield {parent: crew.fork(parent, one)}
         crew.born()
@@ -511,10 +527,32 @@ class Play:
         if "b" not in self.world.spaces:
             return
         del self.world.spaces["b"]
+        self.apart.exit()
         parent, one, two = (self.crew.workers[name] for name in ("a1", "b1", "b2"))
         leaver = (one, two)[who % 2]
         yield {leaver: self.crew.call("exit_group", 3), parent: self.crew.call("wait4", -1 & _MASK, 0, 0, 0)}
         self.crew.forget([one, two])
+
+    def pooled(self, who: int, how: int, offset: int, which: int) -> Taking:
+        """The huge page of a pool is mapped, unmapped, stored to or loaded."""
+        worker = self.worker(who)
+        if how < 2:
+            yield from (self.apart.map, self.apart.unmap)[how](worker)
+        else:
+            yield from self.apart.touch(worker, offset, self.words[which] if how == 2 else None)
+
+    def answered(self, who: int, how: int, number: int, source: int) -> Taking:
+        """A page whose faults are answered is touched, brought, protected or dropped."""
+        worker, apart = self.worker(who & 1), self.apart
+        number %= WATCHED_PAGES
+        if how < 2:
+            yield from apart.access(worker, number, self.words[source % 4] if how else None)
+        elif how == 2:
+            yield from apart.copy(worker, number, source)
+        elif how < 5:
+            yield from (apart.zero, apart.drop)[how - 3](worker, number)
+        else:
+            yield from apart.protect(worker, number, how == 5)
 
     def rest(self, who: int, milliseconds: int) -> Taking:
         """Time passes, in which others look for huge pages and equal ones."""

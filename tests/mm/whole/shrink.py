@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from tests.mm.whole.play import Step
 
 
-def shrunk(steps: Sequence[Step], fails: Callable[[list[Step]], bool], tries: int = 150) -> list[Step]:
+def shrunk(steps: Sequence[Step], fails: Callable[[list[Step]], bool], tries: int = 60) -> list[Step]:
     """Steps of which none can be left out, or as few as were found in so many tries.
 
     Steps behind the one that went wrong are not among `steps`.

@@ -10,11 +10,12 @@ from tests.mm.whole.play import FILES, SEGMENTS, Play, Step
 
 _RIGHTS = (0, 1, 3, 3, 3, 3, 5, 7)
 _ADVICE = (
-    *[model.DONTNEED] * 3, *[model.FREE] * 2, model.REMOVE, model.REMOVE, *[model.PAGEOUT] * 6, model.COLD, model.WILLNEED,
-    *[model.COLLAPSE] * 4, *[model.MERGEABLE] * 6, *[model.UNMERGEABLE] * 2, model.HUGEPAGE, model.HUGEPAGE,
-    model.NOHUGEPAGE, model.DONTFORK, model.DOFORK, model.DOFORK, model.WIPEONFORK, model.KEEPONFORK, model.KEEPONFORK,
-    model.DONTDUMP, model.DODUMP, model.RANDOM, model.SEQUENTIAL, model.NORMAL, model.POPULATE_READ, model.POPULATE_WRITE,
-    model.DONTNEED_LOCKED, *[model.GUARD_INSTALL] * 2, *[model.GUARD_REMOVE] * 2,
+    *[model.DONTNEED] * 3, *[model.FREE] * 2, model.REMOVE, model.REMOVE, *[model.PAGEOUT] * 6,
+    model.COLD, model.WILLNEED, *[model.COLLAPSE] * 4, *[model.MERGEABLE] * 6, *[model.UNMERGEABLE] * 2,
+    model.HUGEPAGE, model.HUGEPAGE, model.NOHUGEPAGE, model.DONTFORK, model.DOFORK, model.DOFORK,
+    model.WIPEONFORK, model.KEEPONFORK, model.KEEPONFORK, model.DONTDUMP, model.DODUMP, model.RANDOM,
+    model.SEQUENTIAL, model.NORMAL, model.POPULATE_READ, model.POPULATE_WRITE, model.DONTNEED_LOCKED,
+    *[model.GUARD_INSTALL] * 2, *[model.GUARD_REMOVE] * 2,
 )  # fmt: skip
 
 
@@ -57,10 +58,10 @@ class Chance:
 
     def range(self) -> tuple[int, int]:
         random, huge = self.random, self.play.huge
-        kind = random.randrange(12)
+        kind = random.randrange(20)
         if kind == 0:
             return random.randrange(self.play.world.end // huge) * huge, huge
-        if kind == 1:
+        if kind <= 2:
             return random.randrange(self.play.world.end // 16) * 16, 16
         return self.place(), random.randrange(1, 9)
 
@@ -95,10 +96,9 @@ class Chance:
 
     def mmap(self) -> Step:
         random = self.random
-        return (
-            "mmap", self.who(), *self.range(), random.choice(_RIGHTS), random.choice((0, 0, 0, 1, 2, 2, 3, 4, 5, 6)),
-            random.randrange(128) & random.choice((0x67, 0x67, 0x7F)),
-        )  # fmt: skip
+        source, more = random.choice((0, 0, 0, 1, 2, 2, 3, 4, 5, 6)), random.randrange(128)
+        more &= random.choice((0x67, 0x67, 0x7F))
+        return "mmap", self.who(), *self.range(), random.choice(_RIGHTS), source, more
 
     def munmap(self) -> Step:
         return "munmap", self.who(), *self.range()
@@ -171,15 +171,26 @@ class Chance:
     def forget(self) -> Step:
         return "forget", self.who()
 
+    def pooled(self) -> Step:
+        random = self.random
+        how = random.choice((0, 0, 1, 2, 2, 2, 3, 3, 3))
+        return "pooled", self.who(), how, random.choice((0, 9, 511, 40_000)), random.randrange(4)
+
+    def answered(self) -> Step:
+        random = self.random
+        return "answered", self.who(), random.randrange(7), random.randrange(4), self.place()
+
     def both(self) -> Step:
         access = (self.load, self.store, self.stamp, self.sum, self.fill)
         return "both", self.random.choice(access)(), self.random.choice((*access, self.madvise))()
 
 
 _STEPS = (
-    *[Chance.load] * 6, *[Chance.store] * 8, *[Chance.add] * 3, *[Chance.stamp] * 5, *[Chance.fill] * 5, *[Chance.sum] * 4,
-    *[Chance.jump] * 2, *[Chance.mmap] * 9, *[Chance.munmap] * 2, *[Chance.mprotect] * 6, *[Chance.madvise] * 18,
-    *[Chance.mremap] * 6, *[Chance.mlock] * 4, Chance.msync, Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt,
-    Chance.truncate, Chance.punch, *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3,
-    Chance.exit, *[Chance.rest] * 6, *[Chance.look] * 2, Chance.forget, *[Chance.both] * 6,
+    *[Chance.load] * 6, *[Chance.store] * 8, *[Chance.add] * 3, *[Chance.stamp] * 5, *[Chance.fill] * 3,
+    *[Chance.sum] * 4, *[Chance.jump] * 2, *[Chance.mmap] * 9, *[Chance.munmap] * 2, *[Chance.mprotect]
+    * 6, *[Chance.madvise] * 18, *[Chance.mremap] * 6, *[Chance.mlock] * 4, Chance.msync,
+    Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt, Chance.truncate, Chance.punch,
+    *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3, Chance.exit,
+    *[Chance.rest] * 6, *[Chance.look] * 2, Chance.forget, *[Chance.both] * 6, *[Chance.pooled] * 2,
+    *[Chance.answered] * 5,
 )  # fmt: skip

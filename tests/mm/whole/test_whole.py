@@ -1,8 +1,9 @@
-"""All of memory management at once, on the executing CPU, beside a model: nothing may differ, whatever strikes when.
+"""All of memory management at once, on the executing CPU, beside a model: nothing may differ.
 
-Two processes of two threads map, unmap, protect, move, advise, lock, share, fork and store, on two CPUs with little
-RAM, while pages go to swap, equal ones are merged and huge ones are made. As hypothesis chooses the steps, and as
-longer walks of a seed. What differs is told as a list of steps, as few as were found to show it:
+Two processes of two threads map, unmap, protect, move, advise, lock, share, fork and store, on two CPUs
+with little RAM, while pages go to swap, equal ones are merged and huge ones are made. As hypothesis chooses
+the steps, and as longer walks of a seed. What differs is told as a list of steps, as few as were found to
+show it:
 
     Play.run([...])                    # takes such a list again
 """
@@ -32,7 +33,7 @@ _ADVICE = st.sampled_from(sorted({4, 8, 9, 22, 23, 24, 102, 103, *NEUTRAL, *KEPT
 
 
 class WholeMachine(RuleBasedStateMachine):
-    """Steps as hypothesis chooses them, on one kind of machine, with everything looked at after each fifth."""
+    """Steps as hypothesis chooses them, on one kind of machine, everything looked at after each fifth."""
 
     kind: str
 
@@ -180,10 +181,11 @@ def take_a_walk(kind: str, folder: Path, seed: int, steps: int) -> None:
         play.end()
     except Exception as error:
         play.crew.machine.abandon()
+        shown = type(error), str(error)[:25]
 
         def fails(fewer: list[Step]) -> bool:
             found = _goes_wrong(kind, folder, seed, fewer)
-            return found is not None and (type(found), str(found)[:25]) == (type(error), str(error)[:25])
+            return found is not None and (type(found), str(found)[:25]) == shown
 
         few = shrunk(play.done, fails)
         listed = "\n".join(f"    {step}," for step in few)
