@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import errno
 import struct
-from collections.abc import Generator
-from typing import TYPE_CHECKING
 
-from tests.mm.whole.crew import Orders, Worker
-from tests.mm.whole.guest import LOAD, STORE, Order, Outcome
+from tests.mm.whole.crew import Worker
+from tests.mm.whole.guest import LOAD, STORE, Order
 from tests.mm.whole.model import ADRERR, DONTNEED, MAPERR, READ, SIGBUS, SIGSEGV
+from tests.mm.whole.stage import Stage, Taking
 
-if TYPE_CHECKING:
-    from tests.mm.whole.play import Play
-
-Taking = Generator[Orders, dict[Worker, Outcome], None]
 POOLED, WATCHED = 0x30_0000_0000, 0x31_0000_0000
 WATCHED_PAGES = 6
 _ANONYMOUS_FIXED, _SHARED, _PRIVATE, _HUGETLB = 0x30, 1, 2, 0x40000
@@ -30,7 +25,7 @@ _MISSING, _WP, _FEATURES = 1, 2, 1 << 0 | 1 << 7  # faults by WP, SIGBUS instead
 class Apart:
     """What is there, as the model has it. `size` is that of a pool's page; 0: there is no pool."""
 
-    def __init__(self, play: Play, size: int) -> None:
+    def __init__(self, play: Stage, size: int) -> None:
         self.play, self.size = play, size
         self.pooled: dict[str, dict[int, int]] = {}
         """The words of the page, by offset, for each process that shows it: one dict, for they share it."""

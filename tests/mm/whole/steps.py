@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from random import Random
 
 from tests.mm.whole import model
-from tests.mm.whole.play import FILES, SEGMENTS, Play, Step
+from tests.mm.whole.play import Play
+from tests.mm.whole.stage import FILES, SEGMENTS, Step
 
 _RIGHTS = (0, 1, 3, 3, 3, 3, 5, 7)
 _ADVICE = (

@@ -21,8 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.mm.whole.boards import KINDS, play_of
 from tests.mm.whole.model import KEPT, NEUTRAL
-from tests.mm.whole.play import FILES, SEGMENTS, Step
 from tests.mm.whole.shrink import shrunk
+from tests.mm.whole.stage import FILES, SEGMENTS, Step
 from tests.mm.whole.steps import Chance
 
 _WHO, _PLACES, _WORDS = st.integers(0, 3), st.integers(0, 255), st.integers(0, 3)
