@@ -154,7 +154,7 @@ def machine(kind: str, *, examples: int, steps: int) -> Any:
 
 
 _NAMES = {kind: kind.replace("-", "_") for kind in KINDS}
-globals().update((f"TestOn_{_NAMES[kind]}", machine(kind, examples=3, steps=25)) for kind in KINDS)
+globals().update((f"TestOn_{_NAMES[kind]}", machine(kind, examples=3, steps=40)) for kind in KINDS)
 globals().update(
     (f"TestOn_{_NAMES[kind]}_ForLong", pytest.mark.slow(machine(kind, examples=50, steps=100)))
     for kind in KINDS
@@ -193,9 +193,10 @@ def take_a_walk(kind: str, folder: Path, seed: int, steps: int) -> None:
         raise
 
 
+@pytest.mark.parametrize("seed", range(1, 4))
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_walk(kind: str, tmp_path: Path) -> None:
-    take_a_walk(kind, tmp_path, seed=1, steps=100)
+def test_a_walk(kind: str, seed: int, tmp_path: Path) -> None:
+    take_a_walk(kind, tmp_path, seed, steps=100)
 
 
 @pytest.mark.slow
