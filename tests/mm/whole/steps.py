@@ -110,6 +110,16 @@ class Chance:
     def madvise(self) -> Step:
         return "madvise", self.who(), *self.range(), self.random.choice(_ADVICE)
 
+    def collapse(self) -> Step:
+        huge = self.play.huge
+        return (
+            "madvise",
+            self.who(),
+            self.random.randrange(self.play.world.end // huge) * huge,
+            huge,
+            model.COLLAPSE,
+        )
+
     def mremap(self) -> Step:
         random, (at, old) = self.random, self.range()
         new = max(1, old + random.choice((0, 0, 0, -2, 2)))
@@ -189,9 +199,9 @@ class Chance:
 _STEPS = (
     *[Chance.load] * 6, *[Chance.store] * 8, *[Chance.add] * 3, *[Chance.stamp] * 5, *[Chance.fill] * 3,
     *[Chance.sum] * 4, *[Chance.jump] * 2, *[Chance.mmap] * 9, *[Chance.munmap] * 2, *[Chance.mprotect]
-    * 6, *[Chance.madvise] * 18, *[Chance.mremap] * 6, *[Chance.mlock] * 4, Chance.msync,
-    Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt, Chance.truncate, Chance.punch,
-    *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3, Chance.exit,
-    *[Chance.rest] * 6, *[Chance.look] * 2, Chance.forget, *[Chance.both] * 6, *[Chance.pooled] * 2,
-    *[Chance.answered] * 5,
+    * 6, *[Chance.madvise] * 18, *[Chance.collapse] * 3, *[Chance.mremap] * 6, *[Chance.mlock] * 4,
+    Chance.msync, Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt, Chance.truncate,
+    Chance.punch, *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3,
+    Chance.exit, *[Chance.rest] * 6, *[Chance.look] * 2, Chance.forget, *[Chance.both] * 6,
+    *[Chance.pooled] * 2, *[Chance.answered] * 5,
 )  # fmt: skip
