@@ -69,6 +69,15 @@ class Accesses(Stage):
         order = Order(STAMP, (self.address(at), word, count, self.size, adds))
         self.agree((yield {worker: order})[worker], 0 if refused is None else refused)
 
+    def hammer(self, who: int, at: int, count: int, which: int) -> Taking:
+        """Many stores to one word, which grows: no store may be lost, whoever takes the page meanwhile."""
+        worker, name, word = self.worker(who), self.space(self.worker(who)), self.words[which]
+        address, refused = self.address(at), self.world.access(name, at, WRITE)
+        if refused is None:
+            self.world.store(name, at, 0, word + count - 1)
+        outcome = (yield {worker: Order(STAMP, (address, word, count, 0, 1))})[worker]
+        self.agree(outcome, 0 if refused is None else (*refused, address))
+
     def sum(self, who: int, at: int, count: int) -> Taking:
         """A load of each of many pages."""
         worker, name = self.worker(who), self.space(self.worker(who))

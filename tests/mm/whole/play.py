@@ -249,7 +249,7 @@ class Play(Accesses, Mappings, Things):
         return touched
 
 
-_ACCESSES = ("load", "store", "stamp", "sum")
+_ACCESSES = ("load", "store", "stamp", "sum", "hammer")
 
 
 def _rest_of(taking: Taking, outcomes: dict[Worker, Outcome]) -> Taking:

@@ -191,6 +191,15 @@ class Chance:
         random = self.random
         return "answered", self.who(), random.randrange(7), random.randrange(4), self.place()
 
+    def hunted(self) -> Step:
+        """One thread stores to pages while another has them taken away, or moved."""
+        random, who, where = self.random, self.who(), self.range()
+        advice = random.choice((model.PAGEOUT, model.PAGEOUT, model.COLLAPSE, model.UNMERGEABLE))
+        store: Step = "hammer", who, where[0], random.randrange(100, 600), random.randrange(4)
+        if random.random() < 0.3:
+            store = "stamp", who, *where, random.randrange(4), random.choice((0, 1))
+        return "both", store, ("madvise", who ^ 1, *where, advice)
+
     def both(self) -> Step:
         access = (self.load, self.store, self.stamp, self.sum, self.fill)
         return "both", self.random.choice(access)(), self.random.choice((*access, self.madvise))()
@@ -203,5 +212,5 @@ _STEPS = (
     Chance.msync, Chance.mincore, Chance.mseal, *[Chance.shmat] * 2, Chance.shmdt, Chance.truncate,
     Chance.punch, *[Chance.pwrite] * 2, *[Chance.pread] * 2, *[Chance.remote] * 2, *[Chance.fork] * 3,
     Chance.exit, *[Chance.rest] * 6, *[Chance.look] * 2, Chance.forget, *[Chance.both] * 6,
-    *[Chance.pooled] * 2, *[Chance.answered] * 5,
+    *[Chance.hunted] * 6, *[Chance.pooled] * 2, *[Chance.answered] * 5,
 )  # fmt: skip
