@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mm.whole.guest import ADD, JUMP, LOAD, STAMP, STORE, SUM, Order
+from tests.mm.whole.guest import ADD, COUNT, JUMP, LOAD, STAMP, STORE, SUM, Order
 from tests.mm.whole.model import EXECUTE, READ, WRITE
 from tests.mm.whole.stage import MASK, Diverged, Stage, Taking
 
@@ -69,13 +69,18 @@ class Accesses(Stage):
         order = Order(STAMP, (self.address(at), word, count, self.size, adds))
         self.agree((yield {worker: order})[worker], 0 if refused is None else refused)
 
-    def hammer(self, who: int, at: int, count: int, which: int) -> Taking:
-        """Many stores to one word, which grows: no store may be lost, whoever takes the page meanwhile."""
-        worker, name, word = self.worker(who), self.space(self.worker(who)), self.words[which]
-        address, refused = self.address(at), self.world.access(name, at, WRITE)
+    def hammer(self, who: int, at: int, count: int) -> Taking:
+        """One is added to a word many times: no store may be lost, whoever takes the page meanwhile."""
+        worker, name = self.worker(who), self.space(self.worker(who))
+        address = self.address(at)
+        refused = self.world.access(name, at, READ) or self.world.access(name, at, WRITE)
         if refused is None:
-            self.world.store(name, at, 0, word + count - 1)
-        outcome = (yield {worker: Order(STAMP, (address, word, count, 0, 1))})[worker]
+            page = self.world.spaces[name][at]
+            if page.blurred or len(self.world.contents(page)) != 1:
+                return
+            before = int.from_bytes(self.world.contents(page)[0][:8], "little")
+            self.world.store(name, at, 0, before + count & MASK)
+        outcome = (yield {worker: Order(COUNT, (address, 0, count))})[worker]
         self.agree(outcome, 0 if refused is None else (*refused, address))
 
     def sum(self, who: int, at: int, count: int) -> Taking:

@@ -32,6 +32,7 @@ def play_of(kind: str, folder: Path, seed: int, *, checks_every: int = 10) -> Pl
         **options,
         folder=folder,
         checks_every=checks_every,
+        pinned=seed % 4 > 0,
         aperture="8M",
         swap="64M",
         cpus=2,

@@ -21,7 +21,7 @@ TELL = "sched_rr_get_interval"
 NO_ONE = -1
 ORDER = struct.Struct("<Q6QQQ")
 
-CALL, LOAD, STORE, ADD, STAMP, SUM, CLONE, JUMP = range(8)
+CALL, LOAD, STORE, ADD, STAMP, SUM, CLONE, JUMP, COUNT = range(9)
 
 _X86_64 = """
     test r15, r15
@@ -86,6 +86,8 @@ awake:
     je jump
     cmp rcx, 6
     je clone
+    cmp rcx, 8
+    je count
     syscall
     mov r12, rax
     jmp tell
@@ -122,6 +124,11 @@ sum:
     jmp tell
 jump:
     call rdi
+    jmp tell
+count:
+    lock add qword ptr [rdi], 1
+    dec rdx
+    jnz count
     jmp tell
 """
 _X86_64_HANDLER = """
@@ -193,6 +200,8 @@ awake:
     b.eq jump
     cmp x9, #6
     b.eq clone
+    cmp x9, #8
+    b.eq count
     svc #0
     mov x20, x0
     b tell
@@ -231,6 +240,14 @@ sum:
     b tell
 jump:
     blr x0
+    b tell
+count:
+    ldxr x9, [x0]
+    add x9, x9, #1
+    stxr w10, x9, [x0]
+    cbnz w10, count
+    subs x2, x2, #1
+    b.ne count
     b tell
 """
 _ARM64_HANDLER = """

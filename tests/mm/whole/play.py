@@ -51,6 +51,7 @@ class Play(Accesses, Mappings, Things):
         pages: int,
         huge: int,
         pooled: int = 0,
+        pinned: bool = True,
         checks_every: int = 10,
         **options: Any,
     ) -> None:
@@ -61,6 +62,7 @@ class Play(Accesses, Mappings, Things):
         self.words = (0, 0x1111, 0x2222, RETURNS[isa])
         """Few, so that pages are equal, and one that can be executed."""
         self.checks = Checks(self.crew.machine, self.world, BASE // self.size)
+        self.pinned = pinned
         self.apart = Apart(self, pooled)
         self.files: list[Thing] = []
         self.segments: list[Thing] = []
@@ -118,6 +120,8 @@ class Play(Accesses, Mappings, Things):
             yield {first: crew.call("rt_sigaction", signal, first.scratch, 0, 8)}
         yield {first: crew.thread(first, crew.workers["a2"])}
         crew.born()
+        for number, name in enumerate(("a1", "a2")):
+            yield from self._stay(crew.workers[name], number)
         limit = MOST_LOCKED * self.size
         first.process.write(first.scratch, struct.pack("<2Q", limit, limit))
         yield {first: crew.call("prlimit64", 0, _RLIMIT_MEMLOCK, first.scratch, 0)}
@@ -130,6 +134,14 @@ class Play(Accesses, Mappings, Things):
         for _ in range(SEGMENTS):
             made = yield {first: crew.call("shmget", 0, SEGMENT_PAGES * self.size, 0o1600)}
             self.segments.append(Thing("segment", SEGMENT_PAGES, number=made[first].result))
+
+    def _stay(self, worker: Worker, cpu: int) -> Taking:
+        """Keep a thread on one CPU, so that two threads of a process are on two."""
+        assert worker.process is not None
+        if self.pinned:
+            worker.process.write(worker.scratch, struct.pack("<Q", 1 << cpu))
+            order = self.crew.call("sched_setaffinity", 0, 8, worker.scratch)
+            self.agree((yield {worker: order})[worker], 0)
 
     # ---- processes, time, and what is told
 
@@ -147,6 +159,8 @@ class Play(Accesses, Mappings, Things):
             raise Diverged(f"fork: {outcomes[parent]}")
         yield {one: crew.thread(one, two)}
         crew.born()
+        for number, worker in enumerate((two, one)):
+            yield from self._stay(worker, number)
 
     def exit(self, who: int) -> Taking:
         """The second process ends, and the first waits for it."""

@@ -195,7 +195,7 @@ class Chance:
         """One thread stores to pages while another has them taken away, or moved."""
         random, who, where = self.random, self.who(), self.range()
         advice = random.choice((model.PAGEOUT, model.PAGEOUT, model.COLLAPSE, model.UNMERGEABLE))
-        store: Step = "hammer", who, where[0], random.randrange(100, 600), random.randrange(4)
+        store: Step = "hammer", who, where[0], random.choice((2000, 20_000, 50_000))
         if random.random() < 0.3:
             store = "stamp", who, *where, random.randrange(4), random.choice((0, 1))
         return "both", store, ("madvise", who ^ 1, *where, advice)
