@@ -15,14 +15,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import USER_FAULTS, USER_MINOR, USER_WP, Area, Watcher
 from aether_emu.mm.fault import RESOLVED, Faults, OutOfMemory
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection, user_mark
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.swap.seen import in_swap
 from aether_emu.mm.tables import edits
 from aether_emu.mm.user import ForcedMemory, UserMemory
 
@@ -118,7 +120,24 @@ def in_object(area: Area, page: int, page_shift: int) -> bool:
 
 
 def protect(space: AddressSpace, start: int, end: int, *, on: bool) -> None:
-    """Take the pages of a range from who writes, with a mark, or take the mark away."""
+    """Take the pages of a range from who writes, with a mark, or take the mark away.
+
+    An entry that names a slot has no room for the mark: what is in swap comes back, and stays while it is
+    marked. Raises Refused(ENOMEM) where there is no memory for that.
+    """
+    if on and space.physical.swap is not None:
+        for page in in_swap(space, start, end).pages.tolist():
+            va = page << space.table.format.page_shift
+            try:
+                space.physical.with_room(partial(Faults(space.physical).bring, space, va))
+            except OutOfFrames:
+                raise Refused(errno.ENOMEM, "no memory for a page that is in swap") from None
+            _mark(space, va, va + space.page_size, on=True)
+    _mark(space, start, end, on=on)
+
+
+def _mark(space: AddressSpace, start: int, end: int, *, on: bool) -> None:
+    """The entries that are present."""
     fmt, mark = space.table.format, user_mark(space.table.format)
 
     def change(entry: int, _level: int) -> int:

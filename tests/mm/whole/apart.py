@@ -12,7 +12,7 @@ import struct
 
 from tests.mm.whole.crew import Worker
 from tests.mm.whole.guest import LOAD, STORE, Order
-from tests.mm.whole.model import ADRERR, DONTNEED, MAPERR, READ, SIGBUS, SIGSEGV
+from tests.mm.whole.model import ADRERR, DONTNEED, MAPERR, PAGEOUT, READ, SIGBUS, SIGSEGV
 from tests.mm.whole.stage import Stage, Taking
 
 POOLED, WATCHED = 0x30_0000_0000, 0x31_0000_0000
@@ -150,6 +150,12 @@ class Apart:
         self.protected.discard(number)
         size = self.play.size
         order = self.play.crew.call("madvise", WATCHED + number * size, size, DONTNEED)
+        self.play.agree((yield {worker: order})[worker], 0)
+
+    def away(self, worker: Worker, number: int) -> Taking:
+        """MADV_PAGEOUT: it is neither missing then, nor protected less."""
+        size = self.play.size
+        order = self.play.crew.call("madvise", WATCHED + number * size, size, PAGEOUT)
         self.play.agree((yield {worker: order})[worker], 0)
 
 

@@ -194,6 +194,10 @@ class Play(Accesses, Mappings, Things):
         else:
             yield from apart.protect(worker, number, how == 5)
 
+    def away(self, who: int, number: int) -> Taking:
+        """A page whose faults are answered goes to swap, if it may."""
+        yield from self.apart.away(self.worker(who & 1), number % WATCHED_PAGES)
+
     def rest(self, who: int, milliseconds: int) -> Taking:
         """Time passes, in which others look for huge pages and equal ones."""
         worker = self.worker(who)

@@ -189,6 +189,8 @@ class Chance:
 
     def answered(self) -> Step:
         random = self.random
+        if random.randrange(7) == 0:
+            return "away", self.who(), random.randrange(4)
         return "answered", self.who(), random.randrange(7), random.randrange(4), self.place()
 
     def hunted(self) -> Step:

@@ -18,6 +18,13 @@ FOUND: dict[str, list[Step]] = {
         ("load", 0, 41, 0),
         ("store", 0, 42, 0, 1),
     ],
+    "a page that is in swap is protected against stores": [
+        ("answered", 0, 3, 1, 0),
+        ("answered", 0, 1, 1, 1),
+        ("away", 0, 1),
+        ("answered", 0, 5, 1, 0),
+        ("answered", 0, 1, 1, 2),
+    ],
 }
 
 
