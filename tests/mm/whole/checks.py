@@ -279,3 +279,8 @@ class Checks:
         assert told["AnonPages"] == anonymous * size
         assert told["MemFree"] == self.physical.buddy.free_frames * size
         assert told["SwapTotal"] - told["SwapFree"] in (swap.used * size, (swap.used - swap.cached) * size)
+        assert told["SwapCached"] == swap.cached * size
+        assert told["PageTables"] == int((frames.kind_array == Kind.TABLE).sum()) * size
+        shown = (entry.frame for seen in self._seen.values() for entry in seen.values() if entry.large)
+        huge = {frame for frame in shown if frames.kind[frame] == Kind.ANON}
+        assert told["AnonHugePages"] == len(huge) * size
