@@ -151,7 +151,8 @@ class _Call:
             raise Refused(errno.EINVAL, "the address is not page aligned")
         if self.new == 0:
             raise Refused(errno.EINVAL, "the new length is zero")
-        if space.areas.find(address) is None:
+        area = space.areas.find(address)
+        if area is None:
             raise Refused(errno.EFAULT, "nothing is mapped there")
         if self.huge:
             self._check_huge()
@@ -161,6 +162,8 @@ class _Call:
             space.areas.require_room(_PLACED_ROOM)
         if self.new < self.old and self.old > space.limits.user_end - address:
             raise Refused(errno.EINVAL, "the range leaves the user half")
+        if self.fixed and min(self.old, self.new) <= area.end - address:  # else it is refused for that
+            require_unsealed(space, self.request.new_address, self.request.new_address + self.new)
 
     def _check_huge(self) -> None:
         """Huge pages of a pool: moved and shortened in whole ones, and never lengthened."""

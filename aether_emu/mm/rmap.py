@@ -76,7 +76,7 @@ def _shown(space: Space, found: Found, address: int) -> int:
 def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -> None:
     """Remove the entries that show pages `[first, first + count)` of an object, everywhere, and flush.
 
-    Private copies of those pages stay, unless `copies` (truncation takes them too).
+    Private copies of those pages stay, unless `copies` (truncation takes them too). Guards stay in any case.
     """
     by_space: dict[int, list[Window]] = {}
     for area in item.windows.over(first, first + count):
@@ -90,7 +90,7 @@ def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -
             start = max(area.start, address_in(area, item, first, shift))
             end = min(area.end, address_in(area, item, first + count, shift))
             with markers.kept(space.table, start, end) if area.keeps_markers else nullcontext():
-                space.clear(gather, area, start, end, own_pages=copies)
+                space.clear(gather, area, start, end, own_pages=copies, guards=False)
         space.finish(gather)
 
 

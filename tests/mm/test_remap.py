@@ -176,3 +176,14 @@ def test_what_moves_out_of_the_heap_is_no_heap(make: Make, page: int) -> None:
     mapping.set_break(space, start + 4 * page)
     to = mremap(space, start, 1, 1, MREMAP_MAYMOVE | MREMAP_FIXED, 0x200_0000)
     assert [(area.start, area.name) for area in space.areas] == [(start + page, "[heap]"), (to, "")]
+
+
+def test_a_target_that_is_sealed_in_part_is_refused_before_anything_is_taken_away(
+    make: Make, page: int
+) -> None:
+    space = make()
+    at, to = mmap(space, 0x100_0000, 3), mmap(space, 0x200_0000, 2)
+    mapping.seal_memory(space, to + page, page, 0)
+    before = areas(space)
+    assert refusal(lambda: mremap(space, at, 3, 2, MREMAP_FIXED | MREMAP_MAYMOVE, to)) == "EPERM"
+    assert areas(space) == before

@@ -79,6 +79,7 @@ def test_what_else_an_arm64_entry_can_lose_and_what_needs_a_break(name: str) -> 
     ):
         assert (rules.loss(old, new, 1), rules.needs_break(old, new, 1)) == (loss, broken), hex(new)
     assert rules.loss(old & ~_AF, 0, 1) is Loss.NOTHING  # never kept: R_XCLRD
+    assert not rules.needs_break(old & ~_AF, _OTHER | old & 0xFFF | _PXN | _UXN, 1)
     assert not rules.needs_break(0, old, 1)
 
 

@@ -101,7 +101,11 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
 
 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
-    for low, part in batches(task, _untagged(task, address), length):
+    """munmap(2): all of a range, or nothing where part of it is sealed."""
+    address, mm = _untagged(task, address), task.process.mm
+    if not task.progress:
+        mapping.require_unsealed(mm, address, address + mm.page_up(length))
+    for low, part in batches(task, address, length):
         mapping.unmap_memory(task.process.mm, low, part)
     return settle(task, 0) if task.process.mm.untold else 0
 

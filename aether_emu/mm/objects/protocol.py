@@ -44,8 +44,17 @@ class Space(Protocol):
     def finish(self, gather: Gather) -> None:
         """Flush what was gathered and let go of what it dropped."""
 
-    def clear(self, gather: Gather, area: Window, start: int, end: int, *, own_pages: bool = True) -> None:
-        """Remove the entries of a part of `area`, those of private pages only with `own_pages`."""
+    def clear(
+        self,
+        gather: Gather,
+        area: Window,
+        start: int,
+        end: int,
+        *,
+        own_pages: bool = True,
+        guards: bool = True,
+    ) -> None:
+        """Remove the entries of a part of `area`: private pages with `own_pages`, guards with `guards`."""
 
 
 class Window(Protocol):

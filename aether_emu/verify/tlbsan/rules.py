@@ -101,11 +101,14 @@ class Rules:
 
         That is so where the address, the size, the memory type, the shareability, nG or the contiguous bit
         change. Pages that are read-only before and after, with the same bytes, would need none: they are not
-        told apart here.
+        told apart here. A page without its access flag is in no TLB, so nobody need flush between (R_XCLRD).
         """
         if self.isa != "arm64" or not old & new & _VALID:
             return False
-        both_tables = self.table(old, level) is not None and self.table(new, level) is not None
+        was_table = self.table(old, level) is not None
+        if not was_table and not old & _ACCESS_FLAG:
+            return False
+        both_tables = was_table and self.table(new, level) is not None
         frozen = self.address | 2 if both_tables else self.address | 2 | 7 << 2 | 3 << 8 | 1 << 11 | 1 << 52
         return bool((old ^ new) & frozen)
 

@@ -271,3 +271,13 @@ def test_a_directory_of_many_names_can_be_given_up(monkeypatch: pytest.MonkeyPat
         looks.stop_every = 0
         read = served.again()
         assert isinstance(read, int) and read > 6 * 24
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_what_is_sealed_behind_the_first_part_keeps_that_too(isa: str) -> None:
+    with machine(isa) as served:
+        start, length = _unmapping_areas(served)
+        last = start + length - 2 * PAGE
+        assert served("mseal", last, PAGE, 0) == 0
+        assert served("munmap", start, length) == -errno.EPERM
+        assert served.process.mm.areas.find(start) is not None
