@@ -63,6 +63,7 @@ class Event(IntEnum):
     MERGED_PAGES = 52  # pages that came to show a merged frame
     MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
     UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
+    SLABS_SCANNED = 55  # free kernel objects that were looked at because memory was short
 
 
 class Counters:

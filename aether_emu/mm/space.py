@@ -20,7 +20,7 @@ import numpy as np
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.config import format_size
-from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
+from aether_emu.errors import AddressError, ClosedError, ConfigError, OutOfFrames, Refused, whole
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.changes import Change
@@ -33,6 +33,7 @@ from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
+from aether_emu.mm.slab.layouts import MM
 from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
@@ -87,6 +88,11 @@ class AddressSpace:
         self.physical, self.limits = physical, limits
         self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
+        try:
+            self.object = self._new_object()
+        except OutOfFrames:
+            self.table.destroy()
+            raise
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
         self.table.noted_split = physical.noted_split
         self._kernel = kernel
@@ -119,6 +125,12 @@ class AddressSpace:
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
+
+    def _new_object(self) -> int:
+        """The kernel's object for it, at a kernel address. Raises OutOfFrames."""
+        fmt, root = self.table.format, self.table.root
+        what = {"pgd": root, "number": self.number, "page_shift": fmt.page_shift}
+        return self.physical.slabs.take(MM, **what, task_size=self.limits.user_end)
 
     def __repr__(self) -> str:
         return (
@@ -625,6 +637,7 @@ class AddressSpace:
         self.physical.tlb.settle()
         self.family.let_go()
         self.table.destroy()
+        self.physical.slabs.put(MM, self.object)
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
