@@ -608,7 +608,7 @@ class Config:
         "none",
         _SlabDebug(),
         "what is checked of kernel objects, in Linux's letters: F that none is freed twice, Z red zones "
-        "around them, P poison in free ones, U who allocated and freed them; `FZ,mm_struct`: of that one only",
+        "around them, P poison in free ones, U who allocated and freed them; `FZ,mm_struct`: only that one",
     )
     slab_merge: bool = _parameter(
         False,

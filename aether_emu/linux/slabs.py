@@ -11,9 +11,6 @@ from aether_emu.mm.slab.cache import Who
 from aether_emu.mm.slab.geometry import debug_flags
 from aether_emu.mm.slab.slabs import Terms
 
-_NUMBER = {"x86_64": "rax", "arm64": "x8"}
-"""The register that has a call's number."""
-
 
 def open_slabs(kernel: Kernel, kernel_base: int) -> None:
     """From now on objects stand in RAM, as the parameters say. Raises OutOfFrames."""
@@ -54,9 +51,7 @@ def _who(kernel: Kernel) -> Who:
     task = getattr(entry, "task", None)
     if task is None:
         return Who(0, cpu, -1, 0, b"")
-    in_call = kernel.observers.running and task.running
-    number = task.cpu.registers()[_NUMBER[kernel.abi.isa]] & 0xFFFF if in_call else -1
-    return Who(task.tid, cpu, number if number < 0x8000 else -1, kernel.time_seen(), task.name)
+    return Who(task.tid, cpu, task.called, kernel.time_seen(), task.name)
 
 
 def _call_name(kernel: Kernel, number: int) -> str:

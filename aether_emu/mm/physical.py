@@ -107,8 +107,8 @@ class Physical:
     """One computer's memory. `zero_frame` backs every untouched page that was only read.
 
     `objects` finds the memory object that the frame table names as a frame's owner. When the allocator has
-    no frame left it asks `tlb.settle` first, for frames may wait for a CPU that has not acknowledged their flush,
-    and then the `shrinkers`. `slabs` are the kernel's own objects.
+    no frame left it asks `tlb.settle` first, for frames may wait for a CPU that has not acknowledged their
+    flush, and then the `shrinkers`. `slabs` are the kernel's own objects.
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address

@@ -11,7 +11,7 @@ _HEAD = """slabinfo - version: 2.1
 
 
 def slabinfo(kernel: Kernel) -> bytes:
-    """A line for each cache, the youngest first. Objects in magazines are not active; nothing can be tuned."""
+    """A line for each cache, the youngest first. Objects in magazines are not active; nothing is tunable."""
     lines = (
         f"{row.name:<17} {row.active:6d} {row.objects:6d} {row.size:6d} {row.per_slab:4d} "
         f"{row.frames_per_slab:4d} : tunables    0    0    0 : slabdata {row.active_slabs:6d} {row.slabs:6d} "

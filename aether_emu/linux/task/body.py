@@ -5,8 +5,8 @@
                       its other threads
 
 The fields are true at any time, so that whoever has an image of RAM finds processes in it without asking
-Python: from `head` by the list, to `mm` and the root of its tables. The task_struct of a process's first thread
-stays until its parent has waited for it; the stack goes with the thread.
+Python: from `head` by the list, to `mm` and the root of its tables. The task_struct of a process's first
+thread stays until its parent has waited for it; the stack goes with the thread.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Task:
     for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
     `set_child_tid` is where its number is to be written before its first instruction, `clear_child_tid` where
     it is to be cleared at its end; 0 is nowhere. `files` are its process's, but for a thread that unshared
-    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process. `body` is
-    what it is in the machine's memory.
+    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process. `body`
+    is what it is in the machine's memory.
     """
 
     def __init__(self, process: Process, tid: int | None = None, body: Body | None = None) -> None:
@@ -81,6 +81,7 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.called = -1  # the number of the call that it makes, where somebody notes that; -1: none
         self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self

@@ -1,6 +1,6 @@
 """A cache: objects of one size in slabs of frames, at real bytes of emulated RAM.
 
-    slab    2**order frames of the kind SLAB, their owner the cache's number, their index the place in the slab
+    slab    2**order frames of the kind SLAB, their owner the cache's number, their index which of it they are
     free    objects of a slab hang on a list whose pointers stand in the free objects' own bytes
 
 A pointer is stored as `next ^ secret ^ swapped(where it stands)` (Linux: SLAB_FREELIST_HARDENED), with a
@@ -12,13 +12,13 @@ Addresses are the kernel's, those of the direct map. 0 is no object.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 from aether_emu.mm.frames.table import FrameTable, Kind
 from aether_emu.mm.slab.checks import Checks
-from aether_emu.mm.slab.finding import SlabCorruption, dump, sides
-from aether_emu.mm.slab.geometry import WORD, Debug, geometry, slab_order
+from aether_emu.mm.slab.finding import NOBODY_KNOWS, SlabCorruption, dump
+from aether_emu.mm.slab.geometry import NOTHING, WORD, Debug, geometry, slab_order
 from aether_emu.mm.slab.magazines import Magazines, rounds
 
 KEPT = 2
@@ -46,11 +46,16 @@ class Home(Protocol):
 
     def take_pages(self, number: int, order: int) -> int: ...
     def give_pages(self, first: int, order: int) -> None: ...
-    def cpu(self) -> int: ...
-    def who(self) -> Who: ...
-    def call_name(self, number: int) -> str: ...
-    def secret(self) -> int: ...
-    def below(self, bound: int) -> int: ...
+    @property
+    def cpu(self) -> Callable[[], int]: ...
+    @property
+    def who(self) -> Callable[[], Who]: ...
+    @property
+    def call_name(self) -> Callable[[int], str]: ...
+    @property
+    def secret(self) -> Callable[[], int]: ...
+    @property
+    def below(self) -> Callable[[int], int]: ...
 
 
 class Slab:
@@ -67,7 +72,7 @@ class Cache:
     """One cache. An object that is in a magazine is in use for its slab, and free for everybody else."""
 
     def __init__(
-        self, home: Home, number: int, name: str, size: int, *, align: int = WORD, debug: Debug = Debug(0)
+        self, home: Home, number: int, name: str, size: int, *, align: int = WORD, debug: Debug = NOTHING
     ) -> None:
         self.home, self.number, self.name = home, number, name
         self.size, self.align, self.debug = size, align, debug
@@ -81,7 +86,7 @@ class Cache:
         self._empty: dict[int, Slab] = {}
         self.magazines = Magazines(home.cpus, rounds(size))
         self.allocated = self.freed = self.grown = self.reaped = 0
-        self.checks = Checks(self) if debug else None
+        self.checks = Checks[Slab](self, home) if debug else None
 
     # ---- objects
 
@@ -236,11 +241,11 @@ class Cache:
     def find(self, kind: str, address: int, what: str, *more: str) -> NoReturn:
         """Raise what was found, with all that is known of the object."""
         checks = self.checks
-        tracks = (None, None) if checks is None else checks.tracks(address)
         offset = address - self.home.bias
         data = bytes(self.home.memory[offset : offset + self.size])
         found = "" if checks is None else f"found by     {checks.now()}"
-        lines = [*sides(*tracks), *([found] if found else []), *more, *dump("object", address, data)]
+        both = NOBODY_KNOWS if checks is None else checks.sides(address)
+        lines = [*both, *([found] if found else []), *more, *dump("object", address, data)]
         raise SlabCorruption(kind, f"object {address:#x} of cache {self.name}: {what}", lines)
 
     def capture(self) -> dict[str, Any]:

@@ -8,24 +8,52 @@ An object is looked at when it is allocated, when it is freed, and when everythi
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Iterable
+from typing import Generic, NoReturn, Protocol, TypeVar
 
-from aether_emu.mm.slab.finding import Track, sides
-from aether_emu.mm.slab.geometry import TRACK, WORD, Debug
-
-if TYPE_CHECKING:
-    from aether_emu.mm.slab.cache import Cache, Slab
+from aether_emu.mm.slab.finding import NOBODY_KNOWS, Track, sides
+from aether_emu.mm.slab.geometry import TRACK, WORD, Debug, Geometry
 
 IN_USE, FREE, POISON, POISON_END = 0xCC, 0xBB, 0x6B, 0xA5
 _TRACK = struct.Struct("<ihhQ16s")
 assert _TRACK.size == TRACK
 
 
-class Checks:
+class Home(Protocol):
+    """What they need of the machine: see `cache.Home`. `who` tells task, CPU, call, time, name."""
+
+    memory: memoryview
+    bias: int
+
+    @property
+    def who(self) -> Callable[[], tuple[int, int, int, int, bytes]]: ...
+    @property
+    def call_name(self) -> Callable[[int], str]: ...
+
+
+S = TypeVar("S")
+
+
+class Checked(Protocol[S]):
+    """A cache whose slabs are `S`, as far as it is asked here: see `cache.Cache`."""
+
+    size: int
+    shape: Geometry
+    debug: Debug
+
+    @property
+    def magazines(self) -> Container[int]: ...
+    def slab_of(self, address: int) -> S: ...
+    def is_object(self, slab: S, address: int) -> bool: ...
+    def free_objects(self, slab: S) -> Iterable[int]: ...
+    def find(self, kind: str, address: int, what: str, *more: str) -> NoReturn: ...
+
+
+class Checks(Generic[S]):
     """Those of one cache."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache, self._home, self._shape = cache, cache.home, cache.shape
+    def __init__(self, cache: Checked[S], home: Home) -> None:
+        self._cache, self._home, self._shape = cache, home, cache.shape
         self._flags = cache.debug
         self._poison = bytes([POISON]) * (cache.size - 1) + bytes([POISON_END])
 
@@ -44,7 +72,7 @@ class Checks:
         self._mark(address, IN_USE)
         self._note(address, 0)
 
-    def given(self, slab: Slab, address: int) -> None:
+    def given(self, slab: S, address: int) -> None:
         """Somebody gives it back."""
         cache = self._cache
         if self._flags & Debug.F:
@@ -87,14 +115,16 @@ class Checks:
         if not self._cache.is_object(slab, beside):
             return []
         side = "behind it" if step > 0 else "before it"
-        return [f"the object {side}, {beside:#x}:", *(f"  {line}" for line in sides(*self.tracks(beside)))]
+        return [f"the object {side}, {beside:#x}:", *(f"  {line}" for line in self.sides(beside))]
 
     # ---- who had it
 
+    def sides(self, address: int) -> list[str]:
+        """Lines about who had an object, and who freed it."""
+        return sides(*self.tracks(address)) if self._flags & Debug.U else NOBODY_KNOWS
+
     def tracks(self, address: int) -> tuple[Track | None, Track | None]:
-        """Who allocated it, and who freed it, last; None for what nobody did or nobody knows."""
-        if not self._flags & Debug.U:
-            return None, None
+        """Who allocated it, and who freed it, last; None for what nobody did. Where that is noted."""
         raw = self._read(self._tracks_at(address), 2 * TRACK)
         return self._track(raw[:TRACK]), self._track(raw[TRACK:])
 

@@ -3,7 +3,7 @@
     overrun          a store to an object goes a word beyond its end
     use-after-free   an object is stored to once more after it was freed, as by a count that falls to 0 late
     double-free      an object is freed, and freed again
-    free-list        the pointer in a free object of a slab is overwritten, as by a store through a stale address
+    free-list        the pointer in a free object of a slab is overwritten, as through a stale address
 
 Each opportunity (a store, a free) is taken with a chance of one in `rare`, by the stream "slab_fault".
 """

@@ -1,4 +1,4 @@
-"""What the allocator of kernel objects found wrong, and the report of it: who had the object, who let it go."""
+"""What was found wrong with a kernel object, and the report of it: who had it, who let it go."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class SlabLeak(AetherError):
 
 
 def sides(allocated: Track | None, freed: Track | None) -> list[str]:
-    """Lines about both sides, as far as they are known."""
-    unknown = "nobody knows: slab_debug has no U"
-    return [
-        f"allocated by {unknown if allocated is None else allocated}",
-        f"freed by     {unknown if allocated is None else 'nobody yet' if freed is None else freed}",
-    ]
+    """Lines about both sides."""
+    return [f"allocated by {allocated or 'nobody yet'}", f"freed by     {freed or 'nobody yet'}"]
+
+
+NOBODY_KNOWS = ["who allocated and freed it, nobody knows: slab_debug has no U"]
+"""In place of the sides."""
 
 
 def dump(what: str, address: int, data: bytes) -> list[str]:

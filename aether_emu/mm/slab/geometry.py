@@ -3,8 +3,8 @@
     red zone | object                             | red zone | pointer | allocated by | freed by |
      Z         the pointer is in its midst, or P:   Z          P         U              U
 
-The pointer stands in the midst of a free object, so that a store beyond a neighbour's end does not reach it. A
-poisoned object keeps all its bytes to tell of stores, and the pointer stands behind it.
+The pointer stands in the midst of a free object, so that a store beyond a neighbour's end does not reach it.
+A poisoned object keeps all its bytes to tell of stores, and the pointer stands behind it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ class Debug(IntFlag):
     """Who allocated and who freed an object."""
 
 
+NOTHING = Debug(0)
+
+
 def debug_flags(letters: str) -> Debug:
     """The flags that letters name; those of Linux's "-" and of nothing are none."""
-    flags = Debug(0)
+    flags = NOTHING
     for letter in letters.replace("-", ""):
         flags |= Debug[letter]
     return flags

@@ -31,7 +31,7 @@ class Magazines:
         self.depot: list[list[int]] = []
         self.hits = self.exchanges = 0
 
-    def __contains__(self, address: int) -> bool:
+    def __contains__(self, address: object) -> bool:
         return any(address in each for each in (*self.loaded, *self.previous, *self.depot))
 
     @property

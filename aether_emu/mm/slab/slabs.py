@@ -21,7 +21,7 @@ from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.slab.cache import Cache, Who
 from aether_emu.mm.slab.finding import SlabCorruption, SlabLeak
-from aether_emu.mm.slab.geometry import WORD, Debug, geometry
+from aether_emu.mm.slab.geometry import NOTHING, WORD, Debug, geometry
 from aether_emu.mm.slab.layout import Layout
 
 CLASSES = (8, 16, 32, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096)
@@ -96,7 +96,7 @@ class Slabs:
         found = self._named.get(name)
         if found is None:
             terms = self._terms
-            debug = terms.debug if not terms.only or name in terms.only else Debug(0)
+            debug = terms.debug if not terms.only or name in terms.only else NOTHING
             merged = self._alike(size, align) if terms.merge and not debug else None
             found = self._named[name] = merged or self._make(name, size, align, debug)
         return found
@@ -108,7 +108,7 @@ class Slabs:
 
     def _alike(self, size: int, align: int) -> Cache | None:
         """A cache whose objects have room for these, with less than a word to spare."""
-        stride = geometry(size, align, Debug(0)).stride
+        stride = geometry(size, align, NOTHING).stride
         fitting = (
             each
             for each in self.caches
@@ -331,7 +331,7 @@ class Slabs:
         """Become the captured ones; RAM and the frame table have come back already."""
         self.caches, self._stacks = [], state["stacks"]
         for (name, size, left, captured), align in zip(state["caches"], state["aligned"], strict=True):
-            debug = self._terms.debug if not self._terms.only or name in self._terms.only else Debug(0)
+            debug = self._terms.debug if not self._terms.only or name in self._terms.only else NOTHING
             cache = self._make(name, size, align, debug)
             assert cache.shape.left == left, "it is checked as it was"
             cache.restore(captured)
