@@ -662,9 +662,7 @@ class Machine:
     def _end_processes(first: Process) -> None:
         """Give back the memory and the files of every process, and of the first, which kept its memory."""
         for process in [*first.registry.processes.values(), first]:
-            for task in process.tasks:
-                task.body.free()
-            process.forget_body()
+            process.leave_bodies()
             if not process.released:
                 process.released = True
                 if hasattr(process, "files"):

@@ -36,6 +36,8 @@ def open_slabs(kernel: Kernel, kernel_base: int) -> None:
     flags = debug_flags(letters)
     slabs.open(kernel_base, Terms(flags, names, config.slab_merge, chance.u64, chance.below))
     physical.shrinkers.enter(slabs)
+    if physical.swap is not None:
+        physical.swap.slabs = slabs
     kernel.task_list = make_head(slabs)
 
 

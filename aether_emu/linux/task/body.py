@@ -36,8 +36,8 @@ TASK = Layout(
 )
 RUNNING, SLEEPS, SLEEPS_DEEPLY, STOPPED = 0, 1, 2, 4
 """`state`, as Linux has it (TASK_RUNNING, INTERRUPTIBLE, UNINTERRUPTIBLE, __TASK_STOPPED)."""
-DEAD, ZOMBIE = 0x10, 0x20
-"""`exit_state`."""
+ZOMBIE = 0x20
+"""`exit_state` of who has ended, and was not waited for (EXIT_ZOMBIE)."""
 
 
 class Body:

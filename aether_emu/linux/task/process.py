@@ -234,6 +234,12 @@ class Process:
             self.body.free()
             self.body = None
 
+    def leave_bodies(self) -> None:
+        """The machine ends: nothing of it and its threads is left in memory."""
+        for task in self.tasks:
+            task.body.free()
+        self.forget_body()
+
     @property
     def _address_of_parent(self) -> int:
         body = None if self._parent is None else self._parent.body

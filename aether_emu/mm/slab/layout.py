@@ -12,7 +12,7 @@ from typing import Any
 class Layout:
     """The fields of one kind of object, in order: ("pid", "i"), ("comm", "16s"), ... in `struct`'s letters.
 
-    Each field stands at a multiple of its size, as a C compiler would put it, and the whole is a multiple of 8.
+    Each field stands at a multiple of its size, as a C compiler has it, and the whole is a multiple of 8.
     """
 
     def __init__(self, name: str, *fields: tuple[str, str]) -> None:

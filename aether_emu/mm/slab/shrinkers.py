@@ -1,6 +1,6 @@
 """Shrinkers: those who keep memory that they could do without, and give it back when it is short.
 
-Reclaim asks them before it takes pages of programs, and the allocator before it refuses (Linux: `shrink_slab`).
+Reclaim asks them before it takes pages of programs, the allocator before it refuses (Linux: `shrink_slab`).
 """
 
 from __future__ import annotations
