@@ -82,4 +82,4 @@ def slab_order(stride: int, page_size: int) -> int:
         length = page_size << order
         if length // stride >= 4 and length % stride * _WASTE <= length:
             return order
-    return max(fits, min(LARGEST_ORDER, fits + 1))
+    return max(fits, LARGEST_ORDER)
