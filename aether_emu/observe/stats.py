@@ -241,6 +241,29 @@ def _rows_of_merging(merging: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"merging: {name.replace('_', ' ')}", count) for name, count in (merging or {}).items()]
 
 
+def _of_slabs(machine: Machine) -> dict[str, Any]:
+    """What kernel objects took."""
+    slabs = machine.physical.slabs
+    return {
+        "slabs": {
+            "caches": len(slabs.caches),
+            "frames": slabs.used_frames,
+            "stack_bytes": slabs.stack_bytes,
+            "allocated": sum(cache.allocated for cache in slabs.caches),
+            "freed": sum(cache.freed for cache in slabs.caches),
+            "from_magazines": sum(cache.magazines.hits for cache in slabs.caches),
+            "depot_exchanges": sum(cache.magazines.exchanges for cache in slabs.caches),
+            "slabs_made": sum(cache.grown for cache in slabs.caches),
+            "slabs_given_back": sum(cache.reaped for cache in slabs.caches),
+            "scanned": machine.physical.counters.n[Event.SLABS_SCANNED],
+        }
+    }
+
+
+def _rows_of_slabs(slabs: dict[str, int]) -> list[tuple[str, int]]:
+    return [(f"kernel objects: {name.replace('_', ' ')}", count) for name, count in slabs.items()]
+
+
 def _of_tlbsan(machine: Machine) -> dict[str, Any]:
     """What the sanitizer saw; without one there is nothing to tell."""
     return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
@@ -325,6 +348,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_devices(machine),
         **_of_pools(machine),
         **_of_merging(machine),
+        **_of_slabs(machine),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
@@ -371,6 +395,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_devices(statistics.get("devices")),
         *_rows_of_pools(statistics.get("hugetlb")),
         *_rows_of_merging(statistics.get("merging")),
+        *_rows_of_slabs(statistics["slabs"]),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

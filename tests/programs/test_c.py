@@ -51,6 +51,7 @@ _ELSEWHERE = [
     "overcommit",
     "realtime",
     "shootdown",
+    "slabs",
     "sleepers",
     "spaces",
     "wires",

@@ -32,10 +32,6 @@ class SlabCorruption(AetherError):
         super().__init__(f"slab: {kind}: {what}")
 
 
-class SlabLeak(AetherError):
-    """Objects were still in use when everything was given back."""
-
-
 def sides(allocated: Track | None, freed: Track | None) -> list[str]:
     """Lines about both sides."""
     return [f"allocated by {allocated or 'nobody yet'}", f"freed by     {freed or 'nobody yet'}"]

@@ -20,7 +20,7 @@ from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.frames.host_memory import HostMemory
 from aether_emu.mm.frames.table import Flags, FrameTable, Kind
 from aether_emu.mm.slab.cache import Cache, Who
-from aether_emu.mm.slab.finding import SlabCorruption, SlabLeak
+from aether_emu.mm.slab.finding import SlabCorruption
 from aether_emu.mm.slab.geometry import NOTHING, WORD, Debug, geometry
 from aether_emu.mm.slab.layout import Layout
 
@@ -308,17 +308,17 @@ class Slabs:
             cache.check()
 
     def close(self) -> None:
-        """Give back all frames. Raises SlabCorruption, and SlabLeak for objects that somebody still has."""
+        """Give back all frames but those of objects that somebody still has. Raises SlabCorruption."""
         if not self.opened:
             return
         self.check()
         self.scan(0)
         self.opened = False
-        kept = [f"{cache.in_use} of {cache.name}" for cache in self.caches if cache.slabs]
-        if kept or self._stacks:
-            raise SlabLeak(
-                f"kernel objects were not given back: {', '.join(kept) or f'{self._stacks} stacks'}"
-            )
+
+    def kept(self) -> str:
+        """What somebody still has: how many objects of which caches."""
+        kept = [f"{cache.in_use} of {cache.name}" for cache in self.caches if cache.in_use]
+        return ", ".join(kept + ([f"{self._stacks} stacks"] if self._stacks else []))
 
     def capture(self) -> dict[str, Any]:
         """What is not in RAM, as plain data."""
