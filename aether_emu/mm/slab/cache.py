@@ -126,9 +126,13 @@ class Cache:
 
     # ---- slabs
 
+    @property
+    def next_slab(self) -> Slab | None:
+        """The one that the next object comes from, when no magazine has one; None if all are full."""
+        return next(iter(self._partial.values()), None) or next(iter(self._empty.values()), None)
+
     def _from_slab(self) -> int:
-        slab = next(iter(self._partial.values()), None) or next(iter(self._empty.values()), None)
-        slab = slab or self._grow()
+        slab = self.next_slab or self._grow()
         address = slab.free
         slab.free = self._next(slab, address)
         slab.in_use += 1

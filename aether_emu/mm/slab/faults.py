@@ -56,11 +56,10 @@ class FaultySlabs(Slabs):
 
     def _overwrite(self, layout: Layout) -> None:
         cache = self._named[layout.name]
-        for slab in cache.slabs.values():
-            if slab.free:
-                at = slab.free - cache.shape.left + cache.shape.pointer - self.bias
-                self.memory[at : at + WORD] = _FORGED.to_bytes(WORD, "little")
-                return
+        slab = cache.next_slab
+        if slab is not None:
+            at = slab.free - cache.shape.left + cache.shape.pointer - self.bias
+            self.memory[at : at + WORD] = _FORGED.to_bytes(WORD, "little")
 
     def capture(self) -> dict[str, Any]:
         """See `Slabs.capture`."""
