@@ -174,13 +174,21 @@ class Entry:
         self.call_in = self._system_call if call is None else call
         self.plug()
 
+    def goes_on(self, task: Task) -> bool:
+        """Whether `task` is the one that this CPU ran last, with nothing for the kernel to do before it goes
+        on in its program. Then no `switch` is due: `run` is next.
+        """
+        if task is not getattr(self, "task", None) or not self._is_in_its_program(task):
+            return False
+        if self.percpu.goes_on_stale:
+            self.percpu.come_back()
+        self.kernel.actor.credentials = task.credentials
+        return True
+
     def switch(self, task: Task) -> None:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
         before = getattr(self, "task", None)
-        if self.percpu.goes_on_stale and before is task and self._is_in_its_program(task):
-            self.percpu.come_back()
-        else:
-            self.percpu.take_over()
+        self.percpu.take_over()
         if before is task and task.is_on(self.cpu):
             self.kernel.actor.credentials = task.credentials
             return
