@@ -76,10 +76,11 @@ def geometry(size: int, align: int, flags: Debug) -> Geometry:
 
 
 def slab_order(stride: int, page_size: int) -> int:
-    """How long a slab is: the shortest that wastes little and holds several, as a power of two of frames."""
+    """How long a slab is, as a power of two of frames: the shortest that wastes nothing, or little of several."""
     fits = next(order for order in range(64) if page_size << order >= stride)
     for order in range(fits, LARGEST_ORDER + 1):
         length = page_size << order
-        if length // stride >= 4 and length % stride * _WASTE <= length:
+        waste = length % stride
+        if not waste or (length // stride >= 4 and waste * _WASTE <= length):
             return order
     return max(fits, LARGEST_ORDER)

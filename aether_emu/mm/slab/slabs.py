@@ -203,14 +203,16 @@ class Slabs:
     # ---- stacks
 
     def take_stack(self) -> int:
-        """A kernel stack: the address of its lowest byte. Raises OutOfFrames."""
+        """A kernel stack: the address of its lowest byte. Raises OutOfFrames.
+
+        Its frames lie anywhere, as Linux's do (VMAP_STACK), so that a split memory has room for it too.
+        """
         if not self.opened:
             return 0
         if self._stack_order < 0:  # a frame has room for several
             address = self.cache("thread_stack", STACK, STACK).alloc()
         else:
-            frame = self._take(self._stack_order, Kind.STACK, 0)
-            address = self.bias + (frame << self.frames.page_shift)
+            address = self.bias + (self._take_stack() << self.frames.page_shift)
         self._stacks += 1
         at = address - self.bias
         self.memory[at : at + WORD] = STACK_END.to_bytes(WORD, "little")
@@ -227,7 +229,28 @@ class Slabs:
         if self._stack_order < 0:
             self.cache("thread_stack", STACK, STACK).free(address)
         else:
-            self._give(at >> self.frames.page_shift, self._stack_order)
+            self._give_stack(at >> self.frames.page_shift)
+
+    def _take_stack(self) -> int:
+        """Frames for a stack, wherever they are: the index of each says which follows, plus 1; 0 is none."""
+        following = 0
+        try:
+            for _ in range(1 << self._stack_order):
+                frame = self._take(0, Kind.STACK, 0)
+                self.frames.index[frame] = following
+                following = frame + 1
+        except OutOfFrames:
+            if following:
+                self._give_stack(following - 1)
+            raise
+        return following - 1
+
+    def _give_stack(self, frame: int) -> None:
+        following = frame + 1
+        while following:
+            frame = following - 1
+            following = self.frames.index[frame]
+            self._give(frame, 0)
 
     @property
     def _stack_order(self) -> int:
