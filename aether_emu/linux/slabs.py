@@ -53,7 +53,10 @@ def _who(kernel: Kernel) -> Who:
     task = getattr(entry, "task", None)
     if task is None:
         return Who(0, cpu, -1, 0, b"")
-    return Who(task.tid, cpu, task.called, kernel.time_seen(), task.name)
+    call = task.called
+    if call < 0 and task.call is not None:  # it has waited in it
+        call = task.call[0]
+    return Who(task.tid, cpu, call, kernel.time_seen(), task.name)
 
 
 def _call_name(kernel: Kernel, number: int) -> str:

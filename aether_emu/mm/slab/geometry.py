@@ -76,7 +76,7 @@ def geometry(size: int, align: int, flags: Debug) -> Geometry:
 
 
 def slab_order(stride: int, page_size: int) -> int:
-    """How long a slab is, as a power of two of frames: the shortest that wastes nothing, or little of several."""
+    """How long a slab is, a power of two of frames: the shortest that wastes nothing, or little of many."""
     fits = next(order for order in range(64) if page_size << order >= stride)
     for order in range(fits, LARGEST_ORDER + 1):
         length = page_size << order
