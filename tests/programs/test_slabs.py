@@ -204,3 +204,29 @@ def test_an_untrue_object_is_told() -> None:
         wrong = audit(machine.kernel, machine.processes)
         assert wrong == [f"task_struct {body.address:#x}: uid is 7, not 0"]
         machine.physical.slabs.store(TASK, body.address, uid=0)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_cached_slots_have_objects_and_reclaim_asks_for_free_ones(isa: str) -> None:
+    machine = Machine(isa, ram="8M", swap="64M", seed=3)
+    streams = {"stdin": BufferStream(), "stdout": BufferStream(), "stderr": BufferStream()}
+    machine.load(
+        _HERE.parent.parent / "guest" / "bin" / isa / "swap", ["swap", "fill", "12"], streams=streams
+    )
+    with machine:
+        swap, most, ended = machine.physical.swap, 0, None
+        assert swap is not None
+        while ended is None and most < 100:
+            ended = machine.run_for(20_000)
+            rows = {row.name: row.active for row in machine.physical.slabs.rows()}
+            assert rows.get("swap_cache", 0) == len(swap.objects) == swap.cached
+            assert audit(machine.kernel, machine.processes) == []
+            most = max(most, swap.cached)
+        assert most > 0
+        reclaim, n = machine.physical.reclaim, machine.physical.counters.n
+        assert reclaim is not None
+        slabs = machine.physical.slabs
+        slabs.put(MM, slabs.take(MM))  # it stays in a magazine
+        before = n[Event.SLABS_SCANNED]
+        reclaim.make_room(1)
+        assert n[Event.SLABS_SCANNED] > before
