@@ -260,10 +260,6 @@ def _of_slabs(machine: Machine) -> dict[str, Any]:
     }
 
 
-def _rows_of_slabs(slabs: dict[str, int]) -> list[tuple[str, int]]:
-    return [(f"kernel objects: {name.replace('_', ' ')}", count) for name, count in slabs.items()]
-
-
 def _of_tlbsan(machine: Machine) -> dict[str, Any]:
     """What the sanitizer saw; without one there is nothing to tell."""
     return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
@@ -395,7 +391,6 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_devices(statistics.get("devices")),
         *_rows_of_pools(statistics.get("hugetlb")),
         *_rows_of_merging(statistics.get("merging")),
-        *_rows_of_slabs(statistics["slabs"]),
         *_rows_of_tlbsan(statistics.get("tlbsan")),
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),

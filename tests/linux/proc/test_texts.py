@@ -594,4 +594,4 @@ def test_the_caches_of_the_kernel_are_shown_to_root_alone(process: Process, uid:
     assert read.startswith(b"slabinfo - version: 2.1\n# name ")
     names = [line.split()[0] for line in read.splitlines()[2:]]
     stacks = [b"thread_stack"] if process.mm.page_size == 64 << 10 else []
-    assert names == [b"mm_struct", b"task_struct", *stacks]
+    assert names == [*stacks, b"mm_struct", b"task_struct"]
