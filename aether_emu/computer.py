@@ -39,6 +39,7 @@ from aether_emu.mm.frames.table import FrameTable, Leak
 from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
+from aether_emu.mm.perform import perform
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace, Shared
 from aether_emu.mm.tags import Tags
@@ -198,7 +199,7 @@ class Computer(Generic[C]):
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)
             ]
-            self.physical.leave = self._leave
+            self.physical.leave, self.physical.perform = self._leave, perform
         except BaseException:
             self.abandon()
             raise

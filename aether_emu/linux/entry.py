@@ -27,6 +27,7 @@ from aether_emu.config import slab_checks
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
+    BUS_MCEERR_AR,
     SEGV_ACCERR,
     SEGV_MAPERR,
     SEGV_PKUERR,
@@ -276,8 +277,10 @@ class Entry:
                     signals.force(replace(told, key=0 if area is None else area.key))
                     return
                 signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
-            case BusError():
-                signals.force(signal_of(self.cpu, SIGBUS, BUS_ADRERR, va, access))
+            case BusError(_, failed):
+                told = signal_of(self.cpu, SIGBUS, BUS_MCEERR_AR if failed else BUS_ADRERR, va, access)
+                page_shift = self.task.process.mm.page_size.bit_length() - 1
+                signals.force(replace(told, least_bit=page_shift) if failed else told)
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():
@@ -393,7 +396,10 @@ class Entry:
         wait, result = task.wait, None
         assert wait is not None, "it has waited"
         try:
-            result = call(task, *arguments) if task.waits_on else wait.interrupted
+            if wait.answer is not None:
+                result = wait.answer
+            else:
+                result = call(task, *arguments) if task.waits_on else wait.interrupted
         except Refused as refused:
             result = -refused.errno
         except UserFault:

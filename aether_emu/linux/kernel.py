@@ -109,6 +109,9 @@ class Kernel:
         self.contention: Contention | None = None  # where locks are modelled
         self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
         self.ksm: Ksm  # what merges equal pages, when it is told to
+        self.user_faults_for_all = (
+            False  # whether userfaultfd asks for no right (vm.unprivileged_userfaultfd)
+        )
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
@@ -379,6 +382,7 @@ class Kernel:
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
             "ksm": self.ksm.capture(),
             "task_list": self.task_list,
+            "user_faults_for_all": self.user_faults_for_all,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -391,3 +395,4 @@ class Kernel:
             self.khugepaged.restore(state["khugepaged"])
         self.ksm.restore(state["ksm"])
         self.task_list = state["task_list"]
+        self.user_faults_for_all = state["user_faults_for_all"]

@@ -63,7 +63,11 @@ class Event(IntEnum):
     MERGED_PAGES = 52  # pages that came to show a merged frame
     MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
     UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
-    SLABS_SCANNED = 55  # free kernel objects that were looked at because memory was short
+    SHARED_HUGE = 55  # huge pages that shared memory got at a fault
+    SHARED_HUGE_FALLBACK = 56  # a fault of shared memory that wanted a huge page and got a single page
+    SHARED_HUGE_MAPPED = 57  # large leaves that came to show a huge page of shared memory
+    FLUSH_JOINED = 58  # flushes of operations that were one with another's, for they were done together
+    SLABS_SCANNED = 59  # free kernel objects that were looked at because memory was short
 
 
 class Counters:

@@ -36,7 +36,9 @@ _STATUS = {
     "scan": 0,
     "told": 0,
     "sizes": 0,
+    "remapping": 0,
     "userfault": 0,
+    "userfault_events": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = [
@@ -44,12 +46,16 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "hugefs",
+    "hugemix",
     "hugetlb",
     "keys",
     "lazy",
     "limits",
     "overcommit",
+    "pinned",
     "realtime",
+    "shmhuge",
     "shootdown",
     "slabs",
     "sleepers",

@@ -147,7 +147,8 @@ class Scheduler:
         if self.first is None:
             self.first = task.process
         self._tasks[task] = None
-        self._queue.add(task)
+        if task.wait is None:
+            self._queue.add(task)
 
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
