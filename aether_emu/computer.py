@@ -116,10 +116,12 @@ def lowest_kernel_base(fmt: PageTableFormat) -> int:
 class LeakError(AetherError):
     """Frames were still held after everything was given back."""
 
-    def __init__(self, leaks: list[Leak]) -> None:
+    def __init__(self, leaks: list[Leak], objects: str = "") -> None:
+        """`objects` are those of the kernel that somebody still has, for people."""
         self.leaks = leaks
         first = ", ".join(f"frame {x.frame} ({x.kind.name}, owner {x.owner})" for x in leaks[:3])
-        super().__init__(f"{len(leaks)} frame(s) leaked: {first}")
+        more = f"; kernel objects: {objects}" if objects else ""
+        super().__init__(f"{len(leaks)} frame(s) leaked: {first}{more}")
 
 
 class Computer(Generic[C]):
@@ -296,7 +298,7 @@ class Computer(Generic[C]):
         finally:
             self.abandon()
         if leaks:
-            raise LeakError(leaks)
+            raise LeakError(leaks, self.physical.slabs.kept())
 
     def abandon(self) -> None:
         """Let go of the engines and the host's memory without accounts. Safe twice."""

@@ -95,6 +95,16 @@ def pool_sizes(text: str) -> dict[int, int]:
     return pools
 
 
+def slab_checks(text: str) -> tuple[str, tuple[str, ...]]:
+    """The letters of `slab_debug`, and the caches that it names. ConfigError for anything else."""
+    letters, *names = text.split(",")
+    if text == "none":
+        return "", ()
+    if not letters or set(letters) - set("FZPU") or len(set(letters)) < len(letters) or "" in names:
+        raise ConfigError("slab_debug", text, _SlabDebug.allowed)
+    return letters, tuple(names)
+
+
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
 _TYPES = {
@@ -265,6 +275,22 @@ class _Devices(_Rule):
             return False
         try:
             device_names(value)
+        except ConfigError:
+            return False
+        return True
+
+
+class _SlabDebug(_Rule):
+    """What is checked of kernel objects, and of which."""
+
+    type = "string"
+    allowed = "none, or letters of F, Z, P and U, then names of caches if only those are meant, after commas"
+
+    def check(self, value: object) -> bool:
+        if not isinstance(value, str):
+            return False
+        try:
+            slab_checks(value)
         except ConfigError:
             return False
         return True
@@ -443,6 +469,10 @@ class Options(TypedDict, total=False):
     lazy_tlb: bool
     tlb_fault: str
     tlb_fault_one_in: int
+    slab_debug: str
+    slab_merge: bool
+    slab_fault: str
+    slab_fault_one_in: int
     pcids: int
     asid_bits: int
     kpti: bool
@@ -574,6 +604,26 @@ class Config:
     )
     tlb_fault_one_in: int = _parameter(
         1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
+    )
+    slab_debug: str = _parameter(
+        "none",
+        _SlabDebug(),
+        "what is checked of kernel objects, in Linux's letters: F that none is freed twice, Z red zones "
+        "around them, P poison in free ones, U who allocated and freed them; `FZ,mm_struct`: only that one",
+    )
+    slab_merge: bool = _parameter(
+        False,
+        _Flag(),
+        "whether kernel objects of about the same size share a cache, where nothing is checked",
+    )
+    slab_fault: str = _parameter(
+        "none",
+        _Word(("none", "overrun", "use-after-free", "double-free", "free-list")),
+        "a misuse of kernel objects to provoke: a store beyond an object's end, a store to a freed one, one "
+        "that is freed twice, or an overwritten pointer of the list of free ones",
+    )
+    slab_fault_one_in: int = _parameter(
+        1, _Whole(1, 1_000_000), "how rare it is: of so many stores, or frees, one goes wrong"
     )
     pcids: int = _parameter(
         6,

@@ -187,7 +187,8 @@ def restore(
 
 def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, Stream]) -> None:
     # What is made here first gets numbers that nothing captured has, and those that were captured later.
-    objects = machine.physical.objects
+    objects, slabs = machine.physical.objects, machine.physical.slabs
+    slabs.opened = False  # what is made here stands in RAM already, which is loaded below
     objects.last = state["physical"]["last_owner"]
     processes, spaces = _processes(machine, state)
     first = processes[0]
@@ -238,6 +239,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     if machine.board is not None:
         machine.board.go_on(state["board"])
     _restore_cpus(machine, state, tasks, spaces)
+    slabs.opened = True
 
 
 def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int, AddressSpace]]:

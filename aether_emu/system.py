@@ -54,7 +54,9 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.slabs import close_slabs, open_slabs
 from aether_emu.linux.task import job_control
+from aether_emu.linux.task.body import Body
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.khugepaged import Khugepaged
 from aether_emu.linux.task.ksm import Ksm
@@ -180,6 +182,7 @@ class Machine:
             self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
         )
         self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
+        self._open_slabs()
         if self.config.locks != "none":
             self.kernel.model_locks(self.computer.percpu)
         self.board = self._board()
@@ -230,6 +233,14 @@ class Machine:
 
         one_in = self.streams.stream("tlb_fault").one_in
         return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
+
+    def _open_slabs(self) -> None:
+        """From now on the kernel's own objects stand in RAM. Raises ConfigError when it has no room."""
+        try:
+            open_slabs(self.kernel, self.kernel_base)
+        except OutOfFrames as error:
+            self.computer.abandon()
+            raise ConfigError("ram", self.config.ram, "enough for the kernel's own objects") from error
 
     def _huge_pages(self) -> HugePages:
         """What programs get in large leaves. A huge page of zeros is kept where RAM has room for many."""
@@ -352,12 +363,12 @@ class Machine:
         arguments = [os.fsencode(os.fspath(program))] if argv is None else program_texts("argv", argv)
         environment = program_variables({} if env is None else env)
         opened = complete_streams({} if streams is None else streams)
-        space = self.new_space()
+        space, body = self.new_space(), self._body()
         process = Process(self.kernel, space, Program(os.fsencode(path), arguments, environment))
         self.process = process
         self.namespace = self.new_namespace(os.fspath(program), grants)
         process.files = Files(self.namespace, ProcessTexts(process), limit=self.config.open_files)
-        task = Task(process)
+        task = Task(process, body=body)
         task.name = os.fsencode(os.path.basename(program))[:NAME_MAX]
         process.files.attach(opened)
         console = self.namespace.terminals.console
@@ -648,6 +659,7 @@ class Machine:
                 self.namespace.close()
             if self.board is not None:
                 self.board.close()
+            close_slabs(self.kernel)
             if self.tlbsan is not None:
                 self.tlbsan.finish()
         except BaseException:
@@ -662,6 +674,7 @@ class Machine:
     def _end_processes(first: Process) -> None:
         """Give back the memory and the files of every process, and of the first, which kept its memory."""
         for process in [*first.registry.processes.values(), first]:
+            process.leave_bodies()
             if not process.released:
                 process.released = True
                 if hasattr(process, "files"):
@@ -758,6 +771,13 @@ class Machine:
             raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
         space.files = self.kernel.file_backings
         return space
+
+    def _body(self) -> Body:
+        """What the first task is in RAM. Raises ProgramError when there is no room."""
+        try:
+            return self.physical.with_room(lambda: Body(self.physical.slabs))
+        except OutOfFrames as error:
+            raise ProgramError(f"no task fits into {self.config.ram} bytes of RAM") from error
 
     def ticks(self, frequency: int) -> int:
         """The guest reads a counter of `frequency` Hz."""

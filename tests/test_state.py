@@ -381,6 +381,7 @@ def test_a_wait_at_a_futex_whose_word_has_changed_is_restored_as_a_wait(isa: str
         assert several.machine.process is not None
         described = waiter.capture()
         again = Task(waiter.process, 3000)
+        again.body.free()  # what is captured stands where the waiter does
         again.restore(described)
         assert isinstance(again.wait, FutexWait)
         assert again.wait.queues == waiter.wait.queues if waiter.wait is not None else ()

@@ -35,6 +35,7 @@ from aether_emu.cli.replaying import Replay
 from aether_emu.cli.watching import STDERR, Watching
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, ConfigError, InterpreterError, ProgramError, Refused, TimedOut
+from aether_emu.mm.slab.finding import SlabCorruption
 from aether_emu.output import Output
 
 if TYPE_CHECKING:
@@ -325,6 +326,10 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
             outputs.write(machine, time.perf_counter() - started)
             click.echo(machine.tlbsan.report, err=True)
             machine.abandon()  # it was left in the midst of an operation
+        if isinstance(error, SlabCorruption):
+            outputs.write(machine, time.perf_counter() - started)
+            click.echo(error.report, err=True)
+            machine.abandon()  # likewise
         raise
     watching.finish()
     outputs.write(machine, time.perf_counter() - started)
@@ -332,6 +337,9 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
         complain(f"{program}: killed by {ended.why}")
     try:
         machine.close()
+    except SlabCorruption as error:
+        click.echo(error.report, err=True)
+        raise
     except KeyboardInterrupt:  # the program has ended in its own way, and that is what the user hears
         machine.abandon()
     return ended.status

@@ -23,6 +23,7 @@ from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 from aether_emu.arch.paging import Access
+from aether_emu.config import slab_checks
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
@@ -89,6 +90,7 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         self.debugger: Debugged | None = None
+        self._notes_calls = "U" in slab_checks(kernel.config.slab_debug)[0]
         self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
         percpu.plug = self.plug
@@ -112,6 +114,8 @@ class Entry:
         told = observers.call_entered or observers.call_answered
         cpu.on_system_call = self._told_system_call if told else self.call_in
         cpu.on_trap = self._trap
+        if self._notes_calls:
+            cpu.on_system_call = self._noting(cpu.on_system_call)
         if self.kernel.config.kpti:
             cpu.on_fault, cpu.on_trap = self._crossing(cpu.on_fault), self._crossing(cpu.on_trap)
             cpu.on_system_call = self._crossing(cpu.on_system_call)
@@ -134,6 +138,19 @@ class Entry:
             return way_in(*arguments, **named)
 
         return crossed
+
+    def _noting(self, way_in: Callable[..., int | None]) -> Callable[..., int | None]:
+        """A way into calls that notes for the task which one it makes, for as long as that goes on."""
+
+        def noted(number: int, *arguments: int) -> int | None:
+            task = self.task
+            task.called = number & 0xFFFF
+            result = way_in(number, *arguments)
+            if not task.is_over:
+                task.called = -1
+            return result
+
+        return noted
 
     def run(self, budget: int | None) -> Exit:
         """Run the task, as `Cpu.run`."""

@@ -131,6 +131,7 @@ class Kernel:
         self.tell: Callable[[str], object] = lambda _lines: (
             None
         )  # what whoever started the machine should know
+        self.task_list = 0  # the head of the list of processes in the machine's memory
         self.closed = False  # the memory and the engine are gone
         costs = clock.costs
         cost_of = {
@@ -380,6 +381,7 @@ class Kernel:
             "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
             "ksm": self.ksm.capture(),
+            "task_list": self.task_list,
             "user_faults_for_all": self.user_faults_for_all,
         }
 
@@ -392,4 +394,5 @@ class Kernel:
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])
         self.ksm.restore(state["ksm"])
+        self.task_list = state["task_list"]
         self.user_faults_for_all = state["user_faults_for_all"]

@@ -168,6 +168,7 @@ def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
     namespace.on_truncate = lambda key, old, new: before_truncate(kernel, key, old, new)
     namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
     namespace.shows_stores = shows_stores
+    namespace.pipes.physical = kernel.physical
 
 
 class Rewriting:

@@ -14,6 +14,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
     """The address space as plain data. Its entries are in RAM; its objects are known by their numbers."""
     return {
         "number": space.number,
+        "object": space.object,
         "context": space.context.capture(),
         "family": space.family.number,
         "table": space.table.capture(),
@@ -35,7 +36,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
 
 def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Backing]) -> None:
     """Become the captured address space. `backings` are the restored objects, by their numbers."""
-    space.number = state["number"]
+    space.number, space.object = state["number"], state["object"]
     known = space.physical.objects.find(state["family"])
     if (
         isinstance(known, AnonymousMemory) and known is not space.family

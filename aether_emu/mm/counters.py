@@ -67,6 +67,7 @@ class Event(IntEnum):
     SHARED_HUGE_FALLBACK = 56  # a fault of shared memory that wanted a huge page and got a single page
     SHARED_HUGE_MAPPED = 57  # large leaves that came to show a huge page of shared memory
     FLUSH_JOINED = 58  # flushes of operations that were one with another's, for they were done together
+    SLABS_SCANNED = 59  # free kernel objects that were looked at because memory was short
 
 
 class Counters:

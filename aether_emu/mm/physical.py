@@ -20,6 +20,8 @@ from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.overcommit import Overcommit
+from aether_emu.mm.slab.shrinkers import Shrinkers
+from aether_emu.mm.slab.slabs import Slabs
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -129,7 +131,8 @@ class Physical:
     """One computer's memory. `zero_frame` backs every untouched page that was only read.
 
     `objects` finds the memory object that the frame table names as a frame's owner. When the allocator has
-    no frame left it asks `tlb.settle` first: frames may wait for a CPU that has not acknowledged their flush.
+    no frame left it asks `tlb.settle` first, for frames may wait for a CPU that has not acknowledged their
+    flush, and then the `shrinkers`. `slabs` are the kernel's own objects.
     `on_mapping(space's number, change, start, end)` is told of each change of the areas of any space, when it
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
@@ -170,7 +173,9 @@ class Physical:
         if tags is not None:
             tags.cpus, tags.reuses = cpus, self.tlb.reuses_tag
         self.code = CodeFrames(frames, cpus, self.counters)
-        buddy.on_short = self.tlb.settle
+        self.shrinkers = Shrinkers(self.counters.n)
+        self.slabs = Slabs(ram.bytes, ram.base, frames, buddy)  # of nothing, until somebody opens them
+        buddy.on_short = self._find_more
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
@@ -181,6 +186,10 @@ class Physical:
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO
         frames.refs[self.zero_frame] = 1
+
+    def _find_more(self) -> bool:
+        """The allocator has no frame left. Whether some came back."""
+        return self.tlb.settle() or self.shrinkers.shrink(1) > 0
 
     def take(self, kind: Kind, owner: int, index: int) -> int:
         """A zeroed frame with one reference and no mapping. Raises OutOfFrames."""
@@ -286,6 +295,7 @@ class Physical:
             self.pools.close()
         if self.merged is not None:
             self.merged.let_go()
+        self.slabs.close()
         self.frames.refs[self.zero_frame] = 0
         self.frames.maps[self.zero_frame] = 0
         self.buddy.free(self.zero_frame)
@@ -311,6 +321,7 @@ class Physical:
             "shared_huge": None if self.shared_huge is None else self.shared_huge.capture(),
             "pools": None if self.pools is None else self.pools.capture(),
             "merged": None if self.merged is None else self.merged.capture(),
+            "slabs": self.slabs.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -342,6 +353,7 @@ class Physical:
         if self.pools is not None:
             assert isinstance(pools, dict)
             self.pools.restore(pools)
+        self.slabs.restore(state["slabs"])
         merged = state["merged"]
         if merged is not None:
             assert isinstance(merged, dict)

@@ -157,6 +157,7 @@ class Reclaim:
         taken, order = 0, self.order
         self._n[Event.RECLAIM_STALLS] += 1
         order.begin()
+        taken += self._physical.shrinkers.shrink(wanted)
         while taken < wanted:
             frames = order.candidates()
             if not frames:

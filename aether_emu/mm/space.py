@@ -22,7 +22,7 @@ import numpy as np
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.config import format_size
-from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
+from aether_emu.errors import AddressError, ClosedError, ConfigError, OutOfFrames, Refused, whole
 from aether_emu.mm import markers
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
@@ -37,6 +37,7 @@ from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
+from aether_emu.mm.slab.layouts import MM
 from aether_emu.mm.tables import edits, split, transfer
 from aether_emu.mm.tables.count import Frames, entries_of, frames_of, has_frame, kinds, of_kind
 from aether_emu.mm.tables.damage import Damaged
@@ -92,6 +93,11 @@ class AddressSpace:
         self.physical, self.limits = physical, limits
         self.number = physical.objects.number()
         self.table = PageTable(fmt, physical.ram, physical.frames, physical.buddy, self.number, Reach.USER)
+        try:
+            self.object = self._new_object()
+        except OutOfFrames:
+            self.table.destroy()
+            raise
         self.leaf_tables = self.table.leaf_tables  # where the fault path looks for a leaf table
         self.table.noted_split = physical.noted_split
         self._kernel = kernel
@@ -129,6 +135,12 @@ class AddressSpace:
         self.watched = False  # whether a program ever asked to answer faults itself (`mm.userfault`)
         self.untold: list[Any] = []  # what became of watched memory in the call in progress
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
+
+    def _new_object(self) -> int:
+        """The kernel's object for it, at a kernel address. Raises OutOfFrames."""
+        fmt, root = self.table.format, self.table.root
+        what = {"pgd": root, "number": self.number, "page_shift": fmt.page_shift}
+        return self.physical.slabs.take(MM, **what, task_size=self.limits.user_end)
 
     def __repr__(self) -> str:
         return (
@@ -674,6 +686,7 @@ class AddressSpace:
         self.physical.tlb.settle()
         self.family.let_go()
         self.table.destroy()
+        self.physical.slabs.put(MM, self.object)
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""

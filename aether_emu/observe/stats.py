@@ -253,6 +253,25 @@ def _rows_of_merging(merging: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"merging: {name.replace('_', ' ')}", count) for name, count in (merging or {}).items()]
 
 
+def _of_slabs(machine: Machine) -> dict[str, Any]:
+    """What kernel objects took."""
+    slabs = machine.physical.slabs
+    return {
+        "slabs": {
+            "caches": len(slabs.caches),
+            "frames": slabs.used_frames,
+            "stack_bytes": slabs.stack_bytes,
+            "allocated": sum(cache.allocated for cache in slabs.caches),
+            "freed": sum(cache.freed for cache in slabs.caches),
+            "from_magazines": sum(cache.magazines.hits for cache in slabs.caches),
+            "depot_exchanges": sum(cache.magazines.exchanges for cache in slabs.caches),
+            "slabs_made": sum(cache.grown for cache in slabs.caches),
+            "slabs_given_back": sum(cache.reaped for cache in slabs.caches),
+            "scanned": machine.physical.counters.n[Event.SLABS_SCANNED],
+        }
+    }
+
+
 def _of_tlbsan(machine: Machine) -> dict[str, Any]:
     """What the sanitizer saw; without one there is nothing to tell."""
     return {} if machine.tlbsan is None else {"tlbsan": machine.tlbsan.statistics()}
@@ -354,6 +373,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_devices(machine),
         **_of_pools(machine),
         **_of_merging(machine),
+        **_of_slabs(machine),
         **_of_tlbsan(machine),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,

@@ -57,6 +57,7 @@ _ELSEWHERE = [
     "realtime",
     "shmhuge",
     "shootdown",
+    "slabs",
     "sleepers",
     "spaces",
     "wires",

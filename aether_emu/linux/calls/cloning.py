@@ -21,6 +21,7 @@ from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESO
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.task import family
+from aether_emu.linux.task.body import Body
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.registry import LAST
 from aether_emu.linux.task.resource_limits import RLIM_INFINITY, RLIMIT_NPROC
@@ -151,13 +152,12 @@ def _clone(task: Task, asked: _Request) -> int:
         task.files.table.require_room()
         if writable(task.cpu, [(asked.pidfd, 4)], 4) < 4:
             raise UserFault("the pidfd cannot be told")
-    if asked.flags & _THREAD:
-        made = Task(task.process, asked.number or registry.number())
-        made.files = task.files
-        if asked.flags & (_FILES | _FS) != _FILES | _FS:
-            made.files = _files_of(task, task.process, asked.flags)
-    else:
-        made = _process_of(task, asked)
+    body = _body(task)
+    try:
+        made = _made(task, asked, body)
+    except BaseException:
+        body.free()
+        raise
     if asked.flags & _PIDFD:
         write_struct(task.cpu, asked.pidfd, "i", install_pidfd(task, made.process, 0))
     _prepare(task, made, asked)
@@ -167,6 +167,26 @@ def _clone(task: Task, asked: _Request) -> int:
         made.process.uses_parents_memory = True
         return _vforked(task, made.tid)
     return settle(task, made.tid, made) if task.process.mm.untold else made.tid
+
+
+def _body(task: Task) -> Body:
+    """What the new task is in memory. Refused(ENOMEM)."""
+    physical = task.process.kernel.physical
+    try:
+        return physical.with_room(lambda: Body(physical.slabs))
+    except OutOfFrames:
+        raise Refused(errno.ENOMEM, "no memory is left for another task") from None
+
+
+def _made(task: Task, asked: _Request, body: Body) -> Task:
+    """The new task, in its maker's process or in one of its own."""
+    if not asked.flags & _THREAD:
+        return _process_of(task, asked, body)
+    made = Task(task.process, asked.number or task.process.registry.number(), body)
+    made.files = task.files
+    if asked.flags & (_FILES | _FS) != _FILES | _FS:
+        made.files = _files_of(task, task.process, asked.flags)
+    return made
 
 
 def _require_room(task: Task) -> None:
@@ -187,7 +207,7 @@ def _tasks_of(task: Task, uid: int) -> int:
     return living + sum(process.credentials.uid == uid for process in zombies)
 
 
-def _process_of(task: Task, asked: _Request) -> Task:
+def _process_of(task: Task, asked: _Request, body: Body) -> Task:
     """The first task of a new process."""
     process, flags = task.process, asked.flags
     try:
@@ -204,7 +224,7 @@ def _process_of(task: Task, asked: _Request) -> Task:
     elif flags & _CLEAR_SIGHAND:
         child.signals.reset(keeps_ignored=True)
     child.files = _files_of(task, child, flags)
-    return Task(child)
+    return Task(child, body=body)
 
 
 def _files_of(task: Task, owner: Process, flags: int) -> Files:

@@ -149,6 +149,7 @@ def _change(task: Task, queue: MessageQueue, *wanted: int) -> None:
         raise Refused(errno.EPERM, f"more than {msg.MOST_BYTES} bytes")
     queue.change(uid, gid, mode, queue.queues.now())
     queue.most_bytes = most
+    queue.note(qbytes=most)
     queue.receivers.wake()  # they may no longer be permitted to
     queue.wake_senders()
 

@@ -151,6 +151,7 @@ def sys_shmctl(task: Task, number: int, command: int, buffer: int, *_: int) -> i
     if command in (_LOCK, _UNLOCK):
         _require_right_to_lock(task, segment, locks=command == _LOCK)
         segment.mode = segment.mode | LOCKED if command == _LOCK else segment.mode & ~LOCKED
+        segment.note(mode=segment.mode)
         return 0
     segment.require_owner()
     if command == _REMOVE:

@@ -24,7 +24,7 @@ from contextlib import suppress
 from typing import Any
 
 from aether_emu.arch.paging import Access, MemoryType
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.devices.registers import RegisterPage
 from aether_emu.linux.devices.timer import RegisterFile
 from aether_emu.linux.files.open_file import POLLIN, OpenFile, WouldBlock
@@ -35,6 +35,7 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.huge_pools import Pool, Pools
 from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.slab.layout import Layout
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import UserFaulted, UserMemory
 from aether_emu.records import dataclass
@@ -48,6 +49,15 @@ MOST_PINNED = 4096
 _BUSY, _DONE, _REFUSED = 1, 2, 4
 _FIRST_BUS = 1 << 32
 _SETUP_NS, _BYTES_PER_NS = 1000, 8
+DESCRIPTOR = Layout(
+    "dma_descriptor",
+    ("source", "Q"),
+    ("target", "Q"),
+    ("length", "I"),
+    ("status", "I"),
+    ("done_at", "Q"),
+)
+"""A copy that goes on, in the machine's memory: bus addresses, bytes, STATUS, and when it will be done."""
 _READ, _WRITE = int(Access.USER | Access.READ), int(Access.USER | Access.WRITE)
 _WORD = 0xFFFF_FFFF
 
@@ -82,7 +92,7 @@ class CopyEngine(RegisterPage):
         self.deadline: int | None = None
         self._source = self._target = self._length = self._status = self._error = 0
         self._copied = self._copies = self.unread = 0
-        self._bus = _FIRST_BUS
+        self._bus, self._descriptor = _FIRST_BUS, 0
         self._pins: dict[int, Pinned] = {}
         self.queue = WaitQueue()
 
@@ -188,8 +198,20 @@ class CopyEngine(RegisterPage):
         if not self._length or not inside or target is None or not target.writable:
             self._end(errno.EINVAL if not self._length else errno.EFAULT)
             return
-        self._status = _BUSY
-        self.deadline = self._now() + _SETUP_NS + self._length // _BYTES_PER_NS
+        done_at = self._now() + _SETUP_NS + self._length // _BYTES_PER_NS
+        try:
+            self._descriptor = self._physical.slabs.take(
+                DESCRIPTOR,
+                source=self._source,
+                target=self._target,
+                length=self._length,
+                status=_BUSY,
+                done_at=done_at,
+            )
+        except OutOfFrames:
+            self._end(errno.ENOMEM)
+            return
+        self._status, self.deadline = _BUSY, done_at
         self._run_until(self)
 
     def expire(self) -> None:
@@ -219,6 +241,8 @@ class CopyEngine(RegisterPage):
             at, left = at + count, left - count
 
     def _end(self, error: int) -> None:
+        descriptor, self._descriptor = self._descriptor, 0
+        self._physical.slabs.put(DESCRIPTOR, descriptor)
         self._status, self._error = (_REFUSED if error else _DONE), error
         self.unread += 1
         self.queue.wake()
@@ -264,14 +288,14 @@ class CopyEngine(RegisterPage):
         state = (self._source, self._target, self._length, self._status, self._error)
         return {
             "page": self.capture_page(),
-            "state": (*state, self._copied, self._copies, self.unread, self._bus),
+            "state": (*state, self._copied, self._copies, self.unread, self._bus, self._descriptor),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Know that."""
         self.restore_page(state["page"])
         self._source, self._target, self._length, self._status, self._error, *rest = state["state"]
-        self._copied, self._copies, self.unread, self._bus = rest
+        self._copied, self._copies, self.unread, self._bus, self._descriptor = rest
 
 
 class CopyEngineFile(RegisterFile):

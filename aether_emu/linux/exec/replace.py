@@ -208,4 +208,5 @@ def _end_others(task: Task) -> None:
     if task.tid != process.pid:
         registry.tasks.pop(task.tid, None)
         task.tid = process.pid
+        process.lead(task)
     registry.tasks[task.tid] = task

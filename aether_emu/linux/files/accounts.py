@@ -6,6 +6,7 @@ import errno
 from typing import Protocol
 
 from aether_emu.errors import Refused
+from aether_emu.mm.physical import Physical
 
 _PAGE = 4096
 DEFAULT_CAPACITY = 16 * _PAGE
@@ -24,13 +25,15 @@ class MemoryAccount(Protocol):
 class PipeAccount:
     """Bytes that the pipes of a user may hold: `used` of `limit` (Linux fs.pipe-user-pages-soft).
 
-    Beyond the limit a new pipe is small, and none may grow. So only small ones exceed it.
+    Beyond the limit a new pipe is small, and none may grow. So only small ones exceed it. `physical` is the
+    memory that the kernel's objects for them take, where there is any.
     """
 
     limit = 16384 * _PAGE
 
     def __init__(self) -> None:
         self.used = 0
+        self.physical: Physical | None = None
 
     def open(self) -> int:
         """The capacity of a new pipe, in bytes."""

@@ -10,7 +10,7 @@ import stat as modes
 import struct
 from collections.abc import Callable
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.huge_file import (
@@ -74,7 +74,10 @@ class DescriptorOperations:
         if flags & ~(fl.O_CLOEXEC | fl.O_NONBLOCK | fl.O_DIRECT):
             raise Refused(errno.EINVAL, f"pipe flags {flags:#x}")
         self.table.require_room(2)
-        pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
+        try:
+            pipe = Pipe(self.namespace.nameless_stat(modes.S_IFIFO | 0o600), self.namespace.pipes)
+        except OutOfFrames:  # as Linux has it: the inode can't be had
+            raise Refused(errno.ENFILE, "no memory is left for a pipe") from None
         status, cloexec = flags & (fl.O_NONBLOCK | fl.O_DIRECT), bool(flags & fl.O_CLOEXEC)
         reading, writing = PipeEnd(pipe, status | fl.O_RDONLY), PipeEnd(pipe, status | fl.O_WRONLY)
         return self.table.install(reading, cloexec=cloexec), self.table.install(writing, cloexec=cloexec)

@@ -12,11 +12,12 @@ import struct
 from collections import deque
 from typing import Any
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.accounts import PipeAccount
 from aether_emu.linux.files.open_file import POLLERR, POLLHUP, POLLIN, POLLOUT, OpenFile, WouldBlock
 from aether_emu.linux.files.ownership import POLL_IN, POLL_OUT, Listeners
+from aether_emu.linux.files.pipe_object import PipeObject
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.waiting import WaitQueue
 
@@ -61,9 +62,15 @@ class Pipe:
     """
 
     def __init__(self, stat: Stat, account: PipeAccount) -> None:
+        """Raises OutOfFrames."""
         self.stat = stat
         self._account = account
         self.capacity = account.open()
+        try:
+            self.object = PipeObject(account.physical, stat.ino, self.capacity // PIPE_BUF)
+        except OutOfFrames:
+            account.close(self.capacity)
+            raise
         self.pieces: deque[Piece] = deque()
         self.size = self.used = 0
         self.readers = 0
@@ -110,6 +117,11 @@ class Pipe:
         if capacity // PIPE_BUF < self.used:
             raise Refused(errno.EBUSY, f"{self.used} pages are in the pipe")
         self._account.resize(self.capacity, capacity)
+        try:
+            self.object.resize(capacity // PIPE_BUF)
+        except OutOfFrames:
+            self._account.used += self.capacity - capacity
+            raise
         self.capacity = capacity
         self.drained.wake()
         return capacity
@@ -117,12 +129,14 @@ class Pipe:
     def capture(self) -> dict[str, object]:
         """Its capacity, what is in it, and how often it was opened."""
         pieces = [[bytes(piece.data), piece.base, piece.kind, piece.skipped] for piece in self.pieces]
-        return {"capacity": self.capacity, "pieces": pieces, "openings": list(self.openings)}
+        openings, where = list(self.openings), self.object.capture()
+        return {"capacity": self.capacity, "pieces": pieces, "openings": openings, "object": where}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave."""
         self._account.used += state["capacity"] - self.capacity
         self.capacity = state["capacity"]
+        self.object.restore(state["object"])
         for piece in state["pieces"]:
             self.append(Piece(*piece))
 
@@ -132,12 +146,14 @@ class Pipe:
         self.writers += writer
         self.openings[0] += reader
         self.openings[1] += writer
+        self._note_ends()
         self.opened.wake()
 
     def leave(self, *, reader: bool, writer: bool) -> None:
         """An open end is gone. With the last of both sides the pipe is."""
         self.readers -= reader
         self.writers -= writer
+        self._note_ends()
         if reader and not self.readers:
             self.drained.wake()
         if writer and not self.writers:
@@ -147,6 +163,11 @@ class Pipe:
             self.tell_writers()
         if not self.readers and not self.writers:
             self._account.close(self.capacity)
+            self.object.free()
+
+    def _note_ends(self) -> None:
+        readers, writers = self.openings
+        self.object.note(readers=self.readers, writers=self.writers, r_counter=readers, w_counter=writers)
 
     def tell_readers(self) -> None:
         """Those with O_ASYNC: something has come, or nobody writes any more."""

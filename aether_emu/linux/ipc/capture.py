@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from aether_emu.linux.ipc.identifiers import Identifiers, Shared
 from aether_emu.linux.ipc.messages import Message, MessageQueue, ReceiveWait, SendWait, Wanted
+from aether_emu.linux.ipc.objects import HEAD, Bytes
 from aether_emu.linux.ipc.segments import Segment
 from aether_emu.linux.ipc.semaphores import Operation, SemaphoreSet, SemaphoreWait
 from aether_emu.linux.ipc.system_v import SystemV
@@ -25,7 +26,7 @@ from aether_emu.waiting import Waiter
 State = dict[str, Any]
 S = TypeVar("S", bound=Shared)
 
-_SHARED = ("mode", "uid", "gid", "creator_uid", "creator_gid", "change_time", "removed")
+_SHARED = ("kernel_object", "mode", "uid", "gid", "creator_uid", "creator_gid", "change_time", "removed")
 _OF_SEGMENT = (*_SHARED, "key", "user", "attach_time", "detach_time")
 _OF_SET = (*_SHARED, "operation_time")
 _OF_QUEUE = (*_SHARED, "most_bytes", "bytes", "sender", "receiver", "send_time", "receive_time")
@@ -55,12 +56,16 @@ def capture(system: SystemV, undos: Sequence[Undo]) -> State:
                 **_fields(one, _OF_SET),
                 "values": list(one.values),
                 "changers": list(one.changers),
+                "pieces": one.bytes.pieces,
                 "noted": [(undos.index(undo), list(noted)) for undo, noted in one.undos.items()],
             }
             for one in sets.all()
         ],
         "queues": [
-            {**_fields(one, _OF_QUEUE), "messages": [(each.type, each.data) for each in one.messages]}
+            {
+                **_fields(one, _OF_QUEUE),
+                "messages": [(each.type, each.data, each.bytes.pieces) for each in one.messages],
+            }
             for one in queues.all()
         ],
         "undos": [[one.identifier for one in undo.sets if isinstance(one, SemaphoreSet)] for undo in undos],
@@ -91,6 +96,7 @@ def restore(system: SystemV, state: State, undos: Sequence[Undo]) -> None:
         number, values = described["identifier"], described["values"]
         one = SemaphoreSet(system.semaphores, described["key"], number, 0, len(values))
         one.values[:], one.changers[:] = values, described["changers"]
+        one.bytes.pieces = described["pieces"]
         one.undos = {undos[index]: list(noted) for index, noted in described["noted"]}
         _take_over(one, described)
         sets[number] = _put_back(system.semaphores, one)
@@ -99,7 +105,7 @@ def restore(system: SystemV, state: State, undos: Sequence[Undo]) -> None:
         undo.sets = {sets[number]: None for number in noted}
     for described in state["queues"]:
         queue = MessageQueue(system.messages, described["key"], described["identifier"], 0)
-        queue.messages = [Message(*each) for each in described["messages"]]
+        queue.messages = [_kept(system, *each) for each in described["messages"]]
         _take_over(queue, described)
         _put_back(system.messages, queue)
     system.memory.used = state["memory"]
@@ -107,6 +113,13 @@ def restore(system: SystemV, state: State, undos: Sequence[Undo]) -> None:
     system.segments.restore_numbers(of_segments)
     system.semaphores.restore_numbers(of_sets)
     system.messages.restore_numbers(of_queues)
+
+
+def _kept(system: SystemV, kind: int, data: bytes, pieces: tuple[int, ...]) -> Message:
+    """A message of a queue, whose bytes have come back with RAM."""
+    message = Message(kind, data)
+    message.bytes = Bytes(system.physical, HEAD + len(data), pieces)
+    return message
 
 
 def _put_back(kind: Identifiers[S], one: S) -> S:

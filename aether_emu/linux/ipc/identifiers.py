@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 
 from aether_emu.errors import Refused
 from aether_emu.linux.credentials import IPC_OWNER, SYS_ADMIN, Actor
+from aether_emu.linux.ipc.objects import Kept
+from aether_emu.mm.physical import Physical
 
 PRIVATE, CREATE, EXCLUSIVE, NO_WAIT = 0, 0o1000, 0o2000, 0o4000
 _INDEX_BITS = 15
@@ -21,7 +23,7 @@ _FEWEST = 64  # indices that are used in turn, however few things there are
 _NOBODY = 0xFFFF_FFFF
 
 
-class Shared:
+class Shared(Kept):
     """Something with a key, a number, owners and a mode. `removed` once nobody finds it any more."""
 
     def __init__(self, actor: Actor, key: int, number: int, mode: int) -> None:
@@ -70,6 +72,13 @@ class Shared:
             raise Refused(errno.EINVAL, "-1 is nobody")
         self.uid, self.gid, self.change_time = uid, gid, now
         self.mode = self.mode & ~0o777 | mode & 0o777
+        self.note(uid=uid, gid=gid, mode=self.mode)
+
+    def embody(self, **fields: int) -> None:
+        """See `Kept.embody`: who it is, and these fields."""
+        owners = {"uid": self.uid, "gid": self.gid, "cuid": self.creator_uid, "cgid": self.creator_gid}
+        found = {"id": self.identifier, "key": self.key & _NOBODY, "mode": self.mode}
+        super().embody(**found, **owners, **fields)
 
 
 S = TypeVar("S", bound=Shared)
@@ -165,10 +174,10 @@ class Identifiers(Generic[S]):
 
 
 class Memory:
-    """Bytes of the kernel's memory that something takes, an eighth of all at most."""
+    """Bytes of the kernel's memory that something takes, an eighth of all at most. `physical` has them."""
 
-    def __init__(self, ram: int) -> None:
-        self.limit, self.used = ram // 8, 0
+    def __init__(self, ram: int, physical: Physical | None = None) -> None:
+        self.limit, self.used, self.physical = ram // 8, 0, physical
 
     def take(self, size: int) -> None:
         """So many more. Refused(ENOMEM)."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.credentials import Actor
+from aether_emu.linux.ipc import objects
 from aether_emu.linux.ipc.identifiers import Identifiers, Memory, Shared
 from aether_emu.linux.task.wait import Restart, Wait
+from aether_emu.mm.physical import Physical
 from aether_emu.records import dataclass
 from aether_emu.waiting import Waiter, WaitQueue
 
@@ -23,12 +25,35 @@ MOST_QUEUES, LARGEST, MOST_BYTES = 32000, 8192, 16384
 _COST = 48  # bytes of kernel memory for a message, beside what it says
 
 
-@dataclass(frozen=True)
 class Message:
-    """One message."""
+    """One message of a type. While a queue has it, its bytes stand in the machine's memory: in `bytes`."""
 
-    type: int
-    data: bytes
+    __slots__ = ("_data", "bytes", "size", "type")
+
+    def __init__(self, kind: int, data: bytes) -> None:
+        self.type, self._data, self.size = kind, data, len(data)
+        self.bytes = objects.Bytes(None, 0)
+
+    @property
+    def data(self) -> bytes:
+        """What it says."""
+        return self.bytes.read(self.size, objects.HEAD) if self.bytes.pieces else self._data
+
+    def keep(self, physical: Physical | None, queue: int) -> None:
+        """Take memory for it, whose queue is the object at an address. Raises OutOfFrames."""
+        taken = objects.Bytes(physical, objects.HEAD + self.size)
+        taken.take()
+        head = bytearray(objects.HEAD)
+        objects.MESSAGE.pack(memoryview(head), 0, {"type": self.type, "size": self.size, "queue": queue})
+        taken.write(bytes(head) + self._data)
+        self.bytes = taken
+        if taken.pieces:
+            self._data = b""
+
+    def leave(self) -> None:
+        """It is nobody's but its receiver's from now on."""
+        self._data = self.data
+        self.bytes.free()
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,8 @@ ANY = Wanted("any")
 class MessageQueue(Shared):
     """One queue. `sender` and `receiver` were the last processes; times are in s since 1970."""
 
+    layout = objects.QUEUE
+
     def __init__(self, queues: MessageQueues, key: int, number: int, mode: int) -> None:
         super().__init__(queues.actor, key, number, mode)
         self.queues = queues
@@ -69,28 +96,41 @@ class MessageQueue(Shared):
         self.sender = self.receiver = 0
         self.send_time = self.receive_time = 0
         self.senders, self.receivers = WaitQueue(), WaitQueue()
+        self.physical = queues.memory.physical
 
     def has_room(self, size: int) -> bool:
         """Whether a message of so many bytes fits."""
         return size + self.bytes <= self.most_bytes and len(self.messages) < self.most_bytes
 
     def send(self, message: Message, pid: int) -> None:
-        """A message that fits: whoever waits for it gets it. Refused(ENOMEM)."""
-        self.queues.memory.take(_COST + len(message.data))
+        """A message that fits: whoever waits for it gets it. Refused(ENOMEM), OutOfFrames."""
+        self.queues.memory.take(_COST + message.size)
+        try:
+            message.keep(self.physical, self.kernel_object)
+        except OutOfFrames:
+            self.queues.memory.give_back(_COST + message.size)
+            raise
         self.sender, self.send_time = pid, self.queues.now()
         for wait in self._waiting_receivers():
             if not wait.wanted.accepts(message):
                 continue
-            if wait.most < len(message.data):
+            if wait.most < message.size:
                 wait.end(-errno.E2BIG)
                 continue
             self.receiver, self.receive_time = wait.pid, self.queues.now()
-            self.queues.memory.give_back(_COST + len(message.data))
+            self.queues.memory.give_back(_COST + message.size)
+            message.leave()
             wait.message = message
+            self._note()
             wait.end(0)
             return
         self.messages.append(message)
-        self.bytes += len(message.data)
+        self.bytes += message.size
+        self._note()
+
+    def _note(self) -> None:
+        last, counts = {"lspid": self.sender, "lrpid": self.receiver}, (len(self.messages), self.bytes)
+        self.note(**last, qnum=counts[0], cbytes=counts[1], qbytes=self.most_bytes)
 
     def find(self, wanted: Wanted) -> Message | None:
         """The message that a receiver gets; it stays."""
@@ -102,9 +142,11 @@ class MessageQueue(Shared):
     def take(self, message: Message, pid: int) -> None:
         """Process `pid` has received it: there may be room again."""
         self.messages = [each for each in self.messages if each is not message]
-        self.bytes -= len(message.data)
-        self.queues.memory.give_back(_COST + len(message.data))
+        self.bytes -= message.size
+        self.queues.memory.give_back(_COST + message.size)
+        message.leave()
         self.receiver, self.receive_time = pid, self.queues.now()
+        self._note()
         self.wake_senders()
 
     def wake_senders(self) -> None:
@@ -127,10 +169,17 @@ class MessageQueue(Shared):
         """IPC_RMID: whoever waits gets EIDRM."""
         self.queues.forget(self)
         for message in self.messages:
-            self.queues.memory.give_back(_COST + len(message.data))
+            self.queues.memory.give_back(_COST + message.size)
+        self.give_memory_back()
         self.messages, self.bytes = [], 0
         self.receivers.wake()
         self.senders.wake()
+
+    def give_memory_back(self) -> None:
+        """Nobody has it any more."""
+        for message in self.messages:
+            message.leave()
+        self.disembody()
 
 
 class SendWait(Wait):
@@ -166,8 +215,10 @@ class MessageQueues(Identifiers[MessageQueue]):
         self.memory = memory
 
     def make(self, key: int, mode: int) -> MessageQueue:
-        """A new queue. Refused(ENOSPC)."""
-        return self.add(MessageQueue(self, key, self.take_number(), mode))
+        """A new queue. Refused(ENOSPC), OutOfFrames."""
+        made = MessageQueue(self, key, self.take_number(), mode)
+        made.embody(qbytes=made.most_bytes)
+        return self.add(made)
 
 
 def require_size(size: int) -> None:

@@ -12,8 +12,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.credentials import Actor
+from aether_emu.linux.ipc import objects
 from aether_emu.linux.ipc.identifiers import Identifiers, Shared
 from aether_emu.mm.objects.hugetlb import HugeMemory, HugePool
 from aether_emu.mm.objects.protocol import Backing, Window
@@ -37,6 +38,7 @@ class Segment(Shared, Backing):
     """
 
     pages: int
+    layout = objects.SEGMENT
 
     def _begin(self, segments: Segments, size: int) -> None:
         self._segments, self.size = segments, size
@@ -91,6 +93,7 @@ class Segment(Shared, Backing):
             self.removed = True
             self.mode |= REMOVED
             self.key = 0
+            self.note(key=0, mode=self.mode)
             self.let_go()
 
     def capture(self) -> dict[str, Any]:
@@ -125,6 +128,7 @@ class SmallSegment(Segment, SharedMemory):
     def release(self) -> None:
         """See `MemoryObject.release`."""
         self._segments.forget(self)
+        self.disembody()
         SharedMemory.release(self)
 
 
@@ -153,6 +157,7 @@ class HugeSegment(Segment, HugeMemory):
     def release(self) -> None:
         """See `MemoryObject.release`."""
         self._segments.forget(self)
+        self.disembody()
         HugeMemory.release(self)
 
 
@@ -176,10 +181,20 @@ class Segments(Identifiers[Segment]):
         if isinstance(made, HugeSegment):
             made.promise(0, huge)
         made.mode, made.maker = mode & 0o777, maker
+        try:
+            made.embody(cprid=maker, segsz=size)
+        except OutOfFrames:
+            made.let_go()
+            raise
         return self.add(made)
 
     def new(self, number: int, key: int, size: int, pool: HugePool | None = None) -> Segment:
         """One of that number, which cannot be found yet."""
+        physical = self._physical
+        made: Segment
         if pool is not None:
-            return HugeSegment(self, self._physical, number, key, size, pool)
-        return SmallSegment(self, self._physical, number, key, size)
+            made = HugeSegment(self, physical, number, key, size, pool)
+        else:
+            made = SmallSegment(self, physical, number, key, size)
+        made.physical = physical
+        return made

@@ -12,8 +12,9 @@ import errno
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.credentials import Actor
+from aether_emu.linux.ipc import objects
 from aether_emu.linux.ipc.identifiers import NO_WAIT, Identifiers, Memory, Shared
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.task.wait import Restart, Wait
@@ -38,6 +39,8 @@ class Operation(NamedTuple):
 class SemaphoreSet(Shared):
     """One set. `changers` changed each value last (processes), `operation_time` is in s since 1970."""
 
+    layout = objects.SET
+
     def __init__(self, sets: SemaphoreSets, key: int, number: int, mode: int, size: int) -> None:
         super().__init__(sets.actor, key, number, mode)
         self.sets = sets
@@ -45,6 +48,24 @@ class SemaphoreSet(Shared):
         self.operation_time = 0
         self.queue = WaitQueue()
         self.undos: dict[Undo, list[int]] = {}
+        self.physical = sets.memory.physical
+        self.bytes = objects.Bytes(self.physical, objects.SEM_SIZE * size)
+
+    def take_memory(self) -> None:
+        """The object, and one for each semaphore. Raises OutOfFrames, with nothing taken."""
+        self.bytes.take()
+        try:
+            self.embody(nsems=len(self.values), sems=self.bytes.pieces[0] if self.bytes.pieces else 0)
+        except OutOfFrames:
+            self.bytes.free()
+            raise
+        for at in range(len(self.values)):
+            self._set(at, 0, 0)
+
+    def _set(self, at: int, value: int, pid: int) -> None:
+        """A semaphore has a value, which a process gave it."""
+        self.values[at], self.changers[at] = value, pid
+        self.bytes.write(value.to_bytes(4, "little") + pid.to_bytes(4, "little"), at * objects.SEM_SIZE)
 
     # ---- operations
 
@@ -66,7 +87,7 @@ class SemaphoreSet(Shared):
                     raise Refused(errno.ERANGE, f"so much of semaphore {at} can't be taken back")
             values[at] = value
         for at, value in values.items():
-            self.values[at], self.changers[at] = value, pid
+            self._set(at, value, pid)
         if adjusted:
             assert undo is not None, "who wants it taken back has where to note it"
             noted = self.undos.setdefault(undo, [0] * len(self.values))
@@ -128,7 +149,7 @@ class SemaphoreSet(Shared):
     def set_values(self, values: dict[int, int], pid: int) -> None:
         """SETVAL, SETALL: nothing of them is taken back any more."""
         for at, value in values.items():
-            self.values[at], self.changers[at] = value, pid
+            self._set(at, value, pid)
             for noted in self.undos.values():
                 noted[at] = 0
         self.change_time = self.sets.now()
@@ -141,8 +162,7 @@ class SemaphoreSet(Shared):
             return
         for at, change in enumerate(noted):
             if change:
-                self.values[at] = min(max(self.values[at] + change, 0), HIGHEST)
-                self.changers[at] = pid
+                self._set(at, min(max(self.values[at] + change, 0), HIGHEST), pid)
         self.operation_time = self.sets.now()
         self.look_again()
 
@@ -155,6 +175,12 @@ class SemaphoreSet(Shared):
             wait.end(-errno.EIDRM)
         self.sets.used -= len(self.values)
         self.sets.memory.give_back(_COST * len(self.values))
+        self.give_memory_back()
+
+    def give_memory_back(self) -> None:
+        """Nobody has it any more."""
+        self.bytes.free()
+        self.disembody()
 
 
 class SemaphoreWait(Wait):
@@ -202,9 +228,10 @@ class SemaphoreSets(Identifiers[SemaphoreSet]):
             raise Refused(errno.ENOSPC, f"there are {self.used} semaphores")
         self.memory.take(_COST * size)
         try:
-            number = self.take_number()
-        except Refused:
+            made = SemaphoreSet(self, key, self.take_number(), mode, size)
+            made.take_memory()
+        except (Refused, OutOfFrames):
             self.memory.give_back(_COST * size)
             raise
         self.used += size
-        return self.add(SemaphoreSet(self, key, number, mode, size))
+        return self.add(made)

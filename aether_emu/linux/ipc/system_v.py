@@ -18,12 +18,16 @@ class SystemV:
         def now() -> int:
             return clock.realtime_ns // 10**9
 
-        self.physical, self.memory = physical, Memory(ram)
+        self.physical, self.memory = physical, Memory(ram, physical)
         self.segments = Segments(physical, actor, now)
         self.semaphores = SemaphoreSets(actor, now, self.memory)
         self.messages = MessageQueues(actor, now, self.memory)
 
     def close(self) -> None:
-        """All processes have ended: segments that nobody removed give their memory back."""
+        """All processes have ended: what nobody removed gives its memory back."""
         for segment in self.segments.all():
             segment.destroy()
+        for one in self.semaphores.all():
+            one.give_memory_back()
+        for queue in self.messages.all():
+            queue.give_memory_back()

@@ -23,6 +23,7 @@ from aether_emu.linux.net.socket import MOST_BACKLOG
 from aether_emu.linux.proc import pools, status
 from aether_emu.linux.proc.buddy import buddyinfo, pagetypeinfo
 from aether_emu.linux.proc.overcommit import overcommit_texts
+from aether_emu.linux.proc.slabinfo import slabinfo
 from aether_emu.linux.proc.sysvipc import SHARED
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
@@ -48,11 +49,6 @@ _EMPTY: Mapping[str, bytes] = {
     "devices": _DEVICES,
 }
 """What the machine has nothing of, or nothing that changes."""
-_SLABS = b"""slabinfo - version: 2.1
-# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> \
-<batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>
-"""
-"""No caches: what this kernel keeps is not in the machine's memory. Root alone reads it, as on Linux."""
 
 
 def machine_texts(process: Process) -> Mapping[str, Provided]:
@@ -90,7 +86,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "pagetypeinfo": Text(
             lambda: pagetypeinfo(kernel, huge_order(process.mm.table.format)), stat.S_IFREG | 0o400
         ),
-        "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
+        "slabinfo": Text(lambda: slabinfo(kernel), stat.S_IFREG | 0o400),
     }
 
 
@@ -268,7 +264,9 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("nr_mapped", used.mapped),
         ("nr_file_pages", used.shared),
         ("nr_shmem", used.shared),
-        ("nr_kernel_stack", 0),
+        ("nr_slab_reclaimable", 0),
+        ("nr_slab_unreclaimable", census[Kind.SLAB]),
+        ("nr_kernel_stack", kernel.physical.slabs.stack_bytes >> 10),
         ("nr_page_table_pages", census[Kind.TABLE]),
         ("nr_shmem_hugepages", shared_huge),
         ("nr_shmem_pmdmapped", shared_shown),
@@ -286,6 +284,7 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("allocstall_normal", counted[Event.RECLAIM_STALLS]),
         ("pgfault", kernel.minor_faults() + kernel.major_faults()),
         ("pgmajfault", kernel.major_faults()),
+        ("slabs_scanned", counted[Event.SLABS_SCANNED]),
         ("pgscan_direct", counted[Event.RECLAIM_SCANNED]),
         ("pgsteal_direct", counted[Event.RECLAIM_TAKEN]),
         ("pgscan_anon", counted[Event.RECLAIM_SCANNED]),
@@ -363,9 +362,10 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("Shmem", used.shared * kib),
         ("CommitLimit", kernel.physical.overcommit.limit >> 10),
         ("Committed_AS", kernel.physical.overcommit.committed >> 10),
-        ("KernelStack", 0),
-        ("Slab", 0),
-        ("SReclaimable", 0),
+        ("Slab", census[Kind.SLAB] * kib),
+        ("SReclaimable", 0),  # no cache is of what can be read again, as inodes can
+        ("SUnreclaim", census[Kind.SLAB] * kib),
+        ("KernelStack", kernel.physical.slabs.stack_bytes >> 10),
         ("PageTables", census[Kind.TABLE] * kib),
         ("AnonHugePages", len(_huge_pages(registry)) * whole),
         ("ShmemHugePages", shared_huge * whole),

@@ -67,6 +67,7 @@ class Relative(Protocol):
     @property
     def is_over(self) -> bool: ...
     def post(self, info: SignalInfo) -> object: ...
+    def forget_body(self) -> None: ...
 
 
 P = TypeVar("P", bound=Relative)
@@ -165,3 +166,4 @@ def vanish(process: P) -> None:
         process.parent.children.remove(process)
     if process.registry.leave(process):
         process.registry.zombies -= process.released
+        process.forget_body()

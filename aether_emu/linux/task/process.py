@@ -19,6 +19,7 @@ from aether_emu.linux.files.inodes import FileKey
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.maps import Areas, record_of
 from aether_emu.linux.task import family, job_control
+from aether_emu.linux.task.body import RUNNING, SLEEPS, STOPPED, ZOMBIE, Body
 from aether_emu.linux.task.children import Children
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.file_sizes import RLIMIT_FSIZE
@@ -36,6 +37,7 @@ from aether_emu.linux.task.resource_limits import (
 from aether_emu.linux.task.signals import ProcessSignals, TaskSignals, enqueue, forget_opposite
 from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
+from aether_emu.linux.task.wait import Wait
 from aether_emu.machine.cpu import Cpu
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory, UserFaulted
@@ -88,6 +90,8 @@ class Member(Protocol):
     ended: bool
     death_signal: int
     processor: ProcessorTimers | None
+    body: Body
+    wait: Wait | None
 
     def used(self) -> Usage: ...
 
@@ -148,7 +152,8 @@ class Process:
             max(kernel.config.ram // RAM_PER_TASK, 2)
         )
         self.pid = self.registry.number() if pid is None else pid
-        self.parent, self.outer_parent = parent, PARENT_PID
+        self.body: Body | None = None  # its first thread's, until nobody waits for it any more
+        self._parent, self.outer_parent = parent, PARENT_PID
         self.children: Children[Process] = Children()
         self._group = self._session = self.pid
         self.terminal: job_control.Controlling | None = None
@@ -184,7 +189,75 @@ class Process:
         leader = self.leader
         return self.name_left if leader is None else leader.name
 
+    # ---- what it is in the machine's memory
+
+    def embody(self, task: Member) -> None:
+        """A new task's body says what it is."""
+        body, who = task.body, task.credentials
+        if self.body is None and task.tid == self.pid:
+            self.body = body
+            body.enlist(self.kernel.task_list)
+        body.note(
+            pid=task.tid,
+            tgid=self.pid,
+            uid=who.uid,
+            gid=who.gid,
+            mm=self.mm.object,
+            real_parent=self._address_of_parent,
+            group_leader=0 if self.body is None else self.body.address,
+            start_time=self.kernel.clock.now_ns,
+            comm=task.name,
+        )
+
+    def lead(self, task: Member) -> None:
+        """A thread has become the first one, for it executes another program."""
+        before, self.body = self.body, task.body
+        if before is None or before is task.body:
+            return
+        task.body.note(pid=self.pid, group_leader=task.body.address)
+        task.body.enlist(self.kernel.task_list)
+        if not before.stack:
+            before.free()
+
+    def disembody(self, task: Member) -> None:
+        """A thread is gone; what the first one was stays, until nobody waits for the process."""
+        body = task.body
+        if body is not self.body:
+            body.free()
+        elif body.stack:
+            body.leave_stack()
+            body.note(exit_state=ZOMBIE)
+
+    def forget_body(self) -> None:
+        """Nobody knows it any more."""
+        if self.body is not None:
+            self.body.free()
+            self.body = None
+
+    def leave_bodies(self) -> None:
+        """The machine ends: nothing of it and its threads is left in memory."""
+        for task in self.tasks:
+            task.body.free()
+        self.forget_body()
+
+    @property
+    def _address_of_parent(self) -> int:
+        body = None if self._parent is None else self._parent.body
+        return self.kernel.task_list if body is None else body.address
+
     # ---- its family
+
+    @property
+    def parent(self) -> Process | None:
+        """Its parent."""
+        return self._parent
+
+    @parent.setter
+    def parent(self, parent: Process | None) -> None:
+        self._parent = parent
+        for body in dict.fromkeys([self.body, *(task.body for task in self.tasks)]):
+            if body is not None:
+                body.note(real_parent=self._address_of_parent)
 
     @property
     def group(self) -> int:
@@ -348,6 +421,8 @@ class Process:
             self.parent is not None or self.outer_parent == family.INIT
         ):  # the first one's is kept, to be looked at
             self.mm.let_go()
+            if self.body is not None:
+                self.body.note(mm=0)
 
     # ---- to look at it from outside
 
@@ -524,6 +599,7 @@ class Process:
             for task in self.tasks:
                 task.stop_waiting(now)
                 task.stop()
+                task.body.note(state=STOPPED)
 
     def go_on(self) -> None:
         """SIGCONT: it runs again, whatever becomes of the signal itself."""
@@ -532,6 +608,7 @@ class Process:
             family.tell_parent(self, sig.CLD_CONTINUED, sig.SIGCONT)
             for task in self.tasks:
                 task.go_on_waiting(self.kernel.clock.now_ns)
+                task.body.note(state=RUNNING if task.wait is None else SLEEPS)
             self.kernel.run_queue.look_at(self)
 
     def end(self, ended: Ended) -> None:
@@ -553,6 +630,7 @@ class Process:
         """What is the process's own; its memory and files are captured by themselves."""
         return {
             "pid": self.pid,
+            "body": None if self.body is None or self.body.stack else self.body.capture(),
             "parent": None if self.parent is None else self.parent.pid,
             "children": [child.pid for child in self.children],
             "tasks": [task.tid for task in self.tasks],
@@ -568,6 +646,9 @@ class Process:
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `capture` gave. The whole family is there already."""
         everybody = self.registry.processes
+        if state["body"] is not None:
+            self.body = Body(self.kernel.physical.slabs)
+            self.body.restore(state["body"])
         self.parent = None if state["parent"] is None else everybody[state["parent"]]
         self.program = copy.deepcopy(state["program"])
         self.executes(None if state["released"] else self.program.file)

@@ -281,6 +281,7 @@ class Scheduler:
             task.leave_queues()
             task.done_waiting()
         process = task.process
+        process.disembody(task)
         task.usage.hand_transfers(process.usage)
         if task.tid == process.pid:
             process.name_left = task.name

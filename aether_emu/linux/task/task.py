@@ -14,6 +14,7 @@ from aether_emu.linux.credentials import Credentials
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.ipc.undo import Undo
 from aether_emu.linux.observers import SignalSeen
+from aether_emu.linux.task.body import RUNNING, SLEEPS, SLEEPS_DEEPLY, Body
 from aether_emu.linux.task.futex import FutexWait
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.real_time import RealTimeWatch, watch_real_time
@@ -23,7 +24,7 @@ from aether_emu.linux.task.sequences import Sequences
 from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.timers import ProcessorTimers
 from aether_emu.linux.task.usage import Usage
-from aether_emu.linux.task.wait import Restart, Unfinished, Wait
+from aether_emu.linux.task.wait import PageWait, Restart, Unfinished, Wait
 from aether_emu.machine.cpu import Cpu, Saved, UserFault
 from aether_emu.mm.space import AddressSpace
 from aether_emu.waiting import HostQueue, WaitQueue
@@ -40,13 +41,15 @@ class Task:
     for a page: the instruction is made again then. `robust_list` is (head, length) as the program gave them.
     `set_child_tid` is where its number is to be written before its first instruction, `clear_child_tid` where
     it is to be cleared at its end; 0 is nowhere. `files` are its process's, but for a thread that unshared
-    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process.
+    its descriptors, or where it stands. `ended` is set once it has ended, alone or with its process. `body`
+    is what it is in the machine's memory.
     """
 
-    def __init__(self, process: Process, tid: int | None = None) -> None:
+    def __init__(self, process: Process, tid: int | None = None, body: Body | None = None) -> None:
         self.process = process
         self.tid = process.pid if tid is None else tid
-        self.name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
+        self.body = Body(process.kernel.physical.slabs) if body is None else body
+        self._name = process.program.path.rsplit(b"/", 1)[-1][:NAME_MAX]
         self.ended = False
         self.signals = TaskSignals(self)
         self._saved: Saved | None = None  # its state off the CPU, but for what `_changes` has
@@ -78,14 +81,26 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.called = -1  # the number of the call that it makes, where somebody notes that; -1: none
         self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
         process.registry.tasks[self.tid] = self
+        process.embody(self)
 
     def __repr__(self) -> str:
         name = shown(self.name)
         state = f"waits for {self.wait.what}" if self.wait is not None else "can run"
         return f"<Task {self.tid} {name}: {state}>"
+
+    @property
+    def name(self) -> bytes:
+        """What it is called."""
+        return self._name
+
+    @name.setter
+    def name(self, name: bytes) -> None:
+        self._name = name
+        self.body.note(comm=name)
 
     # ---- on a CPU and off it
 
@@ -149,6 +164,7 @@ class Task:
     def move_to(self, space: AddressSpace) -> None:
         """Its process goes on in another address space. Not inside a callback of its CPU."""
         self.process.mm = space
+        self.body.note(mm=space.object)
         self._walk(space)
 
     @property
@@ -159,6 +175,7 @@ class Task:
     @credentials.setter
     def credentials(self, who: Credentials) -> None:
         self._credentials = who
+        self.body.note(uid=who.uid, gid=who.gid)
         if self._cpu is not None:
             self.process.kernel.actor.credentials = who
         if self.tid == self.process.pid:
@@ -325,7 +342,9 @@ class Task:
         """Stand in the queues of `wait`; `call` is to be made again afterwards."""
         self.wait, self.call = wait, call
         wait.stopped_at = None
-        self.waits += not isinstance(wait, Unfinished)
+        if not isinstance(wait, Unfinished):
+            self.waits += 1
+            self.body.note(state=SLEEPS_DEEPLY if isinstance(wait, PageWait) else SLEEPS)
         self.begins_to_wait()
         for queue in wait.queues:
             queue.add(self)
@@ -347,11 +366,13 @@ class Task:
         assert self.wait is not None, f"task {self.tid} stands in a queue and does not wait"
         self.wait.woken = True
         self.leave_queues()
+        self.body.note(state=RUNNING)
         self.process.kernel.run_queue.add(self)
 
     def done_waiting(self) -> None:
         """What it waited for is over and done with."""
         self.wait = self.call = None
+        self.body.note(state=RUNNING)
 
     def can_go_on(self) -> bool:
         """Whether it is worth running it now."""
@@ -433,6 +454,7 @@ class Task:
         return {
             "tid": self.tid,
             "name": self.name,
+            "body": self.body.capture(),
             "credentials": self._credentials,
             "no_new_privileges": self.no_new_privileges,
             "death_signal": self.death_signal,
@@ -494,6 +516,7 @@ class Task:
         Without any it stands in none until its call is made again, unless it waits at a futex, by System V or
         at a message queue; who waits for the host makes it in his turn.
         """
+        self.body.restore(state["body"])
         self.name, self.registers = state["name"], dict(state["registers"])
         self.home, self.affinity = state["place"][:2]
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]

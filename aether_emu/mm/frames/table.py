@@ -64,6 +64,10 @@ class Kind(IntEnum):
     """A page of shared memory: its object keeps it until it ends."""
     HUGETLB = 8
     """Part of a huge page of a pool (`mm.huge_pools`), which has a reference to it, also while it is free."""
+    SLAB = 9
+    """Part of a slab of kernel objects (`mm.slab`): its owner is the number of the cache."""
+    STACK = 10
+    """Part of a kernel stack."""
 
 
 class Flags(IntFlag):

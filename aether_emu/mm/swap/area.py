@@ -6,17 +6,21 @@
 A slot is free when nobody names it and no frame is cached for it. A cached frame is one that came back and
 was not written to since: no entry that shows it permits writing. To take it again costs nothing, and another
 process whose entry names the slot gets that frame. The cache holds no reference; who frees the frame, or is
-about to let somebody write to it, tells `frame_goes`.
+about to let somebody write to it, tells `frame_goes`. Each slot that is cached has an object of the
+kernel's, but for those that came into the cache when there was no memory for one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
+from contextlib import suppress
 from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.errors import AetherError
+from aether_emu.errors import AetherError, OutOfFrames
 from aether_emu.mm.counters import Event
+from aether_emu.mm.slab.layouts import CACHED
+from aether_emu.mm.slab.slabs import Slabs
 from aether_emu.mm.swap.entries import SwapEntries, swap_entries
 from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.swap.store import Store
@@ -50,6 +54,8 @@ class SwapArea:
         self._users: dict[int, int] = {}
         self._frames: dict[int, int] = {}  # slot -> cached frame, in the order of arrival
         self._cached: dict[int, int] = {}  # frame -> slot
+        self.objects: dict[int, int] = {}  # slot -> the kernel's object for it, while it is cached
+        self.slabs: Slabs | None = None
         self._free: list[int] = []  # given back, the last one first
         self._unused = 0  # from here on no slot was ever used
         self._gone = 0  # pages that reclaim has taken
@@ -162,6 +168,9 @@ class SwapArea:
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
         self._frames[slot], self._cached[frame] = frame, slot
+        if self.slabs is not None:
+            with suppress(OutOfFrames):
+                self.objects[slot] = self.slabs.take(CACHED, slot=slot, frame=frame)
 
     def frame_goes(self, frame: int) -> None:
         """A frame is freed, or will be written to: it is cached no longer."""
@@ -169,6 +178,8 @@ class SwapArea:
         if slot is None:
             return
         del self._frames[slot]
+        if self.slabs is not None and slot in self.objects:
+            self.slabs.put(CACHED, self.objects.pop(slot))
         if slot not in self._users:
             self._give_back(slot)
 
@@ -218,6 +229,7 @@ class SwapArea:
             "on": self.on,
             "users": dict(self._users),
             "frames": dict(self._frames),
+            "objects": dict(self.objects),
             "free": list(self._free),
             "unused": self._unused,
             "gone": (self._gone, dict(self._gone_at)),
@@ -228,6 +240,7 @@ class SwapArea:
         """Become the captured one."""
         self.on, self._users, self._frames = state["on"], dict(state["users"]), dict(state["frames"])
         self._cached = {frame: slot for slot, frame in self._frames.items()}
+        self.objects = dict(state["objects"])
         self._free, self._unused = list(state["free"]), state["unused"]
         self._gone, gone_at = state["gone"]
         self._gone_at = dict(gone_at)

@@ -42,6 +42,7 @@ def guest_memory() -> Iterator[GuestMemory]:
     namespace.close()
     machine.cpu.set_root(machine.kernel_half.table.root)
     process.mm.destroy()
+    process.leave_bodies()
     machine.close()
 
 

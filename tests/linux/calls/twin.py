@@ -185,6 +185,7 @@ class Served:
         self._give_up()
         self.machine.cpu.set_root(self.machine.kernel_half.table.root)
         self.process.mm.destroy()
+        self.process.leave_bodies()
         self.memory.close()
         self.machine.close()
 

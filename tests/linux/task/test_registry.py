@@ -141,6 +141,6 @@ def test_a_child_whose_memory_nobody_gives_back_is_a_leak(isa: str) -> None:
     (child,) = parent.children
     assert child.mm is not parent.mm
     child.mm.users += 1
-    with pytest.raises(LeakError):
+    with pytest.raises(LeakError, match="kernel objects: 1 of mm_struct"):
         several.__exit__()
     assert several.machine.kernel.closed

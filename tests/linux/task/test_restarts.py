@@ -251,6 +251,7 @@ def test_a_call_that_a_stop_has_ended_is_captured_so(isa: str) -> None:
         several.machine.scheduler.run(ENOUGH)
         task.process.post(SignalInfo(sig.SIGSTOP))
         again = Task(task.process, 77)
+        again.body.free()  # what is captured stands where the other does
         again.restore(task.capture())
         assert not again.waits_on and again.wait is not None and again.wait.interrupted == -errno.EINTR
         again.leave_queues()
