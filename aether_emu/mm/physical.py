@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -57,6 +60,9 @@ class Reclaiming(Protocol):
 
     def freed(self, frames: Sequence[int]) -> None:
         """These frames hold no page any more."""
+
+    def unlocked(self, frames: NDArray[np.int64]) -> None:
+        """An area that showed these frames locks them no longer."""
 
     def capture(self) -> dict[str, Any]:
         """All that goes on, as plain data."""

@@ -10,6 +10,9 @@ and of a call that takes frames (`balance`, below the low watermark, up to the h
 operation has met OutOfFrames and left all as it was (`make_room`). There is no thread that would do it
 meanwhile, as Linux's kswapd does: whoever needs the frame waits.
 
+What was found locked is not tried again until that is unlocked (Linux: the unevictable list), and where
+swap has no slot nothing is scanned: else each fault would go through all memory for nothing.
+
 What stays: pages that are locked, executable or shown by anything but entries; page tables; the zero page;
 the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files and
 memory files stand in the aperture and are no RAM.
@@ -20,6 +23,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.errors import OutOfFrames
 from aether_emu.mm import rmap
@@ -98,6 +104,12 @@ class _Going(NamedTuple):
     memory: SharedMemory | None
 
 
+def _is_locked(one: rmap.Mapping) -> bool:
+    assert isinstance(one.space, AddressSpace)
+    area = one.space.areas.find(one.address)
+    return area is not None and bool(area.flags & LOCKED)
+
+
 class Reclaim:
     """Takes pages of one machine to its swap area, in the order that `order` says.
 
@@ -109,6 +121,8 @@ class Reclaim:
         self._n, self._buddy = physical.counters.n, physical.buddy
         self.marks = watermarks(self._buddy.total, physical.ram.page_size)
         self._rests = 0
+        self.unevictable: NDArray[np.bool_] = np.zeros(self._buddy.total, np.bool_)
+        """Frames that were found locked, since they were last unlocked."""
         self.on_stall: Callable[[], None] = lambda: None
         self.order = order(self)
 
@@ -146,8 +160,13 @@ class Reclaim:
         """See `Reclaiming`."""
         self.order.deactivate([frame for frame in frames if frame < self._buddy.total])
 
+    def unlocked(self, frames: NDArray[np.int64]) -> None:
+        """See `Reclaiming`."""
+        self.unevictable[frames[frames < self._buddy.total]] = False
+
     def freed(self, frames: Sequence[int]) -> None:
         """See `Reclaiming`."""
+        self.unevictable[[frame for frame in frames if frame < self._buddy.total]] = False
         self._swap.frames_go(frames)
         self.order.freed(frames)
 
@@ -156,7 +175,7 @@ class Reclaim:
         taken, order = 0, self.order
         self._n[Event.RECLAIM_STALLS] += 1
         order.begin()
-        while taken < wanted:
+        while taken < wanted and self._swap.has_room:
             frames = order.candidates()
             if not frames:
                 break
@@ -214,7 +233,11 @@ class Reclaim:
                 return None
             extra = 1  # the object's own reference
         try:
-            found_all = [self._small(one) for one in rmap.mappings(self._physical, frame)]
+            mappings = list(rmap.mappings(self._physical, frame))
+            if any(map(_is_locked, mappings)):
+                self.unevictable[frame] = True
+                return None
+            found_all = [self._small(one) for one in mappings]
         except (TableDamaged, OutOfFrames):
             return None
         shown = [one for one in found_all if one is not None]
@@ -229,8 +252,7 @@ class Reclaim:
         """
         space, address, found = one
         assert isinstance(space, AddressSpace)
-        area = space.areas.find(address)
-        if area is None or area.flags & LOCKED:
+        if space.areas.find(address) is None:
             return None
         fmt = space.table.format
         if found.entry & fmt.present_mask and found.entry & user_mark(fmt):
@@ -294,9 +316,12 @@ class Reclaim:
 
     def capture(self) -> dict[str, Any]:
         """All that goes on."""
-        return {"rests": self._rests, "order": self.order.capture()}
+        unevictable = np.flatnonzero(self.unevictable).tolist()
+        return {"rests": self._rests, "unevictable": unevictable, "order": self.order.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
         self._rests = state["rests"]
+        self.unevictable[:] = False
+        self.unevictable[state["unevictable"]] = True
         self.order.restore(state["order"])
