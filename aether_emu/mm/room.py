@@ -61,6 +61,8 @@ class Room:
     def __init__(self, physical: Physical) -> None:
         self._physical = physical
         self._n, self._buddy = physical.counters.n, physical.buddy
+        self.least: int | None = None
+        self.scale = 10
         self.marks = watermarks(self._buddy.total, physical.ram.page_size)
         self._rests = 0
         self.lazy = LazyPages(physical)
@@ -72,6 +74,11 @@ class Room:
     def physical(self) -> Physical:
         """The machine's memory."""
         return self._physical
+
+    def set_marks(self, least: int | None, scale: int) -> None:
+        """Keep other watermarks: see `watermarks`."""
+        self.least, self.scale = least, scale
+        self.marks = watermarks(self._buddy.total, self._physical.ram.page_size, least, scale)
 
     @property
     def is_short(self) -> bool:
@@ -95,7 +102,8 @@ class Room:
             self.wake()
             if free >= self.marks.min:
                 return
-        if not self._stall(self.marks.high - free):
+        wanted = self.marks.high - free if self.wake is None else max(self.marks.min - free, BATCH)
+        if not self._stall(wanted):
             self._rests = _RESTS
 
     def make_room(self, wanted: int) -> bool:
@@ -148,9 +156,11 @@ class Room:
 
     def capture(self) -> dict[str, Any]:
         """All that goes on."""
-        return {"rests": self._rests, "marks": tuple(self.marks), "lazy": self.lazy.capture()}
+        marks = self.least, self.scale
+        return {"rests": self._rests, "marks": marks, "lazy": self.lazy.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
-        self._rests, self.marks = state["rests"], Watermarks(*state["marks"])
+        self._rests = state["rests"]
+        self.set_marks(*state["marks"])
         self.lazy.restore(state["lazy"])

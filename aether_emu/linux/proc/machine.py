@@ -22,6 +22,7 @@ from aether_emu.linux.proc import pools, status
 from aether_emu.linux.proc.buddy import buddyinfo, pagetypeinfo
 from aether_emu.linux.proc.overcommit import overcommit_texts
 from aether_emu.linux.proc.sysvipc import SHARED
+from aether_emu.linux.proc.watermarks import watermark_texts
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
@@ -61,6 +62,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
         "sys/vm/nr_hugepages": pools.default_size(kernel),
         **overcommit_texts(kernel.physical.overcommit),
+        **watermark_texts(kernel),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
