@@ -178,7 +178,7 @@ class Machine:
         self.kernel = Kernel(
             self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
         )
-        self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
+        self.kernel.new_space, self.kernel.show = self._empty_space, ProcessTexts
         if self.config.locks != "none":
             self.kernel.model_locks(self.computer.percpu)
         self.board = self._board()
@@ -740,6 +740,13 @@ class Machine:
 
     def new_space(self) -> AddressSpace:
         """An empty address space on this machine. Raises ProgramError when RAM does not hold its table."""
+        try:
+            return self._empty_space()
+        except OutOfFrames as error:
+            raise ProgramError(f"no page table fits into {self.config.ram} bytes of RAM") from error
+
+    def _empty_space(self) -> AddressSpace:
+        """Likewise. Raises OutOfFrames when memory has no room for its table, nor can be made to."""
         config = self.config
         limits = Limits(
             user_base=config.user_base,
@@ -750,10 +757,7 @@ class Machine:
             fault_around=config.fault_around,
             window=self.abi.window,
         )
-        try:
-            space = self.physical.with_room(lambda: self.computer.new_space(limits))
-        except OutOfFrames as error:
-            raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
+        space = self.physical.with_room(lambda: self.computer.new_space(limits))
         space.files = self.kernel.file_backings
         return space
 
