@@ -39,6 +39,7 @@ from aether_emu.mm.frames.table import FrameTable, Leak
 from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
+from aether_emu.mm.perform import perform
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.room import Room
 from aether_emu.mm.space import AddressSpace, Shared
@@ -170,6 +171,7 @@ class Computer(Generic[C]):
         self.cpus: list[C] = []
         self._guard = BusGuard.instance()
         self._guard_token = self._guard.register(self.aperture.host_address, self.aperture.size)
+        self._aimed: C | None = None
         # The memory goes with a computer that nobody closes: another one may come to stand there.
         self._unguard = weakref.finalize(self, self._guard.unregister, self._guard_token)
         self._unguard.atexit = False
@@ -197,7 +199,7 @@ class Computer(Generic[C]):
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)
             ]
-            self.physical.leave = self._leave
+            self.physical.leave, self.physical.perform = self._leave, perform
         except BaseException:
             self.abandon()
             raise
@@ -253,7 +255,13 @@ class Computer(Generic[C]):
 
     def _aim(self, cpu: C) -> Callable[[], None]:
         """What makes the bus guard stop `cpu`, should it meet a lost page."""
-        return lambda: self._guard.aim(self._guard_token, *cpu.stop_call)
+
+        def aim() -> None:
+            if self._aimed is not cpu:
+                self._aimed = cpu
+                self._guard.aim(self._guard_token, *cpu.stop_call)
+
+        return aim
 
     def lost_pages(self) -> list[tuple[ApertureFile, int]]:
         """(file, page) of what the host took away while a CPU used it, since the last call.

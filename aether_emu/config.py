@@ -456,6 +456,7 @@ class Options(TypedDict, total=False):
     min_free: int | str | None
     watermark_scale: int
     thp: str
+    shmem_thp: str
     mthp: str
     hugepages: str
     thp_defrag: str
@@ -614,10 +615,18 @@ class Config:
         "where programs get huge pages without asking for each: nowhere, in memory that they advise it for "
         "(MADV_HUGEPAGE), or in all private anonymous memory",
     )
+    shmem_thp: str = _parameter(
+        "never",
+        _Word(("never", "within_size", "advise", "always", "deny", "force")),
+        "where shared memory and files of memfd_create get huge pages at a fault, as Linux's shmem_enabled: "
+        "`within_size` where the object reaches so far, `force` in /tmp and /dev/shm too, `deny` not even "
+        "by MADV_COLLAPSE",
+    )
     mthp: str = _parameter(
         "none",
         _Runs(),
-        "the runs of pages that a fault brings where no huge page fits, if `thp` permits it there",
+        "the runs of pages that a fault brings where no huge page fits, if `thp`, or `shmem_thp`, permits it "
+        "there",
     )
     hugepages: str = _parameter(
         "none",
@@ -775,14 +784,18 @@ class Config:
         if self.thp != "never" and self.ram <= huge:
             why = f"never with {format_size(self.ram)} of RAM: a huge page has {format_size(huge)} here"
             raise ConfigError("thp", self.thp, why)
+        shared = self.shmem_thp not in ("never", "deny")
+        if shared and self.ram <= huge:
+            why = f"never with {format_size(self.ram)} of RAM: a huge page has {format_size(huge)} here"
+            raise ConfigError("shmem_thp", self.shmem_thp, why)
         for size in run_sizes(self.mthp):
             if not 4 * self.page_size <= size:
                 shortest = format_size(4 * self.page_size)
                 raise ConfigError("mthp", self.mthp, f"runs of {shortest} or more, which are 4 pages")
         if self.write_combining and self.framebuffer == "none":
             raise ConfigError("write_combining", self.write_combining, "0 without a framebuffer")
-        if self.mthp != "none" and self.thp == "never":
-            raise ConfigError("mthp", self.mthp, "none where thp is never")
+        if self.mthp != "none" and self.thp == "never" and not shared:
+            raise ConfigError("mthp", self.mthp, "none where thp and shmem_thp are never")
 
     def __repr__(self) -> str:
         """What differs from the defaults, as it would be written."""

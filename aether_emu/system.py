@@ -47,6 +47,7 @@ from aether_emu.isas import kernel_base_of, parts_of
 from aether_emu.linux.entry import Entry
 from aether_emu.linux.exec.loader import load_program
 from aether_emu.linux.files.files import Files
+from aether_emu.linux.files.hugetlbfs import mount_pools
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.streams import Stream
 from aether_emu.linux.kernel import Kernel
@@ -62,15 +63,17 @@ from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
-from aether_emu.mm.collapse import Scan, Terms
+from aether_emu.mm.collapse import Scan
+from aether_emu.mm.collapse_terms import Terms
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.huge_pools import Pools
-from aether_emu.mm.hugepage import HugePages
+from aether_emu.mm.hugepage import HugePages, huge_order
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.merging import MergeScan
-from aether_emu.mm.physical import Huge, Reclaiming
+from aether_emu.mm.physical import Reclaiming
 from aether_emu.mm.room import Room
+from aether_emu.mm.shared_huge import SharedHugePages
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.mm.tlb import Tlb
@@ -173,6 +176,7 @@ class Machine:
             self.physical.compaction = Compaction(self.physical)
         if self.config.thp != "never":
             self.physical.huge = self._huge_pages()
+        self.physical.shared_huge = self._shared_huge_pages()
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel(
@@ -190,8 +194,9 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
-        if self.physical.huge is not None and self.config.khugepaged_sleep:
-            self.kernel.khugepaged = self._khugepaged(self.physical.huge)
+        some = self.physical.huge is not None or self.physical.shared_huge.on
+        if some and self.config.khugepaged_sleep:
+            self.kernel.khugepaged = self._khugepaged(huge_order(self.format))
         self._keep_room()
         scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
         self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
@@ -249,15 +254,23 @@ class Machine:
 
     def _huge_pages(self) -> HugePages:
         """What programs get in large leaves. A huge page of zeros is kept where RAM has room for many."""
-        orders = tuple(
-            (size // self.config.page_size).bit_length() - 1 for size in run_sizes(self.config.mthp)
-        )
+        orders = self._run_orders()
         always, page = self.config.thp == "always", self.config.page_size
         room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
         defrag = self.config.thp_defrag
         return HugePages(
             self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
         )
+
+    def _run_orders(self) -> tuple[int, ...]:
+        """The orders of the runs of pages that a fault brings."""
+        sizes = run_sizes(self.config.mthp)
+        return tuple((size // self.config.page_size).bit_length() - 1 for size in sizes)
+
+    def _shared_huge_pages(self) -> SharedHugePages:
+        """What shared memory gets in large leaves: by MADV_COLLAPSE at least."""
+        setting, orders, defrag = self.config.shmem_thp, self._run_orders(), self.config.thp_defrag
+        return SharedHugePages(self.physical, self.format, setting=setting, orders=orders, compacts=defrag)
 
     def _board(self) -> Board | None:
         """The devices that programs map, if there are any."""
@@ -285,12 +298,12 @@ class Machine:
                 room = f"{format_size(self.config.ram)} of RAM has room for {fits} of {format_size(size)}"
                 raise ConfigError("hugepages", self.config.hugepages, f"fewer pages: {room}")
 
-    def _khugepaged(self, huge: Huge) -> Khugepaged:
+    def _khugepaged(self, order: int) -> Khugepaged:
         """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""
-        config, pages = self.config, 1 << huge.order
+        config, pages = self.config, 1 << order
         absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
         shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
-        scan = Scan(huge, Terms(absent, shared, used=True), config.khugepaged_pages)
+        scan = Scan(self.physical, Terms(absent, shared, used=True), config.khugepaged_pages)
         return Khugepaged(scan, config.khugepaged_sleep * 10**6, self._spaces)
 
     def _spaces(self) -> list[AddressSpace]:
@@ -725,6 +738,8 @@ class Machine:
             actor=self.kernel.actor,
             devices=None if self.board is None else self.board.nodes(),
         )
+        if self.config.hugepages != "none":
+            self._mount_pools(namespace)
         connect_mappings(self.kernel, namespace)
         terminals = namespace.terminals
         terminals.post = lambda group, number: job_control.post_to_group(self._family, group, number)
@@ -732,6 +747,14 @@ class Machine:
         terminals.of_caller = lambda: cast("Terminal | None", self.entry.task.process.terminal)
         namespace.look = self.kernel.checkpoint
         return namespace
+
+    def _mount_pools(self, namespace: Namespace) -> None:
+        """Have a file system for each pool that there was one at the start."""
+        pools = self.physical.pools
+        assert isinstance(pools, Pools), "a machine with Linux has them"
+        assert pools.default is not None, "its format has large leaves"
+        asked = [pool for pool in map(pools.of_size, pool_sizes(self.config.hugepages)) if pool is not None]
+        mount_pools(namespace, self.physical, asked, pools.default.size)
 
     @property
     def _family(self) -> job_control.Family:

@@ -115,6 +115,7 @@ REFUSED: list[tuple[str, Any]] = [
     ("asid_bits", 0),
     ("thp", "sometimes"),
     ("thp", True),
+    ("shmem_thp", "madvise"),
     ("mthp", "8K"),
     ("mthp", "64K,"),
     ("mthp", "48K"),

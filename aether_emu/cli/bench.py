@@ -32,9 +32,9 @@ def _names() -> Sequence[str]:
 def bench(benchmark: tuple[str, ...], json_file: Path | None, debug: bool) -> None:
     """Measure each figure beside its floor, in alternating pairs, and print the ratios.
 
-    NAME is fault, syscall, exec, map, edit, start, shootdown, cpus or real, for every ISA, or one of them
-    with the ISA, such as fault/arm64; without a NAME all are measured. That takes minutes, and more when the
-    host is busy with something else. `real` runs programs of the host, and shows them its files: those it
+    NAME is fault, map, unmap, batch, start, real or another (a wrong one lists all), for every ISA, or one of
+    them with the ISA, such as fault/arm64; without a NAME all are measured. That takes minutes, and more when
+    the host is busy with something else. `real` runs programs of the host, and shows them its files: those it
     lacks are named.
     """
     show_tracebacks(debug)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from aether_emu.cli.app import Errors, Wrong
 from aether_emu.config import Config
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from click.types import OptionHelpExtra
 
 _TYPED = "aether_emu.typed"  # where a context keeps what was typed
+_SETTINGS = "aether_emu.settings"  # and the parameters that it sets
 _LONGEST = 1_000_000_000  # seconds; the host's timers overflow beyond
 _T = TypeVar("_T")
 
@@ -195,11 +197,25 @@ class WithOrWithout(Option):
 
 
 class Setting(click.Option):
-    """An option that sets the parameter `key` of a `Config`, whose default is shown."""
+    """An option that sets the parameter `key` of a `Config`, whose default is shown: `settings_given` has its
+    value, the command gets none. A flag sets `sets`.
+    """
 
-    def __init__(self, declarations: Sequence[str], *, key: str, **settings: Any) -> None:
-        super().__init__(declarations, **settings)
-        self.key = key
+    def __init__(
+        self, declarations: Sequence[str], *, key: str, sets: object = True, **settings: Any
+    ) -> None:
+        super().__init__(declarations, expose_value=False, **settings)
+        self.key, self._sets = key, sets
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        """As any option, but its value is kept."""
+        value, args = super().handle_parse_result(ctx, opts, args)
+        assert self.name is not None, "it has a name"
+        if ctx.get_parameter_source(self.name) is ParameterSource.COMMANDLINE:
+            ctx.meta.setdefault(_SETTINGS, {})[self.key] = self._sets if self.is_flag else value
+        return value, args
 
     def get_help_extra(self, ctx: click.Context) -> OptionHelpExtra:
         """As any option, with the parameter's default."""
@@ -207,6 +223,12 @@ class Setting(click.Option):
         if not self.is_flag:
             extra["default"] = next(row.default for row in Config.describe() if row.name == self.key)
         return extra
+
+
+def settings_given() -> dict[str, object]:
+    """What the `Setting`s of the command that runs were given, by the names of their parameters."""
+    given: dict[str, object] = click.get_current_context().meta.get(_SETTINGS, {})
+    return given
 
 
 class Command(click.Command):

@@ -26,6 +26,7 @@ from aether_emu.cli.options import (
     Setting,
     WithOrWithout,
     debug_option,
+    settings_given,
     several,
     text,
     whole,
@@ -150,7 +151,12 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="Page size on ARM64: 4K, 16K or 64K.",
 )
 @click.option(
-    "--la57", cls=Setting, key="virtual_bits", is_flag=True, help="Five levels of page tables on x86_64."
+    "--la57",
+    cls=Setting,
+    key="virtual_bits",
+    sets=57,
+    is_flag=True,
+    help="Five levels of page tables on x86_64.",
 )
 @click.option(
     "--real-time",
@@ -159,7 +165,9 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     is_flag=True,
     help="Clocks are the host's, and sleeping takes its time. No run can be repeated.",
 )
-@click.option("--no-aslr", cls=Setting, key="aslr", is_flag=True, help="Do not randomise addresses.")
+@click.option(
+    "--no-aslr", cls=Setting, key="aslr", sets=False, is_flag=True, help="Do not randomise addresses."
+)
 @click.option(
     "--tlbsan",
     cls=Setting,
@@ -213,24 +221,10 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
 def run(  # an option is a parameter here
     program: str,
     args: tuple[str, ...],
-    ram: str | None,
-    cpus: int | None,
-    swap: str | None,
-    kpti: bool,
-    thp: str | None,
-    hugepages: str | None,
-    seed: int | None,
-    granule: str | None,
-    la57: bool,
-    real_time: bool,
-    no_aslr: bool,
-    tlbsan: bool,
     config: Path | None,
     settings: tuple[tuple[str, object], ...],
     root: Path | None,
     bind: tuple[Bind, ...],
-    uid: int | None,
-    gid: int | None,
     env: tuple[tuple[str, str], ...],
     timeout: float | None,
     strace: Path | None,
@@ -238,7 +232,6 @@ def run(  # an option is a parameter here
     no_crash_report: bool,
     stats: bool,
     stats_json: Path | None,
-    framebuffer: str | None,
     screenshot: Path | None,
     core: Path | None,
     schedule: str | None,
@@ -257,33 +250,13 @@ def run(  # an option is a parameter here
     """
     show_tracebacks(debug)
     Errors.status = 125
-    from aether_emu.grants import Grants, program_isa
-    from aether_emu.system import Machine
+    from aether_emu.grants import Grants
 
-    overrides = _parameters(settings)
-    options = {
-        "ram": ram,
-        "cpus": cpus,
-        "swap": swap,
-        "kpti": True if kpti else None,
-        "thp": thp,
-        "framebuffer": framebuffer,
-        "hugepages": hugepages,
-        "seed": seed,
-        "page_size": granule,
-        "virtual_bits": 57 if la57 else None,
-        "real_time": True if real_time else None,
-        "aslr": False if no_aslr else None,
-        "tlbsan": True if tlbsan else None,
-        "uid": uid,
-        "gid": gid,
-    }
-    overrides.update({name: value for name, value in options.items() if value is not None})
-    parameters = Config.load(config, overrides)
+    parameters = Config.load(config, {**_parameters(settings), **settings_given()})
+    seen = strace is not None or strace_only is not None or stats or stats_json or core or screenshot
     grants = Grants(root, list(bind))
+    given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
     if explore is not None or exhaustive:
-        seen = strace is not None or strace_only is not None or stats or stats_json or core or screenshot
-        given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
         raise click.exceptions.Exit(explored(given, explore, exhaustive, **exploring))
     refuse_alone(exploring, schedule)
     replay = None if schedule is None else Replay(schedule, parameters, exploring["stuck_after"])
@@ -293,16 +266,25 @@ def run(  # an option is a parameter here
         raise ConfigError("screenshot", str(screenshot), "given with --framebuffer: there is no picture else")
     outputs = _Outputs(stats, stats_json, core, screenshot)
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
+    raise click.exceptions.Exit(_executed(given, outputs, watching, replay))
+
+
+def _executed(given: Given, outputs: _Outputs, watching: Watching, replay: Replay | None) -> int:
+    """Make the machine that was asked for, and run the program on it. The exit status."""
+    from aether_emu.grants import program_isa
+    from aether_emu.system import Machine
+
+    program, grants, timeout = given.program, given.grants, given.timeout
     with _naming_the_limit():
         isa = program_isa(program, grants, executable=True)
     made = {} if replay is None else replay.makers(isa)
-    machine = Machine(isa, config=parameters, pause=lambda: time.sleep(_PAUSE), **made)
+    machine = Machine(isa, config=given.config, pause=lambda: time.sleep(_PAUSE), **made)
     machine.kernel.tell = lambda lines: click.echo(f"aether: {lines}", err=True, nl=False)
     settle()
     try:
-        with _naming_the_limit(), _suggesting_a_root(program, root):
+        with _naming_the_limit(), _suggesting_a_root(program, grants.root):
             streams = None if replay is None else replay.streams()
-            machine.load(program, [program, *args], env=dict(env), grants=grants, streams=streams)
+            machine.load(program, [program, *given.args], env=given.env, grants=grants, streams=streams)
         outputs.prepare(machine)
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
@@ -315,7 +297,7 @@ def run(  # an option is a parameter here
         if replay is not None:
             replay.finish(machine)
     _tell_damages(machine.damages(), program)
-    raise click.exceptions.Exit(status)
+    return status
 
 
 def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Watching) -> int:

@@ -26,6 +26,7 @@ from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
+    BUS_MCEERR_AR,
     SEGV_ACCERR,
     SEGV_MAPERR,
     SEGV_PKUERR,
@@ -157,13 +158,21 @@ class Entry:
         self.call_in = self._system_call if call is None else call
         self.plug()
 
+    def goes_on(self, task: Task) -> bool:
+        """Whether `task` is the one that this CPU ran last, with nothing for the kernel to do before it goes
+        on in its program. Then no `switch` is due: `run` is next.
+        """
+        if task is not getattr(self, "task", None) or not self._is_in_its_program(task):
+            return False
+        if self.percpu.goes_on_stale:
+            self.percpu.come_back()
+        self.kernel.actor.credentials = task.credentials
+        return True
+
     def switch(self, task: Task) -> None:
         """Run `task` from now on: the one before keeps its registers, this one gets its own back."""
         before = getattr(self, "task", None)
-        if self.percpu.goes_on_stale and before is task and self._is_in_its_program(task):
-            self.percpu.come_back()
-        else:
-            self.percpu.take_over()
+        self.percpu.take_over()
         if before is task and task.is_on(self.cpu):
             self.kernel.actor.credentials = task.credentials
             return
@@ -251,8 +260,10 @@ class Entry:
                     signals.force(replace(told, key=0 if area is None else area.key))
                     return
                 signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
-            case BusError():
-                signals.force(signal_of(self.cpu, SIGBUS, BUS_ADRERR, va, access))
+            case BusError(_, failed):
+                told = signal_of(self.cpu, SIGBUS, BUS_MCEERR_AR if failed else BUS_ADRERR, va, access)
+                page_shift = self.task.process.mm.page_size.bit_length() - 1
+                signals.force(replace(told, least_bit=page_shift) if failed else told)
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():
@@ -368,7 +379,10 @@ class Entry:
         wait, result = task.wait, None
         assert wait is not None, "it has waited"
         try:
-            result = call(task, *arguments) if task.waits_on else wait.interrupted
+            if wait.answer is not None:
+                result = wait.answer
+            else:
+                result = call(task, *arguments) if task.waits_on else wait.interrupted
         except Refused as refused:
             result = -refused.errno
         except UserFault:

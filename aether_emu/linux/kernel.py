@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, MutableMapping, Sequence
-from operator import attrgetter, itemgetter, mul
+from operator import itemgetter, mul, sub
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -36,6 +36,7 @@ from aether_emu.mm.rmap import unmap
 from aether_emu.mm.shootdown import Shootdown
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Streams
+from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 if TYPE_CHECKING:
@@ -63,11 +64,19 @@ _WITHOUT_COPY = (
 _STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
 _resolved_faults = itemgetter(*RESOLVED_FAULTS)
-_blocks_of = attrgetter("blocks")
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
 UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What so many `events` add up to: their costs in ns, and the minor faults among them."""
+
+    events: list[int]
+    costs: int = 0
+    faults: int = 0
 
 
 class Kernel:
@@ -102,10 +111,14 @@ class Kernel:
         self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
         self.kswapd: Kswapd | None = None  # who makes room in the background; None: whoever needs it
         self.ksm: Ksm  # what merges equal pages, when it is told to
+        self.user_faults_for_all = (
+            False  # whether userfaultfd asks for no right (vm.unprivileged_userfaultfd)
+        )
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
         self.charged = 0
-        self._books = (0, 0, 0, 0)  # time, faults, costs of events, major faults that were given to tasks
+        self._summed = _Sums([])
+        self._books = (0, 0, 0, 0)  # the totals that were given to tasks
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
@@ -218,8 +231,10 @@ class Kernel:
         """How many blocks the CPUs have executed. A block that was left in its midst, to be entered anew,
         counts once: a clock that was read in its first part stands still until the block is over.
         """
-        executed: int = sum(map(_blocks_of, self.cpus))
-        return max(self.clock.blocks, executed)
+        executed, told = 0, self.clock.blocks
+        for cpu in self.cpus:
+            executed += cpu.blocks
+        return executed if executed > told else told
 
     def charge(self) -> None:
         """Add the costs of the events since the last call to virtual time."""
@@ -232,7 +247,16 @@ class Kernel:
         return self._costs[event]
 
     def _costs_so_far(self) -> int:
-        return self._costs_of(sum(self.calls_made.values()), self.physical.counters.n)
+        return self._sums().costs + sum(self.calls_made.values()) * self.clock.costs.system_call
+
+    def _sums(self) -> _Sums:
+        """Those of the events until now. Most turns have none, and then nothing is added up."""
+        events = self.physical.counters.n
+        if events != self._summed.events:
+            self._summed = _Sums(
+                events.copy(), sum(map(mul, events, self._costs)), sum(_resolved_faults(events))
+            )
+        return self._summed
 
     def _costs_of(self, calls: int, events: Sequence[int]) -> int:
         costs: int = sum(map(mul, events, self._costs))
@@ -259,21 +283,26 @@ class Kernel:
 
     def used(self) -> Usage:
         """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults, system, major = self._books
-        costs = self._costs_so_far()
-        return Usage(
-            self._busy(costs) - time,
-            self.minor_faults() - faults,
-            system=costs - system,
-            major=self.major_faults() - major,
-        )
+        time, faults, system, major = map(sub, self._totals(), self._books)
+        return Usage(time, faults, system=system, major=major)
 
-    def close_books(self) -> Usage:
-        """What has been used since then; what comes is another task's."""
-        used = self.used()
-        time, faults, system, major = self._books
-        self._books = time + used.time, faults + used.faults, system + used.system, major + used.major
-        return used
+    def close_books(self, *users: Usage) -> None:
+        """That is `users`'; what comes is another task's."""
+        totals, books = self._totals(), self._books
+        if totals != books:
+            self._books = totals
+            time, faults, system, major = map(sub, totals, books)
+            for usage in users:
+                usage.time += time
+                usage.faults += faults
+                usage.system += system
+                usage.major += major
+
+    def _totals(self) -> tuple[int, int, int, int]:
+        """Time, minor faults, costs of events and major faults until now, of all tasks."""
+        sums = self._sums()
+        costs = sums.costs + sum(self.calls_made.values()) * self.clock.costs.system_call
+        return self._busy(costs), sums.faults, costs, sums.events[Event.FAULT_SWAP]
 
     def _busy(self, costs: int) -> int:
         """The ns that tasks have run, where events have cost so much until now. To ask changes nothing: no
@@ -306,7 +335,7 @@ class Kernel:
 
     def minor_faults(self) -> int:
         """Minor faults, as getrusage has them: all that were resolved, with a copy or without."""
-        return sum(_resolved_faults(self.physical.counters.n))
+        return self._sums().faults
 
     def major_faults(self) -> int:
         """Faults for which a page had to be brought from somewhere: from swap."""
@@ -368,6 +397,7 @@ class Kernel:
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
             "kswapd": self.kswapd is not None and self.kswapd.due,
             "ksm": self.ksm.capture(),
+            "user_faults_for_all": self.user_faults_for_all,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -381,3 +411,4 @@ class Kernel:
         if self.kswapd is not None:
             self.kswapd.due = state["kswapd"]
         self.ksm.restore(state["ksm"])
+        self.user_faults_for_all = state["user_faults_for_all"]

@@ -50,6 +50,7 @@ class MappedDevice:
     """An open device as `mm.mapping.Mappable`: what its descriptor allows, and its own memory."""
 
     huge_size = 0
+    in_memory = False
 
     def __init__(self, file: OpenFile, memory: DeviceMemory) -> None:
         self._memory = memory
@@ -70,6 +71,7 @@ class MappedFile:
     def __init__(self, kernel: Kernel, file: OpenFile) -> None:
         self._kernel, self._file = kernel, file
         self.huge_size = file.contents.huge_size if isinstance(file, HugeFile) else 0
+        self.in_memory = isinstance(file, MemoryFile) and not file.memory.mounted
         self.readable, self.writable = file.readable, file.writable
 
     def may_store(self, protection: int) -> bool:
@@ -90,6 +92,7 @@ class MappedFile:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
         file = self._file
         if isinstance(file, HugeFile):
+            file.contents.rename(os.fsdecode(file.link()))
             return file.contents
         if not isinstance(file, HostData):
             raise Refused(errno.ENODEV, f"a {file.kind} can't be mapped")
@@ -100,6 +103,7 @@ class ZeroDevice:
     """/dev/zero as `mm.mapping.Mappable`: what its descriptor allows, and anonymous pages."""
 
     huge_size = 0
+    in_memory = False
 
     def __init__(self, file: OpenFile) -> None:
         self.readable, self.writable = file.readable, file.writable

@@ -69,10 +69,31 @@ _WX = Protection.WRITE | Protection.EXECUTE
 
 
 class Watcher(Protocol):
-    """Whoever answers faults of an area that the memory manager would answer else (userfaultfd)."""
+    """Whoever answers faults of an area that the memory manager would answer else (userfaultfd).
+
+    `asynchronous`: stores to protected pages are not told, they take the protection away. `unpopulated`:
+    absent private pages are protected too. `follows`: it goes with memory that mremap moves.
+    """
+
+    @property
+    def asynchronous(self) -> bool: ...
+    @property
+    def unpopulated(self) -> bool: ...
+    @property
+    def follows(self) -> bool: ...
 
     def ask(self, address: int, why: int, *, write: bool) -> Any:
         """What becomes of a fault (`mm.fault.Outcome`); `why` is the flag of the area that says so."""
+
+    def of_child(self, space: Any) -> Watcher | None:
+        """Who watches the copy of the areas in `space`, a fork of theirs, while it is made; or nobody."""
+
+    def tell(self, kind: int, *data: int) -> None:
+        """Something becomes of the memory; `kind` and `data` are as in the program's message."""
+
+
+TOLD_REMAP, TOLD_REMOVE, TOLD_UNMAP = 0x14, 0x15, 0x16
+"""What a watcher is told (UFFD_EVENT_*): memory moves (from, to, length), loses pages, goes (start, end)."""
 
 
 class Area:
@@ -202,6 +223,11 @@ class Area:
     @property
     def length(self) -> int:
         return self.end - self.start
+
+    @property
+    def keeps_markers(self) -> bool:
+        """Whether its pages come back from an object, and a program is to hear of stores even then."""
+        return self.watcher is not None and self.backing is not None and bool(self.flags & USER_WP)
 
     @property
     def is_code(self) -> bool:

@@ -29,6 +29,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
+        "peak_from": space.peak_from,
     }
 
 
@@ -68,6 +69,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
     space.heap_start, space.heap_end = state["heap"]
     space.keys = state["keys"]
     space.limits.restore(state["limits"])
+    space.peak_from = state["peak_from"]
     space.last_area = space.nowhere
 
 

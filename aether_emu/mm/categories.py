@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from aether_emu.mm import guards
-from aether_emu.mm.allocation import Area
+from aether_emu.mm import guards, markers
+from aether_emu.mm.allocation import USER_WP, Area
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.protection import clean_mark, noted, user_mark
+from aether_emu.mm.protection import clean_mark, noted, user_mark, user_note
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
 from aether_emu.mm.tables.count import (
@@ -31,9 +31,9 @@ from aether_emu.mm.tables.tree import Stretch
 
 
 class Category(IntFlag):
-    """Linux's values (PAGE_IS_*, linux/fs.h). WP_ALLOWED needs UFFD_FEATURE_WP_ASYNC: no page has it."""
+    """Linux's values (PAGE_IS_*, linux/fs.h)."""
 
-    WP_ALLOWED = 1
+    WP_ALLOWED = 1  # its area is protected asynchronously (UFFD_FEATURE_WP_ASYNC)
     WRITTEN = 2  # not protected by a userfaultfd
     FILE = 4
     PRESENT = 8
@@ -44,9 +44,9 @@ class Category(IntFlag):
     GUARD = 256
 
 
-_WRITTEN, _FILE, _PRESENT, _SWAPPED, _ZERO, _HUGE, _SOFT_DIRTY, _GUARD = (
+_ALLOWED, _WRITTEN, _FILE, _PRESENT, _SWAPPED, _ZERO, _HUGE, _SOFT_DIRTY, _GUARD = (
     int(Category[name])
-    for name in ("WRITTEN", "FILE", "PRESENT", "SWAPPED", "ZERO", "HUGE", "SOFT_DIRTY", "GUARD")
+    for name in ("WP_ALLOWED", "WRITTEN", "FILE", "PRESENT", "SWAPPED", "ZERO", "HUGE", "SOFT_DIRTY", "GUARD")
 )
 
 
@@ -72,9 +72,14 @@ def runs(space: AddressSpace, start: int, end: int) -> Iterator[Run]:
         yield from _runs_of(space, area, low, high)
 
 
+def is_allowed(area: Area) -> bool:
+    """Whether a scan may protect its pages: whoever watches it for stores asked to be told of none."""
+    return area.watcher is not None and bool(area.flags & USER_WP) and area.watcher.asynchronous
+
+
 def _runs_of(space: AddressSpace, area: Area, start: int, end: int) -> Iterator[Run]:
     shift, at = space.table.format.page_shift, start
-    alone = _SOFT_DIRTY if area.fresh else 0
+    alone = (_SOFT_DIRTY if area.fresh else 0) | (_ALLOWED if is_allowed(area) else 0)
     known = _known(space, start, end)
     breaks = np.flatnonzero((np.diff(known.pages) != 1) | (np.diff(known.categories) != 0)) + 1
     for some in np.split(np.arange(known.pages.size), breaks) if known.pages.size else ():
@@ -90,10 +95,13 @@ def _runs_of(space: AddressSpace, area: Area, start: int, end: int) -> Iterator[
 def _known(space: AddressSpace, start: int, end: int) -> _Pages:
     """The pages of which something is known, in the order of their addresses."""
     out, shift = in_swap(space, start, end), space.table.format.page_shift
-    guarded = guards.guarded(space, start, end)
+    guarded, marked = guards.guarded(space, start, end), markers.Marked(space.table, start, end)
+    written = np.where(np.isin(out.pages, marked.told), 0, _WRITTEN)
     parts = [
         *_shown(space, start >> shift, end >> shift),
-        _Pages(out.pages, np.where(out.clean, 0, _SOFT_DIRTY) | _SWAPPED | _WRITTEN),
+        _Pages(out.pages, np.where(out.clean, 0, _SOFT_DIRTY) | _SWAPPED | written),
+        _Pages(marked.absent, np.full(marked.absent.size, _SWAPPED)),
+        _Pages(marked.failed, np.full(marked.failed.size, _SWAPPED | _WRITTEN)),
         _Pages(guarded, np.full(guarded.size, _SWAPPED | _WRITTEN | _GUARD)),
     ]
     pages = np.concatenate([part.pages for part in parts])
@@ -128,7 +136,11 @@ def _of_entry(space: AddressSpace, entry: int) -> int:
     """What an entry says, its frame aside."""
     fmt = space.table.format
     if not entry & fmt.present_mask:
-        return _PRESENT | _WRITTEN | (0 if entry & noted(fmt)[2] else _SOFT_DIRTY)
+        return (
+            _PRESENT
+            | (0 if entry & user_note(fmt) else _WRITTEN)
+            | (0 if entry & noted(fmt)[2] else _SOFT_DIRTY)
+        )
     written = 0 if entry & user_mark(fmt) else _WRITTEN
     return _PRESENT | written | (0 if entry & clean_mark(fmt) else _SOFT_DIRTY)
 

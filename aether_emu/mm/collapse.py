@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,12 @@ from numpy.typing import NDArray
 
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import LEVEL, huge_order, huge_size, possible, take_block
-from aether_emu.mm.physical import Huge
+from aether_emu.mm.physical import Physical
+from aether_emu.mm.shared_collapse import collapse_shared
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import first_frames
 from aether_emu.mm.tables.damage import TableDamaged
@@ -34,27 +35,6 @@ from aether_emu.mm.tables.tree import Found, Stretch
 from aether_emu.records import dataclass
 
 _ANON, _ZERO = int(Kind.ANON), int(Kind.ZERO)  # plain: numpy needs 20 us to compare with an enum
-
-
-class Ending(Enum):
-    """What became of a range."""
-
-    DONE = "it is a huge page now"
-    HUGE = "it was one before"
-    EMPTY = "nothing is mapped there"
-    UNFIT = "something there is no page of the area's own, or too many are absent or shared"
-    UNUSED = "nobody has used it lately"
-    BUSY = "somebody else holds a page of it for a while"
-    NO_BLOCK = "there is no block of frames in a row"
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a range must be like: at most so many pages absent, and shared; `used`: one of them accessed."""
-
-    absent: int
-    shared: int
-    used: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +138,15 @@ def collapse_advised(space: AddressSpace, area: Area, start: int, end: int) -> N
     EAGAIN where a later try may succeed, else EINVAL.
     """
     size = huge_size(space.table.format)
-    if not possible(space, area, size):
+    shared = space.physical.shared_huge
+    of_object = area.shared and shared is not None and shared.fits(area) and shared.setting != "deny"
+    if not of_object and not possible(space, area, size):
         raise Refused(errno.EINVAL, "no huge page is possible in this mapping")
+    make = collapse_shared if of_object else collapse
     every = 1 << huge_order(space.table.format)
     failed = None
     for at in range(start + size - 1 & -size, (end & -size), size):
-        ending = collapse(space, area, at, Terms(absent=every, shared=every))
+        ending = make(space, area, at, Terms(absent=every, shared=every))
         if ending not in (Ending.DONE, Ending.HUGE):
             failed = ending
         if ending is Ending.NO_BLOCK:
@@ -181,21 +164,22 @@ class Scan:
     `position` is where it goes on: the number of a space, and an address there.
     """
 
-    def __init__(self, huge: Huge, terms: Terms, pages: int) -> None:
-        self._huge, self._terms, self.pages = huge, terms, pages
+    def __init__(self, physical: Physical, terms: Terms, pages: int) -> None:
+        self._physical, self._terms, self.pages = physical, terms, pages
         self.position = (0, 0)
         self.passes = 0  # through all spaces, from the first to the last
 
     def look(self, spaces: Sequence[AddressSpace]) -> int:
         """Look at so many pages as it does at once, or at all. Returns how many ranges it collapsed."""
         left, done = self.pages, 0
-        each = 1 << self._huge.order
         for space, area, start in self._from_here(spaces):
-            self.position = (space.number, start + self._huge.size)
-            space.physical.counters.n[Event.HUGE_SCANNED] += 1
+            fmt = space.table.format
+            self.position = (space.number, start + huge_size(fmt))
+            self._physical.counters.n[Event.HUGE_SCANNED] += 1
+            make = collapse if area.backing is None else collapse_shared
             with suppress(TableDamaged):  # whoever needs the range finds that
-                done += collapse(space, area, start, self._terms) is Ending.DONE
-            left -= each
+                done += make(space, area, start, self._terms) is Ending.DONE
+            left -= 1 << huge_order(fmt)
             if left <= 0:
                 return done
         self.position = (0, 0)
@@ -204,20 +188,28 @@ class Scan:
 
     def _from_here(self, spaces: Sequence[AddressSpace]) -> Iterator[tuple[AddressSpace, Area, int]]:
         """Each range that may become a huge page and has a table, from the position on."""
-        size = self._huge.size
         number, address = self.position
         for space in sorted(spaces, key=lambda each: each.number):
             if space.number < number:
                 continue
+            size = huge_size(space.table.format)
             at = address if space.number == number else 0
             while (area := space.areas.following(at)) is not None:
                 at = max(at, area.start)
                 end = area.end & -size
-                if self._huge.permits(space, area):
-                    for start in range(at + size - 1 & -size, end, size):
-                        if start >> space.table.leaf_span_shift in space.leaf_tables:
-                            yield space, area, start
+                for start in range(at + size - 1 & -size, end, size):
+                    if not self._permits(space, area, start):
+                        break
+                    if start >> space.table.leaf_span_shift in space.leaf_tables:
+                        yield space, area, start
                 at = area.end
+
+    def _permits(self, space: AddressSpace, area: Area, start: int) -> bool:
+        """Whether the machine's settings have huge pages there."""
+        own, shared = self._physical.huge, self._physical.shared_huge
+        if area.backing is None:
+            return own is not None and own.permits(space, area)
+        return shared is not None and shared.permits(space, area, start)
 
     def capture(self) -> tuple[tuple[int, int], int]:
         """Where it is."""

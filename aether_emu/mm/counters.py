@@ -63,11 +63,15 @@ class Event(IntEnum):
     MERGED_PAGES = 52  # pages that came to show a merged frame
     MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
     UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
-    LAZY_FREE = 55  # pages that a program said it needs no longer, and that stayed (MADV_FREE)
-    LAZY_FREED = 56  # of those, what went when memory was short
-    KSWAPD_SCANNED = 57  # frames that reclaim looked at in the background
-    KSWAPD_TAKEN = 58  # frames that it gave back then
-    KSWAPD_RUNS = 59  # times that it was woken
+    SHARED_HUGE = 55  # huge pages that shared memory got at a fault
+    SHARED_HUGE_FALLBACK = 56  # a fault of shared memory that wanted a huge page and got a single page
+    SHARED_HUGE_MAPPED = 57  # large leaves that came to show a huge page of shared memory
+    FLUSH_JOINED = 58  # flushes of operations that were one with another's, for they were done together
+    LAZY_FREE = 59  # pages that a program said it needs no longer, and that stayed (MADV_FREE)
+    LAZY_FREED = 60  # of those, what went when memory was short
+    KSWAPD_SCANNED = 61  # frames that reclaim looked at in the background
+    KSWAPD_TAKEN = 62  # frames that it gave back then
+    KSWAPD_RUNS = 63  # times that it was woken
 
 
 class Counters:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
-from aether_emu.mm import hugetlb
+from aether_emu.mm import hugetlb, markers
 from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
@@ -63,9 +63,13 @@ class AccessError:
 
 @dataclass(frozen=True, slots=True)
 class BusError:
-    """The area permits the access, but there is no page behind it. Linux: SIGBUS."""
+    """The area permits the access, but there is no page behind it. Linux: SIGBUS.
+
+    With `failed` the memory there counts as failed (SIGBUS with BUS_MCEERR_AR).
+    """
 
     address: int
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +240,7 @@ class Faults:
                 answer = self._watched(space, area, va, access, found)
                 if answer is not None:
                     return answer
+                access = self._told_before(space, area, access, found)
             if found is None:
                 return self._absent(space, area, page, access)
             if found.level > 1 or found.entry & space.table.format.contiguous_bit:
@@ -250,6 +255,8 @@ class Faults:
                     return RESOLVED
                 if found.entry == space.guard:
                     return self.denied(va, mapped=False)
+                if markers.is_marker(space.table.format, found.entry):
+                    return self._at_marker(space, area, va, access, found)
                 if forced and has_frame(space.table.format, found.entry, found.level):
                     return self._held(space, area, page, access, found)
                 return self._judge(space, area, va) or self.denied(va)  # held, by damage or without a right
@@ -279,7 +286,7 @@ class Faults:
     ) -> Outcome | None:
         """What the area's watcher makes of a fault; None where it did not ask for such."""
         write, fmt = bool(access & _WRITE), space.table.format
-        if found is None:
+        if found is None or found.entry == markers.watched(fmt):
             index = self._index(area, va & -fmt.page_size)
             if isinstance(area.backing, SharedMemory) and area.backing.swapped(index, 1):
                 return None  # it is neither missing nor in memory
@@ -291,8 +298,36 @@ class Faults:
         else:
             return None
         assert area.watcher is not None, "the caller looked"
+        if why == USER_WP and area.watcher.asynchronous:
+            return None  # an ordinary store, which takes the mark away
         answer: Outcome | None = area.watcher.ask(va, why, write=write) if area.flags & why else None
         return answer
+
+    def _told_before(self, space: AddressSpace, area: Area, access: int, found: Found | None) -> int:
+        """The access to be made now: a store to a page in swap whose watcher hears of it comes twice."""
+        swap = self._physical.swap
+        if found is None or swap is None or not access & _WRITE or not swap.entries.holds(found.entry):
+            return access
+        hears = found.entry & swap.entries.told and area.flags & USER_WP
+        assert area.watcher is not None, "the caller looked"
+        return access & ~_WRITE if hears and not area.watcher.asynchronous else access
+
+    def _at_marker(self, space: AddressSpace, area: Area, va: int, access: int, found: Found) -> Outcome:
+        """The page is not there, and its entry says something of it: see `mm.markers`."""
+        fmt, words = space.table.format, self._physical.ram.words
+        if found.entry == markers.poisoned(fmt):
+            self._n[Event.FAULT_BUS] += 1
+            return BusError(va, failed=True)
+        words[found.slot] = 0
+        try:
+            outcome = self._absent(space, area, va & -fmt.page_size, access)
+        except BaseException:
+            words[found.slot] = found.entry
+            raise
+        told = area.watcher is not None and not (access & _WRITE and area.watcher.asynchronous)
+        if told and area.flags & USER_WP:  # no TLB knows of the entry yet
+            words[found.slot] = fmt.write_protect(words[found.slot]) | user_mark(fmt)
+        return outcome
 
     def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:
         backing = area.backing
@@ -318,6 +353,10 @@ class Faults:
             return RESOLVED
         if write and not area.shared:
             self._copy_from_backing(space, area, page)
+            return RESOLVED
+        shared = self._physical.shared_huge
+        some = shared is not None and (shared.on or backing.folios) and shared.fits(area)
+        if shared is not None and some and shared.bring(space, area, page, write=write):
             return RESOLVED
         if backing.in_place:
             self._map_around(space, area, page, access)

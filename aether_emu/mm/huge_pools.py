@@ -34,14 +34,15 @@ class Pool:
     """The pages of one size. `size` is in bytes, `count` in frames, `level` that of their leaves.
 
     `pages` are the first frames, in the order in which they came. `surplus` of them are above what was asked
-    for, and leave as soon as they are free.
+    for, and leave as soon as they are free: a smaller pool was wanted, or a program needed them, who may have
+    up to `overcommit` such (Linux: nr_overcommit_hugepages).
     """
 
     def __init__(self, physical: Physical, level: int, size: int) -> None:
         self._physical, self.level, self.size = physical, level, size
         self.count = size >> physical.frames.page_shift
         self.pages: list[int] = []
-        self.reserved = self.surplus = 0
+        self.reserved = self.surplus = self.overcommit = 0
 
     def __len__(self) -> int:
         return len(self.pages)
@@ -74,17 +75,29 @@ class Pool:
         """
         self._trim()
         self.surplus -= min(self.surplus, max(0, wanted - self.persistent))
-        while self.persistent < wanted:
-            block = in_a_row(self._physical, self._order, compacts=self.level == LEVEL)
-            if block is None:
-                break
-            span = slice(block, block + self.count)
-            self._physical.frames.kind_array[span] = _HUGETLB
-            self._physical.frames.refs_array[span] = 1
-            self.pages.append(block)
+        while self.persistent < wanted and self._add():
+            pass
         self.surplus += max(0, self.persistent - wanted)
         self._trim()
         return self.persistent
+
+    def _add(self) -> bool:
+        """Have one page more, if memory has room for it."""
+        block = in_a_row(self._physical, self._order, compacts=self.level == LEVEL)
+        if block is None:
+            return False
+        span = slice(block, block + self.count)
+        self._physical.frames.kind_array[span] = _HUGETLB
+        self._physical.frames.refs_array[span] = 1
+        self.pages.append(block)
+        return True
+
+    def _overcommit(self, wanted: int) -> bool:
+        """Have so many pages more that nobody asked for by the pool's size. False: not all of them."""
+        while wanted > 0 and self.surplus < self.overcommit and self._add():
+            self.surplus += 1
+            wanted -= 1
+        return wanted <= 0
 
     @property
     def persistent(self) -> int:
@@ -106,7 +119,7 @@ class Pool:
 
     def reserve(self, count: int) -> None:
         """Promise `count` pages. Raises Refused(ENOMEM) with none promised."""
-        if count > self.available:
+        if not self._overcommit(count - self.available):
             raise Refused(errno.ENOMEM, f"{self.available} huge pages of {self.size} bytes are left")
         self.reserved += count
 
@@ -116,7 +129,7 @@ class Pool:
         With `promised` a promise is kept by it. None if no page is free that nobody was promised. The caller
         refers to it (`refer`).
         """
-        if not promised and self.available <= 0:
+        if not promised and self.available <= 0 and not self._overcommit(1 - self.available):
             return None
         physical, frames = self._physical, self._physical.frames
         page = self._unused()[0]
@@ -150,20 +163,24 @@ class Pool:
             give_block(self._physical, page, self._order)
         self.pages.clear()
 
-    def capture(self) -> tuple[list[int], int, int]:
+    def capture(self) -> tuple[list[int], int, int, int]:
         """What is to be known of it: the frame table knows the rest."""
-        return list(self.pages), self.reserved, self.surplus
+        return list(self.pages), self.reserved, self.surplus, self.overcommit
 
-    def restore(self, state: tuple[list[int], int, int]) -> None:
+    def restore(self, state: tuple[list[int], int, int, int]) -> None:
         """Become the captured one."""
-        pages, self.reserved, self.surplus = state
+        pages, self.reserved, self.surplus, self.overcommit = state
         self.pages = list(pages)
 
 
 class Pools:
-    """All pools of a machine: of each size above a page that its tables have a leaf for."""
+    """All pools of a machine: of each size above a page that its tables have a leaf for.
+
+    Members of `segment_group` may have segments of such pages (Linux: vm.hugetlb_shm_group).
+    """
 
     def __init__(self, physical: Physical, fmt: PageTableFormat) -> None:
+        self.segment_group = 0
         shift = fmt.page_shift
         self._of = {
             spec.size: Pool(physical, level, spec.size)
@@ -196,13 +213,14 @@ class Pools:
             pool.close()
 
     def capture(self) -> dict[int, Any]:
-        """All of them, by the size of their pages."""
-        return {size: pool.capture() for size, pool in self._of.items()}
+        """All of them, by the size of their pages; the group in the place of none."""
+        return {0: self.segment_group} | {size: pool.capture() for size, pool in self._of.items()}
 
     def restore(self, state: dict[int, Any]) -> None:
         """Become the captured ones."""
-        for size, described in state.items():
-            self._of[size].restore(described)
+        self.segment_group = state[0]
+        for size, pool in self._of.items():
+            pool.restore(state[size])
 
 
 class Promise(IntEnum):

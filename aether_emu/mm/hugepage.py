@@ -18,6 +18,7 @@ the run is as long as that asks for, its entries have it: they say the same, and
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from aether_emu.errors import OutOfFrames
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -157,7 +159,7 @@ class HugePages:
     def _zeros(self) -> int | None:
         """The first frame of the huge page of zeros. None if there is no block for it."""
         if self.zero_block < 0:
-            block = _cleared(self._physical, self.order)
+            block = cleared(self._physical, self.order)
             if block is None:
                 return None
             frames, span = self._physical.frames, slice(block, block + (1 << self.order))
@@ -206,10 +208,24 @@ def whole_or_base(
     if frames.kind[first] == _ZERO:
         if physical.huge is not None and _fill(physical, space, area, found):
             return None
+    elif area.shared:
+        if _may_be_written(space, area, found, count):
+            _permit_writing(physical, space, area, found, count)
+            return None
     elif (frames.refs_array[span] == 1).all() and (frames.kind_array[span] == _ANON).all():
         _permit_writing(physical, space, area, found, count)
         return None
     return split_at(space, page, found)
+
+
+def _may_be_written(space: AddressSpace, area: Area, found: Found, count: int) -> bool:
+    """Whether all pages of a large leaf, or of a run, of a shared area can be stored to now."""
+    backing = area.backing
+    if backing is None or not backing.in_place:
+        return True
+    assert isinstance(backing, FileBacking) and found.level > 1, "files have no runs"
+    first = area.offset + (found.start - area.start >> space.table.format.page_shift)
+    return backing.block(first, count, write=True) is not None
 
 
 def _block(space: AddressSpace, physical: Physical, found: Found) -> tuple[int, int]:
@@ -304,7 +320,7 @@ def take_block(
 
     Those of the numbers `copied` need not be zeroed. With `compacts` pages may move, to make such a block.
     """
-    block = _cleared(physical, order, copied, compacts=compacts)
+    block = cleared(physical, order, copied, compacts=compacts)
     if block is None:
         return None
     frames, count = physical.frames, 1 << order
@@ -328,7 +344,7 @@ def in_a_row(physical: Physical, order: int, *, compacts: bool) -> int | None:
     return block
 
 
-def _cleared(
+def cleared(
     physical: Physical, order: int, copied: NDArray[np.int64] | None = None, *, compacts: bool = False
 ) -> int | None:
     """As `in_a_row`, and zeroed but for those of the numbers `copied`."""
@@ -358,8 +374,21 @@ def give_block(physical: Physical, block: int, order: int) -> None:
     physical.give_back(list(range(block, block + (1 << order))))
 
 
-def leaves(space: AddressSpace) -> list[tuple[int, int]]:
-    """(address, first frame) of each huge page of its own that a space shows whole."""
+def large_slot(space: AddressSpace, start: int, level: int) -> int:
+    """Where a large leaf is written; a table of small pages that was left there, empty, is taken out.
+
+    Raises OutOfFrames where there is no room for a table on the way.
+    """
+    slot, table = space.table.slot(start, level), space.table
+    if table.ram.words[slot]:
+        gather, size = space.gather(), table.format.levels[level - 1].size
+        gather.detach(table.prune(start, start + size, start, start + size))
+        gather.finish()
+    return slot
+
+
+def leaves(space: AddressSpace, kinds: Collection[int] = (_ANON,)) -> list[tuple[int, int]]:
+    """(address, first frame) of each huge page that a space shows whole: its own, or of other `kinds`."""
     if not space.physical.gave_large:
         return []
     fmt, frames = space.table.format, space.physical.frames
@@ -368,6 +397,6 @@ def leaves(space: AddressSpace) -> list[tuple[int, int]]:
     for item in found:
         if has_frame(fmt, item.entry, item.level):
             frame = frames.number(item.entry & fmt.address_mask & -fmt.levels[item.level - 1].size)
-            if frames.kind[frame] == _ANON:
+            if frames.kind[frame] in kinds:
                 shown.append((item.start, frame))
     return shown

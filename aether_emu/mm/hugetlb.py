@@ -19,6 +19,7 @@ from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.huge_pools import Pools, Promises
+from aether_emu.mm.hugepage import large_slot
 from aether_emu.mm.objects.hugetlb import HugeMemory, HugePool
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
@@ -33,6 +34,7 @@ class AnonymousHuge:
     """What mmap maps with MAP_HUGETLB and without a file (`mm.mapping.Mappable`)."""
 
     readable = writable = True
+    in_memory = False
 
     def __init__(self, physical: Physical, pool: HugePool, length: int) -> None:
         self._physical, self._pool, self.huge_size = physical, pool, pool.size
@@ -141,7 +143,7 @@ def bring(physical: Physical, space: AddressSpace, area: Area, page: int, *, wri
     huge //= pool.count
     if huge * pool.count >= backing.pages:
         raise BeyondEnd(huge * pool.count, "behind the end of the object")
-    slot = _slot(space, start, pool.level)
+    slot = large_slot(space, start, pool.level)
     own = not area.shared and (write or huge not in backing.blocks)
     block = _own(physical, space, area, start, backing.blocks.get(huge)) if own else backing.bring(huge)
     pool.refer(block, 1, mapped=True)
@@ -150,16 +152,6 @@ def bring(physical: Physical, space: AddressSpace, area: Area, page: int, *, wri
     physical.counters.n[Event.FAULT_SHARED if area.shared else Event.FAULT_DEMAND_ZERO] += 1
     if area.protection & Protection.EXECUTE:
         physical.code.executable(block, pool.count, mutable=True, shared=area.shared)
-
-
-def _slot(space: AddressSpace, start: int, level: int) -> int:
-    """Where the leaf is written; a table of small pages that was left there, empty, is taken out."""
-    slot, table = space.table.slot(start, level), space.table
-    if table.ram.words[slot]:
-        gather, size = space.gather(), table.format.levels[level - 1].size
-        gather.detach(table.prune(start, start + size, start, start + size))
-        gather.finish()
-    return slot
 
 
 def _own(
@@ -218,7 +210,7 @@ def store(physical: Physical, space: AddressSpace, area: Area, found: Found) -> 
     block = frames.number(address)
     own = frames.owner[block] == area.owner
     bits = area.bits.write_at(pool.level)
-    if area.shared or (own and frames.refs[block] == 2):
+    if area.shared or (own and frames.maps[block] == 1):  # whoever pins it goes on with the same page
         _permit(physical, space, found, address | bits)
         return
     try:

@@ -10,21 +10,30 @@ from __future__ import annotations
 import errno
 from typing import Protocol
 
-from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm import ageing, guards, hugetlb, rmap
-from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS, SEALED, Area, AreaFlags
+from aether_emu.mm.allocation import (
+    LOCK_ON_FAULT,
+    LOCKED,
+    LOCKS,
+    SEALED,
+    TOLD_UNMAP,
+    Area,
+    AreaFlags,
+    Watcher,
+)
 from aether_emu.mm.collapse import collapse_advised
-from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
+from aether_emu.mm.markers import is_marker
 from aether_emu.mm.merging import unmerge_advised
 from aether_emu.mm.objects.hugetlb import HugeMemory
-from aether_emu.mm.objects.protocol import Backing, NotReady
+from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.overcommit import NEVER
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.advice import cool, page_in, page_out
-from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.records import dataclass
 
 MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, MAP_TYPE = 1, 2, 3, 15
@@ -90,6 +99,12 @@ _NOT_OF_HUGE = (
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 _ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
+FLUSH_LATER = frozenset(
+    {*_KEPT, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD} - {MADV_UNMERGEABLE}
+)
+"""Advice whose flush may be one with that of others (`mm.joint`), but for pages of a pool."""
+IN_PARTS = FLUSH_LATER | {MADV_POPULATE_READ, MADV_POPULATE_WRITE}
+"""Advice that does the same to a range at once and to its parts one by one, and again to what has it."""
 
 
 class Mappable(Protocol):
@@ -102,6 +117,7 @@ class Mappable(Protocol):
     readable: bool
     writable: bool
     huge_size: int  # bytes of its huge pages, if it has nothing else: 0 of other files
+    in_memory: bool  # whether it is shared memory that may get huge pages (`mm.shared_huge`)
 
     def may_store(self, protection: int) -> bool: ...
 
@@ -175,10 +191,12 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
         name=name or (backing.name if backing is not None else ""),
     )
     require_unsealed(space, address, address + length)
+    watchers = watchers_of(space, address, address + length)
     if huge:
         hugetlb.place(space, area)
     else:
         space.replace(area)
+    tell_unmapped(watchers, address, address + length)
     if populate_now and populates(flags, area_flags) and protection:
         populate(space, address, address + length, write=prefers_write(area))
     return address
@@ -275,12 +293,34 @@ def _aligned_gap(space: AddressSpace, request: Request, length: int, lowest: int
 
     As in Linux since 6.7, where nobody asked for an address; only where programs get huge pages.
     """
+    kind = request.flags & MAP_TYPE
+    if kind != MAP_PRIVATE if request.file is None else request.file.in_memory:
+        found = _aligned_as_object(space, request, length, lowest, ceiling)
+        if found is not None:
+            return found
     huge = space.physical.huge
     if huge is not None and request.file is None and not request.address and not length % huge.size:
         found = space.areas.gap_below(length + huge.size, lowest, ceiling)
         if found is not None:
             return found + huge.size & -huge.size
     return space.areas.gap_below(length, lowest, ceiling)
+
+
+def _aligned_as_object(
+    space: AddressSpace, request: Request, length: int, lowest: int, ceiling: int
+) -> int | None:
+    """The highest free range where huge pages of shared memory lie in the address space as in the object.
+
+    As in Linux (`shmem_get_unmapped_area`), where shared memory gets some, and the range is long enough.
+    """
+    huge = space.physical.shared_huge
+    if huge is None or not huge.on or request.address or length < huge.size:
+        return None
+    offset = request.offset & huge.size - 1
+    if offset and offset + length < 2 * huge.size:
+        return None
+    found = space.areas.gap_below(length + huge.size - space.page_size, lowest, ceiling)
+    return None if found is None else found + (offset - found & huge.size - 1)
 
 
 def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
@@ -326,7 +366,23 @@ def unmap_memory(space: AddressSpace, address: int, length: int) -> None:
     if length == 0:
         raise Refused(errno.EINVAL, "the length is zero")
     require_unsealed(space, address, address + length)
+    watchers = watchers_of(space, address, address + length)
     space.unmap(address, address + length)
+    tell_unmapped(watchers, address, address + length)
+
+
+def watchers_of(space: AddressSpace, start: int, end: int) -> list[Watcher]:
+    """Who answers faults in a range: each once."""
+    if not space.watched:
+        return []
+    areas = space.areas.overlapping(start, end)
+    return list(dict.fromkeys(area.watcher for area in areas if area.watcher is not None))
+
+
+def tell_unmapped(watchers: list[Watcher], start: int, end: int) -> None:
+    """What they watched in a range is gone, by a call of the program."""
+    for each in watchers:
+        each.tell(TOLD_UNMAP, start, end)
 
 
 def require_unsealed(space: AddressSpace, start: int, end: int) -> None:
@@ -485,6 +541,12 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         collapse_advised(space, area, start, end)
 
 
+def has_pool_pages(space: AddressSpace, start: int, end: int) -> bool:
+    """Whether an area that meets `[start, end)` has huge pages of a pool."""
+    areas = space.areas.overlapping(start, end)
+    return any(area.backing is not None and area.backing.huge_size for area in areas)
+
+
 def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) -> None:
     """Advice that the area remembers, in parts of its own where only some of it was advised."""
     added, removed = _KEPT[advice]
@@ -534,30 +596,6 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
         address = upto
 
 
-def populate(
-    space: AddressSpace, start: int, end: int, *, write: bool
-) -> BusError | AccessError | OutOfMemory | None:
-    """Fault every absent page of a range in. Returns the first outcome that is not success.
-
-    Raises NotReady at a page that is on its way, and TableDamaged: what came before it is there.
-    """
-    access = int(Access.USER | (Access.WRITE if write else Access.READ))
-    fmt, resolve = space.table.format, space.physical.decide or Faults(space.physical).resolve
-    for va in range(start, end, space.page_size):
-        found = space.table.find(va)
-        present = found is not None and found.entry & fmt.present_mask
-        if found is not None and present and (not write or fmt.writable(found.entry)):
-            continue
-        outcome = resolve(space, va, access)
-        if isinstance(outcome, BusError | AccessError | OutOfMemory):
-            return outcome
-        if isinstance(outcome, Blocked):
-            raise NotReady(outcome.on)
-        if isinstance(outcome, Damaged):
-            raise TableDamaged(va, outcome, outcome.describe(fmt))
-    return None
-
-
 def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> None:
     """msync(2)."""
     if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or (flags & MS_ASYNC and flags & MS_SYNC):
@@ -604,7 +642,8 @@ def residency(space: AddressSpace, address: int, length: int) -> bytes:
     if not area.shared or pooled:
         swap = space.physical.swap
         for found in space.table.cursor(address, end):
-            if found.entry == space.guard or (swap is not None and swap.is_out(found.entry)):
+            marker = found.entry == space.guard or is_marker(space.table.format, found.entry)
+            if marker or (swap is not None and swap.is_out(found.entry)):
                 continue
             size = space.table.format.levels[found.level - 1].size
             first = max(found.start, address) - address >> shift
@@ -628,8 +667,7 @@ def set_break(space: AddressSpace, address: int, *, executable: bool = False) ->
         if not space.areas.overlapping(new_page, old_page):
             return old
         try:
-            require_unsealed(space, new_page, old_page)
-            space.unmap(new_page, old_page)
+            unmap_memory(space, new_page, old_page - new_page)
         except (Refused, OutOfFrames):  # no frame for the table of a huge page that is cut
             return old
     elif new_page > old_page:

@@ -9,10 +9,12 @@
 What may be merged a program says (MADV_MERGEABLE, PR_SET_MEMORY_MERGE). A scan looks for it: at first for a
 merged frame with the same bytes; else, if the page has not changed since the last pass, for another page of
 this pass. Nobody writes to a merged frame: a write gets a copy, even where no other page shows it any more.
+A large leaf, or a contiguous run, is looked at page by page, and cut as soon as one of them is to be merged.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,7 @@ from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import split_at
 from aether_emu.mm.objects.merged import MergedMemory, Node
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
@@ -33,6 +36,9 @@ from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.tree import Found
 from aether_emu.records import dataclass
+
+MOST_SHARING = 256
+"""Pages that show one merged frame, unless root says otherwise (Linux: max_page_sharing)."""
 
 _MERGED = -1  # no checksum
 _ANON, _MERGEABLE = int(Kind.ANON), int(AreaFlags.MERGEABLE)
@@ -152,7 +158,12 @@ def _stands_still(physical: Physical, frame: int) -> bool:
     if len(shown) != frames.maps[frame] or frames.refs[frame] != frames.maps[frame]:
         return False
     if not all(_single(mapping) for mapping in shown):
-        return False
+        try:
+            shown = [each for mapping in shown for each in _cut(physical, frame, mapping)]
+        except OutOfFrames:
+            return False
+        if len(shown) != frames.maps[frame]:
+            return False
     for mapping in shown:
         table, found = mapping.space.table, mapping.found
         fmt = table.format
@@ -171,16 +182,27 @@ def _single(mapping: Mapping) -> bool:
     return found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit)
 
 
+def _cut(physical: Physical, frame: int, mapping: Mapping) -> list[Mapping]:
+    """A mapping by an entry of one page, cut out of a large leaf or a run. Raises OutOfFrames."""
+    if _single(mapping):
+        return [mapping]
+    space, address = mapping.space, int(mapping.address)
+    assert isinstance(space, AddressSpace), "areas are of such"
+    found = split_at(space, address, mapping.found)
+    return [] if found is None else [Mapping(space, mapping.address, found)]
+
+
 class MergeScan:
     """Looks at mergeable pages of all address spaces in turn, some at a time, and merges equal ones.
 
     `position` is where it goes on: the number of a space, and an address there. `unshared` and `volatile` are
-    pages of the last whole pass that were found alone, and that had changed since the one before.
+    pages of the last whole pass that were found alone, and that had changed since the one before. At most
+    `most` pages come to show one frame, so that the way back from it stays short; others get another.
     """
 
     def __init__(self, physical: Physical, pages: int, *, zero_pages: bool = False) -> None:
         self.physical, self.pages, self.zero_pages = physical, pages, zero_pages
-        self.position = (0, 0)
+        self.position, self.most = (0, 0), MOST_SHARING
         self.passes = self.unshared = self.volatile = 0
         self._before: dict[tuple[int, int], int] = {}  # checksums, by space and address, of the last pass
         self._now: dict[tuple[int, int], int] = {}  # and of this one
@@ -237,16 +259,33 @@ class MergeScan:
                 at = area.end
                 if mergeable(area):
                     try:
-                        yield from ((space, area, found) for found in space.table.cursor(start, area.end))
+                        for found in space.table.cursor(start, area.end):
+                            yield from self._pages_of(space, area, found, start)
                     except TableDamaged:
                         continue
 
+    def _pages_of(
+        self, space: AddressSpace, area: Area, found: Found, start: int
+    ) -> Iterator[tuple[AddressSpace, Area, Found]]:
+        """An entry, or what stands at each page of a large leaf, which may be cut meanwhile."""
+        if found.level == 1:
+            yield space, area, found
+            return
+        end = found.start + space.table.format.levels[found.level - 1].size
+        if self._page(space, area, found) is None:  # the huge page of zeros, or held
+            return
+        for address in range(max(start, found.start), end, space.page_size):
+            there = space.table.find(address)
+            if there is not None:
+                yield space, area, Found(address, there.level, there.slot, there.entry)
+
     def _page(self, space: AddressSpace, area: Area, found: Found) -> _Page | None:
-        """The page that an entry shows, if it may be merged and is not yet."""
+        """The page at an entry's start, if it may be merged and is not yet."""
         fmt, frames = space.table.format, self.physical.frames
-        if found.level != 1 or not found.entry & fmt.present_mask or found.entry & fmt.contiguous_bit:
+        if not found.entry & fmt.present_mask or (area.backing is not None and area.backing.huge_size):
             return None
-        frame = fmt.leaf_address(found.entry, 1) - frames.base >> fmt.page_shift
+        within = found.start & fmt.levels[found.level - 1].size - 1
+        frame = fmt.leaf_address(found.entry, found.level) + within - frames.base >> fmt.page_shift
         if not 0 <= frame < frames.count or frames.kind[frame] != _ANON or self.physical.is_merged(frame):
             return None
         return _Page(space, area, found, frame) if frames.refs[frame] == frames.maps[frame] else None
@@ -281,7 +320,8 @@ class MergeScan:
     def _equal_node(self, frame: int, checksum: int) -> Node | None:
         physical = self.physical
         for node in () if physical.merged is None else physical.merged.alike(checksum):
-            if physical.page_bytes(node.frame) == physical.page_bytes(frame):
+            room = physical.frames.maps[node.frame] < self.most
+            if room and physical.page_bytes(node.frame) == physical.page_bytes(frame):
                 return node
         return None
 
@@ -293,7 +333,7 @@ class MergeScan:
         if space is None or area is None or not mergeable(area):
             return None
         found = space.table.find(address)
-        return None if found is None else self._page(space, area, found)
+        return None if found is None else self._page(space, area, dataclasses.replace(found, start=address))
 
     def _pair(self, page: _Page, other: _Page, checksum: int) -> bool:
         """Two pages that may be equal: the frame of the one becomes a merged one, if they are."""
@@ -313,10 +353,12 @@ class MergeScan:
             return False
         if physical.page_bytes(old) != physical.page_bytes(node.frame):
             return False
+        found = page.space.table.find(page.found.start)
+        assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
         node.pages[frames.owner[old], frames.index[old]] = None
         frames.refs[node.frame] += 1
         frames.maps[node.frame] += 1
-        _show(page.space, page.area, page.found, node.frame, old)
+        _show(page.space, page.area, found, node.frame, old)
         physical.counters.n[Event.MERGED_PAGES] += 1
         return True
 
@@ -325,7 +367,9 @@ class MergeScan:
         physical = self.physical
         if not _stands_still(physical, page.frame) or any(physical.page_bytes(page.frame)):
             return False
-        _show(page.space, page.area, page.found, physical.zero_frame, page.frame)
+        found = page.space.table.find(page.found.start)
+        assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
+        _show(page.space, page.area, found, physical.zero_frame, page.frame)
         self._zeros[page.space.number, page.found.start] = None
         self._now.pop((page.space.number, page.found.start), None)
         physical.counters.n[Event.MERGED_ZEROS] += 1
@@ -335,6 +379,7 @@ class MergeScan:
         """Where it is, and what it remembers."""
         return {
             "pages": self.pages,
+            "most": self.most,
             "zero_pages": self.zero_pages,
             "position": self.position,
             "figures": (self.passes, self.unshared, self.volatile, self._changed),
@@ -344,6 +389,7 @@ class MergeScan:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Be there."""
+        self.most = state["most"]
         self.pages, self.zero_pages, self.position = state["pages"], state["zero_pages"], state["position"]
         self.passes, self.unshared, self.volatile, self._changed = state["figures"]
         self._before, self._now, self._alone = (dict(each) for each in state["checksums"])
@@ -367,6 +413,16 @@ def figures(physical: Physical) -> tuple[int, int]:
     merged = physical.merged
     shown = [] if merged is None else [physical.frames.maps[node.frame] for node in merged.living()]
     return len(shown), sum(shown) - len(shown)
+
+
+def duplicates(physical: Physical) -> tuple[int, int]:
+    """Contents of which there is more than one merged frame, and how many frames those are."""
+    merged, alike = physical.merged, dict[bytes, int]()
+    for node in () if merged is None else merged.living():
+        content = bytes(physical.page_bytes(node.frame))
+        alike[content] = alike.get(content, 0) + 1
+    several = [count for count in alike.values() if count > 1]
+    return len(several), sum(several)
 
 
 def merged_pages(space: AddressSpace) -> int:

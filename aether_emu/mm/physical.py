@@ -29,7 +29,10 @@ from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
 
 T = TypeVar("T")
-_LARGE = (Event.HUGE_FAULT, Event.HUGE_ZERO_PAGE, Event.HUGE_RUN, Event.HUGE_COLLAPSE)
+_LARGE = (
+    *(Event.HUGE_FAULT, Event.HUGE_ZERO_PAGE, Event.HUGE_RUN, Event.HUGE_COLLAPSE),
+    Event.SHARED_HUGE_MAPPED,
+)
 _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
 
@@ -92,6 +95,27 @@ class Huge(Protocol):
     def restore(self, state: dict[str, Any]) -> None: ...
 
 
+class SharedHuge(Protocol):
+    """What gives shared memory huge pages: `mm.shared_huge.SharedHugePages`. `on`: at faults."""
+
+    size: int
+    order: int
+    orders: tuple[int, ...]
+    setting: str
+
+    @property
+    def on(self) -> bool: ...
+    def change(self, setting: str) -> None: ...
+    def fits(self, area: Any) -> bool: ...
+    def first_page(self, space: Any, area: Any, page: int) -> int | None: ...
+    def permits(self, space: Any, area: Any, start: int) -> bool: ...
+    def eligible(self, space: Any, area: Any) -> bool: ...
+    def bring(self, space: Any, area: Any, page: int, *, write: bool) -> bool: ...
+    def show(self, space: Any, area: Any, start: int, block: int, *, write: bool) -> None: ...
+    def capture(self) -> str: ...
+    def restore(self, state: str) -> None: ...
+
+
 class HugePools(Protocol):
     """The pools of huge pages that programs ask for: `mm.huge_pools.Pools`."""
 
@@ -146,6 +170,7 @@ class Physical:
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
+        self.perform: Callable[[Any, Any], None]  # a batch of operations on an address space: `mm.perform`
         self.leave: Callable[[Any], None]  # no CPU walks an address space any more
         self.objects: Registry[MemoryObject] = Registry()
         self.memory_types = MemoryTypes(frames, ram.size >> frames.page_shift)
@@ -157,6 +182,7 @@ class Physical:
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
         self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
+        self.shared_huge: SharedHuge | None = None  # what shared memory gets in large leaves; None: nothing
         self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
         self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
         self.zero_frame = buddy.alloc()
@@ -296,6 +322,7 @@ class Physical:
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
             "huge": None if self.huge is None else self.huge.capture(),
+            "shared_huge": None if self.shared_huge is None else self.shared_huge.capture(),
             "pools": None if self.pools is None else self.pools.capture(),
             "merged": None if self.merged is None else self.merged.capture(),
         }
@@ -325,6 +352,8 @@ class Physical:
         if self.huge is not None:
             assert isinstance(huge, dict)
             self.huge.restore(huge)
+        if self.shared_huge is not None:
+            self.shared_huge.restore(str(state["shared_huge"]))
         if self.pools is not None:
             assert isinstance(pools, dict)
             self.pools.restore(pools)

@@ -47,7 +47,8 @@ class LeafBits:
     come accessed, `write` dirty too, so that the first access needs no second look. `clean` is `write`
     before the first write, for shared pages that were only read. PROT_NONE has held entries, which
     remember by `NOTED_ACCESSED` and `NOTED_DIRTY` of their value what the leaf had noted.
-    `large` is `read` for the levels from 2 on, 0 where the format has no leaf, and `large_write` is `write`.
+    `large` is `read` for the levels from 2 on, 0 where the format has no leaf, `large_write` is `write`, and
+    `large_clean` is `clean`.
     """
 
     read: int
@@ -56,6 +57,7 @@ class LeafBits:
     present: bool
     large: tuple[int, ...] = ()
     large_write: tuple[int, ...] = ()
+    large_clean: tuple[int, ...] = ()
 
     def read_at(self, level: int) -> int:
         """`read` for a leaf of this level."""
@@ -64,6 +66,10 @@ class LeafBits:
     def write_at(self, level: int) -> int:
         """`write` for a leaf of this level."""
         return self.large_write[level - 2] if level > 1 else self.write
+
+    def clean_at(self, level: int) -> int:
+        """`clean` for a leaf of this level."""
+        return self.large_clean[level - 2] if level > 1 else self.clean
 
 
 _USER_MARK, _CLEAN_MARK = 2, 4  # bits of a leaf's software bits
@@ -90,6 +96,7 @@ def _mark(fmt: PageTableFormat, software: int) -> int:
 
 
 NOTED_ACCESSED, NOTED_DIRTY, NOTED_CLEAN = 1 << 40, 1 << 41, 1 << 42  # beyond every frame number
+NOTED_USER = 1 << 43
 
 
 @cache
@@ -103,9 +110,27 @@ def noted(fmt: PageTableFormat) -> tuple[int, int, int]:
     )
 
 
+@cache
+def user_note(fmt: PageTableFormat) -> int:
+    """The bit of a NO_ACCESS or SWAP entry that remembers `user_mark`."""
+    nothing = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
+    return fmt.held_entry(Held(HeldKind.NO_ACCESS, NOTED_USER)) ^ nothing
+
+
+def takes_notes(fmt: PageTableFormat, entry: int, level: int) -> bool:
+    """Whether an entry is held, and of a kind that remembers what the leaf had noted."""
+    held = fmt.decode(entry, level)
+    return isinstance(held, Held) and held.kind in (HeldKind.NO_ACCESS, HeldKind.SWAP)
+
+
 def is_clean(fmt: PageTableFormat, entry: int) -> bool:
     """Whether the entry of a page in memory has the clean mark, or the note of it."""
     return bool(entry & (clean_mark(fmt) if entry & fmt.present_mask else noted(fmt)[2]))
+
+
+def is_told(fmt: PageTableFormat, entry: int) -> bool:
+    """Whether the entry of a page in memory has the mark of `user_mark`, or the note of it."""
+    return bool(entry & (user_mark(fmt) if entry & fmt.present_mask else user_note(fmt)))
 
 
 def with_clean(fmt: PageTableFormat, bits: LeafBits, *, clean: bool) -> int:
@@ -119,7 +144,8 @@ def tracked(fmt: PageTableFormat, bits: LeafBits) -> LeafBits:
     if not bits.present:
         return bits
     read, mark = bits.read | clean_mark(fmt), clean_mark(fmt)
-    return replace(bits, read=read, clean=read, large=tuple(each and each | mark for each in bits.large))
+    large = tuple(each and each | mark for each in bits.large)
+    return replace(bits, read=read, clean=read, large=large, large_clean=large)
 
 
 def leaf_bits(
@@ -129,15 +155,16 @@ def leaf_bits(
     if not protection & READABLE:
         held = fmt.held_entry(Held(HeldKind.NO_ACCESS, 0))
         large = (held,) * (fmt.top - 1)
-        return LeafBits(held, held, held, False, large, large)
+        return LeafBits(held, held, held, False, large, large, large)
     flags = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
     if protection & Protection.EXECUTE:
         flags |= PageFlags.EXECUTE
     read, large = _bits(fmt, flags, key, memory)
     if not protection & Protection.WRITE:
-        return LeafBits(read, read, read, True, large, large)
+        return LeafBits(read, read, read, True, large, large, large)
     write, large_write = _bits(fmt, flags | PageFlags.WRITE | PageFlags.DIRTY, key, memory)
-    return LeafBits(read, write, fmt.clean(write), True, large, large_write)
+    large_clean = tuple(each and fmt.clean(each) for each in large_write)
+    return LeafBits(read, write, fmt.clean(write), True, large, large_write, large_clean)
 
 
 def _bits(

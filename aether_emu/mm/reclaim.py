@@ -27,9 +27,10 @@ from aether_emu.mm import rmap
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.markers import watched
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import is_clean, user_mark
+from aether_emu.mm.protection import is_clean, is_told
 from aether_emu.mm.room import BATCH, Room
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
@@ -197,8 +198,6 @@ class Reclaim(Room):
         if space.areas.find(address) is None:
             return None
         fmt = space.table.format
-        if found.entry & fmt.present_mask and found.entry & user_mark(fmt):
-            return None  # its program watches it for stores (userfaultfd)
         if found.level == 1 and not (found.entry & fmt.present_mask and found.entry & fmt.contiguous_bit):
             return _Shown(space, found)
         gather = space.gather()
@@ -229,11 +228,12 @@ class Reclaim(Room):
     def _unmap(self, one: _Shown, each: _Going, gather: Gather) -> None:
         """Let an entry name the slot; in shared memory nothing, for the object knows."""
         table, swap, found = one.space.table, self._swap, one.found
-        fmt, entry = table.format, 0
+        fmt, told = table.format, is_told(table.format, found.entry)
+        entry = watched(fmt) if told else 0
         if each.memory is None:
             alone = len(each.shown) == 1 and not swap.users(each.slot)
             clean = is_clean(fmt, found.entry)
-            entry = swap.entries.make(each.slot, exclusive=alone, clean=clean)
+            entry = swap.entries.make(each.slot, exclusive=alone, clean=clean, told=told)
             swap.named(each.slot)
         kind = found.entry & ~address_bits(fmt, 1)
         table.write(found.start, 1, found.slot, entry)

@@ -12,16 +12,24 @@ from enum import IntEnum
 from functools import partial
 
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area
+from aether_emu.mm.allocation import LOCKED, LOCKS, TOLD_REMAP, USER_FAULTS, USER_WP, Area
 from aether_emu.mm.cuts import cuts
 from aether_emu.mm.mapping import (
     MAP_ANONYMOUS,
+    MAP_FIXED,
+    MAP_LOCKED,
+    MAP_NONBLOCK,
     MAP_PRIVATE,
+    MAP_SHARED,
     Request,
     choose_address,
+    map_memory,
     require_unsealed,
     unmap_memory,
 )
+from aether_emu.mm.markers import watch_writes
+from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
@@ -49,6 +57,52 @@ class Stage(IntEnum):
     CLEAR = 1  # to unmap what stands at the target
     MOVE = 2  # to move the entries
     LEAVE = 3  # to unmap the old place
+
+
+def remap_pages(
+    space: AddressSpace, address: int, length: int, protection: int, page: int, flags: int
+) -> bool:
+    """remap_file_pages(2): show other pages of the same object, from `page` on, in a part of shared memory.
+
+    As in Linux since 4.0 the part is mapped anew. Returns whether its pages are to be there at once. Raises
+    Refused(EINVAL), and what mmap refuses.
+    """
+    shift = space.page_size.bit_length() - 1
+    start, size = address & -space.page_size, length & -space.page_size
+    if protection or not 0 < start + size & _MASK > start or page + (size >> shift) > _MASK:
+        raise Refused(errno.EINVAL, "a protection, no length, or a range that wraps around")
+    area, end = space.areas.find(start), start + size
+    if area is None or not area.shared or area.backing is None or area.backing.whole:
+        raise Refused(errno.EINVAL, "no shared memory")
+    alike = [
+        (each.backing, each.protection, each.flags) == (area.backing, area.protection, area.flags)
+        for each in space.areas.overlapping(start, end)
+    ]
+    if not all(alike) or not space.areas.covered(start, end):
+        raise Refused(errno.EINVAL, "more than one mapping, or a hole")
+    how = MAP_SHARED | MAP_FIXED | (MAP_LOCKED if area.flags & LOCKED else 0)
+    wanted = Request(start, size, int(area.protection), how, _Shown(area), page << shift & _MASK)
+    map_memory(space, wanted, populate_now=False)
+    return not flags & MAP_NONBLOCK
+
+
+class _Shown:
+    """What an area shows already, as mmap takes it (`mm.mapping.Mappable`)."""
+
+    readable, in_memory = True, False  # it has its place
+
+    def __init__(self, area: Area) -> None:
+        assert area.backing is not None, "it was looked at"
+        self._backing, self.huge_size = area.backing, area.backing.huge_size
+        self.writable = bool(area.maximum & Protection.WRITE)
+
+    def may_store(self, protection: int) -> bool:
+        """Whether stores may ever be permitted."""
+        return self.writable
+
+    def open_backing(self, *, shared_writable: bool) -> Backing:
+        """The object itself."""
+        return self._backing
 
 
 Look = Callable[[int, int, int], None]
@@ -189,8 +243,9 @@ class _Call:
         moved = source.piece(self.address, end, shift)
         moved.moved = moved.moved + (self.address - target >> shift) if own_pages else 0
         moved.start, moved.end = target, target + self.new
-        moved.flags &= ~USER_FAULTS
-        moved.set_watcher(None)
+        if moved.watcher is not None and not moved.watcher.follows:
+            moved.flags &= ~USER_FAULTS
+            moved.set_watcher(None)
         moved.name = moved.backing.name if moved.backing is not None else ""  # not the heap, not the stack
         space.insert(moved, self._grows_by(), own_pages=own_pages)
         return target
@@ -201,6 +256,8 @@ class _Call:
         Raises Refused(ENOMEM), with nothing moved, when there is no room for the target's page tables.
         """
         space, address = self.space, self.address
+        there = space.areas.find(target)
+        forget = self._source().flags & USER_WP and there is not None and there.watcher is None
         for low, high in self._parts(Stage.MOVE, target, address, address + self.old, position):
             try:
                 move = partial(space.move_entries, low, high, target + low - address)
@@ -209,10 +266,16 @@ class _Call:
                 space.move_entries(target, target + low - address, address)  # whose tables are still there
                 space.unmap(target, target + self.new)
                 raise Refused(errno.ENOMEM, "no memory for page tables") from None
+            if forget:
+                to = target + low - address
+                watch_writes(space.table, None, to, to + high - low, on=False)
 
     def _leave(self, target: int, position: int) -> None:
         """Take the old place away, if it is not to be kept."""
         space, end = self.space, self.address + self.old
+        there = space.areas.find(target)
+        if there is not None and there.watcher is not None and not position:
+            there.watcher.tell(TOLD_REMAP, self.address, target, self.old)
         if not self.keep:
             self._unmap(Stage.LEAVE, target, self.address, end, position)
         else:  # what is left is not locked any more: the lock has moved with the pages

@@ -9,9 +9,11 @@ is looked at last, because an area may show a page without having it mapped, or 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 from aether_emu.address import VirtAddr
+from aether_emu.mm import markers
 from aether_emu.mm.objects.protocol import MemoryObject, Space, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.tables.page import Found
@@ -87,7 +89,8 @@ def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -
         for area in areas:
             start = max(area.start, address_in(area, item, first, shift))
             end = min(area.end, address_in(area, item, first + count, shift))
-            space.clear(gather, area, start, end, own_pages=copies)
+            with markers.kept(space.table, start, end) if area.keeps_markers else nullcontext():
+                space.clear(gather, area, start, end, own_pages=copies)
         space.finish(gather)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from copy import copy
+from functools import partial
 from types import EllipsisType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -21,8 +23,10 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, Refused, whole
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm import markers
+from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import mend, mend_all, reclaim
+from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
@@ -42,6 +46,7 @@ from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
 
 if TYPE_CHECKING:
+    from aether_emu.mm.joint import Joint
     from aether_emu.mm.objects.device import DeviceMemory
 
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
@@ -106,6 +111,7 @@ class AddressSpace:
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
+        self.joint: Joint | None = None  # what operations gather in that are done together
         self.guard = fmt.held_entry(Held(HeldKind.GUARD, 0))
         """The entry of a page that refuses every access: see `mm.guards`."""
         self.fault_around = limits.fault_around
@@ -119,6 +125,10 @@ class AddressSpace:
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
+        self.peak_from: tuple[int, int] | None = None
+        """Bytes of its pages, and frames in use, when somebody had its peak begin anew."""
+        self.watched = False  # whether a program ever asked to answer faults itself (`mm.userfault`)
+        self.untold: list[Any] = []  # what became of watched memory in the call in progress
         self.damages: list[Damaged] = []  # entries found damaged; put right at once, or by `destroy`
 
     def __repr__(self) -> str:
@@ -252,8 +262,11 @@ class AddressSpace:
             taken = sum(min(old.end, area.end) - max(old.start, area.start) for old in replaced)
             self.account.require(area.length - taken, data=area.is_data)
             self.unmap(area.start, area.end)
-            if replaced:
-                self.physical.tlb.settle()  # new entries come where others may still use old ones
+            if replaced:  # new entries come where others may still use old ones
+                if self.joint is None:
+                    self.physical.tlb.settle()
+                else:
+                    self.joint.finish_at_once()
             self._add(area)
         finally:
             if backing is not None:
@@ -330,6 +343,11 @@ class AddressSpace:
         self.replace(self.new_area(address, address + length, protection, maximum=maximum, **what))
         return VirtAddr(address, self.table.format.virtual_bits + 1)
 
+    def batch(self) -> Batch:
+        """A context manager that takes operations, and does them at its end: see `mm.batch`."""
+        self._require_open()
+        return Batch(self.page_size, partial(self.physical.perform, self))
+
     def unmap(self, start: int, end: int) -> None:
         """Remove every area and entry of `[start, end)`.
 
@@ -356,7 +374,7 @@ class AddressSpace:
         finally:
             gather.finish(may_defer=True)
             for item in held:
-                item.let_go()
+                gather.then(item.let_go)
         self._tell(Change.UNMAPPED, start, end)
 
     def _unlock(self, area: Area, start: int, end: int) -> None:
@@ -368,7 +386,11 @@ class AddressSpace:
     def _tell(self, change: Change, start: int, end: int) -> None:
         """Whoever watches mappings hears of it, once it is done."""
         told = self.physical.on_mapping
-        if told is not None:
+        if told is None:
+            return
+        if self.joint is not None:
+            self.joint.then(partial(told, self.number, change, start, end))
+        else:
             told(self.number, change, start, end)
 
     def _take_out(self, start: int, end: int) -> list[Area]:
@@ -503,8 +525,13 @@ class AddressSpace:
     # ---- entries
 
     def gather(self) -> Gather:
-        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then."""
+        """A collection for one operation's edits. Those before it are over: Linux holds a lock until then.
+
+        Operations that are joined (`mm.joint`) have one for all.
+        """
         physical = self.physical
+        if self.joint is not None:
+            return self.joint
         if self.cpus & physical.tlb.unsettled:
             physical.tlb.settle()
         return Gather(physical.tlb, self.cpus, self.table, physical.frames, physical.free, self.context)
@@ -517,7 +544,8 @@ class AddressSpace:
         """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over. Guards stay."""
         gather = self.gather()
         try:
-            self.clear(gather, area, start, end, guards=False)
+            with markers.kept(self.table, start, end) if area.keeps_markers else nullcontext():
+                self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)
         if self.promises is not None:
@@ -581,15 +609,19 @@ class AddressSpace:
         child.no_huge, child.merge_any = self.no_huge, self.merge_any
         if self.tracks_writes:
             child.track_writes()
-        gather, swap = self.gather(), self.physical.swap
+        gather, swap, known = self.gather(), self.physical.swap, len(self.untold)
+        watchers = dict[Watcher, Watcher | None]()
         try:
             kept = [area for area in self.areas if not area.flags & _NO_FORK]
             same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
             for area in same:
                 area.space = child
                 if area.watcher is not None:
+                    if area.watcher not in watchers:
+                        watchers[area.watcher] = area.watcher.of_child(child)
+                    area.set_watcher(watchers[area.watcher])
+                if area.watcher is None:
                     area.flags &= ~USER_FAULTS
-                    area.set_watcher(None)
             if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
                 child.areas.fill(same, self.areas)
                 child.account.take_over(self.account)
@@ -609,12 +641,29 @@ class AddressSpace:
             )
             if swap is not None:
                 swap.shared(copied)
+            if watchers:
+                self._fork_watched(child, gather, with_pages)
         except BaseException:
             child.destroy()
+            del self.untold[known:]
             raise
         finally:
             gather.finish_at_once()  # the child runs before this program goes on
         return child
+
+    def _fork_watched(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
+        """The last part of `fork`: what was asked about stores holds in the child where it has a watcher.
+
+        Shared memory that is watched for them comes with its entries.
+        """
+        for area in areas:
+            there = child.areas.find(area.start)
+            if not area.flags & USER_WP or there is None:
+                continue
+            if not there.flags & USER_WP:
+                markers.watch_writes(child.table, None, area.start, area.end, on=False)
+            elif area.shared:
+                transfer.copy(self.table, child.table, gather, [(area.start, area.end)], private=False)
 
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""

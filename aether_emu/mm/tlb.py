@@ -371,6 +371,10 @@ class Gather:
         self.finish()
         self._tlb.settle()
 
+    def then(self, action: Callable[[], object]) -> None:
+        """Do what has to wait until `finish` is through, which it is: see `mm.joint`."""
+        action()
+
     def flush(self) -> None:
         """Flush what was gathered so far; return when every CPU has. Nothing is freed before `finish`.
 

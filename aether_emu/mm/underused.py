@@ -59,6 +59,9 @@ def _shrink_leaf(physical: Physical, space: AddressSpace, address: int, frame: i
     fmt, found = table.format, table.find(address)
     if found is None or found.level != LEVEL or not found.entry & fmt.present_mask:
         return 0
+    area = space.areas.find(address)
+    if area is None or area.watcher is not None:  # it would hear of pages that are missing
+        return 0
     entries = smaller(fmt, found.entry, LEVEL)
     span = slice(frame, frame + entries.size)
     if (frames.refs_array[span] != 1).any():

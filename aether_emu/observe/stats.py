@@ -15,6 +15,7 @@ from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import leaves
 from aether_emu.observe.combining import Combining
+from aether_emu.observe.metadata import page_tables, per_frame
 from aether_emu.system import Machine
 
 if TYPE_CHECKING:
@@ -219,6 +220,17 @@ def _rows_of_pools(pools: dict[str, dict[str, int]] | None) -> list[tuple[str, i
     ]
 
 
+def _of_shared_huge_pages(machine: Machine) -> dict[str, Any]:
+    """What became of huge pages of shared memory; nothing where none was wanted or shown."""
+    n = machine.physical.counters.n
+    figures = {
+        "faults": n[Event.SHARED_HUGE],
+        "fallbacks": n[Event.SHARED_HUGE_FALLBACK],
+        "leaves": n[Event.SHARED_HUGE_MAPPED],
+    }
+    return {"shared_huge_pages": figures} if any(figures.values()) else {}
+
+
 def _rows_of_huge_pages(huge: dict[str, int] | None) -> list[tuple[str, int]]:
     return [(f"huge pages: {name.replace('_', ' ')}", count) for name, count in (huge or {}).items()]
 
@@ -273,6 +285,19 @@ def _rows_of_locks(locks: dict[str, Any] | None) -> list[tuple[str, object]]:
     return rows
 
 
+def _rows_of_metadata(memory: dict[str, Any]) -> list[tuple[str, object]]:
+    tables = memory["page_tables"]
+    return [
+        ("metadata, B a frame", f"{memory['metadata']['bytes_a_frame']:.2f}"),
+        ("page tables, KiB", tables["bytes"] >> 10),
+        ("  of all programs", tables["bytes_of_all"] >> 10),
+        ("  of small leaves", tables["bytes_with_small_leaves"] >> 10),
+        ("  saved by large ones", tables["bytes_saved_by_large_leaves"] >> 10),
+        ("TLB entries for all", tables["tlb_entries"]),
+        ("  of single pages", tables["tlb_entries_of_pages"]),
+    ]
+
+
 def _by_size(page: int, pages: int, huge: int) -> dict[str, int]:
     """How many leaves of each size show them, if `huge` of them are huge."""
     each = page >> 3
@@ -313,17 +338,21 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
             "single_page": n[Event.FLUSH_PAGE],
             "full": n[Event.FLUSH_ALL],
             "code": n[Event.FLUSH_CODE],
+            "joined_with_others": n[Event.FLUSH_JOINED],
         },
         "system_calls": kernel.calls_by_name(),
         "memory": {
             "ram_bytes": machine.config.ram,
             "peak_bytes": (buddy.total - buddy.lowest_free) * page,
+            "metadata": per_frame(machine.physical),
+            "page_tables": page_tables(machine.physical, process.mm),
         },
         **_of_cpus(machine),
         **_of_tags(machine),
         **_of_split(machine),
         **_of_swap(machine),
         **_of_huge_pages(machine, huge),
+        **_of_shared_huge_pages(machine),
         **_of_devices(machine),
         **_of_pools(machine),
         **_of_merging(machine),
@@ -370,6 +399,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_swap("reclaim", statistics.get("reclaim")),
         *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
+        *_rows_of_swap("shared huge pages", statistics.get("shared_huge_pages")),
         *_rows_of_devices(statistics.get("devices")),
         *_rows_of_pools(statistics.get("hugetlb")),
         *_rows_of_merging(statistics.get("merging")),
@@ -377,6 +407,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         ("system calls", sum(calls.values())),
         *((f"  {name}", count) for name, count in sorted(calls.items(), key=lambda kv: (-kv[1], kv[0]))[:8]),
         ("peak memory, KiB", statistics["memory"]["peak_bytes"] >> 10),
+        *_rows_of_metadata(statistics["memory"]),
         ("blocks executed", statistics["blocks_executed"]),
         ("virtual time, us", statistics["virtual_ns"] // 1000),
     ]

@@ -90,6 +90,13 @@ class Sitting:
         """The terminal's."""
         return list(termios.tcgetattr(self._side))
 
+    def wait_for_own_modes(self) -> None:
+        """Wait until the terminal has others than before the command."""
+        deadline = time.monotonic() + PATIENCE
+        while self.modes == self.modes_before:
+            assert time.monotonic() < deadline, "the terminal keeps its modes"
+            self.wait_a_moment()
+
     def status(self) -> int:
         """How the command ended."""
         deadline = time.monotonic() + PATIENCE

@@ -71,8 +71,8 @@ def test_programs_that_this_host_lacks_are_named(tmp_path: Path, monkeypatch: py
 
 def test_an_unknown_figure_is_refused() -> None:
     names = (
-        "fault, syscall, exec, map, edit, fork, growth, swap, collapse, split, switch, process, signal, "
-        "pipe, start, shootdown, cpus, real,"
+        "fault, syscall, exec, map, unmap, protect, move, fork, populate, batch, growth, swap, collapse, "
+        "split, migrate, switch, process, signal, pipe, start, shootdown, cpus, real,"
     )
     one_line(aether("bench", "map", "map/vax"), 2, ["NAME map/vax ", names, " tlbsan,"])
 

@@ -93,6 +93,7 @@ class GrantedFile:
     readable: bool = True
     writable: bool = True
     huge_size: int = 0
+    in_memory: bool = False
 
     def may_store(self, protection: int) -> bool:
         return self.writable

@@ -73,8 +73,8 @@ class InventedFormat(PageTableFormat):
         return address | P | T | EXEC | (0 if reach is Reach.SUPERVISOR else USER)
 
     def held_entry(self, held: Held) -> int:
-        if held.value >> 43:
-            raise EncodingError(f"{self.name}: a held value has 43 bits")
+        if held.value >> 44:
+            raise EncodingError(f"{self.name}: a held value has 44 bits")
         return held.value << 14 | held.kind.value
 
     def leaf_address(self, entry: int, level: int) -> int:
@@ -107,7 +107,7 @@ class InventedFormat(PageTableFormat):
     def decode(self, entry: int, level: int) -> Entry:
         if not entry & P:
             kind = _KINDS.get(entry & 0xF)
-            return Held(kind, entry >> 14) if kind and not entry & 0x3FF0 and not entry >> 57 else Absent()
+            return Held(kind, entry >> 14) if kind and not entry & 0x3FF0 and not entry >> 58 else Absent()
         if entry & _RESERVED:
             return Malformed(entry & _RESERVED)
         flags = PageFlags.READ

@@ -8,7 +8,8 @@ import pytest
 
 from aether_emu.errors import Refused
 from aether_emu.mm import ageing, mapping
-from aether_emu.mm.collapse import Ending, Scan, Terms, collapse
+from aether_emu.mm.collapse import Scan, collapse
+from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.counters import Event
 from aether_emu.mm.hugepage import leaves
 from aether_emu.mm.mapping import MADV_COLLAPSE, MADV_HUGEPAGE, MADV_NOHUGEPAGE
@@ -188,13 +189,13 @@ def test_a_scan_comes_by_all_spaces_in_turn(kit: Small) -> None:
         kit.space.no_huge = True
     kit.space.no_huge = False
     child = kit.fork()
-    scan = Scan(kit.huge, Terms(kit.count - 1, kit.count, used=True), kit.count)
+    scan = Scan(kit.board.physical, Terms(kit.count - 1, kit.count, used=True), kit.count)
     spaces = [child, kit.space]
     done = [scan.look(spaces) for _ in range(3)]
     assert done == [1, 1, 1]
     assert kit.levels() == [2, 2, 2]
     assert kit.levels(child) == [1, 1, 1]
-    other = Scan(kit.huge, Terms(kit.count - 1, kit.count, used=True), kit.count)
+    other = Scan(kit.board.physical, Terms(kit.count - 1, kit.count, used=True), kit.count)
     other.restore(scan.capture())
     assert [other.look(spaces) for _ in range(3)] == [1, 1, 1]
     assert kit.levels(child) == [2, 2, 2]
@@ -206,7 +207,7 @@ def test_a_scan_comes_by_all_spaces_in_turn(kit: Small) -> None:
 def test_a_scan_leaves_alone_what_is_not_to_have_huge_pages(kit: Small) -> None:
     kit.fill(0, 7)
     kit.huge.always = False
-    scan = Scan(kit.huge, Terms(kit.count - 1, kit.count, used=True), 8 * kit.count)
+    scan = Scan(kit.board.physical, Terms(kit.count - 1, kit.count, used=True), 8 * kit.count)
     assert scan.look([kit.space]) == 0
     kit.advise(MADV_HUGEPAGE)
     assert scan.look([kit.space]) == 1

@@ -7,6 +7,7 @@ import pytest
 from aether_emu.arch.paging import Access
 from aether_emu.mm import mapping
 from aether_emu.mm.fault import RESOLVED
+from aether_emu.mm.populate import populate
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
 from aether_emu.mm.tables.tree import Found
@@ -49,7 +50,7 @@ def test_a_leaf_that_is_not_present_any_more_is_damage_and_not_a_missing_page(
     assert (outcome.level, outcome.slot, outcome.seen) == (1, found.slot, engine.ram.words[found.slot])
     assert outcome.expected & engine.format.address_mask == found.entry & engine.format.address_mask
     with pytest.raises(TableDamaged):
-        mapping.populate(space, AT, AT + 4 * space.page_size, write=False)
+        populate(space, AT, AT + 4 * space.page_size, write=False)
     space.unmap(AT, AT + 4 * space.page_size)
     assert [found.slot for found in space.damages] == [found.slot]
 

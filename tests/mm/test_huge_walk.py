@@ -16,7 +16,8 @@ import pytest
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import ageing, mapping
-from aether_emu.mm.collapse import Scan, Terms
+from aether_emu.mm.collapse import Scan
+from aether_emu.mm.collapse_terms import Terms
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, OutOfMemory
 from aether_emu.mm.mapping import MADV_COLLAPSE, MADV_DONTNEED, MADV_NORMAL, MADV_RANDOM
@@ -44,7 +45,7 @@ class Walk(Huge):
         self.rights = dict.fromkeys(range(SPANS * self.count), RW)
         self.bytes: dict[int, int] = {}
         self.other: tuple[AddressSpace, dict[int, Protection], dict[int, int]] | None = None
-        self.scan = Scan(self.huge, Terms(self.count - 1, self.count // 2), self.count)
+        self.scan = Scan(self.board.physical, Terms(self.count - 1, self.count // 2), self.count)
 
     # ---- the steps
 

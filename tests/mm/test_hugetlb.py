@@ -326,3 +326,33 @@ def test_a_page_is_used_again_only_after_every_cpu_has_flushed(
         patched.setattr(type(tlb), "settle", lambda _tlb: settled.append(kit.pool.free))
         assert kit.touch(at) is RESOLVED
     assert settled == [4]  # while the page was still free
+
+
+def test_what_is_pinned_stays_its_owners_page_across_mprotect(kit: Kit) -> None:
+    at = kit.map(1)
+    kit.write(at, b"x")
+    block = kit.frame(at)
+    kit.pool.refer(block, 1, mapped=False)
+    mapping.protect_memory(kit.space, at, kit.size, R)
+    mapping.protect_memory(kit.space, at, kit.size, RW)
+    kit.write(at, b"y")
+    assert kit.frame(at) == block
+    kit.space.unmap(at, at + kit.size)
+    assert kit.pool.free == 3
+    kit.pool.refer(block, -1, mapped=False)
+    assert kit.pool.free == 4
+
+
+def test_surplus_pages_come_for_promises_and_touches_and_leave_when_free(kit: Kit) -> None:
+    kit.pool.overcommit = 2
+    refused(errno.ENOMEM, kit.map, 7)
+    assert kit.counts() == (4, 4, 0, 0)
+    at = kit.map(5)
+    assert kit.counts() == (5, 5, 5, 1)
+    other = kit.map(2, MAP_PRIVATE | MAP_NORESERVE)
+    kit.write(other, b"x")
+    assert kit.counts() == (6, 5, 5, 2)
+    assert isinstance(kit.touch(other + kit.size), BusError)
+    kit.space.unmap(at, at + 5 * kit.size)
+    assert kit.counts() == (4, 3, 0, 0)
+    kit.space.unmap(other, other + 2 * kit.size)

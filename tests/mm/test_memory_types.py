@@ -126,6 +126,7 @@ class Opened:
 
     readable = writable = True
     huge_size = 0
+    in_memory = False
 
     def __init__(self, device: DeviceMemory) -> None:
         self._device = device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,7 +18,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import RESOLVED, OutOfMemory
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import MADV_MERGEABLE, MADV_UNMERGEABLE, MAP_FIXED, Request
-from aether_emu.mm.merging import MergeScan, figures, merged_pages, set_merge_any, unmerge
+from aether_emu.mm.merging import MergeScan, duplicates, figures, merged_pages, set_merge_any, unmerge
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE, Remap, remap_memory
 from aether_emu.mm.rmap import mappings
@@ -25,7 +26,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.user import ForcedMemory
 from tests.mm.board import ENGINES, FORMATS, Board, check_accounts, fault_in
 from tests.mm.calls import ANONYMOUS, RW
-from tests.mm.test_hugepage import WRITE
+from tests.mm.test_hugepage import WRITE, Huge, closed
 
 BASE = 0x4000_0000
 EQUAL = b"the same in both"
@@ -297,3 +298,53 @@ def test_a_scan_goes_on_where_it_was(kit: Kit) -> None:
         unmerge(space, 0, BASE + 8 * kit.page)
     assert not (kit.board.frames.owner_array[list(kit.frames())] == kit.physical.with_merged().number).any()
     assert all(kit.board.frames.kind[frame] == Kind.ANON for frame in kit.frames())
+
+
+def test_no_more_pages_share_a_frame_than_may(name: str) -> None:
+    kit = Kit(name)
+    kit.scan.most = 3
+    for space in kit.spaces:
+        for number in range(2, 5):
+            kit.write(space, number, EQUAL)
+    assert kit.merge(6) == 6  # of ten pages nine share three frames
+    shown = [kit.frame(space, number) for space in kit.spaces for number in range(5)]
+    assert max(Counter(shown).values()) == 3
+    assert (figures(kit.physical), duplicates(kit.physical)) == ((3, 6), (1, 3))
+    kit.write(kit.spaces[0], 0, b"own")
+    assert kit.read(kit.spaces[1], 4) == EQUAL
+    check_accounts(kit.board, [])
+    kit.board.close()
+
+
+@pytest.mark.parametrize("orders", [(), (4,)])
+def test_an_equal_page_is_cut_out_of_a_huge_page_or_a_run(name: str, orders: tuple[int, ...]) -> None:
+    huge = Huge(name, orders=orders)
+    space, physical, scan = huge.space, huge.board.physical, MergeScan(huge.board.physical, 1 << 20)
+    pages = 16 if orders else huge.count
+    if orders:  # where no huge page fits, a run comes
+        space.unmap(huge.base + 16 * huge.page, huge.base + 3 * huge.size)
+    for page in range(pages):
+        huge.write(page * huge.page, b"equal" if page in (5, 9) else b"%d" % page)
+    assert huge.levels()[0] == (1 if orders else 2)
+    mapping.advise_memory(space, huge.base, pages * huge.page, MADV_MERGEABLE)
+    assert huge.levels()[0] == (1 if orders else 2)
+    assert sum(scan.look([space]) for _ in range(3)) == 1
+    assert huge.levels()[0] == 1
+    assert figures(physical) == (1, 1)
+    assert [huge.read(page * huge.page, 5) for page in (5, 9)] == [b"equal"] * 2
+    huge.write(5 * huge.page, b"other")
+    assert huge.read(9 * huge.page, 5) == b"equal"
+    assert huge.read(12 * huge.page, 2) == b"12"
+    closed(huge)
+
+
+def test_a_huge_page_without_equal_ones_stays_whole(name: str) -> None:
+    huge = Huge(name)
+    scan = MergeScan(huge.board.physical, 1 << 20)
+    for page in range(huge.count):
+        huge.write(page * huge.page, b"%d" % page)
+    mapping.advise_memory(huge.space, huge.base, huge.size, MADV_MERGEABLE)
+    assert sum(scan.look([huge.space]) for _ in range(3)) == 0
+    assert huge.levels()[0] == 2
+    assert scan.unshared == huge.count
+    closed(huge)

@@ -26,10 +26,13 @@ from aether_emu.linux.task.signals import TaskSignals
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.floors import bare as floors
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.batch import Batch
+from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.counters import Event
 from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.tables import page
 from aether_emu.observe.bench import (
+    batch,
     calls,
     catalogue,
     edits,
@@ -37,6 +40,7 @@ from aether_emu.observe.bench import (
     faults,
     growth,
     guests,
+    migrate,
     real,
     report,
     shootdown,
@@ -283,15 +287,15 @@ def test_the_kernel_does_the_work_that_is_timed(isa: str, name: str, monkeypatch
 
 @pytest.mark.parametrize("isa", ["x86_64", "arm64"])
 def test_growth_measures_the_same_work_twice(isa: str) -> None:
-    for name in ("protect", "move", "zap", "fork"):
+    for name in ("protect", "move", "unmap", "fork"):
         figure = growth.figure(isa, name, 1.5, large=128 << 20, repetitions=1)
         assert figure.ours() > 0 < figure.floor()
-    figure = growth.sparse(isa, 1.3, repetitions=1)
-    assert figure.ours() > 0 < figure.floor()
+    for figure in (growth.page(isa, 1.5, large=64 << 20), growth.sparse(isa, 1.3, repetitions=1)):
+        assert figure.ours() > 0 < figure.floor()
 
 
 @on_each_isa
-@pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "zap", "fork"])
+@pytest.mark.parametrize("name", ["protect", "protect-exec", "move", "unmap", "fork"])
 def test_both_sides_of_an_edit_make_the_same_entries(
     isa: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +310,40 @@ def test_both_sides_of_an_edit_make_the_same_entries(
     figure.ours()
     with pytest.raises(BenchError, match="different"):
         figure.floor()
+
+
+@on_each_isa
+@pytest.mark.parametrize("name", ["protect", "unmap", "populate"])
+def test_a_batch_is_measured_with_what_one_by_one_takes(
+    isa: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figure = batch.figure(isa, name, 5.0, pages=64)
+    assert "64 operations" in figure.what
+    assert figure.ours() > 0 < figure.floor()
+    assert figure.shares()["one by one"] > 0
+    assert figure.shares() is figure.shares(), "measured once"
+    monkeypatch.setattr(Batch, "__exit__", lambda *_: None)
+    with pytest.raises(BenchError, match="not as they were to be"):
+        figure.ours()
+
+
+@on_each_isa
+def test_a_range_is_populated_by_both_sides(isa: str) -> None:
+    figure = batch.populated(isa, 5.0, pages=2048)
+    assert "2,048" in figure.what
+    assert figure.ours() > 0 < figure.floor()
+
+
+@on_each_isa
+def test_compaction_moves_the_pages_that_are_timed(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "_ROWS", 2)
+    monkeypatch.setattr(migrate, "_MEMORY", 16 << 20)
+    figure = migrate.figure(isa, 30.0)
+    assert figure.ours() > 0 < figure.floor()
+    assert migrate.growth(isa, 1.3).ours() > 0
+    monkeypatch.setattr(Compaction, "make", lambda _self, _order: None)
+    with pytest.raises(BenchError, match="0 pages moved"):
+        figure.ours()
 
 
 @on_each_isa
@@ -555,8 +593,8 @@ def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:
     assert _labels("map", "exec") == both
     assert _labels() == _labels(*catalogue.GOALS)
     names = (
-        "fault syscall exec map edit fork growth swap collapse split switch process signal pipe start "
-        "shootdown cpus"
+        "fault syscall exec map unmap protect move fork populate batch growth swap collapse split migrate "
+        "switch process signal pipe start shootdown cpus"
     )
     assert list(catalogue.GOALS) == [*names.split(), "real", "tlbsan"]
 
@@ -585,8 +623,8 @@ def test_unknown_names_are_refused() -> None:
         with pytest.raises(ConfigError, match=f"benchmark='{name}'") as refused:
             catalogue.figures(["fault", name])
         for words in (
-            "fault, syscall, exec, map, edit, fork, growth, swap, collapse, split, switch, process, signal, "
-            "pipe, start, shootdown, cpus",
+            "fault, syscall, exec, map, unmap, protect, move, fork, populate, batch, growth, swap, collapse, "
+            "split, migrate, switch, process, signal, pipe, start, shootdown, cpus",
             "cpus, real, tlbsan",
             "/x86_64 or /arm64",
         ):

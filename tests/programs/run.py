@@ -57,14 +57,14 @@ def run_emulated(
     live_state: bool = True,
     **options: Any,
 ) -> Outcome:
-    """Run on a fresh machine with pages of `granule` bytes, under the host's own user.
+    """Run on a fresh machine with pages of `granule` bytes, under the host's own user but for `uid`.
 
     Closing the machine fails if a frame leaks. `options` are those of `Machine`.
     """
     output, errors = BufferStream(), BufferStream()
     user, group = os.getuid(), os.getgid()
-    options = {"ram": "256M", "seed": 7, **options}
-    machine = Machine(isa, page_size=granule, uid=user, gid=group, live_state=live_state, **options)
+    options = {"ram": "256M", "seed": 7, "uid": user, "gid": group, **options}
+    machine = Machine(isa, page_size=granule, live_state=live_state, **options)
     try:
         machine.load(
             program,

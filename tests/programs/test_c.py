@@ -37,7 +37,9 @@ _STATUS = {
     "scan": 0,
     "told": 0,
     "sizes": 0,
+    "remapping": 0,
     "userfault": 0,
+    "userfault_events": 0,
 }
 _ERRORS = {"files": b"to stderr\n"}
 _ELSEWHERE = [
@@ -45,12 +47,16 @@ _ELSEWHERE = [
     "cpus",
     "crash",
     "flushes",
+    "hugefs",
+    "hugemix",
     "hugetlb",
     "keys",
     "lazy",
     "limits",
     "overcommit",
+    "pinned",
     "realtime",
+    "shmhuge",
     "shootdown",
     "sleepers",
     "spaces",

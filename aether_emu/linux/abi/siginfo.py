@@ -15,7 +15,7 @@ def encode_siginfo(info: SignalInfo) -> bytes:
         return info.raw.ljust(SIZE, b"\0")
     head = struct.pack("<iiii", info.number, 0, info.code, 0)
     if info.is_fault:
-        body = struct.pack("<Q8xI", info.address, info.key)
+        body = struct.pack("<QH6xI", info.address, info.least_bit, info.key)
     elif info.file is not None:
         body = struct.pack("<Qi", info.value, info.file)
     elif info.number == SIGCHLD and info.code > 0:

@@ -13,7 +13,7 @@ SIGNALS = 64
 FIRST_REAL_TIME = 32
 
 SEGV_MAPERR, SEGV_ACCERR, SEGV_PKUERR = 1, 2, 4
-BUS_ADRALN, BUS_ADRERR = 1, 2
+BUS_ADRALN, BUS_ADRERR, BUS_MCEERR_AR = 1, 2, 4
 FPE_INTDIV, FPE_FLTDIV, FPE_FLTOVF, FPE_FLTUND, FPE_FLTRES, FPE_FLTINV = 1, 3, 4, 5, 6, 7
 ILL_ILLOPC, ILL_ILLOPN, TRAP_BRKPT, TRAP_TRACE = 1, 2, 1, 2
 SI_USER, SI_KERNEL, SI_TIMER, SI_MESGQ, SI_SIGIO, SI_TKILL = 0, 0x80, -2, -3, -5, -6
@@ -70,6 +70,7 @@ class SignalInfo:
     number, `uid` how often it was due meanwhile. `file` is the descriptor of which a signal tells what may be
     done with it, `value` is the poll(2) events then. `used` is the processor time of a child, by the program
     and by the system, in ticks of 10 ms. `key` is the protection key that forbade an access.
+    `least_bit` is the lowest bit of `address` that matters, where memory failed.
     """
 
     number: int
@@ -85,6 +86,7 @@ class SignalInfo:
     file: int | None = None
     used: tuple[int, int] = (0, 0)
     key: int = 0
+    least_bit: int = 0
 
     @property
     def is_fault(self) -> bool:

@@ -45,7 +45,7 @@ Call = Callable[..., int | None]
 FAMILIES: dict[str, str] = {
     "memory": """
         brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
-        munmap pkey_alloc pkey_free pkey_mprotect""",
+        munmap pkey_alloc pkey_free pkey_mprotect remap_file_pages""",
     "transfer": """
         copy_file_range pread64 preadv preadv2 pwrite64 pwritev pwritev2 read readv sendfile
         write writev""",

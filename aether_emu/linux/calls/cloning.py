@@ -16,6 +16,7 @@ from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.notices import install_pidfd
 from aether_emu.linux.calls.user import s32, writable, write_struct
+from aether_emu.linux.calls.user_fault_events import settle
 from aether_emu.linux.credentials import CHECKPOINT_RESTORE, SYS_ADMIN, SYS_RESOURCE
 from aether_emu.linux.files.files import Files
 from aether_emu.linux.ipc.undo import Undo
@@ -165,7 +166,7 @@ def _clone(task: Task, asked: _Request) -> int:
     if asked.flags & _VFORK:
         made.process.uses_parents_memory = True
         return _vforked(task, made.tid)
-    return made.tid
+    return settle(task, made.tid, made) if task.process.mm.untold else made.tid
 
 
 def _require_room(task: Task) -> None:

@@ -14,6 +14,7 @@ from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.stat import encode_statfs
+from aether_emu.linux.files.synthetic import USER_FAULTS, DeviceFile
 from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
@@ -128,6 +129,10 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
         from aether_emu.linux.calls import user_faults  # noqa: PLC0415  # as said
 
         return user_faults.control(task, file, u32(request), argument)
+    if isinstance(file, DeviceFile) and file.number == USER_FAULTS:
+        from aether_emu.linux.calls import user_faults  # noqa: PLC0415  # as said
+
+        return user_faults.control_device(task, u32(request), argument)
     if isinstance(file, RegionFile) and file.scans and u32(request) >> 8 & 0xFF == _OF_FILES:
         from aether_emu.linux.calls import pagemap  # noqa: PLC0415  # as said
 

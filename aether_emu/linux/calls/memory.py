@@ -14,6 +14,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import is_arm64
 from aether_emu.linux.calls.batches import batches
 from aether_emu.linux.calls.user import require_user, s32
+from aether_emu.linux.calls.user_fault_events import REMOVALS, before_removal, settle
 from aether_emu.linux.mappable import mappable
 from aether_emu.linux.task.process import READ_IMPLIES_EXEC
 from aether_emu.linux.task.task import Task
@@ -21,6 +22,7 @@ from aether_emu.mm import locking, mapping, remap
 from aether_emu.mm.allocation import LOCK_ON_FAULT, LOCKED, LOCKS
 from aether_emu.mm.fault import OutOfMemory
 from aether_emu.mm.mapping import MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import READABLE, Protection
 
 _MLOCK_ONFAULT = 1
@@ -54,7 +56,7 @@ def sys_mmap(task: Task, address: int, length: int, protection: int, flags: int,
         area = mm.areas.find(start)
         if area is not None and mapping.populates(flags, area.flags):
             _fault_in(task, position, start + mm.page_up(length), start)
-    return start
+    return settle(task, start) if mm.untold else start
 
 
 def _map(task: Task, asked: mapping.Request, fd: int) -> int:
@@ -90,7 +92,7 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
         high = min(area.end, end)
         for low in range(max(area.start, position), high, batch):
             task.checkpoint(*before, low)
-            failed = mapping.populate(mm, low, min(low + batch, high), write=mapping.prefers_write(area))
+            failed = populate(mm, low, min(low + batch, high), write=mapping.prefers_write(area))
             if failed is not None:
                 if strict:
                     number = errno.EAGAIN if isinstance(failed, OutOfMemory) else errno.ENOMEM
@@ -101,7 +103,7 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
     for low, part in batches(task, _untagged(task, address), length):
         mapping.unmap_memory(task.process.mm, low, part)
-    return 0
+    return settle(task, 0) if task.process.mm.untold else 0
 
 
 def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int) -> int:
@@ -167,13 +169,32 @@ def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target:
         area = mm.areas.find(position)
         if area is not None and area.flags & LOCKS == LOCKED:
             _fault_in(task, position, start + mm.page_up(new), start)
-    return start
+    return settle(task, start) if mm.untold else start
+
+
+def sys_remap_file_pages(
+    task: Task, address: int, length: int, protection: int, page: int, flags: int, *_: int
+) -> int:
+    """remap_file_pages(2): the part is mapped anew, and its pages are brought."""
+    mm, start = task.process.mm, address & -task.process.mm.page_size
+    if task.progress:
+        (position,) = task.progress
+    else:
+        populates = remap.remap_pages(mm, address, length, protection, page, flags)
+        mm.untold.clear()  # nobody is told of what it replaces
+        if not populates:
+            return 0
+        position = start
+    _fault_in(task, position, start + (length & -mm.page_size))
+    return 0
 
 
 def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> int:
     mm, advice, address = task.process.mm, s32(advice), _untagged(task, address)
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
+    if mm.watched and advice in REMOVALS and not (wraps or address & mm.page_size - 1):
+        return _remove_told(task, address, address + whole, advice)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
         pages = _GUARDED if advice == mapping.MADV_GUARD_INSTALL else None
         return _past_holes(
@@ -183,6 +204,28 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
         task.checkpoint(done)
         mapping.advise_memory(mm, address + done, min(batch, whole - done), advice)
+    return 0
+
+
+def _remove_told(task: Task, address: int, end: int, advice: int) -> int:
+    """madvise for what drops pages, where some areas tell of that before: one area after the other."""
+    mm, refused = task.process.mm, None
+    low, told = task.progress or (address, 0)
+    while low < end:
+        task.checkpoint(low, told)
+        area = mm.areas.following(low)
+        high = end if area is None or area.start >= end else min(area.end, end)
+        if area is not None and area.start < end and not told:
+            before_removal(task, area, max(area.start, low), high, advice)
+        try:
+            mapping.advise_memory(mm, low, high - low, advice)
+        except Refused as error:
+            if error.errno != errno.ENOMEM:
+                raise
+            refused = error
+        low, told = high, 0
+    if refused is not None or not mm.areas.covered(address, end):
+        raise Refused(errno.ENOMEM, "part of the range is not mapped")
     return 0
 
 
@@ -240,7 +283,7 @@ def sys_brk(task: Task, address: int, *_: int) -> int:
         end = mapping.set_break(mm, address, executable=executable)
     if mm.new_flags & LOCKS == LOCKED:
         _fault_in(task, position, mm.page_up(end), end)
-    return end
+    return settle(task, end) if mm.untold else end
 
 
 def sys_mlock(task: Task, address: int, length: int, *_: int) -> int:

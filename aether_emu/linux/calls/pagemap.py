@@ -1,8 +1,9 @@
 """The PAGEMAP_SCAN ioctl of /proc/PID/pagemap: runs of pages that are of some categories, in one call.
 
-Checks and their order are those of Linux 6.18 (fs/proc/task_mmu.c, admin-guide/mm/pagemap). No area can be
-watched with UFFD_FEATURE_WP_ASYNC here, so that PM_SCAN_WP_MATCHING finds none to protect, and
-PM_SCAN_CHECK_WPASYNC refuses each, as on Linux where nobody has asked for it.
+Checks and their order are those of Linux 6.18 (fs/proc/task_mmu.c, admin-guide/mm/pagemap). With
+PM_SCAN_WP_MATCHING what is found is protected in the same step: the next scan tells what was written since.
+That goes for areas that are watched with UFFD_FEATURE_WP_ASYNC; others are left out, or refused with
+PM_SCAN_CHECK_WPASYNC.
 """
 
 from __future__ import annotations
@@ -56,15 +57,17 @@ def control(task: Task, file: RegionFile, request: int, argument: int) -> int:
         raise Refused(errno.EINVAL, f"a pagemap has no ioctl {request:#x}")
     scan = _Scan(*_ARGUMENT.unpack(task.cpu.copy_from_user(argument, _ARGUMENT.size)))
     end = _check(task, scan)
-    watched = scan.flags & (_WP_MATCHING | _CHECK_WP_ASYNC)
     found: list[Run] = []
     walked = end
     for run in _joined(file.scan(scan.start, end)):
-        if scan.flags & _CHECK_WP_ASYNC:
+        allowed = run.categories & Category.WP_ALLOWED
+        if scan.flags & _CHECK_WP_ASYNC and not allowed:
             raise Refused(errno.EPERM, "nobody watches it asynchronously")
-        if watched or not scan.length or not scan.fits(run.categories):
+        if (scan.flags & _WP_MATCHING and not allowed) or not scan.fits(run.categories):
             continue
-        walked = _add(task, scan, found, run)
+        walked = _add(task, scan, found, run) if scan.length else run.end
+        if scan.flags & _WP_MATCHING and walked > run.start:
+            file.protect(run.start, walked)
         if walked < run.end:
             break
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+from contextlib import nullcontext
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.notices import living
@@ -30,6 +31,7 @@ from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping
+from aether_emu.mm.joint import joined
 from aether_emu.mm.user import UserMemory
 
 _FILE, _VM, _FILES, _FS, _SIGHAND, _IO, _UNDO, _WATCHED = range(8)
@@ -146,7 +148,7 @@ def sys_process_madvise(
     """Bytes advised, which are fewer than asked for where a later piece was refused.
 
     Of its own memory a process may give any advice (Linux from 6.13 on), of another's what changes no
-    contents, with CAP_SYS_NICE.
+    contents, with CAP_SYS_NICE. All pieces have one flush, where their advice can wait for that.
     """
     if u32(flags):
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
@@ -159,6 +161,15 @@ def sys_process_madvise(
             raise Refused(errno.EINVAL, f"advice {advice} is not given to others")
         if not task.credentials.has(SYS_NICE):
             raise Refused(errno.EPERM, "needs CAP_SYS_NICE")
+    ranges = [(start, start + found.mm.page_up(length)) for start, length in pieces]
+    waits = advice in mapping.FLUSH_LATER and not any(
+        mapping.has_pool_pages(found.mm, *each) for each in ranges
+    )
+    with joined(found.mm) if waits else nullcontext():
+        return _advised(task, found, pieces, advice)
+
+
+def _advised(task: Task, found: Process, pieces: list[Piece], advice: int) -> int:
     number, advised = task.progress or (0, 0)
     for start, length in pieces[number:]:
         task.checkpoint(number, advised)

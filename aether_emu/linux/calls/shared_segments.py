@@ -14,6 +14,7 @@ from aether_emu.linux.task.resource_limits import RLIMIT_MEMLOCK
 from aether_emu.linux.task.task import Task
 from aether_emu.mm import hugetlb, mapping
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.objects.hugetlb import HugePool
 from aether_emu.mm.protection import Protection
 
@@ -29,7 +30,7 @@ class _Attached:
     readable = True
 
     def __init__(self, segment: Segment, *, writable: bool) -> None:
-        self.huge_size = segment.huge_size
+        self.huge_size, self.in_memory = segment.huge_size, not segment.huge_size
         self._segment, self.writable = segment, writable
 
     def may_store(self, protection: int) -> bool:
@@ -60,11 +61,17 @@ def sys_shmget(task: Task, key: int, size: int, flags: int, *_: int) -> int:
 def _pool(task: Task, size: int, flags: int) -> HugePool:
     """The pool of a new segment of huge pages. EINVAL; EPERM for who may lock too little memory.
 
-    Linux: CAP_IPC_LOCK, the group of vm.hugetlb_shm_group, which is 0, or RLIMIT_MEMLOCK admits the segment.
+    Linux: CAP_IPC_LOCK, the group of vm.hugetlb_shm_group, or RLIMIT_MEMLOCK admits the segment.
     """
-    pool = hugetlb.chosen_pool(task.process.kernel.physical, flags >> _HUGE_SHIFT & _HUGE_MASK)
+    physical = task.process.kernel.physical
+    pool = hugetlb.chosen_pool(physical, flags >> _HUGE_SHIFT & _HUGE_MASK)
+    assert isinstance(physical.pools, Pools), "it has one of them"
     who, limit = task.credentials, task.process.limits[RLIMIT_MEMLOCK][0]
-    if not (who.has(IPC_LOCK) or who.in_group(0) or -(-size // pool.size) * pool.size <= limit):
+    if not (
+        who.has(IPC_LOCK)
+        or who.in_group(physical.pools.segment_group)
+        or -(-size // pool.size) * pool.size <= limit
+    ):
         raise Refused(errno.EPERM, "huge pages are locked memory, and RLIMIT_MEMLOCK admits less")
     return pool
 

@@ -221,6 +221,10 @@ def _read_stream(task: Task, file: OpenFile, pieces: list[Piece]) -> int:
         return _read_pipe(task, file, pieces, wanted)
     if isinstance(file, SignalFile):
         return _read_signals(task, file, pieces)
+    if file.kind == "userfaultfd":
+        from aether_emu.linux.calls import user_faults  # noqa: PLC0415  # few programs have one
+
+        return user_faults.read(task, file, pieces)
     count = min(wanted, _most_there(file))
     ready = file.poll() & (POLLIN | POLLHUP)
     if wanted and not ready and isinstance(file, StreamFile):
@@ -498,6 +502,6 @@ def _done_before(task: Task) -> int:
 
 def _most_there(file: OpenFile) -> int:
     """The most that one read of a stream gives now, as far as that is known beforehand."""
-    if isinstance(file, StreamFile) or file.kind == "userfaultfd":
+    if isinstance(file, StreamFile):
         return _STREAM_CHUNK
     return _COUNTER_SIZE if file.is_counter else 0

@@ -32,6 +32,7 @@ from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.synthetic import Device
 from aether_emu.linux.files.tmp_capture import CaptureError
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.huge_pools import Pool, Pools
 from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.space import AddressSpace
@@ -104,7 +105,10 @@ class CopyEngine(RegisterPage):
         try:
             for va in range(first, end, page):
                 frame = self._frame_of(memory, va, writable=writable)
-                if frame != physical.zero_frame:
+                pool = self._pool_of(frame)
+                if pool is not None:
+                    pool.refer(frame & -pool.count, 1, mapped=False)
+                elif frame != physical.zero_frame:
                     frames.get(frame)
                 taken.append(frame)
         except BaseException as error:
@@ -124,9 +128,16 @@ class CopyEngine(RegisterPage):
         if kinds[frame] == Kind.ZERO:
             with suppress(UserFaulted):
                 frame = memory.frame_of(va, _WRITE)
-        if kinds[frame] not in (Kind.ANON, Kind.SHARED) and frame != self._physical.zero_frame:
+        if kinds[frame] not in (Kind.ANON, Kind.SHARED, Kind.HUGETLB) and frame != self._physical.zero_frame:
             raise Refused(errno.EFAULT, f"{va:#x} shows no memory that stays")
         return frame
+
+    def _pool_of(self, frame: int) -> Pool | None:
+        """The pool of whose huge pages a frame is a part: they are pinned whole, as a pool counts them."""
+        pools = self._physical.pools
+        if self._physical.frames.kind[frame] != Kind.HUGETLB or not isinstance(pools, Pools):
+            return None
+        return next(pool for pool in pools if frame & -pool.count in pool.pages)
 
     def unpin(self, bus: int) -> None:
         """EINVAL for what is not pinned; EBUSY while a copy needs it."""
@@ -150,8 +161,14 @@ class CopyEngine(RegisterPage):
             self.unpin(bus)
 
     def _put(self, frames: list[int]) -> None:
-        table, zero = self._physical.frames, self._physical.zero_frame
-        self._physical.give_back([frame for frame in frames if frame != zero and table.put(frame)])
+        table, small = self._physical.frames, list[int]()
+        for frame in frames:
+            pool = self._pool_of(frame)
+            if pool is not None:
+                pool.refer(frame & -pool.count, -1, mapped=False)
+            elif frame != self._physical.zero_frame:
+                small.append(frame)
+        self._physical.give_back([frame for frame in small if table.put(frame)])
 
     def _find(self, bus: int) -> Pinned | None:
         """What is pinned around an address of the bus."""

@@ -27,6 +27,7 @@ from aether_emu.linux.files.memory_file import (
     MFD_ALLOW_SEALING,
     MFD_NOEXEC_SEAL,
 )
+from aether_emu.linux.files.mounts import HUGETLBFS_MAGIC
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import LARGEST_OFFSET, OpenFile, Seekable
 from aether_emu.linux.files.stat import Stat, StatFs
@@ -37,7 +38,6 @@ from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 
 MFD_HUGETLB, MFD_HUGE_SHIFT, MFD_HUGE_MASK = 4, 26, 63
-_MAGIC = 0x958458F6  # HUGETLBFS_MAGIC
 _NO_WRITES = F_SEAL_WRITE | F_SEAL_FUTURE_WRITE
 _ALL_SEALS = 0x3F
 _EXECUTABLE = 0o111
@@ -125,6 +125,13 @@ class HugeContents(HugeMemory):
             seals |= F_SEAL_SHRINK | F_SEAL_GROW | _NO_WRITES
         self.seals |= seals
 
+    def take_over(self, state: dict[str, Any]) -> None:
+        """Be the captured contents, whose pages the pool and the frame table know."""
+        self.go_on(state["number"], state)
+        self.rename(state["name"])
+        self.pages, self.mode, self.seals = state["pages"], state["mode"], state["seals"]
+        self._length = state["length"]
+
     def capture(self) -> dict[str, Any]:
         """See `Backing.capture`."""
         more = {"stat": astuple(self.stat), "mode": self.mode, "seals": self.seals, "length": self._length}
@@ -138,10 +145,7 @@ def restored_contents(physical: Physical, state: dict[str, Any]) -> HugeContents
         return known
     pool = hugetlb.pool_of_size(physical, state["size"])
     made = HugeContents(physical, pool, b"", Stat(*state["stat"]))
-    made.go_on(state["number"], state)
-    made.rename(state["name"])
-    made.pages, made.mode, made.seals = state["pages"], state["mode"], state["seals"]
-    made._length = state["length"]
+    made.take_over(state)
     return made
 
 
@@ -191,11 +195,13 @@ class HugeFile(Seekable):
         return Stat(
             *(stat.dev, stat.ino, contents.mode, 0, stat.uid, stat.gid, 0, contents.length),
             *(stat.atime, stat.mtime, stat.ctime, len(contents.blocks) * contents.huge_size),
+            contents.huge_size,
         )
 
     def statfs(self) -> StatFs:
         """See `OpenFile.statfs`."""
-        return StatFs(_MAGIC, number=os.minor(self._stat.dev), blocks=0, free=0, read_only=False)
+        number, block = os.minor(self._stat.dev), self.contents.huge_size
+        return StatFs(HUGETLBFS_MAGIC, number, blocks=0, free=0, read_only=False, block=block)
 
     def link(self) -> bytes:
         """See `OpenFile.link`."""

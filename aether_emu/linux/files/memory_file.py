@@ -48,8 +48,11 @@ class Memory:
 
     `touched` are the pages that have contents, `reserved` those that fallocate(2) alone brought. Each takes a
     page of `Namespace.memory_limit`, in pages of the guest. Beyond that limit a write is short, then ENOSPC,
-    and a touch of a mapped page is SIGBUS, as with a full tmpfs.
+    and a touch of a mapped page is SIGBUS, as with a full tmpfs. `folios` has the first page of each huge
+    page, until a page of it goes. `mounted` files have names in a file system of their own.
     """
+
+    mounted = False
 
     def __init__(self, namespace: Namespace, name: bytes, inode: Inode, stat: Stat) -> None:
         self.namespace, self.name, self.inode, self.mode = namespace, name, inode, stat.mode
@@ -57,6 +60,8 @@ class Memory:
         self.seals = F_SEAL_SEAL
         self.touched: set[int] = set()
         self.reserved: set[int] = set()
+        self.folios: set[int] = set()
+        self._folio_pages = 1
         self._page = namespace.page_size
         self._holders = 0
         self.host_fd = -1
@@ -122,6 +127,8 @@ class Memory:
         self.namespace.memory_used -= len(gone) * self._page
         self.touched -= gone
         self.reserved -= gone
+        if self.folios:
+            self.folios -= {page & -self._folio_pages for page in gone}
 
     def _pages(self, offset: int, end: int) -> range:
         """The pages that a range of bytes meets."""
@@ -271,6 +278,16 @@ class Memory:
         """See `Contents.show`."""
         self._keep(range(first, first + count))
 
+    def bring_folio(self, first: int, count: int) -> bool:
+        """See `Contents.bring_folio`."""
+        missing = count - len(self._within(first, first + count))
+        if (first + count) * self._page > self.size or missing > self._free():
+            return False
+        self._keep(range(first, first + count))
+        self._folio_pages = count
+        self.folios.add(first)
+        return True
+
     def resident(self, first: int, count: int) -> bytes:
         """See `Contents.resident`."""
         return bytes(page in self.touched for page in range(first, first + count))
@@ -285,12 +302,15 @@ class Memory:
         """Everything about it as plain data, of its contents the pages that are there."""
         pages = {page: os.pread(self.host_fd, self._page, page * self._page) for page in sorted(self.touched)}
         attributes = {"size": self.size, "seals": self.seals, "mode": self.mode}
-        return {**attributes, "pages": pages, "reserved": sorted(self.reserved)}
+        folios = (self._folio_pages, sorted(self.folios))
+        return {**attributes, "pages": pages, "reserved": sorted(self.reserved), "folios": folios}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one: this one is new and empty."""
         self._fill(state)
         self.touched, self.reserved = set(state["pages"]), set(state["reserved"])
+        self._folio_pages, folios = state["folios"]
+        self.folios = set(folios)
         self.namespace.memory_used += self.allocated
         self.seals, self.mode = state["seals"], state["mode"]
 

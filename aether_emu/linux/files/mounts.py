@@ -17,12 +17,14 @@ TMPFS_MAGIC = 0x01021994
 PROC_MAGIC = 0x9FA0
 DEVPTS_MAGIC = 0x1CD1
 SYSFS_MAGIC = 0x62656572
+HUGETLBFS_MAGIC = 0x958458F6
 _NAMES = {
     EXT4_MAGIC: b"ext4",
     TMPFS_MAGIC: b"tmpfs",
     PROC_MAGIC: b"proc",
     DEVPTS_MAGIC: b"devpts",
     SYSFS_MAGIC: b"sysfs",
+    HUGETLBFS_MAGIC: b"hugetlbfs",
 }
 
 

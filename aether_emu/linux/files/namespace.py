@@ -32,6 +32,7 @@ from aether_emu.linux.files.locks import FileLocks
 from aether_emu.linux.files.mounts import (
     DEVPTS_MAGIC,
     EXT4_MAGIC,
+    HUGETLBFS_MAGIC,
     PROC_MAGIC,
     SYSFS_MAGIC,
     TMPFS_MAGIC,
@@ -212,8 +213,13 @@ class Namespace:
 
     def _mount_tmpfs(self, path: GuestPath) -> None:
         fs = Tmpfs(path, self.inodes, self, most_inodes=self._most_inodes, actor=self.actor)
-        self.tmpfs.append(fs)
-        self._mount(path, TMPFS_MAGIC, writable=True, make=lambda viewer: fs.root)
+        self.mount_tree(fs, TMPFS_MAGIC)
+
+    def mount_tree(self, fs: Tmpfs, kind: int) -> None:
+        """Mount a tree of this machine's memory, unless a grant is there."""
+        if self.mounts.at(fs.path) is None:
+            self.tmpfs.append(fs)
+            self._mount(fs.path, kind, writable=True, make=lambda viewer: fs.root)
 
     def make_mount_points(self) -> None:
         """A tmpfs that a grant took the place of is gone; in the others, ways lead to the grants below."""
@@ -383,7 +389,7 @@ class Namespace:
         if isinstance(node, TmpNode):
             return Stat(
                 *(place.mount.dev, inode.number, node.mode, node.links, node.uid, node.gid, 0, node.size),
-                *(inode.atime, inode.mtime, inode.ctime, node.allocated),
+                *(inode.atime, inode.mtime, inode.ctime, node.allocated, node.fs.block_size),
             )
         if isinstance(node, Special):
             return Stat(
@@ -429,7 +435,9 @@ class Namespace:
 
         A tmpfs shares what files in memory may hold with all others.
         """
-        fs = self.in_memory(mount) if mount.kind == TMPFS_MAGIC else None
+        fs = self.in_memory(mount) if mount.kind in (TMPFS_MAGIC, HUGETLBFS_MAGIC) else None
+        if fs is not None and mount.kind == HUGETLBFS_MAGIC:  # Linux tells of no blocks without a limit
+            return StatFs(mount.kind, mount.number, 0, 0, False, block=fs.block_size)
         if fs is not None:
             free = max(0, self.memory_limit - self.memory_used) // BLOCK
             inodes = (fs.most_inodes, fs.most_inodes - fs.inodes_used)

@@ -12,6 +12,7 @@ from aether_emu.linux.files import host, tmp_tree
 from aether_emu.linux.files.directory import OpenDirectory, PathOnly
 from aether_emu.linux.files.fifo import FifoEnd
 from aether_emu.linux.files.host_file import HostFile
+from aether_emu.linux.files.hugetlbfs import HugeNode, HugeOpen, open_huge
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.pipe import Pipe
@@ -67,7 +68,9 @@ def open_entry(namespace: Namespace, entry: Entry, flags: int, mode: int, umask:
     return open_place(namespace, place, flags)
 
 
-def _open_nameless(namespace: Namespace, place: Place, flags: int, mode: int, umask: int) -> TmpOpen:
+def _open_nameless(
+    namespace: Namespace, place: Place, flags: int, mode: int, umask: int
+) -> TmpOpen | HugeOpen:
     """A file without a name (O_TMPFILE), which tmpfs alone has here."""
     if not place.is_directory:
         raise Refused(errno.ENOTDIR, f"{shown(text(place.path))} is no directory")
@@ -80,7 +83,7 @@ def _open_nameless(namespace: Namespace, place: Place, flags: int, mode: int, um
 
 def _create(
     namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int
-) -> HostFile | TmpOpen | None:
+) -> HostFile | TmpOpen | HugeOpen | None:
     parent, name = entry.parent, entry.host_name
     if tmp_tree.directory_of(parent):
         return tmp_tree.create(namespace, entry, flags, mode, umask)
@@ -142,6 +145,8 @@ def _open_node(namespace: Namespace, place: Place, flags: int) -> OpenFile:
         return node.file.reopen(flags)
     if isinstance(node, Special):
         return _open_special(namespace, place, node, flags)
+    if isinstance(node, HugeNode):
+        return open_huge(namespace, place, node, flags)
     if isinstance(node, TmpFile):
         return open_file(namespace, place, node, flags)
     stat, fs = namespace.stat(place), namespace.statfs(place.mount)

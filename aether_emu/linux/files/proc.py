@@ -127,7 +127,9 @@ class _Root(Mapping[bytes, Node]):
             b"thread-self": Link(lambda: b"%d/task/%d" % (source.pid, source.tid)),
             b"mounts": Link(lambda: b"self/mounts"),
             b"net": Link(lambda: b"self/net"),
-            b"filesystems": Text(lambda: b"nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\n\text4\n"),
+            b"filesystems": Text(
+                lambda: b"nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\nnodev\thugetlbfs\n\text4\n"
+            ),
         }
         for name, provided in source.texts.items():
             _plant(tree, name.encode().split(b"/"), _node(provided))

@@ -22,13 +22,15 @@ class Region:
 
     `read` gives up to `count` bytes, none at an end; `write` says how many it took, and is None where nobody
     writes. `unsigned` files have positions from 2**63 on (Linux: FMODE_UNSIGNED_OFFSET).
-    `scan` tells what stands in a range of addresses, for a file that has an ioctl for that.
+    `scan` tells what stands in a range of addresses, for a file that has an ioctl for that; `protect` has the
+    next stores there told or noted.
     """
 
     read: Callable[[int, int], bytes]
     write: Callable[[int, bytes], int] | None = None
     unsigned: bool = False
     scan: Callable[[int, int], Iterator[Run]] | None = None
+    protect: Callable[[int, int], None] = lambda start, end: None
 
     @property
     def mode(self) -> int:
@@ -90,6 +92,10 @@ class RegionFile(Seekable):
     def scans(self) -> bool:
         """Whether there is something to `scan`."""
         return self._region.scan is not None
+
+    def protect(self, start: int, end: int) -> None:
+        """Protect the pages of a range from stores, as their userfaultfd would."""
+        self._region.protect(start, end)
 
     def scan(self, start: int, end: int) -> Iterator[Run]:
         """What stands in a range of addresses."""

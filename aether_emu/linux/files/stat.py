@@ -13,7 +13,10 @@ BLOCK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """One file's attributes. Size in bytes, times in nanoseconds since 1970, devices as `os.makedev`."""
+    """One file's attributes. Size in bytes, times in nanoseconds since 1970, devices as `os.makedev`.
+
+    `block` is in how many bytes it is best read and written.
+    """
 
     dev: int
     ino: int
@@ -27,6 +30,7 @@ class Stat:
     mtime: int
     ctime: int
     allocated: int | None = None
+    block: int = BLOCK
 
     @property
     def blocks(self) -> int:
@@ -46,7 +50,7 @@ class Stat:
 
 @dataclass(frozen=True, slots=True)
 class StatFs:
-    """One file system's attributes. `blocks` and `free` in units of 4096 bytes.
+    """One file system's attributes. `blocks` and `free` in units of `block` bytes.
 
     `inodes` are how many files it can have, and how many more; None: as many as blocks.
     """
@@ -57,6 +61,7 @@ class StatFs:
     free: int
     read_only: bool
     inodes: tuple[int, int] | None = None
+    block: int = BLOCK
 
 
 def _times(stat: Stat) -> tuple[int, ...]:
@@ -68,7 +73,7 @@ def encode_stat_x86_64(stat: Stat) -> bytes:
     return struct.pack(
         "<QQQIII4xQqqq6q24x",
         *(stat.dev, stat.ino, stat.nlink, stat.mode, stat.uid, stat.gid, stat.rdev),
-        *(stat.size, BLOCK, stat.blocks, *_times(stat)),
+        *(stat.size, stat.block, stat.blocks, *_times(stat)),
     )
 
 
@@ -77,7 +82,7 @@ def encode_stat_arm64(stat: Stat) -> bytes:
     return struct.pack(
         "<QQIIIIQ8xqi4xq6q8x",
         *(stat.dev, stat.ino, stat.mode, stat.nlink, stat.uid, stat.gid, stat.rdev),
-        *(stat.size, BLOCK, stat.blocks, *_times(stat)),
+        *(stat.size, stat.block, stat.blocks, *_times(stat)),
     )
 
 
@@ -92,7 +97,7 @@ def encode_statx(stat: Stat) -> bytes:
 
     head = struct.pack(
         "<IIQIIIH2xQQQQ",
-        *(_STATX_BASIC_STATS, BLOCK, 0, stat.nlink, stat.uid, stat.gid, stat.mode, stat.ino),
+        *(_STATX_BASIC_STATS, stat.block, 0, stat.nlink, stat.uid, stat.gid, stat.mode, stat.ino),
         *(stat.size, stat.blocks, 0),
     )
     no_birth = bytes(16)
@@ -112,6 +117,6 @@ def encode_statfs(fs: StatFs) -> bytes:
     inodes, free_inodes = fs.inodes or (fs.blocks, fs.free)
     return struct.pack(
         "<qqQQQQQiiqqq32x",
-        *(fs.kind, BLOCK, fs.blocks, fs.free, fs.free, inodes, free_inodes, fs.number, 0),
-        *(255, BLOCK, _ST_VALID | _ST_NOSUID | (_ST_RDONLY if fs.read_only else 0)),
+        *(fs.kind, fs.block, fs.blocks, fs.free, fs.free, inodes, free_inodes, fs.number, 0),
+        *(255, fs.block, _ST_VALID | _ST_NOSUID | (_ST_RDONLY if fs.read_only else 0)),
     )

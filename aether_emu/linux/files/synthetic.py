@@ -227,6 +227,7 @@ class DeviceFile(OpenFile):
         if device.read is None or device.write is None:
             raise Refused(errno.ENXIO, f"{shown(path)} has nothing behind it")
         self.path, self._device, self._fs = path, device, fs
+        self.number = device.number
         self._read, self._write, self.take = device.read, device.write, device.take
 
     def read(self, count: int) -> bytes:
@@ -266,6 +267,8 @@ class DeviceFile(OpenFile):
         return {"path": self.path}
 
 
+USER_FAULTS = 10, 257
+"""The number of /dev/userfaultfd. Who may open it makes userfaultfds (`calls/user_faults`)."""
 _MOST_AT_ONCE = 0x1FFFFFF
 """One read of /dev/urandom gives at most 32 MiB - 1 (random(4)); here /dev/zero too, to bound our memory."""
 
@@ -288,12 +291,18 @@ def device_tree(random: Callable[[int], bytes], more: Mapping[bytes, Node]) -> D
     def zeros(count: int) -> bytes:
         return bytes(min(count, _MOST_AT_ONCE))
 
+    def nothing(count: int) -> bytes:
+        raise Refused(errno.EINVAL, "it is only there for its ioctl")
+
     nodes: dict[bytes, Node] = {
         b"null": Device((1, 3), lambda count: b"", len, all_of_it),
         b"zero": Device((1, 5), zeros, len, all_of_it),
         b"full": Device((1, 7), zeros, lambda data: no_space(len(data)), no_space),
         b"random": Device((1, 8), chance, len),
         b"urandom": Device((1, 9), chance, len),
+        b"userfaultfd": Device(
+            USER_FAULTS, nothing, lambda data: len(nothing(0)), mode=modes.S_IFCHR | 0o600
+        ),
         b"fd": to(b"/proc/self/fd"),
         b"stdin": to(b"/proc/self/fd/0"),
         b"stdout": to(b"/proc/self/fd/1"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from aether_emu.errors import AetherError
 from aether_emu.linux.files.directory import Located, OpenDirectory, PathOnly
+from aether_emu.linux.files.hugetlbfs import HugeNode, HugeOpen
 from aether_emu.linux.files.inodes import Inode
 from aether_emu.linux.files.listing import Listed
 from aether_emu.linux.files.memory_file import MemoryFile
@@ -36,6 +37,8 @@ def node_of(file: OpenFile) -> TmpNode | None:
     """The node in a tmpfs that an open file is of."""
     if isinstance(file, MemoryFile):
         return file.memory.node if isinstance(file.memory, TmpMemory) else None
+    if isinstance(file, HugeOpen):
+        return file.node
     node = file.place().node if isinstance(file, Located) else None
     return node if isinstance(node, TmpNode) else None
 
@@ -43,7 +46,7 @@ def node_of(file: OpenFile) -> TmpNode | None:
 def describe_open(file: OpenFile, node: TmpNode) -> State:
     """Where an open file is, besides what all have. What only a mapping has is shown by no name."""
     where: State = {"node": node.inode.number, "fs": list(node.fs.path)}
-    if isinstance(file, TmpOpen | Located):
+    if isinstance(file, TmpOpen | HugeOpen | Located):
         return {**where, "path": list(file.dentry.path), "detached": file.dentry.detached}
     return {**where, "path": [*node.fs.path, b"#%d" % node.inode.number], "detached": True}
 
@@ -54,13 +57,15 @@ def reopen(namespace: Namespace, nodes: Nodes, described: State) -> OpenFile:
     node, mount = nodes[where["node"]], namespace.mounts.at(tuple(where["fs"]))
     assert mount is not None, "`restore` has looked"
     place = Place(mount, tuple(where["path"]), node=node, inode=node.inode)
-    file: TmpOpen | Located
+    file: TmpOpen | HugeOpen | Located
     if described["kind"] == PathOnly.kind:
         file = PathOnly(namespace, place, -1, flags)
     elif described["kind"] == OpenDirectory.kind:
         file = OpenDirectory(namespace, place, -1, flags)
         if described["listing"] is not None:
             file.keep([Listed(*line) for line in described["listing"]])
+    elif isinstance(node, HugeNode):
+        file = HugeOpen(namespace, place, node, flags)
     else:
         assert isinstance(node, TmpFile), "a regular file"
         file = TmpOpen(namespace, place, node, flags)
@@ -106,6 +111,9 @@ def _describe(node: TmpNode | Special, number: Number) -> State:
         return {**described, "kind": "directory", "entries": entries}
     if isinstance(node, TmpLink):
         return {**described, "kind": "link", "target": node.target}
+    if isinstance(node, HugeNode):
+        contents = node.contents.capture()
+        return {**described, "kind": "huge file", "linkable": node.linkable, "contents": contents}
     assert isinstance(node, TmpFile), "the kinds of nodes"
     contents = node.memory.capture()
     return {**described, "kind": "file", "linkable": node.linkable, "contents": contents}
@@ -161,6 +169,10 @@ def _make(
         node = TmpDirectory(fs, permissions, None, inode)
     elif described["kind"] == "link":
         node = TmpLink(fs, described["target"], inode)
+    elif described["kind"] == "huge file":
+        node = HugeNode(fs, permissions, inode)
+        node.linkable = described["linkable"]
+        node.restore(described["contents"], named=bool(described["links"]))
     else:
         node = TmpFile(fs, namespace, permissions, inode)
         node.linkable = described["linkable"]

@@ -29,7 +29,10 @@ class Tmpfs:
     """One tmpfs, mounted at the guest path `path`: its root, and how many inodes it has of `most_inodes`.
 
     `actor` says who makes what is in it, and by whose rights. Contents are on `account`, which others share.
+    `block_size`: bytes of what its files consist of.
     """
+
+    block_size = _PAGE
 
     def __init__(
         self,

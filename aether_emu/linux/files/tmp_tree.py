@@ -11,10 +11,11 @@ import stat as modes
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.files import flags as fl
+from aether_emu.linux.files.hugetlbfs import HugeNode, HugeOpen, Hugetlbfs, open_huge
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.place import NAME_MAX, Entry, GuestPath, Place, text
 from aether_emu.linux.files.special import Special
-from aether_emu.linux.files.tmp_nodes import TmpDirectory, TmpLink, TmpNode
+from aether_emu.linux.files.tmp_nodes import TmpDirectory, Tmpfs, TmpLink, TmpNode
 from aether_emu.linux.files.tmpfs import TmpFile, TmpOpen, open_file
 
 _PERMISSIONS = 0o7777
@@ -37,10 +38,24 @@ def make_directory(namespace: Namespace, entry: Entry, mode: int, umask: int) ->
     _give_name(namespace, entry, made)
 
 
-def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> TmpFile:
+_Opened = TmpOpen | HugeOpen
+
+
+def _new_file(fs: Tmpfs, namespace: Namespace, permissions: int) -> TmpFile | HugeNode:
+    """A regular file without a name, of the kind that the file system has."""
+    return HugeNode(fs, permissions) if isinstance(fs, Hugetlbfs) else TmpFile(fs, namespace, permissions)
+
+
+def _opened(namespace: Namespace, place: Place, node: TmpFile | HugeNode, flags: int) -> _Opened:
+    if isinstance(node, HugeNode):
+        return open_huge(namespace, place, node, flags)
+    return open_file(namespace, place, node, flags)
+
+
+def make_file(namespace: Namespace, entry: Entry, mode: int, umask: int) -> TmpFile | HugeNode:
     """mknod(2) of a regular file, or the file of open(2), by a name that is free."""
     parent = _parent(entry)
-    made = TmpFile(parent.fs, namespace, mode & _PERMISSIONS & ~umask)
+    made = _new_file(parent.fs, namespace, mode & _PERMISSIONS & ~umask)
     parent.inherit(made)
     if made.mode & modes.S_ISGID and not parent.fs.actor.credentials.may_lend_group(made.gid):
         made.mode &= ~modes.S_ISGID
@@ -58,30 +73,32 @@ def make_special(namespace: Namespace, entry: Entry, mode: int, umask: int) -> S
 
 
 def make_link(namespace: Namespace, entry: Entry, target: bytes) -> None:
-    """symlink(2)."""
+    """symlink(2). Linux stores the target by a write, which a hugetlbfs refuses."""
+    if isinstance(_parent(entry).fs, Hugetlbfs):
+        raise Refused(errno.EINVAL, "a file system of huge pages has no symbolic links")
     made = TmpLink(_parent(entry).fs, target)
     _parent(entry).inherit(made)
     _give_name(namespace, entry, made)
 
 
-def create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> TmpOpen:
+def create(namespace: Namespace, entry: Entry, flags: int, mode: int, umask: int) -> _Opened:
     """open(2) with O_CREAT of what is not there: the mode does not limit this descriptor."""
     if len(entry.name or b"") > NAME_MAX:
         raise entry.absent()
     _parent(entry).require_change()
     node = make_file(namespace, entry, mode, umask)
     place = Place(entry.parent.mount, entry.path, node=node, inode=node.inode)
-    return open_file(namespace, place, node, flags & ~fl.O_TRUNC)
+    return _opened(namespace, place, node, flags & ~fl.O_TRUNC)
 
 
-def open_nameless(namespace: Namespace, place: Place, flags: int, mode: int, umask: int) -> TmpOpen:
+def open_nameless(namespace: Namespace, place: Place, flags: int, mode: int, umask: int) -> _Opened:
     """open(2) with O_TMPFILE in the directory `place`: /proc/self/fd/N may get a name, but for O_EXCL."""
     assert isinstance(place.node, TmpDirectory), "others have no files without names"
     place.node.require_change()
-    node = TmpFile(place.node.fs, namespace, mode & _PERMISSIONS & ~umask)
+    node = _new_file(place.node.fs, namespace, mode & _PERMISSIONS & ~umask)
     node.linkable = not flags & fl.O_EXCL
     where = (*place.path, b"#%d" % node.inode.number)
-    return open_file(namespace, Place(place.mount, where, node=node, inode=node.inode), node, flags)
+    return _opened(namespace, Place(place.mount, where, node=node, inode=node.inode), node, flags)
 
 
 def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
@@ -91,7 +108,7 @@ def add_name(namespace: Namespace, source: Place, entry: Entry) -> None:
         raise Refused(errno.EXDEV, f"{shown(text(source.path))} is in another file system")
     if isinstance(node, TmpDirectory):
         raise Refused(errno.EPERM, f"{shown(text(source.path))} is a directory")
-    if not node.links and not (isinstance(node, TmpFile) and node.linkable):
+    if not node.links and not (isinstance(node, TmpFile | HugeNode) and node.linkable):
         raise Refused(errno.ENOENT, f"{shown(text(source.path))} has no name any more")
     namespace.inodes.changed(node.inode)
     _give_name(namespace, entry, node)

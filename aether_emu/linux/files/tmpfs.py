@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 _SLEEPS = 1 << 20
 """Up to so many bytes sleep: beyond, the limit on memory allows few files only."""
 _SET_ID = modes.S_ISUID | modes.S_ISGID
-_EMPTY: dict[str, Any] = {"size": 0, "pages": {}, "reserved": []}
+_EMPTY: dict[str, Any] = {"size": 0, "pages": {}, "reserved": [], "folios": (1, [])}
 
 
 class TmpMemory(Memory):
     """The contents of `node`. Its name and everyone who has it open or mapped hold it."""
+
+    mounted = True
 
     def __init__(self, namespace: Namespace, node: TmpFile) -> None:
         self.node = node

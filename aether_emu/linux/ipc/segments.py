@@ -120,7 +120,7 @@ class SmallSegment(Segment, SharedMemory):
 
     def take_over(self, number: int, contents: dict[str, Any]) -> None:
         """See `Segment.take_over`."""
-        self.go_on(number, contents["frames"], contents["slots"])
+        SharedMemory.go_on(self, number, contents)
 
     def release(self) -> None:
         """See `MemoryObject.release`."""

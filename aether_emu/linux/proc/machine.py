@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import stat
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from aether_emu.errors import Refused, shown
 from aether_emu.linux.abi import RELEASE
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
@@ -31,6 +33,7 @@ from aether_emu.mm import ageing
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import huge_order, leaves
+from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Stream
 
@@ -61,6 +64,9 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
     return {
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
         "sys/vm/nr_hugepages": pools.default_size(kernel),
+        "sys/vm/nr_overcommit_hugepages": pools.default_overcommit(kernel),
+        "sys/vm/hugetlb_shm_group": pools.segment_group(kernel),
+        "sys/vm/unprivileged_userfaultfd": user_faults_text(kernel),
         **overcommit_texts(kernel.physical.overcommit),
         **watermark_texts(kernel),
         "meminfo": lambda: _meminfo(kernel, registry),
@@ -88,6 +94,19 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         ),
         "slabinfo": Text(_constant(_SLABS), stat.S_IFREG | 0o400),
     }
+
+
+def user_faults_text(kernel: Kernel) -> Text:
+    """Whether userfaultfd(2) needs no right; root writes it: 0 or 1."""
+
+    def accept(data: bytes) -> int:
+        text = data.split(b"\0")[0].strip()
+        if text not in (b"0", b"1"):
+            raise Refused(errno.EINVAL, f"not set to {shown(text)}")
+        kernel.user_faults_for_all = text == b"1"
+        return len(data)
+
+    return Text(lambda: b"%d\n" % kernel.user_faults_for_all, stat.S_IFREG | 0o644, accept)
 
 
 def _settings(process: Process) -> dict[str, str | int]:
@@ -202,6 +221,13 @@ def _huge_pages(registry: Registry[Process, Member]) -> set[int]:
     return {frame for space in _spaces(registry) for _address, frame in leaves(space)}
 
 
+def _shared_huge_pages(kernel: Kernel, registry: Registry[Process, Member]) -> tuple[int, int]:
+    """How many huge pages shared memory has, and how many of them some process shows whole."""
+    kinds = Kind.SHARED, Kind.FILE
+    shown = {frame for space in _spaces(registry) for _address, frame in leaves(space, kinds)}
+    return sum(len(item.folios) for item in kernel.physical.objects if isinstance(item, Backing)), len(shown)
+
+
 class _InUse(NamedTuple):
     """Pages of memory that processes and their objects use, as /proc tells of them."""
 
@@ -235,6 +261,7 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     census, counted = kernel.physical.frames.census(), kernel.physical.counters.n
     swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
     used = _in_use(kernel, registry)
+    shared_huge, shared_shown = _shared_huge_pages(kernel, registry)
     rows = (
         ("nr_free_pages", kernel.physical.buddy.free_frames),
         ("nr_inactive_anon", used.inactive),
@@ -245,6 +272,10 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("nr_shmem", used.shared),
         ("nr_kernel_stack", 0),
         ("nr_page_table_pages", census[Kind.TABLE]),
+        ("nr_shmem_hugepages", shared_huge),
+        ("nr_shmem_pmdmapped", shared_shown),
+        ("nr_file_hugepages", 0),
+        ("nr_file_pmdmapped", 0),
         ("nr_anon_transparent_hugepages", len(_huge_pages(registry))),
         ("nr_swapcached", 0 if swap is None else swap.cached),
         ("workingset_refault_anon", counted[Event.REFAULT]),
@@ -279,6 +310,9 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("thp_fault_fallback", counted[Event.HUGE_FALLBACK]),
         ("thp_collapse_alloc", counted[Event.HUGE_COLLAPSE]),
         ("thp_collapse_alloc_failed", counted[Event.HUGE_COLLAPSE_FAILED]),
+        ("thp_file_alloc", counted[Event.SHARED_HUGE]),
+        ("thp_file_fallback", counted[Event.SHARED_HUGE_FALLBACK]),
+        ("thp_file_mapped", counted[Event.SHARED_HUGE_MAPPED]),
         ("thp_split_pmd", counted[Event.HUGE_SPLIT]),
         ("thp_underused_split_page", counted[Event.HUGE_UNDERUSED]),
         (
@@ -312,7 +346,8 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         kernel.swap_bytes(),
     )
     store = None if swap is None else swap.store
-    used = _in_use(kernel, registry)
+    used, whole = _in_use(kernel, registry), kib * (kernel.config.page_size >> 3)
+    shared_huge, shared_shown = _shared_huge_pages(kernel, registry)
     rows = (
         ("MemTotal", buddy.total * kib),
         ("MemFree", buddy.free_frames * kib),
@@ -339,7 +374,11 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("Slab", 0),
         ("SReclaimable", 0),
         ("PageTables", census[Kind.TABLE] * kib),
-        ("AnonHugePages", len(_huge_pages(registry)) * kib * (kernel.config.page_size >> 3)),
+        ("AnonHugePages", len(_huge_pages(registry)) * whole),
+        ("ShmemHugePages", shared_huge * whole),
+        ("ShmemPmdMapped", shared_shown * whole),
+        ("FileHugePages", 0),
+        ("FilePmdMapped", 0),
     )
     text = "".join(f"{name + ':':<16}{value:8d} kB\n" for name, value in rows) + pools.meminfo(kernel)
     return text.encode()

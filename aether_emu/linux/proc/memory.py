@@ -15,7 +15,7 @@ from aether_emu.errors import Refused
 from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.task.process import Process
 from aether_emu.machine.cpu import UserFault
-from aether_emu.mm import ageing, guards, soft_dirty
+from aether_emu.mm import ageing, guards, markers, soft_dirty
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
@@ -24,9 +24,9 @@ from aether_emu.mm.user import ForcedMemory
 _ENTRY = 8  # bytes of pagemap for each page
 _MOST_PAGES = 1 << 17  # that one look answers for
 PM_PRESENT, PM_SWAP, PM_FILE, PM_EXCLUSIVE = 1 << 63, 1 << 62, 1 << 61, 1 << 56
-PM_GUARD_REGION, PM_SOFT_DIRTY = 1 << 58, 1 << 55
-"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded; was
-written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0.
+PM_GUARD_REGION, PM_UFFD_WP, PM_SOFT_DIRTY = 1 << 58, 1 << 57, 1 << 55
+"""A page has a frame, or is in swap; is a file's or shared memory's; nothing else shows it; is guarded; is
+protected by a userfaultfd; was written since clear_refs 4 (`mm.soft_dirty`). The other bits are 0.
 """
 _SWAP_TYPE_BITS = 5  # below the slot; the machine's area is of type 0
 
@@ -111,5 +111,8 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
         shown[:] = 0
     entries[out.pages - first] = shown | np.uint64(PM_SWAP)
     entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
+    marked = markers.Marked(space.table, first << shift, last << shift)
+    entries[np.concatenate([marked.absent, marked.failed]) - first] = PM_SWAP
+    entries[np.concatenate([marked.told, marked.absent]) - first] |= np.uint64(PM_UFFD_WP)
     entries[soft_dirty.written(space, first, last, seen, out)] |= np.uint64(PM_SOFT_DIRTY)
     return entries.astype("<u8").tobytes()

@@ -41,6 +41,23 @@ def default_size(kernel: Kernel) -> Text:
     return _writable(pool) if pool is not None else Text(lambda: b"0\n")
 
 
+def default_overcommit(kernel: Kernel) -> Text:
+    """/proc/sys/vm/nr_overcommit_hugepages, of the default size."""
+    pool = _pools(kernel).default
+    return _overcommit(pool) if pool is not None else Text(lambda: b"0\n")
+
+
+def segment_group(kernel: Kernel) -> Text:
+    """/proc/sys/vm/hugetlb_shm_group: whose members may have segments of huge pages."""
+    pools = _pools(kernel)
+
+    def change(data: bytes) -> int:
+        pools.segment_group = _number(data)
+        return len(data)
+
+    return Text(lambda: b"%d\n" % pools.segment_group, modes.S_IFREG | 0o644, change)
+
+
 def pool_texts(kernel: Kernel) -> Mapping[str, Text]:
     """What is below /sys/kernel/mm/hugepages."""
     found: dict[str, Text] = {}
@@ -50,11 +67,11 @@ def pool_texts(kernel: Kernel) -> Mapping[str, Text]:
             "free_hugepages": lambda pool: pool.free,
             "resv_hugepages": lambda pool: pool.reserved,
             "surplus_hugepages": lambda pool: pool.surplus,
-            "nr_overcommit_hugepages": lambda pool: 0,
         }
         for name, value in values.items():
             found[f"{folder}/{name}"] = Text(partial(_line, pool, value), size=_SIZE)
         found[f"{folder}/nr_hugepages"] = _writable(pool, size=_SIZE)
+        found[f"{folder}/nr_overcommit_hugepages"] = _overcommit(pool, size=_SIZE)
     return found
 
 
@@ -68,9 +85,24 @@ def _writable(pool: Pool, *, size: int = 0) -> Text:
     return Text(partial(_line, pool, len), modes.S_IFREG | 0o644, partial(_resize, pool), size)
 
 
+def _overcommit(pool: Pool, *, size: int = 0) -> Text:
+    """How many pages programs may have beyond the pool's size, while memory has room for them."""
+    value = partial(_line, pool, lambda pool: pool.overcommit)
+    return Text(value, modes.S_IFREG | 0o644, partial(_set_overcommit, pool), size)
+
+
+def _set_overcommit(pool: Pool, data: bytes) -> int:
+    pool.overcommit = _number(data)
+    return len(data)
+
+
 def _resize(pool: Pool, data: bytes) -> int:
+    pool.resize(_number(data))
+    return len(data)
+
+
+def _number(data: bytes) -> int:
     text = data.strip(b" \t\n\0")
     if not text.isdigit() or len(text) > _LONGEST:
         raise Refused(errno.EINVAL, f"a pool has a number of pages, not {shown(data)}")
-    pool.resize(int(text))
-    return len(data)
+    return int(text)

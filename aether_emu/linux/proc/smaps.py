@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -33,8 +33,8 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-_NONE = frozenset({"ShmemPmdMapped", "FilePmdMapped"})  # there are no huge pages of files
-_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
+_NONE = frozenset(("FilePmdMapped",))  # there are no huge pages of files on storage
+_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY, _PEAK = 1, 2, 3, 4, 5
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
 
@@ -92,7 +92,8 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Private_Hugetlb": in_pools(pooled & ~shared),
         "KSM": total(_merged(space, seen.frames)),
         "LazyFree": total(_lazily_freed(space, seen)),
-        "AnonHugePages": _in_huge_pages(space, starts),
+        "AnonHugePages": _in_huge_pages(space, starts, (Kind.ANON,)),
+        "ShmemPmdMapped": _in_huge_pages(space, starts, (Kind.SHARED, Kind.FILE)),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
         "Shmem": total(in_object),
@@ -115,9 +116,9 @@ def _lazily_freed(space: AddressSpace, seen: ageing.Seen) -> np.ndarray[tuple[in
     return lazy
 
 
-def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:
-    """Bytes of anonymous memory in large leaves, for each of the ranges that begin at `starts`."""
-    addresses = np.array([address for address, _frame in leaves(space)], np.int64)
+def _in_huge_pages(space: AddressSpace, starts: Sequence[int], kinds: Collection[Kind]) -> Bytes:
+    """Bytes of some kinds of memory in large leaves, for each of the ranges that begin at `starts`."""
+    addresses = np.array([address for address, _frame in leaves(space, kinds)], np.int64)
     group = np.searchsorted(np.array(starts, np.int64), addresses, side="right") - 1
     counted = np.bincount(group, minlength=len(starts)) * huge_size(space.table.format)
     return counted.astype(np.int64)
@@ -133,14 +134,16 @@ def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int
 def area_texts(space: AddressSpace) -> Iterator[bytes]:
     """What stands below the line of each area in /proc/self/smaps, in their order."""
     areas = list(space.areas)
-    counts, huge = usage(space, [area.start for area in areas]), space.physical.huge
+    counts = usage(space, [area.start for area in areas])
+    huge, shared = space.physical.huge, space.physical.shared_huge
     counts["Size"] = np.array([area.length for area in areas], np.int64)
     counts["KernelPageSize"] = counts["MMUPageSize"] = np.array(
         [(area.backing is not None and area.backing.huge_size) or space.page_size for area in areas], np.int64
     )
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
         text = _template(_AREA_FIELDS) % tuple(sizes)
-        eligible = int(huge is not None and huge.eligible(space, area))
+        decides = huge if area.backing is None else shared
+        eligible = int(decides is not None and decides.eligible(space, area))
         yield f"{text}THPeligible:           {eligible}\nVmFlags: {_flags(area)}\n".encode()
 
 
@@ -227,8 +230,8 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     """A write to /proc/self/clear_refs: the pages of some of `areas` count as not referenced from now on.
 
     1 means all areas, 2 the anonymous ones, 3 those of files. With 4 no page counts as written from now on.
-    Raises Refused(EINVAL) for any other number (5 too, which would reset the peak of the
-    resident memory) and for what is no number, ERANGE for one of more than 32 bits.
+    With 5 the peak of its resident memory (VmHWM) begins anew. Raises Refused(EINVAL) for any other number
+    and for what is no number, ERANGE for one of more than 32 bits.
     """
     text = data[:_MOST_TEXT].split(b"\0")[0].strip(_BLANKS)
     if not re.fullmatch(rb"[+-]?[0-9]+", text):
@@ -236,8 +239,13 @@ def clear_refs(space: AddressSpace, areas: Iterable[Area], data: bytes) -> int:
     what = int(text)
     if not -(1 << 31) <= what < 1 << 31:
         raise Refused(errno.ERANGE, f"clear_refs knows no {what}")
-    if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY):
+    if what not in (_ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY, _PEAK):
         raise Refused(errno.EINVAL, f"clear_refs knows no {what}")
+    if what == _PEAK:
+        buddy = space.physical.buddy
+        space.peak_from = int(usage(space, [0])["Rss"][0]), buddy.total - buddy.free_frames
+        buddy.peak_from_now()
+        return min(len(data), _MOST_TEXT)
     if what == _SOFT_DIRTY:
         soft_dirty.forget(space)
         return min(len(data), _MOST_TEXT)

@@ -19,6 +19,8 @@ from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.proc.pools import pool_texts
 from aether_emu.linux.task.process import Process
+from aether_emu.mm.merging import duplicates
+from aether_emu.mm.shared_huge import SETTINGS
 
 _SIZE = 4096
 """What sysfs says of the size of each file."""
@@ -74,6 +76,7 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
         **{path: _text(value) for path, value in fixed.items()},
         **{f"kernel/mm/hugepages/{path}": text for path, text in pool_texts(kernel).items()},
         **_merging(kernel),
+        f"{_HUGE}/shmem_enabled": _shared_huge_pages(kernel),
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
         "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
@@ -82,7 +85,7 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
 
 
 def _huge_pages(kernel: Kernel) -> dict[str, str]:
-    """What the folder of huge pages says. Nothing of it can be changed while the machine runs."""
+    """What the folder of huge pages says that never changes while the machine runs."""
     config, huge = kernel.config, kernel.physical.huge
     page = config.page_size
     settings = {
@@ -91,7 +94,6 @@ def _huge_pages(kernel: Kernel) -> dict[str, str]:
             ("always", "defer", "defer+madvise", "madvise", "never"),
             "never" if huge is None else config.thp_defrag,
         ),
-        "shmem_enabled": "always within_size advise [never] deny force",
         "use_zero_page": str(int(huge is not None and huge.zero_page)),
         "hpage_pmd_size": str(page * (page >> 3)),
     }
@@ -105,14 +107,27 @@ def _huge_pages(kernel: Kernel) -> dict[str, str]:
     return settings
 
 
+def _shared_huge_pages(kernel: Kernel) -> Text:
+    """Where shared memory gets huge pages. Root changes it while the machine runs."""
+    shared = kernel.physical.shared_huge
+    assert shared is not None, "a machine with Linux has them"
+
+    def change(data: bytes) -> int:
+        shared.change(data.strip().decode("latin-1"))
+        return len(data)
+
+    return Text(lambda: _chosen(SETTINGS, shared.setting).encode() + b"\n", _WRITABLE, change, size=_SIZE)
+
+
 def _merging(kernel: Kernel) -> dict[str, Text]:
-    """The folder of what merges equal pages (Linux: mm/ksm.c). Root sets the first four."""
+    """The folder of what merges equal pages (Linux: mm/ksm.c). Root sets the first five."""
     ksm = kernel.ksm
     settings: dict[str, tuple[Callable[[], int], Callable[[int, int], None]]] = {
         "run": (lambda: ksm.run, ksm.set_run),
         "pages_to_scan": (lambda: ksm.scan.pages, ksm.set_pages),
         "sleep_millisecs": (lambda: ksm.sleep, ksm.set_sleep),
         "use_zero_pages": (lambda: int(ksm.scan.zero_pages), ksm.set_zero_pages),
+        "max_page_sharing": (lambda: ksm.scan.most, ksm.set_most),
     }
 
     def accept(change: Callable[[int, int], None], data: bytes) -> int:
@@ -131,6 +146,8 @@ def _merging(kernel: Kernel) -> dict[str, Text]:
             for name, (value, change) in settings.items()
         },
         **{f"{_KSM}/{name}": Text(figure(name), size=_SIZE) for name in ksm.figures()},
+        f"{_KSM}/stable_node_chains": Text(lambda: b"%d\n" % duplicates(kernel.physical)[0], size=_SIZE),
+        f"{_KSM}/stable_node_dups": Text(lambda: b"%d\n" % duplicates(kernel.physical)[1], size=_SIZE),
     }
 
 

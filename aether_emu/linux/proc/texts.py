@@ -19,6 +19,7 @@ from aether_emu.linux.proc.numa import numa_maps
 from aether_emu.linux.task.oom import all_pages, points
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.task import Task
+from aether_emu.mm import userfault
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.categories import runs
 from aether_emu.mm.merging import merged_pages
@@ -179,6 +180,9 @@ class TaskTexts:
             "pagemap": Region(
                 lambda position, count: b"" if is_left() else memory.read_pagemap(process, position, count),
                 scan=lambda start, end: iter(()) if is_left() else runs(space, start, end),
+                protect=lambda start, end: (
+                    None if is_left() else userfault.protect(space, start, end, on=True)
+                ),
             ),
             "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),

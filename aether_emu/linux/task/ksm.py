@@ -16,6 +16,7 @@ from aether_emu.mm.space import AddressSpace
 STOP, RUN, UNMERGE = 0, 1, 2
 _IDLE = 3  # passes in which nothing was merged: one to learn the checksums, one to compare, one to be sure
 _MS = 10**6
+_LEAST_SHARING = 2
 _MOST = (1 << 32) - 1
 
 
@@ -80,6 +81,14 @@ class Ksm:
         if wanted > 1:
             raise Refused(errno.EINVAL, f"{wanted} is neither 0 nor 1")
         self.scan.zero_pages = bool(wanted)
+
+    def set_most(self, wanted: int, _now: int) -> None:
+        """A write to `max_page_sharing`: EBUSY while there are merged pages."""
+        if wanted < _LEAST_SHARING or wanted > _MOST:
+            raise Refused(errno.EINVAL, f"{wanted} pages cannot share one")
+        if wanted != self.scan.most and figures(self.scan.physical)[0]:
+            raise Refused(errno.EBUSY, "some pages share one already")
+        self.scan.most = wanted
 
     def capture(self) -> dict[str, Any]:
         """What it was told, when it is due, and where it goes on."""

@@ -147,7 +147,8 @@ class Scheduler:
         if self.first is None:
             self.first = task.process
         self._tasks[task] = None
-        self._queue.add(task)
+        if task.wait is None:
+            self._queue.add(task)
 
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
@@ -213,12 +214,13 @@ class Scheduler:
     def _let_run(self, task: Task, limit: int | None) -> bool:
         """Let a task go on until something ends that. Whether it was `limit`, a count of blocks."""
         lines = self._lines
-        self.entry.switch(task)
-        if task.wait is not None:
-            self.entry.resume()
-            if task.wait is not None or (lines is not None and lines.held[lines.at]):
-                return False
-        self.entry.before_user()
+        if not self.entry.goes_on(task):
+            self.entry.switch(task)
+            if task.wait is not None:
+                self.entry.resume()
+                if task.wait is not None or (lines is not None and lines.held[lines.at]):
+                    return False
+            self.entry.before_user()
         self.kernel.observers.check()
         if task.is_over or task.process.stop_signal or (lines is not None and lines.held[lines.at]):
             return False
@@ -245,7 +247,7 @@ class Scheduler:
 
     def settle(self) -> bool:
         """Take in tasks that are new, let go of those that have ended. Whether the run goes on."""
-        if self.first is not None and self.first.is_over and not self._is_heard():
+        if self.first is not None and self.first.ended is not None and not self._is_heard():
             self._end_all()
         registry = self.first.registry if self.first is not None else None
         if registry is not None and registry.arrivals:
@@ -393,21 +395,23 @@ class Scheduler:
 
     def _stand_back(self, task: Task) -> None:
         """A task has left the CPU: it stands in line, or waits."""
-        queue, wait = self._line, task.wait
-        if self._lines is not None:
+        queue, wait, lines = self._line, task.wait, self._lines
+        if lines is not None:
             task.ready_at = self.kernel.clock.now_ns
-        if task.process.is_over:
+        if task.process.ended is not None:
             queue.look_at(task.process)
         elif task.ended:
             self._let_go(task)
         elif task.can_go_on():
-            if self._lines is not None and not task.affinity >> task.home & 1:
+            if lines is not None and not task.affinity >> task.home & 1:
                 task.turn = task.cut = 0
                 task.yields = False
-                self._lines.add(task)
+                lines.add(task)
                 return
-            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO or self._is_held
-            if goes_on and (not task.yields or self._is_held):
+            # Whether its CPU waits for others: for a shootdown, or a modelled lock.
+            held = lines is not None and bool(lines.held[lines.at])
+            goes_on = task.turn or task.cut or task.scheduling.policy == FIFO
+            if held or (goes_on and not task.yields):
                 queue.put_first(task)
             else:
                 task.turn = task.cut = 0
@@ -416,11 +420,6 @@ class Scheduler:
             task.turn = task.cut = 0
             self._note_wait(task, wait)
         task.yields = False
-
-    @property
-    def _is_held(self) -> bool:
-        """Whether the CPU that works waits for others: for a shootdown, or a modelled lock."""
-        return self._lines is not None and bool(self._lines.held[self._lines.at])
 
     def _note_wait(self, task: Task, wait: Wait) -> None:
         """A task begins to wait: who else than its queues must think of it?"""
@@ -488,7 +487,8 @@ class Scheduler:
 
     def _turn(self, task: Task, limit: int | None) -> bool:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
-        cpu, queue, start = self.entry.cpu, self._queue, self.entry.cpu.blocks
+        cpu, queue = self.entry.cpu, self._queue
+        start = cpu.blocks
         left = None if limit is None else limit - self.kernel.blocks
         cut = 0 if task.turn else task.cut
         turn: int | None
@@ -505,18 +505,19 @@ class Scheduler:
             ended = self.entry.run(budget)
         finally:
             queue.came = None
-            task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - cpu.blocks)
+            stop = cpu.blocks
+            task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - stop)
         match ended.reason:
-            case ExitReason.STOPPED:
-                if cut and cpu.blocks == start:  # in the midst of the block
-                    task.cut = cpu.cut_left
             case ExitReason.BUDGET:
-                if left is not None and cpu.blocks >= start + left:
+                if left is not None and stop >= start + left:
                     return True
                 if task.cut and not task.turn:
                     return self._turn(task, limit)
+            case ExitReason.STOPPED:
+                if cut and stop == start:  # in the midst of the block
+                    task.cut = cpu.cut_left
             case ExitReason.INTERRUPTED:
-                if cut and cpu.blocks == start:
+                if cut and stop == start:
                     task.cut = cut
                 raise Interrupted
             case ExitReason.BUS:  # an entry points at no memory: the engine does not say which

@@ -250,7 +250,7 @@ class Task:
     @property
     def is_over(self) -> bool:
         """Whether it has ended, alone or with its process."""
-        return self.ended or self.process.is_over
+        return self.ended or self.process.ended is not None
 
     def stop(self) -> None:
         """Leave the CPU's run loop when its current callback returns; nothing if it is on none."""
@@ -290,10 +290,11 @@ class Task:
 
     def account(self, *, preempted: bool) -> None:
         """It has left its CPU, or goes on in another turn: what was used since the last time is its own."""
-        used = self.process.kernel.close_books()
-        used.preemptions = int(preempted)
-        self.usage.add(used)
-        self.process.usage.add(used)
+        own, shared = self.usage, self.process.usage
+        self.process.kernel.close_books(own, shared)
+        if preempted:
+            own.preemptions += 1
+            shared.preemptions += 1
         if self.real_time is not None and (self.process.stop_signal or self._sleeps):
             self.real_time.has_slept()
         if self.process.processor is not None:

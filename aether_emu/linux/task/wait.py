@@ -42,6 +42,8 @@ class Wait(Exception):
     """Whether a signal with a handler ends the call."""
     ends_by_time = True
     """Whether the deadline wakes the task. If not, its call sees that time is up when it is made again."""
+    answer: int | None = None
+    """What the call answers afterwards, if it is done but for the wait; else it is made again."""
     signals = 0
     """Signals that wake it though they are blocked, bit N-1 for signal N."""
 

@@ -27,6 +27,7 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
+_SPENT = Exit(ExitReason.BUDGET)
 _ANEW = Exit(ExitReason.STOPPED, "to be entered anew at once")  # never returned
 _CUT_REACH = 256  # bytes from its start in which a block is cut
 _TAG_SHIFT = 56  # no user address has bits from here on; ARM64's MMU would ignore them (TBI), Linux does not
@@ -70,8 +71,7 @@ class UnicornCpu(Cpu):
         self._inside = False  # whether the engine runs the guest, or a callback of that run
         self._stale = False  # whether translations are to be dropped before the next entry
         self._counter: BlockCounter | None = None
-        self._counter_start = _UNLIMITED
-        self._blocks_before = 0
+        self._last_block = 0  # how many blocks will have been executed when the counter is at 0
         self._hooks: list[object] = []
         self._root = self._tag = 0  # what the register of the page table holds, and its tag
         register = (ctypes.c_uint64 * 2)()
@@ -209,11 +209,11 @@ class UnicornCpu(Cpu):
                 self._exit = None
             if self._cut_hit and self._failure is None and self._exit is None and not self.halts.hit:
                 self._uncount()
-                return Exit(ExitReason.BUDGET)
+                return _SPENT
             if self.halts.hit and self._failure is None:
                 self._halted()
                 if self._cut_hit and self._failure is None and self._exit is None:
-                    return Exit(ExitReason.BUDGET)
+                    return _SPENT
                 handled = True
             else:
                 handled = self._failure is None and self._after_entry(code)
@@ -224,7 +224,7 @@ class UnicornCpu(Cpu):
                 return self._exit
             if not handled and not self._interrupted:
                 if self._spent():
-                    return Exit(ExitReason.BUDGET)
+                    return _SPENT
                 if code or not enters_anew:
                     return self._unexplained(code)
 
@@ -307,21 +307,20 @@ class UnicornCpu(Cpu):
     def count_blocks(self) -> None:
         if self._counter is None:
             self._counter = BlockCounter(engine.EMU_STOP_ADDRESS)
-            self._counter.value = self._counter_start = _UNLIMITED
+            self._counter.value = _UNLIMITED
+            self._last_block += _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
             self.flush_code()  # blocks translated before carry no counter
 
     def _set_counter(self, value: int) -> None:
         if self._counter is not None:
-            self._blocks_before += self._counter_start - self._counter.value
-            self._counter.value = self._counter_start = value
+            self._last_block += value - self._counter.value
+            self._counter.value = value
 
     @property
     def blocks(self) -> int:
-        if self._counter is None:
-            return self._blocks_before
-        return self._blocks_before + self._counter_start - self._counter.value
+        return self._last_block if self._counter is None else self._last_block - self._counter.value
 
     def blocks_state(self) -> tuple[bool, int]:
         """(counting, blocks executed), for capture."""
@@ -333,7 +332,7 @@ class UnicornCpu(Cpu):
         if counting:
             self.count_blocks()
         self._set_counter(_UNLIMITED)
-        self._blocks_before = blocks
+        self._last_block += blocks - self.blocks
 
     def _run_stub(self, address: int) -> int:
         """Run supervisor code to its end. It counts no blocks, and no spent budget stops it.

@@ -145,7 +145,7 @@ class Buddy:
         self._fallback = {lists.name: self._zones[i:] for i, lists in enumerate(self._zones)}
         self._first, self._end = self._zones[0].first, self._zones[0].end
         self._freed = self._refused = 0
-        self._lowest = self.total
+        self._lowest = self._lowest_before = self.total  # since `peak_from_now`, and before it
         self._ready_low = 0
         """Least length of the ready list since `_note`. Pops are not seen: each free looks first."""
         self._bind()
@@ -442,6 +442,17 @@ class Buddy:
 
     # --- accounts
 
+    def peak_from_now(self) -> None:
+        """What `peak_since` counts begins anew."""
+        self._note()
+        self._lowest_before = min(self._lowest, self._lowest_before)
+        self._lowest = self.free_frames
+
+    def peak_since(self) -> int:
+        """The most frames that were in use at once, since `peak_from_now` or ever."""
+        self._note()
+        return self.total - self._lowest
+
     def free_blocks(self, order: int) -> Iterator[tuple[int, int]]:
         """(first frame, frames) of each free block of at least 2**order frames; ready frames are in none."""
         for lists in self._zones:
@@ -462,13 +473,17 @@ class Buddy:
             zones=tuple(zones),
             total=self.total,
             free=free,
-            lowest_free=self._lowest,
+            lowest_free=min(self._lowest, self._lowest_before),
             splits=sum(lists.splits for lists in self._zones),
             merges=sum(lists.merges for lists in self._zones),
             allocated=self._freed + self.total - free,
             freed=self._freed,
             failures=self._refused,
         )
+
+    def kept(self) -> list[Any]:
+        """What it keeps beside the frame table, to be measured: the free lists, and the ready ones."""
+        return [*(lists.blocks for lists in self._zones), *self.caches]
 
     def capture(self) -> bytes:
         """The whole state, the frame table and others' functions aside, to be given to `restore`."""

@@ -7,7 +7,7 @@ everywhere first (`mm.rmap`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile
@@ -25,6 +25,9 @@ class Contents(Protocol):
     All in pages of the guest's size.
     """
 
+    mounted: bool  # whether the file has, or had, a name in a mounted file system
+    folios: set[int]  # the first page of each huge page that came as such
+
     def admit(self, first: int, count: int) -> int:
         """How many pages from `first` on may be shown now. One is the page that is touched.
 
@@ -33,6 +36,9 @@ class Contents(Protocol):
 
     def show(self, first: int, count: int) -> None:
         """Those pages are shown: from now on they are there."""
+
+    def bring_folio(self, first: int, count: int) -> bool:
+        """Have all pages of a huge page. False where the file ends before, or there is no room."""
 
     def resident(self, first: int, count: int) -> bytes:
         """See `Backing.resident`."""
@@ -91,6 +97,27 @@ class FileBacking(Backing):
         if bytes(table.kind[first : first + count]).count(_FILE) < count:
             table.claim(first, count, Kind.FILE, self.number, index)
         return first, count
+
+    @property
+    def folios(self) -> Collection[int]:
+        """See `Backing.folios`."""
+        return () if self.contents is None else self.contents.folios
+
+    @property
+    def length_in_pages(self) -> int:
+        """See `Backing.length_in_pages`."""
+        return self.file.size >> self._physical.frames.page_shift
+
+    def block(self, first: int, count: int, *, write: bool) -> int | None:
+        """The first frame of all pages of a huge page of a memory file, ready to map.
+
+        None where the file ends before, or the memory for it cannot be had.
+        """
+        assert self.contents is not None, "only memory files have huge pages"
+        if not self.contents.bring_folio(first, count):
+            return None
+        frame, there = self.frames(first, count, write=write)
+        return frame if there == count else None
 
     def copy_page(self, index: int, into: memoryview) -> None:
         if self.contents is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from aether_emu.arch.paging import MemoryType
@@ -58,6 +59,10 @@ class Window(Protocol):
     maximum: Protection  # the most that mprotect may give
     space: Space | None
     backing: Backing | None
+
+    @property
+    def keeps_markers(self) -> bool:
+        """Whether what its entries say of absent pages (`mm.markers`) outlives the pages."""
 
 
 class MemoryObject(ABC):
@@ -112,6 +117,16 @@ class Backing(MemoryObject):
     in_device = False  # whether its pages are a device's: nobody executes them, or makes an area of it longer
     huge_size = 0  # bytes of its pages, if they are huge ones that are never cut
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
+
+    @property
+    def folios(self) -> Collection[int]:
+        """The first page of each huge page that came as such (`mm.shared_huge`)."""
+        return ()
+
+    @property
+    def length_in_pages(self) -> int:
+        """How many whole pages it has, where that is known."""
+        return 0
 
     @property
     @abstractmethod

@@ -205,6 +205,16 @@ class SwapArea:
         """A slot that was taken is not needed after all."""
         self._free.append(slot)
 
+    # ---- what it takes, to be measured
+
+    def kept_for_frames(self) -> list[Any]:
+        """What is kept for frames: those that are cached."""
+        return [self._frames, self._cached]
+
+    def kept_for_slots(self) -> list[Any]:
+        """What is kept for slots, beside the bytes of their pages."""
+        return [self._users, self._free, self._gone_at]
+
     # ---- state
 
     def capture(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ short.
 
 from __future__ import annotations
 
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import USER_WP, Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.physical import Physical
-from aether_emu.mm.protection import Protection, with_clean
+from aether_emu.mm.protection import Protection, user_mark, user_note, with_clean
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.swap.file import SwapLost
@@ -62,6 +62,9 @@ def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, wri
         physical.code.executable(frame, mutable=True)
     clean = bool(found.entry & swap.entries.clean)
     bits = area.bits.write if write else with_clean(space.table.format, area.bits, clean=clean)
+    if found.entry & swap.entries.told and area.flags & USER_WP:  # the store faults again, and is told
+        fmt = space.table.format
+        bits = fmt.write_protect(bits) | user_mark(fmt) if area.bits.present else bits | user_note(fmt)
     physical.ram.words[found.slot] = frames.address(frame) | bits
     swap.unnamed(slot)
 

@@ -2,16 +2,17 @@
 
 The value is that of a held entry (`HeldKind.SWAP`), which each format keeps from its page shift on:
 
-                    42      41         40..32   31..0
-    value           clean   exclusive  zero     slot
-    x86_64          bit 54  bit 53     52..44   43..12    P=0 in bit 0, kind 1 in bits 4..1
-    arm64, 4K       bit 54  bit 53     52..44   43..12    V=0 in bit 0, kind 1 in bits 4..1
-    arm64, 16K      bit 56  bit 55     54..46   45..14
-    arm64, 64K      bit 58  bit 57     56..48   47..16
+                    43      42      41         40..32   31..0
+    value           told    clean   exclusive  zero     slot
+    x86_64          bit 55  bit 54  bit 53     52..44   43..12    P=0 in bit 0, kind 1 in bits 4..1
+    arm64, 4K       bit 55  bit 54  bit 53     52..44   43..12    V=0 in bit 0, kind 1 in bits 4..1
+    arm64, 16K      bit 57  bit 56  bit 55     54..46   45..14
+    arm64, 64K      bit 59  bit 58  bit 57     56..48   47..16
 
 Exclusive means what it means on Linux, which has it in bit 3 on x86_64 and in bit 2 on arm64: the page was
 mapped by this entry alone when it went out. A fork takes it from both sides.
 Clean is `mm.protection.clean_mark` of a page that is out: nobody wrote to it since that was last asked.
+Told is `user_mark`: a program is to hear of the next write.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, PageTableFormat
-from aether_emu.mm.protection import NOTED_CLEAN
+from aether_emu.mm.protection import NOTED_CLEAN, NOTED_USER
 
 SLOT_BITS = 32
 """The width of a slot's number."""
@@ -38,11 +39,13 @@ class SwapEntries:
         self._shift, self._kind = unit.bit_length() - 1, unit - 1 | fmt.present_mask
         self.exclusive = fmt.held_entry(Held(HeldKind.SWAP, EXCLUSIVE)) ^ self._empty
         self.clean = fmt.held_entry(Held(HeldKind.SWAP, NOTED_CLEAN)) ^ self._empty
+        self.told = fmt.held_entry(Held(HeldKind.SWAP, NOTED_USER)) ^ self._empty
         self._slots = (1 << SLOT_BITS) - 1
 
-    def make(self, slot: int, *, exclusive: bool, clean: bool = False) -> int:
+    def make(self, slot: int, *, exclusive: bool, clean: bool = False, told: bool = False) -> int:
         """The entry of a page in `slot`."""
         marks = (self.exclusive if exclusive else 0) | (self.clean if clean else 0)
+        marks |= self.told if told else 0
         return self._empty | slot << self._shift | marks
 
     def holds(self, entry: int) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from aether_emu.arch.paging import Entries, Held, HeldKind, Leaf, PageFlags, PageTableFormat
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.protection import LeafBits, clean_mark, noted, user_mark
+from aether_emu.mm.protection import LeafBits, clean_mark, noted, takes_notes, user_mark, user_note
 from aether_emu.mm.tables.count import (
     Chosen,
     Frames,
@@ -367,10 +367,11 @@ def _protected(fmt: PageTableFormat, bits: LeafBits, entry: int, level: int) -> 
         if not isinstance(held, Held) or held.kind is not HeldKind.NO_ACCESS:
             return entry
         accessed, dirty = entry & noted_accessed, entry & noted_dirty
-        kept = mark if entry & noted_clean else 0
+        kept = (mark if entry & noted_clean else 0) | (user_mark(fmt) if entry & user_note(fmt) else 0)
     new = bits.read_at(level)
     if not bits.present:
         notes = (noted_accessed if accessed else 0) | (noted_dirty if dirty else 0)
+        notes |= user_note(fmt) if kept & user_mark(fmt) else 0
         return new | notes | (noted_clean if kept & mark else 0)
     new = new & ~mark | kept
     new = new if accessed else fmt.age(new)
@@ -407,7 +408,7 @@ def forget_writes(table: Tree, gather: Gathering, start: int, end: int) -> int:
     def change(entry: int, level: int) -> int:
         if entry & fmt.present_mask:
             return fmt.write_protect(entry) | mark
-        return entry | note if _takes_notes(fmt, entry, level) else entry
+        return entry | note if takes_notes(fmt, entry, level) else entry
 
     return rewrite(table, whole(table, gather, start, end), change, gather)
 
@@ -419,11 +420,6 @@ def count_as_written(table: Tree, start: int, end: int) -> None:
     def change(entry: int, level: int) -> int:
         if entry & fmt.present_mask:
             return entry & ~mark
-        return entry & ~note if _takes_notes(fmt, entry, level) else entry
+        return entry & ~note if takes_notes(fmt, entry, level) else entry
 
     rewrite(table, table.visit(start, end), change, None)
-
-
-def _takes_notes(fmt: PageTableFormat, entry: int, level: int) -> bool:
-    held = fmt.decode(entry, level)
-    return isinstance(held, Held) and held.kind in (HeldKind.NO_ACCESS, HeldKind.SWAP)

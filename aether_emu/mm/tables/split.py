@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -110,16 +110,34 @@ def _hinted(fmt: PageTableFormat, entry: int) -> bool:
 def smaller(fmt: PageTableFormat, entry: int, level: int) -> Entries:
     """The entries of the level below that say together what a large `entry` says."""
     below = fmt.levels[level - 2]
-    steps = np.arange(below.entries, dtype=np.uint64) * np.uint64(below.size)
+    if entry & fmt.present_mask and fmt.next_table(entry, level) is None:
+        address = fmt.leaf_address(entry, level)
+        return _steps(below.entries, below.size) + np.uint64(
+            address | _smaller_bits(fmt, entry ^ address, level)
+        )
     match fmt.decode(entry, level):
-        case Leaf(address, attributes):
-            attributes = dataclasses.replace(attributes, contiguous=False)
-            return steps + np.uint64(fmt.leaf_entry(address, attributes, level - 1))
         case Held(kind) if kind.counts_pages:
-            return steps + np.uint64(entry)
+            return _steps(below.entries, below.size) + np.uint64(entry)
         case Held():
             return np.full(below.entries, entry, np.uint64)
     raise MappingError(f"{fmt.describe(entry, level)} cannot be split")
+
+
+@lru_cache(maxsize=16)
+def _steps(entries: int, size: int) -> Entries:
+    """What the entries of a table differ by whose pages lie in a row."""
+    steps = np.arange(entries, dtype=np.uint64) * np.uint64(size)
+    steps.flags.writeable = False
+    return steps
+
+
+@lru_cache(maxsize=1 << 10)
+def _smaller_bits(fmt: PageTableFormat, bits: int, level: int) -> int:
+    """What a leaf of the level below has beside its address, that is as one with these bits."""
+    leaf = fmt.decode(bits, level)
+    if not isinstance(leaf, Leaf):
+        raise MappingError(f"{fmt.describe(bits, level)} cannot be split")
+    return fmt.leaf_entry(0, dataclasses.replace(leaf.attributes, contiguous=False), level - 1)
 
 
 def _larger(fmt: PageTableFormat, entries: Entries, level: int) -> int | None:

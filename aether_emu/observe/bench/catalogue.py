@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from aether_emu.errors import ConfigError
 from aether_emu.observe.bench import (
+    batch,
     calls,
     edits,
     execution,
@@ -13,6 +14,7 @@ from aether_emu.observe.bench import (
     growth,
     guests,
     hugepages,
+    migrate,
     real,
     sanitizer,
     shootdown,
@@ -28,18 +30,25 @@ GOALS: Mapping[str, Mapping[str, float]] = {
     "syscall": {"syscall": 3.0},
     "exec": {"exec-alu": 1.05, "exec-stream": 1.0, "exec-stream-paged": 1.05, "exec-randload": 1.5},
     "map": {"map": 5.0},
-    "edit": {"protect": 5.0, "protect-exec": 5.0, "move": 5.0, "zap": 5.0},
+    "unmap": {"unmap": 5.0},
+    "protect": {"protect": 5.0, "protect-exec": 5.0},
+    "move": {"move": 5.0},
     "fork": {"fork": 5.0},
+    "populate": {"populate": 8.0},
+    "batch": {f"batch-{work}-{pages}": goal for work in batch.WORKS for pages, goal in batch.SIZES.items()},
     "growth": {
         "growth-protect": 1.5,
         "growth-move": 1.5,
-        "growth-zap": 1.5,
+        "growth-unmap": 1.5,
         "growth-fork": 1.5,
+        "growth-page": 1.5,
+        "growth-migrate": 1.3,
         "sparse": 1.3,
     },
     "swap": {"swap": 4.0},
     "collapse": {"collapse": 3.0},
-    "split": {"split": 15.0},
+    "split": {"split": 10.0},
+    "migrate": {"migrate": 30.0},
     "switch": {"switch-threads": 3.0, "switch-processes": 3.0},
     "process": {"process": 50.0},
     "signal": {"signal": 40.0},
@@ -88,16 +97,24 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return calls.figure(isa, goal)
         case "map":
             return tables.figure(isa, goal)
-        case "protect" | "protect-exec" | "move" | "zap" | "fork":
+        case "protect" | "protect-exec" | "move" | "unmap" | "fork":
             return edits.figure(isa, name, goal)
-        case "growth-protect" | "growth-move" | "growth-zap" | "growth-fork":
+        case "growth-protect" | "growth-move" | "growth-unmap" | "growth-fork":
             return growth.figure(isa, name.removeprefix("growth-"), goal)
+        case "growth-page":
+            return growth.page(isa, goal)
+        case "growth-migrate":
+            return migrate.growth(isa, goal)
+        case "migrate":
+            return migrate.figure(isa, goal)
         case "sparse":
             return growth.sparse(isa, goal)
         case "collapse" | "split":
             return hugepages.figure(isa, name, goal)
         case "switch-threads" | "switch-processes" | "process" | "signal" | "pipe":
             return switching.figure(isa, name, goal)
+        case "populate":
+            return batch.populated(isa, goal)
         case "swap":
             return swap.figure(isa, goal)
         case "start":
@@ -108,6 +125,9 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return shootdown.slices(isa, name, goal)
         case "tlbsan":
             return sanitizer.figure(isa, goal)
+    if name.startswith("batch-"):
+        _batch, work_name, pages = name.split("-")
+        return batch.figure(isa, work_name, goal, pages=int(pages))
     if name.startswith("real-"):
         return real.figure(isa, next(work for work in real.WORKS if name == f"real-{work.name}"), goal)
     work = next(work for work in execution.WORKS if name == f"exec-{work.name}")

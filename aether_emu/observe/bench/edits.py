@@ -29,17 +29,18 @@ from aether_emu.observe.bench.tables import FORMATS
 from aether_emu.ports import NO_TRACE
 
 _BASE = 1 << 30
-_VA, _TO = 1 << 40, 2 << 40
+_VA, _AWAY = 1 << 40, 1 << 40
+_TO = _VA + _AWAY
 _FLAGS = PageFlags.READ | PageFlags.USER | PageFlags.ACCESSED
-_MAPPED = Attributes(_FLAGS | PageFlags.WRITE | PageFlags.DIRTY)
+MAPPED = Attributes(_FLAGS | PageFlags.WRITE | PageFlags.DIRTY)
 _ONE = np.uint32(1)
 
 
 @dataclass(frozen=True, slots=True)
-class _Mapped:
-    """A mapping of `length` bytes from `_VA` on, writable and written.
+class MappedRange:
+    """A mapping of `length` bytes from `start` on, writable and written.
 
-    Leaf tables stand ready at `_TO`, and at `_VA` of another tree, the `child`.
+    Leaf tables stand ready `_AWAY` from there, and at the same addresses of another tree, the `child`.
     """
 
     table: PageTable
@@ -48,29 +49,30 @@ class _Mapped:
     gather: Gather
     length: int
     numbers: NDArray[np.int64]  # the frames mapped, in order
-    here: list[Entries]  # the level-1 entries of each leaf table at `_VA`, and of each at `_TO`
+    here: list[Entries]  # the level-1 entries of each leaf table from `start` on, and of those `_AWAY`
     there: list[Entries]
     child: PageTable
     copied: list[Entries]  # as `here`, of the child
+    start: int = _VA
 
     @property
     def end(self) -> int:
-        return _VA + self.length
+        return self.start + self.length
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class Work:
     """One edit as the memory manager does it, and its least."""
 
     what: str
     program: str
     floor_is: str
-    ours: Callable[[_Mapped], object]
-    floor: Callable[[_Mapped], object]
+    ours: Callable[[MappedRange], object]
+    floor: Callable[[MappedRange], object]
 
 
 @contextmanager
-def mapped(isa: str, length: int) -> Iterator[_Mapped]:
+def mapped(isa: str, length: int) -> Iterator[MappedRange]:
     """A mapping to edit. Frames and tables are made for it alone, and there is no CPU."""
     fmt = FORMATS[isa]()
     page, pages = fmt.page_size, length // fmt.page_size
@@ -84,7 +86,7 @@ def mapped(isa: str, length: int) -> Iterator[_Mapped]:
     gather = Gather(Tlb([], counters, NO_TRACE), 0, table, frames, lambda _unused: None)
     frames.kind_array[tables:] = Kind.ANON
     frames.refs_array[tables:], frames.maps_array[tables:] = 2, 1
-    table.map(_VA, _BASE + tables * page, length, _MAPPED)
+    table.map(_VA, _BASE + tables * page, length, MAPPED)
     table.add_leaf_tables(_TO, _TO + length)
     child.add_leaf_tables(_VA, _VA + length)
     code = CodeFrames(frames, [], counters)
@@ -93,7 +95,7 @@ def mapped(isa: str, length: int) -> Iterator[_Mapped]:
             _leaf_entries(tree, va, pages) for tree, va in ((table, _VA), (table, _TO), (child, _VA))
         )
         numbers = np.arange(tables, tables + pages)
-        yield _Mapped(table, frames, code, gather, length, numbers, here, there, child, copied)
+        yield MappedRange(table, frames, code, gather, length, numbers, here, there, child, copied)
     finally:
         ram.close()
 
@@ -107,40 +109,40 @@ def _leaf_entries(table: PageTable, start: int, pages: int) -> list[Entries]:
     return [table.ram.array[slot : slot + count] for slot, count in slots]
 
 
-def _protect(mapped: _Mapped, protection: Protection) -> None:
+def _protect(mapped: MappedRange, protection: Protection) -> None:
     bits = leaf_bits(mapped.table.format, protection)
-    code = edits.protect(mapped.table, mapped.gather, _VA, mapped.end, bits)
+    code = edits.protect(mapped.table, mapped.gather, mapped.start, mapped.end, bits)
     if code.size:
         mapped.code.executable_each(code, mutable=True)
     mapped.gather.finish()
 
 
-def _protect_barely(mapped: _Mapped, flags: PageFlags) -> None:
+def _protect_barely(mapped: MappedRange, flags: PageFlags) -> None:
     fmt = mapped.table.format
-    change = np.uint64(fmt.leaf_bits(_MAPPED) ^ fmt.leaf_bits(Attributes(flags)))
+    change = np.uint64(fmt.leaf_bits(MAPPED) ^ fmt.leaf_bits(Attributes(flags)))
     for entries in mapped.here:
         np.bitwise_xor(entries, change, out=entries)
     if flags & PageFlags.EXECUTE:
         mapped.frames.flags_array[mapped.numbers] |= np.uint8(Flags.EXECUTABLE)
 
 
-def _move(mapped: _Mapped) -> None:
-    transfer.move(mapped.table, mapped.gather, _VA, mapped.end, _TO)
+def _move(mapped: MappedRange) -> None:
+    transfer.move(mapped.table, mapped.gather, mapped.start, mapped.end, mapped.start + _AWAY)
     mapped.gather.finish()
 
 
-def _move_barely(mapped: _Mapped) -> None:
+def _move_barely(mapped: MappedRange) -> None:
     for entries, there in zip(mapped.here, mapped.there, strict=True):
         there[:] = entries
         entries[:] = 0
 
 
-def _zap(mapped: _Mapped) -> None:
-    edits.zap(mapped.table, mapped.gather, _VA, mapped.end)
+def _zap(mapped: MappedRange) -> None:
+    edits.zap(mapped.table, mapped.gather, mapped.start, mapped.end)
     mapped.gather.finish()
 
 
-def _zap_barely(mapped: _Mapped) -> None:
+def _zap_barely(mapped: MappedRange) -> None:
     count = mapped.table.format.levels[0].entries
     for number, entries in enumerate(mapped.here):
         shown = mapped.numbers[number * count : number * count + count]
@@ -149,14 +151,14 @@ def _zap_barely(mapped: _Mapped) -> None:
         entries[:] = 0
 
 
-def _fork(mapped: _Mapped) -> None:
-    transfer.copy(mapped.table, mapped.child, mapped.gather, [(_VA, mapped.end)], private=True)
+def _fork(mapped: MappedRange) -> None:
+    transfer.copy(mapped.table, mapped.child, mapped.gather, [(mapped.start, mapped.end)], private=True)
     mapped.gather.finish()
 
 
-def _fork_barely(mapped: _Mapped) -> None:
+def _fork_barely(mapped: MappedRange) -> None:
     fmt, count = mapped.table.format, mapped.table.format.levels[0].entries
-    written = fmt.leaf_bits(_MAPPED)
+    written = fmt.leaf_bits(MAPPED)
     change = np.uint64(written ^ fmt.write_protect(written))
     for number, (entries, copied) in enumerate(zip(mapped.here, mapped.copied, strict=True)):
         np.bitwise_xor(entries, change, out=entries)
@@ -166,36 +168,36 @@ def _fork_barely(mapped: _Mapped) -> None:
         np.add.at(mapped.frames.maps_array, shown, _ONE)
 
 
-WORKS: Mapping[str, _Work] = {
-    "protect": _Work(
+WORKS: Mapping[str, Work] = {
+    "protect": Work(
         "make {} written pages read-only",
         "mm.tables.edits.protect",
         "{} numpy exclusive-ors of {} KiB",
         lambda mapped: _protect(mapped, Protection.READ),
         lambda mapped: _protect_barely(mapped, _FLAGS | PageFlags.DIRTY),
     ),
-    "protect-exec": _Work(
+    "protect-exec": Work(
         "make {} written pages read-only and executable",
         "mm.tables.edits.protect",
         "{} numpy exclusive-ors of {} KiB, and one marking of the frames",
         lambda mapped: _protect(mapped, Protection.READ | Protection.EXECUTE),
         lambda mapped: _protect_barely(mapped, _FLAGS | PageFlags.DIRTY | PageFlags.EXECUTE),
     ),
-    "move": _Work(
+    "move": Work(
         "move {} pages to tables that exist",
         "mm.tables.transfer.move",
         "{} numpy copies and clearings of {} KiB",
         _move,
         _move_barely,
     ),
-    "zap": _Work(
+    "unmap": Work(
         "clear {} pages and count their frames down",
         "mm.tables.edits.zap",
         "{} numpy clearings of {} KiB, their frames, known before, counted down",
         _zap,
         _zap_barely,
     ),
-    "fork": _Work(
+    "fork": Work(
         "copy {} written pages to another process's tables that exist, writable in neither",
         "mm.tables.transfer.copy",
         "{} numpy exclusive-ors and copies of {} KiB, their frames, known before, counted up",
@@ -210,7 +212,7 @@ def figure(isa: str, name: str, goal: float, *, length: int = 1 << 30, repetitio
     work, fmt = WORKS[name], FORMATS[isa]()
     pages, entries = length // fmt.page_size, fmt.levels[0].entries
 
-    def measured(edit: Callable[[_Mapped], object], done: dict[str, Entries]) -> Callable[[], float]:
+    def measured(edit: Callable[[MappedRange], object], done: dict[str, Entries]) -> Callable[[], float]:
         def run() -> float:
             with mapped(isa, length) as there:
                 with collector_off():

@@ -15,10 +15,12 @@ from aether_emu.arch.paging import Attributes, PageFlags
 from aether_emu.config import MIB
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm import mapping
-from aether_emu.mm.collapse import Ending, Terms, collapse
+from aether_emu.mm.collapse import collapse
+from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.frames.buddy import Buddy, Zone
 from aether_emu.mm.frames.table import FrameTable
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Request
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
@@ -42,7 +44,7 @@ def _small_pages(isa: str) -> Iterator[AddressSpace]:
         protection = Protection.READ | Protection.WRITE
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
         mapping.map_memory(space, Request(_VA, length, protection, flags, None, 0))
-        mapping.populate(space, _VA, _VA + length, write=True)
+        populate(space, _VA, _VA + length, write=True)
         frames = space.shown(_VA, _VA + length)
         for frame in frames.tolist():
             machine.ram.words[frame * (_PAGE >> 3)] = frame

@@ -5,7 +5,7 @@ Each kind here is of the last argument that is always there; what it shows has t
 
 from __future__ import annotations
 
-from aether_emu.observe.strace import names, structs, terminals
+from aether_emu.observe.strace import names, structs, terminals, user_faults
 from aether_emu.observe.strace.kinds import (
     Kind,
     Made,
@@ -111,6 +111,8 @@ def _ioctl(call: Made, value: int) -> str | None:
         return pointed(terminals.terminal)(call, value)
     if command in _GIVEN_INT:
         return pointed(number)(call, value)
+    if command in user_faults.CONTROLS:
+        return pointed(user_faults.CONTROLS[command])(call, value)
     if command in _FOUND:
         return address(value) if call.refused else pointed(_FOUND[command])(call, value)
     return bare(value)

@@ -246,6 +246,7 @@ CALLS: dict[str, Declaration] = {
     "mremap": _call(POINTER, SIZE, SIZE, bits_of(names.REMAP), REMAP_TARGET, result=hexadecimal_result),
     "madvise": _call(POINTER, SIZE, one_of(names.ADVICE)),
     "msync": _call(POINTER, SIZE, bits_of(names.MSYNC)),
+    "remap_file_pages": _call(POINTER, SIZE, PROTECTION, SIZE, MAP_FLAGS),
     "mincore": _call(POINTER, SIZE, st.RESIDENCY),
     "mlock": _call(POINTER, SIZE),
     "mlock2": _call(POINTER, SIZE, bits_of(names.MLOCK)),

@@ -110,6 +110,7 @@ def _on_the_host(steps: Sequence[Step]) -> list[object]:
     child = os.fork()
     if not child:
         libc, found = ctypes.CDLL(None, use_errno=True), []
+        libc.prctl(4, 1, 0, 0, 0)  # PR_SET_DUMPABLE: another test may have changed who this process is
         libc.syscall.restype = ctypes.c_long
         for name, *arguments in steps:
             buffers = [

@@ -13,6 +13,7 @@ from aether_emu.errors import ConfigError
 from aether_emu.grants import Grants
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_PRIVATE, Request
+from aether_emu.mm.populate import populate
 from aether_emu.system import Machine
 from tests.guests.running import program
 
@@ -47,7 +48,7 @@ def huge_page(machine: Machine, count: int = 1) -> int:
     at = mapping.map_memory(mm, Request(0, count * HUGE, 3, MAP_PRIVATE | MAP_ANONYMOUS, None, 0))
     assert at % HUGE == 0
     for number in range(count):
-        assert mapping.populate(mm, at + number * HUGE, at + number * HUGE + 4096, write=True) is None
+        assert populate(mm, at + number * HUGE, at + number * HUGE + 4096, write=True) is None
     return at
 
 
@@ -119,7 +120,8 @@ def test_a_program_disables_them_and_asks() -> None:
         ({"thp": "always", "page_size": "64K", "ram": "512M"}, "a huge page has 512M here"),
         ({"thp": "always", "ram": "2M"}, "a huge page has 2M here"),
         ({"thp": "always", "mthp": "32K", "page_size": "16K"}, "runs of 64K or more"),
-        ({"mthp": "64K"}, "none where thp is never"),
+        ({"mthp": "64K"}, "none where thp and shmem_thp are never"),
+        ({"shmem_thp": "always", "ram": "2M"}, "a huge page has 2M here"),
     ],
 )
 def test_settings_that_contradict_are_refused(options: dict[str, str], words: str) -> None:

@@ -510,7 +510,7 @@ def test_clear_refs_4_forgets_what_was_written(process: Process) -> None:
     child.let_go()
 
 
-@pytest.mark.parametrize("what", [b"", b"0", b"5", b"6", b"-1", b"+", b"1x", b"0x1", b"1_0", b"\01"])
+@pytest.mark.parametrize("what", [b"", b"0", b"6", b"-1", b"+", b"1x", b"0x1", b"1_0", b"\01"])
 def test_clear_refs_refuses_what_is_no_kind(process: Process, what: bytes) -> None:
     with pytest.raises(Refused) as caught:
         _clear_refs(process, what)

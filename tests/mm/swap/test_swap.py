@@ -20,6 +20,7 @@ from aether_emu.mm.fault import RESOLVED, BusError, OutOfMemory
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.mapping import MAP_FIXED, MAP_SHARED
 from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
 from aether_emu.mm.room import watermarks
@@ -244,7 +245,7 @@ def test_slots_of_cached_frames_are_given_up_when_others_need_them(away: Away) -
 def test_locked_pages_stay_and_come_back_for_the_lock(away: Away) -> None:
     away.send(0, 4)
     locking.lock_memory(away.space, AT, 4 * away.size, LOCKED)
-    mapping.populate(away.space, AT, away.at(4), write=True)
+    populate(away.space, AT, away.at(4), write=True)
     assert away.send() == PAGES - 4
     with pytest.raises(Refused, match="EINVAL"):
         mapping.advise_memory(away.space, AT, away.size, mapping.MADV_PAGEOUT)
