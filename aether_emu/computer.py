@@ -41,6 +41,7 @@ from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.perform import perform
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.room import Room
 from aether_emu.mm.space import AddressSpace, Shared
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -195,6 +196,7 @@ class Computer(Generic[C]):
                 tlb=tlb,
                 tags=tags,
             )
+            self.physical.new_room = Room
             root = 0 if kernel_base is None else self._boot(kernel_base, split)
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)

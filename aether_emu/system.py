@@ -60,6 +60,7 @@ from aether_emu.linux.task.body import Body
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.khugepaged import Khugepaged
 from aether_emu.linux.task.ksm import Ksm
+from aether_emu.linux.task.kswapd import Kswapd
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
@@ -72,6 +73,8 @@ from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import HugePages, huge_order
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.merging import MergeScan
+from aether_emu.mm.physical import Reclaiming
+from aether_emu.mm.room import Room
 from aether_emu.mm.shared_huge import SharedHugePages
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
@@ -181,7 +184,7 @@ class Machine:
         self.kernel = Kernel(
             self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
         )
-        self.kernel.new_space, self.kernel.show = self.new_space, ProcessTexts
+        self.kernel.new_space, self.kernel.show = self._empty_space, ProcessTexts
         self._open_slabs()
         if self.config.locks != "none":
             self.kernel.model_locks(self.computer.percpu)
@@ -197,6 +200,7 @@ class Machine:
         some = self.physical.huge is not None or self.physical.shared_huge.on
         if some and self.config.khugepaged_sleep:
             self.kernel.khugepaged = self._khugepaged(huge_order(self.format))
+        self._keep_room()
         scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
         self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
         self.tlbsan: Checker | None = None
@@ -214,6 +218,23 @@ class Machine:
         except BaseException:
             self.computer.abandon()
             raise
+
+    def _keep_room(self) -> None:
+        """Let whoever makes room keep the watermarks, and be served in the background, as parameters say."""
+        config, kernel, physical = self.config, self.kernel, self.physical
+        if config.kswapd:
+            kernel.kswapd = Kswapd(physical.counters.n, kernel.interrupt_turn, kernel.without_pressure)
+
+        def kept(room: Reclaiming) -> Reclaiming:
+            assert isinstance(room, Room)
+            room.set_marks(config.min_free, config.watermark_scale)
+            if kernel.kswapd is not None:
+                kernel.kswapd.serve(room)
+            return room
+
+        physical.new_room = lambda physical: kept(Room(physical))
+        if physical.reclaim is not None:
+            kept(physical.reclaim)
 
     def _allocator(self) -> Callable[..., Buddy]:
         """What hands out frames; one that counts where locks are modelled."""
@@ -755,6 +776,13 @@ class Machine:
 
     def new_space(self) -> AddressSpace:
         """An empty address space on this machine. Raises ProgramError when RAM does not hold its table."""
+        try:
+            return self._empty_space()
+        except OutOfFrames as error:
+            raise ProgramError(f"no page table fits into {self.config.ram} bytes of RAM") from error
+
+    def _empty_space(self) -> AddressSpace:
+        """Likewise. Raises OutOfFrames when memory has no room for its table, nor can be made to."""
         config = self.config
         limits = Limits(
             user_base=config.user_base,
@@ -765,10 +793,7 @@ class Machine:
             fault_around=config.fault_around,
             window=self.abi.window,
         )
-        try:
-            space = self.physical.with_room(lambda: self.computer.new_space(limits))
-        except OutOfFrames as error:
-            raise ProgramError(f"no page table fits into {config.ram} bytes of RAM") from error
+        space = self.physical.with_room(lambda: self.computer.new_space(limits))
         space.files = self.kernel.file_backings
         return space
 

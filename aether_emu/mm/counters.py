@@ -68,6 +68,11 @@ class Event(IntEnum):
     SHARED_HUGE_MAPPED = 57  # large leaves that came to show a huge page of shared memory
     FLUSH_JOINED = 58  # flushes of operations that were one with another's, for they were done together
     SLABS_SCANNED = 59  # free kernel objects that were looked at because memory was short
+    LAZY_FREE = 60  # pages that a program said it needs no longer, and that stayed (MADV_FREE)
+    LAZY_FREED = 61  # of those, what went when memory was short
+    KSWAPD_SCANNED = 62  # frames that reclaim looked at in the background
+    KSWAPD_TAKEN = 63  # frames that it gave back then
+    KSWAPD_RUNS = 64  # times that it was woken
 
 
 class Counters:

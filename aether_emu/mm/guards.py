@@ -12,7 +12,7 @@ import errno
 import numpy as np
 from numpy.typing import NDArray
 
-from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.errors import Refused
 from aether_emu.mm.allocation import LOCKED, Area
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import entries_of
@@ -22,20 +22,21 @@ from aether_emu.mm.tables.tree import Stretch
 def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
     """Drop the pages of `[start, end)`, a part of `area`, and guard it. Guarding twice is no mistake.
 
-    Raises Refused: EINVAL for memory that is shared, locked, or the kernel's own; ENOMEM where there is no
-    memory for page tables, with nothing changed.
+    Raises Refused(EINVAL) for memory that is shared, locked, or the kernel's own; OutOfFrames where there is
+    no memory for page tables, with nothing changed. That is no hole, behind which the call would go on.
     """
     _check(area)
     if area.flags & LOCKED:
         raise Refused(errno.EINVAL, "the memory is locked")
     table, span = space.table, 1 << space.table.leaf_span_shift
     firsts = range(start & -span, end, span)  # never a list: a range may have millions of leaf tables
-    try:
+
+    def add_tables() -> None:
         for at in firsts:
             if _is_free(space, max(at, start)):
                 table.leaf_slot(max(at, start))
-    except OutOfFrames:
-        raise Refused(errno.ENOMEM, "no memory for page tables") from None
+
+    space.physical.with_room(add_tables)
     gather = space.gather()
     try:
         space.clear(gather, area, start, end)  # splits what is large there

@@ -423,6 +423,15 @@ class AddressSpaceMachine(RuleBasedStateMachine):
         at, advice = self.page_at(place), mapping.MADV_FREE if free else mapping.MADV_DONTNEED
         expected = self.model.discard(at, count, only_anonymous=free)
         self._advise(expected, at, count, advice)
+        if free:  # memory is short at once: the model knows no pages that may go, but are there
+            self._take_freed(at * self.size, (at + count) * self.size)
+
+    def _take_freed(self, start: int, end: int) -> None:
+        """Drop what MADV_FREE named, which ended at the first area with an object behind it."""
+        for area in list(self.space.areas.overlapping(start, end)):
+            if area.backing is not None:
+                return
+            self.space.discard(area, max(start, area.start), min(end, area.end))
 
     @rule(place=PLACES, count=st.integers(1, 8), write=st.booleans())
     def populate(self, place: int, count: int, write: bool) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.errors import OutOfFrames
 from aether_emu.mm import ageing, mapping
 from aether_emu.mm.allocation import LOCKED, Area, AreaFlags
 from aether_emu.mm.capture import capture
+from aether_emu.mm.guards import guarded
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
 from aether_emu.mm.space import AddressSpace
-from tests.mm.board import Board, GrantedFile
+from tests.mm.board import FORMATS, Board, GrantedFile
 from tests.mm.calls import ANONYMOUS, RW, Make, areas, mmap, refusal
 
 AT = 0x4000_0000
@@ -154,3 +156,19 @@ def test_advice_survives_capture(make: Make, plain: Board) -> None:
     described = [area["flags"] for area in capture(space)["areas"]]
     assert described == [F.NO_DUMP, LOCKED]
     assert (capture(space)["new_flags"], capture(space)["program_data"]) == (LOCKED, 5)
+
+
+def test_guarding_without_a_frame_for_a_table_is_no_hole_behind_which_a_call_goes_on() -> None:
+    board = Board(FORMATS["x86_64"])
+    space = board.space()
+    at, count = 0x4000_0000, 4 * 512
+    mmap(space, at, count, RW, ANONYMOUS | MAP_FIXED)
+    held = [board.buddy.alloc() for _ in range(board.buddy.free_frames)]
+    with pytest.raises(OutOfFrames):
+        mapping.advise_memory(space, at, count * 4096, mapping.MADV_GUARD_INSTALL)
+    assert not guarded(space, at, at + count * 4096).size
+    for frame in held:
+        board.buddy.free(frame)
+    mapping.advise_memory(space, at, count * 4096, mapping.MADV_GUARD_INSTALL)
+    assert guarded(space, at, at + count * 4096).size == count
+    board.close()
