@@ -147,8 +147,7 @@ class Scheduler:
         if self.first is None:
             self.first = task.process
         self._tasks[task] = None
-        if task.wait is None:
-            self._queue.add(task)
+        self._queue.add(task)
 
     def remove(self, task: Task) -> None:
         """Do not run it any more."""
@@ -253,7 +252,9 @@ class Scheduler:
         if registry is not None and registry.arrivals:
             for arrived in registry.arrivals:
                 assert isinstance(arrived, Task)
-                self.add(arrived)
+                self.know((arrived,))
+                if arrived.wait is None:
+                    self._queue.add(arrived)
             registry.arrivals.clear()
         news = self._queue.news
         while news:

@@ -12,9 +12,10 @@ import pytest
 from aether_emu.linux.abi.signal import SA_RESTORER, SIGNALS, SIGPIPE, SIGUSR1, Action, SignalInfo
 from aether_emu.linux.task.deadlock import Deadlock
 from aether_emu.linux.task.scheduler import LONGEST_TURN, Interrupted
-from aether_emu.mm.fault import Faults, Outcome
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.objects.shared import SharedMemory
+from aether_emu.mm.populate import Failed
+from aether_emu.mm.populate import populate as bring
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.waiting import WaitQueue
@@ -279,15 +280,15 @@ def test_a_long_call_lets_the_run_end_and_goes_on_afterwards(
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_POPULATE
         several.calls(("mmap", 0, pages * PAGE, PROT_READ, flags, -1, 0), ("write", 1, DATA, 1), data=b"x")
         seen: list[int] = []
-        resolve = Faults.resolve
 
-        def counting(faults: Faults, space: AddressSpace, va: int, access: int) -> Outcome:
-            seen.append(va)
-            if len(seen) == late:
+        def counting(space: AddressSpace, start: int, end: int, *, write: bool) -> Failed | None:
+            before = len(seen)
+            seen.extend(range(start, end, PAGE))
+            if before < late <= len(seen):
                 several.machine.cpu.interrupt()
-            return resolve(faults, space, va, access)
+            return bring(space, start, end, write=write)
 
-        monkeypatch.setattr(Faults, "resolve", counting)
+        monkeypatch.setattr("aether_emu.linux.calls.memory.populate", counting)
         with pytest.raises(Interrupted):
             several.run()
         assert late <= len(seen) < late + 1100
