@@ -45,8 +45,8 @@ def run(
     """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
 
     A block takes `block` ns; `options` as of a Machine. Where it is not `captured`, the same machine goes on.
-    With `switches` the statistics tell of those too: after a pause other turns may be drawn, which these
-    programs notice in nothing else.
+    With `switches` the statistics tell of those, and of what follows from them, too: after a pause other turns
+    may be drawn, which these programs notice in nothing else.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     machine = Machine(isa, ram="32M", aperture="8M", seed=5, clock={"block": block}, **options)
@@ -75,6 +75,7 @@ def run(
         machine.close()
     if not switches:
         told.pop("tags", None)
+        told.pop("zeroed_pages")  # who ends before another begins leaves it a kernel stack that was used
     written = streams["stdout"].written + streams["stderr"].written
     return Told(ended.status, bytes(written).decode(), told)
 
