@@ -40,6 +40,7 @@ from aether_emu.mm.kernel_half import KernelHalf
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.physical import Physical
+from aether_emu.mm.room import Room
 from aether_emu.mm.space import AddressSpace, Shared
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
@@ -192,6 +193,7 @@ class Computer(Generic[C]):
                 tlb=tlb,
                 tags=tags,
             )
+            self.physical.new_room = Room
             root = 0 if kernel_base is None else self._boot(kernel_base, split)
             self.percpu = [
                 PerCpu(self.physical, index, fmt, root, self._aim(cpu)) for index, cpu in enumerate(self.cpus)

@@ -452,6 +452,9 @@ class Options(TypedDict, total=False):
     swap_file: str | None
     swap_readahead: int
     reclaim: str
+    kswapd: bool
+    min_free: int | str | None
+    watermark_scale: int
     thp: str
     mthp: str
     hugepages: str
@@ -535,6 +538,19 @@ class Config:
         _Word(("mglru", "clock")),
         "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
         "clock with two hands",
+    )
+    kswapd: bool = _parameter(
+        True,
+        _Flag(),
+        "whether pages go in the background below the low watermark; else whoever needs a frame waits",
+    )
+    min_free: int | None = _parameter(
+        None,
+        _Whole(0, GIB, absent="four times the root of the KiB of RAM", written="size"),
+        "bytes of RAM that are kept free where memory can be reclaimed (Linux: min_free_kbytes)",
+    )
+    watermark_scale: int = _parameter(
+        10, _Whole(1, 3000), "how far the watermarks are apart at least, in 10,000ths of RAM"
     )
     host_step: int = _parameter(
         64 * MIB,

@@ -57,6 +57,7 @@ from aether_emu.linux.task import job_control
 from aether_emu.linux.task.ended import Ended
 from aether_emu.linux.task.khugepaged import Khugepaged
 from aether_emu.linux.task.ksm import Ksm
+from aether_emu.linux.task.kswapd import Kswapd
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
@@ -68,7 +69,8 @@ from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import HugePages
 from aether_emu.mm.limits import Limits
 from aether_emu.mm.merging import MergeScan
-from aether_emu.mm.physical import Huge
+from aether_emu.mm.physical import Huge, Reclaiming
+from aether_emu.mm.room import Room
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.mm.tlb import Tlb
@@ -190,6 +192,7 @@ class Machine:
         self.process: Process | None = None
         if self.physical.huge is not None and self.config.khugepaged_sleep:
             self.kernel.khugepaged = self._khugepaged(self.physical.huge)
+        self._keep_room()
         scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
         self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
         self.tlbsan: Checker | None = None
@@ -207,6 +210,23 @@ class Machine:
         except BaseException:
             self.computer.abandon()
             raise
+
+    def _keep_room(self) -> None:
+        """Let whoever makes room keep the watermarks, and be served in the background, as parameters say."""
+        config, kernel, physical = self.config, self.kernel, self.physical
+        if config.kswapd:
+            kernel.kswapd = Kswapd(physical.counters.n, kernel.interrupt_turn, kernel.without_pressure)
+
+        def kept(room: Reclaiming) -> Reclaiming:
+            assert isinstance(room, Room)
+            room.set_marks(config.min_free, config.watermark_scale)
+            if kernel.kswapd is not None:
+                kernel.kswapd.serve(room)
+            return room
+
+        physical.new_room = lambda physical: kept(Room(physical))
+        if physical.reclaim is not None:
+            kept(physical.reclaim)
 
     def _allocator(self) -> Callable[..., Buddy]:
         """What hands out frames; one that counts where locks are modelled."""

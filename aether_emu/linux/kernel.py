@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from aether_emu.linux.task.contention import Contention
     from aether_emu.linux.task.khugepaged import Khugepaged
     from aether_emu.linux.task.ksm import Ksm
+    from aether_emu.linux.task.kswapd import Kswapd
 
 # Faults that were resolved without copying a page: each costs `fault_minor`.
 _WITHOUT_COPY = (
@@ -108,6 +109,7 @@ class Kernel:
         self.observers = Observers(physical)
         self.contention: Contention | None = None  # where locks are modelled
         self.khugepaged: Khugepaged | None = None  # where huge pages are made by and by
+        self.kswapd: Kswapd | None = None  # who makes room in the background; None: whoever needs it
         self.ksm: Ksm  # what merges equal pages, when it is told to
         self.calls_made: defaultdict[int, int] = defaultdict(int)
         self.waits_begun = 0
@@ -346,9 +348,23 @@ class Kernel:
 
     def note_pressure(self) -> None:
         """Tasks have stood still for want of memory, or somebody wants to know how long they have."""
+        self.pressure.note(self.time_seen(), self._stalled(), alone=not len(self.run_queue))
+
+    def _stalled(self) -> int:
+        """What pages that went and came back have cost so far."""
         n = self.physical.counters.n
-        costs = sum(n[event] * self._costs[event] for event in _STALLS)
-        self.pressure.note(self.time_seen(), costs, alone=not len(self.run_queue))
+        return sum(n[event] * self._costs[event] for event in _STALLS)
+
+    def interrupt_turn(self) -> None:
+        """Whoever runs leaves the CPU when its current callback returns: the kernel has something to do."""
+        self.entry.cpu.stop()
+
+    def without_pressure(self, work: Callable[[], int]) -> None:
+        """Work that takes time, but for which no task stands still."""
+        self.note_pressure()
+        before = self._stalled()
+        work()
+        self.pressure.excuse(self._stalled() - before)
 
     def with_system_v(self) -> SystemV:
         """What processes share by System V's numbers, made at the first use."""
@@ -377,6 +393,7 @@ class Kernel:
             "told": self._told,
             "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
+            "kswapd": self.kswapd is not None and self.kswapd.due,
             "ksm": self.ksm.capture(),
         }
 
@@ -388,4 +405,6 @@ class Kernel:
         self.pressure.restore(state["pressure"])
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])
+        if self.kswapd is not None:
+            self.kswapd.due = state["kswapd"]
         self.ksm.restore(state["ksm"])

@@ -39,6 +39,10 @@ class Pressure:
         self._since += missed * _PERIOD
         self._before = list(self._totals)
 
+    def excuse(self, costs: int) -> None:
+        """So much of what stalls will be said to have cost was no stall."""
+        self._costs += costs
+
     def text(self) -> bytes:
         """/proc/pressure/memory."""
         lines = []

@@ -63,6 +63,11 @@ class Event(IntEnum):
     MERGED_PAGES = 52  # pages that came to show a merged frame
     MERGED_ZEROS = 53  # pages of zeros that came to show the zero page instead
     UNMERGED_PAGES = 54  # merged pages that got a frame of their own because a program, or root, asked
+    LAZY_FREE = 55  # pages that a program said it needs no longer, and that stayed (MADV_FREE)
+    LAZY_FREED = 56  # of those, what went when memory was short
+    KSWAPD_SCANNED = 57  # frames that reclaim looked at in the background
+    KSWAPD_TAKEN = 58  # frames that it gave back then
+    KSWAPD_RUNS = 59  # times that it was woken
 
 
 class Counters:

@@ -465,7 +465,9 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         raise Refused(errno.EINVAL, "the memory is locked")
     elif advice == MADV_FREE and area.backing is not None:
         raise Refused(errno.EINVAL, "only private anonymous memory can be freed")
-    elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE):
+    elif advice == MADV_FREE:
+        space.physical.with_reclaim().lazy.mark(space, start, end)
+    elif advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED):
         space.discard(area, start, end)
     elif advice == MADV_COLD:
         cool(space, start, end)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
@@ -31,9 +34,10 @@ _DIRTY = int(Flags.DIRTY)  # plain: asked for each frame that is taken
 
 
 class Reclaiming(Protocol):
-    """Who makes room where memory is short: `mm.reclaim`. Asked only where no operation is in its midst."""
+    """Who makes room where memory is short: `mm.room`. Asked only where no operation is in its midst."""
 
     on_stall: Callable[[], None]
+    lazy: Any  # `mm.lazyfree.LazyPages`
 
     @property
     def is_short(self) -> bool:
@@ -57,6 +61,9 @@ class Reclaiming(Protocol):
 
     def freed(self, frames: Sequence[int]) -> None:
         """These frames hold no page any more."""
+
+    def unlocked(self, frames: NDArray[np.int64]) -> None:
+        """An area that showed these frames locks them no longer."""
 
     def capture(self) -> dict[str, Any]:
         """All that goes on, as plain data."""
@@ -134,6 +141,7 @@ class Physical:
         self.swap: SwapArea | None = None
         self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.reclaim: Reclaiming | None = None
+        self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
         self.read_ahead = 1
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
@@ -177,6 +185,12 @@ class Physical:
         if self.merged is None:
             self.merged = MergedMemory(self.objects, self.frames)
         return self.merged
+
+    def with_reclaim(self) -> Reclaiming:
+        """Who makes room; where there is no swap area, made when a program first frees memory lazily."""
+        if self.reclaim is None:
+            self.reclaim = self.new_room(self)
+        return self.reclaim
 
     def is_merged(self, frame: int) -> bool:
         """Whether a frame that is in use is a merged one: nobody writes to it, not even its only user."""
@@ -300,9 +314,10 @@ class Physical:
         self.counters.n[:] = counts
         self.code.restore(code)
         self.overcommit.restore(state["overcommit"])
-        if self.swap is not None and self.reclaim is not None:
+        if self.swap is not None:
             self.swap.restore(state["swap"])
-            self.reclaim.restore(state["reclaim"])
+        if state["reclaim"] is not None:
+            self.with_reclaim().restore(state["reclaim"])
         self.host_memory.restore(host)
         if self.compaction is not None:
             assert isinstance(learnt, tuple)

@@ -5,10 +5,9 @@
     take                 entries that name a slot, flushed on every CPU; then the bytes are stored, and only
                          then is the frame free
 
-It runs where no operation is in its midst: at the beginning of a fault that is not served on the fast path,
-and of a call that takes frames (`balance`, below the low watermark, up to the high one), and where an
-operation has met OutOfFrames and left all as it was (`make_room`). There is no thread that would do it
-meanwhile, as Linux's kswapd does: whoever needs the frame waits.
+When it runs, and up to where, says `mm.room`; pages that a program has freed lazily go before these.
+What was found locked is not tried again until that is unlocked (Linux: the unevictable list), and where
+swap has no slot nothing is scanned: else each fault would go through all memory for nothing.
 
 What stays: pages that are locked, executable or shown by anything but entries; page tables; the zero page;
 the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files and
@@ -18,8 +17,10 @@ memory files stand in the aperture and are no RAM.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import isqrt
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.errors import OutOfFrames
 from aether_emu.mm import rmap
@@ -29,6 +30,7 @@ from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import is_clean, user_mark
+from aether_emu.mm.room import BATCH, Room
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea, SwapFull
 from aether_emu.mm.tables.count import address_bits
@@ -38,9 +40,6 @@ from aether_emu.mm.tables.owed import owes
 from aether_emu.mm.tables.tree import Found
 from aether_emu.mm.tlb import Gather
 
-BATCH = 32
-"""Frames that are taken together, with one flush for each address space (Linux: SWAP_CLUSTER_MAX)."""
-_RESTS = 64  # slow faults after a try that brought nothing
 _ANON, _SHARED = int(Kind.ANON), int(Kind.SHARED)
 _EXECUTABLE = int(Flags.EXECUTABLE)
 
@@ -67,20 +66,6 @@ class Order(Protocol):
         """Become the captured one."""
 
 
-class Watermarks(NamedTuple):
-    """Free frames: below `low` reclaim begins, up to `high` it goes on; `min` is what it never promises."""
-
-    min: int
-    low: int
-    high: int
-
-
-def watermarks(frames: int, page_size: int) -> Watermarks:
-    """Linux's for so much memory: the least is four times the root of the KiB, in KiB."""
-    least = max(8, min(frames >> 4, 4 * isqrt(frames * page_size >> 10) * 1024 // page_size))
-    return Watermarks(least, least + max(least >> 2, 4), least + max(least >> 1, 8))
-
-
 class _Shown(NamedTuple):
     """One entry that shows a frame."""
 
@@ -98,71 +83,47 @@ class _Going(NamedTuple):
     memory: SharedMemory | None
 
 
-class Reclaim:
-    """Takes pages of one machine to its swap area, in the order that `order` says.
+def _is_locked(one: rmap.Mapping) -> bool:
+    assert isinstance(one.space, AddressSpace)
+    area = one.space.areas.find(one.address)
+    return area is not None and bool(area.flags & LOCKED)
 
-    `on_stall` is told when somebody has waited for it.
-    """
+
+class Reclaim(Room):
+    """Takes pages of one machine to its swap area, in the order that `order` says."""
 
     def __init__(self, physical: Physical, swap: SwapArea, order: Callable[[Reclaim], Order]) -> None:
-        self._physical, self._swap = physical, swap
-        self._n, self._buddy = physical.counters.n, physical.buddy
-        self.marks = watermarks(self._buddy.total, physical.ram.page_size)
-        self._rests = 0
-        self.on_stall: Callable[[], None] = lambda: None
+        super().__init__(physical)
+        self._swap = swap
+        self.unevictable: NDArray[np.bool_] = np.zeros(self._buddy.total, np.bool_)
+        """Frames that were found locked, since they were last unlocked."""
         self.order = order(self)
-
-    @property
-    def physical(self) -> Physical:
-        """The machine's memory."""
-        return self._physical
-
-    @property
-    def is_short(self) -> bool:
-        """See `Reclaiming`."""
-        return self._buddy.free_frames < self.marks.low
-
-    @property
-    def spare(self) -> int:
-        """See `Reclaiming`."""
-        return self.marks.min
-
-    def balance(self) -> None:
-        """See `Reclaiming`. After a try that brought nothing some faults go by without one."""
-        if self._buddy.free_frames >= self.marks.low:
-            return
-        if self._rests:
-            self._rests -= 1
-            return
-        if not self._reclaim(self.marks.high - self._buddy.free_frames):
-            self._rests = _RESTS
-
-    def make_room(self, wanted: int) -> bool:
-        """See `Reclaiming`."""
-        short = max(wanted, self.marks.min) - self._buddy.free_frames
-        return self._reclaim(max(short, BATCH)) > 0
 
     def cool(self, frames: Sequence[int]) -> None:
         """See `Reclaiming`."""
         self.order.deactivate([frame for frame in frames if frame < self._buddy.total])
 
+    def unlocked(self, frames: NDArray[np.int64]) -> None:
+        """See `Reclaiming`."""
+        self.unevictable[frames[frames < self._buddy.total]] = False
+
     def freed(self, frames: Sequence[int]) -> None:
         """See `Reclaiming`."""
+        super().freed(frames)
+        self.unevictable[[frame for frame in frames if frame < self._buddy.total]] = False
         self._swap.frames_go(frames)
         self.order.freed(frames)
 
     def _reclaim(self, wanted: int) -> int:
         """Take at least so many frames, if there are. Returns how many."""
-        taken, order = 0, self.order
-        self._n[Event.RECLAIM_STALLS] += 1
+        taken, order = super()._reclaim(wanted), self.order
         order.begin()
-        while taken < wanted:
+        while taken < wanted and self._swap.has_room:
             frames = order.candidates()
             if not frames:
                 break
-            self._n[Event.RECLAIM_SCANNED] += len(frames)
+            self._n[self._scanned] += len(frames)
             taken += self.take(frames)
-        self.on_stall()
         return taken
 
     # ---- one batch
@@ -176,7 +137,7 @@ class Reclaim:
             taken += len(going)
             if full:
                 break
-        self._n[Event.RECLAIM_TAKEN] += taken
+        self._n[self._taken] += taken
         return taken
 
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
@@ -214,7 +175,11 @@ class Reclaim:
                 return None
             extra = 1  # the object's own reference
         try:
-            found_all = [self._small(one) for one in rmap.mappings(self._physical, frame)]
+            mappings = list(rmap.mappings(self._physical, frame))
+            if any(map(_is_locked, mappings)):
+                self.unevictable[frame] = True
+                return None
+            found_all = [self._small(one) for one in mappings]
         except (TableDamaged, OutOfFrames):
             return None
         shown = [one for one in found_all if one is not None]
@@ -229,8 +194,7 @@ class Reclaim:
         """
         space, address, found = one
         assert isinstance(space, AddressSpace)
-        area = space.areas.find(address)
-        if area is None or area.flags & LOCKED:
+        if space.areas.find(address) is None:
             return None
         fmt = space.table.format
         if found.entry & fmt.present_mask and found.entry & user_mark(fmt):
@@ -294,9 +258,12 @@ class Reclaim:
 
     def capture(self) -> dict[str, Any]:
         """All that goes on."""
-        return {"rests": self._rests, "order": self.order.capture()}
+        unevictable = np.flatnonzero(self.unevictable).tolist()
+        return {**super().capture(), "unevictable": unevictable, "order": self.order.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
-        self._rests = state["rests"]
+        super().restore(state)
+        self.unevictable[:] = False
+        self.unevictable[state["unevictable"]] = True
         self.order.restore(state["order"])

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
+_LOCKED = int(AreaFlags.LOCKED)
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
 # Plain: numpy compares with a number a hundred times faster than with an enum.
@@ -338,6 +339,9 @@ class AddressSpace:
         areas = self.areas.overlapping(start, end)
         if not areas:
             return
+        if self.account.locked:
+            for area in areas:
+                self._unlock(area, max(area.start, start), min(area.end, end))
         held, gather = hold_objects(areas), self.gather()
         try:
             if len(areas) < _MANY:
@@ -354,6 +358,12 @@ class AddressSpace:
             for item in held:
                 item.let_go()
         self._tell(Change.UNMAPPED, start, end)
+
+    def _unlock(self, area: Area, start: int, end: int) -> None:
+        """What a part of an area shows is about to be locked no longer, at least not by that."""
+        reclaim = self.physical.reclaim
+        if reclaim is not None and area.flags & _LOCKED:
+            reclaim.unlocked(self.shown(start, end))
 
     def _tell(self, change: Change, start: int, end: int) -> None:
         """Whoever watches mappings hears of it, once it is done."""
@@ -420,6 +430,8 @@ class AddressSpace:
         piece.flags = flags
         piece.set_watcher(watcher)
         self.areas.require_room(self.areas.growth(area, piece))
+        if not flags & _LOCKED:
+            self._unlock(area, start, end)
         if self.physical.gave_large:
             self._split_around(area, start, end)
         self._put_back(area, piece)

@@ -128,6 +128,8 @@ class UserMemory:
             self._require_memory(piece)
             if physical.swap is not None:
                 physical.swap.frame_goes(piece.frame)
+            if physical.reclaim is not None:
+                physical.reclaim.lazy.forget((piece.frame,))
             physical.page_bytes(piece.frame)[piece.offset : piece.offset + piece.length] = data
         else:
             file, index = physical.aperture.owner_of(physical.frames.address(piece.frame))

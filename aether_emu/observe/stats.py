@@ -140,6 +140,8 @@ def _of_swap(machine: Machine) -> dict[str, Any]:
             "stalls": n[Event.RECLAIM_STALLS],
             "frames_scanned": n[Event.RECLAIM_SCANNED],
             "frames_taken": n[Event.RECLAIM_TAKEN],
+            "background_runs": n[Event.KSWAPD_RUNS],
+            "background_taken": n[Event.KSWAPD_TAKEN],
             "taken_unchanged": n[Event.RECLAIM_CLEAN],
         },
         "swap": {

@@ -37,7 +37,7 @@ class Clock:
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
-        self._physical = reclaim.physical
+        self._physical, self._stay = reclaim.physical, reclaim.unevictable
         self._count = reclaim.physical.buddy.total
         self._ahead = max(_STEP, (self._count >> 2) // _STEP * _STEP)
         self._hand = self._first = (
@@ -84,7 +84,7 @@ class Clock:
         """The frames of some positions, in order, that hold pages of programs."""
         numbers = np.arange(first, end) % self._count
         kinds = self._physical.frames.kind_array[numbers]
-        found: list[int] = numbers[(kinds == _ANON) | (kinds == _SHARED)].tolist()
+        found: list[int] = numbers[((kinds == _ANON) | (kinds == _SHARED)) & ~self._stay[numbers]].tolist()
         return found
 
     def capture(self) -> dict[str, Any]:
@@ -107,26 +107,33 @@ class Generations:
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
-        self._physical = reclaim.physical
+        self._physical, self._stay = reclaim.physical, reclaim.unevictable
         count = reclaim.physical.buddy.total
         self._born: NDArray[np.uint32] = np.zeros(count, np.uint32)  # 0: none
         self._tried: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._newest = 1
         self._walks = 0
+        self._oldest: NDArray[np.int64] = np.zeros(0, np.int64)  # what is left to try of that generation
 
     def begin(self) -> None:
         """See `Order`."""
         self._tried[:] = False
         self._walks = 0
+        self._oldest = self._oldest[:0]
 
     def candidates(self) -> list[int]:
         """See `Order`."""
         while True:
-            old = np.flatnonzero(self._used() & (self._born > 0) & (self._born < self._newest) & ~self._tried)
-            if old.size:
+            if not self._oldest.size:
+                old = np.flatnonzero(
+                    self._used() & (self._born > 0) & (self._born < self._newest) & ~self._tried
+                )
                 born = self._born[old]
-                chosen: list[int] = old[born == born.min()][:_STEP].tolist()
-                self._tried[chosen] = True
+                self._oldest = old[born == born.min()] if old.size else old
+                self._tried[self._oldest] = True
+            if self._oldest.size:
+                chosen: list[int] = self._oldest[:_STEP].tolist()
+                self._oldest = self._oldest[_STEP:]
                 touched = [frame for frame in chosen if ageing.was_accessed(self._physical, frame)]
                 self._born[touched] = self._newest
                 untouched = [frame for frame in chosen if frame not in touched]
@@ -139,7 +146,7 @@ class Generations:
 
     def _used(self) -> NDArray[np.bool_]:
         kinds = self._physical.frames.kind_array[: self._born.size]
-        used: NDArray[np.bool_] = (kinds == _ANON) | (kinds == _SHARED)
+        used: NDArray[np.bool_] = ((kinds == _ANON) | (kinds == _SHARED)) & ~self._stay
         return used
 
     def _age(self) -> None:

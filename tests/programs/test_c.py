@@ -26,6 +26,7 @@ _STATUS = {
     "threads": 0,
     "control": -signal.SIGABRT,
     "files": 37,
+    "freed": 0,
     "nodes": 0,
     "notified": 0,
     "shared": 0,

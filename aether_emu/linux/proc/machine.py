@@ -24,6 +24,7 @@ from aether_emu.linux.proc import pools, status
 from aether_emu.linux.proc.buddy import buddyinfo, pagetypeinfo
 from aether_emu.linux.proc.overcommit import overcommit_texts
 from aether_emu.linux.proc.sysvipc import SHARED
+from aether_emu.linux.proc.watermarks import watermark_texts
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
@@ -64,6 +65,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         **{name: Text(f"{value}\n".encode) for name, value in _settings(process).items()},
         "sys/vm/nr_hugepages": pools.default_size(kernel),
         **overcommit_texts(kernel.physical.overcommit),
+        **watermark_texts(kernel),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
@@ -256,12 +258,17 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("pswpin", counted[Event.SWAP_READ]),
         ("pswpout", counted[Event.SWAP_WRITTEN]),
         ("allocstall_normal", counted[Event.RECLAIM_STALLS]),
+        ("pglazyfree", counted[Event.LAZY_FREE]),
         ("pgfault", kernel.minor_faults() + kernel.major_faults()),
         ("pgmajfault", kernel.major_faults()),
-        ("pgscan_direct", counted[Event.RECLAIM_SCANNED]),
+        ("pglazyfreed", counted[Event.LAZY_FREED]),
+        ("pgsteal_kswapd", counted[Event.KSWAPD_TAKEN]),
         ("pgsteal_direct", counted[Event.RECLAIM_TAKEN]),
-        ("pgscan_anon", counted[Event.RECLAIM_SCANNED]),
-        ("pgsteal_anon", counted[Event.RECLAIM_TAKEN]),
+        ("pgscan_kswapd", counted[Event.KSWAPD_SCANNED]),
+        ("pgscan_direct", counted[Event.RECLAIM_SCANNED]),
+        ("pgscan_anon", counted[Event.RECLAIM_SCANNED] + counted[Event.KSWAPD_SCANNED]),
+        ("pgsteal_anon", counted[Event.RECLAIM_TAKEN] + counted[Event.KSWAPD_TAKEN]),
+        ("pageoutrun", counted[Event.KSWAPD_RUNS]),
         ("swap_ra", counted[Event.SWAP_AHEAD]),
         ("zswpin", counted[Event.SWAP_IN] - counted[Event.SWAP_READ]),
         ("zswpout", counted[Event.SWAP_OUT]),

@@ -33,8 +33,7 @@ _COMMON = (
 )
 _AREA_FIELDS = (*_SIZES, "Rss", "Pss", "Pss_Dirty", *_COMMON)
 _PROCESS_FIELDS = ("Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", *_COMMON)
-# What does not exist here: lazily freed pages; huge ones of files.
-_NONE = frozenset(_COMMON[_COMMON.index("LazyFree") : _COMMON.index("Shared_Hugetlb")]) - {"AnonHugePages"}
+_NONE = frozenset({"ShmemPmdMapped", "FilePmdMapped"})  # there are no huge pages of files
 _ALL, _ANONYMOUS, _MAPPED, _SOFT_DIRTY = 1, 2, 3, 4
 _MOST_TEXT = 12  # bytes of one write that are looked at (PROC_NUMBUF)
 _BLANKS = b" \t\n\v\f\r"
@@ -92,6 +91,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
         "Shared_Hugetlb": in_pools(pooled & shared),
         "Private_Hugetlb": in_pools(pooled & ~shared),
         "KSM": total(_merged(space, seen.frames)),
+        "LazyFree": total(_lazily_freed(space, seen)),
         "AnonHugePages": _in_huge_pages(space, starts),
         "Anonymous": total(anonymous),
         "File": total(kinds == Kind.FILE),
@@ -104,6 +104,15 @@ def _merged(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dt
     """Which of the frames are merged ones."""
     merged = space.physical.merged
     return np.isin(space.physical.frames.owner_array[frames], [] if merged is None else [merged.number])
+
+
+def _lazily_freed(space: AddressSpace, seen: ageing.Seen) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the pages go first when memory is short: nobody has stored to them since MADV_FREE."""
+    reclaim = space.physical.reclaim
+    if reclaim is None or not len(reclaim.lazy):
+        return np.zeros(len(seen.pages), np.bool_)
+    lazy: np.ndarray[tuple[int], np.dtype[np.bool_]] = reclaim.lazy.among(seen.frames) & ~seen.dirty
+    return lazy
 
 
 def _in_huge_pages(space: AddressSpace, starts: Sequence[int]) -> Bytes:

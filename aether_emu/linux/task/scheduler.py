@@ -171,13 +171,15 @@ class Scheduler:
     def _run(self, budget: int | None) -> bool:
         check, lines, take_interrupt = self.kernel.observers.check, self._lines, self._take_interrupt
         limit, khugepaged = None if budget is None else self.kernel.blocks + budget, self.kernel.khugepaged
-        ksm = self.kernel.ksm
+        ksm, kswapd = self.kernel.ksm, self.kernel.kswapd
         while self.settle():
             check()
             if take_interrupt():
                 raise Interrupted
             if khugepaged is not None:
                 khugepaged.look(self.kernel.time_now())
+            if kswapd is not None and kswapd.due:
+                kswapd.look()
             if ksm.run == RUN:
                 ksm.look(self.kernel.time_now())
             task = self._next()

@@ -20,10 +20,13 @@ def cool(space: AddressSpace, start: int, end: int) -> None:
 def page_out(space: AddressSpace, start: int, end: int) -> None:
     """MADV_PAGEOUT: what only this place shows goes now, if there is somewhere to go."""
     seen, maps = ageing.look(space, start, end), space.physical.frames.maps_array
-    if space.physical.reclaim is None:
+    reclaim = space.physical.reclaim
+    if reclaim is None:
         ageing.forget_accesses(space, start, end)
     else:
-        space.physical.reclaim.take(seen.frames[maps[seen.frames] == 1].tolist())
+        alone = seen.frames[maps[seen.frames] == 1].tolist()
+        reclaim.lazy.drop_of(alone)
+        reclaim.take(alone)
 
 
 def page_in(space: AddressSpace, area: Area, start: int, end: int) -> None:

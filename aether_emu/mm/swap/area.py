@@ -85,6 +85,11 @@ class SwapArea:
         """Frames that are cached for a slot."""
         return len(self._frames)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another page may find a slot: one that is free, or that the cache gives up."""
+        return self.on and (bool(self._free) or self._unused < self.slots or bool(self._frames))
+
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
         return self._users.get(slot, 0)
