@@ -72,7 +72,7 @@ from aether_emu.mm.merging import MergeScan
 from aether_emu.mm.physical import Huge, Reclaiming
 from aether_emu.mm.room import Room
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.swap.area import SlotLeak
+from aether_emu.mm.swap.area import SlotLeak, SwapArea
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
@@ -224,7 +224,14 @@ class Machine:
                 kernel.kswapd.serve(room)
             return room
 
-        physical.new_room = lambda physical: kept(Room(physical))
+        def new_swap() -> SwapArea:
+            self._connect_swap()
+            assert physical.reclaim is not None and physical.swap is not None, "they are connected"
+            kernel.attend_to_swap()
+            kept(physical.reclaim)
+            return physical.swap
+
+        physical.new_room, physical.new_swap = lambda physical: kept(Room(physical)), new_swap
         if physical.reclaim is not None:
             kept(physical.reclaim)
 

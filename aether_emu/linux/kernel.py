@@ -154,6 +154,11 @@ class Kernel:
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
         self.pressure = Pressure()
+        self.attend_to_swap()
+
+    def attend_to_swap(self) -> None:
+        """Note how long tasks wait for pages, and tell what becomes of the swap area, if there is one."""
+        physical = self.physical
         if physical.reclaim is not None and physical.swap is not None:
             physical.reclaim.on_stall = self.note_pressure
             physical.swap.store.tell = lambda line: self.tell(line + "\n")

@@ -149,7 +149,7 @@ class Reclaim(Room):
             shown = self.shown(frame)
             if shown is None:
                 continue
-            slot = swap.slot_of(frame)
+            slot = swap.slot_to_keep(frame)
             clean = slot is not None
             if slot is None:
                 try:

@@ -180,14 +180,14 @@ ORDERS: dict[str, Callable[[Reclaim], Order]] = {"mglru": Generations, "clock": 
 
 
 def connect(physical: Physical, fmt: PageTableFormat, config: Config) -> None:
-    """Give a machine the swap area that its parameters ask for. Raises ConfigError for its file."""
+    """Give a machine a swap area, with a file of its own if parameters ask for that. Raises ConfigError."""
     slots = config.swap // fmt.page_size
-    if not slots:
-        return
     n = physical.counters.n
     limit = config.ram // _POOL_PART if config.swap_pool is None else config.swap_pool
     file = SwapFile(config.swap_file, slots, fmt.page_size)
     store = Store(file, best_codec(), limit, fmt.page_size, n)
     physical.swap = SwapArea(fmt, slots, store, n, physical.buddy.total)
     physical.read_ahead = config.swap_readahead
-    physical.reclaim = Reclaim(physical, physical.swap, ORDERS[config.reclaim])
+    room, physical.reclaim = physical.reclaim, Reclaim(physical, physical.swap, ORDERS[config.reclaim])
+    if room is not None:
+        physical.reclaim.lazy = room.lazy

@@ -62,9 +62,8 @@ def run_emulated(
     Closing the machine fails if a frame leaks. `options` are those of `Machine`.
     """
     output, errors = BufferStream(), BufferStream()
-    user, group = os.getuid(), os.getgid()
-    options = {"ram": "256M", "seed": 7, **options}
-    machine = Machine(isa, page_size=granule, uid=user, gid=group, live_state=live_state, **options)
+    options = {"ram": "256M", "seed": 7, "uid": os.getuid(), "gid": os.getgid(), **options}
+    machine = Machine(isa, page_size=granule, live_state=live_state, **options)
     try:
         machine.load(
             program,

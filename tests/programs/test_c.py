@@ -54,6 +54,7 @@ _ELSEWHERE = [
     "shootdown",
     "sleepers",
     "spaces",
+    "swapfiles",
     "wires",
     "written",
 ]  # tests/test_wires and others run them

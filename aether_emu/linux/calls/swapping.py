@@ -29,7 +29,10 @@ from aether_emu.mm.swap.store import Store
 
 _PRIORITY, _PREFER, _DISCARD, _DISCARD_ONCE, _DISCARD_PAGES = 0x7FFF, 0x8000, 0x10000, 0x20000, 0x40000
 _FLAGS = _PRIORITY | _PREFER | _DISCARD | _DISCARD_ONCE | _DISCARD_PAGES
-_HEADER, _HEADER_AT = "III", 1024  # version, last page, number of bad pages: behind 1024 bytes for a boot loader
+_HEADER, _HEADER_AT = (
+    "III",
+    1024,
+)  # version, last page, number of bad pages: behind 1024 bytes for a boot loader
 _SIGNATURE = b"SWAPSPACE2"  # the last bytes of the header's page
 _BLOCK = 512  # bytes of a block in st_blocks
 
@@ -63,7 +66,7 @@ def sys_swapon(task: Task, path: int, flags: int, *_: int) -> int:
         swap.turn_on(swap.own, priority)
         return 0
     with _opened(task, name) as file:
-        _turn_on(task, kernel.with_swap(), file, priority)
+        _turn_on(task, kernel.physical.with_swap(), file, priority)
     return 0
 
 

@@ -204,7 +204,9 @@ class Files(DescriptorOperations):
         return file
 
     def open_swap(self, path: bytes) -> OpenFile:
-        """The file that swapon(2) and swapoff(2) name, open for both, on no descriptor; whoever calls holds it."""
+        """The file that swapon(2) names, open for reading and writing, on no descriptor; whoever calls holds
+        it.
+        """
         with self._lookup(fl.AT_FDCWD, path) as place:
             file = opening.open_place(self.namespace, place, fl.O_RDWR | fl.O_NONBLOCK)
         file.hold()

@@ -88,7 +88,7 @@ class SwapArea:
     @property
     def has_room(self) -> bool:
         """Whether another page may find a slot: one that is free, or that the cache gives up."""
-        return self.on and (bool(self._free) or self._unused < self.slots or bool(self._frames))
+        return any(part.on and (part.used < part.slots or bool(self._frames)) for part in self.parts)
 
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
@@ -194,6 +194,14 @@ class SwapArea:
         """The slot that a frame is cached for."""
         return self._cached.get(frame)
 
+    def slot_to_keep(self, frame: int) -> int | None:
+        """Likewise, for a frame that may go there again; it is cached no longer for a file that is off."""
+        slot = self._cached.get(frame)
+        if slot is None or self._by_number[slot >> PLACE_BITS].on:
+            return slot
+        self.frame_goes(frame)
+        return None
+
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
         self._frames[slot], self._cached[frame] = frame, slot
@@ -221,13 +229,9 @@ class SwapArea:
 
     def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
-        freed = 0
         idle = [(slot, frame) for slot, frame in self._frames.items() if slot not in self._users]
-        for frame in [frame for slot, frame in idle if slot not in but]:
+        for frame in [frame for slot, frame in idle if slot not in but][:_MANY]:
             self.frame_goes(frame)
-            freed += 1
-            if freed >= _MANY:
-                return
 
     def _give_back(self, slot: int) -> None:
         self._store_of(slot).forget(slot & _PLACE)

@@ -2,7 +2,8 @@
 
 Without a path it is an unlinked temporary file, made when the first page is written. With one it must be
 there, be large enough, and be nobody else's: it is locked while the machine lives. A program's own file
-(swapon(2)) begins with a page for its header. Each page has a checksum here, so that a page that was cut off, or changed, is never taken for the one that was written.
+(swapon(2)) begins with a page for its header. Each page has a checksum here, so that a page that was cut off,
+or changed, is never taken for the one that was written.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """A file of the swap area goes off: everything that is in it comes back first (swapoff(2)).
 
-None of its slots is given out meanwhile. What memory is short for may go out to other files; where there is none
-it stays on.
+None of its slots is given out meanwhile. What memory has no room for may go to other files; where there is
+none it stays on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from aether_emu.errors import OutOfFrames
 from aether_emu.mm import ageing
@@ -29,7 +30,8 @@ def switch_off(
     A page whose bytes are lost keeps its slot: to touch it is SIGBUS, as before. `look` is called now and
     then, and may raise: then the area is on, and another call goes on with what is left.
     """
-    free = physical.buddy.free_frames - physical.reclaim.spare if physical.reclaim is not None else 0
+    spare = 0 if physical.reclaim is None else physical.reclaim.spare
+    free = max(0, physical.buddy.free_frames - spare)
     others = swap.slots - swap.used - (part.slots - part.used)
     if part.used - swap.cached_of(part) > free + others:
         return False
@@ -46,9 +48,7 @@ def switch_off(
     return True
 
 
-def _bring_all_back(
-    physical: Physical, swap: SwapArea, part: Part, look: Callable[[], object]
-) -> None:
+def _bring_all_back(physical: Physical, swap: SwapArea, part: Part, look: Callable[[], object]) -> None:
     faults = Faults(physical)
     for space in ageing.spaces(physical):
         out = in_swap(space, 0, space.limits.user_end)
@@ -56,7 +56,8 @@ def _bring_all_back(
         for number, page in enumerate(pages.tolist()):
             if not number % _LOOKS:
                 look()
-            faults.bring(space, page << space.table.format.page_shift)
+            va = page << space.table.format.page_shift
+            physical.with_room(partial(faults.bring, space, va))
     for item in sorted(physical.objects, key=lambda item: item.number):
         if isinstance(item, SharedMemory):
             slots = item.slots_by_page()
@@ -65,6 +66,6 @@ def _bring_all_back(
                 if not number % _LOOKS:
                     look()
                 try:
-                    item.frames(index, 1, write=False)
+                    physical.with_room(partial(item.frames, index, 1, write=False))
                 except SwapLost:
                     continue

@@ -25,7 +25,9 @@ class Part:
     file by, if it is a program's.
     """
 
-    def __init__(self, number: int, name: str, slots: int, store: Store, *, priority: int, key: object) -> None:
+    def __init__(
+        self, number: int, name: str, slots: int, store: Store, *, priority: int, key: object
+    ) -> None:
         self.number, self.name, self.slots, self.store = number, name, slots, store
         self.priority, self.key, self.on = priority, key, True
         self.used = 0
