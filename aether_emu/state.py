@@ -81,6 +81,9 @@ def capture(machine: Machine) -> State:
         raise StateError("there is no living process to capture")
     if machine.config.locks != "none":
         raise StateError("a machine whose locks are modelled can't be captured")
+    swap = machine.physical.swap
+    for part in () if swap is None else swap.parts[1:]:
+        raise StateError(f"{part.name} is a swap file of a program: its machine can't be captured")
     machine.scheduler.come_to_rest()
     # These are lost while the registers of others are looked at.
     reservations = [cpu.reservation() for cpu in machine.computer.cpus]

@@ -77,7 +77,7 @@ from aether_emu.mm.physical import Reclaiming
 from aether_emu.mm.room import Room
 from aether_emu.mm.shared_huge import SharedHugePages
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.swap.area import SlotLeak
+from aether_emu.mm.swap.area import SlotLeak, SwapArea
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
@@ -232,7 +232,15 @@ class Machine:
                 kernel.kswapd.serve(room)
             return room
 
-        physical.new_room = lambda physical: kept(Room(physical))
+        def new_swap() -> SwapArea:
+            self._connect_swap()
+            assert physical.reclaim is not None and physical.swap is not None, "they are connected"
+            kernel.attend_to_swap()
+            physical.swap.slabs = physical.slabs
+            kept(physical.reclaim)
+            return physical.swap
+
+        physical.new_room, physical.new_swap = lambda physical: kept(Room(physical)), new_swap
         if physical.reclaim is not None:
             kept(physical.reclaim)
 

@@ -45,7 +45,7 @@ def run(
     """Run a program of tests/programs; from each of `moments`, counts of blocks, by another machine.
 
     A block takes `block` ns; `options` as of a Machine. Where it is not `captured`, the same machine goes on.
-    With `switches` the statistics tell of those, and of what follows from them, too: after a pause other turns
+    With `switches` the statistics tell of those too, and of what follows from them: after a pause other turns
     may be drawn, which these programs notice in nothing else.
     """
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}

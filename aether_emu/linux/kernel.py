@@ -158,6 +158,11 @@ class Kernel:
         }
         self._costs = [cost_of.get(event, 0) for event in Event]
         self.pressure = Pressure()
+        self.attend_to_swap()
+
+    def attend_to_swap(self) -> None:
+        """Note how long tasks wait for pages, and tell what becomes of the swap area, if there is one."""
+        physical = self.physical
         if physical.reclaim is not None and physical.swap is not None:
             physical.reclaim.on_stall = self.note_pressure
             physical.swap.store.tell = lambda line: self.tell(line + "\n")
@@ -343,11 +348,12 @@ class Kernel:
         return self.physical.counters.n[Event.FAULT_SWAP]
 
     def swap_bytes(self) -> tuple[int, int]:
-        """Bytes of the swap area, and how many of them are free; nothing while it is off."""
+        """Bytes of the swap files that are on, and how many of them are free."""
         swap, size = self.physical.swap, self.physical.ram.page_size
         if swap is None or not swap.on:
             return 0, 0
-        return swap.slots * size, (swap.slots - swap.used) * size
+        on = [part for part in swap.parts if part.on]
+        return swap.slots * size, sum(part.slots - part.used for part in on) * size
 
     def note_pressure(self) -> None:
         """Tasks have stood still for want of memory, or somebody wants to know how long they have."""

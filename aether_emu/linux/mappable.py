@@ -81,6 +81,8 @@ class MappedFile:
         writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
         """
         file = self._file
+        if protection & Protection.WRITE and isinstance(file, HostData):
+            file.require_no_swap()
         if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
         seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals

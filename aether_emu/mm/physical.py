@@ -169,6 +169,7 @@ class Physical:
         self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.reclaim: Reclaiming | None = None
         self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
+        self.new_swap: Callable[[], SwapArea]
         self.read_ahead = 1
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
@@ -226,6 +227,10 @@ class Physical:
         if self.reclaim is None:
             self.reclaim = self.new_room(self)
         return self.reclaim
+
+    def with_swap(self) -> SwapArea:
+        """The swap area; where the machine has none it is made, without a file, for those of programs."""
+        return self.new_swap() if self.swap is None else self.swap
 
     def is_merged(self, frame: int) -> bool:
         """Whether a frame that is in use is a merged one: nobody writes to it, not even its only user."""
@@ -352,8 +357,8 @@ class Physical:
         self.counters.n[:] = counts
         self.code.restore(code)
         self.overcommit.restore(state["overcommit"])
-        if self.swap is not None:
-            self.swap.restore(state["swap"])
+        if state["swap"] is not None:
+            self.with_swap().restore(state["swap"])
         if state["reclaim"] is not None:
             self.with_reclaim().restore(state["reclaim"])
         self.host_memory.restore(host)

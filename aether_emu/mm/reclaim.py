@@ -42,7 +42,8 @@ from aether_emu.mm.tables.tree import Found
 from aether_emu.mm.tlb import Gather
 
 _ANON, _SHARED = int(Kind.ANON), int(Kind.SHARED)
-_EXECUTABLE = int(Flags.EXECUTABLE)
+_EXECUTABLE, _UNEVICTABLE = int(Flags.EXECUTABLE), int(Flags.UNEVICTABLE)
+_EVICTABLE = 255 ^ _UNEVICTABLE
 
 
 class Order(Protocol):
@@ -96,8 +97,6 @@ class Reclaim(Room):
     def __init__(self, physical: Physical, swap: SwapArea, order: Callable[[Reclaim], Order]) -> None:
         super().__init__(physical)
         self._swap = swap
-        self.unevictable: NDArray[np.bool_] = np.zeros(self._buddy.total, np.bool_)
-        """Frames that were found locked, since they were last unlocked."""
         self.order = order(self)
 
     def cool(self, frames: Sequence[int]) -> None:
@@ -106,12 +105,12 @@ class Reclaim(Room):
 
     def unlocked(self, frames: NDArray[np.int64]) -> None:
         """See `Reclaiming`."""
-        self.unevictable[frames[frames < self._buddy.total]] = False
+        self._physical.frames.flags_array[frames] &= _EVICTABLE
 
     def freed(self, frames: Sequence[int]) -> None:
         """See `Reclaiming`."""
         super().freed(frames)
-        self.unevictable[[frame for frame in frames if frame < self._buddy.total]] = False
+        self._physical.frames.flags_array[frames] &= _EVICTABLE
         self._swap.frames_go(frames)
         self.order.freed(frames)
 
@@ -151,7 +150,7 @@ class Reclaim(Room):
             shown = self.shown(frame)
             if shown is None:
                 continue
-            slot = swap.slot_of(frame)
+            slot = swap.slot_to_keep(frame)
             clean = slot is not None
             if slot is None:
                 try:
@@ -179,7 +178,7 @@ class Reclaim(Room):
         try:
             mappings = list(rmap.mappings(self._physical, frame))
             if any(map(_is_locked, mappings)):
-                self.unevictable[frame] = True
+                frames.flags[frame] |= _UNEVICTABLE
                 return None
             found_all = [self._small(one) for one in mappings]
         except (TableDamaged, OutOfFrames):
@@ -259,12 +258,9 @@ class Reclaim(Room):
 
     def capture(self) -> dict[str, Any]:
         """All that goes on."""
-        unevictable = np.flatnonzero(self.unevictable).tolist()
-        return {**super().capture(), "unevictable": unevictable, "order": self.order.capture()}
+        return {**super().capture(), "order": self.order.capture()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
         super().restore(state)
-        self.unevictable[:] = False
-        self.unevictable[state["unevictable"]] = True
         self.order.restore(state["order"])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.config import Config
 from aether_emu.mm import ageing
-from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.reclaim import Order, Reclaim
 from aether_emu.mm.swap.area import SwapArea
@@ -24,6 +24,7 @@ from aether_emu.mm.swap.file import SwapFile
 from aether_emu.mm.swap.store import Store
 
 _ANON, _SHARED = int(Kind.ANON), int(Kind.SHARED)
+_UNEVICTABLE = int(Flags.UNEVICTABLE)
 _STEP = 64  # frames that a hand passes at once, or that are tried at once of a generation
 _WALKS = 2  # in one reclaim: a second one, with nothing executed in between, makes everything old
 _POOL_PART = 5  # of the RAM, unless `swap_pool` says otherwise (Linux: zswap's max_pool_percent, 20)
@@ -37,7 +38,7 @@ class Clock:
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
-        self._physical, self._stay = reclaim.physical, reclaim.unevictable
+        self._physical = reclaim.physical
         self._count = reclaim.physical.buddy.total
         self._ahead = max(_STEP, (self._count >> 2) // _STEP * _STEP)
         self._hand = self._first = (
@@ -84,7 +85,8 @@ class Clock:
         """The frames of some positions, in order, that hold pages of programs."""
         numbers = np.arange(first, end) % self._count
         kinds = self._physical.frames.kind_array[numbers]
-        found: list[int] = numbers[((kinds == _ANON) | (kinds == _SHARED)) & ~self._stay[numbers]].tolist()
+        may_go = (self._physical.frames.flags_array[numbers] & _UNEVICTABLE) == 0
+        found: list[int] = numbers[((kinds == _ANON) | (kinds == _SHARED)) & may_go].tolist()
         return found
 
     def capture(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class Generations:
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
-        self._physical, self._stay = reclaim.physical, reclaim.unevictable
+        self._physical = reclaim.physical
         count = reclaim.physical.buddy.total
         self._born: NDArray[np.uint32] = np.zeros(count, np.uint32)  # 0: none
         self._tried: NDArray[np.bool_] = np.zeros(count, np.bool_)
@@ -146,7 +148,8 @@ class Generations:
 
     def _used(self) -> NDArray[np.bool_]:
         kinds = self._physical.frames.kind_array[: self._born.size]
-        used: NDArray[np.bool_] = ((kinds == _ANON) | (kinds == _SHARED)) & ~self._stay
+        may_go = (self._physical.frames.flags_array[: self._born.size] & _UNEVICTABLE) == 0
+        used: NDArray[np.bool_] = ((kinds == _ANON) | (kinds == _SHARED)) & may_go
         return used
 
     def _age(self) -> None:
@@ -180,14 +183,14 @@ ORDERS: dict[str, Callable[[Reclaim], Order]] = {"mglru": Generations, "clock": 
 
 
 def connect(physical: Physical, fmt: PageTableFormat, config: Config) -> None:
-    """Give a machine the swap area that its parameters ask for. Raises ConfigError for its file."""
+    """Give a machine a swap area, with a file of its own if parameters ask for that. Raises ConfigError."""
     slots = config.swap // fmt.page_size
-    if not slots:
-        return
     n = physical.counters.n
     limit = config.ram // _POOL_PART if config.swap_pool is None else config.swap_pool
     file = SwapFile(config.swap_file, slots, fmt.page_size)
     store = Store(file, best_codec(), limit, fmt.page_size, n)
     physical.swap = SwapArea(fmt, slots, store, n, physical.buddy.total)
     physical.read_ahead = config.swap_readahead
-    physical.reclaim = Reclaim(physical, physical.swap, ORDERS[config.reclaim])
+    room, physical.reclaim = physical.reclaim, Reclaim(physical, physical.swap, ORDERS[config.reclaim])
+    if room is not None:
+        physical.reclaim.lazy = room.lazy

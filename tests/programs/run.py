@@ -62,8 +62,7 @@ def run_emulated(
     Closing the machine fails if a frame leaks. `options` are those of `Machine`.
     """
     output, errors = BufferStream(), BufferStream()
-    user, group = os.getuid(), os.getgid()
-    options = {"ram": "256M", "seed": 7, "uid": user, "gid": group, **options}
+    options = {"ram": "256M", "seed": 7, "uid": os.getuid(), "gid": os.getgid(), **options}
     machine = Machine(isa, page_size=granule, live_state=live_state, **options)
     try:
         machine.load(

@@ -61,6 +61,7 @@ _ELSEWHERE = [
     "slabs",
     "sleepers",
     "spaces",
+    "swapfiles",
     "wires",
     "written",
 ]  # tests/test_wires and others run them

@@ -203,6 +203,15 @@ class Files(DescriptorOperations):
         file.hold()
         return file
 
+    def open_swap(self, path: bytes) -> OpenFile:
+        """The file that swapon(2) names, open for reading and writing, on no descriptor; whoever calls holds
+        it.
+        """
+        with self._lookup(fl.AT_FDCWD, path) as place:
+            file = opening.open_place(self.namespace, place, fl.O_RDWR | fl.O_NONBLOCK)
+        file.hold()
+        return file
+
     def open_program(self, dirfd: int, path: bytes, flags: int = 0) -> HostData:
         """The file that execve(2) is to run, on no descriptor; whoever calls holds it.
 

@@ -114,7 +114,10 @@ class MountTable:
 
 
 def _escaped(path: tuple[bytes, ...]) -> bytes:
-    """A path as mount tables show it: what separates fields is octal (getmntent(3))."""
-    return b"".join(
-        b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in b"/" + b"/".join(path)
-    )
+    """A path as mount tables show it (getmntent(3))."""
+    return escaped(b"/" + b"/".join(path))
+
+
+def escaped(name: bytes) -> bytes:
+    """A name in a table: what separates fields is octal."""
+    return b"".join(b"\\%03o" % byte if byte in b" \t\n\\" else bytes([byte]) for byte in name)

@@ -130,6 +130,8 @@ class Namespace:
         """How many processes run a file: while there are any, nobody opens it for writing."""
         self.writers: Counter[FileKey] = Counter()
         """How many open files may write to a file: while there are any, nobody executes it."""
+        self.swap_files: set[FileKey] = set()
+        """Files that hold pages in swap: nobody writes to them, nor takes their names away."""
         self.sizes: SizeLimit | None = None
         """How large who acts may make files, once somebody has such a limit."""
         self.look: Callable[[], None] = lambda: None

@@ -368,9 +368,13 @@ def _require_on_writable(place: Place) -> None:
 
 
 def _require_removal(namespace: Namespace, entry: Entry) -> None:
-    """Refused(EPERM) where a directory is sticky and neither it nor the file is the caller's."""
+    """Refused(EPERM) for a swap file, and where a directory is sticky and neither it nor the file is the
+    caller's.
+    """
     place, who = entry.place, namespace.actor.credentials
     assert place is not None, "it exists"
+    if place.key in namespace.swap_files:
+        raise Refused(errno.EPERM, f"{shown(text(entry.path))} is a swap file")
     if not entry.parent.mode & modes.S_ISVTX or who.has(FOWNER):
         return
     if who.fsuid not in (namespace.rights.owner(place)[0], namespace.rights.owner(entry.parent)[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import stat
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.files.mounts import escaped
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
 from aether_emu.linux.ipc import limits as mqueue
@@ -38,6 +40,7 @@ from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.space import AddressSpace
 from aether_emu.random import Stream
 
+_WIDE = 10_000_000  # KiB: a number that takes a tab less
 _OPEN_FILES = 1 << 20  # that a process may have, whatever its limit (fs.nr_open)
 _DEVICES = b"Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:\n"
 _EMPTY: Mapping[str, bytes] = {
@@ -328,13 +331,18 @@ def _pressure(kernel: Kernel) -> bytes:
 
 
 def _swaps(kernel: Kernel) -> bytes:
-    """/proc/swaps: the machine's one area, while it is on. The pool in front of it is part of it."""
-    head = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
-    swap, (total, free) = kernel.physical.swap, kernel.swap_bytes()
-    if swap is None or not total:
-        return head
-    sizes = "\t\t".join(f"{size >> 10:<8}".rstrip() for size in (total, total - free))
-    return head + f"{swap.name:<39} file\t\t{sizes}\t\t-2\n".encode()
+    """/proc/swaps: the files that are on. The pool in front of the machine's own is part of it."""
+    text = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
+    swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
+    for part in () if swap is None else swap.parts:
+        if part.on:
+            name = escaped(os.fsencode(part.name))
+            sizes = b"".join(
+                b"%d\t%s" % (size, b"\t" if size < _WIDE else b"")
+                for size in (part.slots * kib, part.used * kib)
+            )
+            text += b"%-39s file\t\t%s%d\n" % (name, sizes, part.priority)
+    return text
 
 
 def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:

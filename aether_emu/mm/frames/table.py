@@ -80,6 +80,8 @@ class Flags(IntFlag):
     """Was mapped executable, so that a CPU may hold translations of its bytes."""
     STALE = 4
     """Held code once, and is used for something else: see `CodeFrames`."""
+    UNEVICTABLE = 8
+    """Was found locked, and no area that showed it was unlocked since: `mm.reclaim` does not look at it."""
 
 
 class Leak(NamedTuple):

@@ -1,4 +1,5 @@
-"""The swap area: which slots are used, by how many entries, and which frames still hold what a slot has.
+"""The swap area, of one file or more: which slots are used, by how many entries, and which frames still hold
+what a slot has.
 
     users    how many entries, or shared objects, name the slot
     cache    the frame that shows the slot's bytes, unchanged: the swap cache
@@ -23,8 +24,13 @@ from aether_emu.mm.slab.layouts import CACHED
 from aether_emu.mm.slab.slabs import Slabs
 from aether_emu.mm.swap.entries import SwapEntries, swap_entries
 from aether_emu.mm.swap.file import SwapLost
+from aether_emu.mm.swap.part import MOST_PARTS, PLACE_BITS, Part
 from aether_emu.mm.swap.store import Store
 from aether_emu.mm.tables.tree import Found
+
+OWN_NAME = "/swapfile"
+"""What programs know the machine's own file by."""
+_PLACE = (1 << PLACE_BITS) - 1
 
 
 class SwapFull(AetherError):
@@ -40,33 +46,45 @@ class SlotLeak(AetherError):
 
 
 class SwapArea:
-    """`slots` slots, whose bytes a store keeps. `name` is what /proc/swaps shows; `on`: slots are given out.
+    """The slots of all files. `slots` and `store` are of the machine's own file, which `parts` has first.
 
     `memory` is how many frames the machine has: what comes back before as many others went is thrashing.
     """
 
-    name = "/swapfile"
-
     def __init__(self, fmt: PageTableFormat, slots: int, store: Store, n: list[int], memory: int) -> None:
-        self.slots, self.store, self._n, self._memory = slots, store, n, memory
+        self._n, self._memory = n, memory
         self.entries: SwapEntries = swap_entries(fmt)
-        self.on = True
+        self.store = store
+        self.own = Part(0, OWN_NAME, slots, store, priority=-2, key=None)
+        self.own.on = slots > 0
+        self.parts = [self.own]  # in the order in which they were added
+        self._order = [self.own]  # that in which slots are given out
+        self._by_number = {0: self.own}
+        self._least = self.own.priority if slots else -1  # the priority that was given out last
         self._users: dict[int, int] = {}
         self._frames: dict[int, int] = {}  # slot -> cached frame, in the order of arrival
         self._cached: dict[int, int] = {}  # frame -> slot
         self.objects: dict[int, int] = {}  # slot -> the kernel's object for it, while it is cached
         self.slabs: Slabs | None = None
-        self._free: list[int] = []  # given back, the last one first
-        self._unused = 0  # from here on no slot was ever used
         self._gone = 0  # pages that reclaim has taken
         self._gone_at: dict[int, int] = {}  # slot -> how many were before it
 
     # ---- accounts
 
     @property
+    def on(self) -> bool:
+        """Whether slots of some file are given out."""
+        return any(part.on for part in self.parts)
+
+    @property
+    def slots(self) -> int:
+        """Slots of the files that are on."""
+        return sum(part.slots for part in self.parts if part.on)
+
+    @property
     def used(self) -> int:
-        """Slots in use."""
-        return self._unused - len(self._free)
+        """Slots in use, of all files."""
+        return sum(part.used for part in self.parts)
 
     @property
     def cached(self) -> int:
@@ -76,7 +94,7 @@ class SwapArea:
     @property
     def has_room(self) -> bool:
         """Whether another page may find a slot: one that is free, or that the cache gives up."""
-        return self.on and (bool(self._free) or self._unused < self.slots or bool(self._frames))
+        return any(part.on and (part.used < part.slots or bool(self._frames)) for part in self.parts)
 
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
@@ -89,16 +107,25 @@ class SwapArea:
 
         Where none is free the cache gives up some of its own, but none that is `chosen`.
         """
-        if not self.on or (self.store.refused and not self.store.has_room()):
-            raise SwapFull(self.store.refused or "the swap area is off")
-        if not self._free and self._unused >= self.slots:
+        part = self._roomy()
+        if part is None and any(part.used == part.slots for part in self.parts if part.on):
             self._free_cached(chosen)
-        if self._free:
-            return self._free.pop()
-        if self._unused >= self.slots:
-            raise SwapFull("all slots are used")
-        self._unused += 1
-        return self._unused - 1
+            part = self._roomy()
+        if part is None:
+            raise SwapFull("no file of the swap area has a free slot")
+        return part.take()
+
+    def _roomy(self) -> Part | None:
+        """The file that gives out the next slot. Those of one priority take turns."""
+        for place, part in enumerate(self._order):
+            if part.on and part.has_free:
+                behind = place + 1
+                while behind < len(self._order) and self._order[behind].priority == part.priority:
+                    behind += 1
+                if behind > place + 1:
+                    self._order.insert(behind - 1, self._order.pop(place))
+                return part
+        return None
 
     def named(self, slot: int, more: int = 1) -> None:
         """So many more entries or objects name a slot."""
@@ -134,7 +161,10 @@ class SwapArea:
 
     def store_page(self, slot: int, page: memoryview) -> None:
         """The bytes of a slot that was taken."""
-        self.store.put(slot, page)
+        self._store_of(slot).put(slot & _PLACE, page)
+
+    def _store_of(self, slot: int) -> Store:
+        return self._by_number[slot >> PLACE_BITS].store
 
     def went(self, slot: int) -> None:
         """Reclaim has taken the page of a slot."""
@@ -143,13 +173,13 @@ class SwapArea:
 
     def load(self, slot: int, into: memoryview) -> None:
         """Bring the bytes of a slot, which stays as it is. Raises SwapLost."""
-        into[:] = self.store.get(slot)
+        into[:] = self._store_of(slot).get(slot & _PLACE)
         self.came_back(slot)
 
     def look(self, slot: int) -> bytes | None:
         """The bytes of a slot, for who only looks: nothing is counted. None for what is not there."""
         try:
-            return self.store.look(slot) if slot in self._users else None
+            return self._store_of(slot).look(slot & _PLACE) if slot in self._users else None
         except SwapLost:
             return None
 
@@ -169,6 +199,14 @@ class SwapArea:
     def slot_of(self, frame: int) -> int | None:
         """The slot that a frame is cached for."""
         return self._cached.get(frame)
+
+    def slot_to_keep(self, frame: int) -> int | None:
+        """Likewise, for a frame that may go there again; it is cached no longer for a file that is off."""
+        slot = self._cached.get(frame)
+        if slot is None or self._by_number[slot >> PLACE_BITS].on:
+            return slot
+        self.frame_goes(frame)
+        return None
 
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
@@ -194,27 +232,66 @@ class SwapArea:
             for frame in frames:
                 self.frame_goes(frame)
 
-    def forget_cached(self) -> None:
-        """No frame is cached any more."""
-        for frame in list(self._cached):
-            self.frame_goes(frame)
+    def forget_cached(self, part: Part) -> None:
+        """No frame is cached any more for a slot of a file."""
+        for frame, slot in list(self._cached.items()):
+            if self.is_of(slot, part):
+                self.frame_goes(frame)
 
     def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
         idle = [(slot, frame) for slot, frame in self._frames.items() if slot not in self._users]
-        for frame in [frame for slot, frame in idle if slot not in but]:
+        for frame in [frame for slot, frame in idle if slot not in but][:_MANY]:
             self.frame_goes(frame)
-            if len(self._free) >= _MANY:
-                return
 
     def _give_back(self, slot: int) -> None:
-        self.store.forget(slot)
+        self._store_of(slot).forget(slot & _PLACE)
         self._gone_at.pop(slot, None)
-        self._free.append(slot)
+        self.give_back(slot)
 
     def give_back(self, slot: int) -> None:
         """A slot that was taken is not needed after all."""
-        self._free.append(slot)
+        self._by_number[slot >> PLACE_BITS].give_back(slot)
+
+    # ---- files
+
+    def add(self, name: str, slots: int, store: Store, *, priority: int | None, key: object) -> Part | None:
+        """Give out slots of another file, before those of lower priorities; None: its priority is below all
+        that others were given so. Returns None if there are as many files as there can be.
+        """
+        number = next((number for number in range(1, MOST_PARTS) if number not in self._by_number), None)
+        if number is None:
+            return None
+        part = Part(number, name, slots, store, priority=0, key=key)
+        self._by_number[number] = part
+        self.parts.append(part)
+        self.turn_on(part, priority)
+        return part
+
+    def turn_on(self, part: Part, priority: int | None) -> None:
+        """Give out slots of a file. Its priority is as for `add`."""
+        if priority is None:
+            self._least -= 1
+            priority = self._least
+        part.priority, part.on = priority, True
+        self._order = sorted(self.parts, key=lambda part: -part.priority)
+
+    def remove(self, part: Part) -> None:
+        """Forget a file of a program, none of whose slots is used."""
+        assert part is not self.own, "the machine's own stays"
+        assert not part.used, f"{part.used} slots are used"
+        del self._by_number[part.number]
+        self.parts.remove(part)
+        self._order.remove(part)
+        part.store.file.close()
+
+    def cached_of(self, part: Part) -> int:
+        """Frames that are cached for slots of a file."""
+        return sum(slot >> PLACE_BITS == part.number for slot in self._frames)
+
+    def is_of(self, slot: int, part: Part) -> bool:
+        """Whether a file has that slot."""
+        return slot >> PLACE_BITS == part.number
 
     # ---- what it takes, to be measured
 
@@ -224,36 +301,36 @@ class SwapArea:
 
     def kept_for_slots(self) -> list[Any]:
         """What is kept for slots, beside the bytes of their pages."""
-        return [self._users, self._free, self._gone_at]
+        return [self._users, *(part.free for part in self.parts), self._gone_at]
 
     # ---- state
 
     def capture(self) -> dict[str, Any]:
-        """All of it as plain data, the bytes included."""
+        """All of it as plain data, the bytes included, while the machine's own file is the only one."""
+        assert self.parts == [self.own], "files of programs are refused before"
         return {
-            "on": self.on,
+            "own": self.own.capture(),
+            "least": self._least,
             "users": dict(self._users),
             "frames": dict(self._frames),
             "objects": dict(self.objects),
-            "free": list(self._free),
-            "unused": self._unused,
             "gone": (self._gone, dict(self._gone_at)),
-            "store": self.store.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
-        self.on, self._users, self._frames = state["on"], dict(state["users"]), dict(state["frames"])
+        self._users, self._frames = dict(state["users"]), dict(state["frames"])
         self._cached = {frame: slot for slot, frame in self._frames.items()}
         self.objects = dict(state["objects"])
-        self._free, self._unused = list(state["free"]), state["unused"]
+        self._least = state["least"]
         self._gone, gone_at = state["gone"]
         self._gone_at = dict(gone_at)
-        self.store.restore(state["store"])
+        self.own.restore(state["own"])
 
     def close(self) -> None:
-        """The machine ends: let go of the host's file."""
-        self.store.file.close()
+        """The machine ends: let go of the host's files."""
+        for part in self.parts:
+            part.store.file.close()
 
 
 _MANY = 64  # slots that are freed at once

@@ -1,8 +1,9 @@
 """The swap file on the host: pages by slot. What somebody else takes from it is lost, and noticed.
 
 Without a path it is an unlinked temporary file, made when the first page is written. With one it must be
-there, be large enough, and be nobody else's: it is locked while the machine lives. Each page has a checksum
-here, so that a page that was cut off, or changed, is never taken for the one that was written.
+there, be large enough, and be nobody else's: it is locked while the machine lives. A program's own file
+(swapon(2)) begins with a page for its header. Each page has a checksum here, so that a page that was cut off,
+or changed, is never taken for the one that was written.
 """
 
 from __future__ import annotations
@@ -30,11 +31,18 @@ class SwapFile:
     """Room for `slots` pages of `page_size` bytes. Raises ConfigError for a path that does not serve."""
 
     def __init__(self, path: str | None, slots: int, page_size: int) -> None:
-        self.path, self._page_size, self._fd = path, page_size, -1
+        self.path, self._page_size, self._fd, self._start = path, page_size, -1, 0
         self._sums: dict[int, int] = {}
         self.refused = ""  # why the host took no page, once it did not
         if path is not None:
             self._fd = _open(path, slots * page_size)
+
+    @classmethod
+    def of_program(cls, fd: int, slots: int, page_size: int) -> SwapFile:
+        """That of a program: `fd`, which is this object's from now on. Its first page is the header."""
+        made = cls(None, slots, page_size)
+        made._fd, made._start = fd, page_size
+        return made
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._sums
@@ -47,7 +55,7 @@ class SwapFile:
         try:
             if self._fd < 0:
                 self._fd = _temporary()
-            written = os.pwrite(self._fd, data, slot * self._page_size)
+            written = os.pwrite(self._fd, data, self._start + slot * self._page_size)
         except OSError as error:
             self.refused = error.strerror or str(error)
             return False
@@ -61,7 +69,8 @@ class SwapFile:
     def read(self, slot: int) -> bytes:
         """The page in `slot`. Raises SwapLost."""
         try:
-            data = b"" if self._fd < 0 else os.pread(self._fd, self._page_size, slot * self._page_size)
+            at = self._start + slot * self._page_size
+            data = b"" if self._fd < 0 else os.pread(self._fd, self._page_size, at)
         except OSError as error:
             raise SwapLost(slot, f"the swap file cannot be read: {error.strerror}") from None
         if len(data) < self._page_size or zlib.crc32(data) != self._sums[slot]:

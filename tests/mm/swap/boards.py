@@ -52,9 +52,10 @@ def check_slots(board: Board, objects: list[SharedMemory]) -> None:
                     assert swap.users(codec.slot(found.entry)) == 1
     for memory in objects:
         named.update(memory.slots_by_page().values())
-    state = swap.capture()
-    assert state["users"] == dict(named)
-    assert swap.used == len(named.keys() | state["frames"].keys())
-    for slot, frame in state["frames"].items():
+    assert {slot: swap.users(slot) for slot in named} == dict(named)
+    cached = {slot: frame for frame in range(board.frames.count) if (slot := swap.slot_of(frame)) is not None}
+    assert swap.used == len(named.keys() | cached.keys())
+    for slot, frame in cached.items():
+        assert swap.frame_of(slot) == frame
         assert bytes(board.physical.page_bytes(frame)) == swap.look(slot) or slot not in named
         assert board.frames.refs[frame] > 0

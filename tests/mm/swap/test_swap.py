@@ -446,11 +446,11 @@ def test_a_fault_makes_room_below_the_low_watermark(away: Away) -> None:
 
 
 def test_out_of_memory_is_when_nothing_can_go(away: Away) -> None:
-    away.swap.on = False
+    away.swap.own.on = False
     held = [away.board.buddy.alloc() for _ in range(away.board.buddy.free_frames)]
     mmap(away.space, ELSEWHERE, 1, RW, ANONYMOUS | MAP_FIXED)
     assert fault_in(away.space, ELSEWHERE, READ | int(Access.WRITE)) == OutOfMemory(ELSEWHERE)
-    away.swap.on = True
+    away.swap.own.on = True
     assert fault_in(away.space, ELSEWHERE, READ | int(Access.WRITE)) is RESOLVED
     for frame in held:
         away.board.buddy.free(frame)
@@ -499,11 +499,11 @@ def test_the_area_goes_off_when_all_is_back(away: Away) -> None:
     away.send()
     child = away.fork()
     held = [away.board.buddy.alloc() for _ in range(away.board.buddy.free_frames - 4)]
-    assert not switch_off(away.board.physical, away.swap)
+    assert not switch_off(away.board.physical, away.swap, away.swap.own)
     assert away.swap.on
     for frame in held:
         away.board.buddy.free(frame)
-    assert switch_off(away.board.physical, away.swap)
+    assert switch_off(away.board.physical, away.swap, away.swap.own)
     assert (away.swap.used, away.swap.cached) == (0, 0)
     assert away.send() == 0
     assert away.n[Event.FAULT_SWAP] == away.n[Event.FAULT_SWAP_CACHE] == 0  # nobody has touched them
@@ -518,7 +518,7 @@ def test_who_looks_may_stop_that(away: Away) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        switch_off(away.board.physical, away.swap, stop)
+        switch_off(away.board.physical, away.swap, away.swap.own, stop)
     assert away.swap.on
 
 

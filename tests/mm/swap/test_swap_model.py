@@ -96,12 +96,12 @@ class SwappingWalker(Walker):
 
     def off_and_on(self, _random: Random) -> None:
         swap, _reclaim = parts(self.board)
-        assert switch_off(self.board.physical, swap)
+        assert switch_off(self.board.physical, swap, swap.own)
         assert not swap.used
         for memory in self.memories.values():
             assert isinstance(memory, SharedMemory)
             assert not memory.slots_by_page()
-        swap.on = True
+        swap.own.on = True
 
     steps = 0
 
