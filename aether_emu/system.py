@@ -17,10 +17,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Unpack, cast, overload
 
+from aether_emu import equipment
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, device_names, format_size, pool_sizes, run_sizes
+from aether_emu.config import Config, Options, device_names, format_size, pool_sizes
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -54,37 +55,23 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.mappable import connect_mappings
 from aether_emu.linux.observers import Attachment, require_callable
 from aether_emu.linux.proc.texts import ProcessTexts
-from aether_emu.linux.slabs import close_slabs, open_slabs
+from aether_emu.linux.slabs import close_slabs
 from aether_emu.linux.task import job_control
 from aether_emu.linux.task.body import Body
 from aether_emu.linux.task.ended import Ended
-from aether_emu.linux.task.khugepaged import Khugepaged
-from aether_emu.linux.task.ksm import Ksm
-from aether_emu.linux.task.kswapd import Kswapd
 from aether_emu.linux.task.process import NAME_MAX, Process
 from aether_emu.linux.task.program import Program
 from aether_emu.linux.task.scheduler import Interrupted, Pause, Scheduler
 from aether_emu.linux.task.task import Task
-from aether_emu.mm.collapse import Scan
-from aether_emu.mm.collapse_terms import Terms
-from aether_emu.mm.compaction import Compaction
-from aether_emu.mm.frames.buddy import Buddy
 from aether_emu.mm.huge_pools import Pools
-from aether_emu.mm.hugepage import HugePages, huge_order
 from aether_emu.mm.limits import Limits
-from aether_emu.mm.merging import MergeScan
-from aether_emu.mm.physical import Reclaiming
-from aether_emu.mm.room import Room
-from aether_emu.mm.shared_huge import SharedHugePages
 from aether_emu.mm.space import AddressSpace
-from aether_emu.mm.swap.area import SlotLeak, SwapArea
-from aether_emu.mm.tlb import Tlb
+from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
 
 if TYPE_CHECKING:
     from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped
-    from aether_emu.linux.devices.board import Board
     from aether_emu.linux.handlers import CallHandler, FaultHandler, Handlers
     from aether_emu.linux.tty.console import Console
     from aether_emu.linux.tty.terminal import Terminal
@@ -92,9 +79,6 @@ if TYPE_CHECKING:
     from aether_emu.machine.unicorn.x86_64 import X86Cpu
 
 _MOST_BLOCKS = 1 << 61  # that the CPU's counter holds, with what it has counted
-
-
-_ROOM_FOR_ZEROS = 32  # huge pages that RAM has at least where one of them is kept for zeros
 
 
 class Machine:
@@ -159,8 +143,8 @@ class Machine:
                 kernel_base=self.kernel_base,
                 flush_ceiling=self.config.shootdown_pages,
                 host_step=self.config.host_step,
-                allocator=self._allocator(),
-                tlb=self._tlb(),
+                allocator=equipment.allocator(self.config),
+                tlb=equipment.flusher(self.config, self.streams),
                 trace=trace,
                 tags=isa.tags,
                 split=self.config.kpti,
@@ -171,24 +155,14 @@ class Machine:
         self.ram, self.aperture = self.computer.ram, self.computer.aperture
         self.frames, self.buddy = self.computer.frames, self.computer.buddy
         self.physical = self.computer.physical
-        self._fill_pools()
-        if self.config.swap:
-            self._connect_swap()
-        if self.config.thp_defrag != "never":
-            self.physical.compaction = Compaction(self.physical)
-        if self.config.thp != "never":
-            self.physical.huge = self._huge_pages()
-        self.physical.shared_huge = self._shared_huge_pages()
+        equipment.equip_memory(self.computer, self.config)
         assert self.computer.kernel_half is not None, "it has a base"
         self.kernel_half = self.computer.kernel_half
         self.kernel = Kernel(
             self.computer.cpus, self.physical, self.abi, self.config, self.clock, self.streams
         )
         self.kernel.new_space, self.kernel.show = self._empty_space, ProcessTexts
-        self._open_slabs()
-        if self.config.locks != "none":
-            self.kernel.model_locks(self.computer.percpu)
-        self.board = self._board()
+        self.board = equipment.equip_kernel(self.kernel, self.computer, self.kernel_base)
         self.combining: object = None  # who counts bursts of stores: `observe.combining`
         self.observers = self.kernel.observers
         self.entries = [Entry(self.kernel, percpu) for percpu in self.computer.percpu]
@@ -197,133 +171,12 @@ class Machine:
         )
         self.namespace: Namespace | None = None
         self.process: Process | None = None
-        some = self.physical.huge is not None or self.physical.shared_huge.on
-        if some and self.config.khugepaged_sleep:
-            self.kernel.khugepaged = self._khugepaged(huge_order(self.format))
-        self._keep_room()
-        scan = MergeScan(self.physical, self.config.ksm_pages, zero_pages=self.config.ksm_zero_pages)
-        self.kernel.ksm = Ksm(scan, self.config.ksm_sleep, self._spaces, runs=self.config.ksm)
+        equipment.begin_scans(self.kernel, self.computer, self._spaces)
         self.tlbsan: Checker | None = None
         if self.config.tlbsan:
             self.sanitize()
         self._end_told = False  # a run has returned the end
         self._runner, self._block, self._stop_asked = 0, cast("Undisturbed | None", None), False
-
-    def _connect_swap(self) -> None:
-        """The area to which pages go, and who takes them there. Raises ConfigError for its file."""
-        from aether_emu.policy.reclaim import connect  # noqa: PLC0415  # few runs have any
-
-        try:
-            connect(self.physical, self.format, self.config)
-        except BaseException:
-            self.computer.abandon()
-            raise
-
-    def _keep_room(self) -> None:
-        """Let whoever makes room keep the watermarks, and be served in the background, as parameters say."""
-        config, kernel, physical = self.config, self.kernel, self.physical
-        if config.kswapd:
-            kernel.kswapd = Kswapd(physical.counters.n, kernel.interrupt_turn, kernel.without_pressure)
-
-        def kept(room: Reclaiming) -> Reclaiming:
-            assert isinstance(room, Room)
-            room.set_marks(config.min_free, config.watermark_scale)
-            if kernel.kswapd is not None:
-                kernel.kswapd.serve(room)
-            return room
-
-        def new_swap() -> SwapArea:
-            self._connect_swap()
-            assert physical.reclaim is not None and physical.swap is not None, "they are connected"
-            kernel.attend_to_swap()
-            physical.swap.slabs = physical.slabs
-            kept(physical.reclaim)
-            return physical.swap
-
-        physical.new_room, physical.new_swap = lambda physical: kept(Room(physical)), new_swap
-        if physical.reclaim is not None:
-            kept(physical.reclaim)
-
-    def _allocator(self) -> Callable[..., Buddy]:
-        """What hands out frames; one that counts where locks are modelled."""
-        if self.config.locks == "none":
-            return Buddy
-        if self.config.real_time:
-            raise ConfigError("locks", self.config.locks, "none with real_time, whose clock nothing advances")
-        from aether_emu.mm.frames.locked import CountedBuddy, SharedBuddy  # noqa: PLC0415  # as below
-
-        return SharedBuddy if self.config.locks == "space" else CountedBuddy
-
-    def _tlb(self) -> Callable[..., Tlb]:
-        """What flushes the CPUs; with the faults that the parameters ask for."""
-        if self.config.tlb_fault == "none":
-            return Tlb
-        from aether_emu.mm.tlb_faults import FaultyTlb  # noqa: PLC0415  # few runs want any
-
-        one_in = self.streams.stream("tlb_fault").one_in
-        return functools.partial(FaultyTlb, self.config.tlb_fault, self.config.tlb_fault_one_in, one_in)
-
-    def _open_slabs(self) -> None:
-        """From now on the kernel's own objects stand in RAM. Raises ConfigError when it has no room."""
-        try:
-            open_slabs(self.kernel, self.kernel_base)
-        except OutOfFrames as error:
-            self.computer.abandon()
-            raise ConfigError("ram", self.config.ram, "enough for the kernel's own objects") from error
-
-    def _huge_pages(self) -> HugePages:
-        """What programs get in large leaves. A huge page of zeros is kept where RAM has room for many."""
-        orders = self._run_orders()
-        always, page = self.config.thp == "always", self.config.page_size
-        room = self.config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
-        defrag = self.config.thp_defrag
-        return HugePages(
-            self.physical, self.format, always=always, orders=orders, zero_page=room, compacts=defrag
-        )
-
-    def _run_orders(self) -> tuple[int, ...]:
-        """The orders of the runs of pages that a fault brings."""
-        sizes = run_sizes(self.config.mthp)
-        return tuple((size // self.config.page_size).bit_length() - 1 for size in sizes)
-
-    def _shared_huge_pages(self) -> SharedHugePages:
-        """What shared memory gets in large leaves: by MADV_COLLAPSE at least."""
-        setting, orders, defrag = self.config.shmem_thp, self._run_orders(), self.config.thp_defrag
-        return SharedHugePages(self.physical, self.format, setting=setting, orders=orders, compacts=defrag)
-
-    def _board(self) -> Board | None:
-        """The devices that programs map, if there are any."""
-        config = self.config
-        if config.framebuffer == "none" and config.devices == "none":
-            return None
-        from aether_emu.linux.devices.board import Board  # noqa: PLC0415  # few runs have any
-
-        try:
-            return Board(self.kernel, config, self.computer.register_base)
-        except OutOfFrames as error:
-            raise ConfigError(
-                "framebuffer", config.framebuffer, f"fewer pixels, with {format_size(config.ram)} of RAM"
-            ) from error
-
-    def _fill_pools(self) -> None:
-        """Take the huge pages out of RAM that programs may ask for."""
-        pools = self.physical.pools = Pools(self.physical, self.format)
-        for size, count in pool_sizes(self.config.hugepages).items():
-            pool = pools.of_size(size)
-            if pool is None:
-                there = " and ".join(format_size(each.size) for each in pools)
-                raise ConfigError("hugepages", self.config.hugepages, f"pages of {there}, which tables have")
-            if (fits := pool.resize(count)) < count:
-                room = f"{format_size(self.config.ram)} of RAM has room for {fits} of {format_size(size)}"
-                raise ConfigError("hugepages", self.config.hugepages, f"fewer pages: {room}")
-
-    def _khugepaged(self, order: int) -> Khugepaged:
-        """What makes huge pages of small ones by and by, with Linux's settings unless others are chosen."""
-        config, pages = self.config, 1 << order
-        absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
-        shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
-        scan = Scan(self.physical, Terms(absent, shared, used=True), config.khugepaged_pages)
-        return Khugepaged(scan, config.khugepaged_sleep * 10**6, self._spaces)
 
     def _spaces(self) -> list[AddressSpace]:
         """Those of all living processes."""

@@ -33,7 +33,7 @@ ROWS = (
 )
 ROW_OF = {folder: number for number, row in enumerate(ROWS) for folder in row}
 # The modules beside the ground that wire everything.
-ASSEMBLY = {"computer", "grants", "isas", "system", "state", "tables"}
+ASSEMBLY = {"computer", "equipment", "grants", "isas", "system", "state", "tables"}
 SPECIFICATION = f"{PACKAGE}.verify.spec"
 ISA_WORDS = ("x86", "arm64", "aarch64", "riscv")
 
