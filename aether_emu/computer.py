@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.clock import COUNTER_HZ, TSC_HZ
-from aether_emu.config import format_size
 from aether_emu.errors import AddressError, AetherError, ConfigError
 from aether_emu.machine.cpu import Cpu, Exit
 from aether_emu.machine.memory.aperture import Aperture, ApertureFile
@@ -46,6 +45,7 @@ from aether_emu.mm.space import AddressSpace, Shared
 from aether_emu.mm.tags import Tags
 from aether_emu.mm.tlb import Tlb
 from aether_emu.ports import NO_TRACE, Trace
+from aether_emu.rules import format_size
 
 if TYPE_CHECKING:
     from aether_emu.machine.unicorn.arm64 import ArmCpu

@@ -7,365 +7,51 @@ refuses what is not allowed and describes itself for the documentation, so the t
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
-from aether_emu import records
 from aether_emu.errors import ConfigError, suggestion
+from aether_emu.rules import (
+    GIB,
+    KIB,
+    MIB,
+    TIB,
+    Choice,
+    Devices,
+    Flag,
+    HostName,
+    HostPath,
+    Picture,
+    Pools,
+    Rule,
+    Runs,
+    SlabDebug,
+    Whole,
+    Word,
+    format_size,
+    run_sizes,
+)
 
-KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
-
-_UNITS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": TIB}
-_SIZE = r"(?ai)([0-9]{1,20})\s*(?:([KMGT])(?:I?B)?|B)?"
 _HEADER = r"\s*\[\s*([^][]+?)\s*\]"  # of a TOML table
 _ASSIGNMENT = r"""\s*(?:["']([^"']*)["']|([\w.-]+))\s*="""
-_SIZE_FORMS = "a number of bytes, or one with K, M, G or T (powers of 1024), such as 512M"
-
-
-def parse_size(text: str | int, name: str = "size") -> int:
-    """Bytes meant by `512M`, `2 GiB`, `64k`, `4096` or `0x1000`: units are powers of 1024. An int is kept.
-
-    Raises ConfigError for the parameter `name` on anything else (fractions and signs too).
-    """
-    if isinstance(text, int) and not isinstance(text, bool):
-        return text
-    if isinstance(text, str):
-        stripped = text.strip()
-        if re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", stripped):
-            return int(stripped, 16)
-        if match := re.fullmatch(_SIZE, stripped):
-            return int(match[1]) * _UNITS[(match[2] or "").upper()]
-    raise ConfigError(name, text, _SIZE_FORMS)
-
-
-def format_size(size: int) -> str:
-    """`size` bytes in the largest unit that divides them, such as `512M`. `parse_size` gives it back."""
-    for unit in "TGMK":
-        if size and size % _UNITS[unit] == 0:
-            return f"{size // _UNITS[unit]}{unit}"
-    return str(size)
-
-
-def run_sizes(text: str) -> list[int]:
-    """The bytes of each run of pages that `mthp` names, the largest first."""
-    if text == "none":
-        return []
-    return sorted({parse_size(size, "mthp") for size in text.split(",")}, reverse=True)
-
-
-_PICTURE = r"(?a)([0-9]{1,4})x([0-9]{1,4})"
-_LARGEST_PICTURE = 8 * MIB // 4  # pixels: what the allocator has in a row
-
-
-def picture_size(text: str) -> tuple[int, int] | None:
-    """Width and height of `640x480`; None of "none". ConfigError for anything else."""
-    if text == "none":
-        return None
-    match = re.fullmatch(_PICTURE, text)
-    width, height = map(int, match.groups()) if match else (0, 0)
-    if not 0 < width * height <= _LARGEST_PICTURE:
-        raise ConfigError("framebuffer", text, _Picture.allowed)
-    return width, height
-
-
-DEVICES = ("timer", "dma")
-"""What has registers that programs map."""
-
-
-def device_names(text: str) -> list[str]:
-    """The devices that `devices` names, in a fixed order. ConfigError for anything else."""
-    names = [] if text == "none" else text.split(",")
-    if set(names) - set(DEVICES) or len(set(names)) < len(names):
-        raise ConfigError("devices", text, _Devices.allowed)
-    return [name for name in DEVICES if name in names]
-
-
-def pool_sizes(text: str) -> dict[int, int]:
-    """How many huge pages of each size in bytes `hugepages` names: by the sizes, as they stand there."""
-    pools: dict[int, int] = {}
-    for each in [] if text == "none" else text.split(","):
-        size, equals, count = each.partition("=")
-        bytes_ = parse_size(size, "hugepages")
-        if not equals or not count.isascii() or not count.isdigit() or bytes_ in pools:
-            raise ConfigError("hugepages", text, _Pools.allowed)
-        pools[bytes_] = int(count)
-    return pools
-
-
-def slab_checks(text: str) -> tuple[str, tuple[str, ...]]:
-    """The letters of `slab_debug`, and the caches that it names. ConfigError for anything else."""
-    letters, *names = text.split(",")
-    if text == "none":
-        return "", ()
-    if not letters or set(letters) - set("FZPU") or len(set(letters)) < len(letters) or "" in names:
-        raise ConfigError("slab_debug", text, _SlabDebug.allowed)
-    return letters, tuple(names)
-
-
 _MOST_SPLIT_PCIDS = (1 << 11) - 1
 _OPTIONS = {"granule": "page_size", "la57": "virtual_bits"}  # parameters as the command line calls them
-_TYPES = {
-    "number": "integer",
-    "size": "integer or string",
-    "address": "integer or string",
-}
 
 
-class _Rule(ABC):
-    """What a parameter may be. `allowed` says it in words, for errors and documentation."""
-
-    @property
-    @abstractmethod
-    def type(self) -> str:
-        """What a TOML file has for it."""
-
-    @property
-    @abstractmethod
-    def allowed(self) -> str: ...
-
-    @abstractmethod
-    def check(self, value: object) -> bool:
-        """Whether a value, of whatever type, is allowed."""
-
-    def parse(self, name: str, value: object) -> object:
-        """The value meant by what a file or an option says. Need not be allowed."""
-        return value
-
-    def format(self, value: object) -> str:
-        return str(value)
-
-
-@records.dataclass(frozen=True)
-class _Whole(_Rule):
-    """A whole number from `low` to `high`. Other than a plain number it is written with units or in hex."""
-
-    low: int
-    high: int
-    multiple: int = 1
-    power_of_two: bool = False
-    page_aligned: bool = False
-    absent: str = ""  # what leaving it out means; "": it has a value
-    written: Literal["number", "size", "address"] = "number"
-
-    @property
-    def type(self) -> str:
-        return _TYPES[self.written]
-
-    @property
-    def allowed(self) -> str:
-        kind = "a whole number"
-        if self.power_of_two:
-            kind = "a power of two"
-        elif self.page_aligned:
-            kind = "a multiple of the page size"
-        elif self.multiple > 1:
-            kind = f"a multiple of {self.format(self.multiple)}"
-        text = f"{kind} from {self.format(self.low)} to {self.format(self.high)}"
-        return f"{text}, or left out for {self.absent}" if self.absent else text
-
-    def check(self, value: object) -> bool:
-        if value is None:
-            return bool(self.absent)
-        if not isinstance(value, int) or isinstance(value, bool):
-            return False
-        if self.power_of_two and value & (value - 1):
-            return False
-        return self.low <= value <= self.high and value % self.multiple == 0
-
-    def parse(self, name: str, value: object) -> object:
-        return parse_size(value, name) if self.written != "number" and isinstance(value, str) else value
-
-    def format(self, value: object) -> str:
-        if value is None:
-            return self.absent
-        if not isinstance(value, int) or self.written == "number":
-            return str(value)
-        return format_size(value) if self.written == "size" else hex(value)
-
-
-@records.dataclass(frozen=True)
-class _Choice(_Rule):
-    """One of a few sizes."""
-
-    values: tuple[int, ...]
-    absent: str = ""  # as for a whole number
-    written: Literal["number", "size"] = "number"
-
-    @property
-    def type(self) -> str:
-        return _TYPES[self.written]
-
-    @property
-    def allowed(self) -> str:
-        text = "one of " + ", ".join(map(self.format, self.values))
-        return f"{text}, or left out for {self.absent}" if self.absent else text
-
-    def check(self, value: object) -> bool:
-        if value is None:
-            return bool(self.absent)
-        return isinstance(value, int) and value in self.values
-
-    def format(self, value: object) -> str:
-        if value is None:
-            return self.absent
-        return format_size(value) if self.written == "size" and isinstance(value, int) else str(value)
-
-    def parse(self, name: str, value: object) -> object:
-        return parse_size(value, name) if self.written == "size" and isinstance(value, str) else value
-
-
-@records.dataclass(frozen=True)
-class _Word(_Rule):
-    """One of a few words."""
-
-    words: tuple[str, ...]
-    type = "string"
-
-    @property
-    def allowed(self) -> str:
-        return "one of " + ", ".join(self.words)
-
-    def check(self, value: object) -> bool:
-        return isinstance(value, str) and value in self.words
-
-
-class _Runs(_Rule):
-    """Sizes of runs of pages: none, or some separated by commas."""
-
-    type = "string"
-    allowed = "none, or sizes that are powers of two from 16K to 1M, separated by commas, such as 64K,1M"
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            sizes = run_sizes(value)
-        except ConfigError:
-            return False
-        return all(16 * KIB <= size <= MIB and not size & (size - 1) for size in sizes)
-
-
-class _Picture(_Rule):
-    """How many pixels a framebuffer has."""
-
-    type = "string"
-    allowed = f"none, or width and height, such as 640x480, with at most {_LARGEST_PICTURE} pixels"
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            picture_size(value)
-        except ConfigError:
-            return False
-        return True
-
-
-class _Devices(_Rule):
-    """Devices with registers: none, or some separated by commas."""
-
-    type = "string"
-    allowed = f"none, or some of {', '.join(DEVICES)}, separated by commas"
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            device_names(value)
-        except ConfigError:
-            return False
-        return True
-
-
-class _SlabDebug(_Rule):
-    """What is checked of kernel objects, and of which."""
-
-    type = "string"
-    allowed = "none, or letters of F, Z, P and U, then names of caches if only those are meant, after commas"
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            slab_checks(value)
-        except ConfigError:
-            return False
-        return True
-
-
-class _Pools(_Rule):
-    """Sizes of huge pages, and how many of each: none, or some separated by commas."""
-
-    type = "string"
-    allowed = "none, or sizes and how many pages of each, separated by commas, such as 2M=16,1G=1"
-
-    def check(self, value: object) -> bool:
-        if not isinstance(value, str):
-            return False
-        try:
-            return all(count < 1 << 31 for count in pool_sizes(value).values())
-        except ConfigError:
-            return False
-
-
-class _Flag(_Rule):
-    """True or false."""
-
-    type = "boolean"
-    allowed = "true or false"
-
-    def check(self, value: object) -> bool:
-        return isinstance(value, bool)
-
-    def format(self, value: object) -> str:
-        return str(value).lower()
-
-
-@records.dataclass(frozen=True)
-class _HostPath(_Rule):
-    """A path of the host."""
-
-    absent: str  # what leaving it out means
-    type = "string"
-
-    @property
-    def allowed(self) -> str:
-        return f"a path of the host, or left out for {self.absent}"
-
-    def check(self, value: object) -> bool:
-        return value is None or (isinstance(value, str) and bool(value) and "\0" not in value)
-
-    def format(self, value: object) -> str:
-        return self.absent if value is None else str(value)
-
-
-class _HostName(_Rule):
-    """A node name of Linux: at most 64 bytes (UTS_LEN), of the characters of host names."""
-
-    type = "string"
-    allowed = "1 to 64 letters, digits, '.' and '-', the first a letter or a digit"
-
-    def check(self, value: object) -> bool:
-        if not (isinstance(value, str) and value.isascii() and 1 <= len(value) <= 64):
-            return False
-        return value[0].isalnum() and value.replace(".", "a").replace("-", "a").isalnum()
-
-
-def _parameter(default: Any, rule: _Rule, meaning: str) -> Any:
+def _parameter(default: Any, rule: Rule, meaning: str) -> Any:
     """A dataclass field under `rule`. `meaning` is the documentation, with the unit."""
     return field(default=default, metadata={"rule": rule, "meaning": meaning})
 
 
 def _cost(default: int, meaning: str, low: int = 0) -> Any:
-    return _parameter(default, _Whole(low, 10**12), meaning)
+    return _parameter(default, Whole(low, 10**12), meaning)
 
 
 def _validate(parameters: ClockCosts | Config, prefix: str = "") -> None:
     for parameter in fields(parameters):
-        rule: _Rule | None = parameter.metadata.get("rule")
+        rule: Rule | None = parameter.metadata.get("rule")
         value = getattr(parameters, parameter.name)
         if rule is not None and not rule.check(value):
             raise ConfigError(prefix + parameter.name, value, rule.allowed)
@@ -539,214 +225,214 @@ class Config:
 
     ram: int = _parameter(
         512 * MIB,
-        _Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
+        Whole(2 * MIB, 512 * GIB, page_aligned=True, written="size"),
         "bytes of RAM of the machine",
     )
     swap: int = _parameter(
         0,
-        _Whole(0, 16 * TIB, page_aligned=True, written="size"),
+        Whole(0, 16 * TIB, page_aligned=True, written="size"),
         "bytes of the swap area, to which pages go when RAM is short; 0: there is none, and they never do",
     )
     swap_pool: int | None = _parameter(
         None,
-        _Whole(0, TIB, absent="a fifth of RAM", written="size"),
+        Whole(0, TIB, absent="a fifth of RAM", written="size"),
         "bytes that compressed pages of the swap area may take of the host's memory; of more the oldest go "
         "to its file",
     )
     swap_file: str | None = _parameter(
         None,
-        _HostPath("a temporary file"),
+        HostPath("a temporary file"),
         "file of the host for the swap area, at least as long as that and nobody else's; a temporary one is "
         "made when the pool is full",
     )
     swap_readahead: int = _parameter(
         8,
-        _Whole(1, 64, power_of_two=True),
+        Whole(1, 64, power_of_two=True),
         "pages that one fault brings back from the swap area, the wanted one included; 1 is off",
     )
     reclaim: str = _parameter(
         "mglru",
-        _Word(("mglru", "clock")),
+        Word(("mglru", "clock")),
         "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
         "clock with two hands",
     )
     kswapd: bool = _parameter(
         True,
-        _Flag(),
+        Flag(),
         "whether pages go in the background below the low watermark; else whoever needs a frame waits",
     )
     min_free: int | None = _parameter(
         None,
-        _Whole(0, GIB, absent="four times the root of the KiB of RAM", written="size"),
+        Whole(0, GIB, absent="four times the root of the KiB of RAM", written="size"),
         "bytes of RAM that are kept free where memory can be reclaimed (Linux: min_free_kbytes)",
     )
     watermark_scale: int = _parameter(
-        10, _Whole(1, 3000), "how far the watermarks are apart at least, in 10,000ths of RAM"
+        10, Whole(1, 3000), "how far the watermarks are apart at least, in 10,000ths of RAM"
     )
     host_step: int = _parameter(
         64 * MIB,
-        _Whole(0, 512 * GIB, written="size"),
+        Whole(0, 512 * GIB, written="size"),
         "free RAM is given back to the host each time that so many bytes were freed; 0: not before the end",
     )
     aperture: int = _parameter(
         GIB,
-        _Whole(2 * MIB, 32 * GIB, multiple=2 * MIB, written="size"),
+        Whole(2 * MIB, 32 * GIB, multiple=2 * MIB, written="size"),
         "bytes of physical address space in which file contents appear; address space, not memory",
     )
-    cpus: int = _parameter(1, _Whole(1, 64), "CPUs that tasks are spread over; one works at a time, by turns")
+    cpus: int = _parameter(1, Whole(1, 64), "CPUs that tasks are spread over; one works at a time, by turns")
     shootdown: str = _parameter(
         "flushed",
-        _Word(("flushed", "early", "deferred")),
+        Word(("flushed", "early", "deferred")),
         "when a CPU that had others drop translations goes on: once they have flushed; early, once they have "
         "taken the interrupt; or deferred, at once where it only gave memory back, which then waits for them",
     )
     shootdown_delay: int = _parameter(
         100,
-        _Whole(0, 1_000_000),
+        Whole(0, 1_000_000),
         "the most blocks that a CPU executes, with what its TLB holds, before it takes such an interrupt",
     )
     shootdown_pages: int = _parameter(
-        8, _Whole(1, 4096), "the most pages that are flushed one by one; more are one full flush"
+        8, Whole(1, 4096), "the most pages that are flushed one by one; more are one full flush"
     )
     lazy_tlb: bool = _parameter(
-        True, _Flag(), "whether a CPU without tasks is not interrupted, and flushes when it gets one"
+        True, Flag(), "whether a CPU without tasks is not interrupted, and flushes when it gets one"
     )
     tlb_fault: str = _parameter(
         "none",
-        _Word(("none", "drop", "late", "narrow", "free-early", "no-break", "no-wake", "reuse-tag")),
+        Word(("none", "drop", "late", "narrow", "free-early", "no-break", "no-wake", "reuse-tag")),
         "a fault of shootdowns to provoke, see `docs/how-to/break.md`: a flush that is dropped, late or too "
         "narrow, memory given back early, no break before make, no flush when a lazy CPU wakes, a tag that "
         "is used again without its flush",
     )
     tlb_fault_one_in: int = _parameter(
-        1, _Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
+        1, Whole(1, 1_000_000), "how rare it is: of so many opportunities one is taken"
     )
     slab_debug: str = _parameter(
         "none",
-        _SlabDebug(),
+        SlabDebug(),
         "what is checked of kernel objects, in Linux's letters: F that none is freed twice, Z red zones "
         "around them, P poison in free ones, U who allocated and freed them; `FZ,mm_struct`: only that one",
     )
     slab_merge: bool = _parameter(
         False,
-        _Flag(),
+        Flag(),
         "whether kernel objects of about the same size share a cache, where nothing is checked",
     )
     slab_fault: str = _parameter(
         "none",
-        _Word(("none", "overrun", "use-after-free", "double-free", "free-list")),
+        Word(("none", "overrun", "use-after-free", "double-free", "free-list")),
         "a misuse of kernel objects to provoke: a store beyond an object's end, a store to a freed one, one "
         "that is freed twice, or an overwritten pointer of the list of free ones",
     )
     slab_fault_one_in: int = _parameter(
-        1, _Whole(1, 1_000_000), "how rare it is: of so many stores, or frees, one goes wrong"
+        1, Whole(1, 1_000_000), "how rare it is: of so many stores, or frees, one goes wrong"
     )
     pcids: int = _parameter(
         6,
-        _Whole(0, 4095),
+        Whole(0, 4095),
         "x86_64's PCIDs that each CPU gives to address spaces, by turns (Linux: 6); 0: CR4.PCIDE is off",
     )
-    asid_bits: int = _parameter(16, _Choice((8, 16)), "width of arm64's ASIDs (TCR_EL1.AS)")
+    asid_bits: int = _parameter(16, Choice((8, 16)), "width of arm64's ASIDs (TCR_EL1.AS)")
     kpti: bool = _parameter(
         False,
-        _Flag(),
+        Flag(),
         "whether programs run without the supervisor's half, but for what leads into it",
     )
     locks: str = _parameter(
         "none",
-        _Word(("none", "space", "area", "leaf")),
+        Word(("none", "space", "area", "leaf")),
         "which locks operations on memory wait for in virtual time, modelled: none; one for each address "
         "space and one for the allocator; those of areas and leaf tables as well, as in Linux; or those of "
         "leaf tables in place of the space's",
     )
     thp: str = _parameter(
         "never",
-        _Word(("never", "madvise", "always")),
+        Word(("never", "madvise", "always")),
         "where programs get huge pages without asking for each: nowhere, in memory that they advise it for "
         "(MADV_HUGEPAGE), or in all private anonymous memory",
     )
     shmem_thp: str = _parameter(
         "never",
-        _Word(("never", "within_size", "advise", "always", "deny", "force")),
+        Word(("never", "within_size", "advise", "always", "deny", "force")),
         "where shared memory and files of memfd_create get huge pages at a fault, as Linux's shmem_enabled: "
         "`within_size` where the object reaches so far, `force` in /tmp and /dev/shm too, `deny` not even "
         "by MADV_COLLAPSE",
     )
     mthp: str = _parameter(
         "none",
-        _Runs(),
+        Runs(),
         "the runs of pages that a fault brings where no huge page fits, if `thp`, or `shmem_thp`, permits it "
         "there",
     )
     hugepages: str = _parameter(
         "none",
-        _Pools(),
+        Pools(),
         "the pools of huge pages that are taken out of RAM at the start, for programs that ask for such "
         "(MAP_HUGETLB); sizes are those of the granule: 2M and 1G with pages of 4K, 32M of 16K, 512M of 64K",
     )
     thp_defrag: str = _parameter(
         "madvise",
-        _Word(("never", "madvise", "always")),
+        Word(("never", "madvise", "always")),
         "where a fault moves other pages to make room for a huge page: nowhere, in memory that was advised "
         "to have some, or wherever it may have one; a collapse does unless this is never",
     )
     khugepaged_sleep: int = _parameter(
         10_000,
-        _Whole(0, 10**9),
+        Whole(0, 10**9),
         "ms of virtual time between two looks for tables that can become huge pages; 0: nobody looks",
     )
-    khugepaged_pages: int = _parameter(4096, _Whole(1, 10**9), "pages that it looks at each time")
+    khugepaged_pages: int = _parameter(4096, Whole(1, 10**9), "pages that it looks at each time")
     khugepaged_none: int | None = _parameter(
         None,
-        _Whole(0, 8191, absent="all but one"),
+        Whole(0, 8191, absent="all but one"),
         "the most pages of a table that may be absent when it becomes a huge page",
     )
     khugepaged_shared: int | None = _parameter(
         None,
-        _Whole(0, 8192, absent="half of them"),
+        Whole(0, 8192, absent="half of them"),
         "the most pages of a table that may be shared with other processes then",
     )
     framebuffer: str = _parameter(
         "none",
-        _Picture(),
+        Picture(),
         "the pixels of the framebuffer /dev/fb0, whose memory is taken of RAM; none: there is no such device",
     )
     devices: str = _parameter(
         "none",
-        _Devices(),
+        Devices(),
         "devices whose registers programs map: a timer (/dev/timer0), an engine that copies (/dev/dma0)",
     )
     write_combining: int = _parameter(
         0,
-        _Whole(0, 64),
+        Whole(0, 64),
         "write-combining buffers of a CPU, modelled: statistics then count the bursts that stores to the "
         "framebuffer become, and every store of the program is slower; 0: none are counted",
     )
     ksm: bool = _parameter(
         False,
-        _Flag(),
+        Flag(),
         "merge equal pages of memory that programs advise it for (MADV_MERGEABLE, PR_SET_MEMORY_MERGE); root "
         "may change that later (/sys/kernel/mm/ksm/run)",
     )
-    ksm_sleep: int = _parameter(20, _Whole(1, 10**9), "ms of virtual time between two looks for equal pages")
-    ksm_pages: int = _parameter(100, _Whole(1, 10**9), "pages that are looked at each time")
+    ksm_sleep: int = _parameter(20, Whole(1, 10**9), "ms of virtual time between two looks for equal pages")
+    ksm_pages: int = _parameter(100, Whole(1, 10**9), "pages that are looked at each time")
     ksm_zero_pages: bool = _parameter(
-        False, _Flag(), "whether pages of zeros become the zero page, instead of one merged page"
+        False, Flag(), "whether pages of zeros become the zero page, instead of one merged page"
     )
     page_size: int = _parameter(
         4096,
-        _Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
+        Choice((4 * KIB, 16 * KIB, 64 * KIB), written="size"),
         "bytes in a base page, the granule; x86_64 has 4K alone",
     )
     virtual_bits: int | None = _parameter(
         None,
-        _Choice((39, 42, 47, 48, 57), absent="48"),
+        Choice((39, 42, 47, 48, 57), absent="48"),
         "width of virtual addresses: x86_64 has 48 and 57 (five levels); arm64, for either half, 48, and 39 "
         "with pages of 4K, 47 of 16K, 42 of 64K",
     )
     kernel_base: int | None = _parameter(
         None,
-        _Whole(
+        Whole(
             0xFFFF_8000_0000_0000,
             0xFFFF_FFFF_8000_0000,
             page_aligned=True,
@@ -757,50 +443,50 @@ class Config:
     )
     user_base: int = _parameter(
         0x1_0000,
-        _Whole(0, 1 << 46, page_aligned=True, written="address"),
+        Whole(0, 1 << 46, page_aligned=True, written="address"),
         "lowest virtual address a program may map (Linux: vm.mmap_min_addr)",
     )
     max_mmap_areas: int = _parameter(
-        65_530, _Whole(16, 2**31 - 1), "areas in one address space; the next mapping gets ENOMEM"
+        65_530, Whole(16, 2**31 - 1), "areas in one address space; the next mapping gets ENOMEM"
     )
     stack_limit: int = _parameter(
         8 * MIB,
-        _Whole(128 * KIB, TIB, page_aligned=True, written="size"),
+        Whole(128 * KIB, TIB, page_aligned=True, written="size"),
         "bytes to which the initial stack may grow (RLIMIT_STACK)",
     )
     memory_limit: int | None = _parameter(
         None,
-        _Whole(MIB, 1 << 47, page_aligned=True, absent="no limit", written="size"),
+        Whole(MIB, 1 << 47, page_aligned=True, absent="no limit", written="size"),
         "bytes of address space a process may map (RLIMIT_AS)",
     )
-    open_files: int = _parameter(1024, _Whole(8, 1 << 20), "file descriptors of one process (RLIMIT_NOFILE)")
+    open_files: int = _parameter(1024, Whole(8, 1 << 20), "file descriptors of one process (RLIMIT_NOFILE)")
     fault_around: int = _parameter(
         16,
-        _Whole(1, 512, power_of_two=True),
+        Whole(1, 512, power_of_two=True),
         "pages of a file that one read fault maps, the wanted one included; 1 is off",
     )
     real_time: bool = _parameter(
-        False, _Flag(), "whether clocks are the host's and waits take real time: no run can be repeated then"
+        False, Flag(), "whether clocks are the host's and waits take real time: no run can be repeated then"
     )
-    aslr: bool = _parameter(True, _Flag(), "whether addresses are randomised, from the seed")
+    aslr: bool = _parameter(True, Flag(), "whether addresses are randomised, from the seed")
     aslr_once: bool = _parameter(
         False,
-        _Flag(),
+        Flag(),
         "whether all programs of a run get the same random addresses: they start quicker, for the engine "
         "translates their libraries once",
     )
     tlbsan: bool = _parameter(
         False,
-        _Flag(),
+        Flag(),
         "whether an independent checker ends the run when a CPU may still hold a translation that somebody "
         "relies on being gone",
     )
-    seed: int = _parameter(0, _Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
-    uid: int = _parameter(1000, _Whole(0, 2**32 - 2), "user id that programs see")
-    gid: int = _parameter(1000, _Whole(0, 2**32 - 2), "group id that programs see")
+    seed: int = _parameter(0, Whole(0, 2**64 - 1), "the one source of all chance; same seed, same run")
+    uid: int = _parameter(1000, Whole(0, 2**32 - 2), "user id that programs see")
+    gid: int = _parameter(1000, Whole(0, 2**32 - 2), "group id that programs see")
     hostname: str = _parameter(
         "aether",
-        _HostName(),
+        HostName(),
         "node name that uname tells",
     )
     clock: ClockCosts = field(default_factory=ClockCosts)
@@ -816,14 +502,9 @@ class Config:
         if not isinstance(self.clock, ClockCosts):
             raise ConfigError("clock", self.clock, "a table of costs")
         for parameter in fields(self):
-            rule: _Rule | None = parameter.metadata.get("rule")
+            rule: Rule | None = parameter.metadata.get("rule")
             value = getattr(self, parameter.name)
-            if (
-                isinstance(rule, _Whole)
-                and rule.page_aligned
-                and value is not None
-                and value % self.page_size
-            ):
+            if isinstance(rule, Whole) and rule.page_aligned and value is not None and value % self.page_size:
                 raise ConfigError(
                     parameter.name, rule.format(value), f"{rule.allowed}, which is {self.page_size}"
                 )
@@ -893,7 +574,7 @@ class Config:
         rows = []
         for prefix, owner in (("", cls), ("clock.", ClockCosts)):
             for parameter in fields(owner):
-                rule: _Rule | None = parameter.metadata.get("rule")
+                rule: Rule | None = parameter.metadata.get("rule")
                 if rule is not None:
                     default = rule.format(parameter.default)
                     meaning = parameter.metadata["meaning"]
@@ -957,7 +638,7 @@ def _parse_table(
     owner: type[ClockCosts | Config], table: Mapping[str, object], prefix: str = ""
 ) -> dict[str, Any]:
     """The given values under `owner`'s rules, parsed and checked. Refuses names it does not have."""
-    rules: dict[str, _Rule] = {f.name: f.metadata["rule"] for f in fields(owner) if "rule" in f.metadata}
+    rules: dict[str, Rule] = {f.name: f.metadata["rule"] for f in fields(owner) if "rule" in f.metadata}
     parsed: dict[str, object] = {}
     for name, value in table.items():
         if name not in rules:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from aether_emu.computer import Computer
-from aether_emu.config import Config, format_size, pool_sizes, run_sizes
+from aether_emu.config import Config
 from aether_emu.errors import ConfigError, OutOfFrames
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.slabs import open_slabs
@@ -36,6 +36,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.tlb import Tlb
 from aether_emu.random import Streams
+from aether_emu.rules import format_size, pool_sizes, run_sizes
 
 if TYPE_CHECKING:
     from aether_emu.linux.devices.board import Board

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.computer import RAM_BASE, lowest_kernel_base
-from aether_emu.config import MIB, Config, format_size
+from aether_emu.config import Config
 from aether_emu.errors import ConfigError, EncodingError
 from aether_emu.linux.abi import Abi
 from aether_emu.mm.kernel_half import TEXT
 from aether_emu.mm.tags import Asids, Pcids, Tags
 from aether_emu.records import dataclass
+from aether_emu.rules import MIB, format_size
 
 ISAS = ("x86_64", "arm64")
 _PCID_BITS = 12

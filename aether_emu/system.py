@@ -21,7 +21,7 @@ from aether_emu import equipment
 from aether_emu.arch.paging import Access
 from aether_emu.clock import VirtualClock, host_clock
 from aether_emu.computer import Computer, unicorn_cpus
-from aether_emu.config import Config, Options, device_names, format_size, pool_sizes
+from aether_emu.config import Config, Options
 from aether_emu.errors import (
     ConfigError,
     MachineError,
@@ -69,6 +69,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.area import SlotLeak
 from aether_emu.ports import NO_TRACE, Checker, Trace, checker
 from aether_emu.random import Streams
+from aether_emu.rules import device_names, format_size, pool_sizes
 
 if TYPE_CHECKING:
     from aether_emu.linux.debugging import AccessHandler, Debugger, HaltHandler, Stopped

@@ -30,7 +30,6 @@ from aether_emu.arch.arm64.stage1 import ArmFormat
 from aether_emu.arch.paging import Attributes, Leaf, MemoryType, PageFlags, PageTableFormat
 from aether_emu.arch.x86_64 import syndrome as x86_syndrome
 from aether_emu.arch.x86_64.stage1 import X86Format
-from aether_emu.config import format_size
 from aether_emu.errors import (
     AddressError,
     ConfigError,
@@ -41,6 +40,7 @@ from aether_emu.errors import (
     whole,
 )
 from aether_emu.mm.tables.walk import Mapped, Walk, walk
+from aether_emu.rules import format_size
 
 if TYPE_CHECKING:
     import mmap

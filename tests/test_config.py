@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_emu.config import ClockCosts, Config, format_size, parse_size
+from aether_emu.config import ClockCosts, Config
 from aether_emu.errors import ConfigError
+from aether_emu.rules import format_size, parse_size
 
 
 @pytest.mark.parametrize(

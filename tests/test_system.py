@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from aether_emu.computer import LeakError
-from aether_emu.config import Config, format_size
+from aether_emu.config import Config
 from aether_emu.errors import ConfigError, ProgramError, Refused
 from aether_emu.grants import Grants, program_isa
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.frames.table import Kind
+from aether_emu.rules import format_size
 from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target
 from tests.linux.exec.crafted import ISAS, OPEN_ARGUMENT, OPENED, PROGRAMS, READ_STDIN, crafted

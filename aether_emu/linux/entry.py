@@ -23,7 +23,6 @@ from dataclasses import replace
 from typing import ParamSpec, Protocol, TypeVar
 
 from aether_emu.arch.paging import Access
-from aether_emu.config import slab_checks
 from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.linux.abi.signal import (
     BUS_ADRERR,
@@ -50,6 +49,7 @@ from aether_emu.mm.fault import RESOLVED, AccessError, Blocked, BusError, Outcom
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.percpu import PerCpu
 from aether_emu.mm.tables.damage import Damaged, TableDamaged
+from aether_emu.rules import slab_checks
 
 P = ParamSpec("P")
 R = TypeVar("R")

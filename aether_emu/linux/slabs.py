@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from aether_emu.config import slab_checks
 from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.body import TASK, make_head
 from aether_emu.mm.slab.cache import Who
 from aether_emu.mm.slab.geometry import debug_flags
 from aether_emu.mm.slab.slabs import Terms
+from aether_emu.rules import slab_checks
 
 
 def open_slabs(kernel: Kernel, kernel_base: int) -> None:

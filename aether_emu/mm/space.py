@@ -21,7 +21,6 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
-from aether_emu.config import format_size
 from aether_emu.errors import AddressError, ClosedError, ConfigError, OutOfFrames, Refused, whole
 from aether_emu.mm import markers
 from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
@@ -45,6 +44,7 @@ from aether_emu.mm.tables.page import Found, PageTable
 from aether_emu.mm.tables.walk import NotMapped, Origin, Walk
 from aether_emu.mm.tags import Context
 from aether_emu.mm.tlb import Gather
+from aether_emu.rules import format_size
 
 if TYPE_CHECKING:
     from aether_emu.mm.joint import Joint

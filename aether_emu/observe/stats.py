@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aether_emu.config import format_size
 from aether_emu.linux.task.ksm import STOP
 from aether_emu.linux.task.lines import Lines
 from aether_emu.mm.counters import Event
@@ -16,6 +15,7 @@ from aether_emu.mm.huge_pools import Pools
 from aether_emu.mm.hugepage import leaves
 from aether_emu.observe.combining import Combining
 from aether_emu.observe.metadata import page_tables, per_frame
+from aether_emu.rules import format_size
 from aether_emu.system import Machine
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from aether_emu.config import MIB
 from aether_emu.mm import mapping
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
 from aether_emu.mm.populate import populate
 from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.space import AddressSpace
 from aether_emu.observe.metadata import of_frames, page_tables, per_frame, size_of
+from aether_emu.rules import MIB
 from aether_emu.system import Machine
 
 MOST = 32.0

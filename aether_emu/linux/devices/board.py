@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aether_emu.config import Config, device_names, picture_size
+from aether_emu.config import Config
 from aether_emu.linux.devices.dma import CopyEngine
 from aether_emu.linux.devices.framebuffer import Framebuffer
 from aether_emu.linux.devices.registers import Bank, RegisterPage
@@ -14,6 +14,7 @@ from aether_emu.linux.files.synthetic import Device
 from aether_emu.linux.kernel import Kernel
 from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.space import AddressSpace
+from aether_emu.rules import device_names, picture_size
 
 
 class Waits(Protocol):

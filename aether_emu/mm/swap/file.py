@@ -14,9 +14,9 @@ import stat
 import tempfile
 import zlib
 
-from aether_emu.config import format_size
 from aether_emu.errors import ConfigError
 from aether_emu.machine.memory.aperture import BackingFailed
+from aether_emu.rules import format_size
 
 
 class SwapLost(BackingFailed):

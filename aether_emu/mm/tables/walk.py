@@ -24,9 +24,9 @@ from aether_emu.arch.paging import (
     PageTableFormat,
     Table,
 )
-from aether_emu.config import format_size
 from aether_emu.errors import AddressError
 from aether_emu.records import dataclass
+from aether_emu.rules import format_size
 
 _RESTRICTED = PageFlags.WRITE | PageFlags.USER | PageFlags.EXECUTE
 _SHOWN = PageFlags.READ | PageFlags.WRITE | PageFlags.EXECUTE | PageFlags.GLOBAL | PageFlags.GUARDED

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 import numpy as np
 
 from aether_emu.arch.paging import Attributes, PageFlags
-from aether_emu.config import MIB
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm import mapping
 from aether_emu.mm.collapse import collapse
@@ -27,6 +26,7 @@ from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tables.split import split
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
 from aether_emu.observe.bench.tables import FORMATS
+from aether_emu.rules import MIB
 from aether_emu.system import Machine
 
 _VA, _BASE = 1 << 32, 1 << 30

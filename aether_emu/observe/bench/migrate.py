@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from aether_emu.config import MIB
 from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm import mapping
 from aether_emu.mm.compaction import Compaction
@@ -16,6 +15,7 @@ from aether_emu.mm.counters import Event
 from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, Request
 from aether_emu.mm.populate import populate
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+from aether_emu.rules import MIB
 from aether_emu.system import Machine
 
 _VA, _PAGE, _ORDER = 1 << 32, 4096, 9
