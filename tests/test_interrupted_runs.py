@@ -105,7 +105,7 @@ def test_a_run_that_was_ended_many_times_does_what_it_does_in_one_go(isa: str) -
     with loaded(isa, "tour", stdout) as machine:
         while True:
             try:
-                ended = machine.run(timeout=0.01)
+                ended = machine.run(timeout=0.001)
                 break
             except TimedOut:
                 ends += 1

@@ -113,9 +113,12 @@ class Room:
 
     def in_background(self) -> int:
         """Take frames up to the high mark, while nobody waits for them. Returns how many."""
+        wanted = self.marks.high - self._buddy.free_frames
+        if wanted <= 0:  # somebody has made room since it was asked for
+            return 0
         self._scanned, self._taken = Event.KSWAPD_SCANNED, Event.KSWAPD_TAKEN
         try:
-            taken = self._reclaim(self.marks.high - self._buddy.free_frames)
+            taken = self._reclaim(wanted)
         finally:
             self._scanned, self._taken = Event.RECLAIM_SCANNED, Event.RECLAIM_TAKEN
         if not taken:
