@@ -484,7 +484,7 @@ static void *accepts(void *argument) {
 }
 
 static void streams(void) {
-    int many = listening(7001, 8), few = listening(7002, 0), got;
+    int many = listening(7001, 8), few = listening(7002, 3), got;
     struct sockaddr_in address = at_port(7001);
     if (!child()) { /* a server with a set: edges for clients, levels for the listener */
         int set = epoll_create1(0), left = 4;
