@@ -21,7 +21,7 @@ from aether_emu.linux.credentials import SYS_ADMIN
 from aether_emu.linux.files.host_file import HostData, StoredFile
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.task.task import Task
-from aether_emu.mm.swap.area import OWN_NAME, SwapArea
+from aether_emu.mm.swap.area import OWN_NAME
 from aether_emu.mm.swap.file import SwapFile
 from aether_emu.mm.swap.off import switch_off
 from aether_emu.mm.swap.part import MOST_PLACES, Part
@@ -29,10 +29,8 @@ from aether_emu.mm.swap.store import Store
 
 _PRIORITY, _PREFER, _DISCARD, _DISCARD_ONCE, _DISCARD_PAGES = 0x7FFF, 0x8000, 0x10000, 0x20000, 0x40000
 _FLAGS = _PRIORITY | _PREFER | _DISCARD | _DISCARD_ONCE | _DISCARD_PAGES
-_HEADER, _HEADER_AT = (
-    "III",
-    1024,
-)  # version, last page, number of bad pages: behind 1024 bytes for a boot loader
+_HEADER = "III"  # version, last page, number of bad pages
+_HEADER_AT = 1024  # behind what a boot loader may have
 _SIGNATURE = b"SWAPSPACE2"  # the last bytes of the header's page
 _BLOCK = 512  # bytes of a block in st_blocks
 
@@ -66,7 +64,7 @@ def sys_swapon(task: Task, path: int, flags: int, *_: int) -> int:
         swap.turn_on(swap.own, priority)
         return 0
     with _opened(task, name) as file:
-        _turn_on(task, kernel.physical.with_swap(), file, priority)
+        _turn_on(task, file, priority)
     return 0
 
 
@@ -95,7 +93,7 @@ def _found(task: Task, name: bytes) -> Part | None:
         return next((part for part in swap.parts if part.key == file.key and part.on), None)
 
 
-def _turn_on(task: Task, swap: SwapArea, file: OpenFile, priority: int | None) -> None:
+def _turn_on(task: Task, file: OpenFile, priority: int | None) -> None:
     kernel, namespace = task.process.kernel, task.files.namespace
     if isinstance(file, HostData) and file.key in namespace.swap_files:
         raise Refused(errno.EBUSY, "it is on")
@@ -103,6 +101,7 @@ def _turn_on(task: Task, swap: SwapArea, file: OpenFile, priority: int | None) -
         raise Refused(errno.EINVAL, "no file that stands on a disk")
     size = kernel.config.page_size
     slots = _slots(file, size)
+    swap = kernel.physical.with_swap()  # a file that does not serve changes nothing
     fd = os.dup(file.host_fd)
     store = Store(SwapFile.of_program(fd, slots, size), swap.store.codec, 0, size, kernel.physical.counters.n)
     store.tell = swap.store.tell

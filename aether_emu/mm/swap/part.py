@@ -15,7 +15,7 @@ from aether_emu.mm.swap.store import Store
 
 PLACE_BITS = 27
 MOST_PARTS = 1 << 32 - PLACE_BITS
-MOST_PLACES = 1 << PLACE_BITS
+MOST_PLACES = (1 << PLACE_BITS) - 1  # one less, so that a slot plus one has 32 bits too (`objects/pages`)
 
 
 class Part:
