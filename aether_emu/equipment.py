@@ -77,6 +77,10 @@ def equip_memory(computer: Computer[Any], config: Config) -> None:
     _fill_pools(computer, config)
     if config.swap:
         _connect_swap(computer, config)
+    if config.page_cache == "counted":
+        from aether_emu.policy.reclaim import count_files  # noqa: PLC0415  # few runs have it
+
+        count_files(physical, config)
     if config.thp_defrag != "never":
         physical.compaction = Compaction(physical)
     orders, defrag = _run_orders(config), config.thp_defrag

@@ -23,6 +23,7 @@ from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.overcommit import Overcommit
+from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.slab.shrinkers import Shrinkers
 from aether_emu.mm.slab.slabs import Slabs
 from aether_emu.mm.swap.area import SwapArea
@@ -144,7 +145,8 @@ class Physical:
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
     spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
-    `read_ahead` how many come back together (None: there is neither). Each `host_step` bytes that were freed,
+    `read_ahead` how many come back together (None: there is neither). `cache` counts the pages of files as memory
+    (None: they stand outside it). Each `host_step` bytes that were freed,
     free frames are given back to the host (0: never).
     """
 
@@ -167,6 +169,7 @@ class Physical:
         self.trace = trace
         self.swap: SwapArea | None = None
         self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
+        self.cache: PageCache | None = None
         self.reclaim: Reclaiming | None = None
         self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
         self.new_swap: Callable[[], SwapArea]
@@ -333,6 +336,7 @@ class Physical:
             "code": self.code.capture(),
             "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
+            "cache": None if self.cache is None else self.cache.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
@@ -359,6 +363,8 @@ class Physical:
         self.overcommit.restore(state["overcommit"])
         if state["swap"] is not None:
             self.with_swap().restore(state["swap"])
+        if self.cache is not None:
+            self.cache.restore(state["cache"])
         if state["reclaim"] is not None:
             self.with_reclaim().restore(state["reclaim"])
         self.host_memory.restore(host)

@@ -414,9 +414,9 @@ def test_what_was_used_lately_stays(kind: str, order: str) -> None:
         away.read(number)
     if order == "clock":  # the first hand has passed them
         hand = min(frames) & -64
-        away.reclaim.order.restore({"hand": hand, "first": hand + 2048, "cold": []})
+        away.reclaim.order.restore({"clocks": [{"hand": hand, "first": hand + 2048, "cold": []}] * 2})
     away.reclaim.order.begin()
-    assert sorted(set(away.reclaim.order.candidates()) & set(frames)) == sorted(frames[1::2])
+    assert sorted(set(away.reclaim.order.candidates(files=False)) & set(frames)) == sorted(frames[1::2])
     away.board.close()
 
 
