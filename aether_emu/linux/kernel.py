@@ -367,7 +367,7 @@ class Kernel:
     def _stalled(self) -> int:
         """What pages that went and came back have cost so far."""
         n = self.physical.counters.n
-        again = n[Event.FILE_REFAULT_SOON] * self._costs[Event.FILE_READ]
+        again = n[Event.FILE_REFAULT] * self._costs[Event.FILE_READ]
         return again + sum(n[event] * self._costs[event] for event in _STALLS)
 
     def interrupt_turn(self) -> None:

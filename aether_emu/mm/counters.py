@@ -75,7 +75,7 @@ class Event(IntEnum):
     KSWAPD_RUNS = 64  # times that it was woken
     FAULT_FILE_READ = 65  # a page of a file that was not in memory, where they count: a major fault
     FILE_READ = 66  # pages of files that came into memory, those that were read around it too
-    FILE_REFAULT = 67  # pages that were touched again after reclaim had dropped them
+    FILE_REFAULT = 67  # of those, what reclaim had dropped
     FILE_REFAULT_SOON = 68  # of those, what came back before as many others went as memory holds: thrashing
     FILE_DIRTIED = 69  # pages of files that a program was let store to
     FILE_WRITTEN = 70  # of those, what was written back

@@ -476,7 +476,7 @@ class Faults:
 
         Raises what the backing raises, and OutOfFrames, with nothing taken.
         """
-        physical = self._physical
+        physical, read = self._physical, self._n[Event.FILE_READ]
         frame = self._fresh(area, page)
         try:
             if source is not None:
@@ -488,7 +488,7 @@ class Faults:
             physical.frames.maps[frame] = physical.frames.refs[frame] = 0
             physical.give_back([frame])
             raise
-        self._n[Event.FAULT_COPY] += 1
+        self._n[Event.FAULT_COPY if read == self._n[Event.FILE_READ] else Event.FAULT_FILE_READ] += 1
         self._n[Event.COPIED_PAGES] += 1
         return frame
 

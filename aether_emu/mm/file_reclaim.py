@@ -14,10 +14,13 @@ What stays: pages that are locked, or in use by anything but entries; code once,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
+from aether_emu.errors import OutOfFrames
+from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm import rmap
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.counters import Event
@@ -198,7 +201,15 @@ class FilePages:
         self._n[Event.FILE_WRITTEN] += len(row.frames)
         return []
 
-    # ---- what callers of the kernel ask
+    # ---- what programs ask
+
+    def read(self, backing: FileBacking, first: int, count: int) -> None:
+        """Have `count` pages of a file from `first` on in memory, up to its end, while that is not short."""
+        reclaim, at = self._physical.reclaim, first
+        with suppress(BeyondEnd, BackingFailed, OutOfFrames):
+            while at < first + count and (reclaim is None or not reclaim.is_short):
+                backing.frames(at, 1, write=False)
+                at += 1
 
     def drop_unused(self, frames: Iterable[int]) -> int:
         """Drop those that no entry shows and that are not dirty (Linux: invalidate_mapping_pages)."""

@@ -10,8 +10,11 @@ all the same: a frame of RAM is set aside for it, its *stand-in*, and is free ag
 So free memory, watermarks, and what happens when nothing is free need to know nothing of files, and reclaim
 finds files' pages among the frames of RAM. That is a model: the host caches files as it sees fit.
 
-A page is *dirty* from the fault that lets a program store to it (Linux: page_mkwrite) until it is written back,
-which takes the right to store away again (page_mkclean). So no edit of entries has to look for dirty ones.
+A page is *dirty* from the fault that lets a program store to it (Linux: page_mkwrite) until it is written
+back, which takes the right to store away again (page_mkclean). So no edit of entries need look for that.
+
+A file that no area shows any more keeps its pages in memory until they are dropped, as long as it has a name
+and not too many others came after it (`keep`).
 
 Of a page that reclaim has dropped it is kept when that was (Linux: shadow entries, mm/workingset.c). One that
 comes back before as many others went as memory holds was dropped too early: that is thrashing.
@@ -20,7 +23,7 @@ comes back before as many others went as memory holds was dropped too early: tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +38,9 @@ Numbers = NDArray[np.int64]
 READ_AROUND = 128 << 10
 """Bytes of a file that one major fault reads, as far as memory is not short (Linux: VM_READAHEAD_PAGES)."""
 
+MOST_UNUSED = 64
+"""Files that are kept though no area shows them: each takes a descriptor of the host."""
+
 _GONE = 1 << 31  # of an entry of `_stands`: the page was dropped, as the so-manieth in the other bits
 _CACHE = int(Kind.CACHE)
 # Plain numbers: numpy needs 20 us for an operation with an enum.
@@ -42,10 +48,23 @@ _TO_WRITE, _SPARED = int(Flags.TO_WRITE), int(Flags.SPARED)
 _NEITHER = 255 ^ (_TO_WRITE | _SPARED)
 
 
-class PageCache:
-    """The pages of files of one machine that are in memory. Frames are those of the aperture, unless it says so.
+class Unused(Protocol):
+    """A file that no area shows: `mm.objects.file.FileBacking`."""
 
-    `pages` are how many there are, `dirty` how many of them wait to be written. `free` gives frames of RAM back.
+    number: int
+
+    def has_name(self) -> bool:
+        """Whether it can be opened again."""
+
+    def end(self) -> None:
+        """Let go of the file, and of its pages."""
+
+
+class PageCache:
+    """The pages of files of one machine that are in memory. Frames are the aperture's, unless it is said.
+
+    `pages` are how many there are, `dirty` how many of them wait to be written. `free` gives frames of RAM
+    back.
     """
 
     def __init__(
@@ -64,6 +83,9 @@ class PageCache:
         self.pages = self.dirty = 0
         self._gone = 0  # pages that reclaim has dropped
         self.around = READ_AROUND >> frames.page_shift
+        self.unused: dict[int, Unused] = {}
+        """Files that are kept, by their numbers, the one first that was used longest ago."""
+        self._keeps = True
 
     # ---- what is there
 
@@ -83,7 +105,7 @@ class PageCache:
         return int(absent[0]) if absent.size else count
 
     def stand_ins(self, frames: Numbers) -> Numbers:
-        """The frames of RAM that stand for those of some frames that are in memory, whatever the others are."""
+        """The frames of RAM that stand for some frames; nothing for those whose pages are not in memory."""
         inside = frames[(frames >= self.base) & (frames < self.base + self._stands.size)]
         stands = self._stands[inside - self.base]
         found: Numbers = stands[(stands != 0) & (stands < _GONE)].astype(np.int64) - 1
@@ -107,13 +129,38 @@ class PageCache:
         found: list[int] = (np.flatnonzero(waiting) + first).tolist()
         return found
 
+    # ---- files that nobody shows
+
+    def keep(self, file: Unused) -> bool:
+        """No area shows a file any more. Whether it stays, until `end` of it."""
+        if not self._keeps or not file.has_name():
+            return False
+        self.unused[file.number] = file
+        if len(self.unused) > MOST_UNUSED:
+            self.end(next(iter(self.unused.values())))
+        return True
+
+    def end(self, file: Unused) -> None:
+        """One that is kept is let go."""
+        del self.unused[file.number]
+        file.end()
+
+    def end_nameless(self) -> None:
+        """Names of files were taken away: let go of those that have none left."""
+        for file in list(self.unused.values()):
+            if not file.has_name():
+                self.end(file)
+
+    def close(self) -> None:
+        """No file is kept any more."""
+        self._keeps = False
+        for file in list(self.unused.values()):
+            self.end(file)
+
     # ---- pages come
 
-    def bring(self, frame: int, *, wanted: bool = True) -> None:
-        """The page of a frame, which its object has claimed, comes into memory. Raises OutOfFrames.
-
-        `wanted`: somebody touches it, and it is not only read because it lies near.
-        """
+    def bring(self, frame: int) -> None:
+        """The page of a frame, which its object has claimed, comes into memory. Raises OutOfFrames."""
         frames, place = self._frames, frame - self.base
         stand_in = self._buddy.alloc()
         frames.kind[stand_in] = _CACHE
@@ -123,7 +170,7 @@ class PageCache:
         self._stands[place] = stand_in + 1
         self.pages += 1
         self._n[Event.FILE_READ] += 1
-        if before and wanted:
+        if before:
             self._n[Event.FILE_REFAULT] += 1
             self._n[Event.FILE_REFAULT_SOON] += self._since(before) < self._buddy.total
 
@@ -196,6 +243,10 @@ class PageCache:
             self._stands[frame - self.base] = after + 1
 
     # ---- state
+
+    def kept(self) -> NDArray[np.uint32]:
+        """What it keeps for each frame of the aperture, to be measured."""
+        return self._stands
 
     def capture(self) -> dict[str, Any]:
         """What the frame table does not know: which pages were dropped, and when."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -78,6 +78,15 @@ class Reclaiming(Protocol):
         """Become the captured one."""
 
 
+class FilesInMemory(Protocol):
+    """What is done with files' pages that count as memory: `mm.file_reclaim.FilePages`. Pages by number."""
+
+    def write_back(self, backing: Any, first: int, count: int) -> int: ...
+    def read(self, backing: Any, first: int, count: int) -> None: ...
+    def drop_unused(self, frames: Iterable[int]) -> int: ...
+    def drop_unused_of(self, backing: Any, first: int, count: int) -> int: ...
+
+
 class Huge(Protocol):
     """What gives programs huge pages, and runs of pages of some `orders`: `mm.hugepage.HugePages`.
 
@@ -145,9 +154,9 @@ class Physical:
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
     spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
-    `read_ahead` how many come back together (None: there is neither). `cache` counts the pages of files as memory
-    (None: they stand outside it). Each `host_step` bytes that were freed,
-    free frames are given back to the host (0: never).
+    `read_ahead` how many come back together (None: there is neither). `cache` counts the pages of files as
+    memory (None: they stand outside it). Each `host_step` bytes that were freed, free frames are given back to
+    the host (0: never).
     """
 
     def __init__(
@@ -170,6 +179,7 @@ class Physical:
         self.swap: SwapArea | None = None
         self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
         self.cache: PageCache | None = None
+        self.files: FilesInMemory | None = None  # whoever drops and writes what that counts
         self.reclaim: Reclaiming | None = None
         self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
         self.new_swap: Callable[[], SwapArea]
@@ -311,6 +321,8 @@ class Physical:
     def close(self) -> None:
         """Give back what the computer itself held, so that the frame table must now be empty."""
         self.tlb.settle()
+        if self.cache is not None:
+            self.cache.close()
         if self.huge is not None:
             self.huge.close()
         if self.pools is not None:

@@ -69,7 +69,7 @@ class Clock:
 
     def __init__(self, reclaim: Reclaim) -> None:
         self._physical = reclaim.physical
-        self._clocks = [_Hands(reclaim.physical, files=files) for files in (False, True)]
+        self._clocks = tuple(_Hands(reclaim.physical, files=files) for files in (False, True))
 
     def begin(self) -> None:
         """See `Order`."""
@@ -158,6 +158,13 @@ class _Hands:
         self._hand, self._first, self.cold = state["hand"], state["first"], list(state["cold"])
 
 
+class _Line:
+    """Frames that are tried one after the other."""
+
+    def __init__(self) -> None:
+        self.frames: Frames = np.zeros(0, np.int64)
+
+
 class Generations:
     """Pages belong to generations, and those of old ones go (Linux: multi-generational LRU).
 
@@ -176,27 +183,29 @@ class Generations:
         self._tried: NDArray[np.bool_] = np.zeros(count, np.bool_)
         self._newest = 1
         self._walks = 0
-        nothing = np.zeros(0, np.int64)
-        self._oldest = [nothing, nothing]  # what is left to try of that generation: of swap's kind, of files
+        # What is left to try of the oldest one: of what goes to swap, of files.
+        self._oldest = (_Line(), _Line())
 
     def begin(self) -> None:
         """See `Order`."""
         self._tried[:] = False
         self._walks = 0
-        self._oldest = [oldest[:0] for oldest in self._oldest]
+        for line in self._oldest:
+            line.frames = line.frames[:0]
 
     def candidates(self, *, files: bool) -> list[int]:
         """See `Order`."""
+        line = self._oldest[files]
         while True:
-            if not self._oldest[files].size:
+            if not line.frames.size:
                 used = _may_go(self._physical, slice(self._born.size), files=files)
                 old = np.flatnonzero(used & (self._born > 0) & (self._born < self._newest) & ~self._tried)
                 born = self._born[old]
-                self._oldest[files] = old[born == born.min()] if old.size else old
-                self._tried[self._oldest[files]] = True
-            if self._oldest[files].size:
-                chosen: list[int] = self._oldest[files][:_STEP].tolist()
-                self._oldest[files] = self._oldest[files][_STEP:]
+                line.frames = old[born == born.min()] if old.size else old
+                self._tried[line.frames] = True
+            if line.frames.size:
+                chosen: list[int] = line.frames[:_STEP].tolist()
+                line.frames = line.frames[_STEP:]
                 untouched = _untouched(self._physical, chosen)
                 self._born[[frame for frame in chosen if frame not in untouched]] = self._newest
                 if untouched:
@@ -263,7 +272,7 @@ def count_files(physical: Physical, config: Config) -> None:
     physical.cache = PageCache(
         physical.frames, physical.buddy, physical.aperture, physical.counters.n, physical.free
     )
-    _reclaims(physical, config)
+    physical.files = _reclaims(physical, config).files
 
 
 def _reclaims(physical: Physical, config: Config) -> Reclaim:

@@ -49,6 +49,7 @@ class HostData(Seekable):
         status = os.fstat(host_fd)
         self.key: FileKey = (status.st_dev, status.st_ino)
         self.is_writer = False
+        self._failures = 0 if namespace.cached is None else namespace.cached.sample(self.key)
 
     def begin_writing(self) -> None:
         """It is open for writing: nobody executes the file while it is (Linux: get_write_access)."""
@@ -99,6 +100,8 @@ class HostData(Seekable):
         except OSError as error:
             raise host.refused(error, "write") from None
         self.namespace.inodes.modified(self.inode)
+        if self.namespace.cached is not None:
+            self.namespace.cached.wrote(self.key, offset, done)
         return done
 
     def truncate(self, size: int) -> None:
@@ -140,8 +143,17 @@ class HostData(Seekable):
 
     def sync(self) -> None:
         """See `OpenFile.sync`."""
+        self.write_back()
         with host.refusals("fsync"):
             os.fsync(self.host_fd)
+
+    def write_back(self, offset: int = 0, length: int | None = None) -> None:
+        """Have pages that count as memory written: all, or those of some bytes. Refused with what failed."""
+        cached = self.namespace.cached
+        if cached is not None:
+            self._failures, failure = cached.sync(self.key, self._failures, offset, length)
+            if failure:
+                raise Refused(failure, "pages could not be written back")
 
 
 class StoredFile(HostData):

@@ -98,6 +98,11 @@ class ApertureFile:
         """The file's size in bytes, as the host has it now."""
         return os.fstat(self._fd).st_size
 
+    @property
+    def links(self) -> int:
+        """How many names the file has on the host."""
+        return os.fstat(self._fd).st_nlink
+
     def frame(self, page_index: int, *, write: bool = False) -> int:
         """Guest-physical address of a page of the file, populated for loads (`write`: for stores too).
 

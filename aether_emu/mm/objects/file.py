@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from aether_emu.errors import Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile, BackingFailed
 from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.objects.protocol import Backing, Window
 from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
@@ -169,7 +169,7 @@ class FileBacking(Backing):
             if reclaim is not None and reclaim.is_short:
                 return
             if not cache.has(near):
-                cache.bring(near, wanted=False)
+                cache.bring(near)
 
     def stretches(self, cache: PageCache, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Those of some pages whose slots are bound, in rows: (first page, its frame, how many)."""
@@ -243,6 +243,26 @@ class FileBacking(Backing):
         self.file.sync()
         if failure:
             raise Refused(failure, "pages could not be written back")
+
+    def link(self, area: Window, first: int, count: int) -> None:
+        super().link(area, first, count)
+        if self._physical.cache is not None:
+            self._physical.cache.unused.pop(self.number, None)
+
+    def _release_if_unused(self) -> None:
+        cache = self.cache
+        is_unused = not self._holds and not self.windows
+        if is_unused and cache is not None and (self.number in cache.unused or cache.keep(self)):
+            return
+        super()._release_if_unused()
+
+    def has_name(self) -> bool:
+        """Whether the host has a name for it."""
+        return self.file.links > 0
+
+    def end(self) -> None:
+        """Let go of the file, which no area shows, and which the page cache keeps no longer."""
+        super()._release_if_unused()
 
     def release(self) -> None:
         self._gone(self)
