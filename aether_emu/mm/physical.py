@@ -155,8 +155,8 @@ class Physical:
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
     spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
     `read_ahead` how many come back together (None: there is neither). `cache` counts the pages of files as
-    memory (None: they stand outside it). Each `host_step` bytes that were freed, free frames are given back to
-    the host (0: never).
+    memory (None: they stand outside it). Each `host_step` bytes that were freed, free frames are given back
+    to the host (0: never).
     """
 
     def __init__(

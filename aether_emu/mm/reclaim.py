@@ -11,9 +11,9 @@ What was found locked is not tried again until that is unlocked (Linux: the unev
 swap has no slot nothing is scanned: else each fault would go through all memory for nothing.
 
 What stays: pages that are locked, executable or shown by anything but entries; page tables; the zero page;
-the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files go where
-they count as memory (`mm.page_cache`): `mm.file_reclaim` takes them, by the frames that stand for them. Those of
-memory files stand in the aperture and are no RAM.
+the kernel's own. A page of a large leaf or a contiguous run is cut out of it first. Pages of host files go
+where they count as memory (`mm.page_cache`): `mm.file_reclaim` takes them, by the frames that stand for them.
+Those of memory files stand in the aperture and are no RAM.
 """
 
 from __future__ import annotations
@@ -95,14 +95,15 @@ class _Going(NamedTuple):
 
 
 class Reclaim(Room):
-    """Takes pages of one machine out of memory, in the order that `order` says: to its swap area, if it has one;
-    those of files where they count.
+    """Takes pages of one machine out of memory, in the order that `order` says.
+
+    They go to its swap area, if it has one; those of files are dropped, where they count.
     """
 
     def __init__(self, physical: Physical, swap: SwapArea | None, order: Callable[[Reclaim], Order]) -> None:
         super().__init__(physical)
         self.swap = swap
-        self.files = None if physical.cache is None else FilePages(physical, physical.cache)
+        self.files: FilePages | None = None  # where files count
         self.balance_of = Balance(self._n)
         self.order = order(self)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.config import Config
 from aether_emu.mm import ageing
+from aether_emu.mm.file_reclaim import FilePages
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.physical import Physical
@@ -172,8 +173,8 @@ class Generations:
                   what has none yet is of the one before
         taking    the oldest first, but nothing of the newest; what was accessed since the walk joins that
 
-    Where nothing but the newest is left there is an ageing. A frame that was freed has no generation. Pages of
-    files are of the same generations as others, and their oldest is one of its own.
+    Where nothing but the newest is left there is an ageing. A frame that was freed has no generation. Pages
+    of files are of the same generations as others; which of them is their oldest is another question.
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
@@ -269,10 +270,10 @@ def connect(physical: Physical, fmt: PageTableFormat, config: Config) -> None:
 
 def count_files(physical: Physical, config: Config) -> None:
     """Have pages of files count as memory, and go when it is short."""
-    physical.cache = PageCache(
-        physical.frames, physical.buddy, physical.aperture, physical.counters.n, physical.free
-    )
-    physical.files = _reclaims(physical, config).files
+    n = physical.counters.n
+    cache = PageCache(physical.frames, physical.buddy, physical.aperture, n, physical.free)
+    physical.cache, files = cache, FilePages(physical, cache)
+    physical.files = _reclaims(physical, config).files = files
 
 
 def _reclaims(physical: Physical, config: Config) -> Reclaim:

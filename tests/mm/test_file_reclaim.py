@@ -1,0 +1,745 @@
+"""Pages of files that count as memory: what they take, which go and how, and that no store is ever lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aether_emu.arch.paging import Access
+from aether_emu.config import Config
+from aether_emu.errors import Refused
+from aether_emu.machine.memory import host
+from aether_emu.mm import ageing, locking, mapping
+from aether_emu.mm.allocation import LOCKED
+from aether_emu.mm.balance import Balance
+from aether_emu.mm.compaction import Compaction
+from aether_emu.mm.counters import Event
+from aether_emu.mm.fault import RESOLVED
+from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
+from aether_emu.mm.objects.file import FileBacking
+from aether_emu.mm.page_cache import MOST_UNUSED, PageCache
+from aether_emu.mm.populate import populate
+from aether_emu.mm.protection import Protection
+from aether_emu.mm.reclaim import Reclaim
+from aether_emu.mm.rmap import unmap
+from aether_emu.mm.space import AddressSpace
+from aether_emu.policy.reclaim import count_files
+from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
+from tests.mm.calls import ANONYMOUS, RW, mapped, mmap
+from tests.mm.swap.boards import with_swap
+
+AT, SECOND, OWN = 0x1000_0000, 0x3000_0000, 0x5000_0000
+READ, EXECUTE = Protection.READ, Protection.EXECUTE
+USER_READ, USER_WRITE = int(Access.READ | Access.USER), int(Access.WRITE | Access.USER)
+orders = pytest.mark.parametrize("order", ["mglru", "clock"])
+
+
+class Counted:
+    """A board on which files count, with a file of `pages` pages, page n full of letter n."""
+
+    def __init__(
+        self,
+        path: Path,
+        kind: str = "x86_64",
+        *,
+        pages: int = 64,
+        order: str = "mglru",
+        swap: int = 0,
+        cpus: int = 1,
+        aperture: int = 8 * MIB,
+    ) -> None:
+        execute = kind in ENGINES and cpus == 1
+        self.board = Board(FORMATS[kind], cpus=cpus, execute=execute, aperture=aperture)
+        self.physical, self.n = self.board.physical, self.board.physical.counters.n
+        if swap:
+            with_swap(self.board, swap, order=order)
+        count_files(self.physical, Config.load(overrides={"reclaim": order}))
+        assert self.physical.cache is not None
+        self.cache: PageCache = self.physical.cache
+        assert isinstance(self.physical.reclaim, Reclaim)
+        self.reclaim: Reclaim = self.physical.reclaim
+        self.page, self.pages, self.path = self.board.format.page_size, pages, path
+        path.write_bytes(b"".join(bytes([65 + n % 26]) * self.page for n in range(pages)))
+        self.space = self.board.space()
+        self.board.run_on(self.space)
+
+    def map(
+        self,
+        protection: int = RW,
+        flags: int = MAP_SHARED,
+        *,
+        at: int = AT,
+        space: AddressSpace | None = None,
+        path: Path | None = None,
+    ) -> int:
+        file = GrantedFile(self.board, path or self.path, writable=bool(protection & Protection.WRITE))
+        request = Request(at, self.pages * self.page, protection, flags | MAP_FIXED, file, 0)
+        return mapping.map_memory(space or self.space, request)
+
+    def read(self, number: int, at: int = AT, space: AddressSpace | None = None) -> bytes:
+        self.board.run_on(space or self.space)
+        return bytes(self.board.cpu.copy_from_user(at + number * self.page, 4))
+
+    def write(self, number: int, data: bytes, at: int = AT, space: AddressSpace | None = None) -> None:
+        self.board.run_on(space or self.space)
+        self.board.cpu.copy_to_user(at + number * self.page, data)
+
+    def right(self, number: int) -> bytes:
+        return bytes([65 + number % 26]) * 4
+
+    def in_file(self, number: int) -> bytes:
+        with self.path.open("rb") as file:
+            return os.pread(file.fileno(), 4, number * self.page)
+
+    @property
+    def backing(self) -> FileBacking:
+        status = os.stat(self.path)
+        backing = self.board.files.find((status.st_dev, status.st_ino))
+        assert backing is not None
+        return backing
+
+    def frame(self, number: int) -> int:
+        """The frame in the aperture of a page of the file that some area shows."""
+        frame = self.backing.frames(number, 1, write=False)[0]
+        assert self.cache.has(frame)
+        return frame
+
+    def resident(self) -> list[int]:
+        """Which pages of the file are in memory."""
+        return np.flatnonzero(np.frombuffer(self.backing.resident(0, self.pages), np.uint8)).tolist()
+
+    def send(self, first: int, count: int, at: int = AT) -> int:
+        """Drop what a range shows, if it may go."""
+        start = at + first * self.page
+        return self.reclaim.take(ageing.look(self.space, start, start + count * self.page).frames.tolist())
+
+    def fill(self, left: int) -> list[int]:
+        """Take frames until so many are left; low watermarks are kept."""
+        self.reclaim.set_marks(8 * self.page, 1)
+        return [self.board.buddy.alloc() for _ in range(self.board.buddy.free_frames - left)]
+
+    def check(self) -> None:
+        check_accounts(self.board, [])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+@pytest.fixture(params=FORMATS)
+def counted(request: pytest.FixtureRequest, path: Path) -> Iterator[Counted]:
+    made = Counted(path, request.param)
+    yield made
+    made.check()
+    made.board.close()
+
+
+@pytest.fixture
+def one(path: Path) -> Iterator[Counted]:
+    """On one format: for what does not depend on it."""
+    made = Counted(path)
+    yield made
+    made.check()
+    made.board.close()
+
+
+# ---- what pages take
+
+
+def test_a_page_takes_a_frame_and_gives_it_back_when_it_is_dropped(counted: Counted) -> None:
+    counted.map()
+    free, around = counted.board.buddy.free_frames + counted.space.table.tables, counted.cache.around
+    assert counted.read(5) == counted.right(5)
+    assert counted.resident() == list(range(5 - 5 % around, 5 - 5 % around + around))
+    assert counted.cache.pages == around == counted.n[Event.FILE_READ]
+    counted.check()
+    assert counted.send(5, 1) == 1
+    assert counted.cache.pages == around - 1
+    assert not mapped(counted.space, AT + 5 * counted.page, 1)[0]
+    unmap(counted.backing, 0, counted.pages)
+    assert counted.physical.files is not None
+    assert counted.physical.files.drop_unused_of(counted.backing, 0, counted.pages) == around - 1
+    assert counted.board.buddy.free_frames == free - counted.space.table.tables
+    assert counted.read(5) == counted.right(5)
+
+
+def test_what_is_not_in_memory_is_a_major_fault_and_its_neighbours_are_read_too(counted: Counted) -> None:
+    counted.map()
+    counted.read(0)
+    assert (counted.n[Event.FAULT_FILE_READ], counted.n[Event.FAULT_FILE]) == (1, 0)
+    counted.read(1)
+    read_alone = counted.cache.around == 1
+    assert (counted.n[Event.FAULT_FILE_READ], counted.n[Event.FAULT_FILE]) == (1 + read_alone, 1 - read_alone)
+    counted.read(counted.cache.around)
+    assert counted.n[Event.FAULT_FILE_READ] == 2 + read_alone
+
+
+def test_a_fault_maps_no_neighbour_that_is_not_in_memory(one: Counted) -> None:
+    one.map()
+    one.read(0)
+    one.read(1)
+    assert mapped(one.space, AT, 16) == b"\1" * 16
+    one.send(0, 16)
+    held = one.fill(8)
+    one.reclaim.balance = lambda: None  # type: ignore[method-assign]  # memory stays short
+    one.read(4)
+    one.read(5)
+    assert mapped(one.space, AT, 16) == bytes(n in (4, 5) for n in range(16))
+    assert one.resident() == [4, 5, *range(16, 32)]
+    one.board.buddy.free_bulk(held)
+
+
+def test_where_files_do_not_count_they_take_nothing(path: Path) -> None:
+    board = Board(FORMATS["x86_64"])
+    path.write_bytes(bytes(8 * board.format.page_size))
+    space = board.space()
+    board.run_on(space)
+    file = GrantedFile(board, path)
+    mapping.map_memory(space, Request(AT, 8 * space.page_size, RW, MAP_SHARED | MAP_FIXED, file, 0))
+    assert fault_in(space, AT, USER_READ) is RESOLVED
+    tables, free = space.table.tables, board.buddy.free_frames
+    for page in range(8):
+        assert fault_in(space, AT + page * space.page_size, USER_WRITE) is RESOLVED
+    assert board.buddy.free_frames == free - (space.table.tables - tables)
+    assert board.physical.counters.n[Event.FILE_READ] == board.physical.counters.n[Event.FILE_DIRTIED] == 0
+    board.close()
+
+
+def test_a_private_copy_brings_the_page_that_it_copies(one: Counted) -> None:
+    one.map(flags=MAP_PRIVATE)
+    one.write(3, b"mine")
+    assert one.n[Event.FAULT_FILE_READ] == 1
+    assert one.n[Event.FAULT_COPY] == 0
+    assert 3 in one.resident()
+    one.write(4, b"mine")
+    assert (one.n[Event.FAULT_FILE_READ], one.n[Event.FAULT_COPY]) == (1, 1)
+
+
+def test_private_copies_stay(counted: Counted) -> None:
+    counted.map(flags=MAP_PRIVATE)
+    counted.write(3, b"mine")
+    for number in range(8):
+        counted.read(number)
+    assert counted.send(0, 8) == 7
+    assert counted.read(3) == b"mine"
+    assert counted.in_file(3) == counted.right(3)
+    assert [counted.read(n) for n in (0, 4)] == [counted.right(0), counted.right(4)]
+
+
+# ---- dirty pages
+
+
+def test_a_dirty_page_is_written_before_it_is_dropped(
+    counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, real = list[tuple[int, int]](), host.write_back
+
+    def write_back(fd: int, offset: int, length: int) -> int:
+        assert not any(mapped(counted.space, AT + 3 * counted.page, 2)), "it is unmapped first"
+        assert counted.cache.has(frames[0]), "it is dropped afterwards"
+        written.append((offset // counted.page, length // counted.page))
+        return real(fd, offset, length)
+
+    monkeypatch.setattr(host, "write_back", write_back)
+    counted.map()
+    for number in (3, 4, 9):
+        counted.write(number, b"new!")
+    frames = [counted.frame(number) for number in (3, 4, 9)]
+    counted.read(5)
+    assert counted.cache.dirty == 3
+    assert counted.send(3, 3) == 3
+    assert written == [(3, 2)]
+    assert (counted.cache.dirty, counted.n[Event.FILE_WRITTEN], counted.n[Event.FILE_DIRTIED]) == (1, 2, 3)
+    assert [counted.read(n) for n in (3, 4, 5)] == [b"new!", b"new!", counted.right(5)]
+    assert counted.in_file(4) == b"new!"
+    assert not counted.cache.is_dirty(counted.frame(3))
+    counted.check()
+
+
+def test_what_cannot_be_written_stays_and_is_told_once(one: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+    one.map()
+    one.write(3, b"kept")
+    one.read(5)
+    monkeypatch.setattr(host, "write_back", lambda *_: errno.ENOSPC)
+    assert one.send(3, 3) == 2, "the clean ones go"
+    assert one.cache.dirty == 1
+    assert 3 in one.resident()
+    assert one.read(3) == b"kept"
+    assert one.n[Event.FILE_WRITTEN] == 0
+    one.check()
+    monkeypatch.undo()
+    with pytest.raises(Refused) as refused:
+        mapping.sync_memory(one.space, AT, one.page, mapping.MS_SYNC)
+    assert refused.value.errno == errno.ENOSPC
+    mapping.sync_memory(one.space, AT, one.pages * one.page, mapping.MS_SYNC)
+    assert one.cache.dirty == 0
+    assert one.in_file(3) == b"kept"
+
+
+def test_failures_are_told_to_each_once_and_to_those_who_come_before_anybody_knew(one: Counted) -> None:
+    one.map()
+    failed = one.backing.failed
+    early = failed.sample()
+    failed.note(errno.EIO)
+    late = failed.sample()
+    assert failed.tell(early) == errno.EIO
+    assert failed.tell(late) == errno.EIO
+    assert failed.tell(failed.count) == 0
+    assert failed.tell(failed.sample()) == 0
+
+
+def test_after_msync_the_next_store_makes_the_page_dirty_again(counted: Counted) -> None:
+    counted.map()
+    child = counted.board.space()
+    counted.map(at=SECOND, space=child)
+    counted.write(2, b"one!")
+    counted.write(2, b"two!", at=SECOND, space=child)
+    mapping.sync_memory(counted.space, AT, counted.pages * counted.page, mapping.MS_SYNC)
+    assert counted.cache.dirty == 0
+    assert counted.n[Event.WRITTEN_BACK] == counted.n[Event.FILE_WRITTEN] == 1
+    for space, at in ((counted.space, AT), (child, SECOND)):
+        before = counted.n[Event.FAULT_UPGRADE]
+        counted.write(2, b"more", at=at, space=space)
+        assert counted.cache.dirty == 1
+        assert counted.n[Event.FAULT_UPGRADE] == before + 1
+        mapping.sync_memory(space, at, counted.page * 4, mapping.MS_SYNC)
+        assert counted.cache.dirty == 0
+    assert counted.in_file(2) == b"more"
+
+
+def test_a_page_is_dirty_still_when_who_stored_to_it_has_unmapped_it(counted: Counted) -> None:
+    counted.map()
+    counted.write(2, b"left")
+    discard(counted.space, AT, AT + 4 * counted.page)
+    assert counted.cache.dirty == 1
+    assert counted.physical.files is not None
+    assert counted.physical.files.drop_unused([counted.frame(2)]) == 0
+    assert counted.physical.files.write_back(counted.backing, 0, counted.pages) == 1
+    assert counted.cache.dirty == 0
+
+
+# ---- who shows a page
+
+
+def test_a_page_goes_from_everybody_who_shows_it_with_one_flush_for_each(path: Path) -> None:
+    counted = Counted(path, cpus=2)
+    counted.map()
+    other = counted.board.space()
+    counted.map(READ, at=SECOND, space=other)
+    for number in range(12):
+        counted.read(number)
+        counted.read(number, at=SECOND, space=other)
+    counted.board.run_on(counted.space)
+    before = counted.board.events()
+    assert counted.send(0, 12) == 12
+    flushed = counted.board.events() - before
+    assert flushed[Event.FLUSH_PAGE] + flushed[Event.FLUSH_ALL] <= 2
+    assert not any(mapped(counted.space, AT, 12))
+    assert not any(mapped(other, SECOND, 12))
+    counted.check()
+    assert counted.read(7) == counted.right(7) == counted.read(7, at=SECOND, space=other)
+    counted.check()
+    counted.board.close()
+
+
+def test_a_locked_page_stays_until_it_is_unlocked(one: Counted) -> None:
+    one.map()
+    locking.lock_memory(one.space, AT, 4 * one.page, LOCKED)
+    populate(one.space, AT, AT + 8 * one.page, write=False)
+    frame = one.frame(1)
+    (stand_in,) = one.cache.stand_ins(np.array([frame])).tolist()
+    assert one.send(0, 8) == 4
+    assert one.board.frames.flags[stand_in] & Flags.UNEVICTABLE
+    one.reclaim.order.begin()
+    assert stand_in not in one.reclaim.order.candidates(files=True)
+    locking.unlock_memory(one.space, AT, 4 * one.page)
+    assert not one.board.frames.flags[stand_in] & Flags.UNEVICTABLE
+    assert one.send(0, 8) == 4
+
+
+def test_a_page_that_nobody_may_touch_goes_too(counted: Counted) -> None:
+    counted.map()
+    counted.write(2, b"away")
+    mapping.protect_memory(counted.space, AT, 8 * counted.page, Protection.NONE)
+    counted.check()
+    frame = counted.frame(2)
+    assert counted.reclaim.take([frame]) == 1
+    counted.check()
+    mapping.protect_memory(counted.space, AT, 8 * counted.page, READ)
+    assert counted.read(2) == b"away"
+
+
+def test_a_page_in_use_by_something_else_stays(one: Counted) -> None:
+    one.map()
+    one.read(0)
+    frame = one.frame(0)
+    one.board.frames.get(frame)
+    assert one.reclaim.take([frame]) == 0
+    one.board.frames.put(frame)
+    assert one.reclaim.take([frame]) == 1
+
+
+# ---- which go
+
+
+@orders
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_was_used_lately_stays(kind: str, order: str, path: Path) -> None:
+    counted = Counted(path, kind, order=order, pages=24)
+    counted.map(READ)
+    for number in range(counted.pages):
+        counted.read(number)
+    ageing.forget_accesses(counted.space, AT, AT + counted.pages * counted.page)
+    for number in range(0, counted.pages, 2):
+        counted.read(number)
+    stand_in = {
+        n: counted.cache.stand_ins(np.array([counted.frame(n)])).tolist()[0] for n in range(counted.pages)
+    }
+    if order == "clock":  # the first hand has passed them
+        hand = min(stand_in.values()) & -64
+        counted.reclaim.order.restore({"clocks": [{"hand": hand, "first": hand + 2048, "cold": []}] * 2})
+    counted.reclaim.order.begin()
+    chosen = set(counted.reclaim.order.candidates(files=True))
+    assert {n for n, frame in stand_in.items() if frame in chosen} == set(range(1, counted.pages, 2))
+    counted.board.close()
+
+
+@orders
+def test_code_gets_a_second_chance(order: str, path: Path) -> None:
+    counted = Counted(path, order=order)
+    counted.map(READ | EXECUTE, MAP_PRIVATE)
+    counted.map(READ, MAP_PRIVATE, at=SECOND)
+    for number in range(counted.pages):
+        counted.read(number, at=AT if number < 16 else SECOND)
+    counted.space.unmap(SECOND, SECOND + 16 * counted.page)
+    ageing.forget_accesses(counted.space, 0, counted.space.limits.user_end)
+    held = counted.fill(8)
+    assert counted.reclaim.make_room(1)
+    gone = set(range(counted.pages)) - set(counted.resident())
+    assert gone
+    assert gone <= set(range(16, counted.pages))
+    assert counted.n[Event.FILE_SPARED] > 0
+    while counted.cache.pages > 8:
+        assert counted.reclaim.make_room(1)
+    assert not set(range(16)) <= set(counted.resident()), "once"
+    counted.board.buddy.free_bulk(held)
+    counted.board.close()
+
+
+@orders
+def test_where_all_is_code_some_of_it_goes(order: str, path: Path) -> None:
+    counted = Counted(path, order=order, pages=32)
+    counted.map(READ | EXECUTE, MAP_PRIVATE)
+    for number in range(32):
+        counted.read(number)
+    held = counted.fill(8)
+    assert counted.reclaim.make_room(1)
+    counted.board.buddy.free_bulk(held)
+    counted.board.close()
+
+
+def test_code_that_was_used_again_is_spared_again(one: Counted) -> None:
+    one.map(READ | EXECUTE, MAP_PRIVATE)
+    one.read(0)
+    frame = one.frame(0)
+    assert one.cache.spare(frame)
+    assert not one.cache.spare(frame)
+    one.cache.touched(np.array([frame]))
+    assert one.cache.spare(frame)
+
+
+@orders
+@pytest.mark.parametrize(("swappiness", "goes"), [(0, "files"), (200, "own")])
+def test_swappiness_says_which_kind_goes(swappiness: int, goes: str, order: str, path: Path) -> None:
+    counted = Counted(path, order=order, swap=256)
+    counted.map(READ)
+    mmap(counted.space, OWN, 64, RW, ANONYMOUS | MAP_FIXED)
+    for number in range(64):
+        counted.read(number)
+        counted.write(number, b"mine", at=OWN)
+    counted.reclaim.balance_of.swappiness = swappiness
+    held = counted.fill(8)
+    assert counted.reclaim.make_room(20)
+    assert (counted.n[Event.FILE_TAKEN] > 0, counted.n[Event.SWAP_OUT] > 0) == (
+        goes == "files",
+        goes == "own",
+    )
+    counted.board.buddy.free_bulk(held)
+    counted.board.close()
+
+
+def test_where_few_pages_are_files_others_go(path: Path) -> None:
+    counted = Counted(path, swap=256, pages=4)
+    counted.map(READ)
+    mmap(counted.space, OWN, 64, RW, ANONYMOUS | MAP_FIXED)
+    for number in range(64):
+        counted.read(number % 4)
+        counted.write(number, b"mine", at=OWN)
+    counted.reclaim.balance_of.swappiness = 0
+    held = counted.fill(8)
+    assert counted.reclaim.make_room(20)
+    assert counted.n[Event.FILE_TAKEN] == 0
+    assert counted.n[Event.SWAP_OUT] > 0
+    counted.board.buddy.free_bulk(held)
+    counted.board.close()
+
+
+def test_the_balance_goes_by_swappiness_and_by_what_each_kind_has_cost() -> None:
+    n = [0] * len(Event)
+    balance = Balance(n, swappiness=100)
+    assert [balance.files_next() for _ in range(6)].count(True) == 3
+    swap, files = balance.shares()
+    assert swap == files
+    n[Event.FILE_REFAULT_SOON] += 10
+    balance.look(1 << 20)
+    swap, files = balance.shares()
+    assert swap > files
+    n[Event.SWAP_OUT] += 100
+    balance.look(1 << 20)
+    swap, files = balance.shares()
+    assert swap < files
+    assert sum(balance.capture()["figures"][0]) == 110 * 32
+    balance.look(400)
+    assert sum(balance.capture()["figures"][0]) <= 100, "what lies back counts less"
+    other = Balance([0] * len(Event))
+    other.restore(balance.capture())
+    assert other.capture() == balance.capture()
+
+
+@orders
+@pytest.mark.parametrize("kind", ENGINES)
+def test_a_file_larger_than_memory_is_gone_through_with_every_byte_right(
+    kind: str, order: str, path: Path
+) -> None:
+    counted = Counted(path, kind, order=order, pages=600, aperture=64 * MIB)
+    held = counted.fill(300)
+    counted.map()
+    for number in range(counted.pages):
+        counted.write(number, b"%04d" % number)
+    for number in range(counted.pages):
+        assert counted.read(number) == b"%04d" % number
+    assert counted.n[Event.FAULT_OUT_OF_MEMORY] == 0
+    assert counted.n[Event.FILE_REFAULT] > 0
+    counted.board.buddy.free_bulk(held)
+    counted.check()
+    counted.space.destroy()
+    counted.board.spaces.clear()
+    assert [counted.in_file(n) for n in range(counted.pages)] == [b"%04d" % n for n in range(counted.pages)]
+    counted.board.close()
+
+
+# ---- what comes back
+
+
+def test_a_page_that_comes_back_soon_is_a_sign_of_thrashing(one: Counted) -> None:
+    one.map()
+    one.read(0)
+    one.send(0, 1)
+    one.read(0)
+    assert (one.n[Event.FILE_REFAULT], one.n[Event.FILE_REFAULT_SOON]) == (1, 1)
+    one.send(0, 1)
+    one.cache._gone += one.board.buddy.total  # as many others went as memory holds
+    one.read(0)
+    assert (one.n[Event.FILE_REFAULT], one.n[Event.FILE_REFAULT_SOON]) == (2, 1)
+
+
+# ---- what programs ask
+
+
+def test_pageout_drops_and_willneed_reads(counted: Counted) -> None:
+    counted.map()
+    counted.write(1, b"out!")
+    for number in range(8):
+        counted.read(number)
+    mapping.advise_memory(counted.space, AT, 8 * counted.page, mapping.MADV_PAGEOUT)
+    assert not set(range(8)) & set(counted.resident())
+    assert not any(mapped(counted.space, AT, 8))
+    assert counted.in_file(1) == b"out!"
+    read = counted.n[Event.FAULT_FILE_READ]
+    mapping.advise_memory(counted.space, AT, 8 * counted.page, mapping.MADV_WILLNEED)
+    assert set(range(8)) <= set(counted.resident())
+    assert not any(mapped(counted.space, AT, 8))
+    assert counted.read(1) == b"out!"
+    assert counted.n[Event.FAULT_FILE_READ] == read
+
+
+def test_dontneed_leaves_the_pages_in_memory(counted: Counted) -> None:
+    counted.map()
+    counted.write(1, b"kept")
+    mapping.advise_memory(counted.space, AT, 8 * counted.page, mapping.MADV_DONTNEED)
+    assert not any(mapped(counted.space, AT, 8))
+    assert 1 in counted.resident()
+    assert counted.read(1) == b"kept"
+
+
+@orders
+def test_what_is_cold_goes_first(order: str, path: Path) -> None:
+    counted = Counted(path, order=order)
+    counted.map()
+    for number in range(counted.pages):
+        counted.read(number)
+    mapping.advise_memory(counted.space, AT + 5 * counted.page, 2 * counted.page, mapping.MADV_COLD)
+    counted.reclaim.order.begin()
+    first = counted.reclaim.order.candidates(files=True)
+    assert sorted(counted.cache.pages_of(first)) == [counted.frame(5), counted.frame(6)]
+    counted.board.close()
+
+
+def test_residency_is_what_is_in_memory(counted: Counted) -> None:
+    counted.map()
+    around = counted.cache.around
+    assert not any(mapping.residency(counted.space, AT, counted.pages * counted.page))
+    counted.read(around)
+    assert list(mapping.residency(counted.space, AT, counted.pages * counted.page)) == [
+        int(around <= page < 2 * around) for page in range(counted.pages)
+    ]
+
+
+# ---- what takes pages away
+
+
+def test_a_hole_and_the_end_of_the_file_take_pages_out_of_memory(counted: Counted) -> None:
+    counted.map()
+    for number in range(counted.pages):
+        counted.write(number, b"full")
+    mapping.advise_memory(counted.space, AT + 4 * counted.page, 4 * counted.page, mapping.MADV_REMOVE)
+    assert not set(range(4, 8)) & set(counted.resident())
+    assert counted.cache.dirty == counted.pages - 4
+    assert counted.read(4) == bytes(4)
+    counted.check()
+    unmap(counted.backing, 32, counted.pages, copies=True)
+    counted.backing.leave_memory(32, 1 << 40)
+    os.truncate(counted.path, 32 * counted.page)
+    assert max(counted.resident()) == 31
+    counted.check()
+
+
+def test_a_slot_that_shows_another_file_gives_its_frames_back(tmp_path: Path) -> None:
+    counted = Counted(tmp_path / "first", pages=4)
+    counted.map()
+    counted.write(0, b"gone")
+    one = counted.backing
+    free = counted.board.buddy.free_frames
+    for number in range(8 * MIB // (2 * MIB)):
+        other = tmp_path / f"other{number}"
+        other.write_bytes(bytes(4 * counted.page))
+        counted.map(READ, at=SECOND + number * (4 << 20), path=other)
+        counted.read(0, at=SECOND + number * (4 << 20))
+    assert not any(one.resident(0, 4))
+    assert free - counted.board.buddy.free_frames <= 4 * 4 + 8, "four files of four pages, and tables"
+    counted.check()
+    assert counted.read(0) == b"gone"
+    assert counted.n[Event.FILE_REFAULT] == 0
+    counted.board.close()
+
+
+# ---- files that nobody shows
+
+
+def test_pages_stay_in_memory_when_the_last_area_is_gone(counted: Counted) -> None:
+    counted.map()
+    counted.write(3, b"stay")
+    pages, backing = counted.cache.pages, counted.backing
+    counted.space.unmap(AT, AT + counted.pages * counted.page)
+    assert counted.cache.pages == pages
+    counted.check()
+    counted.map()
+    assert counted.backing is backing
+    read = counted.n[Event.FAULT_FILE_READ]
+    assert counted.read(3) == b"stay"
+    assert counted.n[Event.FAULT_FILE_READ] == read
+    assert not counted.cache.unused
+
+
+def test_pages_that_nobody_shows_are_reclaimed(one: Counted) -> None:
+    one.map()
+    one.write(3, b"last")
+    one.space.unmap(AT, AT + one.pages * one.page)
+    held = one.fill(8)
+    while one.cache.pages:
+        assert one.reclaim.make_room(1)
+    assert one.in_file(3) == b"last"
+    one.board.buddy.free_bulk(held)
+
+
+def test_a_file_without_a_name_is_not_kept(one: Counted) -> None:
+    one.map()
+    one.write(0, b"none")
+    one.path.unlink()
+    one.space.unmap(AT, AT + one.pages * one.page)
+    assert (one.cache.pages, len(one.cache.unused), one.cache.dirty) == (0, 0, 0)
+
+
+def test_a_file_that_loses_its_name_is_kept_no_longer(one: Counted) -> None:
+    one.map()
+    one.read(0)
+    one.space.unmap(AT, AT + one.pages * one.page)
+    one.cache.end_nameless()
+    assert one.cache.pages
+    one.path.unlink()
+    one.cache.end_nameless()
+    assert not one.cache.pages
+
+
+def test_only_so_many_files_are_kept(tmp_path: Path) -> None:
+    counted = Counted(tmp_path / "file", pages=1)
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(MOST_UNUSED + 5):
+        other = tmp_path / f"other{number}"
+        other.write_bytes(b"x")
+        counted.map(READ, path=other)
+        counted.read(0)
+    assert len(counted.cache.unused) == MOST_UNUSED
+    assert len(os.listdir("/proc/self/fd")) == before + MOST_UNUSED + 1
+    counted.board.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+# ---- state, and frames that move
+
+
+def test_what_is_in_memory_and_what_went_is_captured(one: Counted) -> None:
+    one.map()
+    one.write(0, b"kept")
+    one.read(40)
+    one.send(40, 1)
+    state, frames = one.cache.capture(), one.board.frames.capture()
+    pages, dirty, resident = one.cache.pages, one.cache.dirty, one.resident()
+    other = PageCache(one.board.frames, one.board.buddy, one.physical.aperture, [0] * len(Event), list.clear)
+    one.board.frames.restore(frames)
+    other.restore(state)
+    assert (other.pages, other.dirty) == (pages, dirty)
+    assert other.all_pages().tolist() == one.cache.all_pages().tolist()
+    assert other.capture()["gone"] == 1
+    assert other.capture()["dropped"][0].tolist() == state["dropped"][0].tolist() != []
+    assert one.resident() == resident
+
+
+def test_what_stands_for_a_page_can_move(one: Counted) -> None:
+    one.map(READ)
+    for number in range(one.pages):
+        one.read(number)
+    buddy, cache, frames = one.board.buddy, one.cache, one.board.frames
+    kinds = frames.kind_array
+    row = next(first for first in range(0, buddy.total, 8) if (kinds[first : first + 8] == Kind.CACHE).all())
+    inside = [page for page in cache.all_pages() if row <= cache.stand_ins(np.array([page]))[0] < row + 8]
+    assert one.reclaim.take([int(page) for page in inside[1::2]]) == 4
+    pages = cache.all_pages()
+    held = one.fill(0)
+    elsewhere = [frame for frame in held if frame >= row + 64][::2]
+    buddy.free_bulk([frame for frame in held if row <= frame < row + 8] + elsewhere)
+    made = Compaction(one.physical).make(3)
+    assert made == row
+    assert one.n[Event.MIGRATED_PAGES] == 4
+    assert cache.all_pages().tolist() == pages.tolist()
+    assert not ((cache.stand_ins(pages) >= row) & (cache.stand_ins(pages) < row + 8)).any()
+    buddy.free_bulk(np.arange(row, row + 8))
+    buddy.free_bulk(sorted(set(held) - set(range(row, row + 8)) - set(elsewhere)))
+    assert one.read(3) == one.right(3)
