@@ -75,6 +75,7 @@ def equip_memory(computer: Computer[Any], config: Config) -> None:
     """Huge pages that programs reserve, and get at faults; where pages go when memory is short."""
     physical = computer.physical
     _fill_pools(computer, config)
+    physical.swappiness = config.swappiness
     if config.swap:
         _connect_swap(computer, config)
     if config.page_cache == "counted":

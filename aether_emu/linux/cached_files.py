@@ -19,7 +19,6 @@ from aether_emu.mm.balance import MOST
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.physical import FilesInMemory
-from aether_emu.mm.reclaim import Reclaim
 
 _PAGES, _OBJECTS = 1, 2  # what drop_caches drops, a bit each
 _MOST_DROPPED = 4
@@ -115,16 +114,8 @@ def connect_cache(kernel: Kernel) -> Cached | None:
 def cache_texts(kernel: Kernel) -> Mapping[str, Text]:
     """The files that set it up, by their paths below /proc."""
 
-    def swappiness() -> bytes:
-        reclaim = kernel.physical.reclaim
-        value = reclaim.balance_of.swappiness if isinstance(reclaim, Reclaim) else kernel.config.swappiness
-        return b"%d\n" % value
-
     def set_swappiness(data: bytes) -> int:
-        value = _number(data, MOST)
-        reclaim = kernel.physical.reclaim
-        if isinstance(reclaim, Reclaim):
-            reclaim.balance_of.swappiness = value
+        kernel.physical.swappiness = _number(data, MOST)
         return len(data)
 
     def drop(data: bytes) -> int:
@@ -139,7 +130,7 @@ def cache_texts(kernel: Kernel) -> Mapping[str, Text]:
         return len(data)
 
     return {
-        "sys/vm/swappiness": Text(swappiness, _WRITABLE, set_swappiness),
+        "sys/vm/swappiness": Text(lambda: b"%d\n" % kernel.physical.swappiness, _WRITABLE, set_swappiness),
         "sys/vm/drop_caches": Text(lambda: b"", stat.S_IFREG | 0o200, drop),
     }
 

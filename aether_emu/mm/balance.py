@@ -12,8 +12,8 @@ from typing import Any
 
 from aether_emu.mm.counters import Event
 
-EQUAL, MOST = 100, 200
-DEFAULT = 60
+MOST, DEFAULT = 200, 60
+"""The most that swappiness can be, and Linux's own."""
 _IO = 32  # what a page costs that was written, or came back soon (Linux: SWAP_CLUSTER_MAX)
 _COSTS = (
     (Event.SWAP_OUT, Event.REFAULT_SOON),
@@ -24,8 +24,8 @@ _COSTS = (
 class Balance:
     """That of one machine, by its counters `n`."""
 
-    def __init__(self, n: list[int], swappiness: int = DEFAULT) -> None:
-        self._n, self.swappiness = n, swappiness
+    def __init__(self, n: list[int]) -> None:
+        self._n = n
         self._costs, self._counted = [0, 0], [0, 0]  # of swap's kind, of files
         self._owed = [0, 0]
 
@@ -41,16 +41,16 @@ class Balance:
         while sum(self._costs) > pages >> 2:
             self._costs = [cost >> 1 for cost in self._costs]
 
-    def shares(self) -> tuple[int, int]:
+    def shares(self, swappiness: int) -> tuple[int, int]:
         """How much is tried of swap's kind, and of files, in relation to each other."""
         both = sum(self._costs)
         swap, files = both + self._costs[0], both + self._costs[1]
         whole = swap + files + 1
-        return self.swappiness * whole // (swap + 1), (MOST - self.swappiness) * whole // (files + 1)
+        return swappiness * whole // (swap + 1), (MOST - swappiness) * whole // (files + 1)
 
-    def files_next(self) -> bool:
+    def files_next(self, swappiness: int) -> bool:
         """Whether files' pages are next: by turns, as often as their share says."""
-        shares = self.shares()
+        shares = self.shares(swappiness)
         for kind in (0, 1):
             self._owed[kind] += shares[kind]
         files = self._owed[1] >= self._owed[0]
@@ -59,10 +59,9 @@ class Balance:
 
     def capture(self) -> dict[str, Any]:
         """All of it, as plain data."""
-        figures = [list(each) for each in (self._costs, self._counted, self._owed)]
-        return {"swappiness": self.swappiness, "figures": figures}
+        return {"costs": list(self._costs), "counted": list(self._counted), "owed": list(self._owed)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
-        self.swappiness = state["swappiness"]
-        self._costs, self._counted, self._owed = (list(each) for each in state["figures"])
+        self._costs, self._counted = list(state["costs"]), list(state["counted"])
+        self._owed = list(state["owed"])

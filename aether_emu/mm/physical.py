@@ -12,6 +12,7 @@ from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.balance import DEFAULT
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.buddy import Buddy
@@ -184,6 +185,7 @@ class Physical:
         self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
         self.new_swap: Callable[[], SwapArea]
         self.read_ahead = 1
+        self.swappiness = DEFAULT  # see `mm.balance`
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
@@ -348,6 +350,7 @@ class Physical:
             "code": self.code.capture(),
             "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
+            "swappiness": self.swappiness,
             "cache": None if self.cache is None else self.cache.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
@@ -375,6 +378,7 @@ class Physical:
         self.overcommit.restore(state["overcommit"])
         if state["swap"] is not None:
             self.with_swap().restore(state["swap"])
+        self.swappiness = state["swappiness"]
         if self.cache is not None:
             self.cache.restore(state["cache"])
         if state["reclaim"] is not None:

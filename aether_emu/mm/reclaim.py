@@ -173,7 +173,7 @@ class Reclaim(Room):
             return True in left
         if cache.pages + self._buddy.free_frames <= self.marks.high:
             return False
-        return self.balance_of.files_next()
+        return self.balance_of.files_next(self._physical.swappiness)
 
     # ---- one batch
 

@@ -282,7 +282,6 @@ def _reclaims(physical: Physical, config: Config) -> Reclaim:
     if isinstance(room, Reclaim):
         return room
     physical.reclaim = reclaim = Reclaim(physical, None, ORDERS[config.reclaim])
-    reclaim.balance_of.swappiness = config.swappiness
     if room is not None:
         reclaim.lazy = room.lazy
     return reclaim

@@ -464,7 +464,7 @@ def test_swappiness_says_which_kind_goes(swappiness: int, goes: str, order: str,
     for number in range(64):
         counted.read(number)
         counted.write(number, b"mine", at=OWN)
-    counted.reclaim.balance_of.swappiness = swappiness
+    counted.physical.swappiness = swappiness
     held = counted.fill(8)
     assert counted.reclaim.make_room(20)
     assert (counted.n[Event.FILE_TAKEN] > 0, counted.n[Event.SWAP_OUT] > 0) == (
@@ -482,7 +482,7 @@ def test_where_few_pages_are_files_others_go(path: Path) -> None:
     for number in range(64):
         counted.read(number % 4)
         counted.write(number, b"mine", at=OWN)
-    counted.reclaim.balance_of.swappiness = 0
+    counted.physical.swappiness = 0
     held = counted.fill(8)
     assert counted.reclaim.make_room(20)
     assert counted.n[Event.FILE_TAKEN] == 0
@@ -493,21 +493,21 @@ def test_where_few_pages_are_files_others_go(path: Path) -> None:
 
 def test_the_balance_goes_by_swappiness_and_by_what_each_kind_has_cost() -> None:
     n = [0] * len(Event)
-    balance = Balance(n, swappiness=100)
-    assert [balance.files_next() for _ in range(6)].count(True) == 3
-    swap, files = balance.shares()
+    balance = Balance(n)
+    assert [balance.files_next(100) for _ in range(6)].count(True) == 3
+    swap, files = balance.shares(100)
     assert swap == files
     n[Event.FILE_REFAULT_SOON] += 10
     balance.look(1 << 20)
-    swap, files = balance.shares()
+    swap, files = balance.shares(100)
     assert swap > files
     n[Event.SWAP_OUT] += 100
     balance.look(1 << 20)
-    swap, files = balance.shares()
+    swap, files = balance.shares(100)
     assert swap < files
-    assert sum(balance.capture()["figures"][0]) == 110 * 32
+    assert sum(balance.capture()["costs"]) == 110 * 32
     balance.look(400)
-    assert sum(balance.capture()["figures"][0]) <= 100, "what lies back counts less"
+    assert sum(balance.capture()["costs"]) <= 100, "what lies back counts less"
     other = Balance([0] * len(Event))
     other.restore(balance.capture())
     assert other.capture() == balance.capture()

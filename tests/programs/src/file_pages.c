@@ -88,8 +88,9 @@ int main(int argc, char **argv) {
     printf("written: %llu\n", (unsigned long long)shared[words / 2]);
     if (ftruncate(fd, (off_t)(bytes / 2)) || ftruncate(fd, (off_t)bytes))
         return 7;
+    int right = shared[words / 2 - 1] == word(words / 2 - 1, rounds);
     printf("after cutting it: %llu behind the cut, the word before it is %s\n",
-           (unsigned long long)shared[words / 2], shared[words / 2 - 1] == word(words / 2 - 1, rounds) ? "right" : "wrong");
+           (unsigned long long)shared[words / 2], right ? "right" : "wrong");
     unlink("pages");
     return 0;
 }
