@@ -500,6 +500,8 @@ def _restore_backing(process: Process, described: State) -> Backing:
 def _shown(process: Process, file: HostData, described: State) -> Backing:
     backing = file_backing(process.kernel, file, writable=described["writable"], name=described["name"])
     backing.renumber(described["number"])
+    backing.failed.restore(described["failed"])
+    backing.failures_known = described["failures_known"]
     return backing
 
 

@@ -62,12 +62,12 @@ class Cached:
         """See `CachedFiles`."""
         self._cache.end_nameless()
 
-    def sync(self, key: FileKey, known: int, offset: int = 0, length: int | None = None) -> tuple[int, int]:
+    def sync(self, key: FileKey, known: int) -> tuple[int, int]:
         """See `CachedFiles`."""
         backing = self._backing(key)
         if backing is None:
             return known, 0
-        self._files.write_back(backing, *self._pages(offset, length))
+        self._files.write_back(backing, *self._pages(0, None))
         return backing.failed.count, backing.failed.tell(known)
 
     def will_need(self, key: FileKey, offset: int, length: int | None) -> None:

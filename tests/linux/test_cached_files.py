@@ -326,6 +326,33 @@ def test_what_is_kept_of_files_that_nobody_shows_is_captured(tmp_path: Path) -> 
     other.close()
 
 
+def test_a_failure_that_nobody_was_told_of_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kit = Kit(tmp_path)
+    kit.map()
+    kit.memory.write(AT, b"kept")
+    monkeypatch.setattr(host, "write_back", lambda *_: errno.EIO)
+    mapping.advise_memory(kit.process.mm, AT, PAGE, mapping.MADV_PAGEOUT)
+    monkeypatch.undo()
+    late = kit.open("/disk/file")
+    with pytest.raises(Refused, match="EIO"):
+        kit.call("fsync", late)
+    captured = state.capture(kit.machine)
+    kit.machine.abandon()
+    other = state.restore(captured, grants=kit.grants, streams=_streams())
+    assert other.process is not None
+    (task,) = other.process.tasks
+    assert isinstance(task, Task)
+    assert descriptors.sys_fsync(task, late) == 0
+    with pytest.raises(Refused, match="EIO"):
+        descriptors.sys_fsync(task, kit.fd)
+    with pytest.raises(Refused, match="EIO"):
+        mapping.sync_memory(other.process.mm, AT, PAGE, mapping.MS_SYNC)
+    mapping.sync_memory(other.process.mm, AT, PAGE, mapping.MS_SYNC)
+    other.close()
+
+
 def test_what_could_not_be_found_again_is_let_go_when_it_is_captured(tmp_path: Path) -> None:
     kit = Kit(tmp_path)
     kit.map()

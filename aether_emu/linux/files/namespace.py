@@ -77,8 +77,8 @@ class CachedFiles(Protocol):
     def names_gone(self) -> None:
         """Names of files were taken away."""
 
-    def sync(self, key: FileKey, known: int, offset: int = 0, length: int | None = None) -> tuple[int, int]:
-        """Write back what is dirty of a file, or of some bytes of it.
+    def sync(self, key: FileKey, known: int) -> tuple[int, int]:
+        """Write back what is dirty of a file.
 
         Returns how many failures have been known since, and the errno of one that was not, or 0.
         """

@@ -80,6 +80,14 @@ class WriteFailures:
         self._told = True
         return self.errno
 
+    def capture(self) -> tuple[int, int, bool]:
+        """All of it, as plain data."""
+        return self.count, self.errno, self._told
+
+    def restore(self, state: tuple[int, int, bool]) -> None:
+        """Become the captured one."""
+        self.count, self.errno, self._told = state
+
 
 class FileBacking(Backing):
     """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
@@ -105,7 +113,7 @@ class FileBacking(Backing):
         self.identity = (0, 0)
         self.contents: Contents | None = None
         self.failed = WriteFailures()
-        self._known = 0  # of those, what msync has told
+        self.failures_known = 0  # of those, what msync has told
         self._name = name
         self._gone = gone
 
@@ -118,11 +126,13 @@ class FileBacking(Backing):
         return self.file.writable
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
-        cache = self.cache
+        cache = None
         if self.contents is not None:
             count = self.contents.admit(index, count)
-        elif cache is not None and count > 1:
-            count = self._in_a_row(cache, index, count)
+        else:
+            cache = self._physical.cache
+            if cache is not None and count > 1:
+                count = self._in_a_row(cache, index, count)
         address, count = self.file.frames(index, count, write=write)
         if self.contents is not None:
             self.contents.show(index, count)
@@ -239,7 +249,7 @@ class FileBacking(Backing):
         return any(area.shared and area.maximum & Protection.WRITE for area in self.windows)
 
     def sync(self) -> None:
-        failure, self._known = self.failed.tell(self._known), self.failed.count
+        failure, self.failures_known = self.failed.tell(self.failures_known), self.failed.count
         self.file.sync()
         if failure:
             raise Refused(failure, "pages could not be written back")
@@ -273,7 +283,8 @@ class FileBacking(Backing):
     def capture(self) -> dict[str, Any]:
         """See `Backing.capture`. Which file it is; its contents stay on the host."""
         which = {"name": self.name, "key": self.key, "writable": self.writable}
-        return {"kind": "file", "number": self.number} | which
+        failed = {"failed": self.failed.capture(), "failures_known": self.failures_known}
+        return {"kind": "file", "number": self.number} | which | failed
 
 
 class HostFiles:
