@@ -14,7 +14,7 @@ from aether_emu.arch.paging import Access
 from aether_emu.config import Config
 from aether_emu.errors import Refused
 from aether_emu.machine.memory import host
-from aether_emu.mm import ageing, locking, mapping
+from aether_emu.mm import ageing, locking, mapping, markers
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.balance import Balance
 from aether_emu.mm.compaction import Compaction
@@ -30,9 +30,11 @@ from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.rmap import unmap
 from aether_emu.mm.space import AddressSpace
 from aether_emu.policy.reclaim import count_files
+from aether_emu.ports import NEVER_FAILS
 from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
 from tests.mm.calls import ANONYMOUS, RW, mapped, mmap
 from tests.mm.swap.boards import with_swap
+from tests.mm.tables.test_page import FailsAt
 
 AT, SECOND, OWN = 0x1000_0000, 0x3000_0000, 0x5000_0000
 READ, EXECUTE = Protection.READ, Protection.EXECUTE
@@ -347,6 +349,57 @@ def test_a_page_goes_from_everybody_who_shows_it_with_one_flush_for_each(path: P
     assert counted.read(7) == counted.right(7) == counted.read(7, at=SECOND, space=other)
     counted.check()
     counted.board.close()
+
+
+def test_no_cpu_can_store_to_a_page_that_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = Counted(path, cpus=2)
+    counted.map()
+    counted.board.percpu[1].enter(counted.space)
+    counted.write(3, b"old!")
+    real, seen = host.write_back, list[int]()
+
+    def write_back(fd: int, offset: int, length: int) -> int:
+        seen.append(counted.physical.tlb.pending)
+        return real(fd, offset, length)
+
+    monkeypatch.setattr(host, "write_back", write_back)
+    assert counted.send(3, 1) == 1
+    counted.write(3, b"new!")
+    mapping.sync_memory(counted.space, AT, counted.pages * counted.page, mapping.MS_SYNC)
+    assert seen == [0, 0]
+    counted.board.close()
+
+
+def test_the_host_need_not_keep_at_hand_what_is_dropped(one: Counted) -> None:
+    one.map()
+    one.write(3, b"here")
+    at = one.physical.aperture.host_address + (one.frame(3) - one.cache.base) * one.page
+    assert host.held_pages(at, one.page).all()
+    assert one.send(3, 1) == 1
+    assert not host.held_pages(at, one.page).any()
+    assert one.read(3) == b"here"
+
+
+def test_what_was_asked_about_stores_stays_true_of_a_page_that_went(counted: Counted) -> None:
+    counted.map()
+    counted.write(3, b"here")
+    gather = counted.space.gather()
+    markers.watch_writes(counted.space.table, gather, AT, AT + 4 * counted.page, on=True)
+    gather.finish()
+    assert counted.send(3, 1) == 1
+    found = counted.space.table.find(AT + 3 * counted.page)
+    assert found is not None
+    assert found.entry == markers.watched(counted.board.format)
+    assert counted.read(3) == b"here"
+
+
+def test_a_failed_reading_ahead_fails_nobody(one: Counted) -> None:
+    one.map()
+    one.read(32)  # the tables
+    one.board.buddy.failures = FailsAt(1)
+    assert one.read(0) == one.right(0)
+    assert one.resident() == [0, *range(32, 64)]
+    one.board.buddy.failures = NEVER_FAILS
 
 
 def test_a_locked_page_stays_until_it_is_unlocked(one: Counted) -> None:

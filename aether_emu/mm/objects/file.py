@@ -8,9 +8,10 @@ everywhere first (`mm.rmap`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile, BackingFailed
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import Backing, Window
@@ -175,11 +176,12 @@ class FileBacking(Backing):
         end = min(first + cache.around, self.file.size + (1 << shift) - 1 >> shift)
         at = frame - (index - first)
         physical.frames.claim(at, end - first, Kind.FILE, self.number, first)
-        for near in range(at, at + end - first):
-            if reclaim is not None and reclaim.is_short:
-                return
-            if not cache.has(near):
-                cache.bring(near)
+        with suppress(OutOfFrames):  # the page that is wanted is there
+            for near in range(at, at + end - first):
+                if reclaim is not None and reclaim.is_short:
+                    return
+                if not cache.has(near):
+                    cache.bring(near)
 
     def stretches(self, cache: PageCache, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """Those of some pages whose slots are bound, in rows: (first page, its frame, how many)."""
