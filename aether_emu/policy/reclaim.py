@@ -129,8 +129,10 @@ class _Hands:
         while self._left > 0:
             ahead = self._hand + _STEP + self._ahead
             if self._first < ahead:
-                passed = _pages(self._physical, self._frames(self._first, ahead))
-                ageing.forget_frames(self._physical, passed)
+                passed = self._frames(self._first, ahead)
+                if self._files:
+                    _untouched(self._physical, passed)  # what was spared and used since is spared again
+                ageing.forget_frames(self._physical, _pages(self._physical, passed))
                 self._first = ahead
             frames = self._frames(self._hand, self._hand + _STEP)
             self._hand += _STEP

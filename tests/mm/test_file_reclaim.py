@@ -466,7 +466,7 @@ def test_what_was_used_lately_stays(kind: str, order: str, path: Path) -> None:
 
 @orders
 def test_code_gets_a_second_chance(order: str, path: Path) -> None:
-    counted = Counted(path, order=order)
+    counted = Counted(path, order=order, pages=96)
     counted.map(READ | EXECUTE, MAP_PRIVATE)
     counted.map(READ, MAP_PRIVATE, at=SECOND)
     for number in range(counted.pages):
@@ -479,6 +479,13 @@ def test_code_gets_a_second_chance(order: str, path: Path) -> None:
     assert gone
     assert gone <= set(range(16, counted.pages))
     assert counted.n[Event.FILE_SPARED] > 0
+    if order == "mglru":  # it is of the newest generation now
+        counted.reclaim.order.begin()
+        tried = [counted.backing.file.frame(n) for n in range(16)]
+        frames = {counted.board.frames.number(address) for address in tried}
+        chosen = counted.cache.pages_of(counted.reclaim.order.candidates(files=True))
+        assert chosen
+        assert not frames & set(chosen)
     while counted.cache.pages > 8:
         assert counted.reclaim.make_room(1)
     assert not set(range(16)) <= set(counted.resident()), "once"
@@ -498,14 +505,24 @@ def test_where_all_is_code_some_of_it_goes(order: str, path: Path) -> None:
     counted.board.close()
 
 
-def test_code_that_was_used_again_is_spared_again(one: Counted) -> None:
-    one.map(READ | EXECUTE, MAP_PRIVATE)
-    one.read(0)
-    frame = one.frame(0)
-    assert one.cache.spare(frame)
-    assert not one.cache.spare(frame)
-    one.cache.touched(np.array([frame]))
-    assert one.cache.spare(frame)
+@orders
+def test_code_that_was_used_again_is_spared_again(order: str, path: Path) -> None:
+    counted = Counted(path, order=order)
+    counted.map(READ | EXECUTE, MAP_PRIVATE)
+    counted.read(0)
+    frame = counted.frame(0)
+    for used in (True, False):
+        assert counted.cache.spare(frame)
+        assert not counted.cache.spare(frame)
+        if used:
+            ageing.forget_accesses(counted.space, AT, AT + counted.page)
+            counted.read(0)
+        counted.reclaim.order.begin()
+        while counted.reclaim.order.candidates(files=True):
+            pass
+        assert counted.cache.spare(frame) == used
+        counted.cache.touched(np.array([frame]))
+    counted.board.close()
 
 
 @orders
