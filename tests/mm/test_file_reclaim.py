@@ -1,239 +1,30 @@
-"""Pages of files that count as memory: what they take, which go and how, and that no store is ever lost."""
+"""Pages of files that count as memory: which go and how, and that no store is ever lost."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from aether_emu.arch.paging import Access
-from aether_emu.config import Config
 from aether_emu.errors import Refused
 from aether_emu.machine.memory import host
 from aether_emu.mm import ageing, locking, mapping, markers
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.balance import Balance
-from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import RESOLVED
-from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
-from aether_emu.mm.objects.file import FileBacking
-from aether_emu.mm.page_cache import MOST_UNUSED, PageCache
+from aether_emu.mm.frames.table import Flags
+from aether_emu.mm.mapping import MAP_FIXED, MAP_PRIVATE
 from aether_emu.mm.populate import populate
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.rmap import unmap
-from aether_emu.mm.space import AddressSpace
-from aether_emu.policy.reclaim import count_files
 from aether_emu.ports import NEVER_FAILS
-from tests.mm.board import ENGINES, FORMATS, MIB, Board, GrantedFile, check_accounts, discard, fault_in
+from tests.mm.board import ENGINES, FORMATS, MIB, discard
 from tests.mm.calls import ANONYMOUS, RW, mapped, mmap
-from tests.mm.swap.boards import with_swap
+from tests.mm.counted import AT, EXECUTE, OWN, READ, SECOND, Counted, every_order
 from tests.mm.tables.test_page import FailsAt
-
-AT, SECOND, OWN = 0x1000_0000, 0x3000_0000, 0x5000_0000
-READ, EXECUTE = Protection.READ, Protection.EXECUTE
-USER_READ, USER_WRITE = int(Access.READ | Access.USER), int(Access.WRITE | Access.USER)
-orders = pytest.mark.parametrize("order", ["mglru", "clock"])
-
-
-class Counted:
-    """A board on which files count, with a file of `pages` pages, page n full of letter n."""
-
-    def __init__(
-        self,
-        path: Path,
-        kind: str = "x86_64",
-        *,
-        pages: int = 64,
-        order: str = "mglru",
-        swap: int = 0,
-        cpus: int = 1,
-        aperture: int = 8 * MIB,
-    ) -> None:
-        execute = kind in ENGINES and cpus == 1
-        self.board = Board(FORMATS[kind], cpus=cpus, execute=execute, aperture=aperture)
-        self.physical, self.n = self.board.physical, self.board.physical.counters.n
-        if swap:
-            with_swap(self.board, swap, order=order)
-        count_files(self.physical, Config.load(overrides={"reclaim": order}))
-        assert self.physical.cache is not None
-        self.cache: PageCache = self.physical.cache
-        assert isinstance(self.physical.reclaim, Reclaim)
-        self.reclaim: Reclaim = self.physical.reclaim
-        self.page, self.pages, self.path = self.board.format.page_size, pages, path
-        path.write_bytes(b"".join(bytes([65 + n % 26]) * self.page for n in range(pages)))
-        self.space = self.board.space()
-        self.board.run_on(self.space)
-
-    def map(
-        self,
-        protection: int = RW,
-        flags: int = MAP_SHARED,
-        *,
-        at: int = AT,
-        space: AddressSpace | None = None,
-        path: Path | None = None,
-    ) -> int:
-        file = GrantedFile(self.board, path or self.path, writable=bool(protection & Protection.WRITE))
-        request = Request(at, self.pages * self.page, protection, flags | MAP_FIXED, file, 0)
-        return mapping.map_memory(space or self.space, request)
-
-    def read(self, number: int, at: int = AT, space: AddressSpace | None = None) -> bytes:
-        self.board.run_on(space or self.space)
-        return bytes(self.board.cpu.copy_from_user(at + number * self.page, 4))
-
-    def write(self, number: int, data: bytes, at: int = AT, space: AddressSpace | None = None) -> None:
-        self.board.run_on(space or self.space)
-        self.board.cpu.copy_to_user(at + number * self.page, data)
-
-    def right(self, number: int) -> bytes:
-        return bytes([65 + number % 26]) * 4
-
-    def in_file(self, number: int) -> bytes:
-        with self.path.open("rb") as file:
-            return os.pread(file.fileno(), 4, number * self.page)
-
-    @property
-    def backing(self) -> FileBacking:
-        status = os.stat(self.path)
-        backing = self.board.files.find((status.st_dev, status.st_ino))
-        assert backing is not None
-        return backing
-
-    def frame(self, number: int) -> int:
-        """The frame in the aperture of a page of the file that some area shows."""
-        frame = self.backing.frames(number, 1, write=False)[0]
-        assert self.cache.has(frame)
-        return frame
-
-    def resident(self) -> list[int]:
-        """Which pages of the file are in memory."""
-        return np.flatnonzero(np.frombuffer(self.backing.resident(0, self.pages), np.uint8)).tolist()
-
-    def send(self, first: int, count: int, at: int = AT) -> int:
-        """Drop what a range shows, if it may go."""
-        start = at + first * self.page
-        return self.reclaim.take(ageing.look(self.space, start, start + count * self.page).frames.tolist())
-
-    def fill(self, left: int) -> list[int]:
-        """Take frames until so many are left; low watermarks are kept."""
-        self.reclaim.set_marks(8 * self.page, 1)
-        return [self.board.buddy.alloc() for _ in range(self.board.buddy.free_frames - left)]
-
-    def check(self) -> None:
-        check_accounts(self.board, [])
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "file"
-
-
-@pytest.fixture(params=FORMATS)
-def counted(request: pytest.FixtureRequest, path: Path) -> Iterator[Counted]:
-    made = Counted(path, request.param)
-    yield made
-    made.check()
-    made.board.close()
-
-
-@pytest.fixture
-def one(path: Path) -> Iterator[Counted]:
-    """On one format: for what does not depend on it."""
-    made = Counted(path)
-    yield made
-    made.check()
-    made.board.close()
-
-
-# ---- what pages take
-
-
-def test_a_page_takes_a_frame_and_gives_it_back_when_it_is_dropped(counted: Counted) -> None:
-    counted.map()
-    free, around = counted.board.buddy.free_frames + counted.space.table.tables, counted.cache.around
-    assert counted.read(5) == counted.right(5)
-    assert counted.resident() == list(range(5 - 5 % around, 5 - 5 % around + around))
-    assert counted.cache.pages == around == counted.n[Event.FILE_READ]
-    counted.check()
-    assert counted.send(5, 1) == 1
-    assert counted.cache.pages == around - 1
-    assert not mapped(counted.space, AT + 5 * counted.page, 1)[0]
-    unmap(counted.backing, 0, counted.pages)
-    assert counted.physical.files is not None
-    assert counted.physical.files.drop_unused_of(counted.backing, 0, counted.pages) == around - 1
-    assert counted.board.buddy.free_frames == free - counted.space.table.tables
-    assert counted.read(5) == counted.right(5)
-
-
-def test_what_is_not_in_memory_is_a_major_fault_and_its_neighbours_are_read_too(counted: Counted) -> None:
-    counted.map()
-    counted.read(0)
-    assert (counted.n[Event.FAULT_FILE_READ], counted.n[Event.FAULT_FILE]) == (1, 0)
-    counted.read(1)
-    read_alone = counted.cache.around == 1
-    assert (counted.n[Event.FAULT_FILE_READ], counted.n[Event.FAULT_FILE]) == (1 + read_alone, 1 - read_alone)
-    counted.read(counted.cache.around)
-    assert counted.n[Event.FAULT_FILE_READ] == 2 + read_alone
-
-
-def test_a_fault_maps_no_neighbour_that_is_not_in_memory(one: Counted) -> None:
-    one.map()
-    one.read(0)
-    one.read(1)
-    assert mapped(one.space, AT, 16) == b"\1" * 16
-    one.send(0, 16)
-    held = one.fill(8)
-    one.reclaim.balance = lambda: None  # type: ignore[method-assign]  # memory stays short
-    one.read(4)
-    one.read(5)
-    assert mapped(one.space, AT, 16) == bytes(n in (4, 5) for n in range(16))
-    assert one.resident() == [4, 5, *range(16, 32)]
-    one.board.buddy.free_bulk(held)
-
-
-def test_where_files_do_not_count_they_take_nothing(path: Path) -> None:
-    board = Board(FORMATS["x86_64"])
-    path.write_bytes(bytes(8 * board.format.page_size))
-    space = board.space()
-    board.run_on(space)
-    file = GrantedFile(board, path)
-    mapping.map_memory(space, Request(AT, 8 * space.page_size, RW, MAP_SHARED | MAP_FIXED, file, 0))
-    assert fault_in(space, AT, USER_READ) is RESOLVED
-    tables, free = space.table.tables, board.buddy.free_frames
-    for page in range(8):
-        assert fault_in(space, AT + page * space.page_size, USER_WRITE) is RESOLVED
-    assert board.buddy.free_frames == free - (space.table.tables - tables)
-    assert board.physical.counters.n[Event.FILE_READ] == board.physical.counters.n[Event.FILE_DIRTIED] == 0
-    board.close()
-
-
-def test_a_private_copy_brings_the_page_that_it_copies(one: Counted) -> None:
-    one.map(flags=MAP_PRIVATE)
-    one.write(3, b"mine")
-    assert one.n[Event.FAULT_FILE_READ] == 1
-    assert one.n[Event.FAULT_COPY] == 0
-    assert 3 in one.resident()
-    one.write(4, b"mine")
-    assert (one.n[Event.FAULT_FILE_READ], one.n[Event.FAULT_COPY]) == (1, 1)
-
-
-def test_private_copies_stay(counted: Counted) -> None:
-    counted.map(flags=MAP_PRIVATE)
-    counted.write(3, b"mine")
-    for number in range(8):
-        counted.read(number)
-    assert counted.send(0, 8) == 7
-    assert counted.read(3) == b"mine"
-    assert counted.in_file(3) == counted.right(3)
-    assert [counted.read(n) for n in (0, 4)] == [counted.right(0), counted.right(4)]
-
 
 # ---- dirty pages
 
@@ -442,7 +233,7 @@ def test_a_page_in_use_by_something_else_stays(one: Counted) -> None:
 # ---- which go
 
 
-@orders
+@every_order
 @pytest.mark.parametrize("kind", FORMATS)
 def test_what_was_used_lately_stays(kind: str, order: str, path: Path) -> None:
     counted = Counted(path, kind, order=order, pages=24)
@@ -464,7 +255,7 @@ def test_what_was_used_lately_stays(kind: str, order: str, path: Path) -> None:
     counted.board.close()
 
 
-@orders
+@every_order
 def test_code_gets_a_second_chance(order: str, path: Path) -> None:
     counted = Counted(path, order=order, pages=96)
     counted.map(READ | EXECUTE, MAP_PRIVATE)
@@ -493,7 +284,7 @@ def test_code_gets_a_second_chance(order: str, path: Path) -> None:
     counted.board.close()
 
 
-@orders
+@every_order
 def test_where_all_is_code_some_of_it_goes(order: str, path: Path) -> None:
     counted = Counted(path, order=order, pages=32)
     counted.map(READ | EXECUTE, MAP_PRIVATE)
@@ -505,7 +296,7 @@ def test_where_all_is_code_some_of_it_goes(order: str, path: Path) -> None:
     counted.board.close()
 
 
-@orders
+@every_order
 def test_code_that_was_used_again_is_spared_again(order: str, path: Path) -> None:
     counted = Counted(path, order=order)
     counted.map(READ | EXECUTE, MAP_PRIVATE)
@@ -525,7 +316,7 @@ def test_code_that_was_used_again_is_spared_again(order: str, path: Path) -> Non
     counted.board.close()
 
 
-@orders
+@every_order
 @pytest.mark.parametrize(("swappiness", "goes"), [(0, "files"), (200, "own")])
 def test_swappiness_says_which_kind_goes(swappiness: int, goes: str, order: str, path: Path) -> None:
     counted = Counted(path, order=order, swap=256)
@@ -583,7 +374,7 @@ def test_the_balance_goes_by_swappiness_and_by_what_each_kind_has_cost() -> None
     assert other.capture() == balance.capture()
 
 
-@orders
+@every_order
 @pytest.mark.parametrize("kind", ENGINES)
 def test_a_file_larger_than_memory_is_gone_through_with_every_byte_right(
     kind: str, order: str, path: Path
@@ -603,21 +394,6 @@ def test_a_file_larger_than_memory_is_gone_through_with_every_byte_right(
     counted.board.spaces.clear()
     assert [counted.in_file(n) for n in range(counted.pages)] == [b"%04d" % n for n in range(counted.pages)]
     counted.board.close()
-
-
-# ---- what comes back
-
-
-def test_a_page_that_comes_back_soon_is_a_sign_of_thrashing(one: Counted) -> None:
-    one.map()
-    one.read(0)
-    one.send(0, 1)
-    one.read(0)
-    assert (one.n[Event.FILE_REFAULT], one.n[Event.FILE_REFAULT_SOON]) == (1, 1)
-    one.send(0, 1)
-    one.cache._gone += one.board.buddy.total  # as many others went as memory holds
-    one.read(0)
-    assert (one.n[Event.FILE_REFAULT], one.n[Event.FILE_REFAULT_SOON]) == (2, 1)
 
 
 # ---- what programs ask
@@ -649,7 +425,7 @@ def test_dontneed_leaves_the_pages_in_memory(counted: Counted) -> None:
     assert counted.read(1) == b"kept"
 
 
-@orders
+@every_order
 def test_what_is_cold_goes_first(order: str, path: Path) -> None:
     counted = Counted(path, order=order)
     counted.map()
@@ -708,108 +484,3 @@ def test_a_slot_that_shows_another_file_gives_its_frames_back(tmp_path: Path) ->
     assert counted.read(0) == b"gone"
     assert counted.n[Event.FILE_REFAULT] == 0
     counted.board.close()
-
-
-# ---- files that nobody shows
-
-
-def test_pages_stay_in_memory_when_the_last_area_is_gone(counted: Counted) -> None:
-    counted.map()
-    counted.write(3, b"stay")
-    pages, backing = counted.cache.pages, counted.backing
-    counted.space.unmap(AT, AT + counted.pages * counted.page)
-    assert counted.cache.pages == pages
-    counted.check()
-    counted.map()
-    assert counted.backing is backing
-    read = counted.n[Event.FAULT_FILE_READ]
-    assert counted.read(3) == b"stay"
-    assert counted.n[Event.FAULT_FILE_READ] == read
-    assert not counted.cache.unused
-
-
-def test_pages_that_nobody_shows_are_reclaimed(one: Counted) -> None:
-    one.map()
-    one.write(3, b"last")
-    one.space.unmap(AT, AT + one.pages * one.page)
-    held = one.fill(8)
-    while one.cache.pages:
-        assert one.reclaim.make_room(1)
-    assert one.in_file(3) == b"last"
-    one.board.buddy.free_bulk(held)
-
-
-def test_a_file_without_a_name_is_not_kept(one: Counted) -> None:
-    one.map()
-    one.write(0, b"none")
-    one.path.unlink()
-    one.space.unmap(AT, AT + one.pages * one.page)
-    assert (one.cache.pages, len(one.cache.unused), one.cache.dirty) == (0, 0, 0)
-
-
-def test_a_file_that_loses_its_name_is_kept_no_longer(one: Counted) -> None:
-    one.map()
-    one.read(0)
-    one.space.unmap(AT, AT + one.pages * one.page)
-    one.cache.end_nameless()
-    assert one.cache.pages
-    one.path.unlink()
-    one.cache.end_nameless()
-    assert not one.cache.pages
-
-
-def test_only_so_many_files_are_kept(tmp_path: Path) -> None:
-    counted = Counted(tmp_path / "file", pages=1)
-    before = len(os.listdir("/proc/self/fd"))
-    for number in range(MOST_UNUSED + 5):
-        other = tmp_path / f"other{number}"
-        other.write_bytes(b"x")
-        counted.map(READ, path=other)
-        counted.read(0)
-    assert len(counted.cache.unused) == MOST_UNUSED
-    assert len(os.listdir("/proc/self/fd")) == before + MOST_UNUSED + 1
-    counted.board.close()
-    assert len(os.listdir("/proc/self/fd")) == before
-
-
-# ---- state, and frames that move
-
-
-def test_what_is_in_memory_and_what_went_is_captured(one: Counted) -> None:
-    one.map()
-    one.write(0, b"kept")
-    one.read(40)
-    one.send(40, 1)
-    state, frames = one.cache.capture(), one.board.frames.capture()
-    pages, dirty, resident = one.cache.pages, one.cache.dirty, one.resident()
-    other = PageCache(one.board.frames, one.board.buddy, one.physical.aperture, [0] * len(Event), list.clear)
-    one.board.frames.restore(frames)
-    other.restore(state)
-    assert (other.pages, other.dirty) == (pages, dirty)
-    assert other.all_pages().tolist() == one.cache.all_pages().tolist()
-    assert other.capture()["gone"] == 1
-    assert other.capture()["dropped"][0].tolist() == state["dropped"][0].tolist() != []
-    assert one.resident() == resident
-
-
-def test_what_stands_for_a_page_can_move(one: Counted) -> None:
-    one.map(READ)
-    for number in range(one.pages):
-        one.read(number)
-    buddy, cache, frames = one.board.buddy, one.cache, one.board.frames
-    kinds = frames.kind_array
-    row = next(first for first in range(0, buddy.total, 8) if (kinds[first : first + 8] == Kind.CACHE).all())
-    inside = [page for page in cache.all_pages() if row <= cache.stand_ins(np.array([page]))[0] < row + 8]
-    assert one.reclaim.take([int(page) for page in inside[1::2]]) == 4
-    pages = cache.all_pages()
-    held = one.fill(0)
-    elsewhere = [frame for frame in held if frame >= row + 64][::2]
-    buddy.free_bulk([frame for frame in held if row <= frame < row + 8] + elsewhere)
-    made = Compaction(one.physical).make(3)
-    assert made == row
-    assert one.n[Event.MIGRATED_PAGES] == 4
-    assert cache.all_pages().tolist() == pages.tolist()
-    assert not ((cache.stand_ins(pages) >= row) & (cache.stand_ins(pages) < row + 8)).any()
-    buddy.free_bulk(np.arange(row, row + 8))
-    buddy.free_bulk(sorted(set(held) - set(range(row, row + 8)) - set(elsewhere)))
-    assert one.read(3) == one.right(3)
