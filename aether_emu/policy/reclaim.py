@@ -168,6 +168,11 @@ class _Line:
         self.frames: Frames = np.zeros(0, np.int64)
 
 
+_TRIED, _NUMBER = np.uint8(128), np.uint8(127)  # the parts of a frame's byte
+_LAST = 127
+_FORGOTTEN = np.uint8(64)  # generations that become one when numbers run out
+
+
 class Generations:
     """Pages belong to generations, and those of old ones go (Linux: multi-generational LRU).
 
@@ -177,13 +182,15 @@ class Generations:
 
     Where nothing but the newest is left there is an ageing. A frame that was freed has no generation. Pages
     of files are of the same generations as others; which of them is their oldest is another question.
+
+    A byte for each frame has the number of its generation, 0 for none, and whether it was tried since
+    `begin`. When numbers run out all are counted down, and the oldest generations become one.
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
         self._physical = reclaim.physical
         count = reclaim.physical.buddy.total
-        self._born: NDArray[np.uint32] = np.zeros(count, np.uint32)  # 0: none
-        self._tried: NDArray[np.bool_] = np.zeros(count, np.bool_)
+        self._born: NDArray[np.uint8] = np.zeros(count, np.uint8)
         self._newest = 1
         self._walks = 0
         # What is left to try of the oldest one: of what goes to swap, of files.
@@ -191,7 +198,7 @@ class Generations:
 
     def begin(self) -> None:
         """See `Order`."""
-        self._tried[:] = False
+        self._born &= _NUMBER
         self._walks = 0
         for line in self._oldest:
             line.frames = line.frames[:0]
@@ -202,10 +209,10 @@ class Generations:
         while True:
             if not line.frames.size:
                 used = _may_go(self._physical, slice(self._born.size), files=files)
-                old = np.flatnonzero(used & (self._born > 0) & (self._born < self._newest) & ~self._tried)
+                old = np.flatnonzero(used & (self._born > 0) & (self._born < self._newest))
                 born = self._born[old]
                 line.frames = old[born == born.min()] if old.size else old
-                self._tried[line.frames] = True
+                self._born[line.frames] |= _TRIED
             if line.frames.size:
                 chosen: list[int] = line.frames[:_STEP].tolist()
                 line.frames = line.frames[_STEP:]
@@ -221,7 +228,11 @@ class Generations:
     def _age(self) -> None:
         """Begin a generation."""
         self._walks += 1
-        self._tried[:] = False
+        self._born &= _NUMBER
+        if self._newest == _LAST:
+            younger = self._born > _FORGOTTEN
+            self._born = np.where(younger, self._born - _FORGOTTEN, np.minimum(self._born, 1))
+            self._newest -= int(_FORGOTTEN)
         for files in (False, True):
             used = _may_go(self._physical, slice(self._born.size), files=files)
             self._born[(self._born == 0) & used] = self._newest
@@ -248,7 +259,7 @@ class Generations:
 
     def capture(self) -> dict[str, Any]:
         """See `Order`."""
-        return {"born": self._born.copy(), "newest": self._newest}
+        return {"born": self._born.copy(), "newest": int(self._newest)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Order`."""
@@ -265,7 +276,7 @@ def connect(physical: Physical, fmt: PageTableFormat, config: Config) -> None:
     limit = config.ram // _POOL_PART if config.swap_pool is None else config.swap_pool
     file = SwapFile(config.swap_file, slots, fmt.page_size)
     store = Store(file, best_codec(), limit, fmt.page_size, n)
-    physical.swap = SwapArea(fmt, slots, store, n, physical.buddy.total)
+    physical.swap = SwapArea(fmt, slots, store, n, physical.ram.size // fmt.page_size)
     physical.read_ahead = config.swap_readahead
     _reclaims(physical, config).swap = physical.swap
 
