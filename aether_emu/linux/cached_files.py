@@ -62,13 +62,16 @@ class Cached:
         """See `CachedFiles`."""
         self._cache.end_nameless()
 
-    def sync(self, key: FileKey, known: int) -> tuple[int, int]:
+    def write_back(self, key: FileKey) -> None:
         """See `CachedFiles`."""
         backing = self._backing(key)
-        if backing is None:
-            return known, 0
-        self._files.write_back(backing, *self._pages(0, None))
-        return backing.failed.count, backing.failed.tell(known)
+        if backing is not None:
+            self._files.write_back(backing, *self._pages(0, None))
+
+    def failure(self, key: FileKey, known: int) -> tuple[int, int]:
+        """See `CachedFiles`."""
+        backing = self._backing(key)
+        return (known, 0) if backing is None else (backing.failed.count, backing.failed.tell(known))
 
     def will_need(self, key: FileKey, offset: int, length: int | None) -> None:
         """POSIX_FADV_WILLNEED, readahead(2)."""

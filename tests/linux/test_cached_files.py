@@ -250,6 +250,7 @@ def test_a_failure_of_writing_back_is_told_by_fsync_once_to_each(
     mapping.advise_memory(kit.process.mm, AT, 8 * PAGE, mapping.MADV_PAGEOUT)
     monkeypatch.undo()
     late = kit.open("/disk/file")
+    assert kit.call("sync") == 0, "who asks for all files is told of none"
     for fd in (kit.fd, late):
         with pytest.raises(Refused) as refused:
             kit.call("fsync", fd)

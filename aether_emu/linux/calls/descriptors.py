@@ -193,7 +193,7 @@ def sys_sync(task: Task, *_: int) -> int:
     """sync(2), of the files that are open for writing: no others on the host are the guest's."""
     for descriptor in task.files.table.descriptors.values():
         if isinstance(descriptor.file, HostData) and descriptor.file.writable:
-            descriptor.file.sync()
+            descriptor.file.write_back()
     return 0
 
 

@@ -144,13 +144,19 @@ class HostData(Seekable):
 
     def sync(self) -> None:
         """See `OpenFile.sync`. Refused too with what of the file's pages could not be written since."""
-        cached, failure = self.namespace.cached, 0
+        self.write_back()
+        cached = self.namespace.cached
         if cached is not None:
-            self.failures_known, failure = cached.sync(self.key, self.failures_known)
+            self.failures_known, failure = cached.failure(self.key, self.failures_known)
+            if failure:
+                raise Refused(failure, "pages could not be written back")
+
+    def write_back(self) -> None:
+        """Have everything written. What could not be is told to who asks by `sync`."""
+        if self.namespace.cached is not None:
+            self.namespace.cached.write_back(self.key)
         with host.refusals("fsync"):
             os.fsync(self.host_fd)
-        if failure:
-            raise Refused(failure, "pages could not be written back")
 
 
 class StoredFile(HostData):

@@ -77,11 +77,11 @@ class CachedFiles(Protocol):
     def names_gone(self) -> None:
         """Names of files were taken away."""
 
-    def sync(self, key: FileKey, known: int) -> tuple[int, int]:
-        """Write back what is dirty of a file.
+    def write_back(self, key: FileKey) -> None:
+        """Write what is dirty of a file."""
 
-        Returns how many failures have been known since, and the errno of one that was not, or 0.
-        """
+    def failure(self, key: FileKey, known: int) -> tuple[int, int]:
+        """How many times a file could not be written, and the errno of one that was not `known`, or 0."""
 
 
 class SizeLimit(Protocol):
