@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from aether_emu.arch.paging import PageTableFormat
@@ -64,6 +65,9 @@ class SwapArea:
         self._users: dict[int, int] = {}
         self._frames: dict[int, int] = {}  # slot -> cached frame, in the order of arrival
         self._cached: dict[int, int] = {}  # frame -> slot
+        self._idle: dict[
+            int, None
+        ] = {}  # cached slots that nothing names, in the order in which they came so
         self.objects: dict[int, int] = {}  # slot -> the kernel's object for it, while it is cached
         self.slabs: Slabs | None = None
         self._gone = 0  # pages that reclaim has taken
@@ -94,7 +98,7 @@ class SwapArea:
     @property
     def has_room(self) -> bool:
         """Whether another page may find a slot: one that is free, or that the cache gives up."""
-        return any(part.on and (part.used < part.slots or bool(self._frames)) for part in self.parts)
+        return any(part.on and (part.used < part.slots or bool(self._idle)) for part in self.parts)
 
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
@@ -130,6 +134,7 @@ class SwapArea:
     def named(self, slot: int, more: int = 1) -> None:
         """So many more entries or objects name a slot."""
         self._users[slot] = self._users.get(slot, 0) + more
+        self._idle.pop(slot, None)
 
     def unnamed(self, slot: int) -> None:
         """One names it no longer."""
@@ -138,7 +143,9 @@ class SwapArea:
             self._users[slot] = left
             return
         del self._users[slot]
-        if slot not in self._frames:
+        if slot in self._frames:
+            self._idle[slot] = None
+        else:
             self._give_back(slot)
 
     def is_out(self, entry: int) -> bool:
@@ -211,6 +218,8 @@ class SwapArea:
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
         self._frames[slot], self._cached[frame] = frame, slot
+        if slot not in self._users:
+            self._idle[slot] = None
         if self.slabs is not None:
             with suppress(OutOfFrames):
                 self.objects[slot] = self.slabs.take(CACHED, slot=slot, frame=frame)
@@ -221,6 +230,7 @@ class SwapArea:
         if slot is None:
             return
         del self._frames[slot]
+        self._idle.pop(slot, None)
         if self.slabs is not None and slot in self.objects:
             self.slabs.put(CACHED, self.objects.pop(slot))
         if slot not in self._users:
@@ -240,9 +250,8 @@ class SwapArea:
 
     def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
-        idle = [(slot, frame) for slot, frame in self._frames.items() if slot not in self._users]
-        for frame in [frame for slot, frame in idle if slot not in but][:_MANY]:
-            self.frame_goes(frame)
+        for slot in list(islice((slot for slot in self._idle if slot not in but), _MANY)):
+            self.frame_goes(self._frames[slot])
 
     def _give_back(self, slot: int) -> None:
         self._store_of(slot).forget(slot & _PLACE)
@@ -297,7 +306,7 @@ class SwapArea:
 
     def kept_for_frames(self) -> list[Any]:
         """What is kept for frames: those that are cached."""
-        return [self._frames, self._cached]
+        return [self._frames, self._cached, self._idle]
 
     def kept_for_slots(self) -> list[Any]:
         """What is kept for slots, beside the bytes of their pages."""
@@ -313,6 +322,7 @@ class SwapArea:
             "least": self._least,
             "users": dict(self._users),
             "frames": dict(self._frames),
+            "idle": list(self._idle),
             "objects": dict(self.objects),
             "gone": (self._gone, dict(self._gone_at)),
         }
@@ -321,6 +331,7 @@ class SwapArea:
         """Become the captured one."""
         self._users, self._frames = dict(state["users"]), dict(state["frames"])
         self._cached = {frame: slot for slot, frame in self._frames.items()}
+        self._idle = dict.fromkeys(state["idle"])
         self.objects = dict(state["objects"])
         self._least = state["least"]
         self._gone, gone_at = state["gone"]
