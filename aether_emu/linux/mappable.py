@@ -13,6 +13,7 @@ import errno
 import os
 
 from aether_emu.errors import Refused
+from aether_emu.linux.cached_files import connect_cache
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.huge_file import HugeFile
 from aether_emu.linux.files.inodes import FileKey
@@ -142,6 +143,7 @@ def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:
     everything = LARGEST_OFFSET >> page_shift
     unmap(backing, ending, 1)
     unmap(backing, gone, everything - gone, copies=True)
+    backing.leave_memory(gone, everything - gone)
     _forget_code(kernel, backing)
 
 
@@ -157,6 +159,7 @@ def before_punch(kernel: Kernel, key: FileKey, offset: int, length: int) -> None
     first, end = offset + (1 << page_shift) - 1 >> page_shift, offset + length >> page_shift
     if first < end:
         unmap(backing, first, end - first)
+        backing.leave_memory(first, end - first)
     _forget_code(kernel, backing)
 
 
@@ -170,6 +173,7 @@ def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
     namespace.on_truncate = lambda key, old, new: before_truncate(kernel, key, old, new)
     namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
     namespace.shows_stores = shows_stores
+    namespace.cached = connect_cache(kernel)
     namespace.pipes.physical = kernel.physical
 
 

@@ -23,9 +23,11 @@ from aether_emu.mm.allocation import (
     Watcher,
 )
 from aether_emu.mm.collapse import collapse_advised
+from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
 from aether_emu.mm.markers import is_marker
 from aether_emu.mm.merging import unmerge_advised
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -610,12 +612,23 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         if flags & MS_INVALIDATE and area.flags & LOCKED:
             raise Refused(errno.EBUSY, "the memory is locked")
         if flags & MS_SYNC and area.shared and area.backing is not None and not area.backing.huge_size:
-            ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))
+            _write_back(space, area, max(area.start, address), min(area.end, address + rounded))
             if area.backing not in synced:
                 area.backing.sync()
                 synced.append(area.backing)
     if not space.areas.covered(address, address + rounded):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
+
+
+def _write_back(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """The pages of `[start, end)` of a shared area go to its file: they become clean."""
+    backing, files = area.backing, space.physical.files
+    if files is None or not isinstance(backing, FileBacking) or backing.contents is not None:
+        ageing.write_back(space, area, start, end)
+        return
+    shift = space.table.format.page_shift
+    first = area.offset + (start - area.start >> shift)
+    space.physical.counters.n[Event.WRITTEN_BACK] += files.write_back(backing, first, end - start >> shift)
 
 
 def residency(space: AddressSpace, address: int, length: int) -> bytes:

@@ -46,6 +46,7 @@ _ELSEWHERE = [
     "calls",
     "cpus",
     "crash",
+    "file_pages",
     "flushes",
     "hugefs",
     "hugemix",
