@@ -96,6 +96,10 @@ _CHANGES = (
 _NOT_OF_HUGE = (
     MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
 )  # fmt: skip
+# What Linux has for pages that are memory of its own, and what would undo that a device's area is not dumped.
+_NOT_OF_DEVICES = (
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DOFORK, MADV_DODUMP,
+)  # fmt: skip
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 _ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
@@ -515,6 +519,8 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
     anonymous = area.backing is None and not area.shared
     if area.flags & SEALED and advice in _CHANGES and anonymous and not area.protection & Protection.WRITE:
         raise Refused(errno.EPERM, "the memory is sealed")
+    if area.backing is not None and area.backing.in_device and advice in _NOT_OF_DEVICES:
+        raise Refused(errno.EINVAL, "the pages are those of a device")
     if advice in _KEPT:
         _keep(space, area, start, end, advice)
     elif area.flags & LOCKED and advice in _TAKES_PAGES:
@@ -568,10 +574,12 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
 def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     """MADV_REMOVE on a piece of an area: the object itself loses the pages."""
     backing, shift = area.backing, space.table.format.page_shift
-    if backing is None:
-        raise Refused(errno.EINVAL, "private memory has no object behind it")
+    if backing is None or backing.whole:
+        raise Refused(errno.EINVAL, "no file, and no shared memory")
     if not area.shared or not area.protection & Protection.WRITE:
         raise Refused(errno.EACCES, "the area is not shared, or not writable")
+    if backing.in_device:
+        raise Refused(errno.ENODEV, "a device has no holes")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
     if isinstance(backing, HugeMemory):
         hugetlb.punch(backing, first, count)
@@ -587,6 +595,8 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
             raise Refused(errno.ENOMEM, "part of the range is not mapped")
         if not area.protection & (Protection.WRITE if write else Protection.READ):
             raise Refused(errno.EINVAL, "the area does not permit the access")
+        if area.backing is not None and area.backing.in_device:
+            raise Refused(errno.EINVAL, "the pages are those of a device")
         upto = min(area.end, end)
         outcome = populate(space, address, upto, write=write)
         if isinstance(outcome, BusError | AccessError):

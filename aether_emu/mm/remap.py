@@ -75,7 +75,7 @@ def remap_pages(
     if area is None or not area.shared or area.backing is None or area.backing.whole:
         raise Refused(errno.EINVAL, "no shared memory")
     alike = [
-        (each.backing, each.protection, each.flags) == (area.backing, area.protection, area.flags)
+        each.backing is area.backing and each.protection == area.protection and each.has_flags_of(area)
         for each in space.areas.overlapping(start, end)
     ]
     if not all(alike) or not space.areas.covered(start, end):

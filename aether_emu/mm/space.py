@@ -23,7 +23,16 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.errors import AddressError, ClosedError, ConfigError, OutOfFrames, Refused, whole
 from aether_emu.mm import markers
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm.allocation import (
+    LOCKS,
+    MAYBE_GUARDED,
+    USER_FAULTS,
+    USER_WP,
+    Area,
+    AreaFlags,
+    AreaMap,
+    Watcher,
+)
 from aether_emu.mm.audit import mend, mend_all, reclaim
 from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
@@ -221,6 +230,8 @@ class AddressSpace:
         backing = more.get("backing") if more.get("shared") else None
         memory = MemoryType.WRITE_BACK if backing is None else backing.memory
         bits, denied = self.bits_for(protection, more.get("key", 0), memory), denied_accesses(protection)
+        if backing is not None and backing.in_device:  # Linux: VM_IO, VM_DONTDUMP
+            more["flags"] = more.get("flags", 0) & ~LOCKS | AreaFlags.NO_DUMP
         if not more.get("shared"):
             more.setdefault("family", self.family)
             backing = more.get("backing")
@@ -653,8 +664,8 @@ class AddressSpace:
             )
             if swap is not None:
                 swap.shared(copied)
-            if watchers:
-                self._fork_watched(child, gather, with_pages)
+            if watchers or any(area.flags & MAYBE_GUARDED and area.shared for area in with_pages):
+                self._fork_entries(child, gather, with_pages)
         except BaseException:
             child.destroy()
             del self.untold[known:]
@@ -663,19 +674,20 @@ class AddressSpace:
             gather.finish_at_once()  # the child runs before this program goes on
         return child
 
-    def _fork_watched(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
+    def _fork_entries(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
         """The last part of `fork`: what was asked about stores holds in the child where it has a watcher.
 
-        Shared memory that is watched for them comes with its entries.
+        Shared memory that is watched for them, or has guards, comes with its entries.
         """
         for area in areas:
             there = child.areas.find(area.start)
-            if not area.flags & USER_WP or there is None:
+            if not area.flags & (USER_WP | MAYBE_GUARDED) or there is None:
                 continue
-            if not there.flags & USER_WP:
-                markers.watch_writes(child.table, None, area.start, area.end, on=False)
-            elif area.shared:
+            told = there.flags & USER_WP
+            if area.shared and (told or area.flags & MAYBE_GUARDED):
                 transfer.copy(self.table, child.table, gather, [(area.start, area.end)], private=False)
+            if area.flags & USER_WP and not told:
+                markers.watch_writes(child.table, None, area.start, area.end, on=False)
 
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""

@@ -11,7 +11,7 @@ import struct
 from contextlib import nullcontext
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.notices import living
+from aether_emu.linux.calls.notices import named
 from aether_emu.linux.calls.user import (
     IOV_MAX,
     Piece,
@@ -153,7 +153,7 @@ def sys_process_madvise(
     if u32(flags):
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
     pieces = read_vector(task.cpu, vector, count, task.process.abi.user_end)
-    found, advice = living(task, task.files.table.file(s32(fd))), s32(advice)
+    found, advice = named(task, fd), s32(advice)
     if found.mm is not task.process.mm:
         if not task.may_inspect(found, real=False):
             raise Refused(errno.EACCES, "another user's process")
