@@ -278,7 +278,7 @@ class Area:
         return not (self.flags ^ other.flags) & ~MAYBE_GUARDED
 
     def absorb(self, other: Area) -> None:
-        """What keeps no areas apart is true of this one too, if it was of `other`, which is part of it now."""
+        """Take over what keeps no areas apart from `other`, which is a part of this one now."""
         self.fresh |= other.fresh
         self.flags |= other.flags & MAYBE_GUARDED
 

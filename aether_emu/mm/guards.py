@@ -24,8 +24,8 @@ from aether_emu.mm.tables.tree import Stretch
 def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
     """Drop the pages of `[start, end)`, a part of `area`, and guard it. Guarding twice is no mistake.
 
-    Raises Refused(EINVAL) for memory that is locked, the kernel's own, or a device's; OutOfFrames where there is
-    no memory for page tables, with nothing changed. That is no hole, behind which the call would go on.
+    Raises Refused(EINVAL) for memory that is locked, the kernel's own, or a device's; OutOfFrames where there
+    is no memory for page tables, with nothing changed. That is no hole, behind which the call would go on.
     """
     _check(area)
     if area.flags & LOCKED:

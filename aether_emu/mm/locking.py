@@ -107,7 +107,7 @@ def _mark_all(space: AddressSpace, flags: int) -> None:
 
 
 def _mark_part(space: AddressSpace, area: Area, start: int, end: int, flags: int) -> None:
-    """The kernel's own pages and a device's are never locked, and nobody is refused for it (Linux: VM_SPECIAL).
+    """The kernel's own pages and a device's are never locked; nobody is refused for it (Linux: VM_SPECIAL).
 
     Nor are huge pages of a pool, which never leave memory anyway.
     """

@@ -92,7 +92,7 @@ def unwatch(space: AddressSpace, start: int, end: int, watcher: Watcher | None =
 
 @contextmanager
 def _unwatched(space: AddressSpace, area: Area) -> Iterator[None]:
-    """A fault is answered as everywhere else, for its one page: of all others the program is still to hear."""
+    """A fault is answered as everywhere else, but for one page: the program hears of all others itself."""
     watcher, area.watcher = area.watcher, None
     no_huge, space.no_huge = space.no_huge, True
     around, space.fault_around = space.fault_around, 1
