@@ -8,6 +8,7 @@ brk(2), mprotect(2), mincore(2). mremap has a module of its own (`mm.remap`), an
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Protocol
 
 from aether_emu.errors import OutOfFrames, Refused
@@ -109,6 +110,10 @@ FLUSH_LATER = frozenset(
 """Advice whose flush may be one with that of others (`mm.joint`), but for pages of a pool."""
 IN_PARTS = FLUSH_LATER | {MADV_POPULATE_READ, MADV_POPULATE_WRITE}
 """Advice that does the same to a range at once and to its parts one by one, and again to what has it."""
+
+
+MayStore = Callable[[int], bool]
+"""Whether rights permit stores to pages of a protection key."""
 
 
 class Mappable(Protocol):
@@ -475,8 +480,14 @@ def _check_becomes_data(space: AddressSpace, area: Area, length: int, wanted: Pr
         space.account.require(length, data=True)
 
 
-def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -> None:
-    """madvise(2). Unknown advice, and that to memory that failed (MADV_HWPOISON), gets EINVAL."""
+def advise_memory(
+    space: AddressSpace, address: int, length: int, advice: int, may_store: MayStore | None = None
+) -> None:
+    """madvise(2). Unknown advice, and that to memory that failed (MADV_HWPOISON), gets EINVAL.
+
+    `may_store` says whether the caller's rights permit stores by a protection key (pkeys(7)); without it all
+    do.
+    """
     if advice not in _ADVICE:
         raise Refused(errno.EINVAL, f"no advice {advice}")
     if address & space.page_size - 1:
@@ -499,6 +510,8 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
         holes |= area.start > address
         address = max(address, area.start)
         upto = min(area.end, end)
+        if area.flags & SEALED and advice in _CHANGES:
+            _require_own_to_change(area, may_store)
         _advise(space, area, address, upto, advice)
         address = upto
     if holes:
@@ -516,9 +529,6 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         end &= -huge
         if start == end:
             return
-    anonymous = area.backing is None and not area.shared
-    if area.flags & SEALED and advice in _CHANGES and anonymous and not area.protection & Protection.WRITE:
-        raise Refused(errno.EPERM, "the memory is sealed")
     if area.backing is not None and area.backing.in_device and advice in _NOT_OF_DEVICES:
         raise Refused(errno.EINVAL, "the pages are those of a device")
     if advice in _KEPT:
@@ -545,6 +555,15 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         guards.remove(space, area, start, end)
     elif advice == MADV_COLLAPSE:
         collapse_advised(space, area, start, end)
+
+
+def _require_own_to_change(area: Area, may_store: MayStore | None) -> None:
+    """Refuse (EPERM) what changes bytes of sealed private memory that the caller may not store to."""
+    if area.backing is not None or area.shared:
+        return
+    by_key = not area.key or may_store is None or may_store(area.key)
+    if not area.protection & Protection.WRITE or not by_key:
+        raise Refused(errno.EPERM, "the memory is sealed")
 
 
 def has_pool_pages(space: AddressSpace, start: int, end: int) -> bool:
