@@ -159,7 +159,7 @@ def test_a_table_that_is_given_back_before_its_flush_is_found(
     monkeypatch.setattr(Gather, "finish", hasty)
     found = run.finding()
     assert found.rule is Rule.TABLE
-    assert "AddressSpace._prune" in str(found.edited)
+    assert "AddressSpace.unmap > prune" in str(found.edited)
     assert found.relied.place.what == "system call munmap"
 
 
