@@ -167,6 +167,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     protection = Protection(request.protection & _PROT)
     area_flags = _first_flags(space, flags, length)
     shared, maximum = _check_kind(request, length)
+    _check_exec_gain(space, protection, protection)
     never = space.physical.overcommit.mode == NEVER  # then all is promised, whatever is asked
     no_reserve = bool(flags & MAP_NORESERVE) and (bool(huge) or not never)
     if not shared and not huge and not no_reserve and protection & Protection.WRITE:
@@ -360,6 +361,16 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
     return shared, everything
 
 
+def _check_exec_gain(space: AddressSpace, before: Protection, after: Protection) -> None:
+    """Refuse (EACCES) what may be executed and is written too, or was not executed before (PR_SET_MDWE)."""
+    if (
+        space.exec_gain
+        and after & Protection.EXECUTE
+        and (after & Protection.WRITE or not before & Protection.EXECUTE)
+    ):
+        raise Refused(errno.EACCES, "no memory becomes executable, as the program has asked")
+
+
 def _promised(space: AddressSpace, start: int, length: int) -> int:
     """Bytes of charged areas in a range that a new one replaces."""
     end, areas = start + length, space.areas.overlapping(start, start + length)
@@ -455,6 +466,7 @@ def protect_memory(
             raise Refused(errno.ENOMEM, f"nothing is mapped at {address:#x}")
         if wanted & ~area.maximum:
             raise Refused(errno.EACCES, "the file does not permit it")
+        _check_exec_gain(space, area.protection, wanted)
         upto = min(area.end, end)
         require_unsealed(space, address, upto)
         if wanted != area.protection or key not in (None, area.key):

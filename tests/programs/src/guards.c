@@ -1,4 +1,4 @@
-// Guard regions in shared memory and in files, and what else is said of single pages: minor faults one by one.
+// Guard regions in shared memory and in files; minor faults page by page; memory that never becomes executable.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +12,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -223,6 +224,43 @@ static void around(void) {
     fclose(maps);
 }
 
+// ---- memory that never becomes executable (PR_SET_MDWE)
+
+#define SET_GAIN 65
+#define GET_GAIN 66
+#define RX (PROT_READ | PROT_EXEC)
+
+static void gain(int bits, int then_execute) {
+    fflush(stdout);
+    if (fork()) {
+        wait(0);
+        return;
+    }
+    printf("bits %d\n", bits);
+    void *before = mmap(0, page, RX, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TELL("set", prctl(SET_GAIN, bits, 0, 0, 0));
+    TELL("other bits", prctl(SET_GAIN, bits ^ 2, 0, 0, 0));
+    TELL("none any more", prctl(SET_GAIN, 0, 0, 0, 0));
+    TELL("written and executed", mmap(0, page, RW | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? -1 : 0);
+    TELL("executed", mmap(0, page, RX, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED ? -1 : 0);
+    void *data = mmap(0, page, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TELL("becomes executable", mprotect(data, page, RX));
+    TELL("stays so", mprotect(before, page, RX));
+    TELL("is written too", mprotect(before, page, RW | PROT_EXEC));
+    TELL("is data", mprotect(before, page, RW));
+    TELL("and back", mprotect(before, page, RX));
+    fflush(stdout);
+    if (!fork()) {
+        printf("a child has %d\n", prctl(GET_GAIN, 0, 0, 0, 0));
+        fflush(stdout);
+        _exit(0);
+    }
+    wait(0);
+    if (then_execute)
+        execl("/proc/self/exe", "guards", "gain", (char *)0);
+    _exit(0);
+}
+
 // ---- minor faults: each page is told, though its neighbours are there
 
 #define MANY 64
@@ -273,14 +311,25 @@ static void minor(void) {
     printf("%d faults, %d pages not as the answer made them\n", faults, bad);
 }
 
-int main(void) {
+int main(int count, char **arguments) {
     page = sysconf(_SC_PAGESIZE);
+    if (count > 1 && !strcmp(arguments[1], "gain")) {
+        printf("the next program has %d\n", prctl(GET_GAIN, 0, 0, 0, 0));
+        return 0;
+    }
     struct sigaction action = {.sa_sigaction = caught, .sa_flags = SA_SIGINFO | SA_NODEFER};
     sigaction(SIGSEGV, &action, 0);
     sigaction(SIGBUS, &action, 0);
     for (enum kind kind = 0; kind < KINDS; kind++)
         guarded(kind);
     around();
+    puts("-- gains");
+    TELL("unknown bits", prctl(SET_GAIN, 4, 0, 0, 0));
+    TELL("not inherited alone", prctl(SET_GAIN, 2, 0, 0, 0));
+    TELL("another argument", prctl(SET_GAIN, 1, 1, 0, 0));
+    TELL("another argument", prctl(GET_GAIN, 1, 0, 0, 0));
+    gain(1, 1);
+    gain(3, 1);
     minor();
     return 0;
 }
