@@ -459,6 +459,15 @@ def test_a_page_that_two_entries_show_is_shared_and_counts_half_for_each(process
     assert _status(process)["RssShmem"] == f"{2 * kib} kB"
 
 
+def test_the_vdso_counts_as_a_files_memory_as_on_linux(process: Process) -> None:
+    before = _status(process)["RssFile"]
+    (vdso,) = [area for area in process.mm.areas if area.name == "[vdso]"]
+    _cpu(process).copy_from_user(vdso.start, 1)
+    status, kib = _status(process), process.mm.page_size >> 10
+    assert int(status["RssFile"].split()[0]) - int(before.split()[0]) == kib
+    assert status["RssShmem"] == "0 kB"
+
+
 def test_a_page_that_nobody_may_touch_still_takes_memory(process: Process) -> None:
     start, end = _new_area(process, 1, Protection.READ | Protection.WRITE)
     _cpu(process).copy_to_user(start, b"x")
