@@ -55,7 +55,7 @@ _LOCKED = int(AreaFlags.LOCKED)
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
 # Plain: numpy compares with a number a hundred times faster than with an enum.
-_OWN = (int(Kind.ANON), int(Kind.HUGETLB))
+_OWN = np.isin(np.arange(1 << 8), (int(Kind.ANON), int(Kind.HUGETLB)))  # by kind: `isin` for few takes long
 
 EXEC_GAIN_REFUSED, EXEC_GAIN_NOT_INHERITED = 1, 2  # PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT
 
@@ -610,7 +610,7 @@ class AddressSpace:
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
         kinds, swap = self.physical.frames.kind_array, self.physical.swap
-        if any(np.isin(kinds[frames], _OWN).any() for frames in self._shown_each(start, end)):
+        if any(_OWN[kinds[frames]].any() for frames in self._shown_each(start, end)):
             return True
         if swap is None:
             return False
