@@ -78,8 +78,7 @@ class MappedFile:
     def may_store(self, protection: int) -> bool:
         """Whether a new shared mapping may ever be written. EPERM for one that a seal forbids.
 
-        As in Linux 6.6: under F_SEAL_WRITE that is any shared mapping by a descriptor that is open for
-        writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
+        That is one that may be written at once; under a seal any other stays as it is (Linux since 6.7).
         """
         file = self._file
         if protection & Protection.WRITE and isinstance(file, HostData):
@@ -87,9 +86,10 @@ class MappedFile:
         if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
         seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals
-        if seals & F_SEAL_WRITE or (seals & F_SEAL_FUTURE_WRITE and protection & Protection.WRITE):
+        sealed = bool(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+        if sealed and protection & Protection.WRITE:
             raise Refused(errno.EPERM, "the memory file is sealed against writing")
-        return not seals & F_SEAL_FUTURE_WRITE
+        return not sealed
 
     def open_backing(self, *, shared_writable: bool) -> Backing:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
