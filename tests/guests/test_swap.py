@@ -180,6 +180,23 @@ def test_the_process_that_has_most_goes_when_memory_is_out(target: Target, tmp_p
     assert killed.startswith("killed: hog (1001), which counts most")
 
 
+@every_target
+def test_what_the_first_process_had_serves_those_that_outlive_it(target: Target, tmp_path: Path) -> None:
+    ran = run_guest(target, "hog", "orphan", "5", cwd=tmp_path, ram="8M", tlbsan=True)
+    assert ran == Ran(Ended(code=0), "the parent has ended, and its memory is the child's\n")
+
+
+def test_that_process_can_be_looked_at_and_shows_nothing_while_others_go_on() -> None:
+    made = Machine("x86_64", config=Config.load(overrides={"ram": "8M"}))
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    process = made.load(program("x86_64", "hog"), ["hog", "orphan", "5"], streams=streams)
+    while not process.released:
+        assert made.run_for(1000) is None
+    assert statistics(made)["pages"]["by_state"]["anonymous"] == len(process.areas) == 0
+    assert made.run() == Ended(code=0)
+    made.close()
+
+
 # ---- the file of the host
 
 
