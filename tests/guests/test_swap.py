@@ -208,8 +208,8 @@ def swap_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_swap_file_of_the_host_is_used_and_left_as_long_as_it_was(swap_file: Path) -> None:
-    target = TARGETS[0]
+@every_target
+def test_a_swap_file_of_the_host_is_used_and_left_as_long_as_it_was(target: Target, swap_file: Path) -> None:
     made, out = machine(target, swap_file=str(swap_file))
     with pytest.raises(ConfigError, match="is taken: one that no other machine uses"):
         machine(target, swap_file=str(swap_file))
@@ -234,8 +234,9 @@ def test_a_file_that_does_not_serve_is_refused_in_a_line(tmp_path: Path) -> None
             machine(TARGETS[0], swap_file=str(path))
 
 
-def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(swap_file: Path) -> None:
-    made, _out = machine(TARGETS[0], swap_file=str(swap_file))
+@every_target
+def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(target: Target, swap_file: Path) -> None:
+    made, _out = machine(target, swap_file=str(swap_file))
     told: list[str] = []
     made.kernel.tell = told.append
     while not made.physical.counters.n[Event.SWAP_READ]:
@@ -250,8 +251,11 @@ def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(swap_file: 
     made.close()
 
 
-def test_a_full_disk_is_told_once_and_pages_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _out = machine(TARGETS[0], swap_pool=1 << 16)
+@every_target
+def test_a_full_disk_is_told_once_and_pages_stay_in_memory(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _out = machine(target, swap_pool=1 << 16)
 
     def refuse(_fd: int, _data: bytes, _offset: int) -> int:
         raise OSError(28, "No space left on device")

@@ -7,9 +7,11 @@ everywhere first (`mm.rmap`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import errno
+from collections.abc import Callable, Collection, Container
 from typing import Any, Protocol
 
+from aether_emu.errors import Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.protocol import Backing
@@ -68,7 +70,7 @@ class FileBacking(Backing):
         file: ApertureFile,
         key: tuple[int, int],
         name: str,
-        gone: Callable[[FileBacking], None],
+        files: HostFiles,
     ) -> None:
         super().__init__(physical.objects)
         self._physical = physical
@@ -76,7 +78,7 @@ class FileBacking(Backing):
         self.identity = (0, 0)
         self.contents: Contents | None = None
         self._name = name
-        self._gone = gone
+        self._files = files
 
     @property
     def name(self) -> str:
@@ -137,6 +139,8 @@ class FileBacking(Backing):
         if self.contents is not None:
             self.contents.punch(first, count)
         else:
+            if self.key in self._files.swap_files:
+                raise Refused(errno.ETXTBSY, "it is a swap file")
             self.file.punch(first, count)
 
     def shows_stores(self) -> bool:
@@ -147,7 +151,7 @@ class FileBacking(Backing):
         self.file.sync()
 
     def release(self) -> None:
-        self._gone(self)
+        self._files.forget(self)
         self.file.close()
         if self.contents is not None:
             self.contents.let_go()
@@ -167,6 +171,7 @@ class HostFiles:
     def __init__(self, physical: Physical, unmap: Callable[[FileBacking, int, int], None]) -> None:
         self._physical, self._unmap = physical, unmap
         self._by_key: dict[object, FileBacking] = {}
+        self.swap_files: Container[tuple[int, int]] = ()  # whose pages nobody takes from them
         physical.aperture.on_evict = self._evict
 
     def open(
@@ -187,7 +192,7 @@ class HostFiles:
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
-        backing = FileBacking(self._physical, file, key, name, self._forget)
+        backing = FileBacking(self._physical, file, key, name, self)
         backing.identity = identity
         self._by_key[key] = backing
         return backing
@@ -209,7 +214,8 @@ class HostFiles:
         """The object of a file that some area shows now."""
         return self._by_key.get(key)
 
-    def _forget(self, backing: FileBacking) -> None:
+    def forget(self, backing: FileBacking) -> None:
+        """Nobody shows that object any more."""
         del self._by_key[backing.key]
 
     def unmap_pages(self, backing: FileBacking, first: int, count: int) -> None:
