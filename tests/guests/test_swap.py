@@ -74,6 +74,18 @@ def test_a_working_set_of_twice_the_memory_keeps_every_byte(target: Target, cpus
 
 
 @every_target
+def test_runs_of_pages_need_no_memory_for_a_huge_page(target: Target) -> None:
+    runs = f"{4 * target.page_size >> 10}K"
+    made, out = machine(target, thp="always", shmem_thp="always", mthp=runs, khugepaged_sleep=1)
+    ended = made.run()
+    assert (ended, bytes(out.written).decode()) == (Ended(code=0), text(target))
+    huge = statistics(made)["huge_pages"]
+    assert huge["runs"] > 50
+    assert huge["faults"] == huge["collapses"] == 0
+    made.close()
+
+
+@every_target
 def test_two_threads_lose_no_store_to_pages_that_go(target: Target, tmp_path: Path) -> None:
     ram = ram_of(target)
     argv = ("swap", "threads", str(2 * ram), "2")
