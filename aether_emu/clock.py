@@ -160,7 +160,7 @@ class HostClock(VirtualClock):
     `elapsed` gives ns that never go back, `wall` ns since 1970, `sleep` lets seconds pass.
     """
 
-    __slots__ = ("_elapsed", "_rested", "_sleep", "_start")
+    __slots__ = ("_elapsed", "_rested", "_rests", "_sleep", "_start")
 
     def __init__(
         self, elapsed: Callable[[], int], wall: Callable[[], int], sleep: Callable[[float], None]
@@ -170,12 +170,17 @@ class HostClock(VirtualClock):
         self.epoch_ns = wall() // 10**9 * 10**9
         self._elapsed, self._sleep = elapsed, sleep
         self._start = elapsed() - (wall() - self.epoch_ns)
-        self._rested = 0
+        self._rested, self._rests = 0, True
 
     @property
     def now_ns(self) -> int:
         """See `VirtualClock.now_ns`."""
         return min(max(self._elapsed() - self._start, 0), LAST_NS)
+
+    @property
+    def busy_ns(self) -> int:
+        """See `VirtualClock.busy_ns`: it stands still between two runs."""
+        return (self._rested if self._rests else self.now_ns) - self.idle_ns
 
     @property
     def total_ns(self) -> int:
@@ -196,10 +201,11 @@ class HostClock(VirtualClock):
     def begin(self) -> None:
         """See `VirtualClock.begin`."""
         self.idle_ns += self.now_ns - self._rested
+        self._rests = False
 
     def rest(self) -> None:
         """See `VirtualClock.rest`."""
-        self._rested = self.now_ns
+        self._rested, self._rests = self.now_ns, True
 
     def capture(self) -> dict[str, int | None]:
         """See `VirtualClock.capture`."""

@@ -85,6 +85,7 @@ def capture(machine: Machine) -> State:
     for part in () if swap is None else swap.parts[1:]:
         raise StateError(f"{part.name} is a swap file of a program: its machine can't be captured")
     machine.scheduler.come_to_rest()
+    machine.kernel.settle_books()
     # These are lost while the registers of others are looked at.
     reservations = [cpu.reservation() for cpu in machine.computer.cpus]
     try:
@@ -236,7 +237,7 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.physical.counters.n[:] = state["physical"]["counters"]
     machine.clock.restore(state["clock"])
     machine.streams.restore(state["streams"])
-    machine.kernel.restore(state["kernel"])
+    machine.kernel.restore(state["kernel"], tasks)
     for process, described in zip(processes, state["processes"], strict=True):
         process.restore_timers(described)
     if machine.board is not None:

@@ -11,7 +11,7 @@ from aether_emu.linux.task.scheduler import Interrupted
 from aether_emu.state import capture, restore
 from aether_emu.system import Machine
 from tests.guests.running import ISAS, program
-from tests.linux.task.scripts import DATA, Several
+from tests.linux.task.scripts import DATA, SPIN, Several
 
 _SECOND = 10**9
 _START = 1_700_000_000 * _SECOND + 123_456_789
@@ -53,6 +53,18 @@ def test_a_sleep_lasts_as_long_as_the_host_says(isa: str, host: Host) -> None:
         assert host.slept == pytest.approx(1.0000005, abs=1e-5)
         assert host.longest <= 0.01, "somebody looks for Ctrl-C now and then"
         assert task.process.usage.time < 10**6, "who sleeps uses no processor"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nobody_uses_a_processor_between_two_runs(isa: str, host: Host) -> None:
+    with Several(isa, real_time=True) as several:
+        process = several.calls(code=SPIN[isa]).process
+        assert not several.machine.scheduler.run(1_000)
+        used = process.used().time
+        host.now += _SECOND
+        assert process.used().time == used
+        assert not several.machine.scheduler.run(1_000)
+        assert used < process.used().time < used + 10**6
 
 
 def test_virtual_sleeps_cost_the_host_nothing(host: Host) -> None:

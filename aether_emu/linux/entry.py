@@ -179,7 +179,10 @@ class Entry:
         """Whether `task` is the one that this CPU ran last, with nothing for the kernel to do before it goes
         on in its program. Then no `switch` is due: `run` is next.
         """
-        if task is not getattr(self, "task", None) or not self._is_in_its_program(task):
+        signals = task.signals
+        if task is not getattr(self, "task", None) or not task.is_on(self.cpu):
+            return False
+        if task.wait is not None or task.left or task.set_child_tid or signals.ready() or signals.in_call:
             return False
         if self.percpu.goes_on_stale:
             self.percpu.come_back()
@@ -200,12 +203,6 @@ class Entry:
         self.task = task
         self.percpu.enter(task.process.mm)
         task.enter(self.cpu, self.percpu.enter)
-
-    def _is_in_its_program(self, task: Task) -> bool:
-        """Whether it goes on there, with nothing for the kernel to do before."""
-        signals = task.signals
-        waits = task.wait is not None or task.left or task.set_child_tid
-        return task.is_on(self.cpu) and not (waits or signals.ready() or signals.in_call)
 
     # ---- faults
 

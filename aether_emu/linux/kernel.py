@@ -8,9 +8,9 @@ It knows no process. Who is running is the `Entry`'s business, one for each CPU;
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from operator import itemgetter, mul, sub
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from aether_emu.clock import LAST_NS, VirtualClock
@@ -70,6 +70,22 @@ UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
 
 
+class UserProcess(Protocol):
+    """A process, as the accounts see it."""
+
+    usage: Usage
+
+
+class User(Protocol):
+    """A task, as the accounts see it."""
+
+    tid: int
+    usage: Usage
+
+    @property
+    def process(self) -> UserProcess: ...
+
+
 @dataclass(slots=True)
 class _Sums:
     """What so many `events` add up to: their costs in ns, and the minor faults among them."""
@@ -119,6 +135,7 @@ class Kernel:
         self.charged = 0
         self._summed = _Sums([])
         self._books = (0, 0, 0, 0)  # the totals that were given to tasks
+        self._user: User | None = None  # whose what was used since then is; None: that of the next one
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
@@ -287,18 +304,25 @@ class Kernel:
         """Virtual time in ns, for a tool that looks at it: it changes nothing, and counts no blocks."""
         return self.time_of(self.moment())
 
-    def used(self) -> Usage:
-        """What has been used since the books were closed, by whoever is on the CPU."""
-        time, faults, system, major = map(sub, self._totals(), self._books)
-        return Usage(time, faults, system=system, major=major)
+    @property
+    def user(self) -> User | None:
+        """Whose the use of the machine is that is in nobody's books yet."""
+        return self._user
 
-    def close_books(self, *users: Usage) -> None:
-        """That is `users`'; what comes is another task's."""
+    def account_to(self, user: User | None) -> None:
+        """What is used from now on is that task's; None: that of the next one that is named."""
+        self.settle_books()
+        self._user = user
+
+    def settle_books(self) -> None:
+        """Give its user, and the process of that, what was used until now."""
+        if self._user is None:
+            return
         totals, books = self._totals(), self._books
         if totals != books:
             self._books = totals
             time, faults, system, major = map(sub, totals, books)
-            for usage in users:
+            for usage in (self._user.usage, self._user.process.usage):
                 usage.time += time
                 usage.faults += faults
                 usage.system += system
@@ -399,6 +423,7 @@ class Kernel:
             "calls_made": dict(self.calls_made),
             "charged": self.charged,
             "books": self._books,
+            "user": None if self._user is None else self._user.tid,
             "told": self._told,
             "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
@@ -408,11 +433,12 @@ class Kernel:
             "user_faults_for_all": self.user_faults_for_all,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what `capture` gave."""
+    def restore(self, state: dict[str, Any], tasks: Mapping[int, User]) -> None:
+        """Take over what `capture` gave. `tasks` are all, by number."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
+        self._user = tasks.get(state["user"])
         self.pressure.restore(state["pressure"])
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from aether_emu.arch.paging import Access, PageTableFormat
 from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
-from aether_emu.mm import hugetlb, markers
+from aether_emu.mm import hugetlb, markers, stack
 from aether_emu.mm.allocation import USER_MINOR, USER_MISSING, USER_WP, Area
 from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
@@ -197,7 +197,7 @@ class Faults:
 
     def outside(self, space: AddressSpace, va: int, access: int) -> Outcome:
         """No area contains `va`: the stack may grow down to it."""
-        area = space.grow_stack(va)
+        area = stack.grow(space, va)
         if area is None:
             return self.denied(va, mapped=False)
         self._n[Event.FAULT_STACK] += 1

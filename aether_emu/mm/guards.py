@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aether_emu.errors import Refused
 from aether_emu.mm.allocation import LOCKED, Area
+from aether_emu.mm.hugepage import split_at
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import entries_of
 from aether_emu.mm.tables.tree import Stretch
@@ -33,13 +34,12 @@ def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
 
     def add_tables() -> None:
         for at in firsts:
-            if _is_free(space, max(at, start)):
-                table.leaf_slot(max(at, start))
+            _make_table(space, max(at, start))
 
     space.physical.with_room(add_tables)
     gather = space.gather()
     try:
-        space.clear(gather, area, start, end)  # splits what is large there
+        space.clear(gather, area, start, end)
         for at in firsts:
             low, high = max(at, start), min(at + span, end)
             slot = table.leaf_slot(low)
@@ -48,10 +48,12 @@ def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
         gather.finish_at_once()  # whoever stores there from now on must hear of it
 
 
-def _is_free(space: AddressSpace, va: int) -> bool:
-    """Whether no large entry covers the address, so that a leaf table can stand there."""
+def _make_table(space: AddressSpace, va: int) -> None:
+    """Have a leaf table over the address: what is large there is split."""
     found = space.table.find(va)
-    return found is None or found.level == 1
+    while found is not None and found.level > 1:
+        found = split_at(space, va, found)
+    space.table.leaf_slot(va)
 
 
 def remove(space: AddressSpace, area: Area, start: int, end: int) -> None:

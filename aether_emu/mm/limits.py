@@ -8,6 +8,9 @@ from aether_emu.errors import Refused
 from aether_emu.mm.allocation import LOCKED, Area
 from aether_emu.mm.overcommit import NEVER, Overcommit
 
+GUARD_PAGES = 256
+"""Pages that stay free below a stack (Linux: stack_guard_gap)."""
+
 
 class Limits:
     """What an address space may take. All in bytes but `areas`; addresses are half-open; None is no limit.

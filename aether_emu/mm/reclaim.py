@@ -119,19 +119,25 @@ class Reclaim(Room):
         taken, order = super()._reclaim(wanted), self.order
         order.begin()
         taken += self._physical.shrinkers.shrink(wanted)
-        while taken < wanted and self._swap.has_room:
+        full = False
+        while taken < wanted and not full and self._swap.has_room:
             frames = order.candidates()
             if not frames:
                 break
             self._n[self._scanned] += len(frames)
-            taken += self.take(frames)
+            more, full = self._take(frames)
+            taken += more
         return taken
 
     # ---- one batch
 
     def take(self, frames: Sequence[int]) -> int:
         """Take those of the frames that may be taken. Returns how many; fewer when swap is full."""
-        taken = 0
+        return self._take(frames)[0]
+
+    def _take(self, frames: Sequence[int]) -> tuple[int, bool]:
+        """How many of the frames were taken; and whether a slot was missing: then others find none either."""
+        taken, full = 0, False
         for first in range(0, len(frames), BATCH):
             going, full = self._chosen(frames[first : first + BATCH])
             self._take_out(going)
@@ -139,7 +145,7 @@ class Reclaim(Room):
             if full:
                 break
         self._n[self._taken] += taken
-        return taken
+        return taken, full
 
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
         """What of the frames is taken, each with a slot; and whether a slot was missing."""

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
@@ -21,18 +20,18 @@ import numpy as np
 
 from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
-from aether_emu.errors import AddressError, ClosedError, ConfigError, OutOfFrames, Refused, whole
-from aether_emu.mm import markers
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
-from aether_emu.mm.audit import mend, mend_all, reclaim
+from aether_emu.errors import AddressError, ClosedError, OutOfFrames, whole
+from aether_emu.mm import clearing, forking, markers
+from aether_emu.mm.allocation import Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm.audit import reclaim
 from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Event
+from aether_emu.mm.file_mapping import part_of_file
 from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.limits import Account, Limits
+from aether_emu.mm.limits import GUARD_PAGES, Account, Limits
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.file import HostFiles
-from aether_emu.mm.objects.handed import opened
 from aether_emu.mm.objects.protocol import MemoryObject, Window
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import LeafBits, Protection, denied_accesses, leaf_bits, tracked
@@ -50,14 +49,13 @@ if TYPE_CHECKING:
     from aether_emu.mm.joint import Joint
     from aether_emu.mm.objects.device import DeviceMemory
 
-STACK_GUARD_PAGES = 256  # Linux's stack_guard_gap
 _WX = Protection.WRITE | Protection.EXECUTE
 _EVERYTHING = Protection.READ | _WX
 _LOCKED = int(AreaFlags.LOCKED)
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
 # Plain: numpy compares with a number a hundred times faster than with an enum.
-_OWN = (int(Kind.ANON), int(Kind.HUGETLB))
+_OWN = np.isin(np.arange(1 << 8), (int(Kind.ANON), int(Kind.HUGETLB)))  # by kind: `isin` for few takes long
 
 
 class Shared(NamedTuple):
@@ -107,7 +105,7 @@ class AddressSpace:
             if kernel.whole is not None:
                 self.table.split_off(kernel.whole, kernel.start)
         self.context = Context(self.number, self.table.root, self.kernel_root, physical.tags)
-        guard = STACK_GUARD_PAGES << fmt.page_shift
+        guard = GUARD_PAGES << fmt.page_shift
         self.areas = AreaMap(fmt.page_shift, limits.areas, guard)
         self._bits: dict[tuple[Protection, int, MemoryType], LeafBits] = {}
         self.tracks_writes = False  # whether somebody asked which pages are written: see `mm.soft_dirty`
@@ -246,7 +244,7 @@ class AddressSpace:
             self._join_neighbour(area)
         start, end = area.start, area.end
         self.place(area)
-        self._tell(Change.MAPPED, start, end)
+        self.tell(Change.MAPPED, start, end)
 
     def _join_neighbour(self, area: Area) -> None:
         shift, chosen = self.table.format.page_shift, (area.family, area.moved)
@@ -302,33 +300,10 @@ class AddressSpace:
         ENODEV), and the host's errno for a path that cannot be opened.
         """
         self._require_open()
-        address, size, offset = whole("address", address), whole("size", size), whole("offset", offset)
-        if not isinstance(protection, Protection):
-            raise ConfigError("protection", protection, "a Protection, such as Protection.READ")
-        if not 0 <= offset <= offset + size < 1 << 63:
-            raise Refused(errno.EINVAL, f"no file has {size} bytes from {offset} on")
         assert self.files is not None, "this address space belongs to no machine"
-        length = self.page_up(size)
-        if (address | offset) & self.page_size - 1 or length <= 0 or offset < 0:
-            raise Refused(errno.EINVAL, "address and offset must be page aligned, the size positive")
-        if not self.limits.user_base <= address <= self.limits.user_end - length:
-            raise Refused(errno.ENOMEM, "the range leaves the user half")
-        with opened(file, writable=bool(protection & Protection.WRITE)) as (fd, access, name):
-            status = os.fstat(fd)
-            key, writable = (status.st_dev, status.st_ino), access == os.O_RDWR
-            backing = self.files.open(fd, key, name, writable=writable)
-        maximum = _EVERYTHING if writable else _EVERYTHING & ~Protection.WRITE
-        area = self.new_area(
-            address,
-            address + length,
-            protection,
-            shared=True,
-            backing=backing,
-            offset=offset >> self.table.format.page_shift,
-            maximum=maximum,
-            name=name,
-        )
-        self.replace(area)
+        place, shift = (address, size, offset), self.table.format.page_shift
+        length, what = part_of_file(self.files, self.limits, shift, file, place, protection)
+        self.replace(self.new_area(address, address + length, protection, **what))
         return VirtAddr(address, self.table.format.virtual_bits + 1)  # a user half of all virtual bits fits
 
     def map_device(
@@ -379,16 +354,16 @@ class AddressSpace:
                 for area in areas:
                     self.clear(gather, area, max(area.start, start), min(area.end, end))
             else:
-                self._clear_all(gather, areas, start, end)
+                clearing.clear_all(self, gather, areas, start, end)
             pieces = self._take_out(start, end)
             if self.promises is not None:
                 self.promises.drop(start, end)
-            self._prune(gather, pieces[0].start, pieces[-1].end)
+            clearing.prune(self, gather, pieces[0].start, pieces[-1].end)
         finally:
             gather.finish(may_defer=True)
             for item in held:
                 gather.then(item.let_go)
-        self._tell(Change.UNMAPPED, start, end)
+        self.tell(Change.UNMAPPED, start, end)
 
     def _unlock(self, area: Area, start: int, end: int) -> None:
         """What a part of an area shows is about to be locked no longer, at least not by that."""
@@ -396,7 +371,7 @@ class AddressSpace:
         if reclaim is not None and area.flags & _LOCKED:
             reclaim.unlocked(self.shown(start, end))
 
-    def _tell(self, change: Change, start: int, end: int) -> None:
+    def tell(self, change: Change, start: int, end: int) -> None:
         """Whoever watches mappings hears of it, once it is done."""
         told = self.physical.on_mapping
         if told is None:
@@ -446,7 +421,7 @@ class AddressSpace:
         if newly:
             self._count_writable_executable(piece)
         self._put_back(area, piece)
-        self._tell(Change.PROTECTED, start, end)
+        self.tell(Change.PROTECTED, start, end)
 
     def mark(
         self, area: Area, start: int, end: int, flags: int, watcher: Watcher | EllipsisType | None = ...
@@ -470,7 +445,7 @@ class AddressSpace:
         if self.physical.gave_large:
             self._split_around(area, start, end)
         self._put_back(area, piece)
-        self._tell(Change.MARKED, start, end)
+        self.tell(Change.MARKED, start, end)
 
     def _split_around(self, area: Area, start: int, end: int) -> None:
         """Split the large leaves, and end the runs, that lie over an end of a part of `area`."""
@@ -503,37 +478,6 @@ class AddressSpace:
         self.areas.insert(area)
         self.account.count(area, length)
         self.last_area = self.nowhere
-
-    def grow_stack(self, va: int) -> Area | None:
-        """Extend the growing area above `va` down to it, or None when no rule allows that.
-
-        Linux: within RLIMIT_STACK, and never closer than the guard gap to what lies below.
-        """
-        above = self.areas.following(va)
-        if above is None or not above.grows_down or va < self.limits.user_base:
-            return None
-        start = va & -self.page_size
-        if above.end - start > self.limits.stack:
-            return None
-        below = self.areas.preceding(above.start)
-        guard = STACK_GUARD_PAGES * self.page_size
-        if below is not None and start - below.end < guard and below.protection and not below.grows_down:
-            return None
-        if below is not None and below.end > start:
-            return None
-        try:
-            self.account.require(above.start - start, data=above.is_data)
-            self.account.require_lockable(above.start - start, above.flags)
-            if above.charged:
-                self.account.require_promise(above.start - start)
-        except Refused:
-            return None
-        end = above.start
-        self.account.count(above, end - start)
-        self.areas.grow_down(above, start)
-        self.last_area = self.nowhere
-        self._tell(Change.GROWN, start, end)
-        return above
 
     # ---- entries
 
@@ -622,61 +566,12 @@ class AddressSpace:
         child.no_huge, child.merge_any = self.no_huge, self.merge_any
         if self.tracks_writes:
             child.track_writes()
-        gather, swap, known = self.gather(), self.physical.swap, len(self.untold)
-        watchers = dict[Watcher, Watcher | None]()
         try:
-            kept = [area for area in self.areas if not area.flags & _NO_FORK]
-            same = [area.piece(area.start, area.end, self.table.format.page_shift) for area in kept]
-            for area in same:
-                area.space = child
-                if area.watcher is not None:
-                    if area.watcher not in watchers:
-                        watchers[area.watcher] = area.watcher.of_child(child)
-                    area.set_watcher(watchers[area.watcher])
-                if area.watcher is None:
-                    area.flags &= ~USER_FAULTS
-            if len(same) == len(self.areas) and not any(area.flags & LOCKS for area in same):
-                child.areas.fill(same, self.areas)
-                child.account.take_over(self.account)
-            else:
-                for area in same:
-                    area.flags &= ~LOCKS
-                    child.place(area)
-            with_pages = [area for area in kept if not area.flags & _WIPE_ON_FORK]
-            private = [(area.start, area.end) for area in with_pages if not area.shared]
-            copied = transfer.copy(
-                self.table,
-                child.table,
-                gather,
-                private,
-                private=True,
-                shared=None if swap is None else swap.entries.shared,
-            )
-            if swap is not None:
-                swap.shared(copied)
-            if watchers:
-                self._fork_watched(child, gather, with_pages)
+            forking.copy_memory(self, child)
         except BaseException:
             child.destroy()
-            del self.untold[known:]
             raise
-        finally:
-            gather.finish_at_once()  # the child runs before this program goes on
         return child
-
-    def _fork_watched(self, child: AddressSpace, gather: Gather, areas: Iterable[Area]) -> None:
-        """The last part of `fork`: what was asked about stores holds in the child where it has a watcher.
-
-        Shared memory that is watched for them comes with its entries.
-        """
-        for area in areas:
-            there = child.areas.find(area.start)
-            if not area.flags & USER_WP or there is None:
-                continue
-            if not there.flags & USER_WP:
-                markers.watch_writes(child.table, None, area.start, area.end, on=False)
-            elif area.shared:
-                transfer.copy(self.table, child.table, gather, [(area.start, area.end)], private=False)
 
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""
@@ -716,7 +611,7 @@ class AddressSpace:
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
         kinds, swap = self.physical.frames.kind_array, self.physical.swap
-        if any(np.isin(kinds[frames], _OWN).any() for frames in self._shown_each(start, end)):
+        if any(_OWN[kinds[frames]].any() for frames in self._shown_each(start, end)):
             return True
         if swap is None:
             return False
@@ -756,50 +651,7 @@ class AddressSpace:
         TableDamaged for damage above level 1.
         """
         assert isinstance(area, Area)
-        known = len(self.damages)
-        frameless = edits.zap(
-            self.table,
-            gather,
-            start,
-            end,
-            None if own_pages else Kind.ANON,
-            lambda stretch: self.damages.extend(mend(self, area, stretch)),
-            0 if guards else self.guard,
-        )
-        self._drop_swapped(frameless)
-        if len(self.damages) > known:
-            gather.page(start, end - start)
-            self.physical.lost_entries = True
-
-    def _clear_all(self, gather: Gather, areas: list[Area], start: int, end: int) -> None:
-        """`clear` of what lies of many areas in `[start, end)`, at once."""
-        known = len(self.damages)
-        frameless = edits.zap_all(
-            self.table,
-            gather,
-            [(max(area.start, start), min(area.end, end)) for area in areas],
-            lambda used: self.damages.extend(mend_all(self, areas, used)),
-        )
-        self._drop_swapped(frameless)
-        if len(self.damages) > known:
-            gather.page(start, end - start)
-            self.physical.lost_entries = True
-
-    def _drop_swapped(self, frameless: list[Found]) -> None:
-        """Entries without a frame were cleared: their slots lose a user each."""
-        if frameless and self.physical.swap is not None:
-            self.physical.swap.dropped(frameless)
-
-    def _prune(self, gather: Gather, start: int, end: int) -> None:
-        """Detach tables between the neighbours of a freed range."""
-        below, above = self.areas.preceding(end), self.areas.following(start)
-        floor = below.end if below is not None else 0
-        ceiling = above.start if above is not None else self.limits.user_end
-        span = 1 << self.table.leaf_span_shift
-        first, last = start & -span, (end - 1 & -span) + span
-        if max(first, floor + span - 1 & -span) >= min(last, ceiling & -span):
-            return  # every table of the range, leaf tables included, serves a neighbour too
-        gather.detach(self.table.prune(start, end, floor, ceiling))
+        clearing.clear(self, gather, area, (start, end), None if own_pages else Kind.ANON, guards=guards)
 
     def _note_writable_executable(self, area: Area) -> None:
         """Count an area that is writable and executable, now or over time (W^X in the small)."""

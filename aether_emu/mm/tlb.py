@@ -110,7 +110,7 @@ class Tlb:
     def acknowledge(self, index: int) -> None:
         """Carry out what is asked of CPU `index`, which is about to run or is made to."""
         queue = self._queues[index]
-        if not queue and not self._is_behind(index):
+        if not (queue or self._behind[index] or self._far_behind >> index & 1):
             return
         asked, queue[:] = list(queue), []
         pages = list(self._behind[index])

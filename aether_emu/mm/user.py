@@ -3,7 +3,8 @@
 The running CPU copies to and from the space that it runs in by its own MMU (`Cpu.copy_from_user`), which is
 faster. Here Python does what that MMU does: it looks at the entry, brings a fault where the entry does not
 permit the access, and notes the access in the entry where the format's hardware would. Bytes of RAM are
-touched in place, those of files by pread and pwrite, because a host page behind the aperture can vanish.
+touched in place, those of files by pread and pwrite, because a host page behind the aperture can vanish, and
+those behind a file's end, in its last page, by the host kernel's own copying.
 """
 
 from __future__ import annotations
@@ -47,8 +48,7 @@ class UserMemory:
     """What a program of `space` could load and store, at user privilege.
 
     Every call raises UserFaulted at the first page that the program could not access so; what came before it
-    is done. NotReady likewise, at a page that is on its way. A store behind the end of a file, within its
-    last page, is lost.
+    is done. NotReady likewise, at a page that is on its way.
     """
 
     def __init__(self, space: AddressSpace) -> None:
@@ -120,7 +120,10 @@ class UserMemory:
             return bytes(physical.page_bytes(piece.frame)[piece.offset : piece.offset + piece.length])
         file, index = physical.aperture.owner_of(physical.frames.address(piece.frame))
         got = file.read(index * self._space.page_size + piece.offset, piece.length)
-        return got.ljust(piece.length, b"\0")
+        if len(got) == piece.length:
+            return got
+        behind = physical.frames.address(piece.frame) + piece.offset + len(got)
+        return got + physical.aperture.copy_out(behind, piece.length - len(got))
 
     def _store(self, piece: _Piece, data: memoryview) -> None:
         physical = self._space.physical
@@ -137,6 +140,9 @@ class UserMemory:
             inside = max(0, min(piece.length, file.size - start))
             if inside:
                 file.write(start, data[:inside])
+            if inside < piece.length:
+                behind = physical.frames.address(piece.frame) + piece.offset + inside
+                physical.aperture.copy_in(behind, data[inside:])
         physical.code.written(piece.frame)
 
 

@@ -98,6 +98,11 @@ class Clock:
         self._hand, self._first, self._cold = state["hand"], state["first"], list(state["cold"])
 
 
+_TRIED, _NUMBER = np.uint8(128), np.uint8(127)  # the parts of a frame's byte
+_LAST = 127
+_FORGOTTEN = np.uint8(64)  # generations that become one when numbers run out
+
+
 class Generations:
     """Pages belong to generations, and those of old ones go (Linux: multi-generational LRU).
 
@@ -106,20 +111,22 @@ class Generations:
         taking    the oldest first, but nothing of the newest; what was accessed since the walk joins that
 
     Where nothing but the newest is left there is an ageing. A frame that was freed has no generation.
+
+    A byte for each frame has the number of its generation, 0 for none, and whether it was tried since
+    `begin`. When numbers run out all are counted down, and the oldest generations become one.
     """
 
     def __init__(self, reclaim: Reclaim) -> None:
         self._physical = reclaim.physical
         count = reclaim.physical.buddy.total
-        self._born: NDArray[np.uint32] = np.zeros(count, np.uint32)  # 0: none
-        self._tried: NDArray[np.bool_] = np.zeros(count, np.bool_)
+        self._born: NDArray[np.uint8] = np.zeros(count, np.uint8)
         self._newest = 1
         self._walks = 0
         self._oldest: NDArray[np.int64] = np.zeros(0, np.int64)  # what is left to try of that generation
 
     def begin(self) -> None:
         """See `Order`."""
-        self._tried[:] = False
+        self._born &= _NUMBER
         self._walks = 0
         self._oldest = self._oldest[:0]
 
@@ -127,12 +134,10 @@ class Generations:
         """See `Order`."""
         while True:
             if not self._oldest.size:
-                old = np.flatnonzero(
-                    self._used() & (self._born > 0) & (self._born < self._newest) & ~self._tried
-                )
+                old = np.flatnonzero(self._used() & (self._born > 0) & (self._born < self._newest))
                 born = self._born[old]
                 self._oldest = old[born == born.min()] if old.size else old
-                self._tried[self._oldest] = True
+                self._born[self._oldest] |= _TRIED
             if self._oldest.size:
                 chosen: list[int] = self._oldest[:_STEP].tolist()
                 self._oldest = self._oldest[_STEP:]
@@ -155,7 +160,11 @@ class Generations:
     def _age(self) -> None:
         """Begin a generation."""
         self._walks += 1
-        self._tried[:] = False
+        self._born &= _NUMBER
+        if self._newest == _LAST:
+            younger = self._born > _FORGOTTEN
+            self._born = np.where(younger, self._born - _FORGOTTEN, np.minimum(self._born, 1))
+            self._newest -= int(_FORGOTTEN)
         self._born[(self._born == 0) & self._used()] = self._newest
         self._newest += 1
         for frames in ageing.forget_everywhere(self._physical):
@@ -172,7 +181,7 @@ class Generations:
 
     def capture(self) -> dict[str, Any]:
         """See `Order`."""
-        return {"born": self._born.copy(), "newest": self._newest}
+        return {"born": self._born.copy(), "newest": int(self._newest)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Order`."""
@@ -189,7 +198,7 @@ def connect(physical: Physical, fmt: PageTableFormat, config: Config) -> None:
     limit = config.ram // _POOL_PART if config.swap_pool is None else config.swap_pool
     file = SwapFile(config.swap_file, slots, fmt.page_size)
     store = Store(file, best_codec(), limit, fmt.page_size, n)
-    physical.swap = SwapArea(fmt, slots, store, n, physical.buddy.total)
+    physical.swap = SwapArea(fmt, slots, store, n, physical.ram.size // fmt.page_size)
     physical.read_ahead = config.swap_readahead
     room, physical.reclaim = physical.reclaim, Reclaim(physical, physical.swap, ORDERS[config.reclaim])
     if room is not None:

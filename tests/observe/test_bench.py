@@ -40,6 +40,7 @@ from aether_emu.observe.bench import (
     faults,
     growth,
     guests,
+    hugepages,
     migrate,
     real,
     report,
@@ -353,6 +354,7 @@ def test_pages_go_to_swap_and_come_back(isa: str, monkeypatch: pytest.MonkeyPatc
     assert "600" in figure.what
     assert figure.ours() > 0
     assert figure.floor() > 0
+    assert swap.growth(isa, 1.3).ours() > 0
     monkeypatch.setattr(Reclaim, "take", lambda _self, _frames: 0)
     with pytest.raises(BenchError, match="did not go"):
         figure.ours()
@@ -586,6 +588,7 @@ def test_both_sides_of_a_huge_page_do_their_work(isa: str, name: str) -> None:
     figure = catalogue.figures([f"{name}/{isa}"])[0]
     assert figure.ours() > 0
     assert figure.floor() > 0
+    assert hugepages.growth(isa, name, 1.3).ours() > 0
 
 
 def test_a_name_means_its_figures_on_every_isa_and_none_means_all() -> None:

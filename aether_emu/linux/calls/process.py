@@ -211,8 +211,10 @@ def sys_getrusage(task: Task, who: int, result: int, *_: int) -> int:
     process.kernel.observe_time()
     if who == _CHILDREN:
         used = process.usage_of_children
+    elif who == _SELF:
+        used = process.used()
     else:
-        used = process.used() if who == _SELF else task.usage.plus(process.kernel.used())
+        used = task.used()
     waits = task.waits if who == _THREAD else sum(member.waits for member in process.tasks)
     peak = process.kernel.peak_memory() if who != _CHILDREN or used.time else 0
     task.cpu.copy_to_user(result, encode_usage(used, peak, waits))

@@ -32,8 +32,8 @@ from aether_emu.linux.task.process import ADDR_NO_RANDOMIZE
 from aether_emu.linux.task.resource_limits import RLIMIT_STACK
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
+from aether_emu.mm.limits import GUARD_PAGES
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.space import STACK_GUARD_PAGES
 from aether_emu.policy.aslr import AddressLayout, choose_layout
 from aether_emu.random import Stream
 
@@ -91,7 +91,7 @@ def _load(task: Task, name: str, opened: HostData | None) -> None:
         abi.entropy,
         user_end=abi.window,
         stack_limit=process.limits[RLIMIT_STACK][0],
-        guard=STACK_GUARD_PAGES * space.page_size,
+        guard=GUARD_PAGES * space.page_size,
         page_size=space.page_size,
         stream=stream,
     )

@@ -98,9 +98,10 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     entries = np.zeros(last - first, np.uint64)
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     bits = np.full(len(seen.frames), PM_PRESENT, np.uint64)
-    in_family = np.isin(table.owner_array[seen.frames], _families(space))
-    pooled = (kinds == Kind.HUGETLB) & ~in_family  # a page of the object, not one of the process's own
-    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED) | pooled] |= np.uint64(PM_FILE)
+    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED)] |= np.uint64(PM_FILE)
+    pooled = kinds == Kind.HUGETLB
+    if pooled.any():  # a page of the object, or one of the process's own, whose areas may be thousands
+        bits[pooled & ~np.isin(table.owner_array[seen.frames], _families(space))] |= np.uint64(PM_FILE)
     bits[(maps == 1) & (kinds != Kind.ZERO)] |= np.uint64(PM_EXCLUSIVE)
     if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)

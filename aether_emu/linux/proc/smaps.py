@@ -136,15 +136,23 @@ def area_texts(space: AddressSpace) -> Iterator[bytes]:
     areas = list(space.areas)
     counts = usage(space, [area.start for area in areas])
     huge, shared = space.physical.huge, space.physical.shared_huge
-    counts["Size"] = np.array([area.length for area in areas], np.int64)
+    page_size = space.page_size
+    counts["Size"] = np.array([area.end - area.start for area in areas], np.int64)
     counts["KernelPageSize"] = counts["MMUPageSize"] = np.array(
-        [(area.backing is not None and area.backing.huge_size) or space.page_size for area in areas], np.int64
+        [(area.backing is not None and area.backing.huge_size) or page_size for area in areas], np.int64
     )
+    template, known = _template(_AREA_FIELDS), dict[tuple[object, ...], bytes]()
     for area, sizes in zip(areas, _kib(_AREA_FIELDS, counts), strict=True):
-        text = _template(_AREA_FIELDS) % tuple(sizes)
         decides = huge if area.backing is None else shared
         eligible = int(decides is not None and decides.eligible(space, area))
-        yield f"{text}THPeligible:           {eligible}\nVmFlags: {_flags(area)}\n".encode()
+        kind = (*sizes, eligible, _flags(area))
+        text = known.get(kind)
+        if text is None:  # most of thousands of areas are small, and alike in all this
+            text = (
+                f"{template % tuple(sizes)}THPeligible:           {eligible}\nVmFlags: {kind[-1]}\n".encode()
+            )
+            known[kind] = text
+        yield text
 
 
 def gate_text(area: Area) -> bytes:

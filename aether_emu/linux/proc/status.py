@@ -230,7 +230,7 @@ def _used(process: Process, task: Task | None, *, whole: bool) -> Usage:
     """What the process has used, or the thread alone."""
     if whole:
         return process.used()
-    return Usage() if task is None else task.usage
+    return Usage() if task is None else task.used()
 
 
 def _terminal(terminal: Controlling) -> tuple[int, int]:

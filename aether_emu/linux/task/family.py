@@ -68,6 +68,7 @@ class Relative(Protocol):
     def is_over(self) -> bool: ...
     def post(self, info: SignalInfo) -> object: ...
     def forget_body(self) -> None: ...
+    def used(self) -> Usage: ...
 
 
 P = TypeVar("P", bound=Relative)
@@ -81,9 +82,10 @@ def tell_parent(process: P, code: int, status: int) -> None:
     number = process.exit_signal if process.is_over else sig.SIGCHLD
     action = parent.signals.actions[number] if 0 < number <= sig.SIGNALS else None
     if action is not None and (process.is_over or not action.flags & sig.SA_NOCLDSTOP):
-        time, system = process.usage.time * _TICKS // _SECOND, process.usage.system * _TICKS // _SECOND
-        uid, used = process.credentials.uid, (time - system, system)
-        parent.post(SignalInfo(number, code, pid=process.pid, uid=uid, value=status, used=used))
+        used = process.used()
+        time, system = used.time * _TICKS // _SECOND, used.system * _TICKS // _SECOND
+        uid, times = process.credentials.uid, (time - system, system)
+        parent.post(SignalInfo(number, code, pid=process.pid, uid=uid, value=status, used=times))
     parent.children.tell(process)
     parent.changed.wake()
 
@@ -110,7 +112,7 @@ def how_it_ended(process: P) -> tuple[int, int]:
 def parent_takes_usage(process: P) -> None:
     """It was waited for: what it and its own children used counts as its parent's children's."""
     if process.parent is not None:
-        process.parent.usage_of_children.add(process.usage.plus(process.usage_of_children))
+        process.parent.usage_of_children.add(process.used().plus(process.usage_of_children))
 
 
 def orphan_children(process: P) -> list[P]:

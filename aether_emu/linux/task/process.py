@@ -411,11 +411,9 @@ class Process:
         return owner.processor
 
     def used(self) -> Usage:
-        """What it has used until now. Only its own task may ask while one of it runs."""
-        running = any(task.working for task in self.tasks)
-        return (
-            self.usage.plus(self.kernel.used()) if running and self.kernel.observers.running else self.usage
-        )
+        """What it has used until now."""
+        self.kernel.settle_books()
+        return self.usage
 
     def leave_memory(self) -> None:
         """It needs its address space no longer, nor its parent's."""

@@ -86,10 +86,10 @@ class RealTimeWatch:
             task.processor.add(self, deadline, SCHEDULED, self._expire)
 
     def has_slept(self) -> None:
-        """It has waited, or was stopped, and its books are closed: the count begins anew."""
+        """It has waited, or was stopped: the count begins anew."""
         self.counted = 0
         if self.since is not None:
-            self.since = self._task.usage.time
+            self.since = self._task.used().time
 
     def _expire(self) -> None:
         process = self._task.process

@@ -189,6 +189,8 @@ class Scheduler:
                 continue
             if lines is not None:
                 lines.working = True
+            if task is not self.kernel.user:
+                self.kernel.account_to(task)
             ended = True
             try:
                 reached = self._let_run(task, limit)
@@ -197,7 +199,7 @@ class Scheduler:
                 if lines is not None:
                     lines.working = False
                     self.kernel.time_now()
-                task.account(preempted=task.wait is None and not task.is_over and not ended)
+                task.end_turn_of(preempted=task.wait is None and not task.is_over and not ended)
                 self._stand_back(task)
                 self.stopped = task if ended else None
             if reached:
@@ -285,6 +287,8 @@ class Scheduler:
             task.done_waiting()
         process = task.process
         process.disembody(task)
+        if self.kernel.user is task:
+            self.kernel.account_to(None)
         task.usage.hand_transfers(process.usage)
         if task.tid == process.pid:
             process.name_left = task.name
@@ -382,6 +386,8 @@ class Scheduler:
 
     def _first_deadline(self) -> int | None:
         """When the first who sleeps wakes, or the first timer is due, in virtual ns."""
+        if not (self._sleepers or self.kernel.timers.heap):
+            return None
         sleeper, timer = self._first_sleeper(), self.kernel.timers.first()
         return timer if sleeper is None else sleeper if timer is None else min(sleeper, timer)
 

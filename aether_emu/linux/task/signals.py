@@ -269,18 +269,18 @@ class TaskSignals:
 
     def ready(self) -> int:
         """The signals that are pending and not blocked, as a mask."""
-        return (self.pending.mask | self._shared()) & ~self.blocked
-
-    def _shared(self) -> int:
-        """Those of the process that no task before this one takes (Linux: complete_signal asks in order)."""
-        process = self._task.process
-        shared = process.signals.pending.mask
+        shared = self._task.process.signals.pending.mask
         if shared:
-            for task in process.tasks:
-                if task.signals is self:
-                    break
-                if not task.is_over:
-                    shared &= task.signals.blocked
+            shared = self._left_to(shared)
+        return (self.pending.mask | shared) & ~self.blocked
+
+    def _left_to(self, shared: int) -> int:
+        """Those of the process that no task before this one takes (Linux: complete_signal asks in order)."""
+        for task in self._task.process.tasks:
+            if task.signals is self:
+                break
+            if not task.is_over:
+                shared &= task.signals.blocked
         return shared
 
     def interrupts(self) -> bool:
@@ -316,7 +316,9 @@ class TaskSignals:
         process = self._task.process
         while not process.is_over:
             info = self.pending.take(self.blocked)
-            info = info or process.signals.pending.take(self.blocked | ~self._shared())
+            info = info or process.signals.pending.take(
+                self.blocked | ~self._left_to(process.signals.pending.mask)
+            )
             if info is None:
                 break
             info = process.taken(info)

@@ -305,13 +305,11 @@ class Task:
         if observers.signal:
             observers.tell(observers.signal, SignalSeen(self, info, forced, handler, fatal))
 
-    def account(self, *, preempted: bool) -> None:
-        """It has left its CPU, or goes on in another turn: what was used since the last time is its own."""
-        own, shared = self.usage, self.process.usage
-        self.process.kernel.close_books(own, shared)
+    def end_turn_of(self, *, preempted: bool) -> None:
+        """It has left its CPU, or goes on in another turn."""
         if preempted:
-            own.preemptions += 1
-            shared.preemptions += 1
+            self.usage.preemptions += 1
+            self.process.usage.preemptions += 1
         if self.real_time is not None and (self.process.stop_signal or self._sleeps):
             self.real_time.has_slept()
         if self.process.processor is not None:
@@ -325,8 +323,8 @@ class Task:
 
     def used(self) -> Usage:
         """What it has used until now."""
-        kernel = self.process.kernel
-        return self.usage.plus(kernel.used()) if self.working and kernel.observers.running else self.usage
+        self.process.kernel.settle_books()
+        return self.usage
 
     def processor_time_left(self) -> int | None:
         """ns of a processor's time until a timer that runs by its own, or by its process's, is due."""

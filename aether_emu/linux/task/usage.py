@@ -1,7 +1,7 @@
 """What a task, a process, or its children have used (getrusage(2)), and the clock that measures it.
 
-    Scheduler    a task leaves the CPU    Meter.read() to the task's process, and to the task
-    a call       wants to know now        what is in the books, and what has been used since they were closed
+    Scheduler    another task runs    Kernel.account_to: what was used goes to the one before, and its process
+    a call       wants to know now    Kernel.settle_books: likewise, and the same one goes on
 
 Time is virtual: executed blocks and the costs of events, without what passed while no task could run.
 """

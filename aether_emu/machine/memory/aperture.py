@@ -334,6 +334,14 @@ class Aperture:
             raise Refused(error.errno or errno.EIO, "the host cannot keep the file open") from error
         return self._files[key]
 
+    def copy_out(self, pa: int, length: int) -> bytes:
+        """What stands in a page that is shown, behind its file's end; zeroes if the host took it away."""
+        return host.copy_out(self.host_address + pa - self.base, length) or bytes(length)
+
+    def copy_in(self, pa: int, data: memoryview) -> None:
+        """Store there, as a program does: it is seen in memory, and the file does not grow."""
+        host.copy_in(self.host_address + pa - self.base, data)
+
     def owner_of(self, pa: int) -> tuple[ApertureFile, int]:
         """The file and page index that a frame shows. AddressError if no file is there."""
         slot = self._slot_of(pa)

@@ -11,7 +11,9 @@ import errno
 import functools
 import mmap
 import os
+from collections.abc import Callable
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,6 +202,35 @@ def map_code(code: bytes) -> int:
     ctypes.memmove(address, code, len(code))
     protect(address, length, PROT_READ | PROT_EXEC)
     return address
+
+
+def copy_in(address: int, data: bytes | memoryview) -> bool:
+    """Store at an address whose page may have vanished. Whether it was there.
+
+    The host's kernel copies, out of a file of its own, so that nobody gets SIGBUS.
+    """
+    return _copied(os.preadv, address, len(data), data) is not None
+
+
+def copy_out(address: int, length: int) -> bytes | None:
+    """Load likewise; None when a page was not there."""
+    return _copied(os.pwritev, address, length, b"")
+
+
+def _copied(
+    move: Callable[[int, list[Any], int], int], address: int, length: int, data: bytes | memoryview
+) -> bytes | None:
+    between = os.memfd_create("copied")
+    try:
+        os.pwrite(between, data, 0)
+        move(between, [(ctypes.c_char * length).from_address(address)], 0)
+        return os.pread(between, length, 0)
+    except OSError as error:
+        if error.errno != errno.EFAULT:
+            raise
+        return None
+    finally:
+        os.close(between)
 
 
 def resident_pages(address: int, length: int) -> int:

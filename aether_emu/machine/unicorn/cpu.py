@@ -27,6 +27,7 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
+_NONE_LEFT = memoryview(bytes(8)).cast("q")  # as a counter that stands at 0
 _SPENT = Exit(ExitReason.BUDGET)
 _ANEW = Exit(ExitReason.STOPPED, "to be entered anew at once")  # never returned
 _CUT_REACH = 256  # bytes from its start in which a block is cut
@@ -71,6 +72,7 @@ class UnicornCpu(Cpu):
         self._inside = False  # whether the engine runs the guest, or a callback of that run
         self._stale = False  # whether translations are to be dropped before the next entry
         self._counter: BlockCounter | None = None
+        self._left = _NONE_LEFT  # of the counter, if there is one
         self._last_block = 0  # how many blocks will have been executed when the counter is at 0
         self._hooks: list[object] = []
         self._root = self._tag = 0  # what the register of the page table holds, and its tag
@@ -90,6 +92,7 @@ class UnicornCpu(Cpu):
         self.resolve = lambda _va, _access: False
         self.on_rewrite = None
         self.code_changes = True
+        self.holds_code = lambda _physical: True
         self.return_work = None
 
     @staticmethod
@@ -308,6 +311,7 @@ class UnicornCpu(Cpu):
         if self._counter is None:
             self._counter = BlockCounter(engine.EMU_STOP_ADDRESS)
             self._counter.value = _UNLIMITED
+            self._left = self._counter.left
             self._last_block += _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
@@ -315,12 +319,12 @@ class UnicornCpu(Cpu):
 
     def _set_counter(self, value: int) -> None:
         if self._counter is not None:
-            self._last_block += value - self._counter.value
+            self._last_block += value - self._left[0]
             self._counter.value = value
 
     @property
     def blocks(self) -> int:
-        return self._last_block if self._counter is None else self._last_block - self._counter.value
+        return self._last_block - self._left[0]
 
     def blocks_state(self) -> tuple[bool, int]:
         """(counting, blocks executed), for capture."""

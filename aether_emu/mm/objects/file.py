@@ -36,6 +36,9 @@ class Contents(Protocol):
         Of more, only those that are there already. Raises BackingFailed when there is no room for the page.
         """
 
+    def lacks(self, first: int, count: int) -> bool:
+        """Whether none of the pages is there, and there is room for all of them before the end."""
+
     def show(self, first: int, count: int) -> None:
         """Those pages are shown: from now on they are there."""
 
@@ -91,6 +94,13 @@ class FileBacking(Backing):
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         if self.contents is not None:
             count = self.contents.admit(index, count)
+        return self._shown(index, count, write=write)
+
+    def bring(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
+        """As `frames`, of a memory file that lacks all of these pages: from now on it has those returned."""
+        return self._shown(index, count, write=write)
+
+    def _shown(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         address, count = self.file.frames(index, count, write=write)
         if self.contents is not None:
             self.contents.show(index, count)

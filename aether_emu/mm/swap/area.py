@@ -17,6 +17,8 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import AetherError, OutOfFrames
 from aether_emu.mm.counters import Event
@@ -53,6 +55,14 @@ class SwapArea:
 
     def __init__(self, fmt: PageTableFormat, slots: int, store: Store, n: list[int], memory: int) -> None:
         self._n, self._memory = n, memory
+        self._slots_of = np.zeros(
+            memory, np.uint32
+        )  # of each frame: the slot that it is cached for, plus one
+        self._slot_of = self._slots_of.data
+        self.cached = 0
+        """Frames that are cached for a slot."""
+        self.idle = 0
+        """Those of them whose slot nothing else names: the cache can give it up."""
         self.entries: SwapEntries = swap_entries(fmt)
         self.store = store
         self.own = Part(0, OWN_NAME, slots, store, priority=-2, key=None)
@@ -61,13 +71,8 @@ class SwapArea:
         self._order = [self.own]  # that in which slots are given out
         self._by_number = {0: self.own}
         self._least = self.own.priority if slots else -1  # the priority that was given out last
-        self._users: dict[int, int] = {}
-        self._frames: dict[int, int] = {}  # slot -> cached frame, in the order of arrival
-        self._cached: dict[int, int] = {}  # frame -> slot
-        self.objects: dict[int, int] = {}  # slot -> the kernel's object for it, while it is cached
         self.slabs: Slabs | None = None
         self._gone = 0  # pages that reclaim has taken
-        self._gone_at: dict[int, int] = {}  # slot -> how many were before it
 
     # ---- accounts
 
@@ -87,18 +92,24 @@ class SwapArea:
         return sum(part.used for part in self.parts)
 
     @property
-    def cached(self) -> int:
-        """Frames that are cached for a slot."""
-        return len(self._frames)
-
-    @property
     def has_room(self) -> bool:
         """Whether another page may find a slot: one that is free, or that the cache gives up."""
-        return any(part.on and (part.used < part.slots or bool(self._frames)) for part in self.parts)
+        return any(part.on and (part.used < part.slots or bool(self.idle)) for part in self.parts)
 
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
-        return self._users.get(slot, 0)
+        part, place = self._by_number.get(slot >> PLACE_BITS), slot & _PLACE
+        return 0 if part is None or place >= part.slots else int(part.users[place])
+
+    @property
+    def objects(self) -> dict[int, int]:
+        """The kernel's object for each slot that is cached and has one."""
+        found = dict[int, int]()
+        for part in self.parts:
+            column = part.column("objects")
+            places = np.flatnonzero(column)
+            found.update(zip((part.first + places).tolist(), column[places].tolist(), strict=True))
+        return found
 
     # ---- slots
 
@@ -129,21 +140,23 @@ class SwapArea:
 
     def named(self, slot: int, more: int = 1) -> None:
         """So many more entries or objects name a slot."""
-        self._users[slot] = self._users.get(slot, 0) + more
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        if part.frames[place] and not part.users[place]:
+            self.idle -= 1
+        part.users[place] += more
 
     def unnamed(self, slot: int) -> None:
         """One names it no longer."""
-        left = self._users[slot] - 1
-        if left:
-            self._users[slot] = left
-            return
-        del self._users[slot]
-        if slot not in self._frames:
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        left = part.users[place] = part.users[place] - 1
+        if not left and part.frames[place]:
+            self.idle += 1
+        elif not left:
             self._give_back(slot)
 
     def is_out(self, entry: int) -> bool:
         """Whether an entry names a slot whose page is not in memory."""
-        return self.entries.holds(entry) and self.entries.slot(entry) not in self._frames
+        return self.entries.holds(entry) and self.frame_of(self.entries.slot(entry)) is None
 
     def shared(self, found: Iterable[Found]) -> None:
         """Entries were copied: those that name a slot count once more."""
@@ -169,7 +182,7 @@ class SwapArea:
     def went(self, slot: int) -> None:
         """Reclaim has taken the page of a slot."""
         self._gone += 1
-        self._gone_at[slot] = self._gone
+        self._by_number[slot >> PLACE_BITS].went[slot & _PLACE] = self._gone
 
     def load(self, slot: int, into: memoryview) -> None:
         """Bring the bytes of a slot, which stays as it is. Raises SwapLost."""
@@ -179,14 +192,15 @@ class SwapArea:
     def look(self, slot: int) -> bytes | None:
         """The bytes of a slot, for who only looks: nothing is counted. None for what is not there."""
         try:
-            return self._store_of(slot).look(slot & _PLACE) if slot in self._users else None
+            return self._store_of(slot).look(slot & _PLACE) if self.users(slot) else None
         except SwapLost:
             return None
 
     def came_back(self, slot: int) -> None:
         """The page of a slot is needed again."""
-        at = self._gone_at.pop(slot, None)
-        if at is not None:
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        at, part.went[place] = part.went[place], 0
+        if at:
             self._n[Event.REFAULT] += 1
             self._n[Event.REFAULT_SOON] += self._gone - at < self._memory
 
@@ -194,15 +208,18 @@ class SwapArea:
 
     def frame_of(self, slot: int) -> int | None:
         """The frame that is cached for a slot."""
-        return self._frames.get(slot)
+        part, place = self._by_number.get(slot >> PLACE_BITS), slot & _PLACE
+        frame = 0 if part is None or place >= part.slots else part.frames[place]
+        return frame - 1 if frame else None
 
     def slot_of(self, frame: int) -> int | None:
         """The slot that a frame is cached for."""
-        return self._cached.get(frame)
+        slot = self._slot_of[frame] if frame < self._memory else 0
+        return slot - 1 if slot else None
 
     def slot_to_keep(self, frame: int) -> int | None:
         """Likewise, for a frame that may go there again; it is cached no longer for a file that is off."""
-        slot = self._cached.get(frame)
+        slot = self.slot_of(frame)
         if slot is None or self._by_number[slot >> PLACE_BITS].on:
             return slot
         self.frame_goes(frame)
@@ -210,44 +227,57 @@ class SwapArea:
 
     def cache(self, slot: int, frame: int) -> None:
         """From now on the frame shows what the slot has, and nobody may write to it."""
-        self._frames[slot], self._cached[frame] = frame, slot
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        part.frames[place], self._slot_of[frame] = frame + 1, slot + 1
+        self.cached += 1
+        self.idle += not part.users[place]
         if self.slabs is not None:
             with suppress(OutOfFrames):
-                self.objects[slot] = self.slabs.take(CACHED, slot=slot, frame=frame)
+                part.objects[place] = self.slabs.take(CACHED, slot=slot, frame=frame)
 
     def frame_goes(self, frame: int) -> None:
         """A frame is freed, or will be written to: it is cached no longer."""
-        slot = self._cached.pop(frame, None)
+        slot = self.slot_of(frame)
         if slot is None:
             return
-        del self._frames[slot]
-        if self.slabs is not None and slot in self.objects:
-            self.slabs.put(CACHED, self.objects.pop(slot))
-        if slot not in self._users:
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        self._slot_of[frame] = part.frames[place] = 0
+        self.cached -= 1
+        if part.objects[place]:
+            assert self.slabs is not None, "they made it"
+            self.slabs.put(CACHED, part.objects[place])
+            part.objects[place] = 0
+        if not part.users[place]:
+            self.idle -= 1
             self._give_back(slot)
 
     def frames_go(self, frames: Iterable[int]) -> None:
         """`frame_goes`, of many."""
-        if self._cached:
+        if self.cached:
             for frame in frames:
                 self.frame_goes(frame)
 
     def forget_cached(self, part: Part) -> None:
         """No frame is cached any more for a slot of a file."""
-        for frame, slot in list(self._cached.items()):
-            if self.is_of(slot, part):
-                self.frame_goes(frame)
+        frames = part.column("frames")
+        for frame in frames[frames != 0].tolist():
+            self.frame_goes(frame - 1)
 
     def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
-        idle = [(slot, frame) for slot, frame in self._frames.items() if slot not in self._users]
-        for frame in [frame for slot, frame in idle if slot not in but][:_MANY]:
+        idle = list[int]()
+        for part in self.parts if self.idle else ():
+            frames = part.column("frames")
+            alone = np.flatnonzero((frames != 0) & (part.column("users") == 0)).tolist()
+            idle += [int(frames[place]) - 1 for place in alone if part.first + place not in but]
+        for frame in idle[:_MANY]:
             self.frame_goes(frame)
 
     def _give_back(self, slot: int) -> None:
-        self._store_of(slot).forget(slot & _PLACE)
-        self._gone_at.pop(slot, None)
-        self.give_back(slot)
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        part.store.forget(place)
+        part.went[place] = 0
+        part.give_back(slot)
 
     def give_back(self, slot: int) -> None:
         """A slot that was taken is not needed after all."""
@@ -287,7 +317,7 @@ class SwapArea:
 
     def cached_of(self, part: Part) -> int:
         """Frames that are cached for slots of a file."""
-        return sum(slot >> PLACE_BITS == part.number for slot in self._frames)
+        return int(np.count_nonzero(part.column("frames")))
 
     def is_of(self, slot: int, part: Part) -> bool:
         """Whether a file has that slot."""
@@ -297,11 +327,11 @@ class SwapArea:
 
     def kept_for_frames(self) -> list[Any]:
         """What is kept for frames: those that are cached."""
-        return [self._frames, self._cached]
+        return [self._slots_of]
 
     def kept_for_slots(self) -> list[Any]:
         """What is kept for slots, beside the bytes of their pages."""
-        return [self._users, *(part.free for part in self.parts), self._gone_at]
+        return [kept for part in self.parts for kept in part.kept]
 
     # ---- state
 
@@ -311,21 +341,19 @@ class SwapArea:
         return {
             "own": self.own.capture(),
             "least": self._least,
-            "users": dict(self._users),
-            "frames": dict(self._frames),
-            "objects": dict(self.objects),
-            "gone": (self._gone, dict(self._gone_at)),
+            "gone": self._gone,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
-        self._users, self._frames = dict(state["users"]), dict(state["frames"])
-        self._cached = {frame: slot for slot, frame in self._frames.items()}
-        self.objects = dict(state["objects"])
-        self._least = state["least"]
-        self._gone, gone_at = state["gone"]
-        self._gone_at = dict(gone_at)
+        self._least, self._gone = state["least"], state["gone"]
         self.own.restore(state["own"])
+        frames = self.own.column("frames")
+        places = np.flatnonzero(frames)
+        self._slots_of[:] = 0
+        self._slots_of[frames[places] - 1] = places + 1
+        self.cached = places.size
+        self.idle = int(np.count_nonzero(self.own.column("users")[places] == 0))
 
     def close(self) -> None:
         """The machine ends: let go of the host's files."""

@@ -42,6 +42,9 @@ GOALS: Mapping[str, Mapping[str, float]] = {
         "growth-unmap": 1.5,
         "growth-fork": 1.5,
         "growth-page": 1.5,
+        "growth-swap": 1.3,
+        "growth-collapse": 1.3,
+        "growth-split": 1.3,
         "growth-migrate": 1.3,
         "sparse": 1.3,
     },
@@ -105,6 +108,10 @@ def _make(name: str, isa: str, goal: float) -> Figure:
             return growth.page(isa, goal)
         case "growth-migrate":
             return migrate.growth(isa, goal)
+        case "growth-swap":
+            return swap.growth(isa, goal)
+        case "growth-collapse" | "growth-split":
+            return hugepages.growth(isa, name.removeprefix("growth-"), goal)
         case "migrate":
             return migrate.figure(isa, goal)
         case "sparse":

@@ -25,6 +25,7 @@ from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tables.split import split
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+from aether_emu.observe.bench.reserved import BESIDE, reserve
 from aether_emu.observe.bench.tables import FORMATS
 from aether_emu.rules import MIB
 from aether_emu.system import Machine
@@ -36,11 +37,14 @@ _COLLAPSED, _SPLIT = 16, 512  # huge pages
 
 
 @contextmanager
-def _small_pages(isa: str) -> Iterator[AddressSpace]:
-    """A space with the pages of some huge pages, each in a frame of its own and written."""
+def _small_pages(isa: str, beside: int = 0) -> Iterator[AddressSpace]:
+    """A space with the pages of some huge pages, each in a frame of its own and written; `beside` bytes are
+    mapped besides, and not touched.
+    """
     length = _COLLAPSED * _HUGE
     with Machine(isa, ram=f"{4 * length // MIB}M", aslr=False) as machine:
         space = machine.new_space()
+        reserve(space, beside)
         protection = Protection.READ | Protection.WRITE
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
         mapping.map_memory(space, Request(_VA, length, protection, flags, None, 0))
@@ -52,8 +56,8 @@ def _small_pages(isa: str) -> Iterator[AddressSpace]:
         space.destroy()
 
 
-def _collapsed(isa: str) -> float:
-    with _small_pages(isa) as space:
+def _collapsed(isa: str, beside: int = 0) -> float:
+    with _small_pages(isa, beside) as space:
         area = space.areas.find(_VA)
         assert area is not None
         with collector_off():
@@ -86,23 +90,25 @@ def _copied(isa: str) -> float:
 
 
 @contextmanager
-def _large_leaves(isa: str) -> Iterator[tuple[PageTable, FrameTable]]:
+def _large_leaves(isa: str, beside: int = 0) -> Iterator[tuple[PageTable, FrameTable]]:
+    """A table with the leaves that are split, and with leaves of `beside` bytes behind them."""
     fmt = FORMATS[isa]()
-    tables = 2 * _SPLIT + 64
+    tables = 2 * _SPLIT + 64 + (beside >> 30)
     ram = Ram(_BASE, tables * _PAGE, _PAGE)
     frames = FrameTable(_BASE, (tables * _PAGE + _HUGE & -_HUGE) + _SPLIT * _HUGE, fmt.page_shift)
     table = PageTable(fmt, ram, frames, Buddy(frames, [Zone("tables", 0, tables)]), 1)
     flags = PageFlags.READ | PageFlags.WRITE | PageFlags.USER | PageFlags.ACCESSED | PageFlags.DIRTY
     first = _BASE + (tables * _PAGE + _HUGE & -_HUGE)
-    table.map(_VA, first, _SPLIT * _HUGE, Attributes(flags), largest=_HUGE)
+    for start in range(_VA, _VA + _SPLIT * _HUGE + beside, _SPLIT * _HUGE):
+        table.map(start, first, _SPLIT * _HUGE, Attributes(flags), largest=_HUGE)
     try:
         yield table, frames
     finally:
         ram.close()
 
 
-def _was_split(isa: str) -> float:
-    with _large_leaves(isa) as (table, _frames):
+def _was_split(isa: str, beside: int = 0) -> float:
+    with _large_leaves(isa, beside) as (table, _frames):
         with collector_off():
             start = now()
             for number in range(_SPLIT):
@@ -146,6 +152,25 @@ def figure(isa: str, name: str, goal: float, *, repetitions: int = 7) -> Figure:
         unit="range",
         ours=lambda: ours(isa),
         floor=lambda: floor(isa),
+        repetitions=repetitions,
+        goal=goal,
+    )
+
+
+def growth(isa: str, name: str, goal: float, *, repetitions: int = 7) -> Figure:
+    """`collapse` or `split` where 64 GiB more are mapped, and where they are not."""
+    ours, others = (
+        (_collapsed, "mapped that nobody touches") if name == "collapse" else (_was_split, "huge pages")
+    )
+    return Figure(
+        name=f"growth-{name}",
+        isa=isa,
+        what=f"{name} of a huge page where 64 GiB more are {others}",
+        program="mm.collapse.collapse" if name == "collapse" else "mm.tables.split.split",
+        floor_is="the same without those",
+        unit="range",
+        ours=lambda: ours(isa, BESIDE),
+        floor=lambda: ours(isa),
         repetitions=repetitions,
         goal=goal,
     )

@@ -12,9 +12,10 @@ from aether_emu.machine.memory.ram import Ram
 from aether_emu.mm import mapping
 from aether_emu.mm.compaction import Compaction
 from aether_emu.mm.counters import Event
-from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, Request
+from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, Request
 from aether_emu.mm.populate import populate
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+from aether_emu.observe.bench.reserved import BESIDE, reserve
 from aether_emu.rules import MIB
 from aether_emu.system import Machine
 
@@ -28,9 +29,7 @@ def _ours(isa: str, beside: int) -> float:
     """CPU seconds for each page that moved, with `beside` more bytes mapped that nobody touches."""
     with Machine(isa, ram=_MEMORY, aslr=False) as machine:
         space = machine.new_space()
-        if beside:
-            flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
-            mapping.map_memory(space, Request(0, beside, _RW, flags, None, 0))
+        reserve(space, beside)
         length = (machine.buddy.free_frames - 512) * _PAGE
         flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED
         mapping.map_memory(space, Request(_VA, length, _RW, flags, None, 0))
@@ -101,7 +100,7 @@ def growth(isa: str, goal: float, *, repetitions: int = 5) -> Figure:
         program="mm.compaction.Compaction.make",
         floor_is="the same without those",
         unit="page",
-        ours=lambda: _ours(isa, 64 << 30),
+        ours=lambda: _ours(isa, BESIDE),
         floor=lambda: _ours(isa, 0),
         repetitions=repetitions,
         goal=goal,

@@ -17,6 +17,7 @@ from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.swap.codec import best_codec
 from aether_emu.mm.user import UserMemory
 from aether_emu.observe.bench.figure import BenchError, Figure, collector_off, now
+from aether_emu.observe.bench.reserved import BESIDE, reserve
 from aether_emu.observe.bench.tables import FORMATS
 from aether_emu.policy.reclaim import connect
 
@@ -29,7 +30,8 @@ def _contents(size: int) -> list[bytes]:
     return [bytes([number & 255]) * size if number % 2 else texts[number % 64] for number in range(_PAGES)]
 
 
-def _ours(isa: str) -> float:
+def _ours(isa: str, beside: int) -> float:
+    """CPU seconds for each page, with `beside` more bytes mapped that nobody touches."""
     fmt = FORMATS[isa]()
     size, cpus = fmt.page_size, unicorn_cpus(isa, fmt, ticks=lambda _hz: 0, random=lambda: 0)
     computer = Computer(
@@ -41,6 +43,7 @@ def _ours(isa: str) -> float:
     limits = Limits(user_base=size, user_end=1 << 40, areas=64, stack=1 << 20)
     space = computer.new_space(limits)
     try:
+        reserve(space, beside)
         flags = mapping.MAP_PRIVATE | mapping.MAP_ANONYMOUS | mapping.MAP_FIXED
         mapping.map_memory(space, mapping.Request(_AT, _PAGES * size, 3, flags, None, 0))
         UserMemory(space).write(_AT, b"".join(_contents(size)))
@@ -82,8 +85,24 @@ def figure(isa: str, goal: float) -> Figure:
         "mm.reclaim, mm.swap",
         f"each page compressed and expanded ({best_codec().name}), or found to be one word",
         "page",
-        lambda: _ours(isa),
+        lambda: _ours(isa, 0),
         lambda: _floor(isa),
+        _REPETITIONS,
+        goal,
+    )
+
+
+def growth(isa: str, goal: float) -> Figure:
+    """The same where 64 GiB more are mapped, which nobody touches, beside where they are not."""
+    return Figure(
+        "growth-swap",
+        isa,
+        "a page goes to swap and comes back where 64 GiB more are mapped that nobody touches",
+        "mm.reclaim, mm.swap",
+        "the same without those",
+        "page",
+        lambda: _ours(isa, BESIDE),
+        lambda: _ours(isa, 0),
         _REPETITIONS,
         goal,
     )

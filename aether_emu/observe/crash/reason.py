@@ -10,10 +10,11 @@ from aether_emu.arch.x86_64 import syndrome as x86_syndrome
 from aether_emu.linux.abi import signal as sig
 from aether_emu.linux.abi.signal import SignalInfo
 from aether_emu.mm.allocation import Area
+from aether_emu.mm.limits import GUARD_PAGES
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
-from aether_emu.mm.space import STACK_GUARD_PAGES, AddressSpace
+from aether_emu.mm.space import AddressSpace
 
 _WORDS = {Access.READ: "a read of", Access.WRITE: "a write to", Access.EXECUTE: "a jump to"}
 _UNTAGGED = (1 << 56) - 1
@@ -161,7 +162,7 @@ def _below_stack(space: AddressSpace, stack: Area, va: int) -> list[str]:
             f"{distance} and may have {limit >> 10} KiB (RLIMIT_STACK): a recursion without an end, or too "
             "large a local variable."
         ]
-    guard = STACK_GUARD_PAGES * space.page_size
+    guard = GUARD_PAGES * space.page_size
     if below is not None and page - below.end < guard:
         return [f"{distance} and may come no nearer than {guard >> 10} KiB to {named(below)} below it."]
     return [f"{distance}; a limit of the process let it grow no further."]

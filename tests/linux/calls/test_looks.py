@@ -216,7 +216,7 @@ def test_a_long_call_looks_once_for_each_part(isa: str, long: Long, monkeypatch:
     assert interrupted == whole
 
 
-@pytest.mark.parametrize("text", [b"/proc/self/maps", b"/proc/self/smaps"])
+@pytest.mark.parametrize("text", [b"/proc/self/maps", b"/proc/self/smaps", b"/proc/self/numa_maps"])
 def test_a_long_text_of_proc_can_be_given_up(text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     with machine("x86_64") as served:
         for index in range(8):

@@ -32,6 +32,7 @@ from aether_emu.mm.swap.off import switch_off
 from aether_emu.mm.tables.damage import Damaged
 from aether_emu.mm.user import ForcedMemory
 from aether_emu.observe.peek import PeekMemory
+from aether_emu.policy.reclaim import Generations
 from tests.mm.board import FORMATS, Board, check_accounts, discard, fault_in
 from tests.mm.calls import ANONYMOUS, RW, mmap, mremap
 from tests.mm.swap.boards import check_slots, parts, with_swap
@@ -417,6 +418,23 @@ def test_what_was_used_lately_stays(kind: str, order: str) -> None:
         away.reclaim.order.restore({"hand": hand, "first": hand + 2048, "cold": []})
     away.reclaim.order.begin()
     assert sorted(set(away.reclaim.order.candidates()) & set(frames)) == sorted(frames[1::2])
+    away.board.close()
+
+
+@every_format
+def test_there_are_always_numbers_for_generations(kind: str) -> None:
+    away = Away(kind)
+    frames = ageing.look(away.space, AT, AT + PAGES * away.size).frames.tolist()
+    order = away.reclaim.order
+    assert isinstance(order, Generations)
+    for walk in range(300):
+        order.begin()
+        away.read(1 if walk < 290 else 3)
+        order._age()
+    order.begin()
+    found = [frame for _ in range(PAGES) for frame in order.candidates() if frame in frames]
+    assert found.index(frames[0]) < found.index(frames[1])
+    assert frames[3] not in found[: PAGES - 2]
     away.board.close()
 
 

@@ -170,7 +170,8 @@ class Play(Accesses, Mappings, Things):
         self.apart.exit()
         parent, one, two = (self.crew.workers[name] for name in ("a1", "b1", "b2"))
         leaver = (one, two)[who % 2]
-        yield {leaver: self.crew.call("exit_group", 3), parent: self.crew.call("wait4", -1 & MASK, 0, 0, 0)}
+        # The parent is woken first: who wakes them may be of the process that ends.
+        yield {parent: self.crew.call("wait4", -1 & MASK, 0, 0, 0), leaver: self.crew.call("exit_group", 3)}
         self.crew.forget([one, two])
 
     def pooled(self, who: int, how: int, offset: int, which: int) -> Taking:

@@ -18,6 +18,17 @@ FOUND: dict[str, list[Step]] = {
         ("load", 0, 41, 0),
         ("store", 0, 42, 0, 1),
     ],
+    "a huge page of zeros is guarded": [
+        ("mmap", 0, 0, 1280, 3, 0, 1),
+        ("load", 1, 42, 0),
+        ("madvise", 0, 0, 512, GUARD_INSTALL),
+    ],
+    "another process stores behind the end of a file, in its last page": [
+        ("mmap", 0, 512, 8, 3, 5, 68),
+        ("fork", 0),
+        ("pwrite", 1, 512, 1, 7),
+        ("remote", 3, 517, 2),
+    ],
     "a page that is in swap is protected against stores": [
         ("answered", 0, 3, 1, 0),
         ("answered", 0, 1, 1, 1),
