@@ -82,7 +82,7 @@ class MappedFile:
         """
         file = self._file
         if protection & Protection.WRITE and isinstance(file, HostData):
-            file.require_no_swap()
+            file.namespace.require_no_swap(file.key)
         if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
         seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals
@@ -174,6 +174,9 @@ def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
     namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
     namespace.shows_stores = shows_stores
     namespace.cached = connect_cache(kernel)
+    kernel.file_backings.swap_files = namespace.swap_files
+    if kernel.physical.swap is not None and (key := kernel.physical.swap.store.file.key) is not None:
+        namespace.swap_files.add(key)  # a grant may show it
     namespace.pipes.physical = kernel.physical
 
 

@@ -114,6 +114,7 @@ class AddressSpace:
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
+        self.outlives = False  # one of them has ended, and holds it to be looked at
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
@@ -589,11 +590,26 @@ class AddressSpace:
         self.users -= 1
         if not self.users:
             self.destroy()
+        elif self.users == 1 and self.outlives:
+            self.empty()
+
+    def outlive(self) -> None:
+        """Its process has ended, and looks into it all the same: without pages, once nobody else has it."""
+        self.outlives = True
+        if self.users == 1:
+            self.empty()
 
     def destroy(self) -> None:
         """Give back every page, table and backing, damaged or not. No CPU walks the table any more."""
         if self.cpus:
             self.physical.leave(self)
+        self.empty()
+        self.family.let_go()
+        self.table.destroy()
+        self.physical.slabs.put(MM, self.object)
+
+    def empty(self) -> None:
+        """Give back every page and backing, damaged or not: nothing is mapped any more."""
         self.damages += self.table.salvage()
         held = hold_objects(self.areas)
         self.unmap(0, self.limits.user_end)
@@ -603,9 +619,6 @@ class AddressSpace:
         for item in held:
             item.let_go()
         self.physical.tlb.settle()
-        self.family.let_go()
-        self.table.destroy()
-        self.physical.slabs.put(MM, self.object)
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""

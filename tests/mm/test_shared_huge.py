@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 import numpy as np
@@ -135,6 +136,20 @@ def test_an_area_that_ends_within_shows_pages(kit: Kit) -> None:
     assert kit.leaves() == []
     kit.write(kit.base, b"y", kit.other)
     assert kit.leaves(kit.other) == []  # the object has a small page there
+
+
+def test_a_collapse_needs_room_for_a_leaf_in_the_area_and_a_border_in_the_range(kit: Kit) -> None:
+    kit.advise(1, kit.count, MADV_COLLAPSE)  # nothing lies in it whole
+    with pytest.raises(Refused, match="within one huge page"):
+        kit.advise(1, 1, MADV_COLLAPSE)
+    kit.show(kit.space, kit.odd)  # its leaves would have to begin at odd pages
+    with pytest.raises(Refused, match="no huge page is possible"):
+        mapping.advise_memory(kit.space, kit.odd, kit.size, MADV_COLLAPSE)
+    kit.space.unmap(kit.base + kit.size - kit.page, kit.base + 3 * kit.size)
+    with pytest.raises(Refused, match="no huge page is possible") as refused:
+        kit.advise(0, 1, MADV_COLLAPSE)
+    assert refused.value.errno == errno.EINVAL
+    assert kit.leaves() == []
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
