@@ -529,11 +529,12 @@ class Config:
     def _check_huge_pages(self) -> None:
         """Of page size, RAM and huge pages: a huge page has as many pages as a table has entries."""
         huge = self.page_size * (self.page_size // 8)
-        if self.thp != "never" and self.ram <= huge:
+        without = self.ram <= huge and self.mthp == "none"  # runs of pages fit where no huge page does
+        if self.thp != "never" and without:
             why = f"never with {format_size(self.ram)} of RAM: a huge page has {format_size(huge)} here"
             raise ConfigError("thp", self.thp, why)
         shared = self.shmem_thp not in ("never", "deny")
-        if shared and self.ram <= huge:
+        if shared and without:
             why = f"never with {format_size(self.ram)} of RAM: a huge page has {format_size(huge)} here"
             raise ConfigError("shmem_thp", self.shmem_thp, why)
         for size in run_sizes(self.mthp):

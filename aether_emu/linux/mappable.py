@@ -78,18 +78,18 @@ class MappedFile:
     def may_store(self, protection: int) -> bool:
         """Whether a new shared mapping may ever be written. EPERM for one that a seal forbids.
 
-        As in Linux 6.6: under F_SEAL_WRITE that is any shared mapping by a descriptor that is open for
-        writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
+        That is one that may be written at once; under a seal any other stays as it is (Linux since 6.7).
         """
         file = self._file
         if protection & Protection.WRITE and isinstance(file, HostData):
-            file.require_no_swap()
+            file.namespace.require_no_swap(file.key)
         if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
         seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals
-        if seals & F_SEAL_WRITE or (seals & F_SEAL_FUTURE_WRITE and protection & Protection.WRITE):
+        sealed = bool(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+        if sealed and protection & Protection.WRITE:
             raise Refused(errno.EPERM, "the memory file is sealed against writing")
-        return not seals & F_SEAL_FUTURE_WRITE
+        return not sealed
 
     def open_backing(self, *, shared_writable: bool) -> Backing:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
@@ -174,6 +174,9 @@ def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
     namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
     namespace.shows_stores = shows_stores
     namespace.cached = connect_cache(kernel)
+    kernel.file_backings.swap_files = namespace.swap_files
+    if kernel.physical.swap is not None and (key := kernel.physical.swap.store.file.key) is not None:
+        namespace.swap_files.add(key)  # a grant may show it
     namespace.pipes.physical = kernel.physical
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, lru_cache
 
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.objects.file import FileBacking
@@ -45,11 +45,7 @@ class AreaRecord:
         return self.start <= address < self.end
 
     def __str__(self) -> str:
-        device = f"{os.major(self.device):02x}:{os.minor(self.device):02x}"
-        where = f"{self.start:08x}-{self.end:08x}"
-        head = f"{where} {self.permissions} {self.offset:08x} {device} {self.inode}"
-        name = self.name.replace("\n", "\\012")
-        return f"{head:<72} {name}" if name else head + " "
+        return _line(self.start, self.end, self.permissions, self.offset, self.device, self.inode, self.name)
 
     def __repr__(self) -> str:
         name = f" {self.name}" if self.name else ""
@@ -58,11 +54,37 @@ class AreaRecord:
 
 def record_of(space: AddressSpace, area: Area) -> AreaRecord:
     """An area of `space` as it is now."""
-    offset = device = inode = 0
-    if isinstance(area.backing, FileBacking):
-        offset = area.offset << space.table.format.page_shift
-        device, inode = area.backing.identity
+    offset, device, inode = _file_of(space, area)
     return AreaRecord(area.start, area.end, area.protection, area.shared, offset, device, inode, area.name)
+
+
+def line_of(space: AddressSpace, area: Area) -> str:
+    """The line of /proc/PID/maps for an area as it is now: that of its record, which is not made."""
+    permissions = _permissions(area.protection, area.shared)
+    if area.backing is None and not area.name:  # most of thousands of areas are such
+        return f"{area.start:08x}-{area.end:08x} {permissions} 00000000 00:00 0 "
+    return _line(area.start, area.end, permissions, *_file_of(space, area), area.name)
+
+
+def _file_of(space: AddressSpace, area: Area) -> tuple[int, int, int]:
+    """What a record says of the file: offset, device, inode."""
+    if not isinstance(area.backing, FileBacking):
+        return 0, 0, 0
+    return area.offset << space.table.format.page_shift, *area.backing.identity
+
+
+def _line(start: int, end: int, permissions: str, offset: int, device: int, inode: int, name: str) -> str:
+    head = f"{start:08x}-{end:08x} {permissions} {offset:08x} {_device(device)} {inode}"
+    if not name:
+        return head + " "
+    if "\n" in name:
+        name = name.replace("\n", "\\012")
+    return f"{head:<72} {name}"
+
+
+@lru_cache  # a machine has few
+def _device(device: int) -> str:
+    return f"{os.major(device):02x}:{os.minor(device):02x}"
 
 
 @cache  # there are sixteen

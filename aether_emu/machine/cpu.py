@@ -10,6 +10,7 @@ stands still at the event:
     resolve(va, access)     a fault of the kernel's own access to user memory: repaired or not
     on_rewrite(va, length)  user memory was written by the host, unseen by the engine (None: not told)
     code_changes            whether any code exists that guest stores could reach: true until told otherwise
+    holds_code(physical)    whether code may have run from the page at that address: true until told otherwise
     return_work()           called once a system call's result is in place (None: nothing to do)
     halting                 breakpoints and steps (`machine.halting`); None where a CPU has none
 
@@ -123,6 +124,7 @@ class Cpu(ABC):
     resolve: Callable[[int, int], bool]
     on_rewrite: Callable[[int, int], None] | None
     code_changes: bool
+    holds_code: Callable[[int], bool]
     return_work: Callable[[], None] | None
     halting: Halting | None = None
     number: int = 0

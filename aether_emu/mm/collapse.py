@@ -135,17 +135,21 @@ def collapse_advised(space: AddressSpace, area: Area, start: int, end: int) -> N
     """MADV_COLLAPSE of a part of an area, whatever the machine's setting is.
 
     Each huge page in the range is tried; a block that is not there ends it. Raises Refused(ENOMEM) then,
-    EAGAIN where a later try may succeed, else EINVAL.
+    EAGAIN where a later try may succeed, else EINVAL: also for an area that has no room for one, and for a
+    range between two borders of huge pages (Linux: `madvise_collapse`).
     """
     size = huge_size(space.table.format)
     shared = space.physical.shared_huge
-    of_object = area.shared and shared is not None and shared.fits(area) and shared.setting != "deny"
+    of_object = area.shared and shared is not None and shared.possible(space, area)
     if not of_object and not possible(space, area, size):
         raise Refused(errno.EINVAL, "no huge page is possible in this mapping")
     make = collapse_shared if of_object else collapse
     every = 1 << huge_order(space.table.format)
     failed = None
-    for at in range(start + size - 1 & -size, (end & -size), size):
+    first, last = start + size - 1 & -size, end & -size
+    if first > last:
+        raise Refused(errno.EINVAL, "the range lies within one huge page")
+    for at in range(first, last, size):
         ending = make(space, area, at, Terms(absent=every, shared=every))
         if ending not in (Ending.DONE, Ending.HUGE):
             failed = ending

@@ -101,6 +101,8 @@ class HugePages:
     def eligible(self, space: AddressSpace, area: Area) -> bool:
         """Whether an area may have a block of any size at a fault (smaps: THPeligible)."""
         page = self._format.page_size
+        if area.end - area.start < (page << self.orders[-1] if self.orders else self.size):
+            return False  # the smallest block is larger
         return any(self.permits(space, area, size) for size in (0, *(page << order for order in self.orders)))
 
     # ---- at a fault where nothing is mapped

@@ -1,10 +1,10 @@
 """Pages that are to be there before anybody touches them: MAP_POPULATE, mlock, MADV_POPULATE_READ and WRITE.
 
 Absent pages of private anonymous memory come a leaf table at a time: the frames in one batch from the
-allocator, the entries, and what the frame table says of each, in numpy stores. The counters say what as many
-faults would have said. Everything else is a fault for each page: of files and other objects, over what stands
-there already, where somebody decides about faults, and where huge pages or too little memory make each one a
-decision.
+allocator, the entries, and what the frame table says of each, in numpy stores. So do pages that a memory file
+does not have yet, each of which a fault would bring alone. The counters say what as many faults would have
+said. Everything else is a fault for each page: of other files and objects, over what stands there already,
+where somebody decides about faults, and where huge pages or too little memory make each one a decision.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import numpy as np
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames
+from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
 from aether_emu.mm.frames.table import Flags, Kind
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import NotReady
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -41,7 +43,8 @@ def populate(space: AddressSpace, start: int, end: int, *, write: bool) -> Faile
         area = space.areas.find(at)
         if area is not None:
             upto = min(upto, area.end)
-        if area is None or not _fill(space, area, at, upto, write=write):
+        fill = _fill if area is None or area.backing is None else _fill_holes
+        if area is None or not fill(space, area, at, upto, write=write):
             failed = _each(space, at, upto, write=write)
             if failed is not None:
                 return failed
@@ -104,6 +107,47 @@ def _may_fill(space: AddressSpace, area: Area, *, write: bool) -> bool:
     permitted = area.protection & (Protection.WRITE if write else Protection.READ)
     huge = physical.huge
     return plain and bool(permitted) and (huge is None or not huge.eligible(space, area))
+
+
+def _fill_holes(space: AddressSpace, area: Area, start: int, end: int, *, write: bool) -> bool:
+    """Bring a part of one leaf table, pages of a memory file that has none of them. Whether all are there."""
+    backing, physical, shift = area.backing, space.physical, space.table.format.page_shift
+    count, offset = end - start >> shift, area.offset - (area.start >> shift)
+    if count < _FEWEST or not isinstance(backing, FileBacking) or not _may_bring(space, area, write=write):
+        return False
+    if backing.contents is None or not backing.contents.lacks(offset + (start >> shift), count):
+        return False
+    if physical.reclaim is not None:
+        physical.reclaim.balance()
+    try:
+        slot = _first_slot(space, start, end)
+        if slot is None or physical.ram.array[slot : slot + count].any():
+            return False
+        page, last = start >> shift, end >> shift
+        while page < last:
+            frame, there = backing.bring(offset + page, last - page, write=write)
+            slot = space.table.leaf_slot(page << shift)  # other pages may have gone to make room for these
+            entries = np.arange(frame, frame + there, dtype=np.uint64) << np.uint64(shift)
+            bits = area.bits.write if write else area.bits.read
+            physical.ram.array[slot : slot + there] = entries + np.uint64(physical.frames.base) | np.uint64(
+                bits
+            )
+            physical.frames.refs_array[frame : frame + there] += 1
+            physical.frames.maps_array[frame : frame + there] += 1
+            physical.counters.n[Event.FAULT_FILE] += there
+            page += there
+    except (TableDamaged, OutOfFrames, BackingFailed, BeyondEnd):  # as a fault of the page finds it
+        return False
+    return True
+
+
+def _may_bring(space: AddressSpace, area: Area, *, write: bool) -> bool:
+    """Whether a fault at an absent page of an area of a file would show the file's page, and no others."""
+    physical, huge = space.physical, space.physical.shared_huge
+    plain = (area.shared or not write) and area.watcher is None and physical.decide is None
+    permitted = area.protection & (Protection.WRITE if write else Protection.READ)
+    folios = huge is not None and (huge.on or (area.backing is not None and area.backing.folios))
+    return plain and bool(permitted) and not area.protection & Protection.EXECUTE and not folios
 
 
 def _first_slot(space: AddressSpace, start: int, end: int) -> int | None:

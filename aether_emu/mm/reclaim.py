@@ -163,7 +163,10 @@ class Reclaim(Room):
                 self._n[Event.FILE_SCANNED] += len(frames)
                 taken += self._take_files(frames, spares=True)
             else:
-                taken += self._take_own(frames)
+                more, full = self._take_own(frames)
+                taken += more
+                if full:
+                    left.discard(False)
         return taken
 
     def _files_next(self, left: set[bool]) -> bool:
@@ -181,7 +184,7 @@ class Reclaim(Room):
         """Take those of the frames that may be taken. Returns how many; fewer when swap is full."""
         kinds, paying = self._physical.frames.kind, self._paying(frames)
         of_files = [frame for frame in paying if kinds[frame] == _CACHE]
-        taken = self._take_own([frame for frame in paying if kinds[frame] != _CACHE])
+        taken, _full = self._take_own([frame for frame in paying if kinds[frame] != _CACHE])
         return taken + (self._take_files(of_files, spares=False) if of_files else 0)
 
     def _take_files(self, stand_ins: Sequence[int], *, spares: bool) -> int:
@@ -191,9 +194,9 @@ class Reclaim(Room):
         self._n[self._taken] += taken
         return taken
 
-    def _take_own(self, frames: Sequence[int]) -> int:
-        """`take` of pages that go to swap."""
-        taken = 0
+    def _take_own(self, frames: Sequence[int]) -> tuple[int, bool]:
+        """How many went to swap; and whether a slot was missing: then others find none either."""
+        taken, full = 0, False
         for first in range(0, len(frames), BATCH):
             going, full = self._chosen(frames[first : first + BATCH])
             self._take_out(going)
@@ -201,7 +204,7 @@ class Reclaim(Room):
             if full:
                 break
         self._n[self._taken] += taken
-        return taken
+        return taken, full
 
     def _chosen(self, frames: Sequence[int]) -> tuple[list[_Going], bool]:
         """What of the frames is taken, each with a slot; and whether a slot was missing."""

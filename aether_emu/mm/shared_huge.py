@@ -82,6 +82,10 @@ class SharedHugePages:
         first = area.offset + (start - area.start >> shift)
         return None if first & self.count - 1 or not self.fits(area) else first
 
+    def possible(self, space: AddressSpace, area: Area) -> bool:
+        """Whether a leaf may show one somewhere in an area, where the setting is not against all."""
+        return self.setting != "deny" and self.first_page(space, area, area.end - self.size) is not None
+
     def fits(self, area: Area) -> bool:
         """Whether an area shows an object that may have huge pages: shared memory, or a memory file."""
         backing = area.backing

@@ -22,7 +22,7 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.errors import AddressError, ClosedError, OutOfFrames, whole
 from aether_emu.mm import clearing, forking, markers
-from aether_emu.mm.allocation import Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import reclaim
 from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
@@ -55,7 +55,9 @@ _LOCKED = int(AreaFlags.LOCKED)
 _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  # an enum's `&` is slow
 _MANY = 4  # areas: for fewer, one by one is quicker
 # Plain: numpy compares with a number a hundred times faster than with an enum.
-_OWN = (int(Kind.ANON), int(Kind.HUGETLB))
+_OWN = np.isin(np.arange(1 << 8), (int(Kind.ANON), int(Kind.HUGETLB)))  # by kind: `isin` for few takes long
+
+EXEC_GAIN_REFUSED, EXEC_GAIN_NOT_INHERITED = 1, 2  # PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT
 
 
 class Shared(NamedTuple):
@@ -112,6 +114,7 @@ class AddressSpace:
         self.nowhere = Area(0, 0, Protection.NONE, denied=0, bits=self.bits_for(Protection.NONE))
         self.last_area = self.nowhere
         self.users = 1  # processes that hold it
+        self.outlives = False  # one of them has ended, and holds it to be looked at
         self.cpus = 0  # those that walk this table: a bit each. Others flush what they hold before they do
         self.family = AnonymousMemory(physical.objects)  # what new areas' own pages belong to
         self.family.hold()
@@ -128,6 +131,8 @@ class AddressSpace:
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
+        self.exec_gain = 0
+        """How memory that is not executed is kept from becoming so (PR_SET_MDWE): `EXEC_GAIN_*`."""
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.peak_from: tuple[int, int] | None = None
         """Bytes of its pages, and frames in use, when somebody had its peak begin anew."""
@@ -219,6 +224,8 @@ class AddressSpace:
         backing = more.get("backing") if more.get("shared") else None
         memory = MemoryType.WRITE_BACK if backing is None else backing.memory
         bits, denied = self.bits_for(protection, more.get("key", 0), memory), denied_accesses(protection)
+        if backing is not None and backing.in_device:  # Linux: VM_IO, VM_DONTDUMP
+            more["flags"] = more.get("flags", 0) & ~LOCKS | AreaFlags.NO_DUMP
         if not more.get("shared"):
             more.setdefault("family", self.family)
             backing = more.get("backing")
@@ -563,6 +570,7 @@ class AddressSpace:
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
         child.no_huge, child.merge_any = self.no_huge, self.merge_any
+        child.exec_gain = self.exec_gain_of_others
         if self.tracks_writes:
             child.track_writes()
         try:
@@ -572,16 +580,36 @@ class AddressSpace:
             raise
         return child
 
+    @property
+    def exec_gain_of_others(self) -> int:
+        """`exec_gain` of a fork, and of the program that this one becomes."""
+        return 0 if self.exec_gain & EXEC_GAIN_NOT_INHERITED else self.exec_gain
+
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""
         self.users -= 1
         if not self.users:
             self.destroy()
+        elif self.users == 1 and self.outlives:
+            self.empty()
+
+    def outlive(self) -> None:
+        """Its process has ended, and looks into it all the same: without pages, once nobody else has it."""
+        self.outlives = True
+        if self.users == 1:
+            self.empty()
 
     def destroy(self) -> None:
         """Give back every page, table and backing, damaged or not. No CPU walks the table any more."""
         if self.cpus:
             self.physical.leave(self)
+        self.empty()
+        self.family.let_go()
+        self.table.destroy()
+        self.physical.slabs.put(MM, self.object)
+
+    def empty(self) -> None:
+        """Give back every page and backing, damaged or not: nothing is mapped any more."""
         self.damages += self.table.salvage()
         held = hold_objects(self.areas)
         self.unmap(0, self.limits.user_end)
@@ -591,14 +619,11 @@ class AddressSpace:
         for item in held:
             item.let_go()
         self.physical.tlb.settle()
-        self.family.let_go()
-        self.table.destroy()
-        self.physical.slabs.put(MM, self.object)
 
     def has_own_pages(self, start: int, end: int) -> bool:
         """Whether an entry of `[start, end)` shows a page that belongs to a family, or names one in swap."""
         kinds, swap = self.physical.frames.kind_array, self.physical.swap
-        if any(np.isin(kinds[frames], _OWN).any() for frames in self._shown_each(start, end)):
+        if any(_OWN[kinds[frames]].any() for frames in self._shown_each(start, end)):
             return True
         if swap is None:
             return False

@@ -1,7 +1,8 @@
 /* hog: takes memory without end. Alone, it maps and writes 1 MiB at a time until mmap refuses, then says
  * how much it had. With `touch` it writes every page of one enormous MAP_NORESERVE mapping, until something
  * kills it. With `pair` a child takes a piece of memory, of so many MiB, and sleeps; the parent then takes a
- * smaller one, for which memory has no room, and says what became of the child. */
+ * smaller one, for which memory has no room, and says what became of the child. With `orphan` the parent takes
+ * a piece of so many MiB and ends; the child then takes one of that size itself. */
 #include "aether.h"
 
 static void take(u64 pages) {
@@ -27,6 +28,16 @@ static void pair(u64 mebibytes) {
     printf("the child ended with signal %d, the parent has what it needs\n", status & 127);
 }
 
+static void orphan(u64 mebibytes) {
+    if (SYSCALL(clone, SIGCHLD, 0, 0, 0, 0)) {
+        take(mebibytes * MIB / PAGE);
+        return;
+    }
+    while (SYSCALL(getppid) != 1) SYSCALL(nanosleep, ((i64[]){0, 1000000}), 0);
+    take(mebibytes * MIB / PAGE);
+    printf("the parent has ended, and its memory is the child's\n");
+}
+
 int main(int argc, char **argv) {
     if (argc > 1 && streq(argv[1], "touch")) {
         u64 size = 16384 * GIB;
@@ -39,6 +50,10 @@ int main(int argc, char **argv) {
     }
     if (argc > 2 && streq(argv[1], "pair")) {
         pair(number(argv[2]));
+        return 0;
+    }
+    if (argc > 2 && streq(argv[1], "orphan")) {
+        orphan(number(argv[2]));
         return 0;
     }
     for (u64 mebibytes = 0;; mebibytes++) {

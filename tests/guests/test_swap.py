@@ -74,6 +74,18 @@ def test_a_working_set_of_twice_the_memory_keeps_every_byte(target: Target, cpus
 
 
 @every_target
+def test_runs_of_pages_need_no_memory_for_a_huge_page(target: Target) -> None:
+    runs = f"{4 * target.page_size >> 10}K"
+    made, out = machine(target, thp="always", shmem_thp="always", mthp=runs, khugepaged_sleep=1)
+    ended = made.run()
+    assert (ended, bytes(out.written).decode()) == (Ended(code=0), text(target))
+    huge = statistics(made)["huge_pages"]
+    assert huge["runs"] > 50
+    assert huge["faults"] == huge["collapses"] == 0
+    made.close()
+
+
+@every_target
 def test_two_threads_lose_no_store_to_pages_that_go(target: Target, tmp_path: Path) -> None:
     ram = ram_of(target)
     argv = ("swap", "threads", str(2 * ram), "2")
@@ -180,6 +192,23 @@ def test_the_process_that_has_most_goes_when_memory_is_out(target: Target, tmp_p
     assert killed.startswith("killed: hog (1001), which counts most")
 
 
+@every_target
+def test_what_the_first_process_had_serves_those_that_outlive_it(target: Target, tmp_path: Path) -> None:
+    ran = run_guest(target, "hog", "orphan", "5", cwd=tmp_path, ram="8M", tlbsan=True)
+    assert ran == Ran(Ended(code=0), "the parent has ended, and its memory is the child's\n")
+
+
+def test_that_process_can_be_looked_at_and_shows_nothing_while_others_go_on() -> None:
+    made = Machine("x86_64", config=Config.load(overrides={"ram": "8M"}))
+    streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
+    process = made.load(program("x86_64", "hog"), ["hog", "orphan", "5"], streams=streams)
+    while not process.released:
+        assert made.run_for(1000) is None
+    assert statistics(made)["pages"]["by_state"]["anonymous"] == len(process.areas) == 0
+    assert made.run() == Ended(code=0)
+    made.close()
+
+
 # ---- the file of the host
 
 
@@ -191,8 +220,8 @@ def swap_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_swap_file_of_the_host_is_used_and_left_as_long_as_it_was(swap_file: Path) -> None:
-    target = TARGETS[0]
+@every_target
+def test_a_swap_file_of_the_host_is_used_and_left_as_long_as_it_was(target: Target, swap_file: Path) -> None:
     made, out = machine(target, swap_file=str(swap_file))
     with pytest.raises(ConfigError, match="is taken: one that no other machine uses"):
         machine(target, swap_file=str(swap_file))
@@ -217,8 +246,9 @@ def test_a_file_that_does_not_serve_is_refused_in_a_line(tmp_path: Path) -> None
             machine(TARGETS[0], swap_file=str(path))
 
 
-def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(swap_file: Path) -> None:
-    made, _out = machine(TARGETS[0], swap_file=str(swap_file))
+@every_target
+def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(target: Target, swap_file: Path) -> None:
+    made, _out = machine(target, swap_file=str(swap_file))
     told: list[str] = []
     made.kernel.tell = told.append
     while not made.physical.counters.n[Event.SWAP_READ]:
@@ -233,8 +263,11 @@ def test_pages_of_a_file_that_somebody_cuts_off_are_lost_with_sigbus(swap_file: 
     made.close()
 
 
-def test_a_full_disk_is_told_once_and_pages_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, _out = machine(TARGETS[0], swap_pool=1 << 16)
+@every_target
+def test_a_full_disk_is_told_once_and_pages_stay_in_memory(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, _out = machine(target, swap_pool=1 << 16)
 
     def refuse(_fd: int, _data: bytes, _offset: int) -> int:
         raise OSError(28, "No space left on device")

@@ -65,6 +65,7 @@ class ReferenceCpu(Cpu):
         self.on_trap = self._unexpected
         self.resolve: Callable[[int, int], bool] = lambda _va, _access: False
         self.on_rewrite = None
+        self.holds_code = lambda _physical: True
         self.return_work = None
 
     @staticmethod

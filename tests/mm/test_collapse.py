@@ -133,7 +133,8 @@ def test_an_advice_collapses_what_the_range_holds_whole(kit: Small) -> None:
     kit.space.no_huge = False
     assert kit.advise(MADV_COLLAPSE, 1, 3 * kit.count - 1) == 0
     assert kit.levels() == [1, 2, 2]
-    assert kit.advise(MADV_COLLAPSE, 1, 1) == 0  # the range holds none
+    assert kit.advise(MADV_COLLAPSE, kit.count - 1, 2) == 0  # the range holds none, but a border
+    assert kit.advise(MADV_COLLAPSE, 1, 1) == errno.EINVAL  # not even that
     assert kit.advise(MADV_COLLAPSE) == 0
     assert kit.levels() == [2, 2, 2]
     assert kit.holds(0, 5, kit.count, kit.count + 5)

@@ -129,6 +129,26 @@ def test_the_first_to_write_copies_and_the_last_owner_writes_in_place(
     check_accounts(forks.board, [])
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+def test_a_space_that_outlives_its_process_shows_nothing_once_nobody_else_has_it(
+    forks: Forks, shared: bool
+) -> None:
+    space, free = forks.parent, forks.board.buddy.free_frames
+    tables = space.table.tables
+    forks.write(space, 3, b"here")
+    if shared:
+        space.users += 1  # a process made with CLONE_VM
+    space.outlive()
+    if shared:
+        assert forks.read(space, 3, 4) == b"here"
+        space.let_go()
+    assert list(space.areas) == []
+    assert forks.board.buddy.free_frames == free
+    assert space.table.tables == tables
+    assert space.walk(forks.at(3)) is not None
+    check_accounts(forks.board, [])
+
+
 def test_neither_side_has_an_entry_that_permits_writing(forks: Forks) -> None:
     for number in range(8):
         forks.write(forks.parent, number, b"x")

@@ -27,6 +27,7 @@ _STATUS = {
     "control": -signal.SIGABRT,
     "files": 37,
     "freed": 0,
+    "guards": 0,
     "nodes": 0,
     "notified": 0,
     "shared": 0,

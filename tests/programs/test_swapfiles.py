@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aether_emu import state
+from aether_emu.errors import Refused
 from aether_emu.grants import Grants
+from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.mounts import Bind
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.system import Machine
@@ -77,3 +80,19 @@ def test_a_machine_with_such_a_file_is_not_captured(tmp_path: Path) -> None:
     with pytest.raises(state.StateError, match="/disk/swap0 is a swap file of a program"):
         state.capture(machine)
     machine.abandon()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_nobody_writes_to_the_machines_own_file_where_a_grant_shows_it(isa: str, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.write_bytes(bytes(8 << 20))
+    with Machine(isa, uid=0, swap="8M", swap_file=str(own)) as machine:
+        grants = Grants(binds=[Bind(tmp_path, "/disk", writable=True)])
+        files = machine.load(str(_program(isa)), ["swapfiles", "/disk"], grants=grants).files
+        file = files.table.file(files.open(fl.AT_FDCWD, b"/disk/own", fl.O_RDWR))
+        with pytest.raises(Refused, match="it is a swap file") as refused:
+            file.pwrite(b"x", 0)
+        assert refused.value.errno == errno.ETXTBSY
+        with pytest.raises(Refused, match="it is a swap file"):
+            files.open(fl.AT_FDCWD, b"/disk/own", fl.O_WRONLY | fl.O_TRUNC)
+    assert own.stat().st_size == 8 << 20

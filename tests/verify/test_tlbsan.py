@@ -15,6 +15,7 @@ import pytest
 from aether_emu import state
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.mm.percpu import PerCpu
+from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.page import PageTable
 from aether_emu.mm.tlb import Gather, Tlb
@@ -431,3 +432,30 @@ def test_every_way_to_acknowledge_is_clean(
         ended = machine.run()
     lately = way == "deferred" and program == "shootdown"  # it may store late, and says so
     assert ended.status == 0 or (lately and bytes(out.written).endswith(b"stray 0, torn 0\n"))
+
+
+@every_isa
+def test_pages_that_go_together_are_looked_for_together(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that gives back thousands of pages would otherwise look through all its tables for each."""
+    run, looks, look = _Run(isa, "unmap"), 0, Sanitizer.look
+
+    def counted(self: Sanitizer) -> None:
+        nonlocal looks
+        looks += 1
+        look(self)
+
+    machine = run.machine
+    assert machine.run_for(20) is None
+    assert machine.process is not None
+    space, cpu, counts = machine.process.mm, machine.kernel.cpus[0], list[int]()
+    monkeypatch.setattr(Sanitizer, "look", counted)
+    for pages in (4, 28):
+        start, end = 0x10_0000_0000, 0x10_0000_0000 + pages * space.page_size
+        space.insert(space.new_area(start, end, Protection.READ | Protection.WRITE))
+        for page in range(start, end, space.page_size):
+            cpu.copy_to_user(page, b"x")
+        looks = 0
+        space.unmap(start, end)
+        counts.append(looks)
+    machine.abandon()
+    assert counts[0] == counts[1] > 0

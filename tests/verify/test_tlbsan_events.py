@@ -7,6 +7,8 @@ import pytest
 
 from aether_emu.verify.tlbsan import Finding
 from aether_emu.verify.tlbsan.finding import Rule
+from aether_emu.verify.tlbsan.roots import Root
+from aether_emu.verify.tlbsan.shadow import Shadow
 from tests.verify.small_tables import BASE, LARGE, PAGE, Tables
 
 every_isa = pytest.mark.parametrize("isa", ["x86_64", "arm64"])
@@ -260,3 +262,29 @@ def test_an_entry_that_comes_back_before_anybody_looks_has_lost_nothing(isa: str
         tables.put(3, 2, tables.leaf(18))
     tables.sanitizer.look()
     assert tables.sanitizer.behind == []
+
+
+@every_isa
+def test_what_goes_together_is_looked_for_once_and_judged_each(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables, looks, look = Tables(isa), list[Root](), Shadow.look
+
+    def counted(self: Shadow, root: Root) -> None:
+        looks.append(root)
+        look(self, root)
+
+    monkeypatch.setattr(Shadow, "look", counted)
+    sanitizer = tables.sanitizer
+    with tables.edit():
+        tables.put(3, 2, 0)
+
+    def free() -> None:
+        sanitizer.freed(30)
+        sanitizer.freed_many(np.array([31, 32]))
+        sanitizer.freed(18)
+
+    with pytest.raises(Finding) as caught:
+        sanitizer.freed_together(free)
+    assert (caught.value.rule, caught.value.frame) == (Rule.REUSE, 18)
+    assert len(looks) == 1

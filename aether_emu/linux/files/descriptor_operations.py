@@ -169,6 +169,8 @@ class DescriptorOperations:
             raise Refused(errno.EISDIR if directories else errno.EINVAL, "both must be regular files")
         if writing.flags & fl.O_APPEND:
             raise Refused(errno.EBADF, "the target only appends")
+        for file in (reading, writing):
+            self.namespace.require_no_swap(file.key)
         if reading.stat().dev != writing.stat().dev:
             raise Refused(errno.EXDEV, "the files are on different file systems")
         begin = reading.position if source_offset is None else source_offset

@@ -87,13 +87,13 @@ class HostData(Seekable):
 
     def pwrite(self, data: bytes, offset: int) -> int:
         """See `OpenFile.pwrite`. With O_APPEND Linux ignores the offset (pwrite(2), BUGS)."""
+        self.namespace.require_no_swap(self.key)
         if not data:
             return 0
         if self.flags & fl.O_APPEND:
             offset = self.size()
         if offset > LARGEST_OFFSET - len(data):
             raise Refused(errno.EFBIG, f"offset {offset}")
-        self.require_no_swap()
         if self.namespace.sizes is not None:
             data = data[: self.namespace.sizes.admitted(offset, len(data))]
         try:
@@ -109,18 +109,14 @@ class HostData(Seekable):
         """See `OpenFile.truncate`. Mappings are told before the host file changes."""
         if not self.writable:
             raise Refused(errno.EINVAL, "not open for writing")
-        self.require_no_swap()
         before = self.size()
+        if size <= before:
+            self.namespace.require_no_swap(self.key)
         self.require_size(before, size)
         self.namespace.on_truncate(self.key, before, size)
         with host.refusals("truncate"):
             os.ftruncate(self.host_fd, size)
         self.namespace.inodes.modified(self.inode)
-
-    def require_no_swap(self) -> None:
-        """Refused(ETXTBSY) for a swap file: its bytes are the kernel's."""
-        if self.key in self.namespace.swap_files:
-            raise Refused(errno.ETXTBSY, "it is a swap file")
 
     def require_size(self, old: int, new: int) -> None:
         """Refused(EFBIG) if who acts may not make files so large."""
@@ -130,7 +126,7 @@ class HostData(Seekable):
     def allocate(self, mode: int, offset: int, length: int) -> None:
         """See `OpenFile.allocate`. Modes that shift bytes are refused, as on many file systems."""
         check_allocation(mode, offset, length)
-        self.require_no_swap()
+        self.namespace.require_no_swap(self.key)
         before = self.size()
         if not mode & FALLOC_KEEP_SIZE:
             self.require_size(before, offset + length)

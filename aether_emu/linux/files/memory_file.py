@@ -274,6 +274,11 @@ class Memory:
             raise BackingFailed(first, "it is not there yet")
         return done
 
+    def lacks(self, first: int, count: int) -> bool:
+        """See `Contents.lacks`."""
+        fits = (first + count - 1) * self._page < self.size and count <= self._free()
+        return fits and self.touched.isdisjoint(range(first, first + count))
+
     def show(self, first: int, count: int) -> None:
         """See `Contents.show`."""
         self._keep(range(first, first + count))

@@ -152,7 +152,7 @@ class Namespace:
         self.writers: Counter[FileKey] = Counter()
         """How many open files may write to a file: while there are any, nobody executes it."""
         self.swap_files: set[FileKey] = set()
-        """Files that hold pages in swap: nobody writes to them, nor takes their names away."""
+        """Files that hold pages in swap: nobody writes to them, cuts them, nor takes their names away."""
         self.sizes: SizeLimit | None = None
         """How large who acts may make files, once somebody has such a limit."""
         self.look: Callable[[], None] = lambda: None
@@ -388,6 +388,11 @@ class Namespace:
         """Refused(ETXTBSY) while a process executes the file, which is to be opened for writing."""
         if key in self.executed:
             raise Refused(errno.ETXTBSY, "a process executes it")
+
+    def require_no_swap(self, key: FileKey | GuestPath) -> None:
+        """Refused(ETXTBSY) for a swap file: its bytes are the kernel's."""
+        if key in self.swap_files:
+            raise Refused(errno.ETXTBSY, "it is a swap file")
 
     # Looking
 

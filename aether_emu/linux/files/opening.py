@@ -200,9 +200,14 @@ def _open_host_file(namespace: Namespace, place: Place, flags: int) -> HostFile:
 
 
 def truncate_host(namespace: Namespace, place: Place, fd: int) -> None:
-    """Empty the file at `place` for O_TRUNC, which needs no descriptor open for writing."""
+    """Empty the file at `place` for O_TRUNC, which needs no descriptor open for writing.
+
+    Raises Refused(ETXTBSY) for a swap file.
+    """
     status = os.fstat(fd)
-    namespace.on_truncate((status.st_dev, status.st_ino), status.st_size, 0)
+    key = status.st_dev, status.st_ino
+    namespace.require_no_swap(key)
+    namespace.on_truncate(key, status.st_size, 0)
     with host.refusals(f"{shown(text(place.path))}"):
         os.truncate(host.by_descriptor(fd), 0)
     namespace.inodes.modified(namespace.inode(place))

@@ -98,9 +98,10 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     entries = np.zeros(last - first, np.uint64)
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     bits = np.full(len(seen.frames), PM_PRESENT, np.uint64)
-    in_family = np.isin(table.owner_array[seen.frames], _families(space))
-    pooled = (kinds == Kind.HUGETLB) & ~in_family  # a page of the object, not one of the process's own
-    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED) | pooled] |= np.uint64(PM_FILE)
+    bits[(kinds == Kind.FILE) | (kinds == Kind.SHARED)] |= np.uint64(PM_FILE)
+    pooled = kinds == Kind.HUGETLB
+    if pooled.any():  # a page of the object, or one of the process's own, whose areas may be thousands
+        bits[pooled & ~np.isin(table.owner_array[seen.frames], _families(space))] |= np.uint64(PM_FILE)
     bits[(maps == 1) & (kinds != Kind.ZERO)] |= np.uint64(PM_EXCLUSIVE)
     if process.kernel.actor.credentials.has(SYS_ADMIN):
         bits |= (table.base >> shift) + seen.frames.astype(np.uint64)
@@ -110,7 +111,7 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     if not process.kernel.actor.credentials.has(SYS_ADMIN):
         shown[:] = 0
     entries[out.pages - first] = shown | np.uint64(PM_SWAP)
-    entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
+    entries[guards.guarded(space, first << shift, last << shift) - first] = PM_SWAP | PM_GUARD_REGION
     marked = markers.Marked(space.table, first << shift, last << shift)
     entries[np.concatenate([marked.absent, marked.failed]) - first] = PM_SWAP
     entries[np.concatenate([marked.told, marked.absent]) - first] |= np.uint64(PM_UFFD_WP)

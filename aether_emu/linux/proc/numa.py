@@ -6,11 +6,12 @@ that was last forgotten: Linux looks at its lists instead. The zero page is nobo
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterable, Iterator
 
-from aether_emu.linux.maps import record_of
+import numpy as np
+from numpy.typing import NDArray
+
 from aether_emu.linux.proc.smaps import in_memory_files
-from aether_emu.linux.task.process import Process
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.frames.table import Kind
@@ -20,38 +21,60 @@ _SPECIAL = {"[heap]": " heap", "[stack]": " stack"}
 _ESCAPED = str.maketrans({char: f"\\{ord(char):03o}" for char in "\n\t= \\"})
 
 
-def numa_maps(process: Process) -> bytes:
-    """A line for each area."""
-    space = process.mm
-    lines = [f"{area.start:08x} default{_name(space, area)}{_pages(space, area)}\n" for area in space.areas]
+def numa_maps(space: AddressSpace, areas: Iterable[Area]) -> bytes:
+    """A line for each of the areas of a space: all of them, by address."""
+    shown, lines = list(areas), list[str]()
+    for area, pages in zip(shown, _pages(space, shown), strict=True):
+        lines.append(f"{area.start:08x} default{_name(area.name)}{pages}\n")
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 
-def _name(space: AddressSpace, area: Area) -> str:
-    name = record_of(space, area).name
+def _name(name: str) -> str:
     return f" file={name.translate(_ESCAPED)}" if name.startswith("/") else _SPECIAL.get(name, "")
 
 
-def _pages(space: AddressSpace, area: Area) -> str:
-    seen, table = ageing.look(space, area.start, area.end), space.physical.frames
+def _pages(space: AddressSpace, areas: list[Area]) -> Iterator[str]:
+    """What each area's line tells of its pages. The tables are walked once: areas may be thousands."""
+    seen, table = ageing.look(space, 0, space.limits.user_end), space.physical.frames
     kinds = table.kind_array[seen.frames]
     counted = kinds != int(Kind.ZERO)
-    pages = int(np.count_nonzero(counted))
-    if not pages or (area.backing is not None and area.backing.whole):
-        return ""
     anonymous = kinds == int(Kind.ANON)
     in_memory = (kinds == int(Kind.SHARED)) | in_memory_files(space, seen.frames)
+    dirty = counted & (seen.dirty | anonymous | in_memory)
+    starts = np.array([area.start for area in areas], np.int64) >> space.table.format.page_shift
+    group = np.searchsorted(starts, seen.pages, side="right") - 1
+
+    def total(pages: NDArray[np.bool_]) -> list[int]:
+        counts: list[int] = np.bincount(group[pages], minlength=len(areas)).tolist()
+        return counts
+
+    most = np.zeros(len(areas), np.int64)
+    np.maximum.at(most, group[counted], table.maps_array[seen.frames[counted]])
+    rows = zip(
+        *(areas, total(counted), total(anonymous), total(dirty), total(counted & seen.accessed)),
+        most.tolist(),
+        strict=True,
+    )
+    for area, pages, anon, written, active, maps in rows:
+        if not pages or (area.backing is not None and area.backing.whole):
+            yield ""
+        else:
+            yield _fields(pages, anon, written, active, maps, space.page_size >> 10)
+
+
+def _fields(pages: int, anonymous: int, dirty: int, active: int, most: int, page_kib: int) -> str:
+    """Of an area with so many pages, of which one is mapped `most` times."""
     fields = {
-        "anon": int(np.count_nonzero(anonymous)),
-        "dirty": int(np.count_nonzero(counted & (seen.dirty | anonymous | in_memory))),
+        "anon": anonymous,
+        "dirty": dirty,
         "mapped": pages,
-        "mapmax": int(table.maps_array[seen.frames[counted]].max()),
-        "active": int(np.count_nonzero(counted & seen.accessed)),
+        "mapmax": most,
+        "active": active,
         "N0": pages,
-        "kernelpagesize_kB": space.page_size >> 10,
+        "kernelpagesize_kB": page_kib,
     }
     left_out = {name for name in ("anon", "dirty") if not fields[name]}
-    left_out |= {"mapped"} if pages in (fields["anon"], fields["dirty"]) else set()
-    left_out |= {"mapmax"} if fields["mapmax"] <= 1 else set()
-    left_out |= {"active"} if fields["active"] >= pages else set()
+    left_out |= {"mapped"} if pages in (anonymous, dirty) else set()
+    left_out |= {"mapmax"} if most <= 1 else set()
+    left_out |= {"active"} if active >= pages else set()
     return "".join(f" {name}={value}" for name, value in fields.items() if name not in left_out)

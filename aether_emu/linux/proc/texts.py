@@ -13,7 +13,7 @@ from aether_emu.linux.files.files import Files
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.synthetic import Control, Link, Text
-from aether_emu.linux.maps import record_of
+from aether_emu.linux.maps import line_of
 from aether_emu.linux.proc import memory, smaps, status
 from aether_emu.linux.proc.numa import numa_maps
 from aether_emu.linux.task.oom import all_pages, points
@@ -163,7 +163,7 @@ class TaskTexts:
         return {
             "maps": of_space(maps_text),
             "smaps": of_space(_smaps_text),
-            "numa_maps": of_space(numa_maps),
+            "numa_maps": of_space(_numa_text),
             "smaps_rollup": of_space(_rollup_text),
             "clear_refs": Control(
                 lambda data: (
@@ -185,6 +185,7 @@ class TaskTexts:
                 ),
             ),
             "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
+            "ksm_merging_pages": Text(of_space(lambda found: b"%d\n" % merged_pages(found.mm)), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),
         }
 
@@ -317,6 +318,11 @@ def _smaps_text(process: Process) -> bytes:
     return shown + b"".join(_line(space, area) + smaps.gate_text(area) for area in _gate(process))
 
 
+def _numa_text(process: Process) -> bytes:
+    """/proc/PID/numa_maps (numa(7))."""
+    return numa_maps(process.mm, _with_looks(process, process.mm.areas))
+
+
 def _rollup_text(process: Process) -> bytes:
     """/proc/PID/smaps_rollup: the same for everything from the first area to the last."""
     space = process.mm
@@ -334,4 +340,4 @@ def _with_looks(process: Process, areas: Iterable[Area]) -> Iterator[Area]:
 
 
 def _line(space: AddressSpace, area: Area) -> bytes:
-    return (str(record_of(space, area)) + "\n").encode("utf-8", "surrogateescape")
+    return (line_of(space, area) + "\n").encode("utf-8", "surrogateescape")

@@ -290,6 +290,11 @@ class Process:
         self._reaps_orphans = wanted
 
     @property
+    def is_first(self) -> bool:
+        """Whether no process of the machine has made it."""
+        return self.parent is None and self.outer_parent != family.INIT
+
+    @property
     def parent_pid(self) -> int:
         """getppid(2)."""
         return self.outer_parent if self.parent is None else self.parent.pid
@@ -415,12 +420,12 @@ class Process:
         if self.uses_parents_memory:
             self.uses_parents_memory = False
             self.left_parent.wake()
-        if (
-            self.parent is not None or self.outer_parent == family.INIT
-        ):  # the first one's is kept, to be looked at
+        if not self.is_first:
             self.mm.let_go()
             if self.body is not None:
                 self.body.note(mm=0)
+        elif any(not (each.released or each.is_first) for each in self.registry.processes.values()):
+            self.mm.outlive()  # it is kept to be looked at; its pages only while nobody else may need them
 
     # ---- to look at it from outside
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import lru_cache
 
 from unicorn import UC_HOOK_INSN, UC_HOOK_INTR, arm64_const
 
@@ -46,6 +47,7 @@ _LINE = 64  # bytes that IC IVAU is for: CTR_EL0.IminLine of the engine's CPU
 # IC IVAU, DC CVAC, CVAU, CVAP, CVADP, CIVAC. CFP, DVP and CPP RCTX stand beside them and touch no address.
 _BY_ADDRESS = frozenset({_IC_IVAU, (10, 1), (11, 1), (12, 1), (13, 1), (14, 1)})
 _CNTFRQ, _CNTPCT, _CNTVCT = (3, 3, 14, 0, 0), (3, 3, 14, 0, 1), (3, 3, 14, 0, 2)
+_COUNTERS = frozenset({_CNTFRQ, _CNTPCT, _CNTVCT})
 _MISALIGNED_PC = syndrome.EC_PC_ALIGNMENT << 26 | syndrome.IL
 
 NUMBERS: dict[str, int] = {
@@ -62,6 +64,21 @@ NUMBERS: dict[str, int] = {
 _SYSTEM = {"ttbr0_el1": regs.TTBR0_EL1, "ttbr1_el1": regs.TTBR1_EL1, "tcr_el1": regs.TCR_EL1.encoding}
 _MANY = 12  # registers: fewer are written one by one
 _TARGETS = {NUMBERS[f"x{i}"]: i for i in range(31)}
+
+
+@lru_cache(maxsize=1 << 10)  # a program may try what it likes
+def _emulated(word: int) -> tuple[tuple[int, ...] | None, int]:
+    """What a trapped access to a system register is, and its general register (Arm ARM D19.2, EC 0x18).
+
+    A counter's whole encoding, CRm and op2 of cache maintenance by address, or None for any other.
+    """
+    op0, op2, op1 = word >> 20 & 3, word >> 17 & 7, word >> 14 & 7
+    crn, target, crm, read = word >> 10 & 15, word >> 5 & 31, word >> 1 & 15, word & 1
+    if read and (op0, op1, crn, crm, op2) in _COUNTERS:
+        return (op0, op1, crn, crm, op2), target
+    if (op0, op1, crn) == _MAINTENANCE and (crm, op2) in _BY_ADDRESS:
+        return (crm, op2), target
+    return None, target
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +124,8 @@ class ArmCpu(UnicornCpu):
         self._reserved = state.reserved
         self._state = state  # keeps alive the memory that the fields above are views of
         self._text = 0
-        self._physical = (
-            ctypes.c_uint64()
-        )  # `uc_vmem_translate` must store its result somewhere; only whether it fails matters
+        self._physical = ctypes.c_uint64()  # where `uc_vmem_translate` stores its result
+        self._physical_address = ctypes.addressof(self._physical)
         self._scan = BlockScan(engine.VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
         self._reported: tuple[int, int] | None = None  # syndrome and address of an abort that we raise
@@ -199,36 +215,36 @@ class ArmCpu(UnicornCpu):
             raise EngineError(f"unexpected exception {number} (syndrome {word:#x}) at {self.pc:#x}")
 
     def _emulate(self, word: int) -> bool:
-        """A trapped system register or instruction, if it is one of ours (Arm ARM D19.2, ESR_EL1, EC 0x18).
+        """A trapped system register or instruction, if it is one of ours.
 
         Cache maintenance needs what a read needs.
         """
-        op0, op2, op1 = word >> 20 & 3, word >> 17 & 7, word >> 14 & 7
-        crn, target, crm, read = word >> 10 & 15, word >> 5 & 31, word >> 1 & 15, word & 1
-        if read and (op0, op1, crn, crm, op2) in (_CNTFRQ, _CNTPCT, _CNTVCT):
-            is_frequency = (op0, op1, crn, crm, op2) == _CNTFRQ
-            value = self._frequency if is_frequency else self._time_stamp()
+        what, target = _emulated(word)
+        if what is None:
+            return False
+        if what in _COUNTERS:
+            value = self._frequency if what == _CNTFRQ else self._time_stamp()
             if target != _ZERO_REGISTER:
                 self.general[target] = value
-            self.pc = self.pc + _INSTRUCTION
-            return True
-        if (op0, op1, crn) == _MAINTENANCE and (crm, op2) in _BY_ADDRESS:
+        else:
             address = 0 if target == _ZERO_REGISTER else self.general[target]
-            if engine.vmem_translate(self._handle, address, PROT_READ, ctypes.addressof(self._physical)):
+            if engine.vmem_translate(self._handle, address, PROT_READ, self._physical_address):
                 self._maintenance_fault(address)
                 return True  # if the handler mapped the page, the guest executes the instruction again
-            if (crm, op2) == _IC_IVAU:
-                self._renew_line(address & -_LINE)
-            self.pc = self.pc + _INSTRUCTION
-            return True
-        return False
+            if what == _IC_IVAU:
+                self._renew_line(address & -_LINE, self._physical.value)
+        self.pc = self.pc + _INSTRUCTION
+        return True
 
-    def _renew_line(self, address: int) -> None:
+    def _renew_line(self, address: int, physical: int) -> None:
         """Drop what is translated of a line of code, whichever address it was translated at.
 
-        The engine finds the line by a fetch. Where none is allowed, everything is dropped.
+        The engine finds the line by a fetch. Where none is allowed everything is dropped, unless the page
+        never had code: a program may do this to megabytes of data, line by line.
         """
-        if engine.vmem_translate(self._handle, address, PROT_EXECUTE, ctypes.addressof(self._physical)):
+        if engine.vmem_translate(self._handle, address, PROT_EXECUTE, self._physical_address):
+            if not self.holds_code(physical):
+                return
             self.flush_code()
         else:
             self._uc.ctl_remove_cache(address, address + _LINE)

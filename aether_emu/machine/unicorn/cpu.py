@@ -92,6 +92,7 @@ class UnicornCpu(Cpu):
         self.resolve = lambda _va, _access: False
         self.on_rewrite = None
         self.code_changes = True
+        self.holds_code = lambda _physical: True
         self.return_work = None
 
     @staticmethod

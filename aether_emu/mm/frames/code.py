@@ -39,6 +39,8 @@ class CodeFrames:
         self.mutable = False
         self._stale: list[int] = []  # frames with that flag, each once
         self._watched: set[int] = set()  # blocks of memory that CPUs watch, by their addresses
+        for cpu in cpus:
+            cpu.holds_code = self.holds
 
     def executable(self, frame: int, count: int = 1, *, mutable: bool, shared: bool = False) -> None:
         """Frames are being mapped executable.
@@ -52,6 +54,12 @@ class CodeFrames:
             self.may_change()
         if shared:
             self._watch(np.arange(frame, frame + count))
+
+    def holds(self, physical: int) -> bool:
+        """Whether code may have run from the frame at an address since it was last given back."""
+        frames = self._frames
+        number = physical - frames.base >> frames.page_shift
+        return not 0 <= number < frames.count or bool(frames.flags[number] & _EXECUTABLE)
 
     def may_change(self) -> None:
         """From now on code exists that guest stores could reach: tells the CPUs."""

@@ -7,7 +7,8 @@ everywhere first (`mm.rmap`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+import errno
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -36,6 +37,9 @@ class Contents(Protocol):
 
         Of more, only those that are there already. Raises BackingFailed when there is no room for the page.
         """
+
+    def lacks(self, first: int, count: int) -> bool:
+        """Whether none of the pages is there, and there is room for all of them before the end."""
 
     def show(self, first: int, count: int) -> None:
         """Those pages are shown: from now on they are there."""
@@ -106,7 +110,7 @@ class FileBacking(Backing):
         file: ApertureFile,
         key: tuple[int, int],
         name: str,
-        gone: Callable[[FileBacking], None],
+        files: HostFiles,
     ) -> None:
         super().__init__(physical.objects)
         self._physical = physical
@@ -116,7 +120,7 @@ class FileBacking(Backing):
         self.failed = WriteFailures()
         self.failures_known = 0  # of those, what msync has told
         self._name = name
-        self._gone = gone
+        self._files = files
 
     @property
     def name(self) -> str:
@@ -127,13 +131,25 @@ class FileBacking(Backing):
         return self.file.writable
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
-        cache = None
         if self.contents is not None:
-            count = self.contents.admit(index, count)
-        else:
-            cache = self._physical.cache
-            if cache is not None and count > 1:
-                count = self._in_a_row(cache, index, count)
+            return self._shown(index, self.contents.admit(index, count), write=write)
+        cache = self._physical.cache
+        if cache is not None and count > 1:
+            count = self._in_a_row(cache, index, count)
+        first, count = self._shown(index, count, write=write)
+        if cache is not None and count == 1:
+            if not cache.has(first):
+                cache.bring(first)
+                self._read_around(cache, index, first)
+            if write:
+                cache.soil(first)
+        return first, count
+
+    def bring(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
+        """As `frames`, of a memory file that lacks all of these pages: from now on it has those returned."""
+        return self._shown(index, count, write=write)
+
+    def _shown(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         address, count = self.file.frames(index, count, write=write)
         if self.contents is not None:
             self.contents.show(index, count)
@@ -141,12 +157,6 @@ class FileBacking(Backing):
         first = table.number(address)
         if bytes(table.kind[first : first + count]).count(_FILE) < count:
             table.claim(first, count, Kind.FILE, self.number, index)
-        if cache is not None and count == 1:
-            if not cache.has(first):
-                cache.bring(first)
-                self._read_around(cache, index, first)
-            if write:
-                cache.soil(first)
         return first, count
 
     @property
@@ -243,6 +253,8 @@ class FileBacking(Backing):
         if self.contents is not None:
             self.contents.punch(first, count)
         else:
+            if self.key in self._files.swap_files:
+                raise Refused(errno.ETXTBSY, "it is a swap file")
             self.leave_memory(first, count)
             self.file.punch(first, count)
 
@@ -277,7 +289,7 @@ class FileBacking(Backing):
         super()._release_if_unused()
 
     def release(self) -> None:
-        self._gone(self)
+        self._files.forget(self)
         self.file.close()
         if self.contents is not None:
             self.contents.let_go()
@@ -298,6 +310,7 @@ class HostFiles:
     def __init__(self, physical: Physical, unmap: Callable[[FileBacking, int, int], None]) -> None:
         self._physical, self._unmap = physical, unmap
         self._by_key: dict[object, FileBacking] = {}
+        self.swap_files: Container[tuple[int, int]] = ()  # whose pages nobody takes from them
         physical.aperture.on_evict = self._evict
 
     def open(
@@ -318,7 +331,7 @@ class HostFiles:
                 known.file.close()  # `attach` counted one more reference to the same file
             return known
         file = self._physical.aperture.attach(fd, key, writable=writable)
-        backing = FileBacking(self._physical, file, key, name, self._forget)
+        backing = FileBacking(self._physical, file, key, name, self)
         backing.identity = identity
         self._by_key[key] = backing
         return backing
@@ -340,7 +353,8 @@ class HostFiles:
         """The object of a file that some area shows now."""
         return self._by_key.get(key)
 
-    def _forget(self, backing: FileBacking) -> None:
+    def forget(self, backing: FileBacking) -> None:
+        """Nobody shows that object any more."""
         del self._by_key[backing.key]
 
     def unmap_pages(self, backing: FileBacking, first: int, count: int) -> None:

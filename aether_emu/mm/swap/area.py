@@ -61,6 +61,8 @@ class SwapArea:
         self._slot_of = self._slots_of.data
         self.cached = 0
         """Frames that are cached for a slot."""
+        self.idle = 0
+        """Those of them whose slot nothing else names: the cache can give it up."""
         self.entries: SwapEntries = swap_entries(fmt)
         self.store = store
         self.own = Part(0, OWN_NAME, slots, store, priority=-2, key=None)
@@ -92,7 +94,7 @@ class SwapArea:
     @property
     def has_room(self) -> bool:
         """Whether another page may find a slot: one that is free, or that the cache gives up."""
-        return any(part.on and (part.used < part.slots or bool(self.cached)) for part in self.parts)
+        return any(part.on and (part.used < part.slots or bool(self.idle)) for part in self.parts)
 
     def users(self, slot: int) -> int:
         """How many entries and objects name a slot; 0 for one that nobody knows."""
@@ -138,13 +140,18 @@ class SwapArea:
 
     def named(self, slot: int, more: int = 1) -> None:
         """So many more entries or objects name a slot."""
-        self._by_number[slot >> PLACE_BITS].users[slot & _PLACE] += more
+        part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
+        if part.frames[place] and not part.users[place]:
+            self.idle -= 1
+        part.users[place] += more
 
     def unnamed(self, slot: int) -> None:
         """One names it no longer."""
         part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
         left = part.users[place] = part.users[place] - 1
-        if not left and not part.frames[place]:
+        if not left and part.frames[place]:
+            self.idle += 1
+        elif not left:
             self._give_back(slot)
 
     def is_out(self, entry: int) -> bool:
@@ -223,6 +230,7 @@ class SwapArea:
         part, place = self._by_number[slot >> PLACE_BITS], slot & _PLACE
         part.frames[place], self._slot_of[frame] = frame + 1, slot + 1
         self.cached += 1
+        self.idle += not part.users[place]
         if self.slabs is not None:
             with suppress(OutOfFrames):
                 part.objects[place] = self.slabs.take(CACHED, slot=slot, frame=frame)
@@ -240,6 +248,7 @@ class SwapArea:
             self.slabs.put(CACHED, part.objects[place])
             part.objects[place] = 0
         if not part.users[place]:
+            self.idle -= 1
             self._give_back(slot)
 
     def frames_go(self, frames: Iterable[int]) -> None:
@@ -257,7 +266,7 @@ class SwapArea:
     def _free_cached(self, but: Container[int]) -> None:
         """Give up slots that only the cache has: their frames are as good without."""
         idle = list[int]()
-        for part in self.parts:
+        for part in self.parts if self.idle else ():
             frames = part.column("frames")
             alone = np.flatnonzero((frames != 0) & (part.column("users") == 0)).tolist()
             idle += [int(frames[place]) - 1 for place in alone if part.first + place not in but]
@@ -344,6 +353,7 @@ class SwapArea:
         self._slots_of[:] = 0
         self._slots_of[frames[places] - 1] = places + 1
         self.cached = places.size
+        self.idle = int(np.count_nonzero(self.own.column("users")[places] == 0))
 
     def close(self) -> None:
         """The machine ends: let go of the host's files."""

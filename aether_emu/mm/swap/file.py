@@ -44,6 +44,14 @@ class SwapFile:
         made._fd, made._start = fd, page_size
         return made
 
+    @property
+    def key(self) -> tuple[int, int] | None:
+        """Device and inode number of the file at `path`; None where there is none, for nobody finds it."""
+        if self.path is None:
+            return None
+        status = os.fstat(self._fd)
+        return status.st_dev, status.st_ino
+
     def __contains__(self, slot: int) -> bool:
         return slot in self._sums
 

@@ -114,6 +114,13 @@ def _watch_allocator(machine: Machine, sanitizer: Sanitizer) -> None:
         free_bulk(frames)
 
     buddy.free, buddy.free_bulk = watched_free, watched_free_bulk
+    physical: Any = machine.physical
+    free_all = physical.free
+
+    def watched_free_all(unused: list[int]) -> None:
+        sanitizer.freed_together(lambda: free_all(unused))
+
+    physical.free = watched_free_all
     aperture = machine.aperture
     on_evict = aperture.on_evict
 

@@ -98,6 +98,7 @@ class Sanitizer:
         self._all_tables = rules.isa == "x86_64"
         self._events = 0
         self._inside = False  # a flush that is part of another event
+        self._seen = False  # nothing is edited before the event under way is over
 
     def have_tags(self, user_bit: int) -> None:
         """TLBs have tags. Those of a program and of the supervisor differ in `user_bit`, if they do."""
@@ -307,18 +308,32 @@ class Sanitizer:
         """Frames go back to the allocator."""
         if self.quiet:
             return
-        if self.touched:
+        if self.touched and not self._seen:
             self.look()
         if not self.behind and not self.roots:
             return
         for each in range(frame, frame + count):
             self._freed(each)
 
+    def freed_together(self, free: Callable[[], object]) -> None:
+        """`free` gives frames back, one by one or many at once, and edits no table: one look is for all.
+
+        A call that goes through much memory touches hundreds of tables, and gives back thousands of frames.
+        """
+        if self.touched and not self.quiet:
+            self.look()
+        self._seen = True
+        try:
+            free()
+        finally:
+            self._seen = False
+
     def freed_many(self, frames: npt.NDArray[np.int64]) -> None:
         """As `freed`, for single frames."""
         if self.quiet:
             return
-        self.look()
+        if not self._seen:
+            self.look()
         if self.behind:
             for frame in frames.tolist():
                 self._freed(frame)

@@ -233,6 +233,24 @@ class TestEmulated:
         bare.go(bare.cpu.pc)
         assert (bare["x4"], bare["x0"]) == (1, 2)
 
+    def test_maintenance_of_a_page_that_never_had_code_drops_no_translation(
+        self, bare: BareArm64, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A program may do that to megabytes of data, which then has all its code translated again."""
+        asked, dropped = list[int](), list[int]()
+
+        def holds_code(physical: int) -> bool:
+            asked.append(physical)
+            return len(asked) > 2
+
+        bare.map(ABSENT, READ_WRITE_LEAF, pa=bare.data)
+        bare.cpu.holds_code = holds_code
+        monkeypatch.setattr(bare.cpu, "flush_code", lambda: dropped.append(len(asked)))
+        bare["x1"], bare["x2"] = ABSENT + 0x83C, CODE
+        bare.run("ic ivau, x1\nic ivau, x1\nic ivau, x2\nic ivau, x1\nsvc #0")
+        assert asked == [bare.data + 0x83C] * 3, "where code may be fetched the line alone is dropped"
+        assert [count for count in dropped if count] == [3]
+
     def test_other_system_registers_stay_refused(self, bare: BareArm64) -> None:
         bare.run("mrs x0, cntp_ctl_el0")
         assert [trap.kind for trap, _pc in bare.traps] == [TrapKind.ILLEGAL]

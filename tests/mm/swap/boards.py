@@ -55,6 +55,7 @@ def check_slots(board: Board, objects: list[SharedMemory]) -> None:
     assert {slot: swap.users(slot) for slot in named} == dict(named)
     cached = {slot: frame for frame in range(board.frames.count) if (slot := swap.slot_of(frame)) is not None}
     assert swap.used == len(named.keys() | cached.keys())
+    assert (swap.cached, swap.idle) == (len(cached), len(cached.keys() - named.keys()))
     for slot, frame in cached.items():
         assert swap.frame_of(slot) == frame
         assert bytes(board.physical.page_bytes(frame)) == swap.look(slot) or slot not in named

@@ -112,6 +112,9 @@ int main(int count, char **arguments)
 
     make(path[0], 257, 1, 256, 0, "SWAPSPACE2");
     make(path[1], 65, 1, 64, 0, "SWAPSPACE2");
+    int old = open(path[0], O_RDWR);
+    char *shown = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, old, page);
+    close(old);
     try("a good one", path[0], 0);
     try("the same again", path[0], 0);
     try("one with a priority", path[1], SWAP_FLAG_PREFER | 5);
@@ -121,6 +124,22 @@ int main(int count, char **arguments)
     printf("open: %s\n", named(fd < 0));
     printf("write: %s\n", named(pwrite(fd, "x", 1, 0) != 1));
     printf("ftruncate: %s\n", named(ftruncate(fd, 0)));
+    printf("ftruncate to another end: %s\n", named(ftruncate(fd, 257 * page)));
+    printf("ftruncate beyond it: %s\n", named(ftruncate(fd, 258 * page)));
+    printf("truncate: %s\n", named(truncate(path[0], page)));
+    printf("open with O_TRUNC: %s\n", named(open(path[0], O_WRONLY | O_TRUNC) < 0 ? -1 : 0));
+    printf("open with O_TRUNC to read: %s\n", named(open(path[0], O_RDONLY | O_TRUNC) < 0 ? -1 : 0));
+    printf("creat: %s\n", named(creat(path[0], 0600) < 0 ? -1 : 0));
+    printf("a hole by a mapping from before: %s\n", named(madvise(shown, page, MADV_REMOVE)));
+    int other = open(path[2], O_RDWR | O_CREAT, 0600);
+    off_t here = 0, there = 0;
+    printf("copy_file_range from it: %s\n", named(copy_file_range(fd, &here, other, &there, page, 0) < 0 ? -1 : 0));
+    printf("copy_file_range to it: %s\n", named(copy_file_range(other, &here, fd, &there, page, 0) < 0 ? -1 : 0));
+    close(other);
+    unlink(path[2]);
+    struct stat now;
+    fstat(fd, &now);
+    printf("it still has %ld pages\n", (long)(now.st_size / page));
     printf("fallocate: %s\n", named(fallocate(fd, 0, 0, 300 * page)));
     printf("a shared mapping to write: %s\n", named(mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0) == MAP_FAILED));
     close(fd);
