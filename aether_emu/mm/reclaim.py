@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.errors import OutOfFrames
-from aether_emu.mm import rmap
+from aether_emu.mm import ageing, rmap
 from aether_emu.mm.allocation import LOCKED
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
@@ -127,6 +127,26 @@ class Reclaim(Room):
             self._n[self._scanned] += len(frames)
             more, full = self._take(frames)
             taken += more
+        if taken < wanted and self._swap.cached and self._swap.on:
+            taken += self._take_cached(wanted - taken)
+        return taken
+
+    def _take_cached(self, wanted: int) -> int:
+        """Take frames that swap has the bytes of, and so need no slot; those last that were used lately."""
+        frames, used, taken = self._swap.cached_frames(), list[int](), 0
+        frames = frames[self._physical.frames.flags_array[frames] & _UNEVICTABLE == 0]
+        for first in range(0, frames.size, BATCH):
+            some = frames[first : first + BATCH].tolist()
+            lately = [frame for frame in some if ageing.was_accessed(self._physical, frame)]
+            ageing.forget_frames(self._physical, lately)
+            self._n[self._scanned] += len(some)
+            taken += self._take([frame for frame in some if frame not in lately])[0]
+            if taken >= wanted:
+                return taken
+            used += lately
+        for first in range(0, len(used), BATCH):
+            if taken < wanted:
+                taken += self._take(used[first : first + BATCH])[0]
         return taken
 
     # ---- one batch
