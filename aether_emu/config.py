@@ -88,6 +88,9 @@ class ClockCosts:
         "ns for storing a page in the swap area, or loading it",
     )
     swap_disk: int = _cost(60_000, "ns for writing a page to the swap file, or reading it")
+    file_page: int = _cost(
+        20_000, "ns for reading a page of a file into the page cache, or writing it back, where they count"
+    )
     system_call: int = _cost(100, "ns for a system call, whatever it does")
     flush_page: int = _cost(200, "ns for invalidating one page in a TLB")
     flush_all: int = _cost(500, "ns for a full TLB flush")
@@ -125,6 +128,7 @@ class CostOptions(TypedDict, total=False):
     fault_denied: int
     swap_page: int
     swap_disk: int
+    file_page: int
     system_call: int
     flush_page: int
     flush_all: int
@@ -167,6 +171,8 @@ class Options(TypedDict, total=False):
     swap_pool: int | str | None
     swap_file: str | None
     swap_readahead: int
+    page_cache: str
+    swappiness: int
     reclaim: str
     kswapd: bool
     min_free: int | str | None
@@ -250,11 +256,22 @@ class Config:
         Whole(1, 64, power_of_two=True),
         "pages that one fault brings back from the swap area, the wanted one included; 1 is off",
     )
+    page_cache: str = _parameter(
+        "outside",
+        Word(("outside", "counted")),
+        "whether the pages of files that programs map count as RAM, and are dropped when it is short; "
+        "outside: they take none, and stay",
+    )
+    swappiness: int = _parameter(
+        60,
+        Whole(0, 200),
+        "how readily pages go to the swap area, against those of counted files: 100 is equally",
+    )
     reclaim: str = _parameter(
         "mglru",
         Word(("mglru", "clock")),
-        "in which order pages go to the swap area: by generations (Linux: multi-generational LRU), or by a "
-        "clock with two hands",
+        "in which order pages leave memory: by generations (Linux: multi-generational LRU), or by a clock "
+        "with two hands",
     )
     kswapd: bool = _parameter(
         True,

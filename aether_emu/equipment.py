@@ -75,8 +75,13 @@ def equip_memory(computer: Computer[Any], config: Config) -> None:
     """Huge pages that programs reserve, and get at faults; where pages go when memory is short."""
     physical = computer.physical
     _fill_pools(computer, config)
+    physical.swappiness = config.swappiness
     if config.swap:
         _connect_swap(computer, config)
+    if config.page_cache == "counted":
+        from aether_emu.policy.reclaim import count_files  # noqa: PLC0415  # few runs have it
+
+        count_files(physical, config)
     if config.thp_defrag != "never":
         physical.compaction = Compaction(physical)
     orders, defrag = _run_orders(config), config.thp_defrag

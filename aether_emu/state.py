@@ -86,6 +86,7 @@ def capture(machine: Machine) -> State:
         raise StateError(f"{part.name} is a swap file of a program: its machine can't be captured")
     machine.scheduler.come_to_rest()
     machine.kernel.settle_books()
+    _let_go_of_lost_files(machine, process)
     # These are lost while the registers of others are looked at.
     reservations = [cpu.reservation() for cpu in machine.computer.cpus]
     try:
@@ -93,6 +94,25 @@ def capture(machine: Machine) -> State:
     finally:
         for cpu, reservation in zip(machine.computer.cpus, reservations, strict=True):
             cpu.reserve(reservation)
+
+
+def _let_go_of_lost_files(machine: Machine, process: Process) -> None:
+    """What the page cache keeps of files that no area shows has to be found again: the rest goes."""
+    cache = machine.physical.cache
+    for file in [] if cache is None else list(cache.unused.values()):
+        assert cache is not None and isinstance(file, FileBacking), "it keeps such"
+        try:
+            with machine.kernel.actor.as_root():
+                _opened(process, file.capture(), lambda _file: None)
+        except StateError:
+            cache.end(file)
+
+
+def _unused_files(machine: Machine) -> list[FileBacking]:
+    """Those that only the page cache knows."""
+    cache = machine.physical.cache
+    kept = [] if cache is None else list(cache.unused.values())
+    return [file for file in kept if isinstance(file, FileBacking)]
 
 
 def _captured(machine: Machine, process: Process) -> State:
@@ -105,7 +125,8 @@ def _captured(machine: Machine, process: Process) -> State:
     files = list(dict.fromkeys((*(each.files for each in living), *(task.files for task in tasks))))
     waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) is Wait]
     waited = [(task, queue) for task, wait in waits if not wait.woken for queue in wait.queues]
-    backings = _backings_of(spaces.values())
+    unused = _unused_files(machine)
+    backings = [*_backings_of(spaces.values()), *unused]
     devices = [] if machine.board is None else list(machine.board.memories().values())
     memories = [MemoryFile(one, fl.O_RDWR) for one in map(_memory_of, backings) if one is not None]
     try:
@@ -132,6 +153,7 @@ def _captured(machine: Machine, process: Process) -> State:
         "streams": machine.streams.capture(),
         "kernel": kernel.capture(),
         "backings": described,
+        "unused_files": [file.number for file in unused],
         "spaces": [space_capture.capture(space) for space in spaces.values()],
         "processes": [each.capture() for each in processes],
         "space_of": {each.pid: each.mm.number for each in living},
@@ -226,6 +248,10 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     for described in state["spaces"]:
         shown = {backing.number: backing for backing in backings}
         space_capture.restore(spaces[described["number"]], described, shown)
+    if machine.physical.cache is not None:
+        for backing in backings:
+            if isinstance(backing, FileBacking) and backing.number in state["unused_files"]:
+                machine.physical.cache.unused[backing.number] = backing
     if state["system_v"] is not None:
         ipc_capture.finish(machine.kernel.with_system_v(), state["system_v"])
     objects.last = state["physical"]["last_owner"]
@@ -475,6 +501,8 @@ def _restore_backing(process: Process, described: State) -> Backing:
 def _shown(process: Process, file: HostData, described: State) -> Backing:
     backing = file_backing(process.kernel, file, writable=described["writable"], name=described["name"])
     backing.renumber(described["number"])
+    backing.failed.restore(described["failed"])
+    backing.failures_known = described["failures_known"]
     return backing
 
 

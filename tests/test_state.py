@@ -26,6 +26,7 @@ from aether_emu.mm import mapping
 from aether_emu.mm.allocation import LOCKS
 from aether_emu.mm.mapping import MADV_DONTDUMP
 from aether_emu.mm.protection import Protection
+from aether_emu.mm.space import EXEC_GAIN_REFUSED
 from aether_emu.observe import stats
 from aether_emu.system import Machine
 from tests.guests.running import TARGETS, Target, expected, program
@@ -157,6 +158,7 @@ def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
     assert memory.sys_mlockall(task, 6) == memory.sys_mlock(task, at, page) == 0
     assert memory.sys_madvise(task, at + page, page, MADV_DONTDUMP) == 0
     machine.process.personality = 0x40_0000
+    mm.exec_gain = EXEC_GAIN_REFUSED
     for resource, soft in ((1, 7), (2, 1 << 30), (8, 5 << 20), (9, 1 << 40)):
         machine.process.limits[resource] = (soft, 2 * soft)
         machine.process.limits.apply(resource)
@@ -169,6 +171,7 @@ def test_what_was_asked_for_areas_and_limits_is_restored() -> None:
         mm.account.data,
         mm.account.locked,
     )
+    assert again.exec_gain == EXEC_GAIN_REFUSED
     assert (again.account.most_reserved, again.new_flags) == (mm.account.most_reserved, LOCKS)
     assert again.limits.capture() == mm.limits.capture()
     assert (again.limits.data, again.limits.data_most, again.limits.locked) == (1 << 30, 2 << 30, 5 << 20)
@@ -210,6 +213,22 @@ def test_an_open_file_of_proc_that_is_written_is_restored() -> None:
         assert each.process is not None
         assert each.process.files.write(fd, b"1") == 1
         assert each.run().status == 0
+        each.close()
+
+
+def test_a_text_of_proc_that_was_opened_and_not_read_is_made_when_it_is() -> None:
+    machine, _ = _loaded(X86_64, "hello")
+    assert machine.process is not None
+    fd, begun = (machine.process.files.open(fl.AT_FDCWD, b"/proc/self/maps", fl.O_RDONLY) for _ in range(2))
+    first = machine.process.files.read(begun, 1)
+    restored = state.restore(state.capture(machine), streams=_streams())
+    assert restored.process is not None
+    memory.sys_mmap(restored.entry.task, 0x7000_0000, 4096, 0, 0x32, -1, 0)
+    late, old = (restored.process.files.read(each, 1 << 16) for each in (fd, begun))
+    assert isinstance(late, bytes) and isinstance(old, bytes) and isinstance(first, bytes)
+    assert b"\n70000000-70001000 ---p" in late and b"\n70000000-" not in first + old
+    for each in (machine, restored):
+        each.run()
         each.close()
 
 

@@ -117,6 +117,13 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="A swap area, to which pages go when RAM is short.",
 )
 @click.option(
+    "--page-cache",
+    cls=Setting,
+    key="page_cache",
+    type=text("HOW", lambda: ("outside", "counted")),
+    help="Whether pages of mapped files take RAM (counted), and go when it is short, or none (outside).",
+)
+@click.option(
     "--kpti",
     cls=Setting,
     key="kpti",

@@ -61,8 +61,9 @@ _WITHOUT_COPY = (
     Event.HUGE_ZERO_PAGE,
     Event.HUGE_RUN,
 )
-_STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ)
+_STALLS = (Event.SWAP_OUT, Event.SWAP_IN, Event.SWAP_WRITTEN, Event.SWAP_READ, Event.FILE_WRITTEN)
 RESOLVED_FAULTS = (*_WITHOUT_COPY, Event.FAULT_COPY)
+MAJOR_FAULTS = (Event.FAULT_SWAP, Event.FAULT_FILE_READ)
 _resolved_faults = itemgetter(*RESOLVED_FAULTS)
 Moment = tuple[int, int, int, list[int], int]
 """Time as it was: what the clock has, and what is not in it yet (blocks, calls, events; what is charged)."""
@@ -157,6 +158,9 @@ class Kernel:
             **dict.fromkeys(_WITHOUT_COPY, costs.fault_minor),
             Event.FAULT_COPY: costs.fault_copy,
             Event.FAULT_SWAP: costs.fault_minor,
+            Event.FAULT_FILE_READ: costs.fault_minor,
+            Event.FILE_READ: costs.file_page,
+            Event.FILE_WRITTEN: costs.file_page,
             Event.SWAP_IN: costs.swap_page,
             Event.SWAP_OUT: costs.swap_page,
             Event.SWAP_READ: costs.swap_disk,
@@ -180,8 +184,9 @@ class Kernel:
     def attend_to_swap(self) -> None:
         """Note how long tasks wait for pages, and tell what becomes of the swap area, if there is one."""
         physical = self.physical
-        if physical.reclaim is not None and physical.swap is not None:
+        if physical.reclaim is not None and (physical.swap is not None or physical.cache is not None):
             physical.reclaim.on_stall = self.note_pressure
+        if physical.reclaim is not None and physical.swap is not None:
             physical.swap.store.tell = lambda line: self.tell(line + "\n")
 
     def _connect(self, lines: Lines[Any, Any]) -> None:
@@ -332,7 +337,7 @@ class Kernel:
         """Time, minor faults, costs of events and major faults until now, of all tasks."""
         sums = self._sums()
         costs = sums.costs + sum(self.calls_made.values()) * self.clock.costs.system_call
-        return self._busy(costs), sums.faults, costs, sums.events[Event.FAULT_SWAP]
+        return self._busy(costs), sums.faults, costs, sum(sums.events[event] for event in MAJOR_FAULTS)
 
     def _busy(self, costs: int) -> int:
         """The ns that tasks have run, where events have cost so much until now. To ask changes nothing: no
@@ -368,8 +373,8 @@ class Kernel:
         return self._sums().faults
 
     def major_faults(self) -> int:
-        """Faults for which a page had to be brought from somewhere: from swap."""
-        return self.physical.counters.n[Event.FAULT_SWAP]
+        """Faults for which a page had to be brought from somewhere: from swap, or from a file."""
+        return sum(self.physical.counters.n[event] for event in MAJOR_FAULTS)
 
     def swap_bytes(self) -> tuple[int, int]:
         """Bytes of the swap files that are on, and how many of them are free."""
@@ -386,7 +391,8 @@ class Kernel:
     def _stalled(self) -> int:
         """What pages that went and came back have cost so far."""
         n = self.physical.counters.n
-        return sum(n[event] * self._costs[event] for event in _STALLS)
+        again = n[Event.FILE_REFAULT] * self._costs[Event.FILE_READ]
+        return again + sum(n[event] * self._costs[event] for event in _STALLS)
 
     def interrupt_turn(self) -> None:
         """Whoever runs leaves the CPU when its current callback returns: the kernel has something to do."""

@@ -13,6 +13,7 @@ import errno
 import os
 
 from aether_emu.errors import Refused
+from aether_emu.linux.cached_files import connect_cache
 from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.huge_file import HugeFile
 from aether_emu.linux.files.inodes import FileKey
@@ -77,8 +78,7 @@ class MappedFile:
     def may_store(self, protection: int) -> bool:
         """Whether a new shared mapping may ever be written. EPERM for one that a seal forbids.
 
-        As in Linux 6.6: under F_SEAL_WRITE that is any shared mapping by a descriptor that is open for
-        writing, read-only ones too (`mapping_map_writable`); under F_SEAL_FUTURE_WRITE one that is writable.
+        That is one that may be written at once; under a seal any other stays as it is (Linux since 6.7).
         """
         file = self._file
         if protection & Protection.WRITE and isinstance(file, HostData):
@@ -86,9 +86,10 @@ class MappedFile:
         if not self.writable or not isinstance(file, MemoryFile | HugeFile):
             return self.writable
         seals = file.contents.seals if isinstance(file, HugeFile) else file.memory.seals
-        if seals & F_SEAL_WRITE or (seals & F_SEAL_FUTURE_WRITE and protection & Protection.WRITE):
+        sealed = bool(seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE))
+        if sealed and protection & Protection.WRITE:
             raise Refused(errno.EPERM, "the memory file is sealed against writing")
-        return not seals & F_SEAL_FUTURE_WRITE
+        return not sealed
 
     def open_backing(self, *, shared_writable: bool) -> Backing:
         """The file's pages. ENODEV for what has none; or what the host refuses."""
@@ -142,6 +143,7 @@ def before_truncate(kernel: Kernel, key: FileKey, old: int, new: int) -> None:
     everything = LARGEST_OFFSET >> page_shift
     unmap(backing, ending, 1)
     unmap(backing, gone, everything - gone, copies=True)
+    backing.leave_memory(gone, everything - gone)
     _forget_code(kernel, backing)
 
 
@@ -157,6 +159,7 @@ def before_punch(kernel: Kernel, key: FileKey, offset: int, length: int) -> None
     first, end = offset + (1 << page_shift) - 1 >> page_shift, offset + length >> page_shift
     if first < end:
         unmap(backing, first, end - first)
+        backing.leave_memory(first, end - first)
     _forget_code(kernel, backing)
 
 
@@ -170,6 +173,7 @@ def connect_mappings(kernel: Kernel, namespace: Namespace) -> None:
     namespace.on_truncate = lambda key, old, new: before_truncate(kernel, key, old, new)
     namespace.on_punch = lambda key, offset, length: before_punch(kernel, key, offset, length)
     namespace.shows_stores = shows_stores
+    namespace.cached = connect_cache(kernel)
     namespace.pipes.physical = kernel.physical
 
 

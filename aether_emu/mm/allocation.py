@@ -34,12 +34,13 @@ _SLICE = 64
 
 
 class AreaFlags(IntFlag):
-    """What a program asked for an area by mlock, madvise, mseal and userfaultfd.
+    """What a program asked for an area by mlock, madvise, mseal and userfaultfd, and what a device's is.
 
     Values are Linux's (VM_*, linux/mm.h).
     """
 
     USER_MISSING = 0x200
+    MAYBE_GUARDED = 0x800
     USER_WP = 0x1000
     LOCKED = 0x2000
     SEQUENTIAL = 0x8000
@@ -59,6 +60,8 @@ class AreaFlags(IntFlag):
 LOCKED, LOCK_ON_FAULT = int(AreaFlags.LOCKED), int(AreaFlags.LOCK_ON_FAULT)
 LOCKS = LOCKED | LOCK_ON_FAULT
 SEALED = int(AreaFlags.SEALED)
+MAYBE_GUARDED = int(AreaFlags.MAYBE_GUARDED)
+"""Some of its pages were guarded once (`mm.guards`). It keeps no areas apart, and stays."""
 USER_MISSING, USER_WP, USER_MINOR = map(
     int, (AreaFlags.USER_MISSING, AreaFlags.USER_WP, AreaFlags.USER_MINOR)
 )
@@ -270,6 +273,15 @@ class Area:
             more.offset = self.offset + (self.length >> page_shift)
         return more
 
+    def has_flags_of(self, other: Area) -> bool:
+        """Whether both have the same flags, but for what keeps no areas apart."""
+        return not (self.flags ^ other.flags) & ~MAYBE_GUARDED
+
+    def absorb(self, other: Area) -> None:
+        """Take over what keeps no areas apart from `other`, which is a part of this one now."""
+        self.fresh |= other.fresh
+        self.flags |= other.flags & MAYBE_GUARDED
+
     def continues(self, other: Area, page_shift: int) -> bool:
         """Whether `other`, which begins where this area ends, can become part of it."""
         return self.continues_at(self.end, other, page_shift)
@@ -284,7 +296,7 @@ class Area:
             and self.maximum == other.maximum
             and self.no_reserve == other.no_reserve
             and self.charged == other.charged
-            and self.flags == other.flags
+            and self.has_flags_of(other)
             and self.key == other.key
             and self.name == other.name
             and self.grows_down == other.grows_down
@@ -375,12 +387,12 @@ class AreaMap:
                 self._unlink(after)
                 del self._starts[index], self._areas[index]
                 self._drop_empty(after.start, after.start)
-                before.fresh |= after.fresh
-            before.fresh |= area.fresh
+                before.absorb(after)
+            before.absorb(area)
             self._resize(before, before.start, end)
             return before
         if after is not None and area.continues(after, self._shift):
-            after.fresh |= area.fresh
+            after.absorb(area)
             self._begin(index, area.start)
             return after
         self.require_room(1)

@@ -27,6 +27,7 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "no_huge": space.no_huge,
         "promises": None if space.promises is None else space.promises.capture(),
         "merge_any": space.merge_any,
+        "exec_gain": space.exec_gain,
         "tracks_writes": space.tracks_writes,
         "program_data": space.program_data,
         "limits": space.limits.capture(),
@@ -61,6 +62,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         area.was_writable_executable = was_writable_executable
         space.place(area)
     space.no_huge, space.merge_any = state["no_huge"], state["merge_any"]
+    space.exec_gain = state["exec_gain"]
     if state["promises"] is not None:
         assert isinstance(space.physical.pools, Pools), "which have promised"
         space.promises = Promises()

@@ -28,7 +28,7 @@ from aether_emu.mm.rmap import Mapping, mappings
 from aether_emu.mm.tables.damage import TableDamaged
 
 # Plain ints: numpy needs 20 us for an operation with an enum.
-_FREE, _ANON = int(Kind.FREE), int(Kind.ANON)
+_FREE, _ANON, _CACHE = int(Kind.FREE), int(Kind.ANON), int(Kind.CACHE)
 _EXECUTABLE = int(Flags.EXECUTABLE)
 _TRIED = 4  # rows, before it is given up
 _MOST_PASSED = 64  # wishes that are passed over after failures
@@ -75,7 +75,7 @@ class Compaction:
             free = kinds == _FREE
             can_move = (
                 (kinds == _ANON) & (refs > 0) & (refs == frames.maps_array[low:high].reshape(-1, count))
-            )
+            ) | (kinds == _CACHE)
             fitting = np.flatnonzero((free | can_move).all(axis=1))
             used = count - np.count_nonzero(free[fitting], axis=1)
             rows += zip(used.tolist(), (low + fitting * count).tolist(), strict=True)
@@ -103,6 +103,9 @@ class Compaction:
         """The entries that show each of the frames, up to the first that cannot move."""
         physical = self._physical
         for frame in used:
+            if physical.frames.kind[frame] == _CACHE:  # no entry shows what stands for a page of a file
+                yield []
+                continue
             try:
                 found = list(mappings(physical, frame))
             except TableDamaged:
@@ -142,6 +145,9 @@ def migrate(
         column[new] = column[old]
     frames.refs_array[new], frames.maps_array[new] = frames.refs_array[old], frames.maps_array[old]
     frames.flags_array[new] |= np.uint8(int(Flags.DIRTY))
+    if physical.cache is not None:
+        stand_ins = frames.kind_array[new] == _CACHE
+        physical.cache.moved(old[stand_ins].tolist(), new[stand_ins].tolist())
     code = new[frames.flags_array[old] & np.uint8(_EXECUTABLE) != 0]
     frames.refs_array[old] = frames.maps_array[old] = 0
     frames.kind_array[old] = int(Kind.KERNEL)

@@ -73,6 +73,15 @@ class Event(IntEnum):
     KSWAPD_SCANNED = 62  # frames that reclaim looked at in the background
     KSWAPD_TAKEN = 63  # frames that it gave back then
     KSWAPD_RUNS = 64  # times that it was woken
+    FAULT_FILE_READ = 65  # a page of a file that was not in memory, where they count: a major fault
+    FILE_READ = 66  # pages of files that came into memory, those that were read around it too
+    FILE_REFAULT = 67  # of those, what reclaim had dropped
+    FILE_REFAULT_SOON = 68  # of those, what came back before as many others went as memory holds: thrashing
+    FILE_DIRTIED = 69  # pages of files that a program was let store to
+    FILE_WRITTEN = 70  # of those, what was written back
+    FILE_SCANNED = 71  # pages of files that reclaim looked at, whoever asked for it
+    FILE_TAKEN = 72  # pages of files that it dropped
+    FILE_SPARED = 73  # times that it let code stay for once
 
 
 class Counters:

@@ -476,7 +476,7 @@ class Faults:
 
         Raises what the backing raises, and OutOfFrames, with nothing taken.
         """
-        physical = self._physical
+        physical, read = self._physical, self._n[Event.FILE_READ]
         frame = self._fresh(area, page)
         try:
             if source is not None:
@@ -488,7 +488,7 @@ class Faults:
             physical.frames.maps[frame] = physical.frames.refs[frame] = 0
             physical.give_back([frame])
             raise
-        self._n[Event.FAULT_COPY] += 1
+        self._n[Event.FAULT_COPY if read == self._n[Event.FILE_READ] else Event.FAULT_FILE_READ] += 1
         self._n[Event.COPIED_PAGES] += 1
         return frame
 
@@ -518,6 +518,7 @@ class Faults:
             window = min(space.fault_around, fmt.levels[0].entries) << shift
             first = max(page & -window, area.start)
             last = min((page & -window) + window, area.end)
+        read = self._n[Event.FILE_READ]
         frame, count = self._frames_around(space, area, first, last, page, write)
         if count == 1:
             first = page
@@ -539,7 +540,7 @@ class Faults:
         physical.frames.maps_array[mapped] += 1
         if area.protection & Protection.EXECUTE:
             physical.code.executable(frame, count, mutable=backing.writable, shared=backing.writable)
-        self._n[Event.FAULT_FILE] += 1
+        self._n[Event.FAULT_FILE if read == self._n[Event.FILE_READ] else Event.FAULT_FILE_READ] += 1
         self._n[Event.FILE_AROUND] += count - present - 1
 
     def _frames_around(

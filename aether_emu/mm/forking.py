@@ -2,7 +2,8 @@
 
 areas           as madvise asked                          MADV_DONTFORK: none, MADV_WIPEONFORK: no pages
 private pages   entries that let neither side write       the first store copies, see `mm.fault`
-shared pages    none, a fault finds them in the object    but where a watcher is asked about stores
+shared pages    none, a fault finds them in the object    but where a watcher is asked about stores, or
+                                                          some are guarded
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 from aether_emu.mm import markers
-from aether_emu.mm.allocation import LOCKS, USER_FAULTS, USER_WP, Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm.allocation import (
+    LOCKS,
+    MAYBE_GUARDED,
+    USER_FAULTS,
+    USER_WP,
+    Area,
+    AreaFlags,
+    AreaMap,
+    Watcher,
+)
 from aether_emu.mm.audit import Audited
 from aether_emu.mm.limits import Account
 from aether_emu.mm.tables import transfer
@@ -52,8 +62,8 @@ def copy_memory(parent: Forked, child: Forked) -> None:
         )
         if swap is not None:
             swap.shared(copied)
-        if watched:
-            _copy_watched(parent, child, gather, with_pages)
+        if watched or any(area.flags & MAYBE_GUARDED and area.shared for area in with_pages):
+            _copy_entries(parent, child, gather, with_pages)
     except BaseException:
         del parent.untold[known:]
         raise
@@ -83,16 +93,17 @@ def _copy_areas(parent: Forked, child: Forked, kept: list[Area]) -> bool:
     return bool(watchers)
 
 
-def _copy_watched(parent: Forked, child: Forked, gather: Gather, areas: Iterable[Area]) -> None:
+def _copy_entries(parent: Forked, child: Forked, gather: Gather, areas: Iterable[Area]) -> None:
     """What was asked about stores holds in the child where it has a watcher.
 
-    Shared memory that is watched for them comes with its entries.
+    Shared memory that is watched for them, or has guards, comes with its entries.
     """
     for area in areas:
         there = child.areas.find(area.start)
-        if not area.flags & USER_WP or there is None:
+        if not area.flags & (USER_WP | MAYBE_GUARDED) or there is None:
             continue
-        if not there.flags & USER_WP:
-            markers.watch_writes(child.table, None, area.start, area.end, on=False)
-        elif area.shared:
+        told = there.flags & USER_WP
+        if area.shared and (told or area.flags & MAYBE_GUARDED):
             transfer.copy(parent.table, child.table, gather, [(area.start, area.end)], private=False)
+        if area.flags & USER_WP and not told:
+            markers.watch_writes(child.table, None, area.start, area.end, on=False)

@@ -2,7 +2,9 @@
 
 A guarded page has a held entry of the kind GUARD at level 1, and no frame. It goes with munmap and with
 MADV_GUARD_REMOVE alone: mprotect, MADV_DONTNEED and MADV_FREE leave it, mremap moves it, fork copies it.
-Linux has them since 6.13 (mm/madvise.c), for private memory as here.
+In a mapping of a file or of shared memory it guards the addresses and not what they show: others read and
+write the same page elsewhere, and a hole or a truncation leaves the guard. Linux: mm/madvise.c, since 6.13,
+for shared memory and files since 6.15.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.errors import Refused
-from aether_emu.mm.allocation import LOCKED, Area
+from aether_emu.mm.allocation import LOCKED, MAYBE_GUARDED, Area
 from aether_emu.mm.hugepage import split_at
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import entries_of
@@ -23,8 +25,8 @@ from aether_emu.mm.tables.tree import Stretch
 def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
     """Drop the pages of `[start, end)`, a part of `area`, and guard it. Guarding twice is no mistake.
 
-    Raises Refused(EINVAL) for memory that is shared, locked, or the kernel's own; OutOfFrames where there is
-    no memory for page tables, with nothing changed. That is no hole, behind which the call would go on.
+    Raises Refused(EINVAL) for memory that is locked, the kernel's own, or a device's; OutOfFrames where there
+    is no memory for page tables, with nothing changed. That is no hole, behind which the call would go on.
     """
     _check(area)
     if area.flags & LOCKED:
@@ -37,6 +39,7 @@ def install(space: AddressSpace, area: Area, start: int, end: int) -> None:
             _make_table(space, max(at, start))
 
     space.physical.with_room(add_tables)
+    area.flags |= MAYBE_GUARDED
     gather = space.gather()
     try:
         space.clear(gather, area, start, end)
@@ -75,5 +78,5 @@ def guarded(space: AddressSpace, start: int, end: int) -> NDArray[np.int64]:
 
 
 def _check(area: Area) -> None:
-    if area.shared or (area.backing is not None and area.backing.whole):
-        raise Refused(errno.EINVAL, "only private memory is guarded")
+    if area.backing is not None and (area.backing.whole or area.backing.in_device):
+        raise Refused(errno.EINVAL, f"{area.backing.name} is not guarded")

@@ -107,9 +107,10 @@ def _mark_all(space: AddressSpace, flags: int) -> None:
 
 
 def _mark_part(space: AddressSpace, area: Area, start: int, end: int, flags: int) -> None:
-    """The kernel's own pages are never locked, and nobody is refused because of them (Linux: VM_SPECIAL).
+    """The kernel's own pages and a device's are never locked; nobody is refused for it (Linux: VM_SPECIAL).
 
     Nor are huge pages of a pool, which never leave memory anyway.
     """
-    if area.backing is None or not (area.backing.whole or area.backing.huge_size):
+    backing = area.backing
+    if backing is None or not (backing.whole or backing.in_device or backing.huge_size):
         space.mark(area, start, end, area.flags & ~LOCKS | flags)

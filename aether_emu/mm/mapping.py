@@ -8,6 +8,7 @@ brk(2), mprotect(2), mincore(2). mremap has a module of its own (`mm.remap`), an
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from typing import Protocol
 
 from aether_emu.errors import OutOfFrames, Refused
@@ -23,9 +24,11 @@ from aether_emu.mm.allocation import (
     Watcher,
 )
 from aether_emu.mm.collapse import collapse_advised
+from aether_emu.mm.counters import Event
 from aether_emu.mm.fault import AccessError, BusError, OutOfMemory
 from aether_emu.mm.markers import is_marker
 from aether_emu.mm.merging import unmerge_advised
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.hugetlb import HugeMemory
 from aether_emu.mm.objects.protocol import Backing
 from aether_emu.mm.objects.shared import SharedMemory
@@ -96,6 +99,10 @@ _CHANGES = (
 _NOT_OF_HUGE = (
     MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_COLLAPSE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE,
 )  # fmt: skip
+# What Linux has for pages that are memory of its own, and what would undo that a device's area is not dumped.
+_NOT_OF_DEVICES = (
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DOFORK, MADV_DODUMP,
+)  # fmt: skip
 _POPULATES = (MADV_POPULATE_READ, MADV_POPULATE_WRITE)
 _ADVICE = {*_KEPT, *_TAKES_PAGES, *_POPULATES, MADV_WILLNEED, MADV_DONTNEED_LOCKED, MADV_COLLAPSE}
 _ADVICE |= {MADV_GUARD_INSTALL, MADV_GUARD_REMOVE}
@@ -105,6 +112,10 @@ FLUSH_LATER = frozenset(
 """Advice whose flush may be one with that of others (`mm.joint`), but for pages of a pool."""
 IN_PARTS = FLUSH_LATER | {MADV_POPULATE_READ, MADV_POPULATE_WRITE}
 """Advice that does the same to a range at once and to its parts one by one, and again to what has it."""
+
+
+MayStore = Callable[[int], bool]
+"""Whether rights permit stores to pages of a protection key."""
 
 
 class Mappable(Protocol):
@@ -158,6 +169,7 @@ def map_memory(space: AddressSpace, request: Request, *, populate_now: bool = Tr
     protection = Protection(request.protection & _PROT)
     area_flags = _first_flags(space, flags, length)
     shared, maximum = _check_kind(request, length)
+    _check_exec_gain(space, protection, protection)
     never = space.physical.overcommit.mode == NEVER  # then all is promised, whatever is asked
     no_reserve = bool(flags & MAP_NORESERVE) and (bool(huge) or not never)
     if not shared and not huge and not no_reserve and protection & Protection.WRITE:
@@ -351,6 +363,16 @@ def _check_kind(request: Request, length: int) -> tuple[bool, Protection]:
     return shared, everything
 
 
+def _check_exec_gain(space: AddressSpace, before: Protection, after: Protection) -> None:
+    """Refuse (EACCES) what may be executed and is written too, or was not executed before (PR_SET_MDWE)."""
+    if (
+        space.exec_gain
+        and after & Protection.EXECUTE
+        and (after & Protection.WRITE or not before & Protection.EXECUTE)
+    ):
+        raise Refused(errno.EACCES, "no memory becomes executable, as the program has asked")
+
+
 def _promised(space: AddressSpace, start: int, length: int) -> int:
     """Bytes of charged areas in a range that a new one replaces."""
     end, areas = start + length, space.areas.overlapping(start, start + length)
@@ -446,6 +468,7 @@ def protect_memory(
             raise Refused(errno.ENOMEM, f"nothing is mapped at {address:#x}")
         if wanted & ~area.maximum:
             raise Refused(errno.EACCES, "the file does not permit it")
+        _check_exec_gain(space, area.protection, wanted)
         upto = min(area.end, end)
         require_unsealed(space, address, upto)
         if wanted != area.protection or key not in (None, area.key):
@@ -471,8 +494,14 @@ def _check_becomes_data(space: AddressSpace, area: Area, length: int, wanted: Pr
         space.account.require(length, data=True)
 
 
-def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -> None:
-    """madvise(2). Unknown advice, and that to memory that failed (MADV_HWPOISON), gets EINVAL."""
+def advise_memory(
+    space: AddressSpace, address: int, length: int, advice: int, may_store: MayStore | None = None
+) -> None:
+    """madvise(2). Unknown advice, and that to memory that failed (MADV_HWPOISON), gets EINVAL.
+
+    `may_store` says whether the caller's rights permit stores by a protection key (pkeys(7)); without it all
+    do.
+    """
     if advice not in _ADVICE:
         raise Refused(errno.EINVAL, f"no advice {advice}")
     if address & space.page_size - 1:
@@ -495,6 +524,8 @@ def advise_memory(space: AddressSpace, address: int, length: int, advice: int) -
         holes |= area.start > address
         address = max(address, area.start)
         upto = min(area.end, end)
+        if area.flags & SEALED and advice in _CHANGES:
+            _require_own_to_change(area, may_store)
         _advise(space, area, address, upto, advice)
         address = upto
     if holes:
@@ -512,9 +543,8 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         end &= -huge
         if start == end:
             return
-    anonymous = area.backing is None and not area.shared
-    if area.flags & SEALED and advice in _CHANGES and anonymous and not area.protection & Protection.WRITE:
-        raise Refused(errno.EPERM, "the memory is sealed")
+    if area.backing is not None and area.backing.in_device and advice in _NOT_OF_DEVICES:
+        raise Refused(errno.EINVAL, "the pages are those of a device")
     if advice in _KEPT:
         _keep(space, area, start, end, advice)
     elif area.flags & LOCKED and advice in _TAKES_PAGES:
@@ -539,6 +569,15 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         guards.remove(space, area, start, end)
     elif advice == MADV_COLLAPSE:
         collapse_advised(space, area, start, end)
+
+
+def _require_own_to_change(area: Area, may_store: MayStore | None) -> None:
+    """Refuse (EPERM) what changes bytes of sealed private memory that the caller may not store to."""
+    if area.backing is not None or area.shared:
+        return
+    by_key = not area.key or may_store is None or may_store(area.key)
+    if not area.protection & Protection.WRITE or not by_key:
+        raise Refused(errno.EPERM, "the memory is sealed")
 
 
 def has_pool_pages(space: AddressSpace, start: int, end: int) -> bool:
@@ -568,10 +607,12 @@ def _keep(space: AddressSpace, area: Area, start: int, end: int, advice: int) ->
 def _remove(space: AddressSpace, area: Area, start: int, end: int) -> None:
     """MADV_REMOVE on a piece of an area: the object itself loses the pages."""
     backing, shift = area.backing, space.table.format.page_shift
-    if backing is None:
-        raise Refused(errno.EINVAL, "private memory has no object behind it")
+    if backing is None or backing.whole:
+        raise Refused(errno.EINVAL, "no file, and no shared memory")
     if not area.shared or not area.protection & Protection.WRITE:
         raise Refused(errno.EACCES, "the area is not shared, or not writable")
+    if backing.in_device:
+        raise Refused(errno.ENODEV, "a device has no holes")
     first, count = area.offset + (start - area.start >> shift), end - start >> shift
     if isinstance(backing, HugeMemory):
         hugetlb.punch(backing, first, count)
@@ -587,6 +628,8 @@ def _populate_advice(space: AddressSpace, address: int, end: int, *, write: bool
             raise Refused(errno.ENOMEM, "part of the range is not mapped")
         if not area.protection & (Protection.WRITE if write else Protection.READ):
             raise Refused(errno.EINVAL, "the area does not permit the access")
+        if area.backing is not None and area.backing.in_device:
+            raise Refused(errno.EINVAL, "the pages are those of a device")
         upto = min(area.end, end)
         outcome = populate(space, address, upto, write=write)
         if isinstance(outcome, BusError | AccessError):
@@ -610,12 +653,23 @@ def sync_memory(space: AddressSpace, address: int, length: int, flags: int) -> N
         if flags & MS_INVALIDATE and area.flags & LOCKED:
             raise Refused(errno.EBUSY, "the memory is locked")
         if flags & MS_SYNC and area.shared and area.backing is not None and not area.backing.huge_size:
-            ageing.write_back(space, area, max(area.start, address), min(area.end, address + rounded))
+            _write_back(space, area, max(area.start, address), min(area.end, address + rounded))
             if area.backing not in synced:
                 area.backing.sync()
                 synced.append(area.backing)
     if not space.areas.covered(address, address + rounded):
         raise Refused(errno.ENOMEM, "part of the range is not mapped")
+
+
+def _write_back(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """The pages of `[start, end)` of a shared area go to its file: they become clean."""
+    backing, files = area.backing, space.physical.files
+    if files is None or not isinstance(backing, FileBacking) or backing.contents is not None:
+        ageing.write_back(space, area, start, end)
+        return
+    shift = space.table.format.page_shift
+    first = area.offset + (start - area.start >> shift)
+    space.physical.counters.n[Event.WRITTEN_BACK] += files.write_back(backing, first, end - start >> shift)
 
 
 def residency(space: AddressSpace, address: int, length: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from aether_emu.errors import OutOfFrames
 from aether_emu.machine.cpu import Cpu
 from aether_emu.machine.memory.aperture import Aperture
 from aether_emu.machine.memory.ram import Ram
+from aether_emu.mm.balance import DEFAULT
 from aether_emu.mm.changes import Change
 from aether_emu.mm.counters import Counters, Event
 from aether_emu.mm.frames.buddy import Buddy
@@ -23,6 +24,7 @@ from aether_emu.mm.objects.merged import MergedMemory
 from aether_emu.mm.objects.protocol import MemoryObject
 from aether_emu.mm.objects.registry import Registry
 from aether_emu.mm.overcommit import Overcommit
+from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.slab.shrinkers import Shrinkers
 from aether_emu.mm.slab.slabs import Slabs
 from aether_emu.mm.swap.area import SwapArea
@@ -75,6 +77,15 @@ class Reclaiming(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Become the captured one."""
+
+
+class FilesInMemory(Protocol):
+    """What is done with files' pages that count as memory: `mm.file_reclaim.FilePages`. Pages by number."""
+
+    def write_back(self, backing: Any, first: int, count: int) -> int: ...
+    def read(self, backing: Any, first: int, count: int) -> None: ...
+    def drop_unused(self, frames: Iterable[int]) -> int: ...
+    def drop_unused_of(self, backing: Any, first: int, count: int) -> int: ...
 
 
 class Huge(Protocol):
@@ -144,8 +155,9 @@ class Physical:
     is done (None: nobody listens). `decide(space, address, access)` is asked instead of `Faults.resolve` for
     an outcome, where a page is brought without the CPU (None: nobody decides). `tags` gives address
     spaces their PCIDs or ASIDs (None: they have none). `swap` is where pages go that `reclaim` takes, and
-    `read_ahead` how many come back together (None: there is neither). Each `host_step` bytes that were freed,
-    free frames are given back to the host (0: never).
+    `read_ahead` how many come back together (None: there is neither). `cache` counts the pages of files as
+    memory (None: they stand outside it). Each `host_step` bytes that were freed, free frames are given back
+    to the host (0: never).
     """
 
     def __init__(
@@ -167,10 +179,13 @@ class Physical:
         self.trace = trace
         self.swap: SwapArea | None = None
         self.overcommit = Overcommit(buddy.total * ram.page_size, lambda: self.most_memory - ram.size)
+        self.cache: PageCache | None = None
+        self.files: FilesInMemory | None = None  # whoever drops and writes what that counts
         self.reclaim: Reclaiming | None = None
         self.new_room: Callable[[Physical], Reclaiming]  # a `mm.room.Room`
         self.new_swap: Callable[[], SwapArea]
         self.read_ahead = 1
+        self.swappiness = DEFAULT  # see `mm.balance`
         self.lost_entries = False  # damaged ones were found: what they named in swap keeps its slot
         self.decide: Callable[..., Any] | None = None  # an Outcome, of `mm.fault`, which imports this module
         self.on_mapping: Callable[[int, Change, int, int], None] | None = None
@@ -308,6 +323,8 @@ class Physical:
     def close(self) -> None:
         """Give back what the computer itself held, so that the frame table must now be empty."""
         self.tlb.settle()
+        if self.cache is not None:
+            self.cache.close()
         if self.huge is not None:
             self.huge.close()
         if self.pools is not None:
@@ -333,6 +350,8 @@ class Physical:
             "code": self.code.capture(),
             "overcommit": self.overcommit.capture(),
             "swap": None if self.swap is None else self.swap.capture(),
+            "swappiness": self.swappiness,
+            "cache": None if self.cache is None else self.cache.capture(),
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
@@ -359,6 +378,9 @@ class Physical:
         self.overcommit.restore(state["overcommit"])
         if state["swap"] is not None:
             self.with_swap().restore(state["swap"])
+        self.swappiness = state["swappiness"]
+        if self.cache is not None:
+            self.cache.restore(state["cache"])
         if state["reclaim"] is not None:
             self.with_reclaim().restore(state["reclaim"])
         self.host_memory.restore(host)

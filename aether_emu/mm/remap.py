@@ -74,8 +74,10 @@ def remap_pages(
     area, end = space.areas.find(start), start + size
     if area is None or not area.shared or area.backing is None or area.backing.whole:
         raise Refused(errno.EINVAL, "no shared memory")
+    if not area.maximum & Protection.WRITE:
+        raise Refused(errno.EINVAL, "nobody may ever write there")  # Linux: no VM_SHARED
     alike = [
-        (each.backing, each.protection, each.flags) == (area.backing, area.protection, area.flags)
+        each.backing is area.backing and each.protection == area.protection and each.has_flags_of(area)
         for each in space.areas.overlapping(start, end)
     ]
     if not all(alike) or not space.areas.covered(start, end):
@@ -139,7 +141,7 @@ class _Call:
         self.moves = self.fixed or self.keep
 
     def check(self) -> None:
-        """Refuse what Linux refuses before it changes anything."""
+        """Refuse what Linux refuses before it changes anything, in the order of 6.17 and later."""
         space, flags, address = self.space, self.request.flags, self.address
         if flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP):
             raise Refused(errno.EINVAL, "unknown flags")
@@ -149,16 +151,19 @@ class _Call:
             raise Refused(errno.EINVAL, "MREMAP_DONTUNMAP moves without resizing")
         if address & space.page_size - 1:
             raise Refused(errno.EINVAL, "the address is not page aligned")
-        if self.new == 0:
-            raise Refused(errno.EINVAL, "the new length is zero")
+        if self.new == 0 or self.new > space.limits.user_end:
+            raise Refused(errno.EINVAL, "the new length is zero, or longer than the address space")
+        if self.moves:
+            _check_target(space, self.request, self.old, self.new)
         area = space.areas.find(address)
         if area is None:
             raise Refused(errno.EFAULT, "nothing is mapped there")
         if self.huge:
             self._check_huge()
         require_unsealed(space, address, address + 1)
+        if self.fixed and self.request.new_address < space.limits.user_base:
+            raise Refused(errno.EPERM, f"below the lowest address {space.limits.user_base:#x}")
         if self.moves:
-            _check_target(space, self.request, self.old, self.new)
             space.areas.require_room(_PLACED_ROOM)
         if self.new < self.old and self.old > space.limits.user_end - address:
             raise Refused(errno.EINVAL, "the range leaves the user half")
@@ -291,12 +296,10 @@ def _check_target(space: AddressSpace, request: Remap, old: int, new: int) -> No
     address, target = request.address, request.new_address
     if target & space.page_size - 1:
         raise Refused(errno.EINVAL, "the new address is not page aligned")
-    if new > space.limits.user_end or target > space.limits.user_end - new:
+    if target > space.limits.user_end - new:
         raise Refused(errno.EINVAL, "the target leaves the user half")
     if address + old & _MASK > target and target + new > address:
         raise Refused(errno.EINVAL, "source and target overlap")
-    if request.flags & MREMAP_FIXED and target < space.limits.user_base:
-        raise Refused(errno.EPERM, f"below the lowest address {space.limits.user_base:#x}")
 
 
 def _check_resize(space: AddressSpace, area: Area, address: int, old: int, new: int) -> None:

@@ -18,6 +18,7 @@ from aether_emu.errors import OutOfFrames
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.collapse_terms import Ending, Terms
 from aether_emu.mm.counters import Event
+from aether_emu.mm.guards import guarded
 from aether_emu.mm.hugepage import LEVEL, cleared, give_block
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
@@ -39,7 +40,7 @@ def collapse_shared(space: AddressSpace, area: Area, start: int, terms: Terms) -
     found = table.find(start)
     if found is not None and found.level == LEVEL:
         return Ending.HUGE if found.entry & table.format.present_mask else Ending.UNFIT
-    if not area.bits.present:
+    if not area.bits.present or guarded(space, start, start + huge.size).size:
         return Ending.UNFIT
     if isinstance(backing, SharedMemory):
         ending = _collapse_memory(space, backing, first, huge, terms)

@@ -22,7 +22,7 @@ from aether_emu.address import VirtAddr
 from aether_emu.arch.paging import Held, HeldKind, MemoryType, PageTableFormat, Reach
 from aether_emu.errors import AddressError, ClosedError, OutOfFrames, whole
 from aether_emu.mm import clearing, forking, markers
-from aether_emu.mm.allocation import Area, AreaFlags, AreaMap, Watcher
+from aether_emu.mm.allocation import LOCKS, Area, AreaFlags, AreaMap, Watcher
 from aether_emu.mm.audit import reclaim
 from aether_emu.mm.batch import Batch
 from aether_emu.mm.changes import Change
@@ -56,6 +56,8 @@ _NO_FORK, _WIPE_ON_FORK = int(AreaFlags.NO_FORK), int(AreaFlags.WIPE_ON_FORK)  #
 _MANY = 4  # areas: for fewer, one by one is quicker
 # Plain: numpy compares with a number a hundred times faster than with an enum.
 _OWN = np.isin(np.arange(1 << 8), (int(Kind.ANON), int(Kind.HUGETLB)))  # by kind: `isin` for few takes long
+
+EXEC_GAIN_REFUSED, EXEC_GAIN_NOT_INHERITED = 1, 2  # PR_MDWE_REFUSE_EXEC_GAIN, PR_MDWE_NO_INHERIT
 
 
 class Shared(NamedTuple):
@@ -128,6 +130,8 @@ class AddressSpace:
         self.program_data = 0  # bytes of the program's own data, which count for the heap's limit (brk)
         self.no_huge = False  # whether the process wants no huge pages (PR_SET_THP_DISABLE)
         self.promises: Promised | None = None  # huge pages of pools that faults here will not be refused
+        self.exec_gain = 0
+        """How memory that is not executed is kept from becoming so (PR_SET_MDWE): `EXEC_GAIN_*`."""
         self.merge_any = False  # whether all private memory may be merged (PR_SET_MEMORY_MERGE)
         self.peak_from: tuple[int, int] | None = None
         """Bytes of its pages, and frames in use, when somebody had its peak begin anew."""
@@ -219,6 +223,8 @@ class AddressSpace:
         backing = more.get("backing") if more.get("shared") else None
         memory = MemoryType.WRITE_BACK if backing is None else backing.memory
         bits, denied = self.bits_for(protection, more.get("key", 0), memory), denied_accesses(protection)
+        if backing is not None and backing.in_device:  # Linux: VM_IO, VM_DONTDUMP
+            more["flags"] = more.get("flags", 0) & ~LOCKS | AreaFlags.NO_DUMP
         if not more.get("shared"):
             more.setdefault("family", self.family)
             backing = more.get("backing")
@@ -563,6 +569,7 @@ class AddressSpace:
         child.heap_start, child.heap_end = self.heap_start, self.heap_end
         child.program_data, child.keys = self.program_data, self.keys
         child.no_huge, child.merge_any = self.no_huge, self.merge_any
+        child.exec_gain = self.exec_gain_of_others
         if self.tracks_writes:
             child.track_writes()
         try:
@@ -571,6 +578,11 @@ class AddressSpace:
             child.destroy()
             raise
         return child
+
+    @property
+    def exec_gain_of_others(self) -> int:
+        """`exec_gain` of a fork, and of the program that this one becomes."""
+        return 0 if self.exec_gain & EXEC_GAIN_NOT_INHERITED else self.exec_gain
 
     def let_go(self) -> None:
         """One process less has it; the last one destroys it."""

@@ -92,13 +92,14 @@ def unwatch(space: AddressSpace, start: int, end: int, watcher: Watcher | None =
 
 @contextmanager
 def _unwatched(space: AddressSpace, area: Area) -> Iterator[None]:
-    """A fault is one of a single page as everywhere else."""
+    """A fault is answered as everywhere else, but for one page: the program hears of all others itself."""
     watcher, area.watcher = area.watcher, None
     no_huge, space.no_huge = space.no_huge, True
+    around, space.fault_around = space.fault_around, 1
     try:
         yield
     finally:
-        area.watcher, space.no_huge = watcher, no_huge
+        area.watcher, space.no_huge, space.fault_around = watcher, no_huge, around
 
 
 def copy(space: AddressSpace, area: Area, page: int, data: bytes) -> None:

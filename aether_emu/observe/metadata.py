@@ -53,6 +53,7 @@ def of_frames(physical: Physical) -> dict[str, int]:
         "shared_memory": sum(size_of(item.kept()) for item in shared),
         "merged": 0 if merged is None else size_of([_node(node) for node in merged.nodes.values()]),
         "code": size_of(physical.code.capture()),
+        "page_cache": 0 if physical.cache is None else physical.cache.kept().nbytes,
     }
 
 
@@ -68,7 +69,7 @@ def per_frame(physical: Physical) -> dict[str, Any]:
     """The same as one figure, `bytes_a_frame`, beside its parts and the number of frames."""
     parts, frames = of_frames(physical), physical.frames.count
     swap, in_ram = physical.swap, physical.ram.size // physical.ram.page_size
-    columns = parts["frame_table"]
+    columns = parts["frame_table"] + parts["page_cache"]  # of frames of the aperture, too
     return {
         "bytes_a_frame": round(columns / frames + (sum(parts.values()) - columns) / in_ram, 2),
         "frames": frames,

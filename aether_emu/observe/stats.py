@@ -129,12 +129,11 @@ def _rows_of_split(kpti: dict[str, int] | None) -> list[tuple[str, int]]:
     ]
 
 
-def _of_swap(machine: Machine) -> dict[str, Any]:
-    """What went to the swap area and came back. Nothing without one."""
-    swap, n = machine.physical.swap, machine.physical.counters.n
-    if swap is None:
+def _of_reclaim(machine: Machine) -> dict[str, Any]:
+    """What left memory and came back. Nothing where nothing can."""
+    physical, n = machine.physical, machine.physical.counters.n
+    if physical.swap is None and physical.cache is None:
         return {}
-    store = swap.store
     return {
         "reclaim": {
             "order": machine.config.reclaim,
@@ -145,6 +144,39 @@ def _of_swap(machine: Machine) -> dict[str, Any]:
             "background_taken": n[Event.KSWAPD_TAKEN],
             "taken_unchanged": n[Event.RECLAIM_CLEAN],
         },
+        **_of_page_cache(machine),
+        **_of_swap(machine),
+    }
+
+
+def _of_page_cache(machine: Machine) -> dict[str, Any]:
+    """Pages of files, where they count as memory."""
+    cache, n = machine.physical.cache, machine.physical.counters.n
+    if cache is None:
+        return {}
+    return {
+        "page_cache": {
+            "pages": cache.pages,
+            "dirty": cache.dirty,
+            "pages_read": n[Event.FILE_READ],
+            "pages_dirtied": n[Event.FILE_DIRTIED],
+            "pages_written": n[Event.FILE_WRITTEN],
+            "pages_scanned": n[Event.FILE_SCANNED],
+            "pages_dropped": n[Event.FILE_TAKEN],
+            "code_spared": n[Event.FILE_SPARED],
+            "refaults": n[Event.FILE_REFAULT],
+            "refaults_soon": n[Event.FILE_REFAULT_SOON],
+        }
+    }
+
+
+def _of_swap(machine: Machine) -> dict[str, Any]:
+    """What went to the swap area and came back. Nothing without one."""
+    swap, n = machine.physical.swap, machine.physical.counters.n
+    if swap is None:
+        return {}
+    store = swap.store
+    return {
         "swap": {
             "bytes": machine.config.swap,
             "slots_used": swap.used,
@@ -369,7 +401,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_cpus(machine),
         **_of_tags(machine),
         **_of_split(machine),
-        **_of_swap(machine),
+        **_of_reclaim(machine),
         **_of_huge_pages(machine, huge),
         **_of_shared_huge_pages(machine),
         **_of_devices(machine),
@@ -417,6 +449,7 @@ def as_table(statistics: dict[str, Any]) -> Table:
         *_rows_of_tags(statistics.get("tags")),
         *_rows_of_split(statistics.get("kpti")),
         *_rows_of_swap("reclaim", statistics.get("reclaim")),
+        *_rows_of_swap("page cache", statistics.get("page_cache")),
         *_rows_of_swap("swap", statistics.get("swap")),
         *_rows_of_huge_pages(statistics.get("huge_pages")),
         *_rows_of_swap("shared huge pages", statistics.get("shared_huge_pages")),

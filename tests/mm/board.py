@@ -226,6 +226,24 @@ def entries_of(table: PageTable, start: int, end: int, frames: FrameTable) -> Co
     return shown
 
 
+def stand_ins(board: Board) -> list[int]:
+    """The frames of RAM that stand for pages of files: one for each that is in memory, all mapped ones."""
+    frames, cache = board.frames, board.physical.cache
+    found: list[int] = np.flatnonzero(frames.kind_array == Kind.CACHE).tolist()
+    if cache is None:
+        assert not found
+        return found
+    pages = cache.all_pages().tolist()
+    assert sorted(frames.index[stand_in] for stand_in in found) == pages
+    assert sorted(cache.stand_ins(np.array(pages, np.int64)).tolist()) == found
+    assert cache.pages == len(pages)
+    assert cache.dirty == sum(cache.is_dirty(page) for page in range(cache.base, frames.count))
+    for page in np.flatnonzero((frames.kind_array == Kind.FILE) & (frames.maps_array > 0)).tolist():
+        item = board.physical.objects.find(frames.owner[page])
+        assert not isinstance(item, FileBacking) or item.cache is None or cache.has(page)
+    return found
+
+
 def check_accounts(board: Board, objects: Iterable[SharedMemory | HugeMemory]) -> None:
     """Every reference and map count is explained by an entry, an object, a table or the machine itself."""
     frames = board.frames
@@ -251,6 +269,7 @@ def check_accounts(board: Board, objects: Iterable[SharedMemory | HugeMemory]) -
         tables += board.kernel_half.table.tables
     for memory in objects:
         refs.update(memory.frames_by_page().values())
+    refs.update(stand_ins(board))
     in_tables = np.flatnonzero(frames.kind_array == Kind.TABLE).tolist()
     assert len(in_tables) == tables
     refs.update(in_tables)

@@ -8,6 +8,7 @@ plain    the reference CPU, with x86_64's format and with the invented one: for 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from aether_emu.mm.space import AddressSpace
 from tests.mm.board import ENGINES, FORMATS, Board, user_end
 from tests.mm.calls import Make
+from tests.mm.counted import Counted
 
 
 @pytest.fixture(params=FORMATS)
@@ -63,3 +65,25 @@ def make(plain: Board) -> Make:
         return space
 
     return made
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "file"
+
+
+@pytest.fixture(params=FORMATS)
+def counted(request: pytest.FixtureRequest, path: Path) -> Iterator[Counted]:
+    made = Counted(path, request.param)
+    yield made
+    made.check()
+    made.board.close()
+
+
+@pytest.fixture
+def one(path: Path) -> Iterator[Counted]:
+    """On one format: for what does not depend on it."""
+    made = Counted(path)
+    yield made
+    made.check()
+    made.board.close()

@@ -10,9 +10,19 @@ import pytest
 from aether_emu.arch.paging import Access, Leaf, MemoryType, PageTableFormat
 from aether_emu.computer import lowest_kernel_base
 from aether_emu.errors import ConfigError, Refused
+from aether_emu.mm.allocation import LOCKED, AreaFlags
 from aether_emu.mm.fault import RESOLVED
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.mapping import MAP_PRIVATE, MAP_SHARED, Request, map_memory, protect_memory
+from aether_emu.mm.locking import lock_memory
+from aether_emu.mm.mapping import (
+    MAP_LOCKED,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    Request,
+    advise_memory,
+    map_memory,
+    protect_memory,
+)
 from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -154,3 +164,31 @@ def test_a_device_is_shown_shared_and_a_fork_shows_it_too(board: Board) -> None:
     end(board, space)
     device.close()
     assert not (board.frames.kind_array == Kind.RESERVED).any()
+
+
+def test_a_device_takes_the_advice_that_linux_takes_for_one(board: Board) -> None:
+    """As for the buffers of perf_event_open(2), which are VM_IO and VM_PFNMAP too."""
+    device = DeviceMemory(board.physical, "thing", 2, MemoryType.WRITE_COMBINING)
+    space, page = board.space(), board.format.page_size
+    at = map_memory(space, Request(0, 2 * page, 3, MAP_SHARED | MAP_LOCKED, Opened(device), 0))
+    assert fault_in(space, at, STORE) == RESOLVED
+    device.bytes[:2] = b"hi"
+    refused = {}
+    for advice in (*range(5), *range(8, 26), 102, 103):
+        try:
+            advise_memory(space, at, 2 * page, advice)
+        except Refused as error:
+            refused[advice] = error.errno
+    taken = {0, 1, 2, 3, 10, 12, 13, 14, 15, 16, 19}
+    assert refused == {
+        advice: errno.ENODEV if advice == 9 else errno.EINVAL
+        for advice in (*range(5), *range(8, 26), 102, 103)
+        if advice not in taken
+    }
+    lock_memory(space, at, 2 * page, LOCKED)
+    area = space.areas.find(at)
+    assert area is not None and area.flags & AreaFlags.NO_DUMP and not area.flags & LOCKED
+    assert space.account.locked == 0
+    assert space.table.find(at) is not None and bytes(device.bytes[:2]) == b"hi"
+    end(board, space)
+    device.close()

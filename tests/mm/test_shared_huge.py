@@ -14,10 +14,18 @@ from aether_emu.mm.allocation import AreaFlags
 from aether_emu.mm.collapse import Scan
 from aether_emu.mm.collapse_terms import Terms
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import RESOLVED
+from aether_emu.mm.fault import RESOLVED, AccessError
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import huge_size, leaves
-from aether_emu.mm.mapping import MADV_COLLAPSE, MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_REMOVE, Request
+from aether_emu.mm.mapping import (
+    MADV_COLLAPSE,
+    MADV_DONTNEED,
+    MADV_GUARD_INSTALL,
+    MADV_GUARD_REMOVE,
+    MADV_NOHUGEPAGE,
+    MADV_REMOVE,
+    Request,
+)
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.shared_huge import SETTINGS, SharedHugePages
@@ -287,6 +295,32 @@ def test_a_collapse_leaves_a_page_alone_that_somebody_holds(kit: Kit) -> None:
         kit.advise(0, kit.count, MADV_COLLAPSE)
     kit.board.frames.refs[frame] -= 1
     assert kit.leaves() == []
+
+
+def test_a_collapse_leaves_a_range_alone_that_has_a_guard(kit: Kit) -> None:
+    kit.huge.change("never")
+    for page in range(kit.count):
+        kit.write(kit.base + page * kit.page, b"x")
+    kit.advise(3, 1, MADV_GUARD_INSTALL)
+    with pytest.raises(Refused):
+        kit.advise(0, kit.count, MADV_COLLAPSE)
+    assert kit.leaves() == []
+    kit.advise(3, 1, MADV_GUARD_REMOVE)
+    kit.advise(0, kit.count, MADV_COLLAPSE)
+    assert kit.leaves() == [kit.base]
+
+
+def test_a_guard_in_the_midst_of_a_huge_page_cuts_the_leaf_of_who_asked(kit: Kit) -> None:
+    kit.write(kit.base, b"x")
+    kit.write(kit.base + 5 * kit.page, b"y", kit.other)
+    assert kit.leaves() == kit.leaves(kit.other) == [kit.base]
+    kit.advise(5, 1, MADV_GUARD_INSTALL)
+    assert (kit.leaves(), kit.leaves(kit.other)) == ([], [kit.base])
+    assert fault_in(kit.space, kit.base + 5 * kit.page, READ) == AccessError(kit.base + 5 * kit.page, False)
+    assert kit.read(kit.base) + kit.read(kit.base + 5 * kit.page, space=kit.other) == b"xy"
+    kit.advise(0, kit.count, MADV_GUARD_INSTALL)
+    kit.advise(0, kit.count, MADV_GUARD_REMOVE)
+    assert kit.read(kit.base) + kit.read(kit.base + 5 * kit.page) == b"xy"
 
 
 @pytest.mark.parametrize("name", ["arm64-4K", "invented"])

@@ -59,6 +59,14 @@ def test_pages_that_come_and_go_with_reclaim_keep_within_it(machine: Machine) ->
     space.destroy()
 
 
+def test_pages_of_files_that_count_cost_four_bytes_for_each_frame_of_the_aperture() -> None:
+    with Machine("x86_64", ram="64M", aperture="16M", page_cache="counted") as counted:
+        assert of_frames(counted.physical)["page_cache"] == 4 * (16 << 20) // 4096
+        assert per_frame(counted.physical)["bytes_a_frame"] <= MOST
+    with Machine("x86_64", ram="64M", aperture="16M") as outside:
+        assert of_frames(outside.physical)["page_cache"] == 0
+
+
 def test_each_part_is_measured_where_it_is(machine: Machine) -> None:
     before = of_frames(machine.physical)
     frames = machine.physical.frames

@@ -65,6 +65,45 @@ def test_two_processes_write_one_database_and_the_host_can_read_it(
     assert rows == [(writer, n) for writer in (1, 2) for n in (1, 2)]
 
 
+_LARGE_DATABASE = """
+    pragma mmap_size=268435456;
+    create table t(id integer primary key, name text, filling blob);
+    with recursive c(n) as (select 1 union all select n+1 from c where n<6500)
+        insert into t select n, 'row '||n, zeroblob(1500) from c;
+    update t set name = name||'!' where id % 7 = 0;
+    select count(*), sum(length(filling)) from t where name like '%!';
+    select name from t where id in (1, 1999, 6500);
+    pragma integrity_check;
+"""
+
+
+@every_isa
+def test_a_mapped_database_larger_than_memory_is_written_and_read(
+    isa: str, systems: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "script").write_text(_LARGE_DATABASE)
+    grants = Grants(root=systems / isa, binds=[Bind(tmp_path, "/w", writable=True)])
+    script = """
+        sqlite3 /w/d < /w/script
+        while read name value; do case $name in
+            pgsteal_file|workingset_refault_file) echo $name $value
+        esac; done < /proc/vmstat
+        while read line; do echo $line; done < /proc/pressure/memory
+    """
+    words = ["-c", f"export PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C; {script}"]
+    ran = run_emulated("/usr/bin/bash", words, grants, isa=isa, ram="12M", page_cache="counted")
+    lines = ran.output.decode().splitlines()
+    assert lines[:6] == ["268435456", "928|1392000", "row 1", "row 1999", "row 6500", "ok"]
+    figures = dict(line.split() for line in lines[6:8])
+    assert int(figures["pgsteal_file"]) > (12 << 20) // 4096
+    assert int(figures["workingset_refault_file"]) > 0
+    assert lines[8].startswith("some ")
+    assert not lines[8].endswith(" total=0"), "tasks waited for what had gone"
+    assert (tmp_path / "d").stat().st_size > 12 << 20
+    with sqlite3.connect(tmp_path / "d") as database:
+        assert database.execute("select count(*) from t where name like '%!'").fetchall() == [(928,)]
+
+
 @pytest.mark.slow
 @every_isa
 def test_git_clones_and_commits(isa: str, systems: Path) -> None:

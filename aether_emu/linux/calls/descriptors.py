@@ -7,11 +7,13 @@ import struct
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
+from aether_emu.linux.cached_files import connect_cache
 from aether_emu.linux.calls.arguments import is_arm64, open_flags, reader
 from aether_emu.linux.calls.locks import LOCK_COMMANDS, lock_range
 from aether_emu.linux.calls.user import read_string, s32, s64, u32, write_struct
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.host_file import HostData
+from aether_emu.linux.files.open_file import LARGEST_OFFSET
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.stat import encode_statfs
 from aether_emu.linux.files.synthetic import USER_FAULTS, DeviceFile
@@ -32,6 +34,7 @@ _MFD_NAME_MAX = 249
 _SYNC_FILE_RANGE_KNOWN = 7
 _CLOSE_RANGE_UNSHARE = 2
 _ADVICE = range(6)  # POSIX_FADV_NORMAL to POSIX_FADV_NOREUSE
+_WILL_NEED, _DO_NOT_NEED = 3, 4
 
 
 # ---- making and closing
@@ -211,20 +214,31 @@ def sys_sync_file_range(task: Task, fd: int, offset: int, length: int, flags: in
     return 0
 
 
-def sys_fadvise64(task: Task, fd: int, _offset: int, length: int, advice: int, *_: int) -> int:
-    """posix_fadvise(2). The host caches as it sees fit: advice changes no result."""
+def sys_fadvise64(task: Task, fd: int, offset: int, length: int, advice: int, *_: int) -> int:
+    """posix_fadvise(2). The host caches as it sees fit: advice concerns pages that count as memory."""
     file = task.files.table.file(s32(fd))
     if not file.seekable:
         raise Refused(errno.ESPIPE, f"a {file.kind} has no positions")
     if s32(advice) not in _ADVICE or s64(length) < 0:
         raise Refused(errno.EINVAL, f"advice {s32(advice)}, length {s64(length)}")
+    cached = connect_cache(task.process.kernel)
+    if cached is not None and isinstance(file, HostData):
+        part = (file.key, max(0, s64(offset)), s64(length) or None)
+        if s32(advice) == _WILL_NEED:
+            cached.will_need(*part)
+        elif s32(advice) == _DO_NOT_NEED:
+            cached.forget(*part)
     return 0
 
 
-def sys_readahead(task: Task, fd: int, _offset: int, _count: int, *_: int) -> int:
+def sys_readahead(task: Task, fd: int, offset: int, count: int, *_: int) -> int:
     """readahead(2): advice too."""
-    if not isinstance(reader(task, fd), HostData):
+    file = reader(task, fd)
+    if not isinstance(file, HostData):
         raise Refused(errno.EINVAL, f"descriptor {s32(fd)} is no regular file")
+    cached = connect_cache(task.process.kernel)
+    if cached is not None:
+        cached.will_need(file.key, max(0, s64(offset)), min(count, LARGEST_OFFSET))
     return 0
 
 

@@ -15,6 +15,7 @@ from aether_emu.linux.calls.arguments import read_path
 from aether_emu.linux.calls.user import read_struct, s32, u32, write_struct
 from aether_emu.linux.task.task import Task
 from aether_emu.mm.merging import set_merge_any
+from aether_emu.mm.space import EXEC_GAIN_NOT_INHERITED, EXEC_GAIN_REFUSED
 
 _UNCHANGED = 0xFFFF_FFFF
 _MOST_GROUPS = 1 << 16
@@ -386,10 +387,30 @@ def get_merge(task: Task, arguments: _Quad) -> int:
     return int(task.process.mm.merge_any)
 
 
+def set_exec_gain(task: Task, arguments: _Quad) -> int:
+    """PR_SET_MDWE: memory that is not executable never becomes so from now on. There is no way back."""
+    wanted, space = arguments[0], task.process.mm
+    known = EXEC_GAIN_REFUSED | EXEC_GAIN_NOT_INHERITED
+    if any(arguments[1:]) or wanted & ~known or wanted == EXEC_GAIN_NOT_INHERITED:
+        raise Refused(errno.EINVAL, "arguments that are not 0, or unknown bits")
+    if space.exec_gain and space.exec_gain != wanted:
+        raise Refused(errno.EPERM, "it was asked for already")
+    space.exec_gain = wanted
+    return 0
+
+
+def get_exec_gain(task: Task, arguments: _Quad) -> int:
+    """PR_GET_MDWE."""
+    if any(arguments):
+        raise Refused(errno.EINVAL, "arguments that are not 0")
+    return task.process.mm.exec_gain
+
+
 PRCTL = {
     3: get_dumpable, 4: set_dumpable, 7: get_keep, 8: set_keep, 23: read_bound, 24: drop_bound, 27: get_bits,
     28: set_bits, 38: set_no_new_privileges, 39: get_no_new_privileges, 41: set_no_huge_pages,
-    42: get_no_huge_pages, 47: change_ambient, 67: set_merge, 68: get_merge,
+    42: get_no_huge_pages, 47: change_ambient, 65: set_exec_gain, 66: get_exec_gain, 67: set_merge,
+    68: get_merge,
 }  # fmt: skip
 """The options of prctl(2) about identities, and others that few programs use.
 

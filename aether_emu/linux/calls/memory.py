@@ -119,6 +119,11 @@ def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int
     return 0
 
 
+def stores_by_key(task: Task) -> mapping.MayStore:
+    """Whether the calling thread's rights permit stores to pages of a protection key."""
+    return lambda key: is_arm64(task) or not task.cpu.read("pkru") >> 2 * key & 3
+
+
 def sys_pkey_mprotect(task: Task, address: int, length: int, protection: int, key: int, *_: int) -> int:
     _require_keys(task)
     wanted, number = _implied(task, protection), s32(key)
@@ -201,8 +206,13 @@ def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> 
         return _remove_told(task, address, address + whole, advice)
     if advice not in (MADV_POPULATE_READ, MADV_POPULATE_WRITE) or wraps:
         pages = _GUARDED if advice == mapping.MADV_GUARD_INSTALL else None
+        by_key = stores_by_key(task)
         return _past_holes(
-            task, address, length, lambda low, part: mapping.advise_memory(mm, low, part, advice), pages
+            task,
+            address,
+            length,
+            lambda low, part: mapping.advise_memory(mm, low, part, advice, by_key),
+            pages,
         )
     (first,) = task.progress or (0,)
     for done in range(first, max(whole, 1), batch):  # an empty range is checked too
@@ -222,7 +232,7 @@ def _remove_told(task: Task, address: int, end: int, advice: int) -> int:
         if area is not None and area.start < end and not told:
             before_removal(task, area, max(area.start, low), high, advice)
         try:
-            mapping.advise_memory(mm, low, high - low, advice)
+            mapping.advise_memory(mm, low, high - low, advice, stores_by_key(task))
         except Refused as error:
             if error.errno != errno.ENOMEM:
                 raise

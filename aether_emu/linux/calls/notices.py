@@ -25,6 +25,7 @@ from aether_emu.waiting import WaitQueue
 _SECOND = 10**9
 _REALTIME, _MONOTONIC, _BOOTTIME, _ALARMS = 0, 1, 7, (8, 9)
 _ABSTIME, _CANCEL_ON_SET = 1, 2
+_SELF = (-10000, -10001)  # PIDFD_SELF_THREAD, PIDFD_SELF_THREAD_GROUP: a process has all that is asked of it
 
 
 # ---- timers
@@ -122,6 +123,11 @@ def pidfd(task: Task, fd: int) -> ProcessFile:
     return file
 
 
+def named(task: Task, fd: int) -> Process:
+    """The process that a descriptor means, or the caller's own (PIDFD_SELF, Linux 6.14). As `living`."""
+    return task.process if s32(fd) in _SELF else living(task, task.files.table.file(s32(fd)))
+
+
 def living(task: Task, file: OpenFile) -> Process:
     """The process that a pidfd means, or a folder of /proc. EBADF; ESRCH once it was waited for."""
     folder = file.link().removeprefix(b"/proc/") if isinstance(file, OpenDirectory) else b""
@@ -153,7 +159,7 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
     if flags:
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = living(task, task.files.table.file(s32(fd)))
+    process = named(task, fd)
     number = s32(number)
     if info:
         sent = read_info(task, number, info)

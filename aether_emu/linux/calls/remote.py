@@ -11,7 +11,8 @@ import struct
 from contextlib import nullcontext
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.notices import living
+from aether_emu.linux.calls.memory import stores_by_key
+from aether_emu.linux.calls.notices import named
 from aether_emu.linux.calls.user import (
     IOV_MAX,
     Piece,
@@ -153,7 +154,7 @@ def sys_process_madvise(
     if u32(flags):
         raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
     pieces = read_vector(task.cpu, vector, count, task.process.abi.user_end)
-    found, advice = living(task, task.files.table.file(s32(fd))), s32(advice)
+    found, advice = named(task, fd), s32(advice)
     if found.mm is not task.process.mm:
         if not task.may_inspect(found, real=False):
             raise Refused(errno.EACCES, "another user's process")
@@ -171,10 +172,11 @@ def sys_process_madvise(
 
 def _advised(task: Task, found: Process, pieces: list[Piece], advice: int) -> int:
     number, advised = task.progress or (0, 0)
+    by_key = stores_by_key(task) if found.mm is task.process.mm else None
     for start, length in pieces[number:]:
         task.checkpoint(number, advised)
         try:
-            mapping.advise_memory(found.mm, start, length, advice)
+            mapping.advise_memory(found.mm, start, length, advice, by_key)
         except Refused:
             if not advised:
                 raise

@@ -67,6 +67,7 @@ def _begin(task: Task, space: AddressSpace, program: Program) -> None:
     before = process.mm
     space.no_huge = before.no_huge
     set_merge_any(space, on=before.merge_any)
+    space.exec_gain = before.exec_gain_of_others
     if process.uses_parents_memory:
         process.uses_parents_memory = False
         process.left_parent.wake()

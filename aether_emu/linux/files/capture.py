@@ -530,6 +530,8 @@ class _Restoring:
                 file = opening.open_place(self._namespace, place, described["flags"])
         except Refused as refusal:
             raise CaptureError(f"{shown(path)} can't be opened again: {refusal}") from None
+        if isinstance(file, HostFile):
+            file.failures_known = described["failures_known"]
         if isinstance(file, OpenDirectory) and described["listing"] is not None:
             file.keep([Listed(*line) for line in described["listing"]])
         return file

@@ -38,7 +38,8 @@ def check_allocation(mode: int, offset: int, length: int) -> None:
 class HostData(Seekable):
     """Bytes behind a host descriptor, which the memory manager may map.
 
-    `host_fd` allows what the guest opened the file for; `key` is the file's identity on the host.
+    `host_fd` allows what the guest opened the file for; `key` is the file's identity on the host. Of the
+    times that its pages could not be written back, `failures_known` are known to who has it open.
     """
 
     def __init__(self, namespace: Namespace, host_fd: int, flags: int, inode: Inode, stat: Stat) -> None:
@@ -49,6 +50,7 @@ class HostData(Seekable):
         status = os.fstat(host_fd)
         self.key: FileKey = (status.st_dev, status.st_ino)
         self.is_writer = False
+        self.failures_known = 0 if namespace.cached is None else namespace.cached.sample(self.key)
 
     def begin_writing(self) -> None:
         """It is open for writing: nobody executes the file while it is (Linux: get_write_access)."""
@@ -99,6 +101,8 @@ class HostData(Seekable):
         except OSError as error:
             raise host.refused(error, "write") from None
         self.namespace.inodes.modified(self.inode)
+        if self.namespace.cached is not None:
+            self.namespace.cached.wrote(self.key, offset, done)
         return done
 
     def truncate(self, size: int) -> None:
@@ -139,9 +143,14 @@ class HostData(Seekable):
         self.namespace.inodes.modified(self.inode)
 
     def sync(self) -> None:
-        """See `OpenFile.sync`."""
+        """See `OpenFile.sync`. Refused too with what of the file's pages could not be written since."""
+        cached, failure = self.namespace.cached, 0
+        if cached is not None:
+            self.failures_known, failure = cached.sync(self.key, self.failures_known)
         with host.refusals("fsync"):
             os.fsync(self.host_fd)
+        if failure:
+            raise Refused(failure, "pages could not be written back")
 
 
 class StoredFile(HostData):
@@ -190,4 +199,4 @@ class HostFile(StoredFile, Named):
 
     def capture(self) -> dict[str, object]:
         """See `OpenFile.capture`."""
-        return {"path": text(self.dentry.path)}
+        return {"path": text(self.dentry.path), "failures_known": self.failures_known}

@@ -65,6 +65,25 @@ def _unmapped(key: FileKey, first: int, second: int) -> None:
     """Nothing is mapped, so nothing needs to know that a file changes."""
 
 
+class CachedFiles(Protocol):
+    """What is done with pages of files that count as memory: `linux.cached_files`."""
+
+    def sample(self, key: FileKey) -> int:
+        """How many failures of writing a file back somebody knows of who opens it now."""
+
+    def wrote(self, key: FileKey, offset: int, length: int) -> None:
+        """Bytes of a file were written by a call."""
+
+    def names_gone(self) -> None:
+        """Names of files were taken away."""
+
+    def sync(self, key: FileKey, known: int) -> tuple[int, int]:
+        """Write back what is dirty of a file.
+
+        Returns how many failures have been known since, and the errno of one that was not, or 0.
+        """
+
+
 class SizeLimit(Protocol):
     """How large files may become, in bytes. See `task/file_sizes`."""
 
@@ -123,6 +142,8 @@ class Namespace:
         """Called as (file key, old size, new size) before a file's size is set: mappings go first."""
         self.on_punch: Callable[[FileKey, int, int], None] = _unmapped
         """Called as (file key, offset, length) before bytes of a file become a hole, likewise."""
+        self.cached: CachedFiles | None = None
+        """Who counts the pages of the host's files as memory; None: nobody."""
         self.shows_stores: Callable[[FileKey], bool] = lambda key: False
         """Whether an area shows the file shared, and is writable or may become so."""
         self.rights = Rights(self.actor, uid, gid)

@@ -92,9 +92,10 @@ Node = Directory | Text | Control | Region | Link | Device | Opened | Special | 
 
 
 class TextFile(Seekable):
-    """An open `Text`: the contents it had at opening, until it is read from its beginning once more.
+    """An open `Text`: the contents it had when it was first read, until it is read from its beginning again.
 
-    Refused(ENOMEM) when `account` has no room for them.
+    `content` is what a captured one had, None if it was not read. Reading is Refused(ENOMEM) when `account`
+    has no room for them.
     """
 
     kind = "text"
@@ -113,12 +114,12 @@ class TextFile(Seekable):
         if self.writable and node.accept is None:
             raise Refused(errno.EACCES, f"{shown(path)} is read-only")
         self.path, self._node, self._fs, self._account = path, node, fs, account
-        self.content = b""
-        self._was_read = content is not None
-        self._keep(content if content is not None else node.provide() if self.readable else b"")
+        self.content: bytes | None = None
+        if content is not None:
+            self._keep(content)
 
     def _keep(self, content: bytes) -> None:
-        account, more = self._account, len(content) - len(self.content)
+        account, more = self._account, len(content) - self.size()
         if account.memory_used + more > account.memory_limit:
             raise Refused(errno.ENOMEM, f"open files may hold {account.memory_limit} bytes of memory in all")
         account.memory_used += more
@@ -126,13 +127,13 @@ class TextFile(Seekable):
 
     def release(self) -> None:
         """See `OpenFile.release`."""
-        self._account.memory_used -= len(self.content)
+        self._account.memory_used -= self.size()
 
     def pread(self, count: int, offset: int) -> bytes:
         """See `OpenFile.pread`. What is read from the beginning is the truth of that moment."""
-        if not offset and self._was_read:
+        if not offset or self.content is None:
             self._keep(self._node.provide())
-        self._was_read = True
+        assert self.content is not None, "it is kept"
         return self.content[offset : offset + count]
 
     def pwrite(self, data: bytes, offset: int) -> int:
@@ -153,7 +154,7 @@ class TextFile(Seekable):
 
     def size(self) -> int:
         """See `Seekable.size`."""
-        return len(self.content)
+        return len(self.content or b"")
 
     def statfs(self) -> StatFs:
         """See `OpenFile.statfs`."""

@@ -404,6 +404,8 @@ def _made(namespace: Namespace, entry: Entry) -> None:
 
 def _removed(namespace: Namespace, path: GuestPath, place: Place) -> None:
     namespace.name_removed(path)
+    if namespace.cached is not None:
+        namespace.cached.names_gone()
     if place.status is None:
         return
     if place.is_directory or os.fstat(place.fd).st_nlink == 0:

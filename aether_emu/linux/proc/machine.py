@@ -13,6 +13,7 @@ import numpy as np
 
 from aether_emu.errors import Refused, shown
 from aether_emu.linux.abi import RELEASE
+from aether_emu.linux.cached_files import cache_texts
 from aether_emu.linux.files.mounts import escaped
 from aether_emu.linux.files.proc import Provided
 from aether_emu.linux.files.synthetic import Text
@@ -27,7 +28,7 @@ from aether_emu.linux.proc.buddy import buddyinfo, pagetypeinfo
 from aether_emu.linux.proc.overcommit import overcommit_texts
 from aether_emu.linux.proc.slabinfo import slabinfo
 from aether_emu.linux.proc.sysvipc import SHARED
-from aether_emu.linux.proc.watermarks import watermark_texts
+from aether_emu.linux.proc.watermarks import marks_of, watermark_texts
 from aether_emu.linux.task.process import Member, Process
 from aether_emu.linux.task.registry import FIRST, LAST, Registry
 from aether_emu.linux.task.task import Task
@@ -68,6 +69,7 @@ def machine_texts(process: Process) -> Mapping[str, Provided]:
         "sys/vm/unprivileged_userfaultfd": user_faults_text(kernel),
         **overcommit_texts(kernel.physical.overcommit),
         **watermark_texts(kernel),
+        **cache_texts(kernel),
         "meminfo": lambda: _meminfo(kernel, registry),
         "uptime": lambda: b"%.2f %.2f\n" % tuple(ns / 10**9 for ns in _now_and_idle(kernel)),
         "sys/kernel/pty/nr": lambda: b"%d\n" % terminals.pairs,
@@ -151,7 +153,6 @@ def _settings(process: Process) -> dict[str, str | int]:
         "sys/net/core/somaxconn": MOST_BACKLOG,
         "sys/net/ipv4/ip_local_port_range": f"{FIRST_PORT}\t{LAST_PORT}",
         "sys/net/ipv4/ip_unprivileged_port_start": 1024,
-        "sys/vm/swappiness": 60,
         "sys/vm/memfd_noexec": 0,
         "sys/vm/max_map_count": config.max_mmap_areas,
         "sys/vm/mmap_min_addr": process.mm.limits.user_base,
@@ -235,6 +236,9 @@ class _InUse(NamedTuple):
     mapped: int  # of files and shared memory, shown by an entry
     active: int  # private or shared ones, accessed since that was last forgotten
     inactive: int
+    files: int  # of files, where they count
+    active_files: int
+    dirty: int
 
 
 def _in_use(kernel: Kernel, registry: Registry[Process, Member]) -> _InUse:
@@ -246,12 +250,17 @@ def _in_use(kernel: Kernel, registry: Registry[Process, Member]) -> _InUse:
     anonymous, shared = kinds == int(Kind.ANON), kinds == int(Kind.SHARED)
     both = anonymous | shared
     active = int(np.count_nonzero(accessed & both))
+    cache = kernel.physical.cache
+    files = np.zeros(0, np.int64) if cache is None else cache.all_pages()
     return _InUse(
         int(np.count_nonzero(anonymous)),
         int(np.count_nonzero(shared)),
         int(np.count_nonzero((shared | (kinds == int(Kind.FILE))) & (frames.maps_array > 0))),
         active,
         int(np.count_nonzero(both)) - active,
+        files.size,
+        int(np.count_nonzero(accessed[files])),
+        0 if cache is None else cache.dirty,
     )
 
 
@@ -261,13 +270,19 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     swap, kib = kernel.physical.swap, kernel.config.page_size >> 10
     used = _in_use(kernel, registry)
     shared_huge, shared_shown = _shared_huge_pages(kernel, registry)
+    scanned = counted[Event.RECLAIM_SCANNED] + counted[Event.KSWAPD_SCANNED]
+    taken = counted[Event.RECLAIM_TAKEN] + counted[Event.KSWAPD_TAKEN]
     rows = (
         ("nr_free_pages", kernel.physical.buddy.free_frames),
         ("nr_inactive_anon", used.inactive),
         ("nr_active_anon", used.active),
         ("nr_anon_pages", used.anonymous),
         ("nr_mapped", used.mapped),
-        ("nr_file_pages", used.shared),
+        ("nr_inactive_file", used.files - used.active_files),
+        ("nr_active_file", used.active_files),
+        ("nr_file_pages", used.shared + used.files),
+        ("nr_dirty", used.dirty),
+        ("nr_writeback", 0),  # who has pages written waits for that
         ("nr_shmem", used.shared),
         ("nr_slab_reclaimable", 0),
         ("nr_slab_unreclaimable", census[Kind.SLAB]),
@@ -280,10 +295,13 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("nr_anon_transparent_hugepages", len(_huge_pages(registry))),
         ("nr_swapcached", 0 if swap is None else swap.cached),
         ("workingset_refault_anon", counted[Event.REFAULT]),
-        ("workingset_refault_file", 0),
+        ("workingset_refault_file", counted[Event.FILE_REFAULT]),
         ("workingset_activate_anon", counted[Event.REFAULT_SOON]),
-        ("pgpgin", counted[Event.SWAP_READ] * kib),
-        ("pgpgout", counted[Event.SWAP_WRITTEN] * kib),
+        ("workingset_activate_file", counted[Event.FILE_REFAULT_SOON]),
+        ("nr_dirtied", counted[Event.FILE_DIRTIED]),
+        ("nr_written", counted[Event.FILE_WRITTEN]),
+        ("pgpgin", (counted[Event.SWAP_READ] + counted[Event.FILE_READ]) * kib),
+        ("pgpgout", (counted[Event.SWAP_WRITTEN] + counted[Event.FILE_WRITTEN]) * kib),
         ("pswpin", counted[Event.SWAP_READ]),
         ("pswpout", counted[Event.SWAP_WRITTEN]),
         ("allocstall_normal", counted[Event.RECLAIM_STALLS]),
@@ -296,8 +314,10 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("pgsteal_direct", counted[Event.RECLAIM_TAKEN]),
         ("pgscan_kswapd", counted[Event.KSWAPD_SCANNED]),
         ("pgscan_direct", counted[Event.RECLAIM_SCANNED]),
-        ("pgscan_anon", counted[Event.RECLAIM_SCANNED] + counted[Event.KSWAPD_SCANNED]),
-        ("pgsteal_anon", counted[Event.RECLAIM_TAKEN] + counted[Event.KSWAPD_TAKEN]),
+        ("pgscan_anon", scanned - counted[Event.FILE_SCANNED]),
+        ("pgscan_file", counted[Event.FILE_SCANNED]),
+        ("pgsteal_anon", taken - counted[Event.FILE_TAKEN]),
+        ("pgsteal_file", counted[Event.FILE_TAKEN]),
         ("pageoutrun", counted[Event.KSWAPD_RUNS]),
         ("swap_ra", counted[Event.SWAP_AHEAD]),
         ("zswpin", counted[Event.SWAP_IN] - counted[Event.SWAP_READ]),
@@ -355,23 +375,26 @@ def _meminfo(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
     store = None if swap is None else swap.store
     used, whole = _in_use(kernel, registry), kib * (kernel.config.page_size >> 3)
     shared_huge, shared_shown = _shared_huge_pages(kernel, registry)
+    low = marks_of(kernel).low
     rows = (
         ("MemTotal", buddy.total * kib),
         ("MemFree", buddy.free_frames * kib),
-        ("MemAvailable", buddy.free_frames * kib),
+        ("MemAvailable", (buddy.free_frames + used.files - min(used.files >> 1, low)) * kib),
         ("Buffers", 0),
-        ("Cached", used.shared * kib),  # file pages stand in the aperture, outside MemTotal
+        ("Cached", (used.shared + used.files) * kib),  # files' pages that do not count are outside MemTotal
         ("SwapCached", 0 if swap is None else swap.cached * kib),
-        ("Active", used.active * kib),
-        ("Inactive", used.inactive * kib),
+        ("Active", (used.active + used.active_files) * kib),
+        ("Inactive", (used.inactive + used.files - used.active_files) * kib),
         ("Active(anon)", used.active * kib),
         ("Inactive(anon)", used.inactive * kib),
-        ("Active(file)", 0),
-        ("Inactive(file)", 0),
+        ("Active(file)", used.active_files * kib),
+        ("Inactive(file)", (used.files - used.active_files) * kib),
         ("SwapTotal", swap_total >> 10),
         ("SwapFree", swap_free >> 10),
         ("Zswap", 0 if store is None else store.pooled >> 10),
         ("Zswapped", 0 if store is None else store.compressed * kib),
+        ("Dirty", used.dirty * kib),
+        ("Writeback", 0),  # who has pages written waits for that
         ("AnonPages", used.anonymous * kib),
         ("Mapped", used.mapped * kib),
         ("Shmem", used.shared * kib),

@@ -111,7 +111,7 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     if not process.kernel.actor.credentials.has(SYS_ADMIN):
         shown[:] = 0
     entries[out.pages - first] = shown | np.uint64(PM_SWAP)
-    entries[guards.guarded(space, first << shift, last << shift) - first] = PM_GUARD_REGION
+    entries[guards.guarded(space, first << shift, last << shift) - first] = PM_SWAP | PM_GUARD_REGION
     marked = markers.Marked(space.table, first << shift, last << shift)
     entries[np.concatenate([marked.absent, marked.failed]) - first] = PM_SWAP
     entries[np.concatenate([marked.told, marked.absent]) - first] |= np.uint64(PM_UFFD_WP)

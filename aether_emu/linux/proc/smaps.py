@@ -52,6 +52,7 @@ def usage(space: AddressSpace, starts: Sequence[int]) -> dict[str, Bytes]:
     page_shift, size = space.table.format.page_shift, space.page_size
     kinds, maps = table.kind_array[seen.frames], table.maps_array[seen.frames]
     kinds = np.where(in_memory_files(space, seen.frames), Kind.SHARED, kinds)
+    kinds = np.where(_of_kernel(space, seen.frames), Kind.FILE, kinds)
     pooled, anonymous, in_object = kinds == Kind.HUGETLB, kinds == Kind.ANON, kinds == Kind.SHARED
     counted = (kinds != Kind.ZERO) & (kinds != Kind.RESERVED) & ~pooled  # nor is a device's memory
     shared = maps > 1
@@ -124,6 +125,12 @@ def _in_huge_pages(space: AddressSpace, starts: Sequence[int], kinds: Collection
     return counted.astype(np.int64)
 
 
+def _of_kernel(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which of the frames are the kernel's own pages, such as the vDSO: to Linux they count as a file's."""
+    owners = [area.backing.number for area in space.areas if area.backing is not None and area.backing.whole]
+    return np.isin(space.physical.frames.owner_array[frames], owners)
+
+
 def in_memory_files(space: AddressSpace, frames: Frames) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Which of the frames show pages of memory files: to Linux those are shared memory, not a file's."""
     objects, owners = space.physical.objects, space.physical.frames.owner_array
@@ -184,7 +191,8 @@ def _flags(area: Area) -> str:
     whole = area.backing is not None and area.backing.whole
     pooled = area.backing is not None and bool(area.backing.huge_size)
     protections = int(area.protection), int(area.maximum)
-    rest = area.shared, area.grows_down, whole, area.no_reserve, pooled, area.fresh, area.charged
+    in_device = area.backing is not None and area.backing.in_device
+    rest = area.shared, area.grows_down, whole, area.no_reserve, pooled, in_device, area.fresh, area.charged
     return _letters(*protections, area.flags, *rest)
 
 
@@ -198,6 +206,7 @@ def _letters(
     whole: bool,
     no_reserve: bool,
     pooled: bool,
+    in_device: bool,
     fresh: bool,
     charged: bool,
 ) -> str:
@@ -212,12 +221,15 @@ def _letters(
         ("ms", shared),
         ("gd", grows_down),
         ("um", flags & AreaFlags.USER_MISSING),
+        ("pf", in_device),
+        ("gu", flags & AreaFlags.MAYBE_GUARDED),
         ("uw", flags & AreaFlags.USER_WP),
         ("lo", flags & AreaFlags.LOCKED),
+        ("io", in_device),
         ("sr", flags & AreaFlags.SEQUENTIAL),
         ("rr", flags & AreaFlags.RANDOM),
         ("dc", flags & AreaFlags.NO_FORK),
-        ("de", whole or pooled),
+        ("de", whole or pooled or in_device),
         ("lf", flags & AreaFlags.LOCK_ON_FAULT),
         ("ac", charged),
         ("nr", no_reserve),

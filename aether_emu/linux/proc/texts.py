@@ -185,6 +185,7 @@ class TaskTexts:
                 ),
             ),
             "ksm_stat": Text(of_space(_merging_text), _PRIVATE),
+            "ksm_merging_pages": Text(of_space(lambda found: b"%d\n" % merged_pages(found.mm)), _PRIVATE),
             "statm": lambda: status.statm_text(process, self._task),
         }
 

@@ -28,7 +28,7 @@ def watermark_texts(kernel: Kernel) -> Mapping[str, Text]:
     }
 
 
-def _marks(kernel: Kernel) -> Watermarks:
+def marks_of(kernel: Kernel) -> Watermarks:
     """Those that are kept, or would be if anything could go."""
     physical, config = kernel.physical, kernel.config
     if isinstance(physical.reclaim, Room):
@@ -37,7 +37,7 @@ def _marks(kernel: Kernel) -> Watermarks:
 
 
 def _least(kernel: Kernel) -> bytes:
-    return b"%d\n" % (_marks(kernel).min * kernel.physical.ram.page_size >> 10)
+    return b"%d\n" % (marks_of(kernel).min * kernel.physical.ram.page_size >> 10)
 
 
 def _scale(kernel: Kernel) -> bytes:
@@ -72,7 +72,7 @@ def _number(data: bytes, most: int) -> int:
 
 def _zoneinfo(kernel: Kernel) -> bytes:
     """One zone: all of RAM that is handed out."""
-    marks, buddy = _marks(kernel), kernel.physical.buddy
+    marks, buddy = marks_of(kernel), kernel.physical.buddy
     spanned = kernel.physical.ram.size // kernel.physical.ram.page_size
     rows = [
         ("pages free", buddy.free_frames),

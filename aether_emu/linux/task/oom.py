@@ -95,6 +95,11 @@ def table(processes: Iterable[Process], chosen: Process, current: Process) -> st
         f"{total * size >> 10} KiB are free, {swap_free >> 10} of {swap_total >> 10} KiB of swap",
         "[  pid  ]   uid  tgid total_vm      rss pgtables_bytes swapents oom_score_adj name",
     ]
+    cache = kernel.physical.cache
+    if cache is not None:
+        lines.insert(
+            1, f"page cache: {cache.pages * size >> 10} KiB of files, {cache.dirty * size >> 10} dirty"
+        )
     living = [process for process in processes if process.ended is None]
     shown = set(heapq.nlargest(_MOST_ROWS, living, key=points)) | {chosen}
     for process in living:

@@ -591,7 +591,7 @@ class Scheduler:
                 backing.frames(page, 1, write=False)
                 continue
             except (BeyondEnd, BackingFailed):
-                pass
+                backing.leave_memory(page, 1)
             space = self.entry.task.process.mm
             address = lowest_address(backing, page, space)
             area = None if address is None else space.areas.find(address)

@@ -98,6 +98,11 @@ class ApertureFile:
         """The file's size in bytes, as the host has it now."""
         return os.fstat(self._fd).st_size
 
+    @property
+    def links(self) -> int:
+        """How many names the file has on the host."""
+        return os.fstat(self._fd).st_nlink
+
     def frame(self, page_index: int, *, write: bool = False) -> int:
         """Guest-physical address of a page of the file, populated for loads (`write`: for stores too).
 
@@ -268,6 +273,11 @@ class ApertureFile:
         if refusal := host.punch_hole(self._fd, page_index * page_size, count * page_size):
             raise Refused(refusal, "the host cannot make a hole in the file")
 
+    def write_back(self, page_index: int, count: int) -> int:
+        """Return when some pages are on disk, without what tells where they are. Returns 0 or an errno."""
+        page_size = self._aperture.page_size
+        return host.write_back(self._fd, page_index * page_size, count * page_size)
+
     def sync(self) -> None:
         """Return when all stores and writes are on disk (msync with MS_SYNC). Refused if the host fails."""
         try:
@@ -356,6 +366,14 @@ class Aperture:
         file, page_index = self.owner_of(host_address - self.host_address + self.base)
         file.show_again(self._slot_of(host_address - self.host_address + self.base))
         return file, page_index
+
+    def let_go(self, pa: int, length: int) -> None:
+        """No entry shows a part of a slot any more, and its bytes need not be kept at hand.
+
+        The host may refuse. A page that is asked for again is populated anew.
+        """
+        with contextlib.suppress(host.HostMemoryError):
+            host.leave_to_file(self.host_address + pa - self.base, length)
 
     def save(self) -> ApertureState:
         """Which slot shows what, for capture. The bytes themselves are the files'."""

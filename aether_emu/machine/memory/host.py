@@ -29,6 +29,8 @@ MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS, MAP_NORESERVE = 0x01, 0x02, 0
 MADV_DONTNEED, MADV_POPULATE_READ, MADV_POPULATE_WRITE = 4, 22, 23
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 
+_WAIT_WRITE_WAIT = 7  # SYNC_FILE_RANGE_WAIT_BEFORE, _WRITE, _WAIT_AFTER
+
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PAGEMAP_PRESENT, _PAGEMAP_SWAPPED = 1 << 63, 1 << 62
 
@@ -47,6 +49,7 @@ _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 class HostMemoryError(AetherError):
@@ -131,6 +134,24 @@ def discard(address: int, length: int) -> None:
     Only for such ranges: on a shared or file mapping MADV_DONTNEED brings the file's bytes back.
     """
     _checked("madvise", _libc.madvise(address, length, MADV_DONTNEED), address, length)
+
+
+def leave_to_file(address: int, length: int) -> None:
+    """Let go of the pages of a file window: the next touch finds the file's bytes again.
+
+    Stores to a shared window are the file's already. A private copy that a store made is lost.
+    """
+    _checked("madvise", _libc.madvise(address, length, MADV_DONTNEED), address, length)
+
+
+def write_back(fd: int, offset: int, length: int) -> int:
+    """Return when a part of a file is on disk, as far as it was stored. Returns 0 or an errno.
+
+    Not what is needed to find it there, such as a new size: that takes fdatasync.
+    """
+    if _libc.sync_file_range(fd, offset, length, _WAIT_WRITE_WAIT) == 0:
+        return 0
+    return ctypes.get_errno()
 
 
 def protect(address: int, length: int, protection: int) -> None:

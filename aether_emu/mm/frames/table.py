@@ -68,6 +68,8 @@ class Kind(IntEnum):
     """Part of a slab of kernel objects (`mm.slab`): its owner is the number of the cache."""
     STACK = 10
     """Part of a kernel stack."""
+    CACHE = 11
+    """Set aside for a page of a file that counts as memory: see `mm.page_cache`."""
 
 
 class Flags(IntFlag):
@@ -82,6 +84,10 @@ class Flags(IntFlag):
     """Held code once, and is used for something else: see `CodeFrames`."""
     UNEVICTABLE = 8
     """Was found locked, and no area that showed it was unlocked since: `mm.reclaim` does not look at it."""
+    TO_WRITE = 16
+    """Of a file's page in the aperture: it may differ from what is on disk (`mm.page_cache`)."""
+    SPARED = 32
+    """Likewise: reclaim let it stay once, as it is code, and nobody has used it since."""
 
 
 class Leak(NamedTuple):

@@ -7,12 +7,15 @@ everywhere first (`mm.rmap`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
-from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile
+from aether_emu.errors import OutOfFrames, Refused
+from aether_emu.machine.memory.aperture import SLOT_SIZE, ApertureFile, BackingFailed
 from aether_emu.mm.frames.table import Flags, Kind
-from aether_emu.mm.objects.protocol import Backing
+from aether_emu.mm.objects.protocol import Backing, Window
+from aether_emu.mm.page_cache import PageCache
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 
@@ -56,11 +59,46 @@ class Contents(Protocol):
 _FILE = int(Kind.FILE)
 
 
+class WriteFailures:
+    """That pages of a file could not be written back: how often (`count`), and why the last time (`errno`).
+
+    Each who syncs the file is told of that once; also who opens it before anybody was told (Linux: errseq_t).
+    """
+
+    def __init__(self) -> None:
+        self.count = self.errno = 0
+        self._told = True
+
+    def note(self, number: int) -> None:
+        """It happened again."""
+        self.count, self.errno, self._told = self.count + 1, number, False
+
+    def sample(self) -> int:
+        """What somebody knows who opens the file now."""
+        return self.count - (not self._told)
+
+    def tell(self, known: int) -> int:
+        """The errno for somebody who knows of so many; 0 if nothing is new. Then he knows of `count`."""
+        if known == self.count:
+            return 0
+        self._told = True
+        return self.errno
+
+    def capture(self) -> tuple[int, int, bool]:
+        """All of it, as plain data."""
+        return self.count, self.errno, self._told
+
+    def restore(self, state: tuple[int, int, bool]) -> None:
+        """Become the captured one."""
+        self.count, self.errno, self._told = state
+
+
 class FileBacking(Backing):
     """A host file in the aperture. Pages are the file's own host pages: nothing is copied.
 
     `identity` is the device and inode number under which programs know the file. `contents` says which pages
-    are in memory; without it (a file on storage) all up to the end count as in the host's page cache.
+    are in memory; without it (a file on storage) `Physical.cache` does, or all up to the end are, as in the
+    host's page cache.
     """
 
     in_place = True
@@ -78,6 +116,8 @@ class FileBacking(Backing):
         self.file, self.key = file, key
         self.identity = (0, 0)
         self.contents: Contents | None = None
+        self.failed = WriteFailures()
+        self.failures_known = 0  # of those, what msync has told
         self._name = name
         self._gone = gone
 
@@ -91,8 +131,18 @@ class FileBacking(Backing):
 
     def frames(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         if self.contents is not None:
-            count = self.contents.admit(index, count)
-        return self._shown(index, count, write=write)
+            return self._shown(index, self.contents.admit(index, count), write=write)
+        cache = self._physical.cache
+        if cache is not None and count > 1:
+            count = self._in_a_row(cache, index, count)
+        first, count = self._shown(index, count, write=write)
+        if cache is not None and count == 1:
+            if not cache.has(first):
+                cache.bring(first)
+                self._read_around(cache, index, first)
+            if write:
+                cache.soil(first)
+        return first, count
 
     def bring(self, index: int, count: int, *, write: bool) -> tuple[int, int]:
         """As `frames`, of a memory file that lacks all of these pages: from now on it has those returned."""
@@ -107,6 +157,54 @@ class FileBacking(Backing):
         if bytes(table.kind[first : first + count]).count(_FILE) < count:
             table.claim(first, count, Kind.FILE, self.number, index)
         return first, count
+
+    @property
+    def cache(self) -> PageCache | None:
+        """What counts its pages as memory, if something does."""
+        return self._physical.cache if self.contents is None else None
+
+    def _in_a_row(self, cache: PageCache, index: int, count: int) -> int:
+        """How many of `count` pages from `index` on are in memory, up to the first that is not."""
+        first, each = self._frame_of(cache, index), SLOT_SIZE >> self._physical.frames.page_shift
+        found = 0 if first < 0 else cache.row(first, min(count, each - index % each))
+        if not found:
+            raise BackingFailed(index, "it is not in memory yet")
+        return found
+
+    def _frame_of(self, cache: PageCache, index: int) -> int:
+        """The frame of a page whose slot is bound; -1 where it is not."""
+        extent, within = divmod(index << self._physical.frames.page_shift, SLOT_SIZE)
+        slot = self.file.slots.get(extent)
+        shift = self._physical.frames.page_shift
+        return -1 if slot is None else cache.base + (slot.index * SLOT_SIZE + within >> shift)
+
+    def _read_around(self, cache: PageCache, index: int, frame: int) -> None:
+        """A page was read: read those around it, as long as memory is not short."""
+        physical, first = self._physical, index - index % cache.around
+        shift, reclaim = physical.frames.page_shift, physical.reclaim
+        end = min(first + cache.around, self.file.size + (1 << shift) - 1 >> shift)
+        at = frame - (index - first)
+        physical.frames.claim(at, end - first, Kind.FILE, self.number, first)
+        with suppress(OutOfFrames):  # the page that is wanted is there
+            for near in range(at, at + end - first):
+                if reclaim is not None and reclaim.is_short:
+                    return
+                if not cache.has(near):
+                    cache.bring(near)
+
+    def stretches(self, cache: PageCache, first: int, count: int) -> Iterator[tuple[int, int, int]]:
+        """Those of some pages whose slots are bound, in rows: (first page, its frame, how many)."""
+        each = SLOT_SIZE >> self._physical.frames.page_shift
+        for extent in sorted(self.file.slots):
+            low, high = max(first, extent * each), min(first + count, (extent + 1) * each)
+            if low < high:
+                yield low, self._frame_of(cache, low), high - low
+
+    def leave_memory(self, first: int, count: int) -> None:
+        """Pages that no entry shows any more leave memory, as the file is about to lose them."""
+        if self.cache is not None:
+            for _page, frame, length in self.stretches(self.cache, first, count):
+                self.cache.forget(frame, length)
 
     @property
     def folios(self) -> Collection[int]:
@@ -132,6 +230,8 @@ class FileBacking(Backing):
     def copy_page(self, index: int, into: memoryview) -> None:
         if self.contents is not None:
             self.contents.admit(index, 1)
+        elif self.cache is not None:
+            self.frames(index, 1, write=False)  # what is copied comes into memory first
         self.file.read_page(index, into)
         if self.contents is not None:
             self.contents.show(index, 1)
@@ -141,12 +241,18 @@ class FileBacking(Backing):
             return self.contents.resident(first, count)
         page_size = 1 << self._physical.frames.page_shift
         there = max(0, min(count, -(-self.file.size // page_size) - first))
-        return b"\1" * there + bytes(count - there)
+        if self.cache is None:
+            return b"\1" * there + bytes(count - there)
+        answer = bytearray(count)
+        for page, frame, length in self.stretches(self.cache, first, there):
+            answer[page - first : page - first + length] = self.cache.there(frame, length).tobytes()
+        return bytes(answer)
 
     def remove(self, first: int, count: int) -> None:
         if self.contents is not None:
             self.contents.punch(first, count)
         else:
+            self.leave_memory(first, count)
             self.file.punch(first, count)
 
     def shows_stores(self) -> bool:
@@ -154,7 +260,30 @@ class FileBacking(Backing):
         return any(area.shared and area.maximum & Protection.WRITE for area in self.windows)
 
     def sync(self) -> None:
+        failure, self.failures_known = self.failed.tell(self.failures_known), self.failed.count
         self.file.sync()
+        if failure:
+            raise Refused(failure, "pages could not be written back")
+
+    def link(self, area: Window, first: int, count: int) -> None:
+        super().link(area, first, count)
+        if self._physical.cache is not None:
+            self._physical.cache.unused.pop(self.number, None)
+
+    def _release_if_unused(self) -> None:
+        cache = self.cache
+        is_unused = not self._holds and not self.windows
+        if is_unused and cache is not None and (self.number in cache.unused or cache.keep(self)):
+            return
+        super()._release_if_unused()
+
+    def has_name(self) -> bool:
+        """Whether the host has a name for it."""
+        return self.file.links > 0
+
+    def end(self) -> None:
+        """Let go of the file, which no area shows, and which the page cache keeps no longer."""
+        super()._release_if_unused()
 
     def release(self) -> None:
         self._gone(self)
@@ -165,7 +294,8 @@ class FileBacking(Backing):
     def capture(self) -> dict[str, Any]:
         """See `Backing.capture`. Which file it is; its contents stay on the host."""
         which = {"name": self.name, "key": self.key, "writable": self.writable}
-        return {"kind": "file", "number": self.number} | which
+        failed = {"failed": self.failed.capture(), "failures_known": self.failures_known}
+        return {"kind": "file", "number": self.number} | which | failed
 
 
 class HostFiles:
@@ -236,6 +366,8 @@ class HostFiles:
         if backing is not None:
             self._unmap(backing, index, count)
         physical.tlb.settle()  # also where its last area has just gone
+        if physical.cache is not None:
+            physical.cache.forget(first, count)
         physical.code.retire_range(first, count)
         physical.frames.flags_array[first : first + count] &= _STALE
         physical.frames.release(first, count)

@@ -123,7 +123,10 @@ class Backing(MemoryObject):
 
     in_place: bool  # frames stand in the aperture and are never freed to the buddy allocator
     memory = MemoryType.WRITE_BACK  # of every entry that shows it shared
-    in_device = False  # whether its pages are a device's: nobody executes them, or makes an area of it longer
+    in_device = False
+    """Whether its pages are a device's: nobody executes them, makes an area of it longer, locks, drops or
+    dumps them (Linux: VM_IO, VM_PFNMAP, VM_DONTEXPAND, VM_DONTDUMP).
+    """
     huge_size = 0  # bytes of its pages, if they are huge ones that are never cut
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 

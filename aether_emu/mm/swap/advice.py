@@ -5,6 +5,7 @@ from __future__ import annotations
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.fault import Faults
+from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.swap.seen import in_swap
 
@@ -30,8 +31,13 @@ def page_out(space: AddressSpace, start: int, end: int) -> None:
 
 
 def page_in(space: AddressSpace, area: Area, start: int, end: int) -> None:
-    """MADV_WILLNEED: what is in swap comes back, while memory is not short."""
+    """MADV_WILLNEED: what is in swap comes back, and a file is read, while memory is not short."""
     physical, faults = space.physical, Faults(space.physical)
+    if isinstance(area.backing, FileBacking) and area.backing.cache is not None:
+        assert physical.files is not None, "files count"
+        shift = space.table.format.page_shift
+        physical.files.read(area.backing, area.offset + (start - area.start >> shift), end - start >> shift)
+        return
     if physical.reclaim is None or area.shared:
         return
     for page in in_swap(space, start, end).pages.tolist():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from aether_emu.arch.paging import MemoryType
 from aether_emu.errors import Refused
 from aether_emu.linux.credentials import of_user
 from aether_emu.linux.files import flags as fl
@@ -24,6 +25,7 @@ from aether_emu.machine.cpu import Cpu
 from aether_emu.mm import ageing
 from aether_emu.mm.allocation import LOCKED, AreaFlags
 from aether_emu.mm.mapping import MAP_SHARED, Request, map_memory
+from aether_emu.mm.objects.device import DeviceMemory
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from tests.guests.running import program
@@ -408,6 +410,7 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
     rw = Protection.READ | Protection.WRITE
     read_only_file = Protection.READ | Protection.EXECUTE
     shared, backing = SharedMemory(process.kernel.physical, 1), SharedMemory(process.kernel.physical, 1)
+    device = DeviceMemory(process.kernel.physical, "thing", 1, MemoryType.UNCACHED)
     wanted = {
         _new_area(process, 1, rw)[0]: "rd wr mr mw me ac sd",
         _new_area(process, 1, Protection.NONE)[0]: "mr mw me sd",
@@ -416,16 +419,18 @@ def test_smaps_says_what_the_kernel_may_do_with_an_area(process: Process) -> Non
         _new_area(process, 1, Protection.READ, shared=True, backing=backing, maximum=read_only_file)[
             0
         ]: "rd mr me ms sd",
+        _new_area(process, 1, rw, shared=True, backing=device)[0]: "rd wr sh mr mw me ms pf io de dd sd",
     }
     advised = _new_area(process, 1, rw)[0]
     area = process.mm.areas.find(advised)
     assert area is not None
     process.mm.mark(area, area.start, area.end, sum(AreaFlags))
-    wanted[advised] = "rd wr mr mw me um uw lo sr rr dc lf ac wf dd sd hg nh mg ui sl"
+    wanted[advised] = "rd wr mr mw me um gu uw lo sr rr dc lf ac wf dd sd hg nh mg ui sl"
     wanted |= {area.start: "rd wr mr mw me gd ac sd" for area in process.mm.areas if area.name == "[stack]"}
     shown = _smaps(process)
     assert {start: shown[start][1] for start in wanted} == wanted
     assert "rd ex mr mw me sd" in {flags for _sizes, flags in shown.values()}, "the program's code"
+    device.close()
 
 
 def test_a_page_that_was_only_read_is_the_zero_page_and_nobodys_memory(process: Process) -> None:
@@ -452,6 +457,15 @@ def test_a_page_that_two_entries_show_is_shared_and_counts_half_for_each(process
         assert (sizes["Rss"], sizes["Pss"], sizes["Shared_Dirty"]) == (kib, kib // 2, kib)
         assert (sizes["Private_Dirty"], sizes["Anonymous"]) == (0, 0)
     assert _status(process)["RssShmem"] == f"{2 * kib} kB"
+
+
+def test_the_vdso_counts_as_a_files_memory_as_on_linux(process: Process) -> None:
+    before = _status(process)["RssFile"]
+    (vdso,) = [area for area in process.mm.areas if area.name == "[vdso]"]
+    _cpu(process).copy_from_user(vdso.start, 1)
+    status, kib = _status(process), process.mm.page_size >> 10
+    assert int(status["RssFile"].split()[0]) - int(before.split()[0]) == kib
+    assert status["RssShmem"] == "0 kB"
 
 
 def test_a_page_that_nobody_may_touch_still_takes_memory(process: Process) -> None:
@@ -540,9 +554,12 @@ def test_open_texts_take_of_what_open_files_may_hold_until_they_are_closed(proce
     """Otherwise a program with many areas and descriptors would take all of the host's memory."""
     files, namespace = process.files, process.files.namespace
     namespace.memory_limit = 5 * len(_read(process, "self/smaps")) // 2
-    opened = [files.open(fl.AT_FDCWD, b"/proc/self/smaps", fl.O_RDONLY) for _ in range(2)]
+    opened = [files.open(fl.AT_FDCWD, b"/proc/self/smaps", fl.O_RDONLY) for _ in range(3)]
+    assert namespace.memory_used == 0, "nothing was read yet"
+    for fd in opened[:2]:
+        files.read(fd, 1)
     with pytest.raises(Refused) as caught:
-        files.open(fl.AT_FDCWD, b"/proc/self/smaps", fl.O_RDONLY)
+        files.read(opened[2], 1)
     assert caught.value.errno == errno.ENOMEM
     for fd in opened:
         files.close(fd)

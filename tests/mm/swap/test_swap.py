@@ -415,9 +415,9 @@ def test_what_was_used_lately_stays(kind: str, order: str) -> None:
         away.read(number)
     if order == "clock":  # the first hand has passed them
         hand = min(frames) & -64
-        away.reclaim.order.restore({"hand": hand, "first": hand + 2048, "cold": []})
+        away.reclaim.order.restore({"clocks": [{"hand": hand, "first": hand + 2048, "cold": []}] * 2})
     away.reclaim.order.begin()
-    assert sorted(set(away.reclaim.order.candidates()) & set(frames)) == sorted(frames[1::2])
+    assert sorted(set(away.reclaim.order.candidates(files=False)) & set(frames)) == sorted(frames[1::2])
     away.board.close()
 
 
@@ -432,7 +432,7 @@ def test_there_are_always_numbers_for_generations(kind: str) -> None:
         away.read(1 if walk < 290 else 3)
         order._age()
     order.begin()
-    found = [frame for _ in range(PAGES) for frame in order.candidates() if frame in frames]
+    found = [frame for _ in range(PAGES) for frame in order.candidates(files=False) if frame in frames]
     assert found.index(frames[0]) < found.index(frames[1])
     assert frames[3] not in found[: PAGES - 2]
     away.board.close()

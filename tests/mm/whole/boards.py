@@ -36,6 +36,7 @@ def play_of(kind: str, folder: Path, seed: int, *, checks_every: int = 10) -> Pl
         aperture="8M",
         swap="64M",
         cpus=2,
+        page_cache="outside" if seed % 3 == 1 else "counted",
         ksm=True,
         ksm_sleep=1,
         tlbsan=True,

@@ -339,8 +339,6 @@ class World:
             if not page.shared or not page.protection & WRITE:
                 return errno.EACCES
             page.thing.pages.pop(page.index, None)
-        elif page.shared:
-            return errno.EINVAL
         elif advice == GUARD_INSTALL:
             page.guard, page.own, page.freed, page.blurred = True, None, False, False
         elif advice == GUARD_REMOVE:

@@ -151,5 +151,17 @@ int main(void) {
     touch("a page brought anew", room, 1);
     char *moved = mremap(room, page, page, MREMAP_MAYMOVE | MREMAP_FIXED, map(1));
     touch("moved", moved, 1);
+    char *sealed = map(1);
+    TELL("a key once more", syscall(SYS_pkey_alloc, 0, 0));
+    syscall(SYS_pkey_mprotect, sealed, page, RW, first);
+    allow(first, 0);
+    *sealed = 5;
+    TELL("seal", syscall(462, sealed, page, 0));
+    allow(first, NO_WRITE);
+    printf("discard what the key keeps: %s\n", madvise(sealed, page, MADV_DONTNEED) ? errno == EPERM ? "EPERM" : "?" : "done");
+    printf("it is still %d\n", *sealed);
+    allow(first, 0);
+    TELL("discard what it does not", madvise(sealed, page, MADV_DONTNEED));
+    printf("it is %d\n", *sealed);
     return 0;
 }

@@ -1,4 +1,4 @@
-// remap_file_pages(2); the peak of the resident memory, which clear_refs has begin anew.
+// remap_file_pages(2); what mremap(2) refuses before it looks where it is; the peak of the resident memory, which clear_refs has begin anew.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -109,12 +109,37 @@ static void peak(void) {
     printf("and is lower: %d\n", over > 6 << 10 && over < 12 << 10);
 }
 
+static void move(const char *what, char *from, size_t old, size_t new, int flags, char *to) {
+    long where = syscall(SYS_mremap, from, old, new, flags, to);
+    printf("%s: %s\n", what, where != -1 ? "ok" : errno == EINVAL ? "EINVAL" : errno == EFAULT ? "EFAULT" : strerror(errno));
+}
+
+static void first_refused(int file) {
+    char name[32];
+    sprintf(name, "/proc/self/fd/%d", file);
+    int reader = open(name, O_RDONLY);
+    printf("by who cannot write: %s\n", remap(map(reader, MAP_SHARED, PROT_READ), page, 0, 1, 0));
+    char *here = map(-1, MAP_PRIVATE, RW), *hole = map(-1, MAP_PRIVATE, RW), *high = (char *)(1UL << 62);
+    munmap(hole, 8 * page);
+    for (int i = 0; i < 2; i++) {
+        char *from = i ? hole : here;
+        printf("from %s\n", i ? "a hole" : "memory");
+        move("no length", from, 8 * page, 0, MREMAP_MAYMOVE, 0);
+        move("longer than all addresses", from, 8 * page, 1UL << 62, MREMAP_MAYMOVE, 0);
+        move("onto itself", from, 8 * page, 8 * page, MREMAP_MAYMOVE | MREMAP_FIXED, from + page);
+        move("too high", from, 8 * page, 8 * page, MREMAP_MAYMOVE | MREMAP_FIXED, high);
+        move("in the midst of a page", from, 8 * page, 8 * page, MREMAP_MAYMOVE | MREMAP_FIXED, here + 16 * page + 1);
+    }
+    move("nothing there", hole, 8 * page, 8 * page, MREMAP_MAYMOVE, 0);
+}
+
 int main(void) {
     page = sysconf(_SC_PAGESIZE);
     int file = syscall(SYS_memfd_create, "pages", 0);
     if (ftruncate(file, 8 * page))
         abort();
     other_pages(file);
+    first_refused(file);
     peak();
     return 0;
 }
