@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aether_emu.errors import OutOfFrames
-from aether_emu.mm import rmap
+from aether_emu.mm import ageing, rmap
 from aether_emu.mm.balance import Balance
 from aether_emu.mm.counters import Event
 from aether_emu.mm.file_reclaim import FilePages, is_locked
@@ -138,6 +138,27 @@ class Reclaim(Room):
         taken += self._in_order(wanted - taken)
         if not taken and self._n[Event.FILE_SPARED] > spared:  # all that is left is code: it goes after all
             taken = self._in_order(wanted)
+        if taken < wanted and self.swap is not None and self.swap.on and self.swap.cached:
+            taken += self._take_cached(wanted - taken)
+        return taken
+
+    def _take_cached(self, wanted: int) -> int:
+        """Take frames that swap has the bytes of, and so need no slot; those last that were used lately."""
+        assert self.swap is not None, "the caller asked"
+        frames, used, taken = self.swap.cached_frames(), list[int](), 0
+        frames = frames[self._physical.frames.flags_array[frames] & _UNEVICTABLE == 0]
+        for first in range(0, frames.size, BATCH):
+            some = frames[first : first + BATCH].tolist()
+            lately = [frame for frame in some if ageing.was_accessed(self._physical, frame)]
+            ageing.forget_frames(self._physical, lately)
+            self._n[self._scanned] += len(some)
+            taken += self._take_own([frame for frame in some if frame not in lately])[0]
+            if taken >= wanted:
+                return taken
+            used += lately
+        for first in range(0, len(used), BATCH):
+            if taken < wanted:
+                taken += self._take_own(used[first : first + BATCH])[0]
         return taken
 
     def _in_order(self, wanted: int) -> int:

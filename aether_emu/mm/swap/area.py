@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import AetherError, OutOfFrames
@@ -216,6 +217,10 @@ class SwapArea:
         """The slot that a frame is cached for."""
         slot = self._slot_of[frame] if frame < self._memory else 0
         return slot - 1 if slot else None
+
+    def cached_frames(self) -> NDArray[np.int64]:
+        """The frames that are cached, in ascending order."""
+        return self._slots_of.nonzero()[0]
 
     def slot_to_keep(self, frame: int) -> int | None:
         """Likewise, for a frame that may go there again; it is cached no longer for a file that is off."""
