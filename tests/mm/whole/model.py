@@ -246,12 +246,12 @@ class World:
     def mremap(self, name: str, at: int, old: int, new: int, to: int | None, *, keeps: bool) -> int | None:
         """To the fixed place `to`, or in place. 0 stands for the address of what was asked for."""
         pages = self.spaces[name]
+        if to is not None and at + old > to and to + new > at:
+            return -errno.EINVAL
         if at not in pages:
             return -errno.EFAULT
         if pages[at].sealed:
             return -errno.EPERM
-        if to is not None and at + old > to and to + new > at:
-            return -errno.EINVAL
         short = min(old, new)
         areas = {page.area if (page := pages.get(n)) else None for n in range(at, at + short)}
         if to is not None and len(areas) == 1 and None not in areas and self.has_sealed(name, to, to + new):
