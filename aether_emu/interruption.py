@@ -176,7 +176,7 @@ def _open_here() -> list[Undisturbed]:
 
 def undisturbed() -> bool:
     """Whether this thread is in such a block."""
-    return bool(_open_here())
+    return bool(getattr(_here, "blocks", None))
 
 
 def checkpoint() -> None:

@@ -62,7 +62,12 @@ class Lines(Generic[T, P]):
         self._came: Callable[[], None] | None = None
 
     def __len__(self) -> int:
-        return sum(map(len, self.lines))
+        return self.count
+
+    @property
+    def count(self) -> int:
+        """How many are in line."""
+        return sum([line.count for line in self.lines])
 
     def __iter__(self) -> Iterator[T]:
         for line in self.lines:

@@ -55,10 +55,11 @@ class RunQueue(Generic[T, P]):
         self._changed: dict[T, None] = {}
         self._weights: Counter[int] = Counter()  # in line, of tasks that do not share in the ordinary way
         self._special = 0  # how many those are
-        self._count = 0
+        self.count = 0
+        """How many are in line: `len`, in less time."""
 
     def __len__(self) -> int:
-        return self._count
+        return self.count
 
     def __iter__(self) -> Iterator[T]:
         yield from reversed(self._first)
@@ -89,12 +90,13 @@ class RunQueue(Generic[T, P]):
 
     def take(self) -> T | None:
         """The first in line, who leaves it; None when nobody is."""
-        if not self._count:
+        if not self.count:
             return None
         if self._joined or self._first or self._changed:
             self._find_rows()
-        priority = max(self._rows) if len(self._rows) > 1 else 0
-        row = self._rows[priority]
+        rows = self._rows
+        priority = max(rows) if len(rows) > 1 else 0
+        row = rows[priority]
         task, _none = row.popitem(last=False)
         if priority:
             del self._raised[task]
@@ -111,12 +113,12 @@ class RunQueue(Generic[T, P]):
     @property
     def is_wanted(self) -> bool:
         """Whether somebody stands in line, or may after what happened."""
-        return bool(self._count or self.news)
+        return bool(self.count or self.news)
 
     @property
     def heaviest(self) -> int:
         """The most that a task in line weighs, up to an ordinary one's weight; 0 when nobody is."""
-        if self._count > self._special:
+        if self.count > self._special:
             return NICE_0_WEIGHT
         return min(max(self._weights), NICE_0_WEIGHT) if self._weights else 0
 
@@ -146,13 +148,13 @@ class RunQueue(Generic[T, P]):
 
     def _enter(self, task: T) -> None:
         task.in_line = True
-        self._count += 1
+        self.count += 1
         if task.scheduling is not ORDINARY:
             self._weigh(task.scheduling, 1)
 
     def _leave(self, task: T) -> None:
         task.in_line = False
-        self._count -= 1
+        self.count -= 1
         if task.scheduling is not ORDINARY:
             self._weigh(task.scheduling, -1)
 

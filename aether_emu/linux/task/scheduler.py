@@ -222,8 +222,10 @@ class Scheduler:
                 if task.wait is not None or (lines is not None and lines.held[lines.at]):
                     return False
             self.entry.before_user()
-        self.kernel.observers.check()
-        if task.is_over or task.process.stop_signal or (lines is not None and lines.held[lines.at]):
+            self.kernel.observers.check()
+            if task.is_over or task.process.stop_signal:
+                return False
+        if lines is not None and lines.held[lines.at]:
             return False
         return self._turn(task, limit)
 
@@ -463,7 +465,7 @@ class Scheduler:
 
     def _begun(self, task: Task) -> int | None:
         """How many blocks the turn has that begins now; None: as many as there are."""
-        turn = self._length(task) if self._queue else None
+        turn = self._length(task) if self._queue.count else None
         deadline, of_processor = self._first_deadline(), task.processor_time_left()
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
@@ -506,7 +508,7 @@ class Scheduler:
         else:
             turn = task.turn or self._begun(task)
         self._turn_end = None if turn is None else start + turn
-        if not queue:
+        if not queue.count:
             queue.came = self._share
         budget = turn if left is None else left if turn is None else min(turn, left)
         try:
