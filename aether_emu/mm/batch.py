@@ -32,6 +32,8 @@ from aether_emu.records import dataclass
 MAP, UNMAP, PROTECT, ADVISE, POPULATE = "map", "unmap", "protect", "advise", "populate"
 MAP_FILE, MAP_DEVICE = "map_file", "map_device"
 _RW = Protection.READ | Protection.WRITE
+_OVER = "the batch is over: ask for a new one"
+_NOT_OPEN = "nothing would be done: ask inside its block, `with mm.batch() as batch:`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class Batch:
         self._perform = perform
         self._last = _NO_RUN
         self._in_page = page_size - 1
-        self._closed = False
+        self._open = self._closed = False
         self.done = 0
         self.failed: Operation | None = None
 
@@ -86,12 +88,15 @@ class Batch:
         return sum(len(run.sizes) for run in self.runs)
 
     def __enter__(self) -> Self:
+        if self._closed:
+            raise MachineError(_OVER)
+        self._open = True
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closed = True
+        self._open, self._closed = False, True
         if error is None:
             self._perform(self)
 
@@ -141,8 +146,8 @@ class Batch:
 
     def _add(self, name: str, address: int, size: int, asked: tuple[Any, ...]) -> None:
         """One operation more: part of the last run, if that asks the same, and whole pages follow such."""
-        if self._closed:
-            raise MachineError("the batch is over: ask for a new one")
+        if not self._open:
+            raise MachineError(_OVER if self._closed else _NOT_OPEN)
         if type(address) is not int or type(size) is not int:
             address, size = whole("address", address), whole("size", size)
         run = self._last

@@ -196,13 +196,24 @@ def test_an_error_inside_the_block_leaves_all_undone(one: Place) -> None:
 
 
 def test_what_is_no_number_or_protection_is_refused_where_it_is_asked(one: Place) -> None:
+    with one.space.batch() as batch:
+        with pytest.raises(ConfigError, match="address"):
+            batch.unmap("here", one.page)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="protection"):
+            batch.protect(one.at(0), one.page, 1)  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match="not negative"):
+            batch.unmap(one.at(0), -one.page)
+
+
+def test_a_batch_is_asked_inside_its_block_and_has_one(one: Place) -> None:
     batch = one.space.batch()
-    with pytest.raises(ConfigError, match="address"):
-        batch.unmap("here", one.page)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="protection"):
-        batch.protect(one.at(0), one.page, 1)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="not negative"):
-        batch.unmap(one.at(0), -one.page)
+    with pytest.raises(MachineError, match="nothing would be done"):
+        batch.unmap(one.at(0), one.page)
+    with batch:
+        batch.unmap(one.at(0), one.page)
+    with pytest.raises(MachineError, match="the batch is over"), batch:
+        pass
+    assert batch.done == 1
 
 
 def test_memory_that_is_no_whole_pages_is_as_alone(one: Place) -> None:
