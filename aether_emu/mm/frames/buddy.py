@@ -466,7 +466,7 @@ class Buddy:
         zones = []
         for lists in self._zones:
             ready = len(self._ready) + self._elsewhere if lists is self._zones[0] else 0
-            blocks = tuple(len(blocks) for blocks in lists.blocks)
+            blocks = tuple(blocks.count for blocks in lists.blocks)
             zones.append(ZoneStats(lists.name, lists.end - lists.first, lists.free + ready, ready, blocks))
         free = self.free_frames
         return BuddyStats(
@@ -483,7 +483,7 @@ class Buddy:
 
     def kept(self) -> list[Any]:
         """What it keeps beside the frame table, to be measured: the free lists, and the ready ones."""
-        return [*(lists.blocks for lists in self._zones), *self.caches]
+        return [*(blocks.kept for lists in self._zones for blocks in lists.blocks), *self.caches]
 
     def capture(self) -> bytes:
         """The whole state, the frame table and others' functions aside, to be given to `restore`."""

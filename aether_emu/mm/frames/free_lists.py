@@ -20,14 +20,13 @@ import numpy as np
 import numpy.typing as npt
 
 from aether_emu.errors import FrameError
+from aether_emu.mm.frames.free_list import FREE_BLOCK, FreeList
 from aether_emu.mm.frames.table import FrameTable
 
 FrameArray = npt.NDArray[np.int64]
 
 MAX_ORDER: Final = 18
 """Order of the largest block: 2**18 frames, which is 1 GiB of 4 KiB pages."""
-FREE_BLOCK: Final = 0x80
-"""Bit of the `block` column."""
 SINGLE: Final = 1
 """The `block` column of a single frame in use."""
 
@@ -38,7 +37,7 @@ _LONG = 8
 
 
 class FreeLists:
-    """One list for each order, last in first out: a dict from first frames to nothing, the newest last."""
+    """One list for each order, last in first out."""
 
     def __init__(self, frames: FrameTable, name: str, first: int, end: int) -> None:
         """Begin with all of [first, end) free, in the largest blocks that fit."""
@@ -52,7 +51,7 @@ class FreeLists:
         """Cuts in halves; a block turned into single frames is cut one time less than it has frames."""
         self.merges = 0
         """Pairs of free buddies joined."""
-        self.blocks: list[dict[int, None]] = [{} for _ in range(MAX_ORDER + 1)]
+        self.blocks = [FreeList(frames, order) for order in range(MAX_ORDER + 1)]
         blocks = list(_aligned_blocks(first, end))
         self._initial_blocks = len(blocks)
         for frame, order in reversed(blocks):  # so that the lowest is taken first
@@ -61,11 +60,11 @@ class FreeLists:
     def take(self, order: int) -> int | None:
         """Take a block: the lowest part of the smallest free one that holds it. None if there is none."""
         larger = order
-        while not self.blocks[larger]:
+        while not self.blocks[larger].count:
             if larger == MAX_ORDER:
                 return None
             larger += 1
-        frame, _ = self.blocks[larger].popitem()
+        frame = self.blocks[larger].pop()
         self.free -= 1 << larger
         self.splits += larger - order
         while larger > order:
@@ -79,8 +78,8 @@ class FreeLists:
         order = MAX_ORDER
         while count:
             order = min(order, count.bit_length() - 1)
-            whole = min(len(self.blocks[order]), count >> order)
-            heads = [self.blocks[order].popitem()[0] for _ in range(whole)]
+            whole = min(self.blocks[order].count, count >> order)
+            heads = [self.blocks[order].pop() for _ in range(whole)]
             self.free -= whole << order
             if not heads:
                 cut = self.take(order)
@@ -99,7 +98,7 @@ class FreeLists:
         frames: list[int] = []
         order = 0
         while count and order <= MAX_ORDER:
-            if not self.blocks[order]:
+            if not self.blocks[order].count:
                 order += 1
                 continue
             order = min(order, count.bit_length() - 1)  # a cut leaves its rest from this order on
@@ -117,7 +116,7 @@ class FreeLists:
         orders = (self.frames.block_array[heads] & ~np.uint8(FREE_BLOCK)).astype(np.int64) - 1
         parts: list[FrameArray] = [np.empty(0, np.int64)]
         for head, order in zip(heads.tolist(), orders.tolist(), strict=True):
-            del self.blocks[order][head]
+            self.blocks[order].leave()
             self.free -= 1 << order
             self.splits += (1 << order) - 1
             parts.append(np.arange(head, head + (1 << order)))
@@ -138,10 +137,10 @@ class FreeLists:
             buddy = frame ^ (1 << order)
             if not first <= buddy < end or block[buddy] != FREE_BLOCK | (order + 1):
                 break
-            del self.blocks[order][buddy]
+            self.blocks[order].leave()
             self.free -= 1 << order
             self.merges += 1
-            block[frame | (1 << order)] = 0
+            block[frame] = block[buddy] = 0
             frame &= ~(1 << order)
             order += 1
         self._insert(frame, order)
@@ -180,12 +179,12 @@ class FreeLists:
         inside = (self.first <= buddies) & (buddies < self.end)
         listed = np.zeros_like(upper)
         listed[inside] = block[buddies[inside]] == FREE_BLOCK | (order + 1)
-        for buddy in buddies[listed].tolist():
-            del self.blocks[order][buddy]
+        self.blocks[order].leave(int(listed.sum()))
+        block[buddies[listed]] = 0
         joined |= listed
         alone = heads[~(joined | upper)]
-        self.blocks[order].update(dict.fromkeys(reversed(alone.tolist())))
         block[alone] = FREE_BLOCK | (order + 1)
+        self.blocks[order].extend(alone[::-1].tolist())
         self.free += (alone.size - int(listed.sum())) << order
         self.merges += int(joined.sum())
         block[heads[joined] | size] = 0
@@ -193,8 +192,8 @@ class FreeLists:
         return larger
 
     def _insert(self, frame: int, order: int) -> None:
-        self.blocks[order][frame] = None
         self.frames.block[frame] = FREE_BLOCK | (order + 1)
+        self.blocks[order].add(frame)
         self.free += 1 << order
 
     def check(self) -> npt.NDArray[np.bool_]:
@@ -212,7 +211,8 @@ class FreeLists:
         self._demand(tiled, "blocks overlap or leave a gap")
         for order, blocks in enumerate(self.blocks):
             those = heads[free & (orders == order)]
-            self._demand(sorted(blocks) == those.tolist(), f"the list of order {order} is wrong")
+            right = blocks.count == those.size and sorted(blocks) == those.tolist()
+            self._demand(right, f"the list of order {order} is wrong")
             halves = np.isin(those ^ (1 << order), those)
             self._demand(order == MAX_ORDER or not halves.any(), f"free buddies of order {order} are apart")
         self._demand(int(sizes[free].sum()) == self.free, "the count of free frames is wrong")

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_emu.errors import FrameError
-from aether_emu.mm.frames.free_lists import FREE_BLOCK, MAX_ORDER, FreeLists
+from aether_emu.mm.frames.free_list import FREE_BLOCK
+from aether_emu.mm.frames.free_lists import MAX_ORDER, FreeLists
 from aether_emu.mm.frames.table import FrameTable
 
 
@@ -23,6 +24,33 @@ def make(first: int, end: int) -> FreeLists:
 def blocks(lists: FreeLists) -> list[tuple[int, int]]:
     """All free blocks as (first frame, order), ascending."""
     return sorted((frame, order) for order, those in enumerate(lists.blocks) for frame in those)
+
+
+class TestEntriesLeftBehind:
+    def test_a_block_that_is_free_again_is_given_out_once(self) -> None:
+        lists = make(0, 8)
+        frames = [lists.take(0) for _ in range(8)]
+        for frame in (0, 1, 0, 1):  # joined, and cut again: each leaves an entry behind
+            lists.give(frame, 0)
+            if frame == 1:
+                assert [lists.take(0), lists.take(0)] == [0, 1]
+        for frame in range(0, 8, 2):
+            lists.give(frame, 0)
+        lists.check()
+        assert sorted(lists.blocks[0]) == [0, 2, 4, 6]
+        assert {lists.take(0) for _ in range(4)} == {0, 2, 4, 6}
+        assert lists.take(0) is None
+        assert frames == list(range(8))
+
+    def test_they_are_thrown_away_when_they_are_too_many(self) -> None:
+        lists = make(0, 2)
+        for _ in range(1000):
+            pair = [lists.take(0), lists.take(0)]
+            for frame in pair:
+                assert frame is not None
+                lists.give(frame, 0)
+        assert max(blocks.kept.size for blocks in lists.blocks) < 100
+        lists.check()
 
 
 class TestInitialBlocks:
@@ -185,15 +213,15 @@ def misalign(lists: FreeLists) -> None:
 
 
 def unlist(lists: FreeLists) -> None:
-    lists.blocks[2].popitem()
+    lists.blocks[2]._entries.pop()
 
 
 def list_twice(lists: FreeLists) -> None:
-    lists.blocks[3][4] = None
+    lists.blocks[3].count += 1
 
 
 def list_used(lists: FreeLists) -> None:
-    lists.blocks[2][0] = None
+    lists.blocks[2].add(0)
 
 
 def miscount(lists: FreeLists) -> None:
@@ -206,7 +234,7 @@ def forget_split(lists: FreeLists) -> None:
 
 def leave_apart(lists: FreeLists) -> None:
     lists.frames.block[0] = FREE_BLOCK | 3
-    lists.blocks[2][0] = None
+    lists.blocks[2].add(0)
     lists.free += 4
 
 
