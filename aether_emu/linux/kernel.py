@@ -71,20 +71,20 @@ UNKNOWN = 512
 """Slot of the counter for numbers without a call."""
 
 
-class UserProcess(Protocol):
+class AccountedProcess(Protocol):
     """A process, as the accounts see it."""
 
     usage: Usage
 
 
-class User(Protocol):
+class Accounted(Protocol):
     """A task, as the accounts see it."""
 
     tid: int
     usage: Usage
 
     @property
-    def process(self) -> UserProcess: ...
+    def process(self) -> AccountedProcess: ...
 
 
 @dataclass(slots=True)
@@ -137,7 +137,7 @@ class Kernel:
         self.charged = 0
         self._summed = _Sums([])
         self._books = (0, 0, 0, 0)  # the totals that were given to tasks
-        self._user: User | None = None  # whose what was used since then is; None: that of the next one
+        self._accounted: Accounted | None = None  # whose is what was used since; None: the next one's
         self.new_space: Callable[[], AddressSpace]  # an empty address space; OutOfFrames
         self.show: Callable[[Any], ProcSource]  # what /proc shows of a process
         self.first_user = of_user(config.uid, config.gid)
@@ -311,24 +311,24 @@ class Kernel:
         return self.time_of(self.moment())
 
     @property
-    def user(self) -> User | None:
-        """Whose the use of the machine is that is in nobody's books yet."""
-        return self._user
+    def accounted(self) -> Accounted | None:
+        """The task whose is what was used since the books were last settled; None: the next one's."""
+        return self._accounted
 
-    def account_to(self, user: User | None) -> None:
-        """What is used from now on is that task's; None: that of the next one that is named."""
+    def account_to(self, task: Accounted | None) -> None:
+        """What is used from now on is that task's; None: that of the next one named."""
         self.settle_books()
-        self._user = user
+        self._accounted = task
 
     def settle_books(self) -> None:
         """Give its user, and the process of that, what was used until now."""
-        if self._user is None:
+        if self._accounted is None:
             return
         totals, books = self._totals(), self._books
         if totals != books:
             self._books = totals
             time, faults, system, major = map(sub, totals, books)
-            for usage in (self._user.usage, self._user.process.usage):
+            for usage in (self._accounted.usage, self._accounted.process.usage):
                 usage.time += time
                 usage.faults += faults
                 usage.system += system
@@ -430,7 +430,7 @@ class Kernel:
             "calls_made": dict(self.calls_made),
             "charged": self.charged,
             "books": self._books,
-            "user": None if self._user is None else self._user.tid,
+            "accounted": None if self._accounted is None else self._accounted.tid,
             "told": self._told,
             "pressure": self.pressure.capture(),
             "khugepaged": None if self.khugepaged is None else self.khugepaged.capture(),
@@ -440,12 +440,12 @@ class Kernel:
             "user_faults_for_all": self.user_faults_for_all,
         }
 
-    def restore(self, state: dict[str, Any], tasks: Mapping[int, User]) -> None:
+    def restore(self, state: dict[str, Any], tasks: Mapping[int, Accounted]) -> None:
         """Take over what `capture` gave. `tasks` are all, by number."""
         self.calls_made.clear()
         self.calls_made.update(state["calls_made"])
         self.charged, self._books, self._told = state["charged"], state["books"], state["told"]
-        self._user = tasks.get(state["user"])
+        self._accounted = tasks.get(state["accounted"])
         self.pressure.restore(state["pressure"])
         if self.khugepaged is not None:
             self.khugepaged.restore(state["khugepaged"])

@@ -189,7 +189,7 @@ class Scheduler:
                 continue
             if lines is not None:
                 lines.working = True
-            if task is not self.kernel.user:
+            if task is not self.kernel.accounted:
                 self.kernel.account_to(task)
             ended = True
             try:
@@ -289,7 +289,7 @@ class Scheduler:
             task.done_waiting()
         process = task.process
         process.disembody(task)
-        if self.kernel.user is task:
+        if self.kernel.accounted is task:
             self.kernel.account_to(None)
         task.usage.hand_transfers(process.usage)
         if task.tid == process.pid:
