@@ -307,6 +307,7 @@ class AddressSpace:
         """
         self._require_open()
         assert self.files is not None, "this address space belongs to no machine"
+        address = whole("address", address)
         place, shift = (address, size, offset), self.table.format.page_shift
         length, what = part_of_file(self.files, self.limits, shift, file, place, protection)
         self.replace(self.new_area(address, address + length, protection, **what))
@@ -330,6 +331,7 @@ class AddressSpace:
         self._require_open()
         from aether_emu.mm.device_mapping import part_of_device  # noqa: PLC0415  # few runs have devices
 
+        address = whole("address", address)
         physical, place = self.physical, (address, size)
         shown, first, length = part_of_device(physical, self.limits, device, place, memory, protection)
         what: dict[str, Any] = {"shared": True, "backing": shown, "offset": first, "name": shown.name}

@@ -245,13 +245,12 @@ class SpaceModel:
             return "EINVAL"
         if (keep and old != new) or not new:
             return "EINVAL"
+        if (fixed or keep) and (target + new > self.end or (at + old > target and target + new > at)):
+            return "EINVAL"
         if at not in self.pages:
             return "EFAULT"
-        if fixed or keep:
-            if target + new > self.end or (at + old > target and target + new > at):
-                return "EINVAL"
-            if fixed and target < self.lowest:
-                return "EPERM"
+        if fixed and target < self.lowest:
+            return "EPERM"
         if new < old:
             if self.munmap(at + new, old - new):
                 return "EINVAL"
