@@ -47,7 +47,8 @@ class RunQueue(Generic[T, P]):
         self.news: dict[P, None] = {}
         self.real_time = 0  # how many tasks have a real-time policy
         self.came: Callable[[], None] | None = None
-        self._rows: dict[int, OrderedDict[T, None]] = {0: OrderedDict()}  # of the others none is empty
+        self._ordinary = OrderedDict[T, None]()
+        self._rows = {0: self._ordinary}  # of the others none is empty
         self._raised: dict[T, int] = {}  # who stands in a row of real-time tasks, and in which
         # Whose row is not found yet: at the end of the line, the last one last; at its beginning, in reverse.
         self._joined: list[T] = []
@@ -74,7 +75,7 @@ class RunQueue(Generic[T, P]):
             if self.real_time:
                 self._joined.append(task)
             else:
-                self._rows[0][task] = None
+                self._ordinary[task] = None
             if self.came is not None:
                 self.came()
 
@@ -85,8 +86,9 @@ class RunQueue(Generic[T, P]):
             if self.real_time:
                 self._first.append(task)
             else:
-                self._rows[0][task] = None
-                self._rows[0].move_to_end(task, last=False)
+                self._ordinary[task] = None
+                if self.count > 1:
+                    self._ordinary.move_to_end(task, last=False)
 
     def take(self) -> T | None:
         """The first in line, who leaves it; None when nobody is."""
@@ -94,14 +96,10 @@ class RunQueue(Generic[T, P]):
             return None
         if self._joined or self._first or self._changed:
             self._find_rows()
-        rows = self._rows
-        priority = max(rows) if len(rows) > 1 else 0
-        row = rows[priority]
-        task, _none = row.popitem(last=False)
-        if priority:
-            del self._raised[task]
-            if not row:
-                del self._rows[priority]
+        if len(self._rows) == 1:
+            task, _none = self._ordinary.popitem(False)
+        else:
+            task = self._take_highest()
         self._leave(task)
         return task
 
@@ -145,6 +143,16 @@ class RunQueue(Generic[T, P]):
             self.came()
 
     # ---- inside
+
+    def _take_highest(self) -> T:
+        priority = max(self._rows)
+        row = self._rows[priority]
+        task, _none = row.popitem(last=False)
+        if priority:
+            del self._raised[task]
+            if not row:
+                del self._rows[priority]
+        return task
 
     def _enter(self, task: T) -> None:
         task.in_line = True
