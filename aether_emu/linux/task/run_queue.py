@@ -35,8 +35,9 @@ P = TypeVar("P")
 class RunQueue(Generic[T, P]):
     """The tasks that can run, the next one first; none is in line twice, nor the running one.
 
-    `news` are the processes to look at again. `came` is called when somebody joins the line, or there is
-    news, while it is set: a task that ran alone has to share from then on.
+    `news` are the processes to look at again. While they are set, `came` is called when somebody joins the
+    line, for a task that ran alone has to share from then on, and `told` when there is news: who runs leaves
+    the CPU for it, so that it does not matter whether the run returns about then.
 
     While there are real-time tasks, who joins the line or changes its priority finds its row when the next
     one is taken: first those who changed (who rises stands behind those of its new row, who falls before
@@ -47,6 +48,7 @@ class RunQueue(Generic[T, P]):
         self.news: dict[P, None] = {}
         self.real_time = 0  # how many tasks have a real-time policy
         self.came: Callable[[], None] | None = None
+        self.told: Callable[[], None] | None = None
         self._ordinary = OrderedDict[T, None]()
         self._rows = {0: self._ordinary}  # of the others none is empty
         self._raised: dict[T, int] = {}  # who stands in a row of real-time tasks, and in which
@@ -139,7 +141,9 @@ class RunQueue(Generic[T, P]):
     def look_at(self, process: P) -> None:
         """Something happened to a process that may let a task of it run, or has ended one."""
         self.news[process] = None
-        if self.came is not None:
+        if self.told is not None:
+            self.told()
+        elif self.came is not None:
             self.came()
 
     # ---- inside

@@ -233,7 +233,7 @@ class Scheduler:
 
     def _go_on(self, task: Task, limit: int | None, left: int | None) -> bool:
         """Give the CPU to one that is alone, whose turn only `limit` ends. Whether that was reached."""
-        queue = self._line
+        queue, task.begun_alone = self._line, True
         queue.take()
         try:
             reached = self._execute(task, limit, left, None)
@@ -541,6 +541,7 @@ class Scheduler:
     def _share(self) -> None:
         """Another task can run since a moment ago: who runs alone is in a turn from now on."""
         self._queue.came = None
+        self.entry.task.begun_alone = False
         length = self._length(self.entry.task)
         end = self.entry.cpu.blocks + length
         if self._turn_end is None or end < self._turn_end:
@@ -556,6 +557,8 @@ class Scheduler:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
         left = None if limit is None else limit - self.kernel.blocks
         cut = 0 if task.turn else task.cut
+        if not task.turn:
+            task.begun_alone = not self._queue.count
         if not cut:
             return self._execute(task, limit, left, task.turn or self._begun(task))
         task.cut = 0
@@ -569,13 +572,15 @@ class Scheduler:
         cpu, queue = self.entry.cpu, self._queue
         start = cpu.blocks
         self._turn_end = None if turn is None else start + turn
-        if not queue.count:
+        if task.begun_alone:
             queue.came = self._share
+        if self._lines is None:
+            self._line.told = cpu.stop
         budget = turn if left is None else left if turn is None else min(turn, left)
         try:
             ended = self.entry.run(budget)
         finally:
-            queue.came = None
+            queue.came = self._line.told = None
             stop = cpu.blocks
             task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - stop)
         if ended.reason is _BUDGET:
