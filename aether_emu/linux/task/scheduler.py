@@ -233,7 +233,7 @@ class Scheduler:
 
     def _go_on(self, task: Task, limit: int | None, left: int | None) -> bool:
         """Give the CPU to one that is alone, whose turn only `limit` ends. Whether that was reached."""
-        queue, task.begun_alone = self._line, True
+        queue = self._line
         queue.take()
         try:
             reached = self._execute(task, limit, left, None)
@@ -541,7 +541,6 @@ class Scheduler:
     def _share(self) -> None:
         """Another task can run since a moment ago: who runs alone is in a turn from now on."""
         self._queue.came = None
-        self.entry.task.begun_alone = False
         length = self._length(self.entry.task)
         end = self.entry.cpu.blocks + length
         if self._turn_end is None or end < self._turn_end:
@@ -557,8 +556,6 @@ class Scheduler:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
         left = None if limit is None else limit - self.kernel.blocks
         cut = 0 if task.turn else task.cut
-        if not task.turn:
-            task.begun_alone = not self._queue.count
         if not cut:
             return self._execute(task, limit, left, task.turn or self._begun(task))
         task.cut = 0
@@ -572,7 +569,7 @@ class Scheduler:
         cpu, queue = self.entry.cpu, self._queue
         start = cpu.blocks
         self._turn_end = None if turn is None else start + turn
-        if task.begun_alone:
+        if not queue.count:
             queue.came = self._share
         if self._lines is None:
             self._line.told = cpu.stop
