@@ -67,9 +67,6 @@ class Task:
         self._told_home = 0  # what `sequences` say of it
         self.ready_at = 0  # since when it stands in line, in virtual ns
         self.turn = 0  # blocks left of its turn while it does not run
-        self.begun_alone = (
-            False  # whether nobody else could run when it began: who comes then ends it earlier
-        )
         self.cut = 0  # instructions that the turn has beyond its last whole block
         self.scheduling = ORDINARY
         self.sequences: Sequences | None = None
@@ -471,7 +468,8 @@ class Task:
             "left": self.left,
             "place": (self.home, self.affinity, self.ready_at, self._told_home),
             "waits": self.waits,
-            "turn": (self.turn, self.begun_alone, self.cut),
+            "turn": self.turn,
+            "cut": self.cut,
             "call": self.call,
             "in_line": self.in_line,
             "wait": self._captured_wait(self.wait) if waits and self.wait else None,
@@ -529,8 +527,7 @@ class Task:
             self.real_time = RealTimeWatch(self, state["real_time"])
         self.set_scheduling(state["scheduling"])
         self.sequences = state["sequences"]
-        self.waits = state["waits"]
-        self.turn, self.begun_alone, self.cut = state["turn"]
+        self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
         if state["wait"] is not None:
             described = state["wait"]
             wait = self._restored_wait(described, queues)
