@@ -49,6 +49,7 @@ _ELSEWHERE = [
     "crash",
     "file_pages",
     "flushes",
+    "hugefault",
     "hugefs",
     "hugemix",
     "hugetlb",

@@ -29,8 +29,8 @@ from aether_emu.waiting import Waiter, WaitQueue
 
 API = 0xAA
 PAGEFAULT_FLAG_WP, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-MISSING_SHMEM, EVENT_UNMAP, SIGBUS, THREAD_ID = 1 << 5, 1 << 6, 1 << 7, 1 << 8
-MINOR_SHMEM, EXACT_ADDRESS, WP_UNPOPULATED = 1 << 10, 1 << 11, 1 << 13
+MISSING_HUGE, MISSING_SHMEM, EVENT_UNMAP, SIGBUS, THREAD_ID = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
+MINOR_HUGE, MINOR_SHMEM, EXACT_ADDRESS, WP_SHARED, WP_UNPOPULATED = 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13
 POISON, WP_ASYNC, MOVE = 1 << 14, 1 << 15, 1 << 16
 FEATURES = (
     PAGEFAULT_FLAG_WP
@@ -38,11 +38,14 @@ FEATURES = (
     | EVENT_REMAP
     | EVENT_REMOVE
     | EVENT_UNMAP
+    | MISSING_HUGE
     | MISSING_SHMEM
     | SIGBUS
     | THREAD_ID
+    | MINOR_HUGE
     | MINOR_SHMEM
     | EXACT_ADDRESS
+    | WP_SHARED
     | WP_UNPOPULATED
     | POISON
     | WP_ASYNC
@@ -189,13 +192,13 @@ class UserFaultFile(OpenFile):
         """Whether it goes with memory that mremap moves."""
         return self.wants(EVENT_REMAP)
 
-    def ask(self, address: int, why: int, *, write: bool) -> Outcome:
+    def ask(self, address: int, why: int, *, write: bool, size: int) -> Outcome:
         """What becomes of a fault."""
         assert self.features is not None, "nothing is watched before"
         if self.features & SIGBUS:
             return BusError(address)
         if not self.features & EXACT_ADDRESS:
-            address &= -self.space.page_size
+            address &= -size
         flags = (
             (_WRITE if write else 0) | (_WP if why == USER_WP else 0) | (_MINOR if why == USER_MINOR else 0)
         )
