@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import wait_for
@@ -16,11 +17,14 @@ from aether_emu.linux.calls.user import Piece, behind, s32, scatter, total
 from aether_emu.linux.credentials import SYS_PTRACE
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLIN, OpenFile
+from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.user_faults import API, EVENT_FORK, FEATURES, MESSAGE, UserFaultFile
+from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import userfault
 from aether_emu.mm.allocation import USER_FAULTS, USER_MINOR, USER_MISSING, USER_WP, Area
+from aether_emu.mm.space import AddressSpace
 
 _USER_MODE_ONLY = 1
 _MODES = {1: USER_MISSING, 2: USER_WP, 4: USER_MINOR}
@@ -63,6 +67,20 @@ def open_new(task: Task, flags: int) -> int:
         cloexec=bool(flags & fl.O_CLOEXEC),
     )
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+
+
+def restored(described: dict[str, Any], space: AddressSpace, kernel: Kernel) -> UserFaultFile:
+    """One as it was captured, of this address space."""
+    file = UserFaultFile(
+        space,
+        lambda: kernel.entry.task.tid,
+        described["flags"],
+        Stat(*described["stat"]),
+        programs_only=described["programs_only"],
+        cloexec=described["cloexec"],
+    )
+    file.go_on(described)
+    return file
 
 
 def control_device(task: Task, request: int, argument: int) -> int:

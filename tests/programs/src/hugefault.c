@@ -573,8 +573,9 @@ static void *told_of(const char *what, void *(*action)(void *), char *where) {
         if (poll(&look_at, 1, 20) != 1 || read(fd, &message, sizeof message) != sizeof message)
             continue;
         uint64_t length = message.event == 0x14 ? message.c : message.b - message.a;
-        printf(" event %#x from %lld, %llu pages;", message.event,
-               (long long)(int64_t)(message.a - (uintptr_t)where) / (long long)huge, (unsigned long long)length / huge);
+        printf(" event %#x from %lld, %llu%s pages;", message.event,
+               (long long)(int64_t)(message.a - (uintptr_t)where) / (long long)huge, (unsigned long long)length / huge,
+               length % huge ? " and some" : "");
     }
     pthread_join(maker, &done);
     printf("\n");
@@ -632,6 +633,47 @@ static void holes(void) {
     close(fd);
 }
 
+static void late(void) {
+    printf("-- copied late\n");
+    int file = memory(1), all = open("/proc/self/mem", O_RDWR);
+    char *there = map(1, MAP_SHARED, file), *where = map(1, MAP_PRIVATE, file);
+    there[1] = 1;
+    open_one(F_POISON);
+    TELL("watch", watch(where, huge, WP));
+    TELL("protect", protect(where, huge, 1));
+    begin(where, 'x');
+    next(where);
+    there[1] = 2;
+    TELL("let it", protect(where, huge, 0));
+    finish("stored");
+    printf("the copy has %d\n", where[1]);
+    madvise(where, huge, MADV_DONTNEED);
+    TELL("poison", answer(POISON, where, huge, 0));
+    TELL("a store by a debugger", pwrite(all, "y", 1, (uintptr_t)where));
+    try("a load", where, 0);
+    madvise(where, huge, MADV_DONTNEED);
+    mprotect(where, huge, PROT_READ);
+    TELL("poison", answer(POISON, where, huge, 0));
+    TELL("a store by a debugger", pwrite(all, "y", 1, (uintptr_t)where));
+    try("a load", where, 0);
+    close(fd);
+    munmap(where, huge);
+    where = map(2, MAP_PRIVATE, -1);
+    open_one(F_ASYNC);
+    watch(where, 2 * huge, WP);
+    where[0] = where[huge] = 1;
+    struct region region[4];
+    struct scan scan = {sizeof scan, 1, (uintptr_t)where + page, (uintptr_t)where + 2 * huge, 0, (uintptr_t)region, 4, 0, 0, 2, 0, 2};
+    long found = ioctl(pagemap, SCAN, &scan);
+    printf("from inside a huge page: %ld, %llu to %llu, at %llu pages\n", found,
+           (unsigned long long)(region[0].start - scan.start + page) / huge, (unsigned long long)(region[0].end - scan.start + page) / huge,
+           (unsigned long long)(scan.walk_end - (uintptr_t)where) / page);
+    look("pages", where, 2);
+    munmap(where, 2 * huge);
+    munmap(there, huge);
+    close(fd), close(all), close(file);
+}
+
 static char *segment(void) {
     int id = shmget(IPC_PRIVATE, 3 * huge, IPC_CREAT | 0600 | SHM_HUGETLB | shm_flag);
     need(id >= 0, "shmget");
@@ -686,5 +728,6 @@ int main(int count, char **arguments) {
     forked(MAP_SHARED, F_FORK);
     events();
     holes();
+    late();
     return 0;
 }
