@@ -32,6 +32,7 @@ _STATUS = {
     "notified": 0,
     "shared": 0,
     "moments": 0,
+    "newer": 0,
     "waits": 0,
     "sysv": 0,
     "queues": 0,

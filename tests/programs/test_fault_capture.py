@@ -9,6 +9,7 @@ import pytest
 
 from aether_emu import state
 from aether_emu.grants import Grants
+from aether_emu.linux.calls.user_fault_events import EventWait
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.files.tmp_capture import CaptureError
 from aether_emu.linux.files.user_faults import UserFaultFile
@@ -77,3 +78,24 @@ def test_a_run_goes_on_from_each_of_many_captures(
     assert told["output"] == (_HERE / "expected" / f"{name}.txt").read_bytes()
     assert told["captures"] > 3
     assert told["waiting"] > 0 or name == "userfault_events"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_call_that_is_done_but_for_its_event_is_not_made_again(isa: str, tmp_path: Path) -> None:
+    """Its maker was woken when the event was read, and has not gone on yet."""
+    name, captures = "userfault_events", 0
+    machine, streams = Machine(isa, ram="64M", uid=0, gid=0, seed=5), _streams()
+    machine.load(_HERE / "bin" / isa / name, [name], grants=Grants(cwd=tmp_path), streams=streams)
+    output, ended = b"", None
+    while ended is None:
+        ended = machine.run_for(100)
+        waits = [task.wait for task in machine.scheduler.everybody if isinstance(task.wait, EventWait)]
+        if ended is None and any(wait.woken and wait.answer is not None for wait in waits):
+            output += bytes(streams["stdout"].written)
+            snapshot, streams, captures = state.capture(machine), _streams(), captures + 1
+            machine.close()
+            machine = state.restore(snapshot, grants=Grants(cwd=tmp_path), streams=streams)
+    machine.close()
+    assert captures > 0
+    assert ended.status == 0
+    assert output + bytes(streams["stdout"].written) == (_HERE / "expected" / f"{name}.txt").read_bytes()

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.abi.signal import SIGUSR1, SignalInfo
-from aether_emu.linux.calls import user_faults
+from aether_emu.linux.abi.signal import SIGKILL, SIGUSR1, SignalInfo
+from aether_emu.linux.calls import remote, user_faults
 from aether_emu.linux.files import listing
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.ended import Ended
 from aether_emu.mm import cuts
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
@@ -171,6 +172,13 @@ def _moving(served: Served, target: int = OTHER) -> tuple[int, ...]:
     return WHERE, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target
 
 
+def _reaping(served: Served) -> tuple[int, ...]:
+    """process_mrelease of itself (PIDFD_SELF_THREAD_GROUP), as if it had been killed."""
+    filled(served)
+    served.process.ended = Ended(signal=SIGKILL)
+    return -10001, 0
+
+
 CASES = (
     Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
     Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
@@ -184,6 +192,7 @@ CASES = (
     Long("ioctl", 4, _protecting),
     Long("ioctl", 4, _moving_pages),
     Long("remap_file_pages", 4, _showing_others),
+    Long("process_mrelease", 4, _reaping),
     Long("munmap", 4, _unmapping_areas),
     Long("msync", 4, _dirty_file),
     Long("mremap", 12, _moving),
@@ -205,6 +214,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuts, "ENTRIES", 512)
     monkeypatch.setattr(cuts, "AREAS", 2)
     monkeypatch.setattr(user_faults, "_PROTECTED", 512)
+    monkeypatch.setattr(remote, "_REAPED", 512)
     monkeypatch.setattr(texts, "_AREAS_PER_LOOK", 1)
 
 
