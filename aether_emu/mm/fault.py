@@ -278,7 +278,7 @@ class Faults:
         except NotReady as later:
             return Blocked(later.on)
         except OutOfFrames as short:
-            shrunk = physical.huge is not None and shrink(physical)
+            shrunk = physical.gave_large and shrink(physical)
             if shrunk or (physical.reclaim is not None and physical.reclaim.make_room(short.wanted)):
                 return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1

@@ -64,6 +64,7 @@ _ELSEWHERE = [
     "sleepers",
     "spaces",
     "swapfiles",
+    "thpset",
     "wires",
     "written",
 ]  # tests/test_wires and others run them
