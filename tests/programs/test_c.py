@@ -57,6 +57,7 @@ _ELSEWHERE = [
     "limits",
     "overcommit",
     "pinned",
+    "policies",
     "realtime",
     "shmhuge",
     "shootdown",
