@@ -82,15 +82,12 @@ def equip_memory(computer: Computer[Any], config: Config) -> None:
         from aether_emu.policy.reclaim import count_files  # noqa: PLC0415  # few runs have it
 
         count_files(physical, config)
-    if config.thp_defrag != "never":
-        physical.compaction = Compaction(physical)
-    orders, defrag = _run_orders(config), config.thp_defrag
-    if config.thp != "never":
-        always, page = config.thp == "always", config.page_size
-        zero_page = config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
-        physical.huge = HugePages(
-            physical, computer.format, always=always, orders=orders, zero_page=zero_page, compacts=defrag
-        )
+    physical.compaction = Compaction(physical)
+    orders, defrag, page = _run_orders(config), config.thp_defrag, config.page_size
+    zero_page = config.ram >= _ROOM_FOR_ZEROS * page * (page // 8)
+    HugePages(
+        physical, computer.format, setting=config.thp, orders=orders, zero_page=zero_page, compacts=defrag
+    )
     physical.shared_huge = SharedHugePages(
         physical, computer.format, setting=config.shmem_thp, orders=orders, compacts=defrag
     )
@@ -155,9 +152,7 @@ def equip_kernel(kernel: Kernel, computer: Computer[Any], kernel_base: int) -> B
 def begin_scans(kernel: Kernel, computer: Computer[Any], spaces: Callable[[], list[AddressSpace]]) -> None:
     """Who makes room, huge pages and equal pages one by and by; `spaces` are those of living processes."""
     config, physical = kernel.config, kernel.physical
-    wanted = physical.huge is not None or (physical.shared_huge is not None and physical.shared_huge.on)
-    if wanted and config.khugepaged_sleep:
-        kernel.khugepaged = _khugepaged(physical, config, huge_order(computer.format), spaces)
+    kernel.khugepaged = _khugepaged(physical, config, huge_order(computer.format), spaces)
     _keep_room(kernel, computer)
     scan = MergeScan(physical, config.ksm_pages, zero_pages=config.ksm_zero_pages)
     kernel.ksm = Ksm(scan, config.ksm_sleep, spaces, runs=config.ksm)
@@ -170,8 +165,8 @@ def _khugepaged(
     pages = 1 << order
     absent = pages - 1 if config.khugepaged_none is None else config.khugepaged_none
     shared = pages // 2 if config.khugepaged_shared is None else config.khugepaged_shared
-    scan = Scan(physical, Terms(absent, shared, used=True), config.khugepaged_pages)
-    return Khugepaged(scan, config.khugepaged_sleep * 10**6, spaces)
+    terms = Terms(absent, shared, used=True, moves=config.thp_defrag != "never")
+    return Khugepaged(Scan(physical, terms, config.khugepaged_pages), config.khugepaged_sleep, spaces)
 
 
 def _keep_room(kernel: Kernel, computer: Computer[Any]) -> None:

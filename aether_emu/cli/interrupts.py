@@ -40,7 +40,9 @@ _GRACE = 0.25
 """Seconds after Ctrl-C in which a command may tell what it has so far."""
 _LEAST_GRACE = 0.1
 _AFTER_TIMEOUT = 5.0
-"""Seconds after --timeout in which what was asked for is written."""
+"""Seconds after --timeout in which what was asked for is written, and the machine, which may be in the midst
+of something long, comes to a halt before that.
+"""
 _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _TWICE = 1.0
 """Seconds within which a second Ctrl-C ends a program that got the first, and did not look for keys since."""
@@ -67,6 +69,7 @@ class Interrupts:
         self._ends_at: float | None = None
         self._ends_with = INTERRUPTED
         self._deadline: float | None = None
+        self._grace = _LEAST_GRACE  # seconds that the command has for itself after the deadline
         self._says = ""
         self._guest: Guest | None = None
         self._handed_at = -_TWICE
@@ -158,9 +161,13 @@ class Interrupts:
         if console is not None:
             console.come_back()
 
-    def limit(self, seconds: float, says: str) -> None:
-        """End the process after so many seconds, with status 124 and a line on stderr."""
+    def limit(self, seconds: float, says: str, *, writes: bool = False) -> None:
+        """End the process after so many seconds, with status 124 and a line on stderr.
+
+        `writes`: the command has something to write then, and gets more time for it.
+        """
         self._deadline, self._says = time.monotonic() + seconds, says
+        self._grace = _AFTER_TIMEOUT if writes else _LEAST_GRACE
 
     def left(self) -> float | None:
         """Seconds until that limit."""
@@ -168,7 +175,7 @@ class Interrupts:
 
     def reached(self) -> None:
         """The limit was reached, and the command knows: it has a moment to write what was asked for."""
-        self._deadline = time.monotonic() + _AFTER_TIMEOUT
+        self._deadline, self._grace = time.monotonic() + _AFTER_TIMEOUT, _LEAST_GRACE
 
     def leave(self, status: int) -> NoReturn:
         """End the process now. What is buffered is written if somebody takes it."""
@@ -205,7 +212,7 @@ class Interrupts:
 
     def due(self, now: float) -> float | None:
         """See `interruption.Attentive`."""
-        limit = None if self._deadline is None else self._deadline + _LEAST_GRACE
+        limit = None if self._deadline is None else self._deadline + self._grace
         times = [at for at in (self._ends_at, limit) if at is not None]
         return max(0.0, min(times) - now) if times else None
 
@@ -219,7 +226,7 @@ class Interrupts:
             self._end_soon(INTERRUPTED, grace)
         if self._ends_at is not None and now >= self._ends_at:
             self._end(self._ends_with)
-        if self._deadline is not None and now >= self._deadline + _LEAST_GRACE:
+        if self._deadline is not None and now >= self._deadline + self._grace:
             _say(self._says)
             self._end(TIMED_OUT)
 

@@ -315,7 +315,7 @@ def _executed(given: Given, outputs: _Outputs, watching: Watching, replay: Repla
         outputs.prepare(machine)
         outputs.injecting.attach(machine)
         if timeout is not None:
-            interrupts.limit(timeout, f"{program}: stopped by --timeout")
+            interrupts.limit(timeout, f"{program}: stopped by --timeout", writes=outputs.wanted)
         watching.attach(machine)
         interrupts.serve(machine)
         with interrupts.reporting():
@@ -392,6 +392,11 @@ class _Outputs:
         if table:  # imported now: an interrupted run has no time for it
             import rich.console
             import rich.table  # noqa: F401  # likewise
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is anything to write."""
+        return self._table or any(each is not None for each in (self._json, self._core, self._screenshot))
 
     def prepare(self, machine: Machine) -> None:
         """The program is loaded and about to start."""

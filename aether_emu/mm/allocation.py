@@ -59,6 +59,8 @@ class AreaFlags(IntFlag):
 # The operators of plain ints are many times faster than an enum's, so areas and what counts them use these.
 LOCKED, LOCK_ON_FAULT = int(AreaFlags.LOCKED), int(AreaFlags.LOCK_ON_FAULT)
 LOCKS = LOCKED | LOCK_ON_FAULT
+POLICY_SHIFT = 64
+"""The bits from here on are where the program wants the memory to be (`linux.memory_policy`)."""
 SEALED = int(AreaFlags.SEALED)
 MAYBE_GUARDED = int(AreaFlags.MAYBE_GUARDED)
 """Some of its pages were guarded once (`mm.guards`). It keeps no areas apart, and stays."""

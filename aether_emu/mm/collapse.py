@@ -59,7 +59,7 @@ def collapse(space: AddressSpace, area: Area, start: int, terms: Terms) -> Endin
     pages = _judged(space, entries, terms)
     if isinstance(pages, Ending):
         return pages
-    block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers, compacts=True)
+    block = take_block(physical, area, start, huge_order(fmt), copied=pages.numbers, compacts=terms.moves)
     if block is None:
         physical.counters.n[Event.HUGE_COLLAPSE_FAILED] += 1
         return Ending.NO_BLOCK
@@ -144,13 +144,13 @@ def collapse_advised(space: AddressSpace, area: Area, start: int, end: int) -> N
     if not of_object and not possible(space, area, size):
         raise Refused(errno.EINVAL, "no huge page is possible in this mapping")
     make = collapse_shared if of_object else collapse
-    every = 1 << huge_order(space.table.format)
-    failed = None
+    every, thp, failed = 1 << huge_order(space.table.format), space.physical.thp, None
+    terms = Terms(absent=every, shared=every, moves=thp is None or thp.compacts != "never")
     first, last = start + size - 1 & -size, end & -size
     if first > last:
         raise Refused(errno.EINVAL, "the range lies within one huge page")
     for at in range(first, last, size):
-        ending = make(space, area, at, Terms(absent=every, shared=every))
+        ending = make(space, area, at, terms)
         if ending not in (Ending.DONE, Ending.HUGE):
             failed = ending
         if ending is Ending.NO_BLOCK:
@@ -169,20 +169,23 @@ class Scan:
     """
 
     def __init__(self, physical: Physical, terms: Terms, pages: int) -> None:
-        self._physical, self._terms, self.pages = physical, terms, pages
+        self.physical, self.terms, self.pages = physical, terms, pages
         self.position = (0, 0)
+        self.starved = False  # whether the last look found no block for a huge page
         self.passes = 0  # through all spaces, from the first to the last
 
     def look(self, spaces: Sequence[AddressSpace]) -> int:
         """Look at so many pages as it does at once, or at all. Returns how many ranges it collapsed."""
-        left, done = self.pages, 0
+        left, done, self.starved = self.pages, 0, False
         for space, area, start in self._from_here(spaces):
             fmt = space.table.format
             self.position = (space.number, start + huge_size(fmt))
-            self._physical.counters.n[Event.HUGE_SCANNED] += 1
+            self.physical.counters.n[Event.HUGE_SCANNED] += 1
             make = collapse if area.backing is None else collapse_shared
             with suppress(TableDamaged):  # whoever needs the range finds that
-                done += make(space, area, start, self._terms) is Ending.DONE
+                ending = make(space, area, start, self.terms)
+                done += ending is Ending.DONE
+                self.starved |= ending is Ending.NO_BLOCK
             left -= 1 << huge_order(fmt)
             if left <= 0:
                 return done
@@ -210,15 +213,17 @@ class Scan:
 
     def _permits(self, space: AddressSpace, area: Area, start: int) -> bool:
         """Whether the machine's settings have huge pages there."""
-        own, shared = self._physical.huge, self._physical.shared_huge
+        own, shared = self.physical.huge, self.physical.shared_huge
         if area.backing is None:
             return own is not None and own.permits(space, area)
         return shared is not None and shared.permits(space, area, start)
 
-    def capture(self) -> tuple[tuple[int, int], int]:
-        """Where it is."""
-        return self.position, self.passes
+    def capture(self) -> tuple[Any, ...]:
+        """Where it is, and what it was told."""
+        terms = self.terms
+        return self.position, self.passes, self.pages, (terms.absent, terms.shared, terms.used, terms.moves)
 
-    def restore(self, state: tuple[tuple[int, int], int]) -> None:
+    def restore(self, state: tuple[Any, ...]) -> None:
         """Be there."""
-        self.position, self.passes = state
+        self.position, self.passes, self.pages, terms = state
+        self.terms = Terms(*terms)

@@ -21,8 +21,12 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a range must be like: at most so many pages absent, and shared; `used`: one of them accessed."""
+    """What a range must be like: at most so many pages absent, and shared; `used`: one of them accessed.
+
+    `moves`: other pages may move, to make room for the block.
+    """
 
     absent: int
     shared: int
     used: bool = False
+    moves: bool = True

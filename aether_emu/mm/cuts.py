@@ -18,8 +18,10 @@ def cuts(space: AddressSpace, start: int, end: int) -> list[int]:
     if len(areas) > AREAS:
         found.update(area.start for area in areas.overlapping(start, end)[AREAS::AREAS])
     tables = ENTRIES // table.format.levels[0].entries
+    shift = table.leaf_span_shift
+    if (end >> shift) - (start >> shift) <= tables:
+        return sorted(found)  # before all tables of the process are looked at
     if len(table.leaf_tables) > tables and len(areas) + 2 < space.limits.areas:
-        shift = table.leaf_span_shift
         keys = [key for key in table.leaf_tables if start >> shift < key < end >> shift]
         found.update(key << shift for key in sorted(keys)[tables::tables])
     return sorted(found)

@@ -33,7 +33,7 @@ from aether_emu.mm.audit import judge_leaf
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.hugepage import whole_or_base
-from aether_emu.mm.objects.protocol import NotReady
+from aether_emu.mm.objects.protocol import Backing, NotReady
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection, noted, user_mark
@@ -84,6 +84,15 @@ class Blocked:
     """The page is on its way: wait until `on` is woken, then make the access again."""
 
     on: WaitQueue
+
+
+def shown_bits(area: Area, backing: Backing, *, write: bool) -> int:
+    """The bits of the entry by which an area shows a page of `backing` that a load, or a store, has met."""
+    if not area.shared:
+        return area.bits.read
+    if write:
+        return area.bits.write
+    return area.bits.clean if backing.takes_stores else area.bits.read
 
 
 Outcome = Resolved | AccessError | BusError | OutOfMemory | Blocked | Damaged
@@ -269,7 +278,7 @@ class Faults:
         except NotReady as later:
             return Blocked(later.on)
         except OutOfFrames as short:
-            shrunk = physical.huge is not None and shrink(physical)
+            shrunk = physical.gave_large and shrink(physical)
             if shrunk or (physical.reclaim is not None and physical.reclaim.make_room(short.wanted)):
                 return self.present_or_absent(space, area, va, access, forced=forced)
             self._n[Event.FAULT_OUT_OF_MEMORY] += 1
@@ -368,8 +377,7 @@ class Faults:
         else:
             loaded = self._n[Event.SWAP_IN]
             frame, _count = backing.frames(self._index(area, page), 1, write=write)
-            bits = area.bits.write if write else area.bits.clean
-            self._install(space, area, page, frame, bits if area.shared else area.bits.read)
+            self._install(space, area, page, frame, shown_bits(area, backing, write=write))
             self._n[Event.FAULT_SHARED if loaded == self._n[Event.SWAP_IN] else Event.FAULT_SWAP] += 1
         return RESOLVED
 
@@ -531,7 +539,7 @@ class Faults:
         table_words = physical.ram.array
         entries = table_words[base : base + count]
         size = fmt.page_size
-        start = physical.frames.address(frame) | (area.bits.write if write else area.bits.read)
+        start = physical.frames.address(frame) | shown_bits(area, backing, write=write)
         fresh = np.arange(start, start + count * size, size, dtype=np.uint64)
         mapped: slice | NDArray[np.int64] = slice(frame, frame + count)
         present = int(np.count_nonzero(entries))

@@ -97,8 +97,14 @@ class Huge(Protocol):
     size: int
     order: int
     orders: tuple[int, ...]
+    setting: str
+    modes: dict[int, str]
     zero_page: bool
+    compacts: str
     zero_block: int
+
+    def change(self, setting: str) -> None: ...
+    def change_mode(self, order: int, mode: str) -> None: ...
 
     def permits(self, space: Any, area: Any, size: int = 0) -> bool: ...
     def eligible(self, space: Any, area: Any) -> bool: ...
@@ -115,10 +121,13 @@ class SharedHuge(Protocol):
     order: int
     orders: tuple[int, ...]
     setting: str
+    modes: dict[int, str]
+    compacts: str
 
     @property
     def on(self) -> bool: ...
     def change(self, setting: str) -> None: ...
+    def change_mode(self, order: int, mode: str) -> None: ...
     def possible(self, space: Any, area: Any) -> bool: ...
     def fits(self, area: Any) -> bool: ...
     def first_page(self, space: Any, area: Any, page: int) -> int | None: ...
@@ -126,8 +135,8 @@ class SharedHuge(Protocol):
     def eligible(self, space: Any, area: Any) -> bool: ...
     def bring(self, space: Any, area: Any, page: int, *, write: bool) -> bool: ...
     def show(self, space: Any, area: Any, start: int, block: int, *, write: bool) -> None: ...
-    def capture(self) -> str: ...
-    def restore(self, state: str) -> None: ...
+    def capture(self) -> tuple[Any, ...]: ...
+    def restore(self, state: tuple[Any, ...]) -> None: ...
 
 
 class HugePools(Protocol):
@@ -203,7 +212,8 @@ class Physical:
         buddy.on_short = self._find_more
         self.host_memory = HostMemory(ram, buddy, host_step)
         self.compaction: Compacts | None = None  # what makes rows of frames by moving pages; None: nobody
-        self.huge: Huge | None = None  # what programs get in large leaves by themselves; None: nothing
+        self.thp: Huge | None = None  # where programs get large leaves by themselves; None: no such thing
+        self.huge: Huge | None = None  # that, while they get some anywhere
         self.shared_huge: SharedHuge | None = None  # what shared memory gets in large leaves; None: nothing
         self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
         self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
@@ -326,8 +336,8 @@ class Physical:
         self.tlb.settle()
         if self.cache is not None:
             self.cache.close()
-        if self.huge is not None:
-            self.huge.close()
+        if self.thp is not None:
+            self.thp.close()
         if self.pools is not None:
             self.pools.close()
         if self.merged is not None:
@@ -356,7 +366,7 @@ class Physical:
             "reclaim": None if self.reclaim is None else self.reclaim.capture(),
             "host_memory": self.host_memory.capture(),
             "compaction": None if self.compaction is None else self.compaction.capture(),
-            "huge": None if self.huge is None else self.huge.capture(),
+            "huge": None if self.thp is None else self.thp.capture(),
             "shared_huge": None if self.shared_huge is None else self.shared_huge.capture(),
             "pools": None if self.pools is None else self.pools.capture(),
             "merged": None if self.merged is None else self.merged.capture(),
@@ -388,11 +398,11 @@ class Physical:
         if self.compaction is not None:
             assert isinstance(learnt, tuple)
             self.compaction.restore(learnt)
-        if self.huge is not None:
+        if self.thp is not None:
             assert isinstance(huge, dict)
-            self.huge.restore(huge)
+            self.thp.restore(huge)
         if self.shared_huge is not None:
-            self.shared_huge.restore(str(state["shared_huge"]))
+            self.shared_huge.restore(state["shared_huge"])
         if self.pools is not None:
             assert isinstance(pools, dict)
             self.pools.restore(pools)

@@ -16,7 +16,7 @@ from aether_emu.errors import OutOfFrames
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
-from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory
+from aether_emu.mm.fault import AccessError, Blocked, BusError, Faults, OutOfMemory, shown_bits
 from aether_emu.mm.frames.table import Flags, Kind
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.protocol import NotReady
@@ -28,6 +28,7 @@ from aether_emu.mm.tables.tree import Stretch
 
 Failed = BusError | AccessError | OutOfMemory
 
+_READABLE = Protection.READ | Protection.WRITE  # what may be stored to can be loaded, on both ISAs
 _FEWEST = 4  # pages: fewer are as quickly brought one by one
 _ANON, _DIRTY = np.uint8(Kind.ANON), np.uint8(Flags.DIRTY)  # of the columns' types: enums are slow
 
@@ -104,7 +105,7 @@ def _may_fill(space: AddressSpace, area: Area, *, write: bool) -> bool:
     """Whether a fault at an absent page of an area would give it a fresh frame, or the zero page."""
     physical = space.physical
     plain = area.backing is None and not area.shared and area.watcher is None and physical.decide is None
-    permitted = area.protection & (Protection.WRITE if write else Protection.READ)
+    permitted = area.protection & (Protection.WRITE if write else _READABLE)
     huge = physical.huge
     return plain and bool(permitted) and (huge is None or not huge.eligible(space, area))
 
@@ -128,7 +129,7 @@ def _fill_holes(space: AddressSpace, area: Area, start: int, end: int, *, write:
             frame, there = backing.bring(offset + page, last - page, write=write)
             slot = space.table.leaf_slot(page << shift)  # other pages may have gone to make room for these
             entries = np.arange(frame, frame + there, dtype=np.uint64) << np.uint64(shift)
-            bits = area.bits.write if write else area.bits.read
+            bits = shown_bits(area, backing, write=write)
             physical.ram.array[slot : slot + there] = entries + np.uint64(physical.frames.base) | np.uint64(
                 bits
             )
@@ -145,7 +146,7 @@ def _may_bring(space: AddressSpace, area: Area, *, write: bool) -> bool:
     """Whether a fault at an absent page of an area of a file would show the file's page, and no others."""
     physical, huge = space.physical, space.physical.shared_huge
     plain = (area.shared or not write) and area.watcher is None and physical.decide is None
-    permitted = area.protection & (Protection.WRITE if write else Protection.READ)
+    permitted = area.protection & (Protection.WRITE if write else _READABLE)
     folios = huge is not None and (huge.on or (area.backing is not None and area.backing.folios))
     return plain and bool(permitted) and not area.protection & Protection.EXECUTE and not folios
 

@@ -79,7 +79,7 @@ def _collapse_memory(
         return Ending.NO_BLOCK
     there = memory.frames_in(first, count)
     numbers = np.array(there, np.int64) - first
-    block = cleared(physical, huge.order, numbers, compacts=True)
+    block = cleared(physical, huge.order, numbers, compacts=terms.moves)
     if block is None:
         physical.counters.n[Event.HUGE_COLLAPSE_FAILED] += 1
         return Ending.NO_BLOCK

@@ -16,17 +16,16 @@ A run of pages (`orders`) comes likewise; where the frames lie in a row it is sh
 
 from __future__ import annotations
 
-import errno
+from typing import Any
 
 import numpy as np
 
 from aether_emu.arch.paging import PageTableFormat
-from aether_emu.errors import Refused
 from aether_emu.machine.memory.aperture import SLOT_SIZE
 from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
-from aether_emu.mm.hugepage import LEVEL, cleared, huge_order, huge_size, large_slot
+from aether_emu.mm.hugepage import LEVEL, chosen, cleared, huge_order, huge_size, large_slot, moves_others
 from aether_emu.mm.objects.file import FileBacking
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.physical import Physical
@@ -36,13 +35,18 @@ from aether_emu.mm.space import AddressSpace
 SETTINGS = ("always", "within_size", "advise", "never", "deny", "force")
 """What /sys/kernel/mm/transparent_hugepage/shmem_enabled may be, in its order."""
 
+MODES = ("always", "inherit", "within_size", "advise", "never")
+"""The same of one size: `inherit` is what the setting for all is."""
+
 _SHARED = int(Kind.SHARED)  # plain: numpy needs 20 us for an operation with an enum
 _HUGE, _NO_HUGE = int(AreaFlags.HUGE), int(AreaFlags.NO_HUGE)
 _ONE = np.uint32(1)
 
 
 class SharedHugePages:
-    """Where shared memory gets huge pages: as `setting` says. `orders` and `compacts` as `HugePages`."""
+    """Where shared memory gets huge pages: as `setting` says, and `modes` of a size by the order of a block.
+    `orders` and `compacts` as `HugePages`.
+    """
 
     def __init__(
         self,
@@ -56,19 +60,31 @@ class SharedHugePages:
         self._physical, self._format = physical, fmt
         self.size, self.order = huge_size(fmt), huge_order(fmt)
         self.count = 1 << self.order
-        self.orders, self._compacts = orders, compacts
-        self.setting = setting
-
-    @property
-    def on(self) -> bool:
-        """Whether some faults bring huge pages."""
-        return self.setting not in ("never", "deny")
+        self.setting, self.compacts = setting, compacts
+        self.modes = {order: "never" for order in range(1, self.order)}
+        self.modes |= {order: "inherit" for order in (*orders, self.order)}
+        self.on = False
+        """Whether some faults bring huge pages, or runs."""
+        self._settle()
 
     def change(self, setting: str) -> None:
-        """Have another setting. Raises Refused(EINVAL) for a word that is none."""
-        if setting not in SETTINGS or not self.size:
-            raise Refused(errno.EINVAL, f"shmem_enabled is one of {', '.join(SETTINGS)}")
-        self.setting = setting
+        """Have another setting for all. Raises Refused(EINVAL) for a word that is none."""
+        self.setting = chosen(setting, SETTINGS)
+        self._settle()
+
+    def change_mode(self, order: int, mode: str) -> None:
+        """Have another setting for blocks of an order. Likewise."""
+        self.modes[order] = chosen(mode, MODES)
+        self._settle()
+
+    def _settle(self) -> None:
+        """What the settings come to, by order: `deny` is against all sizes."""
+        told = {order: self.setting if mode == "inherit" else mode for order, mode in self.modes.items()}
+        denied = self.setting == "deny"
+        self._told = {order: "never" if denied else mode for order, mode in told.items()}
+        wanted = [order for order in sorted(told, reverse=True) if self._told[order] != "never"]
+        self.orders = tuple(order for order in wanted if order != self.order)
+        self.on = bool(wanted)
 
     # ---- where
 
@@ -93,15 +109,17 @@ class SharedHugePages:
             return True
         return isinstance(backing, FileBacking) and backing.contents is not None and self.size == SLOT_SIZE
 
-    def wants(self, area: Area, end: int) -> bool:
-        """Whether a fault in an area is to bring pages up to `end` of the object together."""
-        backing, setting = area.backing, self.setting
+    def wants(self, area: Area, end: int, order: int) -> bool:
+        """Whether a fault in an area is to bring a block of pages up to `end` of the object."""
+        backing, setting = area.backing, self._told[order]
         if setting == "force":
             return True
         mounted = (
             isinstance(backing, FileBacking) and backing.contents is not None and backing.contents.mounted
         )
-        if not self.on or mounted:  # a mount has an option of its own for that: never, unless it is given
+        if (
+            setting == "never" or mounted
+        ):  # a mount has an option of its own for that: never, unless it is given
             return False
         if setting == "within_size" and backing is not None and end <= backing.length_in_pages:
             return True
@@ -113,12 +131,12 @@ class SharedHugePages:
             return False
         start = area.start + self.size - 1 & -self.size
         first = self.first_page(space, area, start)
-        return first is not None and self.wants(area, first + self.count)
+        return first is not None and self.wants(area, first + self.count, self.order)
 
     def permits(self, space: AddressSpace, area: Area, start: int) -> bool:
         """Whether the scan may make a huge page at `start`, which is aligned."""
         first = self.first_page(space, area, start)
-        return first is not None and area.shared and self.wants(area, first + self.count)
+        return first is not None and area.shared and self.wants(area, first + self.count, self.order)
 
     # ---- at a fault where nothing is mapped
 
@@ -159,7 +177,7 @@ class SharedHugePages:
     def _fresh(self, area: Area, first: int, *, write: bool) -> int | None:
         """The first frame of a huge page that the object has from now on; None if it gets none."""
         backing, n = area.backing, self._physical.counters.n
-        if not self.wants(area, first + self.count):
+        if not self.wants(area, first + self.count, self.order):
             return None
         if isinstance(backing, SharedMemory):
             if first + self.count > backing.pages or backing.is_used(first, self.count):
@@ -175,8 +193,8 @@ class SharedHugePages:
 
     def _take(self, area: Area, memory: SharedMemory, first: int, order: int) -> int | None:
         """A block of zeros for pages of an object that has none of them."""
-        moves = self._compacts == "always" or (self._compacts == "madvise" and bool(area.flags & _HUGE))
-        block = cleared(self._physical, order, compacts=moves and order == self.order)
+        moves = order == self.order and moves_others(self.compacts, area)
+        block = cleared(self._physical, order, compacts=moves)
         if block is None:
             return None
         own(self._physical, memory, first, block, 1 << order)
@@ -214,7 +232,7 @@ class SharedHugePages:
         if area.watcher is not None or area.flags & _NO_HUGE or space.no_huge:
             return False
         block = memory.row(first, count)
-        if block is None and (not self.wants(area, first + count) or memory.is_used(first, count)):
+        if block is None and (not self.wants(area, first + count, order) or memory.is_used(first, count)):
             return False
         if (block or 0) & count - 1 or first + count > memory.pages:
             return False
@@ -235,13 +253,15 @@ class SharedHugePages:
 
     # ---- state
 
-    def capture(self) -> str:
+    def capture(self) -> tuple[Any, ...]:
         """What is to be known of it: the objects have the rest."""
-        return self.setting
+        return self.setting, dict(self.modes), self.compacts
 
-    def restore(self, state: str) -> None:
+    def restore(self, state: tuple[Any, ...]) -> None:
         """Become the captured one."""
-        self.setting = state
+        self.setting, modes, self.compacts = state
+        self.modes = dict(modes)
+        self._settle()
 
 
 def own(physical: Physical, memory: SharedMemory, first: int, block: int, count: int) -> None:

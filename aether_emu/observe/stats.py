@@ -205,7 +205,7 @@ def _rows_of_swap(name: str, counts: dict[str, Any] | None) -> list[tuple[str, o
 def _of_huge_pages(machine: Machine, shown: int) -> dict[str, Any]:
     """What became of huge pages, `shown` of which the program has in the end; nothing without any."""
     n = machine.physical.counters.n
-    if machine.physical.huge is None and not n[Event.HUGE_COLLAPSE]:
+    if machine.physical.huge is None and not n[Event.HUGE_COLLAPSE] and not n[Event.HUGE_FAULT]:
         return {}
     return {
         "huge_pages": {

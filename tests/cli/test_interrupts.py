@@ -324,6 +324,35 @@ def test_a_timeout_ends_a_program_that_works_without_end(tmp_path: Path, source:
         child.communicate()
 
 
+HALTS_LATE = """
+import sys, time
+from aether_emu import system
+run = system.Machine.run
+def late(self, timeout=None):
+    try:
+        return run(self, timeout)
+    finally:
+        time.sleep(1)  # a long call, in the midst of which it cannot be left
+system.Machine.run = late
+from aether_emu.cli.main import main
+sys.argv[1:] = ["run", "--timeout", "0.3", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize(("options", "tells"), [(("--stats",), True), ((), False)])
+def test_after_a_timeout_what_was_asked_for_is_written_though_the_machine_halts_late(
+    options: tuple[str, ...], tells: bool
+) -> None:
+    command = [sys.executable, "-c", HALTS_LATE, *options, SPIN]
+    started = time.monotonic()
+    done = subprocess.run(command, env=environment(), capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 124
+    assert (b"wall time" in done.stderr) is tells
+    assert done.stderr.endswith(b"stopped by --timeout\n")
+    assert time.monotonic() - started < PATIENCE / 2
+
+
 def test_a_timeout_ends_a_command_that_waits_though_nobody_takes_the_line(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)

@@ -207,7 +207,7 @@ def test_a_scan_comes_by_all_spaces_in_turn(kit: Small) -> None:
 
 def test_a_scan_leaves_alone_what_is_not_to_have_huge_pages(kit: Small) -> None:
     kit.fill(0, 7)
-    kit.huge.always = False
+    kit.huge.change("madvise")
     scan = Scan(kit.board.physical, Terms(kit.count - 1, kit.count, used=True), 8 * kit.count)
     assert scan.look([kit.space]) == 0
     kit.advise(MADV_HUGEPAGE)

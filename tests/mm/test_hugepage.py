@@ -38,8 +38,9 @@ class Huge:
         self.size, self.page = huge_size(fmt), fmt.page_size
         self.count = self.size // self.page
         self.board = Board(fmt, ram=8 * self.size, execute=name in ENGINES, cpus=cpus)
-        self.huge = HugePages(self.board.physical, fmt, always=always, zero_page=zero_page, **more)
-        self.board.physical.huge = self.huge
+        self.huge = HugePages(
+            self.board.physical, fmt, setting="always" if always else "madvise", zero_page=zero_page, **more
+        )
         self.space = self.board.space()
         self.base = 4 * self.size
         self.map(self.base, 3 * self.size)

@@ -59,6 +59,7 @@ _ELSEWHERE = [
     "limits",
     "overcommit",
     "pinned",
+    "policies",
     "realtime",
     "shmhuge",
     "shootdown",
@@ -66,6 +67,7 @@ _ELSEWHERE = [
     "sleepers",
     "spaces",
     "swapfiles",
+    "thpset",
     "wires",
     "written",
 ]  # tests/test_wires and others run them

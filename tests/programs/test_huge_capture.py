@@ -1,4 +1,4 @@
-"""Programs with huge pages of shared memory and of pools go on from captures, with what Linux 6.18 prints."""
+"""Programs with huge pages, of their own, of shared memory and of pools, go on from captures."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _PROGRAMS = [
     ("shmhuge", "memory", "shmhuge-memory"),
     ("shmhuge", "file", "shmhuge-file"),
     ("hugefs", "/dev/hugepages", "hugefs"),
+    ("thpset", "", "thpset"),
 ]
 
 

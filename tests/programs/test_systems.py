@@ -6,6 +6,7 @@ import sqlite3
 import sys
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,10 +23,23 @@ _STRESSORS = """
     pthread 3  sem 9  signal 9  sigq 9  sigsegv 9  sockpair 5  switch 9  timer 3  vfork 3  zombie 3
 """
 
+_MEMORY_STRESSORS = {
+    "mmap": (2, "--mmap-bytes 256K"),
+    "mremap": (5, "--mremap-bytes 512K"),
+    "shm": (1, "--shm-bytes 1M --shm-objs 4"),
+    "shm-sysv": (1, "--shm-sysv-bytes 1M --shm-sysv-segs 4"),
+    "memfd": (1, "--memfd-bytes 2M --memfd-fds 8"),
+    "userfaultfd": (50, "--userfaultfd-bytes 1M"),
+    "bigheap": (100, ""),
+    "vm": (1, "--vm-bytes 256K --vm-method all"),
+}
 
-def _run(script: str, root: Path, isa: str, *, binds: tuple[Bind, ...] = ()) -> Outcome:
+
+def _run(script: str, root: Path, isa: str, *, binds: tuple[Bind, ...] = (), **options: Any) -> Outcome:
     words = ["-c", f"export PATH=/usr/bin:/bin HOME=/tmp LC_ALL=C; cd /tmp; {script}"]
-    return run_emulated("/usr/bin/bash", words, Grants(root=root / isa, binds=list(binds)), isa=isa)
+    return run_emulated(
+        "/usr/bin/bash", words, Grants(root=root / isa, binds=list(binds)), isa=isa, **options
+    )
 
 
 @every_isa
@@ -34,11 +48,32 @@ def test_stress_ng_verifies_what_it_does(isa: str, systems: Path) -> None:
     pairs = [(name, times) for name, times in zip(words[::2], words[1::2], strict=True)]
     options = " ".join(f"--{name} 1 --{name}-ops {times}" for name, times in pairs)
     outcome = _run(f"stress-ng --temp-path /tmp --verify --metrics-brief {options}", systems, isa)
+    _check_stressors(outcome, {name for name, _ in pairs})
+
+
+@pytest.mark.parametrize("cpus", [1, pytest.param(2, marks=pytest.mark.slow)])
+@every_isa
+def test_stress_ng_verifies_memory_that_goes_to_a_swap_file(isa: str, cpus: int, systems: Path) -> None:
+    """In less RAM than any of them takes, with a pool of a few pages, under TLBSan."""
+    script = "; ".join(
+        f"stress-ng --temp-path /tmp --verify --metrics-brief --seed 5 --{name} {cpus} "
+        f"--{name}-ops {times * cpus} {more} || exit"
+        for name, (times, more) in _MEMORY_STRESSORS.items()
+    )
+    memory: dict[str, Any] = {"ram": "3M", "swap": "64M", "swap_pool": "96K", "tlbsan": True, "cpus": cpus}
+    outcome = _run(f"{script}; cat /proc/vmstat", systems, isa, **memory)
+    _check_stressors(outcome, set(_MEMORY_STRESSORS))
+    (away,) = [line.split()[1] for line in outcome.output.decode().splitlines() if line[:8] == "pswpout "]
+    assert int(away) > 100, "pages went to the file"
+
+
+def _check_stressors(outcome: Outcome, names: set[str]) -> None:
+    """All have ended as they should, and each has done something."""
     said = (outcome.output + outcome.errors).decode()
     assert outcome.status == 0, said
     assert "fail:" not in said
     done = {line.split()[3]: int(line.split()[4]) for line in said.splitlines() if _is_figure(line)}
-    assert set(done) == {name for name, _ in pairs}
+    assert set(done) == names
     assert all(done.values())
 
 

@@ -15,6 +15,7 @@
     identities    users, groups, capabilities, the root directory
     user_faults   faults that a program answers itself
     remote        reaching into other processes
+    placement     on which node memory is
     shared_segments    System V shared memory; `semaphores` and `message_queues` as well
     posix_queues  message queues with names
     jobs          sending signals, process groups, sessions; `terminals`: what a terminal asks of a task
@@ -84,6 +85,8 @@ FAMILIES: dict[str, str] = {
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
     "user_faults": "userfaultfd",
     "remote": "kcmp process_madvise process_mrelease process_vm_readv process_vm_writev",
+    "placement": """
+        get_mempolicy mbind migrate_pages move_pages set_mempolicy set_mempolicy_home_node""",
     "sequences": "membarrier rseq",
     "swapping": "swapoff swapon",
     "shared_segments": "shmat shmctl shmdt shmget",

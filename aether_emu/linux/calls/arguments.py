@@ -61,3 +61,8 @@ def wait_for(reason: WouldBlock, done: int = 0) -> NoReturn:
     queues = reason.file.queues(reason.events)
     answer = done or -errno.EINTR
     raise Wait(queues, reason.file.name_of_one, progress=(done,), interrupted=answer)
+
+
+def untagged(task: Task, address: int) -> int:
+    """Linux's untagged_addr: without the tag byte of a pointer to the low half. Only arm64 has one."""
+    return address & (1 << 56) - 1 if is_arm64(task) and not address >> 55 & 1 else address

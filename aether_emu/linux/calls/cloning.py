@@ -236,7 +236,7 @@ def _files_of(task: Task, owner: Process, flags: int) -> Files:
 def _prepare(task: Task, made: Task, asked: _Request) -> None:
     """Let the new task begin where its maker stands."""
     flags, process = asked.flags, task.process
-    made.name = task.name
+    made.name, made.memory_policy = task.name, task.memory_policy
     made.credentials, made.no_new_privileges = task.credentials, task.no_new_privileges
     made.signals.blocked = task.signals.blocked
     made.set_scheduling(task.scheduling.of_child())

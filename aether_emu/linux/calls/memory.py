@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable
 
 from aether_emu.errors import Refused
-from aether_emu.linux.calls.arguments import is_arm64
+from aether_emu.linux.calls.arguments import is_arm64, untagged
 from aether_emu.linux.calls.batches import batches
 from aether_emu.linux.calls.user import require_user, s32
 from aether_emu.linux.calls.user_fault_events import REMOVALS, before_removal, settle
@@ -30,11 +30,6 @@ _X86_FLAGS = mapping.MAP_32BIT | mapping.MAP_ABOVE4G  # arm64 ignores them
 _FILLING = 2  # numbers that mremap has noted once it is at that
 _GUARDED = 1 << 16  # pages that are guarded between two such looks: 128 tables on x86_64
 _BATCH = 1024  # pages that are faulted in between two looks at whether the run is to end
-
-
-def _untagged(task: Task, address: int) -> int:
-    """Linux's untagged_addr: without the tag byte of a pointer to the low half. Only arm64 has one."""
-    return address & (1 << 56) - 1 if is_arm64(task) and not address >> 55 & 1 else address
 
 
 def _implied(task: Task, protection: int) -> int:
@@ -102,7 +97,7 @@ def _fault_in(task: Task, position: int, end: int, *before: int, strict: bool = 
 
 def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
     """munmap(2): all of a range, or nothing where part of it is sealed."""
-    address, mm = _untagged(task, address), task.process.mm
+    address, mm = untagged(task, address), task.process.mm
     if not task.progress:
         mapping.require_unsealed(mm, address, address + mm.page_up(length))
     for low, part in batches(task, address, length):
@@ -111,7 +106,7 @@ def sys_munmap(task: Task, address: int, length: int, *_: int) -> int:
 
 
 def sys_mprotect(task: Task, address: int, length: int, protection: int, *_: int) -> int:
-    address, wanted = _untagged(task, address), _implied(task, protection)
+    address, wanted = untagged(task, address), _implied(task, protection)
     grows = protection & (mapping.PROT_GROWSDOWN | mapping.PROT_GROWSUP)  # such a range begins elsewhere
     parts = [(address, length)] if grows else batches(task, address, length)
     for low, part in parts:
@@ -171,7 +166,7 @@ def sys_mremap(task: Task, address: int, old: int, new: int, flags: int, target:
     if len(left) == _FILLING:
         start, position = left
     else:
-        request = remap.Remap(_untagged(task, address), old, new, flags, target)
+        request = remap.Remap(untagged(task, address), old, new, flags, target)
         start = remap.remap_memory(mm, request, task.checkpoint, left)
         position = start + mm.page_up(old)
     if mm.account.locked and mm.page_up(new) > mm.page_up(old):
@@ -199,7 +194,7 @@ def sys_remap_file_pages(
 
 
 def sys_madvise(task: Task, address: int, length: int, advice: int, *_: int) -> int:
-    mm, advice, address = task.process.mm, s32(advice), _untagged(task, address)
+    mm, advice, address = task.process.mm, s32(advice), untagged(task, address)
     batch, whole = _BATCH * mm.page_size, mm.page_up(length)
     wraps = address + whole >= 1 << 64 or (length and not whole)
     if mm.watched and advice in REMOVALS and not (wraps or address & mm.page_size - 1):
@@ -266,14 +261,14 @@ def _past_holes(
 
 
 def sys_msync(task: Task, address: int, length: int, flags: int, *_: int) -> int:
-    mm, how, address = task.process.mm, s32(flags), _untagged(task, address)
+    mm, how, address = task.process.mm, s32(flags), untagged(task, address)
     return _past_holes(task, address, length, lambda low, part: mapping.sync_memory(mm, low, part, how))
 
 
 def sys_mincore(task: Task, address: int, length: int, vector: int, *_: int) -> int:
     """mincore(2), an area after the other: what comes before a hole is told."""
     mm = task.process.mm
-    address = _untagged(task, address)
+    address = untagged(task, address)
     (done,) = task.progress or (0,)
     while True:
         task.checkpoint(done)
@@ -313,18 +308,18 @@ def sys_mlock2(task: Task, address: int, length: int, flags: int, *_: int) -> in
     if task.progress:
         position, end = task.progress[1], task.progress[0]
     else:
-        position, end = locking.lock_memory(task.process.mm, _untagged(task, address), length, wanted)
+        position, end = locking.lock_memory(task.process.mm, untagged(task, address), length, wanted)
     _fault_in(task, position, end, end, strict=True)
     return 0
 
 
 def sys_mseal(task: Task, address: int, length: int, flags: int, *_: int) -> int:
-    mapping.seal_memory(task.process.mm, _untagged(task, address), length, flags)
+    mapping.seal_memory(task.process.mm, untagged(task, address), length, flags)
     return 0
 
 
 def sys_munlock(task: Task, address: int, length: int, *_: int) -> int:
-    locking.unlock_memory(task.process.mm, _untagged(task, address), length)
+    locking.unlock_memory(task.process.mm, untagged(task, address), length)
     return 0
 
 

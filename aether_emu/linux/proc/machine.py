@@ -339,7 +339,7 @@ def _vmstat(kernel: Kernel, registry: Registry[Process, Member]) -> bytes:
         ("thp_underused_split_page", counted[Event.HUGE_UNDERUSED]),
         (
             "thp_zero_page_alloc",
-            int(kernel.physical.huge is not None and kernel.physical.huge.zero_block >= 0),
+            int(kernel.physical.thp is not None and kernel.physical.thp.zero_block >= 0),
         ),
     )
     return "".join(f"{name} {value}\n" for name, value in rows).encode()

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from aether_emu.linux.memory_policy import text
 from aether_emu.linux.proc.smaps import in_memory_files
 from aether_emu.mm import ageing
-from aether_emu.mm.allocation import Area
+from aether_emu.mm.allocation import POLICY_SHIFT, Area
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.space import AddressSpace
 
@@ -21,11 +22,15 @@ _SPECIAL = {"[heap]": " heap", "[stack]": " stack"}
 _ESCAPED = str.maketrans({char: f"\\{ord(char):03o}" for char in "\n\t= \\"})
 
 
-def numa_maps(space: AddressSpace, areas: Iterable[Area]) -> bytes:
-    """A line for each of the areas of a space: all of them, by address."""
+def numa_maps(space: AddressSpace, areas: Iterable[Area], policy: int = 0) -> bytes:
+    """A line for each of the areas of a space: all of them, by address. `policy` is that of its process."""
     shown, lines = list(areas), list[str]()
+    words = {0: "default", policy: text(policy)}  # areas may be thousands
     for area, pages in zip(shown, _pages(space, shown), strict=True):
-        lines.append(f"{area.start:08x} default{_name(area.name)}{pages}\n")
+        told = area.flags >> POLICY_SHIFT or policy
+        lines.append(
+            f"{area.start:08x} {words[told] if told in words else text(told)}{_name(area.name)}{pages}\n"
+        )
     return "".join(lines).encode("utf-8", "surrogateescape")
 
 

@@ -18,9 +18,9 @@ from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.proc.buddy import LARGEST_ORDER, zone_lines
 from aether_emu.linux.proc.cpus import as_list, as_mask
 from aether_emu.linux.proc.pools import pool_texts
+from aether_emu.linux.proc.transparent import transparent_texts
 from aether_emu.linux.task.process import Process
 from aether_emu.mm.merging import duplicates
-from aether_emu.mm.shared_huge import SETTINGS
 
 _SIZE = 4096
 """What sysfs says of the size of each file."""
@@ -67,7 +67,6 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
         f"{_NODE}/node0/cpulist": everyone,
         f"{_NODE}/node0/cpumap": as_mask((1 << count) - 1, count),
         f"{_NODE}/node0/distance": "10",
-        **{f"{_HUGE}/{name}": value for name, value in _huge_pages(kernel).items()},
         "kernel/address_bits": "64",
         "kernel/cpu_byteorder": "little",
         **{f"{_LOOPBACK}/{name}": value for name, value in _INTERFACE.items()},
@@ -76,47 +75,12 @@ def system_texts(process: Process) -> Mapping[str, Provided]:
         **{path: _text(value) for path, value in fixed.items()},
         **{f"kernel/mm/hugepages/{path}": text for path, text in pool_texts(kernel).items()},
         **_merging(kernel),
-        f"{_HUGE}/shmem_enabled": _shared_huge_pages(kernel),
+        **{f"{_HUGE}/{name}": text for name, text in transparent_texts(kernel).items()},
         f"{_NODE}/node0/meminfo": Text(lambda: _meminfo(kernel), size=_SIZE),
         "kernel/debug/extfrag/unusable_index": Text(lambda: _unusable(kernel), size=_SIZE),
         "class/net/lo": Link(lambda: b"../../devices/virtual/net/lo"),
         **{name: Directory(dict) for name in ("block", "fs")},
     }
-
-
-def _huge_pages(kernel: Kernel) -> dict[str, str]:
-    """What the folder of huge pages says that never changes while the machine runs."""
-    config, huge = kernel.config, kernel.physical.huge
-    page = config.page_size
-    settings = {
-        "enabled": _chosen(("always", "madvise", "never"), config.thp),
-        "defrag": _chosen(
-            ("always", "defer", "defer+madvise", "madvise", "never"),
-            "never" if huge is None else config.thp_defrag,
-        ),
-        "use_zero_page": str(int(huge is not None and huge.zero_page)),
-        "hpage_pmd_size": str(page * (page >> 3)),
-    }
-    if huge is None:
-        return settings
-    sizes = [page << order for order in huge.orders]
-    for order in range(2, huge.order + 1):
-        inherits = order == huge.order or page << order in sizes
-        mode = _chosen(("always", "inherit", "madvise", "never"), "inherit" if inherits else "never")
-        settings[f"hugepages-{page << order >> 10}kB/enabled"] = mode
-    return settings
-
-
-def _shared_huge_pages(kernel: Kernel) -> Text:
-    """Where shared memory gets huge pages. Root changes it while the machine runs."""
-    shared = kernel.physical.shared_huge
-    assert shared is not None, "a machine with Linux has them"
-
-    def change(data: bytes) -> int:
-        shared.change(data.strip().decode("latin-1"))
-        return len(data)
-
-    return Text(lambda: _chosen(SETTINGS, shared.setting).encode() + b"\n", _WRITABLE, change, size=_SIZE)
 
 
 def _merging(kernel: Kernel) -> dict[str, Text]:
@@ -153,11 +117,6 @@ def _merging(kernel: Kernel) -> dict[str, Text]:
 
 def _number(value: Callable[[], int]) -> bytes:
     return b"%d\n" % value()
-
-
-def _chosen(words: tuple[str, ...], word: str) -> str:
-    """The words, the chosen one in brackets."""
-    return " ".join(f"[{each}]" if each == word else each for each in words)
 
 
 _INTERFACE = {

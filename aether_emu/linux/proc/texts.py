@@ -326,7 +326,8 @@ def _smaps_text(process: Process) -> bytes:
 
 def _numa_text(process: Process) -> bytes:
     """/proc/PID/numa_maps (numa(7))."""
-    return numa_maps(process.mm, _with_looks(process, process.mm.areas))
+    policy = 0 if process.leader is None else process.leader.memory_policy
+    return numa_maps(process.mm, _with_looks(process, process.mm.areas), policy)
 
 
 def _rollup_text(process: Process) -> bytes:

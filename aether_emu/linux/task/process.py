@@ -89,6 +89,7 @@ class Member(Protocol):
     usage: Usage
     ended: bool
     death_signal: int
+    memory_policy: int
     processor: ProcessorTimers | None
     body: Body
     wait: Wait | None

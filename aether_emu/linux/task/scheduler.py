@@ -182,7 +182,7 @@ class Scheduler:
             check()
             if take_interrupt():
                 raise Interrupted
-            if khugepaged is not None:
+            if khugepaged is not None and khugepaged.runs:
                 khugepaged.look(self.kernel.time_now())
             if kswapd is not None and kswapd.due:
                 kswapd.look()
@@ -527,8 +527,9 @@ class Scheduler:
         if of_processor is not None:
             due = self.kernel.clock.now_ns + of_processor
             deadline = due if deadline is None else min(deadline, due)
-        if self.kernel.khugepaged is not None:
-            due = self.kernel.khugepaged.due
+        khugepaged = self.kernel.khugepaged
+        if khugepaged is not None and khugepaged.runs:
+            due = khugepaged.due
             deadline = due if deadline is None else min(deadline, due)
         if self.kernel.ksm.run == RUN:
             due = self.kernel.ksm.due

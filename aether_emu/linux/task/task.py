@@ -81,6 +81,7 @@ class Task:
         self.files: Files = process.files
         self._credentials = process.credentials
         self.no_new_privileges = 0
+        self.memory_policy = 0  # on which nodes it wants its memory (`linux.memory_policy`)
         self.called = -1  # the number of the call that it makes, where somebody notes that; -1: none
         self.death_signal = 0  # what its process gets when the thread that made that ends
         process.tasks.append(self)
@@ -456,6 +457,7 @@ class Task:
             "body": self.body.capture(),
             "credentials": self._credentials,
             "no_new_privileges": self.no_new_privileges,
+            "memory_policy": self.memory_policy,
             "death_signal": self.death_signal,
             "registers": dict(self.registers) if self._cpu is None else self._cpu.registers(),
             "signals": self.signals.capture(),
@@ -522,7 +524,7 @@ class Task:
         self.name, self.registers = state["name"], dict(state["registers"])
         self.home, self.affinity = state["place"][:2]
         self.credentials, self.no_new_privileges = state["credentials"], state["no_new_privileges"]
-        self.death_signal = state["death_signal"]
+        self.death_signal, self.memory_policy = state["death_signal"], state["memory_policy"]
         self.set_child_tid = state["set_child_tid"]
         self.signals.restore(state["signals"])
         self.usage = copy(state["usage"])

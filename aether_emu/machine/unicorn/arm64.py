@@ -30,7 +30,7 @@ from aether_emu.arch.arm64 import registers as regs
 from aether_emu.errors import EngineError
 from aether_emu.interruption import Undisturbed
 from aether_emu.machine.cpu import Saved, Trap, TrapKind, UserFault
-from aether_emu.machine.unicorn import arm64_calibrate, engine
+from aether_emu.machine.unicorn import arm64_calibrate, arm64_lines, engine
 from aether_emu.machine.unicorn.arm64_random import RandomReads
 from aether_emu.machine.unicorn.arm64_scan import BlockScan
 from aether_emu.machine.unicorn.arm64_state import ArmState
@@ -113,6 +113,7 @@ class ArmCpu(UnicornCpu):
         live_state: bool = True,
         asid_bits: int = 8,
     ) -> None:
+        self.granule = granule
         self.translation = regs.tcr_value(granule, virtual_bits, asid_bits)
         super().__init__(arm64_calibrate.open_cpu(granule), ranges)
         self._all = Batch(self._handle, list(NUMBERS.values()))
@@ -128,6 +129,7 @@ class ArmCpu(UnicornCpu):
         self._physical_address = ctypes.addressof(self._physical)
         self._scan = BlockScan(engine.VMEM_READ_ADDRESS, self._block_found)
         self._found: int | None = None
+        self._maintained_at = -1  # pc of the cache maintenance that trapped last
         self._reported: tuple[int, int] | None = None  # syndrome and address of an abort that we raise
         self._random_reads: RandomReads | None = None
 
@@ -231,15 +233,38 @@ class ArmCpu(UnicornCpu):
             if engine.vmem_translate(self._handle, address, PROT_READ, self._physical_address):
                 self._maintenance_fault(address)
                 return True  # if the handler mapped the page, the guest executes the instruction again
+            physical, last = self._physical.value, self._last_line(address, target)
             if what == _IC_IVAU:
-                self._renew_line(address & -_LINE, self._physical.value)
+                self._renew_lines(address & -_LINE, (last | _LINE - 1) + 1, physical)
         self.pc = self.pc + _INSTRUCTION
         return True
 
-    def _renew_line(self, address: int, physical: int) -> None:
-        """Drop what is translated of a line of code, whichever address it was translated at.
+    def _last_line(self, address: int, target: int) -> int:
+        """Where the maintenance of this trap ends: at `address`, or in a loop that runs, where `arm64_lines`
+        says. The loop's register `target` is there then.
+        """
+        pc, before = self.pc, self._maintained_at
+        self._maintained_at = pc
+        if pc != before or pc % self.granule > self.granule - arm64_lines.LOOP or self._is_looked_at():
+            return address
+        try:
+            code = self.copy_from_user(pc, arm64_lines.LOOP)
+        except UserFault:
+            return address
+        last = arm64_lines.last_line(code, self.general, self.granule)
+        if last is None:
+            return address
+        self.general[target] = last
+        return last
 
-        The engine finds the line by a fetch. Where none is allowed everything is dropped, unless the page
+    def _is_looked_at(self) -> bool:
+        """Whether somebody counts instructions, or stops in front of some."""
+        return bool(self._cut_hook) or self.halts.halts_anywhere
+
+    def _renew_lines(self, address: int, end: int, physical: int) -> None:
+        """Drop what is translated of lines of code in one page, whichever address it was translated at.
+
+        The engine finds them by a fetch. Where none is allowed everything is dropped, unless the page
         never had code: a program may do this to megabytes of data, line by line.
         """
         if engine.vmem_translate(self._handle, address, PROT_EXECUTE, self._physical_address):
@@ -247,7 +272,7 @@ class ArmCpu(UnicornCpu):
                 return
             self.flush_code()
         else:
-            self._uc.ctl_remove_cache(address, address + _LINE)
+            self._uc.ctl_remove_cache(address, end)
         for peer in self.peers:
             peer.forget_code()
 

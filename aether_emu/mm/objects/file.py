@@ -208,6 +208,13 @@ class FileBacking(Backing):
                 self.cache.forget(frame, length)
 
     @property
+    def takes_stores(self) -> bool:
+        """See `Backing.takes_stores`. Pages in memory do; on storage a block may be missing, and who caches
+        pages hears of the first store.
+        """
+        return self.contents is not None
+
+    @property
     def folios(self) -> Collection[int]:
         """See `Backing.folios`."""
         return () if self.contents is None else self.contents.folios

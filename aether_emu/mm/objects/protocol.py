@@ -135,6 +135,11 @@ class Backing(MemoryObject):
     whole = False  # whether an area shows all of it or nothing, and is never cut or made longer
 
     @property
+    def takes_stores(self) -> bool:
+        """Whether a page that was brought for loads can be stored to without being asked for again."""
+        return True
+
+    @property
     def folios(self) -> Collection[int]:
         """The first page of each huge page that came as such (`mm.shared_huge`)."""
         return ()

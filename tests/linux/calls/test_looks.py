@@ -134,6 +134,19 @@ def _buffer(served: Served, *arguments: int) -> tuple[int, ...]:
     return arguments
 
 
+def _binding(served: Served) -> tuple[int, ...]:
+    """mbind of areas that stay apart."""
+    for index in range(16):
+        area(served, PAGE, WRITE if index % 2 else READ, WHERE + index * PAGE)
+    return WHERE, 16 * PAGE, 2, served.put(0, (1).to_bytes(8, "little")), 65, 0
+
+
+def _asking_where(served: Served) -> tuple[int, ...]:
+    """move_pages that only asks, for the same page again and again."""
+    served.put(0, BASE.to_bytes(8, "little") * 4096)
+    return 0, 4096, BASE, 0, area(served, 4 * PAGE, WRITE), 0
+
+
 def _unmapping_areas(served: Served) -> tuple[int, ...]:
     for index in range(8):
         area(served, PAGE, READ, WHERE + 2 * index * PAGE)
@@ -204,6 +217,8 @@ CASES = (
     Long("mremap", 12, lambda s: _moving(s, OTHER + PAGE)),
     Long("mremap", 4, lambda s: (WHERE, filled(s), PAGE, 0)),
     Long("mincore", 12, _mincore),
+    Long("mbind", 16, _binding),
+    Long("move_pages", 8, _asking_where),
     Long("readv", 4, lambda s: _vector(s, b"/dev/zero", WRITE)),
     Long("readv", 4, lambda s: _vector(s, b"/dev/urandom", WRITE)),
     Long("writev", 4, lambda s: _vector(s, b"/dev/urandom", READ)),
@@ -242,7 +257,7 @@ def machine(isa: str) -> Iterator[Served]:
 def left(served: Served) -> tuple[object, ...]:
     """What the call left: areas, pages, memory, positions of files. Other processes let go of theirs."""
     mm = served.process.mm
-    areas = [(a.start, a.end, int(a.protection)) for a in mm.areas]
+    areas = [(a.start, a.end, int(a.protection), a.flags) for a in mm.areas]
     positions = [file.position for file in served.process.files.open_files().values()]
     others = [each for each in served.process.registry.processes.values() if each is not served.process]
     resident = [each.mm.resident() for each in (served.process, *others)]

@@ -36,7 +36,11 @@ def process(request: pytest.FixtureRequest) -> Iterator[Process]:
 
 
 def _mapped(
-    process: Process, file_pages: int = _PAGES, kind: int = MAP_SHARED, beside: int = _AT
+    process: Process,
+    file_pages: int = _PAGES,
+    kind: int = MAP_SHARED,
+    beside: int = _AT,
+    protection: int = 3,
 ) -> tuple[MemoryFile, int]:
     """A memory file of so many pages, none of which is there, and where `_PAGES` of it are mapped.
 
@@ -48,7 +52,7 @@ def _mapped(
     process.files.ftruncate(fd, file_pages * page)
     file = process.files.table.file(fd)
     assert isinstance(file, MemoryFile)
-    request = Request(at, _PAGES * page, 3, kind | MAP_FIXED, MappedFile(process.kernel, file), 0)
+    request = Request(at, _PAGES * page, protection, kind | MAP_FIXED, MappedFile(process.kernel, file), 0)
     assert map_memory(process.mm, request) == at
     return file, at
 
@@ -98,19 +102,41 @@ def test_populating_is_as_many_faults(
     assert done[0] == done[1]
 
 
-def test_pages_that_the_file_lacks_come_together(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("protection", [1, 2, 3])
+def test_pages_that_the_file_lacks_come_together(
+    process: Process, monkeypatch: pytest.MonkeyPatch, protection: int
+) -> None:
     asked, frames = list[int](), ApertureFile.frames
 
     def counted(self: ApertureFile, page: int, count: int, *, write: bool = False) -> tuple[int, int]:
         asked.append(count)
         return frames(self, page, count, write=write)
 
-    _file, at = _mapped(process)
+    _file, at = _mapped(process, protection=protection)
     monkeypatch.setattr(ApertureFile, "frames", counted)
     page, span = process.mm.page_size, 1 << process.mm.table.leaf_span_shift
     tables = (at + _PAGES * page - 1) // span - at // span + 1
     assert populate(process.mm, at, at + _PAGES * page, write=False) is None
     assert len(asked) == tables and sum(asked) == _PAGES
+
+
+@pytest.mark.parametrize(("kind", "protection", "writable"), [(MAP_SHARED, 3, True), (MAP_SHARED, 1, False),
+                                                              (MAP_PRIVATE, 3, False)])  # fmt: skip
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_page_that_was_loaded_takes_a_store_where_the_area_does(
+    process: Process, kind: int, protection: int, writable: bool, ahead: bool
+) -> None:
+    """There is no second fault, as on Linux: shmem asks for no notice of stores."""
+    space, fmt = process.mm, process.mm.table.format
+    _file, at = _mapped(process, kind=kind, protection=protection)
+    if ahead:
+        assert populate(space, at, at + _PAGES * space.page_size, write=False) is None
+    else:
+        assert Faults(space.physical).resolve(space, at, _READ) is RESOLVED
+    found = space.table.find(at)
+    assert found is not None
+    assert bool(fmt.writable(found.entry)) is writable
+    assert not fmt.dirty(found.entry)
 
 
 @pytest.mark.parametrize("most", ["the end of the file", "the limit of memory"])
