@@ -44,8 +44,7 @@ def mappings(physical: Physical, frame: int, page: tuple[int, int] | None = None
     named = (frames.owner[frame], frames.index[frame])
     pages = [page] if page is not None else [named]
     if page is None and physical.merged is not None and physical.is_merged(frame):
-        node = physical.merged.alive(named[1])
-        pages = [] if node is None else list(node.pages)
+        pages = physical.merged.pages_of(frame)
     for number, index in pages:
         item = physical.objects.find(number)
         if item is not None:
