@@ -301,11 +301,11 @@ class MergeScan:
         checksum = zlib.crc32(physical.page_bytes(page.frame))
         if self.zero_pages and area.backing is None and not any(physical.page_bytes(page.frame)):
             return self._look_at_zeros(page, checksum)
-        before = scanned.note(space.number, found.start >> self._shift, checksum)
+        same = scanned.note(space.number, found.start >> self._shift, checksum)
         equal = None if physical.merged is None else self._equal_frame(physical.merged, page.frame, checksum)
         if equal is not None:
             return self._join(page, equal)
-        if before != checksum:
+        if not same:
             self._changed += 1
             return False
         other = self._waiting(checksum)
@@ -319,9 +319,8 @@ class MergeScan:
 
     def _equal_frame(self, merged: MergedMemory, frame: int, checksum: int) -> int | None:
         physical = self.physical
-        for other in merged.alike(checksum):
-            room = physical.frames.maps[other] < self.most
-            if room and physical.page_bytes(other) == physical.page_bytes(frame):
+        for other in merged.alike(checksum, self.most):
+            if physical.page_bytes(other) == physical.page_bytes(frame):
                 return other
         return None
 

@@ -2,11 +2,12 @@
 
     pages in order     |##.#....|........|  a bit each, 64 a word     of this pass, and of the one before
     checksums          |a b a   |           four bytes for each of these bits
+    twins              |x   x   |           a bit each: whether the same checksum stands there once more
 
 A pass goes through pages in ascending order, of spaces by number and then of addresses. So what it knows is
 only ever added at the end, and what the last pass knew is asked for from the front on, and thrown away behind
-that. A page finds its equal in one pass only if neither has changed since the last: so they have the same
-checksum there, too. Only such checksums (twins) need to be looked up while a pass goes on.
+that. A page waits for an equal one within a pass, and finds it, only if neither has changed since the last:
+so they have the same checksum there, too. Only those that had such a twin need to be looked up.
 """
 
 from __future__ import annotations
@@ -118,6 +119,16 @@ def _pages(word: int, bits: int) -> list[int]:
     return [first + number for number in range(_IN_WORD) if bits >> number & 1]
 
 
+def _twins(sums: NDArray[np.uint32]) -> bytes:
+    """A bit for each of some checksums: whether it stands there more than once."""
+    order = np.argsort(sums, kind="stable")
+    same = sums[order][1:] == sums[order][:-1]
+    several = np.zeros(sums.size, np.bool_)
+    several[order[1:]] = same
+    several[order[:-1]] |= same
+    return np.packbits(several, bitorder="little").tobytes()
+
+
 class Scanned:
     """What is known of pages, in two passes: the one that goes on, and the one before.
 
@@ -130,22 +141,25 @@ class Scanned:
         self._plain_before, self._sums_before, self._merged_before = PageSet(), array("I"), PageSet()
         self._zeros_before = PageSet()  # of all passes before
         self._dropped = 0  # checksums of the last pass that were thrown away
-        self._twins, self._waiting = array("I"), array("I")  # checksums, and who waits: its rank plus one
+        self._twins = b""  # a bit for each checksum of the last pass
+        self._sought, self._ranks = (
+            array("I"),
+            array("I"),
+        )  # checksums in order, and which pages wait for them
         self._single = 0  # pages that wait, and whom nobody will find
         self._had: dict[int, int] = {}  # checksums of the last pass, of the word that was asked for last
+        self._had_twins: set[int] = set()  # and the pages that had a twin
         self._space = self._word = _NOWHERE
+        self._may_pair = False  # whether the page that was noted last had one
 
-    def note(self, space: int, page: int, checksum: int) -> int | None:
-        """A page has this checksum; which one it had in the last pass, if any."""
+    def note(self, space: int, page: int, checksum: int) -> bool:
+        """A page has this checksum. Whether it had the same in the last pass."""
         if self._plain.add(space, page):
             self._sums.append(checksum)
-        return self.before(space, page)
-
-    def before(self, space: int, page: int) -> int | None:
-        """The checksum of a page in the last pass. Pages are asked for in ascending order."""
         if page >> _SHIFT != self._word or space != self._space:
             self._turn_to(space, page >> _SHIFT)
-        return self._had.get(page)
+        self._may_pair = page in self._had_twins
+        return self._had.get(page) == checksum
 
     def _turn_to(self, space: int, word: int) -> None:
         self._space, self._word = space, word
@@ -156,6 +170,12 @@ class Scanned:
             self._dropped, behind = first, 0
         pages = _pages(word, bits) if bits else []
         self._had = dict(zip(pages, self._sums_before[behind : behind + len(pages)], strict=True))
+        twins = int.from_bytes(self._twins[first >> 3 : (first + len(pages) >> 3) + 1], "little") >> (
+            first & 7
+        )
+        self._had_twins = (
+            {page for number, page in enumerate(pages) if twins >> number & 1} if twins else set()
+        )
 
     def note_merged(self, space: int, page: int) -> None:
         """A page shows a merged frame."""
@@ -170,26 +190,33 @@ class Scanned:
     @property
     def alone(self) -> int:
         """How many wait."""
-        return self._single + len(self._waiting) - self._waiting.count(0)
+        return self._single + len(self._ranks)
 
     def waits_for(self, checksum: int) -> Place | None:
-        """The page that waits for another with this checksum, if one does."""
-        at = bisect_left(self._twins, checksum)
-        if at == len(self._twins) or self._twins[at] != checksum or not self._waiting[at]:
+        """The page that waits for the one that was noted last, which has this checksum, if one does."""
+        if not self._may_pair:
             return None
-        return self._plain[self._waiting[at] - 1]
+        at = bisect_left(self._sought, checksum)
+        there = at < len(self._sought) and self._sought[at] == checksum
+        return self._plain[self._ranks[at]] if there else None
 
     def let_wait(self, checksum: int) -> None:
         """The page that was noted last waits from now on, instead of who did."""
-        at = bisect_left(self._twins, checksum)
-        if at < len(self._twins) and self._twins[at] == checksum:
-            self._waiting[at] = self._plain.count
-        else:
+        rank = self._plain.count - 1
+        if not self._may_pair:
             self._single += 1
+            return
+        at = bisect_left(self._sought, checksum)
+        if at < len(self._sought) and self._sought[at] == checksum:
+            self._ranks[at] = rank
+        else:
+            self._sought.insert(at, checksum)
+            self._ranks.insert(at, rank)
 
     def found(self, checksum: int) -> None:
         """Whoever waited for this checksum waits no longer."""
-        self._waiting[bisect_left(self._twins, checksum)] = 0
+        at = bisect_left(self._sought, checksum)
+        del self._sought[at], self._ranks[at]
 
     # ---- accounts
 
@@ -213,21 +240,18 @@ class Scanned:
         self._zeros, self._zeros_before = PageSet(), PageSet(each for each in zeros if each[1])
         self._plain_before, self._sums_before, self._merged_before = self._plain, self._sums, self._merged
         self._plain, self._sums, self._merged = PageSet(), array("I"), PageSet()
-        values, counts = np.unique(np.array(self._sums_before, np.uint32), return_counts=True)
-        self._twins = array("I", values[counts > 1].tobytes())
-        self._waiting = array("I", bytes(self._twins.itemsize * len(self._twins)))
+        self._twins = _twins(np.array(self._sums_before, np.uint32))
+        self._sought, self._ranks = array("I"), array("I")
         self._dropped = self._single = 0
-        self._had, self._space, self._word = {}, _NOWHERE, _NOWHERE
+        self._space = self._word = _NOWHERE
 
     # ---- what it takes, and its state
 
     def kept(self) -> list[NDArray[Any]]:
         """What it takes, to be measured."""
-        sums = self._sums, self._sums_before, self._twins, self._waiting
-        return [
-            *(np.array(column) for column in sums),
-            *(one for each in self._sets() for one in each.kept()),
-        ]
+        sums = self._sums, self._sums_before, self._sought, self._ranks
+        columns = [*(np.array(column) for column in sums), np.frombuffer(self._twins, np.uint8)]
+        return [*columns, *(one for each in self._sets() for one in each.kept())]
 
     def _sets(self) -> list[PageSet]:
         before = self._plain_before, self._merged_before, self._zeros_before
@@ -238,9 +262,8 @@ class Scanned:
         return {
             "pages": [each.capture() for each in self._sets()],
             "sums": (self._sums.tobytes(), self._sums_before.tobytes()),
-            "twins": (self._twins.tobytes(), self._waiting.tobytes()),
+            "waiting": (self._twins, self._sought.tobytes(), self._ranks.tobytes(), self._single),
             "dropped": self._dropped,
-            "single": self._single,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -248,6 +271,6 @@ class Scanned:
         self._plain, self._merged, self._zeros, *before = (PageSet(each) for each in state["pages"])
         self._plain_before, self._merged_before, self._zeros_before = before
         self._sums, self._sums_before = (array("I", each) for each in state["sums"])
-        self._twins, self._waiting = (array("I", each) for each in state["twins"])
-        self._dropped, self._single = state["dropped"], state["single"]
-        self._had, self._space, self._word = {}, _NOWHERE, _NOWHERE
+        self._twins, sought, ranks, self._single = state["waiting"]
+        self._sought, self._ranks = array("I", sought), array("I", ranks)
+        self._dropped, self._space, self._word = state["dropped"], _NOWHERE, _NOWHERE

@@ -1,7 +1,7 @@
 """Merged pages: frames that several private pages with equal bytes show, until somebody writes.
 
     frame ──(owner)──▶ this object      its index: checksum << 32 | row
-    row    family  index  next ──▶ row  family  index  next ──▶ ...      (family, page) ──▶ areas
+    row: a page, next ──▶ row: a page, next ──▶ ...       page (family, index) ──▶ areas
 
 A frame that is merged has left its family: its owner is this object, of which a machine has one, and its
 index says the checksum of its bytes, which never change, and where the list begins of the pages that came to
@@ -10,7 +10,7 @@ windows, and fork, mremap or a cut need no word here: what they do to a page the
 has left (written to, or unmapped) stays on the list until it is tidied; its entry is looked at last.
 
 A frame that was given back is dead: the frame table no longer names it so. Columns keep all of it: 8 bytes
-for each frame, by which it is found by its checksum, and 16 for each page on a list. The first page's row is
+for each frame, by which it is found by its checksum, and 12 for each page on a list. The first page's row is
 the lowest of its list, and lies behind those of all older frames.
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,91 @@ Page = tuple[int, int]
 """The number of a family, and the index of a page in it."""
 
 _ANON = int(Kind.ANON)
-_ROW_BITS = 32
-_ROW = (1 << _ROW_BITS) - 1
+_FEW = 64  # lists that are followed one by one
+_HALF, _LOW = 32, (1 << 32) - 1
 _NO_PAGE = (0, 0)  # what stands in the row of a frame whose pages are all gone: the machine's, no family's
+
+
+class _Rows:
+    """Pages, each in a row of its own, with the row that comes next on its list, 0 for none.
+
+    A page's family and the upper half of its index are those of a window, of which there are few.
+    """
+
+    def __init__(self) -> None:
+        self._windows = array("Q")  # family << 32 | index >> 32
+        self._of, self._low, self.next = array("I"), array("I"), array("I")
+        self._last = 0  # the window that was used last
+
+    def __len__(self) -> int:
+        return len(self.next)
+
+    def add(self, page: Page, follower: int = 0) -> int:
+        """A new row."""
+        self._of.append(self._window(page[0] << _HALF | page[1] >> _HALF))
+        self._low.append(page[1] & _LOW)
+        self.next.append(follower)
+        return len(self.next) - 1
+
+    def _window(self, wanted: int) -> int:
+        windows = self._windows
+        if not windows or windows[self._last] != wanted:
+            try:
+                self._last = windows.index(wanted)
+            except ValueError:
+                windows.append(wanted)
+                self._last = len(windows) - 1
+        return self._last
+
+    def __getitem__(self, row: int) -> Page:
+        window = self._windows[self._of[row]]
+        return window >> _HALF, (window & _LOW) << _HALF | self._low[row]
+
+    def of_list(self, first: int) -> list[int]:
+        """The rows of a list from one on."""
+        following, rows = self.next, [first]
+        row = following[first]
+        while row:
+            rows.append(row)
+            row = following[row]
+        return rows
+
+    def number(self, page: Page) -> int | None:
+        """One number for a page, by which rows are told apart; None for one that stands in no row."""
+        try:
+            window = self._windows.index(page[0] << _HALF | page[1] >> _HALF)
+        except ValueError:
+            return None
+        return window << _HALF | page[1] & _LOW
+
+    def numbers(self, rows: list[int]) -> set[int]:
+        """The numbers of the pages in some rows."""
+        of, low = self._of, self._low
+        return {of[row] << _HALF | low[row] for row in rows}
+
+    def has(self, family: int) -> bool:
+        """Whether there may be pages of a family."""
+        return any(window >> _HALF == family for window in self._windows)
+
+    def keep(self, firsts: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Keep the lists that begin in these rows, in order of rows. Returns where they begin now."""
+        following, wanted, rows = np.array(self.next), np.zeros(len(self), np.bool_), firsts
+        while rows.size > _FEW:
+            wanted[rows] = True
+            rows = following[rows]
+            rows = rows[rows != 0]
+        for first in rows.tolist():
+            wanted[self.of_list(first)] = True
+        number = np.cumsum(wanted, dtype=np.uint32) - np.uint32(1)
+        following = following[wanted]
+        self.next = array("I", np.where(following != 0, number[following], np.uint32(0)).tobytes())
+        self._of = array("I", np.array(self._of)[wanted].tobytes())
+        self._low = array("I", np.array(self._low)[wanted].tobytes())
+        return number[firsts]
+
+    def columns(self) -> list[array[int]]:
+        """All of it."""
+        return [self._windows, self._of, self._low, self.next]
 
 
 class MergedMemory(MemoryObject):
@@ -44,7 +126,7 @@ class MergedMemory(MemoryObject):
         super().__init__(registry)
         self._frames = frames
         self._sums, self._at = array("I"), array("I")  # checksums in order, and whose; the oldest first
-        self._families, self._indexes, self._next = array("I"), array("Q"), array("I")
+        self._rows = _Rows()
         self.hold()
 
     # ---- frames
@@ -65,7 +147,7 @@ class MergedMemory(MemoryObject):
                 behind -= 1
         self._sums.insert(behind, checksum)
         self._at.insert(behind, frame)
-        frames.owner[frame], frames.index[frame] = self.number, checksum << _ROW_BITS | self._row(page)
+        frames.owner[frame], frames.index[frame] = self.number, checksum << _HALF | self._rows.add(page)
 
     def _alike(self, checksum: int) -> tuple[int, int]:
         """Where the frames with a checksum stand."""
@@ -73,28 +155,30 @@ class MergedMemory(MemoryObject):
         return first, bisect_right(self._sums, checksum, first)
 
     def _names(self, frame: int, checksum: int) -> bool:
-        return self.has(frame) and self._frames.index[frame] >> _ROW_BITS == checksum
+        return self.has(frame) and self._frames.index[frame] >> _HALF == checksum
 
-    def alike(self, checksum: int) -> list[int]:
-        """The living frames whose bytes have this checksum, the oldest first."""
+    def alike(self, checksum: int, most: int) -> Iterator[int]:
+        """The living frames whose bytes have this checksum, the oldest first, that fewer than `most` show."""
         first = bisect_left(self._sums, checksum)
-        if first == len(self._sums) or self._sums[first] != checksum:
-            return []
-        behind = bisect_right(self._sums, checksum, first)
-        return [frame for frame in self._at[first:behind] if self._names(frame, checksum)]
+        if first < len(self._sums) and self._sums[first] == checksum:
+            maps = self._frames.maps
+            for frame in self._at[first : bisect_right(self._sums, checksum, first)]:
+                if maps[frame] < most and self._names(frame, checksum):
+                    yield frame
 
     def living(self) -> list[int]:
         """The frames that are alive, the oldest first; the others are forgotten."""
         frames, at = self._frames, np.array(self._at, np.int64)
         sums, index = np.array(self._sums, np.uint64), frames.index_array[at]
         alive = (frames.owner_array[at] == self.number) & (frames.kind_array[at] == _ANON)
-        alive &= (frames.refs_array[at] > 0) & (index >> np.uint64(_ROW_BITS) == sums)
+        alive &= (frames.refs_array[at] > 0) & (index >> np.uint64(_HALF) == sums)
         if not alive.all():
             at = at[alive]
             self._sums = array("I", sums[alive].astype(np.uint32).tobytes())
             self._at = array("I", at.astype(np.uint32).tobytes())
-            self._forget_rows(at)
-        by_age: list[int] = at[np.argsort(frames.index_array[at] & np.uint64(_ROW))].tolist()
+            rows = self._rows.keep((frames.index_array[at] & np.uint64(_LOW)).astype(np.uint32))
+            frames.index_array[at] = sums[alive] << np.uint64(_HALF) | rows
+        by_age: list[int] = at[np.argsort(frames.index_array[at] & np.uint64(_LOW))].tolist()
         return by_age
 
     def moved(self, old: Iterable[int], new: Iterable[int]) -> None:
@@ -102,7 +186,7 @@ class MergedMemory(MemoryObject):
         table = self._frames
         for before, after in zip(old, new, strict=True):
             if table.owner[after] == self.number and table.kind[after] == _ANON:
-                first, behind = self._alike(table.index[after] >> _ROW_BITS)
+                first, behind = self._alike(table.index[after] >> _HALF)
                 for at in reversed(range(first, behind)):
                     if self._at[at] == after:  # it was a merged one before it was free
                         del self._sums[at], self._at[at]
@@ -113,35 +197,28 @@ class MergedMemory(MemoryObject):
 
     def join(self, frame: int, page: Page) -> None:
         """A page came to show a merged frame."""
-        first = self._frames.index[frame] & _ROW
-        self._next[first] = self._row(page, self._next[first])
-
-    def _row(self, page: Page, follower: int = 0) -> int:
-        """A new row."""
-        self._families.append(page[0])
-        self._indexes.append(page[1])
-        self._next.append(follower)
-        return len(self._next) - 1
+        first = self._frames.index[frame] & _LOW
+        self._rows.next[first] = self._rows.add(page, self._rows.next[first])
 
     def pages_of(self, frame: int) -> list[Page]:
         """The pages that came to show a merged frame, the first one first. None for a dead one."""
         if not self.has(frame):
             return []
-        families, indexes, following = self._families, self._indexes, self._next
-        first = row = self._frames.index[frame] & _ROW
-        others = list[Page]()  # the newest first
-        while row := following[row]:
-            others.append((families[row], indexes[row]))
-        found = dict.fromkeys([(families[first], indexes[first]), *reversed(others)])
+        rows = self._rows
+        first, *others = rows.of_list(self._frames.index[frame] & _LOW)  # the others: the newest first
+        found = dict.fromkeys([rows[first], *(rows[row] for row in reversed(others))])
         found.pop(_NO_PAGE, None)
         return list(found)
 
     def shows(self, frames: NDArray[np.int64], pages: Sequence[Page]) -> NDArray[np.bool_]:
         """Of each frame, whether it is a merged one, and the page beside it came to show it."""
-        numbers, shown = frames.tolist(), np.zeros(frames.size, np.bool_)
-        came = {frame: set(self.pages_of(frame)) for frame in set(numbers)}
-        for number, (frame, page) in enumerate(zip(numbers, pages, strict=True)):
-            shown[number] = page in came[frame]
+        rows, shown = self._rows, np.zeros(frames.size, np.bool_)
+        came = dict[int, set[int]]()
+        for at, (frame, page) in enumerate(zip(frames.tolist(), pages, strict=True)):
+            if self.has(frame):
+                if frame not in came:
+                    came[frame] = rows.numbers(rows.of_list(self._frames.index[frame] & _LOW))
+                shown[at] = rows.number(page) in came[frame]
         return shown
 
     def frames_of(self, page: Page) -> list[int]:
@@ -151,51 +228,33 @@ class MergedMemory(MemoryObject):
     def frames_of_family(self, family: int) -> list[int]:
         """The merged frames that pages of a family may show, the oldest first."""
         living = self.living()
-        if family not in self._families:
+        if not self._rows.has(family):
             return []
         return [frame for frame in living if any(owner == family for owner, _index in self.pages_of(frame))]
 
     def tidy(self, still_shows: Callable[[int, list[Page]], list[Page]]) -> None:
         """Keep of the pages on each list those that `still_shows` says; one that is alone stays."""
-        table, living = self._frames, self.living()
-        rows, firsts = (array("I"), array("Q"), array("I")), array("I")
+        index, living, rows, firsts = self._frames.index, self.living(), _Rows(), array("I")
         for frame in living:
             pages = self.pages_of(frame)
             kept = (still_shows(frame, pages) if len(pages) > 1 else pages) or [_NO_PAGE]
-            first, last = len(rows[0]), len(rows[0]) + len(kept) - 1
+            first = rows.add(kept[0])
             firsts.append(first)
-            rows[0].extend([family for family, _index in kept])
-            rows[1].extend([index for _family, index in kept])
-            rows[2].extend(
-                [last if last > first else 0, *([0] if last > first else []), *range(first + 1, last)]
-            )
-        self._families, self._indexes, self._next = rows
+            for page in kept[1:]:
+                rows.next[first] = rows.add(page, rows.next[first])
+        self._rows = rows
         for frame, first in zip(living, firsts, strict=True):
-            table.index[frame] = table.index[frame] >> _ROW_BITS << _ROW_BITS | first
-
-    def _forget_rows(self, living: NDArray[np.int64]) -> None:
-        """Keep the rows of living frames, in their order."""
-        index = self._frames.index_array
-        following, wanted = np.array(self._next, np.uint32), np.zeros(len(self._next), np.bool_)
-        firsts = rows = (index[living] & np.uint64(_ROW)).astype(np.uint32)
-        while rows.size:
-            wanted[rows] = True
-            rows = following[rows]
-            rows = rows[rows != 0]
-        number = np.cumsum(wanted, dtype=np.uint32) - np.uint32(1)
-        following = following[wanted]
-        self._next = array("I", np.where(following != 0, number[following], np.uint32(0)).tobytes())
-        self._families = array("I", np.array(self._families)[wanted].tobytes())
-        self._indexes = array("Q", np.array(self._indexes)[wanted].tobytes())
-        index[living] = index[living] & ~np.uint64(_ROW) | number[firsts]
+            index[frame] = index[frame] >> _HALF << _HALF | first
 
     # ---- what it takes, and its state
 
     def kept(self) -> tuple[int, int]:
         """Bytes that it takes for frames, the first page of each included; and for the pages beyond these."""
-        frames, rows = len(self.living()), len(self._next)
-        each = self._families.itemsize + self._indexes.itemsize + self._next.itemsize
-        return frames * (self._sums.itemsize + self._at.itemsize + each), (rows - frames) * each
+        frames = len(self.living())
+        windows, *columns = self._rows.columns()
+        each, beyond = sum(column.itemsize for column in columns), len(self._rows) - frames
+        own = sum(column.itemsize for column in (self._sums, self._at)) + each
+        return frames * own + len(windows) * windows.itemsize, beyond * each
 
     def release(self) -> None:
         """The frames went with the entries that showed them."""
@@ -205,7 +264,7 @@ class MergedMemory(MemoryObject):
         return {"number": self.number, "columns": [column.tobytes() for column in self._columns()]}
 
     def _columns(self) -> list[array[int]]:
-        return [self._sums, self._at, self._families, self._indexes, self._next]
+        return [self._sums, self._at, *self._rows.columns()]
 
     def restore(self, state: dict[str, Any]) -> None:
         """Be the captured one, whose frames the frame table knows already."""
