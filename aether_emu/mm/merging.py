@@ -14,11 +14,9 @@ A large leaf, or a contiguous run, is looked at page by page, and cut as soon as
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from aether_emu.arch.paging import PageTableFormat
@@ -220,8 +218,10 @@ class MergeScan:
         left, done = self.pages, 0
         for space, area, found in self._from_here():
             self.position = (space.number, found.start + space.page_size)
-            with suppress(TableDamaged):  # whoever needs the page finds that
+            try:
                 done += self._look_at(space, area, found)
+            except TableDamaged:
+                done += 0  # whoever needs the page finds that
             left -= 1
             if not left:
                 return done
@@ -261,17 +261,17 @@ class MergeScan:
                 if mergeable(area):
                     try:
                         for found in space.table.cursor(start, area.end):
-                            yield from self._pages_of(space, area, found, start)
+                            if found.level == 1:
+                                yield space, area, found
+                            else:
+                                yield from self._pages_of(space, area, found, start)
                     except TableDamaged:
                         continue
 
     def _pages_of(
         self, space: AddressSpace, area: Area, found: Found, start: int
     ) -> Iterator[tuple[AddressSpace, Area, Found]]:
-        """An entry, or what stands at each page of a large leaf, which may be cut meanwhile."""
-        if found.level == 1:
-            yield space, area, found
-            return
+        """What stands at each page of a large leaf, which may be cut meanwhile."""
         end = found.start + space.table.format.levels[found.level - 1].size
         if self._page(space, area, found) is None:  # the huge page of zeros, or held
             return
@@ -310,7 +310,7 @@ class MergeScan:
             return False
         other = self._waiting(checksum)
         if other is None:
-            scanned.let_wait(checksum)
+            scanned.let_wait(found.start >> self._shift, checksum)
             return False
         if other.frame == page.frame or not self._pair(page, other, checksum):
             return False
@@ -334,7 +334,9 @@ class MergeScan:
         if space is None or area is None or not mergeable(area):
             return None
         found = space.table.find(address)
-        return None if found is None else self._page(space, area, dataclasses.replace(found, start=address))
+        if found is None:
+            return None
+        return self._page(space, area, Found(address, found.level, found.slot, found.entry))
 
     def _pair(self, page: _Page, other: _Page, checksum: int) -> bool:
         """Two pages that may be equal: the frame of the one becomes a merged one, if they are."""

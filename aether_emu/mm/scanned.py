@@ -71,11 +71,15 @@ class PageSet:
         at = bisect_left(self._words, word, start, end)
         return (self._bits[at], self._before[at]) if at < end and self._words[at] == word else (0, 0)
 
-    def __getitem__(self, rank: int) -> Place:
-        """The page that has so many in front of it."""
-        at = bisect_right(self._before, rank) - 1
-        pages = _pages(self._words[at], self._bits[at])
-        return self._spaces[bisect_right(self._starts, at) - 1], pages[rank - self._before[at]]
+    def number(self, page: int) -> int:
+        """A number for a page of the last word, by which `place` finds it."""
+        return len(self._words) - 1 << _SHIFT | page & _IN_WORD - 1
+
+    def place(self, number: int) -> Place:
+        """The page with this number."""
+        at = number >> _SHIFT
+        page = self._words[at] << _SHIFT | number & _IN_WORD - 1
+        return self._spaces[bisect_right(self._starts, at) - 1], page
 
     def _range(self, space: int) -> tuple[int, int]:
         """The words of a space."""
@@ -142,7 +146,7 @@ class Scanned:
         self._zeros_before = PageSet()  # of all passes before
         self._dropped = 0  # checksums of the last pass that were thrown away
         self._twins = b""  # a bit for each checksum of the last pass
-        self._sought, self._ranks = (
+        self._sought, self._who = (
             array("I"),
             array("I"),
         )  # checksums in order, and which pages wait for them
@@ -190,7 +194,7 @@ class Scanned:
     @property
     def alone(self) -> int:
         """How many wait."""
-        return self._single + len(self._ranks)
+        return self._single + len(self._who)
 
     def waits_for(self, checksum: int) -> Place | None:
         """The page that waits for the one that was noted last, which has this checksum, if one does."""
@@ -198,25 +202,24 @@ class Scanned:
             return None
         at = bisect_left(self._sought, checksum)
         there = at < len(self._sought) and self._sought[at] == checksum
-        return self._plain[self._ranks[at]] if there else None
+        return self._plain.place(self._who[at]) if there else None
 
-    def let_wait(self, checksum: int) -> None:
+    def let_wait(self, page: int, checksum: int) -> None:
         """The page that was noted last waits from now on, instead of who did."""
-        rank = self._plain.count - 1
         if not self._may_pair:
             self._single += 1
             return
         at = bisect_left(self._sought, checksum)
         if at < len(self._sought) and self._sought[at] == checksum:
-            self._ranks[at] = rank
+            self._who[at] = self._plain.number(page)
         else:
             self._sought.insert(at, checksum)
-            self._ranks.insert(at, rank)
+            self._who.insert(at, self._plain.number(page))
 
     def found(self, checksum: int) -> None:
         """Whoever waited for this checksum waits no longer."""
         at = bisect_left(self._sought, checksum)
-        del self._sought[at], self._ranks[at]
+        del self._sought[at], self._who[at]
 
     # ---- accounts
 
@@ -241,7 +244,7 @@ class Scanned:
         self._plain_before, self._sums_before, self._merged_before = self._plain, self._sums, self._merged
         self._plain, self._sums, self._merged = PageSet(), array("I"), PageSet()
         self._twins = _twins(np.array(self._sums_before, np.uint32))
-        self._sought, self._ranks = array("I"), array("I")
+        self._sought, self._who = array("I"), array("I")
         self._dropped = self._single = 0
         self._space = self._word = _NOWHERE
 
@@ -249,7 +252,7 @@ class Scanned:
 
     def kept(self) -> list[NDArray[Any]]:
         """What it takes, to be measured."""
-        sums = self._sums, self._sums_before, self._sought, self._ranks
+        sums = self._sums, self._sums_before, self._sought, self._who
         columns = [*(np.array(column) for column in sums), np.frombuffer(self._twins, np.uint8)]
         return [*columns, *(one for each in self._sets() for one in each.kept())]
 
@@ -262,7 +265,7 @@ class Scanned:
         return {
             "pages": [each.capture() for each in self._sets()],
             "sums": (self._sums.tobytes(), self._sums_before.tobytes()),
-            "waiting": (self._twins, self._sought.tobytes(), self._ranks.tobytes(), self._single),
+            "waiting": (self._twins, self._sought.tobytes(), self._who.tobytes(), self._single),
             "dropped": self._dropped,
         }
 
@@ -272,5 +275,5 @@ class Scanned:
         self._plain_before, self._merged_before, self._zeros_before = before
         self._sums, self._sums_before = (array("I", each) for each in state["sums"])
         self._twins, sought, ranks, self._single = state["waiting"]
-        self._sought, self._ranks = array("I", sought), array("I", ranks)
+        self._sought, self._who = array("I", sought), array("I", ranks)
         self._dropped, self._space, self._word = state["dropped"], _NOWHERE, _NOWHERE

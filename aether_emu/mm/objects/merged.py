@@ -58,6 +58,10 @@ class _Rows:
         self.next.append(follower)
         return len(self.next) - 1
 
+    def put(self, row: int, page: Page) -> None:
+        """Another page in a row."""
+        self._of[row], self._low[row] = self._window(page[0] << _HALF | page[1] >> _HALF), page[1] & _LOW
+
     def _window(self, wanted: int) -> int:
         windows = self._windows
         if not windows or windows[self._last] != wanted:
@@ -68,9 +72,15 @@ class _Rows:
                 self._last = len(windows) - 1
         return self._last
 
-    def __getitem__(self, row: int) -> Page:
-        window = self._windows[self._of[row]]
-        return window >> _HALF, (window & _LOW) << _HALF | self._low[row]
+    def pages(self, listed: list[int]) -> list[Page]:
+        """The pages of a list, each once, in the order in which they came. It is given as it is linked."""
+        windows, of, low = self._windows, self._of, self._low
+        found = dict[Page, None]()
+        for row in (listed[0], *listed[:0:-1]):
+            window = windows[of[row]]
+            found[window >> _HALF, (window & _LOW) << _HALF | low[row]] = None
+        found.pop(_NO_PAGE, None)
+        return list(found)
 
     def of_list(self, first: int) -> list[int]:
         """The rows of a list from one on."""
@@ -110,7 +120,9 @@ class _Rows:
         number = np.cumsum(wanted, dtype=np.uint32) - np.uint32(1)
         following = following[wanted]
         self.next = array("I", np.where(following != 0, number[following], np.uint32(0)).tobytes())
-        self._of = array("I", np.array(self._of)[wanted].tobytes())
+        windows, of = np.unique(np.array(self._of)[wanted], return_inverse=True)
+        self._windows, self._last = array("Q", np.array(self._windows)[windows].tobytes()), 0
+        self._of = array("I", of.astype(np.uint32).tobytes())
         self._low = array("I", np.array(self._low)[wanted].tobytes())
         return number[firsts]
 
@@ -176,8 +188,7 @@ class MergedMemory(MemoryObject):
             at = at[alive]
             self._sums = array("I", sums[alive].astype(np.uint32).tobytes())
             self._at = array("I", at.astype(np.uint32).tobytes())
-            rows = self._rows.keep((frames.index_array[at] & np.uint64(_LOW)).astype(np.uint32))
-            frames.index_array[at] = sums[alive] << np.uint64(_HALF) | rows
+            self._pack(at)
         by_age: list[int] = at[np.argsort(frames.index_array[at] & np.uint64(_LOW))].tolist()
         return by_age
 
@@ -204,11 +215,7 @@ class MergedMemory(MemoryObject):
         """The pages that came to show a merged frame, the first one first. None for a dead one."""
         if not self.has(frame):
             return []
-        rows = self._rows
-        first, *others = rows.of_list(self._frames.index[frame] & _LOW)  # the others: the newest first
-        found = dict.fromkeys([rows[first], *(rows[row] for row in reversed(others))])
-        found.pop(_NO_PAGE, None)
-        return list(found)
+        return self._rows.pages(self._rows.of_list(self._frames.index[frame] & _LOW))
 
     def shows(self, frames: NDArray[np.int64], pages: Sequence[Page]) -> NDArray[np.bool_]:
         """Of each frame, whether it is a merged one, and the page beside it came to show it."""
@@ -234,17 +241,29 @@ class MergedMemory(MemoryObject):
 
     def tidy(self, still_shows: Callable[[int, list[Page]], list[Page]]) -> None:
         """Keep of the pages on each list those that `still_shows` says; one that is alone stays."""
-        index, living, rows, firsts = self._frames.index, self.living(), _Rows(), array("I")
+        index, living, rows = self._frames.index, self.living(), self._rows
+        following, dropped = rows.next, False
         for frame in living:
-            pages = self.pages_of(frame)
+            first = index[frame] & _LOW
+            if not following[first]:
+                continue
+            listed = rows.of_list(first)
+            pages = rows.pages(listed)
             kept = (still_shows(frame, pages) if len(pages) > 1 else pages) or [_NO_PAGE]
-            first = rows.add(kept[0])
-            firsts.append(first)
-            for page in kept[1:]:
-                rows.next[first] = rows.add(page, rows.next[first])
-        self._rows = rows
-        for frame, first in zip(living, firsts, strict=True):
-            index[frame] = index[frame] >> _HALF << _HALF | first
+            if len(kept) < len(listed):
+                listed[1:] = listed[:0:-1]
+                for row, page in zip(listed, kept, strict=False):
+                    rows.put(row, page)
+                following[first] = listed[len(kept) - 1] if len(kept) > 1 else 0
+                dropped = True
+        if dropped:
+            self._pack(np.array(living, np.int64))
+
+    def _pack(self, living: NDArray[np.int64]) -> None:
+        """Forget all rows but those of living frames."""
+        index = self._frames.index_array
+        rows = self._rows.keep((index[living] & np.uint64(_LOW)).astype(np.uint32))
+        index[living] = index[living] & ~np.uint64(_LOW) | rows
 
     # ---- what it takes, and its state
 
