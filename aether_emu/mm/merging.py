@@ -155,6 +155,11 @@ def _show(space: AddressSpace, area: Area, found: Found, frame: int, old: int) -
 # ---- doing it
 
 
+def _alike(physical: Physical, one: int, other: int) -> bool:
+    """Whether two frames have the same bytes. As bytes: Python compares those of views one by one."""
+    return bytes(physical.page_bytes(one)) == bytes(physical.page_bytes(other))
+
+
 def _stands_still(physical: Physical, frame: int) -> bool:
     """See to it that nobody can write to a frame. False where somebody else may: it is left alone then."""
     frames = physical.frames
@@ -299,7 +304,7 @@ class MergeScan:
             return False
         physical.counters.n[Event.MERGE_SCANNED] += 1
         checksum = zlib.crc32(physical.page_bytes(page.frame))
-        if self.zero_pages and area.backing is None and not any(physical.page_bytes(page.frame)):
+        if self.zero_pages and area.backing is None and _alike(physical, page.frame, physical.zero_frame):
             return self._look_at_zeros(page, checksum)
         same = scanned.note(space.number, found.start >> self._shift, checksum)
         equal = None if physical.merged is None else self._equal_frame(physical.merged, page.frame, checksum)
@@ -320,7 +325,7 @@ class MergeScan:
     def _equal_frame(self, merged: MergedMemory, frame: int, checksum: int) -> int | None:
         physical = self.physical
         for other in merged.alike(checksum, self.most):
-            if physical.page_bytes(other) == physical.page_bytes(frame):
+            if _alike(physical, other, frame):
                 return other
         return None
 
@@ -343,7 +348,7 @@ class MergeScan:
         physical = self.physical
         if not _stands_still(physical, page.frame) or not _stands_still(physical, other.frame):
             return False
-        if physical.page_bytes(page.frame) != physical.page_bytes(other.frame):
+        if not _alike(physical, page.frame, other.frame):
             return False
         physical.with_merged().adopt(page.frame, checksum)
         physical.counters.n[Event.MERGED_PAGES] += 1
@@ -354,7 +359,7 @@ class MergeScan:
         physical, frames, old = self.physical, self.physical.frames, page.frame
         if not _stands_still(physical, old):
             return False
-        if physical.page_bytes(old) != physical.page_bytes(merged):
+        if not _alike(physical, old, merged):
             return False
         found = page.space.table.find(page.found.start)
         assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
@@ -377,7 +382,7 @@ class MergeScan:
     def _join_zeros(self, page: _Page) -> bool:
         """A page of zeros shows the zero page from now on."""
         physical = self.physical
-        if not _stands_still(physical, page.frame) or any(physical.page_bytes(page.frame)):
+        if not _stands_still(physical, page.frame) or not _alike(physical, page.frame, physical.zero_frame):
             return False
         found = page.space.table.find(page.found.start)
         assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
