@@ -18,6 +18,7 @@ flush; one that gets another frame is flushed through a gather.
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
@@ -100,7 +101,7 @@ class Current(Protocol):
     """What a CPU runs in: the address space whose faults it brings, and its own ready frames."""
 
     space: AddressSpace
-    ready: list[int]
+    ready: array[int]
 
 
 def make_fault(current: Current, physical: Physical, fmt: PageTableFormat) -> Callable[[int, int], Outcome]:
