@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 _SHIFT = 6
 _IN_WORD = 1 << _SHIFT
-_STALE = 4096  # checksums that are behind and not thrown away yet
+_STALE = 6  # what is behind is thrown away when it is more than a 64th: so it is moved now and then
 _NOWHERE = -1
 
 Place = tuple[int, int]
@@ -30,13 +30,13 @@ Place = tuple[int, int]
 
 
 class PageSet:
-    """Pages of address spaces, added in ascending order: 20 bytes for each 64 in a row, or fewer."""
+    """Pages of address spaces, added in ascending order: 16 bytes for each 64 in a row, or fewer."""
 
     __slots__ = ("_before", "_bits", "_space", "_spaces", "_starts", "_word", "_words", "count")
 
     def __init__(self, words: Iterable[tuple[Place, int]] = ()) -> None:
         self._spaces, self._starts = array("I"), array("I")  # numbers, and the first word of each
-        self._words, self._bits = array("Q"), array("Q")  # page >> 6, and which of those 64 pages
+        self._words, self._bits = array("I"), array("Q")  # page >> 6, and which of those 64 pages
         self._before = array("I")  # how many pages lie in front of the word
         self._space = self._word = _NOWHERE  # the last ones
         self.count = 0
@@ -61,6 +61,8 @@ class PageSet:
             self._spaces.append(space)
             self._starts.append(len(self._words))
         self._space, self._word = space, word
+        if word >> 32 and self._words.typecode == "I":
+            self._words = array("Q", self._words)
         self._words.append(word)
         self._bits.append(0)
         self._before.append(self.count)
@@ -146,10 +148,7 @@ class Scanned:
         self._zeros_before = PageSet()  # of all passes before
         self._dropped = 0  # checksums of the last pass that were thrown away
         self._twins = b""  # a bit for each checksum of the last pass
-        self._sought, self._who = (
-            array("I"),
-            array("I"),
-        )  # checksums in order, and which pages wait for them
+        self._sought, self._who = array("I"), array("I")  # checksums in order, and who waits for them
         self._single = 0  # pages that wait, and whom nobody will find
         self._had: dict[int, int] = {}  # checksums of the last pass, of the word that was asked for last
         self._had_twins: set[int] = set()  # and the pages that had a twin
@@ -169,17 +168,14 @@ class Scanned:
         self._space, self._word = space, word
         bits, first = self._plain_before.find(space, word)
         behind = first - self._dropped
-        if bits and behind > _STALE:
+        if bits and behind > len(self._sums_before) >> _STALE:
             del self._sums_before[:behind]
             self._dropped, behind = first, 0
         pages = _pages(word, bits) if bits else []
         self._had = dict(zip(pages, self._sums_before[behind : behind + len(pages)], strict=True))
-        twins = int.from_bytes(self._twins[first >> 3 : (first + len(pages) >> 3) + 1], "little") >> (
-            first & 7
-        )
-        self._had_twins = (
-            {page for number, page in enumerate(pages) if twins >> number & 1} if twins else set()
-        )
+        octets = self._twins[first >> 3 : (first + len(pages) >> 3) + 1]
+        twins = int.from_bytes(octets, "little") >> (first & 7)
+        self._had_twins = {page for at, page in enumerate(pages) if twins and twins >> at & 1}
 
     def note_merged(self, space: int, page: int) -> None:
         """A page shows a merged frame."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -132,6 +133,24 @@ def test_a_page_that_changes_is_left_alone(kit: Kit) -> None:
     assert kit.scan.look(kit.board.spaces) == 0
     assert kit.scan.volatile == 4
     assert kit.scan.look(kit.board.spaces) == 3
+
+
+def test_pages_with_the_same_checksum_are_compared(kit: Kit) -> None:
+    """The generator of the CRC, laid over some bytes, leaves the checksum as it is."""
+    other = (int.from_bytes(EQUAL, "little") ^ 0x1_DB71_0641 << 24).to_bytes(len(EQUAL), "little")
+    for space in kit.spaces:
+        kit.write(space, 1, other)
+    checksums = {
+        zlib.crc32(kit.physical.page_bytes(kit.frame(space, page))) for space in kit.spaces for page in (0, 1)
+    }
+    assert len(checksums) == 1
+    assert kit.merge(4) == 2
+    assert len(kit.frames()) == 2
+    assert figures(kit.physical) == (2, 2)
+    for space in kit.spaces:
+        assert [kit.read(space, number) for number in range(2)] == [EQUAL, other]
+    kit.write(kit.spaces[0], 0, b"own")
+    assert kit.read(kit.spaces[1], 0) == EQUAL
 
 
 def test_only_what_was_advised_is_merged(kit: Kit) -> None:

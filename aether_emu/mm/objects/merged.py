@@ -9,9 +9,9 @@ show it, each by its family and its index there. So the way back from the frame 
 windows, and fork, mremap or a cut need no word here: what they do to a page they do to its area. A page that
 has left (written to, or unmapped) stays on the list until it is tidied; its entry is looked at last.
 
-A frame that was given back is dead: the frame table no longer names it so. Columns keep all of it: 8 bytes
-for each frame, by which it is found by its checksum, and 12 for each page on a list. The first page's row is
-the lowest of its list, and lies behind those of all older frames.
+A frame that was given back is dead: the frame table no longer names it so. Columns keep all of it: 6 bytes
+for each frame, by which it is found by the upper half of its checksum, and 10 for each page on a list. The
+first page's row is the lowest of its list, and lies behind those of all older frames.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ Page = tuple[int, int]
 """The number of a family, and the index of a page in it."""
 
 _ANON = int(Kind.ANON)
+_MOST_SHORT = 1 << 16  # windows whose numbers have two bytes
 _FEW = 64  # lists that are followed one by one
-_HALF, _LOW = 32, (1 << 32) - 1
+_HALF, _LOW, _UPPER = 32, (1 << 32) - 1, 16
 _NO_PAGE = (0, 0)  # what stands in the row of a frame whose pages are all gone: the machine's, no family's
 
 
@@ -45,7 +46,7 @@ class _Rows:
 
     def __init__(self) -> None:
         self._windows = array("Q")  # family << 32 | index >> 32
-        self._of, self._low, self.next = array("I"), array("I"), array("I")
+        self._of, self._low, self.next = array("H"), array("I"), array("I")
         self._last = 0  # the window that was used last
 
     def __len__(self) -> int:
@@ -53,14 +54,16 @@ class _Rows:
 
     def add(self, page: Page, follower: int = 0) -> int:
         """A new row."""
-        self._of.append(self._window(page[0] << _HALF | page[1] >> _HALF))
+        window = self._window(page[0] << _HALF | page[1] >> _HALF)  # it may make `_of` another
+        self._of.append(window)
         self._low.append(page[1] & _LOW)
         self.next.append(follower)
         return len(self.next) - 1
 
     def put(self, row: int, page: Page) -> None:
         """Another page in a row."""
-        self._of[row], self._low[row] = self._window(page[0] << _HALF | page[1] >> _HALF), page[1] & _LOW
+        window = self._window(page[0] << _HALF | page[1] >> _HALF)
+        self._of[row], self._low[row] = window, page[1] & _LOW
 
     def _window(self, wanted: int) -> int:
         windows = self._windows
@@ -70,6 +73,8 @@ class _Rows:
             except ValueError:
                 windows.append(wanted)
                 self._last = len(windows) - 1
+                if len(windows) > _MOST_SHORT and self._of.typecode == "H":
+                    self._of = array("I", self._of)
         return self._last
 
     def pages(self, listed: list[int]) -> list[Page]:
@@ -122,13 +127,18 @@ class _Rows:
         self.next = array("I", np.where(following != 0, number[following], np.uint32(0)).tobytes())
         windows, of = np.unique(np.array(self._of)[wanted], return_inverse=True)
         self._windows, self._last = array("Q", np.array(self._windows)[windows].tobytes()), 0
-        self._of = array("I", of.astype(np.uint32).tobytes())
+        self._of = array("I" if windows.size > _MOST_SHORT else "H", of.tolist())
         self._low = array("I", np.array(self._low)[wanted].tobytes())
         return number[firsts]
 
     def columns(self) -> list[array[int]]:
         """All of it."""
         return [self._windows, self._of, self._low, self.next]
+
+    def restore(self, columns: list[array[int]]) -> None:
+        """Have these."""
+        self._windows, self._of, self._low, self.next = columns
+        self._last = 0
 
 
 class MergedMemory(MemoryObject):
@@ -137,7 +147,7 @@ class MergedMemory(MemoryObject):
     def __init__(self, registry: Registry[MemoryObject], frames: FrameTable) -> None:
         super().__init__(registry)
         self._frames = frames
-        self._sums, self._at = array("I"), array("I")  # checksums in order, and whose; the oldest first
+        self._sums, self._at = array("H"), array("I")  # upper halves in order, and whose; the oldest first
         self._rows = _Rows()
         self.hold()
 
@@ -154,28 +164,27 @@ class MergedMemory(MemoryObject):
         page = frames.owner[frame], frames.index[frame]
         first, behind = self._alike(checksum)
         for at in reversed(range(first, behind)):
-            if not self._names(self._at[at], checksum):  # it is dead, and could seem alive later
-                del self._sums[at], self._at[at]
+            named = frames.index[self._at[at]] >> _HALF
+            if not self.has(self._at[at]) or named >> _UPPER != checksum >> _UPPER:
+                del self._sums[at], self._at[at]  # it is dead, and could seem alive later
                 behind -= 1
-        self._sums.insert(behind, checksum)
+        self._sums.insert(behind, checksum >> _UPPER)
         self._at.insert(behind, frame)
         frames.owner[frame], frames.index[frame] = self.number, checksum << _HALF | self._rows.add(page)
 
     def _alike(self, checksum: int) -> tuple[int, int]:
-        """Where the frames with a checksum stand."""
-        first = bisect_left(self._sums, checksum)
-        return first, bisect_right(self._sums, checksum, first)
-
-    def _names(self, frame: int, checksum: int) -> bool:
-        return self.has(frame) and self._frames.index[frame] >> _HALF == checksum
+        """Where the frames stand that have the upper half of a checksum."""
+        first = bisect_left(self._sums, checksum >> _UPPER)
+        return first, bisect_right(self._sums, checksum >> _UPPER, first)
 
     def alike(self, checksum: int, most: int) -> Iterator[int]:
         """The living frames whose bytes have this checksum, the oldest first, that fewer than `most` show."""
-        first = bisect_left(self._sums, checksum)
-        if first < len(self._sums) and self._sums[first] == checksum:
-            maps = self._frames.maps
-            for frame in self._at[first : bisect_right(self._sums, checksum, first)]:
-                if maps[frame] < most and self._names(frame, checksum):
+        upper = checksum >> _UPPER
+        first = bisect_left(self._sums, upper)
+        if first < len(self._sums) and self._sums[first] == upper:
+            maps, index = self._frames.maps, self._frames.index
+            for frame in self._at[first : bisect_right(self._sums, upper, first)]:
+                if index[frame] >> _HALF == checksum and maps[frame] < most and self.has(frame):
                     yield frame
 
     def living(self) -> list[int]:
@@ -183,10 +192,10 @@ class MergedMemory(MemoryObject):
         frames, at = self._frames, np.array(self._at, np.int64)
         sums, index = np.array(self._sums, np.uint64), frames.index_array[at]
         alive = (frames.owner_array[at] == self.number) & (frames.kind_array[at] == _ANON)
-        alive &= (frames.refs_array[at] > 0) & (index >> np.uint64(_HALF) == sums)
+        alive &= (frames.refs_array[at] > 0) & (index >> np.uint64(_HALF + _UPPER) == sums)
         if not alive.all():
             at = at[alive]
-            self._sums = array("I", sums[alive].astype(np.uint32).tobytes())
+            self._sums = array("H", sums[alive].astype(np.uint16).tobytes())
             self._at = array("I", at.astype(np.uint32).tobytes())
             self._pack(at)
         by_age: list[int] = at[np.argsort(frames.index_array[at] & np.uint64(_LOW))].tolist()
@@ -280,7 +289,8 @@ class MergedMemory(MemoryObject):
 
     def capture(self) -> dict[str, Any]:
         """The object as plain data."""
-        return {"number": self.number, "columns": [column.tobytes() for column in self._columns()]}
+        columns = [(column.typecode, column.tobytes()) for column in self._columns()]
+        return {"number": self.number, "columns": columns}
 
     def _columns(self) -> list[array[int]]:
         return [self._sums, self._at, *self._rows.columns()]
@@ -288,5 +298,5 @@ class MergedMemory(MemoryObject):
     def restore(self, state: dict[str, Any]) -> None:
         """Be the captured one, whose frames the frame table knows already."""
         self.renumber(state["number"])
-        for column, data in zip(self._columns(), state["columns"], strict=True):
-            column[:] = array(column.typecode, data)
+        self._sums, self._at, *rows = (array(kind, data) for kind, data in state["columns"])
+        self._rows.restore(rows)
