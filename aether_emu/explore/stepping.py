@@ -214,6 +214,9 @@ class SteppingScheduler(Scheduler):
         self._learn(task, event)
         return reached
 
+    def _is_alone(self, _task: Task) -> bool:
+        return False  # each turn is looked at
+
     def _turn(self, task: Task, limit: int | None) -> bool:
         if len(self._tasks) == 1 and not self.events:
             return super()._turn(task, limit)

@@ -133,6 +133,9 @@ class GuidedScheduler(Scheduler):
         self._ends[task.tid] = own + length if length < LONGEST_TURN else -1
         return length
 
+    def _is_alone(self, _task: Task) -> bool:
+        return False  # each turn is looked at
+
     def _turn(self, task: Task, limit: int | None) -> bool:
         own = self._note_blocks(task)
         cut = 0 if task.turn else task.cut

@@ -90,6 +90,8 @@ class Entry:
         cpu.on_rewrite = self._rewritten
         cpu.code_changes = kernel.physical.code.mutable
         self.debugger: Debugged | None = None
+        self.run: Callable[[int | None], Exit] = percpu.run
+        """Run the task, as `Cpu.run`."""
         self._notes_calls = "U" in slab_checks(kernel.config.slab_debug)[0]
         self.watch: Callable[[Cpu], None] | None = None  # wraps the CPU's callbacks when they are plugged in
         self.call_in: Callable[..., int | None] = self._system_call
@@ -152,13 +154,10 @@ class Entry:
 
         return noted
 
-    def run(self, budget: int | None) -> Exit:
-        """Run the task, as `Cpu.run`."""
-        return self.percpu.run(budget) if self.debugger is None else self.debugger.run(budget)
-
     def debug(self, debugger: Debugged | None) -> None:
         """Let `debugger` stand between the CPU and the kernel, or nobody."""
         self.debugger = debugger
+        self.run = self.percpu.run if debugger is None else debugger.run
         self.plug()
 
     def ask(
@@ -179,12 +178,12 @@ class Entry:
         """Whether `task` is the one that this CPU ran last, with nothing for the kernel to do before it goes
         on in its program. Then no `switch` is due: `run` is next.
         """
+        if not task.is_on(self.cpu) or task is not self.task:
+            return False
         signals = task.signals
-        if task is not getattr(self, "task", None) or not task.is_on(self.cpu):
+        if task.wait is not None or task.left or task.set_child_tid or signals.in_call or signals.ready():
             return False
-        if task.wait is not None or task.left or task.set_child_tid or signals.ready() or signals.in_call:
-            return False
-        if self.percpu.goes_on_stale:
+        if self._physical.tlb.windows and self.percpu.goes_on_stale:
             self.percpu.come_back()
         self.kernel.actor.credentials = task.credentials
         return True

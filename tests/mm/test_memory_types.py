@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from aether_emu.address import PhysAddr
 from aether_emu.arch.paging import Access, Leaf, MemoryType, PageTableFormat
 from aether_emu.computer import lowest_kernel_base
 from aether_emu.errors import ConfigError, Refused
@@ -190,5 +191,19 @@ def test_a_device_takes_the_advice_that_linux_takes_for_one(board: Board) -> Non
     assert area is not None and area.flags & AreaFlags.NO_DUMP and not area.flags & LOCKED
     assert space.account.locked == 0
     assert space.table.find(at) is not None and bytes(device.bytes[:2]) == b"hi"
+    end(board, space)
+    device.close()
+
+
+def test_addresses_may_be_of_their_kinds(board: Board) -> None:
+    device = DeviceMemory(board.physical, "thing", 2, MemoryType.UNCACHED)
+    space, page = board.space(), board.format.page_size
+    first = space.map_device(device, BASE, page)
+    second = space.map_device(PhysAddr(device.address + page), first + page, page)
+    assert (first, second) == (BASE, BASE + page)
+    for address in (first, second):
+        fault_in(space, address, STORE)
+        assert type_at(board.format, space.table, address) is MemoryType.UNCACHED
+    assert all(type(area.start) is int for area in space.areas)
     end(board, space)
     device.close()

@@ -35,8 +35,9 @@ P = TypeVar("P")
 class RunQueue(Generic[T, P]):
     """The tasks that can run, the next one first; none is in line twice, nor the running one.
 
-    `news` are the processes to look at again. `came` is called when somebody joins the line, or there is
-    news, while it is set: a task that ran alone has to share from then on.
+    `news` are the processes to look at again. While they are set, `came` is called when somebody joins the
+    line, for a task that ran alone has to share from then on, and `told` when there is news: who runs leaves
+    the CPU for it, so that it does not matter whether the run returns about then.
 
     While there are real-time tasks, who joins the line or changes its priority finds its row when the next
     one is taken: first those who changed (who rises stands behind those of its new row, who falls before
@@ -47,7 +48,9 @@ class RunQueue(Generic[T, P]):
         self.news: dict[P, None] = {}
         self.real_time = 0  # how many tasks have a real-time policy
         self.came: Callable[[], None] | None = None
-        self._rows: dict[int, OrderedDict[T, None]] = {0: OrderedDict()}  # of the others none is empty
+        self.told: Callable[[], None] | None = None
+        self._ordinary = OrderedDict[T, None]()
+        self._rows = {0: self._ordinary}  # of the others none is empty
         self._raised: dict[T, int] = {}  # who stands in a row of real-time tasks, and in which
         # Whose row is not found yet: at the end of the line, the last one last; at its beginning, in reverse.
         self._joined: list[T] = []
@@ -74,7 +77,7 @@ class RunQueue(Generic[T, P]):
             if self.real_time:
                 self._joined.append(task)
             else:
-                self._rows[0][task] = None
+                self._ordinary[task] = None
             if self.came is not None:
                 self.came()
 
@@ -85,8 +88,9 @@ class RunQueue(Generic[T, P]):
             if self.real_time:
                 self._first.append(task)
             else:
-                self._rows[0][task] = None
-                self._rows[0].move_to_end(task, last=False)
+                self._ordinary[task] = None
+                if self.count > 1:
+                    self._ordinary.move_to_end(task, last=False)
 
     def take(self) -> T | None:
         """The first in line, who leaves it; None when nobody is."""
@@ -94,14 +98,10 @@ class RunQueue(Generic[T, P]):
             return None
         if self._joined or self._first or self._changed:
             self._find_rows()
-        rows = self._rows
-        priority = max(rows) if len(rows) > 1 else 0
-        row = rows[priority]
-        task, _none = row.popitem(last=False)
-        if priority:
-            del self._raised[task]
-            if not row:
-                del self._rows[priority]
+        if len(self._rows) == 1:
+            task, _none = self._ordinary.popitem(False)
+        else:
+            task = self._take_highest()
         self._leave(task)
         return task
 
@@ -141,10 +141,22 @@ class RunQueue(Generic[T, P]):
     def look_at(self, process: P) -> None:
         """Something happened to a process that may let a task of it run, or has ended one."""
         self.news[process] = None
-        if self.came is not None:
+        if self.told is not None:
+            self.told()
+        elif self.came is not None:
             self.came()
 
     # ---- inside
+
+    def _take_highest(self) -> T:
+        priority = max(self._rows)
+        row = self._rows[priority]
+        task, _none = row.popitem(last=False)
+        if priority:
+            del self._raised[task]
+            if not row:
+                del self._rows[priority]
+        return task
 
     def _enter(self, task: T) -> None:
         task.in_line = True

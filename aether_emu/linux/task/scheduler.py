@@ -53,6 +53,7 @@ LONGEST_TURN = SHORT << 2 * (CLASSES - 1)
 """Blocks that a task executes at most before another one that can run gets its turn: a turn has up to 8, or
 up to 32, ... or up to this many, each class and each length in it equally likely."""
 _CUT_ONE_IN, _DEEPEST_CUT = 4, 8
+_BUDGET = ExitReason.BUDGET  # to look an Enum's member up takes 0.1 us
 _LOOK_AGAIN = 1000  # turns after which those who wait for the host are asked for, though others run
 
 
@@ -109,6 +110,7 @@ class Scheduler:
         self._chance = kernel.streams.stream("scheduler")
         self._turn_end: int | None = None  # the count of blocks at which the turn is over; None: never
         self._turns = 0
+        self._cut_off: Task | None = None  # who ran when the last run had executed its blocks
         self.stopped: Task | None = None
         """Who ran when the last run was ended from outside: what is left of its turn comes first then."""
         self._speaker: Task | None = None  # who was last found to be left with the run's output
@@ -159,19 +161,23 @@ class Scheduler:
 
         Raises Interrupted, Deadlock, EngineError, and what a listener raised.
         """
-        observers = self.kernel.observers
-        observers.running = True
-        self.kernel.clock.begin()
+        kernel = self.kernel
+        kernel.observers.running = True
+        kernel.clock.begin()
         try:
-            return self._run(budget)
+            limit = None if budget is None else kernel.blocks + budget
+            task, self._cut_off = self._cut_off, None
+            if task is not None and self._is_alone(task) and self._go_on(task, limit, budget):
+                self._cut_off = task
+                return False
+            return self._run(limit)
         finally:
-            observers.running = False
-            self.kernel.clock.rest()
+            kernel.observers.running = False
+            kernel.clock.rest()
 
-    def _run(self, budget: int | None) -> bool:
+    def _run(self, limit: int | None) -> bool:
         check, lines, take_interrupt = self.kernel.observers.check, self._lines, self._take_interrupt
-        limit, khugepaged = None if budget is None else self.kernel.blocks + budget, self.kernel.khugepaged
-        ksm, kswapd = self.kernel.ksm, self.kernel.kswapd
+        khugepaged, ksm, kswapd = self.kernel.khugepaged, self.kernel.ksm, self.kernel.kswapd
         while self.settle():
             check()
             if take_interrupt():
@@ -187,23 +193,11 @@ class Scheduler:
                 if not self._queue.news:  # a timer may have sent a signal
                     self._idle()
                 continue
-            if lines is not None:
-                lines.working = True
             if task is not self.kernel.accounted:
                 self.kernel.account_to(task)
-            ended = True
-            try:
-                reached = self._let_run(task, limit)
-                ended = self.kernel.observers.ends
-            finally:
-                if lines is not None:
-                    lines.working = False
-                    self.kernel.time_now()
-                task.end_turn_of(preempted=task.wait is None and not task.is_over and not ended)
-                self._stand_back(task)
-                self.stopped = task if ended else None
-            if reached:
+            if self._work(task, limit):
                 check()
+                self._cut_off = task
                 if lines is not None:
                     self.come_to_rest()
                 return False
@@ -211,6 +205,69 @@ class Scheduler:
         if lines is not None:
             self.kernel.clock.go_to(max(self.kernel.time_now(), *lines.times))
         return True
+
+    def _is_alone(self, task: Task) -> bool:
+        """Whether there is nothing to do before this one goes on in its program, for itself or another.
+
+        The run before was cut off while it ran. Then the whole of `_run` would be spent to find that out.
+        """
+        kernel, first = self.kernel, self.first
+        if self._queue.count != 1 or not task.in_line or self._queue.news or self._lines is not None:
+            return False
+        if self._sleepers or self._of_host or kernel.timers.heap or self.stopped is not None:
+            return False
+        if kernel.khugepaged is not None or kernel.ksm.run == RUN:
+            return False
+        if kernel.kswapd is not None and kernel.kswapd.due:
+            return False
+        if (
+            first is None
+            or first.ended is not None
+            or first.registry.arrivals
+            or task is not kernel.accounted
+        ):
+            return False
+        if task.turn or task.cut or task.processor is not None or task.process.processor is not None:
+            return False
+        return task.can_go_on() and self.entry.goes_on(task)
+
+    def _go_on(self, task: Task, limit: int | None, left: int | None) -> bool:
+        """Give the CPU to one that is alone, whose turn only `limit` ends. Whether that was reached."""
+        queue = self._line
+        queue.take()
+        try:
+            reached = self._execute(task, limit, left, None)
+        except BaseException:
+            self._end_turn(task, ended=True)
+            raise
+        if reached and not queue.count:
+            task.end_turn_of(preempted=True)
+            queue.put_first(task)
+        else:
+            self._end_turn(task, ended=self.kernel.observers.ends)
+        return reached
+
+    def _work(self, task: Task, limit: int | None) -> bool:
+        """Give a task the CPU for a turn. Whether `limit` was reached, which ends the run."""
+        kernel, lines = self.kernel, self._lines
+        if lines is not None:
+            lines.working = True
+        ended = True
+        try:
+            reached = self._let_run(task, limit)
+            ended = kernel.observers.ends
+        finally:
+            if lines is not None:
+                lines.working = False
+                kernel.time_now()
+            self._end_turn(task, ended=ended)
+        return reached
+
+    def _end_turn(self, task: Task, *, ended: bool) -> None:
+        """A task has left the CPU; `ended`: because the run is ended."""
+        task.end_turn_of(preempted=task.wait is None and not task.is_over and not ended)
+        self._stand_back(task)
+        self.stopped = task if ended else None
 
     def _let_run(self, task: Task, limit: int | None) -> bool:
         """Let a task go on until something ends that. Whether it was `limit`, a count of blocks."""
@@ -497,32 +554,37 @@ class Scheduler:
 
     def _turn(self, task: Task, limit: int | None) -> bool:
         """Enter the CPU for one turn, up to `limit` blocks in all. Whether that limit was reached."""
-        cpu, queue = self.entry.cpu, self._queue
-        start = cpu.blocks
         left = None if limit is None else limit - self.kernel.blocks
         cut = 0 if task.turn else task.cut
-        turn: int | None
-        if cut:
-            task.cut, turn = 0, 1
-            cpu.cut(cut)
-        else:
-            turn = task.turn or self._begun(task)
+        if not cut:
+            return self._execute(task, limit, left, task.turn or self._begun(task))
+        task.cut = 0
+        self.entry.cpu.cut(cut)
+        return self._execute(task, limit, left, 1, cut)
+
+    def _execute(
+        self, task: Task, limit: int | None, left: int | None, turn: int | None, cut: int = 0
+    ) -> bool:
+        """Enter the CPU for a turn of so many blocks, of which one is cut short; None: without an end."""
+        cpu, queue = self.entry.cpu, self._queue
+        start = cpu.blocks
         self._turn_end = None if turn is None else start + turn
         if not queue.count:
             queue.came = self._share
+        if self._lines is None:
+            self._line.told = cpu.stop
         budget = turn if left is None else left if turn is None else min(turn, left)
         try:
             ended = self.entry.run(budget)
         finally:
-            queue.came = None
+            queue.came = self._line.told = None
             stop = cpu.blocks
             task.turn = 0 if cut or self._turn_end is None else max(0, self._turn_end - stop)
+        if ended.reason is _BUDGET:
+            if left is not None and stop >= start + left:
+                return True
+            return bool(task.cut and not task.turn) and self._turn(task, limit)
         match ended.reason:
-            case ExitReason.BUDGET:
-                if left is not None and stop >= start + left:
-                    return True
-                if task.cut and not task.turn:
-                    return self._turn(task, limit)
             case ExitReason.STOPPED:
                 if cut and stop == start:  # in the midst of the block
                     task.cut = cpu.cut_left

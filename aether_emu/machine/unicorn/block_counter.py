@@ -55,8 +55,8 @@ class BlockCounter:
     def __init__(self, stop_function: int) -> None:
         """`stop_function` is the address of `uc_emu_stop`."""
         self._count = Count(0, stop_function, False)
-        self.left = memoryview(self._count).cast("B").cast("q")
-        """`left[0]` is `value`, read in a third of the time."""
+        self.words = memoryview(self._count).cast("B").cast("q")
+        """`words[0]` is `value` and `words[2]` is `spent`, read and set in a third of the time."""
         self.callback = native.routine(CODE, _python_callback)
         self.user_data = ctypes.addressof(self._count)
 

@@ -27,7 +27,7 @@ MASK = (1 << 64) - 1
 BUFFER = 1 << 16
 FETCH_UNMAPPED = 8  # UC_ERR_FETCH_UNMAPPED
 _UNLIMITED = 1 << 62
-_NONE_LEFT = memoryview(bytes(8)).cast("q")  # as a counter that stands at 0
+_NONE_LEFT = memoryview(bytes(24)).cast("q")  # as a counter that stands at 0
 _SPENT = Exit(ExitReason.BUDGET)
 _ANEW = Exit(ExitReason.STOPPED, "to be entered anew at once")  # never returned
 _CUT_REACH = 256  # bytes from its start in which a block is cut
@@ -170,11 +170,12 @@ class UnicornCpu(Cpu):
 
     def run(self, budget: int | None = None) -> Exit:
         if undisturbed():
+            if not self._cut_hook:
+                return self._run(budget)
             try:
                 return self._run(budget)
             finally:
-                if self._cut_hook:
-                    self._end_cut()
+                self._end_cut()
         limit = None if budget is None else self.blocks + budget
         while True:
             block = Undisturbed(self.interrupt)
@@ -193,12 +194,16 @@ class UnicornCpu(Cpu):
             budget = None if limit is None else max(0, limit - self.blocks)
 
     def _run(self, budget: int | None) -> Exit:
-        if budget is not None:
-            self.count_blocks()
-        self._set_counter(_UNLIMITED if budget is None else budget)
+        if budget is None:
+            self._set_counter(_UNLIMITED)
+        else:
+            if self._counter is None:
+                self.count_blocks()
+            self._set_counter(budget)
         self._exit = None
         while True:
-            if self.take_interrupt():
+            if self._interrupted:
+                self._interrupted = False
                 return Exit(ExitReason.INTERRUPTED)
             if self._stale:
                 self._stale = False
@@ -233,7 +238,7 @@ class UnicornCpu(Cpu):
 
     def _spent(self) -> bool:
         """Whether the last stop was the block counter's."""
-        return self._counter is not None and self._counter.spent
+        return self._left[2] != 0
 
     @staticmethod
     def _unexplained(code: int) -> Exit:
@@ -311,7 +316,7 @@ class UnicornCpu(Cpu):
         if self._counter is None:
             self._counter = BlockCounter(engine.EMU_STOP_ADDRESS)
             self._counter.value = _UNLIMITED
-            self._left = self._counter.left
+            self._left = self._counter.words
             self._last_block += _UNLIMITED
             callback, user_data = self._counter.callback, self._counter.user_data
             engine.hook_add(self._handle, UC_HOOK_BLOCK, callback, user_data=user_data)
@@ -319,8 +324,9 @@ class UnicornCpu(Cpu):
 
     def _set_counter(self, value: int) -> None:
         if self._counter is not None:
-            self._last_block += value - self._left[0]
-            self._counter.value = value
+            words = self._left
+            self._last_block += value - words[0]
+            words[0], words[2] = value, 0
 
     @property
     def blocks(self) -> int:

@@ -7,9 +7,11 @@ import struct
 import pytest
 
 from aether_emu.linux.debugging import Halt
+from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import LONGEST_TURN
 from aether_emu.linux.task.task import Task
-from tests.guests.running import ISAS
+from aether_emu.system import Machine
+from tests.guests.running import ISAS, program
 from tests.linux.task.scripts import CODE, DATA, SPIN, Several, count_loop
 
 TIMES = 2000
@@ -103,3 +105,24 @@ def test_tasks_that_wait_are_not_looked_at_when_others_take_turns(
         assert not several.machine.scheduler.run(9 * LONGEST_TURN)
         assert looks
         assert not {*looks} & {*waiting}
+
+
+@every_isa
+@pytest.mark.parametrize("name", ["family", "signals", "clock"])
+def test_a_run_of_many_short_parts_is_the_same_run(isa: str, name: str) -> None:
+    """Forks, signals and timers fall between the parts, and into them."""
+
+    def ran(slices: int | None) -> tuple[bytes, int, int, list[int]]:
+        out = BufferStream()
+        with Machine(isa, seed=5) as machine:
+            machine.load(program(isa, name), [name], streams={"stdin": BufferStream(), "stdout": out})
+            machine.cpu.count_blocks()
+            while not machine.scheduler.run(slices):
+                pass
+            usage = machine.kernel.physical.counters.n.copy()
+            return bytes(out.written), machine.cpu.blocks, machine.kernel.time_now(), usage
+
+    whole = ran(None)
+    assert whole[0]
+    for slices in (61, 7):
+        assert ran(slices) == whole
