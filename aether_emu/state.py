@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from aether_emu.config import Config
 from aether_emu.errors import AetherError, Refused
 from aether_emu.grants import Grants, checked_grants, complete_streams
-from aether_emu.linux.calls import notices
+from aether_emu.linux.calls import notices, user_faults
 from aether_emu.linux.files import capture as files_capture
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.capture import Restored
@@ -33,6 +33,7 @@ from aether_emu.linux.files.memory_file import Memory, MemoryFile
 from aether_emu.linux.files.namespace import Namespace
 from aether_emu.linux.files.open_file import OpenFile
 from aether_emu.linux.files.streams import Stream
+from aether_emu.linux.files.user_faults import UserFaultFile
 from aether_emu.linux.ipc import capture as ipc_capture
 from aether_emu.linux.ipc import posix_capture
 from aether_emu.linux.ipc.queue_file import QueueFile
@@ -45,7 +46,7 @@ from aether_emu.linux.task import places
 from aether_emu.linux.task.owners import tell_owner
 from aether_emu.linux.task.process import Process
 from aether_emu.linux.task.task import Task
-from aether_emu.linux.task.wait import Wait
+from aether_emu.linux.task.wait import PageWait, Wait
 from aether_emu.machine.memory.aperture import ApertureState
 from aether_emu.mm import capture as space_capture
 from aether_emu.mm.hugetlb import restored_memory
@@ -123,7 +124,8 @@ def _captured(machine: Machine, process: Process) -> State:
     tasks = machine.scheduler.everybody
     undos = list(dict.fromkeys(task.undo for task in tasks if task.undo is not None))
     files = list(dict.fromkeys((*(each.files for each in living), *(task.files for task in tasks))))
-    waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) is Wait]
+    kinds = Wait, PageWait
+    waits = [(task, task.wait) for task in tasks if task.wait is not None and type(task.wait) in kinds]
     waited = [(task, queue) for task, wait in waits if not wait.woken for queue in wait.queues]
     unused = _unused_files(machine)
     backings = [*_backings_of(spaces.values()), *unused]
@@ -228,7 +230,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     if state["posix_queues"] is not None:
         numbered = first.registry.processes
         posix_capture.restore(machine.kernel.with_posix_queues(), state["posix_queues"], numbered)
-    restored = _restore_files(machine.namespace, processes, state, streams)
+    watching = _Watching(machine, spaces)
+    restored = _restore_files(machine.namespace, processes, state, streams, watching)
     guard(first)
     for process, described in zip(processes, state["processes"], strict=True):
         if described["terminal"] is not None:
@@ -247,7 +250,8 @@ def _fill(machine: Machine, state: State, grants: Grants, streams: Mapping[str, 
     machine.aperture.load(_with_keys(state["aperture"], keys))
     for described in state["spaces"]:
         shown = {backing.number: backing for backing in backings}
-        space_capture.restore(spaces[described["number"]], described, shown)
+        watchers = watching.watchers.get(described["number"], {})
+        space_capture.restore(spaces[described["number"]], described, shown, watchers)
     if machine.physical.cache is not None:
         for backing in backings:
             if isinstance(backing, FileBacking) and backing.number in state["unused_files"]:
@@ -295,8 +299,31 @@ def _processes(machine: Machine, state: State) -> tuple[list[Process], dict[int,
     return processes, spaces
 
 
+class _Watching:
+    """The userfaultfds, and which areas each watches: by the number of the space, and the area's start."""
+
+    def __init__(self, machine: Machine, spaces: Mapping[int, AddressSpace]) -> None:
+        self._machine, self._spaces = machine, spaces
+        self.watchers: dict[int, dict[int, UserFaultFile]] = {}
+
+    def file(self, described: State) -> UserFaultFile:
+        """One as it was captured, with those who wait for its answers. Its program may be gone."""
+        number = described["space"]
+        space = self._spaces.get(number)
+        if space is None:
+            space = self._machine.new_space()
+            space.let_go()
+        file = user_faults.restored(described, space, self._machine.kernel)
+        self.watchers.setdefault(number, {}).update(dict.fromkeys(described["watched"], file))
+        return file
+
+
 def _restore_files(
-    namespace: Namespace, processes: list[Process], state: State, streams: Mapping[str, Stream]
+    namespace: Namespace,
+    processes: list[Process],
+    state: State,
+    streams: Mapping[str, Stream],
+    watching: _Watching,
 ) -> Restored:
     """Give each process its files; several may share what is in them, and threads may have their own."""
     living = {process.pid: process for process in processes if process.pid in state["files_of"]}
@@ -312,6 +339,8 @@ def _restore_files(
                 process.files = files
 
     def notice(described: State, viewer: Files) -> OpenFile:
+        if described["kind"] == UserFaultFile.kind:
+            return watching.file(described)
         process = next(process for process in owners.values() if process.files is viewer)
         if described["kind"] == HugeFile.kind:
             return HugeFile(
@@ -398,6 +427,8 @@ def _restore_tasks(
             queue.stand_at(task, place)
         if _waits(described) and queues:
             machine.scheduler.watch_host(task)
+        elif _waits(described) and task.wait is None:  # an access of its own, which it makes again
+            machine.scheduler.add(task)
         elif _waits(described) and not described["wait"]["at_host"]:
             waiting.append((task, described))
         elif described["in_line"] or (task.wait is not None and task.wait.woken):  # who is stopped is not

@@ -189,7 +189,7 @@ def _refuse(
             )
     if given.watched:
         raise click.UsageError(
-            f"--strace, --stats and --core are for one run, such as the replay that {option} prints"
+            f"--strace, --stats, --inject and --core are for one run, such as the replay that {option} prints"
         )
 
 

@@ -16,6 +16,7 @@ import click
 from aether_emu.cli.app import Errors, complain, settle, show_tracebacks
 from aether_emu.cli.early import INTERRUPTED
 from aether_emu.cli.exploring import Given, explore_options, explored, refuse_alone
+from aether_emu.cli.injecting import Injecting
 from aether_emu.cli.interrupts import TIMED_OUT, interrupts
 from aether_emu.cli.options import (
     DIRECTORY,
@@ -39,6 +40,7 @@ from aether_emu.mm.slab.finding import SlabCorruption
 from aether_emu.output import Output
 
 if TYPE_CHECKING:
+    from aether_emu.inject import Injection
     from aether_emu.linux.files.mounts import Bind
     from aether_emu.system import Machine
 
@@ -81,6 +83,12 @@ def _parameter(written: str) -> tuple[str, object]:
         return name, value  # a word without quotation marks
 
 
+def _injections(written: str) -> list[Injection]:
+    from aether_emu.inject.files import wanted
+
+    return wanted(written)
+
+
 def _parameters(pairs: tuple[tuple[str, object], ...]) -> dict[str, Any]:
     """As a file would have them: `clock.block` stands in a table `clock`."""
     parameters: dict[str, Any] = {}
@@ -96,6 +104,7 @@ def _parameters(pairs: tuple[tuple[str, object], ...]) -> dict[str, Any]:
 _BIND = Form("HOST:GUEST[:rw]", "HOST:GUEST or HOST:GUEST:rw", _bind)
 _VARIABLE = Form("NAME=VALUE", "NAME=VALUE", _variable)
 _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
+_INJECTION = Form("SITE:KEY=VALUE,...|FILE", "SITE:KEY=VALUE,... or a TOML file", _injections)
 
 
 @click.command(cls=Command, context_settings={"allow_interspersed_args": False})
@@ -223,6 +232,12 @@ _PARAMETER = Form("NAME=VALUE", "NAME=VALUE", _parameter)
     help="A framebuffer /dev/fb0 of so many pixels, such as 640x480.",
 )
 @click.option("--screenshot", type=FILE, help="At the end write its picture there, as a PNG.")
+@click.option(
+    "--inject",
+    type=_INJECTION,
+    multiple=True,
+    help="Inject a fault, such as pte:bit=1,level=2,at=fault#100, or those of a TOML file; may be repeated.",
+)
 @click.option("--core", type=FILE, help="At the end write all memory there, as an ELF core for aether pt.")
 @explore_options
 @debug_option
@@ -241,6 +256,7 @@ def run(  # an option is a parameter here
     stats: bool,
     stats_json: Path | None,
     screenshot: Path | None,
+    inject: tuple[list[Injection], ...],
     core: Path | None,
     schedule: str | None,
     explore: int | None,
@@ -261,7 +277,9 @@ def run(  # an option is a parameter here
     from aether_emu.grants import Grants
 
     parameters = Config.load(config, {**_parameters(settings), **settings_given()})
-    seen = strace is not None or strace_only is not None or stats or stats_json or core or screenshot
+    seen = (
+        strace is not None or strace_only is not None or stats or stats_json or core or screenshot or inject
+    )
     grants = Grants(root, list(bind))
     given = Given(program, args, dict(env), grants, parameters, timeout, schedule, bool(seen))
     if explore is not None or exhaustive:
@@ -273,6 +291,7 @@ def run(  # an option is a parameter here
     if screenshot is not None and parameters.framebuffer == "none":
         raise ConfigError("screenshot", str(screenshot), "given with --framebuffer: there is no picture else")
     outputs = _Outputs(stats, stats_json, core, screenshot)
+    outputs.injecting = Injecting([each for several in inject for each in several])
     watching = Watching(strace, strace_only, crash_report=not no_crash_report)
     raise click.exceptions.Exit(_executed(given, outputs, watching, replay))
 
@@ -294,6 +313,7 @@ def _executed(given: Given, outputs: _Outputs, watching: Watching, replay: Repla
             streams = None if replay is None else replay.streams()
             machine.load(program, [program, *given.args], env=given.env, grants=grants, streams=streams)
         outputs.prepare(machine)
+        outputs.injecting.attach(machine)
         if timeout is not None:
             interrupts.limit(timeout, f"{program}: stopped by --timeout")
         watching.attach(machine)
@@ -316,7 +336,7 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
     started = time.perf_counter()
     try:
         with interrupts.itself():
-            ended = machine.run(timeout=interrupts.left())
+            ended = outputs.injecting.run(machine, interrupts.left())
     except (KeyboardInterrupt, TimedOut) as why:
         if isinstance(why, TimedOut):
             interrupts.reached()
@@ -329,6 +349,7 @@ def _to_the_end(machine: Machine, program: str, outputs: _Outputs, watching: Wat
         return TIMED_OUT
     except AetherError as error:  # such as a deadlock: the call that waits is what one wants to see
         watching.finish()
+        outputs.injecting.finish()
         if machine.tlbsan is not None and machine.tlbsan.finding is error:
             outputs.write(machine, time.perf_counter() - started)
             click.echo(machine.tlbsan.report, err=True)
@@ -361,6 +382,7 @@ class _Outputs:
         self._json = None if json is None else Output("stats-json", json)
         self._screenshot = None if screenshot is None else Output("screenshot", screenshot)
         self._core: Output | None = None
+        self.injecting = Injecting(())
         if core is not None:
             from aether_emu.observe import core as cores
 
@@ -380,10 +402,11 @@ class _Outputs:
 
     def write(self, machine: Machine, seconds: float) -> None:
         """It has run for so long."""
+        self.injecting.finish()
         if self._table or self._json is not None:
             from aether_emu.observe import stats as statistics
 
-            data = statistics.collect(machine, seconds)
+            data = statistics.collect(machine, seconds, self.injecting.told())
             if self._json is not None:
                 self._json.write(statistics.as_json(data).encode())
             if self._table:

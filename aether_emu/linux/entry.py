@@ -275,8 +275,7 @@ class Entry:
                 signals.force(signal_of(self.cpu, SIGSEGV, code, va, access))
             case BusError(_, failed):
                 told = signal_of(self.cpu, SIGBUS, BUS_MCEERR_AR if failed else BUS_ADRERR, va, access)
-                page_shift = self.task.process.mm.page_size.bit_length() - 1
-                signals.force(replace(told, least_bit=page_shift) if failed else told)
+                signals.force(replace(told, least_bit=failed.bit_length() - 1) if failed else told)
             case OutOfMemory():
                 self._out_of_memory()
             case Damaged():

@@ -85,8 +85,11 @@ class Watcher(Protocol):
     @property
     def follows(self) -> bool: ...
 
-    def ask(self, address: int, why: int, *, write: bool) -> Any:
-        """What becomes of a fault (`mm.fault.Outcome`); `why` is the flag of the area that says so."""
+    def ask(self, address: int, why: int, *, write: bool, size: int) -> Any:
+        """What becomes of a fault (`mm.fault.Outcome`) of a page of `size` bytes.
+
+        `why` is the flag of the area that says so.
+        """
 
     def of_child(self, space: Any) -> Watcher | None:
         """Who watches the copy of the areas in `space`, a fork of theirs, while it is made; or nobody."""
@@ -226,6 +229,11 @@ class Area:
     @property
     def length(self) -> int:
         return self.end - self.start
+
+    @property
+    def huge_size(self) -> int:
+        """Bytes of its pages, if they are huge ones of a pool; else 0."""
+        return 0 if self.backing is None else self.backing.huge_size
 
     @property
     def keeps_markers(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+from aether_emu.mm.allocation import Watcher
 from aether_emu.mm.huge_pools import Pools, Promises
 from aether_emu.mm.objects.anonymous import AnonymousMemory
 from aether_emu.mm.objects.protocol import Backing
@@ -32,11 +35,20 @@ def capture(space: AddressSpace) -> dict[str, Any]:
         "program_data": space.program_data,
         "limits": space.limits.capture(),
         "peak_from": space.peak_from,
+        "watched": space.watched,
     }
 
 
-def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Backing]) -> None:
-    """Become the captured address space. `backings` are the restored objects, by their numbers."""
+def restore(
+    space: AddressSpace,
+    state: dict[str, Any],
+    backings: Mapping[int, Backing],
+    watchers: Mapping[int, Watcher] = MappingProxyType({}),
+) -> None:
+    """Become the captured address space.
+
+    `backings` are the restored objects, by their numbers; `watchers` who watches areas, by their starts.
+    """
     space.number, space.object = state["number"], state["object"]
     known = space.physical.objects.find(state["family"])
     if (
@@ -60,6 +72,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
         shown = None if backing is None else backings[backing]
         area = space.new_area(start, end, protection, backing=shown, family=family, **fields)
         area.was_writable_executable = was_writable_executable
+        area.set_watcher(watchers.get(start))
         space.place(area)
     space.no_huge, space.merge_any = state["no_huge"], state["merge_any"]
     space.exec_gain = state["exec_gain"]
@@ -72,7 +85,7 @@ def restore(space: AddressSpace, state: dict[str, Any], backings: dict[int, Back
     space.heap_start, space.heap_end = state["heap"]
     space.keys = state["keys"]
     space.limits.restore(state["limits"])
-    space.peak_from = state["peak_from"]
+    space.peak_from, space.watched = state["peak_from"], state["watched"]
     space.last_area = space.nowhere
 
 

@@ -27,7 +27,7 @@ from aether_emu.mm.tables.count import (
     numbers_of,
     of_kind,
 )
-from aether_emu.mm.tables.tree import Stretch
+from aether_emu.mm.tables.tree import Found, Stretch
 
 
 class Category(IntFlag):
@@ -56,6 +56,7 @@ class Run(NamedTuple):
     start: int
     end: int
     categories: int
+    unit: int = 1  # bytes of each, if they are huge pages of a pool
 
 
 class _Pages(NamedTuple):
@@ -79,6 +80,9 @@ def is_allowed(area: Area) -> bool:
 
 def _runs_of(space: AddressSpace, area: Area, start: int, end: int) -> Iterator[Run]:
     shift, at = space.table.format.page_shift, start
+    if area.huge_size:
+        yield from _huge_runs(space, area, start, end)
+        return
     alone = (_SOFT_DIRTY if area.fresh else 0) | (_ALLOWED if is_allowed(area) else 0)
     known = _known(space, start, end)
     breaks = np.flatnonzero((np.diff(known.pages) != 1) | (np.diff(known.categories) != 0)) + 1
@@ -90,6 +94,39 @@ def _runs_of(space: AddressSpace, area: Area, start: int, end: int) -> Iterator[
         yield Run(first, at, int(known.categories[some[0]]) | alone)
     if at < end:
         yield Run(at, end, alone)
+
+
+def _huge_runs(space: AddressSpace, area: Area, start: int, end: int) -> Iterator[Run]:
+    """`_runs_of` for huge pages of a pool. Nothing is known where there is no table."""
+    fmt, size, table = space.table.format, area.huge_size, space.table
+    level = markers.level_of(fmt, size)
+    alone = (_SOFT_DIRTY if area.fresh else 0) | (_ALLOWED if is_allowed(area) else 0)
+    if level < fmt.top:
+        span = fmt.levels[level].size
+        items = table.visit(start, end, tables=True)
+        tables = {item.start for item in items if isinstance(item, Found) and item.level == level + 1}
+    else:  # they stand in the root
+        span, tables = 1 << fmt.virtual_bits, {0}
+    for block in range(start & -span, end, span):
+        if block not in tables:
+            yield Run(max(block, start), min(block + span, end), alone, size)
+            continue
+        for low in range(max(start & -size, block), min(end, block + span), size):
+            known = _HUGE | _of_huge(space, area, table.find(low))
+            yield Run(max(low, start), min(low + size, end), known | alone, size)
+
+
+def _of_huge(space: AddressSpace, area: Area, found: Found | None) -> int:
+    """What the entry of a huge page of a pool says. An absent one is not written either."""
+    fmt, frames = space.table.format, space.physical.frames
+    if found is None:
+        return 0
+    if markers.is_marker(fmt, found.entry):
+        return _SWAPPED | (_WRITTEN if found.entry == markers.poisoned(fmt) else 0)
+    frame = frames.number(found.entry & fmt.address_mask & -area.huge_size)
+    assert area.backing is not None, "the pool's memory"
+    in_object = frames.owner[frame] == area.backing.number
+    return _of_entry(space, found.entry) | (_FILE if in_object else 0)
 
 
 def _known(space: AddressSpace, start: int, end: int) -> _Pages:

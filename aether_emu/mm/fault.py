@@ -66,11 +66,11 @@ class AccessError:
 class BusError:
     """The area permits the access, but there is no page behind it. Linux: SIGBUS.
 
-    With `failed` the memory there counts as failed (SIGBUS with BUS_MCEERR_AR).
+    `failed` are the bytes of the page around it, if that counts as failed memory (SIGBUS with BUS_MCEERR_AR).
     """
 
     address: int
-    failed: bool = False
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,8 @@ class Faults:
         write, fmt = bool(access & _WRITE), space.table.format
         if found is None or found.entry == markers.watched(fmt):
             index = self._index(area, va & -fmt.page_size)
+            if area.huge_size and not hugetlb.may_come(space, area, va):
+                return None  # SIGBUS
             if isinstance(area.backing, SharedMemory) and area.backing.swapped(index, 1):
                 return None  # it is neither missing nor in memory
             why = USER_MISSING
@@ -301,7 +303,10 @@ class Faults:
         assert area.watcher is not None, "the caller looked"
         if why == USER_WP and area.watcher.asynchronous:
             return None  # an ordinary store, which takes the mark away
-        answer: Outcome | None = area.watcher.ask(va, why, write=write) if area.flags & why else None
+        if not area.flags & why:
+            return None
+        size = area.huge_size or fmt.page_size
+        answer: Outcome = area.watcher.ask(va, why, write=write, size=size)
         return answer
 
     def _told_before(self, space: AddressSpace, area: Area, access: int, found: Found | None) -> int:
@@ -315,19 +320,19 @@ class Faults:
 
     def _at_marker(self, space: AddressSpace, area: Area, va: int, access: int, found: Found) -> Outcome:
         """The page is not there, and its entry says something of it: see `mm.markers`."""
-        fmt, words = space.table.format, self._physical.ram.words
+        fmt, table = space.table.format, space.table
         if found.entry == markers.poisoned(fmt):
             self._n[Event.FAULT_BUS] += 1
-            return BusError(va, failed=True)
-        words[found.slot] = 0
-        try:
-            outcome = self._absent(space, area, va & -fmt.page_size, access)
-        except BaseException:
-            words[found.slot] = found.entry
-            raise
+            return BusError(va, failed=fmt.levels[found.level - 1].size)
         told = area.watcher is not None and not (access & _WRITE and area.watcher.asynchronous)
-        if told and area.flags & USER_WP:  # no TLB knows of the entry yet
-            words[found.slot] = fmt.write_protect(words[found.slot]) | user_mark(fmt)
+        told = told and bool(area.flags & USER_WP)
+        if told and area.huge_size:
+            access &= ~_WRITE  # it is copied when the store is let through
+        with markers.away(table, found):
+            outcome = self._absent(space, area, va & -fmt.page_size, access)
+        if told:  # no TLB knows of the entry yet
+            entry = self._physical.ram.words[found.slot]
+            table.write(found.start, found.level, found.slot, fmt.write_protect(entry) | user_mark(fmt))
         return outcome
 
     def _absent(self, space: AddressSpace, area: Area, page: int, access: int) -> Outcome:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from aether_emu.arch.paging import Access
-from aether_emu.errors import Refused
+from aether_emu.errors import OutOfFrames, Refused
 from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
+from aether_emu.mm import markers
 from aether_emu.mm.allocation import Area
 from aether_emu.mm.counters import Event
 from aether_emu.mm.huge_pools import Pools, Promises
@@ -113,7 +114,7 @@ def punch(backing: HugeMemory, first: int, count: int) -> None:
 def truncate(backing: HugeMemory, pages: int) -> None:
     """Give the object another length, in base pages: what is behind goes from all mappings."""
     if pages < backing.pages:
-        unmap(backing, pages, backing.pages - pages, copies=True)
+        unmap(backing, pages, backing.pages - pages, copies=True, keeps_markers=False)
     backing.resize(pages)
 
 
@@ -132,6 +133,25 @@ def _memory(area: Area) -> HugeMemory:
 # ---- faults
 
 
+def _index(area: Area, start: int) -> int:
+    """The huge page of its memory that an area shows at `start`."""
+    pool = _memory(area).pool
+    return (area.offset + (start - area.start) // (pool.size // pool.count)) // pool.count
+
+
+def may_come(space: AddressSpace, area: Area, va: int) -> bool:
+    """Whether an absent page may ever come: not behind the end, nor where it was taken from a child."""
+    backing = _memory(area)
+    start = va & -backing.huge_size
+    behind = _index(area, start) * backing.pool.count >= backing.pages
+    return not behind and not (space.promises is not None and _promises(space).broken(start))
+
+
+def has_page(area: Area, start: int) -> bool:
+    """Whether the memory itself has the page that an area shows at `start`."""
+    return _index(area, start) in _memory(area).blocks
+
+
 def bring(physical: Physical, space: AddressSpace, area: Area, page: int, *, write: bool) -> None:
     """Have the huge page over `page`, where nothing stands.
 
@@ -139,19 +159,54 @@ def bring(physical: Physical, space: AddressSpace, area: Area, page: int, *, wri
     """
     backing = _memory(area)
     pool, start = backing.pool, page & -backing.huge_size
-    huge = area.offset + (start - area.start >> physical.frames.page_shift)
-    huge //= pool.count
+    huge = _index(area, start)
     if huge * pool.count >= backing.pages:
         raise BeyondEnd(huge * pool.count, "behind the end of the object")
-    slot = large_slot(space, start, pool.level)
+    large_slot(space, start, pool.level)  # OutOfFrames, before a page is taken
     own = not area.shared and (write or huge not in backing.blocks)
     block = _own(physical, space, area, start, backing.blocks.get(huge)) if own else backing.bring(huge)
+    _show(physical, space, area, start, block, write=write)
+
+
+def put(physical: Physical, space: AddressSpace, area: Area, start: int, data: bytes) -> None:
+    """Have a huge page of `data`, where nothing stands and a shared area's memory has no page.
+
+    Raises BackingFailed (the pool is empty), BeyondEnd of shared memory, and OutOfFrames.
+    """
+    backing = _memory(area)
+    large_slot(space, start, backing.pool.level)
+    shared = area.shared
+    block = backing.bring(_index(area, start)) if shared else _own(physical, space, area, start, None)
+    ram = physical.ram
+    at = physical.frames.address(block) - ram.base
+    ram.bytes[at : at + len(data)] = data
+    _show(physical, space, area, start, block, write=True)
+
+
+def _show(
+    physical: Physical, space: AddressSpace, area: Area, start: int, block: int, *, write: bool
+) -> None:
+    """Let the leaf of a page that was taken stand at `start`."""
+    pool = _memory(area).pool
     pool.refer(block, 1, mapped=True)
     bits = area.bits.write_at(pool.level) if write else area.bits.read_at(pool.level)
+    slot = space.table.slot(start, pool.level)
     space.table.write(start, pool.level, slot, physical.frames.address(block) | bits)
     physical.counters.n[Event.FAULT_SHARED if area.shared else Event.FAULT_DEMAND_ZERO] += 1
     if area.protection & Protection.EXECUTE:
         physical.code.executable(block, pool.count, mutable=True, shared=area.shared)
+
+
+def watch_absent(space: AddressSpace, area: Area, start: int, end: int) -> None:
+    """`mm.markers.watch_absent` of huge pages. Raises Refused(ENOMEM), and TableDamaged."""
+    table, pool = space.table, _memory(area).pool
+    for at in range(start, end, pool.size):
+        if table.find(at) is None:
+            try:
+                slot = large_slot(space, at, pool.level)
+            except OutOfFrames:
+                raise Refused(errno.ENOMEM, "no memory for page tables") from None
+            table.write(at, pool.level, slot, markers.watched(table.format))
 
 
 def _own(
@@ -192,6 +247,8 @@ def whole(
     Raises BackingFailed as `store`.
     """
     fmt = space.table.format
+    if markers.is_marker(fmt, found.entry):
+        return found
     present, write = found.entry & fmt.present_mask, access & _WRITE
     if write and (forced if not present else not fmt.writable(found.entry)):
         store(physical, space, area, found)
@@ -251,10 +308,9 @@ def _take_from_children(physical: Physical, space: AddressSpace, area: Area, sta
         assert isinstance(other, AddressSpace)
         address = address_in(window, family, index, frames.page_shift)
         found = other.table.find(address)
-        if (
-            found is None
-            or frames.number(found.entry & other.table.format.address_mask & -pool.size) != block
-        ):
+        if found is None or markers.is_marker(other.table.format, found.entry):
+            continue
+        if frames.number(found.entry & other.table.format.address_mask & -pool.size) != block:
             continue
         gather = other.gather()
         other.clear(gather, window, address, address + pool.size)

@@ -547,7 +547,7 @@ def _advise(space: AddressSpace, area: Area, start: int, end: int, advice: int) 
         raise Refused(errno.EINVAL, "the pages are those of a device")
     if advice in _KEPT:
         _keep(space, area, start, end, advice)
-    elif area.flags & LOCKED and advice in _TAKES_PAGES:
+    elif area.flags & LOCKED and advice in _TAKES_PAGES and not (huge and advice == MADV_DONTNEED):
         raise Refused(errno.EINVAL, "the memory is locked")
     elif advice == MADV_FREE and area.backing is not None:
         raise Refused(errno.EINVAL, "only private anonymous memory can be freed")

@@ -3,10 +3,10 @@
     USERFAULT   a store to the page is to be told, once the page is there (write protection of an absent page)
     POISON      every access is refused, as if the memory had failed (UFFDIO_POISON)
 
-Both are held entries of level 1 without a frame. What drops the pages of private memory drops them too; those
-of an object drop POISON alone, for the object keeps the page and what was asked about it stays true.
-A page that is there, or in swap, has a mark of its entry instead (`protection.user_mark`). Linux: PTE
-markers.
+Both are held entries without a frame, of level 1, or of the level of a pool's huge pages. What drops the
+pages of private memory drops them too; those of an object, and any of a pool's, drop POISON alone, for the
+object keeps the page and what was asked about it stays true. A page that is there, or in swap, has a mark
+of its entry instead (`protection.user_mark`). Linux: PTE markers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from aether_emu.mm.protection import takes_notes, user_mark, user_note
 from aether_emu.mm.tables import edits
 from aether_emu.mm.tables.count import entries_of
 from aether_emu.mm.tables.owed import Gathering
-from aether_emu.mm.tables.tree import Stretch, Tree
+from aether_emu.mm.tables.tree import Found, Stretch, Tree
 
 Numbers = NDArray[np.int64]
 
@@ -68,6 +68,23 @@ def watch_writes(table: Tree, gather: Gathering | None, start: int, end: int, *,
     edits.rewrite(table, items, change, gather)
 
 
+@contextmanager
+def away(table: Tree, found: Found) -> Iterator[None]:
+    """A page comes where the marker `found` stands, which is gone meanwhile, and back if nothing came."""
+    table.write(found.start, found.level, found.slot, 0)
+    try:
+        yield
+    except BaseException:
+        if not table.ram.words[found.slot]:
+            table.write(found.start, found.level, found.slot, found.entry)
+        raise
+
+
+def level_of(fmt: PageTableFormat, huge_size: int) -> int:
+    """The level of entries of huge pages of so many bytes; 1 for 0."""
+    return next((level for level, spec in enumerate(fmt.levels, 1) if spec.size == huge_size), 1)
+
+
 def watch_absent(table: Tree, start: int, end: int) -> None:
     """Let the entries of absent pages in a range say that a store is to be told.
 
@@ -93,11 +110,14 @@ def _leaf_ranges(table: Tree, start: int, end: int) -> Iterator[tuple[int, int]]
 
 
 class Marked:
-    """The pages of a range that say something to who answers faults, by their numbers."""
+    """The pages of a range that say something to who answers faults, by their numbers.
+
+    `told` are there, or in swap; `absent` and `failed` are not, and `pooled` those of them in huge pages.
+    """
 
     def __init__(self, table: Tree, start: int, end: int) -> None:
         fmt = table.format
-        told, markers, failed = ([np.zeros(0, np.int64)] for _ in range(3))
+        told, markers, failed, pooled = ([np.zeros(0, np.int64)] for _ in range(4))
         for item in table.visit(start, end):
             entries, level = entries_of(table, item)
             at = (item.va if isinstance(item, Stretch) else item.start) >> fmt.page_shift
@@ -108,9 +128,11 @@ class Marked:
                 (entries == poisoned(fmt), failed),
             ):
                 into.append(_each(which.nonzero()[0] * pages + at, pages))
+            if level > 1:
+                pooled += markers[-1], failed[-1]
         first, last = start >> fmt.page_shift, end >> fmt.page_shift
-        self.told, self.absent, self.failed = (
-            _inside(np.concatenate(parts), first, last) for parts in (told, markers, failed)
+        self.told, self.absent, self.failed, self.pooled = (
+            _inside(np.concatenate(parts), first, last) for parts in (told, markers, failed, pooled)
         )
 
 
@@ -141,14 +163,21 @@ def _inside(pages: Numbers, first: int, last: int) -> Numbers:
 
 
 @contextmanager
-def kept(table: Tree, start: int, end: int) -> Iterator[None]:
-    """Whatever empties the entries of an object's pages meanwhile: what was asked about stores stays."""
+def kept(table: Tree, start: int, end: int, level: int = 1) -> Iterator[None]:
+    """Whatever empties the entries of an object's pages meanwhile: what was asked about stores stays.
+
+    The entries are of `level`.
+    """
     before = Marked(table, start, end)
     try:
         yield
     finally:
-        shift, words, marker = table.format.page_shift, table.ram.words, watched(table.format)
+        shift, size, marker = (
+            table.format.page_shift,
+            table.format.levels[level - 1].size,
+            watched(table.format),
+        )
         for page in np.concatenate([before.told, before.absent]).tolist():
-            found = table.find(page << shift)
-            if found is None:
-                words[table.leaf_slot(page << shift)] = marker
+            va = page << shift
+            if not va % size and table.find(va) is None:
+                table.write(va, level, table.slot(va, level), marker)

@@ -74,10 +74,13 @@ def _shown(space: Space, found: Found, address: int) -> int:
     return start + address - found.start & -fmt.page_size
 
 
-def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -> None:
+def unmap(
+    item: MemoryObject, first: int, count: int, *, copies: bool = False, keeps_markers: bool = True
+) -> None:
     """Remove the entries that show pages `[first, first + count)` of an object, everywhere, and flush.
 
-    Private copies of those pages stay, unless `copies` (truncation takes them too). Guards stay in any case.
+    Private copies of those pages stay, unless `copies` (truncation takes them too). Guards stay in any case,
+    and with `keeps_markers` what a program asked about stores (`mm.markers`).
     """
     by_space: dict[int, list[Window]] = {}
     for area in item.windows.over(first, first + count):
@@ -90,7 +93,9 @@ def unmap(item: MemoryObject, first: int, count: int, *, copies: bool = False) -
         for area in areas:
             start = max(area.start, address_in(area, item, first, shift))
             end = min(area.end, address_in(area, item, first + count, shift))
-            with markers.kept(space.table, start, end) if area.keeps_markers else nullcontext():
+            level = markers.level_of(space.table.format, area.huge_size)
+            keeps = keeps_markers and area.keeps_markers
+            with markers.kept(space.table, start, end, level) if keeps else nullcontext():
                 space.clear(gather, area, start, end, own_pages=copies, guards=False)
         space.finish(gather)
 

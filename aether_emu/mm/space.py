@@ -509,7 +509,8 @@ class AddressSpace:
         """Drop the pages of `[start, end)`, a part of `area`; the next touch starts over. Guards stay."""
         gather = self.gather()
         try:
-            with markers.kept(self.table, start, end) if area.keeps_markers else nullcontext():
+            level = markers.level_of(self.table.format, area.huge_size)
+            with markers.kept(self.table, start, end, level) if area.keeps_markers else nullcontext():
                 self.clear(gather, area, start, end, guards=False)
         finally:
             gather.finish(may_defer=True)

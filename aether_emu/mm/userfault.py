@@ -13,15 +13,17 @@ brought as an ordinary fault brings it, with the watcher out of the way. Linux: 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import OutOfFrames, Refused
-from aether_emu.mm import markers
+from aether_emu.machine.memory.aperture import BackingFailed, BeyondEnd
+from aether_emu.mm import hugetlb, markers
 from aether_emu.mm.allocation import LOCKED, USER_FAULTS, USER_MINOR, USER_WP, Area, Watcher
 from aether_emu.mm.fault import RESOLVED, Faults, OutOfMemory
 from aether_emu.mm.frames.table import Kind
+from aether_emu.mm.hugepage import large_slot
 from aether_emu.mm.objects.shared import SharedMemory
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.space import AddressSpace
@@ -36,17 +38,21 @@ _ANON, _ZERO = int(Kind.ANON), int(Kind.ZERO)
 def watch(space: AddressSpace, start: int, end: int, flags: int, watcher: Watcher) -> None:
     """Let `watcher` hear of the faults of `flags` in all areas of a range.
 
-    Raises Refused, changing nothing: EINVAL where nothing is mapped, and for areas that cannot be watched;
-    EPERM for those that nobody may write; EBUSY for those that somebody else watches.
+    Raises Refused, changing nothing: EINVAL where nothing is mapped, for areas that cannot be watched, and
+    for ranges that cut a huge page of a pool; EPERM for areas that nobody may write; EBUSY for those that
+    somebody else watches.
     """
     areas = space.areas.overlapping(start, end)
     if not areas:
         raise Refused(errno.EINVAL, "nothing is mapped there")
+    require_uncut(areas[0], start)
     for area in areas:
         if not watchable(area, flags, watcher):
             raise Refused(errno.EINVAL, "neither anonymous nor shared memory")
         if not area.maximum & Protection.WRITE:
             raise Refused(errno.EPERM, "nobody may write there")
+        if end <= area.end:
+            require_uncut(area, end)
         if area.watcher is not None and area.watcher is not watcher:
             raise Refused(errno.EBUSY, "somebody else watches it")
     space.watched = True
@@ -59,18 +65,25 @@ def watch(space: AddressSpace, start: int, end: int, flags: int, watcher: Watche
 
 def watchable(area: Area, flags: int, watcher: Watcher) -> bool:
     """Whether an area can be watched for such faults. Whoever is told of no stores may watch any memory."""
-    if area.backing is not None and area.backing.huge_size:
-        return False
     if watcher.asynchronous and flags == USER_WP:
         return True
     if area.backing is None:
         return not flags & USER_MINOR
-    return _in_memory(area)
+    return fillable(area)
+
+
+def require_uncut(area: Area, *at: int) -> None:
+    """Raise Refused(EINVAL) if a range with such ends cuts a huge page of an area of a pool's."""
+    if area.huge_size and any(each & area.huge_size - 1 for each in at):
+        raise Refused(errno.EINVAL, f"huge pages of {area.huge_size} bytes are answered whole")
 
 
 def fillable(area: Area) -> bool:
-    """Whether a program may answer faults of an area with pages: private anonymous memory, or shared."""
-    return area.backing is None or _in_memory(area)
+    """Whether a program may answer faults of an area with pages.
+
+    Private anonymous memory, shared memory, or huge pages of a pool.
+    """
+    return area.backing is None or bool(area.huge_size) or _in_memory(area)
 
 
 def _in_memory(area: Area) -> bool:
@@ -102,8 +115,12 @@ def _unwatched(space: AddressSpace, area: Area) -> Iterator[None]:
         area.watcher, space.no_huge, space.fault_around = watcher, no_huge, around
 
 
-def copy(space: AddressSpace, area: Area, page: int, data: bytes) -> None:
-    """Have a page of `data` at `page`, where there is none. Raises Refused(EEXIST, ENOMEM)."""
+def copy(space: AddressSpace, area: Area, page: int, read: Callable[[], bytes]) -> None:
+    """Have a page of what `read` gives at `page`, where there is none. Raises Refused(EEXIST, ENOMEM)."""
+    if area.huge_size:
+        _copy_huge(space, area, page, read)
+        return
+    data = read()
     if in_object(area, page, space.table.format.page_shift):
         raise Refused(errno.EEXIST, "there is a page already")
     memory = UserMemory(space) if area.shared or area.protection & Protection.WRITE else ForcedMemory(space)
@@ -114,6 +131,35 @@ def copy(space: AddressSpace, area: Area, page: int, data: bytes) -> None:
         memory.write(page, data)
 
 
+def _copy_huge(space: AddressSpace, area: Area, start: int, read: Callable[[], bytes]) -> None:
+    """`copy` of a huge page. Behind the end of the memory it is EFAULT, an empty pool as on Linux EEXIST too.
+
+    But ENOMEM for pages larger than those of level 2, of which its test sees no table.
+    """
+
+    def require_absent() -> None:
+        found = space.table.find(start)
+        if found is not None and not markers.is_marker(space.table.format, found.entry):
+            raise Refused(errno.EEXIST, "there is a page already")
+        if area.shared and hugetlb.has_page(area, start):
+            raise Refused(errno.EEXIST, "the memory has the page")
+
+    require_absent()
+    data = read()
+    require_absent()
+    try:
+        with _without_marker(space, start):
+            physical = space.physical
+            physical.with_room(lambda: hugetlb.put(physical, space, area, start, data))
+    except BackingFailed:
+        empty = errno.EEXIST if area.huge_size == space.table.format.levels[1].size else errno.ENOMEM
+        raise Refused(empty, "the pool is empty") from None
+    except BeyondEnd:
+        raise Refused(errno.EFAULT, "behind the end of the memory") from None
+    except OutOfFrames:
+        raise Refused(errno.ENOMEM, "no memory for page tables") from None
+
+
 def zero(space: AddressSpace, area: Area, page: int) -> None:
     """Have a page of zeros at `page`, where nothing was. EEXIST, ENOMEM."""
     if space.table.find(page) is not None or in_object(area, page, space.table.format.page_shift):
@@ -122,9 +168,15 @@ def zero(space: AddressSpace, area: Area, page: int) -> None:
 
 
 def show(space: AddressSpace, area: Area, page: int) -> None:
-    """Show what is there: zeroes in a page of its own accord, a page that the object has. EEXIST, ENOMEM."""
+    """Show what is there: zeroes in a page of its own accord, a page that the object has. EEXIST, ENOMEM.
+
+    A huge page of shared memory can be written at once.
+    """
+    writes = area.huge_size and area.shared and area.protection & Protection.WRITE
     with _unwatched(space, area), _without_marker(space, page):
-        outcome = Faults(space.physical).force(space, page, _READ)
+        outcome = Faults(space.physical).force(
+            space, page, int(Access.USER | Access.WRITE) if writes else _READ
+        )
         if isinstance(outcome, OutOfMemory):
             raise Refused(errno.ENOMEM, "no memory for the page")
         if outcome is not RESOLVED:
@@ -134,28 +186,23 @@ def show(space: AddressSpace, area: Area, page: int) -> None:
 @contextmanager
 def _without_marker(space: AddressSpace, page: int) -> Iterator[None]:
     """A page comes where there is none; what was said of the absent one is over. EEXIST if there is one."""
-    found, words = space.table.find(page), space.physical.ram.words
+    found = space.table.find(page)
     if found is not None and not markers.is_marker(space.table.format, found.entry):
         raise Refused(errno.EEXIST, "there is a page already")
-    if found is not None:
-        words[found.slot] = 0
-    try:
+    with nullcontext() if found is None else markers.away(space.table, found):
         yield
-    except BaseException:
-        if found is not None and not words[found.slot]:
-            words[found.slot] = found.entry
-        raise
 
 
-def poison(space: AddressSpace, page: int) -> None:
+def poison(space: AddressSpace, area: Area, page: int) -> None:
     """Every access to the page, which is not there, fails from now on. Raises Refused(EEXIST, ENOMEM)."""
     if space.table.find(page) is not None:
         raise Refused(errno.EEXIST, "there is a page, or something is said of it")
     try:
-        slot = space.physical.with_room(lambda: space.table.leaf_slot(page))
+        level = markers.level_of(space.table.format, area.huge_size)
+        slot = space.physical.with_room(lambda: large_slot(space, page, level))
     except OutOfFrames:
         raise Refused(errno.ENOMEM, "no memory for page tables") from None
-    space.physical.ram.words[slot] = markers.poisoned(space.table.format)
+    space.table.write(page, level, slot, markers.poisoned(space.table.format))
 
 
 def in_object(area: Area, page: int, page_shift: int) -> bool:
@@ -177,7 +224,11 @@ def protect(space: AddressSpace, start: int, end: int, *, on: bool) -> None:
         gather.finish_at_once()  # the caller goes by what it was told: nobody writes from now on
     for area in space.areas.overlapping(start, end) if on else ():
         if area.keeps_markers or (area.watcher is not None and area.watcher.unpopulated):
-            markers.watch_absent(space.table, max(area.start, start), min(area.end, end))
+            low, high = max(area.start, start), min(area.end, end)
+            if area.huge_size:
+                hugetlb.watch_absent(space, area, low, high)
+            else:
+                markers.watch_absent(space.table, low, high)
 
 
 # ---- pages that move from one place to another (UFFDIO_MOVE)

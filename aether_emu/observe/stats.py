@@ -355,8 +355,13 @@ def _by_size(page: int, pages: int, huge: int) -> dict[str, int]:
     return {str(page): pages - huge * each} | ({str(page * each): huge} if huge else {})
 
 
-def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
-    """The statistics of a finished run; call it before `machine.close()`."""
+def collect(
+    machine: Machine, wall_seconds: float, injected: list[dict[str, str | int]] | None = None
+) -> dict[str, Any]:
+    """The statistics of a finished run; call it before `machine.close()`.
+
+    `injected` is what was put into the run on purpose; None where nothing was to be.
+    """
     process, kernel = machine.process, machine.kernel
     assert process is not None, "nothing was loaded"
     kernel.charge()
@@ -409,6 +414,7 @@ def collect(machine: Machine, wall_seconds: float) -> dict[str, Any]:
         **_of_merging(machine),
         **_of_slabs(machine),
         **_of_tlbsan(machine),
+        **({} if injected is None else {"injected": injected}),
         "blocks_executed": kernel.blocks,
         "virtual_ns": machine.clock.total_ns,
         "wall_seconds": round(wall_seconds, 6),

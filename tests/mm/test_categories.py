@@ -20,7 +20,7 @@ class Nobody:
 
     asynchronous = unpopulated = follows = False
 
-    def ask(self, address: int, why: int, *, write: bool) -> Any:
+    def ask(self, address: int, why: int, *, write: bool, size: int) -> Any:
         raise AssertionError("nobody faults")
 
     def of_child(self, space: Any) -> None:

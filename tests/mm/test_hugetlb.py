@@ -10,8 +10,7 @@ import pytest
 
 from aether_emu.arch.paging import Access
 from aether_emu.errors import Refused
-from aether_emu.mm import locking, mapping, userfault
-from aether_emu.mm.allocation import USER_MISSING
+from aether_emu.mm import locking, mapping
 from aether_emu.mm.fault import RESOLVED, BusError, Faults
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.huge_pools import Pool, Pools
@@ -241,12 +240,11 @@ def test_pages_and_promises_move_with_mremap(kit: Kit) -> None:
     assert kit.touch(to + kit.size) is RESOLVED
 
 
-def test_locks_and_watchers_leave_them_alone_and_mincore_sees_them(kit: Kit) -> None:
+def test_locks_leave_them_alone_and_mincore_sees_them(kit: Kit) -> None:
     at = kit.map(2)
     kit.write(at, b"x")
     locking.lock_memory(kit.space, at, kit.size, 0x2000)
     assert not kit.space.account.locked
-    refused(errno.EINVAL, userfault.watch, kit.space, at, at + kit.size, USER_MISSING, None)
     seen = mapping.residency(kit.space, at, 2 * kit.page)
     assert seen == b"\1\1"
     assert mapping.residency(kit.space, at + kit.size, kit.page) == b"\0"

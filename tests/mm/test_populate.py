@@ -149,7 +149,7 @@ def test_an_area_that_is_watched_is_not_filled(board: Board) -> None:
         def tell(self, kind: int, *data: int) -> None:
             return
 
-        def ask(self, va: int, why: int, *, write: bool) -> object:
+        def ask(self, va: int, why: int, *, write: bool, size: int) -> object:
             asked.append(va)
             return AccessError(va, True)
 

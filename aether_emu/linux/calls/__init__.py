@@ -83,7 +83,7 @@ FAMILIES: dict[str, str] = {
         sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
         sched_setattr sched_setparam sched_setscheduler sched_yield setpriority""",
     "user_faults": "userfaultfd",
-    "remote": "kcmp process_madvise process_vm_readv process_vm_writev",
+    "remote": "kcmp process_madvise process_mrelease process_vm_readv process_vm_writev",
     "sequences": "membarrier rseq",
     "swapping": "swapoff swapon",
     "shared_segments": "shmat shmctl shmdt shmget",

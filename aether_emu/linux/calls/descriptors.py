@@ -16,7 +16,7 @@ from aether_emu.linux.files.host_file import HostData
 from aether_emu.linux.files.open_file import LARGEST_OFFSET
 from aether_emu.linux.files.region import RegionFile
 from aether_emu.linux.files.stat import encode_statfs
-from aether_emu.linux.files.synthetic import USER_FAULTS, DeviceFile
+from aether_emu.linux.files.synthetic import USER_FAULTS, DeviceFile, TextFile
 from aether_emu.linux.mappable import rewriting
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
@@ -140,6 +140,10 @@ def sys_ioctl(task: Task, fd: int, request: int, argument: int, *_: int) -> int:
         from aether_emu.linux.calls import pagemap  # noqa: PLC0415  # as said
 
         return pagemap.control(task, file, u32(request), argument)
+    if isinstance(file, TextFile) and file.areas is not None and u32(request) >> 8 & 0xFF == _OF_FILES:
+        from aether_emu.linux.calls import procmap  # noqa: PLC0415  # as said
+
+        return procmap.control(task, file.areas, u32(request), argument)
     answer = task.files.ioctl(s32(fd), u32(request), lambda size: task.cpu.copy_from_user(argument, size))
     if answer:
         task.cpu.copy_to_user(argument, answer)

@@ -42,14 +42,20 @@ def sys_kill(task: Task, pid: int, number: int, *_: int) -> int:
             raise Refused(errno.ESRCH, "there is no other process")
         _send([other for other in others if may_signal(task, other, number)], info)
     else:
-        members = list(registry.group(-pid or task.process.group))
-        if not members:
-            raise Refused(errno.ESRCH, f"no process group {-pid}")
-        allowed = [member for member in members if may_signal(task, member, number)]
-        if not allowed:
-            raise Refused(errno.EPERM, "a group of another user's processes")
-        _send(allowed, info)
+        send_to_group(task, -pid or task.process.group, info)
     return 0
+
+
+def send_to_group(task: Task, group: int, info: sig.SignalInfo) -> None:
+    """Send a signal to all processes of a group that may be sent it. ESRCH, EINVAL, EPERM for none."""
+    members = list(task.process.registry.group(group))
+    if not members:
+        raise Refused(errno.ESRCH, f"no process group {group}")
+    check_signal(info.number)
+    allowed = [member for member in members if may_signal(task, member, info.number)]
+    if not allowed:
+        raise Refused(errno.EPERM, "a group of another user's processes")
+    _send(allowed, info)
 
 
 def may_signal(task: Task, process: Process, number: int, receiver: Task | None = None) -> bool:

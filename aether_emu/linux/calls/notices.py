@@ -9,7 +9,7 @@ from typing import Any
 from aether_emu.clock import LAST_NS
 from aether_emu.errors import Refused
 from aether_emu.linux.abi import signal as sig
-from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, sent_by
+from aether_emu.linux.calls.jobs import check_signal, require_right_to_signal, send_to_group, sent_by
 from aether_emu.linux.calls.signals import read_info
 from aether_emu.linux.calls.user import read_struct, s32, u32
 from aether_emu.linux.files import flags as fl
@@ -25,7 +25,9 @@ from aether_emu.waiting import WaitQueue
 _SECOND = 10**9
 _REALTIME, _MONOTONIC, _BOOTTIME, _ALARMS = 0, 1, 7, (8, 9)
 _ABSTIME, _CANCEL_ON_SET = 1, 2
-_SELF = (-10000, -10001)  # PIDFD_SELF_THREAD, PIDFD_SELF_THREAD_GROUP: a process has all that is asked of it
+_SELF_THREAD = -10000
+_SELF = (_SELF_THREAD, -10001)  # or PIDFD_SELF_THREAD_GROUP: a process has all that is asked of it
+_TO_THREAD, _TO_PROCESS, _TO_GROUP = 1, 2, 4  # PIDFD_SIGNAL_THREAD, _THREAD_GROUP, _PROCESS_GROUP
 
 
 # ---- timers
@@ -157,22 +159,33 @@ def sys_pidfd_getfd(task: Task, fd: int, number: int, flags: int, *_: int) -> in
 
 
 def sys_pidfd_send_signal(task: Task, fd: int, number: int, info: int, flags: int, *_: int) -> int:
-    if flags:
+    """pidfd_send_signal(2): to the process, its first thread, or the group that it leads (Linux 6.9)."""
+    flags, own = u32(flags), s32(fd) == _SELF_THREAD
+    if flags not in (0, _TO_THREAD, _TO_PROCESS, _TO_GROUP):
         raise Refused(errno.EINVAL, f"flags {flags:#x}")
-    process = named(task, fd)
-    number = s32(number)
+    process, number = named(task, fd), s32(number)
+    scope = flags or (_TO_THREAD if own else _TO_PROCESS)
+    pid = task.tid if own else process.pid
     if info:
         sent = read_info(task, number, info)
         (told,) = struct.unpack("<i", task.cpu.copy_from_user(info, 4))
         if told != number:
             raise Refused(errno.EINVAL, "the info is of another signal")
-        if process is not task.process and (sent.code >= 0 or sent.code == sig.SI_TKILL):
+        others = pid != task.tid or scope == _TO_GROUP
+        if others and (sent.code >= 0 or sent.code == sig.SI_TKILL):
             raise Refused(errno.EPERM, "such a code is the kernel's")
     else:
-        sent = sent_by(task, number, sig.SI_USER)
+        sent = sent_by(task, number, sig.SI_TKILL if scope == _TO_THREAD else sig.SI_USER)
+    if scope == _TO_GROUP:
+        send_to_group(task, pid, sent)
+        return 0
     check_signal(number)
-    require_right_to_signal(task, process, number)
-    if number and not process.is_over:
+    receiver = process.registry.tasks.get(pid) if scope == _TO_THREAD else None
+    assert receiver is None or isinstance(receiver, Task), "tasks are known there"
+    require_right_to_signal(task, process, number, receiver)
+    if number and receiver is not None and not receiver.is_over:
+        receiver.signals.post(sent)
+    elif number and scope == _TO_PROCESS and not process.is_over:
         process.post(sent)
     return 0
 

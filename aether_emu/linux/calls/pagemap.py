@@ -58,22 +58,28 @@ def control(task: Task, file: RegionFile, request: int, argument: int) -> int:
     scan = _Scan(*_ARGUMENT.unpack(task.cpu.copy_from_user(argument, _ARGUMENT.size)))
     end = _check(task, scan)
     found: list[Run] = []
-    walked = end
+    walked, passed = end, 0
     for run in _joined(file.scan(scan.start, end)):
         allowed = run.categories & Category.WP_ALLOWED
         if scan.flags & _CHECK_WP_ASYNC and not allowed:
             raise Refused(errno.EPERM, "nobody watches it asynchronously")
         if (scan.flags & _WP_MATCHING and not allowed) or not scan.fits(run.categories):
             continue
-        walked = _add(task, scan, found, run) if scan.length else run.end
-        if scan.flags & _WP_MATCHING and walked > run.start:
-            file.protect(run.start, walked)
-        if walked < run.end:
+        protects = scan.flags & _WP_MATCHING and _is_protected(run)
+        some = _whole(run) if protects else run
+        if some != run:  # as on Linux, which goes on behind what it leaves out
+            passed = some.end if some.start == run.start else run.start
+        walked = _add(task, scan, found, some) if scan.length else some.end
+        if protects and run.unit > 1 and walked % run.unit:
+            walked = _back_out(found, walked & -run.unit)
+        if protects and walked > some.start:
+            file.protect(some.start, walked)
+        if walked < some.end:
             break
     else:
-        walked = end
+        walked = passed or end
     for number, run in enumerate(found):
-        task.cpu.copy_to_user(scan.vector + number * _REGION.size, _REGION.pack(*run))
+        task.cpu.copy_to_user(scan.vector + number * _REGION.size, _REGION.pack(*run[:3]))
     task.cpu.copy_to_user(argument + _WALK_END, struct.pack("<Q", walked))
     return len(found)
 
@@ -95,13 +101,31 @@ def _check(task: Task, scan: _Scan) -> int:
     return scan.end + page - 1 & -page
 
 
+def _is_protected(run: Run) -> bool:
+    """Whether a run that is found is protected: of a pool's pages with a table, those that were written."""
+    return run.unit == 1 or not run.categories & Category.HUGE or bool(run.categories & Category.WRITTEN)
+
+
+def _whole(run: Run) -> Run:
+    """The part of a run that is told and protected: a huge page of a pool is so whole, or not."""
+    low, high = run.start + run.unit - 1 & -run.unit, run.end & -run.unit
+    return Run(low, max(low, high), run.categories, run.unit)
+
+
+def _back_out(found: list[Run], end: int) -> int:
+    """Take from the last run what lies behind `end`. Returns that."""
+    last = found.pop()
+    if last.start < end:
+        found.append(Run(last.start, end, last.categories))
+    return end
+
+
 def _joined(runs: Iterable[Run]) -> Iterator[Run]:
     """The runs; those that touch and are alike are one, whatever areas they are of."""
     last: Run | None = None
     for run in runs:
-        alike = last is not None and last.end == run.start and last.categories == run.categories
-        if last is not None and alike:
-            last = Run(last.start, run.end, run.categories)
+        if last is not None and last.end == run.start and last[2:] == run[2:]:
+            last = Run(last.start, run.end, run.categories, run.unit)
             continue
         if last is not None:
             yield last

@@ -1,4 +1,5 @@
-"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), process_madvise(2), kcmp(2).
+"""Calls into other processes: process_vm_readv(2), process_vm_writev(2), process_madvise(2),
+process_mrelease(2), kcmp(2).
 
 They are for whom ptrace(2) would let in (EPERM). Rules and their order are those of Linux 6.6
 (mm/process_vm_access.c, kernel/kcmp.c).
@@ -37,6 +38,7 @@ from aether_emu.mm.user import UserMemory
 
 _FILE, _VM, _FILES, _FS, _SIGHAND, _IO, _UNDO, _WATCHED = range(8)
 _AT_ONCE = 1 << 16
+_REAPED = 1 << 16  # pages of who was killed that go between two looks at whether the run is to end
 _HARMLESS = (mapping.MADV_COLD, mapping.MADV_PAGEOUT, mapping.MADV_WILLNEED, mapping.MADV_COLLAPSE)
 
 
@@ -162,6 +164,8 @@ def sys_process_madvise(
             raise Refused(errno.EINVAL, f"advice {advice} is not given to others")
         if not task.credentials.has(SYS_NICE):
             raise Refused(errno.EPERM, "needs CAP_SYS_NICE")
+    if not any(length for _start, length in pieces):
+        return 0  # whatever the advice is
     ranges = [(start, start + found.mm.page_up(length)) for start, length in pieces]
     waits = advice in mapping.FLUSH_LATER and not any(
         mapping.has_pool_pages(found.mm, *each) for each in ranges
@@ -183,6 +187,31 @@ def _advised(task: Task, found: Process, pieces: list[Piece], advice: int) -> in
             return advised
         number, advised = number + 1, advised + length
     return advised
+
+
+def sys_process_mrelease(task: Task, fd: int, flags: int, *_: int) -> int:
+    """process_mrelease(2): the private memory of a process that was killed goes before it ends itself.
+
+    EINVAL for one that lives, or whose memory another that lives has too; ESRCH for one that has none.
+    """
+    if u32(flags):
+        raise Refused(errno.EINVAL, f"flags {u32(flags):#x}")
+    found, (position,) = named(task, fd), task.progress or (0,)
+    if found.released:
+        if position:
+            return 0  # it has ended meanwhile
+        raise Refused(errno.ESRCH, "it has no memory")
+    space = found.mm
+    sharing = [each for each in found.registry.processes.values() if not each.released and each.mm is space]
+    if any(each.ended is None for each in sharing):
+        raise Refused(errno.EINVAL, "it has not been killed")
+    step = _REAPED * space.page_size
+    for area in list(space.areas):
+        kept = area.shared or area.huge_size or (area.backing is not None and area.backing.whole)
+        for low in range(max(area.start, position), 0 if kept else area.end, step):
+            task.checkpoint(low)
+            space.discard(area, low, min(low + step, area.end))
+    return 0
 
 
 # ---- comparing

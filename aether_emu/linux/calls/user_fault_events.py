@@ -50,10 +50,15 @@ def before_removal(task: Task, area: Area, start: int, end: int, advice: int) ->
     watcher = area.watcher
     if not isinstance(watcher, UserFaultFile) or not watcher.wants(EVENT_REMOVE):
         return
-    if area.flags & LOCKED and advice != MADV_DONTNEED_LOCKED:
+    gives_up = advice in (MADV_DONTNEED, MADV_DONTNEED_LOCKED)
+    if area.flags & LOCKED and advice != MADV_DONTNEED_LOCKED and not (area.huge_size and gives_up):
         return  # which is refused
     if advice == MADV_FREE and area.backing is not None:
         return
+    if area.huge_size and gives_up:
+        end &= -area.huge_size
+        if start & area.huge_size - 1 or start == end:
+            return
     watcher.tell(TOLD_REMOVE, start, end)
     raise EventWait(_publish(task), None, (start, 1))
 

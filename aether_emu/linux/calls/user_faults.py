@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
+from typing import Any
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls.arguments import wait_for
@@ -16,11 +17,14 @@ from aether_emu.linux.calls.user import Piece, behind, s32, scatter, total
 from aether_emu.linux.credentials import SYS_PTRACE
 from aether_emu.linux.files import flags as fl
 from aether_emu.linux.files.open_file import POLLIN, OpenFile
+from aether_emu.linux.files.stat import Stat
 from aether_emu.linux.files.user_faults import API, EVENT_FORK, FEATURES, MESSAGE, UserFaultFile
+from aether_emu.linux.kernel import Kernel
 from aether_emu.linux.task.task import Task
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import userfault
 from aether_emu.mm.allocation import USER_FAULTS, USER_MINOR, USER_MISSING, USER_WP, Area
+from aether_emu.mm.space import AddressSpace
 
 _USER_MODE_ONLY = 1
 _MODES = {1: USER_MISSING, 2: USER_WP, 4: USER_MINOR}
@@ -63,6 +67,20 @@ def open_new(task: Task, flags: int) -> int:
         cloexec=bool(flags & fl.O_CLOEXEC),
     )
     return files.table.install(file, cloexec=bool(flags & fl.O_CLOEXEC))
+
+
+def restored(described: dict[str, Any], space: AddressSpace, kernel: Kernel) -> UserFaultFile:
+    """One as it was captured, of this address space."""
+    file = UserFaultFile(
+        space,
+        lambda: kernel.entry.task.tid,
+        described["flags"],
+        Stat(*described["stat"]),
+        programs_only=described["programs_only"],
+        cloexec=described["cloexec"],
+    )
+    file.go_on(described)
+    return file
 
 
 def control_device(task: Task, request: int, argument: int) -> int:
@@ -164,7 +182,9 @@ def _register(task: Task, file: UserFaultFile, argument: int) -> None:
     end = _range(task, file, start, length)
     flags = sum(flag for bit, flag in _MODES.items() if modes & bit)
     userfault.watch(file.space, start, end, flags, file)
-    able = 1 << _WAKE | 1 << _COPY | 1 << _ZEROPAGE | 1 << _MOVE | 1 << _POISON
+    able = 1 << _WAKE | 1 << _COPY | 1 << _POISON
+    if not any(area.huge_size for area in file.space.areas.overlapping(start, end)):
+        able |= 1 << _ZEROPAGE | 1 << _MOVE
     able |= (1 << _WRITEPROTECT if flags & USER_WP else 0) | (1 << _CONTINUE if flags & USER_MINOR else 0)
     task.cpu.copy_to_user(argument + 24, struct.pack("<Q", able))
 
@@ -175,6 +195,7 @@ def _unregister(task: Task, file: UserFaultFile, argument: int) -> None:
     areas = file.space.areas.overlapping(start, end)
     if not areas or any(not _may_leave(file, area) for area in areas):
         raise Refused(errno.EINVAL, "nothing is mapped there, or somebody else watches it")
+    userfault.require_uncut(areas[0], start)
     userfault.unwatch(file.space, start, end, file)
     file.wake(start, end)
 
@@ -200,15 +221,16 @@ def _each_page(
     wake: bool,
 ) -> None:
     """Let `act` answer page after page, and tell at `told` how many bytes were, or the first refusal."""
-    end, page = _range(task, file, start, length), file.space.page_size
-    area = file.space.areas.find(start)
-    if area is None or area.watcher is not file or end > area.end:
-        raise Refused(errno.ENOENT, "nobody watches all of it")
-    if not userfault.fillable(area):
-        raise Refused(errno.EINVAL, "its pages are not made by answers")
+    end = _range(task, file, start, length)
+    try:
+        area = _answered(file, start, end)
+    except Refused as error:
+        task.cpu.copy_to_user(told, struct.pack("<q", -error.errno))
+        raise
+    page = area.huge_size or file.space.page_size
     (done,), refused = task.progress or (0,), None
     for at in range(start + done, end, page):
-        if not done % (_BATCH * page):
+        if page > file.space.page_size or not done % (_BATCH * page):
             task.checkpoint(done)
         try:
             act(area, at, done)
@@ -224,20 +246,34 @@ def _each_page(
         raise refused if not done else Refused(errno.EAGAIN, "some of it was done")
 
 
+def _answered(file: UserFaultFile, start: int, end: int) -> Area:
+    """The area whose pages of a range are about to be answered. ENOENT, EINVAL."""
+    area = file.space.areas.find(start)
+    if area is None or area.watcher is not file or end > area.end:
+        raise Refused(errno.ENOENT, "nobody watches all of it")
+    if not userfault.fillable(area):
+        raise Refused(errno.EINVAL, "its pages are not made by answers")
+    userfault.require_uncut(area, start, end)
+    return area
+
+
 def _copy(task: Task, file: UserFaultFile, argument: int) -> None:
     to, source, length, mode = struct.unpack("<4Q", task.cpu.copy_from_user(argument, 32))
-    page = file.space.page_size
     if mode & ~(_DONT_WAKE | _COPY_WP) or source + length > 1 << 64 or length <= 0:
         raise Refused(errno.EINVAL, f"mode {mode:#x}")
 
     def act(area: Area, at: int, done: int) -> None:
         if mode & _COPY_WP and not area.flags & USER_WP:
             raise Refused(errno.EINVAL, "it is not watched for writes")
-        try:
-            data = task.cpu.copy_from_user(source + done, page)
-        except UserFault:
-            raise Refused(errno.EFAULT, "no such page to copy from") from None
-        userfault.copy(file.space, area, at, data)
+        page = area.huge_size or file.space.page_size
+
+        def read() -> bytes:
+            try:
+                return task.cpu.copy_from_user(source + done, page)
+            except UserFault:
+                raise Refused(errno.EFAULT, "no such page to copy from") from None
+
+        userfault.copy(file.space, area, at, read)
         if mode & _COPY_WP:
             userfault.protect(file.space, at, at + page, on=True)
 
@@ -250,6 +286,8 @@ def _zero(task: Task, file: UserFaultFile, argument: int) -> None:
         raise Refused(errno.EINVAL, f"mode {mode:#x}")
 
     def act(area: Area, at: int, _done: int) -> None:
+        if area.huge_size:
+            raise Refused(errno.EINVAL, "there is no huge page of zeros for every size")
         userfault.zero(file.space, area, at)
 
     _each_page(task, file, start, length, argument + 24, act, wake=not mode & _DONT_WAKE)
@@ -261,13 +299,13 @@ def _continue(task: Task, file: UserFaultFile, argument: int) -> None:
         raise Refused(errno.EINVAL, f"mode {mode:#x}")
 
     def act(area: Area, at: int, _done: int) -> None:
-        if not area.shared or (mode & _CONTINUE_WP and not area.flags & USER_WP):
+        if not (area.shared or area.huge_size) or (mode & _CONTINUE_WP and not area.flags & USER_WP):
             raise Refused(errno.EINVAL, "not shared memory, or not watched for writes")
         if not userfault.in_object(area, at, file.space.page_size.bit_length() - 1):
             raise Refused(errno.EFAULT, "the object has no such page")
         userfault.show(file.space, area, at)
         if mode & _CONTINUE_WP:
-            userfault.protect(file.space, at, at + file.space.page_size, on=True)
+            userfault.protect(file.space, at, at + (area.huge_size or file.space.page_size), on=True)
 
     _each_page(task, file, start, length, argument + 24, act, wake=not mode & _DONT_WAKE)
 
@@ -277,8 +315,8 @@ def _poison(task: Task, file: UserFaultFile, argument: int) -> None:
     if mode & ~_DONT_WAKE:
         raise Refused(errno.EINVAL, f"mode {mode:#x}")
 
-    def act(_area: Area, at: int, _done: int) -> None:
-        userfault.poison(file.space, at)
+    def act(area: Area, at: int, _done: int) -> None:
+        userfault.poison(file.space, area, at)
 
     _each_page(task, file, start, length, argument + 24, act, wake=not mode & _DONT_WAKE)
 
@@ -317,8 +355,9 @@ def _write_protect(task: Task, file: UserFaultFile, argument: int) -> None:
     areas = space.areas.overlapping(position, end)
     if not areas or any(not area.flags & USER_WP or area.watcher is not file for area in areas):
         raise Refused(errno.ENOENT, "nobody watches it for writes")
-    step = _PROTECTED * space.page_size
     for area in areas:
+        step = max(_PROTECTED * space.page_size, area.huge_size)
+        userfault.require_uncut(area, start, end)
         high = min(area.end, end)
         for low in range(max(area.start, position), high, step):
             task.checkpoint(low)

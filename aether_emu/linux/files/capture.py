@@ -41,6 +41,7 @@ from aether_emu.linux.files.streams import Stream, StreamFile
 from aether_emu.linux.files.synthetic import Text, TextFile
 from aether_emu.linux.files.tmp_capture import CaptureError, node_of
 from aether_emu.linux.files.tmp_nodes import TmpNode
+from aether_emu.linux.files.user_faults import UserFaultFile
 from aether_emu.linux.ipc.queue_file import QueueFile
 from aether_emu.linux.net import capture as net_capture
 from aether_emu.linux.net.socket import Socket
@@ -50,7 +51,14 @@ from aether_emu.records import dataclass
 from aether_emu.waiting import WaitQueue
 
 _WAYS = (0, POLLIN, POLLOUT)
-_NOTICES = (TimerFile.kind, ProcessFile.kind, SignalFile.kind, QueueFile.kind, HugeFile.kind)
+_NOTICES = (
+    TimerFile.kind,
+    ProcessFile.kind,
+    SignalFile.kind,
+    QueueFile.kind,
+    HugeFile.kind,
+    UserFaultFile.kind,
+)
 State = dict[str, Any]
 """Plain data: numbers, bytes, texts, lists and dictionaries of them."""
 
@@ -136,8 +144,10 @@ def _names_of(queues: Sequence[WaitQueue], files: Sequence[OpenFile]) -> list[li
 
 
 def _queues(file: OpenFile, way: int) -> Sequence[WaitQueue]:
-    """Its queues for some events, or (0) that of those who wait in open(2)."""
+    """Its queues for some events, or (0) those of who waits in open(2), or for the answer to a fault."""
     if not way:
+        if isinstance(file, UserFaultFile):
+            return file.asking()
         return (file.pipe.opened,) if isinstance(file, FifoEnd) else ()
     if isinstance(file, Socket) and way == POLLIN:
         return file.queues_in_call(way)

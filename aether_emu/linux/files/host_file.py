@@ -85,6 +85,11 @@ class HostData(Seekable):
         except OSError as error:
             raise host.refused(error, "read") from None
 
+    def write(self, data: bytes) -> int:
+        """See `OpenFile.write`. Nobody writes to a swap file, not even no bytes."""
+        self.namespace.require_no_swap(self.key)
+        return super().write(data)
+
     def pwrite(self, data: bytes, offset: int) -> int:
         """See `OpenFile.pwrite`. With O_APPEND Linux ignores the offset (pwrite(2), BUGS)."""
         self.namespace.require_no_swap(self.key)

@@ -15,6 +15,7 @@ from aether_emu.linux.files.region import Region
 from aether_emu.linux.files.special import Special
 from aether_emu.linux.files.stat import Stat, StatFs
 from aether_emu.linux.files.tmp_nodes import TmpNode
+from aether_emu.mm.space import AddressSpace
 from aether_emu.records import dataclass
 
 
@@ -30,13 +31,15 @@ class Directory:
 class Text:
     """A file whose contents are made when it is read from its beginning. `size` is what shows as its size.
 
-    `accept` gets what one write(2) brings, as that of a `Control`; without it nobody writes.
+    `accept` gets what one write(2) brings, as that of a `Control`; without it nobody writes. `areas` tells
+    whose areas an ioctl of the file asks about; Refused(ESRCH) if they are gone.
     """
 
     provide: Callable[[], bytes]
     mode: int = modes.S_IFREG | 0o444
     accept: Callable[[bytes], int] | None = None
     size: int = 0
+    areas: Callable[[], AddressSpace] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,11 @@ class TextFile(Seekable):
         """See `OpenFile.pwrite`: the whole of what is written counts, wherever that is."""
         assert self._node.accept is not None, "it is open for writing"
         return self._node.accept(data)
+
+    @property
+    def areas(self) -> Callable[[], AddressSpace] | None:
+        """See `Text.areas`."""
+        return self._node.areas
 
     def truncate(self, size: int) -> None:
         """See `OpenFile.truncate`: there is nothing to cut off, and Linux says nothing about that."""

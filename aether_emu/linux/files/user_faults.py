@@ -13,7 +13,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -29,8 +29,8 @@ from aether_emu.waiting import Waiter, WaitQueue
 
 API = 0xAA
 PAGEFAULT_FLAG_WP, EVENT_FORK, EVENT_REMAP, EVENT_REMOVE = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-MISSING_SHMEM, EVENT_UNMAP, SIGBUS, THREAD_ID = 1 << 5, 1 << 6, 1 << 7, 1 << 8
-MINOR_SHMEM, EXACT_ADDRESS, WP_UNPOPULATED = 1 << 10, 1 << 11, 1 << 13
+MISSING_HUGE, MISSING_SHMEM, EVENT_UNMAP, SIGBUS, THREAD_ID = 1 << 4, 1 << 5, 1 << 6, 1 << 7, 1 << 8
+MINOR_HUGE, MINOR_SHMEM, EXACT_ADDRESS, WP_SHARED, WP_UNPOPULATED = 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13
 POISON, WP_ASYNC, MOVE = 1 << 14, 1 << 15, 1 << 16
 FEATURES = (
     PAGEFAULT_FLAG_WP
@@ -38,11 +38,14 @@ FEATURES = (
     | EVENT_REMAP
     | EVENT_REMOVE
     | EVENT_UNMAP
+    | MISSING_HUGE
     | MISSING_SHMEM
     | SIGBUS
     | THREAD_ID
+    | MINOR_HUGE
     | MINOR_SHMEM
     | EXACT_ADDRESS
+    | WP_SHARED
     | WP_UNPOPULATED
     | POISON
     | WP_ASYNC
@@ -147,7 +150,6 @@ class UserFaultFile(OpenFile):
     """One userfaultfd, of the address space `space`. `task` tells the number of the thread that faults."""
 
     kind = "userfaultfd"
-    capturable = False
 
     def __init__(
         self,
@@ -189,24 +191,34 @@ class UserFaultFile(OpenFile):
         """Whether it goes with memory that mremap moves."""
         return self.wants(EVENT_REMAP)
 
-    def ask(self, address: int, why: int, *, write: bool) -> Outcome:
+    def ask(self, address: int, why: int, *, write: bool, size: int) -> Outcome:
         """What becomes of a fault."""
         assert self.features is not None, "nothing is watched before"
         if self.features & SIGBUS:
             return BusError(address)
         if not self.features & EXACT_ADDRESS:
-            address &= -self.space.page_size
+            address &= -size
         flags = (
             (_WRITE if write else 0) | (_WP if why == USER_WP else 0) | (_MINOR if why == USER_MINOR else 0)
         )
-        queue = _Asking()
-        queue.for_programs = self._programs_only
-        asked = _Asked(self._task(), address, flags, queue)
-        self._asked = [each for each in self._asked if each.task != asked.task]  # it waits for one at a time
-        self._asked.append(asked)
-        queue.left = lambda: self._forget(asked)
+        task = self._task()
+        self._asked = [each for each in self._asked if each.task != task]  # it waits for one at a time
+        queue = self._note(task, address, flags)
         self._told.wake()
         return Blocked(queue)
+
+    def _note(self, task: int, address: int, flags: int, *, is_read: bool = False) -> _Asking:
+        """A fault is to be answered. Where its task waits for that."""
+        queue = _Asking()
+        queue.for_programs = self._programs_only
+        asked = _Asked(task, address, flags, queue, is_read)
+        self._asked.append(asked)
+        queue.left = lambda: self._forget(asked)
+        return queue
+
+    def asking(self) -> tuple[WaitQueue, ...]:
+        """Where those wait whose faults are not answered, in the order in which they came."""
+        return tuple(each.queue for each in self._asked)
 
     def _forget(self, asked: _Asked) -> None:
         if asked in self._asked:
@@ -275,6 +287,37 @@ class UserFaultFile(OpenFile):
             self._events.remove(event)
         if event.child is not None and not event.child.is_held:
             event.child.release()
+
+    # ---- state
+
+    @property
+    def capturable(self) -> bool:  # type: ignore[override]  # not only of a kind: see below
+        """Whether it can be captured: not while somebody waits for an event to be read."""
+        return not self._events
+
+    @property
+    def name_of_one(self) -> str:
+        """See `OpenFile.name_of_one`."""
+        return f"a {self.kind}, of which an event was not read," if self._events else f"a {self.kind}"
+
+    def capture(self) -> dict[str, Any]:
+        """See `OpenFile.capture`. With the starts of the areas that it watches."""
+        areas = self.space.areas if self.space.users else ()
+        return {
+            "space": self.space.number,
+            "watched": [area.start for area in areas if area.watcher is self],
+            "features": self.features,
+            "programs_only": self._programs_only,
+            "cloexec": self.cloexec,
+            "stat": list(astuple(self._stat)),
+            "asked": [(each.task, each.address, each.flags, each.is_read) for each in self._asked],
+        }
+
+    def go_on(self, described: dict[str, Any]) -> None:
+        """Be the captured one. Who waits for answers is still to stand where they wait (`asking`)."""
+        self.features = described["features"]
+        for task, address, flags, is_read in described["asked"]:
+            self._note(task, address, flags, is_read=is_read)
 
     # ---- as a file
 

@@ -114,6 +114,7 @@ def read_pagemap(process: Process, position: int, count: int) -> bytes:
     entries[guards.guarded(space, first << shift, last << shift) - first] = PM_SWAP | PM_GUARD_REGION
     marked = markers.Marked(space.table, first << shift, last << shift)
     entries[np.concatenate([marked.absent, marked.failed]) - first] = PM_SWAP
+    entries[marked.pooled - first] = 0  # as Linux tells it
     entries[np.concatenate([marked.told, marked.absent]) - first] |= np.uint64(PM_UFFD_WP)
     entries[soft_dirty.written(space, first, last, seen, out)] |= np.uint64(PM_SOFT_DIRTY)
     return entries.astype("<u8").tobytes()

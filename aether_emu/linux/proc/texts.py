@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat as modes
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from aether_emu.errors import Refused
 from aether_emu.linux.calls import vsyscall
@@ -149,7 +150,7 @@ class TaskTexts:
                 raise Refused(errno.ESRCH, f"process {self._tid} is gone")
             return text.provide()
 
-        return Text(provide, text.mode, text.accept)
+        return replace(text, provide=provide)
 
     def _of_memory(self) -> Mapping[str, Provided]:
         process, space = self._process, self._process.mm
@@ -160,8 +161,13 @@ class TaskTexts:
         def is_left() -> bool:
             return self._has_left or process.mm is not space
 
+        def areas() -> AddressSpace:
+            if is_left():
+                raise Refused(errno.ESRCH, "its memory is gone")
+            return space
+
         return {
-            "maps": of_space(maps_text),
+            "maps": Text(of_space(maps_text), areas=areas),
             "smaps": of_space(_smaps_text),
             "numa_maps": of_space(_numa_text),
             "smaps_rollup": of_space(_rollup_text),

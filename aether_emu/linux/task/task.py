@@ -448,7 +448,8 @@ class Task:
 
     def capture(self) -> dict[str, Any]:
         """Everything about it. A wait is captured as the call that is to be made again."""
-        waits = self.wait is not None and self.call is not None
+        in_page = isinstance(self.wait, PageWait) and not self.wait.woken  # of an access that is made again
+        waits = self.wait is not None and (self.call is not None or in_page)
         return {
             "tid": self.tid,
             "name": self.name,
@@ -489,6 +490,8 @@ class Task:
             "number": self.wait_number,
             "at_host": any(isinstance(queue, HostQueue) for queue in wait.queues),
             "kept": self._kept_wait(wait),
+            "page": isinstance(wait, PageWait) and not wait.woken,
+            "answer": wait.answer,
         }
 
     def _kept_wait(self, wait: Wait) -> dict[str, Any] | None:
@@ -512,7 +515,8 @@ class Task:
         """Take over what `capture` gave. A call in progress goes on to wait in `queues`.
 
         Without any it stands in none until its call is made again, unless it waits at a futex, by System V or
-        at a message queue; who waits for the host makes it in his turn.
+        at a message queue; who waits for the host makes it in his turn. So does who waits for a page in the
+        program, and makes his access again.
         """
         self.body.restore(state["body"])
         self.name, self.registers = state["name"], dict(state["registers"])
@@ -528,7 +532,7 @@ class Task:
         self.set_scheduling(state["scheduling"])
         self.sequences = state["sequences"]
         self.waits, self.turn, self.cut = state["waits"], state["turn"], state["cut"]
-        if state["wait"] is not None:
+        if state["wait"] is not None and (state["call"] is not None or queues):
             described = state["wait"]
             wait = self._restored_wait(described, queues)
             self.start_waiting(wait, state["call"])
@@ -548,7 +552,12 @@ class Task:
     def _restored_wait(self, state: dict[str, Any], queues: Sequence[WaitQueue]) -> Wait:
         kernel, kept = self.process.kernel, state["kept"]
         if kept is None:
-            return Wait(queues, **{name: state[name] for name in _OF_WAIT})
+            wait = Wait(queues, **{name: state[name] for name in _OF_WAIT})
+            if state["page"] and queues:
+                return PageWait(queues[0], wait)
+            if state["answer"] is not None:
+                wait.answer = state["answer"]
+            return wait
         if kept["kind"] == "futex":
             return FutexWait.restored(kernel.futexes, kept)
         if kept["kind"].endswith("by priority"):

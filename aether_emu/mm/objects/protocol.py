@@ -70,6 +70,10 @@ class Window(Protocol):
     backing: Backing | None
 
     @property
+    def huge_size(self) -> int:
+        """Bytes of its pages, if they are huge ones of a pool; else 0."""
+
+    @property
     def keeps_markers(self) -> bool:
         """Whether what its entries say of absent pages (`mm.markers`) outlives the pages."""
 

@@ -256,6 +256,7 @@ CALLS: dict[str, Declaration] = {
     "brk": _call(POINTER, result=hexadecimal_result),
     "userfaultfd": _call(bits_of(names.USERFAULTFD)),
     "mseal": _call(POINTER, SIZE, HEX_INT),
+    "process_mrelease": _call(FD, HEX_INT),
     "process_madvise": _call(FD, places(2), SIZE, one_of(names.ADVICE), HEX_INT),
     "pkey_mprotect": _call(POINTER, SIZE, PROTECTION, INT),
     "pkey_alloc": _call(HEX_INT, bits_of(names.KEY_RIGHTS)),

@@ -34,7 +34,8 @@ FAMILIES: dict[str, frozenset[str]] = {
     ),
     "memory": _words(
         """brk madvise mincore mlock mlock2 mlockall mmap mprotect mremap mseal msync munlock munlockall
-        munmap process_madvise pkey_mprotect remap_file_pages mbind get_mempolicy set_mempolicy move_pages
+        munmap process_madvise process_mrelease pkey_mprotect remap_file_pages
+        mbind get_mempolicy set_mempolicy move_pages
         shmat shmdt"""
     ),
     "process": _words(

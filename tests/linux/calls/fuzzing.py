@@ -164,7 +164,7 @@ getxattr ppbs;fgetxattr fpbs;set_robust_list b8;set_tid_address b;getcpu bb;unam
 socket FTn;socketpair FTnb;bind fpN;listen fn;connect fpN;accept fbt;accept4 fbtg;shutdown fk
 getsockname fbt;getpeername fbt;sendto fbsGpN;recvfrom fbsGbt;sendmsg ftG;recvmsg ftG;sendmmsg ftnG
 recvmmsg ftnGt;getsockopt flObt;setsockopt flOtN;tee ffsk;vmsplice ftnk
-remap_file_pages mskog;process_madvise ftnkk
+remap_file_pages mskog;process_madvise ftnkk;process_mrelease fk
 """  # fmt: skip
 _BY_NAME = dict(entry.split() for line in _SIGNATURES.split("\n") for entry in line.split(";") if entry)
 _ENDS = ("exit", "exit_group", "rt_sigreturn", "pause", "rt_sigsuspend")

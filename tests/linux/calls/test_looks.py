@@ -17,11 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from aether_emu.linux.abi.signal import SIGUSR1, SignalInfo
-from aether_emu.linux.calls import user_faults
+from aether_emu.linux.abi.signal import SIGKILL, SIGUSR1, SignalInfo
+from aether_emu.linux.calls import remote, user_faults
 from aether_emu.linux.files import listing
 from aether_emu.linux.proc import texts
 from aether_emu.linux.proc.texts import ProcessTexts
+from aether_emu.linux.task.ended import Ended
+from aether_emu.linux.task.process import Process
 from aether_emu.mm import cuts
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.remap import MREMAP_FIXED, MREMAP_MAYMOVE
@@ -171,6 +173,17 @@ def _moving(served: Served, target: int = OTHER) -> tuple[int, ...]:
     return WHERE, length, length, MREMAP_MAYMOVE | MREMAP_FIXED, target
 
 
+def _reaping(served: Served) -> tuple[int, ...]:
+    """process_mrelease of a process that was killed and has not ended yet."""
+    filled(served)
+    own = served.process
+    killed = Process(own.kernel, own.mm.fork(), own.program, pid=own.pid + 1, registry=own.registry)
+    killed.ended = Ended(signal=SIGKILL)
+    fd = served("pidfd_open", killed.pid, 0)
+    assert isinstance(fd, int) and fd >= 0
+    return fd, 0
+
+
 CASES = (
     Long("mmap", 8, lambda s: (WHERE, 32 * MIB, READ, POPULATED, -1, 0)),
     Long("madvise", 4, lambda s: (area(s, 16 * MIB, READ), 16 * MIB, MADV_POPULATE_READ)),
@@ -184,6 +197,7 @@ CASES = (
     Long("ioctl", 4, _protecting),
     Long("ioctl", 4, _moving_pages),
     Long("remap_file_pages", 4, _showing_others),
+    Long("process_mrelease", 4, _reaping),
     Long("munmap", 4, _unmapping_areas),
     Long("msync", 4, _dirty_file),
     Long("mremap", 12, _moving),
@@ -205,6 +219,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuts, "ENTRIES", 512)
     monkeypatch.setattr(cuts, "AREAS", 2)
     monkeypatch.setattr(user_faults, "_PROTECTED", 512)
+    monkeypatch.setattr(remote, "_REAPED", 512)
     monkeypatch.setattr(texts, "_AREAS_PER_LOOK", 1)
 
 
@@ -225,11 +240,15 @@ def machine(isa: str) -> Iterator[Served]:
 
 
 def left(served: Served) -> tuple[object, ...]:
-    """What the call left: areas, pages, memory, positions of files."""
+    """What the call left: areas, pages, memory, positions of files. Other processes let go of theirs."""
     mm = served.process.mm
     areas = [(a.start, a.end, int(a.protection)) for a in mm.areas]
     positions = [file.position for file in served.process.files.open_files().values()]
-    return areas, mm.resident(), positions, bytes(served.memory.content)
+    others = [each for each in served.process.registry.processes.values() if each is not served.process]
+    resident = [each.mm.resident() for each in (served.process, *others)]
+    for each in others:
+        each.mm.let_go()
+    return areas, resident, positions, bytes(served.memory.content)
 
 
 def carried_out(long: Long, isa: str, monkeypatch: pytest.MonkeyPatch, every: int) -> tuple[object, int]:
@@ -320,3 +339,17 @@ def test_what_is_sealed_behind_the_first_part_keeps_that_too(isa: str) -> None:
         assert served("mseal", last, PAGE, 0) == 0
         assert served("munmap", start, length) == -errno.EPERM
         assert served.process.mm.areas.find(start) is not None
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_memory_of_who_was_killed_goes_at_once(isa: str) -> None:
+    with machine(isa) as served:
+        arguments = _reaping(served)
+        killed = served.process.registry.processes[served.process.pid + 1]
+        assert isinstance(killed, Process)
+        before = killed.mm.resident()
+        assert served("process_mrelease", *arguments) == 0
+        after = killed.mm.resident()
+        killed.mm.let_go()
+        assert sum(before.values()) > 2000
+        assert not any(after.values())

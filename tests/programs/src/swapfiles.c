@@ -123,6 +123,7 @@ int main(int count, char **arguments)
     int fd = open(path[0], O_RDWR);
     printf("open: %s\n", named(fd < 0));
     printf("write: %s\n", named(pwrite(fd, "x", 1, 0) != 1));
+    printf("write nothing: %s, %s\n", named(write(fd, "x", 0)), named(pwrite(fd, "x", 0, 0)));
     printf("ftruncate: %s\n", named(ftruncate(fd, 0)));
     printf("ftruncate to another end: %s\n", named(ftruncate(fd, 257 * page)));
     printf("ftruncate beyond it: %s\n", named(ftruncate(fd, 258 * page)));
