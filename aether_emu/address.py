@@ -89,6 +89,13 @@ class VirtAddr(_Address):
         """The address with the low `bits` bits of `value`, sign-extended; the others are ignored."""
         return cls(_sign_extended(_plain(value, cls), bits), bits)
 
+    @classmethod
+    def of_word(cls, word: int) -> Self:
+        """`VirtAddr(word, 64)` of a plain number of 64 bits, which nobody looks at: for each page of many."""
+        address = int.__new__(cls, word)
+        address.bits = 64
+        return address
+
     def _moved(self, distance: int) -> Self:
         return type(self)(int(self) + distance, self.bits)
 

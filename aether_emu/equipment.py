@@ -154,7 +154,7 @@ def begin_scans(kernel: Kernel, computer: Computer[Any], spaces: Callable[[], li
     config, physical = kernel.config, kernel.physical
     kernel.khugepaged = _khugepaged(physical, config, huge_order(computer.format), spaces)
     _keep_room(kernel, computer)
-    scan = MergeScan(physical, config.ksm_pages, zero_pages=config.ksm_zero_pages)
+    scan = physical.merge_scan = MergeScan(physical, config.ksm_pages, zero_pages=config.ksm_zero_pages)
     kernel.ksm = Ksm(scan, config.ksm_sleep, spaces, runs=config.ksm)
 
 

@@ -148,9 +148,9 @@ def _strangers_of(space: Audited, areas: Sequence[Area], used: Used) -> tuple[li
     good = (kind == _ANON) & (owner == family) & (index == page + moved)
     merged = space.physical.merged
     if merged is not None:
-        for number in np.flatnonzero((kind == _ANON) & (owner == merged.number)).tolist():
-            shown_page = int(family[number]), int(page[number] + moved[number])
-            good[number] = merged.shows(int(numbers[number]), shown_page)
+        some = np.flatnonzero((kind == _ANON) & (owner == merged.number))
+        sought = zip(family[some].tolist(), (page + moved)[some].tolist(), strict=True)
+        good[some] = merged.shows(numbers[some], list(sought))
     backing = each([_NOBODY if area.backing is None else area.backing.number for area in areas])
     first = each([area.offset - (area.start >> fmt.page_shift) for area in areas])
     in_object = (kind == _FILE) | (kind == _SHARED) | (kind == _DEVICE)
@@ -199,7 +199,7 @@ def _few_strangers(space: Audited, area: Area, stretch: Stretch, used: Iterable[
                 own = area.owner, page + number + area.moved
                 good = (owner[frame], index[frame]) == own
                 if not good and merged is not None:
-                    good = merged.shows(frame, own)
+                    good = own in merged.pages_of(frame)
             elif backing is None:
                 good = what == _ZERO
             elif what in (_FILE, _SHARED, _DEVICE):

@@ -156,7 +156,7 @@ def migrate(
     physical.code.retire(old.tolist())
     physical.code.executable_each(code, mutable=True)
     if physical.merged is not None:
-        physical.merged.moved(new.tolist())
+        physical.merged.moved(old.tolist(), new.tolist())
     moved = zip(shown, old.tolist(), new.tolist(), strict=True)
     for found, before, after in moved:
         change = frames.address(before) ^ frames.address(after)

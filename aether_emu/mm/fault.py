@@ -18,6 +18,7 @@ flush; one that gets another frame is flushed through a gather.
 from __future__ import annotations
 
 import contextlib
+from array import array
 from collections.abc import Callable
 from typing import Protocol
 
@@ -102,14 +103,14 @@ RESOLVED = Resolved()
 # engine's starts with 256 entries: fewer pages than twice that are not worth a flush.
 _FIRST_REPORT = 512
 _WRITE, _MALFORMED = int(Access.WRITE), int(Access.MALFORMED)
-_ANON, _DIRTY = int(Kind.ANON), int(Flags.DIRTY)
+_ANON, _DIRTY, _EXECUTE = int(Kind.ANON), int(Flags.DIRTY), int(Protection.EXECUTE)
 
 
 class Current(Protocol):
     """What a CPU runs in: the address space whose faults it brings, and its own ready frames."""
 
     space: AddressSpace
-    ready: list[int]
+    ready: array[int]
 
 
 def make_fault(current: Current, physical: Physical, fmt: PageTableFormat) -> Callable[[int, int], Outcome]:
@@ -516,7 +517,7 @@ class Faults:
 
     def _mark_code(self, area: Area, frame: int, *, mutable: bool = True, shared: bool = False) -> None:
         """A RAM frame that will be executable: its translations must follow its bytes."""
-        if area.protection & Protection.EXECUTE:
+        if int(area.protection) & _EXECUTE:
             self._physical.code.executable(frame, mutable=mutable, shared=shared)
 
     def _map_around(self, space: AddressSpace, area: Area, page: int, access: int) -> None:
@@ -551,7 +552,7 @@ class Faults:
             entries[:] = fresh
         physical.frames.refs_array[mapped] += 1
         physical.frames.maps_array[mapped] += 1
-        if area.protection & Protection.EXECUTE:
+        if int(area.protection) & _EXECUTE:
             physical.code.executable(frame, count, mutable=backing.writable, shared=backing.writable)
         self._n[Event.FAULT_FILE if read == self._n[Event.FILE_READ] else Event.FAULT_FILE_READ] += 1
         self._n[Event.FILE_AROUND] += count - present - 1

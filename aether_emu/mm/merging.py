@@ -14,12 +14,10 @@ A large leaf, or a contiguous run, is looked at page by page, and cut as soon as
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from aether_emu.arch.paging import PageTableFormat
 from aether_emu.errors import OutOfFrames, Refused
@@ -27,25 +25,23 @@ from aether_emu.mm.allocation import Area, AreaFlags
 from aether_emu.mm.counters import Event
 from aether_emu.mm.frames.table import Kind
 from aether_emu.mm.hugepage import split_at
-from aether_emu.mm.objects.merged import MergedMemory, Node
+from aether_emu.mm.objects.merged import MergedMemory, Page
 from aether_emu.mm.physical import Physical
 from aether_emu.mm.protection import Protection
 from aether_emu.mm.rmap import Mapping, mappings
+from aether_emu.mm.scanned import Scanned
 from aether_emu.mm.space import AddressSpace
 from aether_emu.mm.tables.count import has_frame
 from aether_emu.mm.tables.damage import TableDamaged
 from aether_emu.mm.tables.tree import Found
-from aether_emu.records import dataclass
 
 MOST_SHARING = 256
 """Pages that show one merged frame, unless root says otherwise (Linux: max_page_sharing)."""
 
-_MERGED = -1  # no checksum
 _ANON, _MERGEABLE = int(Kind.ANON), int(AreaFlags.MERGEABLE)
 
 
-@dataclass(frozen=True, slots=True)
-class _Page:
+class _Page(NamedTuple):
     """A page that may be merged: where it is, the entry that shows it, and its frame."""
 
     space: AddressSpace
@@ -64,9 +60,17 @@ def mergeable(area: Area) -> bool:
 
 def unmerge(space: AddressSpace, start: int, end: int) -> None:
     """Give each page of a range that is merged a frame of its own. Raises OutOfFrames in the midst of it."""
-    physical, fmt = space.physical, space.table.format
-    if physical.merged is None:
+    merged = space.physical.merged
+    if merged is None:
         return
+    try:
+        _unmerge_all(space, start, end)
+    finally:
+        merged.living()  # the others are forgotten at once: nobody may scan any more
+
+
+def _unmerge_all(space: AddressSpace, start: int, end: int) -> None:
+    physical, fmt = space.physical, space.table.format
     for each in space.table.cursor(start, end):
         found = each
         frame = _merged_frame(physical, fmt, found)
@@ -151,6 +155,11 @@ def _show(space: AddressSpace, area: Area, found: Found, frame: int, old: int) -
 # ---- doing it
 
 
+def _alike(physical: Physical, one: int, other: int) -> bool:
+    """Whether two frames have the same bytes. As bytes: Python compares those of views one by one."""
+    return bytes(physical.page_bytes(one)) == bytes(physical.page_bytes(other))
+
+
 def _stands_still(physical: Physical, frame: int) -> bool:
     """See to it that nobody can write to a frame. False where somebody else may: it is left alone then."""
     frames = physical.frames
@@ -204,10 +213,7 @@ class MergeScan:
         self.physical, self.pages, self.zero_pages = physical, pages, zero_pages
         self.position, self.most = (0, 0), MOST_SHARING
         self.passes = self.unshared = self.volatile = 0
-        self._before: dict[tuple[int, int], int] = {}  # checksums, by space and address, of the last pass
-        self._now: dict[tuple[int, int], int] = {}  # and of this one
-        self._alone: dict[int, tuple[int, int]] = {}  # pages of this pass that wait for an equal one
-        self._zeros: dict[tuple[int, int], None] = {}  # pages that came to show the zero page
+        self._scanned, self._shift = Scanned(), physical.frames.page_shift
         self._changed = 0
         self._spaces: dict[int, AddressSpace] = {}
 
@@ -217,8 +223,10 @@ class MergeScan:
         left, done = self.pages, 0
         for space, area, found in self._from_here():
             self.position = (space.number, found.start + space.page_size)
-            with suppress(TableDamaged):  # whoever needs the page finds that
+            try:
                 done += self._look_at(space, area, found)
+            except TableDamaged:
+                done += 0  # whoever needs the page finds that
             left -= 1
             if not left:
                 return done
@@ -227,23 +235,21 @@ class MergeScan:
 
     def looked_at(self, space: AddressSpace) -> int:
         """How many pages of a space it keeps in mind."""
-        known = self._before.keys() | self._now.keys()
-        return sum(number == space.number for number, _address in known)
+        return self._scanned.known(space.number)
 
     def zeros_of(self, space: AddressSpace) -> int:
         """How many pages of a space it let show the zero page, and still do."""
         zero = self.physical.frames.address(self.physical.zero_frame)
-        mine = [address for number, address in self._zeros if number == space.number]
-        found = [space.table.find(address) for address in mine]
+        found = [space.table.find(page << self._shift) for page in self._scanned.zeros_of(space.number)]
         fmt = space.table.format
         return sum(each is not None and each.entry & fmt.address_mask == zero for each in found)
 
     def _end_pass(self) -> None:
         self.position = (0, 0)
         self.passes += 1
-        self.unshared, self.volatile = len(self._alone), self._changed
-        self._before, self._now, self._alone, self._changed = self._now, {}, {}, 0
-        self._zeros = {key: None for key in self._zeros if key[0] in self._spaces and key not in self._before}
+        self.unshared, self.volatile = self._scanned.alone, self._changed
+        self._scanned.end_pass(self._spaces)
+        self._changed = 0
         if self.physical.merged is not None:
             _tidy(self.physical, self.physical.merged)
 
@@ -260,17 +266,17 @@ class MergeScan:
                 if mergeable(area):
                     try:
                         for found in space.table.cursor(start, area.end):
-                            yield from self._pages_of(space, area, found, start)
+                            if found.level == 1:
+                                yield space, area, found
+                            else:
+                                yield from self._pages_of(space, area, found, start)
                     except TableDamaged:
                         continue
 
     def _pages_of(
         self, space: AddressSpace, area: Area, found: Found, start: int
     ) -> Iterator[tuple[AddressSpace, Area, Found]]:
-        """An entry, or what stands at each page of a large leaf, which may be cut meanwhile."""
-        if found.level == 1:
-            yield space, area, found
-            return
+        """What stands at each page of a large leaf, which may be cut meanwhile."""
         end = found.start + space.table.format.levels[found.level - 1].size
         if self._page(space, area, found) is None:  # the huge page of zeros, or held
             return
@@ -291,89 +297,103 @@ class MergeScan:
         return _Page(space, area, found, frame) if frames.refs[frame] == frames.maps[frame] else None
 
     def _look_at(self, space: AddressSpace, area: Area, found: Found) -> bool:
-        page = self._page(space, area, found)
-        physical, key = self.physical, (space.number, found.start)
+        page, physical, scanned = self._page(space, area, found), self.physical, self._scanned
         if page is None:
             if _merged_frame(physical, space.table.format, found) is not None:
-                self._now[key] = _MERGED
+                scanned.note_merged(space.number, found.start >> self._shift)
             return False
         physical.counters.n[Event.MERGE_SCANNED] += 1
         checksum = zlib.crc32(physical.page_bytes(page.frame))
-        self._now[key] = checksum
-        if self.zero_pages and area.backing is None and not any(physical.page_bytes(page.frame)):
-            return self._join_zeros(page)
-        node = self._equal_node(page.frame, checksum)
-        if node is not None:
-            return self._join(page, node)
-        if self._before.get(key) != checksum:
+        if self.zero_pages and area.backing is None and _alike(physical, page.frame, physical.zero_frame):
+            return self._look_at_zeros(page, checksum)
+        same = scanned.note(space.number, found.start >> self._shift, checksum)
+        equal = None if physical.merged is None else self._equal_frame(physical.merged, page.frame, checksum)
+        if equal is not None:
+            return self._join(page, equal)
+        if not same:
             self._changed += 1
             return False
         other = self._waiting(checksum)
         if other is None:
-            self._alone[checksum] = key
+            scanned.let_wait(found.start >> self._shift, checksum)
             return False
         if other.frame == page.frame or not self._pair(page, other, checksum):
             return False
-        del self._alone[checksum]
+        scanned.found(checksum)
         return True
 
-    def _equal_node(self, frame: int, checksum: int) -> Node | None:
+    def _equal_frame(self, merged: MergedMemory, frame: int, checksum: int) -> int | None:
         physical = self.physical
-        for node in () if physical.merged is None else physical.merged.alike(checksum):
-            room = physical.frames.maps[node.frame] < self.most
-            if room and physical.page_bytes(node.frame) == physical.page_bytes(frame):
-                return node
+        for other in merged.alike(checksum, self.most):
+            if _alike(physical, other, frame):
+                return other
         return None
 
     def _waiting(self, checksum: int) -> _Page | None:
         """The page of this pass with this checksum, if it is still there."""
-        number, address = self._alone.get(checksum, (0, 0))
-        space = self._spaces.get(number)
+        place = self._scanned.waits_for(checksum)
+        if place is None:
+            return None
+        space, address = self._spaces.get(place[0]), place[1] << self._shift
         area = None if space is None else space.areas.find(address)
         if space is None or area is None or not mergeable(area):
             return None
         found = space.table.find(address)
-        return None if found is None else self._page(space, area, dataclasses.replace(found, start=address))
+        if found is None:
+            return None
+        return self._page(space, area, Found(address, found.level, found.slot, found.entry))
 
     def _pair(self, page: _Page, other: _Page, checksum: int) -> bool:
         """Two pages that may be equal: the frame of the one becomes a merged one, if they are."""
         physical = self.physical
         if not _stands_still(physical, page.frame) or not _stands_still(physical, other.frame):
             return False
-        if physical.page_bytes(page.frame) != physical.page_bytes(other.frame):
+        if not _alike(physical, page.frame, other.frame):
             return False
-        node = physical.with_merged().adopt(page.frame, checksum)
+        physical.with_merged().adopt(page.frame, checksum)
         physical.counters.n[Event.MERGED_PAGES] += 1
-        return self._join(other, node)
+        return self._join(other, page.frame)
 
-    def _join(self, page: _Page, node: Node) -> bool:
+    def _join(self, page: _Page, merged: int) -> bool:
         """A page that is equal to a merged frame shows that from now on."""
         physical, frames, old = self.physical, self.physical.frames, page.frame
         if not _stands_still(physical, old):
             return False
-        if physical.page_bytes(old) != physical.page_bytes(node.frame):
+        if not _alike(physical, old, merged):
             return False
         found = page.space.table.find(page.found.start)
         assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
-        node.pages[frames.owner[old], frames.index[old]] = None
-        frames.refs[node.frame] += 1
-        frames.maps[node.frame] += 1
-        _show(page.space, page.area, found, node.frame, old)
+        physical.with_merged().join(merged, (frames.owner[old], frames.index[old]))
+        frames.refs[merged] += 1
+        frames.maps[merged] += 1
+        _show(page.space, page.area, found, merged, old)
         physical.counters.n[Event.MERGED_PAGES] += 1
         return True
+
+    def _look_at_zeros(self, page: _Page, checksum: int) -> bool:
+        joined = False
+        try:
+            joined = self._join_zeros(page)
+        finally:
+            if not joined:
+                self._scanned.note(page.space.number, page.found.start >> self._shift, checksum)
+        return joined
 
     def _join_zeros(self, page: _Page) -> bool:
         """A page of zeros shows the zero page from now on."""
         physical = self.physical
-        if not _stands_still(physical, page.frame) or any(physical.page_bytes(page.frame)):
+        if not _stands_still(physical, page.frame) or not _alike(physical, page.frame, physical.zero_frame):
             return False
         found = page.space.table.find(page.found.start)
         assert found is not None and found.level == 1, "the page stands still, by an entry of its own"
         _show(page.space, page.area, found, physical.zero_frame, page.frame)
-        self._zeros[page.space.number, page.found.start] = None
-        self._now.pop((page.space.number, page.found.start), None)
+        self._scanned.note_zero(page.space.number, page.found.start >> self._shift)
         physical.counters.n[Event.MERGED_ZEROS] += 1
         return True
+
+    def kept(self) -> int:
+        """Bytes that it takes for what it remembers."""
+        return sum(column.nbytes for column in self._scanned.kept())
 
     def capture(self) -> dict[str, Any]:
         """Where it is, and what it remembers."""
@@ -383,8 +403,7 @@ class MergeScan:
             "zero_pages": self.zero_pages,
             "position": self.position,
             "figures": (self.passes, self.unshared, self.volatile, self._changed),
-            "checksums": (list(self._before.items()), list(self._now.items()), list(self._alone.items())),
-            "zeros": list(self._zeros),
+            "scanned": self._scanned.capture(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -392,34 +411,33 @@ class MergeScan:
         self.most = state["most"]
         self.pages, self.zero_pages, self.position = state["pages"], state["zero_pages"], state["position"]
         self.passes, self.unshared, self.volatile, self._changed = state["figures"]
-        self._before, self._now, self._alone = (dict(each) for each in state["checksums"])
-        self._zeros = dict.fromkeys(state["zeros"])
+        self._scanned.restore(state["scanned"])
 
 
 def _tidy(physical: Physical, merged: MergedMemory) -> None:
-    """Let nodes forget the pages that show their frames no more."""
-    for node in merged.living():
-        if len(node.pages) > 1:
-            kept = dict[tuple[int, int], None]()
-            with suppress(TableDamaged):
-                for page in node.pages:
-                    if any(mappings(physical, node.frame, page)):
-                        kept[page] = None
-                node.pages = kept
+    """Forget the pages that show their merged frames no more."""
+
+    def still_shows(frame: int, pages: list[Page]) -> list[Page]:
+        try:
+            return [page for page in pages if any(mappings(physical, frame, page))]
+        except TableDamaged:  # whoever needs the page finds that
+            return pages
+
+    merged.tidy(still_shows)
 
 
 def figures(physical: Physical) -> tuple[int, int]:
     """Merged frames, and how many pages show one beyond the first of each: pages_shared, pages_sharing."""
     merged = physical.merged
-    shown = [] if merged is None else [physical.frames.maps[node.frame] for node in merged.living()]
+    shown = [] if merged is None else [physical.frames.maps[frame] for frame in merged.living()]
     return len(shown), sum(shown) - len(shown)
 
 
 def duplicates(physical: Physical) -> tuple[int, int]:
     """Contents of which there is more than one merged frame, and how many frames those are."""
     merged, alike = physical.merged, dict[bytes, int]()
-    for node in () if merged is None else merged.living():
-        content = bytes(physical.page_bytes(node.frame))
+    for frame in () if merged is None else merged.living():
+        content = bytes(physical.page_bytes(frame))
         alike[content] = alike.get(content, 0) + 1
     several = [count for count in alike.values() if count > 1]
     return len(several), sum(several)

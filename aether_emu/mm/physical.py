@@ -155,6 +155,12 @@ class Compacts(Protocol):
     def restore(self, state: tuple[int, int]) -> None: ...
 
 
+class Measured(Protocol):
+    """What keeps something in mind for pages."""
+
+    def kept(self) -> int: ...
+
+
 class Physical:
     """One computer's memory. `zero_frame` backs every untouched page that was only read.
 
@@ -217,6 +223,7 @@ class Physical:
         self.shared_huge: SharedHuge | None = None  # what shared memory gets in large leaves; None: nothing
         self.pools: HugePools | None = None  # huge pages that programs ask for; None: no such thing
         self.merged: MergedMemory | None = None  # what merged frames belong to, once there was one
+        self.merge_scan: Measured | None = None  # what looks for equal pages; None: nobody
         self.zero_frame = buddy.alloc()
         self.prepare(self.zero_frame)
         frames.kind[self.zero_frame] = Kind.ZERO

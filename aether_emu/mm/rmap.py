@@ -40,12 +40,13 @@ def mappings(physical: Physical, frame: int, page: tuple[int, int] | None = None
     With a `page`, the number of an object and an index, only those of areas that show that page of it.
     Nothing for the zero page and for frames that are no object's (tables, the kernel's own).
     """
-    frames = physical.frames
-    named = (frames.owner[frame], frames.index[frame])
-    pages = [page] if page is not None else [named]
-    if page is None and physical.merged is not None and physical.is_merged(frame):
-        node = physical.merged.alive(named[1])
-        pages = [] if node is None else list(node.pages)
+    frames, merged = physical.frames, physical.merged
+    if page is not None:
+        pages = [page]
+    elif merged is not None and physical.is_merged(frame):
+        pages = merged.pages_of(frame)
+    else:
+        pages = [(frames.owner[frame], frames.index[frame])]
     for number, index in pages:
         item = physical.objects.find(number)
         if item is not None:
@@ -60,7 +61,7 @@ def _mappings(physical: Physical, frame: int, item: MemoryObject, index: int) ->
         address = address_in(area, item, index, frames.page_shift)
         found = space.table.find(address)
         if found is not None and _shown(space, found, address) == frames.address(frame):
-            yield Mapping(space, VirtAddr(address, 64), found)
+            yield Mapping(space, VirtAddr.of_word(address), found)
 
 
 def _shown(space: Space, found: Found, address: int) -> int:

@@ -2,8 +2,9 @@
 
 Sizes are of what is there, arrays and Python's own containers with the numbers in them, and not of a layout
 on paper. The frame table's are divided by the frames that it has, RAM's and those of the aperture of files;
-all else by the frames of RAM, which is what it is kept for. What is kept for each slot of the swap area is
-told apart: that is memory which is elsewhere.
+all else by the frames of RAM, which is what it is kept for. What is kept for pages that have no frame of
+their own is told apart: for each slot of the swap area, and for each page beyond the first that shows one
+merged frame.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def of_frames(physical: Physical) -> dict[str, int]:
         "reclaim": 0 if reclaim is None else _of_parts(vars(getattr(reclaim, "order", reclaim)).values()),
         "swap_cache": 0 if swap is None else size_of(swap.kept_for_frames()),
         "shared_memory": sum(size_of(item.kept()) for item in shared),
-        "merged": 0 if merged is None else size_of([_node(node) for node in merged.nodes.values()]),
+        "merged": 0 if merged is None else merged.kept()[0],
+        "merge_scan": 0 if physical.merge_scan is None else physical.merge_scan.kept(),
         "code": size_of(physical.code.capture()),
         "page_cache": 0 if physical.cache is None else physical.cache.kept().nbytes,
     }
@@ -61,20 +63,17 @@ def _of_parts(parts: Iterable[object]) -> int:
     return sum(size_of(part) for part in parts if isinstance(part, np.ndarray | dict | list | set))
 
 
-def _node(node: Any) -> list[Any]:
-    return [node.frame, node.checksum, node.pages]
-
-
 def per_frame(physical: Physical) -> dict[str, Any]:
     """The same as one figure, `bytes_a_frame`, beside its parts and the number of frames."""
     parts, frames = of_frames(physical), physical.frames.count
-    swap, in_ram = physical.swap, physical.ram.size // physical.ram.page_size
+    swap, merged, in_ram = physical.swap, physical.merged, physical.ram.size // physical.ram.page_size
     columns = parts["frame_table"] + parts["page_cache"]  # of frames of the aperture, too
     return {
         "bytes_a_frame": round(columns / frames + (sum(parts.values()) - columns) / in_ram, 2),
         "frames": frames,
         "frames_of_ram": in_ram,
         **{f"{name}_bytes": size for name, size in parts.items()},
+        "merged_page_bytes": 0 if merged is None else merged.kept()[1],
         "swap_slot_bytes": 0 if swap is None else size_of(swap.kept_for_slots()),
     }
 

@@ -121,6 +121,7 @@ def test_a_run_goes_on_from_the_middle_of_its_merging(target: Target) -> None:
     finally:
         one.close()
     assert whole["merging"]["merged"] > 6
+    assert whole["memory"]["metadata"]["merge_scan_bytes"] > 0
     streams = {name: BufferStream() for name in ("stdin", "stdout", "stderr")}
     other = state.restore(snapshot, grants=Grants(), streams=streams)
     try:

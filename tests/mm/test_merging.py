@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -134,6 +135,26 @@ def test_a_page_that_changes_is_left_alone(kit: Kit) -> None:
     assert kit.scan.look(kit.board.spaces) == 3
 
 
+def test_pages_with_the_same_checksum_are_compared(kit: Kit) -> None:
+    """The generator of the CRC, laid over some bytes, leaves the checksum as it is."""
+    other = (int.from_bytes(EQUAL, "little") ^ 0x1_DB71_0641 << 24).to_bytes(len(EQUAL), "little")
+    for space in kit.spaces:
+        kit.write(space, 1, other)
+    checksums = {
+        zlib.crc32(kit.physical.page_bytes(kit.frame(space, page))) for space in kit.spaces for page in (0, 1)
+    }
+    assert len(checksums) == 1
+    assert kit.merge(2) == 1, "those that differ do not become merged ones by the way"
+    assert figures(kit.physical) == (1, 1)
+    assert kit.merge(2) == 1
+    assert len(kit.frames()) == 2
+    assert figures(kit.physical) == (2, 2)
+    for space in kit.spaces:
+        assert [kit.read(space, number) for number in range(2)] == [EQUAL, other]
+    kit.write(kit.spaces[0], 0, b"own")
+    assert kit.read(kit.spaces[1], 0) == EQUAL
+
+
 def test_only_what_was_advised_is_merged(kit: Kit) -> None:
     kit.advise(kit.spaces[0], MADV_UNMERGEABLE)
     assert kit.merge() == 1
@@ -154,6 +175,10 @@ def test_unmerging_gives_each_page_a_frame_of_its_own(kit: Kit) -> None:
     for space in kit.spaces:
         kit.advise(space, MADV_UNMERGEABLE)
     assert len(kit.frames()) == 4
+    assert kit.physical.merged is not None
+    assert not any(data for _kind, data in kit.physical.merged.capture()["columns"]), (
+        "nothing is kept of them"
+    )
     assert figures(kit.physical) == (0, 0)
     assert kit.physical.counters.n[Event.UNMERGED_PAGES] == 4
     assert kit.merge() == 0

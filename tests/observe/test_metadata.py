@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import array
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from aether_emu.mm import mapping
-from aether_emu.mm.mapping import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
+from aether_emu.mm.mapping import MADV_MERGEABLE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, Request
+from aether_emu.mm.merging import MergeScan, figures, unmerge
 from aether_emu.mm.populate import populate
 from aether_emu.mm.reclaim import Reclaim
 from aether_emu.mm.space import AddressSpace
+from aether_emu.mm.user import UserMemory
 from aether_emu.observe.metadata import of_frames, page_tables, per_frame, size_of
 from aether_emu.rules import MIB
 from aether_emu.system import Machine
 
+_AT = 1 << 32
 MOST = 32.0
 """Bytes of metadata that a frame may cost, all included."""
 
@@ -90,6 +93,67 @@ def test_a_hole_in_every_second_page_keeps_within_it(machine: Machine) -> None:
     assert of_frames(machine.physical)["allocator"] - before > 4 * 5000
     assert per_frame(machine.physical)["bytes_a_frame"] <= MOST
     space.destroy()
+
+
+_PAGES = 20_000
+_EXTREMES: dict[str, Callable[[int], int]] = {
+    "equal": lambda _number: 7,
+    "pairs": lambda number: number % (_PAGES // 2),
+    "neighbours": lambda number: number // 2,
+    "distinct": lambda number: number,
+    "groups": lambda number: number % 97 if number % 3 else -number,
+}
+"""By name which content each page has."""
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+@pytest.mark.parametrize("extreme", _EXTREMES)
+def test_merging_keeps_within_it_whatever_is_equal(isa: str, extreme: str) -> None:
+    content = _EXTREMES[extreme]
+    frames_of = len({content(number) for number in range(_PAGES)})
+    with Machine(isa, ram="128M") as machine:
+        physical, spaces = machine.physical, [machine.new_space() for _ in range(2)]
+        scan = physical.merge_scan = MergeScan(physical, 1000)
+        size, at = _PAGES // 2 * 4096, 1 << 32
+        for number, space in enumerate(spaces):
+            mapping.map_memory(space, Request(at, size, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, None, 0))
+            mapping.advise_memory(space, at, size, MADV_MERGEABLE)
+            first = number * _PAGES // 2
+            pages = (b"%016d" % content(page) * 256 for page in range(first, first + _PAGES // 2))
+            UserMemory(space).write(at, b"".join(pages))
+        before = of_frames(physical)["merge_scan"]
+        while scan.passes < 3:
+            scan.look(spaces)
+            assert per_frame(physical)["bytes_a_frame"] <= MOST
+        shared, sharing = figures(physical)
+        assert extreme in {"equal", "groups"} or shared + (sharing == 0) * _PAGES == frames_of
+        told = per_frame(physical)
+        assert told["merged_bytes"] == pytest.approx(16 * shared, abs=100)
+        assert told["merged_page_bytes"] == 10 * sharing
+        assert told["merge_scan_bytes"] > before + _PAGES // 8, "what the scan knows of pages is counted"
+        for space in spaces:
+            unmerge(space, at, at + size)
+        back = per_frame(physical)
+        assert (back["merged_bytes"], back["merged_page_bytes"]) == (0, 0), "the memory comes back"
+        for space in spaces:
+            space.destroy()
+
+
+@pytest.mark.parametrize("isa", ["x86_64", "arm64"])
+def test_little_memory_keeps_within_it(isa: str) -> None:
+    """Frames that come back stand ready for the next, as many as in large memory."""
+    with Machine(isa, ram="4M", swap="32M") as machine:
+        space = machine.new_space()
+        length = machine.buddy.free_frames * 3 // 4 * 4096
+        mapping.map_memory(space, Request(_AT, length, 3, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, None, 0))
+        assert populate(space, _AT, _AT + length, write=True) is None
+        area = space.areas.find(_AT)
+        assert area is not None
+        for at in range(_AT, _AT + length, 4096):
+            space.discard(area, at, at + 4096)
+        assert machine.buddy.stats().zones[0].ready > 200
+        assert per_frame(machine.physical)["bytes_a_frame"] <= MOST
+        space.destroy()
 
 
 def test_sizes_are_those_of_what_is_there() -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NoReturn
 
@@ -131,7 +132,7 @@ class Buddy:
         _check_zones(frames, zones)
         self.frames = frames
         self.total = sum(zone.count for zone in zones)
-        self.caches: tuple[list[int], ...] = tuple([] for _ in range(cpus))
+        self.caches: tuple[array[int], ...] = tuple(array("I") for _ in range(cpus))
         self.cache = self.caches[0]
         """The cache of the CPU that runs."""
         self._lists = list(self.caches)
@@ -172,8 +173,8 @@ class Buddy:
     def failures(self, failures: FailurePoints) -> None:
         self._failures = failures
         for cpu, cache in enumerate(self.caches):
-            ready = list(self._lists[cpu])
-            cache[:] = ready if failures is NEVER_FAILS else []
+            ready = self._lists[cpu][:]
+            cache[:] = ready if failures is NEVER_FAILS else ready[:0]
             self._lists[cpu] = cache if failures is NEVER_FAILS else ready
         self._ready = self._lists[self._running]
 
@@ -193,7 +194,10 @@ class Buddy:
     @property
     def free_frames(self) -> int:
         """Frames that can be allocated, in all zones."""
-        return sum(lists.free for lists in self._zones) + len(self._ready) + self._elsewhere
+        free = sum(map(len, self._lists))
+        for lists in self._zones:
+            free += lists.free
+        return free
 
     # --- allocation
 
@@ -426,7 +430,7 @@ class Buddy:
         if self._elsewhere:
             for ready in self._lists:
                 self._give_singles(np.sort(np.array(ready, dtype=np.int64)))
-                ready.clear()
+                del ready[:]
 
     def _note(self) -> None:
         """Bring the low-water mark up to date with the least since the last call.
@@ -483,7 +487,8 @@ class Buddy:
 
     def kept(self) -> list[Any]:
         """What it keeps beside the frame table, to be measured: the free lists, and the ready ones."""
-        return [*(blocks.kept for lists in self._zones for blocks in lists.blocks), *self.caches]
+        ready = (np.array(cache) for cache in self.caches)
+        return [*(blocks.kept for lists in self._zones for blocks in lists.blocks), *ready]
 
     def capture(self) -> bytes:
         """The whole state, the frame table and others' functions aside, to be given to `restore`."""

@@ -45,7 +45,7 @@ class SharedBuddy(CountedBuddy):
 
     def __init__(self, frames: FrameTable, zones: Sequence[Zone], **options: Any) -> None:
         super().__init__(frames, zones, **options)
-        self._lists = [[] for _ in self.caches]
+        self._lists = [cache[:] for cache in self.caches]
         self._ready = self._lists[0]
 
     def enter(self, cpu: int) -> None:

@@ -21,7 +21,7 @@ from aether_emu.mm.swap.area import SwapArea
 from aether_emu.mm.swap.file import SwapLost
 from aether_emu.mm.tables.page import Found
 
-_DIRTY = int(Flags.DIRTY)
+_DIRTY, _EXECUTE = int(Flags.DIRTY), int(Protection.EXECUTE)  # plain: asked for each page
 
 
 def bring_back(space: AddressSpace, area: Area, found: Found, *, write: bool) -> None:
@@ -58,7 +58,7 @@ def _bring(space: AddressSpace, area: Area, found: Found, swap: SwapArea, *, wri
         frames.refs[frame] += 1
         frames.maps[frame] += 1
         swap.came_back(slot)
-    if area.protection & Protection.EXECUTE:
+    if int(area.protection) & _EXECUTE:
         physical.code.executable(frame, mutable=True)
     clean = bool(found.entry & swap.entries.clean)
     bits = area.bits.write if write else with_clean(space.table.format, area.bits, clean=clean)
@@ -94,7 +94,7 @@ def _loaded(
         physical.frames.refs[frame] = 0
         physical.give_back([frame])
         raise
-    if area.protection & Protection.EXECUTE:
+    if int(area.protection) & _EXECUTE:
         physical.code.written(frame)
     return frame
 

@@ -48,12 +48,13 @@ class Store:
 
     def put(self, slot: int, page: memoryview) -> None:
         """Keep the bytes of a page in a slot that has none."""
-        word = bytes(page[:8])
+        data = bytes(page)  # Python compares those of a view one by one
+        word = data[:8]
         self._n[Event.SWAP_OUT] += 1
-        if word * (self._page_size >> 3) == page:
+        if word * (self._page_size >> 3) == data:
             self._words[slot] = word
             return
-        packed = self.codec.compress(page)
+        packed = self.codec.compress(data)
         self._pool[slot] = packed
         self.pooled += len(packed)
         if self.pooled > self.limit:

@@ -132,6 +132,8 @@ class Tree(Written):
             for level in range(fmt.top, 1, -1)
         ]
         self._page_shift, self._last_entry = fmt.page_shift, fmt.levels[0].entries - 1
+        # The leaf table that `find` came to last: its key, where it begins, and what stood on the way there.
+        self._near, self._near_base, self._near_way = -1, 0, list[tuple[int, int]]()
         self.root = self.new_table(fmt.top)
 
     # ---- single entries
@@ -162,7 +164,13 @@ class Tree(Written):
         Raises TableDamaged when the bytes lead elsewhere than what was written. Damage that changes what a
         table permits, and not where it leads, is for `judge`: ask it when a fault repeats without progress.
         """
-        words, next_table, ram_base = self.ram.words, self.format.next_table, self.ram.base
+        words, key = self.ram.words, (va & self._width) >> self.leaf_span_shift
+        index = va >> self._page_shift & self._last_entry
+        if key == self._near and self._is_near(words, key):
+            slot = self._near_base + index
+            entry = words[slot]
+            return Found(va >> self._page_shift << self._page_shift, 1, slot, entry) if entry else None
+        next_table, ram_base, way = self.format.next_table, self.ram.base, list[tuple[int, int]]()
         table = self.root
         try:
             for level, shift, mask in self._way:
@@ -174,14 +182,22 @@ class Tree(Written):
                 if below < ram_base:  # `words` would count from its end
                     return self._astray(va)
                 table = below
-            index = va >> self._page_shift & self._last_entry
+                way.append((slot, entry))
             slot = (table - ram_base >> 3) + index
             entry = words[slot]
         except IndexError:  # a damaged entry leads out of RAM
             return self._astray(va)
-        if self.leaf_tables.get((va & self._width) >> self.leaf_span_shift) != slot - index:
+        if self.leaf_tables.get(key) != slot - index:
             return self._astray(va)
+        self._near, self._near_base, self._near_way = key, slot - index, way
         return Found(va >> self._page_shift << self._page_shift, 1, slot, entry) if entry else None
+
+    def _is_near(self, words: memoryview, key: int) -> bool:
+        """Whether the bytes lead to the leaf table that `find` came to last as they did then."""
+        for slot, entry in self._near_way:
+            if words[slot] != entry:
+                return False
+        return self.leaf_tables.get(key) == self._near_base
 
     def walk(self, va: int) -> Walk:
         """Translate `va` as the MMU would, keeping every entry read."""

@@ -123,6 +123,22 @@ def test_a_table_lost_from_the_bytes_is_found_again(bench: Bench) -> None:
         assert table.find(va) == good
 
 
+def test_the_way_to_a_table_that_is_gone_leads_nowhere(bench: Bench) -> None:
+    """Even if the bytes say again what they said when somebody last went there."""
+    va, table = bench.large, bench.table
+    path = path_to(bench, va)
+    assert table.find(va) is not None
+    level, slot, entry = path[-1]
+    table.write(va, level, slot, 0)
+    assert table.find(va) is None
+    bench.ram.words[slot] = entry
+    with pytest.raises(TableDamaged) as raised:
+        table.find(va)
+    assert raised.value.damaged == Damaged(level, slot, entry, 0)
+    table.write(va, level, slot, entry)
+    assert table.find(va) is not None
+
+
 def test_a_large_leaf_may_be_used_by_the_mmu_and_not_moved(bench: Bench) -> None:
     fmt, table, va = bench.format, bench.table, 2 * bench.large
     attributes = Attributes(PageFlags.READ | PageFlags.WRITE | PageFlags.USER)
