@@ -216,9 +216,8 @@ class Scheduler:
             return False
         if self._sleepers or self._of_host or kernel.timers.heap or self.stopped is not None:
             return False
-        if kernel.khugepaged is not None or kernel.ksm.run == RUN:
-            return False
-        if kernel.kswapd is not None and kernel.kswapd.due:
+        khugepaged, kswapd = kernel.khugepaged, kernel.kswapd
+        if kernel.ksm.run == RUN or (khugepaged is not None and khugepaged.runs) or (kswapd and kswapd.due):
             return False
         if (
             first is None

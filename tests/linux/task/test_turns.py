@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from aether_emu.linux.abi.signal import SIGKILL, SignalInfo
 from aether_emu.linux.debugging import Halt
 from aether_emu.linux.files.streams import BufferStream
 from aether_emu.linux.task.scheduler import LONGEST_TURN
@@ -126,3 +127,27 @@ def test_a_run_of_many_short_parts_is_the_same_run(isa: str, name: str) -> None:
     assert whole[0]
     for slices in (61, 7):
         assert ran(slices) == whole
+
+
+@every_isa
+def test_who_is_alone_goes_on_without_a_way_through_the_scheduler(
+    isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until there is something to do: here a signal, which came between two runs."""
+    with Several(isa) as several:
+        alone = several.calls(code=SPIN[isa])
+        scheduler = several.machine.scheduler
+        looks: list[bool] = []
+        settle = scheduler.settle
+
+        def noted() -> bool:
+            looks.append(settle())
+            return looks[-1]
+
+        monkeypatch.setattr(scheduler, "settle", noted)
+        for _ in range(5):
+            assert not scheduler.run(100)
+        assert looks == [True]
+        alone.process.post(SignalInfo(SIGKILL))
+        assert scheduler.run(100)
+        assert looks == [True, False]
