@@ -156,6 +156,8 @@ def begin_scans(kernel: Kernel, computer: Computer[Any], spaces: Callable[[], li
     _keep_room(kernel, computer)
     scan = physical.merge_scan = MergeScan(physical, config.ksm_pages, zero_pages=config.ksm_zero_pages)
     kernel.ksm = Ksm(scan, config.ksm_sleep, spaces, runs=config.ksm)
+    if config.real_time:
+        kernel.ksm.of_host = kernel.time_now
 
 
 def _khugepaged(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import errno
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from aether_emu.arch.paging import PageTableFormat
@@ -59,30 +59,47 @@ def mergeable(area: Area) -> bool:
 
 
 def unmerge(space: AddressSpace, start: int, end: int) -> None:
-    """Give each page of a range that is merged a frame of its own. Raises OutOfFrames in the midst of it."""
-    merged = space.physical.merged
-    if merged is None:
-        return
-    try:
-        _unmerge_all(space, start, end)
-    finally:
-        merged.living()  # the others are forgotten at once: nobody may scan any more
+    """Give each page of a range that is merged a frame of its own. Raises OutOfFrames in the midst of it.
+
+    So with those that the scan let show the zero page (Linux: break_ksm of a ksm_zero_pte).
+    """
+    merged, scan = space.physical.merged, space.physical.merge_scan
+    if merged is not None:
+        try:
+            for found in space.table.cursor(start, end):
+                _give_own(space, found, _merged_frame)
+        finally:
+            merged.living()  # the others are forgotten at once: nobody may scan any more
+    if isinstance(scan, MergeScan):
+        for address in scan.zeros_of(space):
+            zero = space.table.find(address) if start <= address < end else None
+            if zero is not None:
+                _give_own(space, Found(address, zero.level, zero.slot, zero.entry), _zero_frame)
 
 
-def _unmerge_all(space: AddressSpace, start: int, end: int) -> None:
+def _give_own(
+    space: AddressSpace, found: Found, shown: Callable[[Physical, PageTableFormat, Found], int | None]
+) -> None:
+    """Give a page a frame of its own, if its entry shows one of those that `shown` tells."""
     physical, fmt = space.physical, space.table.format
-    for each in space.table.cursor(start, end):
-        found = each
-        frame = _merged_frame(physical, fmt, found)
-        while frame is not None:
-            try:
-                _unmerge_one(space, found, frame)
-                break
-            except OutOfFrames as short:
-                if physical.reclaim is None or not physical.reclaim.make_room(short.wanted):
-                    raise
-            found = Found(found.start, 1, found.slot, physical.ram.words[found.slot])  # it may have gone
-            frame = _merged_frame(physical, fmt, found)
+    frame = shown(physical, fmt, found)
+    while frame is not None:
+        try:
+            _unmerge_one(space, found, frame)
+            return
+        except OutOfFrames as short:
+            if physical.reclaim is None or not physical.reclaim.make_room(short.wanted):
+                raise
+        found = Found(found.start, 1, found.slot, physical.ram.words[found.slot])  # it may have gone
+        frame = shown(physical, fmt, found)
+
+
+def _zero_frame(physical: Physical, fmt: PageTableFormat, found: Found) -> int | None:
+    """The zero page, if an entry shows it."""
+    if found.level != 1 or not has_frame(fmt, found.entry, 1):
+        return None
+    zero = physical.zero_frame
+    return zero if found.entry & fmt.address_mask == physical.frames.address(zero) else None
 
 
 def _merged_frame(physical: Physical, fmt: PageTableFormat, found: Found) -> int | None:
@@ -143,12 +160,13 @@ def _show(space: AddressSpace, area: Area, found: Found, frame: int, old: int) -
     entry = space.physical.ram.words[found.slot]
     changed = entry ^ physical.frames.address(old) ^ physical.frames.address(frame)
     if entry & fmt.present_mask:
-        space.replace_entry(found.start, found.slot, changed, old)
+        space.replace_entry(found.start, found.slot, changed, None if old == physical.zero_frame else old)
         physical.tlb.settle()
     else:
         gather = space.gather()
         space.table.write(found.start, 1, found.slot, changed)
-        gather.drop(old)
+        if old != physical.zero_frame:  # which counts no references
+            gather.drop(old)
         gather.finish()
 
 
@@ -237,12 +255,22 @@ class MergeScan:
         """How many pages of a space it keeps in mind."""
         return self._scanned.known(space.number)
 
-    def zeros_of(self, space: AddressSpace) -> int:
-        """How many pages of a space it let show the zero page, and still do."""
-        zero = self.physical.frames.address(self.physical.zero_frame)
-        found = [space.table.find(page << self._shift) for page in self._scanned.zeros_of(space.number)]
-        fmt = space.table.format
-        return sum(each is not None and each.entry & fmt.address_mask == zero for each in found)
+    def zeros_of(self, space: AddressSpace) -> list[int]:
+        """The pages of a space, by address, that it let show the zero page, and that still do."""
+        zero, fmt = self.physical.frames.address(self.physical.zero_frame), space.table.format
+        pages = [page << self._shift for page in self._scanned.zeros_of(space.number)]
+        found = [space.table.find(address) for address in pages]
+        return [
+            address
+            for address, each in zip(pages, found, strict=True)
+            if each is not None and each.entry & fmt.address_mask == zero
+        ]
+
+    def forget(self) -> None:
+        """Begin anew, as if nothing had been looked at (Linux: remove_all_stable_nodes)."""
+        self.position = (0, 0)
+        self.passes = self.unshared = self.volatile = self._changed = 0
+        self._scanned = Scanned()
 
     def _end_pass(self) -> None:
         self.position = (0, 0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from aether_emu.errors import Refused
+from aether_emu.linux.task.ksm import RUN, UNMERGE, Ksm
 from aether_emu.machine.cpu import UserFault
 from aether_emu.mm import mapping
 from aether_emu.mm.audit import judge_leaf
@@ -31,6 +32,8 @@ from tests.mm.test_hugepage import WRITE, Huge, closed
 
 BASE = 0x4000_0000
 EQUAL = b"the same in both"
+
+MS = 10**6
 
 
 class Kit:
@@ -308,6 +311,50 @@ def test_pages_of_zeros_become_the_zero_page(name: str) -> None:
     assert [kit.read(one, 4, 5), kit.read(one, 5, 5)] == [b"again", bytes(5)]
     check_accounts(kit.board, [])
     kit.board.close()
+
+
+def test_unmerging_gives_pages_of_zeros_frames_too(name: str) -> None:
+    kit = Kit(name, zero_pages=True)
+    one, zero = kit.spaces[0], kit.physical.zero_frame
+    kit.physical.merge_scan = kit.scan
+    kit.read(one, 7)  # it shows the zero page, but not because of the scan
+    for number in range(4, 6):
+        kit.write(one, number, b"x")
+        kit.write(one, number, b"\0")
+    kit.merge()
+    assert len(kit.scan.zeros_of(one)) == 2
+    unmerge(one, BASE, BASE + 5 * kit.page)
+    assert len(kit.scan.zeros_of(one)) == 1
+    assert kit.frame(one, 4) != zero == kit.frame(one, 5)
+    kit.advise(one, MADV_UNMERGEABLE)
+    assert [kit.frame(one, number) == zero for number in (4, 5, 7)] == [False, False, True]
+    assert kit.read(one, 4, 5) == bytes(5)
+    kit.write(one, 5, b"again")
+    assert kit.read(one, 5, 5) == b"again"
+    check_accounts(kit.board, [])
+    kit.board.close()
+
+
+def test_all_unmerged_is_all_forgotten(kit: Kit) -> None:
+    kit.write(kit.spaces[0], 5, b"alone")
+    ksm = Ksm(kit.scan, 1, lambda: kit.board.spaces, runs=True)
+    ksm.look(10 * MS)
+    told = ksm.figures()
+    assert (told["pages_sharing"], told["pages_unshared"], told["full_scans"] > 0) == (3, 1, True)
+    assert kit.scan.looked_at(kit.spaces[0]) == 3
+    ksm.set_run(UNMERGE, 10 * MS)
+    assert not any(ksm.figures().values())
+    assert not kit.scan.looked_at(kit.spaces[0])
+    ksm.set_run(RUN, 10 * MS)
+    ksm.look(20 * MS)
+    assert ksm.figures()["pages_sharing"] == 3
+
+
+def test_with_the_hosts_clock_it_rests_as_long_as_it_looked(kit: Kit) -> None:
+    ksm = Ksm(kit.scan, 1, lambda: kit.board.spaces, runs=True)
+    ksm.of_host = lambda: 150 * MS
+    ksm.look(100 * MS)
+    assert (ksm.scan.passes, ksm.due) == (1, 200 * MS), "one look, which took 50 ms"
 
 
 def test_a_scan_goes_on_where_it_was(kit: Kit) -> None:

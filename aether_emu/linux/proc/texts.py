@@ -278,9 +278,10 @@ def _merging_text(process: Process) -> bytes:
     """/proc/PID/ksm_stat: what merging has brought this process; how much memory, less what it costs."""
     space, scan = process.mm, process.kernel.ksm.scan
     items, pages = scan.looked_at(space), merged_pages(space)
-    profit = pages * space.page_size - items * _MERGE_ITEM
+    zeros = len(scan.zeros_of(space))
+    profit = (pages + zeros) * space.page_size - items * _MERGE_ITEM
     return b"ksm_rmap_items %d\nksm_zero_pages %d\nksm_merging_pages %d\nksm_process_profit %d\n" % (
-        items, scan.zeros_of(space), pages, profit
+        items, zeros, pages, profit
     )  # fmt: skip
 
 

@@ -21,7 +21,11 @@ _MOST = (1 << 32) - 1
 
 
 class Ksm:
-    """Looks at the pages of `spaces` each `sleep` ms while `run` is 1. `due` is when it does next."""
+    """Looks at the pages of `spaces` each `sleep` ms while `run` is 1. `due` is when it does next.
+
+    `of_host` is the clock where time is the host's (`real_time`): a look takes some of that, so what was
+    missed is not made up for, and it rests at least as long as it has looked. Else programs would starve.
+    """
 
     def __init__(
         self, scan: MergeScan, sleep: int, spaces: Callable[[], Sequence[AddressSpace]], *, runs: bool
@@ -29,12 +33,18 @@ class Ksm:
         self.scan, self.sleep, self._spaces = scan, sleep, spaces
         self.run = RUN if runs else STOP
         self.due = sleep * _MS
+        self.of_host: Callable[[], int] | None = None
 
     def look(self, now: int) -> None:
         """Make up for what is due at `now`. Some passes in which there was nothing to do are enough."""
         if now < self.due:
             return
         spaces, idle_since, sleep = self._spaces(), self.scan.passes, max(self.sleep, 1) * _MS
+        if self.of_host is not None:
+            self.scan.look(spaces)
+            ended = self.of_host()
+            self.due = ended + max(sleep, ended - now)
+            return
         while self.due <= now and self.scan.passes < idle_since + _IDLE:
             if self.scan.look(spaces):
                 idle_since = self.scan.passes
@@ -51,6 +61,7 @@ class Ksm:
             "pages_unshared": self.scan.unshared,
             "pages_volatile": self.scan.volatile,
             "full_scans": self.scan.passes,
+            "ksm_zero_pages": sum(len(self.scan.zeros_of(space)) for space in self._spaces()),
         }
 
     def set_run(self, wanted: int, now: int) -> None:
@@ -64,6 +75,7 @@ class Ksm:
                     unmerge(space, 0, space.limits.user_end)
                 except OutOfFrames:
                     raise Refused(errno.ENOMEM, "no memory to unmerge") from None
+            self.scan.forget()
         self.run = wanted
         self.due = max(self.due, now + self.sleep * _MS)
 
